@@ -1,0 +1,35 @@
+"""scav_jax: sequential contrastive audio-visual learning (SCAV) in JAX.
+
+How a video becomes a rank, and which module does it. Data flows one way: a module imports only
+from modules above it in this list, and `tests/test_architecture.py` keeps that true.
+
+words shared by all
+    errors         InputError: what a person can mend; how a program reports it
+    sequences      padded sequences and their lengths: masks, means, resampling in time
+    features       what one clip is on disk: keys, shapes, units, format version, fingerprint
+video files -> features on disk
+    extract        decode, frozen backbones, `python -m scav_jax.extract`
+    datasets       features on disk as TFDS data sets; `chimes`, rendered data that ships with us
+features on disk -> batches on devices
+    batches        the Grain pipeline: shuffle, bucket, pad, shard, checkpoint
+    sharding       the device mesh; the only file that names a PartitionSpec
+the mathematics (jax, flax, optax, ott only)
+    encoders       projection MLPs, relative-position Transformers: features -> latents
+    distances      euclidean, dtw, wasserstein; `pairwise` -> D[visual, audio]
+    objectives     L_agg (CAV) and L_seq (SCAV)
+    optimizer      AdamW, warm-up and cosine, what is not decayed
+    train_step     the training state and its pure step function
+programs
+    config         a config file and its overrides -> one checked, frozen document
+    checkpoints    save, resume, keep the latest and the best, average; a run on disk
+    embed          a model + features -> latents, embeddings, ids
+    retrieve       aggregation, sequence and hybrid(k) retrieval: functions of arrays
+    metrics        ranks and recall
+    train          `python -m scav_jax.train --config configs/vggsound.py`
+    report         figures and report.html
+    evaluate       the paper's tables on any data set: `python -m scav_jax.evaluate`
+
+Importing `scav_jax` touches no device, no file and no flag.
+"""
+
+__version__ = "0.1.0"

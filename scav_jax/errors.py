@@ -1,0 +1,69 @@
+"""What a person can mend, and how a program says so."""
+
+import errno
+import os
+import sys
+from collections.abc import Callable
+
+EXIT_INPUT = 2  # bad input: nothing is wrong with the program
+EXIT_SYSTEM = 3  # the machine refused: disk full, no permission
+EXIT_INTERRUPTED = 130  # Ctrl-C, as shells report it
+
+
+class InputError(ValueError):
+    """Bad input that a person can mend.
+
+    The message is one line: what was expected, what came, what to do. Programs print it without
+    a traceback (see `run_program`); in Python it is an ordinary `ValueError`.
+    """
+
+
+def did_you_mean(word: str, known: "list[str] | tuple[str, ...]") -> str:
+    """`" Did you mean 'x'?"` for the closest known word, else the empty string."""
+    import difflib
+
+    close = difflib.get_close_matches(word, known, n=1)
+    return f" Did you mean {close[0]!r}?" if close else ""
+
+
+def _input_error(error: BaseException | None) -> InputError | None:
+    """The `InputError` behind an exception that a library wrapped, or None."""
+    while error is not None:
+        if isinstance(error, InputError):
+            return error
+        error = error.__cause__ or error.__context__
+    return None
+
+
+def run_program(main: Callable[[], int | None]) -> None:
+    """Runs `main` and exits: 0 on success, else with one line on stderr and a code of its own.
+
+    `SCAV_TRACEBACK=1` in the environment shows the whole traceback instead of the one line.
+    """
+    try:
+        code = main() or 0
+    except KeyboardInterrupt:
+        print("interrupted; the same command resumes", file=sys.stderr)
+        code = EXIT_INTERRUPTED
+    except Exception as error:
+        if os.environ.get("SCAV_TRACEBACK"):
+            raise
+        bad_input = _input_error(error)
+        if bad_input is not None:
+            print(f"error: {bad_input}", file=sys.stderr)
+            code = EXIT_INPUT
+        elif isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+            where = f" at {error.filename}" if error.filename else ""
+            print(
+                f"error: the disk is full{where}: what was finished is kept; "
+                "free some space and run the same command again",
+                file=sys.stderr,
+            )
+            code = EXIT_SYSTEM
+        elif isinstance(error, PermissionError):
+            print(f"error: no permission: {error}", file=sys.stderr)
+            code = EXIT_SYSTEM
+        else:
+            raise
+    sys.stdout.flush()
+    sys.exit(code)

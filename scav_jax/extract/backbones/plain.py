@@ -1,0 +1,96 @@
+"""`plain`: features without weights, for a CPU, for tests and as a baseline that says something.
+
+Picture: an 8 x 8 grid of mean colours and of mean absolute frame differences (384 numbers).
+Sound: Kaldi log-mel frames stacked 16 at a time (2048 numbers), in BEATs' geometry.
+"""
+
+from functools import cache
+
+import numpy as np
+from jaxtyping import Float, UInt8
+
+from scav_jax.extract import fbank
+
+SIDE = 64  # frames are scaled to SIDE x SIDE pixels, whatever their shape
+GRID = 8
+FRAMES_AT_ONCE = 256  # bounds the memory for long clips
+# Fixed constants, not statistics of the data, so that features mean the same everywhere.
+COLOUR_CENTRE, COLOUR_SCALE = 0.5, 0.25  # of full scale
+DIFFERENCE_SCALE = 0.05  # of full scale; a cell rarely changes by more from frame to frame
+STACKED_FRAMES = 16
+LOG_MEL_CENTRE, LOG_MEL_SCALE = 15.41663, 2 * 6.55582  # BEATs' constants
+
+
+class Plain:
+    """The weight-free backbone (see `backbones.Backbone`)."""
+
+    name = "plain"
+    visual_width = 2 * GRID * GRID * 3
+    audio_width = STACKED_FRAMES * fbank.MEL_BINS
+    frame_size = (SIDE, SIDE)
+
+    def fingerprint(self) -> dict:
+        return {
+            "name": self.name,
+            "revision": 1,  # raise it when the features' values change
+            "frame_size": list(self.frame_size),
+            "frame_scaling": "swscale area",
+            "grid": GRID,
+            "colour": [COLOUR_CENTRE, COLOUR_SCALE],
+            "difference": [0.0, DIFFERENCE_SCALE],
+            "log_mel": [LOG_MEL_CENTRE, LOG_MEL_SCALE],
+            "mel_bins": fbank.MEL_BINS,
+            "stacked_frames": STACKED_FRAMES,
+        }
+
+    def visual(
+        self,
+        frames: UInt8[np.ndarray, "N 64 64 3"],
+        previous: UInt8[np.ndarray, "64 64 3"] | None,
+    ) -> Float[np.ndarray, "N 384"]:
+        """Grid of `(mean colour - 0.5) / 0.25`, then grid of `mean |difference| / 0.05`.
+
+        Both in units of full scale, each `[row, column, channel]` flattened. The difference is to
+        the frame before; the first frame of a video has none and gets 0.
+        """
+        if frames.shape[1:] != (SIDE, SIDE, 3):
+            raise ValueError(f"frames: expected [N, {SIDE}, {SIDE}, 3], got {frames.shape}")
+        before = frames[:1] if previous is None else previous[None]
+        out = np.empty((len(frames), self.visual_width), np.float32)
+        half = self.visual_width // 2
+        for begin in range(0, len(frames), FRAMES_AT_ONCE):
+            now = frames[begin : begin + FRAMES_AT_ONCE]
+            earlier = np.concatenate([before, now[:-1]])
+            # uint8 all the way: the larger minus the smaller never wraps around
+            difference = np.maximum(now, earlier) - np.minimum(now, earlier)
+            block = out[begin : begin + len(now)]
+            block[:, :half] = (_grid_means(now) / 255 - COLOUR_CENTRE) / COLOUR_SCALE
+            block[:, half:] = _grid_means(difference) / 255 / DIFFERENCE_SCALE
+            before = now[-1:]
+        return out
+
+    def audio(self, waveform: Float[np.ndarray, " S"]) -> Float[np.ndarray, "M 2048"]:
+        """Normalised log-mel, 16 frames of 10 ms side by side; what is left over is dropped."""
+        steps = fbank.frame_count(len(waveform)) // STACKED_FRAMES
+        log_mel = fbank.log_mel(waveform)[: steps * STACKED_FRAMES]
+        normalised = (log_mel - np.float32(LOG_MEL_CENTRE)) / np.float32(LOG_MEL_SCALE)
+        return normalised.reshape(steps, self.audio_width)
+
+
+def _grid_means(images: UInt8[np.ndarray, "n 64 64 3"]) -> Float[np.ndarray, "n 192"]:
+    """Mean of each of the 8 x 8 cells, [row, column, channel] flattened.
+
+    Columns are summed by a matrix product, which is several times faster than reducing short
+    axes; sums of bytes are integers below 2**24, so float32 has them exactly.
+    """
+    cell = SIDE // GRID
+    rows = images.reshape(-1, SIDE * 3).astype(np.float32)
+    by_row = (rows @ _column_sums()).reshape(len(images), GRID, cell, GRID * 3)
+    return by_row.sum(axis=2).reshape(len(images), -1) / np.float32(cell * cell)
+
+
+@cache
+def _column_sums() -> Float[np.ndarray, "192 24"]:
+    """`[pixel column and channel, grid column and channel]`: 1 where the first lies in the second."""
+    cells = np.kron(np.eye(GRID, dtype=np.float32), np.ones((SIDE // GRID, 1), np.float32))
+    return np.kron(cells, np.eye(3, dtype=np.float32))

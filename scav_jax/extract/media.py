@@ -1,0 +1,351 @@
+"""Video files -> the frames and the sound of clips, each on the clip's own clock (PyAV).
+
+The clock. Second 0 of a clip is its start in the file. A frame is shown from its timestamp until
+the next one; a sound sample stands where its timestamp says, so that codec priming and streams
+that start late do not shift sound against picture. Rotation metadata is ignored: frames are as
+they were coded.
+
+Both streams are read once from front to back, each through a handle of its own, and cut as they
+pass: memory is bounded by the clip and not by the file, however the file is interleaved.
+"""
+
+import contextlib
+import math
+from collections import deque
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Self
+
+import av
+import numpy as np
+from av.audio.resampler import AudioResampler
+from av.video.reformatter import Interpolation, VideoReformatter
+from jaxtyping import Float, UInt8
+
+from scav_jax.extract.fbank import RATE_HZ
+from scav_jax.extract.streams import Stream, Unusable, frame_rate
+
+MIN_CLIP_S = 1.0  # less picture and sound than this together has nothing to contrast
+MAX_CLIP_S = 600.0  # a clip is held in memory whole
+SEEK_GAP_S = 20.0  # decoding on is cheaper than seeking over less than this
+RESAMPLING_MARGIN_S = 0.03  # more than the reach of the resampling filter
+TIMESTAMP_JITTER_S = 0.025  # sound whose timestamps are off by less is taken as gapless
+TRUNCATION_S = 0.25  # a stream that lacks more than this of what it declares was truncated
+SILENT_PEAK = 1e-4  # of full scale
+STILL_LEVELS = 1.0  # of 255: no cell of the picture changes its mean by more
+STILL_GRID = 8
+
+
+@dataclass(frozen=True)
+class Media:
+    """One clip, decoded.
+
+    Attributes:
+      frames: RGB at the video's own rate, on a uniform grid.
+      previous: the frame before the first one, or None where the video starts.
+      frames_span: the seconds from the clip's start that the frames cover.
+      waveform: mono in [-1, 1] at 16 kHz from the clip's start; zeros before the first sample.
+      end: where the clip ends in the file, in seconds.
+    """
+
+    frames: UInt8[np.ndarray, "N height width 3"]
+    previous: UInt8[np.ndarray, "height width 3"] | None
+    frames_span: tuple[float, float]
+    waveform: Float[np.ndarray, " S"]
+    end: float
+
+
+class Reader:
+    """Cuts clips out of one file, in order of their starts.
+
+        with Reader(path, (64, 64)) as reader:
+            media = reader.cut(start, end)
+
+    Raises `Unusable` where the file or a clip of it cannot be used; a clip that raised does not
+    spoil the next one.
+    """
+
+    def __init__(self, path: Path, frame_size: tuple[int, int] | None):
+        with contextlib.ExitStack() as stack:
+            video = stack.enter_context(contextlib.closing(Stream(path, "video")))
+            audio = stack.enter_context(contextlib.closing(Stream(path, "audio")))
+            self._video = _VideoCutter(video, frame_size)
+            self._audio = _AudioCutter(audio)
+            self._closing = stack.pop_all()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error) -> None:
+        self._closing.close()
+
+    def cut(self, start: float, end: float | None) -> Media:
+        """One clip; `start` is not before that of the call before.
+
+        Args:
+          start: in seconds of the file.
+          end: None means to the end of the file.
+        """
+        declared = self._video.stream.declared_end
+        longest = (declared if end is None else end) or 0.0
+        if longest - start > MAX_CLIP_S:
+            raise Unusable(
+                "decode",
+                f"too long: {longest - start:.1f} s, a clip has at most {MAX_CLIP_S:g} s; "
+                "cut it with --clip-seconds",
+            )
+        stop = math.inf if end is None else end
+        frames, previous, span = self._video.cut(start, stop)
+        waveform = self._audio.cut(start, stop)
+        ended = start + max(span[1], len(waveform) / RATE_HZ)
+        if end is not None and ended < end - 2 * TRUNCATION_S:
+            raise Unusable(
+                "decode",
+                f"truncated: the clip should end at {end:g} s, picture and sound end at "
+                f"{ended:.2f} s",
+            )
+        return Media(frames, previous, span, waveform, ended if end is None else end)
+
+
+def check_usable(media: Media) -> None:
+    """Raises `Unusable` for a clip that has nothing to learn from: too short, silent, still."""
+    begin, end = media.frames_span
+    shared = min(end, len(media.waveform) / RATE_HZ) - max(begin, 0.0)
+    if shared < MIN_CLIP_S - 1e-3:
+        raise Unusable(
+            "check",
+            f"too short: {max(shared, 0.0):.2f} s with picture and sound, "
+            f"at least {MIN_CLIP_S:g} s are needed",
+        )
+    peak = float(np.abs(media.waveform).max())
+    if peak < SILENT_PEAK:
+        raise Unusable("check", f"silent: its peak is {peak:.1e} of full scale")
+    change = largest_change(media.frames)
+    if change < STILL_LEVELS:
+        raise Unusable(
+            "check", f"still: no part of the picture changes by more than {change:.2f} of 255"
+        )
+
+
+def largest_change(frames: UInt8[np.ndarray, "N height width 3"]) -> float:
+    """The largest change over time of the mean of any cell of an 8 x 8 grid, in levels of 255.
+
+    Means of cells, because neither sensor noise nor compression noise is motion.
+    """
+    count, height, width, _ = frames.shape
+    grid = min(STILL_GRID, height, width)
+    rows, columns = height // grid, width // grid
+    sums = np.kron(np.eye(grid), np.ones((columns, 1)))  # columns -> cells, for each channel
+    sums = np.kron(sums, np.eye(3)).astype(np.float32)
+    low, high = np.float32(np.inf), np.float32(-np.inf)
+    at_once = max(1, 2**22 // (height * width * 3))
+    for begin in range(0, count, at_once):
+        part = frames[begin : begin + at_once, : rows * grid, : columns * grid]
+        lines = part.reshape(-1, columns * grid * 3).astype(np.float32) @ sums
+        means = lines.reshape(len(part), grid, rows, -1).sum(axis=2) / np.float32(rows * columns)
+        low, high = np.minimum(low, means.min(axis=0)), np.maximum(high, means.max(axis=0))
+    return float(np.max(high - low))
+
+
+class _VideoCutter:
+    """Clips out of a picture stream."""
+
+    def __init__(self, stream: Stream, frame_size: tuple[int, int] | None):
+        self.stream = stream
+        self._rate = frame_rate(stream.stream)
+        self._width, self._height = frame_size or (None, None)
+        self._scaler = VideoReformatter()
+        self._kept: deque[tuple[float, np.ndarray]] = deque()
+        self._skipped: tuple[float, av.VideoFrame] | None = None
+        self._position = -math.inf  # the time of the last frame that was read
+        self._shown_until = -math.inf
+
+    def cut(self, start: float, stop: float):
+        """Frames on a uniform grid, the frame before them, and the seconds they cover.
+
+        The grid runs at the stream's average rate from the frame nearest to `start` (from `start`
+        itself where none is within half a period). A grid point takes the latest frame whose
+        timestamp is at most half a period after it: at a constant rate that is each frame once,
+        at a variable rate the frame that is shown then.
+        """
+        period, half = 1 / self._rate, 0.5 / self._rate
+        tolerance = 1e-3 * period
+        self._read(start, stop, period)
+        self._check(start, stop)
+        times = np.array([time for time, _ in self._kept])
+        nearest = int(np.searchsorted(times, start - half - tolerance))
+        starts_late = nearest == 0
+        if nearest < len(times) and (starts_late or times[nearest] <= start + half):
+            begin = float(times[nearest])
+        else:
+            begin = start
+        stop = min(stop, self._shown_until)
+        count = math.ceil((stop - half - tolerance - begin) / period)
+        if count < 1:
+            raise Unusable("decode", "no frames")
+        points = begin + np.arange(-1, count) * period
+        chosen = np.searchsorted(times, points + half - tolerance, side="right") - 1
+        try:
+            frames = np.stack([self._kept[index][1] for index in chosen[1:]])
+        except ValueError:
+            raise Unusable("decode", "corrupt: the size of the frames changes") from None
+        previous = self._kept[chosen[0]][1] if chosen[0] >= 0 else None
+        return frames, previous, (begin - start, begin - start + count * period)
+
+    def _read(self, start: float, stop: float, period: float) -> None:
+        """Reads until a little after `stop`; keeps what is shown from a little before `start`."""
+        earliest = start - 2 * period
+        if start - max(self._position, 0.0) > SEEK_GAP_S:
+            self.stream.seek(earliest)
+            self._kept.clear()
+            self._skipped = None
+        while len(self._kept) > 1 and self._kept[1][0] <= earliest:
+            self._kept.popleft()
+        limit = min(stop, start + MAX_CLIP_S) + 2 * period
+        while self._position < limit and (found := self.stream.next()) is not None:
+            time, frame = found
+            if self._kept and time <= self._kept[-1][0]:
+                continue  # a repeated timestamp: the first frame stands
+            self._position = time
+            duration = float((frame.duration or 0) * (frame.time_base or 0))
+            self._shown_until = time + max(duration, period)
+            if time < earliest:
+                self._skipped = found  # not converted yet: most are never shown
+                continue
+            self._keep_skipped()
+            self._keep(time, frame)
+        if not self._kept:
+            self._keep_skipped()
+
+    def _keep_skipped(self) -> None:
+        if self._skipped is not None:
+            self._kept.clear()
+            self._keep(*self._skipped)
+            self._skipped = None
+
+    def _keep(self, time: float, frame: av.VideoFrame) -> None:
+        rgb = self._scaler.reformat(
+            frame, self._width, self._height, "rgb24", interpolation=Interpolation.AREA
+        )
+        self._kept.append((time, rgb.to_ndarray()))
+
+    def _check(self, start: float, stop: float) -> None:
+        if self.stream.damaged(start, stop):
+            raise Unusable("decode", "corrupt: some frames cannot be decoded")
+        if not self._kept:
+            raise Unusable("decode", "no frames")
+        _check_extent(self.stream, "picture", start, stop, self._kept[0][0], self._shown_until)
+        if self._shown_until <= start:
+            raise Unusable("decode", f"no frames: the picture ends at {self._shown_until:.2f} s")
+
+
+class _AudioCutter:
+    """Clips out of a sound stream."""
+
+    def __init__(self, stream: Stream):
+        self.stream = stream
+        self._rate: int | None = None  # of the decoded frames: headers may say half of it
+        self._kept: deque[tuple[int, np.ndarray]] = deque()  # sample index in the file, samples
+        self._stop = 0  # the sample index after the last sample that was read
+        self._converter: AudioResampler | None = None
+
+    def cut(self, start: float, stop: float) -> Float[np.ndarray, " S"]:
+        """Mono sound at 16 kHz from `start` to `stop` or to the stream's end."""
+        self._read(start, stop)
+        if self.stream.damaged(start, stop):
+            raise Unusable("decode", "corrupt: some of the sound cannot be decoded")
+        if self._rate is None:
+            raise Unusable("decode", "no sound: the stream is empty")
+        first = self._kept[0][0] / self._rate if self._kept else math.inf
+        ends = self._stop / self._rate
+        _check_extent(self.stream, "sound", start, stop, first, ends)
+        if ends <= start or first >= stop:
+            raise Unusable("decode", "no sound in this clip")
+        seconds = min(stop, ends) - start
+        # Whole cycles of the two rates, so that a sample's phase in the resampling filter depends
+        # on its time in the file and not on where the clip was cut.
+        common = math.gcd(self._rate, RATE_HZ)
+        cycles = math.ceil(RESAMPLING_MARGIN_S * common)
+        margin_in, margin_out = cycles * self._rate // common, cycles * RATE_HZ // common
+        begin = round(start * self._rate)
+        length = math.ceil(seconds * self._rate)
+        samples = self._samples(begin - margin_in, length + 2 * margin_in)
+        resampled = _resample(samples, self._rate)
+        return resampled[margin_out : margin_out + round(seconds * RATE_HZ)]
+
+    def _samples(self, begin: int, count: int) -> Float[np.ndarray, " count"]:
+        """Samples by their index in the file; zeros where there is no sound."""
+        out = np.zeros(count, np.float32)
+        for index, samples in self._kept:
+            low, high = max(index, begin), min(index + len(samples), begin + count)
+            if low < high:
+                out[low - begin : high - begin] = samples[low - index : high - index]
+        return out
+
+    def _read(self, start: float, stop: float) -> None:
+        rate = self._rate
+        if start - (self._stop / rate if rate else 0.0) > SEEK_GAP_S:
+            self.stream.seek(start - 3 * RESAMPLING_MARGIN_S)
+            self._kept.clear()
+        margin = 3 * RESAMPLING_MARGIN_S
+        while rate and self._kept:
+            index, samples = self._kept[0]
+            if (index + len(samples)) / rate > start - margin:
+                break
+            self._kept.popleft()
+        limit = min(stop, start + MAX_CLIP_S) + margin
+        while self._rate is None or self._stop / self._rate < limit:
+            found = self.stream.next()
+            if found is None:
+                break
+            time, frame = found
+            self._rate = self._rate or frame.sample_rate
+            if frame.sample_rate != self._rate:
+                raise Unusable("decode", "corrupt: the sample rate changes")
+            index = round(time * self._rate)
+            jitter = TIMESTAMP_JITTER_S * self._rate
+            if self._kept and abs(index - self._stop) <= jitter:
+                index = self._stop
+            samples = self._mono(frame)
+            self._stop = index + len(samples)
+            if self._stop / self._rate > start - margin:
+                self._kept.append((index, samples))
+
+    def _mono(self, frame: av.AudioFrame) -> Float[np.ndarray, " S"]:
+        """The mean of the channels, whatever their number."""
+        if frame.format.name == "fltp":
+            return frame.to_ndarray().mean(axis=0)
+        try:
+            if self._converter is None:
+                self._converter = AudioResampler(format="fltp")
+            parts = self._converter.resample(frame)
+        except ValueError:
+            raise Unusable("decode", "corrupt: the format of the sound changes") from None
+        return np.concatenate([part.to_ndarray().mean(axis=0) for part in parts])
+
+
+def _resample(samples: Float[np.ndarray, " S"], rate: int) -> Float[np.ndarray, " S_out"]:
+    if rate == RATE_HZ:
+        return samples
+    frame = av.AudioFrame.from_ndarray(samples[None], format="fltp", layout="mono")
+    frame.sample_rate = rate
+    resampler = AudioResampler(format="fltp", layout="mono", rate=RATE_HZ)
+    parts = [*resampler.resample(frame), *resampler.resample(None)]
+    return np.concatenate([part.to_ndarray()[0] for part in parts])
+
+
+def _check_extent(
+    stream: Stream, what: str, start: float, stop: float, begin: float, end: float
+) -> None:
+    """Raises `Unusable` where a stream lacks part of what its header promises for start..stop."""
+    promised = stream.declared_begin
+    if promised is not None and begin - max(start, promised) > TRUNCATION_S and begin < math.inf:
+        raise Unusable("decode", f"corrupt: the {what} cannot be decoded before {begin:.2f} s")
+    promised = stream.declared_end
+    if promised is None or not stream.own_duration or not stream.ended:
+        return
+    if end < min(promised, stop) - TRUNCATION_S:
+        raise Unusable(
+            "decode",
+            f"truncated: the {what} ends at {end:.2f} s, its header says {promised:.2f} s",
+        )

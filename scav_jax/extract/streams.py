@@ -1,0 +1,195 @@
+"""One stream of a video file: decoded frames with their times, from front to back (PyAV)."""
+
+import contextlib
+import itertools
+from collections.abc import Iterator
+from pathlib import Path
+
+import av
+from av.stream import Disposition
+
+SAFE_OPTIONS = {"protocol_whitelist": "file"}  # a play list that calls itself .mp4 opens nothing
+PREROLL_S = 0.5  # decoded before a seek's target: codecs whose frames overlap need it
+
+
+class Unusable(Exception):
+    """A clip that cannot be used.
+
+    Attributes:
+      stage: where it turned out: "list", "open", "decode" or "check".
+      reason: "category" or "category: details"; categories are counted in summaries.
+    """
+
+    def __init__(self, stage: str, reason: str):
+        super().__init__(stage, reason)
+        self.stage, self.reason = stage, reason
+
+
+class Stream:
+    """The picture ("video") or the sound ("audio") of a file.
+
+    Times are seconds of the file: 0 is the container's start time, or the timestamp 0 where that
+    is negative (codec priming, which decoders drop).
+
+    Attributes:
+      stream: PyAV's stream.
+      declared_begin, declared_end: what the header says, or None.
+      own_duration: whether the header says it of this stream, or only of the whole container.
+      ended: whether the last frame has been read.
+    """
+
+    def __init__(self, path: Path, kind: str):
+        self.kind = kind
+        self._container = _open_container(path)
+        try:
+            self.stream = _choose_stream(self._container, kind)
+        except BaseException:
+            self._container.close()
+            raise
+        self._zero = max(self._container.start_time or 0, 0) / av.time_base
+        self.own_duration = bool(self.stream.duration)
+        self.declared_begin = self._seconds(self.stream.start_time)
+        self.declared_end = None
+        if self.own_duration:
+            begin = self.stream.start_time or 0
+            self.declared_end = self._seconds(begin + self.stream.duration)
+        elif self._container.duration:
+            self.declared_end = self._container.duration / av.time_base
+        self._damage: list[tuple[float, float]] = []
+        self._restart()
+
+    def close(self) -> None:
+        self._container.close()
+
+    def next(self) -> tuple[float, av.VideoFrame | av.AudioFrame] | None:
+        """The next frame and its time, or None at the end."""
+        found = next(self._frames, None)
+        self.ended = found is None
+        return found
+
+    def seek(self, seconds: float) -> None:
+        """Goes on with a frame at or before `seconds`; from the front if the file cannot seek."""
+        for target in (seconds - PREROLL_S + self._zero, 0.0):
+            with contextlib.suppress(av.FFmpegError):
+                self._container.seek(int(max(target, 0.0) * av.time_base), backward=True)
+            self._restart()
+            first = self.next()
+            if first is not None:
+                self._frames = itertools.chain([first], self._frames)
+                if first[0] <= seconds:
+                    return
+
+    def damaged(self, start: float, stop: float) -> bool:
+        """Whether anything in start..stop could not be decoded, or may look wrong for that."""
+        waiting = self._broken_at is not None and self._broken_at < stop
+        return waiting or any(begin < stop and end > start for begin, end in self._damage)
+
+    def _restart(self) -> None:
+        self.ended = False
+        self._started = False
+        self._broken_at: float | None = None
+        self._following = 0.0  # when the next frame is due
+        self._frames = self._decode()
+
+    def _seconds(self, timestamp: int | None) -> float | None:
+        if timestamp is None:
+            return None
+        return float(timestamp * self.stream.time_base) - self._zero
+
+    def _decode(self) -> Iterator[tuple[float, av.VideoFrame | av.AudioFrame]]:
+        packets = self._container.demux(self.stream)
+        while True:
+            try:
+                packet = next(packets)
+            except (StopIteration, av.FFmpegError):
+                return  # where a file breaks off, what is missing shows as truncated
+            try:
+                frames = packet.decode()
+            except EOFError:
+                return
+            except av.FFmpegError:
+                self._mark_broken(self._seconds(packet.pts))
+                continue
+            for frame in frames:
+                time = self._time_of(frame)
+                if self._is_sound(frame, time):
+                    yield time, frame
+
+    def _time_of(self, frame: av.VideoFrame | av.AudioFrame) -> float:
+        time = self._seconds(frame.pts if frame.pts is not None else frame.dts)
+        if time is None:  # streams without timestamps: it follows the one before
+            time = self._following
+        if self.kind == "video":
+            self._following = time + 1 / frame_rate(self.stream)
+        else:
+            self._following = time + frame.samples / frame.sample_rate
+        return time
+
+    def _is_sound(self, frame: av.VideoFrame | av.AudioFrame, time: float) -> bool:
+        """Keeps the account of damage; False for what comes before the first whole frame."""
+        if frame.is_corrupt:
+            self._mark_broken(time)
+            return self._started
+        self._started = True
+        # Pictures build on each other: all that come before the next key frame may be wrong.
+        mended = self.kind == "audio" or frame.key_frame
+        if self._broken_at is not None and time > self._broken_at and mended:
+            self._damage.append((self._broken_at, time))
+            self._broken_at = None
+        return True
+
+    def _mark_broken(self, time: float | None) -> None:
+        """Notes the first moment of a damage; before the first whole frame there is no damage."""
+        if self._started:
+            time = self._following if time is None else time
+            self._broken_at = time if self._broken_at is None else min(time, self._broken_at)
+
+
+def frame_rate(stream: av.video.stream.VideoStream) -> float:
+    """A picture stream's average rate in Hz (its nominal rate where no average is known)."""
+    for rate in (stream.average_rate, stream.guessed_rate, stream.base_rate):
+        if rate and 0.5 <= rate <= 300:
+            return float(rate)
+    raise Unusable("open", "no frame rate")
+
+
+def video_seconds(path: Path) -> float | None:
+    """The length of the picture that a file declares, or None where it says nothing."""
+    with contextlib.closing(Stream(path, "video")) as stream:
+        return stream.declared_end
+
+
+def libraries() -> dict[str, str]:
+    """Versions of what decodes and converts, for the extractor's fingerprint."""
+    names = ("libavcodec", "libavformat", "libswscale", "libswresample")
+    versions = {name: ".".join(map(str, av.library_versions[name])) for name in names}
+    return {"pyav": av.__version__, **versions}
+
+
+def _open_container(path: Path) -> av.container.InputContainer:
+    try:
+        if path.stat().st_size == 0:
+            raise Unusable("open", "empty: the file has no bytes")
+        return av.open(str(path.absolute()), metadata_errors="ignore", options=SAFE_OPTIONS)
+    except FileNotFoundError:
+        raise Unusable("list", "missing: no such file") from None
+    except PermissionError:
+        raise Unusable("open", "no permission to read it") from None
+    except (av.FFmpegError, OSError) as error:
+        raise Unusable("open", f"not a readable video: {error.strerror}") from None
+
+
+def _choose_stream(container: av.container.InputContainer, kind: str) -> av.stream.Stream:
+    usable = [
+        stream
+        for stream in container.streams
+        if stream.type == kind
+        and stream.codec_context is not None
+        and not stream.disposition & Disposition.attached_pic  # the cover of a song
+    ]
+    if not usable:
+        raise Unusable("open", f"no {kind} stream")
+    best = container.streams.best(kind)
+    stream = best if best in usable else usable[0]
+    stream.codec_context.thread_count = 1  # processes are the unit of parallel work
+    return stream

@@ -1,0 +1,132 @@
+"""What one clip is on disk: keys, shapes, units, format version and the extractor's fingerprint.
+
+The first of the two seams that are file formats. A data set of clips is a TFDS data set in
+array_record form; `scav_jax.datasets` writes and reads it, this module says what is in it.
+"""
+
+import hashlib
+import json
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Float
+
+from scav_jax.errors import InputError
+
+FORMAT_VERSION = 1
+STORED_DTYPE = np.float16
+MIN_OVERLAP_S = 0.5  # streams of one clip that share less time than this have nothing to contrast
+
+
+@dataclass(frozen=True)
+class Clip:
+    """One clip's features.
+
+    Attributes:
+      id: unique in the data set.
+      visual: `[N, Dv]` float16, one step a frame at the video's native rate.
+      visual_span: (begin, end) in seconds from the clip's start that the N steps cover evenly.
+      audio: `[M, Da]` float16, 6.25 steps a second for backbones with BEATs' geometry.
+      audio_span: the same for the M audio steps; shorter than the clip by up to one step.
+      source: the video file, relative to the folder it was extracted from.
+      start: where the clip starts in the source, in seconds.
+      end: where it ends, in seconds.
+      label: its class, or "" where none is known.
+    """
+
+    id: str
+    visual: Float[np.ndarray, "N Dv"]
+    visual_span: tuple[float, float]
+    audio: Float[np.ndarray, "M Da"]
+    audio_span: tuple[float, float]
+    source: str
+    start: float
+    end: float
+    label: str = ""
+
+
+def check_clip(clip: Clip) -> None:
+    """Raises `InputError` if a clip cannot be used; the message names the clip and the reason."""
+    for name in ("visual", "audio"):
+        values, (begin, end) = getattr(clip, name), getattr(clip, f"{name}_span")
+        if values.ndim != 2 or 0 in values.shape:
+            raise InputError(
+                f"clip {clip.id!r}: {name} features should be [steps, width] with at least one "
+                f"step, got shape {values.shape}; extract it again"
+            )
+        if not np.isfinite(values).all():
+            bad = int(np.flatnonzero(~np.isfinite(values).all(axis=1))[0])
+            raise InputError(
+                f"clip {clip.id!r}: {name} features should be finite, step {bad} of "
+                f"{len(values)} holds NaN or infinity; extract it again or drop it from the data"
+            )
+        if not end > begin:
+            raise InputError(
+                f"clip {clip.id!r}: its {name} span should end after it begins, got "
+                f"{begin:g}..{end:g} s; extract it again"
+            )
+    overlap = min(clip.visual_span[1], clip.audio_span[1]) - max(
+        clip.visual_span[0], clip.audio_span[0]
+    )
+    if overlap < MIN_OVERLAP_S:
+        raise InputError(
+            f"clip {clip.id!r}: its streams should share at least {MIN_OVERLAP_S:g} s, they share "
+            f"{max(overlap, 0.0):.3g} s; drop it from the data"
+        )
+
+
+def overlap_window(
+    span: tuple[float, float], steps: int, shared: tuple[float, float]
+) -> tuple[slice, tuple[float, float]]:
+    """The steps of one stream that lie in the time that both streams cover.
+
+    A step is kept when its centre lies in the shared time, so what is kept differs from the
+    shared time by up to half a step at each end; the window says by how much.
+
+    Args:
+      span: the seconds that the stream's steps cover.
+      steps: how many steps it has.
+      shared: the seconds that both streams cover.
+
+    Returns:
+      The slice of steps to keep, and the shared time as (begin, extent) in steps of the kept
+      part, fractional (see `sequences.Sequences.windows`).
+    """
+    seconds_a_step = (span[1] - span[0]) / steps
+    begin = (shared[0] - span[0]) / seconds_a_step
+    end = (shared[1] - span[0]) / seconds_a_step
+    # Spans are stored in float32: without the tolerance, rounding would drop a whole step.
+    tolerance = 1e-3
+    first = max(int(np.ceil(begin - 0.5 - tolerance)), 0)
+    stop = min(int(np.floor(end - 0.5 + tolerance)) + 1, steps)
+    if stop <= first:  # the shared time is shorter than a step: keep the step it lies in
+        first = min(max(int((begin + end) / 2), 0), steps - 1)
+        stop = first + 1
+    return slice(first, stop), (begin - first, end - begin)
+
+
+def shared_span(
+    visual_span: tuple[float, float], audio_span: tuple[float, float]
+) -> tuple[float, float]:
+    """The seconds that both streams of a clip cover."""
+    return max(visual_span[0], audio_span[0]), min(visual_span[1], audio_span[1])
+
+
+def fingerprint_id(fingerprint: dict) -> str:
+    """16 hexadecimal digits that name an extractor: the same settings give the same digits.
+
+    >>> fingerprint_id({"rate_hz": 16000}) == fingerprint_id({"rate_hz": 16000.5})
+    False
+    """
+    canonical = json.dumps(fingerprint, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(canonical.encode()).hexdigest()[:16]
+
+
+def fingerprint_difference(expected: dict, got: dict) -> str:
+    """Which settings of two extractors differ, in words: `key: expected x, got y; ...`."""
+    keys = sorted(expected.keys() | got.keys())
+    return "; ".join(
+        f"{key}: expected {expected.get(key)!r}, got {got.get(key)!r}"
+        for key in keys
+        if expected.get(key) != got.get(key)
+    )

@@ -1,0 +1,197 @@
+"""Ranks and recall of retrieval: numpy only.
+
+The tie rule of every figure in this package: a candidate that is exactly as close as the right one
+counts against the query. So a collapsed model, for which all candidates are equally close, has
+R@1 = 0 and not 1. Ranks are counted, never read off a sort, and a NaN is an error, never a query
+that quietly disappears.
+"""
+
+import hashlib
+from collections.abc import Sequence
+
+import numpy as np
+from jaxtyping import Float, Int
+
+from scav_jax.errors import InputError
+
+RECALLS = (1, 5, 10)
+INTERVAL = 0.95
+TIE_RULE = "a candidate exactly as close as the right one counts against the query"
+_BLOCK_VALUES = 1 << 24  # comparisons held at once while counting
+
+
+def check_finite(matrix: Float[np.ndarray, "Q K"], what: str = "distances") -> None:
+    """Raises `InputError` if a matrix holds NaN or infinity; the message says where and how many.
+
+    Args:
+      matrix: `[Q, K]`.
+      what: its name in the message.
+    """
+    bad_rows = np.flatnonzero(~np.isfinite(matrix.sum(axis=1, dtype=np.float64)))
+    if not bad_rows.size:
+        return
+    row = int(bad_rows[0])
+    column = int(np.flatnonzero(~np.isfinite(matrix[row]))[0])
+    raise InputError(
+        f"expected finite {what}, got {matrix[row, column]} for row {row}, column {column} "
+        f"({bad_rows.size} of {len(matrix)} rows have such values); the model or its features "
+        "hold NaN: look at the training log and check the features"
+    )
+
+
+def right_candidates(
+    matrix: Float[np.ndarray, "Q K"], positives: Int[np.ndarray, "Q"] | None
+) -> Int[np.ndarray, "Q"]:
+    """Which candidate is the right one of each query; by default query i has candidate i."""
+    queries, candidates = matrix.shape
+    if positives is None:
+        if queries != candidates:
+            raise InputError(
+                f"expected as many queries as candidates, got {queries} and {candidates}; say "
+                "which candidate is the right one of each query (positives)"
+            )
+        return np.arange(queries)
+    positives = np.asarray(positives)
+    if positives.shape != (queries,) or not np.issubdtype(positives.dtype, np.integer):
+        raise InputError(
+            f"expected one right candidate (an integer) for each of {queries} queries, got "
+            f"{positives.dtype} of shape {positives.shape}"
+        )
+    if queries and (positives.min() < 0 or positives.max() >= candidates):
+        raise InputError(
+            f"expected right candidates in 0..{candidates - 1}, got "
+            f"{positives.min()}..{positives.max()}"
+        )
+    return positives
+
+
+def ranks(
+    distances: Float[np.ndarray, "Q K"], positives: Int[np.ndarray, "Q"] | None = None
+) -> Int[np.ndarray, "Q"]:
+    """The rank of each query's right candidate: 1 + how many others are closer or exactly as close.
+
+    Args:
+      distances: `[Q, K]`, query by candidate, smaller is closer (pass `-similarities`).
+      positives: `[Q]`, the right candidate of each query; by default the one with its number.
+
+    Returns:
+      int64 `[Q]` in 1..K.
+
+    Raises:
+      InputError: a NaN or an infinity, or `positives` that do not fit.
+
+    >>> ranks(np.array([[0.1, 0.5], [0.2, 0.2]]))
+    array([1, 2])
+    """
+    distances = np.asarray(distances)
+    positives = right_candidates(distances, positives)
+    check_finite(distances)
+    result = np.empty(len(distances), np.int64)
+    block = max(1, _BLOCK_VALUES // max(1, distances.shape[1]))
+    for begin in range(0, len(distances), block):
+        rows = distances[begin : begin + block]
+        right = np.take_along_axis(rows, positives[begin : begin + block, None], axis=1)
+        # The right candidate counts itself: that is the 1 of a rank that begins at 1.
+        result[begin : begin + block] = np.count_nonzero(rows <= right, axis=1)
+    return result
+
+
+def recall_at_k(ranks: Int[np.ndarray, "Q"], k: int) -> float:
+    """The share of queries, 0..1, whose right candidate is among the first k.
+
+    >>> recall_at_k(np.array([1, 3, 2, 9]), 2)
+    0.5
+    """
+    if k < 1:
+        raise InputError(f"expected k of at least 1, got {k}")
+    return float(np.mean(_checked_ranks(ranks) <= k))
+
+
+def summary(
+    ranks: Int[np.ndarray, "Q"],
+    ks: Sequence[int] = RECALLS,
+    *,
+    bootstrap: int = 1000,
+    seed: int = 0,
+) -> dict:
+    """Recalls, median and mean rank, each with its 95 % bootstrap interval over queries.
+
+    Args:
+      ranks: `[Q]`, from 1.
+      ks: which recalls.
+      bootstrap: how many resamples of the queries; 0 leaves the intervals out.
+      seed: of the resampling: the same seed gives the same intervals.
+
+    Returns:
+      `n`, `recall_at_<k>` (0..1), `median_rank`, `mean_rank`, and with `_interval` appended to
+      each name but `n` its (low, high) percentiles. Plain Python numbers.
+    """
+    ranks = _checked_ranks(ranks)
+    values = _figures(ranks[None], ks)
+    result: dict = {"n": len(ranks)} | {name: float(value[0]) for name, value in values.items()}
+    if bootstrap:
+        for name, (low, high) in _bootstrap_intervals(ranks, ks, bootstrap, seed).items():
+            result[f"{name}_interval"] = [low, high]
+    return result
+
+
+def per_class(ranks: Int[np.ndarray, "Q"], labels: Sequence[str]) -> dict[str, dict]:
+    """The summary of the queries of each class, without intervals; `{}` where no label is known.
+
+    Every candidate competes, whatever its class: only the queries are divided.
+    """
+    ranks = _checked_ranks(ranks)
+    if len(labels) != len(ranks):
+        raise InputError(f"expected a label for each of {len(ranks)} queries, got {len(labels)}")
+    names = np.asarray(labels)
+    return {
+        str(name): summary(ranks[names == name], bootstrap=0) for name in np.unique(names) if name
+    }
+
+
+def ids_sha256(ids: Sequence[str]) -> str:
+    """The SHA-256 of a set of clips: equal means that two figures are over the same gallery.
+
+    The ids are sorted by code point, one a line, as `LC_ALL=C sort ids.txt | sha256sum` has it, so
+    the order in which they lie on disk does not matter, as it does not for the ranks.
+    """
+    return hashlib.sha256("".join(f"{name}\n" for name in sorted(ids)).encode()).hexdigest()
+
+
+def _checked_ranks(ranks: Int[np.ndarray, "Q"]) -> Int[np.ndarray, "Q"]:
+    ranks = np.asarray(ranks)
+    if ranks.ndim != 1 or not ranks.size or not np.issubdtype(ranks.dtype, np.integer):
+        raise InputError(
+            f"expected the integer ranks of at least one query, got {ranks.dtype} of shape "
+            f"{ranks.shape}"
+        )
+    if ranks.min() < 1:
+        raise InputError(f"expected ranks from 1, got {ranks.min()}")
+    return ranks
+
+
+def _figures(ranks: Int[np.ndarray, "S Q"], ks: Sequence[int]) -> dict[str, np.ndarray]:
+    """Each figure of S samples of ranks, `[S]`."""
+    figures = {f"recall_at_{k}": np.mean(ranks <= k, axis=1) for k in ks}
+    figures["median_rank"] = np.median(ranks, axis=1)
+    figures["mean_rank"] = np.mean(ranks, axis=1)
+    return figures
+
+
+def _bootstrap_intervals(
+    ranks: Int[np.ndarray, "Q"], ks: Sequence[int], samples: int, seed: int
+) -> dict[str, tuple[float, float]]:
+    """Percentile intervals of each figure under resampling of the queries with replacement."""
+    random = np.random.default_rng(seed)
+    block = max(1, _BLOCK_VALUES // 8 // len(ranks))
+    blocks = []
+    for begin in range(0, samples, block):
+        count = min(block, samples - begin)
+        chosen = random.integers(0, len(ranks), size=(count, len(ranks)))
+        blocks.append(_figures(ranks[chosen], ks))
+    tails = (100 * (1 - INTERVAL) / 2, 100 * (1 + INTERVAL) / 2)
+    intervals = {}
+    for name in blocks[0]:
+        low, high = np.percentile(np.concatenate([part[name] for part in blocks]), tails)
+        intervals[name] = (float(low), float(high))
+    return intervals

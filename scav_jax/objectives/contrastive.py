@@ -1,0 +1,121 @@
+"""The two contrastive losses: L_agg of CAV (paper section III-B) and L_seq of SCAV (III-C).
+
+Both are symmetric cross-entropies over a `[B, B]` matrix whose diagonal holds the matching pairs;
+row i is visual i. They are written once for the global batch: under `jit` with a sharded batch
+the same lines are the multi-device loss.
+"""
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+MIN_TEMPERATURE, MAX_TEMPERATURE = 0.01, 100.0  # CLIP clips its logit scale at 100 as well
+VARIANCE_FLOOR = 1e-12  # far below the spread of MSE distances; only a constant row notices it
+NORM_FLOOR = 1e-12
+
+Aux = dict[str, Float[Array, "..."]]
+
+
+def temperature(log_temperature: Float[Array, ""]) -> Float[Array, ""]:
+    """The temperature (tau or lambda) from its learnable logarithm, clipped to [0.01, 100]."""
+    return jnp.clip(jnp.exp(log_temperature), MIN_TEMPERATURE, MAX_TEMPERATURE)
+
+
+def normalize_distances(distances: Float[Array, "B K"], axis: int) -> Float[Array, "B K"]:
+    """z-score along an axis, the positive included: the paper's normalisation of D (III-C).
+
+    `(d - mean) / sqrt(var + floor)` with the unbiased variance, as torch's default has it.
+    Gradients flow through mean and variance, so a loss on the result is invariant to
+    `D -> a D + b` with a > 0. A constant row becomes zeros with zero gradient.
+
+    Args:
+      distances: `D[visual, audio]`.
+      axis: 1 for visual to audio (each row), 0 for audio to visual (each column).
+    """
+    centred = distances - jnp.mean(distances, axis=axis, keepdims=True)
+    degrees = max(distances.shape[axis] - 1, 1)
+    variance = jnp.sum(centred * centred, axis=axis, keepdims=True) / degrees
+    return centred * jax.lax.rsqrt(variance + VARIANCE_FLOOR)
+
+
+def sequence_loss(
+    distances: Float[Array, "B B"],
+    log_temperature: Float[Array, ""],
+    *,
+    normalize: bool = True,
+) -> tuple[Float[Array, ""], Aux]:
+    """L_seq of SCAV (paper section III-C).
+
+    `-1/2B sum_i [log softmax_j(-d_v2a[i, j] / lambda)[i] + log softmax_i(-d_a2v[i, j] / lambda)[j]]`
+    where `d_v2a` and `d_a2v` are D z-scored over its rows and its columns.
+
+    Args:
+      distances: `D[visual, audio]` of the global batch, matching pairs on the diagonal.
+      log_temperature: log lambda, one for both directions; the paper starts at lambda = 1.
+      normalize: False is the ablation "w/o distance matrix normalisation" (Table IV).
+
+    Returns:
+      The loss, and aux: `distances`, `normalized_v2a`, `normalized_a2v`, `logits_v2a`,
+      `logits_a2v` (all `[B, B]`, row i is visual i) and `temperature`.
+
+    >>> loss, aux = sequence_loss(1.0 - jnp.eye(3), jnp.zeros(()))
+    >>> round(float(loss), 4)
+    0.3046
+    """
+    scale = temperature(log_temperature)
+    v2a = normalize_distances(distances, axis=1) if normalize else distances
+    a2v = normalize_distances(distances, axis=0) if normalize else distances
+    logits_v2a, logits_a2v = -v2a / scale, -a2v / scale
+    loss = _symmetric_cross_entropy(logits_v2a, logits_a2v)
+    return loss, {
+        "distances": distances,
+        "normalized_v2a": v2a,
+        "normalized_a2v": a2v,
+        "logits_v2a": logits_v2a,
+        "logits_a2v": logits_a2v,
+        "temperature": scale,
+    }
+
+
+def aggregation_loss(
+    visual_embeddings: Float[Array, "B C"],
+    audio_embeddings: Float[Array, "B C"],
+    log_temperature: Float[Array, ""],
+) -> tuple[Float[Array, ""], Aux]:
+    """L_agg of CAV: InfoNCE on cosines of mean-pooled latents (paper section III-B).
+
+    Args:
+      visual_embeddings: mean over time of the visual latents, not normalised.
+      audio_embeddings: the same for the audio latents.
+      log_temperature: log tau; the paper starts at tau = 0.07.
+
+    Returns:
+      The loss, and aux: `similarities`, `logits_v2a`, `logits_a2v` (`[B, B]`, row i is visual i;
+      here both logits are one matrix) and `temperature`.
+    """
+    scale = temperature(log_temperature)
+    similarities = jnp.matmul(
+        unit(visual_embeddings), unit(audio_embeddings).T, precision=jax.lax.Precision.HIGHEST
+    )
+    logits = similarities / scale
+    loss = _symmetric_cross_entropy(logits, logits)
+    return loss, {
+        "similarities": similarities,
+        "logits_v2a": logits,
+        "logits_a2v": logits,
+        "temperature": scale,
+    }
+
+
+def unit(x: Float[Array, "B C"]) -> Float[Array, "B C"]:
+    """Rows scaled to length 1; a zero row stays zero, with a finite gradient."""
+    squared = jnp.sum(x * x, axis=-1, keepdims=True)
+    return x * jax.lax.rsqrt(squared + NORM_FLOOR)
+
+
+def _symmetric_cross_entropy(
+    logits_v2a: Float[Array, "B B"], logits_a2v: Float[Array, "B B"]
+) -> Float[Array, ""]:
+    v2a = jnp.diagonal(jax.nn.log_softmax(logits_v2a, axis=1))
+    a2v = jnp.diagonal(jax.nn.log_softmax(logits_a2v, axis=0))
+    return -0.5 * (jnp.mean(v2a) + jnp.mean(a2v))

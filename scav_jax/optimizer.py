@@ -1,0 +1,60 @@
+"""AdamW with linear warm-up and cosine decay (paper section IV), and what is not decayed."""
+
+import jax
+import optax
+
+from scav_jax.errors import InputError
+
+# Norms, biases, temperatures, position tables and gates' scales: decay would only pull them
+# towards a value that means nothing.
+NOT_DECAYED = ("bias", "scale", "position_table", "head_scale", "sequence", "aggregation")
+
+
+def learning_rate_schedule(
+    *, learning_rate: float, warmup_steps: int, steps: int
+) -> optax.Schedule:
+    """Linear from 0 to `learning_rate` over `warmup_steps`, then a cosine to 0 at `steps`."""
+    if not 0 <= warmup_steps < steps:
+        raise InputError(
+            f"optimizer.warmup_steps: expected 0 <= warmup_steps < train.steps = {steps}, "
+            f"got {warmup_steps}"
+        )
+    return optax.warmup_cosine_decay_schedule(0.0, learning_rate, warmup_steps, steps, 0.0)
+
+
+def is_decayed(params) -> dict:
+    """The tree of `params` with True where weight decay applies: matrices of the layers only."""
+
+    def decayed(path, _) -> bool:
+        return str(path[-1].key) not in NOT_DECAYED
+
+    return jax.tree_util.tree_map_with_path(decayed, params)
+
+
+def make_optimizer(
+    *,
+    learning_rate: float,
+    warmup_steps: int,
+    steps: int,
+    b1: float = 0.95,
+    b2: float = 0.98,
+    weight_decay: float = 0.01,
+    clip_norm: float | None = None,
+) -> optax.GradientTransformation:
+    """AdamW as in the paper; weight decay and warm-up are ours (the paper names neither).
+
+    Args:
+      learning_rate: the peak (paper: 7e-4).
+      warmup_steps: steps of linear warm-up.
+      steps: of the whole training, where the cosine reaches 0.
+      b1, b2: Adam's decay rates (paper: 0.95, 0.98).
+      weight_decay: decoupled, on the layers' matrices only.
+      clip_norm: clips the global norm of the gradient; None does not.
+    """
+    schedule = learning_rate_schedule(
+        learning_rate=learning_rate, warmup_steps=warmup_steps, steps=steps
+    )
+    adamw = optax.adamw(schedule, b1=b1, b2=b2, weight_decay=weight_decay, mask=is_decayed)
+    if clip_norm is None:
+        return adamw
+    return optax.chain(optax.clip_by_global_norm(clip_norm), adamw)

@@ -1,0 +1,292 @@
+"""Aggregation, sequence and hybrid(k) retrieval (paper section III-D), as functions of arrays.
+
+Matrices are `[visual, audio]` whoever asks; `direction` says who queries whom: "v2a" finds sounds
+for a video, "a2v" videos for a sound. It has nothing to do with which stream a distance resamples.
+"""
+
+import functools
+import sys
+import time
+from collections.abc import Callable, Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int
+from tqdm import tqdm
+
+from scav_jax.distances import pairwise
+from scav_jax.errors import InputError
+from scav_jax.sequences import AudioVisual, Sequences
+
+DIRECTIONS = ("a2v", "v2a")
+RERANK_BYTES = 128 * 2**20  # gathered candidates that are held at once
+_ROWS, _COLUMNS = 256, 4096  # of one block of the distance matrix
+
+
+def queries_first(
+    matrix: Float[np.ndarray, "V A"], direction: str
+) -> Float[np.ndarray, "queries candidates"]:
+    """The same matrix with a row for each query of that direction."""
+    if direction == "v2a":
+        return matrix
+    if direction == "a2v":
+        return matrix.T
+    raise ValueError(f"direction: expected one of {DIRECTIONS}, got {direction!r}")
+
+
+def aggregation_similarities(
+    visual_embeddings: Float[np.ndarray, "V C"], audio_embeddings: Float[np.ndarray, "A C"]
+) -> Float[np.ndarray, "V A"]:
+    """Cosines of time-averaged latents: what CAV trains, and the hybrid's first stage.
+
+    Returns:
+      float32 in [-1, 1], larger is closer.
+
+    Raises:
+      InputError: an embedding without a direction (all zero, or not finite).
+    """
+    units = []
+    for stream, embeddings in (("visual", visual_embeddings), ("audio", audio_embeddings)):
+        embeddings = np.asarray(embeddings, np.float64)
+        norms = np.linalg.norm(embeddings, axis=1, keepdims=True)
+        bad = np.flatnonzero(~np.isfinite(norms[:, 0]) | (norms[:, 0] == 0))
+        if bad.size:
+            raise InputError(
+                f"expected {stream} embeddings with a finite, positive length, got "
+                f"{norms[bad[0], 0]} for number {bad[0]} ({bad.size} of {len(norms)}); the model "
+                "or its features hold NaN: look at the training log"
+            )
+        units.append((embeddings / norms).astype(np.float32))
+    return units[0] @ units[1].T
+
+
+def sequence_distances(
+    latents: AudioVisual,
+    name: str,
+    options: dict,
+    *,
+    progress: bool = False,
+) -> Float[np.ndarray, "V A"]:
+    """All sequential distances, a block at a time.
+
+    Args:
+      latents: `[V, N, C]` visual and `[A, M, C]` audio sequences, on the host.
+      name: a distance of `scav_jax.distances`.
+      options: its options.
+      progress: show a bar with the rate and the time left.
+
+    Returns:
+      float32 `[V, A]`, smaller is closer.
+    """
+    visual, audio = latents
+    shape = len(visual.lengths), len(audio.lengths)
+    distances = np.empty(shape, np.float32)
+    block_distances = _all_pairs(name, tuple(sorted(options.items())))
+    row_blocks, column_blocks = _blocks(shape[0], _ROWS), _blocks(shape[1], _COLUMNS)
+    with progress_bar(f"distances ({name})", shape[0] * shape[1], "pair", progress) as bar:
+        for columns in column_blocks:
+            candidates = jax.tree.map(lambda leaf, c=columns: jnp.asarray(leaf[c]), audio)
+            for rows in row_blocks:
+                queries = jax.tree.map(lambda leaf, r=rows: jnp.asarray(leaf[r]), visual)
+                distances[rows, columns] = block_distances(queries, candidates)
+                done = rows.stop * (columns.stop - columns.start) + shape[0] * columns.start
+                bar.update(max(0, done - bar.n))
+        bar.update(shape[0] * shape[1] - bar.n)
+    return distances
+
+
+@functools.cache
+def _all_pairs(name: str, options: tuple[tuple[str, object], ...]) -> Callable:
+    return jax.jit(functools.partial(pairwise, name, **dict(options)))
+
+
+def _blocks(count: int, size: int) -> list[slice]:
+    """Slices that cover `range(count)`; the last reaches back, so all have one (compiled) size."""
+    size = min(size, count)
+    begins = [min(begin, count - size) for begin in range(0, count, size)]
+    return [slice(begin, begin + size) for begin in begins]
+
+
+def progress_bar(what: str, total: int, unit: str, shown: bool = True) -> tqdm:
+    """A bar on stderr; where that is not a terminal, a line every ten seconds."""
+    return tqdm(
+        desc=what,
+        total=total,
+        unit=unit,
+        unit_scale=True,
+        file=sys.stderr,
+        dynamic_ncols=True,
+        mininterval=1 if sys.stderr.isatty() else 10,
+        disable=not shown,
+    )
+
+
+def hybrid_ranks(
+    similarities: Float[np.ndarray, "V A"],
+    distances: Float[np.ndarray, "V A"],
+    ks: Sequence[int],
+    direction: str,
+) -> Int[np.ndarray, "ks queries"]:
+    """Ranks of hybrid(k) retrieval: the k most similar candidates, ordered by distance.
+
+    Candidates that are not among the k follow them in the order of the first stage. So k = 1 has
+    exactly the ranks of aggregation-based retrieval, and k = all exactly those of sequence-based.
+    Ties count against the query in both stages: of equally similar candidates the right one comes
+    last, and the wrong ones enter the k by distance.
+
+    Args:
+      similarities: `[V, A]`, larger is closer; clip i's own pair is on the diagonal.
+      distances: `[V, A]`, smaller is closer.
+      ks: numbers of pre-selected candidates, each in 1..candidates.
+      direction: "v2a" or "a2v".
+
+    Returns:
+      int64 `[len(ks), queries]`, from 1.
+    """
+    similarities = queries_first(similarities, direction)
+    distances = queries_first(distances, direction)
+    if similarities.shape != distances.shape or len(set(similarities.shape)) != 1:
+        raise InputError(
+            f"expected square similarities and distances of one shape, got {similarities.shape} "
+            f"and {distances.shape}"
+        )
+    check_ks(ks, len(distances))
+    last = np.asarray(ks) - 1
+    result = np.empty((len(last), len(distances)), np.int64)
+    is_right = np.zeros(len(distances), bool)
+    for query, (similar, far) in enumerate(zip(similarities, distances, strict=True)):
+        is_right[query] = True
+        order = np.lexsort((far, is_right, -similar))  # the last key is the first to decide
+        first_stage = 1 + int(np.flatnonzero(order == query)[0])
+        # Of the first k: how many are as close as the right candidate or closer, itself included.
+        within = np.cumsum(far[order] <= far[query])[last]
+        result[:, query] = np.where(last >= first_stage - 1, within, first_stage)
+        is_right[query] = False
+    return result
+
+
+def check_ks(ks: Sequence[int], candidates: int) -> None:
+    """Raises `InputError` unless every k of hybrid(k) is in 1..candidates."""
+    for k in ks:
+        if not 1 <= k <= candidates:
+            raise InputError(
+                f"hybrid k: expected 1 to {candidates} (the number of candidates), got {k}; "
+                "leave it out"
+            )
+
+
+def top_k(
+    similarities: Float[np.ndarray, "queries candidates"], k: int
+) -> Int[np.ndarray, "queries k"]:
+    """The k most similar candidates of each query, the most similar first."""
+    chosen = np.argpartition(-similarities, k - 1, axis=1)[:, :k]
+    values = np.take_along_axis(similarities, chosen, axis=1)
+    return np.take_along_axis(chosen, np.argsort(-values, axis=1, kind="stable"), axis=1)
+
+
+@functools.cache
+def _own_candidates(
+    name: str, direction: str, options: tuple[tuple[str, object], ...]
+) -> Callable:
+    def one(query: Sequences, candidates: Sequences) -> Float[Array, "k"]:
+        alone = jax.tree.map(lambda leaf: leaf[None], query)
+        if direction == "v2a":
+            return pairwise(name, alone, candidates, **dict(options))[0]
+        return pairwise(name, candidates, alone, **dict(options))[:, 0]
+
+    return jax.jit(jax.vmap(one))
+
+
+def rerank(
+    latents: AudioVisual,
+    name: str,
+    options: dict,
+    queries: Int[np.ndarray, "Q"],
+    candidates: Int[np.ndarray, "Q k"],
+    direction: str,
+) -> Float[np.ndarray, "Q k"]:
+    """Distances of chosen candidates only: the hybrid's second stage as a search would run it.
+
+    Args:
+      latents: of the whole gallery, on the host.
+      name: the distance.
+      options: its options.
+      queries: Q clip numbers.
+      candidates: the k clip numbers that each query's first stage has chosen.
+      direction: "v2a" or "a2v".
+
+    Returns:
+      float32 `[Q, k]`, smaller is closer.
+    """
+    asking, asked = latents if direction == "v2a" else latents[::-1]
+    distances_of = _own_candidates(name, direction, tuple(sorted(options.items())))
+    row_bytes = candidates.shape[1] * asked.values[0].nbytes
+    rows = min(len(queries), max(1, RERANK_BYTES // row_bytes))
+    result = np.empty(candidates.shape, np.float32)
+    for block in _blocks(len(queries), rows):
+        one_side = jax.tree.map(lambda leaf, b=block: leaf[queries[b]], asking)
+        other_side = jax.tree.map(lambda leaf, b=block: leaf[candidates[b]], asked)
+        result[block] = distances_of(one_side, other_side)
+    return result
+
+
+def seconds_per_query(
+    latents: AudioVisual,
+    visual_embeddings: Float[np.ndarray, "K C"],
+    audio_embeddings: Float[np.ndarray, "K C"],
+    name: str,
+    options: dict,
+    ks: Sequence[int],
+    *,
+    sample: int = 32,
+) -> dict[str, float]:
+    """How long each method takes to rank its candidates for one query, latents given.
+
+    Measured on `sample` queries of each direction asked at once, after a run that compiles; the
+    shortest of three runs (one where a run is slow), mean of both directions.
+
+    Returns:
+      Seconds under "aggregation", "sequence" and "hybrid <k>" for each k.
+    """
+    count = len(visual_embeddings)
+    chosen = np.unique(np.linspace(0, count - 1, min(sample, count)).round().astype(int))
+    embeddings = {"v2a": (visual_embeddings, audio_embeddings)}
+    embeddings["a2v"] = embeddings["v2a"][::-1]
+
+    def first_stage(direction: str, k: int) -> Int[np.ndarray, "Q k"]:
+        asking, asked = embeddings[direction]
+        return top_k(aggregation_similarities(asking[chosen], asked), k)
+
+    def hybrid(direction: str, k: int) -> np.ndarray:
+        found = first_stage(direction, k)
+        return np.argsort(rerank(latents, name, options, chosen, found, direction), axis=1)
+
+    def sequence(direction: str) -> np.ndarray:
+        streams = list(latents)
+        asking = 0 if direction == "v2a" else 1
+        streams[asking] = jax.tree.map(lambda leaf: leaf[chosen], streams[asking])
+        distances = sequence_distances(AudioVisual(*streams), name, options)
+        return np.argsort(queries_first(distances, direction), axis=1)
+
+    methods: dict[str, Callable[[str], np.ndarray]] = {
+        "aggregation": functools.partial(first_stage, k=count),
+        "sequence": sequence,
+    }
+    methods |= {f"hybrid {k}": functools.partial(hybrid, k=k) for k in ks}
+    queries = len(DIRECTIONS) * len(chosen)
+    return {
+        method: sum(_shortest(functools.partial(run, d)) for d in DIRECTIONS) / queries
+        for method, run in methods.items()
+    }
+
+
+def _shortest(run: Callable[[], np.ndarray], repeats: int = 3, slow: float = 2.0) -> float:
+    """Seconds of the fastest of a few runs, after one that compiles."""
+    run()
+    seconds: list[float] = []
+    while len(seconds) < repeats and sum(seconds) < slow:
+        begin = time.perf_counter()
+        run()
+        seconds.append(time.perf_counter() - begin)
+    return min(seconds)

@@ -1,0 +1,162 @@
+"""Padded sequences and their lengths: masks, means and resampling in time.
+
+Conventions of the whole package. A sequence is `[T, C]`: steps, then channels; functions take one
+sequence and are lifted by `jax.vmap`, unless a docstring says `[..., T, C]`. Padding is a suffix,
+its content is never read (it may be NaN), and data carries `lengths`; a mask (True = real) lives
+inside functions. Step `t` covers `[t, t + 1)` and its centre is `t + 0.5`.
+"""
+
+from typing import NamedTuple
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+DIRECTIONS = ("visual_to_audio", "audio_to_visual")
+
+
+@flax.struct.dataclass
+class Sequences:
+    """Sequences of one stream, padded to one length; any number of leading axes, or none.
+
+    Attributes:
+      values: `[..., T, C]`; what lies at or beyond a sequence's length is never read.
+      lengths: `[...]`, how many steps are real, in 1..T.
+      windows: `[..., 2]`, (begin, extent) in steps, fractional: the part of this sequence that the
+        other stream of the same clip covers, so that both windows show the same stretch of time.
+        The whole sequence is (0, length).
+    """
+
+    values: Float[Array, "*batch steps channels"]
+    lengths: Int[Array, "*batch"]
+    windows: Float[Array, "*batch 2"]
+
+
+class AudioVisual(NamedTuple):
+    """Both streams of the same clips: features before the encoders, latents after them."""
+
+    visual: Sequences
+    audio: Sequences
+
+
+def sequences(
+    values: Float[Array, "*batch steps channels"],
+    lengths: Int[Array, "*batch"] | None = None,
+    windows: Float[Array, "*batch 2"] | None = None,
+) -> Sequences:
+    """`Sequences` with what is left out filled in: every step real, the whole of it covered.
+
+    >>> sequences(jnp.ones((2, 5, 3))).lengths
+    Array([5, 5], dtype=int32)
+    """
+    if lengths is None:
+        lengths = jnp.full(values.shape[:-2], values.shape[-2], jnp.int32)
+    lengths = jnp.asarray(lengths, jnp.int32)
+    if windows is None:
+        windows = whole_windows(lengths)
+    return Sequences(values=values, lengths=lengths, windows=windows)
+
+
+def whole_windows(lengths: Int[Array, "*batch"]) -> Float[Array, "*batch 2"]:
+    """The windows that cover whole sequences: (0, length) in steps."""
+    extents = lengths.astype(jnp.float32)
+    return jnp.stack([jnp.zeros_like(extents), extents], axis=-1)
+
+
+def step_mask(lengths: Int[Array, "*batch"], steps: int) -> Bool[Array, "*batch steps"]:
+    """True where a step is real.
+
+    >>> step_mask(jnp.array([1, 3]), 3).astype(int)
+    Array([[1, 0, 0],
+           [1, 1, 1]], dtype=int32)
+    """
+    lengths = jnp.expand_dims(lengths, -1)
+    return jnp.arange(steps, dtype=lengths.dtype).reshape((1,) * (lengths.ndim - 1) + (-1,)) < lengths
+
+
+def zero_padding(
+    values: Float[Array, "*batch steps channels"], lengths: Int[Array, "*batch"]
+) -> Float[Array, "*batch steps channels"]:
+    """The same values with zeros in the padding; no gradient reaches the padding, NaN included."""
+    mask = step_mask(lengths, values.shape[-2])
+    return jnp.where(mask[..., None], values, jnp.zeros((), values.dtype))
+
+
+def masked_mean(
+    values: Float[Array, "*batch steps channels"], lengths: Int[Array, "*batch"]
+) -> Float[Array, "*batch channels"]:
+    """The mean over real steps: the paper's temporal aggregation (section III-B)."""
+    total = jnp.sum(zero_padding(values, lengths), axis=-2)
+    return total / jnp.expand_dims(lengths, -1).astype(values.dtype)
+
+
+def resample_positions(
+    source_window: Float[Array, "2"],
+    target_window: Float[Array, "2"],
+    target_steps: int,
+) -> Float[Array, "target_steps"]:
+    """Where each target step reads the source, in source steps (0 = centre of the first step).
+
+    The windows of both are laid onto each other, so target step t, whose centre lies at the share
+    `u = (t + 0.5 - target_begin) / target_extent` of its window, reads the source at
+    `source_begin + u * source_extent - 0.5`. For the two streams of one clip that is the same
+    moment in time; with whole windows it is linear interpolation with `align_corners=False`.
+    """
+    dtype = source_window.dtype
+    centres = jnp.arange(target_steps, dtype=dtype) + jnp.asarray(0.5, dtype)
+    share = (centres - target_window[0]) / target_window[1]
+    return source_window[0] + share * source_window[1] - jnp.asarray(0.5, dtype)
+
+
+def resample(
+    source: Sequences,
+    target_length: Int[Array, ""],
+    target_window: Float[Array, "2"],
+    target_steps: int,
+) -> Float[Array, "target_steps channels"]:
+    """One sequence, linearly interpolated at the steps of another (paper section III-C).
+
+    Two taps a target step, no antialiasing; positions before the first or after the last real
+    step read that step. Exact for any lengths; steps at or beyond `target_length` are zero.
+
+    Args:
+      source: one sequence `[S, C]`.
+      target_length: how many target steps are real.
+      target_window: (begin, extent) of the target, in target steps.
+      target_steps: the static length T of the result.
+
+    Returns:
+      `[T, C]`, zero in the padding.
+    """
+    last = jnp.maximum(source.lengths - 1, 0)
+    values = zero_padding(source.values, source.lengths)
+    positions = resample_positions(source.windows, target_window, target_steps)
+    positions = jnp.clip(positions, 0.0, last.astype(positions.dtype))
+    left = jnp.minimum(jnp.floor(positions).astype(jnp.int32), last)
+    right = jnp.minimum(left + 1, last)
+    weight = (positions - left.astype(positions.dtype)).astype(values.dtype)[:, None]
+    # By value and difference, so that a constant sequence stays exactly constant.
+    lower, upper = values[left], values[right]
+    return zero_padding(lower + weight * (upper - lower), target_length)
+
+
+def resample_like(source: Sequences, target: Sequences) -> Sequences:
+    """One `source` at the steps of one `target`: its values, the target's length and window."""
+    values = resample(source, target.lengths, target.windows, target.values.shape[-2])
+    return Sequences(values=values, lengths=target.lengths, windows=target.windows)
+
+
+def resample_pairs(batch: AudioVisual, direction: str) -> AudioVisual:
+    """Each clip's own streams `[B, T, C]` brought to one length (the paper's 'pre').
+
+    Args:
+      batch: both streams of B clips.
+      direction: which stream is resampled to the steps of which, one of `DIRECTIONS`.
+    """
+    visual, audio = batch
+    if direction == "visual_to_audio":
+        return AudioVisual(jax.vmap(resample_like)(visual, audio), audio)
+    if direction == "audio_to_visual":
+        return AudioVisual(visual, jax.vmap(resample_like)(audio, visual))
+    raise ValueError(f"resampling direction: expected one of {DIRECTIONS}, got {direction!r}")

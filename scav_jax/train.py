@@ -1,0 +1,463 @@
+"""Training: `python -m scav_jax.train --config configs/demo.py --workdir runs/demo`.
+
+`main` reads the command line; `train` reads top to bottom: data, model, state, loop, average.
+Everything that makes up the run is in `WORKDIR`: `config.json`, `metrics.jsonl`, `tensorboard/`,
+`checkpoints/`, `averaged/`. The same command resumes an interrupted run, bit for bit.
+"""
+
+import functools
+import json
+import signal
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import jax
+import numpy as np
+from absl import logging as absl_logging
+from tensorboardX import SummaryWriter
+from tqdm import tqdm
+
+from scav_jax import datasets, embed, metrics, retrieve, sharding
+from scav_jax.batches import training_batches
+from scav_jax.checkpoints import (
+    AVERAGED,
+    CONFIG_FILE,
+    Checkpoints,
+    Run,
+    read_config,
+    save_averaged,
+    write_json,
+)
+from scav_jax.config import ArgumentParser, difference, parse, unpack
+from scav_jax.distances import retrieval_form
+from scav_jax.encoders import Encoders
+from scav_jax.errors import InputError, run_program
+from scav_jax.features import fingerprint_difference
+from scav_jax.optimizer import learning_rate_schedule, make_optimizer
+from scav_jax.train_step import Objective, TrainState, init_state, make_train_step
+
+EXIT_TERMINATED = 143  # SIGTERM, as shells report it
+COLLAPSED_SPREAD = 1e-3  # embeddings this close, relative to their length, are one point
+
+
+class Diverged(InputError):
+    """Training cannot go on: too many steps in a row were not finite."""
+
+
+@dataclass(frozen=True)
+class DataSettings:
+    """The `data` section.
+
+    Attributes:
+      path: a directory that `python -m scav_jax.extract` wrote.
+      train_split, validation_split: names of its splits.
+      batch_size: clips in a global batch, over all devices.
+      align: "time", or "index" (the paper's wording: whole streams stretched onto each other).
+      buckets: at most this many padded shapes.
+      read_threads: threads that read ahead.
+    """
+
+    path: str
+    train_split: str
+    validation_split: str
+    batch_size: int
+    align: str
+    buckets: int
+    read_threads: int
+
+
+@dataclass(frozen=True)
+class TrainSettings:
+    """The `train` section.
+
+    Attributes:
+      steps: how many batches to train on.
+      log_every: steps between lines of metrics.
+      validate_every: steps between validations; each writes a checkpoint.
+      checkpoint_every: steps between further checkpoints, or 0.
+      keep_best: how many of the best checkpoints are kept and averaged (paper: 10).
+      max_skipped_in_row: non-finite steps in a row that end the run.
+      devices: how many devices to use; 0 is all.
+    """
+
+    steps: int
+    log_every: int
+    validate_every: int
+    checkpoint_every: int
+    keep_best: int
+    max_skipped_in_row: int
+    devices: int
+
+    def __post_init__(self):
+        for name in ("steps", "log_every", "validate_every", "max_skipped_in_row"):
+            if getattr(self, name) < 1:
+                raise InputError(f"train.{name}: expected at least 1, got {getattr(self, name)}")
+
+
+@dataclass(frozen=True)
+class Setup:
+    """What a config describes, ready to train."""
+
+    config: dict
+    data: DataSettings
+    settings: TrainSettings
+    encoders: Encoders
+    objective: Objective
+    training: datasets.Split
+    validation: datasets.Split
+
+
+# ---- what is trained -----------------------------------------------------------------------
+
+
+def set_up(config: dict) -> Setup:
+    """Builds everything that a resolved config names; every mistake is an `InputError`."""
+    data = unpack("data", config["data"], DataSettings)
+    settings = unpack("train", config["train"], TrainSettings)
+    encoders = unpack("encoders", config["encoders"], Encoders)
+    distance = dict(config["distance"])
+    objective = unpack(
+        "objective",
+        config["objective"],
+        Objective,
+        distance=distance.pop("name", None),
+        distance_options=distance,
+    )
+    training = datasets.read(Path(data.path), data.train_split)
+    validation = datasets.read(Path(data.path), data.validation_split)
+    return Setup(config, data, settings, encoders, objective, training, validation)
+
+
+def resolved_config(setup: Setup) -> dict:
+    """What `config.json` holds: the config, and the features it was resolved with."""
+    return setup.config | {
+        "features": {
+            "fingerprint": setup.training.fingerprint,
+            "widths": {
+                "visual": setup.training.visual_width,
+                "audio": setup.training.audio_width,
+            },
+            "clips": {
+                setup.data.train_split: len(setup.training),
+                setup.data.validation_split: len(setup.validation),
+            },
+        }
+    }
+
+
+def open_workdir(workdir: Path, resolved: dict) -> None:
+    """Claims a directory for this run, or recognises it; refuses another run's."""
+    if not (workdir / CONFIG_FILE).exists():
+        if (workdir / "checkpoints").exists():
+            raise InputError(f"{workdir}: has checkpoints but no {CONFIG_FILE}; use another")
+        write_json(workdir / CONFIG_FILE, resolved)
+        return
+    before = read_config(workdir)
+    extractor = fingerprint_difference(
+        before["features"]["fingerprint"], resolved["features"]["fingerprint"]
+    )
+    if extractor:
+        raise InputError(
+            f"{workdir}: this run was started on features of another extractor ({extractor}); "
+            "use that data, or another --workdir"
+        )
+    changed = difference(before, resolved)
+    if changed:
+        raise InputError(
+            f"{workdir}: holds another run ({changed}); use another --workdir, or the same config"
+        )
+
+
+# ---- records -------------------------------------------------------------------------------
+
+
+class Records:
+    """`metrics.jsonl` and TensorBoard; after a resume, what came later is cut off."""
+
+    def __init__(self, workdir: Path, resumed_at: int):
+        path = workdir / "metrics.jsonl"
+        kept = _records_until(path, resumed_at)
+        partial = path.with_suffix(".partial")
+        partial.write_text("".join(json.dumps(record) + "\n" for record in kept))
+        partial.replace(path)
+        self._file = open(path, "a", encoding="utf-8")  # noqa: SIM115: open while training
+        self._board = SummaryWriter(str(workdir / "tensorboard"), purge_step=resumed_at + 1)
+
+    def write(self, kind: str, step: int, values: dict[str, float]) -> None:
+        self._file.write(json.dumps({"kind": kind, "step": step, **values}) + "\n")
+        self._file.flush()
+        for name, value in values.items():
+            self._board.add_scalar(f"{kind}/{name}", value, step)
+
+    def close(self) -> None:
+        self._file.close()
+        self._board.close()
+
+
+def _records_until(path: Path, step: int) -> list[dict]:
+    if not path.exists():
+        return []
+    records = []
+    for line in path.read_text().splitlines():
+        try:
+            records.append(json.loads(line))
+        except json.JSONDecodeError:  # the line that a kill cut short
+            continue
+    return [record for record in records if record["step"] <= step]
+
+
+# ---- validation ----------------------------------------------------------------------------
+
+
+def validate(setup: Setup, params) -> dict[str, float]:
+    """R@1 in both directions by sequence and by aggregation, over the whole validation split."""
+    run = Run(
+        None, setup.config, setup.encoders, setup.objective, params, setup.training.fingerprint
+    )
+    embedded = embed.embed(run, setup.validation, batch_size=setup.data.batch_size)
+    latents = embed.latents(embedded)
+    similarities = retrieve.aggregation_similarities(
+        embedded.visual_embeddings, embedded.audio_embeddings
+    )
+    name = retrieval_form(setup.objective.distance)
+    options = setup.objective.distance_options if name == setup.objective.distance else {}
+    distances = retrieve.sequence_distances(latents, name, options)
+    matrices = {"sequence": distances, "aggregation": -similarities}
+    return {
+        f"{method}_{direction}": metrics.recall_at_k(
+            metrics.ranks(retrieve.queries_first(matrix, direction)), 1
+        )
+        for method, matrix in matrices.items()
+        for direction in retrieve.DIRECTIONS
+    }
+
+
+def score(objective: Objective, values: dict[str, float]) -> float:
+    """What ranks checkpoints: the mean of both R@1, by the method that was trained for."""
+    method = objective.losses[0]
+    return 0.5 * (values[f"{method}_v2a"] + values[f"{method}_a2v"])
+
+
+# ---- the loop ------------------------------------------------------------------------------
+
+
+def train(config: dict, workdir: Path) -> Run | None:
+    """Trains to the end and returns the averaged model; None if it was told to stop before."""
+    setup = set_up(config)
+    settings, seed = setup.settings, config["seed"]
+    mesh = sharding.make_mesh(settings.devices or None)
+    sharding.check_batch_size(setup.data.batch_size, mesh)
+    schedule_settings = {k: config["optimizer"][k] for k in ("learning_rate", "warmup_steps")}
+    schedule = learning_rate_schedule(steps=settings.steps, **schedule_settings)
+    optimizer = unpack("optimizer", config["optimizer"], make_optimizer, steps=settings.steps)
+    dataset = training_batches(
+        setup.training,
+        batch_size=setup.data.batch_size,
+        seed=seed,
+        align=setup.data.align,
+        buckets=setup.data.buckets,
+        process_index=jax.process_index(),
+        process_count=jax.process_count(),
+        read_threads=setup.data.read_threads,
+    )
+    open_workdir(workdir, resolved_config(setup))
+    batches = iter(dataset)
+
+    example = _example(setup)
+    state = sharding.put_replicated(
+        init_state(setup.encoders, setup.objective, optimizer, example, seed), mesh
+    )
+    checkpoints = Checkpoints(workdir, settings.keep_best)
+    first = checkpoints.latest_step() or 0
+    if first:
+        state, batches_state = checkpoints.restore(first, state)
+        batches.set_state(batches_state)
+        print(f"resuming {workdir} at step {first} of {settings.steps}", file=sys.stderr)
+    else:
+        _describe(setup, state, mesh)
+    step_function = jax.jit(
+        make_train_step(setup.encoders, setup.objective, optimizer, seed),
+        in_shardings=(sharding.replicated(mesh), sharding.batch_sharded(mesh)),
+        out_shardings=sharding.replicated(mesh),
+        donate_argnums=0,
+    )
+    records = Records(workdir, first)
+    meter = Meter(setup.data.batch_size)
+    stop = _stop_on_sigterm()
+    bar = _progress(first, settings.steps)
+    for step in range(first + 1, settings.steps + 1):
+        with meter.waiting():
+            batch = sharding.put_batch(next(batches), mesh)
+        state, step_metrics = step_function(state, batch)
+        meter.add(step_metrics)
+        bar.update()
+        if step % settings.log_every == 0 or step == settings.steps:
+            values = meter.summary() | {"learning_rate": float(schedule(step - 1))}
+            records.write("train", step, values)
+            bar.set_postfix_str(f"loss {values['loss']:.3f}, {values['examples_per_s']:.0f} clips/s")
+            _check_health(step, values, settings, batch, state)
+        validated = None
+        if step % settings.validate_every == 0 or step == settings.steps:
+            validated = validate(setup, state.params)
+            records.write("validation", step, validated)
+            bar.write(f"step {step}: validation {_in_words(validated)}", file=sys.stderr)
+            meter.restart()
+        due = settings.checkpoint_every and step % settings.checkpoint_every == 0
+        if validated or due or stop():
+            points = score(setup.objective, validated) if validated else None
+            checkpoints.save(step, state, batches.get_state(), points)
+        if stop() and step < settings.steps:
+            checkpoints.close()
+            records.close()
+            bar.close()
+            print(f"terminated: saved step {step}; the same command resumes", file=sys.stderr)
+            return None
+    bar.close()
+    checkpoints.wait()
+    return _finish(setup, workdir, checkpoints, records, state.params)
+
+
+def _finish(setup: Setup, workdir: Path, checkpoints: Checkpoints, records: Records, params) -> Run:
+    """Averages the best checkpoints, validates the average and writes it."""
+    averaged, steps = checkpoints.average(params)
+    values = validate(setup, averaged)
+    records.write("averaged", setup.settings.steps, values)
+    save_averaged(workdir, averaged, steps)
+    records.close()
+    checkpoints.close()
+    print(f"averaged steps {', '.join(map(str, steps))}: validation {_in_words(values)}")
+    print(f"run: {workdir}")
+    config = resolved_config(setup)
+    fingerprint = setup.training.fingerprint
+    return Run(
+        workdir, config, setup.encoders, setup.objective, averaged, fingerprint, tuple(steps)
+    )
+
+
+def _example(setup: Setup):
+    """A batch of the data's widths; parameters do not depend on its content."""
+    batch, _ = next(embed.batches(setup.validation, 1, setup.data.align))
+    return batch
+
+
+# ---- health, progress, signals ---------------------------------------------------------------
+
+
+class Meter:
+    """Means of step metrics between two log lines, clips per second, and the share of waiting."""
+
+    def __init__(self, batch_size: int):
+        self._batch_size = batch_size
+        self.restart()
+
+    def restart(self) -> None:
+        self._steps, self._waited, self._since = [], 0.0, time.perf_counter()
+
+    def waiting(self) -> "Iterator[None]":
+        import contextlib
+
+        @contextlib.contextmanager
+        def timed():
+            begin = time.perf_counter()
+            yield
+            self._waited += time.perf_counter() - begin
+
+        return timed()
+
+    def add(self, step_metrics: dict) -> None:
+        self._steps.append(step_metrics)  # still on the device: reading it would wait for the step
+
+    def summary(self) -> dict[str, float]:
+        """Means over the steps since the last call; counters are the latest."""
+        steps = jax.device_get(self._steps)
+        seconds = time.perf_counter() - self._since
+        values = {name: float(np.mean([s[name] for s in steps])) for name in steps[0]}
+        values["skipped"] = int(steps[-1]["skipped"])
+        values["skipped_in_row"] = int(max(s["skipped_in_row"] for s in steps))
+        values["examples_per_s"] = len(steps) * self._batch_size / seconds
+        values["input_share"] = self._waited / seconds
+        self.restart()
+        return values
+
+
+def _check_health(step: int, values: dict, settings: TrainSettings, batch, state) -> None:
+    """Ends a run that no longer learns from anything; says when it seems to have collapsed."""
+    if values["skipped_in_row"] >= settings.max_skipped_in_row:
+        raise Diverged(_diagnosis(step, values, batch, state))
+    if values["embedding_spread"] < COLLAPSED_SPREAD:
+        print(
+            f"step {step}: collapse: all clips of a batch have nearly one embedding (relative "
+            f"spread {values['embedding_spread']:.1e}); lower optimizer.learning_rate or lengthen "
+            "optimizer.warmup_steps",
+            file=sys.stderr,
+        )
+
+
+def _diagnosis(step: int, values: dict, batch, state: TrainState) -> str:
+    largest = max(float(np.abs(np.asarray(stream.values)).max()) for stream in batch)
+    norm = float(np.sqrt(sum(float((np.asarray(p) ** 2).sum()) for p in jax.tree.leaves(state.params))))
+    return (
+        f"step {step}: {values['skipped_in_row']} steps in a row had a loss or gradient that is "
+        f"not finite (expected fewer than train.max_skipped_in_row); the parameters are untouched "
+        f"by them, with norm {norm:.4g}, the largest feature is {largest:.4g}; lower "
+        "optimizer.learning_rate, set optimizer.clip_norm=1.0, or look for outliers in the features"
+    )
+
+
+def _in_words(values: dict[str, float]) -> str:
+    return ", ".join(
+        f"{method} R@1 A->V {values[f'{method}_a2v']:.1%} V->A {values[f'{method}_v2a']:.1%}"
+        for method in ("sequence", "aggregation")
+    )
+
+
+def _describe(setup: Setup, state: TrainState, mesh) -> None:
+    count = sum(x.size for x in jax.tree.leaves(state.params))
+    print(
+        f"{setup.objective.name} objective, {count / 1e6:.1f} M parameters, "
+        f"{len(setup.training)} training and {len(setup.validation)} validation clips, "
+        f"batch {setup.data.batch_size} on {mesh.size} {jax.devices()[0].platform} device(s)",
+        file=sys.stderr,
+    )
+
+
+def _progress(first: int, steps: int) -> tqdm:
+    return tqdm(
+        initial=first,
+        total=steps,
+        desc="train",
+        unit="step",
+        file=sys.stderr,
+        dynamic_ncols=True,
+        mininterval=1 if sys.stderr.isatty() else 10,
+    )
+
+
+def _stop_on_sigterm():
+    """A function that says whether SIGTERM came; the signal itself interrupts nothing."""
+    came = []
+    signal.signal(signal.SIGTERM, lambda *_: came.append(True))
+    return lambda: bool(came)
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = ArgumentParser("Train SCAV, CAV or both on extracted features; resumes by itself.")
+    parser.add_argument(
+        "--workdir", type=Path, required=True, help="where the run is kept, e.g. runs/demo"
+    )
+    config, arguments = parse(parser, argv)
+    absl_logging.set_verbosity(absl_logging.ERROR)
+    if (arguments.workdir / AVERAGED).is_dir():
+        setup = set_up(config.to_dict())
+        open_workdir(arguments.workdir, resolved_config(setup))
+        print(f"{arguments.workdir}: training is finished; evaluate it with "
+              f"`python -m scav_jax.evaluate --run {arguments.workdir} --split test`")
+        return 0
+    return 0 if train(config.to_dict(), arguments.workdir) else EXIT_TERMINATED
+
+
+if __name__ == "__main__":
+    run_program(functools.partial(main))

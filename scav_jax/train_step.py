@@ -1,0 +1,234 @@
+"""The training state and its pure step function: no config, no input or output, no logging."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jaxtyping import Array, Float, Int, PyTree
+
+from scav_jax.distances import find, pairwise
+from scav_jax.encoders import Encoders
+from scav_jax.errors import InputError, did_you_mean
+from scav_jax.objectives import aggregation_loss, sequence_loss
+from scav_jax.sequences import AudioVisual, masked_mean
+
+OBJECTIVES = ("sequence", "aggregation", "sequence+aggregation")
+Metrics = dict[str, Float[Array, ""]]
+
+
+@dataclass(frozen=True)
+class Objective:
+    """What is minimised: SCAV, CAV or both; they differ by the name only.
+
+    Attributes:
+      name: "sequence" (SCAV), "aggregation" (CAV) or "sequence+aggregation" (the multitask
+        ablation, equal weights and a temperature each).
+      distance: the distance of L_seq, a key of `distances.DISTANCES`. CAV does not train with it.
+      distance_options: its options, for example `{"resample": "visual_to_audio"}`.
+      normalize: z-score the distance matrix (False: an ablation of Table IV).
+      temperature: lambda at the start (paper: 1).
+      aggregation_temperature: tau at the start (paper: 0.07).
+    """
+
+    name: str = "sequence"
+    distance: str = "euclidean"
+    distance_options: dict = field(default_factory=dict)
+    normalize: bool = True
+    temperature: float = 1.0
+    aggregation_temperature: float = 0.07
+
+    def __post_init__(self):
+        if self.name not in OBJECTIVES:
+            raise InputError(
+                f"objective.name: expected one of {', '.join(OBJECTIVES)}, got {self.name!r}."
+                + did_you_mean(self.name, OBJECTIVES)
+            )
+        find(self.distance, self.distance_options)
+
+    @property
+    def losses(self) -> tuple[str, ...]:
+        """The losses that are summed: "sequence", "aggregation" or both."""
+        return tuple(self.name.split("+"))
+
+
+@flax.struct.dataclass
+class TrainState:
+    """Everything that training changes.
+
+    Attributes:
+      step: batches seen, skipped ones included; it also seeds dropout.
+      params: `{"encoders": ..., "log_temperature": {"sequence": ..., "aggregation": ...}}`.
+      opt_state: the optimizer's.
+      skipped: steps without an update because loss or gradient were not finite.
+      skipped_in_row: how many of them were the latest ones.
+    """
+
+    step: Int[Array, ""]
+    params: PyTree
+    opt_state: PyTree
+    skipped: Int[Array, ""]
+    skipped_in_row: Int[Array, ""]
+
+
+def init_params(
+    encoders: Encoders, objective: Objective, example: AudioVisual, seed: int
+) -> PyTree:
+    """Parameters at the start; `example` gives the feature widths, its content is not read."""
+    # Two steps of one clip are enough to know the widths, and cheap.
+    tiny = jax.tree.map(jnp.asarray, _first_clip(example))
+    log_temperature = {
+        "sequence": jnp.log(jnp.float32(objective.temperature)),
+        "aggregation": jnp.log(jnp.float32(objective.aggregation_temperature)),
+    }
+    return {
+        "encoders": encoders.init(jax.random.key(seed), tiny)["params"],
+        "log_temperature": {name: log_temperature[name] for name in objective.losses},
+    }
+
+
+def _first_clip(batch: AudioVisual) -> AudioVisual:
+    def cut(stream):
+        steps = min(2, stream.values.shape[1])
+        window = np.asarray([[0.0, steps]], np.float32)
+        values = jnp.zeros((1, steps, stream.values.shape[2]), jnp.float32)
+        return stream.replace(
+            values=values, lengths=jnp.full((1,), steps, jnp.int32), windows=window
+        )
+
+    return AudioVisual(*(cut(stream) for stream in batch))
+
+
+def init_state(
+    encoders: Encoders,
+    objective: Objective,
+    optimizer: optax.GradientTransformation,
+    example: AudioVisual,
+    seed: int,
+) -> TrainState:
+    """The state before the first step; the same seed gives the same numbers."""
+    params = init_params(encoders, objective, example, seed)
+    zero = jnp.zeros((), jnp.int32)
+    return TrainState(zero, params, optimizer.init(params), zero, zero)
+
+
+def compute_loss(
+    encoders: Encoders,
+    objective: Objective,
+    params: PyTree,
+    batch: AudioVisual,
+    dropout_key: Array | None = None,
+) -> tuple[Float[Array, ""], dict]:
+    """The objective on one batch of features, exactly as the step sees it.
+
+    Args:
+      encoders: the towers.
+      objective: which loss, with which distance.
+      params: of `init_params`.
+      batch: B clips' features, padded.
+      dropout_key: None turns dropout off.
+
+    Returns:
+      The loss, and aux: `latents`, `embeddings` (visual, audio), and the aux of each loss under
+      its name ("sequence", "aggregation").
+    """
+    rngs = None if dropout_key is None else {"dropout": dropout_key}
+    latents = encoders.apply(
+        {"params": params["encoders"]}, batch, deterministic=dropout_key is None, rngs=rngs
+    )
+    embeddings = [masked_mean(stream.values, stream.lengths) for stream in latents]
+    aux = {"latents": latents, "embeddings": embeddings}
+    loss = jnp.zeros((), jnp.float32)
+    if "sequence" in objective.losses:
+        distances = pairwise(objective.distance, *latents, **objective.distance_options)
+        part, aux["sequence"] = sequence_loss(
+            distances, params["log_temperature"]["sequence"], normalize=objective.normalize
+        )
+        loss = loss + part
+    if "aggregation" in objective.losses:
+        part, aux["aggregation"] = aggregation_loss(
+            *embeddings, params["log_temperature"]["aggregation"]
+        )
+        loss = loss + part
+    return loss, aux
+
+
+def make_train_step(
+    encoders: Encoders,
+    objective: Objective,
+    optimizer: optax.GradientTransformation,
+    seed: int,
+) -> Callable[[TrainState, AudioVisual], tuple[TrainState, Metrics]]:
+    """`step(state, batch) -> (state, metrics)`, pure and ready for `jit`.
+
+    A step whose loss or gradient is not finite changes neither parameters nor optimizer: it is
+    counted instead. Dropout depends on the seed and the step only, so a resumed run is the same.
+    """
+    key = jax.random.key(seed)
+
+    def step(state: TrainState, batch: AudioVisual) -> tuple[TrainState, Metrics]:
+        dropout_key = jax.random.fold_in(key, state.step)
+
+        def loss_function(params):
+            return compute_loss(encoders, objective, params, batch, dropout_key)
+
+        (loss, aux), gradients = jax.value_and_grad(loss_function, has_aux=True)(state.params)
+        gradient_norm = optax.global_norm(gradients)
+        finite = jnp.isfinite(loss) & jnp.isfinite(gradient_norm)
+        with jax.numpy_dtype_promotion("standard"):  # optax mixes dtypes; strictness is for us
+            updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
+        params = optax.apply_updates(state.params, updates)
+
+        def keep(new, old):
+            return jax.tree.map(lambda n, o: jnp.where(finite, n, o), new, old)
+
+        failed = 1 - finite.astype(jnp.int32)
+        new_state = TrainState(
+            step=state.step + 1,
+            params=keep(params, state.params),
+            opt_state=keep(opt_state, state.opt_state),
+            skipped=state.skipped + failed,
+            skipped_in_row=(state.skipped_in_row + 1) * failed,
+        )
+        metrics = {
+            "loss": loss,
+            "gradient_norm": gradient_norm,
+            "skipped": new_state.skipped,
+            "skipped_in_row": new_state.skipped_in_row,
+            **_health(objective, aux),
+        }
+        return new_state, metrics
+
+    return step
+
+
+def _health(objective: Objective, aux: dict) -> Metrics:
+    """What tells a healthy run from a collapsed one, as scalars."""
+    metrics = {}
+    for name in objective.losses:
+        prefix = "" if name == objective.losses[0] else f"{name}_"
+        part = aux[name]
+        metrics[f"{prefix}temperature"] = part["temperature"]
+        metrics[f"{prefix}recall_v2a"] = _recall_at_1(part["logits_v2a"], axis=1)
+        metrics[f"{prefix}recall_a2v"] = _recall_at_1(part["logits_a2v"], axis=0)
+    if "sequence" in aux:
+        distances = aux["sequence"]["distances"]
+        metrics["distance_mean"] = jnp.mean(distances)
+        metrics["distance_spread"] = jnp.std(distances)
+    metrics["embedding_spread"] = jnp.minimum(*(_spread(e) for e in aux["embeddings"]))
+    return metrics
+
+
+def _recall_at_1(logits: Float[Array, "B B"], axis: int) -> Float[Array, ""]:
+    """The share of queries whose own pair beats every other; a tie counts against the query."""
+    own = jnp.expand_dims(jnp.diagonal(logits), axis)
+    return jnp.mean((jnp.sum(logits >= own, axis=axis) == 1).astype(jnp.float32))
+
+
+def _spread(embeddings: Float[Array, "B C"]) -> Float[Array, ""]:
+    """How far a batch's embeddings lie apart, relative to their length; 0 when all are equal."""
+    deviation = jnp.sum(jnp.var(embeddings, axis=0))
+    return jnp.sqrt(deviation / (jnp.mean(jnp.sum(embeddings**2, axis=-1)) + 1e-12))

@@ -25,6 +25,7 @@ programs
     embed          a model + features -> latents, embeddings, ids
     retrieve       aggregation, sequence and hybrid(k) retrieval: functions of arrays
     metrics        ranks and recall
+    records        what a run writes while it trains: metrics.jsonl, TensorBoard, rates
     train          `python -m scav_jax.train --config configs/vggsound.py`
     report         figures and report.html
     evaluate       the paper's tables on any data set: `python -m scav_jax.evaluate`

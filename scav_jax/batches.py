@@ -63,11 +63,11 @@ def trimmed_lengths(split: "Split", align: str = "time") -> Int[np.ndarray, "cli
     stored = np.stack([split.visual_lengths, split.audio_lengths], axis=1).astype(np.int32)
     if align == "index":
         return stored
+    # Records hold spans as float32; in other digits a step at an edge could fall the other way.
+    spans = np.concatenate([split.visual_spans, split.audio_spans], axis=1).astype(np.float32)
     # Most clips share one geometry, so the exact rule runs once for each that differs.
     geometries, which = np.unique(
-        np.concatenate([stored, split.visual_spans, split.audio_spans], axis=1),
-        axis=0,
-        return_inverse=True,
+        np.concatenate([stored, spans], axis=1), axis=0, return_inverse=True
     )
     kept = np.empty((len(geometries), 2), np.int32)
     for row, (n, m, *seconds) in enumerate(geometries.tolist()):

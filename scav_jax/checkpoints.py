@@ -55,9 +55,7 @@ class Checkpoints:
         """The step of the newest whole checkpoint."""
         return self._manager.latest_step()
 
-    def save(
-        self, step: int, state: TrainState, batches_state: dict, score: float | None
-    ) -> None:
+    def save(self, step: int, state: TrainState, batches_state: dict, score: float | None) -> None:
         """Starts writing a checkpoint; a score (higher is better) enters it among the best.
 
         Args:
@@ -218,10 +216,14 @@ def parameter_shapes(encoders: Encoders, objective: Objective, widths: dict) -> 
       objective: it has the temperatures.
       widths: `{"visual": Dv, "audio": Da}`, channels of the features.
     """
-    example = AudioVisual(
+    return jax.eval_shape(lambda: init_params(encoders, objective, example_batch(widths), 0))
+
+
+def example_batch(widths: dict) -> AudioVisual:
+    """The smallest batch of features with these widths; parameters depend on nothing else."""
+    return AudioVisual(
         *(sequences(jnp.zeros((1, 2, widths[name]))) for name in ("visual", "audio"))
     )
-    return jax.eval_shape(lambda: init_params(encoders, objective, example, 0))
 
 
 def save_averaged(run: Path, params: PyTree, steps: list[int]) -> None:

@@ -19,7 +19,7 @@ import re
 import sys
 import traceback
 import types
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -38,6 +38,7 @@ FILE:VARIANT chooses a variant of a config, for example configs/table1/cav.py:ba
 """
 
 _T = TypeVar("_T")
+Document = Mapping | ConfigDict  # a ConfigDict is no Mapping to Python
 
 
 # ---- files ---------------------------------------------------------------------------------
@@ -129,7 +130,7 @@ def _same(frame: traceback.FrameSummary, file: Path) -> bool:
 # ---- overrides -----------------------------------------------------------------------------
 
 
-def flatten(config: Mapping, prefix: str = "") -> dict[str, Any]:
+def flatten(config: Document, prefix: str = "") -> dict[str, Any]:
     """`{"train.steps": 300, ...}`: the values by their dotted keys.
 
     >>> flatten({"train": {"steps": 300}, "seed": 0})
@@ -138,7 +139,7 @@ def flatten(config: Mapping, prefix: str = "") -> dict[str, Any]:
     flat = {}
     for key in sorted(config):
         value = config[key]
-        if isinstance(value, Mapping | ConfigDict):
+        if isinstance(value, Document):
             flat |= flatten(value, f"{prefix}{key}.")
         else:
             flat[prefix + key] = value
@@ -327,7 +328,7 @@ def _print_help(parser: ArgumentParser, words: list[str]) -> None:
 # ---- sections into constructors ------------------------------------------------------------
 
 
-def unpack(name: str, section: Mapping, constructor: Callable[..., _T], /, **given: Any) -> _T:
+def unpack(name: str, section: Document, constructor: Callable[..., _T], /, **given: Any) -> _T:
     """`constructor(**section, **given)`; a key too many or too few is an `InputError`.
 
     Args:
@@ -354,7 +355,7 @@ def unpack(name: str, section: Mapping, constructor: Callable[..., _T], /, **giv
 
 
 def _check_keys(
-    where: str, keys: Sequence[str], known: Sequence[str], required: Sequence[str]
+    where: str, keys: Iterable[str], known: Iterable[str], required: Iterable[str]
 ) -> None:
     for key in keys:
         if key not in known:
@@ -368,11 +369,11 @@ def _check_keys(
 # ---- the document on disk ------------------------------------------------------------------
 
 
-def _plain(config: Mapping) -> dict:
+def _plain(config: Document) -> dict:
     return config.to_dict() if isinstance(config, ConfigDict) else dict(config)
 
 
-def to_json(config: Mapping) -> str:
+def to_json(config: Document) -> str:
     """The document as text: keys sorted, the same document gives the same text."""
     return json.dumps(_plain(config), indent=2, sort_keys=True, allow_nan=False) + "\n"
 
@@ -382,7 +383,7 @@ def from_json(text: str) -> dict:
     return json.loads(text)
 
 
-def difference(expected: Mapping, got: Mapping) -> str:
+def difference(expected: Document, got: Document) -> str:
     """What differs between two documents, in words; "" when they are the same.
 
     >>> difference({"train": {"steps": 300}}, {"train": {"steps": 400}})

@@ -186,9 +186,7 @@ def top_k(
 
 
 @functools.cache
-def _own_candidates(
-    name: str, direction: str, options: tuple[tuple[str, object], ...]
-) -> Callable:
+def _own_candidates(name: str, direction: str, options: tuple[tuple[str, object], ...]) -> Callable:
     def one(query: Sequences, candidates: Sequences) -> Float[Array, "k"]:
         alone = jax.tree.map(lambda leaf: leaf[None], query)
         if direction == "v2a":

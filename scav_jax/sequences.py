@@ -11,8 +11,10 @@ from typing import NamedTuple
 import flax.struct
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
+AnyArray = Array | np.ndarray  # batches are NumPy until they are put on a device
 DIRECTIONS = ("visual_to_audio", "audio_to_visual")
 
 
@@ -28,9 +30,9 @@ class Sequences:
         The whole sequence is (0, length).
     """
 
-    values: Float[Array, "*batch steps channels"]
-    lengths: Int[Array, "*batch"]
-    windows: Float[Array, "*batch 2"]
+    values: Float[AnyArray, "*batch steps channels"]
+    lengths: Int[AnyArray, "*batch"]
+    windows: Float[AnyArray, "*batch 2"]
 
 
 class AudioVisual(NamedTuple):
@@ -72,7 +74,9 @@ def step_mask(lengths: Int[Array, "*batch"], steps: int) -> Bool[Array, "*batch 
            [1, 1, 1]], dtype=int32)
     """
     lengths = jnp.expand_dims(lengths, -1)
-    return jnp.arange(steps, dtype=lengths.dtype).reshape((1,) * (lengths.ndim - 1) + (-1,)) < lengths
+    return (
+        jnp.arange(steps, dtype=lengths.dtype).reshape((1,) * (lengths.ndim - 1) + (-1,)) < lengths
+    )
 
 
 def zero_padding(

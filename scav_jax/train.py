@@ -5,19 +5,16 @@ Everything that makes up the run is in `WORKDIR`: `config.json`, `metrics.jsonl`
 `checkpoints/`, `averaged/`. The same command resumes an interrupted run, bit for bit.
 """
 
-import functools
-import json
+import contextlib
+import dataclasses
 import signal
 import sys
-import time
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import jax
 import numpy as np
 from absl import logging as absl_logging
-from tensorboardX import SummaryWriter
 from tqdm import tqdm
 
 from scav_jax import datasets, embed, metrics, retrieve, sharding
@@ -27,6 +24,7 @@ from scav_jax.checkpoints import (
     CONFIG_FILE,
     Checkpoints,
     Run,
+    example_batch,
     read_config,
     save_averaged,
     write_json,
@@ -37,14 +35,11 @@ from scav_jax.encoders import Encoders
 from scav_jax.errors import InputError, run_program
 from scav_jax.features import fingerprint_difference
 from scav_jax.optimizer import learning_rate_schedule, make_optimizer
+from scav_jax.records import Meter, Records
 from scav_jax.train_step import Objective, TrainState, init_state, make_train_step
 
 EXIT_TERMINATED = 143  # SIGTERM, as shells report it
 COLLAPSED_SPREAD = 1e-3  # embeddings this close, relative to their length, are one point
-
-
-class Diverged(InputError):
-    """Training cannot go on: too many steps in a row were not finite."""
 
 
 @dataclass(frozen=True)
@@ -171,53 +166,14 @@ def open_workdir(workdir: Path, resolved: dict) -> None:
         )
 
 
-# ---- records -------------------------------------------------------------------------------
-
-
-class Records:
-    """`metrics.jsonl` and TensorBoard; after a resume, what came later is cut off."""
-
-    def __init__(self, workdir: Path, resumed_at: int):
-        path = workdir / "metrics.jsonl"
-        kept = _records_until(path, resumed_at)
-        partial = path.with_suffix(".partial")
-        partial.write_text("".join(json.dumps(record) + "\n" for record in kept))
-        partial.replace(path)
-        self._file = open(path, "a", encoding="utf-8")  # noqa: SIM115: open while training
-        self._board = SummaryWriter(str(workdir / "tensorboard"), purge_step=resumed_at + 1)
-
-    def write(self, kind: str, step: int, values: dict[str, float]) -> None:
-        self._file.write(json.dumps({"kind": kind, "step": step, **values}) + "\n")
-        self._file.flush()
-        for name, value in values.items():
-            self._board.add_scalar(f"{kind}/{name}", value, step)
-
-    def close(self) -> None:
-        self._file.close()
-        self._board.close()
-
-
-def _records_until(path: Path, step: int) -> list[dict]:
-    if not path.exists():
-        return []
-    records = []
-    for line in path.read_text().splitlines():
-        try:
-            records.append(json.loads(line))
-        except json.JSONDecodeError:  # the line that a kill cut short
-            continue
-    return [record for record in records if record["step"] <= step]
-
-
 # ---- validation ----------------------------------------------------------------------------
 
 
 def validate(setup: Setup, params) -> dict[str, float]:
     """R@1 in both directions by sequence and by aggregation, over the whole validation split."""
-    run = Run(
-        None, setup.config, setup.encoders, setup.objective, params, setup.training.fingerprint
+    embedded = embed.embed(
+        _run_of(setup, params), setup.validation, batch_size=setup.data.batch_size
     )
-    embedded = embed.embed(run, setup.validation, batch_size=setup.data.batch_size)
     latents = embed.latents(embedded)
     similarities = retrieve.aggregation_similarities(
         embedded.visual_embeddings, embedded.audio_embeddings
@@ -235,6 +191,11 @@ def validate(setup: Setup, params) -> dict[str, float]:
     }
 
 
+def _run_of(setup: Setup, params) -> Run:
+    fingerprint = setup.training.fingerprint
+    return Run(None, setup.config, setup.encoders, setup.objective, params, fingerprint)
+
+
 def score(objective: Objective, values: dict[str, float]) -> float:
     """What ranks checkpoints: the mean of both R@1, by the method that was trained for."""
     method = objective.losses[0]
@@ -245,150 +206,99 @@ def score(objective: Objective, values: dict[str, float]) -> float:
 
 
 def train(config: dict, workdir: Path) -> Run | None:
-    """Trains to the end and returns the averaged model; None if it was told to stop before."""
+    """Trains to the end and returns the averaged model; None if it was told to stop before.
+
+    Args:
+      config: the resolved config, nested dict.
+      workdir: the run directory; holds nothing yet, or the same run, which is then resumed.
+    """
     setup = set_up(config)
-    settings, seed = setup.settings, config["seed"]
+    settings = setup.settings
     mesh = sharding.make_mesh(settings.devices or None)
     sharding.check_batch_size(setup.data.batch_size, mesh)
-    schedule_settings = {k: config["optimizer"][k] for k in ("learning_rate", "warmup_steps")}
-    schedule = learning_rate_schedule(steps=settings.steps, **schedule_settings)
     optimizer = unpack("optimizer", config["optimizer"], make_optimizer, steps=settings.steps)
-    dataset = training_batches(
+    dataset = _training_dataset(setup)
+    open_workdir(workdir, resolved_config(setup))
+
+    batches = iter(dataset)
+    checkpoints = Checkpoints(workdir, settings.keep_best)
+    state, first = _start_or_resume(setup, optimizer, mesh, checkpoints, batches)
+    step_function = jax.jit(
+        make_train_step(setup.encoders, setup.objective, optimizer, config["seed"]),
+        in_shardings=(sharding.replicated(mesh), sharding.batch_sharded(mesh)),
+        out_shardings=sharding.replicated(mesh),
+        donate_argnums=0,
+    )
+    records, meter, stop = Records(workdir, first), Meter(setup.data.batch_size), _on_sigterm()
+    with contextlib.closing(records), _progress(first, settings.steps) as bar:
+        for step in range(first + 1, settings.steps + 1):
+            with meter.waiting():
+                batch = sharding.put_batch(next(batches), mesh)
+            state, step_metrics = step_function(state, batch)
+            meter.add(step_metrics)
+            bar.update()
+            last = step == settings.steps
+            if step % settings.log_every == 0 or last:
+                _log(step, meter, setup, records, bar, batch, state)
+            points = None
+            if step % settings.validate_every == 0 or last:
+                points = _validate(step, setup, state.params, records, bar)
+                meter.restart()
+            due = settings.checkpoint_every and step % settings.checkpoint_every == 0
+            if points is not None or due or stop():
+                checkpoints.save(step, state, batches.get_state(), points)
+            if stop() and not last:
+                checkpoints.close()
+                bar.write(f"terminated: saved step {step}; the same command resumes", sys.stderr)
+                return None
+        return _finish(setup, workdir, checkpoints, records, state.params)
+
+
+def _training_dataset(setup: Setup):
+    return training_batches(
         setup.training,
         batch_size=setup.data.batch_size,
-        seed=seed,
+        seed=setup.config["seed"],
         align=setup.data.align,
         buckets=setup.data.buckets,
         process_index=jax.process_index(),
         process_count=jax.process_count(),
         read_threads=setup.data.read_threads,
     )
-    open_workdir(workdir, resolved_config(setup))
-    batches = iter(dataset)
 
-    example = _example(setup)
-    state = sharding.put_replicated(
-        init_state(setup.encoders, setup.objective, optimizer, example, seed), mesh
+
+def _start_or_resume(setup: Setup, optimizer, mesh, checkpoints: Checkpoints, batches):
+    """The state to go on from, and how many steps it has seen; moves the batches there too."""
+    widths = {"visual": setup.training.visual_width, "audio": setup.training.audio_width}
+    state = init_state(
+        setup.encoders, setup.objective, optimizer, example_batch(widths), setup.config["seed"]
     )
-    checkpoints = Checkpoints(workdir, settings.keep_best)
+    state = sharding.put_replicated(state, mesh)
     first = checkpoints.latest_step() or 0
-    if first:
-        state, batches_state = checkpoints.restore(first, state)
-        batches.set_state(batches_state)
-        print(f"resuming {workdir} at step {first} of {settings.steps}", file=sys.stderr)
-    else:
+    if not first:
         _describe(setup, state, mesh)
-    step_function = jax.jit(
-        make_train_step(setup.encoders, setup.objective, optimizer, seed),
-        in_shardings=(sharding.replicated(mesh), sharding.batch_sharded(mesh)),
-        out_shardings=sharding.replicated(mesh),
-        donate_argnums=0,
+        return state, 0
+    state, batches_state = checkpoints.restore(first, state)
+    batches.set_state(batches_state)
+    print(f"resuming at step {first} of {setup.settings.steps}", file=sys.stderr)
+    return state, first
+
+
+def _log(step: int, meter: Meter, setup: Setup, records: Records, bar: tqdm, batch, state) -> None:
+    """Writes a line of metrics; ends the run if it no longer learns from anything."""
+    section = setup.config["optimizer"]
+    schedule = learning_rate_schedule(
+        learning_rate=section["learning_rate"],
+        warmup_steps=section["warmup_steps"],
+        steps=setup.settings.steps,
     )
-    records = Records(workdir, first)
-    meter = Meter(setup.data.batch_size)
-    stop = _stop_on_sigterm()
-    bar = _progress(first, settings.steps)
-    for step in range(first + 1, settings.steps + 1):
-        with meter.waiting():
-            batch = sharding.put_batch(next(batches), mesh)
-        state, step_metrics = step_function(state, batch)
-        meter.add(step_metrics)
-        bar.update()
-        if step % settings.log_every == 0 or step == settings.steps:
-            values = meter.summary() | {"learning_rate": float(schedule(step - 1))}
-            records.write("train", step, values)
-            bar.set_postfix_str(f"loss {values['loss']:.3f}, {values['examples_per_s']:.0f} clips/s")
-            _check_health(step, values, settings, batch, state)
-        validated = None
-        if step % settings.validate_every == 0 or step == settings.steps:
-            validated = validate(setup, state.params)
-            records.write("validation", step, validated)
-            bar.write(f"step {step}: validation {_in_words(validated)}", file=sys.stderr)
-            meter.restart()
-        due = settings.checkpoint_every and step % settings.checkpoint_every == 0
-        if validated or due or stop():
-            points = score(setup.objective, validated) if validated else None
-            checkpoints.save(step, state, batches.get_state(), points)
-        if stop() and step < settings.steps:
-            checkpoints.close()
-            records.close()
-            bar.close()
-            print(f"terminated: saved step {step}; the same command resumes", file=sys.stderr)
-            return None
-    bar.close()
-    checkpoints.wait()
-    return _finish(setup, workdir, checkpoints, records, state.params)
-
-
-def _finish(setup: Setup, workdir: Path, checkpoints: Checkpoints, records: Records, params) -> Run:
-    """Averages the best checkpoints, validates the average and writes it."""
-    averaged, steps = checkpoints.average(params)
-    values = validate(setup, averaged)
-    records.write("averaged", setup.settings.steps, values)
-    save_averaged(workdir, averaged, steps)
-    records.close()
-    checkpoints.close()
-    print(f"averaged steps {', '.join(map(str, steps))}: validation {_in_words(values)}")
-    print(f"run: {workdir}")
-    config = resolved_config(setup)
-    fingerprint = setup.training.fingerprint
-    return Run(
-        workdir, config, setup.encoders, setup.objective, averaged, fingerprint, tuple(steps)
-    )
-
-
-def _example(setup: Setup):
-    """A batch of the data's widths; parameters do not depend on its content."""
-    batch, _ = next(embed.batches(setup.validation, 1, setup.data.align))
-    return batch
-
-
-# ---- health, progress, signals ---------------------------------------------------------------
-
-
-class Meter:
-    """Means of step metrics between two log lines, clips per second, and the share of waiting."""
-
-    def __init__(self, batch_size: int):
-        self._batch_size = batch_size
-        self.restart()
-
-    def restart(self) -> None:
-        self._steps, self._waited, self._since = [], 0.0, time.perf_counter()
-
-    def waiting(self) -> "Iterator[None]":
-        import contextlib
-
-        @contextlib.contextmanager
-        def timed():
-            begin = time.perf_counter()
-            yield
-            self._waited += time.perf_counter() - begin
-
-        return timed()
-
-    def add(self, step_metrics: dict) -> None:
-        self._steps.append(step_metrics)  # still on the device: reading it would wait for the step
-
-    def summary(self) -> dict[str, float]:
-        """Means over the steps since the last call; counters are the latest."""
-        steps = jax.device_get(self._steps)
-        seconds = time.perf_counter() - self._since
-        values = {name: float(np.mean([s[name] for s in steps])) for name in steps[0]}
-        values["skipped"] = int(steps[-1]["skipped"])
-        values["skipped_in_row"] = int(max(s["skipped_in_row"] for s in steps))
-        values["examples_per_s"] = len(steps) * self._batch_size / seconds
-        values["input_share"] = self._waited / seconds
-        self.restart()
-        return values
-
-
-def _check_health(step: int, values: dict, settings: TrainSettings, batch, state) -> None:
-    """Ends a run that no longer learns from anything; says when it seems to have collapsed."""
-    if values["skipped_in_row"] >= settings.max_skipped_in_row:
-        raise Diverged(_diagnosis(step, values, batch, state))
+    values = meter.summary() | {"learning_rate": float(schedule(step - 1))}
+    records.write("train", step, values)
+    bar.set_postfix_str(f"loss {values['loss']:.3f}, {values['examples_per_s']:.0f} clips/s")
+    if values["skipped_in_row"] >= setup.settings.max_skipped_in_row:
+        raise InputError(_diagnosis(step, values, batch, state))
     if values["embedding_spread"] < COLLAPSED_SPREAD:
-        print(
+        bar.write(
             f"step {step}: collapse: all clips of a batch have nearly one embedding (relative "
             f"spread {values['embedding_spread']:.1e}); lower optimizer.learning_rate or lengthen "
             "optimizer.warmup_steps",
@@ -396,9 +306,36 @@ def _check_health(step: int, values: dict, settings: TrainSettings, batch, state
         )
 
 
+def _validate(step: int, setup: Setup, params, records: Records, bar: tqdm) -> float:
+    values = validate(setup, params)
+    records.write("validation", step, values)
+    bar.write(f"step {step}: validation {_in_words(values)}", file=sys.stderr)
+    return score(setup.objective, values)
+
+
+def _finish(setup: Setup, workdir: Path, checkpoints: Checkpoints, records: Records, params) -> Run:
+    """Averages the best checkpoints, validates the average and writes it."""
+    checkpoints.wait()
+    averaged, steps = checkpoints.average(params)
+    values = validate(setup, averaged)
+    records.write("averaged", setup.settings.steps, values)
+    save_averaged(workdir, averaged, steps)
+    checkpoints.close()
+    print(f"averaged steps {', '.join(map(str, steps))}: validation {_in_words(values)}")
+    print(f"run: {workdir}")
+    return dataclasses.replace(
+        _run_of(setup, averaged), path=workdir, config=resolved_config(setup), steps=tuple(steps)
+    )
+
+
+# ---- health, progress, signals ---------------------------------------------------------------
+
+
 def _diagnosis(step: int, values: dict, batch, state: TrainState) -> str:
     largest = max(float(np.abs(np.asarray(stream.values)).max()) for stream in batch)
-    norm = float(np.sqrt(sum(float((np.asarray(p) ** 2).sum()) for p in jax.tree.leaves(state.params))))
+    norm = float(
+        np.sqrt(sum(float((np.asarray(p) ** 2).sum()) for p in jax.tree.leaves(state.params)))
+    )
     return (
         f"step {step}: {values['skipped_in_row']} steps in a row had a loss or gradient that is "
         f"not finite (expected fewer than train.max_skipped_in_row); the parameters are untouched "
@@ -436,7 +373,7 @@ def _progress(first: int, steps: int) -> tqdm:
     )
 
 
-def _stop_on_sigterm():
+def _on_sigterm():
     """A function that says whether SIGTERM came; the signal itself interrupts nothing."""
     came = []
     signal.signal(signal.SIGTERM, lambda *_: came.append(True))
@@ -453,11 +390,13 @@ def main(argv: list[str] | None = None) -> int:
     if (arguments.workdir / AVERAGED).is_dir():
         setup = set_up(config.to_dict())
         open_workdir(arguments.workdir, resolved_config(setup))
-        print(f"{arguments.workdir}: training is finished; evaluate it with "
-              f"`python -m scav_jax.evaluate --run {arguments.workdir} --split test`")
+        print(
+            f"{arguments.workdir}: training is finished; evaluate it with "
+            f"`python -m scav_jax.evaluate --run {arguments.workdir} --split test`"
+        )
         return 0
     return 0 if train(config.to_dict(), arguments.workdir) else EXIT_TERMINATED
 
 
 if __name__ == "__main__":
-    run_program(functools.partial(main))
+    run_program(main)

@@ -111,8 +111,9 @@ def init_state(
 ) -> TrainState:
     """The state before the first step; the same seed gives the same numbers."""
     params = init_params(encoders, objective, example, seed)
-    zero = jnp.zeros((), jnp.int32)
-    return TrainState(zero, params, optimizer.init(params), zero, zero)
+    # Three arrays, not one: a step may donate its state, and a buffer can be donated only once.
+    step, skipped, in_row = (jnp.zeros((), jnp.int32) for _ in range(3))
+    return TrainState(step, params, optimizer.init(params), skipped, in_row)
 
 
 def compute_loss(

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from scav_jax import batches, sequences
+from scav_jax import batches, datasets, sequences
 from scav_jax.errors import InputError
 from scav_jax.features import Clip, check_clip, overlap_window, shared_span
 
@@ -91,7 +91,7 @@ def test_an_epoch_has_every_clip_once_but_the_dropped(read_threads):
     split = ragged_split(37)
     dataset = batches.training_batches(split, batch_size=6, seed=1, read_threads=read_threads)
     drawn = [clips_of(batch) for batch in first(dataset, 12)]
-    epochs = [sum(drawn[:6], []), sum(drawn[6:], [])]
+    epochs = [list(itertools.chain(*drawn[:6])), list(itertools.chain(*drawn[6:]))]
     for epoch in epochs:
         assert len(epoch) == len(set(epoch)) == 36
     assert epochs[0] != epochs[1]
@@ -201,7 +201,7 @@ def test_few_static_shapes_that_hold_every_clip():
 
 
 def test_clips_of_a_rare_length_join_the_next_larger_shape():
-    """3 + 2 clips of two shapes cannot fill a batch of 4 of their own: both are drawn all the same."""
+    """3 and 2 clips of two shapes cannot fill a batch of 4 alone: all are drawn all the same."""
     lengths = np.array([[10, 4]] * 3 + [[20, 5]] * 2 + [[30, 6]] * 7)
     plan = batches.BatchPlan(lengths, batch_size=4, seed=0, buckets=12)
     assert plan.paddings == [(10, 4), (20, 5), (30, 6)]
@@ -386,11 +386,11 @@ def test_a_clip_longer_than_listed_is_an_error_that_names_it():
         ({"batch_size": 1}, "at least 2, got 1"),
         (
             {"batch_size": 10, "process_count": 4},
-            "multiple of the 4 processes, got 10; use 8 or 12",
+            "of the 4 processes, got 10; use 8 or 12",
         ),
         (
             {"batch_size": 11, "process_count": 6},
-            "multiple of the 6 processes, got 11; use 6 or 12",
+            "of the 6 processes, got 11; use 6 or 12",
         ),
         ({"batch_size": 12, "process_count": 5}, "5 processes, got 12; use 10$"),
         ({"batch_size": 4, "process_count": 20}, "use fewer processes"),
@@ -411,3 +411,20 @@ def test_an_empty_split_is_an_error():
         batches.training_batches(split, batch_size=4, seed=0)
     with pytest.raises(InputError, match="'train' is empty"):
         batches.evaluation_batches(split, batch_size=4)
+
+
+def test_batches_of_a_data_set_on_disk(tmp_path):
+    memory = ragged_split(14)
+    clips = [("train", memory[index]) for index in range(14)]
+    datasets.write(clips, tmp_path / "data", fingerprint={"rate_hz": 1}, videos="", rejected=[])
+    disk = datasets.read(tmp_path / "data", "train")
+    for align in batches.ALIGNMENTS:
+        options = {"batch_size": 4, "seed": 3, "align": align, "buckets": 2}
+        stored = first(batches.training_batches(disk, **options), 5)
+        for batch, same in zip(stored, batches.training_batches(memory, **options), strict=False):
+            for stream, expected in zip(batch, same, strict=True):
+                np.testing.assert_array_equal(stream.values, expected.values)
+                np.testing.assert_array_equal(stream.lengths, expected.lengths)
+                np.testing.assert_allclose(stream.windows, expected.windows, rtol=1e-5, atol=1e-5)
+    seen = [clips_of(batch) for batch, _ in batches.evaluation_batches(disk, batch_size=5)]
+    assert list(itertools.chain(*seen)) == list(range(14))

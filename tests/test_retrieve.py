@@ -1,5 +1,7 @@
 """Hybrid retrieval against a naive search, its extremes, and blocks against the definition."""
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -120,7 +122,7 @@ def test_cosines_by_hand():
 def test_embeddings_without_direction(value):
     audio = np.ones((4, 3), np.float32)
     audio[2] = value
-    with pytest.raises(InputError, match="audio embeddings .* number 2 .1 of 4"):
+    with pytest.raises(InputError, match=r"audio embeddings .* number 2 .1 of 4"):
         retrieve.aggregation_similarities(np.ones((4, 3), np.float32), audio)
 
 
@@ -135,8 +137,10 @@ def test_blocks_equal_the_definition(monkeypatch, name, ragged):
     visual, audio = latents
     for i in range(11):
         for j in range(11):
-            one = [Sequences(s.values[c], s.lengths[c], s.windows[c]) for s, c in
-                   ((visual, i), (audio, j))]
+            one = [
+                jax.tree.map(lambda leaf, c=c: jnp.asarray(leaf[c]), s)
+                for s, c in ((visual, i), (audio, j))
+            ]
             expected = float(DISTANCES[name].pair(*one))
             assert blocked[i, j] == pytest.approx(expected, rel=2e-5, abs=2e-6), (i, j)
 

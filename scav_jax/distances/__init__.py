@@ -1,7 +1,7 @@
 """Sequential distances, each defined for one pair and lifted to all pairs by `pairwise`.
 
-`D[i, j]` is the distance of visual sequence i to audio sequence j; smaller is closer. To add one:
-a file with a function of two `Sequences`, a line in `DISTANCES`, a row in `tests/test_distances.py`.
+`D[i, j]` is visual sequence i against audio sequence j; smaller is closer. To add a distance:
+one file with a function of two `Sequences`, one line in `DISTANCES`, one row in its tests.
 """
 
 import inspect
@@ -102,15 +102,13 @@ def pairwise(
     return distance.matrix(lift, visual, audio, **options)
 
 
-def alignment(
-    name: str, visual: Sequences, audio: Sequences, **options
-) -> Float[Array, "N M"]:
+def alignment(name: str, visual: Sequences, audio: Sequences, **options) -> Float[Array, "N M"]:
     """Which visual step a distance compares with which audio step, for one pair; non-negative."""
     return find(name, options).alignment(visual, audio, **options)
 
 
 def retrieval_form(name: str) -> str:
-    """The distance that ranks what was trained with `name`: DTW proper for soft-DTW, else itself."""
+    """The distance that ranks what `name` trained: DTW proper for soft-DTW, else itself."""
     return find(name, {}).retrieval or name
 
 

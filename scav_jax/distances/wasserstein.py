@@ -177,7 +177,9 @@ def _potentials(x: _Cloud, y: _Cloud, options: Options):
         solution = solver(problem)
     final = jnp.asarray(epsilon.target, costs.dtype)
     return tuple(
-        jnp.where(cloud.mask, potential + final * jnp.log(jnp.sum(cloud.mask).astype(final.dtype)), 0)
+        jnp.where(
+            cloud.mask, potential + final * jnp.log(jnp.sum(cloud.mask).astype(final.dtype)), 0
+        )
         for cloud, potential in ((x, solution.f), (y, solution.g))
     )
 

@@ -86,12 +86,11 @@ def _mel_filters() -> Float[np.ndarray, "256 128"]:
     Kaldi too.
     """
 
-    def mel(hz: np.ndarray | float) -> np.ndarray:
-        return 1127.0 * np.log1p(np.asarray(hz) / 700.0)
-
-    edges = np.linspace(mel(LOW_HZ), mel(HIGH_HZ), MEL_BINS + 2)
+    low, high = 1127.0 * np.log1p(np.array([LOW_HZ, HIGH_HZ]) / 700.0)
+    edges = np.linspace(low, high, MEL_BINS + 2)
     left, centre, right = edges[:-2], edges[1:-1], edges[2:]
-    bins = mel(np.arange(FFT_SAMPLES // 2) * (RATE_HZ / FFT_SAMPLES))[:, None]
+    frequencies = np.arange(FFT_SAMPLES // 2) * (RATE_HZ / FFT_SAMPLES)
+    bins = 1127.0 * np.log1p(frequencies / 700.0)[:, None]
     rising = (bins - left) / (centre - left)
     falling = (right - bins) / (right - centre)
     return np.maximum(np.minimum(rising, falling), 0.0).astype(np.float32)

@@ -10,11 +10,11 @@ pass: memory is bounded by the clip and not by the file, however the file is int
 """
 
 import contextlib
+import itertools
 import math
 from collections import deque
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Self
 
 import av
 import numpy as np
@@ -73,7 +73,7 @@ class Reader:
             self._audio = _AudioCutter(audio)
             self._closing = stack.pop_all()
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> "Reader":
         return self
 
     def __exit__(self, *error) -> None:
@@ -261,6 +261,7 @@ class _AudioCutter:
         _check_extent(self.stream, "sound", start, stop, first, ends)
         if ends <= start or first >= stop:
             raise Unusable("decode", "no sound in this clip")
+        self._check_gaps(start, stop)
         seconds = min(stop, ends) - start
         # Whole cycles of the two rates, so that a sample's phase in the resampling filter depends
         # on its time in the file and not on where the clip was cut.
@@ -272,6 +273,16 @@ class _AudioCutter:
         samples = self._samples(begin - margin_in, length + 2 * margin_in)
         resampled = _resample(samples, self._rate)
         return resampled[margin_out : margin_out + round(seconds * RATE_HZ)]
+
+    def _check_gaps(self, start: float, stop: float) -> None:
+        """Pictures may stay for long, but sound that stops between two samples was lost."""
+        pairs = itertools.pairwise(self._kept)
+        gaps = [(a + len(samples), b) for (a, samples), (b, _) in pairs]
+        for begin, end in gaps:
+            begin_s, end_s = max(begin / self._rate, start), min(end / self._rate, stop)
+            if end_s - begin_s > TRUNCATION_S:
+                missing = f"{end_s - begin_s:.2f} s of the sound are missing"
+                raise Unusable("decode", f"corrupt: {missing} from {begin_s:.2f} s")
 
     def _samples(self, begin: int, count: int) -> Float[np.ndarray, " count"]:
         """Samples by their index in the file; zeros where there is no sound."""

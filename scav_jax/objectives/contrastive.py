@@ -46,7 +46,8 @@ def sequence_loss(
 ) -> tuple[Float[Array, ""], Aux]:
     """L_seq of SCAV (paper section III-C).
 
-    `-1/2B sum_i [log softmax_j(-d_v2a[i, j] / lambda)[i] + log softmax_i(-d_a2v[i, j] / lambda)[j]]`
+    -1/2B sum_i [log softmax_j(-d_v2a[i, j] / lambda)_i + log softmax_j(-d_a2v[j, i] / lambda)_i]
+
     where `d_v2a` and `d_a2v` are D z-scored over its rows and its columns.
 
     Args:

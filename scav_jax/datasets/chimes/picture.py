@@ -41,16 +41,16 @@ class Scene:
       still: `[pixels]` the picture at rest: planes Y, U, V one after the other (yuv420p).
       layers: `[2 + 2 * bars, pixels]` what one unit adds: camera x, camera y, each bar's flash,
         each bar's shift.
-      keep: `[phases, phases, h, w]` how much of the picture a mallet lets through, per sub-pixel
-        position (y, x), and `add`, `[phases, phases, 3, h, w]`, what it adds in Y, U, V at the
-        resolution of Y; `keep_chroma` and `add_chroma` at half of it.
-      shadow: `[h, w]` how much of Y a mallet's shadow lets through.
-      heads: `[mallets, 2]` (y, x) of the head's centre in its sprite, in pixels.
+      mallets: the sprites of its mallets.
+      shadow: `[h, w]` the share of Y that a mallet's shadow lets through; centred.
+      shadow_direction: (x, y) where shadows fall, of length 1.
+      width: of the picture in pixels.
+      height: the same.
     """
 
     still: np.ndarray
     layers: np.ndarray
-    mallets: "tuple[Mallet, ...]"
+    mallets: tuple["Mallet", ...]
     shadow: np.ndarray
     shadow_direction: tuple[float, float]
     width: int

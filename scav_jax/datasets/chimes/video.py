@@ -1,6 +1,7 @@
 """Frames and sound into an MP4 file: H.264 and AAC, both from time 0, byte for byte the same."""
 
 import io
+from fractions import Fraction
 from collections.abc import Callable
 
 import av
@@ -42,7 +43,7 @@ def encode(
             for number, pixels in enumerate(frames(begin, end), begin):
                 frame = av.VideoFrame.from_ndarray(pixels, format="yuv420p")
                 frame.pts = number
-                frame.time_base = video.codec_context.time_base
+                frame.time_base = Fraction(1, rate)
                 container.mux(video.encode(frame))
             until = len(sound) if end == count else round(end / rate * parameters.audio_rate_hz)
             until -= 0 if end == count else until % AUDIO_FRAME

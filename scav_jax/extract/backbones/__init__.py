@@ -6,7 +6,7 @@ loads its own.
 """
 
 import importlib
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Float, UInt8
@@ -16,6 +16,7 @@ from scav_jax.errors import InputError, did_you_mean
 BACKBONES = {"plain": "scav_jax.extract.backbones.plain:Plain"}
 
 
+@runtime_checkable
 class Backbone(Protocol):
     """What extraction needs of a pair of frozen models, one for frames and one for sound.
 

@@ -91,6 +91,6 @@ def _grid_means(images: UInt8[np.ndarray, "n 64 64 3"]) -> Float[np.ndarray, "n 
 
 @cache
 def _column_sums() -> Float[np.ndarray, "192 24"]:
-    """`[pixel column and channel, grid column and channel]`: 1 where the first lies in the second."""
+    """1 where a pixel column and channel lies in a grid column of the same channel."""
     cells = np.kron(np.eye(GRID, dtype=np.float32), np.ones((SIDE // GRID, 1), np.float32))
     return np.kron(cells, np.eye(3, dtype=np.float32))

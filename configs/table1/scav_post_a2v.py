@@ -1,0 +1,22 @@
+"""Table I, row "SCAV Eucl + post(a->v)".
+
+R@1 on VGGSound-Test in %, as the paper has it:
+
+    variant   batch   A->V Agg   A->V Seq   V->A Agg   V->A Seq
+    batch32      32        9.3       18.6        7.7       18.4
+    max          64       10.0       20.6        7.5       20.1
+
+Command:   python -m scav_jax.train --config configs/table1/scav_post_a2v.py --workdir RUN
+           `:batch32` is the left half of the table, `:demo` the same row on `chimes`.
+Hardware:  paper: one V100 of 32 GB, full precision; it gives no time.
+Ours:      nothing beyond `base.vggsound`.
+           Not run by us on VGGSound.
+"""
+
+from configs import base
+
+
+def get_config(variant: str = "max"):
+    config = base.row(variant, largest=64)
+    base.interpolate(config, "audio_to_visual", when="post")
+    return config

@@ -1,0 +1,345 @@
+"""Data sets of clips on disk: a TFDS data set in array_record form, with a list of its clips.
+
+DATA/
+    dataset_info.json, features.json, *.array_record-*   what `tfds.builder_from_directory` opens
+    scav.json     format version, the extractor's fingerprint, widths
+    clips.csv     one row for each clip in record order: ids, labels, lengths and spans without
+                  reading features
+    rejected.csv  what could not be used, and why
+
+TFDS is imported when records are written or read, not before.
+"""
+
+import contextlib
+import csv
+import errno
+import json
+import os
+import shutil
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from scav_jax.errors import InputError, did_you_mean
+from scav_jax.features import FORMAT_VERSION, Clip, check_clip, fingerprint_id
+
+ABOUT, CLIPS, REJECTED = "scav.json", "clips.csv", "rejected.csv"
+CLIP_COLUMNS = (
+    "split,id,label,source,start,end,visual_steps,audio_steps,"
+    "visual_begin,visual_end,audio_begin,audio_end"
+).split(",")
+REJECTED_COLUMNS = ("file", "start", "end", "id", "stage", "reason")
+EVERY_CLIP = "clips"  # what the split "all" is called in TFDS, where "all" means all splits
+DISK_FULL_BYTES = 2**20
+
+
+def write(
+    clips: Iterable[tuple[str, Clip]],
+    out: Path,
+    *,
+    fingerprint: dict,
+    videos: str,
+    rejected: list[dict],
+    name: str = "folder",
+    manifest: str = "",
+) -> None:
+    """Writes a data set; it appears at `out` whole or not at all.
+
+    Args:
+      clips: (split, clip), in the order that records are to have within each split.
+      out: a path where nothing is, or an empty folder.
+      fingerprint: the extractor's settings (JSON types only).
+      videos: the folder that sources are relative to; for thumbnails only.
+      rejected: rows of `REJECTED_COLUMNS`.
+      name: the TFDS name of the data set.
+      manifest: an identity of the list of clips that were asked for, to recognise it.
+
+    Raises:
+      InputError: `out` exists, no clips, duplicate ids, clips of unequal width, a clip that
+        `features.check_clip` refuses.
+      OSError: the disk is full; nothing is left behind.
+    """
+    out = Path(out)
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise InputError(f"{out}: expected a path where nothing is; remove it or use another")
+    building = out.with_name(out.name + ".partial-dataset")
+    shutil.rmtree(building, ignore_errors=True)
+    building.mkdir(parents=True)
+    try:
+        with _disk_full_is_an_oserror(building):
+            rows, widths = _write_records(clips, building, name)
+        about = {
+            "format_version": FORMAT_VERSION,
+            "fingerprint": fingerprint,
+            "fingerprint_id": fingerprint_id(fingerprint),
+            "visual_width": widths[0],
+            "audio_width": widths[1],
+            "videos": videos,
+            "manifest": manifest,
+        }
+        (building / ABOUT).write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")
+        _write_csv(building / CLIPS, CLIP_COLUMNS, rows)
+        write_rejected(building / REJECTED, rejected)
+        _sync(building)
+        os.replace(building, out)
+    except BaseException:
+        shutil.rmtree(building, ignore_errors=True)
+        raise
+
+
+def _write_records(
+    clips: Iterable[tuple[str, Clip]], folder: Path, name: str
+) -> tuple[list[dict], tuple[int, int]]:
+    """Writes the records; returns the rows of clips.csv and both widths."""
+    from scav_jax.datasets.folder import RecordWriter
+
+    rows: dict[str, list[dict]] = {}
+    seen: set[str] = set()
+    with contextlib.ExitStack() as stack:
+        records, widths = None, (0, 0)
+        for split, clip in clips:
+            check_clip(clip)
+            if records is None:
+                widths = clip.visual.shape[1], clip.audio.shape[1]
+                records = stack.enter_context(RecordWriter(folder, name, *widths))
+            if (clip.visual.shape[1], clip.audio.shape[1]) != widths:
+                raise InputError(
+                    f"clip {clip.id!r}: expected features of width {widths}, got "
+                    f"{(clip.visual.shape[1], clip.audio.shape[1])}; one extractor per data set"
+                )
+            if clip.id in seen:
+                raise InputError(f"ids must be unique, {clip.id!r} came twice; rename one clip")
+            seen.add(clip.id)
+            records.add(split, clip)
+            rows.setdefault(split, []).append(_clip_row(split, clip))
+    if records is None:
+        raise InputError(f"{name}: expected at least one clip to write, got none")
+    return [row for split in rows for row in rows[split]], widths
+
+
+def _clip_row(split: str, clip: Clip) -> dict[str, Any]:
+    """A row of clips.csv. Times are written as the float32 that the record holds, exactly."""
+    (visual_begin, visual_end), (audio_begin, audio_end) = clip.visual_span, clip.audio_span
+    times = dict(
+        start=clip.start,
+        end=clip.end,
+        visual_begin=visual_begin,
+        visual_end=visual_end,
+        audio_begin=audio_begin,
+        audio_end=audio_end,
+    )
+    return {
+        "split": split,
+        "id": clip.id,
+        "label": clip.label,
+        "source": clip.source,
+        "visual_steps": len(clip.visual),
+        "audio_steps": len(clip.audio),
+        **{key: str(np.float32(value)) for key, value in times.items()},
+    }
+
+
+class Split:
+    """The clips of one split: random access to features, and everything else without reading.
+
+    `split[i]` is a checked `Clip`; it raises `InputError` where a record cannot be used. Cheap to
+    open, picklable, safe to read from several threads.
+
+    Attributes:
+      data: the data set's folder.
+      split: its name.
+      ids, labels, sources: one string for each clip.
+      starts, ends: float64 `[n]`, seconds in the source.
+      visual_lengths, audio_lengths: int32 `[n]`, steps before any trimming to shared time.
+      visual_spans, audio_spans: float64 `[n, 2]`, the seconds that the steps cover.
+      fingerprint, fingerprint_id: the extractor's settings and their name.
+      visual_width, audio_width: Dv and Da.
+      videos: the folder that sources are relative to, or "".
+    """
+
+    def __init__(self, data: Path, split: str, about: dict, rows: list[dict]):
+        self.data, self.split = data, split
+        self.fingerprint: dict = about["fingerprint"]
+        self.fingerprint_id: str = about["fingerprint_id"]
+        self.visual_width: int = about["visual_width"]
+        self.audio_width: int = about["audio_width"]
+        self.videos: str = about["videos"]
+        self.ids = [row["id"] for row in rows]
+        self.labels = [row["label"] for row in rows]
+        self.sources = [row["source"] for row in rows]
+        self.starts = _column(rows, "start")
+        self.ends = _column(rows, "end")
+        self.visual_lengths = _column(rows, "visual_steps", np.int32)
+        self.audio_lengths = _column(rows, "audio_steps", np.int32)
+        self.visual_spans = _columns(rows, "visual_begin", "visual_end")
+        self.audio_spans = _columns(rows, "audio_begin", "audio_end")
+        self._records = None
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def __getitem__(self, index: int) -> Clip:
+        from scav_jax.datasets.folder import clip_of, open_records
+
+        index = int(index)
+        if not -len(self) <= index < len(self):
+            raise IndexError(f"clip {index} of {len(self)}")
+        if self._records is None:
+            self._records = open_records(self.data, self.split)
+        clip = clip_of(self._records[index % len(self)])
+        self._check_listed(clip, index)
+        try:
+            check_clip(clip)
+        except InputError as error:
+            raise InputError(f"{self.data} ({self.split}): {error}") from None
+        return clip
+
+    def __getstate__(self) -> dict:
+        return {**self.__dict__, "_records": None}  # readers are opened again where it arrives
+
+    def __repr__(self) -> str:
+        return f"Split({str(self.data)!r}, {self.split!r}, {len(self)} clips)"
+
+    def _check_listed(self, clip: Clip, index: int) -> None:
+        listed = (self.ids[index], self.visual_lengths[index], self.audio_lengths[index])
+        stored = (clip.id, len(clip.visual), len(clip.audio))
+        if listed != stored:
+            raise InputError(
+                f"{self.data} ({self.split}): clips.csv and the records disagree at clip {index}: "
+                f"expected id and steps {tuple(map(str, listed))}, got {tuple(map(str, stored))}; "
+                "extract the data set again"
+            )
+
+
+def read(data: Path, split: str) -> Split:
+    """Opens one split of a data set.
+
+    Raises:
+      InputError: no such folder, not a data set, written in another format version, no such
+        split, duplicate ids, or a list of clips that does not fit the records.
+    """
+    data = Path(data)
+    about = read_about(data)
+    rows = _read_rows(data)
+    counts = Counter(row["split"] for row in rows)
+    if split not in counts:
+        known = ", ".join(f"{name} ({count} clips)" for name, count in counts.items())
+        raise InputError(
+            f"{data}: no split {split!r}, it has {known}.{did_you_mean(split, list(counts))}"
+        )
+    stored = _stored_counts(data)
+    if dict(counts) != stored:
+        raise InputError(
+            f"{data}: clips.csv and the records disagree: expected {dict(counts)} clips, got "
+            f"{stored}; extract the data set again"
+        )
+    repeated = [name for name, n in Counter(row["id"] for row in rows).items() if n > 1]
+    if repeated:
+        raise InputError(f"{data / CLIPS}: ids must be unique, got {repeated[:3]} more than once")
+    return Split(data, split, about, [row for row in rows if row["split"] == split])
+
+
+def splits(data: Path) -> dict[str, int]:
+    """The splits of a data set and how many clips each has."""
+    data = Path(data)
+    read_about(data)
+    return dict(Counter(row["split"] for row in _read_rows(data)))
+
+
+def read_about(data: Path) -> dict:
+    """The content of scav.json, checked."""
+    path = Path(data) / ABOUT
+    make = "`python -m scav_jax.extract --videos FOLDER --out DATA` makes one"
+    if not Path(data).is_dir():
+        raise InputError(f"{data}: expected the folder of a data set, it does not exist; {make}")
+    try:
+        about = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise InputError(
+            f"{data}: expected a data set of features, it has no {ABOUT}; {make}"
+        ) from None
+    except ValueError as error:
+        raise InputError(f"{path}: expected JSON: {error}; extract the data set again") from None
+    version = about.get("format_version")
+    if version != FORMAT_VERSION:
+        raise InputError(
+            f"{data}: expected features of format version {FORMAT_VERSION}, got {version}; extract "
+            "them again with this version of scav_jax"
+        )
+    return about
+
+
+def _read_rows(data: Path) -> list[dict]:
+    path = data / CLIPS
+    try:
+        with open(path, newline="", encoding="utf-8") as file:
+            reader = csv.DictReader(file)
+            rows = list(reader)
+    except FileNotFoundError:
+        raise InputError(f"{path} is missing; extract the data set again") from None
+    if reader.fieldnames != CLIP_COLUMNS or any(None in row.values() for row in rows):
+        raise InputError(
+            f"{path}: expected the columns {','.join(CLIP_COLUMNS)} in every row, got "
+            f"{reader.fieldnames}; extract the data set again"
+        )
+    return rows
+
+
+def _stored_counts(data: Path) -> dict[str, int]:
+    """How many records each split has, from the data set's own metadata."""
+    path = data / "dataset_info.json"
+    try:
+        info = json.loads(path.read_text(encoding="utf-8"))
+        counts = {split["name"]: sum(map(int, split["shardLengths"])) for split in info["splits"]}
+    except (OSError, ValueError, KeyError) as error:
+        raise InputError(f"{path}: expected TFDS metadata ({error}); extract it again") from None
+    return {("all" if name == EVERY_CLIP else name): count for name, count in counts.items()}
+
+
+def _column(rows: list[dict], name: str, dtype: Any = np.float64) -> np.ndarray:
+    return np.array([row[name] for row in rows]).astype(dtype)
+
+
+def _columns(rows: list[dict], *names: str) -> np.ndarray:
+    return np.stack([_column(rows, name) for name in names], axis=1)
+
+
+def write_rejected(path: Path, rows: Iterable[dict]) -> None:
+    """Writes rejected.csv: what could not be used, at which stage, and why."""
+    _write_csv(path, REJECTED_COLUMNS, rows)
+
+
+def _write_csv(path: Path, columns: Iterable[str], rows: Iterable[dict]) -> None:
+    with open(path, "w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, list(columns), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def _sync(folder: Path) -> None:
+    """Makes a folder's files survive a power cut, before it gets its name."""
+    for path in [*folder.iterdir(), folder]:
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+@contextlib.contextmanager
+def _disk_full_is_an_oserror(folder: Path) -> Iterator[None]:
+    """Record writers report a full disk in words of their own: says it as the system does."""
+    try:
+        yield
+    except InputError:
+        raise
+    except Exception as error:
+        if isinstance(error, OSError) and error.errno:
+            raise
+        full = shutil.disk_usage(folder).free < DISK_FULL_BYTES
+        if full or "No space left" in str(error):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(folder)) from error
+        raise

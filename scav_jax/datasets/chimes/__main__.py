@@ -1,0 +1,46 @@
+"""`python -m scav_jax.datasets.chimes --preset demo --out VIDEOS`: renders the data set."""
+
+import argparse
+import sys
+
+from scav_jax.datasets.chimes.presets import PRESETS, clips, override, preset
+from scav_jax.datasets.chimes.render import render
+from scav_jax.errors import run_program
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Parses the command line, renders, and says where the clips are."""
+    parser = argparse.ArgumentParser(
+        prog="python -m scav_jax.datasets.chimes",
+        description="Renders the chimes videos: instruments struck by mallets, seen and heard.",
+    )
+    parser.add_argument("--preset", default="demo", help=f"one of {', '.join(PRESETS)}")
+    parser.add_argument("--out", required=True, help="the folder for the videos and clips.csv")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--workers", type=int, help="processes (default: one a core)")
+    parser.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        dest="overrides",
+        metavar="NAME=VALUE",
+        help="a parameter, as flash=0.3; repeat it for more (presets.py lists and explains them)",
+    )
+    options = parser.parse_args(arguments)
+    path = render(
+        options.out,
+        preset=options.preset,
+        seed=options.seed,
+        workers=options.workers,
+        overrides=options.overrides,
+    )
+    rows = clips(override(preset(options.preset), options.overrides))
+    counts: dict[str, int] = {}
+    for row in rows:
+        counts[row["split"]] = counts.get(row["split"], 0) + 1
+    print(f"{path}: {', '.join(f'{count} clips in {split}' for split, count in counts.items())}")
+    return 0
+
+
+if __name__ == "__main__":
+    run_program(lambda: main(sys.argv[1:]))

@@ -1,0 +1,245 @@
+"""Renders a data set: performances in parallel, each file whole or absent, resumable."""
+
+import csv
+import io
+import json
+import math
+import multiprocessing
+import os
+import sys
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
+from dataclasses import asdict
+from functools import lru_cache
+from pathlib import Path
+
+import av
+import numpy as np
+from tqdm import tqdm
+
+from scav_jax import __version__
+from scav_jax.datasets.chimes.instrument import Instrument, make_instrument
+from scav_jax.datasets.chimes.performance import Score, compose, move
+from scav_jax.datasets.chimes.picture import Camera, Scene, paint_scene
+from scav_jax.datasets.chimes.presets import (
+    Parameters,
+    Performance,
+    clips,
+    performances,
+)
+from scav_jax.datasets.chimes.presets import override as override_parameters
+from scav_jax.datasets.chimes.presets import preset as preset_parameters
+from scav_jax.datasets.chimes.sound import make_notes, play
+from scav_jax.datasets.chimes.video import encode
+from scav_jax.errors import InputError
+
+RENDERER = 1  # raise it whenever the same parameters come to mean other pictures or sounds
+DESCRIPTION, CLIPS = "chimes.json", "clips.csv"
+CLIPS_A_PROCESS = 30  # a process takes half a second to start: worth it from here on
+ONE_THREAD = dict.fromkeys(("OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "OMP_NUM_THREADS"), "1")
+
+
+def render(
+    out: str | Path,
+    *,
+    preset: str = "demo",
+    seed: int = 0,
+    workers: int | None = None,
+    overrides: tuple[str, ...] | list[str] = (),
+) -> Path:
+    """Renders a preset into a folder, or the rest of it where a former run was interrupted.
+
+    Writes `<split>/<performance>.mp4`, `chimes.json` (what was rendered, with what) and, last,
+    `clips.csv`. Processes are started by "spawn": call it under `if __name__ == "__main__":` in a
+    script of your own.
+
+    Args:
+      out: the folder; made if missing.
+      preset: "tiny", "demo" or "large".
+      seed: everything random comes from it and the names of performances and instruments.
+      workers: processes; by default one a core, fewer for little work. The bytes do not depend
+        on it.
+      overrides: `name=value` for fields of `presets.Parameters`, as "flash=0.3".
+
+    Returns:
+      The path of `clips.csv`.
+
+    Raises:
+      InputError: an unknown preset or parameter, or a folder that holds something else.
+    """
+    parameters = override_parameters(preset_parameters(preset), overrides)
+    if seed < 0:
+        raise InputError(f"chimes: expected a seed of at least 0, got {seed}")
+    if workers is not None and workers < 1:
+        raise InputError(f"chimes: expected workers of at least 1, got {workers}")
+    out = Path(out)
+    description = {
+        "data": "chimes: rendered by scav_jax, not recorded; label every figure from it as ours",
+        "renderer": RENDERER,
+        "preset": preset,
+        "seed": seed,
+        "parameters": asdict(parameters),
+        "versions": {"scav_jax": __version__, "av": av.__version__, "numpy": np.__version__},
+    }
+    todo = [p for p in performances(parameters) if not (out / p.file).exists()]
+    _claim(out, description, complete=not todo)
+    _render_missing(out, parameters, seed, todo, workers)
+    for stale in out.glob("*/*.partial"):  # of a run that was killed
+        stale.unlink(missing_ok=True)
+    _write_atomically(out / CLIPS, _clips_csv(parameters))
+    return out / CLIPS
+
+
+def _claim(out: Path, description: dict, complete: bool) -> None:
+    """Writes `chimes.json`, or checks that the folder is being filled with this very data."""
+    path = out / DESCRIPTION
+    if not path.exists():
+        if out.exists() and not out.is_dir():
+            raise InputError(f"{out}: expected a folder, got a file; give --out another name")
+        if out.exists() and any(out.iterdir()):
+            raise InputError(
+                f"{out}: expected an empty folder or one with {DESCRIPTION}, got a folder with "
+                "other files; give --out another folder"
+            )
+        out.mkdir(parents=True, exist_ok=True)
+        _write_atomically(path, json.dumps(description, indent=2).encode() + b"\n")
+        return
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+        found["parameters"], found["versions"] = dict(found["parameters"]), dict(found["versions"])
+    except (ValueError, KeyError, TypeError):
+        raise InputError(
+            f"{path}: expected a description of rendered data, got something unreadable; "
+            "give --out another folder"
+        ) from None
+    differences = _differences(description, found)
+    if not complete:  # files of two versions of an encoder should not be mixed
+        differences += _differences(description["versions"], found["versions"])
+    if differences:
+        raise InputError(
+            f"{out} holds other data: {'; '.join(differences)}. "
+            "Give --out another folder, or the former settings"
+        )
+
+
+def _differences(expected: dict, got: dict) -> list[str]:
+    expected, got = ({**d, **d.get("parameters", {})} for d in (expected, got))
+    ignored = {"data", "parameters", "versions"}
+    return [
+        f"expected {key} {expected.get(key)!r}, it has {got.get(key)!r}"
+        for key in sorted((expected.keys() | got.keys()) - ignored)
+        if expected.get(key) != got.get(key)
+    ]
+
+
+def _render_missing(
+    out: Path, parameters: Parameters, seed: int, todo: list[Performance], workers: int | None
+) -> None:
+    """Renders performances in processes of one thread each."""
+    clips_todo = len(todo) * parameters.clips_per_performance
+    if not todo:
+        return
+    if workers is None:
+        workers = min(os.cpu_count() or 1, math.ceil(clips_todo / CLIPS_A_PROCESS))
+    for split in {p.split for p in todo}:
+        (out / split).mkdir(exist_ok=True)
+    progress = tqdm(
+        total=clips_todo,
+        desc="rendering chimes",
+        unit="clip",
+        file=sys.stderr,
+        dynamic_ncols=True,
+        mininterval=1 if sys.stderr.isatty() else 10,
+    )
+    spawn = multiprocessing.get_context("spawn")
+    todo = sorted(todo, key=lambda p: p.name)  # an instrument is painted once for all in a row
+    with progress, _environment(ONE_THREAD):
+        pool = ProcessPoolExecutor(min(workers, len(todo)), spawn, initializer=_end_with_parent)
+        try:
+            jobs = [pool.submit(render_performance, out, p, parameters, seed) for p in todo]
+            for job in as_completed(jobs):
+                job.result()
+                progress.update(parameters.clips_per_performance)
+        except BrokenProcessPool:
+            raise RuntimeError(
+                "a rendering process was killed (out of memory?); the same command resumes"
+            ) from None
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+
+@contextmanager
+def _environment(settings: dict[str, str]) -> Iterator[None]:
+    """Sets environment variables that new processes inherit, for a while.
+
+    Numerical libraries read their thread count when they are imported, and a process for each
+    core that starts a thread for each core is slow.
+    """
+    former = {key: os.environ.get(key) for key in settings}
+    os.environ.update(settings)
+    try:
+        yield
+    finally:
+        for key, value in former.items():
+            if value is None:
+                os.environ.pop(key, None)
+            else:
+                os.environ[key] = value
+
+
+def _end_with_parent() -> None:
+    """Ends a worker whose parent was killed; without it, it would wait for work for ever."""
+    parent = multiprocessing.parent_process()
+
+    def watch() -> None:
+        parent.join()
+        os._exit(1)
+
+    if parent is not None:
+        threading.Thread(target=watch, daemon=True).start()
+
+
+@lru_cache(maxsize=4)
+def _build(id: str, parameters: Parameters, seed: int) -> tuple[Instrument, Scene, np.ndarray]:
+    instrument = make_instrument(id, parameters, seed)
+    scene = paint_scene(instrument, parameters, seed)
+    return instrument, scene, make_notes(instrument, parameters, seed)
+
+
+def render_performance(
+    out: Path, performance: Performance, parameters: Parameters, seed: int
+) -> None:
+    """Renders one performance to its file; the file appears when it is complete."""
+    instrument, scene, notes = _build(performance.instrument, parameters, seed)
+    score = compose(instrument, performance, parameters, seed)
+    motion = move(instrument, performance, score, parameters, seed)
+    camera = Camera(scene, motion, performance, parameters, seed)
+    sound = play(instrument, notes, performance, score, parameters, seed)
+    _write_atomically(out / performance.file, encode(camera.frames, sound, parameters))
+
+
+def score_of(performance: Performance, parameters: Parameters, seed: int) -> Score:
+    """What is struck when in a performance: the truth that its video shows."""
+    instrument = make_instrument(performance.instrument, parameters, seed)
+    return compose(instrument, performance, parameters, seed)
+
+
+def _clips_csv(parameters: Parameters) -> bytes:
+    text = io.StringIO(newline="")
+    columns = ["file", "start", "end", "id", "label", "split"]
+    writer = csv.DictWriter(text, columns, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(clips(parameters))
+    return text.getvalue().encode()
+
+
+def _write_atomically(path: Path, content: bytes) -> None:
+    partial = path.with_name(path.name + ".partial")
+    with open(partial, "wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(partial, path)

@@ -1,0 +1,363 @@
+"""Evaluation: `python -m scav_jax.evaluate --run RUN --data DATA --split test`.
+
+Embeds a split, ranks it by aggregation, sequence and hybrid(k) retrieval, prints the table, and
+writes `metrics.json` and `report.html` to `RUN/evaluation/<data>-<split>/`. Any distance can rank,
+whatever the training used; by default it is the training's own.
+"""
+
+import argparse
+import os
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import jax
+import numpy as np
+from jaxtyping import Float, Int
+from tqdm import tqdm
+
+from scav_jax import datasets, metrics, pictures, report, results
+from scav_jax.checkpoints import Run, load_run, write_json
+from scav_jax.distances import find, option_names, retrieval_form
+from scav_jax.embed import Embedded, embed, latents
+from scav_jax.errors import InputError, run_program
+from scav_jax.retrieve import (
+    DIRECTIONS,
+    aggregation_similarities,
+    check_ks,
+    hybrid_ranks,
+    queries_first,
+    seconds_per_query,
+    sequence_distances,
+)
+from scav_jax.sequences import DIRECTIONS as RESAMPLINGS
+
+NAMES = {"sequence": "SCAV", "aggregation": "CAV", "sequence+aggregation": "CAV+SCAV"}
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How to rank and what to report.
+
+    Attributes:
+      distance: ranks sequences; None is the training's, in its retrieval form.
+      resample: overrides that option of the Euclidean distance.
+      ks: of hybrid retrieval; None is 1, 10, 100, ... and all.
+      bootstrap: how many resamples.
+      seed: of the resampling, and of which queries are shown.
+      batch_size: clips embedded at a time.
+    """
+
+    distance: str | None = None
+    resample: str | None = None
+    ks: tuple[int, ...] | None = None
+    bootstrap: int = 1000
+    seed: int = 0
+    batch_size: int = 64
+
+    def __post_init__(self):
+        for name, least in (("bootstrap", 0), ("seed", 0), ("batch_size", 1)):
+            if getattr(self, name) < least:
+                option = f"--{name.replace('_', '-')}"
+                raise InputError(f"{option}: expected at least {least}, got {getattr(self, name)}")
+
+
+@dataclass(frozen=True)
+class Ranked:
+    """What one run makes of a split: its part of the results, and what pictures are made of."""
+
+    name: str
+    options: dict
+    embedded: Embedded
+    distances: Float[np.ndarray, "K K"]
+    sequence_ranks: dict[str, Int[np.ndarray, " K"]]
+    document: dict
+
+
+# ---- what is measured -----------------------------------------------------------------------
+
+
+def retrieval_distance(
+    run: Run, distance: str | None = None, resample: str | None = None
+) -> tuple[str, dict]:
+    """The distance that ranks sequences, and all its options.
+
+    By default the training's in its retrieval form (DTW for soft-DTW); what was trained without a
+    distance (CAV) ranks by the interpolated Euclidean, as in the paper's Table I.
+
+    Raises:
+      InputError: an unknown distance, or one that does not resample.
+    """
+    trained = run.objective.distance, run.objective.distance_options
+    if "sequence" not in run.objective.losses and trained[0] != "euclidean":
+        trained = "euclidean", {}
+    name = retrieval_form(trained[0]) if distance is None else distance
+    find(name, {})
+    options = {key: trained[1][key] for key in option_names(name) if key in trained[1]}
+    if "resample" in option_names(name):
+        options.setdefault("resample", RESAMPLINGS[0])
+        options["resample"] = resample or options["resample"]
+        if options["resample"] not in RESAMPLINGS:
+            raise InputError(f"--resample: expected one of {RESAMPLINGS}, got {resample!r}")
+    elif resample is not None:
+        raise InputError(
+            f"--resample: expected a distance that resamples, {name!r} does not; leave it out"
+        )
+    return name, options
+
+
+def hybrid_ks(ks: Sequence[int] | None, candidates: int) -> list[int]:
+    """Ascending numbers of pre-selected candidates; by default 1, 10, 100, ... and all."""
+    if ks is not None:
+        check_ks(ks, candidates)
+        return sorted(set(ks))
+    powers = [10**power for power in range(len(str(candidates)))]
+    return sorted({*powers, candidates})
+
+
+def evaluate_run(run: Run, split: datasets.Split, settings: Settings) -> Ranked:
+    """Every figure of one run on one split."""
+    name, options = retrieval_distance(run, settings.distance, settings.resample)
+    ks = hybrid_ks(settings.ks, len(split))
+    embedded = embed(run, split, settings.batch_size, progress=True)
+    begin = time.perf_counter()
+    distances = sequence_distances(latents(embedded), name, options, progress=True)
+    distances_done = time.perf_counter()
+    embeddings = embedded.visual_embeddings, embedded.audio_embeddings
+    similarities = aggregation_similarities(*embeddings)
+    ranks = {
+        direction: rank_by_method(similarities, distances, ks, direction)
+        for direction in tqdm(DIRECTIONS, desc="rank", unit="direction", file=sys.stderr)
+    }
+    seconds = {
+        "embedding": embedded.seconds,
+        "distances": distances_done - begin,
+        "ranking": time.perf_counter() - distances_done,
+    }
+    times = seconds_per_query(latents(embedded), *embeddings, name, options, ks)
+    document = {
+        "name": run_name(run),
+        "run": str(run.path),
+        "objective": run.objective.name,
+        "trained_with": trained_with(run),
+        "config": run.config,
+        "distance": {"name": name, "options": options},
+        "seconds": seconds,
+        **_figures_of(ranks, ks, split, settings, times),
+    }
+    own = {direction: ranks[direction]["sequence"] for direction in DIRECTIONS}
+    return Ranked(name, options, embedded, distances, own, document)
+
+
+def rank_by_method(
+    similarities: Float[np.ndarray, "K K"],
+    distances: Float[np.ndarray, "K K"],
+    ks: Sequence[int],
+    direction: str,
+) -> dict[str, Int[np.ndarray, " K"]]:
+    """Ranks of every query under "aggregation", "hybrid <k>" and "sequence"."""
+    ranks = {"aggregation": metrics.ranks(-queries_first(similarities, direction))}
+    hybrid = hybrid_ranks(similarities, distances, ks, direction)
+    ranks |= {f"hybrid {k}": row for k, row in zip(ks, hybrid, strict=True)}
+    ranks["sequence"] = metrics.ranks(queries_first(distances, direction))
+    return ranks
+
+
+def _figures_of(
+    ranks: dict[str, dict[str, np.ndarray]],
+    ks: Sequence[int],
+    split: datasets.Split,
+    settings: Settings,
+    times: dict[str, float],
+) -> dict:
+    """The parts of a run's document that come from ranks."""
+    count = len(split)
+    methods = [("aggregation", 1), *((f"hybrid {k}", k) for k in ks), ("sequence", count)]
+    documents = []
+    for key, k in methods:
+        document = {"method": key.split()[0], "k": k, "seconds_per_query": times[key]}
+        for direction in DIRECTIONS:
+            assert ranks[direction][key].shape == (count,), "every clip is a query, once"
+            document[direction] = metrics.summary(
+                ranks[direction][key], bootstrap=settings.bootstrap, seed=settings.seed
+            )
+        documents.append(document)
+    first_stage = {d: ranks[d]["aggregation"] for d in DIRECTIONS}
+    by_class = {
+        method: {d: metrics.per_class(ranks[d][method], split.labels) for d in DIRECTIONS}
+        for method in ("aggregation", "sequence")
+    }
+    return {
+        "methods": documents,
+        "first_stage": [
+            {"k": k} | {d: metrics.recall_at_k(r, k) for d, r in first_stage.items()} for k in ks
+        ],
+        "per_class": {
+            method: {label: {d: found[d][label] for d in DIRECTIONS} for label in found["a2v"]}
+            for method, found in by_class.items()
+        },
+    }
+
+
+def run_name(run: Run) -> str:
+    """CAV, SCAV or both, with the ablation if it is one."""
+    name = NAMES[run.objective.name]
+    return name if run.objective.normalize or name == "CAV" else f"{name} without z-score"
+
+
+def trained_with(run: Run) -> str:
+    """What distinguishes one run from another, in words."""
+    objective, config = run.objective, run.config
+    distance = {"name": objective.distance, "options": objective.distance_options}
+    parts = [f"{objective.name} objective"]
+    if "sequence" in objective.losses:
+        parts += [results.distance_name(distance)]
+        parts += [f"{'with' if objective.normalize else 'without'} z-score"]
+        parts += [f"temperature from {objective.temperature:g}"]
+    if config["encoders"]["pre_resample"]:
+        parts += [f"features resampled {config['encoders']['pre_resample']}"]
+    parts += [f"batch {config['data']['batch_size']}", f"{config['train']['steps']} steps"]
+    parts += [f"seed {config['seed']}", f"average of steps {', '.join(map(str, run.steps))}"]
+    return ", ".join(parts)
+
+
+def evaluate(
+    runs: Sequence[Run], split: datasets.Split, settings: Settings
+) -> tuple[dict, report.Pictures]:
+    """Evaluates runs on one split.
+
+    Returns:
+      The results document (see `results`) and the `report.Pictures` of the first run.
+    """
+    ranked = [evaluate_run(run, split, settings) for run in runs]
+    names = [one.document["name"] for one in ranked]
+    for run, one in zip(runs, ranked, strict=True):
+        if names.count(one.document["name"]) > 1:
+            one.document["name"] += f" ({run.path.name})"
+    device = jax.devices()[0]
+    document = {
+        "format_version": results.FORMAT_VERSION,
+        "data": {
+            "path": str(split.data),
+            "split": split.split,
+            "n": len(split),
+            "sources": len(set(split.sources)),
+            "ids_sha256": metrics.ids_sha256(split.ids),
+            "fingerprint": split.fingerprint,
+            "fingerprint_id": split.fingerprint_id,
+            "rendered": pictures.is_rendered(split),
+        },
+        "bootstrap": settings.bootstrap,
+        "seed": settings.seed,
+        "tie_rule": metrics.TIE_RULE,
+        "machine": f"{len(jax.devices())} x {device.device_kind} ({device.platform}), "
+        f"{os.cpu_count()} CPU cores, JAX {jax.__version__}",
+        "runs": [one.document for one in ranked],
+    }
+    return document, _pictures(runs, ranked, split, settings.seed)
+
+
+def _pictures(
+    runs: Sequence[Run], ranked: Sequence[Ranked], split: datasets.Split, seed: int
+) -> report.Pictures:
+    """The training curves of every run, and what else is shown of the first one."""
+    first = ranked[0]
+    searches, missing = pictures.make_searches(first.distances, first.sequence_ranks, split, seed)
+    own = split.ids.index(searches[0].query.id)
+    return report.Pictures(
+        histories=[
+            (one.document["name"], pictures.read_history(run.path))
+            for run, one in zip(runs, ranked, strict=True)
+        ],
+        matrices=pictures.make_matrices(first.distances, split),
+        alignments=pictures.make_alignments(
+            latents(first.embedded), first.distances, first.name, first.options, own
+        ),
+        searches=searches,
+        no_thumbnails=missing,
+    )
+
+
+# ---- the program ----------------------------------------------------------------------------
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str):
+        raise InputError(f"{message}; --help says what there is")
+
+
+def _ks(text: str) -> tuple[int, ...]:
+    try:
+        return tuple(int(word) for word in text.split(","))
+    except ValueError:
+        raise argparse.ArgumentTypeError(
+            f"expected whole numbers with commas, as in 1,10,100, got {text!r}"
+        ) from None
+
+
+def parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    """The command line; anything wrong with it is an `InputError`."""
+    parser = _Parser(
+        prog="python -m scav_jax.evaluate",
+        description="Retrieval metrics of a finished run: a table, metrics.json and report.html.",
+        allow_abbrev=False,
+    )
+    add = parser.add_argument
+    add("--run", type=Path, required=True, help="the --workdir of a finished training")
+    add("--data", type=Path, help="a data set; default: the one that the run was trained on")
+    add("--split", required=True, help="which of its splits, for example test")
+    add("--distance", help="ranks sequences; default: the training's (DTW for soft-DTW)")
+    add("--resample", help="of the Euclidean distance: visual_to_audio or audio_to_visual")
+    add("--hybrid", type=_ks, metavar="K,K,...", help="default: 1, 10, 100, ... and all")
+    add("--out", type=Path, help="default: RUN/evaluation/<data>-<split>")
+    add("--bootstrap", type=int, default=1000, help="resamples; 0: no intervals (default 1000)")
+    add("--seed", type=int, default=0, help="of the resampling and of the clips shown")
+    add("--batch-size", type=int, default=64, help="clips embedded at a time (default 64)")
+    add("--compare", type=Path, nargs="+", default=[], metavar="RUN", help="more runs, beside it")
+    return parser.parse_args(argv)
+
+
+def output_folder(arguments: argparse.Namespace, split: datasets.Split) -> Path:
+    """Where the results go: a folder of its own for each data set, split and other distance."""
+    if arguments.out is not None:
+        return arguments.out
+    words = [split.data.resolve().name, split.split, arguments.distance, arguments.resample]
+    return arguments.run / "evaluation" / "-".join(word for word in words if word)
+
+
+def write(folder: Path, document: dict, shown: report.Pictures) -> None:
+    """Writes metrics.json and report.html, each whole or not at all."""
+    write_json(folder / "metrics.json", document)
+    partial = folder / ".report.html.partial"
+    with open(partial, "w", encoding="utf-8") as file:
+        file.write(report.html(document, shown))
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(partial, folder / "report.html")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    arguments = parse(argv)
+    settings = Settings(
+        distance=arguments.distance,
+        resample=arguments.resample,
+        ks=arguments.hybrid,
+        bootstrap=arguments.bootstrap,
+        seed=arguments.seed,
+        batch_size=arguments.batch_size,
+    )
+    runs = [load_run(path) for path in (arguments.run, *arguments.compare)]
+    data = arguments.data or Path(runs[0].config["data"]["path"])
+    split = datasets.read(data, arguments.split)
+    folder = output_folder(arguments, split)
+    document, shown = evaluate(runs, split, settings)
+    write(folder, document, shown)
+    print(results.table(document))
+    print(f"\n{folder / 'metrics.json'}\n{folder / 'report.html'}")
+    return 0
+
+
+if __name__ == "__main__":
+    run_program(main)

@@ -1,0 +1,259 @@
+"""What is to be extracted: a folder of videos, or a CSV of clips, as one checked list."""
+
+import csv
+import hashlib
+import json
+import math
+import os
+from collections import Counter
+from collections.abc import Callable, Iterable
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+from scav_jax.errors import InputError, did_you_mean
+
+COLUMNS = ("file", "start", "end", "id", "label", "split")
+DEFAULT_SPLIT = "all"
+DEFAULT_CSV = "clips.csv"
+# Containers that FFmpeg reads and that hold pictures and sound.
+VIDEO_SUFFIXES = frozenset(
+    ".3g2 .3gp .asf .avi .divx .dv .f4v .flv .m2t .m2ts .m4v .mkv .mov .mp4 .mpeg .mpg .mts .mxf "
+    ".nut .ogm .ogv .rm .rmvb .ts .vob .webm .wmv .wtv".split()
+)
+LAST_CLIP_TOLERANCE_S = 0.1  # declared lengths fall short of whole clips by a few frames
+
+
+@dataclass(frozen=True)
+class ClipRequest:
+    """One clip that is wanted.
+
+    Attributes:
+      file: the video, relative to the folder of videos, with forward slashes.
+      start: in seconds of the file.
+      end: in seconds; None means to the end of the file.
+      id: unique in the list.
+      label: its class, or "".
+      split: which part of the data set it belongs to.
+    """
+
+    file: str
+    start: float
+    end: float | None
+    id: str
+    label: str = ""
+    split: str = DEFAULT_SPLIT
+
+    def rejection(self, stage: str, reason: str) -> dict:
+        """The row of rejected.csv that says why there are no features of this clip."""
+        end = "" if self.end is None else f"{self.end:g}"
+        where = {"file": self.file, "start": f"{self.start:g}", "end": end, "id": self.id}
+        return {**where, "stage": stage, "reason": reason}
+
+
+@dataclass(frozen=True)
+class Listing:
+    """The clips that are wanted, in the order that the data set will have, and how they came.
+
+    Attributes:
+      clips: whole videos (start 0, end None) are still to be cut when `clip_seconds` is given.
+      clip_seconds: into clips of which length to cut them, or None.
+      sizes: bytes of each file, -1 where it is missing.
+      unreadable: rows of rejected.csv for folders that may not be read.
+      passed_over: how many other files lay in the folder, by suffix.
+      origin: for people: where the list comes from.
+    """
+
+    clips: list[ClipRequest]
+    clip_seconds: float | None
+    sizes: dict[str, int]
+    unreadable: list[dict]
+    passed_over: Counter
+    origin: str
+
+    def identity(self) -> str:
+        """16 hexadecimal digits: the same clips of files of the same size give the same."""
+        rows = [list(asdict(clip).values()) for clip in self.clips]
+        described = [rows, self.clip_seconds, sorted(self.sizes.items())]
+        return hashlib.sha256(json.dumps(described).encode()).hexdigest()[:16]
+
+
+def list_clips(videos: Path, csv_path: Path | None, clip_seconds: float | None) -> Listing:
+    """The clips to extract: the rows of a CSV, or every video below a folder.
+
+    Args:
+      videos: the folder.
+      csv_path: columns `file,start,end,id,label,split`, all but `file` optional; None takes
+        `clips.csv` in the folder if there is one, else every video file in it.
+      clip_seconds: cut whole videos into clips of this length.
+
+    Raises:
+      InputError: no such folder, nothing in it, or a CSV with a fault (the row is named).
+    """
+    if not videos.is_dir():
+        raise InputError(f"--videos: expected a folder of videos, {videos} is not one")
+    if clip_seconds is not None and not 1.0 <= clip_seconds < math.inf:
+        raise InputError(f"--clip-seconds: expected at least 1, got {clip_seconds:g}")
+    if csv_path is None and (videos / DEFAULT_CSV).is_file():
+        csv_path = videos / DEFAULT_CSV
+    unreadable: list[dict] = []
+    passed_over: Counter = Counter()
+    if csv_path is not None:
+        clips, origin = read_csv(csv_path), f"the rows of {csv_path}"
+    else:
+        files, unreadable, passed_over = find_videos(videos)
+        clips = [ClipRequest(file, 0.0, None, file) for file in files]
+        origin = f"every video below {videos}"
+        if not clips:
+            kinds = ", ".join(f"{n} x {suffix}" for suffix, n in passed_over.most_common(5))
+            raise InputError(
+                f"no video files under {videos}: expected .mp4, .mkv, .webm, .mov, .avi or other "
+                f"containers that FFmpeg reads, found {kinds or 'an empty folder'}"
+            )
+    sizes = {clip.file: -1 for clip in clips}
+    for file in sizes:
+        path = videos / file
+        sizes[file] = path.stat().st_size if path.is_file() else -1
+    return Listing(clips, clip_seconds, sizes, unreadable, passed_over, origin)
+
+
+def find_videos(videos: Path) -> tuple[list[str], list[dict], Counter]:
+    """Video files below a folder, sorted; folders that may not be read; other files by suffix."""
+    files: list[str] = []
+    unreadable: list[dict] = []
+    passed_over: Counter = Counter()
+    seen: set[str] = set()
+
+    def note(error: OSError) -> None:
+        folder = Path(error.filename).relative_to(videos).as_posix()
+        clip = ClipRequest(folder, 0.0, None, "")
+        unreadable.append(clip.rejection("list", f"no permission to read it: {error.strerror}"))
+
+    for folder, folders, names in os.walk(videos, onerror=note, followlinks=True):
+        real = os.path.realpath(folder)
+        if real in seen:  # a link that leads back
+            folders.clear()
+            continue
+        seen.add(real)
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        for name in names:
+            suffix = os.path.splitext(name)[1].lower()
+            if suffix in VIDEO_SUFFIXES and not name.startswith("."):
+                files.append((Path(folder) / name).relative_to(videos).as_posix())
+            else:
+                passed_over[suffix or name] += 1
+    return sorted(files), sorted(unreadable, key=lambda row: row["file"]), passed_over
+
+
+def read_csv(path: Path) -> list[ClipRequest]:
+    """The clips of a CSV, in its order; `InputError` names the first row with a fault."""
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"--clips: expected a CSV in UTF-8 at {path}: {error}") from None
+    reader = csv.DictReader(text.splitlines(), skipinitialspace=True)
+    columns = [name.strip() for name in reader.fieldnames or []]
+    reader.fieldnames = columns
+    for name in columns:
+        if name not in COLUMNS:
+            raise InputError(
+                f"{path}: unknown column {name!r}, expected {','.join(COLUMNS)}."
+                f"{did_you_mean(name, COLUMNS)}"
+            )
+    if "file" not in columns:
+        raise InputError(f"{path}: expected a header with a column 'file', got {columns}")
+    if len(set(columns)) < len(columns):
+        raise InputError(f"{path}: a column appears twice in the header {','.join(columns)}")
+    numbered = [(f"{path}, line {reader.line_num}", row) for row in reader]
+    clips = [_parse_row(row, where) for where, row in numbered]
+    if not clips:
+        raise InputError(f"{path}: expected at least one clip after the header, got none")
+    _check_unique(clips, [where for where, _ in numbered])
+    splits = sorted({clip.split for clip in clips})
+    if DEFAULT_SPLIT in splits and len(splits) > 1:
+        raise InputError(
+            f"{path}: the split {DEFAULT_SPLIT!r} (also given to rows without one) means every "
+            f"clip, so it cannot stand beside {[s for s in splits if s != DEFAULT_SPLIT]}; give "
+            "every row a split of its own, or none"
+        )
+    return clips
+
+
+def _parse_row(row: dict, where: str) -> ClipRequest:
+    if None in row or None in row.values():
+        raise InputError(f"{where}: expected as many cells as the header has; quote commas")
+    cells = {name: value.strip() for name, value in row.items()}
+    file = cells["file"]
+    if not file or os.path.isabs(file):
+        raise InputError(f"{where}: file: expected a path relative to --videos, got {file!r}")
+    times: dict[str, float | None] = {"start": 0.0, "end": None}
+    for name in times:
+        if cells.get(name):
+            try:
+                times[name] = float(cells[name])
+            except ValueError:
+                times[name] = math.nan
+            if not 0 <= times[name] < math.inf:
+                raise InputError(
+                    f"{where}: {name}: expected seconds (0 or more), got {cells[name]!r}"
+                )
+    start, end = times["start"], times["end"]
+    if end is not None and start >= end:
+        raise InputError(f"{where}: expected start before end, got {start:g} and {end:g}")
+    split = cells.get("split") or DEFAULT_SPLIT
+    if not split.isidentifier() or not split.isascii():
+        raise InputError(
+            f"{where}: split: expected letters, digits and underscores such as 'train', "
+            f"got {split!r}"
+        )
+    whole = start == 0 and end is None
+    name = cells.get("id") or (file if whole else cut_id(file, start))
+    return ClipRequest(file, start, end, name, cells.get("label", ""), split)
+
+
+def _check_unique(clips: list[ClipRequest], places: Iterable[str]) -> None:
+    first: dict[str, str] = {}
+    for clip, where in zip(clips, places, strict=True):
+        if clip.id in first:
+            raise InputError(
+                f"{where}: id {clip.id!r} was already used in {first[clip.id]}; ids must be "
+                "unique: change one of them"
+            )
+        first[clip.id] = where
+
+
+def cut_id(name: str, start: float) -> str:
+    """The id of a clip that was cut out of a longer video: `file.mp4#12.000`."""
+    return f"{name}#{start:.3f}"
+
+
+def cut_whole_videos(
+    listing: Listing, seconds_of: Callable[[str], float | None]
+) -> tuple[list[ClipRequest], int, float]:
+    """Cuts whole videos into clips of `clip_seconds` that do not overlap.
+
+    A video that is shorter than one clip, or whose length is unknown, stays one clip. What is
+    left after the last whole clip is dropped.
+
+    Returns:
+      The clips, how many videos had a rest that was dropped, and its length in all.
+    """
+    length = listing.clip_seconds
+    if length is None:
+        return listing.clips, 0, 0.0
+    clips: list[ClipRequest] = []
+    rests = [0.0]
+    for clip in listing.clips:
+        seconds = seconds_of(clip.file) if clip.start == 0 and clip.end is None else None
+        count = 0 if seconds is None else int((seconds + LAST_CLIP_TOLERANCE_S) // length)
+        if count == 0:
+            clips.append(clip)
+            continue
+        starts = [k * length for k in range(count)]
+        clips += [
+            replace(clip, start=start, end=start + length, id=cut_id(clip.id, start))
+            for start in starts
+        ]
+        rests.append(max(seconds - count * length, 0.0))
+    _check_unique(clips, [f"{clip.file} from {clip.start:g} s" for clip in clips])
+    dropped = [rest for rest in rests if rest > LAST_CLIP_TOLERANCE_S]
+    return clips, len(dropped), sum(dropped)

@@ -1,0 +1,193 @@
+"""Worker processes that may hang or crash without taking the run with them.
+
+`concurrent.futures` cannot say which job a broken pool was at, nor end one that hangs; a decoder
+does both on damaged files. Workers are spawned (never forked), so they hold nothing of ours.
+"""
+
+import contextlib
+import multiprocessing
+import os
+import signal
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from multiprocessing.connection import Connection, wait
+from typing import Any
+
+SINGLE_THREADED = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
+
+
+@dataclass(frozen=True)
+class Ready:
+    """A worker has started."""
+
+
+@dataclass(frozen=True)
+class Step:
+    """A worker finished one part of its job."""
+
+
+@dataclass(frozen=True)
+class Done:
+    """A worker finished its job."""
+
+    result: Any
+
+
+@dataclass(frozen=True)
+class Lost:
+    """A worker died at its job, or was ended because it took too long.
+
+    Attributes:
+      reason: "crashed: ..." or "timed out: ...".
+      steps: how many parts of the job were finished.
+    """
+
+    reason: str
+    steps: int
+
+
+class _Worker:
+    """One process and the job it is at."""
+
+    def __init__(self, work: Callable[[Any], Iterator[None]]):
+        context = multiprocessing.get_context("spawn")
+        self.pipe, theirs = context.Pipe()
+        self.process = context.Process(target=_serve, args=(theirs, work), daemon=True)
+        with _single_threaded():
+            self.process.start()
+        theirs.close()  # so that a dead worker shows as the end of the pipe
+        self.ready = False
+        self.job: Any = None
+        self.steps = 0
+        self.since = time.monotonic()
+
+    def give(self, job: Any) -> None:
+        self.job, self.steps, self.since = job, 0, time.monotonic()
+        self.pipe.send(job)
+
+    def kill(self) -> None:
+        self.process.kill()
+        self.process.join()
+        self.pipe.close()
+
+
+def run(
+    work: Callable[[Any], Iterator[None]], jobs: deque, *, workers: int, timeout_s: float
+) -> Iterator[tuple[Any, Step | Done | Lost]]:
+    """Runs `work(job)` for every job in worker processes and yields what happens, as it happens.
+
+    Args:
+      work: a picklable generator function; each `yield` is a step, `return` gives the result. An
+        exception in it is raised here and ends the run.
+      jobs: consumed from the left; the caller may append to it while iterating (to try again).
+      workers: how many processes.
+      timeout_s: a step that takes longer ends the worker; its job is `Lost`.
+    """
+    pool: list[_Worker] = []
+    try:
+        while True:
+            while jobs and len(pool) < workers:
+                pool.append(_Worker(work))
+            for worker in pool:
+                if worker.ready and worker.job is None and jobs:
+                    with contextlib.suppress(OSError):  # it died: shows below
+                        worker.give(jobs.popleft())
+            if not jobs and all(worker.job is None for worker in pool):
+                return
+            busy = [worker for worker in pool if worker.job is not None or not worker.ready]
+            deadline = min(worker.since for worker in busy) + timeout_s
+            patience = max(deadline - time.monotonic(), 0.1)
+            ready = wait([worker.pipe for worker in busy], patience)
+            for worker in busy:
+                if worker.pipe in ready:
+                    yield from _receive(worker, pool)
+                elif worker.ready and time.monotonic() - worker.since > timeout_s:
+                    yield from _lose(worker, pool, f"timed out: over {timeout_s:g} s for one clip")
+    finally:
+        for worker in pool:
+            worker.kill()
+
+
+def _receive(worker: _Worker, pool: list[_Worker]) -> Iterator[tuple[Any, Step | Done | Lost]]:
+    try:
+        message = worker.pipe.recv()
+    except (EOFError, OSError):
+        worker.process.join()
+        if not worker.ready:  # no job's fault: trying again would not help
+            raise RuntimeError(
+                f"a worker process could not start (exit code {worker.process.exitcode}); "
+                "in a script of one's own, call this below `if __name__ == '__main__':`"
+            ) from None
+        code = worker.process.exitcode
+        how = signal.Signals(-code).name if code and code < 0 else f"exit code {code}"
+        yield from _lose(worker, pool, f"crashed: the decoding process died ({how})")
+        return
+    if isinstance(message, Ready):
+        worker.ready = True
+        return
+    if isinstance(message, BaseException):
+        raise message
+    job = worker.job
+    worker.since = time.monotonic()
+    worker.steps += 1
+    if isinstance(message, Done):
+        worker.job = None
+    yield job, message
+
+
+def _lose(worker: _Worker, pool: list[_Worker], reason: str) -> Iterator[tuple[Any, Lost]]:
+    pool.remove(worker)
+    worker.kill()
+    yield worker.job, Lost(reason, worker.steps)
+
+
+def _serve(pipe: Connection, work: Callable[[Any], Iterator[None]]) -> None:
+    """The life of a worker: it ends when the other end of its pipe closes."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, which ends us
+    with contextlib.suppress(EOFError, BrokenPipeError, ConnectionResetError):
+        pipe.send(Ready())
+        while True:
+            steps = work(pipe.recv())
+            try:
+                while True:
+                    next(steps)
+                    pipe.send(Step())
+            except StopIteration as end:
+                pipe.send(Done(end.value))
+            except (BrokenPipeError, ConnectionResetError):
+                raise
+            except Exception as error:
+                pipe.send(_sendable(error))
+
+
+def _sendable(error: Exception) -> Exception:
+    """The error with its traceback as a note, in a form that survives the pipe."""
+    import pickle
+    import traceback
+
+    text = "in a worker process:\n" + "".join(traceback.format_exception(error))
+    try:
+        copy = pickle.loads(pickle.dumps(error))
+    except Exception:
+        copy = RuntimeError(repr(error))
+    if isinstance(error, OSError) and error.filename is not None:
+        copy.filename = error.filename
+    copy.add_note(text)
+    return copy
+
+
+@contextlib.contextmanager
+def _single_threaded() -> Iterator[None]:
+    """Processes started in here have one thread for linear algebra: they are the parallel unit."""
+    before = {name: os.environ.get(name) for name in SINGLE_THREADED}
+    os.environ.update(dict.fromkeys(SINGLE_THREADED, "1"))
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value

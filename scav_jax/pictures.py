@@ -1,0 +1,183 @@
+"""What a report shows of one run: a few clips' distances, one alignment, some searches."""
+
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Float, Int
+from tqdm import tqdm
+
+from scav_jax import figures, report
+from scav_jax.datasets import Split
+from scav_jax.distances import alignment
+from scav_jax.objectives import normalize_distances
+from scav_jax.records import METRICS_FILE
+from scav_jax.retrieve import DIRECTIONS, queries_first
+from scav_jax.sequences import AudioVisual
+
+MATRIX_CLIPS, MATRIX_CLIPS_A_SOURCE = 48, 8
+SEARCHES, FOUND = 3, 5  # shown for each direction
+
+
+def is_rendered(split: Split) -> bool:
+    """Whether the videos are `chimes`, which this project renders."""
+    return bool(split.videos) and (Path(split.videos) / "chimes.json").is_file()
+
+
+def read_history(run: Path) -> list[dict]:
+    """The lines of a run's metrics.jsonl, or none; a line that a kill cut short is left out."""
+    path = run / METRICS_FILE
+    lines = []
+    for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else ():
+        try:
+            lines.append(json.loads(line))
+        except json.JSONDecodeError:
+            continue
+    return lines
+
+
+# ---- matrices -------------------------------------------------------------------------------
+
+
+def matrix_clips(
+    sources: Sequence[str], clips: int = MATRIX_CLIPS, a_source: int = MATRIX_CLIPS_A_SOURCE
+) -> list[int]:
+    """Clips to show side by side: some of each of a few sources, those with most clips first.
+
+    >>> matrix_clips(["a", "b", "a", "c", "b", "a"], clips=4, a_source=2)
+    [0, 2, 1, 4]
+    """
+    groups: dict[str, list[int]] = {}
+    for number, source in enumerate(sources):
+        groups.setdefault(source, []).append(number)
+    # Sorting is stable: among sources that have enough clips, the first ones are taken.
+    largest = sorted(groups.values(), key=lambda group: -min(len(group), a_source))
+    return [number for group in largest for number in group[:a_source]][:clips]
+
+
+def make_matrices(distances: Float[np.ndarray, "K K"], split: Split) -> report.Matrices | None:
+    """D of a few clips, and its z-scores as if they were one batch."""
+    chosen = matrix_clips(split.sources)
+    if len(chosen) < 2:
+        return None
+    block = np.ascontiguousarray(distances[np.ix_(chosen, chosen)])
+    rows, columns = (np.asarray(normalize_distances(jnp.asarray(block), axis)) for axis in (1, 0))
+    return report.Matrices(block, rows, columns, [split.sources[number] for number in chosen])
+
+
+# ---- alignments -----------------------------------------------------------------------------
+
+
+def make_alignments(
+    latents: AudioVisual,
+    distances: Float[np.ndarray, "K K"],
+    name: str,
+    options: dict,
+    clip: int,
+) -> list[figures.Alignment]:
+    """A clip's video with its own audio, and with the closest audio of another clip."""
+    others = np.where(np.arange(len(distances)) == clip, np.inf, distances[clip])
+    wrong = int(np.argmin(others))
+    pairs = [(clip, "its own audio")] + ([(wrong, "closest other audio")] if wrong != clip else [])
+    return [
+        _align(latents, name, options, clip, audio, f"{what}, d = {distances[clip, audio]:.4g}")
+        for audio, what in pairs
+    ]
+
+
+def _align(
+    latents: AudioVisual, name: str, options: dict, visual: int, audio: int, title: str
+) -> figures.Alignment:
+    one, other = (
+        jax.tree.map(lambda leaf, i=number: jnp.asarray(leaf[i]), stream)
+        for stream, number in zip(latents, (visual, audio), strict=True)
+    )
+    weights = np.asarray(alignment(name, one, other, **options))
+    steps = int(one.lengths), int(other.lengths)
+    h_visual, h_audio = np.asarray(one.values)[: steps[0]], np.asarray(other.values)[: steps[1]]
+    costs = np.mean((h_visual[:, None] - h_audio[None]) ** 2, axis=-1)
+    return figures.Alignment(title, costs, weights[: steps[0], : steps[1]])
+
+
+# ---- searches -------------------------------------------------------------------------------
+
+
+def closest(distances: Float[np.ndarray, " K"], right: int, count: int) -> list[int]:
+    """The closest candidates, closest first; the right one is the last of equally close ones."""
+    is_right = np.arange(len(distances)) == right
+    return np.lexsort((is_right, distances))[:count].tolist()
+
+
+def make_searches(
+    distances: Float[np.ndarray, "K K"],
+    ranks: dict[str, Int[np.ndarray, " K"]],
+    split: Split,
+    seed: int,
+) -> tuple[list[report.Search], str]:
+    """Searches drawn at random, and why they have no thumbnails ("" if they have)."""
+    random = np.random.default_rng(seed)
+    drawn = []
+    for direction in DIRECTIONS:
+        by_query = queries_first(distances, direction)
+        for query in random.permutation(len(split))[:SEARCHES].tolist():
+            drawn.append((direction, query, closest(by_query[query], query, FOUND)))
+    shown = sorted({clip for _, query, found in drawn for clip in (query, *found)})
+    clips, missing = _clip_views(split, shown)
+    searches = [
+        report.Search(
+            direction=direction,
+            query=clips[query],
+            rank=int(ranks[direction][query]),
+            found=[
+                (
+                    clips[clip],
+                    _verdict(split, query, clip),
+                    float(queries_first(distances, direction)[query, clip]),
+                )
+                for clip in found
+            ],
+        )
+        for direction, query, found in drawn
+    ]
+    return searches, missing
+
+
+def _verdict(split: Split, query: int, found: int) -> str:
+    if found == query:
+        return "right"
+    return "same source" if split.sources[found] == split.sources[query] else "other"
+
+
+def _clip_views(split: Split, numbers: Sequence[int]) -> tuple[dict[int, report.ClipView], str]:
+    folder = Path(split.videos) if split.videos else None
+    reasons = []
+    if folder is None:
+        reasons.append("the data set does not say where its videos are")
+    elif not folder.is_dir():
+        reasons.append(f"the folder of the videos is not there any more ({folder})")
+    thumbnails: dict[int, figures.Thumbnail] = {}
+    if not reasons:
+        for number in tqdm(numbers, "thumbnails", unit="clip", file=sys.stderr, mininterval=10):
+            span = float(split.starts[number]), float(split.ends[number])
+            made = figures.thumbnail(folder / split.sources[number], *span)
+            if isinstance(made, str):
+                reasons.append(made)
+            else:
+                thumbnails[number] = made
+    views = {
+        number: report.ClipView(
+            id=split.ids[number],
+            source=split.sources[number],
+            start=float(split.starts[number]),
+            end=float(split.ends[number]),
+            label=split.labels[number],
+            thumbnail=thumbnails.get(number),
+        )
+        for number in numbers
+    }
+    more = f" (and {len(reasons) - 1} more)" if len(reasons) > 1 else ""
+    return views, reasons[0] + more if reasons else ""

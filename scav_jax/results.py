@@ -1,0 +1,97 @@
+"""The results of an evaluation as one document, and as a table for a terminal.
+
+The document is what `metrics.json` holds, and what `report` draws:
+
+    format_version, data {path, split, n, sources, ids_sha256, fingerprint, fingerprint_id,
+    rendered}, bootstrap, seed, tie_rule, machine, runs [one for each run]
+
+and a run holds `name`, `run`, `config`, `objective`, `trained_with`, `distance` {name, options},
+`methods` (`method`, `k`, `a2v` and `v2a` of `metrics.summary`, `seconds_per_query`),
+`first_stage` (`k`, `a2v`, `v2a`: recall at k of aggregation), `per_class` (method -> class ->
+`a2v`, `v2a`) and `seconds` of each stage. Recalls are shares in 0..1, times are in seconds.
+"""
+
+from collections.abc import Sequence
+
+FORMAT_VERSION = 1
+RENDERED = "Rendered data set of this project; figures are ours."
+DIRECTIONS = {"a2v": "A->V", "v2a": "V->A"}
+
+
+def method_name(method: dict) -> str:
+    """`"hybrid, k = 100"`, or the method alone."""
+    return f"hybrid, k = {method['k']:,}" if method["method"] == "hybrid" else method["method"]
+
+
+def distance_name(distance: dict) -> str:
+    """`"euclidean (resample=visual_to_audio)"`: a distance with its options."""
+    options = ", ".join(f"{key}={value}" for key, value in sorted(distance["options"].items()))
+    return f"{distance['name']} ({options})" if options else distance["name"]
+
+
+def main_methods(run: dict) -> list[dict]:
+    """The methods without hybrid(1) and hybrid(all), which are aggregation and sequence again."""
+    last = max((m["k"] for m in run["methods"] if m["method"] == "sequence"), default=0)
+    return [m for m in run["methods"] if m["method"] != "hybrid" or 1 < m["k"] < last]
+
+
+def own_method(run: dict) -> dict:
+    """The method that a run was trained for: aggregation for CAV, else sequence."""
+    own = "aggregation" if run["objective"] == "aggregation" else "sequence"
+    return next(method for method in run["methods"] if method["method"] == own)
+
+
+def percent(share: float) -> str:
+    """A share as a percentage with one decimal, without the sign."""
+    return f"{100 * share:.1f}"
+
+
+def interval(summary: dict) -> str:
+    """The interval of R@1 in percent, or nothing where none was asked for."""
+    if "recall_at_1_interval" not in summary:
+        return ""
+    low, high = summary["recall_at_1_interval"]
+    return f"[{percent(low)}, {percent(high)}]"
+
+
+def table(results: dict) -> str:
+    """The results as aligned text, a row for each method of each run; recalls in percent."""
+    data = results["data"]
+    head = ["run", "retrieval"]
+    for arrow in DIRECTIONS.values():
+        head += [f"{arrow} R@1", "95 %", "R@5", "R@10", "MedR"]
+    rows = [[*head, "ms/query"]]
+    for run in results["runs"]:
+        for method in main_methods(run):
+            cells = [run["name"], method_name(method)]
+            for direction in DIRECTIONS:
+                summary = method[direction]
+                cells += [percent(summary["recall_at_1"]), interval(summary)]
+                cells += [percent(summary[f"recall_at_{k}"]) for k in (5, 10)]
+                cells += [f"{summary['median_rank']:g}"]
+            rows.append([*cells, f"{1e3 * method['seconds_per_query']:.3g}"])
+    lines = _aligned(rows)
+    n = data["n"]
+    notes = [
+        f"{data['path']}, split {data['split']}: N = {n:,} clips, chance R@1 {100 / n:.2g} %, "
+        f"sha256 of the ids {data['ids_sha256'][:16]}",
+        *(
+            f"sequence distance of {run['name']}: {distance_name(run['distance'])}"
+            for run in results["runs"]
+        ),
+    ]
+    if data["rendered"]:
+        notes.append(RENDERED)
+    return "\n".join([lines[0], "-" * len(lines[0]), *lines[1:], "", *notes])
+
+
+def _aligned(rows: Sequence[Sequence[str]], words: int = 2) -> list[str]:
+    """Columns of equal width: the first ones are words, the others figures."""
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    return [
+        "  ".join(
+            cell.ljust(width) if column < words else cell.rjust(width)
+            for column, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ).rstrip()
+        for row in rows
+    ]

@@ -1,0 +1,150 @@
+"""What does contrasting sequences gain on `chimes`? The rows of the paper's tables, with seeds.
+
+For each row: a learning rate chosen on validation (seed 0), then seeds 0..n-1 with it; every run
+is evaluated on `test` and `unseen_instruments` with its averaged checkpoint. Towers, steps and
+batch size are the same for all rows. The data set is rendered and ours: so are the figures.
+
+    python scripts/benchmarks/chimes_rows.py --data data/chimes-demo/features --out runs/rows
+
+Finished runs are kept and reused, so the command resumes. Prints the table of the README, writes
+`OUT/rows.json`. About 80 s a run on two CPU cores.
+"""
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+
+from scav_jax import datasets, embed, metrics, retrieve, train
+from scav_jax.checkpoints import AVERAGED, load_run, write_json
+from scav_jax.config import load_file, override
+from scav_jax.distances import retrieval_form
+from scav_jax.errors import run_program
+
+ROWS = {
+    "CAV": "configs/table1/cav.py:demo",
+    "SCAV": "configs/demo.py",
+    "SCAV, no z-score": "configs/table4/without_normalization.py:demo",
+    "SCAV, lambda 0.07": "configs/table4/temperature_007.py:demo",
+    "CAV + SCAV": "configs/table4/multitask.py:demo",
+}
+LEARNING_RATES = (5e-4, 1e-3, 2e-3)
+KS = (1, 10, 100)
+
+
+def folder(out: Path, row: str, rate: float, seed: int) -> Path:
+    name = "".join(c if c.isalnum() else "-" for c in row.lower())
+    return out / f"{name}-lr{rate:g}-seed{seed}"
+
+
+def trained(out: Path, row: str, data: str, rate: float, seed: int) -> Path:
+    """The directory of a finished run of a row, trained now if it is not there."""
+    changes = {"seed": seed, "data.path": data, "optimizer.learning_rate": rate}
+    config = override(load_file(ROWS[row]), changes).to_dict()
+    workdir = folder(out, row, rate, seed)
+    if not (workdir / AVERAGED).is_dir():
+        print(f"== {row}, learning rate {rate:g}, seed {seed}", file=sys.stderr)
+        train.train(config, workdir)
+    return workdir
+
+
+def validation_score(workdir: Path) -> float:
+    """The mean of both R@1 of the averaged model on validation, by the method it trains for."""
+    run = load_run(workdir)
+    lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    return train.score(run.objective, next(x for x in lines if x["kind"] == "averaged"))
+
+
+def evaluated(workdir: Path, data: str, split_name: str) -> dict:
+    """Ranks of every method and direction on a split: `{method: {direction: [ranks]}}`."""
+    run = load_run(workdir)
+    split = datasets.read(Path(data), split_name)
+    embedded = embed.embed(run, split)
+    similarities = retrieve.aggregation_similarities(
+        embedded.visual_embeddings, embedded.audio_embeddings
+    )
+    name = retrieval_form(run.objective.distance)
+    options = run.objective.distance_options if name == run.objective.distance else {}
+    distances = retrieve.sequence_distances(embed.latents(embedded), name, options)
+    ks = [k for k in KS if k < len(split)] + [len(split)]
+    result = {}
+    for direction in retrieve.DIRECTIONS:
+        by_aggregation = metrics.ranks(retrieve.queries_first(-similarities, direction))
+        by_sequence = metrics.ranks(retrieve.queries_first(distances, direction))
+        hybrid = retrieve.hybrid_ranks(similarities, distances, ks, direction)
+        assert np.array_equal(hybrid[0], by_aggregation), "k = 1 should be aggregation"
+        assert np.array_equal(hybrid[-1], by_sequence), "k = all should be sequence"
+        result[direction] = {
+            "aggregation": metrics.recall_at_k(by_aggregation, 1),
+            "sequence": metrics.recall_at_k(by_sequence, 1),
+            **{f"hybrid {k}": metrics.recall_at_k(h, 1) for k, h in zip(ks, hybrid, strict=True)},
+            "first stage @100": metrics.recall_at_k(by_aggregation, min(100, len(split))),
+        }
+    return {"clips": len(split), "ids": metrics.ids_sha256(split.ids), "recall": result}
+
+
+def interval(values: list[float]) -> str:
+    """Mean and 95 % t-interval over seeds, in per cent."""
+    from scipy.stats import t
+
+    mean = 100 * np.mean(values)
+    if len(values) < 2:
+        return f"{mean:5.1f}"
+    half = 100 * t.ppf(0.975, len(values) - 1) * np.std(values, ddof=1) / np.sqrt(len(values))
+    return f"{mean:5.1f} ± {half:.1f}"
+
+
+def table(results: dict, split: str) -> str:
+    """One line a row: mean and interval over seeds of R@1, A->V and V->A."""
+    methods = ("aggregation", "sequence", "hybrid 100", "first stage @100")
+    lines = ["| row (lr) | " + " | ".join(f"{m} A→V | {m} V→A" for m in methods) + " |"]
+    lines.append("|---" * (1 + 2 * len(methods)) + "|")
+    for row, entry in results.items():
+        runs = entry["splits"][split]
+        cells = [
+            interval([run["recall"][direction][method] for run in runs])
+            for method in methods
+            for direction in ("a2v", "v2a")
+        ]
+        lines.append(f"| {row} ({entry['learning_rate']:g}) | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--data", default="data/chimes-demo/features")
+    parser.add_argument("--out", type=Path, default=Path("runs/rows"))
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--rows", nargs="*", default=list(ROWS), choices=list(ROWS))
+    arguments = parser.parse_args()
+    results = {}
+    for row in arguments.rows:
+        scores = {
+            rate: validation_score(trained(arguments.out, row, arguments.data, rate, 0))
+            for rate in LEARNING_RATES
+        }
+        rate = max(scores, key=scores.get)
+        runs = [
+            trained(arguments.out, row, arguments.data, rate, seed)
+            for seed in range(arguments.seeds)
+        ]
+        results[row] = {
+            "learning_rate": rate,
+            "validation_scores": {f"{r:g}": s for r, s in scores.items()},
+            "splits": {
+                split: [evaluated(run, arguments.data, split) for run in runs]
+                for split in ("test", "unseen_instruments")
+            },
+        }
+        write_json(arguments.out / "rows.json", results)
+    for split in ("test", "unseen_instruments"):
+        first = next(iter(results.values()))["splits"][split][0]
+        print(f"\n{split}: {first['clips']} clips, id list {first['ids'][:12]}, R@1 in %,")
+        print(f"mean and 95 % t-interval over {arguments.seeds} seeds; rendered data, ours\n")
+        print(table(results, split))
+
+
+if __name__ == "__main__":
+    run_program(main)

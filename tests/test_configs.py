@@ -1,0 +1,245 @@
+"""Every config file and variant: loads, quotes the paper, changes what its row says, and builds."""
+
+import ast
+import re
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from scav_jax import config, train
+from scav_jax.encoders import Encoders
+from scav_jax.errors import InputError
+from scav_jax.optimizer import make_optimizer
+from scav_jax.sequences import AudioVisual, sequences
+from scav_jax.train_step import Objective, compute_loss, init_params
+
+ROOT = Path(__file__).parents[1]
+V2A, A2V = "visual_to_audio", "audio_to_visual"
+
+# Transcribed from the paper's Table I: batch size, A->V Agg, A->V Seq, V->A Agg, V->A Seq.
+TABLE_1 = {
+    "cav": [(32, 10.2, 10.6, 10.3, 8.0), (192, 12.2, 12.7, 12.5, 11.6)],
+    "cav_pre_v2a": [(32, 10.0, 10.6, 9.7, 7.9), (1024, 12.1, 12.2, 12.1, 11.6)],
+    "scav_pre_v2a": [(32, 8.7, 18.7, 7.6, 18.3), (256, 11.9, 22.6, 10.1, 22.3)],
+    "scav_pre_a2v": [(32, 9.0, 18.6, 8.1, 18.3), (64, 9.7, 20.8, 8.3, 20.5)],
+    "scav_post_v2a": [(32, 9.5, 19.2, 8.2, 18.4), (96, 11.4, 21.3, 7.8, 21.3)],
+    "scav_post_a2v": [(32, 9.3, 18.6, 7.7, 18.4), (64, 10.0, 20.6, 7.5, 20.1)],
+    "scav_dtw": [(32, 9.2, 12.5, 9.8, 13.0), (64, 9.5, 14.2, 11.5, 15.9)],
+    "scav_wass": [(32, 11.1, 15.0, 9.5, 14.8), (64, 11.3, 16.1, 9.7, 16.6)],
+}
+# Table II: VGGSound A->V, V->A, MUSIC A->V, V->A.
+TABLE_2 = {
+    "cav": (12.2, 12.5, 3.8, 2.8),
+    "scav_pre_v2a": (22.6, 22.3, 9.3, 7.3),
+    "scav_post_a2v": (21.3, 21.3, 9.5, 8.1),
+}
+# Table IV: A->V, V->A, and what the row changes in SCAV pre(v->a).
+TABLE_4 = {
+    "scav": (22.6, 22.3, {}),
+    "without_normalization": (12.5, 12.7, {"objective.normalize": False}),
+    "temperature_007": (18.6, 18.5, {"objective.temperature": 0.07}),
+    "multitask": (15.3, 15.4, {"objective.name": "sequence+aggregation"}),
+}
+# What the rows of Table I are: objective, distance, its interpolation, interpolation of features.
+ROWS = {
+    "cav": ("aggregation", "euclidean", V2A, None),
+    "cav_pre_v2a": ("aggregation", "euclidean", V2A, V2A),
+    "scav_pre_v2a": ("sequence", "euclidean", V2A, V2A),
+    "scav_pre_a2v": ("sequence", "euclidean", A2V, A2V),
+    "scav_post_v2a": ("sequence", "euclidean", V2A, None),
+    "scav_post_a2v": ("sequence", "euclidean", A2V, None),
+    "scav_dtw": ("sequence", "soft_dtw", None, None),
+    "scav_wass": ("sequence", "wasserstein", None, None),
+}
+VARIANTS = {
+    "table1": ("max", "batch32", "demo"),
+    "table2": ("max", "demo"),
+    "table4": ("max", "demo"),
+    "vggsound.py": ("39m", "38m"),
+    "demo.py": (None,),
+}
+
+
+def files():
+    return sorted(path.relative_to(ROOT) for path in (ROOT / "configs").rglob("*.py"))
+
+
+RUNNABLE = [path for path in files() if path.name != "base.py"]
+ALL = [
+    f"{path}:{variant}" if variant else str(path)
+    for path in RUNNABLE
+    for variant in VARIANTS[path.parts[1]]
+]
+
+
+def load(path):
+    return config.load_file(str(ROOT / path))
+
+
+def docstring(path):
+    return ast.get_docstring(ast.parse((ROOT / path).read_text()))
+
+
+def test_there_is_one_file_for_each_row():
+    names = {table: set() for table in ("table1", "table2", "table4")}
+    for path in RUNNABLE:
+        if len(path.parts) == 3:
+            names[path.parts[1]].add(path.stem)
+    assert names == {"table1": set(TABLE_1), "table2": set(TABLE_2), "table4": set(TABLE_4)}
+
+
+@pytest.mark.parametrize("path", [str(path) for path in RUNNABLE])
+def test_a_config_says_its_command_and_hardware(path):
+    text = docstring(path)
+    assert f"python -m scav_jax.train --config {path} --workdir " in text
+    assert "Hardware:" in text
+    if "table" in path or "vggsound" in path:
+        assert "V100" in text and "Not run by us" in text
+
+
+@pytest.mark.parametrize("path", [str(path) for path in RUNNABLE])
+def test_the_default_is_the_first_variant_and_a_wrong_one_is_named(path):
+    first, *_ = VARIANTS[Path(path).parts[1]]
+    if first is None:
+        return
+    assert config.difference(load(path), load(f"{path}:{first}")) == ""
+    with pytest.raises(InputError, match=rf"expected one of .*{first}.*got '{first}x'\. Did you"):
+        load(f"{path}:{first}x")
+
+
+@pytest.mark.parametrize("name", TABLE_1)
+def test_table_1(name):
+    path = f"configs/table1/{name}.py"
+    rows = re.findall(r"^ *(batch32|max)((?: +[\d.]+){5})$", docstring(path), re.MULTILINE)
+    said = {variant: tuple(map(float, figures.split())) for variant, figures in rows}
+    assert said == dict(zip(("batch32", "max"), TABLE_1[name], strict=True))
+    for variant, (batch_size, *_) in zip(("batch32", "max"), TABLE_1[name], strict=True):
+        assert load(f"{path}:{variant}").data.batch_size == batch_size
+    for variant in VARIANTS["table1"]:
+        row = config.flatten(load(f"{path}:{variant}"))
+        is_row = (
+            row["objective.name"],
+            row["distance.name"],
+            row.get("distance.resample"),
+            row["encoders.pre_resample"],
+        )
+        assert is_row == ROWS[name]
+        assert row["objective.normalize"] is True
+        assert (row["objective.temperature"], row["objective.aggregation_temperature"]) == (1, 0.07)
+
+
+@pytest.mark.parametrize("name", TABLE_2)
+def test_table_2(name):
+    path = f"configs/table2/{name}.py"
+    rows = re.findall(r"^ *(?:VGGSound|MUSIC) +([\d.]+) +([\d.]+)$", docstring(path), re.MULTILINE)
+    assert tuple(float(figure) for row in rows for figure in row) == TABLE_2[name]
+    for variant in VARIANTS["table2"]:
+        same = load(f"configs/table1/{name}.py:{variant}")
+        assert config.difference(load(f"{path}:{variant}"), same) == ""
+
+
+@pytest.mark.parametrize("name", TABLE_4)
+def test_table_4(name):
+    path = f"configs/table4/{name}.py"
+    a2v, v2a, changes = TABLE_4[name]
+    assert f"A->V {a2v}, V->A {v2a}." in docstring(path)
+    for variant in VARIANTS["table4"]:
+        best = load(f"configs/table1/scav_pre_v2a.py:{variant}")
+        assert config.difference(load(f"{path}:{variant}"), config.override(best, changes)) == ""
+
+
+def test_the_papers_training_details():
+    best = config.flatten(load("configs/vggsound.py"))
+    assert best == config.flatten(load("configs/table1/scav_pre_v2a.py:max"))
+    stated = {
+        "optimizer.b1": 0.95,
+        "optimizer.b2": 0.98,
+        "optimizer.learning_rate": 7e-4,
+        "train.steps": 250_000,
+        "train.keep_best": 10,
+        "encoders.dropout": 0.1,
+        "encoders.width": 512,
+        "encoders.visual_blocks": 8,
+        "encoders.audio_blocks": 2,
+        "encoders.visual_hidden": 2048,
+        "encoders.audio_hidden": 768,
+    }
+    assert stated.items() <= best.items()
+
+
+@pytest.mark.parametrize("path", [str(path) for path in RUNNABLE if "table" in str(path)])
+def test_the_demo_of_a_row_changes_size_only(path):
+    demo, full = (config.flatten(load(f"{path}:{variant}")) for variant in ("demo", "max"))
+    kept = ("objective.", "distance.", "encoders.pre_resample", "encoders.dropout", "data.align")
+    assert {k: v for k, v in demo.items() if k.startswith(kept)} == {
+        k: v for k, v in full.items() if k.startswith(kept)
+    }
+    own = config.flatten(load("configs/demo.py"))
+    changed = {key for key in demo.keys() | own.keys() if demo.get(key) != own.get(key)}
+    assert all(key.startswith(kept) for key in changed)
+
+
+# ---- every config builds -------------------------------------------------------------------
+
+
+def build(document):
+    """What training makes of a config, by the same constructors; leftovers are errors."""
+    sections = document.to_dict()
+    distance = sections["distance"]
+    objective = config.unpack(
+        "objective",
+        sections["objective"],
+        Objective,
+        distance=distance.pop("name"),
+        distance_options=distance,
+    )
+    encoders = config.unpack("encoders", sections["encoders"], Encoders)
+    config.unpack("data", sections["data"], train.DataSettings)
+    settings = config.unpack("train", sections["train"], train.TrainSettings)
+    config.unpack("optimizer", sections["optimizer"], make_optimizer, steps=settings.steps)
+    return encoders, objective
+
+
+_traced: dict[str, tuple] = {}
+
+
+def trace(document):
+    """(parameter shapes, loss shape) of one step at full size, without computing anything."""
+    small = document.encoders.width < 512
+    n, dv, m, da = (96, 384, 24, 2048) if small else (298, 768, 62, 6144)
+    batch_size = document.data.batch_size
+    encoders, objective = build(document)
+
+    def run():
+        batch = AudioVisual(
+            sequences(jnp.zeros((batch_size, n, dv))), sequences(jnp.zeros((batch_size, m, da)))
+        )
+        params = init_params(encoders, objective, batch, seed=0)
+        loss, aux = compute_loss(encoders, objective, params, batch, jax.random.key(1))
+        return params, loss, {name: aux[name]["logits_v2a"] for name in objective.losses}
+
+    parts = (document.encoders, document.distance, document.objective, document.data.batch_size)
+    key = repr([part.to_dict() if hasattr(part, "to_dict") else part for part in parts])
+    if key not in _traced:  # rows that several tables share are traced once
+        _traced[key] = jax.eval_shape(run)
+    return _traced[key]
+
+
+@pytest.mark.parametrize("path", ALL)
+def test_a_config_builds(path):
+    document = load(path)
+    params, loss, logits = trace(document)
+    batch_size = document.data.batch_size
+    assert loss.shape == () and loss.dtype == jnp.float32
+    assert set(logits) == set(document.objective.name.split("+")) == set(params["log_temperature"])
+    assert all(matrix.shape == (batch_size, batch_size) for matrix in logits.values())
+    assert document.optimizer.warmup_steps < document.train.steps
+
+
+@pytest.mark.parametrize(("variant", "millions"), [("39m", 39.27), ("38m", 38.22)])
+def test_how_many_parameters_the_papers_towers_have(variant, millions):
+    params, _, _ = trace(load(f"configs/vggsound.py:{variant}"))
+    count = sum(leaf.size for leaf in jax.tree.leaves(params["encoders"]))
+    assert count / 1e6 == pytest.approx(millions, abs=0.02)

@@ -1,0 +1,549 @@
+"""Every distance against its formula, its definition for one pair, and other packages.
+
+A new distance is one more row in `ROWS`; every test that takes `row` then covers it.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import cache, partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import reference
+from jax.test_util import check_grads
+
+from scav_jax import distances
+from scav_jax.distances import DISTANCES, pairwise
+from scav_jax.errors import InputError
+from scav_jax.sequences import sequences
+
+WIDTH = 5
+VISUAL_LENGTHS, VISUAL_STEPS = [7, 1, 4, 6], 8
+AUDIO_LENGTHS, AUDIO_STEPS = [3, 5, 1], 6
+
+
+@dataclass(frozen=True)
+class Row:
+    """One distance with its options.
+
+    Attributes:
+      formula: of one unpadded pair, in numpy: (visual, audio, visual_window, audio_window).
+      tolerance: relative, of float32 against the formula.
+      noise: relative, of float32 when sums are taken in another order.
+      gradient_options: options under which the gradient is that of the value.
+      of_itself: the distance of a sequence to itself; None where it is not zero.
+      scales_by_square: whether D(s V, s A) = s^2 D(V, A).
+    """
+
+    name: str
+    options: dict
+    formula: Callable
+    tolerance: float = 2e-5
+    noise: float = 2e-6
+    gradient_options: dict = field(default_factory=dict)
+    of_itself: float | None = 0.0
+    scales_by_square: bool = True
+
+    def __str__(self):
+        return "-".join([self.name, *(str(value) for value in self.options.values())])
+
+
+def without_windows(formula):
+    return lambda visual, audio, visual_window, audio_window: formula(visual, audio)
+
+
+def euclidean_row(direction):
+    return Row(
+        "euclidean",
+        {"resample": direction},
+        partial(reference.interpolated_euclidean, direction=direction),
+    )
+
+
+def soft_dtw_row(gamma):
+    formula = without_windows(partial(reference.soft_dtw, gamma=gamma))
+    options = {"gamma": gamma}
+    return Row("soft_dtw", options, formula, of_itself=None, scales_by_square=False)
+
+
+CONVERGED = {"blur": 1.5, "position_weight": 3.0, "scaling": 0.97, "diameter": 20.0}
+ROWS = [
+    euclidean_row("visual_to_audio"),
+    euclidean_row("audio_to_visual"),
+    soft_dtw_row(0.1),
+    soft_dtw_row(2.0),
+    Row("dtw", {}, without_windows(reference.dtw)),
+    Row(
+        "wasserstein",
+        {},
+        without_windows(
+            partial(
+                reference.geomloss_wasserstein, blur=0.05, position_weight=10.0, diameter=256.0
+            )
+        ),
+        tolerance=3e-3,
+        noise=2e-5,
+        gradient_options=CONVERGED,
+        scales_by_square=False,
+    ),
+]
+each_row = pytest.mark.parametrize("row", ROWS, ids=str)
+
+
+def test_every_distance_has_a_row():
+    assert {row.name for row in ROWS} == set(DISTANCES)
+
+
+@dataclass(frozen=True)
+class Stream:
+    """Unpadded float64 sequences with fractional windows, and their padded form."""
+
+    clips: list
+    windows: list
+    steps: int
+
+    def padded(self, fill=np.nan, dtype=np.float32):
+        values = np.full((len(self.clips), self.steps, WIDTH), fill, dtype)
+        for row, clip in zip(values, self.clips, strict=True):
+            row[: len(clip)] = clip
+        lengths = jnp.array([len(clip) for clip in self.clips], jnp.int32)
+        return sequences(jnp.asarray(values), lengths, jnp.asarray(self.windows, dtype))
+
+
+def stream(lengths, steps, seed, windows="fractional"):
+    rng = np.random.default_rng(seed)
+    clips = [rng.normal(size=(n, WIDTH)) for n in lengths]
+    fractional = [(rng.uniform(-0.3, 0.4), n * rng.uniform(0.8, 1.1)) for n in lengths]
+    return Stream(clips, fractional if windows == "fractional" else [(0, n) for n in lengths], steps)
+
+
+VISUAL = stream(VISUAL_LENGTHS, VISUAL_STEPS, seed=1)
+AUDIO = stream(AUDIO_LENGTHS, AUDIO_STEPS, seed=2)
+
+
+def by_formula(row, visual=VISUAL, audio=AUDIO):
+    """The matrix by loops over the reference."""
+    return np.array(
+        [
+            [row.formula(v, a, v_window, a_window)
+             for a, a_window in zip(audio.clips, audio.windows, strict=True)]
+            for v, v_window in zip(visual.clips, visual.windows, strict=True)
+        ]
+    )
+
+
+@cache
+def compiled(name, options=(), block_bytes=2**40):
+    """`pairwise` under jit; every test shares what is compiled."""
+    return jax.jit(partial(pairwise, name, block_bytes=block_bytes, **dict(options)))
+
+
+def matrix(row, visual, audio):
+    return np.asarray(compiled(row.name, tuple(row.options.items()))(visual, audio))
+
+
+@cache
+def compiled_gradient(name, options=(), block_bytes=2**40, by_definition=False):
+    """(D, the gradients of a random contraction of D for the values of both streams)."""
+    if by_definition:
+        pair = partial(DISTANCES[name].pair, **dict(options))
+        all_pairs = jax.vmap(jax.vmap(pair, in_axes=(None, 0)), in_axes=(0, None))
+    else:
+        all_pairs = partial(pairwise, name, block_bytes=block_bytes, **dict(options))
+
+    def weighted(visual_values, audio_values, visual, audio):
+        result = all_pairs(
+            visual.replace(values=visual_values), audio.replace(values=audio_values)
+        )
+        weights = np.random.default_rng(9).normal(size=result.shape).astype(result.dtype)
+        return jnp.sum(result * weights), result
+
+    return jax.jit(jax.value_and_grad(weighted, argnums=(0, 1), has_aux=True))
+
+
+def value_and_gradients(row, visual, audio, **how):
+    compiled_ = compiled_gradient(row.name, tuple(row.options.items()), **how)
+    (_, result), gradients = compiled_(visual.values, audio.values, visual, audio)
+    return result, gradients
+
+
+def scaled_tolerance(expected, relative):
+    return {"rtol": relative, "atol": relative * float(np.max(np.abs(expected)))}
+
+
+# -- values ---------------------------------------------------------------------------------------
+
+
+@each_row
+def test_pairwise_is_the_formula_for_every_ragged_pair(row):
+    expected = by_formula(row)
+    result = matrix(row, VISUAL.padded(), AUDIO.padded())
+    assert result.shape == (len(VISUAL_LENGTHS), len(AUDIO_LENGTHS))
+    assert result.dtype == np.float32
+    np.testing.assert_allclose(result, expected, **scaled_tolerance(expected, row.tolerance))
+
+
+@each_row
+def test_padding_reaches_neither_value_nor_gradient(row):
+    """NaN, infinity or zeros in the padding change no bit."""
+    result, gradients = value_and_gradients(row, VISUAL.padded(), AUDIO.padded())
+    for fill in (0.0, np.inf):
+        other, other_gradients = value_and_gradients(row, VISUAL.padded(fill), AUDIO.padded(fill))
+        np.testing.assert_array_equal(result, other)
+        for ours, theirs in zip(gradients, other_gradients, strict=True):
+            np.testing.assert_array_equal(ours, theirs)
+    for gradient, lengths in zip(gradients, (VISUAL_LENGTHS, AUDIO_LENGTHS), strict=True):
+        assert np.isfinite(gradient).all()
+        for clip, length in zip(gradient, lengths, strict=True):
+            assert not np.any(clip[length:])
+            assert np.all(np.any(clip[:length], axis=-1))
+
+
+@each_row
+def test_pairwise_is_vmap_of_the_definition(row):
+    result, gradients = value_and_gradients(row, VISUAL.padded(), AUDIO.padded())
+    defined, defined_gradients = value_and_gradients(
+        row, VISUAL.padded(), AUDIO.padded(), by_definition=True
+    )
+    np.testing.assert_allclose(result, defined, **scaled_tolerance(defined, row.noise))
+    for ours, theirs in zip(gradients, defined_gradients, strict=True):
+        np.testing.assert_allclose(ours, theirs, **scaled_tolerance(theirs, 20 * row.noise))
+
+
+@each_row
+def test_more_padding_changes_nothing(row):
+    longer = [Stream(s.clips, s.windows, s.steps + 3).padded() for s in (VISUAL, AUDIO)]
+    expected = matrix(row, VISUAL.padded(), AUDIO.padded())
+    tolerance = scaled_tolerance(expected, 10 * row.noise)
+    np.testing.assert_allclose(matrix(row, *longer), expected, **tolerance)
+
+
+@each_row
+def test_block_size_changes_nothing(row):
+    """Three rows at a time, then the one that is left."""
+    inputs = VISUAL.padded(), AUDIO.padded()
+    row_bytes = distances._pair_bytes(row.name, *inputs) * DISTANCES[row.name].copies
+    expected, expected_gradients = value_and_gradients(row, *inputs)
+    result, gradients = value_and_gradients(
+        row, *inputs, block_bytes=3 * len(AUDIO_LENGTHS) * row_bytes
+    )
+    np.testing.assert_allclose(result, expected, **scaled_tolerance(expected, row.noise))
+    for ours, theirs in zip(gradients, expected_gradients, strict=True):
+        np.testing.assert_allclose(ours, theirs, **scaled_tolerance(theirs, 20 * row.noise))
+
+
+def test_the_smallest_block_is_one_row():
+    row = soft_dtw_row(0.1)
+    expected = matrix(row, VISUAL.padded(), AUDIO.padded())
+    result = compiled("soft_dtw", (("gamma", 0.1),), 1)(VISUAL.padded(), AUDIO.padded())
+    np.testing.assert_allclose(result, expected, rtol=1e-6)
+
+
+@each_row
+def test_a_large_common_offset_changes_nothing(row):
+    """Costs are differences: float32 cancellation must not show."""
+    moved = [
+        Stream([clip + 100.0 for clip in s.clips], s.windows, s.steps) for s in (VISUAL, AUDIO)
+    ]
+    expected = by_formula(row)
+    result = matrix(row, *(s.padded() for s in moved))
+    tolerance = max(row.tolerance, 3e-4)
+    np.testing.assert_allclose(result, expected, **scaled_tolerance(expected, tolerance))
+
+
+@each_row
+def test_a_sequence_is_at_distance_zero_from_itself(row):
+    same = stream(AUDIO_LENGTHS, AUDIO_STEPS, seed=3)
+    first = stream([2], VISUAL_STEPS, seed=4)
+    visual = Stream(first.clips + same.clips, first.windows + same.windows, VISUAL_STEPS)
+    result = matrix(row, visual.padded(), same.padded())
+    own = np.diagonal(result[1:])
+    if row.of_itself is None:
+        assert np.all(own <= 1e-6)
+        return
+    np.testing.assert_allclose(own, row.of_itself, atol=2e-6)
+    assert np.all(result[1:][~np.eye(len(own), dtype=bool)] > 0.01)
+
+
+@each_row
+def test_scale(row):
+    if not row.scales_by_square:
+        pytest.skip("has a length scale of its own")
+    tripled = [
+        Stream([3.0 * clip for clip in s.clips], s.windows, s.steps) for s in (VISUAL, AUDIO)
+    ]
+    expected = 9.0 * matrix(row, VISUAL.padded(), AUDIO.padded())
+    result = matrix(row, *(s.padded() for s in tripled))
+    np.testing.assert_allclose(result, expected, rtol=1e-5)
+
+
+@each_row
+def test_order_matters(row):
+    """Reversing every visual sequence moves D; a distance of bags would not notice."""
+    reversed_ = Stream([clip[::-1] for clip in VISUAL.clips], VISUAL.windows, VISUAL_STEPS)
+    change = matrix(row, reversed_.padded(), AUDIO.padded()) - matrix(
+        row, VISUAL.padded(), AUDIO.padded()
+    )
+    long = np.outer(np.array(VISUAL_LENGTHS) > 1, np.array(AUDIO_LENGTHS) > 1)
+    assert np.all(np.abs(change)[long] > 1e-3)
+
+
+# -- gradients ------------------------------------------------------------------------------------
+
+
+@each_row
+def test_gradient_is_that_of_the_value(row):
+    options = {**row.options, **row.gradient_options}
+    tolerance = 2e-3 if row.gradient_options else 1e-5
+    with jax.enable_x64(True):
+        visual = stream([5], 5, seed=4).padded(dtype=np.float64)
+        audio = stream([4], 4, seed=5).padded(dtype=np.float64)
+
+        @jax.jit
+        def distances_of(v, a):
+            return pairwise(row.name, visual.replace(values=v), audio.replace(values=a), **options)
+
+        values = visual.values, audio.values
+        check_grads(distances_of, values, 1, ("rev",), atol=tolerance, rtol=tolerance)
+
+
+@pytest.mark.parametrize("gamma", [1e-3, 10.0])
+def test_soft_dtw_is_finite_and_right_at_extremes(gamma):
+    row = soft_dtw_row(gamma)
+    result, gradients = value_and_gradients(row, VISUAL.padded(), AUDIO.padded())
+    expected = by_formula(row)
+    np.testing.assert_allclose(result, expected, **scaled_tolerance(expected, 2e-5))
+    assert all(np.isfinite(gradient).all() for gradient in gradients)
+    if gamma == 1e-3:
+        hard = by_formula(Row("dtw", {}, without_windows(reference.dtw)))
+        np.testing.assert_allclose(result, hard, atol=0.02)
+
+
+def test_long_soft_dtw_has_the_gradient_of_float64():
+    """Paths of hundreds of steps: where differences of R lose the gradient in float32."""
+    rng = np.random.default_rng(6)
+    v, a = rng.normal(size=(1, 150, 3)), rng.normal(size=(1, 40, 3))
+
+    def gradient(dtype):
+        def loss(x):
+            audio = sequences(jnp.asarray(a, dtype))
+            return jnp.sum(pairwise("soft_dtw", sequences(x), audio, gamma=0.1))
+
+        return np.asarray(jax.jit(jax.grad(loss))(jnp.asarray(v, dtype)))
+
+    single = gradient(jnp.float32)
+    with jax.enable_x64(True):
+        double = gradient(jnp.float64)
+    np.testing.assert_allclose(single, double, atol=1e-3 * np.abs(double).max())
+
+
+# -- other packages -------------------------------------------------------------------------------
+
+
+def test_warping_equals_tslearn(monkeypatch):
+    import numba
+
+    monkeypatch.setattr(numba.config, "DISABLE_JIT", True)  # its compilation takes seconds
+    from tslearn import metrics
+
+    scale = 1 / np.sqrt(WIDTH)  # tslearn sums over channels
+    soft = matrix(soft_dtw_row(2.0), VISUAL.padded(), AUDIO.padded())
+    hard = compiled("dtw")(VISUAL.padded(), AUDIO.padded())
+    for i, v in enumerate(VISUAL.clips):
+        for j, a in enumerate(AUDIO.clips):
+            expected = metrics.soft_dtw(v * scale, a * scale, gamma=2.0)
+            assert np.isclose(soft[i, j], expected, rtol=1e-5, atol=1e-5)
+            assert np.isclose(hard[i, j], metrics.dtw(v * scale, a * scale) ** 2, rtol=1e-5)
+
+
+def test_soft_dtw_equals_ott():
+    """For more than one step: ott counts the cost of a 1x1 pair twice."""
+    from ott.geometry.costs import SoftDTW
+
+    v, a = (jnp.asarray(clip / np.sqrt(WIDTH), jnp.float32)
+            for clip in (VISUAL.clips[0], AUDIO.clips[1]))
+    with jax.numpy_rank_promotion("allow"), jax.numpy_dtype_promotion("standard"):
+        expected = jax.jit(SoftDTW(gamma=2.0))(v, a)
+    result = matrix(soft_dtw_row(2.0), VISUAL.padded(), AUDIO.padded())
+    assert np.isclose(result[0, 1], expected, rtol=1e-5)
+
+
+def pot_divergence(visual, audio, blur, position_weight):
+    """The debiased divergence by POT: values of entropic transport with the KL regulariser."""
+    import ot
+
+    def transport(x, y):
+        weights = [np.full(len(z), 1 / len(z)) for z in (x, y)]
+        costs = 0.5 * ot.dist(x, y, metric="sqeuclidean")
+        return ot.solve(
+            costs, *weights, reg=blur**2, reg_type="KL", max_iter=100_000, tol=1e-11
+        ).value
+
+    x, y = (reference.transport_points(z, position_weight) for z in (visual, audio))
+    return transport(x, y) - transport(x, x) / 2 - transport(y, y) / 2
+
+
+def test_wasserstein_converges_to_the_divergence_of_pot():
+    """Slow annealing converges; geomloss' `scaling=0.5` is the same iteration, cut short."""
+    blur, weight = CONVERGED["blur"], CONVERGED["position_weight"]
+    result = compiled("wasserstein", tuple(CONVERGED.items()))(VISUAL.padded(), AUDIO.padded())
+    formula = without_windows(partial(reference.wasserstein, blur=blur, position_weight=weight))
+    loops = by_formula(Row("wasserstein", {}, formula))
+    np.testing.assert_allclose(result, loops, **scaled_tolerance(loops, 2e-3))
+    for i, j in ((0, 0), (0, 1), (1, 2), (2, 1)):
+        expected = pot_divergence(VISUAL.clips[i], AUDIO.clips[j], blur, weight)
+        np.testing.assert_allclose(loops[i, j], expected, rtol=1e-5, atol=1e-6)
+
+
+def test_wasserstein_without_positions_is_a_distance_of_bags():
+    reversed_ = Stream([clip[::-1] for clip in VISUAL.clips], VISUAL.windows, VISUAL_STEPS)
+    bags = compiled("wasserstein", tuple({**CONVERGED, "position_weight": 0.0}.items()))
+    expected = bags(VISUAL.padded(), AUDIO.padded())
+    result = bags(reversed_.padded(), AUDIO.padded())
+    np.testing.assert_allclose(result, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_wasserstein_of_single_steps_is_half_the_squared_distance():
+    result = compiled("wasserstein")(VISUAL.padded(), AUDIO.padded())
+    expected = 0.5 * np.sum((VISUAL.clips[1] - AUDIO.clips[2]) ** 2)
+    assert np.isclose(result[1, 2], expected, rtol=1e-5)
+
+
+# -- the euclidean's fast path --------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("direction", ["visual_to_audio", "audio_to_visual"])
+def test_clips_of_one_duration_take_the_matrix_product_and_agree(direction):
+    """One grid of targets, ragged sources, shorter than the padding: the path of one GEMM."""
+    row = euclidean_row(direction)
+    shared = {"lengths": [4] * 3, "steps": 6, "windows": "whole"}
+    ragged = {"lengths": [7, 1, 3, 5], "steps": 8}
+    if direction == "visual_to_audio":
+        visual, audio = stream(**ragged, seed=10), stream(**shared, seed=11)
+    else:
+        visual, audio = stream(**shared, seed=10), stream(**ragged, seed=11)
+    result, gradients = value_and_gradients(row, visual.padded(), audio.padded())
+    expected = by_formula(row, visual, audio)
+    np.testing.assert_allclose(result, expected, rtol=2e-5)
+    defined, defined_gradients = value_and_gradients(
+        row, visual.padded(), audio.padded(), by_definition=True
+    )
+    np.testing.assert_allclose(result, defined, rtol=1e-5)
+    for ours, theirs in zip(gradients, defined_gradients, strict=True):
+        np.testing.assert_allclose(ours, theirs, **scaled_tolerance(theirs, 1e-5))
+
+
+def test_the_matrix_product_sees_small_differences():
+    """Neighbours 1e-3 apart at an offset of 10: the z-score would amplify lost digits."""
+    rng = np.random.default_rng(12)
+    base = 10.0 + rng.normal(size=(1, 1, WIDTH))
+    v, a = (base + 1e-3 * rng.normal(size=(n, 6, WIDTH)) for n in (3, 4))
+    v, a = v.astype(np.float32), a.astype(np.float32)
+    expected = np.mean((v[:, None].astype(float) - a[None].astype(float)) ** 2, axis=(2, 3))
+    result = compiled("euclidean")(sequences(jnp.asarray(v)), sequences(jnp.asarray(a)))
+    np.testing.assert_allclose(result, expected, rtol=1e-4)
+
+
+def test_windows_decide_which_part_is_read():
+    """Two visual steps lie after the sound's end: what they hold makes no difference."""
+    rng = np.random.default_rng(13)
+    values = rng.normal(size=(1, 8, WIDTH)).astype(np.float32)
+    other = values.copy()
+    other[:, 6:] += 5.0
+    audio = sequences(jnp.asarray(rng.normal(size=(1, 3, WIDTH)), jnp.float32))
+    window = jnp.array([[0.0, 6.0]])
+    whole, cut = (
+        [pairwise("euclidean", sequences(jnp.asarray(x), None, w), audio)[0, 0]
+         for x in (values, other)]
+        for w in (None, window)
+    )
+    assert cut[0] == cut[1]
+    assert whole[0] != whole[1]
+
+
+# -- alignments -----------------------------------------------------------------------------------
+
+
+def one_pair():
+    visual, audio = stream([5], 7, seed=14), stream([4], 6, seed=15)
+    return visual, audio, *(jax.tree.map(lambda x: x[0], s.padded()) for s in (visual, audio))
+
+
+@each_row
+def test_alignment_is_a_matrix_of_real_steps(row):
+    visual, audio, v, a = one_pair()
+    result = np.asarray(distances.alignment(row.name, v, a, **row.options))
+    assert result.shape == (visual.steps, audio.steps)
+    assert np.isfinite(result).all()
+    assert np.all(result >= 0)
+    assert not np.any(result[5:])
+    assert not np.any(result[:, 4:])
+    assert result.sum() > 0.99
+
+
+@pytest.mark.parametrize("gamma", [0.1, 1.0])
+def test_soft_alignment_is_the_mean_over_all_paths(gamma):
+    visual, audio, v, a = one_pair()
+    expected = reference.soft_dtw_alignment(
+        reference.step_costs(visual.clips[0], audio.clips[0]), gamma
+    )
+    result = distances.alignment("soft_dtw", v, a, gamma=gamma)
+    np.testing.assert_allclose(result[:5, :4], expected, atol=1e-5)
+
+
+def test_hard_alignment_is_the_cheapest_path():
+    visual, audio, v, a = one_pair()
+    costs = reference.step_costs(visual.clips[0], audio.clips[0])
+    paths = list(reference.monotone_paths(*costs.shape))
+    best = min(paths, key=lambda path: sum(costs[step] for step in path))
+    expected = np.zeros_like(costs)
+    expected[tuple(zip(*best, strict=True))] = 1.0
+    np.testing.assert_array_equal(distances.alignment("dtw", v, a)[:5, :4], expected)
+
+
+def test_transport_plan_moves_all_mass():
+    visual, audio, v, a = one_pair()
+    plan = np.asarray(distances.alignment("wasserstein", v, a, **CONVERGED))[:5, :4]
+    points = [reference.transport_points(s.clips[0], 3.0) for s in (visual, audio)]
+    expected = reference.transport_plan(reference.transport_costs(*points), 1.5**2)
+    np.testing.assert_allclose(plan, expected, atol=2e-4)
+    np.testing.assert_allclose(plan.sum(axis=1), 1 / 5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("direction", ["visual_to_audio", "audio_to_visual"])
+def test_interpolation_weights_are_the_resampling(direction):
+    visual, audio, v, a = one_pair()
+    weights = np.asarray(distances.alignment("euclidean", v, a, resample=direction))[:5, :4]
+    moved, target = (visual, audio) if direction == "visual_to_audio" else (audio, visual)
+    operator = weights.T if direction == "visual_to_audio" else weights
+    expected = reference.resample(
+        moved.clips[0], moved.windows[0], len(target.clips[0]), target.windows[0]
+    )
+    np.testing.assert_allclose(operator @ moved.clips[0], expected, atol=1e-5)
+
+
+# -- what a person gets wrong ---------------------------------------------------------------------
+
+
+def test_mistakes_are_named():
+    v, a = VISUAL.padded(), AUDIO.padded()
+    with pytest.raises(InputError, match="soft_dtw"):
+        pairwise("softdtw", v, a)
+    with pytest.raises(InputError, match="gamma"):
+        pairwise("soft_dtw", v, a, gama=1.0)
+    with pytest.raises(InputError, match="width"):
+        pairwise("dtw", v, a.replace(values=a.values[..., :-1]))
+    with pytest.raises(ValueError, match="gamma"):
+        pairwise("soft_dtw", v, a, gamma=0.0)
+    with pytest.raises(ValueError, match="v2a"):
+        pairwise("euclidean", v, a, resample="v2a")
+    with pytest.raises(ValueError, match="blur"):
+        pairwise("wasserstein", v, a, blur=0.0)
+
+
+def test_retrieval_uses_hard_warping():
+    assert distances.retrieval_form("soft_dtw") == "dtw"
+    assert distances.retrieval_form("euclidean") == "euclidean"
+    assert {distances.retrieval_form(name) for name in DISTANCES} <= set(DISTANCES)

@@ -1,0 +1,125 @@
+"""Embedding: every clip once, alone as in any batch, and only with the right features."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from scav_jax import datasets
+from scav_jax.checkpoints import Run, build
+from scav_jax.embed import embed, latents
+from scav_jax.errors import InputError
+from scav_jax.features import Clip
+from scav_jax.sequences import AudioVisual, Sequences
+from scav_jax.train_step import init_params
+
+FINGERPRINT = {"backbone": "random", "rate_hz": 16000}
+CONFIG = {
+    "seed": 3,
+    "data": {"align": "time", "buckets": 2},
+    "encoders": {
+        "width": 12,
+        "visual_blocks": 1,
+        "audio_blocks": 1,
+        "visual_hidden": 10,
+        "audio_hidden": 9,
+        "heads": 2,
+        "feedforward": 14,
+    },
+    "distance": {"name": "euclidean", "resample": "visual_to_audio"},
+    "objective": {"name": "sequence"},
+}
+
+
+def random_clip(random, number, visual_steps, audio_steps):
+    seconds = visual_steps / 5
+    return Clip(
+        id=f"clip {number}",
+        visual=random.normal(size=(visual_steps, 7)).astype(np.float16),
+        visual_span=(0.0, seconds),
+        audio=random.normal(size=(audio_steps, 6)).astype(np.float16),
+        audio_span=(0.0, 0.96 * seconds),
+        source=f"video {number // 3}",
+        start=float(number),
+        end=number + seconds,
+    )
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    random = np.random.default_rng(0)
+    clips = [
+        ("test", random_clip(random, number, int(random.integers(8, 15)), int(steps)))
+        for number, steps in enumerate(random.integers(3, 8, 11))
+    ]
+    folder = tmp_path_factory.mktemp("embed") / "data"
+    datasets.write(clips, folder, fingerprint=FINGERPRINT, videos="", rejected=[])
+    return datasets.read(folder, "test")
+
+
+@pytest.fixture(scope="module")
+def run():
+    encoders, objective = build(CONFIG)
+    values = [np.zeros((1, 2, width), np.float32) for width in (7, 6)]
+    example = AudioVisual(
+        *(Sequences(v, np.full(1, 2, np.int32), np.array([[0, 2]], np.float32)) for v in values)
+    )
+    params = init_params(encoders, objective, example, 3)
+    return Run(None, CONFIG, encoders, objective, params, FINGERPRINT)
+
+
+@pytest.fixture(scope="module")
+def alone(run, data):
+    return embed(run, data, batch_size=1)
+
+
+@pytest.mark.parametrize("batch_size", [4, 11, 64])
+def test_alone_is_as_in_a_padded_batch(run, data, alone, batch_size):
+    """Clips of several lengths, with a last batch of 3, and with one smaller than asked for."""
+    together = embed(run, data, batch_size=batch_size)
+    assert together.ids == data.ids == [f"clip {number}" for number in range(11)]
+    for stream, other in zip(latents(together), latents(alone), strict=True):
+        np.testing.assert_array_equal(stream.lengths, other.lengths)
+        np.testing.assert_allclose(stream.windows, other.windows, rtol=1e-6)
+        steps = min(stream.values.shape[1], other.values.shape[1])
+        assert stream.lengths.max() <= steps
+        assert stream.values.shape[0] == 11
+        np.testing.assert_allclose(stream.values[:, :steps], other.values[:, :steps], atol=1e-5)
+        padding = np.arange(stream.values.shape[1]) >= stream.lengths[:, None]
+        assert padding.any()
+        assert (stream.values[padding] == 0).all()
+    for name in ("visual_embeddings", "audio_embeddings"):
+        assert getattr(together, name).shape == (11, 12)
+        np.testing.assert_allclose(getattr(together, name), getattr(alone, name), atol=1e-5)
+
+
+def test_embeddings_are_means_over_real_steps(alone):
+    for stream, embeddings in zip(
+        latents(alone), (alone.visual_embeddings, alone.audio_embeddings), strict=True
+    ):
+        expected = [
+            values[:length].mean(axis=0)
+            for values, length in zip(stream.values, stream.lengths, strict=True)
+        ]
+        np.testing.assert_allclose(embeddings, expected, rtol=1e-5, atol=1e-6)
+        assert len(np.unique(stream.lengths)) > 1
+
+
+def test_clips_differ(alone):
+    """All results in one place of the batch, or a batch repeated, would be seen here."""
+    for embeddings in (alone.visual_embeddings, alone.audio_embeddings):
+        assert len(np.unique(embeddings.round(4), axis=0)) == 11
+
+
+def test_features_of_another_extractor_are_refused(run, data):
+    other = replace(run, fingerprint=FINGERPRINT | {"rate_hz": 8000})
+    with pytest.raises(InputError, match="rate_hz: expected 8000, got 16000"):
+        embed(other, data)
+
+
+def test_a_model_with_nan_is_an_error(run, data):
+    import jax
+
+    broken = jax.tree.map(lambda leaf: leaf * np.float32(np.nan), run.params)
+    with pytest.raises(InputError, match="clip 'clip 0': expected finite visual latents"):
+        embed(replace(run, params=broken), data)

@@ -1,0 +1,322 @@
+"""Decoding: frames and sound of a clip on the clip's own clock, from generated files."""
+
+from fractions import Fraction
+
+import av
+import numpy as np
+import pytest
+
+from scav_jax.extract import backbones, fbank, media
+from scav_jax.extract.streams import Unusable, video_seconds
+
+FPS = 25
+SIZE = (96, 64)  # width, height
+
+
+def click_track(seconds, rate, clicks, channels=1, seed=0):
+    """Quiet noise with short loud bursts at the given seconds, `[channels, samples]`."""
+    random = np.random.default_rng(seed)
+    track = 0.003 * random.standard_normal((channels, round(seconds * rate)))
+    for moment in clicks:
+        begin = round(moment * rate)
+        track[:, begin : begin + round(0.02 * rate)] += 0.5 * random.standard_normal(
+            (1, round(0.02 * rate))
+        )
+    return track.clip(-1, 1).astype(np.float32)
+
+
+def flash_frames(seconds, flashes, rate=FPS, size=SIZE, seed=0):
+    """Dark noise that drifts, white for one frame at the given seconds."""
+    random = np.random.default_rng(seed)
+    width, height = size
+    texture = random.integers(0, 60, (height, width * 2, 3), dtype=np.uint8)
+    for index in range(round(seconds * rate)):
+        frame = texture[:, index % width : index % width + width].copy()
+        if any(index == round(moment * rate) for moment in flashes):
+            frame[:] = 255
+        yield frame
+
+
+def write_video(
+    path,
+    frames=(),
+    track=None,
+    *,
+    audio_rate=44_100,
+    frame_rate=FPS,
+    timestamps=None,
+    size=SIZE,
+    audio_delay_s=0.0,
+    audio_codec="aac",
+):
+    """Encodes frames (H.264) and sound (AAC), interleaved; a stream that is None is left out."""
+    frames = None if frames is None else list(frames)
+    with av.open(str(path), "w") as container:
+        packets = []
+        if frames is not None:
+            video = container.add_stream("libx264", rate=frame_rate)
+            video.width, video.height = size
+            video.pix_fmt = "yuv420p"
+            video.options = {"crf": "14", "preset": "ultrafast", "g": "12"}
+            if timestamps is not None:
+                video.codec_context.time_base = Fraction(1, 1000)
+        if track is not None:
+            audio = container.add_stream(audio_codec, rate=audio_rate)
+            audio.layout = "mono" if len(track) == 1 else "stereo"
+            if audio_codec == "aac":
+                audio.bit_rate = 128_000
+        if frames is not None:
+            for index, rgb in enumerate(frames):
+                frame = av.VideoFrame.from_ndarray(rgb, format="rgb24")
+                frame.pts = index if timestamps is None else timestamps[index]
+                if timestamps is not None:
+                    frame.time_base = video.codec_context.time_base
+                packets += video.encode(frame)
+            packets += video.encode()
+        if track is not None:
+            delay = round(audio_delay_s * audio_rate)
+            for begin in range(0, track.shape[1], 1024):
+                part = np.ascontiguousarray(track[:, begin : begin + 1024])
+                frame = av.AudioFrame.from_ndarray(part, "fltp", layout=audio.layout.name)
+                frame.sample_rate, frame.pts = audio_rate, begin + delay
+                packets += audio.encode(frame)
+            packets += audio.encode()
+        for packet in sorted(packets, key=lambda p: float(p.dts * p.time_base)):
+            container.mux(packet)
+    return path
+
+
+def cut(path, start=0.0, end=None, size=SIZE):
+    with media.Reader(path, size) as reader:
+        return reader.cut(start, end)
+
+
+def loudest_moment(waveform):
+    """The middle of the loudest 20 ms, in seconds."""
+    power = np.convolve(waveform.astype(np.float64) ** 2, np.ones(320), "valid")
+    return (power.argmax() + 160) / 16_000
+
+
+def brightest_frame(frames):
+    return int(frames.reshape(len(frames), -1).mean(axis=1).argmax())
+
+
+@pytest.mark.parametrize(
+    ("rate", "channels", "suffix"),
+    [(44_100, 1, "mp4"), (48_000, 2, "mp4"), (8_000, 1, "mkv"), (32_000, 2, "ts")],
+)
+def test_flash_and_click_land_where_they_were(tmp_path, rate, channels, suffix):
+    moment = 1.48
+    path = write_video(
+        tmp_path / f"a.{suffix}",
+        flash_frames(3, [moment]),
+        click_track(3, rate, [moment], channels),
+        audio_rate=rate,
+    )
+    clip = cut(path)
+    begin, end = clip.frames_span
+    assert clip.frames.shape == (75, 64, 96, 3)
+    assert end - begin == pytest.approx(3.0)
+    seen = begin + brightest_frame(clip.frames) / FPS
+    heard = loudest_moment(clip.waveform) - 0.010
+    if suffix == "ts":  # its clock starts where the first stream does: AAC priming counts there
+        assert heard - seen == pytest.approx(0, abs=0.01)
+    else:
+        assert seen == pytest.approx(moment, abs=1e-3)
+        assert heard == pytest.approx(moment, abs=0.004)
+
+
+def test_flash_and_click_land_on_the_same_step_of_both_features(tmp_path):
+    moment = 1.96
+    path = write_video(
+        tmp_path / "a.mp4", flash_frames(4, [moment]), click_track(4, 44_100, [moment])
+    )
+    clip, plain = cut(path, 0.0, 4.0, (64, 64)), backbones.load("plain")
+    visual = plain.visual(clip.frames, clip.previous)
+    audio = plain.audio(clip.waveform)
+    assert visual.shape == (100, 384) and audio.shape == (24, 2048)
+    assert visual[:, :192].mean(axis=1).argmax() == 49
+    frame = audio.reshape(24 * 16, 128).mean(axis=1).argmax()
+    assert frame * 0.01 + 0.0125 == pytest.approx(moment + 0.01, abs=0.0101)
+
+
+def test_aac_priming_would_show_if_it_were_ignored(tmp_path):
+    """The test above can fail: without timestamps the sound comes 1024 samples late."""
+    path = write_video(tmp_path / "a.mp4", flash_frames(3, []), click_track(3, 44_100, [1.0]))
+    with av.open(str(path)) as container:
+        container.streams.audio[0].codec_context.flags2 |= av.codec.context.Flags2.skip_manual
+        raw = np.concatenate([f.to_ndarray()[0] for f in container.decode(audio=0)])
+    power = np.convolve(raw.astype(np.float64) ** 2, np.ones(882), "valid")
+    assert power.argmax() / 44_100 - 1.0 == pytest.approx(1024 / 44_100, abs=0.003)
+    assert loudest_moment(cut(path).waveform) - 0.010 == pytest.approx(1.0, abs=0.003)
+
+
+def test_clips_from_the_middle_hold_the_right_frames_and_samples(tmp_path):
+    path = write_video(
+        tmp_path / "a.mp4", flash_frames(9, [4.2]), click_track(9, 44_100, [2.1, 6.4])
+    )
+    with av.open(str(path)) as container:
+        expected = np.stack([f.to_ndarray(format="rgb24") for f in container.decode(video=0)])
+    whole = cut(path, size=None)
+    np.testing.assert_array_equal(whole.frames, expected)
+    assert whole.previous is None
+    with media.Reader(path, None) as reader:
+        for start, end in [(0.0, 2.0), (2.0, 5.0), (2.4, 4.4), (7.0, 9.0)]:
+            clip = reader.cut(start, end)
+            first, last = round(start * FPS), round(end * FPS)
+            np.testing.assert_array_equal(clip.frames, expected[first:last])
+            if first:
+                np.testing.assert_array_equal(clip.previous, expected[first - 1])
+            assert clip.frames_span == pytest.approx((0, end - start))
+            wave = whole.waveform[round(start * 16_000) : round(end * 16_000)]
+            np.testing.assert_allclose(clip.waveform, wave, atol=2e-6)
+            assert clip.end == end
+
+
+def test_seeking_gives_the_same_as_reading_on(tmp_path, monkeypatch):
+    path = write_video(
+        tmp_path / "a.mkv",
+        flash_frames(12, []),
+        click_track(12, 48_000, [9.5]),
+        audio_rate=48_000,
+        audio_codec="pcm_s16le",  # AAC's substituted noise depends on what was decoded before
+    )
+    read_on = cut(path, 8.0, 11.0)
+    monkeypatch.setattr(media, "SEEK_GAP_S", 2.0)
+    sought = cut(path, 8.0, 11.0)
+    np.testing.assert_array_equal(sought.frames, read_on.frames)
+    np.testing.assert_array_equal(sought.previous, read_on.previous)
+    np.testing.assert_array_equal(sought.waveform, read_on.waveform)
+    assert loudest_moment(sought.waveform) == pytest.approx(1.51, abs=0.004)
+
+
+def test_variable_rate_shows_the_frame_of_the_moment(tmp_path):
+    # 12.5 Hz for two seconds, then one frame that stays for a second, then 25 Hz for two seconds.
+    times = [*range(0, 2000, 80), 2000, *range(3000, 5000, 40)]
+    levels = np.linspace(20, 230, len(times)).astype(np.uint8)
+    frames = [np.full((64, 96, 3), level) for level in levels]
+    path = write_video(
+        tmp_path / "a.mkv",
+        frames,
+        click_track(5, 16_000, [1.0]),
+        audio_rate=16_000,
+        timestamps=times,
+    )
+    clip = cut(path, 0.0, 5.0)
+    begin, end = clip.frames_span
+    assert begin == pytest.approx(0, abs=1e-3) and end == pytest.approx(5.0, abs=0.1)
+    rate = len(clip.frames) / (end - begin)
+    got = clip.frames.reshape(len(clip.frames), -1).mean(axis=1)
+    for step, level in enumerate(got):
+        half = 500 / rate
+        moment = 1000 * step / rate
+        shown = max(index for index, time in enumerate(times) if time <= moment + half)
+        assert level == pytest.approx(levels[shown], abs=3), step
+
+
+def test_late_and_short_sound_keep_their_time(tmp_path):
+    frames = list(flash_frames(4, []))
+    late = write_video(
+        tmp_path / "late.mkv",
+        frames,
+        click_track(3, 16_000, [1.0]),
+        audio_rate=16_000,
+        audio_delay_s=0.5,
+    )
+    clip = cut(late)
+    assert loudest_moment(clip.waveform) - 0.010 == pytest.approx(1.5, abs=0.004)
+    assert np.abs(clip.waveform[: round(0.4 * 16_000)]).max() == 0
+    short = write_video(
+        tmp_path / "short.mp4", frames, click_track(2.5, 16_000, [1.0]), audio_rate=16_000
+    )
+    clip = cut(short)
+    assert len(clip.frames) == 100
+    assert len(clip.waveform) / 16_000 == pytest.approx(2.5, abs=0.07)
+
+
+def test_stereo_is_averaged(tmp_path):
+    left = click_track(2, 16_000, [1.0])
+    track = np.concatenate([left, np.zeros_like(left)])
+    stereo = write_video(tmp_path / "s.mkv", flash_frames(2, []), track, audio_rate=16_000)
+    mono = write_video(tmp_path / "m.mkv", flash_frames(2, []), left / 2, audio_rate=16_000)
+    loud, half = (np.abs(cut(path).waveform).max() for path in (stereo, mono))
+    assert loud == pytest.approx(half, rel=0.15)
+
+
+def test_odd_sizes_are_scaled(tmp_path):
+    path = write_video(
+        tmp_path / "a.mp4",
+        flash_frames(2, [], size=(130, 46)),
+        click_track(2, 16_000, [1]),
+        audio_rate=16_000,
+        size=(130, 46),
+    )
+    assert cut(path, size=(64, 64)).frames.shape == (50, 64, 64, 3)
+    assert video_seconds(path) == pytest.approx(2.0)
+
+
+def damaged(path, share, count):
+    """The file with `count` bytes overwritten, from `share` of the pictures on."""
+    content = bytearray(path.read_bytes())
+    with av.open(str(path)) as container:
+        packets = [p for p in container.demux(video=0) if p.size]
+    at = packets[round(share * len(packets))].pos
+    noise = np.random.default_rng(0).integers(0, 256, count, dtype=np.uint8)
+    content[at : at + count] = bytes(noise)
+    path.write_bytes(content)
+    return path
+
+
+@pytest.mark.parametrize(("suffix", "count"), [("mp4", 3_000), ("mkv", 30_000)])
+def test_damage_spoils_its_own_clip_only(tmp_path, suffix, count):
+    path = write_video(
+        tmp_path / f"a.{suffix}",
+        flash_frames(8, []),
+        click_track(8, 16_000, [1.0]),
+        audio_rate=16_000,
+    )
+    damaged(path, 0.3, count)
+    with media.Reader(path, SIZE) as reader:
+        assert len(reader.cut(0.0, 2.0).frames) == 50
+        with pytest.raises(Unusable, match="corrupt"):
+            reader.cut(2.0, 4.0)
+        assert len(reader.cut(6.0, 8.0).frames) == 50
+
+
+def test_plain_equals_naive_loops(random):
+    frames = random.integers(0, 256, (5, 64, 64, 3), dtype=np.uint8)
+    previous = random.integers(0, 256, (64, 64, 3), dtype=np.uint8)
+    waveform = (0.1 * random.standard_normal(9_000)).astype(np.float32)
+    plain = backbones.load("plain")
+    for before in (None, previous):
+        got = plain.visual(frames, before)
+        for step in range(5):
+            last = frames[step - 1] if step else (frames[0] if before is None else before)
+            now, last = frames[step].astype(int), last.astype(int)
+            for row in range(8):
+                for column in range(8):
+                    for channel in range(3):
+                        cell = np.s_[8 * row : 8 * row + 8, 8 * column : 8 * column + 8, channel]
+                        place = (row * 8 + column) * 3 + channel
+                        colour = (now[cell].mean() / 255 - 0.5) / 0.25
+                        change = np.abs(now[cell] - last[cell]).mean() / 255 / 0.05
+                        assert got[step, place] == pytest.approx(colour, abs=1e-5)
+                        assert got[step, 192 + place] == pytest.approx(change, abs=1e-4)
+    audio = plain.audio(waveform)
+    log_mel = fbank.log_mel(waveform)
+    assert len(log_mel) == 54 and audio.shape == (3, 2048)
+    for step in range(3):
+        for frame in range(16):
+            expected = (log_mel[16 * step + frame] - 15.41663) / (2 * 6.55582)
+            got = audio[step, 128 * frame : 128 * (frame + 1)]
+            np.testing.assert_allclose(got, expected, atol=1e-6)
+
+
+def test_plain_is_the_same_in_blocks(monkeypatch):
+    from scav_jax.extract.backbones import plain
+
+    random = np.random.default_rng(0)
+    frames = random.integers(0, 256, (23, 64, 64, 3), dtype=np.uint8)
+    whole = plain.Plain().visual(frames, None)
+    monkeypatch.setattr(plain, "FRAMES_AT_ONCE", 4)
+    np.testing.assert_array_equal(plain.Plain().visual(frames, None), whole)

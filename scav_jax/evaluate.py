@@ -21,7 +21,7 @@ from tqdm import tqdm
 from scav_jax import datasets, metrics, pictures, report, results
 from scav_jax.checkpoints import Run, load_run, write_json
 from scav_jax.distances import find, option_names, retrieval_form
-from scav_jax.embed import Embedded, embed, latents
+from scav_jax.embed import Embedded, check_features, embed, latents
 from scav_jax.errors import InputError, run_program
 from scav_jax.retrieve import (
     DIRECTIONS,
@@ -109,12 +109,18 @@ def retrieval_distance(
 
 
 def hybrid_ks(ks: Sequence[int] | None, candidates: int) -> list[int]:
-    """Ascending numbers of pre-selected candidates; by default 1, 10, 100, ... and all."""
+    """Ascending numbers of pre-selected candidates; by default 1, 10, 100, ... and all.
+
+    Of the powers of ten, those up to half of all candidates: more save nothing.
+
+    >>> hybrid_ks(None, 1020)
+    [1, 10, 100, 1020]
+    """
     if ks is not None:
         check_ks(ks, candidates)
         return sorted(set(ks))
     powers = [10**power for power in range(len(str(candidates)))]
-    return sorted({*powers, candidates})
+    return sorted({power for power in powers if 2 * power <= candidates} | {candidates})
 
 
 def evaluate_run(run: Run, split: datasets.Split, settings: Settings) -> Ranked:
@@ -136,7 +142,10 @@ def evaluate_run(run: Run, split: datasets.Split, settings: Settings) -> Ranked:
         "distances": distances_done - begin,
         "ranking": time.perf_counter() - distances_done,
     }
-    times = seconds_per_query(latents(embedded), *embeddings, name, options, ks)
+    between = [k for k in ks if 1 < k < len(split)]
+    times = seconds_per_query(latents(embedded), *embeddings, name, options, between)
+    # The extremes need no second, or no first, stage.
+    times |= {"hybrid 1": times["aggregation"], f"hybrid {len(split)}": times["sequence"]}
     document = {
         "name": run_name(run),
         "run": str(run.path),
@@ -231,6 +240,9 @@ def evaluate(
     Returns:
       The results document (see `results`) and the `report.Pictures` of the first run.
     """
+    for run in runs:  # what can be wrong is said before the first hour of work
+        check_features(run, split)
+        retrieval_distance(run, settings.distance, settings.resample)
     ranked = [evaluate_run(run, split, settings) for run in runs]
     names = [one.document["name"] for one in ranked]
     for run, one in zip(runs, ranked, strict=True):

@@ -6,16 +6,18 @@ colour vision as well (Okabe and Ito's palette; markers and dashes repeat what c
 
 import base64
 import io
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import av
 import matplotlib
 import numpy as np
 from jaxtyping import Float, UInt8
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, NullLocator
+from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
 from scav_jax.extract.media import Reader
 from scav_jax.extract.streams import Unusable
@@ -87,16 +89,18 @@ def recall_by_method(rows: Sequence[tuple[str, dict]]) -> str:
     """
     with matplotlib.rc_context(STYLE):
         figure, panels = _panels(2, 10, 0.95 + 0.42 * len(rows), sharey=True, sharex=True)
+        best = max(method[d]["recall_at_10"] for _, method in rows for d in DIRECTION_NAMES)
+        highest = min(100, max(5, 120 * best))
         for panel, direction in zip(panels, DIRECTION_NAMES, strict=True):
+            panel.set_xlim(-0.02 * highest, 1.04 * highest)
             for y, (_, method) in enumerate(rows):
                 _recall_row(panel, y, method["method"], method[direction])
             panel.set_title(f"{DIRECTION_NAMES[direction]}", pad=14)
-            panel.set_xlim(-2, 104)
             panel.grid(axis="x")
             panel.set_xlabel("recall, %")
             panel.tick_params(left=False)
         panels[0].set_yticks(range(len(rows)), [name for name, _ in rows])
-        panels[0].set_ylim(len(rows) - 0.5, -0.5)
+        panels[0].set_ylim(len(rows) - 0.3, -0.6)
     return image(figure)
 
 
@@ -104,32 +108,27 @@ def _recall_row(panel: Axes, y: int, method: str, summary: dict) -> None:
     colour, marker = COLOURS[method], MARKERS[method]
     values = [100 * summary[f"recall_at_{k}"] for k in (1, 5, 10)]
     panel.plot(values, [y] * 3, color=colour, alpha=0.25, lw=2, solid_capstyle="round")
-    for value, size, k in zip(values[1:], (30, 30), ("5", "10"), strict=True):
-        panel.scatter([value], [y], s=size, marker=marker, fc="white", ec=colour, lw=1, zorder=3)
-        if y == 0:
-            panel.annotate(
-                f"@{k}",
-                (value, y),
-                (0, 8),
-                textcoords="offset points",
-                ha="center",
-                color=GREY,
-                fontsize=8,
-            )
+    panel.scatter(values[1:], [y, y], s=30, marker=marker, fc="white", ec=colour, lw=1, zorder=3)
+    if y == 0:
+        five, ten = values[1:]
+        labels = (
+            [("@5", five), ("@10", ten)]
+            if ten - five > 0.07 * panel.get_xlim()[1]
+            else [("@5, @10", ten)]
+        )
+        for label, value in labels:
+            _above(panel, label, value, y, color=GREY)
     if "recall_at_1_interval" in summary:
         low, high = (100 * end for end in summary["recall_at_1_interval"])
         panel.plot([low, high], [y, y], color=colour, lw=5, alpha=0.55, solid_capstyle="butt")
     panel.scatter(values[:1], [y], s=46, marker=marker, color=colour, zorder=4)
-    panel.annotate(
-        f"{values[0]:.1f}",
-        (values[0], y),
-        (0, -15),
-        textcoords="offset points",
-        ha="center",
-        fontsize=8.5,
-        fontweight="bold",
-        color=colour,
-    )
+    _above(panel, f"{values[0]:.1f}", values[0], y, -15, color=colour, fontweight="bold")
+
+
+def _above(panel: Axes, text: str, x: float, y: float, points: float = 7, **style) -> None:
+    """Small words over (or under) a point."""
+    style = {"fontsize": 8, "ha": "center", "textcoords": "offset points"} | style
+    panel.annotate(text, (x, y), (0, points), **style)
 
 
 def k_sweep(methods: Sequence[dict], first_stage: Sequence[dict]) -> str:
@@ -141,7 +140,7 @@ def k_sweep(methods: Sequence[dict], first_stage: Sequence[dict]) -> str:
     """
     ks = [method["k"] for method in methods]
     with matplotlib.rc_context(STYLE):
-        figure, (recall, seconds) = _panels(2, 10, 3.5, width_ratios=(1.35, 1))
+        figure, (recall, seconds) = _panels(2, 10, 3.9, width_ratios=(1.35, 1))
         for direction, (dashes, marker) in DIRECTION_STYLES.items():
             name = DIRECTION_NAMES[direction]
             found = [100 * method[direction]["recall_at_1"] for method in methods]
@@ -170,27 +169,23 @@ def k_sweep(methods: Sequence[dict], first_stage: Sequence[dict]) -> str:
             )
         recall.set_title("Recall, %")
         recall.set_ylim(-3, 104)
-        recall.legend(loc="lower right", fontsize=8)
+        figure.legend(loc="outside lower left", ncols=2, fontsize=8)
         times = [1e3 * method["seconds_per_query"] for method in methods]
         seconds.plot(ks, times, color=COLOURS["hybrid"], marker="o", ms=5.5, lw=2)
         for k, value in zip(ks, times, strict=True):
-            seconds.annotate(
-                f"{value:.3g}",
-                (k, value),
-                (0, 7),
-                textcoords="offset points",
-                ha="center",
-                fontsize=8,
-                color="#30363c",
-            )
+            _above(seconds, f"{value:.3g}", k, value, color="#30363c")
         seconds.set_title("Time for one query, ms")
         seconds.set_yscale("log")
-        seconds.margins(y=0.2)
+        seconds.margins(x=0.1, y=0.2)
         seconds.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+        seconds.yaxis.set_major_locator(
+            LogLocator(subs=(1, 2, 5) if max(times) < 20 * min(times) else (1,))
+        )
         seconds.yaxis.set_minor_locator(NullLocator())
         for panel in (recall, seconds):
             panel.set_xscale("log")
-            panel.set_xticks(ks, [f"{k:,}" for k in ks])
+            crowded = [a for a, b in itertools.pairwise(ks) if b < 1.6 * a]
+            panel.set_xticks(ks, ["" if k in crowded else f"{k:,}" for k in ks])
             panel.xaxis.set_minor_locator(NullLocator())
             panel.set_xlabel("k: candidates that the second stage orders")
             panel.grid()
@@ -235,24 +230,29 @@ def _points(lines: Sequence[dict], keys: Sequence[str], kind: str) -> dict[str, 
 
 
 def _curves(panel: Axes, curves: dict[str, np.ndarray], run: str, number: int, several: bool):
+    """Draws the curves of one run; of several runs, recalls as the mean of both directions."""
     for key, points in curves.items():
         method, _, direction = key.rpartition("_")
         if direction not in DIRECTION_STYLES:
             panel.plot(*points.T, color=RUN_COLOURS[number % len(RUN_COLOURS)], lw=1.5, label=run)
             continue
-        # Validation: the method's colour; each run its own marker where there are several.
         dashes, marker = DIRECTION_STYLES[direction]
         label = f"{method}, {DIRECTION_NAMES[direction]}"
+        if several:
+            if direction == "v2a" or len(points) != len(curves.get(f"{method}_v2a", ())):
+                continue
+            points = (points + curves[f"{method}_v2a"]) / 2
+            dashes, marker = ("-", "--", ":", "-.")[number % 4], "osD^v"[number % 5]
+            label = f"{run}, {method}"
         panel.plot(
             points[:, 0],
             100 * points[:, 1],
             dashes,
             color=COLOURS[method],
-            alpha=1 if number == 0 else 0.45,
-            marker="osD^v"[number % 5] if several else marker,
+            marker=marker,
             ms=3.5,
             lw=1.4,
-            label=f"{run}: {label}" if several else label,
+            label=label,
         )
 
 
@@ -359,15 +359,13 @@ def thumbnail(
     video: Path, start: float, end: float, *, height: int = 144, bins: int = 96
 ) -> Thumbnail | str:
     """A clip's first frame and loudness from the source video, or why there is none."""
-    import av
-
     try:
         with av.open(str(video)) as container:
             stream = container.streams.video[0]
             width = max(2, 2 * round(stream.width * height / stream.height / 2))
         with Reader(video, (width, height)) as reader:
             media = reader.cut(start, end)
-    except (OSError, IndexError, Unusable) as error:
+    except (av.FFmpegError, OSError, IndexError, Unusable) as error:
         return f"{video.name}: {error}"
     power = np.square(media.waveform)
     edges = np.linspace(0, len(power), bins + 1).astype(int)[:-1]

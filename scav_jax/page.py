@@ -42,6 +42,8 @@ th, td { padding: 6px 11px; text-align: right; border-bottom: 1px solid var(--li
 thead th { color: var(--soft); font-weight: 600; } thead tr + tr th { border-bottom-width: 2px; }
 th[colspan] { text-align: center; } th:first-child, th.word { text-align: left; }
 tbody th { text-align: left; font-weight: 600; }
+.dense { font-size: 13px; } .dense th, .dense td { padding: 6px 7px; }
+.dense th:first-child { padding-left: 0; }
 .facts th { vertical-align: top; color: var(--soft); padding-left: 0; }
 .facts td { white-space: normal; text-align: left; overflow-wrap: anywhere; }
 .dot { display: inline-block; width: 10px; height: 10px; border-radius: 5px; margin-right: 8px; }
@@ -54,7 +56,7 @@ tbody th { text-align: left; font-weight: 600; }
 .clip img { width: 100%; display: block; border-radius: 4px; }
 .clip svg { width: 100%; height: 30px; display: block; margin: 5px 0 3px; }
 .clip path { stroke: #4a525a; stroke-width: .8; fill: none; }
-.clip .id { font-weight: 600; overflow-wrap: anywhere; line-height: 1.3; }
+.clip .id { font-weight: 600; font-size: 11.5px; overflow-wrap: anywhere; line-height: 1.3; }
 .clip .small { font-size: 11.5px; } .verdict { font-weight: 600; margin-bottom: 5px; }
 .clip.query { background: #eef1f4; } .clip.right { border: 2px solid #00735a; background: #eaf7f2; }
 .clip.right .verdict { color: #00735a; } .clip.same-source .verdict { color: #8a5a00; }

@@ -22,10 +22,11 @@ from scav_jax.results import (
     own_method,
     percent,
 )
+from scav_jax.retrieve import TIMED_QUERIES
 
 VERDICTS = {
     "right": "✓ right clip",
-    "same source": "same video, other clip",
+    "same source": "same video",
     "other": "other video",
 }
 CLASSES_SHOWN = 12
@@ -132,8 +133,8 @@ def _cards(runs: Sequence[dict]) -> str:
                 f'<div class="card {method["method"]}">'
                 f'<div class="big">{percent(summary["recall_at_1"])} %</div>'
                 f"<div>R@1, {name}</div>"
-                f'<div class="small">{escape(run["name"])} by {method_name(method)} '
-                f"{interval(summary)}</div></div>"
+                f'<div class="small">{escape(run["name"])} by {method_name(method)}</div>'
+                f'<div class="small">{interval(summary)}</div></div>'
             )
     return f'<div class="cards">{"".join(cards)}</div>'
 
@@ -172,6 +173,7 @@ def _recall_section(runs: Sequence[dict]) -> str:
             ["retrieval", *columns, *columns, "ms/query"],
             rows,
             above=[("", 1), *above, ("", 1)],
+            kind="dense",
         ),
     )
 
@@ -198,7 +200,9 @@ def _hybrid_section(runs: Sequence[dict]) -> str:
             "R@1 of hybrid retrieval, and time for a query, against k",
             "Left: R@1 of hybrid(k), green, cannot exceed the share of queries whose own clip is "
             "among the first stage's k, grey. Right: the time that one query takes once all "
-            "clips are embedded. The shape of the paper's Table III.",
+            f"clips are embedded, {TIMED_QUERIES} queries asked at once; in a small gallery, one "
+            "matrix product over all candidates can be cheaper than gathering a few for each "
+            "query. The shape of the paper's Table III.",
         ),
         page.table(
             ["k", *("A→V", "V→A") * 2, "ms/query"],
@@ -254,7 +258,8 @@ def _training_section(histories: Sequence[tuple[str, list[dict]]]) -> str:
             "Training curves",
             "Means between two log lines. A temperature that runs to a bound, or a spread of the "
             "distances that goes to 0, is a sign of trouble. Validation ranks the whole "
-            "validation split.",
+            "validation split"
+            + (" (here the mean of both directions)." if len(histories) > 1 else "."),
         ),
     )
 
@@ -279,11 +284,11 @@ def _class_section(run: dict) -> str:
         ]
         for name in shown
     ]
-    which = "All" if every else f"The {CLASSES_SHOWN} best and the {CLASSES_SHOWN} worst"
+    which = f"The {CLASSES_SHOWN} best and the {CLASSES_SHOWN} worst of {len(order)}"
     return page.section(
         f"By class ({run['name']}, {method_name(own)})",
-        f"<p>{which} of {len(order)} classes by R@1, audio → video. Only the queries are divided: "
-        "every clip of the split is a candidate. metrics.json has all of them.</p>",
+        f"<p>{'All' if every else which} classes by R@1, audio → video. Only the queries are "
+        "divided: every clip of the split is a candidate. metrics.json has all of them.</p>",
         page.table(["class", "queries", "A→V R@1", "MedR", "V→A R@1", "MedR"], rows),
     )
 
@@ -303,7 +308,8 @@ def _search_section(pictures: Pictures, run: dict) -> str:
     return page.section(
         f"Retrieved clips ({run['name']}, sequence)",
         "<p>Queries drawn at random; from left to right the query and the candidates that lie "
-        "closest. A clip is shown by its first frame and by the loudness of its sound.</p>",
+        "closest. A clip is shown by its first frame and by the loudness of its sound. Green is "
+        "the query's own clip, amber another clip of its video.</p>",
         page.note(f"Thumbnails are missing: {why}") if why else "",
         *parts,
     )
@@ -326,10 +332,11 @@ def _clip(clip: ClipView, kind: str, title: str, distance: str) -> str:
         alternative = escape(f"First frame of {clip.id}", quote=True)
         media = f'<img src="{clip.thumbnail.picture}" alt="{alternative}">'
         media += page.envelope(clip.thumbnail.envelope)
+    breakable = escape(clip.id).replace("_", "_<wbr>")
     facts = [clip.label, f"{clip.start:.1f} to {clip.end:.1f} s", distance]
     return (
         f'<div class="clip {kind}"><div class="verdict">{title}</div>{media}'
-        f'<div class="id" title="{escape(clip.source, quote=True)}">{escape(clip.id)}</div>'
+        f'<div class="id" title="{escape(clip.source, quote=True)}">{breakable}</div>'
         f'<div class="small">{escape(" · ".join(fact for fact in facts if fact))}</div></div>'
     )
 

@@ -20,7 +20,7 @@ from scav_jax.errors import InputError
 from scav_jax.sequences import AudioVisual, Sequences
 
 DIRECTIONS = ("a2v", "v2a")
-RERANK_BYTES = 128 * 2**20  # gathered candidates that are held at once
+TIMED_QUERIES = 32  # asked at once while timing
 _ROWS, _COLUMNS = 256, 4096  # of one block of the distance matrix
 
 
@@ -187,13 +187,24 @@ def top_k(
 
 @functools.cache
 def _own_candidates(name: str, direction: str, options: tuple[tuple[str, object], ...]) -> Callable:
-    def one(query: Sequences, candidates: Sequences) -> Float[Array, "k"]:
-        alone = jax.tree.map(lambda leaf: leaf[None], query)
-        if direction == "v2a":
-            return pairwise(name, alone, candidates, **dict(options))[0]
-        return pairwise(name, candidates, alone, **dict(options))[:, 0]
+    def all_queries(
+        asking: Sequences,
+        asked: Sequences,
+        queries: Int[Array, " Q"],
+        candidates: Int[Array, "Q k"],
+    ) -> Float[Array, "Q k"]:
+        def one(numbers: tuple[Array, Array]) -> Float[Array, " k"]:
+            query = jax.tree.map(lambda leaf: leaf[numbers[0]][None], asking)
+            chosen = jax.tree.map(lambda leaf: leaf[numbers[1]], asked)
+            if direction == "v2a":
+                return pairwise(name, query, chosen, **dict(options))[0]
+            return pairwise(name, chosen, query, **dict(options))[:, 0]
 
-    return jax.jit(jax.vmap(one))
+        # One query after the other: under `vmap`, a distance that chooses its form at run time
+        # would compute every form.
+        return jax.lax.map(one, (queries, candidates))
+
+    return jax.jit(all_queries)
 
 
 def rerank(
@@ -207,7 +218,7 @@ def rerank(
     """Distances of chosen candidates only: the hybrid's second stage as a search would run it.
 
     Args:
-      latents: of the whole gallery, on the host.
+      latents: of the whole gallery; quicker if it is on the device already.
       name: the distance.
       options: its options.
       queries: Q clip numbers.
@@ -219,14 +230,11 @@ def rerank(
     """
     asking, asked = latents if direction == "v2a" else latents[::-1]
     distances_of = _own_candidates(name, direction, tuple(sorted(options.items())))
-    row_bytes = candidates.shape[1] * asked.values[0].nbytes
-    rows = min(len(queries), max(1, RERANK_BYTES // row_bytes))
-    result = np.empty(candidates.shape, np.float32)
-    for block in _blocks(len(queries), rows):
-        one_side = jax.tree.map(lambda leaf, b=block: leaf[queries[b]], asking)
-        other_side = jax.tree.map(lambda leaf, b=block: leaf[candidates[b]], asked)
-        result[block] = distances_of(one_side, other_side)
-    return result
+    return np.asarray(
+        distances_of(
+            *jax.device_put((asking, asked)), jnp.asarray(queries), jnp.asarray(candidates)
+        )
+    )
 
 
 def seconds_per_query(
@@ -237,16 +245,18 @@ def seconds_per_query(
     options: dict,
     ks: Sequence[int],
     *,
-    sample: int = 32,
+    sample: int = TIMED_QUERIES,
 ) -> dict[str, float]:
-    """How long each method takes to rank its candidates for one query, latents given.
+    """How long each method takes to rank its candidates for one query.
 
-    Measured on `sample` queries of each direction asked at once, after a run that compiles; the
-    shortest of three runs (one where a run is slow), mean of both directions.
+    Latents are on the device, embeddings on the host. Measured on `sample` queries of each
+    direction asked at once, after a run that compiles; the shortest of three runs (fewer where a
+    run is slow), mean of both directions.
 
     Returns:
       Seconds under "aggregation", "sequence" and "hybrid <k>" for each k.
     """
+    latents = jax.device_put(latents)
     count = len(visual_embeddings)
     chosen = np.unique(np.linspace(0, count - 1, min(sample, count)).round().astype(int))
     embeddings = {"v2a": (visual_embeddings, audio_embeddings)}

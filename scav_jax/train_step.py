@@ -177,7 +177,7 @@ def make_train_step(
             return compute_loss(encoders, objective, params, batch, dropout_key)
 
         (loss, aux), gradients = jax.value_and_grad(loss_function, has_aux=True)(state.params)
-        gradient_norm = optax.global_norm(gradients)
+        gradient_norm = optax.tree.norm(gradients)
         finite = jnp.isfinite(loss) & jnp.isfinite(gradient_norm)
         with jax.numpy_dtype_promotion("standard"):  # optax mixes dtypes; strictness is for us
             updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)

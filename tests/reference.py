@@ -29,7 +29,7 @@ def resample(source, source_window, target_steps, target_window):
 
 
 def interpolated_euclidean(visual, audio, visual_window, audio_window, direction):
-    """Paper section III-C: one is brought to the steps of the other, then the mean squared error."""
+    """Paper section III-C: one is brought to the steps of the other; mean squared error."""
     if direction == "visual_to_audio":
         visual = resample(visual, visual_window, len(audio), audio_window)
     elif direction == "audio_to_visual":
@@ -62,7 +62,7 @@ def _soft_minimum(values, gamma):
 
 
 def soft_dtw_of_costs(costs, gamma):
-    """Cuturi & Blondel 2017, equation 4: `R[n, m] = cost + softmin(R[n-1,m-1], R[n-1,m], R[n,m-1])`.
+    """`R[n, m] = cost + softmin(R[n-1, m-1], R[n-1, m], R[n, m-1])` (Cuturi & Blondel 2017).
 
     gamma 0 is dynamic time warping itself (Sakoe & Chiba 1978).
     """
@@ -197,8 +197,10 @@ def geomloss_wasserstein(visual, audio, blur, position_weight, scaling=0.5, diam
         both = np.concatenate([v, a])
         diameter = np.linalg.norm(both.max(axis=0) - both.min(axis=0))
     epsilons = geomloss_schedule(diameter, blur, scaling)
-    costs = {key: transport_costs(*pair) for key, pair in
-             {"va": (v, a), "av": (a, v), "vv": (v, v), "aa": (a, a)}.items()}
+    costs = {
+        key: transport_costs(*pair)
+        for key, pair in {"va": (v, a), "av": (a, v), "vv": (v, v), "aa": (a, a)}.items()
+    }
 
     def updated(f, g, f_self, g_self, epsilon):
         return (
@@ -229,7 +231,7 @@ def position_bucket(offset, buckets, max_distance):
     if distance < exact:
         return base + distance
     share = math.log(distance / exact) / math.log(max_distance / exact)
-    return base + min(half - 1, exact + int(math.floor(share * (half - exact))))
+    return base + min(half - 1, exact + math.floor(share * (half - exact)))
 
 
 def layer_norm(x, scale, bias, epsilon):
@@ -361,4 +363,5 @@ class AdamW:
         self.second = self.b2 * self.second + (1 - self.b2) * gradient**2
         first = self.first / (1 - self.b1**self.count)
         second = self.second / (1 - self.b2**self.count)
-        return parameter - rate * (first / (np.sqrt(second) + self.epsilon) + self.decay * parameter)
+        direction = first / (np.sqrt(second) + self.epsilon)
+        return parameter - rate * (direction + self.decay * parameter)

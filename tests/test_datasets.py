@@ -115,6 +115,8 @@ assert "tensorflow" not in sys.modules
     assert run.stdout.split("\n")[0] == f"6 {expected.id} {expected.visual.shape}"
     assert run.stdout.split("\n")[1] == "9"
     assert_same_clip(datasets.read(tmp_path / "whole", "all")[1], expected)
+    write([("clips", clip) for _, clip in clips], tmp_path / "named")  # as "all" is stored
+    assert_same_clip(datasets.read(tmp_path / "named", "clips")[1], expected)
 
 
 def test_importing_is_light():

@@ -2,16 +2,15 @@
 
 from dataclasses import replace
 
+import jax
 import numpy as np
 import pytest
 
 from scav_jax import datasets
-from scav_jax.checkpoints import Run, build
+from scav_jax.checkpoints import Run, build, parameter_shapes
 from scav_jax.embed import embed, latents
 from scav_jax.errors import InputError
 from scav_jax.features import Clip
-from scav_jax.sequences import AudioVisual, Sequences
-from scav_jax.train_step import init_params
 
 FINGERPRINT = {"backbone": "random", "rate_hz": 16000}
 CONFIG = {
@@ -60,11 +59,9 @@ def data(tmp_path_factory):
 @pytest.fixture(scope="module")
 def run():
     encoders, objective = build(CONFIG)
-    values = [np.zeros((1, 2, width), np.float32) for width in (7, 6)]
-    example = AudioVisual(
-        *(Sequences(v, np.full(1, 2, np.int32), np.array([[0, 2]], np.float32)) for v in values)
-    )
-    params = init_params(encoders, objective, example, 3)
+    random = np.random.default_rng(3)
+    shapes = parameter_shapes(encoders, objective, {"visual": 7, "audio": 6})
+    params = jax.tree.map(lambda x: random.normal(size=x.shape).astype(np.float32) * 0.3, shapes)
     return Run(None, CONFIG, encoders, objective, params, FINGERPRINT)
 
 
@@ -118,8 +115,6 @@ def test_features_of_another_extractor_are_refused(run, data):
 
 
 def test_a_model_with_nan_is_an_error(run, data):
-    import jax
-
     broken = jax.tree.map(lambda leaf: leaf * np.float32(np.nan), run.params)
     with pytest.raises(InputError, match="clip 'clip 0': expected finite visual latents"):
         embed(replace(run, params=broken), data)

@@ -140,17 +140,16 @@ def test_pairs_are_resampled_clip_by_clip(direction):
     batch = AudioVisual(**streams)
     result = resample_pairs(batch, direction)
     moved, kept = ("visual", "audio") if direction == "visual_to_audio" else ("audio", "visual")
-    for a, b in zip(jax.tree.leaves(getattr(result, kept)), jax.tree.leaves(streams[kept]),
-                    strict=True):
+    for a, b in zip(
+        jax.tree.leaves(getattr(result, kept)), jax.tree.leaves(streams[kept]), strict=True
+    ):
         np.testing.assert_array_equal(a, b)
     out = getattr(result, moved)
     assert out.values.shape == (3, steps[kept], width[moved])
     np.testing.assert_array_equal(out.lengths, lengths[kept])
     np.testing.assert_array_equal(out.windows, streams[kept].windows)
     for i, target in enumerate(lengths[kept]):
-        expected = reference.resample(
-            clips[moved][i], windows[moved][i], target, windows[kept][i]
-        )
+        expected = reference.resample(clips[moved][i], windows[moved][i], target, windows[kept][i])
         np.testing.assert_allclose(out.values[i, :target], expected, atol=3e-6)
         assert not np.any(out.values[i, target:])
 

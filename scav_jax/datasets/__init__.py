@@ -27,10 +27,20 @@ from scav_jax.errors import InputError, did_you_mean
 from scav_jax.features import FORMAT_VERSION, Clip, check_clip, fingerprint_id
 
 ABOUT, CLIPS, REJECTED = "scav.json", "clips.csv", "rejected.csv"
-CLIP_COLUMNS = (
-    "split,id,label,source,start,end,visual_steps,audio_steps,"
-    "visual_begin,visual_end,audio_begin,audio_end"
-).split(",")
+CLIP_COLUMNS = [
+    "split",
+    "id",
+    "label",
+    "source",
+    "start",
+    "end",
+    "visual_steps",
+    "audio_steps",
+    "visual_begin",
+    "visual_end",
+    "audio_begin",
+    "audio_end",
+]
 REJECTED_COLUMNS = ("file", "start", "end", "id", "stage", "reason")
 EVERY_CLIP = "clips"  # what the split "all" is called in TFDS, where "all" means all splits
 DISK_FULL_BYTES = 2**20
@@ -113,11 +123,16 @@ def _write_records(
             if clip.id in seen:
                 raise InputError(f"ids must be unique, {clip.id!r} came twice; rename one clip")
             seen.add(clip.id)
-            records.add(split, clip)
+            records.add(_stored_name(split), clip)
             rows.setdefault(split, []).append(_clip_row(split, clip))
     if records is None:
         raise InputError(f"{name}: expected at least one clip to write, got none")
     return [row for split in rows for row in rows[split]], widths
+
+
+def _stored_name(split: str) -> str:
+    """What TFDS calls a split: it cannot read one that is named "all" (it recurses for ever)."""
+    return EVERY_CLIP if split == "all" else split
 
 
 def _clip_row(split: str, clip: Clip) -> dict[str, Any]:
@@ -170,12 +185,12 @@ class Split:
         self.ids = [row["id"] for row in rows]
         self.labels = [row["label"] for row in rows]
         self.sources = [row["source"] for row in rows]
-        self.starts = _column(rows, "start")
-        self.ends = _column(rows, "end")
-        self.visual_lengths = _column(rows, "visual_steps", np.int32)
-        self.audio_lengths = _column(rows, "audio_steps", np.int32)
-        self.visual_spans = _columns(rows, "visual_begin", "visual_end")
-        self.audio_spans = _columns(rows, "audio_begin", "audio_end")
+        self.starts = _times(rows, "start")
+        self.ends = _times(rows, "end")
+        self.visual_lengths = _counts(rows, "visual_steps")
+        self.audio_lengths = _counts(rows, "audio_steps")
+        self.visual_spans = _spans(rows, "visual_begin", "visual_end")
+        self.audio_spans = _spans(rows, "audio_begin", "audio_end")
         self._records = None
 
     def __len__(self) -> int:
@@ -188,7 +203,7 @@ class Split:
         if not -len(self) <= index < len(self):
             raise IndexError(f"clip {index} of {len(self)}")
         if self._records is None:
-            self._records = open_records(self.data, self.split)
+            self._records = open_records(self.data, _stored_name(self.split))
         clip = clip_of(self._records[index % len(self)])
         self._check_listed(clip, index)
         try:
@@ -231,9 +246,10 @@ def read(data: Path, split: str) -> Split:
             f"{data}: no split {split!r}, it has {known}.{did_you_mean(split, list(counts))}"
         )
     stored = _stored_counts(data)
-    if dict(counts) != stored:
+    listed = {_stored_name(name): count for name, count in counts.items()}
+    if listed != stored:
         raise InputError(
-            f"{data}: clips.csv and the records disagree: expected {dict(counts)} clips, got "
+            f"{data}: clips.csv and the records disagree: expected {listed} clips, got "
             f"{stored}; extract the data set again"
         )
     repeated = [name for name, n in Counter(row["id"] for row in rows).items() if n > 1]
@@ -293,18 +309,22 @@ def _stored_counts(data: Path) -> dict[str, int]:
     path = data / "dataset_info.json"
     try:
         info = json.loads(path.read_text(encoding="utf-8"))
-        counts = {split["name"]: sum(map(int, split["shardLengths"])) for split in info["splits"]}
+        return {split["name"]: sum(map(int, split["shardLengths"])) for split in info["splits"]}
     except (OSError, ValueError, KeyError) as error:
         raise InputError(f"{path}: expected TFDS metadata ({error}); extract it again") from None
-    return {("all" if name == EVERY_CLIP else name): count for name, count in counts.items()}
 
 
-def _column(rows: list[dict], name: str, dtype: Any = np.float64) -> np.ndarray:
-    return np.array([row[name] for row in rows]).astype(dtype)
+def _counts(rows: list[dict], name: str) -> np.ndarray:
+    return np.array([row[name] for row in rows]).astype(np.int32)
 
 
-def _columns(rows: list[dict], *names: str) -> np.ndarray:
-    return np.stack([_column(rows, name) for name in names], axis=1)
+def _times(rows: list[dict], name: str) -> np.ndarray:
+    """The same numbers as the records hold: float32, in float64."""
+    return np.array([row[name] for row in rows]).astype(np.float32).astype(np.float64)
+
+
+def _spans(rows: list[dict], begin: str, end: str) -> np.ndarray:
+    return np.stack([_times(rows, begin), _times(rows, end)], axis=1)
 
 
 def write_rejected(path: Path, rows: Iterable[dict]) -> None:

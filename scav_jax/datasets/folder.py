@@ -13,7 +13,6 @@ import tensorflow_datasets as tfds
 from array_record.python.array_record_module import ArrayRecordWriter
 from tensorflow_datasets.core import dataset_info, example_serializer, naming
 
-from scav_jax.datasets import EVERY_CLIP
 from scav_jax.features import STORED_DTYPE, Clip
 
 VERSION = "1.0.0"
@@ -81,7 +80,7 @@ class RecordWriter:
             template = naming.ShardedFileTemplate(
                 data_dir=self._folder,
                 dataset_name=self._name,
-                split=stored_split(split),
+                split=split,
                 filetype_suffix=self._info.file_format.file_suffix,
             )
             self._splits[split] = _SplitFiles(template)
@@ -137,11 +136,6 @@ class _SplitFiles:
         )
 
 
-def stored_split(split: str) -> str:
-    """What TFDS calls a split: it reads "all" as every split together, also where it is one."""
-    return EVERY_CLIP if split == "all" else split
-
-
 def _record(clip: Clip) -> dict[str, Any]:
     record = dict(vars(clip))
     for name in ("visual_span", "audio_span"):
@@ -154,7 +148,7 @@ def _record(clip: Clip) -> dict[str, Any]:
 def open_records(folder: Path, split: str) -> Any:
     """A random-access source of the records of one split."""
     builder = tfds.builder_from_directory(str(folder))
-    return builder.as_data_source(split=stored_split(split))
+    return builder.as_data_source(split=split)
 
 
 def clip_of(record: Mapping[str, Any]) -> Clip:

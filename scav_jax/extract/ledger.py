@@ -122,7 +122,7 @@ class Ledger:
         path = self.path(job)
         try:
             if self._last is None or self._last[0] != job:  # clips of one job are read in a row
-                self._last = (job, np.load(path))
+                self._last = (job, np.load(io.BytesIO(path.read_bytes())))
             yield self._last[1]
         except (zipfile.BadZipFile, zlib.error, KeyError, ValueError, EOFError) as error:
             path.unlink(missing_ok=True)

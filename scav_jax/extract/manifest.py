@@ -16,10 +16,11 @@ COLUMNS = ("file", "start", "end", "id", "label", "split")
 DEFAULT_SPLIT = "all"
 DEFAULT_CSV = "clips.csv"
 # Containers that FFmpeg reads and that hold pictures and sound.
-VIDEO_SUFFIXES = frozenset(
+_SUFFIXES = (
     ".3g2 .3gp .asf .avi .divx .dv .f4v .flv .m2t .m2ts .m4v .mkv .mov .mp4 .mpeg .mpg .mts .mxf "
-    ".nut .ogm .ogv .rm .rmvb .ts .vob .webm .wmv .wtv".split()
+    ".nut .ogm .ogv .rm .rmvb .ts .vob .webm .wmv .wtv"
 )
+VIDEO_SUFFIXES = frozenset(_SUFFIXES.split())
 LAST_CLIP_TOLERANCE_S = 0.1  # declared lengths fall short of whole clips by a few frames
 
 

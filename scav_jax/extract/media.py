@@ -32,7 +32,7 @@ RESAMPLING_MARGIN_S = 0.03  # more than the reach of the resampling filter
 TIMESTAMP_JITTER_S = 0.025  # sound whose timestamps are off by less is taken as gapless
 TRUNCATION_S = 0.25  # a stream that lacks more than this of what it declares was truncated
 SILENT_PEAK = 1e-4  # of full scale
-STILL_LEVELS = 1.0  # of 255: no cell of the picture changes its mean by more
+STILL_LEVELS = 2.5  # of 255: re-encoded still pictures reach 2, slight motion starts at 6
 STILL_GRID = 8
 
 
@@ -98,10 +98,12 @@ class Reader:
         frames, previous, span = self._video.cut(start, stop)
         waveform = self._audio.cut(start, stop)
         ended = start + max(span[1], len(waveform) / RATE_HZ)
-        if end is not None and ended < end - 2 * TRUNCATION_S:
+        # Where a header gives no length for each stream, the longer one has the file's length.
+        wanted = end if end is not None else max(declared or 0.0, start)
+        if ended < wanted - 2 * TRUNCATION_S:
             raise Unusable(
                 "decode",
-                f"truncated: the clip should end at {end:g} s, picture and sound end at "
+                f"truncated: the clip should end at {wanted:g} s, picture and sound end at "
                 f"{ended:.2f} s",
             )
         return Media(frames, previous, span, waveform, ended if end is None else end)

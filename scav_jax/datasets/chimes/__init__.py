@@ -11,7 +11,7 @@ flashes, vibrates and rings. Clips of one performance differ only in what is str
     picture      frames
     sound        samples
     video        frames and samples -> MP4
-    render       all of it in parallel, resumable
+    rendering    all of it in parallel, resumable
 
 DATASHEET.md says what the data can and cannot show.
 """
@@ -26,7 +26,7 @@ from scav_jax.datasets.chimes.presets import (
     performances,
     preset,
 )
-from scav_jax.datasets.chimes.render import render, score_of
+from scav_jax.datasets.chimes.rendering import render, score_of
 
 __all__ = [
     "PRESETS",

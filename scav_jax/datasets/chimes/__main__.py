@@ -4,7 +4,7 @@ import argparse
 import sys
 
 from scav_jax.datasets.chimes.presets import PRESETS, clips, override, preset
-from scav_jax.datasets.chimes.render import render
+from scav_jax.datasets.chimes.rendering import render
 from scav_jax.errors import run_program
 
 

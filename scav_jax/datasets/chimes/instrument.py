@@ -125,7 +125,7 @@ def make_instrument(id: str, parameters: Parameters, seed: int) -> Instrument:
 
 def _draw_look(random: np.random.Generator, layout: str, bars: int, aspect: float) -> Look:
     hue = random.uniform()
-    value = random.uniform(0.14, 0.46)
+    value = random.uniform(0.2, 0.5)
     saturation = random.uniform(0.12, 0.55)
     mallets = int(random.integers(1, 3))
     light_side = random.choice([-1.0, 1.0])
@@ -147,9 +147,11 @@ def _draw_look(random: np.random.Generator, layout: str, bars: int, aspect: floa
         texture_angle=random.uniform(-0.5, 0.5),
         texture_strength=random.uniform(0.08, 0.22),
         light_angle=-np.pi / 2 + light_side * random.uniform(0.3, 1.1),
-        light_level=random.uniform(0.8, 1.12),
+        light_level=random.uniform(0.9, 1.2),
         shadow=random.uniform(0.35, 0.6),
-        rail_color=_rgb(random.uniform(0.03, 0.12), random.uniform(0.1, 0.6), 0.22),
+        rail_color=_rgb(
+            random.uniform(0.03, 0.12), random.uniform(0.1, 0.6), 0.5 if value < 0.35 else 0.2
+        ),
         glow_color=np.array([1.0, random.uniform(0.9, 1.0), random.uniform(0.7, 1.0)]),
         mallets=mallets,
         mallet_color=_rgb(random.uniform(), random.uniform(0.3, 0.9), random.uniform(0.65, 0.95)),
@@ -208,7 +210,10 @@ def _lay_out(random: np.random.Generator, layout: str, bars: int, aspect: float)
         angles = bend * u * fold
         dip = radius * (1 - np.cos(bend))
         centers = np.stack(
-            [middle + radius * np.sin(bend * u), 0.46 + fold * (radius * (1 - np.cos(angles)) - dip / 2)],
+            [
+                middle + radius * np.sin(bend * u),
+                0.46 + fold * (radius * (1 - np.cos(angles)) - dip / 2),
+            ],
             axis=1,
         )
         lengths, pitch = 0.22 * size * taper, pitch * 0.95

@@ -9,6 +9,7 @@ one matrix product for all frames of a clip, done directly in the encoder's colo
 with U and V at half the resolution). Only the mallets are blended in frame by frame.
 """
 
+import itertools
 from dataclasses import dataclass
 
 import numpy as np
@@ -97,8 +98,7 @@ def paint_scene(instrument: Instrument, parameters: Parameters, seed: int) -> Sc
     for distance, alpha, center in flashes:
         layers.append(parameters.flash * _flash(look, picture, distance, alpha, center))
     layers += [-down * OVERSAMPLING * cover[..., None] for cover in covers]
-    to_planes = np.stack([_shrink(layer) for layer in [picture, *layers]])
-    planes = _yuv420(to_planes)
+    planes = _yuv420(np.stack([_shrink(layer) for layer in [picture, *layers]]))
     planes[0] += _yuv420_offset(width, height)
     light = np.array([-np.cos(look.light_angle), -np.sin(look.light_angle)])
     return Scene(
@@ -163,9 +163,7 @@ def _paint_background(
     return ground * (1.0 + look.texture_strength * grain[..., None])
 
 
-def _blurred_noise(
-    random: np.random.Generator, shape: tuple[int, int], sigma: float
-) -> np.ndarray:
+def _blurred_noise(random: np.random.Generator, shape: tuple[int, int], sigma: float) -> np.ndarray:
     """Normal noise of standard deviation 1, blurred; it wraps around at the edges."""
     noise = random.standard_normal(shape)
     if sigma > 0:
@@ -213,7 +211,7 @@ def _paint_rails_and_shadows(
         for side in (-0.6, 0.6):
             line = bars.centers[members] + side * along[members]
             ends = [line[0] * 1.35 - line[1] * 0.35, *line, line[-1] * 1.35 - line[-2] * 0.35]
-            for begin, end in zip(ends[:-1], ends[1:], strict=True):
+            for begin, end in itertools.pairwise(ends):
                 rails = np.minimum(rails, _segment_distance(x, y, begin, end) - 0.016)
     dark = 0.6 * look.shadow * np.clip(0.5 - (rails - 0.012) / 0.06, 0.0, 1.0)
     picture = picture * (1.0 - dark[..., None])
@@ -269,7 +267,7 @@ def _mallet_shadow(look: Look, opacity: float, height: int) -> np.ndarray:
 
 def _paint_mallet(look: Look, slope: float, opacity: float, height: int) -> Mallet:
     """A head and its stick at every sub-pixel position, ready to blend."""
-    radius, length = look.mallet_radius * height, int(0.62 * height)
+    radius, length = look.mallet_radius * height, int(0.8 * height)
     above = 2 * int(np.ceil((radius + 3) / 2))
     beside = 2 * int(np.ceil((abs(slope) * length + 3) / 2))
     left, right = (above, beside) if slope > 0 else (beside, above)
@@ -281,11 +279,12 @@ def _paint_mallet(look: Look, slope: float, opacity: float, height: int) -> Mall
     x, y = np.broadcast_arrays(x, y)
     zero, tip = np.zeros(2), np.array([slope * length, length - 3.0])
     stick = _edge(_segment_distance(x, y, zero, tip) - 0.012 * height, 1.0)
-    stick = stick * np.clip((length - 4 - y) / 8, 0.0, 1.0)  # out of focus near the camera
+    stick = stick * np.clip((length - 4 - y) / 12, 0.0, 1.0)  # out of focus near the camera
     head = _edge(np.hypot(x, y) - radius, 1.0)
     toward = np.array([np.cos(look.light_angle), np.sin(look.light_angle)]) * 0.4 * radius
     spot = np.exp(-((x - toward[0]) ** 2 + (y - toward[1]) ** 2) / (0.4 * radius) ** 2)
-    ball = look.mallet_color * (1.0 - 0.45 * (np.hypot(x, y) / radius)[..., None] ** 2 * head[..., None])
+    rim = (np.hypot(x, y) / radius) ** 2 * head
+    ball = look.mallet_color * (1.0 - 0.45 * rim[..., None])
     ball = ball + (1.0 - ball) * 0.6 * spot[..., None]
     color = look.stick_color * (1.0 - head[..., None]) + ball * head[..., None]
     alpha = opacity * (head + stick * (1.0 - head))

@@ -72,9 +72,7 @@ def play(
     return np.clip(sound, -0.98, 0.98, out=sound)
 
 
-def _room_noise(
-    random: np.random.Generator, color: float, level: float, length: int
-) -> np.ndarray:
+def _room_noise(random: np.random.Generator, color: float, level: float, length: int) -> np.ndarray:
     """Noise whose power falls with frequency to the power of `color`, the same over all time."""
     spectrum = np.fft.rfft(random.standard_normal(NOISE_SAMPLES))
     bins = np.arange(len(spectrum))

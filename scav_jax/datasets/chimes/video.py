@@ -1,8 +1,8 @@
 """Frames and sound into an MP4 file: H.264 and AAC, both from time 0, byte for byte the same."""
 
 import io
-from fractions import Fraction
 from collections.abc import Callable
+from fractions import Fraction
 
 import av
 import numpy as np

@@ -238,8 +238,12 @@ def _clips_csv(parameters: Parameters) -> bytes:
 
 def _write_atomically(path: Path, content: bytes) -> None:
     partial = path.with_name(path.name + ".partial")
-    with open(partial, "wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
+    try:
+        with open(partial, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError:  # a full disk needs the space
+        partial.unlink(missing_ok=True)
+        raise
     os.replace(partial, path)

@@ -1,0 +1,241 @@
+"""Evaluation end to end on a run directory with random parameters, without videos or training."""
+
+import json
+import re
+
+import jax
+import numpy as np
+import pytest
+
+from scav_jax import checkpoints, datasets, evaluate, metrics, pictures, retrieve
+from scav_jax.embed import embed, latents
+from scav_jax.encoders import Encoders
+from scav_jax.errors import InputError
+from scav_jax.features import Clip
+from scav_jax.train_step import Objective
+
+FINGERPRINT = {"backbone": "random", "rate_hz": 16000}
+CLIPS = 13
+WIDTHS = {"visual": 7, "audio": 6}
+
+
+def write_data(folder, seed=0, labels=("drum", ""), fingerprint=FINGERPRINT):
+    random = np.random.default_rng(seed)
+    clips = []
+    for number in range(CLIPS):
+        n, m = int(random.integers(8, 12)), int(random.integers(4, 6))
+        clip = Clip(
+            id=f"clip {number}",
+            visual=random.normal(size=(n, WIDTHS["visual"])).astype(np.float16),
+            visual_span=(0.0, 2.0),
+            audio=random.normal(size=(m, WIDTHS["audio"])).astype(np.float16),
+            audio_span=(0.0, 1.9),
+            source=f"video {number // 4}.mp4",
+            start=2.0 * (number % 4),
+            end=2.0 * (number % 4) + 2.0,
+            label=labels[number % len(labels)],
+        )
+        clips.append(("test" if number < CLIPS - 3 else "three", clip))
+    datasets.write(clips, folder, fingerprint=fingerprint, videos="", rejected=[])
+    return folder
+
+
+def write_run(folder, data, seed=0, distance=None, **objective):
+    """What a finished training leaves behind, with parameters as they are at the start."""
+    config = {
+        "seed": seed,
+        "data": {"path": str(data), "align": "time", "buckets": 2, "batch_size": 4},
+        "encoders": {
+            "width": 12,
+            "visual_blocks": 1,
+            "audio_blocks": 1,
+            "visual_hidden": 10,
+            "audio_hidden": 9,
+            "heads": 2,
+            "feedforward": 14,
+            "pre_resample": None,
+        },
+        "distance": distance or {"name": "euclidean", "resample": "audio_to_visual"},
+        "objective": {"name": "sequence"} | objective,
+        "train": {"steps": 0},
+        "features": {"fingerprint": FINGERPRINT, "widths": WIDTHS},
+    }
+    checkpoints.write_json(folder / "config.json", config)
+    encoders, built = checkpoints.build(config)
+    shapes = checkpoints.parameter_shapes(encoders, built, WIDTHS)
+    random = np.random.default_rng(seed)
+    params = jax.tree.map(lambda x: random.normal(size=x.shape).astype(np.float32) * 0.3, shapes)
+    checkpoints.save_averaged(folder, params, [10, 20])
+    return folder
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    return write_data(tmp_path_factory.mktemp("evaluate") / "data")
+
+
+@pytest.fixture(scope="module")
+def scav(tmp_path_factory, data):
+    return write_run(tmp_path_factory.mktemp("runs") / "scav", data)
+
+
+@pytest.fixture(scope="module")
+def document(scav, data):
+    arguments = ["--run", str(scav), "--split", "test", "--hybrid", "1,3,10", "--bootstrap", "50"]
+    assert evaluate.main(arguments) == 0
+    return json.loads((scav / "evaluation" / "data-test" / "metrics.json").read_text())
+
+
+def method(document, kind, k=None, run=0):
+    methods = document["runs"][run]["methods"]
+    return next(m for m in methods if m["method"] == kind and k in (None, m["k"]))
+
+
+def test_figures_are_those_of_a_naive_evaluation(document, scav, data):
+    run, split = checkpoints.load_run(scav), datasets.read(data, "test")
+    embedded = embed(run, split, batch_size=3)
+    unit = [
+        e / np.linalg.norm(e, axis=1, keepdims=True)
+        for e in (embedded.visual_embeddings, embedded.audio_embeddings)
+    ]
+    distances = retrieve.sequence_distances(
+        latents(embedded), "euclidean", {"resample": "audio_to_visual"}
+    )
+    for kind, matrix in (("aggregation", -unit[0] @ unit[1].T), ("sequence", distances)):
+        rows = {"v2a": matrix, "a2v": matrix.T}
+        for direction, by_query in rows.items():
+            ranks = [1 + sum(other < row[i] for other in row) for i, row in enumerate(by_query)]
+            got = method(document, kind)[direction]
+            assert got["n"] == 10
+            assert got["recall_at_1"] == np.mean(np.array(ranks) <= 1)
+            assert got["recall_at_5"] == np.mean(np.array(ranks) <= 5)
+            assert got["mean_rank"] == pytest.approx(np.mean(ranks))
+
+
+def test_hybrid_extremes_are_aggregation_and_sequence_in_every_figure(document):
+    for kind, k in (("aggregation", 1), ("sequence", 10)):
+        hybrid = method(document, "hybrid", k)
+        for key in ("a2v", "v2a", "seconds_per_query"):
+            assert hybrid[key] == method(document, kind)[key]
+
+
+def test_the_document_says_what_was_measured(document, data):
+    about = document["data"]
+    ids = [f"clip {number}" for number in range(10)]
+    assert (about["n"], about["sources"]) == (10, 3)
+    assert about["ids_sha256"] == metrics.ids_sha256(ids)
+    assert about["fingerprint"] == FINGERPRINT
+    assert about["rendered"] is False
+    run = document["runs"][0]
+    assert run["name"] == "SCAV"
+    assert run["distance"] == {"name": "euclidean", "options": {"resample": "audio_to_visual"}}
+    assert set(run["seconds"]) == {"embedding", "distances", "ranking"}
+    assert "average of steps 10, 20" in run["trained_with"]
+    assert [stage["k"] for stage in run["first_stage"]] == [1, 3, 10]
+    for direction in ("a2v", "v2a"):
+        aggregation = method(document, "aggregation")[direction]
+        assert run["first_stage"][0][direction] == aggregation["recall_at_1"]
+        assert run["first_stage"][2][direction] == 1.0
+        assert len(aggregation["recall_at_1_interval"]) == 2
+    assert run["per_class"]["sequence"]["drum"]["a2v"]["n"] == 5
+    assert list(run["per_class"]["sequence"]) == ["drum"]
+
+
+def test_the_report_and_the_table(scav, document, capsys):
+    html = (scav / "evaluation" / "data-test" / "report.html").read_text()
+    assert "Thumbnails are missing: the data set does not say where its videos are" in html
+    assert document["data"]["ids_sha256"] in html
+    assert "http" not in re.sub(r"base64,[A-Za-z0-9+/=]+", "", html)
+    assert "There is no metrics.jsonl" in html
+    evaluate.main(["--run", str(scav), "--split", "three", "--bootstrap", "0"])
+    printed = capsys.readouterr().out
+    assert "N = 3 clips" in printed
+    assert "SCAV  aggregation" in printed
+    assert "report.html" in printed
+
+
+def test_runs_side_by_side_with_another_distance(scav, data, tmp_path, capsys):
+    cav = write_run(tmp_path / "cav", data, seed=1, name="aggregation")
+    other = write_run(tmp_path / "other", data, seed=2)
+    arguments = ["--run", str(scav), "--data", str(data), "--split", "three", "--bootstrap", "0"]
+    evaluate.main([*arguments, "--distance", "dtw", "--compare", str(cav), str(other)])
+    folder = scav / "evaluation" / "data-three-dtw"
+    compared = json.loads((folder / "metrics.json").read_text())
+    assert [run["name"] for run in compared["runs"]] == ["SCAV (scav)", "CAV", "SCAV (other)"]
+    assert {run["distance"]["name"] for run in compared["runs"]} == {"dtw"}
+    assert "CAV" in capsys.readouterr().out
+
+
+def fake_run(distance, options=None, name="sequence"):
+    objective = Objective(name=name, distance=distance, distance_options=options or {})
+    return checkpoints.Run(None, {}, Encoders(), objective, {}, FINGERPRINT)
+
+
+def test_which_distance_ranks():
+    choose = evaluate.retrieval_distance
+    v2a, a2v = {"resample": "visual_to_audio"}, {"resample": "audio_to_visual"}
+    assert choose(fake_run("euclidean", a2v)) == ("euclidean", a2v)
+    assert choose(fake_run("euclidean", a2v), resample="visual_to_audio") == ("euclidean", v2a)
+    assert choose(fake_run("soft_dtw", {"gamma": 0.5})) == ("dtw", {})
+    assert choose(fake_run("soft_dtw", {"gamma": 0.5}), "soft_dtw") == ("soft_dtw", {"gamma": 0.5})
+    assert choose(fake_run("soft_dtw"), "euclidean") == ("euclidean", v2a)
+    assert choose(fake_run("wasserstein", {"blur": 0.1})) == ("wasserstein", {"blur": 0.1})
+    assert choose(fake_run("dtw", name="aggregation")) == ("euclidean", v2a)
+    with pytest.raises(InputError, match="'dtw' does not; leave it out"):
+        choose(fake_run("soft_dtw"), resample="visual_to_audio")
+    with pytest.raises(InputError, match="Did you mean 'euclidean'"):
+        choose(fake_run("dtw"), "euclidian")
+
+
+def test_default_ks():
+    assert evaluate.hybrid_ks(None, 3) == [1, 3]
+    assert evaluate.hybrid_ks(None, 1) == [1]
+    assert evaluate.hybrid_ks(None, 10) == [1, 10]
+    assert evaluate.hybrid_ks(None, 20) == [1, 10, 20]
+    assert evaluate.hybrid_ks(None, 1020) == [1, 10, 100, 1020]
+    assert evaluate.hybrid_ks([5, 1, 5], 9) == [1, 5]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--split", "tset"], "no split 'tset'.*Did you mean 'test'"),
+        (["--split", "test", "--hybrid", "1,x"], "whole numbers with commas"),
+        (["--split", "test", "--hybrid", "11"], "expected 1 to 10 .*got 11"),
+        (["--split", "test", "--bootstrap", "-1"], "--bootstrap: expected at least 0, got -1"),
+        (["--split", "test", "--resample", "v2a"], "--resample: expected one of .*got 'v2a'"),
+        ([], "required: --split"),
+        (["--split", "test", "--compare", "nowhere"], "nowhere: expected a run directory"),
+    ],
+)
+def test_bad_arguments_are_one_line(scav, arguments, message):
+    with pytest.raises(InputError, match=message):
+        evaluate.main(["--run", str(scav), *arguments])
+
+
+def test_features_of_another_extractor_are_named(scav, tmp_path):
+    other = write_data(tmp_path / "other", fingerprint=FINGERPRINT | {"rate_hz": 8000})
+    with pytest.raises(InputError, match="rate_hz: expected 16000, got 8000"):
+        evaluate.main(["--run", str(scav), "--data", str(other), "--split", "test"])
+    assert not (scav / "evaluation" / "other-test").exists()
+
+
+def test_matrix_clips_come_in_blocks():
+    sources = [f"video {number % 7}" for number in range(100)]
+    chosen = pictures.matrix_clips(sources)
+    assert len(chosen) == len(set(chosen)) == 48
+    blocks = [sources[number] for number in chosen]
+    assert all(len(set(blocks[i : i + 8])) == 1 for i in range(0, 48, 8))
+    assert pictures.matrix_clips(["a", "b", "c"]) == [0, 1, 2]
+
+
+def test_closest_puts_the_right_one_last_among_equals():
+    distances = np.array([0.3, 0.1, 0.1, 0.2])
+    assert pictures.closest(distances, 1, 3) == [2, 1, 3]
+    assert pictures.closest(distances, 2, 3) == [1, 2, 3]
+
+
+def test_history_survives_a_line_that_a_kill_cut_short(tmp_path):
+    assert pictures.read_history(tmp_path) == []
+    (tmp_path / "metrics.jsonl").write_text('{"kind": "train", "step": 1}\n{"kind": "tr')
+    assert pictures.read_history(tmp_path) == [{"kind": "train", "step": 1}]

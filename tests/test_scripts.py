@@ -1,0 +1,357 @@
+"""The two commands: what they may use, what they install and when, what they run and say."""
+
+import ast
+import importlib.machinery
+import importlib.util
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+SCRIPTS = ROOT / "scripts"
+PROGRAMS = ("demo", "test")
+FILES = (*PROGRAMS, "bootstrap.py")
+
+
+def load(name: str):
+    """A script as a module; those without the ending .py too."""
+    path = str(SCRIPTS / name)
+    loader = importlib.machinery.SourceFileLoader(f"script_{Path(name).stem}", path)
+    spec = importlib.util.spec_from_loader(loader.name, loader)
+    module = importlib.util.module_from_spec(spec)
+    loader.exec_module(module)
+    return module
+
+
+@pytest.fixture
+def bootstrap(monkeypatch):
+    monkeypatch.syspath_prepend(SCRIPTS)
+    monkeypatch.delitem(sys.modules, "bootstrap", raising=False)
+    return importlib.import_module("bootstrap")
+
+
+@pytest.fixture
+def demo(bootstrap, monkeypatch, tmp_path):
+    monkeypatch.setattr(bootstrap, "ROOT", str(tmp_path))
+    return load("demo")
+
+
+@pytest.fixture
+def project(tmp_path):
+    """A folder with the two files that decide what is installed, and a .venv that runs."""
+    for name in ("pyproject.toml", "constraints.txt"):
+        shutil.copy(ROOT / name, tmp_path / name)
+    (tmp_path / ".venv" / "bin").mkdir(parents=True)
+    (tmp_path / ".venv" / "bin" / "python").symlink_to(sys.executable)
+    return tmp_path
+
+
+@pytest.fixture
+def installations(bootstrap, monkeypatch):
+    """Replaces installing by a list of the extras that would have been installed."""
+    done = []
+    monkeypatch.setattr(bootstrap, "install", lambda environment, extras: done.append(set(extras)))
+    return done
+
+
+# ---- the files ---------------------------------------------------------------------------------
+
+
+def test_constraints_are_pins_without_addresses():
+    lines = (ROOT / "constraints.txt").read_text().splitlines()
+    pin = re.compile(r"[a-z0-9][a-z0-9-]*==[\w.+]+( ; [^;]+)?")
+    assert len(lines) > 50
+    assert [line for line in lines if not pin.fullmatch(line)] == []
+    assert not any("://" in line or "@" in line for line in lines)
+
+
+def test_constraints_pin_everything_that_pyproject_names():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    groups = [project["dependencies"], *project["optional-dependencies"].values()]
+    wanted = [re.match(r"[\w.-]+", text)[0] for group in groups for text in group]
+    names = {name.lower().replace("_", "-") for name in wanted}
+    pinned = {line.partition("==")[0] for line in (ROOT / "constraints.txt").read_text().split()}
+    assert names - {"scav-jax"} <= pinned
+
+
+def test_constraints_serve_both_generations_of_jax():
+    lines = (ROOT / "constraints.txt").read_text().splitlines()
+    markers = {line.partition(" ; ")[2] for line in lines if line.startswith("jax==")}
+    assert markers == {"python_full_version < '3.12'", "python_full_version >= '3.12'"}
+
+
+@pytest.mark.parametrize("path", ["scripts/demo", "scripts/test", ".ci/run"])
+def test_commands_are_executable(path):
+    assert os.access(ROOT / path, os.X_OK)
+    assert (ROOT / path).read_text().startswith("#!/usr/bin/env ")
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_scripts_import_the_standard_library_only(name):
+    tree = ast.parse((SCRIPTS / name).read_text())
+    imported = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            imported |= {alias.name.partition(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            imported.add(node.module.partition(".")[0])
+    assert imported <= sys.stdlib_module_names | {"bootstrap"}
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_an_old_python_can_read_the_scripts(name):
+    ast.parse((SCRIPTS / name).read_text(), feature_version=(3, 6))
+
+
+# ---- which Python ------------------------------------------------------------------------------
+
+
+def test_python_too_old_is_one_line(bootstrap, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        bootstrap.use_supported_python(version=(3, 8, 18), which=lambda name: None)
+    assert stopped.value.code == bootstrap.EXIT_SYSTEM
+    message = capsys.readouterr().err
+    assert message.count("\n") == 1
+    assert message.startswith("error: Python 3.11 or newer is needed, this is 3.8.18 (")
+
+
+def test_python_too_old_gives_way_to_a_newer_one(bootstrap, monkeypatch):
+    versions = {"/old/python3": (3, 9, 1), "/new/python3.11": (3, 11, 4), "/shim/python3.12": None}
+    which = {Path(path).name: path for path in versions}.get
+    started = []
+    monkeypatch.setattr(bootstrap, "version_of", versions.get)
+    monkeypatch.setattr(bootstrap.os, "execv", lambda path, words: started.append(path))
+    monkeypatch.setattr(bootstrap, "stop", lambda text: None)
+    bootstrap.use_supported_python(version=(3, 9, 1), which=which)
+    assert started == ["/new/python3.11"]  # python3.12 is a shim that does not run
+
+
+def test_python_new_enough_goes_on(bootstrap):
+    assert bootstrap.use_supported_python(version=(3, 11, 0), which=None) is None
+
+
+def test_version_of_what_is_no_python(bootstrap, tmp_path):
+    assert bootstrap.version_of(sys.executable) == tuple(sys.version_info[:3])
+    assert bootstrap.version_of(str(tmp_path / "nothing")) is None
+    assert bootstrap.version_of(shutil.which("false")) is None
+
+
+# ---- when is something installed ---------------------------------------------------------------
+
+
+def test_second_run_installs_nothing(bootstrap, installations, project):
+    for _ in range(2):
+        python = bootstrap.ensure(["test"], root=str(project))
+        assert Path(python) == project / ".venv" / "bin" / "python"
+    assert installations == [{"test"}]
+
+
+def test_demo_after_test_installs_nothing_and_test_after_demo_adds(
+    bootstrap, installations, project
+):
+    bootstrap.ensure([], root=str(project))
+    bootstrap.ensure(["test"], root=str(project))
+    bootstrap.ensure([], root=str(project))
+    assert installations == [set(), {"test"}]
+
+
+@pytest.mark.parametrize("name", ["pyproject.toml", "constraints.txt"])
+def test_changed_requirements_install_again(bootstrap, installations, project, name):
+    bootstrap.ensure(["test"], root=str(project))
+    with open(project / name, "a") as file:
+        file.write("# changed\n")
+    bootstrap.ensure(["test"], root=str(project))
+    assert len(installations) == 2
+
+
+def test_key_has_the_python_and_the_place(bootstrap, project):
+    environment = bootstrap.Environment(str(project))
+    key = environment.key((3, 11, 7))
+    assert key == environment.key((3, 11, 7))
+    assert key != environment.key((3, 12, 1))
+    moved = shutil.copytree(project, project.parent / "moved", symlinks=True)
+    assert key != bootstrap.Environment(str(moved)).key((3, 11, 7))
+
+
+@pytest.mark.parametrize("damage", ["", "{", "[]", '{"key": 3}', "null"])
+def test_damaged_stamp_installs_again(bootstrap, installations, project, damage):
+    bootstrap.ensure([], root=str(project))
+    Path(bootstrap.Environment(str(project)).stamp).write_text(damage)
+    bootstrap.ensure([], root=str(project))
+    assert len(installations) == 2
+
+
+@pytest.mark.parametrize("uv", [True, False])
+def test_killed_installation_is_done_anew(bootstrap, monkeypatch, project, uv):
+    """A package that was half written counts as installed, unless the installer is told."""
+    commands = []
+
+    def killed(command, **_):
+        if "-e" in command:
+            raise KeyboardInterrupt
+        return 0
+
+    def works(command, **_):
+        commands.append(command)
+        return 0
+
+    monkeypatch.setattr(bootstrap, "runs", lambda command: uv or not command[0].endswith("uv"))
+    monkeypatch.setattr(bootstrap.shutil, "which", lambda name: None)
+    monkeypatch.setattr(bootstrap.subprocess, "call", killed)
+    with pytest.raises(KeyboardInterrupt):
+        bootstrap.ensure(["test"], root=str(project))
+    monkeypatch.setattr(bootstrap.subprocess, "call", works)
+    bootstrap.ensure(["test"], root=str(project))
+    (command,) = [command for command in commands if "-e" in command]
+    assert ("--reinstall" if uv else "--ignore-installed") in command
+    assert command[-4:] == ["-c", "constraints.txt", "-e", ".[test]"]
+    stamp = json.loads(Path(bootstrap.Environment(str(project)).stamp).read_text())
+    assert stamp["extras"] == ["test"]
+
+
+def test_pip_where_uv_fails_and_one_line_where_both_do(bootstrap, monkeypatch, project, capsys):
+    tried = []
+    answers = {"uv": 1, "pip": 0}
+
+    def call(command, **_):
+        tried.append("uv" if command[0].endswith("uv") else "pip")
+        return answers[tried[-1]]
+
+    monkeypatch.setattr(bootstrap, "runs", lambda command: True)
+    monkeypatch.setattr(bootstrap.subprocess, "call", call)
+    environment = bootstrap.Environment(str(project))
+    bootstrap.install(environment, {"test"})
+    assert tried == ["uv", "pip"]
+    assert environment.interrupted_while() is None
+
+    answers["pip"] = 1
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as stopped:
+        bootstrap.ensure([], root=str(project))
+    assert stopped.value.code == bootstrap.EXIT_SYSTEM
+    assert capsys.readouterr().err.splitlines()[-1].startswith("error: ")
+    assert environment.installed(environment.key(tuple(sys.version_info[:3]))) is None
+
+
+def test_half_made_environment_is_made_again(bootstrap, monkeypatch, tmp_path):
+    environment = bootstrap.Environment(str(tmp_path))
+    environment.begin(bootstrap.MAKING)
+    rest = tmp_path / ".venv" / "lib" / "rest"
+    rest.parent.mkdir()
+    rest.touch()
+    made = []
+
+    def make_venv(command, **_):
+        assert environment.interrupted_while() == bootstrap.MAKING  # until it is whole
+        made.append(command[1:3])
+        (tmp_path / ".venv" / "bin").mkdir()
+        (tmp_path / ".venv" / "bin" / "python").symlink_to(sys.executable)
+        return 0
+
+    monkeypatch.setattr(bootstrap.subprocess, "call", make_venv)
+    assert bootstrap.make(environment) == tuple(sys.version_info[:3])
+    assert made == [["-m", "venv"]] and not rest.exists()
+    assert environment.interrupted_while() is None
+
+
+def test_environment_of_an_old_python_is_left_alone(bootstrap, monkeypatch, project, capsys):
+    monkeypatch.setattr(bootstrap, "version_of", lambda python: (3, 9, 2))
+    with pytest.raises(SystemExit):
+        bootstrap.ensure([], root=str(project))
+    message = capsys.readouterr().err
+    assert "should hold Python 3.11 or newer, its Python is 3.9.2; remove the folder" in message
+    assert (project / ".venv" / "bin" / "python").exists()
+
+
+def test_set_ups_at_once_wait_for_each_other(bootstrap, tmp_path, capsys):
+    source = f"import sys; sys.path.insert(0, {str(SCRIPTS)!r}); import bootstrap\n"
+    source += f"with bootstrap.one_at_a_time({str(tmp_path)!r}): print('in')"
+    with bootstrap.one_at_a_time(str(tmp_path)):
+        other = subprocess.Popen(
+            [sys.executable, "-c", source],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        assert "waiting" in other.stderr.readline()
+        assert other.poll() is None
+    out, _ = other.communicate(timeout=60)
+    assert out == "in\n"
+
+
+# ---- what the demo runs ------------------------------------------------------------------------
+
+
+def modules(steps) -> list[str]:
+    return [command[0] for _, command in steps]
+
+
+def test_demo_renders_and_extracts_until_features_are_complete(demo, tmp_path, capsys):
+    assert modules(demo.data_steps()) == ["scav_jax.datasets.chimes", "scav_jax.extract"]
+    features = tmp_path / demo.FEATURES
+    features.mkdir(parents=True)
+    assert len(demo.data_steps()) == 2  # a folder alone is no data set
+    (features / "scav.json").touch()
+    assert demo.data_steps() == []
+
+
+def test_demo_trains_once_resumes_and_retrains_on_demand(demo, tmp_path, capsys):
+    train = ["scav_jax.train", "--config", "configs/demo.py", "--workdir", "runs/demo"]
+    assert demo.training_steps(compare=False, retrain=False) == [("train", train)]
+    (tmp_path / "runs/demo/checkpoints").mkdir(parents=True)
+    assert demo.training_steps(compare=False, retrain=False) == [("train", train)]  # resumes
+    (tmp_path / "runs/demo/averaged").mkdir()
+    assert demo.training_steps(compare=False, retrain=False) == []
+    (tmp_path / "runs/demo.1").mkdir()
+    assert demo.training_steps(compare=False, retrain=True) == [("train", train)]
+    assert (tmp_path / "runs/demo.2/averaged").is_dir()  # moved aside, nothing is lost
+    assert not (tmp_path / "runs/demo").exists()
+
+
+def test_demo_compares_with_the_baseline(demo, tmp_path):
+    trained = demo.training_steps(compare=True, retrain=False)
+    assert [command[2] for _, command in trained] == [
+        "configs/demo.py",
+        "configs/table1/cav.py:demo",
+    ]
+    for _, command in demo.evaluation_steps(compare=True):
+        assert command[-2:] == ["--compare", "runs/demo-cav"]
+    splits = [command[command.index("--split") + 1] for _, command in demo.evaluation_steps(False)]
+    assert splits == ["test", "unseen_instruments"]
+
+
+def test_demo_stops_at_the_first_step_that_fails(demo, bootstrap, monkeypatch, capsys):
+    ran = []
+    monkeypatch.setattr(bootstrap, "ensure", lambda: "python")
+
+    def call(command, **_):
+        ran.append(command[2])
+        return 2 if command[2] == "scav_jax.extract" else 0
+
+    monkeypatch.setattr(bootstrap.subprocess, "call", call)
+    assert demo.main([]) == 2
+    assert ran == ["scav_jax.datasets.chimes", "scav_jax.extract"]
+    assert "stopped in step 2 of 5 (extract)" in capsys.readouterr().err
+
+
+def test_test_runs_every_check_and_hands_on_arguments(bootstrap, monkeypatch, capsys):
+    script = load("test")
+    ran = []
+
+    def call(command, **_):
+        ran.append(command)
+        return 1 if command[2] == "ruff" and command[3] == "check" else 0
+
+    monkeypatch.setattr(bootstrap, "ensure", lambda extras: "python")
+    monkeypatch.setattr(bootstrap.subprocess, "call", call)
+    assert script.main(["tests/test_x.py", "-k", "a b"]) == 1  # though pytest passed
+    assert [command[2] for command in ran] == ["ruff", "ruff", "pytest"]
+    assert ran[-1][-3:] == ["tests/test_x.py", "-k", "a b"]
+    assert "failed: ruff check" in capsys.readouterr().out

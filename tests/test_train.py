@@ -1,0 +1,289 @@
+"""Training end to end on random features: resuming is exact, mistakes are one line."""
+
+import json
+import os
+import random as stdlib_random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from scav_jax import config as configs
+from scav_jax import datasets, train
+from scav_jax.checkpoints import load_run
+from scav_jax.errors import InputError
+from scav_jax.features import Clip
+
+ROOT = Path(__file__).parents[1]
+FINGERPRINT = {"backbone": "random", "rate_hz": 16000}
+STEPS = 40
+SMALL = {
+    "data.batch_size": 4,
+    "encoders.width": 12,
+    "encoders.heads": 2,
+    "encoders.visual_blocks": 1,
+    "encoders.audio_blocks": 1,
+    "encoders.visual_hidden": 10,
+    "encoders.audio_hidden": 9,
+    "encoders.feedforward": 14,
+    "optimizer.warmup_steps": 3,
+    "train.steps": STEPS,
+    "train.log_every": 5,
+    "train.validate_every": 8,
+    "train.checkpoint_every": 3,
+    "train.keep_best": 2,
+    "train.devices": 1,
+}
+# What differs between two runs of the same numbers.
+TIMINGS = {"examples_per_s", "input_share"}
+
+
+def write_data(folder, clips=18, spoil=None, fingerprint=FINGERPRINT, scale=1.0):
+    random = np.random.default_rng(0)
+    made = []
+    for number in range(clips):
+        n, m = int(random.integers(9, 13)), int(random.integers(4, 6))
+        clip = Clip(
+            id=f"clip {number}",
+            visual=(scale * random.normal(size=(n, 7))).astype(np.float16),
+            visual_span=(0.0, 2.0),
+            audio=random.normal(size=(m, 6)).astype(np.float16),
+            audio_span=(0.0, 1.9),
+            source="a.mp4",
+            start=2.0 * number,
+            end=2.0 * number + 2.0,
+        )
+        made.append(("validation" if number >= clips - 5 else "train", clip))
+    datasets.write(made, folder, fingerprint=fingerprint, videos="", rejected=[])
+    return folder
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    return write_data(tmp_path_factory.mktemp("train") / "data")
+
+
+def small_config(data, **changes):
+    loaded = configs.load_file(str(ROOT / "configs/demo.py"))
+    return configs.override(loaded, SMALL | {"data.path": str(data)} | changes).to_dict()
+
+
+def command(data, workdir, **changes):
+    words = [sys.executable, "-m", "scav_jax.train", "--config", "configs/demo.py"]
+    words += ["--workdir", str(workdir)]
+    settings = SMALL | {"data.path": str(data)} | changes
+    return words + [f"--config.{key}={value}" for key, value in settings.items()]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def compiled_once(tmp_path_factory):
+    """Programs that tests start share what they compile: the same steps, a tenth of the time."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("JAX_COMPILATION_CACHE_DIR", str(tmp_path_factory.mktemp("compiled")))
+        patch.setenv("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
+        patch.setenv("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "0")
+        yield
+
+
+def run(words):
+    return subprocess.run(words, cwd=ROOT, capture_output=True, text=True, timeout=240)
+
+
+def parameters(workdir):
+    return {
+        jax.tree_util.keystr(path): np.asarray(leaf)
+        for path, leaf in jax.tree_util.tree_leaves_with_path(load_run(workdir).params)
+    }
+
+
+def records(workdir):
+    lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    return [{k: v for k, v in line.items() if k not in TIMINGS} for line in lines]
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory, data):
+    workdir = tmp_path_factory.mktemp("train") / "uninterrupted"
+    done = run(command(data, workdir))
+    assert done.returncode == 0, done.stderr
+    return workdir
+
+
+def interrupted(data, workdir, how, moments):
+    """Runs the command, sends a signal once a number of checkpoints exist, and again; then ends."""
+    for moment in moments:
+        process = subprocess.Popen(
+            command(data, workdir), cwd=ROOT, stderr=subprocess.PIPE, text=True
+        )
+        deadline = time.monotonic() + 120
+        while process.poll() is None and time.monotonic() < deadline:
+            if any(
+                int(path.name) >= moment
+                for path in (workdir / "checkpoints").glob("*")
+                if path.name.isdigit()
+            ):
+                break
+            time.sleep(0.01)
+        time.sleep(stdlib_random.Random(moment).uniform(0.0, 0.05))
+        process.send_signal(how)
+        yield process, process.communicate(timeout=120)[1]
+    done = run(command(data, workdir))
+    assert done.returncode == 0, done.stderr
+
+
+def assert_same_run(workdir, expected):
+    ours, theirs = parameters(workdir), parameters(expected)
+    assert ours.keys() == theirs.keys()
+    for name in ours:
+        np.testing.assert_array_equal(ours[name], theirs[name], err_msg=name)
+    assert load_run(workdir).steps == load_run(expected).steps
+    mine, reference = records(workdir), records(expected)
+    # A resumed run averages its first log line over fewer steps; all others are the same.
+    same = [line for line in mine if line in reference]
+    assert [line["step"] for line in mine] == [line["step"] for line in reference]
+    assert len(same) >= len(reference) - 3
+
+
+def test_killed_and_resumed_equals_uninterrupted(tmp_path, data, uninterrupted):
+    killed = 0
+    for process, _ in interrupted(data, tmp_path / "run", signal.SIGKILL, (3, 21)):
+        killed += process.returncode == -signal.SIGKILL
+    assert killed >= 1
+    assert_same_run(tmp_path / "run", uninterrupted)
+
+
+def test_sigterm_saves_and_resumed_equals_uninterrupted(tmp_path, data, uninterrupted):
+    for process, words in interrupted(data, tmp_path / "run", signal.SIGTERM, (6,)):
+        if process.returncode == train.EXIT_TERMINATED:
+            assert "the same command resumes" in words
+    assert_same_run(tmp_path / "run", uninterrupted)
+
+
+def test_a_finished_run_is_left_alone(data, uninterrupted):
+    before = {p: p.stat().st_mtime_ns for p in sorted(uninterrupted.rglob("*")) if p.is_file()}
+    done = run(command(data, uninterrupted))
+    assert done.returncode == 0 and "finished" in done.stdout
+    after = {p: p.stat().st_mtime_ns for p in sorted(uninterrupted.rglob("*")) if p.is_file()}
+    assert before == after
+
+
+def test_the_best_checkpoints_are_averaged_and_only_they_and_the_latest_are_kept(uninterrupted):
+    validations = [line for line in records(uninterrupted) if line["kind"] == "validation"]
+    scores = {v["step"]: 0.5 * (v["sequence_v2a"] + v["sequence_a2v"]) for v in validations}
+    best = sorted(sorted(scores, key=lambda step: (scores[step], step))[-2:])
+    assert load_run(uninterrupted).steps == tuple(best)
+    kept = {int(p.name) for p in (uninterrupted / "checkpoints").iterdir() if p.name.isdigit()}
+    assert kept == {*best, STEPS}
+
+
+def test_records_hold_what_the_issue_names(uninterrupted):
+    lines = [line for line in records(uninterrupted) if line["kind"] == "train"]
+    assert [line["step"] for line in lines] == list(range(5, STEPS + 1, 5))
+    raw = json.loads((uninterrupted / "metrics.jsonl").read_text().splitlines()[0])
+    expected = {"loss", "temperature", "distance_spread", "recall_v2a", "recall_a2v"}
+    expected |= {"gradient_norm", "learning_rate", "examples_per_s", "input_share", "skipped"}
+    assert expected <= raw.keys()
+    assert lines[0]["loss"] > 0 and np.isfinite([line["loss"] for line in lines]).all()
+    assert list((uninterrupted / "tensorboard").glob("events*"))
+
+
+def test_eight_devices_train_as_one(tmp_path, data):
+    losses = {}
+    for devices in (1, 8):
+        workdir = tmp_path / str(devices)
+        changes = {
+            "data.batch_size": 8,
+            "train.devices": devices,
+            "train.steps": 4,
+            "train.log_every": 1,
+            "train.validate_every": 4,
+            "encoders.dropout": 0.0,
+        }
+        train.train(small_config(data, **changes), workdir)
+        losses[devices] = [r["loss"] for r in records(workdir) if r["kind"] == "train"]
+    np.testing.assert_allclose(losses[8], losses[1], rtol=1e-5)
+
+
+def test_features_that_overflow_end_the_run_with_a_diagnosis(tmp_path, data):
+    changes = {"optimizer.learning_rate": 1e30, "optimizer.clip_norm": None, "train.log_every": 10}
+    with pytest.raises(InputError, match=r"steps in a row .* optimizer\.learning_rate"):
+        train.train(small_config(data, **changes), tmp_path / "run")
+
+
+def mistakes(tmp_path, data):
+    """(what is wrong, the settings, what the one line has to say)."""
+    yield "batch larger than data", {"data.batch_size": 64}, ("13 clips", "got 64")
+    yield "batch not divisible", {"data.batch_size": 6, "train.devices": 4}, ("4 or 8", "got 6")
+    yield "no data", {"data.path": str(tmp_path / "none")}, ("none",)
+    yield "unknown split", {"data.train_split": "trian"}, ("Did you mean 'train'",)
+    yield "too many devices", {"train.devices": 9}, ("1 to 8", "got 9")
+    yield "heads", {"encoders.heads": 5}, ("divisible by heads", "5 heads")
+    yield "warm-up", {"optimizer.warmup_steps": 99}, ("warmup_steps", "got 99")
+
+
+def test_mistakes_are_one_line_and_make_no_run(tmp_path, data):
+    for name, changes, words in mistakes(tmp_path, data):
+        with pytest.raises(InputError) as caught:
+            train.train(small_config(data, **changes), tmp_path / "run")
+        assert "\n" not in str(caught.value), name
+        for word in words:
+            assert word in str(caught.value), (name, str(caught.value))
+        assert not (tmp_path / "run" / "checkpoints").exists(), name
+
+
+def test_another_config_or_extractor_in_the_same_workdir_is_refused(tmp_path, data, uninterrupted):
+    with pytest.raises(InputError, match=r"another run .*learning_rate"):
+        train.train(small_config(data, **{"optimizer.learning_rate": 5e-4}), uninterrupted)
+    other = write_data(tmp_path / "other", fingerprint={"backbone": "other", "rate_hz": 16000})
+    with pytest.raises(InputError, match="backbone: expected 'random', got 'other'"):
+        train.train(small_config(other), uninterrupted)
+
+
+def test_a_nan_in_a_feature_file_names_the_clip(tmp_path, monkeypatch):
+    folder = write_data(tmp_path / "data")
+    # The writer refuses such a clip, so the record is spoilt as a broken disk would: on reading.
+    read = datasets.Split.__getitem__
+
+    def spoilt(self, index):
+        from scav_jax.features import check_clip
+
+        clip = read(self, index)
+        if clip.id == "clip 3":
+            clip.visual[1, 2] = np.nan
+            check_clip(clip)
+        return clip
+
+    monkeypatch.setattr(datasets.Split, "__getitem__", spoilt)
+    with pytest.raises(InputError, match="clip 3.*finite.*NaN"):
+        train.train(small_config(folder), tmp_path / "run")
+
+
+def test_the_program_prints_one_line_and_exits_with_2(data, tmp_path):
+    done = run([*command(data, tmp_path / "run"), "--config.train.stepz=3"])
+    assert done.returncode == 2
+    assert done.stderr.count("\n") == 1 and "Did you mean 'train.steps'?" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_full_disk_keeps_what_was_saved(data, tmp_path):
+    """A file size limit stands in for a full disk; the run before the limit is resumed after it."""
+    if os.geteuid() != 0:
+        pytest.skip("needs root to mount a small file system")
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=600k", "tmpfs", disk]).returncode:
+        pytest.skip("mounting is not allowed here")
+    try:
+        done = run(command(data, disk / "run", **{"train.keep_best": 10}))
+        assert done.returncode == 3, done.stderr
+        assert "disk is full" in done.stderr and "Traceback" not in done.stderr
+        subprocess.run(["mount", "-o", "remount,size=64m", disk], check=True)
+        done = run(command(data, disk / "run", **{"train.keep_best": 10}))
+        assert done.returncode == 0, done.stderr
+    finally:
+        subprocess.run(["umount", disk], check=True)

@@ -8,8 +8,8 @@ words shared by all
     sequences      padded sequences and their lengths: masks, means, resampling in time
     features       what one clip is on disk: keys, shapes, units, format version, fingerprint
 video files -> features on disk
-    extract        decode, frozen backbones, `python -m scav_jax.extract`
     datasets       features on disk as TFDS data sets; `chimes`, rendered data that ships with us
+    extract        decode, frozen backbones: `python -m scav_jax.extract`
 features on disk -> batches on devices
     batches        the Grain pipeline: shuffle, bucket, pad, shard, checkpoint
     sharding       the device mesh; the only file that names a PartitionSpec
@@ -27,7 +27,7 @@ programs
     metrics        ranks and recall
     records        what a run writes while it trains: metrics.jsonl, TensorBoard, rates
     train          `python -m scav_jax.train --config configs/vggsound.py`
-    report         figures and report.html
+    report         the results as document, table and report.html
     evaluate       the paper's tables on any data set: `python -m scav_jax.evaluate`
 
 Importing `scav_jax` touches no device, no file and no flag.

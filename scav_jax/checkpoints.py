@@ -5,9 +5,12 @@ A run directory holds `config.json` (the resolved config and the data's fingerpr
 temporary name and renames it, so that a kill at any moment leaves the one before.
 """
 
+import contextlib
+import errno
 import json
 import os
 import shutil
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -64,15 +67,16 @@ class Checkpoints:
           batches_state: the data iterator's `get_state()`, JSON.
           score: of the validation at this step, or None if there was none.
         """
-        self._manager.save(
-            step,
-            args=ocp.args.Composite(
-                params=ocp.args.PyTreeSave(state.params),
-                rest=ocp.args.PyTreeSave(state.replace(params={})),
-                batches=ocp.args.JsonSave(batches_state),
-            ),
-            metrics=None if score is None else {SCORE: score},
-        )
+        with self._disk_errors():
+            self._manager.save(
+                step,
+                args=ocp.args.Composite(
+                    params=ocp.args.PyTreeSave(state.params),
+                    rest=ocp.args.PyTreeSave(state.replace(params={})),
+                    batches=ocp.args.JsonSave(batches_state),
+                ),
+                metrics=None if score is None else {SCORE: score},
+            )
 
     def restore(self, step: int, like: TrainState) -> tuple[TrainState, dict]:
         """The state and the data iterator's state of a step.
@@ -116,10 +120,24 @@ class Checkpoints:
 
     def wait(self) -> None:
         """Returns once everything is on disk."""
-        self._manager.wait_until_finished()
+        with self._disk_errors():
+            self._manager.wait_until_finished()
 
     def close(self) -> None:
-        self._manager.close()
+        """Waits, and lets go of the directory."""
+        with self._disk_errors():
+            self._manager.close()
+
+    @contextlib.contextmanager
+    def _disk_errors(self) -> Iterator[None]:
+        """tensorstore reports a full disk as text in a ValueError: make it the OSError it is."""
+        try:
+            yield
+        except Exception as error:
+            if "No space left on device" not in str(error):
+                raise
+            directory = str(self._manager.directory)
+            raise OSError(errno.ENOSPC, "No space left on device", directory) from error
 
     def _params_path(self, step: int) -> Path:
         return Path(self._manager.directory) / str(step) / "params"

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
+from scav_jax.errors import InputError
 from scav_jax.sequences import AudioVisual, Sequences, resample_pairs, step_mask, zero_padding
 
 LAYER_NORM_EPSILON = 1e-5  # torch's default, which the paper's code inherits; flax has 1e-6
@@ -201,8 +202,9 @@ class Encoders(nn.Module):
         Needs the random stream "dropout" unless `deterministic`.
         """
         if self.width % self.heads:
-            raise ValueError(
-                f"width should be divisible by heads, got width {self.width} and {self.heads} heads"
+            raise InputError(
+                "encoders: width should be divisible by heads, "
+                f"got width {self.width} and {self.heads} heads"
             )
         if self.pre_resample is not None:
             features = resample_pairs(features, self.pre_resample)

@@ -59,7 +59,8 @@ def run_program(main: Callable[[], int | None]) -> None:
                 "free some space and run the same command again",
                 file=sys.stderr,
             )
-            code = EXIT_SYSTEM
+            sys.stderr.flush()
+            os._exit(EXIT_SYSTEM)  # a log's own thread would fail on the same disk, at length
         elif isinstance(error, PermissionError):
             print(f"error: no permission: {error}", file=sys.stderr)
             code = EXIT_SYSTEM

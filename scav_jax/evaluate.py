@@ -18,11 +18,12 @@ import numpy as np
 from jaxtyping import Float, Int
 from tqdm import tqdm
 
-from scav_jax import datasets, metrics, pictures, report, results
+from scav_jax import datasets, metrics
 from scav_jax.checkpoints import Run, load_run, write_json
 from scav_jax.distances import find, option_names, retrieval_form
 from scav_jax.embed import Embedded, check_features, embed, latents
 from scav_jax.errors import InputError, run_program
+from scav_jax.report import page, pictures, results
 from scav_jax.retrieve import (
     DIRECTIONS,
     aggregation_similarities,
@@ -234,11 +235,11 @@ def trained_with(run: Run) -> str:
 
 def evaluate(
     runs: Sequence[Run], split: datasets.Split, settings: Settings
-) -> tuple[dict, report.Pictures]:
+) -> tuple[dict, page.Pictures]:
     """Evaluates runs on one split.
 
     Returns:
-      The results document (see `results`) and the `report.Pictures` of the first run.
+      The results document (see `results`) and the `page.Pictures` of the first run.
     """
     for run in runs:  # what can be wrong is said before the first hour of work
         check_features(run, split)
@@ -273,12 +274,12 @@ def evaluate(
 
 def _pictures(
     runs: Sequence[Run], ranked: Sequence[Ranked], split: datasets.Split, seed: int
-) -> report.Pictures:
+) -> page.Pictures:
     """The training curves of every run, and what else is shown of the first one."""
     first = ranked[0]
     searches, missing = pictures.make_searches(first.distances, first.sequence_ranks, split, seed)
     own = split.ids.index(searches[0].query.id)
-    return report.Pictures(
+    return page.Pictures(
         histories=[
             (one.document["name"], pictures.read_history(run.path))
             for run, one in zip(runs, ranked, strict=True)
@@ -339,12 +340,12 @@ def output_folder(arguments: argparse.Namespace, split: datasets.Split) -> Path:
     return arguments.run / "evaluation" / "-".join(word for word in words if word)
 
 
-def write(folder: Path, document: dict, shown: report.Pictures) -> None:
+def write(folder: Path, document: dict, shown: page.Pictures) -> None:
     """Writes metrics.json and report.html, each whole or not at all."""
     write_json(folder / "metrics.json", document)
     partial = folder / ".report.html.partial"
     with open(partial, "w", encoding="utf-8") as file:
-        file.write(report.html(document, shown))
+        file.write(page.html(document, shown))
         file.flush()
         os.fsync(file.fileno())
     os.replace(partial, folder / "report.html")

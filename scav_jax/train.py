@@ -25,6 +25,7 @@ from scav_jax.checkpoints import (
     Checkpoints,
     Run,
     example_batch,
+    parameter_shapes,
     read_config,
     save_averaged,
     write_json,
@@ -123,7 +124,13 @@ def set_up(config: dict) -> Setup:
     )
     training = datasets.read(Path(data.path), data.train_split)
     validation = datasets.read(Path(data.path), data.validation_split)
-    return Setup(config, data, settings, encoders, objective, training, validation)
+    setup = Setup(config, data, settings, encoders, objective, training, validation)
+    parameter_shapes(encoders, objective, _widths(setup))  # sizes that do not fit fail here
+    return setup
+
+
+def _widths(setup: Setup) -> dict[str, int]:
+    return {"visual": setup.training.visual_width, "audio": setup.training.audio_width}
 
 
 def resolved_config(setup: Setup) -> dict:
@@ -131,10 +138,7 @@ def resolved_config(setup: Setup) -> dict:
     return setup.config | {
         "features": {
             "fingerprint": setup.training.fingerprint,
-            "widths": {
-                "visual": setup.training.visual_width,
-                "audio": setup.training.audio_width,
-            },
+            "widths": _widths(setup),
             "clips": {
                 setup.data.train_split: len(setup.training),
                 setup.data.validation_split: len(setup.validation),
@@ -269,10 +273,8 @@ def _training_dataset(setup: Setup):
 
 def _start_or_resume(setup: Setup, optimizer, mesh, checkpoints: Checkpoints, batches):
     """The state to go on from, and how many steps it has seen; moves the batches there too."""
-    widths = {"visual": setup.training.visual_width, "audio": setup.training.audio_width}
-    state = init_state(
-        setup.encoders, setup.objective, optimizer, example_batch(widths), setup.config["seed"]
-    )
+    example = example_batch(_widths(setup))
+    state = init_state(setup.encoders, setup.objective, optimizer, example, setup.config["seed"])
     state = sharding.put_replicated(state, mesh)
     first = checkpoints.latest_step() or 0
     if not first:
@@ -333,9 +335,8 @@ def _finish(setup: Setup, workdir: Path, checkpoints: Checkpoints, records: Reco
 
 def _diagnosis(step: int, values: dict, batch, state: TrainState) -> str:
     largest = max(float(np.abs(np.asarray(stream.values)).max()) for stream in batch)
-    norm = float(
-        np.sqrt(sum(float((np.asarray(p) ** 2).sum()) for p in jax.tree.leaves(state.params)))
-    )
+    leaves = (np.asarray(leaf, np.float64).ravel() for leaf in jax.tree.leaves(state.params))
+    norm = float(np.sqrt(sum(leaf @ leaf for leaf in leaves)))
     return (
         f"step {step}: {values['skipped_in_row']} steps in a row had a loss or gradient that is "
         f"not finite (expected fewer than train.max_skipped_in_row); the parameters are untouched "
@@ -386,7 +387,8 @@ def main(argv: list[str] | None = None) -> int:
         "--workdir", type=Path, required=True, help="where the run is kept, e.g. runs/demo"
     )
     config, arguments = parse(parser, argv)
-    absl_logging.set_verbosity(absl_logging.ERROR)
+    # Orbax logs what it then raises; one line is enough.
+    absl_logging.set_verbosity(absl_logging.FATAL)
     if (arguments.workdir / AVERAGED).is_dir():
         setup = set_up(config.to_dict())
         open_workdir(arguments.workdir, resolved_config(setup))

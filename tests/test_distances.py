@@ -441,6 +441,23 @@ def test_clips_of_one_duration_take_the_matrix_product_and_agree(direction):
         np.testing.assert_allclose(ours, theirs, **scaled_tolerance(theirs, 1e-5))
 
 
+@pytest.mark.parametrize("same", ["lengths", "windows"])
+@pytest.mark.parametrize("direction", ["visual_to_audio", "audio_to_visual"])
+def test_one_grid_is_one_length_and_one_window(direction, same):
+    row = euclidean_row(direction)
+    lengths = ([5] * 4, [4] * 3) if same == "lengths" else (VISUAL_LENGTHS, AUDIO_LENGTHS)
+    visual, audio = (
+        stream(own, steps, seed=16 + steps)
+        for own, steps in zip(lengths, (VISUAL_STEPS, AUDIO_STEPS), strict=True)
+    )
+    if same == "windows":
+        visual = Stream(visual.clips, [(0.1, 2.5)] * 4, VISUAL_STEPS)
+        audio = Stream(audio.clips, [(0.2, 1.5)] * 3, AUDIO_STEPS)
+    expected = by_formula(row, visual, audio)
+    result = matrix(row, visual.padded(), audio.padded())
+    np.testing.assert_allclose(result, expected, rtol=2e-5)
+
+
 def test_the_matrix_product_sees_small_differences():
     """Neighbours 1e-3 apart at an offset of 10: the z-score would amplify lost digits."""
     rng = np.random.default_rng(12)

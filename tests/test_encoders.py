@@ -128,6 +128,16 @@ def test_latents_are_those_of_the_loops_for_every_clip():
             np.testing.assert_allclose(stream.values[i, : len(clip)], expected, atol=2e-5)
 
 
+def test_small_activations_meet_the_layer_norms_epsilon():
+    """Block inputs of variance 1e-6: torch's epsilon of 1e-5 and flax's of 1e-6 differ by half."""
+    _, params = small()
+    out = jax.tree.map(lambda x: 3e-4 * x, params["audio"]["projection_out"])
+    params = {**params, "audio": {**params["audio"], "projection_out": out}}
+    result = compiled()(params, batch()).audio.values[2]
+    expected = loops("audio", clips()[1][2], params, blocks=1)
+    np.testing.assert_allclose(result[: len(expected)], expected, atol=5e-5)
+
+
 def test_latents_keep_lengths_and_windows():
     features = batch()
     result = encode(features)

@@ -7,11 +7,12 @@ import jax
 import numpy as np
 import pytest
 
-from scav_jax import checkpoints, datasets, evaluate, metrics, pictures, retrieve
+from scav_jax import checkpoints, datasets, evaluate, metrics, retrieve
 from scav_jax.embed import embed, latents
 from scav_jax.encoders import Encoders
 from scav_jax.errors import InputError
 from scav_jax.features import Clip
+from scav_jax.report import pictures
 from scav_jax.train_step import Objective
 
 FINGERPRINT = {"backbone": "random", "rate_hz": 16000}

@@ -79,7 +79,7 @@ def warping_cost(
         value = jnp.where(index == end, current[rows - 1], value)
         return (last, current, value), None
 
-    indices = jnp.arange(1, len(diagonals))
+    indices = jnp.arange(1, len(diagonals), dtype=end.dtype)
     (_, _, value), _ = jax.lax.scan(step, (big, first, first[0]), (indices, diagonals[1:]))
     return value
 

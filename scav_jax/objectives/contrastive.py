@@ -61,7 +61,7 @@ def sequence_loss(
 
     >>> loss, aux = sequence_loss(1.0 - jnp.eye(3), jnp.zeros(()))
     >>> round(float(loss), 4)
-    0.3046
+    0.3029
     """
     scale = temperature(log_temperature)
     v2a = normalize_distances(distances, axis=1) if normalize else distances

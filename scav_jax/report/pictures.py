@@ -11,11 +11,11 @@ import numpy as np
 from jaxtyping import Float, Int
 from tqdm import tqdm
 
-from scav_jax import figures, report
 from scav_jax.datasets import Split
 from scav_jax.distances import alignment
 from scav_jax.objectives import normalize_distances
 from scav_jax.records import METRICS_FILE
+from scav_jax.report import figures, page
 from scav_jax.retrieve import DIRECTIONS, queries_first
 from scav_jax.sequences import AudioVisual
 
@@ -59,14 +59,14 @@ def matrix_clips(
     return [number for group in largest for number in group[:a_source]][:clips]
 
 
-def make_matrices(distances: Float[np.ndarray, "K K"], split: Split) -> report.Matrices | None:
+def make_matrices(distances: Float[np.ndarray, "K K"], split: Split) -> page.Matrices | None:
     """D of a few clips, and its z-scores as if they were one batch."""
     chosen = matrix_clips(split.sources)
     if len(chosen) < 2:
         return None
     block = np.ascontiguousarray(distances[np.ix_(chosen, chosen)])
     rows, columns = (np.asarray(normalize_distances(jnp.asarray(block), axis)) for axis in (1, 0))
-    return report.Matrices(block, rows, columns, [split.sources[number] for number in chosen])
+    return page.Matrices(block, rows, columns, [split.sources[number] for number in chosen])
 
 
 # ---- alignments -----------------------------------------------------------------------------
@@ -117,7 +117,7 @@ def make_searches(
     ranks: dict[str, Int[np.ndarray, " K"]],
     split: Split,
     seed: int,
-) -> tuple[list[report.Search], str]:
+) -> tuple[list[page.Search], str]:
     """Searches drawn at random, and why they have no thumbnails ("" if they have)."""
     random = np.random.default_rng(seed)
     drawn = []
@@ -128,7 +128,7 @@ def make_searches(
     shown = sorted({clip for _, query, found in drawn for clip in (query, *found)})
     clips, missing = _clip_views(split, shown)
     searches = [
-        report.Search(
+        page.Search(
             direction=direction,
             query=clips[query],
             rank=int(ranks[direction][query]),
@@ -152,7 +152,7 @@ def _verdict(split: Split, query: int, found: int) -> str:
     return "same source" if split.sources[found] == split.sources[query] else "other"
 
 
-def _clip_views(split: Split, numbers: Sequence[int]) -> tuple[dict[int, report.ClipView], str]:
+def _clip_views(split: Split, numbers: Sequence[int]) -> tuple[dict[int, page.ClipView], str]:
     folder = Path(split.videos) if split.videos else None
     reasons = []
     if folder is None:
@@ -169,7 +169,7 @@ def _clip_views(split: Split, numbers: Sequence[int]) -> tuple[dict[int, report.
             else:
                 thumbnails[number] = made
     views = {
-        number: report.ClipView(
+        number: page.ClipView(
             id=split.ids[number],
             source=split.sources[number],
             start=float(split.starts[number]),

@@ -11,8 +11,8 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Float
 
-from scav_jax import figures, page
-from scav_jax.results import (
+from scav_jax.report import figures, markup
+from scav_jax.report.results import (
     DIRECTIONS,
     RENDERED,
     distance_name,
@@ -103,7 +103,7 @@ def html(results: dict, pictures: Pictures) -> str:
         f'<p class="lead">{data["n"]:,} clips of {data["sources"]:,} videos. Each clip is a query '
         f"once in each direction, and all {data['n']:,} are candidates: chance R@1 is "
         f"{100 / data['n']:.2g} %.</p>",
-        page.note(RENDERED) if data["rendered"] else "",
+        markup.note(RENDERED) if data["rendered"] else "",
         _cards(runs),
     ]
     sections = [
@@ -116,7 +116,7 @@ def html(results: dict, pictures: Pictures) -> str:
         _class_section(runs[0]),
         _facts_section(results),
     ]
-    return page.document(title, "\n".join(part for part in header if part), sections)
+    return markup.document(title, "\n".join(part for part in header if part), sections)
 
 
 def _data_name(data: dict) -> str:
@@ -158,18 +158,18 @@ def _recall_section(runs: Sequence[dict]) -> str:
         rows.append([*cells, f"{1e3 * method['seconds_per_query']:.3g}"])
     columns = ("R@1", "95 %", "R@5", "R@10", "MedR", "MeanR")
     above = [(name, len(columns)) for name in figures.DIRECTION_NAMES.values()]
-    return page.section(
+    return markup.section(
         "Recall by method",
         "<p>A query is right at k when its own clip is among the k candidates that lie closest. "
         "<em>Aggregation</em> compares the time-averages of two clips, <em>sequence</em> compares "
         "them step by step, <em>hybrid</em> orders the k best of aggregation by sequence.</p>",
-        page.figure(
+        markup.figure(
             picture,
             "Recall at 1, 5 and 10 of each method in both directions",
             "Filled marker and figure: R@1; the band is its 95 % bootstrap interval over queries. "
             "Open markers: R@5 and R@10.",
         ),
-        page.table(
+        markup.table(
             ["retrieval", *columns, *columns, "ms/query"],
             rows,
             above=[("", 1), *above, ("", 1)],
@@ -193,9 +193,9 @@ def _hybrid_section(runs: Sequence[dict]) -> str:
         ]
         for method, stage in zip(methods, run["first_stage"], strict=True)
     ]
-    return page.section(
+    return markup.section(
         f"How many candidates the second stage needs ({run['name']})",
-        page.figure(
+        markup.figure(
             figures.k_sweep(methods, run["first_stage"]),
             "R@1 of hybrid retrieval, and time for a query, against k",
             "Left: R@1 of hybrid(k), green, cannot exceed the share of queries whose own clip is "
@@ -204,7 +204,7 @@ def _hybrid_section(runs: Sequence[dict]) -> str:
             "matrix product over all candidates can be cheaper than gathering a few for each "
             "query. The shape of the paper's Table III.",
         ),
-        page.table(
+        markup.table(
             ["k", *("A→V", "V→A") * 2, "ms/query"],
             rows,
             above=[("", 1), ("hybrid R@1", 2), ("first stage recall@k", 2), ("", 1)],
@@ -215,9 +215,9 @@ def _hybrid_section(runs: Sequence[dict]) -> str:
 def _matrix_section(matrices: Matrices | None, run: dict) -> str:
     if matrices is None:
         return ""
-    return page.section(
+    return markup.section(
         "Distance matrices before and after the z-score",
-        page.figure(
+        markup.figure(
             figures.distance_matrices(
                 matrices.distances, matrices.row_scores, matrices.column_scores, matrices.sources
             ),
@@ -235,9 +235,9 @@ def _matrix_section(matrices: Matrices | None, run: dict) -> str:
 def _alignment_section(pairs: Sequence[figures.Alignment], run: dict) -> str:
     if not pairs:
         return ""
-    return page.section(
+    return markup.section(
         "Alignment of one pair",
-        page.figure(
+        markup.figure(
             figures.alignments(pairs),
             "Cost of comparing each visual step with each audio step, and the alignment",
             "Colour: squared difference of a visual and an audio latent, mean over channels (dark "
@@ -250,10 +250,10 @@ def _alignment_section(pairs: Sequence[figures.Alignment], run: dict) -> str:
 def _training_section(histories: Sequence[tuple[str, list[dict]]]) -> str:
     picture = figures.training_curves(histories)
     if picture is None:
-        return page.section("Training", page.note("There is no metrics.jsonl to draw."))
-    return page.section(
+        return markup.section("Training", markup.note("There is no metrics.jsonl to draw."))
+    return markup.section(
         "Training",
-        page.figure(
+        markup.figure(
             picture,
             "Training curves",
             "Means between two log lines. A temperature that runs to a bound, or a spread of the "
@@ -285,11 +285,11 @@ def _class_section(run: dict) -> str:
         for name in shown
     ]
     which = f"The {CLASSES_SHOWN} best and the {CLASSES_SHOWN} worst of {len(order)}"
-    return page.section(
+    return markup.section(
         f"By class ({run['name']}, {method_name(own)})",
         f"<p>{'All' if every else which} classes by R@1, audio → video. Only the queries are "
         "divided: every clip of the split is a candidate. metrics.json has all of them.</p>",
-        page.table(["class", "queries", "A→V R@1", "MedR", "V→A R@1", "MedR"], rows),
+        markup.table(["class", "queries", "A→V R@1", "MedR", "V→A R@1", "MedR"], rows),
     )
 
 
@@ -305,12 +305,12 @@ def _search_section(pictures: Pictures, run: dict) -> str:
         searches = [s for s in pictures.searches if s.direction == direction]
         parts += [f"<h3>{heading}</h3>", *map(_search, searches)] if searches else []
     why = pictures.no_thumbnails
-    return page.section(
+    return markup.section(
         f"Retrieved clips ({run['name']}, sequence)",
         "<p>Queries drawn at random; from left to right the query and the candidates that lie "
         "closest. A clip is shown by its first frame and by the loudness of its sound. Green is "
         "the query's own clip, amber another clip of its video.</p>",
-        page.note(f"Thumbnails are missing: {why}") if why else "",
+        markup.note(f"Thumbnails are missing: {why}") if why else "",
         *parts,
     )
 
@@ -331,7 +331,7 @@ def _clip(clip: ClipView, kind: str, title: str, distance: str) -> str:
     if clip.thumbnail:
         alternative = escape(f"First frame of {clip.id}", quote=True)
         media = f'<img src="{clip.thumbnail.picture}" alt="{alternative}">'
-        media += page.envelope(clip.thumbnail.envelope)
+        media += markup.envelope(clip.thumbnail.envelope)
     breakable = escape(clip.id).replace("_", "_<wbr>")
     facts = [clip.label, f"{clip.start:.1f} to {clip.end:.1f} s", distance]
     return (
@@ -366,9 +366,9 @@ def _facts_section(results: dict) -> str:
             (f"{run['name']}: sequence retrieval", distance_name(run["distance"])),
             (f"{run['name']}: whole evaluation", f"{seconds} (compiling included)"),
         ]
-    return page.section(
+    return markup.section(
         "What was measured",
-        page.table((), [[escape(name), escape(str(fact))] for name, fact in facts], kind="facts"),
-        *(page.details(f"Config of {run['name']}", run["config"]) for run in results["runs"]),
-        page.details("Extractor (data fingerprint)", data["fingerprint"]),
+        markup.table((), [[escape(name), escape(str(fact))] for name, fact in facts], kind="facts"),
+        *(markup.details(f"Config of {run['name']}", run["config"]) for run in results["runs"]),
+        markup.details("Extractor (data fingerprint)", data["fingerprint"]),
     )

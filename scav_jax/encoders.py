@@ -206,6 +206,11 @@ class Encoders(nn.Module):
                 "encoders: width should be divisible by heads, "
                 f"got width {self.width} and {self.heads} heads"
             )
+        if self.conv_position and self.width % CONV_POSITION_GROUPS:
+            raise InputError(
+                f"encoders: width should be divisible by {CONV_POSITION_GROUPS} for conv_position, "
+                f"got width {self.width}"
+            )
         if self.pre_resample is not None:
             features = resample_pairs(features, self.pre_resample)
         visual = self._tower("visual", self.visual_blocks, self.visual_hidden)

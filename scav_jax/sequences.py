@@ -109,8 +109,9 @@ def resample_positions(
     """
     dtype = source_window.dtype
     centres = jnp.arange(target_steps, dtype=dtype) + jnp.asarray(0.5, dtype)
-    share = (centres - target_window[0]) / target_window[1]
-    return source_window[0] + share * source_window[1] - jnp.asarray(0.5, dtype)
+    # The ratio first: on two equal grids it is exactly 1, and every step reads itself.
+    pace = source_window[1] / target_window[1]
+    return source_window[0] + (centres - target_window[0]) * pace - jnp.asarray(0.5, dtype)
 
 
 def resample(

@@ -81,7 +81,7 @@ ROWS = [
         without_windows(
             partial(reference.geomloss_wasserstein, blur=0.05, position_weight=10.0, diameter=256.0)
         ),
-        tolerance=3e-3,
+        tolerance=5e-5,
         noise=2e-5,
         gradient_options=CONVERGED,
         scales_by_square=False,
@@ -401,6 +401,14 @@ def test_wasserstein_converges_to_the_divergence_of_pot():
     for i, j in ((0, 0), (0, 1), (1, 2), (2, 1)):
         expected = pot_divergence(VISUAL.clips[i], AUDIO.clips[j], blur, weight)
         np.testing.assert_allclose(loops[i, j], expected, rtol=1e-5, atol=1e-6)
+
+
+def test_wasserstein_is_the_iteration_of_geomloss_in_float64():
+    row = next(row for row in ROWS if row.name == "wasserstein")
+    with jax.enable_x64(True):
+        streams = [stream.padded(dtype=np.float64) for stream in (VISUAL, AUDIO)]
+        result = jax.jit(partial(pairwise, "wasserstein"))(*streams)
+    np.testing.assert_allclose(result, by_formula(row), rtol=1e-6)
 
 
 def test_wasserstein_without_positions_is_a_distance_of_bags():

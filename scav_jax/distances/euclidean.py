@@ -75,8 +75,8 @@ def euclidean_on_one_grid(moved: Sequences, target: Sequences) -> Float[Array, "
     """All pairs as one matrix product, for targets that share length and window.
 
     `|x - y|^2 = |x|^2 + |y|^2 - 2<x, y>` over flattened steps and channels. Both sides are centred
-    by one vector a channel first: interpolation keeps constants, so D is unchanged and the
-    cancellation that a common mean would cause is gone.
+    step by step first by what all of them share, which changes no difference and takes away the
+    cancellation that a common part would cause.
 
     Returns:
       D[moved, target], >= 0.
@@ -86,8 +86,8 @@ def euclidean_on_one_grid(moved: Sequences, target: Sequences) -> Float[Array, "
     target_values = zero_padding(target.values, target.lengths)
     mask = step_mask(grid.lengths, target.values.shape[-2])[:, None]
     count = grid.lengths.astype(target_values.dtype)
-    centre = jnp.sum(jnp.mean(moved_values, 0) + jnp.mean(target_values, 0), 0) / (2 * count)
-    centre = jax.lax.stop_gradient(centre)[None, None]
+    centre = 0.5 * (jnp.mean(moved_values, 0) + jnp.mean(target_values, 0))
+    centre = jax.lax.stop_gradient(centre)[None]
     x = jnp.where(mask, moved_values - centre, 0.0).reshape(len(moved_values), -1)
     y = jnp.where(mask, target_values - centre, 0.0).reshape(len(target_values), -1)
     products = jnp.matmul(x, y.T, precision=FULL_PRECISION)

@@ -124,7 +124,7 @@ def _held(cloud: _Cloud) -> _Cloud:
 
 
 def _schedule(options: Options):
-    """(ott's epsilon schedule, the number of iterations that reach and then hold its end)."""
+    """(ott's epsilon schedule, the number of iterations until its end was used once)."""
     from ott.geometry import epsilon_scheduler
 
     blur, _, scaling, diameter = options
@@ -136,7 +136,7 @@ def _schedule(options: Options):
     start = (diameter / blur) ** 2
     annealing = math.ceil(math.log(start) / (-2.0 * math.log(scaling)))
     schedule = epsilon_scheduler.Epsilon(target=blur**2, init=start, decay=scaling**2)
-    return schedule, annealing + 3
+    return schedule, annealing + 1
 
 
 def _costs(x: Float[Array, "N D"], y: Float[Array, "M D"]) -> Float[Array, "N M"]:
@@ -151,8 +151,10 @@ def _costs(x: Float[Array, "N D"], y: Float[Array, "M D"]) -> Float[Array, "N M"
 def _potentials(x: _Cloud, y: _Cloud, options: Options):
     """Dual potentials (f `[N]`, g `[M]`) after the annealed loop, without gradient.
 
-    In geomloss' convention, plan = a b exp((f + g - C) / epsilon); ott's potentials carry the
-    marginals' logarithms, which only shift them by a constant here.
+    In geomloss' convention, plan = a b exp((f + g - C) / epsilon); ott's f + g carries
+    `epsilon (log a + log b)` as well. Half of it is put on either side: any other share would stay
+    in f and, with the other sign, in g for ever, and large as the first epsilon is, it would cost
+    float32 its digits.
     """
     from ott.geometry import geometry
     from ott.problems.linear import linear_problem
@@ -174,17 +176,27 @@ def _potentials(x: _Cloud, y: _Cloud, options: Options):
     )
     # ott promotes ranks and dtypes itself; a caller's strict settings are about our code.
     with jax.numpy_rank_promotion("allow"), jax.numpy_dtype_promotion("standard"):
-        solution = solver(problem)
-    final = jnp.asarray(epsilon.target, costs.dtype)
+        solution = solver(problem, init=_first_potentials(x, y, epsilon(0)))
+    shift = epsilon.target * _half_log_marginals(x, y, costs.dtype)
+    return jnp.where(x.mask, solution.f - shift, 0.0), jnp.where(y.mask, solution.g - shift, 0.0)
+
+
+def _first_potentials(x: _Cloud, y: _Cloud, epsilon):
+    """geomloss' start, one softmin each way at the first epsilon, in ott's convention."""
+    zeros = [jnp.zeros_like(cloud.points[:, 0]) for cloud in (x, y)]
+    f, g = _softmin(x, y, zeros[1], epsilon), _softmin(y, x, zeros[0], epsilon)
+    shift = epsilon * _half_log_marginals(x, y, f.dtype)
     return tuple(
-        jnp.where(
-            cloud.mask, potential + final * jnp.log(jnp.sum(cloud.mask).astype(final.dtype)), 0
-        )
-        for cloud, potential in ((x, solution.f), (y, solution.g))
+        jax.lax.stop_gradient(jnp.where(cloud.mask, potential + shift, -jnp.inf))
+        for cloud, potential in ((x, f), (y, g))
     )
 
 
-def _softmin(x: _Cloud, y: _Cloud, g: Float[Array, "M"], epsilon: float) -> Float[Array, "N"]:
+def _half_log_marginals(x: _Cloud, y: _Cloud, dtype):
+    return -0.5 * sum(jnp.log(jnp.sum(cloud.mask).astype(dtype)) for cloud in (x, y))
+
+
+def _softmin(x: _Cloud, y: _Cloud, g: Float[Array, "M"], epsilon) -> Float[Array, "N"]:
     """`f_i = -epsilon log sum_j b_j exp((g_j - C_ij) / epsilon)` over the real steps of y."""
     exponents = (jax.lax.stop_gradient(g)[None] - _costs(x.points, y.points)) / epsilon
     lowest = jnp.finfo(exponents.dtype).min

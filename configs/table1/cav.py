@@ -20,4 +20,6 @@ from configs import base
 def get_config(variant: str = "max"):
     config = base.row(variant, largest=192)
     base.cav(config)
+    if variant == "demo":
+        config.optimizer.learning_rate = 1e-3  # ours, chosen on validation
     return config

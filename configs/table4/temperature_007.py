@@ -18,4 +18,6 @@ def get_config(variant: str = "max"):
     base.check_variant(variant, ("max", "demo"))
     config = scav_pre_v2a.get_config(variant)
     config.objective.temperature = 0.07
+    if variant == "demo":
+        config.optimizer.learning_rate = 5e-4  # ours, chosen on validation
     return config

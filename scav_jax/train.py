@@ -7,8 +7,10 @@ Everything that makes up the run is in `WORKDIR`: `config.json`, `metrics.jsonl`
 
 import contextlib
 import dataclasses
+import logging
 import signal
 import sys
+import threading
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -387,8 +389,11 @@ def main(argv: list[str] | None = None) -> int:
         "--workdir", type=Path, required=True, help="where the run is kept, e.g. runs/demo"
     )
     config, arguments = parse(parser, argv)
-    # Orbax logs what it then raises; one line is enough.
+    # Orbax and its threads log what is then raised; one line is enough.
     absl_logging.set_verbosity(absl_logging.FATAL)
+    for name in ("asyncio", "concurrent.futures"):
+        logging.getLogger(name).setLevel(logging.CRITICAL + 1)
+    threading.excepthook = lambda _: None
     if (arguments.workdir / AVERAGED).is_dir():
         setup = set_up(config.to_dict())
         open_workdir(arguments.workdir, resolved_config(setup))

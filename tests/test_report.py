@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from scav_jax import metrics, retrieve
-from scav_jax.report import figures, markup, results
+from scav_jax.report import figures, markup, page, results
 
 DIRECTIONS = ("a2v", "v2a")
 
@@ -87,16 +87,16 @@ def pictures(clips=23, runs=("SCAV",), thumbnail=True):
     shown = min(clips, 9)
     matrices = random.normal(size=(3, shown, shown))
     small = figures.Thumbnail("data:image/jpeg;base64,AAAA", random.random(96))
-    clip = document.ClipView("id <1>", "a.mp4", 0.0, 4.0, "", small if thumbnail else None)
+    clip = page.ClipView("id <1>", "a.mp4", 0.0, 4.0, "", small if thumbnail else None)
     found = [(clip, "other", 0.1), (clip, "right", 0.2), (clip, "same source", 0.3)]
-    return document.Pictures(
+    return page.Pictures(
         histories=history(runs),
-        matrices=document.Matrices(*matrices, [f"v{i // 3}" for i in range(shown)]),
+        matrices=page.Matrices(*matrices, [f"v{i // 3}" for i in range(shown)]),
         alignments=[
             figures.Alignment(title, random.random((7, 5)), random.random((7, 5)))
             for title in ("own", "other")
         ],
-        searches=[document.Search(d, clip, 2, found) for d in DIRECTIONS],
+        searches=[page.Search(d, clip, 2, found) for d in DIRECTIONS],
         no_thumbnails="" if thumbnail else "the folder is not there any more",
     )
 
@@ -109,7 +109,7 @@ def addresses(html):
 def whole():
     """A page with everything that there can be, two runs side by side; drawing takes seconds."""
     runs = ("SCAV", "CAV")
-    return document.html(document(60, runs, rendered=True), pictures(60, runs))
+    return page.html(document(60, runs, rendered=True), pictures(60, runs))
 
 
 def test_the_page_has_its_figures_and_needs_no_network(whole):
@@ -155,7 +155,7 @@ def test_figures_in_the_page_are_those_of_the_document(whole):
 def test_the_page_from_nearly_nothing():
     """Three clips, no labels, no videos, no history, no intervals, one source."""
     little = document(clips=3, labels=False, bootstrap=0)
-    html = document.html(little, document.Pictures())
+    html = page.html(little, page.Pictures())
     assert "By class" not in html
     assert "Retrieved clips" not in html
     assert "There is no metrics.jsonl" in html
@@ -165,8 +165,8 @@ def test_the_page_from_nearly_nothing():
 
 def test_missing_thumbnails_are_said():
     shown = pictures(thumbnail=False)
-    shown = document.Pictures(searches=shown.searches, no_thumbnails=shown.no_thumbnails)
-    html = document.html(document(clips=3), shown)
+    shown = page.Pictures(searches=shown.searches, no_thumbnails=shown.no_thumbnails)
+    html = page.html(document(clips=3), shown)
     assert "Thumbnails are missing: the folder is not there any more" in html
     assert "image/jpeg" not in html
     assert "no picture" in html

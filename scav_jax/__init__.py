@@ -5,6 +5,8 @@ from modules above it in this list, and `tests/test_architecture.py` keeps that 
 
 words shared by all
     errors         InputError: what a person can mend; how a program reports it
+    files          files that appear whole or not at all
+    progress       one kind of progress bar
     sequences      padded sequences and their lengths: masks, means, resampling in time
     features       what one clip is on disk: keys, shapes, units, format version, fingerprint
 video files -> features on disk

@@ -23,6 +23,7 @@ from orbax.checkpoint import checkpoint_managers
 
 from scav_jax.encoders import Encoders
 from scav_jax.errors import InputError
+from scav_jax.files import write_json
 from scav_jax.sequences import AudioVisual, sequences
 from scav_jax.train_step import Objective, TrainState, init_params
 
@@ -285,15 +286,3 @@ def read_config(run: Path) -> dict:
             "give the --workdir of a `python -m scav_jax.train` command"
         )
     return json.loads(path.read_text())
-
-
-def write_json(path: Path, value) -> None:
-    """Writes JSON atomically: a reader sees the old file or the new one, never a part."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.partial")
-    with open(partial, "w", encoding="utf-8") as file:
-        json.dump(value, file, indent=2, sort_keys=True)
-        file.write("\n")
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(partial, path)

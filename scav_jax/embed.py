@@ -6,7 +6,6 @@ same latents alone as in any batch.
 """
 
 import operator
-import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -15,7 +14,6 @@ from functools import partial
 import jax
 import numpy as np
 from jaxtyping import Array, Float, Int, PyTree
-from tqdm import tqdm
 
 from scav_jax.batches import evaluation_batches
 from scav_jax.checkpoints import Run
@@ -23,6 +21,7 @@ from scav_jax.datasets import Split
 from scav_jax.encoders import Encoders
 from scav_jax.errors import InputError
 from scav_jax.features import fingerprint_difference
+from scav_jax.progress import progress_bar
 from scav_jax.sequences import AudioVisual, Sequences, masked_mean
 
 
@@ -46,10 +45,10 @@ class Embedded:
     audio_embeddings: Float[np.ndarray, "K C"]
     seconds: float
 
-
-def latents(embedded: Embedded) -> AudioVisual:
-    """Both streams of all clips."""
-    return AudioVisual(embedded.visual, embedded.audio)
+    @property
+    def latents(self) -> AudioVisual:
+        """Both streams of all clips."""
+        return AudioVisual(self.visual, self.audio)
 
 
 def batches(
@@ -77,15 +76,7 @@ def embed(run: Run, split: Split, batch_size: int = 64, *, progress: bool = Fals
     parts: list[tuple[AudioVisual, tuple[np.ndarray, np.ndarray]]] = []
     seen: list[np.ndarray] = []
     data = run.config["data"]
-    with tqdm(
-        desc=f"embed {split.split}",
-        total=len(split),
-        unit="clip",
-        file=sys.stderr,
-        dynamic_ncols=True,
-        mininterval=1 if sys.stderr.isatty() else 10,
-        disable=not progress,
-    ) as bar:
+    with progress_bar(f"embed {split.split}", len(split), "clip", shown=progress) as bar:
         for batch, numbers in batches(split, size, data["align"], data["buckets"]):
             full = jax.tree.map(partial(_fill, size=size), batch)
             encoded = jax.device_get(_encode(run.encoders, run.params["encoders"], full))

@@ -6,7 +6,6 @@ whatever the training used; by default it is the training's own.
 """
 
 import argparse
-import os
 import sys
 import time
 from collections.abc import Sequence
@@ -19,19 +18,19 @@ from jaxtyping import Float, Int
 from tqdm import tqdm
 
 from scav_jax import datasets, metrics
-from scav_jax.checkpoints import Run, load_run, write_json
+from scav_jax.checkpoints import Run, load_run
 from scav_jax.distances import find, option_names, retrieval_form
-from scav_jax.embed import Embedded, check_features, embed, latents
+from scav_jax.embed import Embedded, check_features, embed
 from scav_jax.errors import InputError, run_program
+from scav_jax.files import write_atomically, write_json
 from scav_jax.report import page, pictures, results
 from scav_jax.retrieve import (
     DIRECTIONS,
-    aggregation_similarities,
+    all_against_all,
     check_ks,
     hybrid_ranks,
     queries_first,
     seconds_per_query,
-    sequence_distances,
 )
 from scav_jax.sequences import DIRECTIONS as RESAMPLINGS
 
@@ -94,7 +93,7 @@ def retrieval_distance(
     trained = run.objective.distance, run.objective.distance_options
     if "sequence" not in run.objective.losses and trained[0] != "euclidean":
         trained = "euclidean", {}
-    name = retrieval_form(trained[0]) if distance is None else distance
+    name = retrieval_form(*trained)[0] if distance is None else distance
     find(name, {})
     options = {key: trained[1][key] for key in option_names(name) if key in trained[1]}
     if "resample" in option_names(name):
@@ -130,10 +129,8 @@ def evaluate_run(run: Run, split: datasets.Split, settings: Settings) -> Ranked:
     ks = hybrid_ks(settings.ks, len(split))
     embedded = embed(run, split, settings.batch_size, progress=True)
     begin = time.perf_counter()
-    distances = sequence_distances(latents(embedded), name, options, progress=True)
+    similarities, distances = all_against_all(embedded, name, options, progress=True)
     distances_done = time.perf_counter()
-    embeddings = embedded.visual_embeddings, embedded.audio_embeddings
-    similarities = aggregation_similarities(*embeddings)
     ranks = {
         direction: rank_by_method(similarities, distances, ks, direction)
         for direction in tqdm(DIRECTIONS, desc="rank", unit="direction", file=sys.stderr)
@@ -144,7 +141,8 @@ def evaluate_run(run: Run, split: datasets.Split, settings: Settings) -> Ranked:
         "ranking": time.perf_counter() - distances_done,
     }
     between = [k for k in ks if 1 < k < len(split)]
-    times = seconds_per_query(latents(embedded), *embeddings, name, options, between)
+    embeddings = embedded.visual_embeddings, embedded.audio_embeddings
+    times = seconds_per_query(embedded.latents, *embeddings, name, options, between)
     # The extremes need no second, or no first, stage.
     times |= {"hybrid 1": times["aggregation"], f"hybrid {len(split)}": times["sequence"]}
     document = {
@@ -343,12 +341,7 @@ def output_folder(arguments: argparse.Namespace, split: datasets.Split) -> Path:
 def write(folder: Path, document: dict, shown: page.Pictures) -> None:
     """Writes metrics.json and report.html, each whole or not at all."""
     write_json(folder / "metrics.json", document)
-    partial = folder / ".report.html.partial"
-    with open(partial, "w", encoding="utf-8") as file:
-        file.write(page.html(document, shown))
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(partial, folder / "report.html")
+    write_atomically(folder / "report.html", page.html(document, shown))
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -10,6 +10,8 @@ import jax
 import numpy as np
 from tensorboardX import SummaryWriter
 
+from scav_jax.files import write_atomically
+
 METRICS_FILE = "metrics.jsonl"
 
 
@@ -19,9 +21,7 @@ class Records:
     def __init__(self, workdir: Path, resumed_at: int):
         path = workdir / METRICS_FILE
         kept = _records_until(path, resumed_at)
-        partial = path.with_suffix(".partial")
-        partial.write_text("".join(json.dumps(record) + "\n" for record in kept))
-        partial.replace(path)
+        write_atomically(path, "".join(json.dumps(record) + "\n" for record in kept))
         self._file = open(path, "a", encoding="utf-8")  # noqa: SIM115
         self._board = SummaryWriter(str(workdir / "tensorboard"), purge_step=resumed_at + 1)
 

@@ -5,7 +5,6 @@ for a video, "a2v" videos for a sound. It has nothing to do with which stream a 
 """
 
 import functools
-import sys
 import time
 from collections.abc import Callable, Sequence
 
@@ -13,10 +12,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
-from tqdm import tqdm
 
 from scav_jax.distances import pairwise
+from scav_jax.embed import Embedded
 from scav_jax.errors import InputError
+from scav_jax.progress import progress_bar
 from scav_jax.sequences import AudioVisual, Sequences
 
 DIRECTIONS = ("a2v", "v2a")
@@ -61,6 +61,21 @@ def aggregation_similarities(
     return units[0] @ units[1].T
 
 
+def all_against_all(
+    embedded: Embedded, name: str, options: dict, *, progress: bool = False
+) -> tuple[Float[np.ndarray, "V A"], Float[np.ndarray, "V A"]]:
+    """Similarities of embeddings and distances of latents: what every method ranks by.
+
+    Args:
+      embedded: all clips.
+      name: a distance of `scav_jax.distances`.
+      options: its options.
+      progress: show a bar with the rate and the time left.
+    """
+    similarities = aggregation_similarities(embedded.visual_embeddings, embedded.audio_embeddings)
+    return similarities, sequence_distances(embedded.latents, name, options, progress=progress)
+
+
 def sequence_distances(
     latents: AudioVisual,
     name: str,
@@ -84,7 +99,8 @@ def sequence_distances(
     distances = np.empty(shape, np.float32)
     block_distances = _all_pairs(name, tuple(sorted(options.items())))
     row_blocks, column_blocks = _blocks(shape[0], _ROWS), _blocks(shape[1], _COLUMNS)
-    with progress_bar(f"distances ({name})", shape[0] * shape[1], "pair", progress) as bar:
+    what, pairs = f"distances ({name})", shape[0] * shape[1]
+    with progress_bar(what, pairs, "pair", shown=progress, scale=True) as bar:
         for columns in column_blocks:
             candidates = jax.tree.map(lambda leaf, c=columns: jnp.asarray(leaf[c]), audio)
             for rows in row_blocks:
@@ -92,7 +108,7 @@ def sequence_distances(
                 distances[rows, columns] = block_distances(queries, candidates)
                 done = rows.stop * (columns.stop - columns.start) + shape[0] * columns.start
                 bar.update(max(0, done - bar.n))
-        bar.update(shape[0] * shape[1] - bar.n)
+        bar.update(pairs - bar.n)
     return distances
 
 
@@ -106,20 +122,6 @@ def _blocks(count: int, size: int) -> list[slice]:
     size = min(size, count)
     begins = [min(begin, count - size) for begin in range(0, count, size)]
     return [slice(begin, begin + size) for begin in begins]
-
-
-def progress_bar(what: str, total: int, unit: str, shown: bool = True) -> tqdm:
-    """A bar on stderr; where that is not a terminal, a line every ten seconds."""
-    return tqdm(
-        desc=what,
-        total=total,
-        unit=unit,
-        unit_scale=True,
-        file=sys.stderr,
-        dynamic_ncols=True,
-        mininterval=1 if sys.stderr.isatty() else 10,
-        disable=not shown,
-    )
 
 
 def hybrid_ranks(

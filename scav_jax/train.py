@@ -30,14 +30,15 @@ from scav_jax.checkpoints import (
     parameter_shapes,
     read_config,
     save_averaged,
-    write_json,
 )
 from scav_jax.config import ArgumentParser, difference, parse, unpack
 from scav_jax.distances import retrieval_form
 from scav_jax.encoders import Encoders
 from scav_jax.errors import InputError, run_program
 from scav_jax.features import fingerprint_difference
+from scav_jax.files import write_json
 from scav_jax.optimizer import learning_rate_schedule, make_optimizer
+from scav_jax.progress import progress_bar
 from scav_jax.records import Meter, Records
 from scav_jax.train_step import Objective, TrainState, init_state, make_train_step
 
@@ -180,13 +181,8 @@ def validate(setup: Setup, params) -> dict[str, float]:
     embedded = embed.embed(
         _run_of(setup, params), setup.validation, batch_size=setup.data.batch_size
     )
-    latents = embed.latents(embedded)
-    similarities = retrieve.aggregation_similarities(
-        embedded.visual_embeddings, embedded.audio_embeddings
-    )
-    name = retrieval_form(setup.objective.distance)
-    options = setup.objective.distance_options if name == setup.objective.distance else {}
-    distances = retrieve.sequence_distances(latents, name, options)
+    ranks_by = retrieval_form(setup.objective.distance, setup.objective.distance_options)
+    similarities, distances = retrieve.all_against_all(embedded, *ranks_by)
     matrices = {"sequence": distances, "aggregation": -similarities}
     return {
         f"{method}_{direction}": metrics.recall_at_k(
@@ -223,6 +219,7 @@ def train(config: dict, workdir: Path) -> Run | None:
     mesh = sharding.make_mesh(settings.devices or None)
     sharding.check_batch_size(setup.data.batch_size, mesh)
     optimizer = unpack("optimizer", config["optimizer"], make_optimizer, steps=settings.steps)
+    schedule = _learning_rates(config["optimizer"], settings.steps)
     dataset = _training_dataset(setup)
     open_workdir(workdir, resolved_config(setup))
 
@@ -236,7 +233,8 @@ def train(config: dict, workdir: Path) -> Run | None:
         donate_argnums=0,
     )
     records, meter, stop = Records(workdir, first), Meter(setup.data.batch_size), _on_sigterm()
-    with contextlib.closing(records), _progress(first, settings.steps) as bar:
+    bar = progress_bar("train", settings.steps, "step", initial=first)
+    with contextlib.closing(records), bar:
         for step in range(first + 1, settings.steps + 1):
             with meter.waiting():
                 batch = sharding.put_batch(next(batches), mesh)
@@ -245,7 +243,8 @@ def train(config: dict, workdir: Path) -> Run | None:
             bar.update()
             last = step == settings.steps
             if step % settings.log_every == 0 or last:
-                _log(step, meter, setup, records, bar, batch, state)
+                values = meter.summary() | {"learning_rate": float(schedule(step - 1))}
+                _log(step, values, setup, records, bar, batch, state)
             points = None
             if step % settings.validate_every == 0 or last:
                 points = _validate(step, setup, state.params, records, bar)
@@ -273,6 +272,12 @@ def _training_dataset(setup: Setup):
     )
 
 
+def _learning_rates(optimizer: dict, steps: int):
+    """Step -> learning rate, as the optimizer has it: for the log."""
+    rate, warmup_steps = optimizer["learning_rate"], optimizer["warmup_steps"]
+    return learning_rate_schedule(learning_rate=rate, warmup_steps=warmup_steps, steps=steps)
+
+
 def _start_or_resume(setup: Setup, optimizer, mesh, checkpoints: Checkpoints, batches):
     """The state to go on from, and how many steps it has seen; moves the batches there too."""
     example = example_batch(_widths(setup))
@@ -288,15 +293,8 @@ def _start_or_resume(setup: Setup, optimizer, mesh, checkpoints: Checkpoints, ba
     return state, first
 
 
-def _log(step: int, meter: Meter, setup: Setup, records: Records, bar: tqdm, batch, state) -> None:
+def _log(step: int, values: dict, setup: Setup, records: Records, bar: tqdm, batch, state) -> None:
     """Writes a line of metrics; ends the run if it no longer learns from anything."""
-    section = setup.config["optimizer"]
-    schedule = learning_rate_schedule(
-        learning_rate=section["learning_rate"],
-        warmup_steps=section["warmup_steps"],
-        steps=setup.settings.steps,
-    )
-    values = meter.summary() | {"learning_rate": float(schedule(step - 1))}
     records.write("train", step, values)
     bar.set_postfix_str(f"loss {values['loss']:.3f}, {values['examples_per_s']:.0f} clips/s")
     if values["skipped_in_row"] >= setup.settings.max_skipped_in_row:
@@ -361,18 +359,6 @@ def _describe(setup: Setup, state: TrainState, mesh) -> None:
         f"{len(setup.training)} training and {len(setup.validation)} validation clips, "
         f"batch {setup.data.batch_size} on {mesh.size} {jax.devices()[0].platform} device(s)",
         file=sys.stderr,
-    )
-
-
-def _progress(first: int, steps: int) -> tqdm:
-    return tqdm(
-        initial=first,
-        total=steps,
-        desc="train",
-        unit="step",
-        file=sys.stderr,
-        dynamic_ncols=True,
-        mininterval=1 if sys.stderr.isatty() else 10,
     )
 
 

@@ -8,6 +8,7 @@ import pytest
 from scav_jax import checkpoints as ck
 from scav_jax.encoders import Encoders
 from scav_jax.errors import InputError
+from scav_jax.files import write_json
 from scav_jax.optimizer import make_optimizer
 from scav_jax.train_step import Objective, init_state
 
@@ -82,7 +83,7 @@ def test_a_checkpoint_of_another_shape_is_refused_by_name(saved, state):
 def test_an_unfinished_or_missing_run_says_so(tmp_path):
     with pytest.raises(InputError, match=r"config\.json"):
         ck.load_run(tmp_path)
-    ck.write_json(tmp_path / "config.json", {})
+    write_json(tmp_path / "config.json", {})
     with pytest.raises(InputError, match="not finished"):
         ck.load_run(tmp_path)
 
@@ -94,7 +95,7 @@ def test_averaged_parameters_load_without_the_training_state(tmp_path, state):
         "distance": {"name": "euclidean", "resample": "visual_to_audio"},
         "features": {"fingerprint": {"backbone": "x"}, "widths": WIDTHS},
     }
-    ck.write_json(tmp_path / "config.json", config)
+    write_json(tmp_path / "config.json", config)
     ck.save_averaged(tmp_path, state.params, [20, 40])
     run = ck.load_run(tmp_path)
     jax.tree.map(np.testing.assert_array_equal, run.params, state.params)

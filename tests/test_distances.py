@@ -575,6 +575,7 @@ def test_mistakes_are_named():
 
 
 def test_retrieval_uses_hard_warping():
-    assert distances.retrieval_form("soft_dtw") == "dtw"
-    assert distances.retrieval_form("euclidean") == "euclidean"
-    assert {distances.retrieval_form(name) for name in DISTANCES} <= set(DISTANCES)
+    assert distances.retrieval_form("soft_dtw", {"gamma": 1.0}) == ("dtw", {})
+    resampled = ("euclidean", {"resample": "audio_to_visual"})
+    assert distances.retrieval_form(*resampled) == resampled
+    assert {distances.retrieval_form(name, {})[0] for name in DISTANCES} <= set(DISTANCES)

@@ -8,7 +8,7 @@ import pytest
 
 from scav_jax import datasets
 from scav_jax.checkpoints import Run, build, parameter_shapes
-from scav_jax.embed import embed, latents
+from scav_jax.embed import embed
 from scav_jax.errors import InputError
 from scav_jax.features import Clip
 
@@ -75,7 +75,7 @@ def test_alone_is_as_in_a_padded_batch(run, data, alone, batch_size):
     """Clips of several lengths, with a last batch of 3, and with one smaller than asked for."""
     together = embed(run, data, batch_size=batch_size)
     assert together.ids == data.ids == [f"clip {number}" for number in range(11)]
-    for stream, other in zip(latents(together), latents(alone), strict=True):
+    for stream, other in zip(together.latents, alone.latents, strict=True):
         np.testing.assert_array_equal(stream.lengths, other.lengths)
         np.testing.assert_allclose(stream.windows, other.windows, rtol=1e-6)
         steps = min(stream.values.shape[1], other.values.shape[1])
@@ -92,7 +92,7 @@ def test_alone_is_as_in_a_padded_batch(run, data, alone, batch_size):
 
 def test_embeddings_are_means_over_real_steps(alone):
     for stream, embeddings in zip(
-        latents(alone), (alone.visual_embeddings, alone.audio_embeddings), strict=True
+        alone.latents, (alone.visual_embeddings, alone.audio_embeddings), strict=True
     ):
         expected = [
             values[:length].mean(axis=0)

@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 
 from scav_jax import checkpoints, datasets, evaluate, metrics, retrieve
-from scav_jax.embed import embed, latents
+from scav_jax.embed import embed
 from scav_jax.encoders import Encoders
 from scav_jax.errors import InputError
 from scav_jax.features import Clip
+from scav_jax.files import write_json
 from scav_jax.report import pictures
 from scav_jax.train_step import Objective
 
@@ -61,7 +62,7 @@ def write_run(folder, data, seed=0, distance=None, **objective):
         "train": {"steps": 0},
         "features": {"fingerprint": FINGERPRINT, "widths": WIDTHS},
     }
-    checkpoints.write_json(folder / "config.json", config)
+    write_json(folder / "config.json", config)
     encoders, built = checkpoints.build(config)
     shapes = checkpoints.parameter_shapes(encoders, built, WIDTHS)
     random = np.random.default_rng(seed)
@@ -100,7 +101,7 @@ def test_figures_are_those_of_a_naive_evaluation(document, scav, data):
         for e in (embedded.visual_embeddings, embedded.audio_embeddings)
     ]
     distances = retrieve.sequence_distances(
-        latents(embedded), "euclidean", {"resample": "audio_to_visual"}
+        embedded.latents, "euclidean", {"resample": "audio_to_visual"}
     )
     for kind, matrix in (("aggregation", -unit[0] @ unit[1].T), ("sequence", distances)):
         rows = {"v2a": matrix, "a2v": matrix.T}

@@ -181,6 +181,35 @@ def test_faults_in_a_csv_name_the_row(tmp_path, text, message):
         manifest.read_csv(write_csv(tmp_path / "list.csv", text))
 
 
+SHARES = {"train": 0.5, "validation": 0.3, "test": 0.2}
+
+
+def test_every_file_belongs_to_one_split_and_shares_are_kept():
+    clips = [ClipRequest(f"{n:02d}.mp4", k, k + 1, f"{n}-{k}") for n in range(20) for k in range(3)]
+    assigned = manifest.assign_splits(clips, SHARES)
+    assert [clip.id for clip in assigned] == [clip.id for clip in clips]
+    files = {name: {c.file for c in assigned if c.split == name} for name in SHARES}
+    assert {name: len(found) for name, found in files.items()} == {
+        "train": 10,
+        "validation": 6,
+        "test": 4,
+    }
+    assert len(set.union(*files.values())) == 20  # so no file is in two of them
+    first_half = {f"{n:02d}.mp4" for n in range(10)}
+    assert files["train"] != first_half  # names that count up are spread
+    again = manifest.assign_splits(clips[::-1], SHARES)
+    assert {c.id: c.split for c in again} == {c.id: c.split for c in assigned}
+
+
+def test_splits_that_cannot_be_made_are_refused():
+    whole = [ClipRequest(f"{n}.mp4", 0.0, None, str(n)) for n in range(4)]
+    with pytest.raises(InputError, match=r"test=0\.1 of 4 videos is none; give it a larger"):
+        manifest.assign_splits(whole, {"train": 0.9, "test": 0.1})
+    given = [ClipRequest("x.mp4", 0.0, None, "x", split="train")]
+    with pytest.raises(InputError, match=r"the CSV gives \['train'\]"):
+        manifest.assign_splits(given, SHARES)
+
+
 def test_an_empty_folder_says_what_was_expected(tmp_path):
     (tmp_path / "notes.txt").write_text("x")
     run = run_program("--videos", tmp_path, "--out", tmp_path / "data")
@@ -453,6 +482,11 @@ def test_a_damaged_ledger_file_is_done_again(tmp_path, random):
         (["--backbone", "plane"], "Did you mean 'plain'"),
         (["--clip-seconds", "0.2"], "--clip-seconds: expected at least 1"),
         (["--workers", "0"], "--workers: expected more than 0"),
+        (["--split", "train"], "NAME=SHARE.*got 'train'"),
+        (["--split", "train=0", "test=1"], "above 0.*'train=0'"),
+        (["--split", "train=0.8", "test=0.1"], "sum to 1, got 0.9"),
+        (["--split", "train=0.5", "train=0.5"], "differ.*'train'"),
+        (["--split", "all=1"], "differ.*'all'"),
         (["--videos", "nowhere"], "expected a folder of videos"),
     ],
 )

@@ -243,7 +243,8 @@ def read(data: Path, split: str) -> Split:
     if split not in counts:
         known = ", ".join(f"{name} ({count} clips)" for name, count in counts.items())
         raise InputError(
-            f"{data}: no split {split!r}, it has {known}.{did_you_mean(split, list(counts))}"
+            f"{data}: no split {split!r}, it has {known}."
+            f"{did_you_mean(split, list(counts)) or _how_to_split(counts)}"
         )
     stored = _stored_counts(data)
     listed = {_stored_name(name): count for name, count in counts.items()}
@@ -256,6 +257,15 @@ def read(data: Path, split: str) -> Split:
     if repeated:
         raise InputError(f"{data / CLIPS}: ids must be unique, got {repeated[:3]} more than once")
     return Split(data, split, about, [row for row in rows if row["split"] == split])
+
+
+def _how_to_split(counts: dict[str, int]) -> str:
+    if set(counts) != {"all"}:
+        return ""
+    return (
+        " To have splits, extract again with --split train=0.8 validation=0.1 test=0.1, or with "
+        "a CSV that has a column 'split'"
+    )
 
 
 def splits(data: Path) -> dict[str, int]:

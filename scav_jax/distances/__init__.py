@@ -107,9 +107,17 @@ def alignment(name: str, visual: Sequences, audio: Sequences, **options) -> Floa
     return find(name, options).alignment(visual, audio, **options)
 
 
-def retrieval_form(name: str) -> str:
-    """The distance that ranks what `name` trained: DTW proper for soft-DTW, else itself."""
-    return find(name, {}).retrieval or name
+def retrieval_form(name: str, options: dict) -> tuple[str, dict]:
+    """The distance that ranks what `name` trained, and its share of the options.
+
+    It is the same distance, except that DTW proper ranks what soft-DTW trained (section III-C).
+
+    >>> retrieval_form("soft_dtw", {"gamma": 0.1})
+    ('dtw', {})
+    """
+    ranks = find(name, options).retrieval or name
+    known = option_names(ranks)
+    return ranks, {option: value for option, value in options.items() if option in known}
 
 
 def option_names(name: str) -> tuple[str, ...]:

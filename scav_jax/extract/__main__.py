@@ -24,6 +24,12 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--clip-seconds", type=float, help="cut whole videos into clips of this length"
     )
+    parser.add_argument(
+        "--split",
+        nargs="+",
+        metavar="NAME=SHARE",
+        help="cut the files into splits, as in: --split train=0.8 validation=0.1 test=0.1",
+    )
     parser.add_argument("--backbone", default="plain", help=f"one of {', '.join(BACKBONES)}")
     parser.add_argument("--workers", type=int, help="processes (default: one for each core)")
     parser.add_argument(
@@ -38,6 +44,7 @@ def main() -> None:
         value = getattr(options, name)
         if value is not None and value <= 0:
             raise InputError(f"--{name.replace('_', '-')}: expected more than 0, got {value:g}")
+    from scav_jax.extract.manifest import parse_shares
     from scav_jax.extract.program import extract
 
     extract(
@@ -45,6 +52,7 @@ def main() -> None:
         options.out,
         clips=options.clips,
         clip_seconds=options.clip_seconds,
+        shares=parse_shares(options.split) if options.split else None,
         backbone=options.backbone,
         workers=options.workers,
         timeout_s=options.timeout_seconds,

@@ -8,7 +8,6 @@ import contextlib
 import fcntl
 import io
 import json
-import os
 import shutil
 import zipfile
 import zlib
@@ -20,6 +19,7 @@ import numpy as np
 
 from scav_jax.errors import InputError
 from scav_jax.features import Clip, fingerprint_difference
+from scav_jax.files import write_atomically
 
 RUN_FILE, LENGTHS_FILE = "run.json", "lengths.json"
 JOBS_A_FOLDER = 1000
@@ -141,19 +141,3 @@ def _encoded(value: Any) -> np.ndarray:
 
 def _decoded(stored: np.ndarray) -> Any:
     return json.loads(stored.tobytes())
-
-
-def write_atomically(path: Path, content: bytes) -> None:
-    """The whole file or none of it, also after a power cut."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        with open(temporary, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException as error:
-        temporary.unlink(missing_ok=True)
-        if isinstance(error, OSError) and error.filename is None:
-            error.filename = str(path)
-        raise

@@ -2,6 +2,7 @@
 
 import csv
 import hashlib
+import itertools
 import json
 import math
 import os
@@ -78,7 +79,12 @@ class Listing:
         return hashlib.sha256(json.dumps(described).encode()).hexdigest()[:16]
 
 
-def list_clips(videos: Path, csv_path: Path | None, clip_seconds: float | None) -> Listing:
+def list_clips(
+    videos: Path,
+    csv_path: Path | None,
+    clip_seconds: float | None,
+    shares: dict[str, float] | None = None,
+) -> Listing:
     """The clips to extract: the rows of a CSV, or every video below a folder.
 
     Args:
@@ -86,6 +92,7 @@ def list_clips(videos: Path, csv_path: Path | None, clip_seconds: float | None) 
       csv_path: columns `file,start,end,id,label,split`, all but `file` optional; None takes
         `clips.csv` in the folder if there is one, else every video file in it.
       clip_seconds: cut whole videos into clips of this length.
+      shares: of the files, for splits (see `assign_splits`).
 
     Raises:
       InputError: no such folder, nothing in it, or a CSV with a fault (the row is named).
@@ -110,11 +117,75 @@ def list_clips(videos: Path, csv_path: Path | None, clip_seconds: float | None) 
                 f"no video files under {videos}: expected .mp4, .mkv, .webm, .mov, .avi or other "
                 f"containers that FFmpeg reads, found {kinds or 'an empty folder'}"
             )
+    if shares:
+        clips = assign_splits(clips, shares)
     sizes = {clip.file: -1 for clip in clips}
     for file in sizes:
         path = videos / file
         sizes[file] = path.stat().st_size if path.is_file() else -1
     return Listing(clips, clip_seconds, sizes, unreadable, passed_over, origin)
+
+
+def parse_shares(words: Iterable[str]) -> dict[str, float]:
+    """The share of each split, from words such as `train=0.8`; they sum to 1.
+
+    >>> parse_shares(["train=0.9", "validation=0.1"])
+    {'train': 0.9, 'validation': 0.1}
+    """
+    shares: dict[str, float] = {}
+    for word in words:
+        name, _, number = word.partition("=")
+        try:
+            share = float(number)
+        except ValueError:
+            share = math.nan
+        if not (name.isidentifier() and name.isascii() and 0 < share <= 1):
+            raise InputError(
+                f"--split: expected NAME=SHARE with a share above 0, as in train=0.8, got {word!r}"
+            )
+        if name in shares or name == DEFAULT_SPLIT:
+            raise InputError(
+                f"--split: expected names that differ from each other and from {DEFAULT_SPLIT!r}, "
+                f"got {name!r}"
+            )
+        shares[name] = share
+    if not math.isclose(sum(shares.values()), 1.0, abs_tol=1e-6):
+        raise InputError(
+            f"--split: expected shares that sum to 1, got {sum(shares.values()):g} in all"
+        )
+    return shares
+
+
+def assign_splits(clips: list[ClipRequest], shares: dict[str, float]) -> list[ClipRequest]:
+    """Gives every file to one split, so that no two splits show the same recording.
+
+    Files are ordered by a hash of their names and cut by the shares of the number of files: the
+    same folder gives the same splits everywhere, and names that count up are spread.
+
+    Raises:
+      InputError: the clips have splits already, or a split would get no file.
+    """
+    given = {clip.split for clip in clips} - {DEFAULT_SPLIT}
+    if given:
+        raise InputError(
+            f"--split: expected clips without a split, the CSV gives {sorted(given)}; leave out "
+            "--split or the column"
+        )
+    files = sorted({clip.file for clip in clips}, key=_hash)
+    ends = [round(share * len(files)) for share in itertools.accumulate(shares.values())]
+    split_of: dict[str, str] = {}
+    for name, begin, end in zip(shares, [0, *ends], ends, strict=False):
+        if begin == end:
+            raise InputError(
+                f"--split: {name}={shares[name]:g} of {len(files)} videos is none; give it a "
+                "larger share, or add videos"
+            )
+        split_of |= dict.fromkeys(files[begin:end], name)
+    return [replace(clip, split=split_of[clip.file]) for clip in clips]
+
+
+def _hash(file: str) -> bytes:
+    return hashlib.sha256(file.encode()).digest()
 
 
 def find_videos(videos: Path) -> tuple[list[str], list[dict], Counter]:

@@ -3,7 +3,6 @@
 import contextlib
 import json
 import os
-import sys
 import time
 from collections import Counter, deque
 from collections.abc import Iterator
@@ -12,7 +11,6 @@ from functools import cache, partial
 from pathlib import Path
 
 import numpy as np
-from tqdm import tqdm
 
 from scav_jax import datasets
 from scav_jax.errors import InputError
@@ -28,10 +26,12 @@ from scav_jax.features import (
     fingerprint_difference,
     fingerprint_id,
 )
+from scav_jax.progress import progress_bar
 
 AUDIO_STEP_S = 0.16
 CLIPS_A_JOB = 32  # what a worker does at a time, and what a kill loses at most for each worker
 ATTEMPTS = 2
+SMOOTHING = 0.05  # clips come in bursts
 
 
 @dataclass(frozen=True)
@@ -51,6 +51,7 @@ def extract(
     *,
     clips: Path | None = None,
     clip_seconds: float | None = None,
+    shares: dict[str, float] | None = None,
     backbone: str = "plain",
     workers: int | None = None,
     timeout_s: float = 300.0,
@@ -62,6 +63,7 @@ def extract(
       out: the data set to write.
       clips: a CSV that says which clips (see `manifest.list_clips`).
       clip_seconds: cut whole videos into clips of this length.
+      shares: `{split: share of the files}`; all clips of a file land in one split.
       backbone: one of `backbones.BACKBONES`.
       workers: processes; None takes one for each core.
       timeout_s: the wall-clock limit for one clip.
@@ -72,7 +74,7 @@ def extract(
     """
     videos, out = Path(videos), Path(out)
     started = time.monotonic()
-    listing = list_clips(videos, clips, clip_seconds)
+    listing = list_clips(videos, clips, clip_seconds, shares)
     fingerprint = make_fingerprint(backbone)
     ledger = Ledger.beside(out)
     if _is_complete(out, fingerprint, listing.identity()):
@@ -250,7 +252,7 @@ def _cut(
     if lengths is None:
         lengths = {}
         work = partial(_measure, videos=videos)
-        with _progress(len(files), "measuring", "video") as bar:
+        with progress_bar("measuring", len(files), "video", smoothing=SMOOTHING) as bar:
             for file, event in pool.run(work, deque(files), workers=workers, timeout_s=timeout_s):
                 lengths[file] = event.result if isinstance(event, pool.Done) else None
                 bar.update()
@@ -286,7 +288,8 @@ def _run(
         _say(f"going on: {total - to_do:,} of {total:,} clips were already done")
     work = partial(_do_job, videos=videos.absolute(), folder=ledger.folder, backbone=backbone)
     workers = min(workers, len(waiting))
-    with _progress(total, "extracting", "clip", initial=total - to_do) as bar:
+    done = total - to_do
+    with progress_bar("extracting", total, "clip", initial=done, smoothing=SMOOTHING) as bar:
         for job, event in pool.run(work, waiting, workers=workers, timeout_s=timeout_s):
             if isinstance(event, pool.Lost):
                 bar.update(-event.steps)
@@ -315,7 +318,7 @@ def _rejected(jobs: list[Job], ledger: Ledger) -> dict[int, dict]:
 def _usable(jobs: list[Job], ledger: Ledger, rejected: set[int]) -> Iterator[tuple[str, Clip]]:
     """(split, clip) in the order of the list, whatever the order they were done in."""
     places = {place: (job.number, clip) for job in jobs for place, clip in job.clips}
-    with _progress(len(places) - len(rejected), "writing", "clip") as bar:
+    with progress_bar("writing", len(places) - len(rejected), "clip") as bar:
         for place in sorted(places.keys() - rejected):
             number, request = places[place]
             yield request.split, ledger.clip(number, place)
@@ -337,19 +340,6 @@ def _reasons(rows: list[dict]) -> str:
     """How many rows of rejected.csv there are for each category of reason."""
     counts = Counter(row["reason"].partition(":")[0] for row in rows)
     return ", ".join(f"{reason} {count:,}" for reason, count in counts.most_common())
-
-
-def _progress(total: int, what: str, unit: str, initial: int = 0) -> tqdm:
-    return tqdm(
-        desc=what,
-        total=total,
-        initial=initial,
-        unit=unit,
-        file=sys.stderr,
-        dynamic_ncols=True,
-        mininterval=1 if sys.stderr.isatty() else 10,
-        smoothing=0.05,
-    )
 
 
 def _say(line: str) -> None:

@@ -6,7 +6,6 @@ import json
 import math
 import multiprocessing
 import os
-import sys
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -18,7 +17,6 @@ from pathlib import Path
 
 import av
 import numpy as np
-from tqdm import tqdm
 
 from scav_jax import __version__
 from scav_jax.datasets.chimes.instrument import Instrument, make_instrument
@@ -35,6 +33,8 @@ from scav_jax.datasets.chimes.presets import preset as preset_parameters
 from scav_jax.datasets.chimes.sound import make_notes, play
 from scav_jax.datasets.chimes.video import encode
 from scav_jax.errors import InputError
+from scav_jax.files import write_atomically
+from scav_jax.progress import progress_bar
 
 RENDERER = 1  # raise it whenever the same parameters come to mean other pictures or sounds
 DESCRIPTION, CLIPS = "chimes.json", "clips.csv"
@@ -89,7 +89,7 @@ def render(
     _render_missing(out, parameters, seed, todo, workers)
     for stale in out.glob("*/*.partial"):  # of a run that was killed
         stale.unlink(missing_ok=True)
-    _write_atomically(out / CLIPS, _clips_csv(parameters))
+    write_atomically(out / CLIPS, _clips_csv(parameters))
     return out / CLIPS
 
 
@@ -105,7 +105,7 @@ def _claim(out: Path, description: dict, complete: bool) -> None:
                 "other files; give --out another folder"
             )
         out.mkdir(parents=True, exist_ok=True)
-        _write_atomically(path, json.dumps(description, indent=2).encode() + b"\n")
+        write_atomically(path, json.dumps(description, indent=2).encode() + b"\n")
         return
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
@@ -146,14 +146,7 @@ def _render_missing(
         workers = min(os.cpu_count() or 1, math.ceil(clips_todo / CLIPS_A_PROCESS))
     for split in {p.split for p in todo}:
         (out / split).mkdir(exist_ok=True)
-    progress = tqdm(
-        total=clips_todo,
-        desc="rendering chimes",
-        unit="clip",
-        file=sys.stderr,
-        dynamic_ncols=True,
-        mininterval=1 if sys.stderr.isatty() else 10,
-    )
+    progress = progress_bar("rendering chimes", clips_todo, "clip")
     spawn = multiprocessing.get_context("spawn")
     todo = sorted(todo, key=lambda p: p.name)  # an instrument is painted once for all in a row
     with progress, _environment(ONE_THREAD):
@@ -218,7 +211,7 @@ def render_performance(
     motion = move(instrument, performance, score, parameters, seed)
     camera = Camera(scene, motion, performance, parameters, seed)
     sound = play(instrument, notes, performance, score, parameters, seed)
-    _write_atomically(out / performance.file, encode(camera.frames, sound, parameters))
+    write_atomically(out / performance.file, encode(camera.frames, sound, parameters))
 
 
 def score_of(performance: Performance, parameters: Parameters, seed: int) -> Score:
@@ -234,16 +227,3 @@ def _clips_csv(parameters: Parameters) -> bytes:
     writer.writeheader()
     writer.writerows(clips(parameters))
     return text.getvalue().encode()
-
-
-def _write_atomically(path: Path, content: bytes) -> None:
-    partial = path.with_name(path.name + ".partial")
-    try:
-        with open(partial, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-    except OSError:  # a full disk needs the space
-        partial.unlink(missing_ok=True)
-        raise
-    os.replace(partial, path)

@@ -4,7 +4,7 @@ Reproduces: no figure of the paper. Its test is the situation of the paper's MUS
 one performance that differ only in what is struck when; the figures are ours, see the README.
 
 Command:   python -m scav_jax.train --config configs/demo.py --workdir runs/demo
-Hardware:  two CPU cores; a small tower, 300 steps, minutes.
+Hardware:  two CPU cores; a small tower, 325 steps, minutes.
 The baseline: configs/table1/cav.py:demo. Every row of the paper's tables has such a variant.
 """
 

@@ -5,10 +5,11 @@ between worse ones), then seeds 0..n-1 with it; every run is evaluated on `test`
 `unseen_instruments` with its averaged checkpoint. Towers, steps and batch size are the same for
 all rows. The data set is rendered and ours: so are the figures.
 
-    python scripts/benchmarks/chimes_rows.py --data data/chimes-demo/features --out runs/rows
+    python scripts/benchmarks/chimes_rows.py --table ablations
+    python scripts/benchmarks/chimes_rows.py --table distances
 
-Finished runs are kept and reused, so the command resumes. Prints the table of the README, writes
-`OUT/rows.json`. About 80 s a run on two CPU cores.
+Finished runs are kept and reused, so the command resumes. Prints a table of the README, writes
+`OUT/<table>.json`. About 80 s a run on two CPU cores with the Euclidean distance.
 """
 
 import argparse
@@ -19,7 +20,7 @@ from pathlib import Path
 import numpy as np
 
 from scav_jax import datasets, embed, metrics, retrieve, train
-from scav_jax.checkpoints import AVERAGED, load_run
+from scav_jax.checkpoints import AVERAGED, CONFIG_FILE, load_run
 from scav_jax.config import load_file, override
 from scav_jax.distances import retrieval_form
 from scav_jax.errors import run_program
@@ -27,10 +28,23 @@ from scav_jax.files import write_json
 
 ROWS = {
     "CAV": "configs/table1/cav.py:demo",
-    "SCAV": "configs/demo.py",
+    "SCAV": "configs/demo.py",  # Euclidean, visual to audio, resampled before the towers
     "SCAV, no z-score": "configs/table4/without_normalization.py:demo",
     "SCAV, lambda 0.07": "configs/table4/temperature_007.py:demo",
     "CAV + SCAV": "configs/table4/multitask.py:demo",
+    "SCAV, resampled after the towers": "configs/table1/scav_post_v2a.py:demo",
+    "SCAV, soft-DTW": "configs/table1/scav_dtw.py:demo",
+    "SCAV, Wasserstein": "configs/table1/scav_wass.py:demo",
+}
+TABLES = {
+    "ablations": ("SCAV", "CAV", "SCAV, no z-score", "SCAV, lambda 0.07"),
+    "distances": (
+        "SCAV",
+        "SCAV, resampled after the towers",
+        "SCAV, soft-DTW",
+        "SCAV, Wasserstein",
+    ),
+    "all": tuple(ROWS),
 }
 LEARNING_RATES = (1e-3, 2e-3)  # where the search for a row's learning rate starts
 KS = (1, 10, 100)
@@ -48,7 +62,8 @@ def trained(out: Path, row: str, data: str, rate: float, seed: int) -> Path:
     workdir = folder(out, row, rate, seed)
     if not (workdir / AVERAGED).is_dir():
         print(f"== {row}, learning rate {rate:g}, seed {seed}", file=sys.stderr)
-        train.train(config, workdir)
+        if train.train(config, workdir) is None:
+            sys.exit("terminated; the same command resumes")
     return workdir
 
 
@@ -98,6 +113,14 @@ def evaluated(workdir: Path, data: str, split_name: str) -> dict:
     return {"clips": len(split), "ids": metrics.ids_sha256(split.ids), "recall": result}
 
 
+def seconds_per_step(workdir: Path) -> float:
+    """The median over a run's log lines, input included and validation left out."""
+    config = json.loads((workdir / CONFIG_FILE).read_text())
+    lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    rates = [line["examples_per_s"] for line in lines if line["kind"] == "train"]
+    return config["data"]["batch_size"] / float(np.median(rates[1:]))  # the first one compiles
+
+
 def interval(values: list[float]) -> str:
     """Mean and 95 % t-interval over seeds, in per cent."""
     from scipy.stats import t
@@ -112,8 +135,8 @@ def interval(values: list[float]) -> str:
 def table(results: dict, split: str) -> str:
     """One line a row: mean and interval over seeds of R@1, A->V and V->A."""
     methods = ("aggregation", "sequence", "hybrid 100", "first stage @100")
-    lines = ["| row (lr) | " + " | ".join(f"{m} A→V | {m} V→A" for m in methods) + " |"]
-    lines.append("|---" * (1 + 2 * len(methods)) + "|")
+    head = ["row (lr)", *(f"{m} {way}" for m in methods for way in ("A→V", "V→A")), "ms/step"]
+    lines = ["| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
     for row, entry in results.items():
         runs = entry["splits"][split]
         cells = [
@@ -121,6 +144,7 @@ def table(results: dict, split: str) -> str:
             for method in methods
             for direction in ("a2v", "v2a")
         ]
+        cells.append(f"{1000 * np.median(entry['seconds_per_step']):.0f}")
         lines.append(f"| {row} ({entry['learning_rate']:g}) | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
@@ -130,10 +154,10 @@ def main() -> None:
     parser.add_argument("--data", default="data/chimes-demo/features")
     parser.add_argument("--out", type=Path, default=Path("runs/rows"))
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--rows", nargs="*", default=list(ROWS), choices=list(ROWS))
+    parser.add_argument("--table", default="ablations", choices=list(TABLES))
     arguments = parser.parse_args()
     results = {}
-    for row in arguments.rows:
+    for row in TABLES[arguments.table]:
         scores = validation_scores(arguments.out, row, arguments.data)
         rate = max(scores, key=scores.get)
         runs = [
@@ -143,12 +167,13 @@ def main() -> None:
         results[row] = {
             "learning_rate": rate,
             "validation_scores": {f"{r:g}": s for r, s in scores.items()},
+            "seconds_per_step": [seconds_per_step(run) for run in runs],
             "splits": {
                 split: [evaluated(run, arguments.data, split) for run in runs]
                 for split in ("test", "unseen_instruments")
             },
         }
-        write_json(arguments.out / "rows.json", results)
+        write_json(arguments.out / f"{arguments.table}.json", results)
     for split in ("test", "unseen_instruments"):
         first = next(iter(results.values()))["splits"][split][0]
         print(f"\n{split}: {first['clips']} clips, id list {first['ids'][:12]}, R@1 in %,")

@@ -103,7 +103,7 @@ def chimes_demo() -> ConfigDict:
         visual_hidden=256,
         audio_hidden=256,
     )
-    config.optimizer.update(learning_rate=2e-3, warmup_steps=15, clip_norm=1.0)
+    config.optimizer.update(learning_rate=1e-3, warmup_steps=15, clip_norm=1.0)
     config.train.update(steps=325, log_every=10, validate_every=25, checkpoint_every=0, keep_best=3)
     return config
 

@@ -19,4 +19,6 @@ def get_config(variant: str = "max"):
     base.check_variant(variant, ("max", "demo"))
     config = scav_pre_v2a.get_config(variant)
     config.objective.normalize = False
+    if variant == "demo":
+        config.optimizer.learning_rate = 4e-3  # ours, chosen on validation
     return config

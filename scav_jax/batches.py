@@ -93,7 +93,7 @@ def choose_paddings(lengths: Int[np.ndarray, "clips 2"], buckets: int) -> list[P
 
 def smallest_fitting(
     lengths: Int[np.ndarray, "clips 2"], paddings: list[Padding]
-) -> Int[np.ndarray, "clips"]:
+) -> Int[np.ndarray, " clips"]:
     """For each row of lengths, which of the nested paddings is the first that holds it."""
     fits = (lengths[:, None, :] <= np.asarray(paddings)[None]).all(axis=-1)
     return fits.argmax(axis=1)
@@ -127,7 +127,7 @@ class BatchPlan:
     def __len__(self) -> int:
         return sys.maxsize  # training says when to stop, not the data
 
-    def __getitem__(self, number: int) -> tuple[Int[np.ndarray, "batch"], Padding]:
+    def __getitem__(self, number: int) -> tuple[Int[np.ndarray, " batch"], Padding]:
         epoch, position = divmod(number, self.batches_per_epoch)
         latest, batches = self._latest
         if latest != epoch:
@@ -135,7 +135,7 @@ class BatchPlan:
             self._latest = (epoch, batches)
         return batches[position]
 
-    def epoch(self, epoch: int) -> list[tuple[Int[np.ndarray, "batch"], Padding]]:
+    def epoch(self, epoch: int) -> list[tuple[Int[np.ndarray, " batch"], Padding]]:
         """The batches of one epoch: indices of clips, and the shape they are padded to."""
         rng = np.random.default_rng([self._seed, epoch])
         used = self.batches_per_epoch * self._batch_size
@@ -217,7 +217,7 @@ def plan_training(
 
 
 def load_batch(
-    split: "Split", indices: Int[np.ndarray, "batch"], padding: Padding, align: str = "time"
+    split: "Split", indices: Int[np.ndarray, " batch"], padding: Padding, align: str = "time"
 ) -> AudioVisual:
     """Reads, trims and pads the clips of one batch.
 
@@ -333,7 +333,7 @@ def evaluation_batches(
     align: str = "time",
     buckets: int = 4,
     read_threads: int = 2,
-) -> Iterator[tuple[AudioVisual, Int[np.ndarray, "batch"]]]:
+) -> Iterator[tuple[AudioVisual, Int[np.ndarray, " batch"]]]:
     """All clips once, in the order of the split, with their indices; the last batch is smaller.
 
     A batch has the smallest of at most `buckets` padded shapes that holds its clips, so few

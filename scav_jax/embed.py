@@ -53,7 +53,7 @@ class Embedded:
 
 def batches(
     split: Split, batch_size: int, align: str, buckets: int = 4
-) -> Iterator[tuple[AudioVisual, Int[np.ndarray, "batch"]]]:
+) -> Iterator[tuple[AudioVisual, Int[np.ndarray, " batch"]]]:
     """All clips of a split once, in order, with their numbers; the last batch is smaller."""
     return evaluation_batches(split, batch_size=batch_size, align=align, buckets=buckets)
 

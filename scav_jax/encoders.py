@@ -111,7 +111,9 @@ class ConvPosition(nn.Module):
     """BEATs' convolutional position: `x + GELU(Conv1d(x))`, kernel 128, 16 groups."""
 
     @nn.compact
-    def __call__(self, x: Float[Array, "B T C"], lengths: Int[Array, "B"]) -> Float[Array, "B T C"]:
+    def __call__(
+        self, x: Float[Array, "B T C"], lengths: Int[Array, " B"]
+    ) -> Float[Array, "B T C"]:
         x = zero_padding(x, lengths)
         before = CONV_POSITION_KERNEL // 2
         conv = nn.Conv(

@@ -6,6 +6,7 @@ whatever the training used; by default it is the training's own.
 """
 
 import argparse
+import os
 import sys
 import time
 from collections.abc import Sequence
@@ -284,7 +285,7 @@ def _pictures(
         ],
         matrices=pictures.make_matrices(first.distances, split),
         alignments=pictures.make_alignments(
-            latents(first.embedded), first.distances, first.name, first.options, own
+            first.embedded.latents, first.distances, first.name, first.options, own
         ),
         searches=searches,
         no_thumbnails=missing,

@@ -40,8 +40,8 @@ def check_finite(matrix: Float[np.ndarray, "Q K"], what: str = "distances") -> N
 
 
 def right_candidates(
-    matrix: Float[np.ndarray, "Q K"], positives: Int[np.ndarray, "Q"] | None
-) -> Int[np.ndarray, "Q"]:
+    matrix: Float[np.ndarray, "Q K"], positives: Int[np.ndarray, " Q"] | None
+) -> Int[np.ndarray, " Q"]:
     """Which candidate is the right one of each query; by default query i has candidate i."""
     queries, candidates = matrix.shape
     if positives is None:
@@ -66,8 +66,8 @@ def right_candidates(
 
 
 def ranks(
-    distances: Float[np.ndarray, "Q K"], positives: Int[np.ndarray, "Q"] | None = None
-) -> Int[np.ndarray, "Q"]:
+    distances: Float[np.ndarray, "Q K"], positives: Int[np.ndarray, " Q"] | None = None
+) -> Int[np.ndarray, " Q"]:
     """The rank of each query's right candidate: 1 + how many others are closer or exactly as close.
 
     Args:
@@ -96,7 +96,7 @@ def ranks(
     return result
 
 
-def recall_at_k(ranks: Int[np.ndarray, "Q"], k: int) -> float:
+def recall_at_k(ranks: Int[np.ndarray, " Q"], k: int) -> float:
     """The share of queries, 0..1, whose right candidate is among the first k.
 
     >>> recall_at_k(np.array([1, 3, 2, 9]), 2)
@@ -108,7 +108,7 @@ def recall_at_k(ranks: Int[np.ndarray, "Q"], k: int) -> float:
 
 
 def summary(
-    ranks: Int[np.ndarray, "Q"],
+    ranks: Int[np.ndarray, " Q"],
     ks: Sequence[int] = RECALLS,
     *,
     bootstrap: int = 1000,
@@ -135,7 +135,7 @@ def summary(
     return result
 
 
-def per_class(ranks: Int[np.ndarray, "Q"], labels: Sequence[str]) -> dict[str, dict]:
+def per_class(ranks: Int[np.ndarray, " Q"], labels: Sequence[str]) -> dict[str, dict]:
     """The summary of the queries of each class, without intervals; `{}` where no label is known.
 
     Every candidate competes, whatever its class: only the queries are divided.
@@ -158,7 +158,7 @@ def ids_sha256(ids: Sequence[str]) -> str:
     return hashlib.sha256("".join(f"{name}\n" for name in sorted(ids)).encode()).hexdigest()
 
 
-def _checked_ranks(ranks: Int[np.ndarray, "Q"]) -> Int[np.ndarray, "Q"]:
+def _checked_ranks(ranks: Int[np.ndarray, " Q"]) -> Int[np.ndarray, " Q"]:
     ranks = np.asarray(ranks)
     if ranks.ndim != 1 or not ranks.size or not np.issubdtype(ranks.dtype, np.integer):
         raise InputError(
@@ -179,7 +179,7 @@ def _figures(ranks: Int[np.ndarray, "S Q"], ks: Sequence[int]) -> dict[str, np.n
 
 
 def _bootstrap_intervals(
-    ranks: Int[np.ndarray, "Q"], ks: Sequence[int], samples: int, seed: int
+    ranks: Int[np.ndarray, " Q"], ks: Sequence[int], samples: int, seed: int
 ) -> dict[str, tuple[float, float]]:
     """Percentile intervals of each figure under resampling of the queries with replacement."""
     random = np.random.default_rng(seed)

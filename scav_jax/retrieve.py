@@ -213,7 +213,7 @@ def rerank(
     latents: AudioVisual,
     name: str,
     options: dict,
-    queries: Int[np.ndarray, "Q"],
+    queries: Int[np.ndarray, " Q"],
     candidates: Int[np.ndarray, "Q k"],
     direction: str,
 ) -> Float[np.ndarray, "Q k"]:

@@ -99,7 +99,7 @@ def resample_positions(
     source_window: Float[Array, "2"],
     target_window: Float[Array, "2"],
     target_steps: int,
-) -> Float[Array, "target_steps"]:
+) -> Float[Array, " target_steps"]:
     """Where each target step reads the source, in source steps (0 = centre of the first step).
 
     The windows of both are laid onto each other, so target step t, whose centre lies at the share

@@ -352,7 +352,7 @@ class Thumbnail:
     """
 
     picture: str
-    envelope: Float[np.ndarray, "bins"]
+    envelope: Float[np.ndarray, " bins"]
 
 
 def thumbnail(

@@ -1,0 +1,249 @@
+"""Many warping problems at once, from given costs: the recursion behind soft-DTW and DTW.
+
+It is written as a cost-to-go. With `softmin(x) = -gamma log sum exp(-x / gamma)`
+
+    S[i, j] = cost[i, j] + softmin(S[i, j+1], S[i+1, j], S[i+1, j+1]),    d = S[0, 0],
+
+where S of the last real cell is its cost; `min` instead of `softmin` is DTW. A path costs the same
+in both directions, so this is Cuturi and Blondel's recursion (2017), which starts at the first
+cell. Started at the last, pairs of different lengths begin at different places and all end at
+(0, 0): the result lies in one place whatever the lengths.
+
+The gradient with respect to the costs is the expected alignment. From (0, 0) a path steps right,
+down or diagonally with the probabilities that the soft minimum gave to the three; E[i, j] is the
+probability that it visits (i, j):
+
+    E[0, 0] = 1,    E[i, j] = E[i, j-1] p_right[i, j-1] + E[i-1, j] p_down[i-1, j] + ...
+
+The probabilities of a cell come from the three stored numbers that its soft minimum came from, so
+they sum to 1 and float32 loses no mass on the way. (Differences of S, as in the usual form of the
+recursion, lose 1e-2 on paths of 300 steps at gamma 1e-3.)
+
+How it is computed. The cells of an anti-diagonal do not depend on each other: a `lax.scan` takes
+one diagonal after the other. Pairs lie on the last axis ("lanes"), which vector units work on.
+T problems follow one another along the columns (costs `[N, T, M, P]`), so that when a row has
+finished its last column of one it begins the next: no row of a diagonal is idle. A diagonal of
+`[N, T * M]` cells is a strided slice of the costs; nothing is copied to skew them.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int
+
+UNREACHABLE = 1e30  # a cost-to-go; finite, so that no inf - inf arises
+REACHABLE = 1e29  # what is less is a real one
+
+
+class _Problems(NamedTuple):
+    """Costs as the recursion reads them.
+
+    Attributes:
+      costs: `[N, T * M, P]` in units of gamma, less `minima`; UNREACHABLE in padding.
+      minima: `[T * M, P]`, the least cost of each column, or None for zeros.
+      columns: M, of one problem.
+    """
+
+    costs: Float[Array, "N L P"]
+    minima: Float[Array, "L P"] | None
+    columns: int
+
+
+def tile_values(
+    costs: Float[Array, "N T M P"],
+    rows: Int[Array, "T P"],
+    columns: Int[Array, "T P"],
+    gamma: float | None,
+) -> Float[Array, "T P"]:
+    """The warping cost of T * P pairs; no derivative is defined.
+
+    Args:
+      costs: finite, also in the padding. It is faster with N <= M.
+      rows: how many of the N are real, at least 1.
+      columns: how many of the M are real, at least 1.
+      gamma: smoothing > 0 in units of the costs, or None for DTW.
+    """
+    problems = _problems(costs, rows, columns, gamma)
+    first, _ = _costs_to_go(problems, gamma, keep=False)
+    return _values(first, problems, gamma)
+
+
+def tile_alignments(
+    costs: Float[Array, "N T M P"],
+    rows: Int[Array, "T P"],
+    columns: Int[Array, "T P"],
+    gamma: float | None,
+) -> tuple[Float[Array, "T P"], Float[Array, "N T M P"]]:
+    """`tile_values` and their gradient for the costs: the expected alignments, 0 in padding.
+
+    For DTW it is a subgradient: where several steps are equally cheap, each has an equal share.
+    """
+    problems = _problems(costs, rows, columns, gamma)
+    first, table = _costs_to_go(problems, gamma, keep=True)
+    alignments = _walk(problems, table, gamma)
+    return _values(first, problems, gamma), alignments.reshape(costs.shape)
+
+
+def _problems(costs, rows, columns, gamma) -> _Problems:
+    """Masked costs in units of gamma, relative to the least cost of their column.
+
+    Every path enters every column once, so taking a constant away from that step moves all paths
+    alike. What is left is small next to the costs themselves when gamma is small, and float32
+    resolves it: at gamma 1e-3 the gradient is up to 30 times more accurate.
+    """
+    n, tiles, m, lanes = costs.shape
+    row = jnp.arange(n, dtype=rows.dtype).reshape(n, 1, 1, 1)
+    column = jnp.arange(m, dtype=columns.dtype).reshape(1, 1, m, 1)
+    real = (row < rows[None, :, None, :]) & (column < columns[None, :, None, :])
+    if gamma is None:
+        masked = jnp.where(real, costs, UNREACHABLE)
+        return _Problems(masked.reshape(n, tiles * m, lanes), None, m)
+    scaled = costs * (1.0 / gamma)
+    minima = jnp.min(jnp.where(real, scaled, UNREACHABLE), axis=0, keepdims=True)
+    minima = jnp.where(real[:1], minima, 0.0)
+    masked = jnp.where(real, scaled - minima, UNREACHABLE)
+    return _Problems(masked.reshape(n, tiles * m, lanes), minima.reshape(tiles * m, lanes), m)
+
+
+def _values(first, problems: _Problems, gamma) -> Float[Array, "T P"]:
+    """From S[0, 0] of every problem back to the units of the costs."""
+    if problems.minima is None:
+        return first
+    minima = problems.minima.reshape(-1, problems.columns, first.shape[-1])
+    return (first + jnp.sum(minima, axis=1)) * gamma
+
+
+def _costs_to_go(problems: _Problems, gamma, *, keep: bool):
+    """All diagonals from the last to the first.
+
+    Returns:
+      S[0, 0] `[T, P]`, and if `keep` what `_walk` needs: S of diagonal 1 and, for every diagonal
+      d, S of diagonal d + 2 `[D, N, P]`.
+    """
+    schedule = _schedule(problems)
+
+    def step(carry, inputs):
+        following, after = carry  # diagonals d + 1 and d + 2
+        diagonal, in_last_column = inputs
+        costs = _diagonal_of(problems.costs, diagonal)
+        ahead = _ahead(following, after, in_last_column, _minima_of(problems, diagonal))
+        current = costs + _soft_minimum(*ahead, gamma)[0]
+        return (current, following), (following[0], after if keep else None)
+
+    beyond = jnp.full_like(_diagonal_of(problems.costs, 0), UNREACHABLE)
+    (current, following), (corners, table) = jax.lax.scan(
+        step, (beyond, beyond), (schedule.diagonals, schedule.in_last_column), reverse=True
+    )
+    corners = jnp.concatenate([current[:1], corners[:-1]])  # S of row 0, by diagonal
+    return corners[: problems.costs.shape[1] : problems.columns], (following, table)
+
+
+def _walk(problems: _Problems, table, gamma) -> Float[Array, "N L P"]:
+    """The probability that a path visits each cell, from the first diagonal to the last."""
+    n, length, _ = problems.costs.shape
+    schedule = _schedule(problems)
+    following, afters = table
+    first_row = (jnp.arange(n) == 0).reshape(n, 1)
+
+    def step(carry, inputs):
+        arriving, arriving_next, following = carry
+        diagonal, in_last_column, begins, after = inputs
+        visits = jnp.where(first_row & begins, 1.0, arriving)
+        ahead = _ahead(following, after, in_last_column, _minima_of(problems, diagonal))
+        _, (right, down, diagonally), total = _soft_minimum(*ahead, gamma)
+        share = visits / total
+        arriving = arriving_next + share * right + _to_row_below(share * down)
+        return (arriving, _to_row_below(share * diagonally), after), visits
+
+    nowhere = jnp.zeros_like(following)
+    _, visits = jax.lax.scan(
+        step,
+        (nowhere, nowhere, following),
+        (schedule.diagonals, schedule.in_last_column, schedule.begins, afters),
+    )
+
+    def row_of(row):  # cell (i, j) lies on diagonal i + j
+        return jax.lax.dynamic_slice_in_dim(visits[:, row], row, length)
+
+    return jax.vmap(row_of)(jnp.arange(n))
+
+
+class _Schedule(NamedTuple):
+    """What each of the D = L + N - 1 diagonals is.
+
+    Attributes:
+      diagonals: `[D]`, their numbers.
+      in_last_column: `[D, N, 1]`, whether the cell of row i is in the last column of a problem.
+      begins: `[D]`, whether the cell of row 0 is a problem's first.
+    """
+
+    diagonals: np.ndarray
+    in_last_column: np.ndarray
+    begins: np.ndarray
+
+
+def _schedule(problems: _Problems) -> _Schedule:
+    n, length, _ = problems.costs.shape
+    diagonals = np.arange(length + n - 1, dtype=np.int32)
+    column = (diagonals[:, None] - np.arange(n)) % problems.columns
+    begins = (column[:, 0] == 0) & (diagonals < length)
+    return _Schedule(diagonals, (column == problems.columns - 1)[..., None], begins)
+
+
+def _diagonal_of(costs: Float[Array, "N L P"], diagonal) -> Float[Array, "N P"]:
+    """Cells (i, diagonal - i); where that lies outside, some other cell.
+
+    Such cells are never read: what they lead to lies outside too, and in the first and the last
+    column nobody looks to the side.
+    """
+    n, length, lanes = costs.shape
+    cells = costs.reshape(n * length, lanes)
+    reach = (n - 1) * (length - 1) + 1
+    window = jax.lax.dynamic_slice_in_dim(cells, diagonal, reach)
+    # Of a single column, row by row, every diagonal is one cell.
+    return window[:: length - 1] if length > 1 else jnp.broadcast_to(window, (n, lanes))
+
+
+def _minima_of(problems: _Problems, diagonal) -> Float[Array, "N P"] | None:
+    """The least costs of the columns that the cells of a diagonal are in."""
+    if problems.minima is None:
+        return None
+    n, length, _ = problems.costs.shape
+    backwards = jnp.pad(problems.minima[::-1], ((n - 1, n - 1), (0, 0)))
+    return jax.lax.dynamic_slice_in_dim(backwards, length + n - 2 - diagonal, n)
+
+
+def _ahead(following, after, in_last_column, minima):
+    """What a path can go to from each cell: to the right, down, diagonally."""
+    right = jnp.where(in_last_column, UNREACHABLE, following)
+    down = _from_row_below(following)
+    if minima is not None:
+        down = down + minima  # it stays in its column, whose least cost the others leave behind
+    return right, down, jnp.where(in_last_column, UNREACHABLE, _from_row_below(after))
+
+
+def _from_row_below(cells: Float[Array, "N P"]) -> Float[Array, "N P"]:
+    return jnp.concatenate([cells[1:], jnp.full_like(cells[:1], UNREACHABLE)])
+
+
+def _to_row_below(cells: Float[Array, "N P"]) -> Float[Array, "N P"]:
+    return jnp.concatenate([jnp.zeros_like(cells[:1]), cells[:-1]])
+
+
+def _soft_minimum(right, down, diagonally, gamma):
+    """The (soft) minimum of what lies ahead, and the three shares with their total >= 1.
+
+    Where nothing can be reached nothing remains to be paid, and no path goes on: that is the last
+    real cell, or padding, whose own cost is UNREACHABLE.
+    """
+    ahead = (right, down, diagonally)
+    lowest = jnp.minimum(jnp.minimum(jnp.minimum(right, down), diagonally), REACHABLE)
+    if gamma is None:
+        shares = [(x == lowest).astype(lowest.dtype) for x in ahead]
+    else:
+        shares = [jnp.exp(lowest - x) for x in ahead]
+    total = jnp.maximum(shares[0] + shares[1] + shares[2], 1.0)
+    least = lowest if gamma is None else lowest - jnp.log(total)
+    return jnp.where(lowest < REACHABLE, least, 0.0), shares, total

@@ -59,9 +59,17 @@ def step_costs(visual: Sequences, audio: Sequences) -> Float[Array, "N M"]:
     Both are centred by one vector first, which changes no difference and avoids cancellation.
     """
     v, a = _centred(visual, audio)
-    products = jnp.matmul(v, a.T, precision=FULL_PRECISION)
-    squared = jnp.sum(v * v, 1)[:, None] + jnp.sum(a * a, 1)[None, :] - 2.0 * products
-    return jnp.maximum(squared, 0.0) / v.shape[-1]
+    return _squared_differences(v, a) / v.shape[-1]
+
+
+def _squared_differences(x: Float[Array, "X C"], y: Float[Array, "Y C"]) -> Float[Array, "X Y"]:
+    """Of every row of x to every row of y, >= 0."""
+    squares = jnp.sum(x * x, 1)[:, None] + jnp.sum(y * y, 1)[None, :]
+    return jnp.maximum(squares - 2.0 * _product(x, y.T), 0.0)
+
+
+def _product(x: Float[Array, "X C"], y: Float[Array, "C Y"]) -> Float[Array, "X Y"]:
+    return jnp.matmul(x, y, precision=FULL_PRECISION)
 
 
 def _centred(visual: Sequences, audio: Sequences):
@@ -211,202 +219,158 @@ def dtw_matrix(
     return _matrix(visual, audio, block, memory_bytes, None), {}
 
 
-def _matrix(visual, audio, block, memory_bytes, gamma) -> Float[Array, "Q K"]:
-    if visual.values.shape[1] > audio.values.shape[1]:  # the shorter one is a diagonal's width
-        return _matrix(audio, visual, block, memory_bytes, gamma).T
-    x, y = _centred(visual, audio)
-    plan = _plan(len(x), len(y), x.shape[1], y.shape[1], x.dtype.itemsize, block, memory_bytes)
-    return _all_pairs(x, visual.lengths, y, audio.lengths, gamma, plan)
-
-
 class _Plan(NamedTuple):
-    """How all pairs are cut into tiles of `stream * group` rows items x `candidates` columns items.
+    """The tiles of pairs (see `warping.Tiling`), and what the backward pass finds.
 
     Attributes:
-      stream: how many groups of items follow one another within one recursion.
-      group: how many items lie side by side on the lanes, ...
-      candidates: ... each with how many items of the other stream.
-      keep: whether the forward pass of a derivative keeps all alignments for the backward pass;
-        else that computes them again, tile by tile.
+      stream: how many groups of rows items (the stream with fewer steps) follow one another.
+      group: how many of them lie side by side on the lanes, ...
+      across: ... each with how many items of the other stream.
+      keep: whether a derivative's forward pass keeps the alignments of all pairs for its backward
+        pass; else that computes them again, tile by tile.
     """
 
     stream: int
     group: int
-    candidates: int
+    across: int
     keep: bool
 
 
-CPU_LANES = 64  # pairs side by side: a diagonal of them stays in the first level of the cache,
-CPU_CELLS = 2**20  # and the tables of a tile in the last
-
-
-def _plan(queries, candidates, n, m, itemsize, block, memory_bytes) -> _Plan:
-    """The tiles that are fast on this backend, within the budget, and as even as possible."""
-    on_cpu = jax.default_backend() == "cpu"
-    alignment_bytes = itemsize * n * m
-    tile_bytes = itemsize * n * (6 * m + 2 * n)  # costs, tables and alignments of one pair
-    pairs = block or max(1, memory_bytes // tile_bytes)
-    if block is None and on_cpu:
-        pairs = min(pairs, max(1, CPU_CELLS // (n * m)))
-    lanes = min(pairs, CPU_LANES) if on_cpu else pairs
-    across = _even(candidates, lanes)
-    group = _even(queries, max(1, lanes // across))
-    stream = _even(-(-queries // group), max(1, pairs // (across * group)))
-    tile = stream * group * across
-    keep = queries * candidates * alignment_bytes + tile * tile_bytes <= memory_bytes
-    return _Plan(stream, group, across, keep)
-
-
-def _even(items: int, most: int) -> int:
-    """The size of equal parts of `items`, each at most `most`."""
-    parts = -(-items // most)
-    return -(-items // parts)
+def _matrix(visual, audio, block, memory_bytes, gamma) -> Float[Array, "Q K"]:
+    if visual.values.shape[1] > audio.values.shape[1]:  # the shorter one is a diagonal's width
+        return _matrix(audio, visual, block, memory_bytes, gamma).T
+    x, y = _centred(visual, audio)
+    (queries, n, _), (candidates, m, _), itemsize = x.shape, y.shape, x.dtype.itemsize
+    block = block or warping.fast_block(n, m, itemsize, memory_bytes)
+    tiles = warping.tiling(queries, candidates, block)
+    kept_bytes = queries * candidates * n * m * itemsize
+    tile_bytes = block * warping.tile_bytes(n, m, itemsize)
+    plan = _Plan(*tiles, keep=kept_bytes + tile_bytes <= memory_bytes)
+    return _all_pairs(x, visual.lengths, y, audio.lengths, gamma, plan)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(4, 5))
-def _all_pairs(x, rows, y, columns, gamma, plan) -> Float[Array, "Q K"]:
+def _all_pairs(x, rows, y, columns, gamma, plan: _Plan) -> Float[Array, "Q K"]:
     """Warping costs of all pairs of centred latents `[Q, N, C]` and `[K, M, C]`.
 
-    For each tile of pairs the costs are one matrix product (`_tile_costs`), laid out so that the
-    recursion reads them as they come. Its gradient for the latents follows from the alignments E
-    of the tile: `2/C sum_j E_ij (x_i - y_j)` for x_i, again matrix products.
+    The costs of a tile of pairs are one matrix product, laid out so that the recursion reads them
+    as they come. The gradient follows from the expected alignments E of the tile: for x_i it is
+    `2/C sum_j E_ij (x_i - y_j)`, again a matrix product.
     """
     values, _ = _by_tiles(warping.tile_values, x, rows, y, columns, gamma, plan)
     return _joined(values, len(x), len(y), plan)
 
 
 def _all_pairs_forward(x, rows, y, columns, gamma, plan):
-    tile = warping.tile_alignments if plan.keep else warping.tile_values
-    values, alignments = _by_tiles(tile, x, rows, y, columns, gamma, plan)
+    recursion = warping.tile_alignments if plan.keep else warping.tile_values
+    values, alignments = _by_tiles(recursion, x, rows, y, columns, gamma, plan)
     return _joined(values, len(x), len(y), plan), (x, rows, y, columns, alignments)
 
 
 def _all_pairs_backward(gamma, plan, residuals, cotangent):
     x, rows, y, columns, alignments = residuals
-    x_tiles, rows_tiles = _row_tiles(x, plan), _row_tiles(rows, plan, fill=1)
-    y_tiles, columns_tiles = _column_tiles(y, plan), _column_tiles(columns, plan, fill=1)
+    row_tiles, column_tiles = _row_tiles(x, rows, plan), _column_tiles(y, columns, plan)
 
-    def per_columns(x_gradients, tiles):
-        y_tile, columns_tile, cotangents, kept = tiles
+    def for_columns(x_gradients, tiles):
+        column_tile, *per_row = tiles
 
-        def per_rows(y_gradient, tiles):
-            x_tile, rows_tile, cotangent, alignment = tiles
+        def for_pairs(y_gradient, tiles):
+            row_tile, cotangent, alignment = tiles
             if alignment is None:
-                costs = _tile_costs(x_tile, y_tile)
-                lengths = _tile_lengths(rows_tile, columns_tile)
-                _, alignment = warping.tile_alignments(costs, *lengths, gamma)
-            for_x, for_y = _tile_gradients(x_tile, y_tile, alignment, cotangent)
-            return y_gradient + for_y, for_x
+                _, alignment = _tile(warping.tile_alignments, row_tile, column_tile, gamma)
+            x_part, y_part = _tile_gradients(row_tile[0], column_tile[0], alignment, cotangent)
+            return y_gradient + y_part, x_part
 
-        y_gradient, for_x = jax.lax.scan(
-            per_rows, jnp.zeros_like(y_tile), (x_tiles, rows_tiles, cotangents, kept)
-        )
-        return x_gradients + for_x, y_gradient
+        y_gradient = jnp.zeros_like(column_tile[0])
+        y_gradient, x_parts = jax.lax.scan(for_pairs, y_gradient, (row_tiles, *per_row))
+        return x_gradients + x_parts, y_gradient
 
-    cotangents = _split(cotangent, plan)
     x_gradients, y_gradients = jax.lax.scan(
-        per_columns,
-        jnp.zeros_like(x_tiles),
-        (y_tiles, columns_tiles, cotangents, alignments),
+        for_columns,
+        jnp.zeros_like(row_tiles[0]),
+        (column_tiles, _cut(cotangent, plan), alignments),
     )
-    return _from_row_tiles(x_gradients, len(x)), None, _from_column_tiles(y_gradients, len(y)), None
+    x_gradients = x_gradients.transpose(0, 2, 3, 1, 4).reshape(-1, *x.shape[1:])[: len(x)]
+    y_gradients = y_gradients.transpose(0, 2, 1, 3).reshape(-1, *y.shape[1:])[: len(y)]
+    return x_gradients, None, y_gradients, None
 
 
 _all_pairs.defvjp(_all_pairs_forward, _all_pairs_backward)
 
 
 def _by_tiles(recursion, x, rows, y, columns, gamma, plan: _Plan):
-    """What the recursion returns for each tile: `[column tiles, row tiles, ...]`."""
-    row_tiles = _row_tiles(x, plan), _row_tiles(rows, plan, fill=1)
-    column_tiles = _column_tiles(y, plan), _column_tiles(columns, plan, fill=1)
+    """(values, alignments or None) of all tiles, `[column tiles, row tiles, ...]` each."""
+    row_tiles = _row_tiles(x, rows, plan)
 
-    def tile(row_tile, column_tile):
-        (x_tile, rows_tile), (y_tile, columns_tile) = row_tile, column_tile
-        lengths = _tile_lengths(rows_tile, columns_tile)
-        result = recursion(_tile_costs(x_tile, y_tile), *lengths, gamma)
-        return result if isinstance(result, tuple) else (result, None)
+    def for_columns(column_tile):
+        return jax.lax.map(lambda tile: _tile(recursion, tile, column_tile, gamma), row_tiles)
 
-    return jax.lax.map(
-        lambda column_tile: jax.lax.map(lambda row_tile: tile(row_tile, column_tile), row_tiles),
-        column_tiles,
-    )
+    return jax.lax.map(for_columns, _column_tiles(y, columns, plan))
+
+
+def _tile(recursion, row_tile, column_tile, gamma):
+    """(values `[S, P]`, alignments or None) of every pair of two tiles; P = G * K lanes."""
+    (x, rows), (y, columns) = row_tile, column_tile
+    shape = *rows.shape, *columns.shape  # [S, G, K]
+    rows = jnp.broadcast_to(rows[:, :, None], shape).reshape(len(rows), -1)
+    columns = jnp.broadcast_to(columns[None, None, :], shape).reshape(len(rows), -1)
+    result = recursion(_tile_costs(x, y), rows, columns, gamma)
+    return result if isinstance(result, tuple) else (result, None)
 
 
 def _tile_costs(x: Float[Array, "N S G C"], y: Float[Array, "M K C"]) -> Float[Array, "N S M P"]:
-    """Squared differences averaged over channels; P = G * K lanes."""
-    n, stream, group, width = x.shape
-    m, across, _ = y.shape
-    products = jnp.einsum("nsgc,mkc->nsmgk", x, y, precision=FULL_PRECISION)
-    x_squares = jnp.sum(x * x, axis=-1).reshape(n, stream, 1, group, 1)
-    y_squares = jnp.sum(y * y, axis=-1).reshape(1, 1, m, 1, across)
-    costs = jnp.maximum(x_squares + y_squares - 2.0 * products, 0.0) * (1.0 / width)
+    """Squared differences averaged over channels."""
+    (n, stream, group, width), (m, across, _) = x.shape, y.shape
+    costs = _squared_differences(x.reshape(-1, width), y.reshape(-1, width)) * (1.0 / width)
+    costs = costs.reshape(n, stream, group, m, across).transpose(0, 1, 3, 2, 4)
     return costs.reshape(n, stream, m, group * across)
 
 
 def _tile_gradients(x, y, alignment, cotangent):
-    """Of `sum(cotangent * warping cost)` over a tile, for its x and its y."""
-    n, stream, group, width = x.shape
-    m, across, _ = y.shape
+    """Of `sum(cotangent * warping cost)` over a tile, for its x and for its y."""
+    (n, stream, group, width), (m, across, _) = x.shape, y.shape
     weights = (alignment * cotangent[None, :, None, :]).reshape(n, stream, m, group, across)
+    weights = weights.transpose(0, 1, 3, 2, 4).reshape(n * stream * group, m * across)
+    x_rows, y_rows = x.reshape(-1, width), y.reshape(-1, width)
+    for_x = jnp.sum(weights, 1)[:, None] * x_rows - _product(weights, y_rows)
+    for_y = jnp.sum(weights, 0)[:, None] * y_rows - _product(weights.T, x_rows)
     scale = 2.0 / width
-    x_weights = jnp.sum(weights, axis=(2, 4))[..., None]
-    y_weights = jnp.sum(weights, axis=(0, 1, 3))[..., None]
-    x_others = jnp.einsum("nsmgk,mkc->nsgc", weights, y, precision=FULL_PRECISION)
-    y_others = jnp.einsum("nsmgk,nsgc->mkc", weights, x, precision=FULL_PRECISION)
-    return scale * (x_weights * x - x_others), scale * (y_weights * y - y_others)
+    return (scale * for_x).reshape(x.shape), (scale * for_y).reshape(y.shape)
 
 
-def _tile_lengths(rows: Int[Array, "S G"], columns: Int[Array, "K"]):
-    """The lengths of each pair of a tile, `[S, P]` each."""
-    (stream, group), (across,) = rows.shape, columns.shape
-    shape = stream, group, across
-    rows = jnp.broadcast_to(rows[:, :, None], shape)
-    columns = jnp.broadcast_to(columns[None, None, :], shape)
-    return rows.reshape(stream, -1), columns.reshape(stream, -1)
+def _row_tiles(x, rows, plan: _Plan):
+    """`[Q, N, C]` -> `[tiles, N, S, G, C]`, and their lengths `[Q]` -> `[tiles, S, G]`."""
+    x, rows = _filled_up(x, rows, plan.stream * plan.group)
+    tiles = x.reshape(-1, plan.stream, plan.group, *x.shape[1:]).transpose(0, 3, 1, 2, 4)
+    return tiles, rows.reshape(-1, plan.stream, plan.group)
 
 
-def _padded(items: Array, size: int, fill=0) -> Array:
-    """With further items, until `size` divides their number."""
-    missing = -len(items) % size
-    return jnp.pad(items, ((0, missing), *((0, 0),) * (items.ndim - 1)), constant_values=fill)
+def _column_tiles(y, columns, plan: _Plan):
+    """`[K, M, C]` -> `[tiles, M, across, C]`, and their lengths `[K]` -> `[tiles, across]`."""
+    y, columns = _filled_up(y, columns, plan.across)
+    tiles = y.reshape(-1, plan.across, *y.shape[1:]).transpose(0, 2, 1, 3)
+    return tiles, columns.reshape(-1, plan.across)
 
 
-def _row_tiles(items, plan: _Plan, fill=0):
-    """`[Q, N, C]` -> `[tiles, N, S, G, C]`, and `[Q]` -> `[tiles, S, G]`."""
-    items = _padded(items, plan.stream * plan.group, fill)
-    tiles = items.reshape(-1, plan.stream, plan.group, *items.shape[1:])
-    return tiles if items.ndim == 1 else tiles.transpose(0, 3, 1, 2, 4)
-
-
-def _column_tiles(items, plan: _Plan, fill=0):
-    """`[K, M, C]` -> `[tiles, M, K', C]`, and `[K]` -> `[tiles, K']`."""
-    items = _padded(items, plan.candidates, fill)
-    tiles = items.reshape(-1, plan.candidates, *items.shape[1:])
-    return tiles if items.ndim == 1 else tiles.transpose(0, 2, 1, 3)
-
-
-def _from_row_tiles(tiles, queries: int):
-    items = tiles.transpose(0, 2, 3, 1, 4)
-    return items.reshape(-1, *items.shape[3:])[:queries]
-
-
-def _from_column_tiles(tiles, candidates: int):
-    items = tiles.transpose(0, 2, 1, 3)
-    return items.reshape(-1, *items.shape[2:])[:candidates]
+def _filled_up(values, lengths, size: int):
+    """With items of one zero step, until `size` divides their number."""
+    missing = -len(lengths) % size
+    values = jnp.pad(values, ((0, missing), (0, 0), (0, 0)))
+    return values, jnp.pad(lengths, (0, missing), constant_values=1)
 
 
 def _joined(values: Float[Array, "B A S P"], queries: int, candidates: int, plan: _Plan):
     """The values of all tiles as one matrix `[Q, K]`."""
-    tiles = values.reshape(*values.shape[:3], plan.group, plan.candidates)
-    rows = tiles.transpose(1, 2, 3, 0, 4)
-    matrix = rows.reshape(-1, rows.shape[3] * rows.shape[4])
-    return matrix[:queries, :candidates]
+    tiles = values.reshape(*values.shape[:3], plan.group, plan.across).transpose(1, 2, 3, 0, 4)
+    return tiles.reshape(-1, tiles.shape[3] * plan.across)[:queries, :candidates]
 
 
-def _split(matrix: Float[Array, "Q K"], plan: _Plan) -> Float[Array, "B A S P"]:
+def _cut(matrix: Float[Array, "Q K"], plan: _Plan) -> Float[Array, "B A S P"]:
     """`_joined` backwards, with zeros for the items that fill up the last tiles."""
-    matrix = _padded(_padded(matrix, plan.stream * plan.group).T, plan.candidates).T
-    columns = matrix.shape[1] // plan.candidates
-    tiles = matrix.reshape(-1, plan.stream, plan.group, columns, plan.candidates)
-    tiles = tiles.transpose(3, 0, 1, 2, 4)
-    return tiles.reshape(*tiles.shape[:3], -1)
+    sizes = plan.stream * plan.group, plan.across
+    missing = [-items % size for items, size in zip(matrix.shape, sizes, strict=True)]
+    matrix = jnp.pad(matrix, [(0, count) for count in missing])
+    tiles = matrix.reshape(-1, plan.stream, plan.group, matrix.shape[1] // plan.across, plan.across)
+    return tiles.transpose(3, 0, 1, 2, 4).reshape(
+        tiles.shape[3], -1, plan.stream, sizes[1] * plan.group
+    )

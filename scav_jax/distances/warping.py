@@ -26,6 +26,7 @@ finished its last column of one it begins the next: no row of a diagonal is idle
 `[N, T * M]` cells is a strided slice of the costs; nothing is copied to skew them.
 """
 
+from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -35,6 +36,23 @@ from jaxtyping import Array, Float, Int
 
 UNREACHABLE = 1e30  # a cost-to-go; finite, so that no inf - inf arises
 REACHABLE = 1e29  # what is less is a real one
+
+CPU_LANES = 32  # pairs side by side on a CPU: a diagonal of them stays in the first-level cache,
+CPU_CELLS = 2**20  # and the tables of this many cells of the costs in the last-level one
+
+
+class Tiling(NamedTuple):
+    """How queries x candidates pairs are cut into tiles.
+
+    Attributes:
+      stream: how many groups of queries follow one another within one recursion.
+      group: how many queries lie side by side on the lanes, ...
+      across: ... each with how many candidates.
+    """
+
+    stream: int
+    group: int
+    across: int
 
 
 class _Problems(NamedTuple):
@@ -49,6 +67,103 @@ class _Problems(NamedTuple):
     costs: Float[Array, "N L P"]
     minima: Float[Array, "L P"] | None
     columns: int
+
+
+def warping_costs(
+    costs: Float[Array, "N M B"],
+    rows: Int[Array, "B"],
+    columns: Int[Array, "B"],
+    gamma: float | None,
+    *,
+    block: int | None = None,
+    memory_bytes: int = 2**30,
+) -> Float[Array, "B"]:
+    """Soft-DTW or DTW of B pairs whose costs are given, pairs on the last axis.
+
+    The derivative for the costs is the expected alignment; it is computed along with the values.
+
+    Args:
+      costs: finite, also in the padding, which is not read otherwise.
+      rows: how many of the N steps of each pair are real, at least 1.
+      columns: how many of the M, at least 1.
+      gamma: smoothing > 0 in units of the costs, or None for DTW.
+      block: pairs at a time, or None for as many as is fast within the memory.
+      memory_bytes: of what lives beside costs, values and gradient.
+
+    >>> costs = jnp.array([[0.0, 1.0], [1.0, 0.0]])[:, :, None]
+    >>> two = jnp.array([2])
+    >>> float(warping_costs(costs, two, two, None)[0])
+    0.0
+    >>> alignment = jax.grad(lambda c: warping_costs(c, two, two, 1.0)[0])(costs)[:, :, 0]
+    >>> (100 * alignment).round()
+    Array([[100.,  21.],
+           [ 21., 100.]], dtype=float32)
+    """
+    if costs.shape[0] > costs.shape[1]:  # the shorter side is the width of a diagonal
+        costs, rows, columns = costs.swapaxes(0, 1), columns, rows
+    n, m, pairs = costs.shape
+    block = block or fast_block(n, m, costs.dtype.itemsize, memory_bytes)
+    return _warping_costs(costs, rows, columns, gamma, tiling(pairs, 1, block))
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(3, 4))
+def _warping_costs(costs, rows, columns, gamma, tiles):
+    return _in_tiles(tile_values, costs, rows, columns, gamma, tiles).reshape(-1)[: len(rows)]
+
+
+def _warping_costs_forward(costs, rows, columns, gamma, tiles):
+    values, alignments = _in_tiles(tile_alignments, costs, rows, columns, gamma, tiles)
+    alignments = alignments.transpose(1, 3, 0, 2, 4).reshape(*costs.shape[:2], -1)
+    return values.reshape(-1)[: len(rows)], alignments[..., : len(rows)]
+
+
+def _warping_costs_backward(gamma, tiles, alignments, cotangent):
+    return alignments * cotangent[None, None], None, None
+
+
+_warping_costs.defvjp(_warping_costs_forward, _warping_costs_backward)
+
+
+def _in_tiles(recursion, costs, rows, columns, gamma, tiles: Tiling):
+    """What `tile_values` or `tile_alignments` returns for tile after tile of the pairs."""
+    missing = -len(rows) % (tiles.stream * tiles.group)
+    costs = jnp.pad(costs, ((0, 0), (0, 0), (0, missing)))
+    costs = costs.reshape(*costs.shape[:2], -1, tiles.stream, tiles.group)
+    lengths = [
+        jnp.pad(x, (0, missing), constant_values=1).reshape(-1, tiles.stream, tiles.group)
+        for x in (rows, columns)
+    ]
+    return jax.lax.map(
+        lambda tile: recursion(*tile, gamma), (costs.transpose(2, 0, 3, 1, 4), *lengths)
+    )
+
+
+def fast_block(n: int, m: int, itemsize: int, memory_bytes: int) -> int:
+    """How many pairs of `[n, m]` costs to compute at once: what is fast within the memory."""
+    fits = max(1, memory_bytes // tile_bytes(n, m, itemsize))
+    if jax.default_backend() == "cpu":
+        return min(fits, max(1, CPU_CELLS // (n * m)))
+    return fits
+
+
+def tile_bytes(n: int, m: int, itemsize: int) -> int:
+    """Memory per pair of a tile: its costs, masked costs, two tables and alignments."""
+    return itemsize * n * (6 * m + 2 * n)
+
+
+def tiling(queries: int, candidates: int, block: int) -> Tiling:
+    """Tiles of at most `block` pairs, as equal as possible, so that little is computed in vain."""
+    lanes = min(block, CPU_LANES) if jax.default_backend() == "cpu" else block
+    across = _even(candidates, lanes)
+    group = _even(queries, max(1, lanes // across))
+    stream = _even(-(-queries // group), max(1, block // (across * group)))
+    return Tiling(stream, group, across)
+
+
+def _even(items: int, most: int) -> int:
+    """The size of equal parts of `items`, each at most `most`."""
+    parts = -(-items // most)
+    return -(-items // parts)
 
 
 def tile_values(

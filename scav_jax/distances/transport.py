@@ -6,10 +6,11 @@ transport problems are solved together. What is particular to a distance is its 
 
 import math
 from functools import partial
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Bool, Float, Int
 
 from scav_jax.sequences import Sequences, step_mask, zero_padding
@@ -19,8 +20,11 @@ CONVERGED = 1e-3  # of the mass may be in wrong columns of the plan; ott's own t
 LANES = 8  # columns are padded to a multiple of it: unaligned rows halve the speed on a CPU
 CACHE_BYTES = 2**19  # of one core: costs of a tile that fit in it are iterated on at its speed
 COPIES = 8  # arrays of cost size that solving and differentiating a tile keeps
+POTENTIALS = "potentials"
+KEEP_POTENTIALS = jax.checkpoint_policies.save_only_these_names(POTENTIALS)
 
 
+@runtime_checkable
 class Method(Protocol):
     """How problems with costs `[P, N, M]` and masks of real rows and columns are solved.
 
@@ -43,8 +47,8 @@ class Method(Protocol):
         """The gradients `[P, N, M]` of the values for costs that move with rows, with columns."""
         ...
 
-    def half_self(self, costs, mask) -> tuple[Array, Array, Array]:
-        """OT(X, X) / 2, its gradient for costs that move with the rows, and the error."""
+    def half_self(self, costs, f, g, mask) -> tuple[Array, Array]:
+        """(OT(X, X) / 2 of problems of items with themselves, its gradient for their rows)."""
         ...
 
 
@@ -286,12 +290,13 @@ def _self_terms(method: Method, stream: Sequences, centre, items: int):
     total = len(stream.lengths)
     scales = method.scales(stream.values.shape[-1])
 
-    @jax.checkpoint
+    @partial(jax.checkpoint, policy=KEEP_POTENTIALS)
     def part(inputs):
         costs = _item_costs(scales, *inputs, centre)
         held = jax.lax.stop_gradient(costs)
         mask = step_mask(inputs[1], costs.shape[-1])
-        value, plan, error = jax.lax.stop_gradient(method.half_self(held, mask))
+        f, g, error = checkpoint_name(method.potentials(held, mask, mask), POTENTIALS)
+        value, plan = method.half_self(held, f, g, mask)
         return value + jnp.sum(plan * (costs - held), axis=(1, 2)), error
 
     *parts, centre = _alike(*_in_parts(stream, _even(total, min(items, total))), centre)

@@ -222,15 +222,13 @@ class Annealed:
             _exact_rows(costs.swapaxes(1, 2), f, columns, rows, self.blur**2).swapaxes(1, 2),
         )
 
-    def half_self(self, costs, mask):
-        """(OT(X, X) / 2, its gradient for costs of held columns, the error) of `[P, N, N]`."""
+    def half_self(self, costs, f, g, mask):
+        """(OT(X, X) / 2, its gradient for costs of held columns), by the mean of f and g."""
         from scav_jax.distances.sinkhorn import softmin
 
-        f, g, _ = self.potentials(costs, mask, mask)
         both = 0.5 * (f + g)
         value = _mean(softmin(costs, both, mask, self.blur**2), mask)
-        plan = _exact_rows(costs, both, mask, mask, self.blur**2)
-        return value, plan, _wrong_mass(plan, mask)
+        return value, _exact_rows(costs, both, mask, mask, self.blur**2)
 
 
 @dataclass(frozen=True)
@@ -245,7 +243,7 @@ class FixedEpsilon:
     def __post_init__(self):
         positive = 0 < self.epsilon < math.inf
         _check("sinkhorn", "epsilon", self.epsilon, "> 0; its limit at 0 is the EMD", positive)
-        counted = isinstance(self.iterations, int) and self.iterations >= 1
+        counted = type(self.iterations) is int and self.iterations >= 1
         _check("sinkhorn", "iterations", self.iterations, "a whole number >= 1", counted)
         _check_position_weight("sinkhorn", self.position_weight)
 
@@ -282,11 +280,11 @@ class FixedEpsilon:
         plan = jnp.exp(jnp.where(real, exponents, -jnp.inf))
         return plan, plan
 
-    def half_self(self, costs, mask):
-        """(OT(X, X) / 2, its gradient for costs of held columns, the error) of `[P, N, N]`."""
-        f, g, error = self.potentials(costs, mask, mask)
+    def half_self(self, costs, f, g, mask):
+        """(OT(X, X) / 2, its gradient for costs of held columns)."""
         plan, _ = self.plans(costs, f, g, mask, mask)
-        return 0.5 * self.values(costs, f, g, mask, mask), 0.5 * (plan + plan.swapaxes(1, 2)), error
+        value = 0.5 * self.values(costs, f, g, mask, mask)
+        return value, 0.5 * (plan + plan.swapaxes(1, 2))
 
 
 def _exact_rows(costs, g, rows, columns, epsilon) -> Float[Array, "P N M"]:
@@ -342,8 +340,7 @@ def _pair_costs(method: Method, visual: Sequences, audio: Sequences) -> Float[Ar
     return of_features * squared + of_positions * apart**2
 
 
-def _held(sequence: Sequences) -> Sequences:
-    return jax.lax.stop_gradient(sequence)
+_held = jax.lax.stop_gradient
 
 
 def _annealed_cost(method: Annealed, visual: Sequences, audio: Sequences) -> Float[Array, ""]:

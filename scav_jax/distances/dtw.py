@@ -149,7 +149,7 @@ def hard_alignment(visual: Sequences, audio: Sequences) -> Float[Array, "N M"]:
 def _alignment(visual: Sequences, audio: Sequences, gamma: float | None) -> Float[Array, "N M"]:
     costs = step_costs(visual, audio)[:, None, :, None]
     lengths = [x.lengths.reshape(1, 1) for x in (visual, audio)]
-    return warping.tile_alignments(costs, *lengths, gamma)[1][:, 0, :, 0]
+    return warping.solve_tile(costs, *lengths, gamma, aligned=True)[1][:, 0, :, 0]
 
 
 def hard_path(visual: Sequences, audio: Sequences) -> tuple[Int[Array, "L 2"], Int[Array, ""]]:
@@ -202,7 +202,8 @@ def soft_dtw_matrix(
       visual: Q sequences `[Q, N, C]`.
       audio: K sequences `[K, M, C]`.
       block: pairs at a time, or None for as many as is fast within the memory.
-      memory_bytes: of what lives beside inputs, D and gradients, forward and backward.
+      memory_bytes: of what is kept of pairs, forward and backward (costs, tables, alignments).
+        Beside it there are D, the gradients and a few copies of the latents.
       gamma: as in `soft_dtw`.
 
     Raises:
@@ -223,9 +224,9 @@ class _Plan(NamedTuple):
     """The tiles of pairs (see `warping.Tiling`), and what the backward pass finds.
 
     Attributes:
-      stream: how many groups of rows items (the stream with fewer steps) follow one another.
+      stream: how many groups of row items (of the stream with fewer steps) follow one another.
       group: how many of them lie side by side on the lanes, ...
-      across: ... each with how many items of the other stream.
+      across: ... each with how many column items (of the other stream).
       keep: whether a derivative's forward pass keeps the alignments of all pairs for its backward
         pass; else that computes them again, tile by tile.
     """
@@ -237,6 +238,7 @@ class _Plan(NamedTuple):
 
 
 def _matrix(visual, audio, block, memory_bytes, gamma) -> Float[Array, "Q K"]:
+    """Chooses the tiles: rows of the costs are steps of x, columns are steps of y."""
     if visual.values.shape[1] > audio.values.shape[1]:  # the shorter one is a diagonal's width
         return _matrix(audio, visual, block, memory_bytes, gamma).T
     x, y = _centred(visual, audio)
@@ -257,13 +259,12 @@ def _all_pairs(x, rows, y, columns, gamma, plan: _Plan) -> Float[Array, "Q K"]:
     as they come. The gradient follows from the expected alignments E of the tile: for x_i it is
     `2/C sum_j E_ij (x_i - y_j)`, again a matrix product.
     """
-    values, _ = _by_tiles(warping.tile_values, x, rows, y, columns, gamma, plan)
+    values, _ = _by_tiles(x, rows, y, columns, gamma, plan, aligned=False)
     return _joined(values, len(x), len(y), plan)
 
 
 def _all_pairs_forward(x, rows, y, columns, gamma, plan):
-    recursion = warping.tile_alignments if plan.keep else warping.tile_values
-    values, alignments = _by_tiles(recursion, x, rows, y, columns, gamma, plan)
+    values, alignments = _by_tiles(x, rows, y, columns, gamma, plan, aligned=plan.keep)
     return _joined(values, len(x), len(y), plan), (x, rows, y, columns, alignments)
 
 
@@ -277,7 +278,7 @@ def _all_pairs_backward(gamma, plan, residuals, cotangent):
         def for_pairs(y_gradient, tiles):
             row_tile, cotangent, alignment = tiles
             if alignment is None:
-                _, alignment = _tile(warping.tile_alignments, row_tile, column_tile, gamma)
+                _, alignment = _tile(row_tile, column_tile, gamma, aligned=True)
             x_part, y_part = _tile_gradients(row_tile[0], column_tile[0], alignment, cotangent)
             return y_gradient + y_part, x_part
 
@@ -298,24 +299,24 @@ def _all_pairs_backward(gamma, plan, residuals, cotangent):
 _all_pairs.defvjp(_all_pairs_forward, _all_pairs_backward)
 
 
-def _by_tiles(recursion, x, rows, y, columns, gamma, plan: _Plan):
+def _by_tiles(x, rows, y, columns, gamma, plan: _Plan, *, aligned: bool):
     """(values, alignments or None) of all tiles, `[column tiles, row tiles, ...]` each."""
     row_tiles = _row_tiles(x, rows, plan)
 
     def for_columns(column_tile):
-        return jax.lax.map(lambda tile: _tile(recursion, tile, column_tile, gamma), row_tiles)
+        solve = partial(_tile, column_tile=column_tile, gamma=gamma, aligned=aligned)
+        return jax.lax.map(solve, row_tiles)
 
     return jax.lax.map(for_columns, _column_tiles(y, columns, plan))
 
 
-def _tile(recursion, row_tile, column_tile, gamma):
+def _tile(row_tile, column_tile, gamma, aligned: bool):
     """(values `[S, P]`, alignments or None) of every pair of two tiles; P = G * K lanes."""
     (x, rows), (y, columns) = row_tile, column_tile
     shape = *rows.shape, *columns.shape  # [S, G, K]
     rows = jnp.broadcast_to(rows[:, :, None], shape).reshape(len(rows), -1)
     columns = jnp.broadcast_to(columns[None, None, :], shape).reshape(len(rows), -1)
-    result = recursion(_tile_costs(x, y), rows, columns, gamma)
-    return result if isinstance(result, tuple) else (result, None)
+    return warping.solve_tile(_tile_costs(x, y), rows, columns, gamma, aligned=aligned)
 
 
 def _tile_costs(x: Float[Array, "N S G C"], y: Float[Array, "M K C"]) -> Float[Array, "N S M P"]:
@@ -332,8 +333,11 @@ def _tile_gradients(x, y, alignment, cotangent):
     weights = (alignment * cotangent[None, :, None, :]).reshape(n, stream, m, group, across)
     weights = weights.transpose(0, 1, 3, 2, 4).reshape(n * stream * group, m * across)
     x_rows, y_rows = x.reshape(-1, width), y.reshape(-1, width)
-    for_x = jnp.sum(weights, 1)[:, None] * x_rows - _product(weights, y_rows)
-    for_y = jnp.sum(weights, 0)[:, None] * y_rows - _product(weights.T, x_rows)
+    # Sums as products with ones: XLA's reductions take three times as long on a CPU.
+    x_sums = jnp.matmul(weights, jnp.ones_like(weights[0]), precision=FULL_PRECISION)
+    y_sums = jnp.matmul(jnp.ones_like(weights[:, 0]), weights, precision=FULL_PRECISION)
+    for_x = x_sums[:, None] * x_rows - _product(weights, y_rows)
+    for_y = y_sums[:, None] * y_rows - _product(weights.T, x_rows)
     scale = 2.0 / width
     return (scale * for_x).reshape(x.shape), (scale * for_y).reshape(y.shape)
 

@@ -47,14 +47,15 @@ DISTANCES: dict[str, Distance] = {
         _euclidean.interpolation_weights,
         _euclidean.euclidean_matrix,
     ),
-    "soft_dtw": Distance(
-        _dtw.soft_dtw, _dtw.soft_alignment, _dtw.soft_dtw_matrix, retrieval="dtw"
-    ),
+    "soft_dtw": Distance(_dtw.soft_dtw, _dtw.soft_alignment, _dtw.soft_dtw_matrix, retrieval="dtw"),
     "dtw": Distance(_dtw.dtw, _dtw.hard_alignment, _dtw.dtw_matrix),
     "wasserstein": Distance(
         _wasserstein.wasserstein,
         _wasserstein.transport_plan,
         _wasserstein.wasserstein_matrix,
+    ),
+    "sinkhorn": Distance(
+        _wasserstein.sinkhorn, _wasserstein.sinkhorn_plan, _wasserstein.sinkhorn_matrix
     ),
 }
 

@@ -13,7 +13,7 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from jax.test_util import check_grads
 
-from scav_jax.distances.sinkhorn import fixed_potentials, largest_exponent
+from scav_jax.distances.sinkhorn import absorb_minima, fixed_potentials, largest_exponent
 from scav_jax.distances.wasserstein import (
     FixedEpsilon,
     sinkhorn,
@@ -189,8 +189,8 @@ def test_a_sequence_is_at_distance_zero_from_itself(form):
 BLOCKS = [
     {},  # as many pairs as is fast: all of them
     {"block": 1},
-    {"block": 4},  # tiles of two by two, which neither 5 nor 3 fills
-    {"block": 4, "memory_bytes": 1},  # nor are the potentials kept
+    {"block": 4, "memory_bytes": 4000},  # tiles of two by two, which neither 5 nor 3 fills
+    {"block": 4, "memory_bytes": 1},  # and no potentials kept for the backward pass
 ]
 
 
@@ -304,6 +304,18 @@ def test_both_domains_agree(iterations):
     for ours, theirs in zip(stored, log, strict=True):
         np.testing.assert_allclose(ours, theirs, atol=2e-6)
     assert not np.any(stored.f[:, 5:])
+
+
+def test_every_real_row_and_column_has_a_zero_when_minima_are_absorbed():
+    costs = jnp.asarray(random_problems(2, 7, 6, width=3)).at[:, :, 4:].add(-5.0)
+    rows, columns = masks(costs, 5, 4)
+    f, g, reduced = absorb_minima(costs, rows, columns)
+    real = np.asarray(reduced)[:, :5, :4]
+    assert np.all(real.min(axis=1) == 0) and np.all(real.min(axis=2) == 0)
+    whole = f[:, :5, None] + g[:, None, :4] + real
+    np.testing.assert_allclose(whole, costs[:, :5, :4], rtol=1e-5, atol=1e-6)
+    assert not np.any(reduced[:, 5:]) and not np.any(reduced[:, :, 4:])
+    assert not np.any(f[:, 5:]) and not np.any(g[:, 4:])
 
 
 def test_kernels_are_stored_as_long_as_they_do_not_underflow():
@@ -443,20 +455,23 @@ def temporary_bytes(function, *shapes):
 
 
 def test_memory_is_a_setting():
-    """1,024 pairs of 60 x 40 with costs of 9.8 MB: neither they nor plans are ever whole."""
+    """1,024 pairs of 60 x 40: costs and plans are whole only where there is memory for them."""
     shapes = (32, 60, 16), (32, 40, 16)
-    costs = 4 * 32 * 32 * 60 * 40
+    costs, potentials = 4 * 1024 * 60 * 40, 4 * 1024 * (60 + 40)
 
-    def total(v, a, **options):
-        return jnp.sum(sinkhorn_matrix(sequences(v), sequences(a), **PLAIN, **options)[0])
+    def total(v, a, memory_bytes=2**30):
+        options = {**PLAIN, "block": 16, "memory_bytes": memory_bytes}
+        return jnp.sum(sinkhorn_matrix(sequences(v), sequences(a), **options)[0])
 
-    assert temporary_bytes(partial(total, block=16), *shapes) < costs / 10
-    backward = jax.grad(total, (0, 1))
-    kept = temporary_bytes(partial(backward, block=16), *shapes)
-    potentials = 4 * 32 * 32 * (60 + 40)
-    assert kept < potentials + costs / 5
-    lean = temporary_bytes(partial(backward, block=16, memory_bytes=potentials), *shapes)
-    assert lean < kept - 0.9 * potentials
+    forward = temporary_bytes(total, *shapes)
+    everything, only_potentials, nothing = (
+        temporary_bytes(jax.grad(partial(total, memory_bytes=memory), (0, 1)), *shapes)
+        for memory in (2**30, 4 * potentials, potentials)
+    )
+    assert forward < costs / 10
+    assert nothing < costs / 10
+    assert potentials < only_potentials < nothing + 2 * potentials
+    assert costs < everything < 2 * costs
 
 
 def test_eight_devices_are_one():

@@ -64,8 +64,8 @@ def transport_matrix(
     """All pairs of Q visual and K audio sequences.
 
     The terms that depend on one item only are computed once an item. The backward pass computes
-    costs and plans again, tile by tile; between the passes only the potentials are kept, N + M
-    numbers a pair, or nothing where `memory_bytes` does not hold them.
+    plans again, tile by tile; between the passes costs and potentials are kept, or only potentials
+    (N + M numbers a pair), or nothing, whichever fits half of `memory_bytes`.
 
     Args:
       method: of the distance.
@@ -98,11 +98,11 @@ def transport_matrix(
 
 
 class _Tile(NamedTuple):
-    """A tile of D: `rows` by `columns` pairs; `keep` their potentials for the backward pass."""
+    """A tile of D is `rows` by `columns` pairs, of which the backward pass finds `kept`."""
 
     rows: int
     columns: int
-    keep: bool
+    kept: tuple[str, ...]
 
 
 def _tile(visual: Sequences, audio: Sequences, block: int | None, memory_bytes: int) -> _Tile:
@@ -118,10 +118,18 @@ def _tile(visual: Sequences, audio: Sequences, block: int | None, memory_bytes: 
     rows = min(queries, math.isqrt(block))
     columns = min(candidates, block // rows)
     rows = min(queries, block // columns)
-    potential_bytes = queries * candidates * (n + m) * size
     return _Tile(
-        _even(queries, rows), _even(candidates, columns), keep=2 * potential_bytes <= memory_bytes
+        _even(queries, rows),
+        _even(candidates, columns),
+        _kept(n, m, memory_bytes // 2 // (queries * candidates * size)),
     )
+
+
+def _kept(n: int, m: int, numbers: int) -> tuple[str, ...]:
+    """What is kept of every pair, of as many numbers as that."""
+    if n * m + n + m <= numbers:
+        return "f", "g", "costs"
+    return ("f", "g") if n + m <= numbers else ()
 
 
 def _even(total: int, most: int) -> int:
@@ -171,8 +179,8 @@ def _centre(visual: Sequences, audio: Sequences) -> Float[Array, "C"]:
 
 
 def _centred(values, lengths, centre) -> Float[Array, "B T C"]:
-    """Real steps less the centre; zeros in the padding, whatever it holds."""
-    return zero_padding(zero_padding(values, lengths) - centre[None, None], lengths)
+    """Steps less the centre; finite in the padding, whatever it holds."""
+    return zero_padding(values, lengths) - centre[None, None]
 
 
 def _tile_costs(scales, visual, audio, visual_lengths, audio_lengths, centre):
@@ -207,7 +215,7 @@ def _cross_terms(method: Method, tile: _Tile, visual: Sequences, audio: Sequence
     queries, candidates = len(visual.lengths), len(audio.lengths)
     v, v_lengths = _in_parts(visual, tile.rows)
     a, a_lengths = _in_parts(audio, tile.columns)
-    tiles = _tiles(method, tile.keep, *_alike(v, a, v_lengths, a_lengths, centre))
+    tiles = _tiles(method, tile.kept, *_alike(v, a, v_lengths, a_lengths, centre))
 
     def whole(x):
         x = x.reshape(*x.shape[:2], tile.rows, tile.columns).swapaxes(1, 2)
@@ -217,13 +225,13 @@ def _cross_terms(method: Method, tile: _Tile, visual: Sequences, audio: Sequence
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0, 1))
-def _tiles(method: Method, keep: bool, visual, audio, visual_lengths, audio_lengths, centre):
+def _tiles(method: Method, kept, visual, audio, visual_lengths, audio_lengths, centre):
     """(values, errors) `[visual parts, audio parts, pairs of a tile]` of sequences in parts."""
-    return _solve(method, False, visual, audio, visual_lengths, audio_lengths, centre)[0]
+    return _solve(method, (), visual, audio, visual_lengths, audio_lengths, centre)[0]
 
 
-def _solve(method: Method, keep: bool, visual, audio, visual_lengths, audio_lengths, centre):
-    """((values, errors), (f, g)) of every tile; () for the potentials unless they are kept."""
+def _solve(method: Method, kept, visual, audio, visual_lengths, audio_lengths, centre):
+    """((values, errors), what is to be kept) of every tile."""
     masks = partial(_tile_masks, visual.shape[2], audio.shape[2])
     scales = method.scales(visual.shape[-1])
 
@@ -232,7 +240,8 @@ def _solve(method: Method, keep: bool, visual, audio, visual_lengths, audio_leng
         rows, columns = masks(v_lengths, a_lengths)
         f, g, errors = method.potentials(costs, rows, columns)
         values = method.values(costs, f, g, rows, columns)
-        return (values, errors), ((f, g) if keep else ())
+        found = {"f": f, "g": g, "costs": costs}
+        return (values, errors), {name: found[name] for name in kept}
 
     def row(part):
         return jax.lax.map(lambda other: tile(*part, *other), (audio, audio_lengths))
@@ -240,24 +249,28 @@ def _solve(method: Method, keep: bool, visual, audio, visual_lengths, audio_leng
     return jax.lax.map(row, (visual, visual_lengths))
 
 
-def _tiles_forward(method, keep, *inputs):
-    results, potentials = _solve(method, keep, *inputs)
-    return results, (inputs, potentials)
+def _tiles_forward(method, kept, *inputs):
+    results, found = _solve(method, kept, *inputs)
+    return results, (inputs, found)
 
 
-def _tiles_backward(method, keep, residuals, cotangents):
+def _tiles_backward(method, kept, residuals, cotangents):
     """Tile by tile, the plans take the gradient from costs to latents."""
-    (visual, audio, visual_lengths, audio_lengths, centre), potentials = residuals
+    (visual, audio, visual_lengths, audio_lengths, centre), found = residuals
     masks = partial(_tile_masks, visual.shape[2], audio.shape[2])
     scales = method.scales(visual.shape[-1])
 
-    def tile(v, v_lengths, a, a_lengths, weights, potentials):
+    def tile(v, v_lengths, a, a_lengths, weights, found):
         def costs_of(v, a):
             return _tile_costs(scales, v, a, v_lengths, a_lengths, centre)
 
         costs, pull = jax.vjp(costs_of, v, a)
+        costs = found.get("costs", costs)
         rows, columns = masks(v_lengths, a_lengths)
-        f, g = potentials or method.potentials(costs, rows, columns)[:2]
+        if kept:
+            f, g = found["f"], found["g"]
+        else:
+            f, g, _ = method.potentials(costs, rows, columns)
         of_visual, of_audio = method.plans(costs, f, g, rows, columns)
         weights = weights[:, None, None]
         return pull(weights * of_visual)[0], pull(weights * of_audio)[1]
@@ -274,7 +287,7 @@ def _tiles_backward(method, keep, residuals, cotangents):
         v_gradient, audio_gradient = jax.lax.scan(column, _zeros_like(v), others)
         return audio_gradient, v_gradient
 
-    parts = visual, visual_lengths, cotangents[0], potentials
+    parts = visual, visual_lengths, cotangents[0], found
     audio_gradient, visual_gradient = jax.lax.scan(row, _zeros_like(audio), parts)
     return visual_gradient, audio_gradient, None, None, None
 

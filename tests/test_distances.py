@@ -640,7 +640,7 @@ def test_mistakes_are_named():
     with pytest.raises(ValueError, match="blur"):
         pairwise("wasserstein", v, a, blur=0.0)
     for block in (0, True, "all"):
-        with pytest.raises(InputError, match="block.*'auto' or a number"):
+        with pytest.raises(InputError, match=r"block.*'auto' or a number"):
             pairwise("dtw", v, a, block=block)
     with pytest.raises(InputError, match="memory_bytes"):
         pairwise("dtw", v, a, memory_bytes=0)

@@ -16,7 +16,7 @@ from scav_jax.errors import InputError
 from scav_jax.sequences import Sequences, sequences
 
 WIDTH = 4
-LONG, SHORT = [9, 1, 6, 8, 3], [5, 2, 1, 4, 5, 3, 5]  # of 10 and of 6 steps
+LONG, SHORT = [10, 1, 6, 8, 3], [5, 2, 1, 4, 6, 3, 5]  # of 10 and of 6 steps: some fill theirs
 STEPS = {"long": 10, "short": 6}
 AMPLE, TIGHT = 2**30, 1  # bytes: alignments are kept, or computed again a pair at a time
 

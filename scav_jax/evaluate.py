@@ -287,6 +287,8 @@ def _pictures(
         alignments=pictures.make_alignments(
             first.embedded.latents, first.distances, first.name, first.options, own
         ),
+        comparison=pictures.make_comparison(first.embedded.latents, own),
+        resampled=pictures.make_resampled(first.embedded.latents, first.distances, own),
         searches=searches,
         no_thumbnails=missing,
     )

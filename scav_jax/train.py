@@ -80,6 +80,8 @@ class TrainSettings:
       keep_best: how many of the best checkpoints are kept and averaged (paper: 10).
       max_skipped_in_row: non-finite steps in a row that end the run.
       devices: how many devices to use; 0 is all.
+      distance_memory_bytes: working memory of the distance matrix, beside latents and result;
+        changes speed only.
     """
 
     steps: int
@@ -89,9 +91,11 @@ class TrainSettings:
     keep_best: int
     max_skipped_in_row: int
     devices: int
+    distance_memory_bytes: int
 
     def __post_init__(self):
-        for name in ("steps", "log_every", "validate_every", "max_skipped_in_row"):
+        at_least_1 = ("steps", "log_every", "validate_every", "max_skipped_in_row")
+        for name in (*at_least_1, "distance_memory_bytes"):
             if getattr(self, name) < 1:
                 raise InputError(f"train.{name}: expected at least 1, got {getattr(self, name)}")
 
@@ -227,7 +231,13 @@ def train(config: dict, workdir: Path) -> Run | None:
     checkpoints = Checkpoints(workdir, settings.keep_best)
     state, first = _start_or_resume(setup, optimizer, mesh, checkpoints, batches)
     step_function = jax.jit(
-        make_train_step(setup.encoders, setup.objective, optimizer, config["seed"]),
+        make_train_step(
+            setup.encoders,
+            setup.objective,
+            optimizer,
+            config["seed"],
+            memory_bytes=settings.distance_memory_bytes,
+        ),
         in_shardings=(sharding.replicated(mesh), sharding.batch_sharded(mesh)),
         out_shardings=sharding.replicated(mesh),
         donate_argnums=0,

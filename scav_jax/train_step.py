@@ -10,7 +10,7 @@ import numpy as np
 import optax
 from jaxtyping import Array, Float, Int, PyTree
 
-from scav_jax.distances import find, pairwise
+from scav_jax.distances import MEMORY_BYTES, find, pairwise_with_aux
 from scav_jax.encoders import Encoders
 from scav_jax.errors import InputError, did_you_mean
 from scav_jax.objectives import aggregation_loss, sequence_loss
@@ -122,6 +122,8 @@ def compute_loss(
     params: PyTree,
     batch: AudioVisual,
     dropout_key: Array | None = None,
+    *,
+    memory_bytes: int = MEMORY_BYTES,
 ) -> tuple[Float[Array, ""], dict]:
     """The objective on one batch of features, exactly as the step sees it.
 
@@ -131,10 +133,12 @@ def compute_loss(
       params: of `init_params`.
       batch: B clips' features, padded.
       dropout_key: None turns dropout off.
+      memory_bytes: working memory of the distance matrix; the `[B, B]` matrix itself is all that
+        is kept of it.
 
     Returns:
-      The loss, and aux: `latents`, `embeddings` (visual, audio), and the aux of each loss under
-      its name ("sequence", "aggregation").
+      The loss, and aux: `latents`, `embeddings` (visual, audio), the aux of each loss under its
+      name ("sequence", "aggregation"), and that of the distance ("distance").
     """
     rngs = None if dropout_key is None else {"dropout": dropout_key}
     latents = encoders.apply(
@@ -144,7 +148,12 @@ def compute_loss(
     aux = {"latents": latents, "embeddings": embeddings}
     loss = jnp.zeros((), jnp.float32)
     if "sequence" in objective.losses:
-        distances = pairwise(objective.distance, *latents, **objective.distance_options)
+        distances, aux["distance"] = pairwise_with_aux(
+            objective.distance,
+            *latents,
+            memory_bytes=memory_bytes,
+            **objective.distance_options,
+        )
         part, aux["sequence"] = sequence_loss(
             distances, params["log_temperature"]["sequence"], normalize=objective.normalize
         )
@@ -162,6 +171,8 @@ def make_train_step(
     objective: Objective,
     optimizer: optax.GradientTransformation,
     seed: int,
+    *,
+    memory_bytes: int = MEMORY_BYTES,
 ) -> Callable[[TrainState, AudioVisual], tuple[TrainState, Metrics]]:
     """`step(state, batch) -> (state, metrics)`, pure and ready for `jit`.
 
@@ -174,7 +185,9 @@ def make_train_step(
         dropout_key = jax.random.fold_in(key, state.step)
 
         def loss_function(params):
-            return compute_loss(encoders, objective, params, batch, dropout_key)
+            return compute_loss(
+                encoders, objective, params, batch, dropout_key, memory_bytes=memory_bytes
+            )
 
         (loss, aux), gradients = jax.value_and_grad(loss_function, has_aux=True)(state.params)
         gradient_norm = optax.tree.norm(gradients)

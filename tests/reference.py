@@ -181,6 +181,24 @@ def wasserstein(visual, audio, blur, position_weight):
     )
 
 
+def sinkhorn(visual, audio, epsilon, position_weight):
+    """The debiased divergence of channel-averaged squared differences and positions in [0, 1]."""
+
+    def costs(x, y):
+        total = step_costs(x, y)
+        for n in range(len(x)):
+            for m in range(len(y)):
+                apart = n / max(len(x) - 1, 1) - m / max(len(y) - 1, 1)
+                total[n, m] += position_weight * apart**2
+        return total
+
+    return (
+        entropic_transport(costs(visual, audio), epsilon)
+        - 0.5 * entropic_self_transport(costs(visual, visual), epsilon)
+        - 0.5 * entropic_self_transport(costs(audio, audio), epsilon)
+    )
+
+
 def geomloss_schedule(diameter, blur, scaling):
     """geomloss 0.2.5's epsilons with p=2: from diameter^2 down to blur^2."""
     exponents = np.arange(2 * np.log(diameter), 2 * np.log(blur), 2 * np.log(scaling))

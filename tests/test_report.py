@@ -96,6 +96,13 @@ def pictures(clips=23, runs=("SCAV",), thumbnail=True):
             figures.Alignment(title, random.random((7, 5)), random.random((7, 5)))
             for title in ("own", "other")
         ],
+        comparison=[
+            figures.Alignment("a path", random.random((7, 5)), random.random((7, 5)), path)
+            for path in (np.array([[0, 0], [1, 1], [6, 4]]), None)
+        ],
+        resampled=figures.Resampled(
+            random.normal(size=(5, 3)), random.normal(size=(5, 3)), {"own": random.random(5)}
+        ),
         searches=[page.Search(d, clip, 2, found) for d in DIRECTIONS],
         no_thumbnails="" if thumbnail else "the folder is not there any more",
     )
@@ -121,7 +128,8 @@ def test_the_page_has_its_figures_and_needs_no_network(whole):
     assert "<script" not in html
     assert "@import" not in html
     drawings = [image for image in images if image.startswith("data:image/svg+xml")]
-    assert len(drawings) == 5  # recall, k sweep, matrices, alignment, training
+    # recall, k sweep, matrices, alignment (and by distance, and on one grid), training
+    assert len(drawings) == 7
     for drawing in drawings:
         svg = base64.b64decode(drawing.split(",")[1]).decode()
         assert "<svg" in svg

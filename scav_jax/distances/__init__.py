@@ -6,19 +6,22 @@ one file with a function of two `Sequences`, one line in `DISTANCES`, one row in
 
 import inspect
 from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple
 
 import jax
+import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from scav_jax.distances import dtw as _dtw
 from scav_jax.distances import euclidean as _euclidean
 from scav_jax.distances import wasserstein as _wasserstein
+from scav_jax.distances.checks import check_streams, in_range, usable
 from scav_jax.distances.lift import all_pairs
 from scav_jax.errors import InputError, did_you_mean
 from scav_jax.sequences import Sequences
 
-BLOCK_BYTES = 256 * 2**20
+MEMORY_BYTES = 2**30
 
 
 class Distance(NamedTuple):
@@ -27,15 +30,14 @@ class Distance(NamedTuple):
     Attributes:
       pair: `(visual, audio, **options) -> scalar` for one pair `[N, C]`, `[M, C]`: the definition.
       alignment: the same arguments -> `[N, M]`, which steps it compares, for plotting.
-      copies: how many arrays of pair size it keeps; sets the block size only.
-      matrix: a faster form of all pairs, equal to the definition, or None.
+      matrix: `(visual, audio, *, block, memory_bytes, **options) -> (D, aux)`: a faster form of
+        all pairs, equal to the definition; None lifts the definition.
       retrieval: the name of the form that is used for retrieval, or None for itself.
     """
 
     pair: Callable[..., Float[Array, ""]]
     alignment: Callable[..., Float[Array, "N M"]]
-    copies: int
-    matrix: Callable[..., Float[Array, "Q K"]] | None = None
+    matrix: Callable[..., tuple[Float[Array, "Q K"], dict]] | None = None
     retrieval: str | None = None
 
 
@@ -43,16 +45,17 @@ DISTANCES: dict[str, Distance] = {
     "euclidean": Distance(
         _euclidean.euclidean,
         _euclidean.interpolation_weights,
-        copies=2,
-        matrix=_euclidean.euclidean_matrix,
+        _euclidean.euclidean_matrix,
     ),
-    "soft_dtw": Distance(_dtw.soft_dtw, _dtw.soft_alignment, copies=8, retrieval="dtw"),
-    "dtw": Distance(_dtw.dtw, _dtw.hard_alignment, copies=4),
+    "soft_dtw": Distance(_dtw.soft_dtw, _dtw.soft_alignment, _dtw.soft_dtw_matrix, retrieval="dtw"),
+    "dtw": Distance(_dtw.dtw, _dtw.hard_alignment, _dtw.dtw_matrix),
     "wasserstein": Distance(
         _wasserstein.wasserstein,
         _wasserstein.transport_plan,
-        copies=6,
-        matrix=_wasserstein.wasserstein_matrix,
+        _wasserstein.wasserstein_matrix,
+    ),
+    "sinkhorn": Distance(
+        _wasserstein.sinkhorn, _wasserstein.sinkhorn_plan, _wasserstein.sinkhorn_matrix
     ),
 }
 
@@ -62,7 +65,8 @@ def pairwise(
     visual: Sequences,
     audio: Sequences,
     *,
-    block_bytes: int = BLOCK_BYTES,
+    block: int | str = "auto",
+    memory_bytes: int = MEMORY_BYTES,
     **options,
 ) -> Float[Array, "Q K"]:
     """All distances between Q visual and K audio sequences of ragged lengths.
@@ -71,35 +75,59 @@ def pairwise(
       name: a key of `DISTANCES`.
       visual: `[Q, N, C]` latents.
       audio: `[K, M, C]` latents.
-      block_bytes: memory budget for what lives beside the result; does not change the values.
+      block: how many pairs are computed at once, or "auto": as many as is fast within
+        `memory_bytes`. Changes neither values nor gradients.
+      memory_bytes: of the working memory beside inputs, result and gradients.
       **options: of that distance, for example `resample="audio_to_visual"` or `gamma=1.0`.
 
     Returns:
-      `D[i, j]` of visual i and audio j.
+      `D[i, j]` of visual i and audio j. A sequence whose length is not in 1..steps has NaN
+      distances; one that holds NaN or infinity may make all of them NaN. Outside of `jit` both
+      are errors instead; inside, `pairwise_with_aux` says which sequences they are.
 
     Raises:
-      InputError: an unknown distance or option, or latents of different width.
+      InputError: an unknown distance or option, or streams that cannot be compared.
+    """
+    distances, _ = pairwise_with_aux(
+        name, visual, audio, block=block, memory_bytes=memory_bytes, **options
+    )
+    return distances
+
+
+def pairwise_with_aux(
+    name: str,
+    visual: Sequences,
+    audio: Sequences,
+    *,
+    block: int | str = "auto",
+    memory_bytes: int = MEMORY_BYTES,
+    **options,
+) -> tuple[Float[Array, "Q K"], dict[str, Array]]:
+    """`pairwise`, and what else is known of its result.
+
+    Returns:
+      D, and aux: `usable_visual` `[Q]` and `usable_audio` `[K]` (bool: length in range, values
+      finite), and what the distance itself reports, such as convergence.
     """
     distance = find(name, options)
-    if visual.values.shape[-1] != audio.values.shape[-1]:
-        raise InputError(
-            f"distance {name!r}: both streams should have one width, got visual "
-            f"{visual.values.shape} and audio {audio.values.shape}; encode them first"
-        )
-    pair_bytes = _pair_bytes(name, visual, audio) * distance.copies
+    check_streams(visual, audio)
+    matrix = distance.matrix or partial(all_pairs, distance.pair)
+    distances, aux = matrix(
+        visual, audio, block=_checked(block, memory_bytes), memory_bytes=memory_bytes, **options
+    )
+    possible = in_range(visual)[:, None] & in_range(audio)[None, :]
+    distances = jnp.where(possible, distances, jnp.asarray(jnp.nan, distances.dtype))
+    visual, audio = jax.lax.stop_gradient((visual, audio))
+    return distances, {"usable_visual": usable(visual), "usable_audio": usable(audio), **aux}
 
-    def lift(pair, **pair_options) -> Float[Array, "Q K"]:
-        return all_pairs(
-            lambda v, a: pair(v, a, **pair_options),
-            visual,
-            audio,
-            pair_bytes=pair_bytes,
-            block_bytes=block_bytes,
-        )
 
-    if distance.matrix is None:
-        return lift(distance.pair, **options)
-    return distance.matrix(lift, visual, audio, **options)
+def _checked(block: int | str, memory_bytes: int) -> int | None:
+    """The block as an integer, or None for "auto"."""
+    if isinstance(block, bool) or not (block == "auto" or (isinstance(block, int) and block >= 1)):
+        raise InputError(f"block: expected 'auto' or a number of pairs from 1, got {block!r}")
+    if memory_bytes < 1:
+        raise InputError(f"memory_bytes: expected a number of bytes above 0, got {memory_bytes}")
+    return None if block == "auto" else block
 
 
 def alignment(name: str, visual: Sequences, audio: Sequences, **options) -> Float[Array, "N M"]:
@@ -142,10 +170,3 @@ def find(name: str, options: dict) -> Distance:
                     f"got {option!r}." + did_you_mean(option, known)
                 )
     return DISTANCES[name]
-
-
-def _pair_bytes(name: str, visual: Sequences, audio: Sequences) -> int:
-    """Bytes of one array of pair size: step by step, or step by channel for the Euclidean."""
-    (n, width), m = visual.values.shape[-2:], audio.values.shape[-2]
-    entries = max(n, m) * width if name == "euclidean" else (n + m) * max(n, m)
-    return entries * jax.numpy.dtype(visual.values.dtype).itemsize

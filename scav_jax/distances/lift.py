@@ -1,13 +1,15 @@
-"""From one pair to all pairs, within a memory budget."""
+"""From one pair to all pairs, by the definition itself: for a distance without a faster form."""
 
 from collections.abc import Callable
 
 import jax
-from jaxtyping import Array, Float
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
 
 from scav_jax.sequences import Sequences
 
-PairFunction = Callable[[Sequences, Sequences], Float[Array, ""]]
+PairFunction = Callable[..., Float[Array, ""]]
+COPIES = 8  # arrays of pair size that a definition may keep; sets the block only
 
 
 def all_pairs(
@@ -15,27 +17,49 @@ def all_pairs(
     visual: Sequences,
     audio: Sequences,
     *,
-    pair_bytes: int,
-    block_bytes: int,
-) -> Float[Array, "Q K"]:
-    """`D[i, j] = pair(visual[i], audio[j])`, as many rows at a time as the budget allows.
+    block: int | None,
+    memory_bytes: int,
+    **options,
+) -> tuple[Float[Array, "Q K"], dict]:
+    """`D[i, j] = pair(visual[i], audio[j])`, a block of pairs at a time.
 
-    The values do not depend on the budget; a block's intermediate results are recomputed in the
-    backward pass, so that memory does not grow with the number of blocks.
+    A block's intermediate results are computed again in the backward pass, so that memory does not
+    grow with the number of blocks.
 
     Args:
       pair: distance of one visual `[N, C]` and one audio sequence `[M, C]`.
       visual: Q sequences `[Q, N, C]`.
       audio: K sequences `[K, M, C]`.
-      pair_bytes: roughly what one pair needs while it is computed.
-      block_bytes: the budget; at least one row is computed at a time.
+      block: pairs at a time, or None for as many as the memory allows.
+      memory_bytes: of intermediate results, roughly.
+      **options: of the pair function.
+
+    Returns:
+      D, and no further results.
     """
     queries, candidates = len(visual.lengths), len(audio.lengths)
 
-    def row(one: Sequences) -> Float[Array, "K"]:
-        return jax.vmap(lambda other: pair(one, other))(audio)
+    def one(v: Sequences, a: Sequences) -> Float[Array, ""]:
+        return pair(v, a, **options)
 
-    rows = max(1, block_bytes // max(1, candidates * pair_bytes))
-    if rows >= queries:
-        return jax.vmap(row)(visual)
-    return jax.lax.map(jax.checkpoint(row), visual, batch_size=rows)
+    if block is None:
+        block = max(1, memory_bytes // _pair_bytes(visual, audio))
+    if block >= queries * candidates:
+        return jax.vmap(lambda v: jax.vmap(lambda a: one(v, a))(audio))(visual), {}
+
+    @jax.checkpoint
+    def numbered(number: Int[Array, ""]) -> Float[Array, ""]:
+        v = jax.tree.map(lambda leaf: leaf[number // candidates], visual)
+        a = jax.tree.map(lambda leaf: leaf[number % candidates], audio)
+        return one(v, a)
+
+    numbers = jnp.arange(queries * candidates)
+    distances = jax.lax.map(numbered, numbers, batch_size=block)
+    return distances.reshape(queries, candidates), {}
+
+
+def _pair_bytes(visual: Sequences, audio: Sequences) -> int:
+    """A guess at what one pair needs while it is computed and differentiated."""
+    (n, width), m = visual.values.shape[-2:], audio.values.shape[-2]
+    entries = (n + m) * width + (n + m) * max(n, m)
+    return COPIES * entries * visual.values.dtype.itemsize

@@ -1,36 +1,40 @@
-"""Wasserstein distance (paper section III-C, distance 3) through ott-jax.
+"""Wasserstein distance (paper section III-C, distance 3) in two forms, both through ott-jax.
 
-"We follow [41] to make it differentiable and permutation sensitive": ZeroSwot's loss, a debiased
-Sinkhorn divergence as in geomloss,
+"We follow [41] to make it differentiable and permutation sensitive." Steps are points with equal
+weights, and their positions in time, from 0 at the first step to 1 at the last, add to the cost of
+moving one onto another. With entropic transport, `a_i = 1/n` and `b_j = 1/m`,
+
+    OT(V, A) = min_P <P, C> + epsilon KL(P | a b'),     P 1 = a,  P' 1 = b
+
+`wasserstein` is ZeroSwot's loss [41], geomloss' debiased Sinkhorn divergence
 
     S(V, A) = OT(V, A) - OT(V, V) / 2 - OT(A, A) / 2
+    C_ij = |v_i - a_j|^2 / 2 + position_weight^2 (p_i - p_j)^2 / 2
 
-with uniform marginals over real steps, the cost `|x - y|^2 / 2` and one extra coordinate
-`position_weight * s / (length - 1)` a step, annealed from `diameter^2` down to
-`epsilon = blur^2` by `scaling^2` an iteration. geomloss measures the diameter on the whole batch;
-here it is a setting, so that the distance of a pair does not depend on what else is in the batch.
-The loop runs in ott-jax's Sinkhorn solver with simultaneous, averaged updates, which is geomloss'
-iteration; the gradient is that of one further step with its potentials held (envelope theorem).
+annealed from `diameter^2` down to `epsilon = blur^2` by `scaling^2` an iteration. geomloss measures
+the diameter on the whole batch; here it is a setting, so that the distance of a pair does not
+depend on what else is in the batch. Its few iterations do not converge, by design: the value is
+geomloss'. The gradient is that of one further step with its potentials held, as in geomloss.
+
+`sinkhorn` is the plain form: one epsilon, in the units of soft-DTW's costs, and as many iterations
+as it takes to converge, several times cheaper than annealing when they are products with a stored
+kernel (see `sinkhorn.py`):
+
+    C_ij = mean_c (v_ic - a_jc)^2 + position_weight (p_i - p_j)^2
+
+Its gradient is the plan, by Danskin's envelope theorem: exact at convergence.
 """
 
 import math
-from collections.abc import Callable
-from typing import NamedTuple
+from dataclasses import dataclass, replace
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
+from scav_jax.distances.transport import FULL_PRECISION, Method, positions, transport_matrix
+from scav_jax.errors import InputError
 from scav_jax.sequences import Sequences, step_mask, zero_padding
-
-FULL_PRECISION = jax.lax.Precision.HIGHEST
-
-
-class _Cloud(NamedTuple):
-    """A sequence as weighted points: `points [T, C + 1]`, `mask [T]`, True where real."""
-
-    points: Float[Array, "T D"]
-    mask: Bool[Array, "T"]
 
 
 def wasserstein(
@@ -42,7 +46,7 @@ def wasserstein(
     scaling: float = 0.5,
     diameter: float = 256.0,
 ) -> Float[Array, ""]:
-    """The debiased Sinkhorn divergence of one pair; the definition.
+    """ZeroSwot's debiased Sinkhorn divergence of one pair; the definition.
 
     Args:
       visual: one sequence `[N, C]`.
@@ -53,157 +57,320 @@ def wasserstein(
       diameter: an upper bound of the distances between points, where the annealing starts.
 
     Returns:
-      A scalar, >= 0 up to convergence; smaller is closer.
+      A scalar, >= 0 up to convergence; smaller is closer. Padding is not read.
+
+    Raises:
+      InputError: an option out of its range.
     """
-    options = Options(blur, position_weight, scaling, diameter)
-    cross = _cross_term(visual, audio, options)
-    return cross - _self_term(visual, options) - _self_term(audio, options)
+    method = Annealed(blur, position_weight, scaling, diameter)
+    cross = _annealed_cost(method, visual, audio)
+    return cross - _annealed_self_cost(method, visual) - _annealed_self_cost(method, audio)
+
+
+def sinkhorn(
+    visual: Sequences,
+    audio: Sequences,
+    *,
+    epsilon: float = 0.1,
+    iterations: int = 50,
+    position_weight: float = 0.2,
+    debiased: bool = True,
+) -> Float[Array, ""]:
+    """Entropic transport of one pair at a fixed epsilon; the definition, in the log domain.
+
+    The value is the dual objective `<a, f> + <b, g>` after `iterations` Sinkhorn iterations
+    (over-relaxed, see `sinkhorn.OverRelaxed`), a lower bound of OT that they converge to. The
+    regulariser is epsilon times the relative entropy to the independent coupling `a b'`, as in
+    `ot.solve(reg_type="KL")` of POT; with the plain entropy it were less by
+    `epsilon (log n + log m)`.
+
+    Args:
+      visual: one sequence `[N, C]`.
+      audio: one sequence `[M, C]`.
+      epsilon: regularisation > 0, in units of the channel-averaged squared difference.
+      iterations: >= 1. Fifty do for latents of unit variance down to epsilon 0.03; `pairwise`
+        says in aux which pairs converged.
+      position_weight: >= 0, what it adds to a cost to move mass from the first step to the last;
+        0 makes it insensitive to order. ZeroSwot's ratio of both at width 512 is 0.2.
+      debiased: whether the mean of OT(V, V) and OT(A, A) is taken off, so that a sequence is at
+        distance 0 from itself.
+
+    Returns:
+      A scalar; smaller is closer. Padding is not read.
+
+    Raises:
+      InputError: an option out of its range.
+    """
+    method = FixedEpsilon(epsilon, iterations, position_weight)
+    cross = _fixed_cost(method, visual, audio)
+    if not debiased:
+        return cross
+    both = _fixed_cost(method, visual, visual) + _fixed_cost(method, audio, audio)
+    return cross - 0.5 * both
+
+
+def transport_plan(visual: Sequences, audio: Sequences, **options) -> Float[Array, "N M"]:
+    """How much mass `wasserstein` moves from each visual to each audio step, for plotting.
+
+    Every real row sums to 1/n; columns sum to 1/m up to convergence. Padding is 0.
+    """
+    method = Annealed(**options)
+    costs, rows, columns = _one_problem(method, visual, audio)
+    f, g, _ = method.potentials(costs, rows, columns)
+    return method.plans(costs, f, g, rows, columns)[0][0]
+
+
+def sinkhorn_plan(
+    visual: Sequences, audio: Sequences, *, debiased: bool = True, **options
+) -> Float[Array, "N M"]:
+    """How much mass `sinkhorn` moves from each visual to each audio step, for plotting.
+
+    Every real row sums to 1/n; columns sum to 1/m up to convergence. Padding is 0. The plan between
+    the two sequences is the same whether the distance is debiased or not.
+    """
+    del debiased
+    method = FixedEpsilon(**options)
+    costs, rows, columns = _one_problem(method, visual, audio)
+    f, g, _ = method.potentials(costs, rows, columns)
+    return method.plans(costs, f, g, rows, columns)[0][0]
 
 
 def wasserstein_matrix(
-    lift: Callable[..., Float[Array, "Q K"]], visual: Sequences, audio: Sequences, **options
-) -> Float[Array, "Q K"]:
-    """All pairs; the terms that depend on one item only are computed once an item."""
-    chosen = Options(**options)
-    cross = lift(lambda v, a: _cross_term(v, a, chosen))
-    visual_self, audio_self = (
-        jax.vmap(lambda one: _self_term(one, chosen))(stream) for stream in (visual, audio)
+    visual: Sequences,
+    audio: Sequences,
+    *,
+    block: int | None = None,
+    memory_bytes: int = 2**30,
+    blur: float = 0.05,
+    position_weight: float = 10.0,
+    scaling: float = 0.5,
+    diameter: float = 256.0,
+) -> tuple[Float[Array, "Q K"], dict[str, Array]]:
+    """`wasserstein` of all pairs; see `transport_matrix`."""
+    method = Annealed(blur, position_weight, scaling, diameter)
+    return transport_matrix(
+        method, visual, audio, debiased=True, block=block, memory_bytes=memory_bytes
     )
-    return cross - visual_self[:, None] - audio_self[None, :]
 
 
-class Options(NamedTuple):
-    """The settings of `wasserstein`, with the same defaults."""
+def sinkhorn_matrix(
+    visual: Sequences,
+    audio: Sequences,
+    *,
+    block: int | None = None,
+    memory_bytes: int = 2**30,
+    epsilon: float = 0.1,
+    iterations: int = 50,
+    position_weight: float = 0.2,
+    debiased: bool = True,
+) -> tuple[Float[Array, "Q K"], dict[str, Array]]:
+    """`sinkhorn` of all pairs; see `transport_matrix`."""
+    method = FixedEpsilon(epsilon, iterations, position_weight)
+    return transport_matrix(
+        method, visual, audio, debiased=debiased, block=block, memory_bytes=memory_bytes
+    )
+
+
+# -- both as methods that solve batches of problems -----------------------------------------------
+
+
+@dataclass(frozen=True)
+class Annealed:
+    """The settings of `wasserstein`, and what they make of given costs: a `Method`."""
 
     blur: float = 0.05
     position_weight: float = 10.0
     scaling: float = 0.5
     diameter: float = 256.0
 
+    def __post_init__(self):
+        _check("wasserstein", "blur", self.blur, "> 0", self.blur > 0)
+        _check_position_weight("wasserstein", self.position_weight)
+        _check("wasserstein", "scaling", self.scaling, "in (0, 1)", 0 < self.scaling < 1)
+        wide = self.blur <= self.diameter < math.inf
+        _check("wasserstein", "diameter", self.diameter, f">= blur {self.blur}", wide)
 
-def _cross_term(visual: Sequences, audio: Sequences, options: Options) -> Float[Array, ""]:
-    """OT(V, A)."""
-    x, y = _cloud(visual, options.position_weight), _cloud(audio, options.position_weight)
-    f, g = _potentials(x, y, options)
-    epsilon = options.blur**2
-    # Each side's gradient comes from its own term, with the other side held (geomloss).
-    return _mean(_softmin(x, _held(y), g, epsilon), x.mask) + _mean(
-        _softmin(y, _held(x), f, epsilon), y.mask
-    )
+    def scales(self, width: int) -> tuple[float, float]:
+        """(of squared differences, of squared differences of positions) in the costs."""
+        del width
+        return 0.5, 0.5 * self.position_weight**2
 
+    def potentials(self, costs, rows, columns):
+        """Dual potentials after the annealed loop, and the error of the plan of its last step."""
+        from scav_jax.distances.sinkhorn import Potentials, annealed_potentials
 
-def _self_term(sequence: Sequences, options: Options) -> Float[Array, ""]:
-    """OT(X, X) / 2."""
-    x = _cloud(sequence, options.position_weight)
-    f, g = _potentials(x, x, options)
-    return _mean(_softmin(x, _held(x), 0.5 * (f + g), options.blur**2), x.mask)
+        def one(*problem):
+            return annealed_potentials(
+                *problem, blur=self.blur, scaling=self.scaling, diameter=self.diameter
+            )
 
+        f, g = jax.vmap(one)(costs, rows, columns)
+        return Potentials(f, g, _wrong_mass(self.plans(costs, f, g, rows, columns)[0], columns))
 
-def transport_plan(visual: Sequences, audio: Sequences, **options) -> Float[Array, "N M"]:
-    """How much mass moves from each visual to each audio step; every real row sums to 1/n."""
-    chosen = Options(**options)
-    x, y = _cloud(visual, chosen.position_weight), _cloud(audio, chosen.position_weight)
-    _, g = _potentials(x, y, chosen)
-    logits = (g[None] - _costs(x.points, y.points)) / chosen.blur**2
-    rows = jax.nn.softmax(jnp.where(y.mask[None], logits, -jnp.inf), axis=1)
-    return jnp.where(x.mask[:, None], rows / jnp.sum(x.mask).astype(rows.dtype), 0.0)
+    def values(self, costs, f, g, rows, columns) -> Float[Array, "P"]:
+        """One further step from both sides: `<a, softmin(C, g)> + <b, softmin(C', f)>`."""
+        from scav_jax.distances.sinkhorn import softmin
 
+        by_row = softmin(costs, g, columns, self.blur**2)
+        by_column = softmin(costs.swapaxes(1, 2), f, rows, self.blur**2)
+        return _mean(by_row, rows) + _mean(by_column, columns)
 
-def _cloud(sequence: Sequences, position_weight: float) -> _Cloud:
-    steps = sequence.values.shape[-2]
-    mask = step_mask(sequence.lengths, steps)
-    values = zero_padding(sequence.values, sequence.lengths)
-    last = jnp.maximum(sequence.lengths - 1, 1).astype(values.dtype)
-    position = position_weight * jnp.arange(steps, dtype=values.dtype) / last
-    position = jnp.where(mask, position, 0.0)
-    return _Cloud(jnp.concatenate([values, position[:, None]], axis=-1), mask)
-
-
-def _held(cloud: _Cloud) -> _Cloud:
-    return _Cloud(jax.lax.stop_gradient(cloud.points), cloud.mask)
-
-
-def _schedule(options: Options):
-    """(ott's epsilon schedule, the number of iterations until its end was used once)."""
-    from ott.geometry import epsilon_scheduler
-
-    blur, _, scaling, diameter = options
-    if not (blur > 0 and 0 < scaling < 1 and diameter >= blur):
-        raise ValueError(
-            "wasserstein: expected blur > 0, 0 < scaling < 1 and diameter >= blur, got "
-            f"blur={blur}, scaling={scaling}, diameter={diameter}"
+    def plans(self, costs, f, g, rows, columns):
+        """The gradients of the two terms of `values`: a plan with exact rows, one with columns."""
+        return (
+            _exact_rows(costs, g, rows, columns, self.blur**2),
+            _exact_rows(costs.swapaxes(1, 2), f, columns, rows, self.blur**2).swapaxes(1, 2),
         )
-    start = (diameter / blur) ** 2
-    annealing = math.ceil(math.log(start) / (-2.0 * math.log(scaling)))
-    schedule = epsilon_scheduler.Epsilon(target=blur**2, init=start, decay=scaling**2)
-    return schedule, annealing + 1
+
+    def half_self(self, costs, f, g, mask):
+        """(OT(X, X) / 2, its gradient for costs of held columns), by the mean of f and g."""
+        from scav_jax.distances.sinkhorn import softmin
+
+        both = 0.5 * (f + g)
+        value = _mean(softmin(costs, both, mask, self.blur**2), mask)
+        return value, _exact_rows(costs, both, mask, mask, self.blur**2)
 
 
-def _costs(x: Float[Array, "N D"], y: Float[Array, "M D"]) -> Float[Array, "N M"]:
-    """|x - y|^2 / 2, computed by centred products at full precision."""
-    centre = jax.lax.stop_gradient(jnp.mean(y, axis=0))[None]
-    x, y = x - centre, y - centre
-    products = jnp.matmul(x, y.T, precision=FULL_PRECISION)
-    squared = jnp.sum(x * x, 1)[:, None] + jnp.sum(y * y, 1)[None, :] - 2.0 * products
-    return 0.5 * jnp.maximum(squared, 0.0)
+@dataclass(frozen=True)
+class FixedEpsilon:
+    """The settings of `sinkhorn`, and what they make of given costs: a `Method`."""
+
+    epsilon: float = 0.1
+    iterations: int = 50
+    position_weight: float = 0.2
+    kernel: str = "auto"
+
+    def __post_init__(self):
+        positive = 0 < self.epsilon < math.inf
+        _check("sinkhorn", "epsilon", self.epsilon, "> 0; its limit at 0 is the EMD", positive)
+        counted = type(self.iterations) is int and self.iterations >= 1
+        _check("sinkhorn", "iterations", self.iterations, "a whole number >= 1", counted)
+        _check_position_weight("sinkhorn", self.position_weight)
+
+    def scales(self, width: int) -> tuple[float, float]:
+        """(of squared differences, of squared differences of positions) in the costs."""
+        return 1.0 / width, self.position_weight
+
+    def potentials(self, costs, rows, columns):
+        """Dual potentials after the iterations, and the error of their plan."""
+        from scav_jax.distances.sinkhorn import fixed_potentials
+
+        return fixed_potentials(
+            costs,
+            rows,
+            columns,
+            epsilon=self.epsilon,
+            iterations=self.iterations,
+            kernel=self.kernel,
+        )
+
+    def values(self, costs, f, g, rows, columns) -> Float[Array, "P"]:
+        """`<a, f> + <b, g>` of KL-regularised transport; ott's potentials carry the marginals."""
+        del costs
+        counts = (
+            jnp.maximum(jnp.sum(mask, axis=-1), 1).astype(f.dtype) for mask in (rows, columns)
+        )
+        entropy = sum(jnp.log(count) for count in counts)
+        return _mean(f, rows) + _mean(g, columns) + self.epsilon * entropy
+
+    def plans(self, costs, f, g, rows, columns):
+        """The plan, which is the gradient of `values` from either side."""
+        exponents = (f[:, :, None] + g[:, None, :] - costs) / self.epsilon
+        real = rows[:, :, None] & columns[:, None, :]
+        plan = jnp.exp(jnp.where(real, exponents, -jnp.inf))
+        return plan, plan
+
+    def half_self(self, costs, f, g, mask):
+        """(OT(X, X) / 2, its gradient for costs of held columns)."""
+        plan, _ = self.plans(costs, f, g, mask, mask)
+        value = 0.5 * self.values(costs, f, g, mask, mask)
+        return value, 0.5 * (plan + plan.swapaxes(1, 2))
 
 
-def _potentials(x: _Cloud, y: _Cloud, options: Options):
-    """Dual potentials (f `[N]`, g `[M]`) after the annealed loop, without gradient.
-
-    In geomloss' convention, plan = a b exp((f + g - C) / epsilon); ott's f + g carries
-    `epsilon (log a + log b)` as well. Half of it is put on either side: any other share would stay
-    in f and, with the other sign, in g for ever, and large as the first epsilon is, it would cost
-    float32 its digits.
-    """
-    from ott.geometry import geometry
-    from ott.problems.linear import linear_problem
-    from ott.solvers.linear import acceleration, sinkhorn
-
-    epsilon, iterations = _schedule(options)
-    costs = jax.lax.stop_gradient(_costs(x.points, y.points))
-    marginals = [c.mask.astype(costs.dtype) / jnp.sum(c.mask).astype(costs.dtype) for c in (x, y)]
-    problem = linear_problem.LinearProblem(
-        geometry.Geometry(cost_matrix=costs, epsilon=epsilon), *marginals
-    )
-    solver = sinkhorn.Sinkhorn(
-        lse_mode=True,
-        min_iterations=iterations,
-        max_iterations=iterations,
-        inner_iterations=iterations,
-        parallel_dual_updates=True,
-        momentum=acceleration.Momentum(value=0.5),
-    )
-    # ott promotes ranks and dtypes itself; a caller's strict settings are about our code.
-    with jax.numpy_rank_promotion("allow"), jax.numpy_dtype_promotion("standard"):
-        solution = solver(problem, init=_first_potentials(x, y, epsilon(0)))
-    shift = epsilon.target * _half_log_marginals(x, y, costs.dtype)
-    return jnp.where(x.mask, solution.f - shift, 0.0), jnp.where(y.mask, solution.g - shift, 0.0)
+def _exact_rows(costs, g, rows, columns, epsilon) -> Float[Array, "P N M"]:
+    """The plan of potentials g whose rows sum to 1/n."""
+    exponents = (g[:, None, :] - costs) / epsilon
+    shares = jax.nn.softmax(jnp.where(columns[:, None, :], exponents, -jnp.inf), axis=2)
+    count = jnp.maximum(jnp.sum(rows, axis=1), 1).astype(shares.dtype)
+    return jnp.where(rows[:, :, None], shares / count[:, None, None], 0.0)
 
 
-def _first_potentials(x: _Cloud, y: _Cloud, epsilon):
-    """geomloss' start, one softmin each way at the first epsilon, in ott's convention."""
-    zeros = [jnp.zeros_like(cloud.points[:, 0]) for cloud in (x, y)]
-    f, g = _softmin(x, y, zeros[1], epsilon), _softmin(y, x, zeros[0], epsilon)
-    shift = epsilon * _half_log_marginals(x, y, f.dtype)
-    return tuple(
-        jax.lax.stop_gradient(jnp.where(cloud.mask, potential + shift, -jnp.inf))
-        for cloud, potential in ((x, f), (y, g))
-    )
+def _wrong_mass(plan: Float[Array, "P N M"], columns: Bool[Array, "P M"]) -> Float[Array, "P"]:
+    """`sum_j |sum_i P_ij - 1/m|`, for a plan whose rows are exact."""
+    count = jnp.maximum(jnp.sum(columns, axis=-1, keepdims=True), 1).astype(plan.dtype)
+    wrong = jnp.abs(jnp.sum(plan, axis=1) - 1.0 / count)
+    return jnp.sum(jnp.where(columns, wrong, 0.0), axis=1)
 
 
-def _half_log_marginals(x: _Cloud, y: _Cloud, dtype):
-    return -0.5 * sum(jnp.log(jnp.sum(cloud.mask).astype(dtype)) for cloud in (x, y))
+def _mean(values: Float[Array, "*P T"], mask: Bool[Array, "*P T"]) -> Float[Array, "*P"]:
+    count = jnp.maximum(jnp.sum(mask, axis=-1), 1)
+    return jnp.sum(jnp.where(mask, values, 0.0), axis=-1) / count.astype(values.dtype)
 
 
-def _softmin(x: _Cloud, y: _Cloud, g: Float[Array, "M"], epsilon) -> Float[Array, "N"]:
-    """`f_i = -epsilon log sum_j b_j exp((g_j - C_ij) / epsilon)` over the real steps of y."""
-    exponents = (jax.lax.stop_gradient(g)[None] - _costs(x.points, y.points)) / epsilon
-    lowest = jnp.finfo(exponents.dtype).min
-    exponents = jnp.where(y.mask[None], exponents, lowest)
-    count = jnp.log(jnp.sum(y.mask).astype(exponents.dtype))
-    return -epsilon * (jax.nn.logsumexp(exponents, axis=1) - count)
+def _check(distance: str, option: str, value, expected: str, holds: bool) -> None:
+    if not holds:
+        raise InputError(f"{distance}: {option} should be {expected}, got {value}")
 
 
-def _mean(values: Float[Array, "T"], mask: Bool[Array, "T"]) -> Float[Array, ""]:
-    return jnp.sum(jnp.where(mask, values, 0.0)) / jnp.sum(mask).astype(values.dtype)
+def _check_position_weight(distance: str, weight: float) -> None:
+    _check(distance, "position_weight", weight, ">= 0", 0 <= weight < math.inf)
+
+
+# -- one pair: the definition, by automatic differentiation ---------------------------------------
+
+
+def _one_problem(method: Method, visual: Sequences, audio: Sequences):
+    """(costs `[1, N, M]`, real rows `[1, N]`, real columns `[1, M]`) of one pair."""
+    rows = step_mask(visual.lengths, visual.values.shape[-2])
+    columns = step_mask(audio.lengths, audio.values.shape[-2])
+    return _pair_costs(method, visual, audio)[None], rows[None], columns[None]
+
+
+def _pair_costs(method: Method, visual: Sequences, audio: Sequences) -> Float[Array, "N M"]:
+    """The ground costs of one pair, by centred products at full precision."""
+    v, a = (zero_padding(x.values, x.lengths) for x in (visual, audio))
+    count = (visual.lengths + audio.lengths).astype(v.dtype)
+    centre = jax.lax.stop_gradient((jnp.sum(v, axis=0) + jnp.sum(a, axis=0)) / count)[None]
+    v, a = zero_padding(v - centre, visual.lengths), zero_padding(a - centre, audio.lengths)
+    products = jnp.matmul(v, a.T, precision=FULL_PRECISION)
+    squared = jnp.sum(v * v, axis=1)[:, None] + jnp.sum(a * a, axis=1)[None] - 2.0 * products
+    apart = positions(visual.lengths, len(v), v.dtype)[:, None]
+    apart = apart - positions(audio.lengths, len(a), v.dtype)[None]
+    of_features, of_positions = method.scales(v.shape[-1])
+    return of_features * squared + of_positions * apart**2
+
+
+_held = jax.lax.stop_gradient
+
+
+def _annealed_cost(method: Annealed, visual: Sequences, audio: Sequences) -> Float[Array, ""]:
+    """OT(V, A); each side's gradient comes from its own term, with the other held (geomloss)."""
+    from scav_jax.distances.sinkhorn import softmin
+
+    costs, rows, columns = _one_problem(method, _held(visual), _held(audio))
+    f, g, _ = method.potentials(costs, rows, columns)
+    of_visual = _pair_costs(method, visual, _held(audio))
+    of_audio = _pair_costs(method, _held(visual), audio)
+    by_row = softmin(of_visual, g[0], columns[0], method.blur**2)
+    by_column = softmin(of_audio.T, f[0], rows[0], method.blur**2)
+    return _mean(by_row, rows[0]) + _mean(by_column, columns[0])
+
+
+def _annealed_self_cost(method: Annealed, sequence: Sequences) -> Float[Array, ""]:
+    """OT(X, X) / 2."""
+    from scav_jax.distances.sinkhorn import softmin
+
+    costs, mask, _ = _one_problem(method, _held(sequence), _held(sequence))
+    f, g, _ = method.potentials(costs, mask, mask)
+    costs = _pair_costs(method, sequence, _held(sequence))
+    return _mean(softmin(costs, 0.5 * (f + g)[0], mask[0], method.blur**2), mask[0])
+
+
+def _fixed_cost(method: FixedEpsilon, visual: Sequences, audio: Sequences) -> Float[Array, ""]:
+    """OT(V, A) as the dual objective, whose gradient at held potentials is the plan."""
+    in_log_domain = replace(method, kernel="log")
+    costs, rows, columns = _one_problem(method, visual, audio)
+    f, g, _ = _held(in_log_domain.potentials(_held(costs), rows, columns))
+    plan, _ = method.plans(costs, f, g, rows, columns)
+    value = method.values(costs, f, g, rows, columns)
+    return (value - method.epsilon * (jnp.sum(plan) - 1.0))[0]

@@ -14,7 +14,7 @@ from pathlib import Path
 import av
 import matplotlib
 import numpy as np
-from jaxtyping import Float, UInt8
+from jaxtyping import Float, Int, UInt8
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
@@ -305,19 +305,21 @@ class Alignment:
       title: which pair, and its distance.
       costs: `[N, M]`, the squared difference of visual step n and audio step m, mean over channels.
       weights: `[N, M]`, how much the distance compares them.
+      path: `[L, 2]`, (visual, audio) steps of one way through, drawn as a line; or None.
     """
 
     title: str
     costs: Float[np.ndarray, "N M"]
     weights: Float[np.ndarray, "N M"]
+    path: Int[np.ndarray, "L 2"] | None = None
 
 
 def alignments(pairs: Sequence[Alignment]) -> str:
-    """The steps that the distance compares, over the cost of comparing them."""
+    """The steps that a distance compares, over the cost of comparing them."""
     low = min(float(pair.costs.min()) for pair in pairs)
     high = max(float(pair.costs.max()) for pair in pairs)
     with matplotlib.rc_context(STYLE):
-        figure, panels = _panels(len(pairs), 5 * len(pairs), 4.1)
+        figure, panels = _panels(len(pairs), min(5 * len(pairs), 12), 4.1, sharey=True)
         for panel, pair in zip(panels, pairs, strict=True):
             shown = panel.imshow(
                 pair.costs, cmap="cividis", vmin=low, vmax=high, aspect="auto", origin="lower"
@@ -332,10 +334,52 @@ def alignments(pairs: Sequence[Alignment]) -> str:
                 edgecolors="#d55e00",
                 linewidths=0.9,
             )
+            if pair.path is not None:
+                panel.plot(pair.path[:, 1], pair.path[:, 0], color="#d55e00", lw=1.4)
             panel.set_title(pair.title, fontsize=9.5)
             panel.set_xlabel("audio step")
-            panel.set_ylabel("visual step")
+        panels[0].set_ylabel("visual step")
         figure.colorbar(shown, ax=panels, shrink=0.8, pad=0.015).outline.set_visible(False)
+    return image(figure)
+
+
+@dataclass(frozen=True)
+class Resampled:
+    """One pair on one grid: what the interpolated Euclidean distance compares.
+
+    Attributes:
+      visual, audio: `[T, c]`, some channels of both latents at the same steps.
+      differences: what is compared -> `[T]`, squared difference of each step, mean over channels.
+    """
+
+    visual: Float[np.ndarray, "T c"]
+    audio: Float[np.ndarray, "T c"]
+    differences: dict[str, Float[np.ndarray, " T"]]
+
+
+def resampled_pair(pair: Resampled) -> str:
+    """Both latents on one grid, and how far they differ from step to step."""
+    limit = float(max(np.abs(pair.visual).max(), np.abs(pair.audio).max(), 1e-9))
+    scale = {"cmap": "PuOr", "vmin": -limit, "vmax": limit, "aspect": "auto"}
+    with matplotlib.rc_context(STYLE):
+        figure, (*maps, curve) = _panels(3, 11, 3.3)
+        streams = (("visual, resampled", pair.visual), ("audio", pair.audio))
+        for panel, (title, values) in zip(maps, streams, strict=True):
+            shown = panel.imshow(values.T, interpolation="nearest", **scale)
+            panel.set_title(title, fontsize=9.5)
+            panel.set_xlabel("step")
+            panel.set_yticks([])
+        maps[0].set_ylabel("channel")
+        figure.colorbar(shown, ax=maps, shrink=0.8, pad=0.015).outline.set_visible(False)
+        colours = (COLOURS["sequence"], COLOURS["aggregation"])
+        lines = zip(pair.differences.items(), colours, ("-", "--"), strict=False)
+        for (label, values), colour, dashes in lines:
+            curve.plot(np.arange(len(values)), values, dashes, color=colour, label=label)
+        curve.set_title("squared difference of a step", fontsize=9.5)
+        curve.set_ylim(bottom=0)
+        curve.grid(axis="y")
+        curve.set_xlabel("step")
+        curve.legend()
     return image(figure)
 
 

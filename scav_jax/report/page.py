@@ -79,6 +79,8 @@ class Pictures:
       histories: (run name, lines of its metrics.jsonl).
       matrices: of the first run.
       alignments: of the first run.
+      comparison: one pair of the first run, as each distance aligns it.
+      resampled: the same pair on one grid, or None.
       searches: of the first run, by sequence.
       no_thumbnails: why clips have no pictures, or "".
     """
@@ -86,6 +88,8 @@ class Pictures:
     histories: list[tuple[str, list[dict]]] = field(default_factory=list)
     matrices: Matrices | None = None
     alignments: list[figures.Alignment] = field(default_factory=list)
+    comparison: list[figures.Alignment] = field(default_factory=list)
+    resampled: figures.Resampled | None = None
     searches: list[Search] = field(default_factory=list)
     no_thumbnails: str = ""
 
@@ -111,7 +115,7 @@ def html(results: dict, pictures: Pictures) -> str:
         _search_section(pictures, runs[0]),
         _hybrid_section(runs),
         _matrix_section(pictures.matrices, runs[0]),
-        _alignment_section(pictures.alignments, runs[0]),
+        _alignment_section(pictures, runs[0]),
         _training_section(pictures.histories),
         _class_section(runs[0]),
         _facts_section(results),
@@ -232,19 +236,40 @@ def _matrix_section(matrices: Matrices | None, run: dict) -> str:
     )
 
 
-def _alignment_section(pairs: Sequence[figures.Alignment], run: dict) -> str:
-    if not pairs:
+def _alignment_section(pictures: Pictures, run: dict) -> str:
+    if not pictures.alignments:
         return ""
-    return markup.section(
-        "Alignment of one pair",
+    parts = [
         markup.figure(
-            figures.alignments(pairs),
+            figures.alignments(pictures.alignments),
             "Cost of comparing each visual step with each audio step, and the alignment",
             "Colour: squared difference of a visual and an audio latent, mean over channels (dark "
             f"is alike). Circles: the steps that {escape(distance_name(run['distance']))} "
             "compares; a larger one has more weight.",
-        ),
-    )
+        )
+    ]
+    if pictures.comparison:
+        parts.append(
+            markup.figure(
+                figures.alignments(pictures.comparison),
+                "The same pair, as each distance aligns it",
+                "The clip with its own audio under each distance. Euclidean: the steps that "
+                "interpolation reads. Soft-DTW: the expected alignment, and as a line the cheapest "
+                "path (DTW). Wasserstein: the transport plan, how much of a visual step moves to "
+                "which audio step.",
+            )
+        )
+    if pictures.resampled is not None:
+        parts.append(
+            markup.figure(
+                figures.resampled_pair(pictures.resampled),
+                "The pair on one grid",
+                "What the interpolated Euclidean distance compares: the channels that vary most, "
+                "of the video resampled to the audio's steps and of the audio, and the squared "
+                "difference of each step. Their mean is the distance.",
+            )
+        )
+    return markup.section("Alignment of one pair", *parts)
 
 
 def _training_section(histories: Sequence[tuple[str, list[dict]]]) -> str:

@@ -1,5 +1,6 @@
 """What a report shows of one run: a few clips' distances, one alignment, some searches."""
 
+import dataclasses
 import json
 import sys
 from collections.abc import Sequence
@@ -13,14 +14,16 @@ from tqdm import tqdm
 
 from scav_jax.datasets import Split
 from scav_jax.distances import alignment
+from scav_jax.distances.dtw import hard_path
 from scav_jax.objectives import normalize_distances
 from scav_jax.records import METRICS_FILE
 from scav_jax.report import figures, page
 from scav_jax.retrieve import DIRECTIONS, queries_first
-from scav_jax.sequences import AudioVisual
+from scav_jax.sequences import AudioVisual, Sequences, resample_like
 
 MATRIX_CLIPS, MATRIX_CLIPS_A_SOURCE = 48, 8
 SEARCHES, FOUND = 3, 5  # shown for each direction
+CHANNELS = 24  # of the latents, in the picture of a resampled pair
 
 
 def is_rendered(split: Split) -> bool:
@@ -80,27 +83,66 @@ def make_alignments(
     clip: int,
 ) -> list[figures.Alignment]:
     """A clip's video with its own audio, and with the closest audio of another clip."""
-    others = np.where(np.arange(len(distances)) == clip, np.inf, distances[clip])
-    wrong = int(np.argmin(others))
-    pairs = [(clip, "its own audio")] + ([(wrong, "closest other audio")] if wrong != clip else [])
     return [
         _align(latents, name, options, clip, audio, f"{what}, d = {distances[clip, audio]:.4g}")
-        for audio, what in pairs
+        for audio, what in _partners(distances, clip)
     ]
+
+
+def _partners(distances: Float[np.ndarray, "K K"], clip: int) -> list[tuple[int, str]]:
+    """A clip's own audio, and the closest audio of another clip if there is one."""
+    others = np.where(np.arange(len(distances)) == clip, np.inf, distances[clip])
+    wrong = int(np.argmin(others))
+    return [(clip, "its own audio")] + ([(wrong, "closest other audio")] if wrong != clip else [])
+
+
+def _one(stream: Sequences, number: int) -> Sequences:
+    """One sequence of many, on the device."""
+    return jax.tree.map(lambda leaf: jnp.asarray(leaf[number]), stream)
 
 
 def _align(
     latents: AudioVisual, name: str, options: dict, visual: int, audio: int, title: str
 ) -> figures.Alignment:
-    one, other = (
-        jax.tree.map(lambda leaf, i=number: jnp.asarray(leaf[i]), stream)
-        for stream, number in zip(latents, (visual, audio), strict=True)
-    )
+    one, other = _one(latents.visual, visual), _one(latents.audio, audio)
     weights = np.asarray(alignment(name, one, other, **options))
     steps = int(one.lengths), int(other.lengths)
     h_visual, h_audio = np.asarray(one.values)[: steps[0]], np.asarray(other.values)[: steps[1]]
     costs = np.mean((h_visual[:, None] - h_audio[None]) ** 2, axis=-1)
     return figures.Alignment(title, costs, weights[: steps[0], : steps[1]])
+
+
+def make_comparison(latents: AudioVisual, clip: int) -> list[figures.Alignment]:
+    """A clip's video with its own audio, as each kind of distance aligns them."""
+    made = [
+        _align(latents, name, {}, clip, clip, title)
+        for name, title in (
+            ("euclidean", "Euclidean: interpolation"),
+            ("soft_dtw", "soft-DTW, and DTW's path"),
+            ("wasserstein", "Wasserstein: transport plan"),
+        )
+    ]
+    pair = [_one(stream, clip) for stream in latents]
+    path, cells = hard_path(*pair)
+    made[1] = dataclasses.replace(made[1], path=np.asarray(path)[: int(cells)])
+    return made
+
+
+def make_resampled(
+    latents: AudioVisual, distances: Float[np.ndarray, "K K"], clip: int
+) -> figures.Resampled:
+    """A clip's video resampled to the steps of its own audio and of the closest other one."""
+    visual = _one(latents.visual, clip)
+    differences = {}
+    for audio, what in _partners(distances, clip):
+        target = _one(latents.audio, audio)
+        steps = int(target.lengths)
+        moved, fixed = resample_like(visual, target).values[:steps], target.values[:steps]
+        differences[what] = np.asarray(jnp.mean((moved - fixed) ** 2, axis=-1))
+        if audio == clip:
+            own = np.asarray(moved), np.asarray(fixed)
+    varied = np.argsort(-own[1].var(axis=0), kind="stable")[:CHANNELS]
+    return figures.Resampled(own[0][:, varied], own[1][:, varied], differences)
 
 
 # ---- searches -------------------------------------------------------------------------------

@@ -1,0 +1,289 @@
+"""Entropic transport between uniform marginals, solved through ott-jax: potentials of given costs.
+
+    min_P <P, C> + epsilon KL(P | a b')     a_i = 1/n on n real rows, b_j = 1/m on m real columns
+
+Its plan is `P = exp((f_i + g_j - C_ij) / epsilon)` with ott's potentials f and g, which carry the
+marginals; in the padding they are 0 here. Everything works on a batch of problems `[P, N, M]`, and
+nothing has a gradient: the distances take the plan for it (Danskin's envelope theorem).
+
+ott takes seconds to import, so import this module where it is used.
+"""
+
+import math
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float
+from ott.geometry import epsilon_scheduler, geometry
+from ott.problems.linear import linear_problem
+from ott.solvers.linear import acceleration, sinkhorn
+
+PLAIN_ITERATIONS = 10  # before over-relaxation: far from the solution it may diverge
+# Over-relaxation by 1 + excess overshoots, which decays by `excess` an iteration: the excess is as
+# large as still leaves 1e-5 or less after the iterations there are.
+EXCESSES = ((50, 0.75), (27, 0.5))  # (from this many iterations, excess)
+
+
+class Potentials(NamedTuple):
+    """Solutions of a batch of problems.
+
+    Attributes:
+      f: of the rows, 0 in the padding.
+      g: of the columns, 0 in the padding.
+      error: how much mass the plan moves into wrong columns, `sum_j |sum_i P_ij - b_j|`, in 0..2;
+        its rows are exact.
+    """
+
+    f: Float[Array, "*problems N"]
+    g: Float[Array, "*problems M"]
+    error: Float[Array, "*problems"]
+
+
+def uniform(mask: Bool[Array, "*problems T"], dtype) -> Float[Array, "*problems T"]:
+    """Equal weights on real steps, which sum to 1, and 0 on padding."""
+    count = jnp.maximum(jnp.sum(mask, axis=-1, keepdims=True), 1)
+    return mask.astype(dtype) / count.astype(dtype)
+
+
+# -- a fixed epsilon ------------------------------------------------------------------------------
+
+
+def fixed_potentials(
+    costs: Float[Array, "P N M"],
+    rows: Bool[Array, "P N"],
+    columns: Bool[Array, "P M"],
+    *,
+    epsilon: float,
+    iterations: int,
+    kernel: str = "auto",
+) -> Potentials:
+    """Alternating Sinkhorn iterations at one epsilon, the last of which leaves the rows exact.
+
+    The minimum of every row, then of every column is taken off the costs first, so that
+    `K = exp(-C / epsilon)` has a 1 in each of them. The iterations are matrix-vector products with
+    K stored where that is stable (`kernel="auto"`): where no cost exceeds `largest_exponent` times
+    epsilon. Then every entry of K is a normal number, and so are the products: the scalings
+    `exp(f / epsilon)` reach `exp(range / epsilon)` at worst, since a Sinkhorn iteration never moves
+    away from the solution in the maximum norm. Else the whole batch is solved in the log domain.
+
+    Args:
+      costs: finite.
+      rows: which rows are real.
+      columns: which columns are real.
+      epsilon: > 0, in units of the costs.
+      iterations: >= 1; each updates both potentials.
+      kernel: "auto", or "stored" or "log" whatever the costs.
+    """
+    f_start, g_start, reduced = absorb_minima(costs, rows, columns)
+
+    def stored(reduced) -> Potentials:
+        return jax.vmap(lambda *problem: _stored(*problem, epsilon, iterations))(
+            reduced, rows, columns
+        )
+
+    def log(reduced) -> Potentials:
+        return jax.vmap(lambda *problem: _log(*problem, epsilon, iterations))(
+            reduced, rows, columns
+        )
+
+    if kernel == "auto":
+        limit = epsilon * largest_exponent(costs.dtype)
+        f, g, error = jax.lax.cond(jnp.max(reduced) <= limit, stored, log, reduced)
+    else:
+        f, g, error = {"stored": stored, "log": log}[kernel](reduced)
+    f, g = jnp.where(rows, f + f_start, 0.0), jnp.where(columns, g + g_start, 0.0)
+    return Potentials(f, g, error)
+
+
+def largest_exponent(dtype) -> float:
+    """x up to which `exp(-x)` is a thousand times the smallest normal number: 80 in float32."""
+    return -math.log(float(jnp.finfo(dtype).tiny)) - math.log(1000.0)
+
+
+def absorb_minima(
+    costs: Float[Array, "P N M"], rows: Bool[Array, "P N"], columns: Bool[Array, "P M"]
+) -> tuple[Float[Array, "P N"], Float[Array, "P M"], Float[Array, "P N M"]]:
+    """(f, g, costs - f - g >= 0) with a zero in every row and column; 0 in the padding."""
+    real = rows[:, :, None] & columns[:, None, :]
+    highest = jnp.asarray(jnp.inf, costs.dtype)
+    f = jnp.min(jnp.where(columns[:, None, :], costs, highest), axis=2)
+    f = jnp.where(rows, f, 0.0)
+    reduced = costs - f[:, :, None]
+    g = jnp.min(jnp.where(rows[:, :, None], reduced, highest), axis=1)
+    g = jnp.where(columns, g, 0.0)
+    return f, g, jnp.where(real, reduced - g[:, None, :], 0.0)
+
+
+@jax.tree_util.register_pytree_node_class
+class StoredKernel(geometry.Geometry):
+    """A geometry that keeps its kernel: ott's own evaluates it again for every product."""
+
+    def apply_kernel(self, vec, eps=None, axis=0):
+        """The kernel, transposed for axis 0, times a vector; epsilon is fixed."""
+        del eps
+        kernel = self._kernel_matrix.T if axis == 0 else self._kernel_matrix
+        return jnp.matmul(kernel, vec, precision=jax.lax.Precision.HIGHEST)
+
+
+@jax.tree_util.register_pytree_node_class
+class Unmeasured(sinkhorn.Sinkhorn):
+    """Sinkhorn for a fixed number of iterations, without the error that ott takes at the last.
+
+    That one is a branch whose sides differ under `shard_map`; here it is `_wrong_mass`.
+    """
+
+    def one_iteration(self, ot_prob, state, iteration, compute_error):
+        """ott's hook for an iteration."""
+        del compute_error
+        step = self.lse_step if self.lse_mode else self.kernel_step
+        return step(ot_prob, state, iteration)
+
+
+@jax.tree_util.register_pytree_node_class
+class OverRelaxed(Unmeasured):
+    """Sinkhorn whose updates go further than to the optimum of a block (Thibault et al. 2021).
+
+    Fifty iterations then come as near as several hundred plain ones. ott's own momentum does the
+    same by two powers a number and iteration, which cost more than the matrix products; here they
+    are square roots. The first iterations and the last are plain.
+    """
+
+    def relaxing(self, iteration):
+        """Whether this iteration is over-relaxed."""
+        return (iteration >= PLAIN_ITERATIONS) & (iteration < self.max_iterations - 1)
+
+    @property
+    def excess(self) -> float:
+        """By how much an update exceeds the plain one."""
+        return next((e for least, e in EXCESSES if self.max_iterations >= least), 0.0)
+
+    def kernel_step(self, ot_prob, state, iteration):
+        """One iteration on scalings: ott's hook for `lse_mode=False`."""
+        geom, relaxing = ot_prob.geom, self.relaxing(iteration)
+        v = geom.update_scaling(state.fu, ot_prob.b, iteration, axis=0)
+        v = self._relaxed_scaling(state.gv, v, relaxing)
+        u = geom.update_scaling(v, ot_prob.a, iteration, axis=1)
+        u = self._relaxed_scaling(state.fu, u, relaxing)
+        return state.set(potentials=(u, v))
+
+    def lse_step(self, ot_prob, state, iteration):
+        """One iteration on potentials: ott's hook for `lse_mode=True`."""
+        geom, f, g = ot_prob.geom, state.fu, state.gv
+        weight = jnp.where(self.relaxing(iteration), 1.0 + self.excess, 1.0)
+        new = geom.update_potential(f, g, jnp.log(ot_prob.b), iteration, axis=0)
+        g = self.momentum(weight, g, new, lse_mode=True)
+        new = geom.update_potential(f, g, jnp.log(ot_prob.a), iteration, axis=1)
+        return state.set(potentials=(self.momentum(weight, f, new, lse_mode=True), g))
+
+    def _relaxed_scaling(self, old, new, relaxing):
+        """`new (new / old)^excess`; padding is 0 and stays so."""
+        if self.excess == 0.0:
+            return new
+        ratio = new / jnp.where(old > 0, old, 1.0)
+        root = jnp.sqrt(ratio)
+        power = root * jnp.sqrt(root) if self.excess == 0.75 else root
+        return new * jnp.where(relaxing, power, 1.0)
+
+
+def _stored(reduced, rows, columns, epsilon: float, iterations: int) -> Potentials:
+    """One problem by products with the stored kernel."""
+    kernel = jnp.exp(-reduced / epsilon)
+    geom = StoredKernel(cost_matrix=reduced, kernel_matrix=kernel, epsilon=epsilon)
+    start = rows.astype(reduced.dtype), columns.astype(reduced.dtype)
+    f, g = _solved(OverRelaxed, iterations, geom, rows, columns, start, lse_mode=False)
+    scalings = geom.scaling_from_potential(f), geom.scaling_from_potential(g)
+    sums = geom.marginal_from_scalings(*scalings, axis=0)
+    return Potentials(f, g, _wrong_mass(sums, columns))
+
+
+def _log(reduced, rows, columns, epsilon: float, iterations: int) -> Potentials:
+    """One problem, the same iterations in the log domain."""
+    geom = geometry.Geometry(cost_matrix=reduced, epsilon=epsilon)
+    f, g = (jnp.where(mask, 0.0, -jnp.inf).astype(reduced.dtype) for mask in (rows, columns))
+    f, g = _solved(OverRelaxed, iterations, geom, rows, columns, (f, g), lse_mode=True)
+    exponents = (f[:, None] + g[None, :] - reduced) / epsilon
+    return Potentials(f, g, _wrong_mass(jnp.sum(jnp.exp(exponents), axis=0), columns))
+
+
+def _solved(kind: type, iterations: int, geom, rows, columns, start, **options):
+    """(f, g) of ott's solver of that kind after so many iterations."""
+    solver = kind(
+        min_iterations=iterations,
+        max_iterations=iterations,
+        inner_iterations=iterations,
+        **options,
+    )
+    marginals = [uniform(mask, geom.cost_matrix.dtype) for mask in (rows, columns)]
+    # ott promotes ranks and dtypes itself; a caller's strict settings are about our code.
+    with jax.numpy_rank_promotion("allow"), jax.numpy_dtype_promotion("standard"):
+        solution = solver(linear_problem.LinearProblem(geom, *marginals), init=start)
+    return solution.f, solution.g
+
+
+def _wrong_mass(sums: Float[Array, "M"], columns: Bool[Array, "M"]) -> Float[Array, ""]:
+    """How far the column sums of a plan are from where they should be, in total."""
+    return jnp.sum(jnp.where(columns, jnp.abs(sums - uniform(columns, sums.dtype)), 0.0))
+
+
+# -- annealed, as geomloss does it ----------------------------------------------------------------
+
+
+def annealed_potentials(
+    costs: Float[Array, "N M"],
+    rows: Bool[Array, "N"],
+    columns: Bool[Array, "M"],
+    *,
+    blur: float,
+    scaling: float,
+    diameter: float,
+) -> tuple[Float[Array, "N"], Float[Array, "M"]]:
+    """(f, g) of one problem after geomloss' loop: simultaneous, averaged updates, once an epsilon.
+
+    In geomloss' convention, `P = a b exp((f + g - C) / epsilon)`; ott's f + g carries
+    `epsilon (log a + log b)` as well. Half of it is put on either side: any other share would stay
+    in f and, with the other sign, in g for ever, and large as the first epsilon is, it would cost
+    float32 its digits.
+    """
+    epsilon, iterations = _schedule(blur, scaling, diameter)
+    averaged = {
+        "lse_mode": True,
+        "parallel_dual_updates": True,
+        "momentum": acceleration.Momentum(value=0.5),
+    }
+    counts = [jnp.maximum(jnp.sum(mask), 1).astype(costs.dtype) for mask in (rows, columns)]
+    half = -0.5 * (jnp.log(counts[0]) + jnp.log(counts[1]))
+    start = _first_potentials(costs, rows, columns, epsilon(0), epsilon(0) * half)
+    geom = geometry.Geometry(cost_matrix=costs, epsilon=epsilon)
+    f, g = _solved(Unmeasured, iterations, geom, rows, columns, start, **averaged)
+    shift = epsilon.target * half
+    return jnp.where(rows, f - shift, 0.0), jnp.where(columns, g - shift, 0.0)
+
+
+def _schedule(blur: float, scaling: float, diameter: float):
+    """(ott's epsilon schedule, the number of iterations until its end was used once)."""
+    first = (diameter / blur) ** 2
+    annealing = math.ceil(math.log(first) / (-2.0 * math.log(scaling)))
+    schedule = epsilon_scheduler.Epsilon(target=blur**2, init=first, decay=scaling**2)
+    return schedule, annealing + 1
+
+
+def _first_potentials(costs, rows, columns, epsilon, shift):
+    """geomloss' start, one softmin each way from potentials of zero, in ott's convention."""
+    f = softmin(costs, jnp.zeros_like(costs[0]), columns, epsilon) + shift
+    g = softmin(costs.T, jnp.zeros_like(costs[:, 0]), rows, epsilon) + shift
+    return jnp.where(rows, f, -jnp.inf), jnp.where(columns, g, -jnp.inf)
+
+
+def softmin(
+    costs: Float[Array, "*problems N M"],
+    g: Float[Array, "*problems M"],
+    columns: Bool[Array, "*problems M"],
+    epsilon,
+) -> Float[Array, "*problems N"]:
+    """`f_i = -epsilon log sum_j b_j exp((g_j - C_ij) / epsilon)` over real columns."""
+    exponents = (g[..., None, :] - costs) / epsilon
+    lowest = jnp.finfo(exponents.dtype).min
+    exponents = jnp.where(columns[..., None, :], exponents, lowest)
+    count = jnp.maximum(jnp.sum(columns, axis=-1, keepdims=True), 1).astype(exponents.dtype)
+    return -epsilon * (jax.nn.logsumexp(exponents, axis=-1) - jnp.log(count))

@@ -1,0 +1,455 @@
+"""Warping: all pairs against the definition, the definition against loops over every path."""
+
+from functools import cache, partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import reference
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
+from jax.test_util import check_grads
+
+from scav_jax.distances import dtw, warping
+from scav_jax.errors import InputError
+from scav_jax.sequences import Sequences, sequences
+
+WIDTH = 4
+LONG, SHORT = [10, 1, 6, 8, 3], [5, 2, 1, 4, 6, 3, 5]  # of 10 and of 6 steps: some fill theirs
+STEPS = {"long": 10, "short": 6}
+AMPLE, TIGHT = 2**30, 1  # bytes: alignments are kept, or computed again a pair at a time
+
+
+def clips(lengths, seed, width=WIDTH):
+    rng = np.random.default_rng(seed)
+    return [rng.normal(size=(length, width)) for length in lengths]
+
+
+def padded(items, steps, fill=np.nan, dtype=np.float32) -> Sequences:
+    values = np.full((len(items), steps, items[0].shape[1]), fill, dtype)
+    for row, item in zip(values, items, strict=True):
+        row[: len(item)] = item
+    lengths = jnp.asarray([len(item) for item in items], jnp.int32)
+    return sequences(jnp.asarray(values), lengths)
+
+
+def one(stream: Sequences) -> Sequences:
+    return jax.tree.map(lambda x: x[0], stream)
+
+
+def streams(order="long first", **how):
+    """Visual and audio sequences, either of which may be the longer ones."""
+    long, short = (
+        padded(clips(LONG, 1), STEPS["long"], **how),
+        padded(clips(SHORT, 2), STEPS["short"], **how),
+    )
+    return (long, short) if order == "long first" else (short, long)
+
+
+each_order = pytest.mark.parametrize("order", ["long first", "short first"])
+each_gamma = pytest.mark.parametrize("gamma", [0.1, None])
+
+
+def all_pairs(visual, audio, gamma, block=None, memory_bytes=AMPLE):
+    how = {"block": block, "memory_bytes": memory_bytes}
+    if gamma is None:
+        distances, aux = dtw.dtw_matrix(visual, audio, **how)
+    else:
+        distances, aux = dtw.soft_dtw_matrix(visual, audio, gamma=gamma, **how)
+    assert aux == {}
+    return distances
+
+
+def by_definition(visual, audio, gamma):
+    pair = dtw.dtw if gamma is None else partial(dtw.soft_dtw, gamma=gamma)
+    return jax.vmap(jax.vmap(pair, (None, 0)), (0, None))(visual, audio)
+
+
+def weights_of(shape):
+    return np.random.default_rng(9).normal(size=shape)
+
+
+@cache
+def compiled(function, **how):
+    """-> D and the gradients of a random contraction of D for both streams' values."""
+
+    def weighted(v, a, visual, audio):
+        distances = function(visual.replace(values=v), audio.replace(values=a), **how)
+        weights = jnp.asarray(weights_of(distances.shape), distances.dtype)
+        return jnp.sum(distances * weights), distances
+
+    return jax.jit(jax.value_and_grad(weighted, (0, 1), has_aux=True))
+
+
+def run(function, visual, audio, **how):
+    (_, distances), gradients = compiled(function, **how)(
+        visual.values, audio.values, visual, audio
+    )
+    return [np.asarray(x) for x in (distances, *gradients)]
+
+
+def assert_close(results, expected, tolerance):
+    for result, right in zip(results, expected, strict=True):
+        assert result.dtype == right.dtype
+        np.testing.assert_allclose(result, right, atol=tolerance * np.abs(right).max(), rtol=0)
+
+
+# -- all pairs ------------------------------------------------------------------------------------
+
+
+@each_order
+@each_gamma
+def test_all_pairs_are_the_definition(order, gamma):
+    """Rectangular, ragged, lengths of 1, NaN in the padding; values and gradients."""
+    visual, audio = streams(order)
+    results = run(all_pairs, visual, audio, gamma=gamma)
+    assert_close(results, run(by_definition, visual, audio, gamma=gamma), 1e-5)
+
+
+@pytest.mark.parametrize(
+    ("block", "memory_bytes"),
+    [(1, AMPLE), (4, TIGHT), (33, AMPLE), (None, TIGHT)],
+)
+def test_block_and_memory_change_nothing(block, memory_bytes):
+    """Of 35 pairs: one at a time, a number that does not divide, and more than there are."""
+    visual, audio = streams()
+    expected = run(all_pairs, visual, audio, gamma=0.1)
+    how = {"block": block, "memory_bytes": memory_bytes}
+    assert_close(run(all_pairs, visual, audio, gamma=0.1, **how), expected, 2e-6)
+
+
+@pytest.mark.parametrize(
+    ("stream", "group", "across", "on_cpu"),
+    [(3, 2, 2, True), (1, 7, 4, False), (2, 1, 5, False)],
+)
+def test_every_tiling_gives_the_same(monkeypatch, stream, group, across, on_cpu):
+    """Items side by side and one after another, with and without some left over."""
+    if not on_cpu:
+        monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+        assert warping.fast_block(5, 6, 4, AMPLE) > warping.CPU_CELLS // 30
+        assert warping.tiling(100, 200, 5000) == warping.Tiling(1, 25, 200)
+    tiling = warping.Tiling(stream, group, across)
+    visual, audio = streams("short first")
+    expected = run(all_pairs, visual, audio, gamma=0.1)
+    monkeypatch.setattr(warping, "tiling", lambda *_: tiling)
+
+    def by_these_tiles(visual, audio):
+        return all_pairs(visual, audio, gamma=0.1, memory_bytes=AMPLE if on_cpu else TIGHT)
+
+    assert_close(run(by_these_tiles, visual, audio), expected, 2e-6)
+
+
+def test_tiles_are_even_and_within_the_block():
+    for queries, candidates, block in [(256, 256, 272), (7, 5, 33), (1000, 3, 64), (1, 999, 10)]:
+        stream, group, across = warping.tiling(queries, candidates, block)
+        assert stream * group * across <= block
+        rows, columns = -(-queries // (stream * group)), -(-candidates // across)
+        in_vain = rows * stream * group * columns * across / (queries * candidates)
+        assert in_vain < 1.2
+
+
+@each_gamma
+def test_padding_reaches_nothing(gamma):
+    visual, audio = streams()
+    results = run(all_pairs, visual, audio, gamma=gamma)
+    for fill in (0.0, np.inf):
+        others = run(all_pairs, *streams(fill=fill), gamma=gamma)
+        for result, other in zip(results, others, strict=True):
+            np.testing.assert_array_equal(result, other)
+    for gradient, lengths in zip(results[1:], (LONG, SHORT), strict=True):
+        for item, length in zip(gradient, lengths, strict=True):
+            assert not np.any(item[length:])
+            assert np.all(np.any(item[:length], axis=-1))
+
+
+@each_gamma
+def test_float64(gamma):
+    with jax.enable_x64(True):
+        visual, audio = streams(dtype=np.float64)
+        results = run(all_pairs, visual, audio, gamma=gamma, block=4, memory_bytes=TIGHT)
+        assert results[0].dtype == np.float64
+        assert_close(results, run(by_definition, visual, audio, gamma=gamma), 1e-13)
+
+
+def test_float32_stays_float32_beside_float64():
+    visual, audio = streams()
+    expected = run(all_pairs, visual, audio, gamma=0.1)
+    with jax.enable_x64(True):
+        assert_close(run(all_pairs, visual, audio, gamma=0.1), expected, 1e-6)
+
+
+@each_order
+@each_gamma
+def test_all_pairs_are_the_formula(order, gamma):
+    visual, audio = clips(LONG, 1), clips(SHORT, 2)
+    if order == "short first":
+        visual, audio = audio, visual
+    formula = reference.dtw if gamma is None else partial(reference.soft_dtw, gamma=gamma)
+    expected = np.array([[formula(v, a) for a in audio] for v in visual])
+    results = run(all_pairs, *streams(order), gamma=gamma)
+    np.testing.assert_allclose(results[0], expected, rtol=1e-5, atol=1e-5)
+
+
+def test_gradient_is_that_of_the_value():
+    with jax.enable_x64(True):
+        visual, audio = streams(dtype=np.float64, fill=0.0)
+
+        @jax.jit
+        def distances(v, a):
+            return all_pairs(visual.replace(values=v), audio.replace(values=a), 0.5, block=5)
+
+        values = visual.values, audio.values
+        check_grads(distances, values, 1, ("rev",), atol=1e-6, rtol=1e-6)
+
+
+def test_equally_cheap_steps_share_the_gradient():
+    """Sequences that repeat one step: every cell ties; the definition shares equally too."""
+    rng = np.random.default_rng(0)
+    ones = [np.ones((n, 1)) * rng.normal(size=(1, WIDTH)) for n in (4, 3, 5)]
+    visual, audio = padded(ones[:2], 5), padded(ones[1:], 6)
+    results = run(all_pairs, visual, audio, gamma=None)
+    assert_close(results, run(by_definition, visual, audio, gamma=None), 1e-5)
+
+
+# -- accuracy -------------------------------------------------------------------------------------
+
+
+def course(steps, seed):
+    """Two noisy recordings of the same events at different paces."""
+    rng = np.random.default_rng(seed)
+    events = rng.normal(size=(max(steps), 64))
+    return [events[np.arange(n) * max(steps) // n] + 0.3 * rng.normal(size=(n, 64)) for n in steps]
+
+
+@pytest.mark.parametrize("gamma", [1e-3, 10.0])
+def test_gradients_of_long_paths_are_those_of_float64(gamma):
+    """Costs of up to 1e5 gamma: where differences of S lose the gradient in float32."""
+    pairs = [course((40, 130), seed) for seed in range(3)]
+    pairs[2] = clips([40, 130], 7, width=64)
+    visual, audio = ([pair[k] for pair in pairs] for k in (0, 1))
+    results = run(all_pairs, padded(visual, 40), padded(audio, 130), gamma=gamma)
+    with jax.enable_x64(True):
+        exact = padded(visual, 40, dtype=np.float64), padded(audio, 130, dtype=np.float64)
+        expected = run(by_definition, *exact, gamma=gamma)
+    for result, right, tolerance in zip(results, expected, (1e-6, 3e-4, 3e-4), strict=True):
+        assert np.isfinite(result).all()
+        np.testing.assert_allclose(result, right, atol=tolerance * np.abs(right).max(), rtol=0)
+
+
+def test_a_large_common_offset_changes_nothing():
+    """Differences of 0.01 at an offset of 30: what an uncentred product loses."""
+    visual, audio = clips(LONG, 1), clips(SHORT, 2)
+    moved = [[0.01 * x + 30.0 for x in items] for items in (visual, audio)]
+    moved = [[x.astype(np.float32).astype(float) for x in items] for items in moved]
+    expected = np.array([[reference.soft_dtw(v, a, 1e-5) for a in moved[1]] for v in moved[0]])
+    result = run(all_pairs, *(padded(x, 10) for x in moved), gamma=1e-5)[0]
+    np.testing.assert_allclose(result, expected, atol=1e-5 * np.abs(expected).max())
+
+
+# -- given costs ----------------------------------------------------------------------------------
+
+
+def given_costs(n, m, pairs, seed=0):
+    rng = np.random.default_rng(seed)
+    costs = rng.uniform(size=(n, m, pairs)).astype(np.float32)
+    rows = rng.integers(1, n + 1, pairs).astype(np.int32)
+    columns = rng.integers(1, m + 1, pairs).astype(np.int32)
+    rows[0], columns[0] = n, m
+    return jnp.asarray(costs), jnp.asarray(rows), jnp.asarray(columns)
+
+
+@pytest.mark.parametrize("gamma", [0.01, 0.3, 5.0, None])
+@pytest.mark.parametrize(("n", "m"), [(3, 5), (5, 3), (1, 4), (1, 1)])
+def test_given_costs_are_summed_over_every_path(n, m, gamma):
+    """Values by loops, alignments by the enumeration of all paths; 0 outside of the real cells."""
+    costs, rows, columns = given_costs(n, m, pairs=7)
+    cotangent = jnp.arange(1.0, 8.0)
+
+    @jax.jit
+    def solved(costs):
+        values, pull = jax.vjp(
+            lambda c: warping.warping_costs(c, rows, columns, gamma, block=3), costs
+        )
+        return values, pull(cotangent)[0]
+
+    values, gradient = solved(costs)
+    for k in range(7):
+        real = np.asarray(costs, float)[: rows[k], : columns[k], k]
+        np.testing.assert_allclose(
+            values[k], reference.soft_dtw_of_costs(real, gamma or 0), rtol=1e-5, atol=1e-5
+        )
+        alignment = np.zeros((n, m))
+        alignment[: rows[k], : columns[k]] = reference.soft_dtw_alignment(real, gamma or 1e-7)
+        np.testing.assert_allclose(gradient[..., k] / cotangent[k], alignment, atol=2e-5)
+        assert not np.any(gradient[rows[k] :, :, k])
+        assert not np.any(gradient[:, columns[k] :, k])
+
+
+@pytest.mark.parametrize(("pairs", "block"), [(33, 64), (100, 32), (100, None)])
+def test_given_costs_in_tiles_of_any_size(pairs, block):
+    """One tile that is not full, several of which the last two overlap, one for all."""
+    costs, rows, columns = given_costs(4, 6, pairs)
+    weights = jnp.asarray(weights_of(pairs), jnp.float32)
+
+    def total(costs, block):
+        values = warping.warping_costs(costs, rows, columns, 0.1, block=block)
+        return jnp.sum(weights * values)
+
+    solve = jax.jit(jax.value_and_grad(total), static_argnums=1)
+    expected, expected_gradient = solve(costs, 1)
+    value, gradient = solve(costs, block)
+    np.testing.assert_allclose(value, expected, rtol=1e-5)
+    np.testing.assert_allclose(gradient, expected_gradient, atol=1e-5)
+
+
+def test_a_cost_that_is_not_a_number_is_not_hidden():
+    costs = jnp.ones((3, 4, 2)).at[1, 2, 0].set(jnp.nan)
+    lengths = jnp.array([3, 3]), jnp.array([4, 4])
+    values = warping.warping_costs(costs, *lengths, 0.1)
+    np.testing.assert_array_equal(np.isnan(values), [True, False])
+
+
+def test_warping_equals_tslearn(monkeypatch):
+    import numba
+
+    monkeypatch.setattr(numba.config, "DISABLE_JIT", True)  # its compilation takes seconds
+    from tslearn import metrics
+
+    visual, audio = clips([9, 1, 6], 1), clips([5, 2, 1], 2)
+
+    @jax.jit
+    def ours(*pair):
+        soft = dtw.soft_dtw(*pair, gamma=0.5), dtw.soft_alignment(*pair, gamma=0.5)
+        return *soft, dtw.dtw(*pair), *dtw.hard_path(*pair)
+
+    for v, a in zip(visual, audio, strict=True):
+        pair = (one(padded([x], steps)) for x, steps in ((v, 9), (a, 6)))
+        soft, alignment, hard, path, cells = ours(*pair)
+        scaled = [x / np.sqrt(WIDTH) for x in (v, a)]  # tslearn sums over channels
+        expected, distance = metrics.soft_dtw_alignment(*scaled, gamma=0.5)
+        np.testing.assert_allclose(soft, distance, rtol=1e-5)
+        np.testing.assert_allclose(alignment[: len(v), : len(a)], expected, atol=1e-5)
+        expected, distance = metrics.dtw_path(*scaled)
+        np.testing.assert_allclose(hard, distance**2, rtol=1e-5)
+        np.testing.assert_array_equal(path[:cells], expected)
+
+
+# -- paths ----------------------------------------------------------------------------------------
+
+
+@jax.jit
+def path_and_alignment(visual, audio):
+    return *dtw.hard_path(visual, audio), dtw.hard_alignment(visual, audio)
+
+
+@pytest.mark.parametrize("lengths", [(5, 4), (3, 6), (1, 4), (5, 1), (1, 1), (6, 6)])
+def test_hard_path_is_the_cheapest_of_all(lengths):
+    v, a = clips([lengths[0]], 11)[0], clips([lengths[1]], 12)[0]
+    path, cells, alignment = path_and_alignment(one(padded([v], 6)), one(padded([a], 7)))
+    costs = reference.step_costs(v, a)
+    best = min(
+        reference.monotone_paths(*lengths), key=lambda path: sum(costs[cell] for cell in path)
+    )
+    assert path.shape == (6 + 7 - 1, 2)
+    assert cells == len(best)
+    np.testing.assert_array_equal(path[:cells], best)
+    np.testing.assert_array_equal(path[cells:], [best[-1]] * (len(path) - len(best)))
+    on_path = np.zeros((6, 7))
+    on_path[tuple(np.transpose(best))] = 1.0  # without ties the gradient is the path
+    np.testing.assert_array_equal(alignment, on_path)
+
+
+def test_hard_path_prefers_the_diagonal():
+    same = [sequences(jnp.ones((n, WIDTH))) for n in (3, 4)]
+    path, cells = dtw.hard_path(*same)
+    assert path[:cells].tolist() == [[0, 0], [1, 1], [2, 2], [2, 3]]
+
+
+# -- compilation, memory, devices -----------------------------------------------------------------
+
+
+def test_new_lengths_are_not_a_new_program():
+    visual, audio = streams()
+    traces = []
+
+    @jax.jit
+    def distances(visual, audio):
+        traces.append(None)
+        return jax.value_and_grad(
+            lambda v: jnp.sum(all_pairs(visual.replace(values=v), audio, 0.1))
+        )(visual.values)
+
+    first, _ = distances(visual, audio)
+    others = padded(clips([2, 10, 10, 1, 4], 3), 10)
+    second, _ = distances(others, audio)
+    assert len(traces) == 1
+    assert first != second
+
+
+def temporary_bytes(batch, n, m, memory_bytes, backward=True, block=None):
+    shapes = [
+        jax.ShapeDtypeStruct((size, steps, 16), jnp.float32)
+        for size, steps in ((batch, n), (batch, m))
+    ]
+
+    def total(v, a):
+        how = {"gamma": 0.1, "block": block, "memory_bytes": memory_bytes}
+        return jnp.sum(all_pairs(sequences(v), sequences(a), **how))
+
+    function = jax.grad(total, (0, 1)) if backward else total
+    program = jax.jit(function).lower(*shapes).compile()
+    return program.memory_analysis().temp_size_in_bytes
+
+
+def test_memory_is_a_setting():
+    """The alignments of all pairs are kept where they fit, and never where they do not."""
+    batch, n, m = 64, 40, 100
+    latents, kept = 4 * batch * (n + m) * 16, 4 * batch**2 * n * m
+    for budget in (2**22, 2**26):
+        assert temporary_bytes(batch, n, m, budget) <= budget + 6 * latents
+    assert kept <= temporary_bytes(batch, n, m, 2**28) <= 2**28
+    assert temporary_bytes(batch, n, m, 2**28, backward=False) < kept / 3
+    one_pair = temporary_bytes(batch, n, m, 2**24, block=1)
+    assert one_pair < 2 * warping.tile_bytes(n, m, 4) + 6 * latents
+
+
+def test_memory_does_not_grow_with_the_number_of_pairs():
+    budget = 2**23
+    small, large = (temporary_bytes(batch, 20, 50, budget) for batch in (32, 128))
+    assert large - small <= 6 * 4 * (128 - 32) * 70 * 16 + 2 * 4 * 128**2
+
+
+@pytest.mark.parametrize(("order", "memory_bytes"), [("long first", AMPLE), ("short first", TIGHT)])
+def test_eight_devices_are_one(order, memory_bytes):
+    """Rows of D on their own devices, by `shard_map` and by `jit`."""
+    long, short = (
+        padded(clips([9, 1, 6, 8, 3, 2, 10, 5], 1), 10),
+        padded(clips([5, 2, 1, 4, 6, 3, 5, 6], 2), 6),
+    )
+    visual, audio = (long, short) if order == "long first" else (short, long)
+    function = partial(all_pairs, gamma=0.1, memory_bytes=memory_bytes)
+    expected = run(function, visual, audio)
+    mesh = jax.make_mesh((8,), ("devices",), axis_types=(jax.sharding.AxisType.Auto,))
+    by_rows = jax.shard_map(
+        function, mesh=mesh, in_specs=(P("devices"), P()), out_specs=P("devices")
+    )
+    assert_close(run(by_rows, visual, audio), expected, 2e-6)
+    sharded = jax.device_put(visual, NamedSharding(mesh, P("devices")))
+    assert_close(run(function, sharded, audio), expected, 2e-6)
+
+
+# -- what a person gets wrong ---------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("gamma", [0.0, -1.0, float("nan"), float("inf")])
+def test_gamma_is_checked(gamma):
+    visual, audio = streams()
+    pair = one(visual), one(audio)
+    for call in (
+        lambda: dtw.soft_dtw(*pair, gamma=gamma),
+        lambda: dtw.soft_alignment(*pair, gamma=gamma),
+        lambda: dtw.soft_dtw_matrix(visual, audio, block=None, memory_bytes=AMPLE, gamma=gamma),
+    ):
+        with pytest.raises(InputError, match="gamma"):
+            jax.eval_shape(call)

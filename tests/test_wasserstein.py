@@ -1,0 +1,562 @@
+"""Optimal transport between sequences: both forms, their fast matrices and ott underneath."""
+
+import subprocess
+import sys
+from functools import cache, partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import reference
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+from jax.test_util import check_grads
+
+from scav_jax.distances.sinkhorn import absorb_minima, fixed_potentials, largest_exponent
+from scav_jax.distances.wasserstein import (
+    FixedEpsilon,
+    sinkhorn,
+    sinkhorn_matrix,
+    sinkhorn_plan,
+    transport_plan,
+    wasserstein,
+    wasserstein_matrix,
+)
+from scav_jax.errors import InputError
+from scav_jax.sequences import sequences
+
+WIDTH = 5
+VISUAL_LENGTHS, VISUAL_STEPS = [7, 1, 4, 6, 8], 9
+AUDIO_LENGTHS, AUDIO_STEPS = [3, 5, 1], 6
+WEIGHT = 0.3
+PLAIN = {"epsilon": 0.5, "position_weight": WEIGHT, "debiased": False}
+DEBIASED = {"epsilon": 0.5, "position_weight": WEIGHT}
+FORMS = {"sinkhorn": (sinkhorn, sinkhorn_matrix), "wasserstein": (wasserstein, wasserstein_matrix)}
+
+
+def clips(lengths, seed, width=WIDTH, scale=1.0):
+    """Unpadded float64 sequences."""
+    rng = np.random.default_rng(seed)
+    return [scale * rng.normal(size=(length, width)) for length in lengths]
+
+
+def padded(items, steps, dtype=np.float32, fill=np.nan):
+    """The same as `Sequences`, by default with NaN in the padding."""
+    values = np.full((len(items), steps, items[0].shape[1]), fill, dtype)
+    for row, item in zip(values, items, strict=True):
+        row[: len(item)] = item
+    return sequences(jnp.asarray(values), jnp.array([len(item) for item in items], jnp.int32))
+
+
+VISUAL, AUDIO = clips(VISUAL_LENGTHS, 1), clips(AUDIO_LENGTHS, 2)
+
+
+def both(dtype=np.float32, fill=np.nan):
+    return padded(VISUAL, VISUAL_STEPS, dtype, fill), padded(AUDIO, AUDIO_STEPS, dtype, fill)
+
+
+@cache
+def gradient_function(form, options, by_definition=False):
+    """Jitted `(visual values, audio values, visual, audio) -> ((_, (D, aux)), gradients)`."""
+    pair, matrix = FORMS[form]
+    if by_definition:
+        one = partial(pair, **dict(options))
+        lifted = jax.vmap(jax.vmap(one, in_axes=(None, 0)), in_axes=(0, None))
+
+        def distances(v, a):
+            return lifted(v, a), {}
+
+    else:
+        distances = partial(matrix, **dict(options))
+
+    def weighted(v, a, visual, audio):
+        result, aux = distances(visual.replace(values=v), audio.replace(values=a))
+        weights = np.random.default_rng(9).normal(size=result.shape).astype(result.dtype)
+        return jnp.sum(result * weights), (result, aux)
+
+    return jax.jit(jax.value_and_grad(weighted, argnums=(0, 1), has_aux=True))
+
+
+def result_and_gradients(form, options, visual, audio, **how):
+    function = gradient_function(form, tuple(options.items()), **how)
+    (_, (result, _)), gradients = function(visual.values, audio.values, visual, audio)
+    return np.asarray(result), gradients
+
+
+def aux_of(form, options, visual, audio):
+    function = gradient_function(form, tuple(options.items()))
+    (_, (_, aux)), _ = function(visual.values, audio.values, visual, audio)
+    return aux
+
+
+def assert_close(results, expected, relative):
+    """Largest difference relative to the largest number of each array."""
+    for ours, theirs in zip(results, expected, strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=0, atol=relative * np.max(np.abs(theirs)))
+
+
+def costs_of(visual, audio, weight=WEIGHT):
+    """The costs of `sinkhorn`, in numpy from the formula."""
+    apart = np.subtract.outer(*(np.arange(len(x)) / max(len(x) - 1, 1) for x in (visual, audio)))
+    return reference.step_costs(visual, audio) + weight * apart**2
+
+
+def sinkhorn_by_formula(epsilon, debiased):
+    """The matrix of converged transport by loops over the reference."""
+    result = np.zeros((len(VISUAL), len(AUDIO)))
+    for i, v in enumerate(VISUAL):
+        for j, a in enumerate(AUDIO):
+            result[i, j] = reference.entropic_transport(costs_of(v, a), epsilon)
+            if debiased:
+                own = [reference.entropic_self_transport(costs_of(x, x), epsilon) for x in (v, a)]
+                result[i, j] -= 0.5 * sum(own)
+    return result
+
+
+# -- values against the formula and other packages ------------------------------------------------
+
+
+@pytest.mark.parametrize("options", [PLAIN, DEBIASED], ids=["plain", "debiased"])
+def test_sinkhorn_is_entropic_transport_of_every_ragged_pair(options):
+    expected = sinkhorn_by_formula(0.5, options.get("debiased", True))
+    result, _ = result_and_gradients("sinkhorn", options, *both())
+    assert result.dtype == np.float32
+    np.testing.assert_allclose(result, expected, rtol=1e-5, atol=2e-6)
+
+
+def test_sinkhorn_and_its_plan_equal_pot():
+    import ot
+
+    visual, audio = VISUAL[0], AUDIO[1]
+    weights = [np.full(len(x), 1 / len(x)) for x in (visual, audio)]
+    solution = ot.solve(
+        costs_of(visual, audio), *weights, reg=0.2, reg_type="KL", max_iter=100_000, tol=1e-10
+    )
+    options = {**PLAIN, "epsilon": 0.2}
+    v, a = both()
+    v, a = jax.tree.map(lambda x: x[0], v), jax.tree.map(lambda x: x[1], a)
+    value, plan = jax.jit(lambda v, a: (sinkhorn(v, a, **options), sinkhorn_plan(v, a, **options)))(
+        v, a
+    )
+    assert np.isclose(value, solution.value, rtol=1e-5)
+    np.testing.assert_allclose(plan[: len(visual), : len(audio)], solution.plan, atol=2e-6)
+    assert not np.any(plan[len(visual) :])
+    assert not np.any(plan[:, len(audio) :])
+
+
+def test_wasserstein_matrix_is_the_iteration_of_geomloss():
+    expected = np.array(
+        [
+            [reference.geomloss_wasserstein(v, a, 0.05, 10.0, diameter=256.0) for a in AUDIO]
+            for v in VISUAL
+        ]
+    )
+    single, _ = result_and_gradients("wasserstein", {}, *both())
+    np.testing.assert_allclose(single, expected, rtol=5e-5)
+    with jax.enable_x64(True):
+        double, _ = result_and_gradients("wasserstein", {}, *both(np.float64))
+        np.testing.assert_allclose(double, expected, rtol=1e-6)
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_a_large_common_offset_changes_nothing(form):
+    """Products are taken of centred sequences."""
+    options = DEBIASED if form == "sinkhorn" else {}
+    expected, right = result_and_gradients(form, options, *both())
+    visual, audio = ([x + 300.0 for x in items] for items in (VISUAL, AUDIO))
+    moved = padded(visual, VISUAL_STEPS), padded(audio, AUDIO_STEPS)
+    result, gradients = result_and_gradients(form, options, *moved)
+    # float32 holds the moved latents themselves to 1.5e-5 only
+    assert_close([result], [expected], 3e-5)
+    assert_close(gradients, right, 1e-4 if form == "sinkhorn" else 3e-2)
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_a_sequence_is_at_distance_zero_from_itself(form):
+    """The three sequences of the audio once more among the five of the other side."""
+    options = DEBIASED if form == "sinkhorn" else {}
+    visual = padded([*AUDIO, *VISUAL[:2]], VISUAL_STEPS)
+    result, _ = result_and_gradients(form, options, visual, both()[1])
+    own = np.eye(len(VISUAL), len(AUDIO), dtype=bool)
+    np.testing.assert_allclose(result[own], 0.0, atol=2e-6)
+    assert np.all(result[~own] > 0.01)
+
+
+# -- the matrix is the definition -----------------------------------------------------------------
+
+
+BLOCKS = [
+    {},  # as many pairs as is fast: all of them
+    {"block": 1},
+    {"block": 4, "memory_bytes": 4000},  # tiles of two by two, which neither 5 nor 3 fills
+    {"block": 4, "memory_bytes": 1},  # and no potentials kept for the backward pass
+]
+
+
+@pytest.mark.parametrize("how", BLOCKS, ids=str)
+def test_matrix_is_vmap_of_the_definition(how):
+    expected, right = result_and_gradients("sinkhorn", PLAIN, *both(), by_definition=True)
+    result, gradients = result_and_gradients("sinkhorn", {**PLAIN, **how}, *both())
+    assert_close([result], [expected], 1e-6)
+    assert_close(gradients, right, 1e-5)
+
+
+@pytest.mark.parametrize("how", [{}, {"block": 4, "memory_bytes": 1}], ids=str)
+@pytest.mark.parametrize("form", FORMS)
+def test_matrix_is_the_definition_in_float64_and_with_self_terms(form, how):
+    """Where float32 does not hide a difference: at blur 0.05 it rounds a cost to epsilon / 100."""
+    if form == "sinkhorn" and how:
+        pytest.skip("its blocks are tested in float32")
+    options = DEBIASED if form == "sinkhorn" else {}
+    with jax.enable_x64(True):
+        inputs = both(np.float64)
+        expected, right = result_and_gradients(form, options, *inputs, by_definition=True)
+        result, gradients = result_and_gradients(form, {**options, **how}, *inputs)
+        assert result.dtype == np.float64
+        assert_close([result], [expected], 1e-12)
+        assert_close(gradients, right, 1e-10)
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_padding_reaches_neither_value_nor_gradient(form):
+    options = DEBIASED if form == "sinkhorn" else {}
+    result, gradients = result_and_gradients(form, options, *both())
+    for fill in (0.0, np.inf):
+        other, other_gradients = result_and_gradients(form, options, *both(fill=fill))
+        np.testing.assert_array_equal(result, other)
+        for ours, theirs in zip(gradients, other_gradients, strict=True):
+            np.testing.assert_array_equal(ours, theirs)
+    for gradient, lengths in zip(gradients, (VISUAL_LENGTHS, AUDIO_LENGTHS), strict=True):
+        for clip, length in zip(gradient, lengths, strict=True):
+            assert not np.any(clip[length:])
+            assert np.all(np.any(clip[:length], axis=-1))
+
+
+# -- gradients ------------------------------------------------------------------------------------
+
+
+def test_gradient_of_sinkhorn_is_that_of_its_value():
+    """At convergence the envelope theorem is exact: numerical differences agree."""
+    with jax.enable_x64(True):
+        visual, audio = padded(VISUAL[2:3], 4, np.float64), padded(AUDIO[:1], 3, np.float64)
+
+        @jax.jit
+        def distances(v, a):
+            streams = visual.replace(values=v), audio.replace(values=a)
+            return sinkhorn_matrix(*streams, iterations=100, **DEBIASED)[0]
+
+        check_grads(distances, (visual.values, audio.values), 1, ("rev",), atol=1e-6, rtol=1e-6)
+
+
+@pytest.mark.parametrize("epsilon", [0.01, 10.0])
+def test_gradients_are_finite_and_right_at_extremes(epsilon):
+    """At 0.01 costs are up to 5,000 times epsilon, and the plan is that of unregularised transport.
+
+    So it is where steps are far apart and both sides have as many; these random ones are.
+    """
+    import ot
+
+    visual, audio = clips([5, 1, 5], 5, scale=3.0), clips([5, 5], 105, scale=3.0)
+    options = {**PLAIN, "epsilon": epsilon, "iterations": 3000}
+    inputs = padded(visual, 7), padded(audio, 6)
+    result, gradients = result_and_gradients("sinkhorn", options, *inputs)
+    weights = np.random.default_rng(9).normal(size=result.shape)
+    assert all(np.isfinite(gradient).all() for gradient in gradients)
+    right = [np.zeros((3, 7, WIDTH)), np.zeros((2, 6, WIDTH))]
+    for i, v in enumerate(visual):
+        for j, a in enumerate(audio):
+            costs = costs_of(v, a)
+            plan = (
+                ot.emd([], [], costs) if epsilon < 1 else reference.transport_plan(costs, epsilon)
+            )
+            plan = weights[i, j] * plan * 2 / WIDTH
+            right[0][i, : len(v)] += plan.sum(1)[:, None] * v - plan @ a
+            right[1][j, : len(a)] += plan.sum(0)[:, None] * a - plan.T @ v
+    assert_close(gradients, right, 1e-3 if epsilon < 1 else 1e-5)
+
+
+# -- Sinkhorn iterations --------------------------------------------------------------------------
+
+
+def random_problems(pairs, n, m, width, seed=5):
+    """Costs `[P, N, M]` of random sequences, float64."""
+    items = clips([n] * pairs, seed, width), clips([m] * pairs, seed + 1, width)
+    return np.stack([costs_of(v, a) for v, a in zip(*items, strict=True)])
+
+
+def masks(costs, n, m):
+    """Masks of problems of which only the first n rows and m columns are real."""
+    pairs, steps, others = costs.shape
+    rows, columns = jnp.arange(steps) < n, jnp.arange(others) < m
+    return jnp.broadcast_to(rows, (pairs, steps)), jnp.broadcast_to(columns, (pairs, others))
+
+
+@pytest.mark.parametrize("iterations", [1, 30, 60])
+def test_both_domains_agree(iterations):
+    """Plain and over-relaxed by one half and by three quarters."""
+    costs = jnp.asarray(random_problems(3, 7, 6, width=8), jnp.float32)
+    solve = partial(fixed_potentials, epsilon=0.1, iterations=iterations)
+    stored, log = (
+        jax.jit(partial(solve, kernel=kernel))(costs, *masks(costs, 5, 6))
+        for kernel in ("stored", "log")
+    )
+    for ours, theirs in zip(stored, log, strict=True):
+        np.testing.assert_allclose(ours, theirs, atol=2e-6)
+    assert not np.any(stored.f[:, 5:])
+
+
+def test_every_real_row_and_column_has_a_zero_when_minima_are_absorbed():
+    costs = jnp.asarray(random_problems(2, 7, 6, width=3)).at[:, :, 4:].add(-5.0)
+    rows, columns = masks(costs, 5, 4)
+    f, g, reduced = absorb_minima(costs, rows, columns)
+    real = np.asarray(reduced)[:, :5, :4]
+    assert np.all(real.min(axis=1) == 0) and np.all(real.min(axis=2) == 0)
+    whole = f[:, :5, None] + g[:, None, :4] + real
+    np.testing.assert_allclose(whole, costs[:, :5, :4], rtol=1e-5, atol=1e-6)
+    assert not np.any(reduced[:, 5:]) and not np.any(reduced[:, :, 4:])
+    assert not np.any(f[:, 5:]) and not np.any(g[:, 4:])
+
+
+def test_kernels_are_stored_as_long_as_they_do_not_underflow():
+    costs = random_problems(2, 7, 6, width=3)
+    everything = masks(costs, 7, 6)
+    reduced = costs - costs.min(axis=2, keepdims=True)
+    largest = np.max(reduced - reduced.min(axis=1, keepdims=True))
+    solve = jax.jit(
+        partial(fixed_potentials, epsilon=0.125, iterations=20), static_argnames="kernel"
+    )
+    for share, kernel, other in ((0.999, "stored", "log"), (1.001, "log", "stored")):
+        scaled = costs * (share * 0.125 * largest_exponent(np.float32) / largest)
+        scaled = jnp.asarray(scaled, jnp.float32)
+        chosen = solve(scaled, *everything)
+        np.testing.assert_array_equal(chosen.f, solve(scaled, *everything, kernel=kernel).f)
+        assert np.any(chosen.f != solve(scaled, *everything, kernel=other).f)
+    assert 79 < largest_exponent(np.float32) < 81
+    assert 700 < largest_exponent(np.float64) < 708
+
+
+def test_beyond_that_a_stored_kernel_would_be_wrong():
+    """Every row is nearest to the first column, yet the best plan is the other diagonal.
+
+    Less the minima the costs are `2 x_i y_j`, so the plan needs an entry that costs 200 epsilon.
+    """
+    x, y = np.array([0.0, 1.0, 2.0]), np.array([0.0, 4.0, 8.0])
+    costs = jnp.asarray((x[:, None] + y)[None] ** 2, jnp.float32)
+    everything = masks(costs, 3, 3)
+    plans = {}
+    for kernel in ("auto", "stored"):
+        method = FixedEpsilon(0.04, 400, kernel=kernel)
+        f, g, _ = jax.jit(method.potentials)(costs, *everything)
+        plans[kernel] = 3 * np.asarray(method.plans(costs, f, g, *everything)[0][0])
+    np.testing.assert_allclose(plans["auto"], np.eye(3)[::-1], atol=1e-2)
+    assert not np.allclose(plans["stored"], np.eye(3)[::-1], atol=0.1)
+
+
+def test_fifty_iterations_converge_where_plain_ones_do_not():
+    """Random steps at epsilon 0.03: within 1e-3 of the converged gradient."""
+    costs = random_problems(4, 40, 40, width=64)
+    expected = np.stack([reference.transport_plan(cost, 0.03) for cost in costs])
+
+    def error(plans):
+        difference = np.linalg.norm(plans - expected, axis=(1, 2))
+        return np.max(difference / np.linalg.norm(expected, axis=(1, 2)))
+
+    single = jnp.asarray(costs, jnp.float32)
+    everything = masks(costs, 40, 40)
+    method = FixedEpsilon(0.03, 50)
+    f, g, _ = jax.jit(method.potentials)(single, *everything)
+    assert error(np.asarray(method.plans(single, f, g, *everything)[0])) < 1e-3
+    plain = np.exp(-costs / 0.03)
+    for _ in range(50):
+        plain /= 40 * plain.sum(axis=1, keepdims=True)
+        plain /= 40 * plain.sum(axis=2, keepdims=True)
+    assert error(plain) > 2e-3
+
+
+# -- convergence and plans ------------------------------------------------------------------------
+
+
+def test_aux_says_how_far_the_columns_of_the_plan_are_off():
+    options = {"epsilon": 0.05, "iterations": 2, "debiased": False}
+
+    @jax.jit
+    def aux_and_plans(visual, audio):
+        plan = partial(sinkhorn_plan, **options)
+        plans = jax.vmap(jax.vmap(plan, (None, 0)), (0, None))(visual, audio)
+        return sinkhorn_matrix(visual, audio, **options)[1], plans
+
+    aux, plans = aux_and_plans(*both())
+    errors = np.stack([column_errors(row, AUDIO_LENGTHS) for row in np.asarray(plans)])
+    np.testing.assert_allclose(aux["marginal_error"], errors, atol=2e-5)
+    np.testing.assert_array_equal(aux["converged"], errors < 1e-3)
+    assert aux["converged"].any()  # a single step is served at once
+    assert not aux["converged"].all()
+
+
+def test_aux_of_wasserstein_is_that_of_its_plans():
+    """Of the pair or of a self term, whichever is worse; geomloss' loop does not converge."""
+
+    @jax.jit
+    def plans(visual, audio):
+        cross = jax.vmap(jax.vmap(transport_plan, (None, 0)), (0, None))(visual, audio)
+        return cross, *(jax.vmap(lambda x: transport_plan(x, x))(x) for x in (visual, audio))
+
+    cross, *own = (np.asarray(plan) for plan in plans(*both()))
+    errors = np.stack([column_errors(row, AUDIO_LENGTHS) for row in cross])
+    errors = np.maximum(errors, column_errors(own[0], VISUAL_LENGTHS)[:, None])
+    errors = np.maximum(errors, column_errors(own[1], AUDIO_LENGTHS)[None])
+    aux = aux_of("wasserstein", {}, *both())
+    np.testing.assert_allclose(aux["marginal_error"], errors, atol=2e-3)
+    assert not aux["converged"].all()
+
+
+def column_errors(plans, lengths):
+    """`sum_j |sum_i P_ij - 1/m|` of plans `[K, N, M]`; their rows are exact."""
+    errors = []
+    for plan, length in zip(plans, lengths, strict=True):
+        real = plan[np.any(plan > 0, axis=1)]
+        np.testing.assert_allclose(real.sum(axis=1), 1 / len(real), rtol=1e-5)
+        assert not np.any(plan[:, length:])
+        errors.append(np.abs(plan.sum(axis=0)[:length] - 1 / length).sum())
+    return np.array(errors)
+
+
+def test_fifty_iterations_say_that_they_converged():
+    assert aux_of("sinkhorn", DEBIASED, *both())["converged"].all()
+
+
+def test_self_terms_that_do_not_converge_are_told():
+    """Near steps make a slow self term; the cross term with a single step is exact at once."""
+    near = np.zeros((3, WIDTH))
+    near[2, 0] = 0.6
+    visual, audio = padded([near], 3), padded([near[:1] + 1.0], 1)
+    _, aux = jax.jit(partial(sinkhorn_matrix, epsilon=0.02, iterations=3))(visual, audio)
+    assert aux["marginal_error"] > 1e-6
+
+
+# -- compilation, memory, devices -----------------------------------------------------------------
+
+
+def test_new_lengths_do_not_compile_again():
+    visual, audio = both(fill=0.0)
+    first, _ = result_and_gradients("sinkhorn", PLAIN, visual, audio)
+    function = gradient_function("sinkhorn", tuple(PLAIN.items()))
+    compiled = function._cache_size()
+    shorter = visual.replace(lengths=jnp.array([2, 1, 3, 5, 6], jnp.int32))
+    second, _ = result_and_gradients("sinkhorn", PLAIN, shorter, audio)
+    assert function._cache_size() == compiled
+    assert np.all((first != second).any(axis=1) == [True, False, True, True, True])
+
+
+def temporary_bytes(function, *shapes):
+    arrays = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in shapes]
+    return jax.jit(function).lower(*arrays).compile().memory_analysis().temp_size_in_bytes
+
+
+def test_memory_is_a_setting():
+    """1,024 pairs of 60 x 40: costs and plans are whole only where there is memory for them."""
+    shapes = (32, 60, 16), (32, 40, 16)
+    costs, potentials = 4 * 1024 * 60 * 40, 4 * 1024 * (60 + 40)
+
+    def total(v, a, memory_bytes=2**30):
+        options = {**PLAIN, "block": 16, "memory_bytes": memory_bytes}
+        return jnp.sum(sinkhorn_matrix(sequences(v), sequences(a), **options)[0])
+
+    forward = temporary_bytes(total, *shapes)
+    everything, only_potentials, nothing = (
+        temporary_bytes(jax.grad(partial(total, memory_bytes=memory), (0, 1)), *shapes)
+        for memory in (2**30, 4 * potentials, potentials)
+    )
+    assert forward < costs / 10
+    assert nothing < costs / 10
+    assert potentials < only_potentials < nothing + 2 * potentials
+    assert costs < everything < 2 * costs
+
+
+def test_eight_devices_are_one():
+    """Rows of D over a mesh, audio whole on every device: under `shard_map` and under `jit`."""
+    mesh = Mesh(np.array(jax.devices()), ("data",))
+    visual = padded(clips([7, 1, 4, 6, 8, 2, 5, 3], 7), VISUAL_STEPS)
+    audio = padded(AUDIO, AUDIO_STEPS)
+    matrix = partial(sinkhorn_matrix, **PLAIN)
+    spread = jax.shard_map(
+        matrix, mesh=mesh, in_specs=(P("data"), P()), out_specs=(P("data"), P("data"))
+    )
+    weights = np.random.default_rng(8).normal(size=(8, 3)).astype(np.float32)
+
+    def gradients(function, v, a):
+        def total(v, a):
+            result, aux = function(visual.replace(values=v), audio.replace(values=a))
+            return jnp.sum(result * weights), (result, aux["marginal_error"])
+
+        return jax.jit(jax.grad(total, (0, 1), has_aux=True))(v, a)
+
+    right, expected = gradients(matrix, visual.values, audio.values)
+    sharded = jax.device_put(visual.values, NamedSharding(mesh, P("data")))
+    for function, v in ((spread, visual.values), (matrix, sharded)):
+        ours, results = gradients(function, v, audio.values)
+        assert_close(results[:1], expected[:1], 1e-5)
+        np.testing.assert_allclose(results[1], expected[1], atol=1e-5)
+        assert_close(ours, right, 1e-5)
+
+
+def test_eight_devices_are_one_for_wasserstein():
+    """Its self terms as well."""
+    mesh = Mesh(np.array(jax.devices()), ("data",))
+    visual = padded(clips([7, 1, 4, 6, 8, 2, 5, 3], 7), VISUAL_STEPS)
+    audio = padded(AUDIO, AUDIO_STEPS)
+    spread = jax.shard_map(
+        wasserstein_matrix, mesh=mesh, in_specs=(P("data"), P()), out_specs=(P("data"), P("data"))
+    )
+    results = [jax.jit(function)(visual, audio)[0] for function in (spread, wasserstein_matrix)]
+    np.testing.assert_allclose(*results, rtol=1e-5)
+
+
+def test_ott_is_imported_only_where_it_is_used():
+    """It takes seconds."""
+    code = "import sys, scav_jax.distances; sys.exit('ott' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+# -- options --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"epsilon": 0},
+        {"epsilon": -0.1},
+        {"epsilon": float("nan")},
+        {"epsilon": float("inf")},
+        {"iterations": 0},
+        {"position_weight": -1.0},
+    ],
+    ids=str,
+)
+def test_sinkhorn_names_the_option_that_is_wrong(options):
+    (name,) = options
+    visual, audio = both()
+    for function in (sinkhorn_matrix, sinkhorn, sinkhorn_plan):
+        with pytest.raises(InputError, match=f"sinkhorn: {name} should be"):
+            jax.eval_shape(partial(function, **options), visual, audio)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"blur": 0.0},
+        {"scaling": 1.0},
+        {"scaling": 0.0},
+        {"diameter": 0.01},
+        {"diameter": float("inf")},
+        {"position_weight": float("nan")},
+    ],
+    ids=str,
+)
+def test_wasserstein_names_the_option_that_is_wrong(options):
+    (name,) = options
+    visual, audio = both()
+    for function in (wasserstein_matrix, wasserstein, transport_plan):
+        with pytest.raises(InputError, match=f"wasserstein: {name} should be"):
+            jax.eval_shape(partial(function, **options), visual, audio)

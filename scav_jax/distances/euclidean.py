@@ -257,14 +257,14 @@ def _centred(stream: Sequences, centre: Float[Array, " C"]) -> Float[Array, "B T
     return zero_padding(stream.values.astype(centre.dtype) - centre[None, None], stream.lengths)
 
 
-def _product(x: Float[Array, "X *axes"], y: Float[Array, "Y *axes"]) -> Float[Array, "X Y"]:
+def _product(x: Float[Array, "X ..."], y: Float[Array, "Y ..."]) -> Float[Array, "X Y"]:
     """Inner products over all axes but the first, summed in float32 at least."""
     x, y = x.reshape(len(x), -1), y.reshape(len(y), -1)
     dtype = _wide(x.dtype)
     return jnp.matmul(x, y.T, precision=FULL_PRECISION, preferred_element_type=dtype)
 
 
-def _combine(weights: Float[Array, "X Y"], y: Float[Array, "Y *axes"]) -> Float[Array, "X *axes"]:
+def _combine(weights: Float[Array, "X Y"], y: Float[Array, "Y ..."]) -> Float[Array, "X ..."]:
     """Weighted sums over the first axis."""
     flat = y.reshape(len(y), -1).astype(weights.dtype)
     sums = jnp.matmul(weights, flat, precision=FULL_PRECISION)

@@ -221,7 +221,7 @@ def _solved(kind: type, iterations: int, geom, rows, columns, start, **options):
     return solution.f, solution.g
 
 
-def _wrong_mass(sums: Float[Array, "M"], columns: Bool[Array, "M"]) -> Float[Array, ""]:
+def _wrong_mass(sums: Float[Array, " M"], columns: Bool[Array, " M"]) -> Float[Array, ""]:
     """How far the column sums of a plan are from where they should be, in total."""
     return jnp.sum(jnp.where(columns, jnp.abs(sums - uniform(columns, sums.dtype)), 0.0))
 
@@ -231,13 +231,13 @@ def _wrong_mass(sums: Float[Array, "M"], columns: Bool[Array, "M"]) -> Float[Arr
 
 def annealed_potentials(
     costs: Float[Array, "N M"],
-    rows: Bool[Array, "N"],
-    columns: Bool[Array, "M"],
+    rows: Bool[Array, " N"],
+    columns: Bool[Array, " M"],
     *,
     blur: float,
     scaling: float,
     diameter: float,
-) -> tuple[Float[Array, "N"], Float[Array, "M"]]:
+) -> tuple[Float[Array, " N"], Float[Array, " M"]]:
     """(f, g) of one problem after geomloss' loop: simultaneous, averaged updates, once an epsilon.
 
     In geomloss' convention, `P = a b exp((f + g - C) / epsilon)`; ott's f + g carries

@@ -39,7 +39,7 @@ class Method(Protocol):
         """(f `[P, N]`, g `[P, M]`, 0 in the padding; the plan's mass in wrong columns `[P]`)."""
         ...
 
-    def values(self, costs, f, g, rows, columns) -> Float[Array, "P"]:
+    def values(self, costs, f, g, rows, columns) -> Float[Array, " P"]:
         """OT of every problem."""
         ...
 
@@ -169,7 +169,7 @@ def positions(lengths: Int[Array, "*B"], steps: int, dtype) -> Float[Array, "*B 
     return jnp.arange(steps, dtype=dtype).reshape((1,) * lengths.ndim + (-1,)) / last
 
 
-def _centre(visual: Sequences, audio: Sequences) -> Float[Array, "C"]:
+def _centre(visual: Sequences, audio: Sequences) -> Float[Array, " C"]:
     """The mean of all first steps, held: near enough to all steps, and no pass over them.
 
     It is taken off before products are taken, which changes no difference and avoids cancellation.

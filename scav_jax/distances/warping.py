@@ -77,13 +77,13 @@ class _Problems(NamedTuple):
 
 def warping_costs(
     costs: Float[Array, "N M B"],
-    rows: Int[Array, "B"],
-    columns: Int[Array, "B"],
+    rows: Int[Array, " B"],
+    columns: Int[Array, " B"],
     gamma: float | None,
     *,
     block: int | None = None,
     memory_bytes: int = 2**30,
-) -> Float[Array, "B"]:
+) -> Float[Array, " B"]:
     """Soft-DTW or DTW of B pairs whose costs are given, pairs on the last axis.
 
     The derivative for the costs is the expected alignment; it is computed along with the values.

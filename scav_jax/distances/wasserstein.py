@@ -207,7 +207,7 @@ class Annealed:
         f, g = jax.vmap(one)(costs, rows, columns)
         return Potentials(f, g, _wrong_mass(self.plans(costs, f, g, rows, columns)[0], columns))
 
-    def values(self, costs, f, g, rows, columns) -> Float[Array, "P"]:
+    def values(self, costs, f, g, rows, columns) -> Float[Array, " P"]:
         """One further step from both sides: `<a, softmin(C, g)> + <b, softmin(C', f)>`."""
         from scav_jax.distances.sinkhorn import softmin
 
@@ -264,7 +264,7 @@ class FixedEpsilon:
             kernel=self.kernel,
         )
 
-    def values(self, costs, f, g, rows, columns) -> Float[Array, "P"]:
+    def values(self, costs, f, g, rows, columns) -> Float[Array, " P"]:
         """`<a, f> + <b, g>` of KL-regularised transport; ott's potentials carry the marginals."""
         del costs
         counts = (
@@ -295,7 +295,7 @@ def _exact_rows(costs, g, rows, columns, epsilon) -> Float[Array, "P N M"]:
     return jnp.where(rows[:, :, None], shares / count[:, None, None], 0.0)
 
 
-def _wrong_mass(plan: Float[Array, "P N M"], columns: Bool[Array, "P M"]) -> Float[Array, "P"]:
+def _wrong_mass(plan: Float[Array, "P N M"], columns: Bool[Array, "P M"]) -> Float[Array, " P"]:
     """`sum_j |sum_i P_ij - 1/m|`, for a plan whose rows are exact."""
     count = jnp.maximum(jnp.sum(columns, axis=-1, keepdims=True), 1).astype(plan.dtype)
     wrong = jnp.abs(jnp.sum(plan, axis=1) - 1.0 / count)

@@ -220,7 +220,7 @@ def _form(plan: _Plan, visual: Sequences, audio: Sequences) -> Int[Array, ""]:
         is_one &= target.lengths[0] <= grids * jnp.max(audio.lengths)
         ragged = jnp.asarray(2, jnp.int32)
     else:
-        ragged = jnp.where(grids > FEW_GRIDS * len(audio.lengths), 3, 2)
+        ragged = jnp.where(grids > int(FEW_GRIDS * len(audio.lengths)), 3, 2)
     return jnp.where(aligned, 0, jnp.where(is_one, 1, ragged)).astype(jnp.int32)
 
 

@@ -22,6 +22,8 @@ from jaxtyping import Array, Bool, Float, Int
 from scav_jax.sequences import Sequences
 
 MARGIN = 0.01  # of a step: beyond the rounding of positions of up to 10,000 steps in float32
+PACE_PARTS = 2**12  # times the number of a step: below 2**31
+MAX_PACE = 2.0**16
 TAPS_AT_ONCE = 8  # terms of one pass of `collect`: enough to be bound by arithmetic, not by memory
 
 
@@ -71,103 +73,96 @@ def all_on_one(grid: Grid, other: Grid) -> Bool[Array, ""]:
 # -- where to read --------------------------------------------------------------------------------
 
 
-def taps(source: Grid, target: Grid, steps: Int[Array, " T"], dtype: jnp.dtype) -> Taps:
-    """The rows of W for some target steps of one pair of grids.
-
-    As `sequences.resample`, but with positions to twice the precision of `dtype`: the fraction of
-    position 290.4 has seven digits here and five there.
-
-    Args:
-      source: one grid.
-      target: one grid.
-      steps: which target steps, from 0.
-      dtype: of the weights.
-    """
-    last = jnp.maximum(source.lengths - 1, 0)
-    position, rest = _positions(source.windows.astype(dtype), target.windows.astype(dtype), steps)
-    inside = (position >= 0) & (position < last.astype(dtype))
-    position = jnp.clip(position, 0, last.astype(dtype))
-    left = jnp.clip(jnp.floor(position).astype(jnp.int32), 0, last)
-    weight = jnp.clip((position - left.astype(dtype)) + rest, 0, 1)
-    return Taps(
-        left=left,
-        right=jnp.minimum(left + 1, last),
-        weight=jnp.where(inside, weight, jnp.zeros((), dtype)),
-        real=steps < target.lengths,
-    )
-
-
 def taps_of_many(sources: Grid, targets: Grid, steps: Int[Array, " T"], dtype: jnp.dtype) -> Taps:
-    """`taps` of a batch of pairs; where one side has no batch axis, its grid is shared.
+    """The rows of W for some target steps of a batch of pairs of grids.
+
+    As `sequences.resample`, but exact where that is rounded: of position 290.4, the fraction has
+    seven digits here and five there. Not to be lifted by vmap, see `apart`.
 
     Args:
-      sources: `[B]` grids, or one.
-      targets: `[B]` grids, or one.
+      sources: `[B]` grids, or one for all.
+      targets: `[B]` grids, or one for all.
       steps: which target steps, from 0.
       dtype: of the weights.
 
     Returns:
       `[B, T]` each.
     """
-    axes = tuple(0 if grid.lengths.ndim else None for grid in (sources, targets))
+    (batch,) = jnp.broadcast_shapes(sources.lengths.shape, targets.lengths.shape)
 
-    def compute() -> Taps:
-        return jax.vmap(lambda source, target: taps(source, target, steps, dtype), axes)(
-            sources, targets
+    def of_all(grid: Grid) -> Grid:
+        one = grid.lengths.ndim == 0
+        return jax.tree.map(
+            lambda leaf: jnp.broadcast_to(leaf, (batch, *leaf.shape)) if one else leaf, grid
         )
 
-    result = apart(compute, jnp.max(targets.lengths) > 0)
-    return result
+    sources, targets = of_all(sources), of_all(targets)
+    always = jnp.max(targets.lengths) > 0
+
+    def positions() -> tuple[Int[Array, "B T"], Float[Array, "B T"]]:
+        windows = sources.windows.astype(dtype), targets.windows.astype(dtype)
+        return jax.vmap(_positions, (0, 0, None))(*windows, steps)
+
+    # By itself: where XLA computes a position twice, with two roundings, the floor of the one and
+    # the fraction of the other can be a whole step apart.
+    read_from = apart(positions, always)
+    taps = partial(jax.vmap(_taps, (0, 0, 0, None)), sources, targets, read_from, steps)
+    return apart(taps, always)
+
+
+def _taps(source: Grid, target: Grid, position, steps: Int[Array, " T"]) -> Taps:
+    """The rows of W of one pair of grids, from its positions."""
+    whole, part = position
+    last = jnp.maximum(source.lengths - 1, 0)
+    left = whole + jnp.floor(part).astype(jnp.int32)
+    inside = (left >= 0) & (left < last)
+    left = jnp.clip(left, 0, last)
+    return Taps(
+        left=left,
+        right=jnp.minimum(left + 1, last),
+        weight=jnp.where(inside, part - jnp.floor(part), jnp.zeros((), part.dtype)),
+        real=steps < target.lengths,
+    )
 
 
 def _positions(
     source: Float[Array, "2"], target: Float[Array, "2"], steps: Int[Array, " T"]
-) -> tuple[Float[Array, " T"], Float[Array, " T"]]:
-    """`source_begin + (t + 0.5 - target_begin) * source_extent / target_extent - 0.5`.
+) -> tuple[Int[Array, " T"], Float[Array, " T"]]:
+    """`source_begin + (t + 0.5 - target_begin) * pace - 0.5`, with pace = the ratio of extents.
+
+    The pace is taken apart into an integer, 4096ths and a small rest, all three nearly exact
+    because remainders are; so what grows with t is counted in integers. No step depends on how a
+    product is rounded: compilers contract products and sums, which breaks compensated arithmetic.
 
     Returns:
-      The position rounded, and what the rounding left out.
+      A whole part, and what is to be added to it.
     """
-    half = jnp.asarray(0.5, source.dtype)
-    # Two equal windows: pace exactly 1, nothing left over, every step reads itself.
-    pace = source[1] / target[1]
-    product, product_rest = _product(pace, target[1])
-    pace_rest = ((source[1] - product) - product_rest) / target[1]
-    offset, offset_rest = _sum(steps.astype(source.dtype) + half, -target[0])
-    moved, moved_rest = _product(offset, pace)
-    moved_rest += offset * pace_rest + offset_rest * pace
-    begin, begin_rest = _sum(source[0], -half)
-    position, position_rest = _sum(moved, begin)
-    return position, position_rest + (moved_rest + begin_rest)
+    dtype = source.dtype
+    (source_begin, source_extent), (target_begin, target_extent) = source, target
+    remainder = jax.lax.rem(source_extent, target_extent)
+    fine_remainder = jax.lax.rem(remainder * PACE_PARTS, target_extent)
+    whole = _integer((source_extent - remainder) / target_extent)
+    parts = _integer((remainder * PACE_PARTS - fine_remainder) / target_extent)
+    rest = fine_remainder / target_extent / PACE_PARTS
+    half = jnp.asarray(0.5, dtype)
+    # Two equal windows: pace 1, and these two cancel, so that every step reads itself.
+    begin = (half - target_begin) * (source_extent / target_extent) + (source_begin - half)
+    counted = steps * parts
+    fraction = (counted % PACE_PARTS).astype(dtype) / PACE_PARTS
+    return steps * whole + counted // PACE_PARTS, fraction + (steps.astype(dtype) * rest + begin)
 
 
-def _sum(x: Array, y: Array) -> tuple[Array, Array]:
-    """`x + y` rounded, and the rounding error (Knuth's two-sum)."""
-    total = x + y
-    of_y = total - x
-    return total, (x - (total - of_y)) + (y - of_y)
-
-
-def _product(x: Array, y: Array) -> tuple[Array, Array]:
-    """`x * y` rounded, and the rounding error (Dekker's two-product)."""
-    product = x * y
-    (x_high, x_low), (y_high, y_low) = _halves(x), _halves(y)
-    rest = (x_high * y_high - product) + x_high * y_low + x_low * y_high
-    return product, rest + x_low * y_low
-
-
-def _halves(x: Array) -> tuple[Array, Array]:
-    """`x` as the sum of two numbers of half as many digits."""
-    info = jnp.finfo(x.dtype)
-    high = jax.lax.reduce_precision(x, info.nexp, info.nmant // 2)
-    return high, x - high
+def _integer(quotient: Float[Array, ""]) -> Int[Array, ""]:
+    """The nearest integer; a pace beyond `MAX_PACE` leaves every source after one step anyway."""
+    return jnp.round(jnp.minimum(quotient, MAX_PACE)).astype(jnp.int32)
 
 
 def apart(compute, always: Bool[Array, ""]):
     """`compute()`, by itself: what takes its result reads it from memory.
 
     XLA fuses small computations into large ones, here those of a step into every channel of it,
-    and drops `optimization_barrier` on the CPU. It does not look into a branch.
+    and drops `optimization_barrier` on the CPU. It does not look into a branch. Under `vmap` a
+    branch is none: call it outside.
 
     Args:
       compute: a function of nothing to arrays.
@@ -182,27 +177,36 @@ def apart(compute, always: Bool[Array, ""]):
 
 
 class Block(NamedTuple):
-    """Every `blocks`-th sequence of many, read in place: a copy would cost as much as its use.
+    """Sequences that are read in place: a copy would cost as much as its use.
 
     Attributes:
-      values: `[B, blocks, S, C]`, of all sequences.
-      number: which block.
+      values: `[B, S, C]`, or `[B, blocks, S, C]` of which every `blocks`-th sequence is meant.
+      number: which block, or None where there is one.
       centre: `[C]`, taken off what is read, or None.
     """
 
-    values: Float[Array, "B blocks S C"]
-    number: Int[Array, ""]
+    values: Float[Array, "B S C"] | Float[Array, "B blocks S C"]
+    number: Int[Array, ""] | None
     centre: Float[Array, " C"] | None
 
 
 def rows_of(block: Block, steps: Int[Array, "B T"], dtype: jnp.dtype) -> Float[Array, "B T C"]:
     """Steps of every sequence by number, centred; the numbers must be in range."""
 
-    def one(values: Float[Array, "blocks S C"], steps: Int[Array, " T"]):
-        return values.at[block.number, steps].get(mode="promise_in_bounds")
+    def one(values: Float[Array, "*blocks S C"], steps: Int[Array, " T"]):
+        index = steps if block.number is None else (block.number, steps)
+        return values.at[index].get(mode="promise_in_bounds")
 
     rows = jax.vmap(one)(block.values, steps).astype(dtype)
     return rows if block.centre is None else rows - block.centre[None, None]
+
+
+def slice_of(block: Block, start: Int[Array, ""], size: int) -> Float[Array, "B size C"]:
+    """Consecutive steps of every sequence, as they are."""
+    values = jax.lax.dynamic_slice_in_dim(block.values, start, size, axis=-2)
+    if block.number is None:
+        return values
+    return jax.lax.dynamic_index_in_dim(values, block.number, 1, keepdims=False)
 
 
 def read(block: Block, taps: Taps) -> Float[Array, "B T C"]:

@@ -1,0 +1,357 @@
+"""The Euclidean distance: every fast form against the definition and loops in float64."""
+
+from functools import cache, partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import reference
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from scav_jax.distances import euclidean as module
+from scav_jax.distances import euclidean_many_grids, pairwise, resampling
+from scav_jax.distances.euclidean import euclidean, euclidean_matrix
+from scav_jax.distances.euclidean_blocks import Plan
+from scav_jax.distances.resampling import Block, Grid
+from scav_jax.errors import InputError
+from scav_jax.sequences import DIRECTIONS, Sequences, sequences
+
+WIDTH = 3
+AMPLE = 2**30
+FLOAT32 = jnp.dtype(jnp.float32)
+each_direction = pytest.mark.parametrize("resample", DIRECTIONS)
+
+
+def stream(lengths, steps, seed, windows=None, fill=np.nan, dtype=np.float32) -> Sequences:
+    """Random sequences, whole windows unless given."""
+    rng = np.random.default_rng(seed)
+    values = rng.normal(size=(len(lengths), steps, WIDTH)).astype(dtype)
+    values[np.arange(steps)[None] >= np.asarray(lengths)[:, None]] = fill
+    windows = None if windows is None else jnp.asarray(windows, dtype)
+    return sequences(jnp.asarray(values), jnp.asarray(lengths, jnp.int32), windows)
+
+
+def in_loops(visual: Sequences, audio: Sequences, resample: str) -> np.ndarray:
+    """Every pair by the formula, in float64."""
+
+    def clips(one):
+        values, windows = np.asarray(one.values, np.float64), np.asarray(one.windows, np.float64)
+        return [
+            (value[:length], tuple(window))
+            for value, length, window in zip(values, np.asarray(one.lengths), windows, strict=True)
+        ]
+
+    return np.array(
+        [
+            [
+                reference.interpolated_euclidean(v, a, v_window, a_window, direction=resample)
+                for a, a_window in clips(audio)
+            ]
+            for v, v_window in clips(visual)
+        ]
+    )
+
+
+@cache
+def compiled(resample, definition=False, **how):
+    """-> D and the gradients of a random contraction of it for both streams' values."""
+
+    def distances_of(visual, audio):
+        if definition:
+            pair = partial(euclidean, resample=resample)
+            return jax.vmap(jax.vmap(pair, (None, 0)), (0, None))(visual, audio)
+        options = {"block": None, "memory_bytes": AMPLE, "resample": resample} | how
+        return euclidean_matrix(visual, audio, **options)[0]
+
+    def weighted(v, a, visual, audio):
+        distances = distances_of(visual.replace(values=v), audio.replace(values=a))
+        weights = np.random.default_rng(9).normal(size=distances.shape)
+        return jnp.sum(distances * jnp.asarray(weights, distances.dtype)), distances
+
+    return jax.jit(jax.value_and_grad(weighted, (0, 1), has_aux=True))
+
+
+def results(visual, audio, resample, **how):
+    """D and both gradients, as numpy arrays."""
+    (_, distances), gradients = compiled(resample, **how)(
+        visual.values, audio.values, visual, audio
+    )
+    return [np.asarray(x) for x in (distances, *gradients)]
+
+
+def assert_close(found, expected, relative=2e-6):
+    """Relative to the largest entry of each array."""
+    for one, other in zip(found, expected, strict=True):
+        assert np.isfinite(one).all()
+        np.testing.assert_allclose(one, other, rtol=0, atol=relative * np.abs(other).max())
+
+
+# -- the forms ------------------------------------------------------------------------------------
+
+ONE = (0.25, 4.5)  # a window of 5 steps
+CASES = {  # form for each direction, visual, audio; of one shape, so that compiling is shared
+    "aligned": ((0, 0), stream([6] * 6, 9, 1), stream([6] * 6, 7, 2)),
+    "aligned, fractional windows": (
+        (0, 0),
+        stream([5] * 6, 9, 3, [ONE] * 6),
+        stream([5] * 6, 7, 4, [ONE] * 6),
+    ),
+    "audio on one grid": ((1, 2), stream([9, 3, 1, 7, 8, 9], 9, 5), stream([5] * 6, 7, 6)),
+    "one visual length, many audio": (
+        (3, 1),
+        stream([3] * 6, 9, 7),
+        stream([6, 4, 5, 7, 1, 2], 7, 8),
+    ),
+    "few grids": ((2, 2), stream([9, 3, 1, 7, 8, 2], 9, 9), stream([5, 2, 5, 5, 2, 5], 7, 10)),
+    "every audio its own": (
+        (3, 2),
+        stream([9, 3, 1, 7, 6, 9], 9, 11),
+        stream([5, 2, 1, 6, 7, 4], 7, 12),
+    ),
+    "one length, many windows": (
+        (3, 2),
+        stream([5] * 6, 9, 13, [(0.1 * k, 5 - 0.2 * k) for k in range(6)]),
+        stream([4] * 6, 7, 14, [(-0.1 * k, 4 + 0.1 * k) for k in range(6)]),
+    ),
+}
+each_case = pytest.mark.parametrize("case", list(CASES))
+
+
+@each_direction
+@each_case
+def test_the_form_is_the_one_that_fits(case, resample):
+    """So that the tests below test what they say."""
+    forms, visual, audio = CASES[case]
+    plan = Plan(resample, "float32", None, AMPLE)
+    assert int(module._form(plan, visual, audio)) == forms[DIRECTIONS.index(resample)]
+
+
+@each_direction
+@each_case
+def test_every_form_is_the_definition_and_the_formula(case, resample):
+    """Values and gradients; NaN lies in the padding, and gets no gradient."""
+    _, visual, audio = CASES[case]
+    found = results(visual, audio, resample)
+    assert_close(found, results(visual, audio, resample, definition=True))
+    assert_close(found[:1], [in_loops(visual, audio, resample)], 1e-6)
+    for gradient, one in zip(found[1:], (visual, audio), strict=True):
+        for clip, length in zip(gradient, one.lengths, strict=True):
+            assert not np.any(clip[length:])
+
+
+@each_direction
+def test_runs_of_any_width_give_the_same(monkeypatch, resample):
+    """Groups larger than a run, runs at the end of the array, single ones."""
+    monkeypatch.setattr(euclidean_many_grids, "TILE_WIDTHS", (2, 3))
+    uncached = compiled.__wrapped__(resample)
+    for case in ("few grids", "every audio its own"):
+        _, visual, audio = CASES[case]
+        (_, distances), gradients = uncached(visual.values, audio.values, visual, audio)
+        expected = results(visual, audio, resample, definition=True)
+        assert_close([np.asarray(x) for x in (distances, *gradients)], expected)
+
+
+@each_direction
+@pytest.mark.parametrize("how", [{"block": 19}, {"memory_bytes": 1}], ids=str)
+def test_blocks_change_nothing(how, resample):
+    """Three visual sequences at a time, and one."""
+    for _, visual, audio in CASES.values():
+        assert_close(results(visual, audio, resample, **how), results(visual, audio, resample))
+
+
+@each_direction
+def test_float64(resample):
+    with jax.enable_x64(True):
+        visual = stream([9, 3, 1, 7, 8, 2], 9, 9, dtype=np.float64)
+        audio = stream([5, 2, 5, 5, 2, 5], 7, 10, dtype=np.float64)
+        distances = results(visual, audio, resample)[0]
+    np.testing.assert_allclose(distances, in_loops(visual, audio, resample), rtol=1e-13)
+
+
+# -- where steps are read -------------------------------------------------------------------------
+
+
+@cache
+def compiled_taps(steps: int):
+    return jax.jit(
+        lambda source, target: resampling.taps_of_many(
+            source, target, jnp.arange(steps, dtype=jnp.int32), FLOAT32
+        )
+    )
+
+
+def grids(lengths, windows) -> Grid:
+    return Grid(jnp.asarray(lengths, jnp.int32), jnp.asarray(windows, jnp.float32))
+
+
+@pytest.mark.parametrize("windows", ["whole", "fractional"])
+def test_every_step_is_read_where_it_lies(windows):
+    """All pairs of 1..300 and 1..62 steps. Many positions are integers, where floor can slip."""
+    rng = np.random.default_rng(17)
+    counts = np.arange(1, 301)
+    for steps in range(1, 63):
+        source = np.stack([np.zeros(300), counts], axis=1).astype(np.float32)
+        target = np.array([0, steps], np.float32)
+        if windows == "fractional":
+            source[:, 0] += rng.uniform(-0.4, 0.4, 300).astype(np.float32)
+            source[:, 1] *= rng.uniform(0.9, 1.0, 300).astype(np.float32)
+            target = (target + rng.uniform(-0.05, 0.05, 2)).astype(np.float32)
+        taps = compiled_taps(62)(grids(counts, source), grids(steps, target))
+        exact = source.astype(np.float64)
+        begin, extent = target.astype(np.float64)
+        share = (np.arange(steps) + 0.5 - begin) / extent
+        expected = exact[:, :1] + share[None] * exact[:, 1:] - 0.5
+        expected = np.clip(expected, 0, counts[:, None] - 1)
+        found = (np.asarray(taps.left) + np.asarray(taps.weight, np.float64))[:, :steps]
+        # What a float32 position of 300 has is 1.5e-5.
+        tolerance = 4e-6 if steps > 8 else 3e-5
+        np.testing.assert_allclose(found, expected, rtol=0, atol=tolerance)
+
+
+def test_a_grid_reads_itself_exactly():
+    counts = np.arange(1, 100)
+    window = np.stack([np.full(99, 0.3), counts * 0.97], axis=1)
+    taps = compiled_taps(100)(grids(counts, window), grids(counts, window))
+    found = np.asarray(jnp.where(taps.weight > 0.5, taps.right, taps.left))
+    real = np.arange(100)[None] < counts[:, None]
+    np.testing.assert_array_equal(found[real], np.broadcast_to(np.arange(100), found.shape)[real])
+    assert set(np.asarray(taps.weight)[real]) <= {0.0, 1.0}
+
+
+def test_collect_and_spread_are_the_adjoint_of_read():
+    """<W x, y> = <x, W' y>, and W'W as `collect` has it gives |W y|^2."""
+    visual, audio = stream([9, 3, 1, 7], 9, 18, fill=0.0), stream([5, 5, 5, 5], 7, 19, fill=0.0)
+    shared = jax.tree.map(lambda leaf: leaf[0], resampling.grid_of(audio))
+    own = resampling.grid_of(visual)
+    # audio -> visual: few sources, so W' is gathered
+
+    @jax.jit
+    def both(visual, audio):
+        taps = resampling.taps_of_many(shared, own, jnp.arange(9, dtype=jnp.int32), FLOAT32)
+        moved = resampling.read(Block(audio, None, None), taps)
+        collected = resampling.collect(Block(visual, None, None), taps, shared, own, 7)
+        return moved, collected, resampling.spread(jnp.zeros_like(audio), visual, taps)
+
+    moved, collected, spread = both(visual.values, audio.values)
+    np.testing.assert_allclose(collected.values, spread, atol=1e-5)
+    np.testing.assert_allclose(
+        np.sum(moved * visual.values), np.sum(audio.values * collected.values), rtol=1e-5
+    )
+    squares = np.sum(np.asarray(audio.values) ** 2, -1)
+    following = np.sum(np.asarray(audio.values[:, :-1] * audio.values[:, 1:]), -1)
+    norms = np.sum(collected.own * squares, 1) + np.sum(collected.next[:, :-1] * following, 1)
+    np.testing.assert_allclose(norms, np.sum(np.asarray(moved) ** 2, (1, 2)), rtol=1e-5)
+
+
+# -- accuracy -------------------------------------------------------------------------------------
+
+
+@each_direction
+def test_ragged_lengths_are_exact_to_a_millionth(resample):
+    """Long visual sequences, where float32 positions alone lose five digits."""
+    visual = stream([117, 209, 184, 175, 300, 250, 61, 299], 300, 21)
+    audio = stream([45, 33, 62, 21, 20, 36, 40, 57], 62, 22)
+    expected = in_loops(visual, audio, resample)
+    error = np.abs(results(visual, audio, resample)[0] - expected) / expected
+    assert error.max() <= 1e-6
+
+
+@pytest.mark.parametrize(("storage", "bar"), [("float32", 2e-6), ("bfloat16", 3e-4)])
+@pytest.mark.parametrize("lengths", ["equal", "ragged"])
+def test_a_common_mean_takes_no_digits(storage, bar, lengths):
+    """Mean 30, noise 0.01: without centring, nothing would be left."""
+    rng = np.random.default_rng(23)
+    shape, steps = (16, 62, 512), [62] * 16 if lengths == "equal" else [62, 40] * 8
+    visual, audio = (
+        sequences(jnp.asarray(30 + 0.01 * rng.normal(size=shape), jnp.float32)) for _ in range(2)
+    )
+    audio = sequences(audio.values, jnp.asarray(steps, jnp.int32))
+    found = jax.jit(partial(pairwise, "euclidean", storage=storage))(visual, audio)
+    for k, length in enumerate(steps):
+        target = np.asarray(audio.values[k, :length], np.float64)
+        for distance, values in zip(found[:, k], visual.values, strict=True):
+            moved = reference.resample(np.asarray(values), (0, 62), length, (0, length))
+            expected = np.mean((moved - target) ** 2)
+            assert abs(distance - expected) <= bar * expected
+
+
+@each_direction
+def test_bfloat16_storage_is_close_in_values_and_gradients(resample):
+    for _, visual, audio in CASES.values():
+        moved = [one.replace(values=one.values + 20.0) for one in (visual, audio)]
+        found = results(*moved, resample, storage="bfloat16")
+        assert [x.dtype for x in found] == [np.float32] * 3
+        assert_close(found, results(visual, audio, resample), 1e-2)
+
+
+def test_bfloat16_storage_keeps_half_the_bytes():
+    """What waits for the backward pass: both latents, rounded, and no copy in float32."""
+
+    def kept(storage):
+        def distances_of(v, a):
+            streams = sequences(v), sequences(a)
+            return euclidean_matrix(*streams, block=None, memory_bytes=AMPLE, storage=storage)[0]
+
+        values = [jnp.ones((5, 6, WIDTH)), jnp.ones((4, 6, WIDTH))]
+        pull = jax.eval_shape(lambda v, a: jax.vjp(distances_of, v, a)[1], *values)
+        return [x.dtype.name for x in jax.tree.leaves(pull) if x.ndim == 3]
+
+    assert kept("float32") == ["float32"] * 2
+    assert kept("bfloat16") == ["bfloat16"] * 2
+
+
+# -- memory, devices, mistakes --------------------------------------------------------------------
+
+
+def temporary_bytes(function, *shapes):
+    inputs = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in shapes]
+
+    def total(v, a):
+        return jnp.sum(function(sequences(v), sequences(a)))
+
+    program = jax.jit(jax.grad(total, (0, 1))).lower(*inputs).compile()
+    return program.memory_analysis().temp_size_in_bytes
+
+
+def test_memory_is_a_fiftieth_of_the_naive_form():
+    def naive(visual, audio):
+        return jax.vmap(lambda v: jax.vmap(lambda a: jnp.mean((v - a) ** 2))(audio.values))(
+            visual.values
+        )
+
+    shapes = (128, 62, 64), (128, 62, 64)
+    own = temporary_bytes(partial(pairwise, "euclidean"), *shapes)
+    assert own * 50 <= temporary_bytes(naive, *shapes)
+
+
+def test_latents_are_not_copied():
+    """Read in place: neither a centred nor a reshaped copy of either stream is made."""
+    batch, steps, width = 64, 62, 64
+    own = temporary_bytes(partial(pairwise, "euclidean"), *[(batch, steps, width)] * 2)
+    assert own < batch * steps * width * 4 / 2
+
+
+def test_blocks_hold_rows_of_all_eight_devices():
+    """jit over sharded rows, eight at a time."""
+    lengths = np.random.default_rng(24).integers(1, 9, 16)
+    visual, audio = stream(lengths, 8, 25), stream([5, 2, 5, 5, 2, 5], 7, 26)
+    mesh = Mesh(np.asarray(jax.devices()[:8]), ("data",))
+    sharded = jax.device_put(visual, NamedSharding(mesh, P("data")))
+    whole = jax.device_put(audio, NamedSharding(mesh, P()))
+    found = results(sharded, whole, "audio_to_visual", block=48)
+    assert_close(found, results(visual, audio, "audio_to_visual", definition=True))
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"resample": "visual_to_audo"}, "visual_to_audio"),
+        ({"storage": "float16"}, "float32 or bfloat16"),
+    ],
+)
+def test_options_are_checked(options, said):
+    streams = stream([3], 4, 27), stream([2], 3, 28)
+    with pytest.raises(InputError, match=said):
+        pairwise("euclidean", *streams, **options)

@@ -21,6 +21,7 @@ ACTIVATIONS = {
     "quick_gelu": lambda x: x * jax.nn.sigmoid(1.702 * x),
     "gelu": lambda x: jax.nn.gelu(x, approximate=False),
 }
+FLOAT32 = np.dtype(np.float32)
 LEGACY_EOS = 2  # in old files, whatever the tokenizer says: then EOS is the highest id of a row
 
 
@@ -161,6 +162,12 @@ def _precision(dtype) -> jax.lax.Precision:
     return jax.lax.Precision.HIGHEST if full else jax.lax.Precision.DEFAULT
 
 
+def _norm(epsilon: float, name: str) -> nn.LayerNorm:
+    """In float32, by the variance's definition: the mean of squares minus the squared mean loses
+    the digits that CLIP's few huge channels leave."""
+    return nn.LayerNorm(epsilon, dtype=jnp.float32, use_fast_variance=False, name=name)
+
+
 class Block(nn.Module):
     """One pre-LN Transformer block: attention, then two dense layers."""
 
@@ -168,20 +175,16 @@ class Block(nn.Module):
     feedforward: int
     activation: str
     epsilon: float
-    dtype: jnp.dtype = jnp.float32
+    dtype: np.dtype = FLOAT32
 
     @nn.compact
     def __call__(
         self, x: Float[Array, "B T C"], mask: Bool[Array, "T T"] | None
     ) -> Float[Array, "B T C"]:
         """`mask[q, k]`: whether step q may see step k; None: all see all."""
-        y = nn.LayerNorm(
-            self.epsilon, dtype=self.dtype, use_fast_variance=False, name="attention_norm"
-        )(x)
+        y = _norm(self.epsilon, "attention_norm")(x)
         x = x + self._attention(y, mask).astype(x.dtype)
-        y = nn.LayerNorm(
-            self.epsilon, dtype=self.dtype, use_fast_variance=False, name="feedforward_norm"
-        )(x)
+        y = _norm(self.epsilon, "feedforward_norm")(x)
         y = ACTIVATIONS[self.activation](self._dense(self.feedforward, "feedforward_in")(y))
         return x + self._dense(x.shape[-1], "feedforward_out")(y).astype(x.dtype)
 
@@ -227,10 +230,6 @@ def _blocks(config: VisionConfig | TextConfig, dtype) -> list[Block]:
     ]
 
 
-def _float32_norm(epsilon: float, name: str) -> nn.LayerNorm:
-    return nn.LayerNorm(epsilon, dtype=jnp.float32, use_fast_variance=False, name=name)
-
-
 class VisionTower(nn.Module):
     """Pixels -> one vector a picture.
 
@@ -242,7 +241,7 @@ class VisionTower(nn.Module):
 
     config: VisionConfig
     project: bool = False
-    dtype: jnp.dtype = jnp.float32
+    dtype: np.dtype = FLOAT32
 
     @nn.compact
     def __call__(self, pixels: Float[Array, "B S S 3"]) -> Float[Array, "B D"]:
@@ -261,10 +260,10 @@ class VisionTower(nn.Module):
         x = jnp.concatenate([first, x], axis=1)
         positions = (config.grid**2 + 1, width)
         position = self.param("position_embedding", nn.initializers.normal(0.02), positions)
-        x = _float32_norm(config.layer_norm_eps, "input_norm")(x + position[None])
+        x = _norm(config.layer_norm_eps, "input_norm")(x + position[None])
         for block in _blocks(config, self.dtype):
             x = block(x, None)
-        x = _float32_norm(config.layer_norm_eps, "output_norm")(x[:, 0])
+        x = _norm(config.layer_norm_eps, "output_norm")(x[:, 0])
         if not self.project:
             return x
         # No bias, and float32: one small product that decides similarities.
@@ -290,7 +289,7 @@ class TextTower(nn.Module):
 
     config: TextConfig
     project: bool = False
-    dtype: jnp.dtype = jnp.float32
+    dtype: np.dtype = FLOAT32
 
     @nn.compact
     def __call__(self, ids: Int[Array, "B T"]) -> Float[Array, "B D"]:
@@ -309,7 +308,7 @@ class TextTower(nn.Module):
             x = block(x, mask)
         last = eos_position(ids, config.eos_token_id)
         x = jnp.take_along_axis(x, last[:, None, None], axis=1)[:, 0]
-        x = _float32_norm(config.layer_norm_eps, "output_norm")(x)
+        x = _norm(config.layer_norm_eps, "output_norm")(x)
         if not self.project:
             return x
         return nn.Dense(

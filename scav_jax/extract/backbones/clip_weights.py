@@ -121,9 +121,7 @@ def _with_prefix(arrays: Mapping[str, np.ndarray], config: ClipConfig) -> dict[s
     return {name if name in outside else prefix + name: x for name, x in arrays.items()}
 
 
-def parameters(
-    tensors: Mapping[str, np.ndarray], config: VisionConfig | TextConfig
-) -> dict[str, dict]:
+def parameters(tensors: Mapping[str, np.ndarray], config: VisionConfig | TextConfig) -> dict:
     """Flax parameters (float32) from one tower's tensors as `select` gives them."""
     t = {name: np.asarray(x).astype(np.float32, copy=False) for name, x in tensors.items()}
     positions = t["embeddings.position_embedding.weight"]

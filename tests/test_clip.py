@@ -590,6 +590,7 @@ def test_fingerprint_is_what_features_depend_on(directory, tensors):
     found = model.fingerprint()
     assert json.loads(json.dumps(found)) == found
     assert found["config"] == dataclasses.asdict(VISION)
+    assert (found["output"], found["dtype"]) == ("pooled", "float32")
     assert found["preprocessing"]["crop"] == [26, 26]
     text_only = {n: x + np.float32(n.startswith("text")) for n, x in tensors.items()}
     assert small(text_only).fingerprint() == found == small(tensors).fingerprint()

@@ -101,9 +101,10 @@ def pictures(random: np.random.Generator, count: int, height: int, width: int) -
 
 
 def on_device(frames: np.ndarray, dtype: str) -> Callable[[], np.ndarray]:
-    digits = clip_images.crop_digits(Preprocessing(), *frames.shape[1:3], dtype)
-    digits = jax.device_put(digits)
-    return lambda: np.asarray(clip_images.resize_crop(frames, *digits))
+    size = frames.shape[1:3]
+    rows, columns, kept = clip_images.crop_digits(Preprocessing(), *size, dtype)
+    rows, columns = jax.device_put((rows, columns))
+    return lambda: np.asarray(clip_images.resize_crop(frames[:, *kept], rows, columns))
 
 
 def compare_pixels(arguments, clock, model: Clip) -> list[dict]:

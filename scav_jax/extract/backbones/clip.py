@@ -216,14 +216,13 @@ class Clip:
             _check_pil()
             crop = partial(clip_images.resize_crop_pil, preprocessing=self.preprocessing)
             return self._batches(frames, crop)
-        rows, columns = clip_images.crop_digits(
+        rows, columns, kept = clip_images.crop_digits(
             self.preprocessing, *frames.shape[1:3], self._digits
         )
-        whole = replicated(self._mesh)
-        rows, columns = jax.device_put((rows, columns), whole)
+        rows, columns = jax.device_put((rows, columns), replicated(self._mesh))
         return (
             clip_images.resize_crop(self._put(batch), rows, columns)
-            for batch in self._batches(frames)
+            for batch in self._batches(frames[:, *kept])
         )
 
     # ---- texts ---------------------------------------------------------------------------------

@@ -242,9 +242,19 @@ def digits(weights: Int32[np.ndarray, "t s"], dtype: str) -> Float[np.ndarray, "
 
 @cache
 def crop_digits(preprocessing: Preprocessing, height: int, width: int, dtype: str):
-    """`digits` of `crop_weights`: what `resize_crop` takes for frames of that size."""
-    rows, columns = crop_weights(preprocessing, height, width)
-    return digits(rows, dtype), digits(columns, dtype)
+    """What `resize_crop` takes for frames of that size, and which of their pixels it needs.
+
+    Returns:
+      rows, columns: `digits` of `crop_weights`, without the pixels that no weight reads.
+      kept: slices of a frame's rows and columns: what is not cropped away.
+    """
+    found = []
+    for weights in crop_weights(preprocessing, height, width):
+        read = np.flatnonzero(weights.any(axis=0))
+        kept = slice(int(read[0]), int(read[-1]) + 1)
+        found.append((digits(weights[:, kept], dtype), kept))
+    (rows, kept_rows), (columns, kept_columns) = found
+    return rows, columns, (kept_rows, kept_columns)
 
 
 @jax.jit

@@ -317,14 +317,22 @@ class Clip:
             params = jax.device_put(params, replicated(self._mesh))
             kind = VisionTower if tower == "vision" else TextTower
             model = kind(config, self.output == "projected", jnp.dtype(self.dtype))
-
-            def apply(params, batch):
-                if tower == "vision":
-                    batch = clip_images.normalise(batch, self.preprocessing)
-                return model.apply({"params": params}, batch)
-
-            self._encoders[tower] = partial(jax.jit(apply), params)
+            preprocessing = self.preprocessing if tower == "vision" else None
+            self._encoders[tower] = partial(_features, model, preprocessing, params)
         return self._encoders[tower]
+
+
+@partial(jax.jit, static_argnums=(0, 1))
+def _features(
+    model: VisionTower | TextTower,
+    preprocessing: clip_images.Preprocessing | None,
+    params: dict,
+    batch: jax.Array,
+) -> jax.Array:
+    """Crops or token ids -> features; one program for all `Clip`s of that shape."""
+    if preprocessing is not None:
+        batch = clip_images.normalise(batch, preprocessing)
+    return model.apply({"params": params}, batch)
 
 
 @cache

@@ -1,0 +1,211 @@
+"""Weights on disk: safetensors files read without copying, written whole or not at all.
+
+The format is that of the `safetensors` library, which checks every file; tensors are views of the
+mapped file, so that a worker process pays only for what it touches and several share the pages.
+"""
+
+import hashlib
+import json
+import os
+import re
+from collections.abc import Mapping
+from pathlib import Path
+
+import jax.numpy as jnp
+import numpy as np
+
+from scav_jax.errors import InputError
+from scav_jax.files import write_atomically
+
+FILE = "model.safetensors"
+INDEX = "model.safetensors.index.json"
+DTYPES = {
+    "F64": np.float64,
+    "F32": np.float32,
+    "F16": np.float16,
+    "BF16": jnp.bfloat16,
+    "I64": np.int64,
+    "I32": np.int32,
+    "I16": np.int16,
+    "I8": np.int8,
+    "U64": np.uint64,
+    "U32": np.uint32,
+    "U16": np.uint16,
+    "U8": np.uint8,
+    "BOOL": np.bool_,
+}
+# What a download may bring: no pickles, no weights of other frameworks.
+DOWNLOADED = [
+    *("config.json", "preprocessor_config.json", FILE, INDEX, "model-*-of-*.safetensors"),
+    *("tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt"),
+    *("special_tokens_map.json", "added_tokens.json"),
+]
+HUB_ID = re.compile(r"(?P<id>[\w.-]+/[\w.-]+)(@(?P<revision>[\w./-]+))?")
+
+
+def read(path: str | Path) -> dict[str, np.ndarray]:
+    """All tensors of a safetensors file, or of the one model in a directory, by name.
+
+    A directory holds `model.safetensors`, or `model.safetensors.index.json` and its shards, or a
+    single file with that ending. The arrays are read-only views of the mapped files.
+
+    Raises:
+      InputError: no such file, not a safetensors file, a damaged one, or a shard that is missing.
+    """
+    path = Path(path)
+    if not path.is_dir():
+        return _read_file(path)
+    if (path / FILE).exists():
+        return _read_file(path / FILE)
+    if (path / INDEX).exists():
+        return _read_shards(path / INDEX)
+    files = sorted(path.glob("*.safetensors"))
+    if len(files) != 1:
+        others = sorted(p.name for p in path.iterdir())
+        raise InputError(
+            f"{path}: expected {FILE} or {INDEX}, got {_few(others)}; "
+            "weights in another format should be converted to safetensors once"
+        )
+    return _read_file(files[0])
+
+
+def write(
+    path: str | Path, arrays: Mapping[str, np.ndarray], metadata: dict[str, str] | None = None
+) -> None:
+    """Writes a safetensors file, atomically; the bytes do not depend on the arrays' order.
+
+    Args:
+      path: of the file; its folder is made.
+      arrays: by name, of any memory layout.
+      metadata: text that travels in the file's header and changes no tensor.
+    """
+    from safetensors.numpy import save
+
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # The library writes the memory as it lies: a transposed view would come back scrambled.
+    content = save({name: np.asarray(x, order="C") for name, x in arrays.items()}, metadata)
+    write_atomically(path, content)
+
+
+def sha256(source: "str | Path | Mapping[str, np.ndarray]") -> str:
+    """A hash of the tensors alone: names, dtypes, shapes and values.
+
+    The order of tensors, metadata, and how they are spread over files change nothing.
+
+    >>> one, two = np.zeros(2), np.ones((3, 1))
+    >>> sha256({"a": one, "b": two}) == sha256({"b": two, "a": one})
+    True
+    """
+    arrays = read(source) if isinstance(source, str | os.PathLike) else source
+    total = hashlib.sha256()
+    for name in sorted(arrays):
+        array = np.asarray(arrays[name], order="C")
+        head = json.dumps([name, array.dtype.name, list(array.shape)])
+        total.update(head.encode() + b"\n")
+        total.update(array.reshape(-1).view(np.uint8))
+    return total.hexdigest()
+
+
+def locate(directory_or_hub_id: str | Path) -> Path:
+    """The directory of that model: itself, or a snapshot of `owner/name[@revision]`."""
+    path = Path(directory_or_hub_id)
+    if path.is_dir():
+        return path
+    match = HUB_ID.fullmatch(str(directory_or_hub_id))
+    if path.exists() or not match:
+        raise InputError(
+            f"weights: expected a directory or a hub id like owner/name, got {directory_or_hub_id}"
+        )
+    return download(match["id"], match["revision"])
+
+
+def download(hub_id: str, revision: str | None = None) -> Path:
+    """A snapshot of a model on the Hugging Face hub: config, safetensors, tokenizer; no pickles.
+
+    Raises:
+      InputError: nothing could be had: no network, no such model, no such revision.
+    """
+    from huggingface_hub import snapshot_download
+
+    try:
+        folder = snapshot_download(hub_id, revision=revision, allow_patterns=DOWNLOADED)
+    except Exception as error:  # HTTP, offline, cache and name errors have no common ancestor
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise InputError(
+            f"weights: expected a directory or a model on the hub, got {hub_id!r}, which could not "
+            f"be downloaded ({reason}); without a network, give a directory with config.json and "
+            f"{FILE}"
+        ) from error
+    return Path(folder)
+
+
+def _read_file(path: Path) -> dict[str, np.ndarray]:
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="numpy"):  # checks the header against the file's size
+            pass
+        mapped = np.memmap(path, np.uint8, mode="r")
+    except FileNotFoundError:
+        raise InputError(f"{path}: expected a safetensors file, got no file of that name") from None
+    except (SafetensorError, OSError, ValueError) as error:
+        if isinstance(error, PermissionError):
+            raise
+        raise InputError(
+            f"{path}: expected a safetensors file, got something else or a part of one "
+            f"({_what(path, error)}); download or convert it again"
+        ) from error
+    size = int.from_bytes(mapped[:8].tobytes(), "little")
+    header = json.loads(mapped[8 : 8 + size].tobytes())
+    header.pop("__metadata__", None)
+    return {name: _view(mapped, 8 + size, name, entry, path) for name, entry in header.items()}
+
+
+def _view(mapped: np.ndarray, data: int, name: str, entry: dict, path: Path) -> np.ndarray:
+    if entry["dtype"] not in DTYPES:
+        raise InputError(
+            f"{path}: {name}: expected a dtype of {sorted(DTYPES)}, got {entry['dtype']}"
+        )
+    begin = data + entry["data_offsets"][0]
+    dtype = np.dtype(DTYPES[entry["dtype"]])
+    return np.ndarray(tuple(entry["shape"]), dtype, buffer=mapped, offset=begin)
+
+
+def _what(path: Path, error: Exception) -> str:
+    """Why it is no safetensors file, in words."""
+    try:
+        with open(path, "rb") as file:
+            start = file.read(16)
+    except OSError:
+        start = b""
+    if start.startswith(b"version https://"):
+        return "a git-lfs pointer: the weights themselves were not downloaded"
+    if start.startswith((b"PK\x03\x04", b"\x80\x02")):
+        return "a PyTorch pickle"
+    return str(error).splitlines()[0]
+
+
+def _read_shards(index: Path) -> dict[str, np.ndarray]:
+    try:
+        places = json.loads(index.read_text())["weight_map"]
+        names = sorted(set(places.values()))
+        plain = all(Path(name).name == name for name in names)
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise InputError(f"{index}: expected JSON with a weight_map, got {error!r}") from error
+    if not plain:
+        raise InputError(f"{index}: expected names of files beside it, got {_few(names)}")
+    shards = {name: _read_file(index.with_name(name)) for name in names}
+    lost = [name for name, shard in places.items() if name not in shards[shard]]
+    if lost:
+        raise InputError(
+            f"{index}: expected every tensor in its shard, got none of {_few(lost)}; "
+            "download the shards again"
+        )
+    return {name: shards[shard][name] for name, shard in places.items()}
+
+
+def _few(names: list[str], count: int = 5) -> str:
+    """The first few names, and how many more there are."""
+    more = f" and {len(names) - count} more" if len(names) > count else ""
+    return (", ".join(names[:count]) or "nothing") + more

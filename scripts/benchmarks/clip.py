@@ -1,0 +1,266 @@
+"""Does our resize equal PIL's, and how fast are CLIP's preprocessing and encoding?
+
+    python scripts/benchmarks/clip.py [--quick] [--threads all] [--out FILE.json]
+
+Pixels: the share of bytes that differ from Hugging Face's processor (PIL) on noise and on smooth
+pictures, the largest difference, the time a frame takes, and what the difference does to the
+pooled feature of B/32; for our host path, our matrix products, and `jax.image.resize`, which does
+not round to 8 bits between its passes. Frames taller than 2 : 1 are apart: Pillow 13 resizes those
+in the other order than Pillow 12 and we.
+
+Encoding: images/s of B/32 on a batch of 64 in float32 and bfloat16, and the share of the speed of
+one large matrix product of that dtype on the same machine; beside transformers' torch model where
+torch is installed. Weights are seeded random numbers.
+
+On a CPU one thread and CPU time, unless `--threads all`; on an accelerator wall time.
+"""
+
+import argparse
+import json
+import os
+import sys
+
+
+def _limit_threads() -> None:
+    """One thread a library, before any of them is imported."""
+    if "all" in sys.argv or "--threads=all" in sys.argv:
+        return
+    for name in ("OMP", "OPENBLAS", "MKL"):
+        os.environ[f"{name}_NUM_THREADS"] = "1"
+    flags = os.environ.get("XLA_FLAGS", "")
+    os.environ["XLA_FLAGS"] = f"{flags} --xla_cpu_multi_thread_eigen=false".strip()
+    if os.environ.get("JAX_PLATFORMS") == "cpu" and hasattr(os, "sched_setaffinity"):
+        os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
+
+
+_limit_threads()
+
+import time  # noqa: E402
+import warnings  # noqa: E402
+from collections.abc import Callable  # noqa: E402
+
+import jax  # noqa: E402
+import jax.numpy as jnp  # noqa: E402
+import numpy as np  # noqa: E402
+import PIL  # noqa: E402
+from PIL import Image  # noqa: E402
+
+from scav_jax.extract.backbones import clip_images  # noqa: E402
+from scav_jax.extract.backbones.clip import Clip  # noqa: E402
+from scav_jax.extract.backbones.clip_images import Preprocessing  # noqa: E402
+from scav_jax.extract.backbones.clip_towers import ClipConfig, VisionConfig  # noqa: E402
+from scav_jax.extract.backbones.clip_weights import random_weights  # noqa: E402
+
+warnings.filterwarnings("ignore")  # of the peers
+
+# height, width: VGGSound's usual sizes, 16:9, portrait, high definition, upscaled, tall
+SIZES = ((256, 340), (360, 640), (640, 360), (720, 1280), (1080, 1920), (144, 176), (960, 432))
+QUICK_SIZES = ((256, 340), (144, 176), (600, 270))
+GEMM = 2048
+
+
+def median_seconds(call: Callable[[], object], repeats: int, clock) -> float:
+    """The median time of a call that returns when it is done; the first one is not counted."""
+    call()
+    times = []
+    for _ in range(repeats):
+        begin = clock()
+        call()
+        times.append(clock() - begin)
+    return float(np.median(times))
+
+
+# ---- pixels ------------------------------------------------------------------------------------
+
+
+def hugging_face(frames: np.ndarray) -> np.ndarray:
+    """Bytes of CLIPImageProcessorPil."""
+    from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
+
+    processor = CLIPImageProcessorPil(do_rescale=False, do_normalize=False)
+    images = [Image.fromarray(frame) for frame in frames]
+    return processor(images=images, return_tensors="np")["pixel_values"].transpose(0, 2, 3, 1)
+
+
+def float_resize(frames: np.ndarray) -> np.ndarray:
+    """`jax.image.resize` (Keys' kernel, antialiased), cropped and rounded once, at the end."""
+    height, width = Preprocessing().resized(*frames.shape[1:3])
+    shape = (len(frames), height, width, 3)
+    x = jax.image.resize(frames.astype(np.float32), shape, "cubic", precision="highest")
+    top, left = (height - 224) // 2, (width - 224) // 2
+    x = x[:, top : top + 224, left : left + 224]
+    return np.asarray(jnp.clip(jnp.round(x), 0, 255).astype(jnp.uint8))
+
+
+def pictures(random: np.random.Generator, count: int, height: int, width: int) -> np.ndarray:
+    """Noise, then smooth pictures, half of `count` each."""
+    noise = random.integers(0, 256, (count // 2, height, width, 3)).astype(np.uint8)
+    coarse = random.integers(0, 256, (count - count // 2, 9, 9, 3)).astype(np.uint8)
+    smooth = [Image.fromarray(x).resize((width, height), Image.Resampling.LANCZOS) for x in coarse]
+    return np.concatenate([noise, np.stack(smooth)])
+
+
+def on_device(frames: np.ndarray, dtype: str) -> Callable[[], np.ndarray]:
+    size = frames.shape[1:3]
+    rows, columns, kept = clip_images.crop_digits(Preprocessing(), *size, dtype)
+    rows, columns = jax.device_put((rows, columns))
+    return lambda: np.asarray(clip_images.resize_crop(frames[:, *kept], rows, columns))
+
+
+def compare_pixels(arguments, clock, model: Clip) -> list[dict]:
+    """One row for every size and way to resize."""
+    print(f"\npixels against transformers' processor, Pillow {PIL.__version__}")
+    print(
+        f"{'frames':>11} {'way':20} {'differ':>9} {'by at most':>10} {'feature':>9} {'ms/frame':>9}"
+    )
+    random, rows = np.random.default_rng(0), []
+    count, repeats = (4, 3) if arguments.quick else (8, 7)
+    for height, width in QUICK_SIZES if arguments.quick else SIZES:
+        frames = pictures(random, count, height, width)
+        expected = hugging_face(frames)
+        features = model.encode_crops(expected)
+        scale = np.linalg.norm(features - features.mean(axis=0), axis=1).mean()
+        ways = {
+            "transformers": lambda frames=frames: hugging_face(frames),
+            "host (PIL)": lambda frames=frames: clip_images.resize_crop_pil(
+                frames, Preprocessing()
+            ),
+            "products, float32": on_device(frames, "float32"),
+            "products, bfloat16": on_device(frames, "bfloat16"),
+            "jax.image.resize": lambda frames=frames: float_resize(frames),
+        }
+        for name, way in ways.items():
+            found = way()
+            difference = np.abs(found.astype(int) - expected)
+            moved = np.linalg.norm(model.encode_crops(found) - features, axis=1).max() / scale
+            row = {
+                "height": height,
+                "width": width,
+                "way": name,
+                "share_that_differs": float((difference > 0).mean()),
+                "largest_difference": int(difference.max()),
+                "feature_moved_by": float(moved),
+                "ms_per_frame": 1e3 * median_seconds(way, repeats, clock) / count,
+            }
+            rows.append(row)
+            print(
+                f"{height:5} x{width:5} {name:20} {row['share_that_differs']:9.2%} "
+                f"{row['largest_difference']:10} {moved:9.2e} {row['ms_per_frame']:9.2f}",
+                flush=True,
+            )
+    return rows
+
+
+# ---- encoding ----------------------------------------------------------------------------------
+
+
+def operations(config: VisionConfig) -> float:
+    """Floating point operations of matrix products for one picture."""
+    steps, width = config.grid**2 + 1, config.hidden_size
+    patches = 2 * config.grid**2 * config.patch_size**2 * 3 * width
+    dense = 2 * steps * (4 * width**2 + 2 * width * config.intermediate_size)
+    return patches + config.num_hidden_layers * (dense + 4 * steps**2 * width)
+
+
+def gemm_peak(dtype: str, clock) -> float:
+    """Operations per second of one large matrix product."""
+    size = GEMM if jax.default_backend() == "cpu" else 8 * GEMM
+    x = jnp.ones((size, size), dtype)
+    precision = "highest" if dtype == "float32" else "default"
+    product = jax.jit(lambda x: jnp.dot(x, x, precision=precision))
+    return 2 * size**3 / median_seconds(lambda: product(x).block_until_ready(), 5, clock)
+
+
+def torch_tower(tensors: dict, dtype: str, pixels: np.ndarray) -> Callable[[], object] | None:
+    """transformers' model with the same weights, or None without torch."""
+    try:
+        import torch
+        from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
+    except ImportError:
+        return None
+    if "all" not in sys.argv and "--threads=all" not in sys.argv:
+        torch.set_num_threads(1)
+    model = CLIPVisionModelWithProjection(CLIPVisionConfig()).eval()
+    model.load_state_dict({name: torch.from_numpy(x) for name, x in tensors.items()})
+    device = "cuda" if torch.cuda.is_available() and jax.default_backend() != "cpu" else "cpu"
+    model = model.to(device, getattr(torch, dtype)).vision_model
+    pixels = torch.from_numpy(pixels).permute(0, 3, 1, 2).to(device, getattr(torch, dtype))
+
+    def call():
+        with torch.inference_mode():
+            return model(pixels).pooler_output.float().cpu()  # waits
+
+    return call
+
+
+def compare_encoding(arguments, clock, tensors: dict) -> list[dict]:
+    """Images per second of ours and of torch's tower, from crops to features on the host."""
+    batch, repeats = (8, 2) if arguments.quick else (64, 5)
+    crops = np.random.default_rng(1).integers(0, 256, (batch, 224, 224, 3)).astype(np.uint8)
+    pixels = np.asarray(clip_images.normalise(jnp.asarray(crops), Preprocessing()))
+    work = operations(VisionConfig()) * batch
+    print(f"\nB/32, batch {batch}, {work / batch / 1e9:.2f} GFLOP a picture")
+    print(f"{'':24} {'images/s':>9} {'GFLOP/s':>9} {'of GEMM':>8}")
+    rows = []
+    for dtype in ("float32", "bfloat16"):
+        peak = gemm_peak(dtype, clock)
+        print(f"{'GEMM ' + dtype:24} {'':>9} {peak / 1e9:9.0f}")
+        model = Clip(
+            ClipConfig(vision=VisionConfig()),
+            tensors,
+            dtype=dtype,
+            frames_per_device=batch,
+            devices=jax.local_devices()[:1],
+        )
+        encode = lambda model=model: model.encode_crops(crops)  # noqa: E731
+        for name, call in ((f"ours {dtype}", encode), (f"torch {dtype}", None)):
+            call = call or torch_tower(tensors, dtype, pixels)
+            if call is None:
+                print(f"{name:24} not installed")
+                continue
+            took = median_seconds(call, repeats, clock)
+            row = {
+                "name": name,
+                "batch": batch,
+                "images_per_s": batch / took,
+                "flops": work / took,
+                "share_of_gemm": work / took / peak,
+            }
+            rows.append(row)
+            print(
+                f"{name:24} {batch / took:9.1f} {work / took / 1e9:9.0f} "
+                f"{row['share_of_gemm']:8.0%}",
+                flush=True,
+            )
+    return rows
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--quick", action="store_true", help="small, to see that it runs")
+    parser.add_argument("--threads", choices=("one", "all"), default="one")
+    parser.add_argument("--out", help="JSON file for the numbers")
+    arguments = parser.parse_args()
+    on_one = jax.default_backend() == "cpu" and arguments.threads == "one"
+    clock = time.process_time if on_one else time.perf_counter
+    device = jax.local_devices()[0]
+    print(
+        f"{device.platform} {device.device_kind}, jax {jax.__version__}, {arguments.threads} thread"
+    )
+    config = ClipConfig(vision=VisionConfig())
+    tensors = random_weights(config)
+    model = Clip(config, tensors, frames_per_device=8, devices=jax.local_devices()[:1])
+    results = {
+        "device": f"{device.platform} {device.device_kind}",
+        "jax": jax.__version__,
+        "pillow": PIL.__version__,
+        "pixels": compare_pixels(arguments, clock, model),
+        "encoding": compare_encoding(arguments, clock, tensors),
+    }
+    if arguments.out:
+        with open(arguments.out, "w") as file:
+            json.dump(results, file, indent=2)
+
+
+if __name__ == "__main__":
+    main()

@@ -8,13 +8,14 @@ words shared by all
     files          files that appear whole or not at all
     progress       one kind of progress bar
     sequences      padded sequences and their lengths: masks, means, resampling in time
+    positions      relative positions: offsets between steps -> rows of a learned table
     features       what one clip is on disk: keys, shapes, units, format version, fingerprint
+    sharding       the device mesh; the only file that names a PartitionSpec
 video files -> features on disk
     datasets       features on disk as TFDS data sets; `chimes`, rendered data that ships with us
     extract        decode, frozen backbones: `python -m scav_jax.extract`
 features on disk -> batches on devices
     batches        the Grain pipeline: shuffle, bucket, pad, shard, checkpoint
-    sharding       the device mesh; the only file that names a PartitionSpec
 the mathematics (jax, flax, optax, ott only)
     encoders       projection MLPs, relative-position Transformers: features -> latents
     distances      euclidean, dtw, wasserstein; `pairwise` -> D[visual, audio]

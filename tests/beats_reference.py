@@ -42,7 +42,7 @@ def patch_embedding(log_mel, w):
     for t in range(log_mel.shape[0] // 16):
         for f in range(8):
             patch = log_mel[16 * t : 16 * t + 16, 16 * f : 16 * f + 16]
-            tokens.append((kernel * patch).sum(axis=(1, 2)))
+            tokens.append((kernel * patch).sum(axis=(1, 2)) + w.get("patch_embedding.bias", 0))
     return np.array(tokens)
 
 
@@ -102,11 +102,13 @@ def tokens(log_mel, weights, config):
         return x @ w[f"{name}.weight"].T + w[f"{name}.bias"]
 
     x = patch_embedding(normalised(log_mel.astype(np.float64)), w)
-    x = linear(norm(x, "layer_norm"), "post_extract_proj")
+    x = norm(x, "layer_norm")
+    if config.embed_dim != config.encoder_embed_dim:
+        x = linear(x, "post_extract_proj")
     x = x + gelu(conv_position(x, w, config.conv_pos_groups))
     x = norm(x, "encoder.layer_norm")
     table = w["encoder.layers.0.self_attn.relative_attention_bias.weight"]
-    alpha = (2 * config.encoder_layers) ** 0.25
+    alpha = (2 * config.encoder_layers) ** 0.25 if config.deep_norm else 1
     for index in range(config.encoder_layers):
         layer = f"encoder.layers.{index}"
         y = attention(x, w, f"{layer}.self_attn", table, config)

@@ -85,12 +85,26 @@ def test_equals_torch(config):
             np.testing.assert_allclose(ours, theirs.reshape(ours.shape), rtol=0, atol=1e-4)
 
 
-def test_odd_kernel_and_no_projection_and_plain_residual():
-    """What other checkpoints may say: each path against the same without it."""
-    config = dataclasses.replace(SMALL, conv_pos=9)
-    ours = beats.Beats(beats.random_checkpoint(config, 0), devices=1).encode(sounds()[4:])[0]
-    theirs = reference.tokens(log_mel(sounds()[4]), checkpoint(config).state, config)
+def equals_numpy(config, state):
+    """On the shortest sound of more than one step."""
+    made = beats_weights.Checkpoint(config, state, None)
+    ours = beats.Beats(made, devices=1).encode(sounds()[4:])[0]
+    theirs = reference.tokens(log_mel(sounds()[4]), state, config)
     np.testing.assert_allclose(ours, theirs.reshape(ours.shape), rtol=0, atol=1e-4)
+
+
+def test_what_other_checkpoints_may_say():
+    change = {"conv_pos": 9, "embed_dim": 32, "conv_bias": True, "deep_norm": False}
+    config = dataclasses.replace(SMALL, encoder_layers=1, **change)
+    equals_numpy(config, beats.random_weights(config, 0))
+
+
+def test_epsilon_of_the_norms():
+    """At weights so small that it counts."""
+    config = dataclasses.replace(SMALL, encoder_layers=1)
+    state = beats.random_weights(config, 0)
+    state["patch_embedding.weight"] *= np.float32(3e-3)
+    equals_numpy(config, state)
 
 
 def test_time_comes_first_then_frequency():

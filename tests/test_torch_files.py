@@ -388,6 +388,37 @@ def test_values_many_times_over_are_read_once(tmp_path):
     assert value == "a"
 
 
+@pytest.mark.parametrize(
+    "use", [b"I1\ns.", b"I1\nu.", b"\x93.", b"0c__builtin__\nset\n(]h\x00atR."]
+)
+def test_keys_that_take_for_ever_to_hash_are_refused(tmp_path, use):
+    deeper = b"".join(b"q" + bytes([k]) + b"h" + bytes([k]) + b"\x86" for k in range(1, 60))
+    mark = b"(" if use.endswith(b"u.") else b""
+    write_new(tmp_path / "a.pt", b"}" + mark + b"Va\n" + deeper + b"q\x00" + use)
+    with pytest.raises(InputError, match=r"a key or member that is a tuple|not a string"):
+        torch_files.read(tmp_path / "a.pt")
+
+
+def test_refusals_of_endless_values_are_short(tmp_path):
+    deeper = b"".join(b"q" + bytes([k]) + b"h" + bytes([k]) + b"\x86" for k in range(60))
+    pid = b"(Vstorage\ncargparse\nNamespace\nVa\n" + deeper + b"Vcpu\nI1\ntQ."
+    write_new(tmp_path / "a.pt", pid)
+    with pytest.raises(InputError, match="expected a storage of") as refusal:
+        torch_files.read(tmp_path / "a.pt")
+    write_tensor(tmp_path / "b.pt", 0, (1,), (1,), change=b"0Va\n" + deeper)
+    with pytest.raises(InputError, match="a tensor without a storage"):
+        torch_files.read(tmp_path / "b.pt")
+    assert len(str(refusal.value)) < 1000
+    endless = (
+        b"}Vx\nctorch._utils\n_rebuild_tensor_v2\n((Vstorage\nctorch\nFloatStorage\nV0\nVcpu\n"
+    )
+    endless += b"I6\ntQI0\nVa\n" + deeper + b")I00\n}tRs."
+    write_new(tmp_path / "c.pt", endless, **{"0": bytes(24)})
+    with pytest.raises(InputError, match="a tensor of shape") as refusal:
+        torch_files.read(tmp_path / "c.pt")
+    assert len(str(refusal.value)) < 1000
+
+
 def test_old_views_of_a_storage(tmp_path):
     """torch before 0.4 stored a storage inside a storage as (key, offset, size)."""
     pid = b"(Vstorage\nctorch\nFloatStorage\nV0\nVcpu\nI6\n(Vview\nI2\nI4\nttQ"

@@ -17,6 +17,7 @@ import pickletools
 import struct
 import zipfile
 from pathlib import Path
+from reprlib import repr as short  # of values that may be nested without end
 from typing import Any, NamedTuple
 
 import ml_dtypes
@@ -118,14 +119,28 @@ def _rebuild_tensor(storage, offset, shape, strides, *_ignored) -> _Tensor:
     return _Tensor(storage, offset, tuple(shape), tuple(strides))
 
 
+def _hashable(items) -> list:
+    """Keys and members: plain ones, since the hash of tuples in tuples may take for ever."""
+    items = list(items)
+    for item in items:
+        if not isinstance(item, (str, bytes, int, float, type(None))):
+            raise InputError(f"a key or member that is a {type(item).__name__}: not supported")
+    return items
+
+
+def _dictionary(items=()) -> dict:
+    pairs = list(items)
+    return dict(zip(_hashable(key for key, _ in pairs), (v for _, v in pairs), strict=True))
+
+
 # What a pickle may name, and what a call of it means; None where it is no more than a name.
 _KNOWN = {
     _Name("torch._utils", "_rebuild_tensor_v2"): _rebuild_tensor,
     _Name("torch._utils", "_rebuild_parameter"): lambda data, *_ignored: data,
     _Name("torch", "Size"): tuple,
-    _Name("collections", "OrderedDict"): dict,
-    _Name("builtins", "set"): set,
-    _Name("__builtin__", "set"): set,
+    _Name("collections", "OrderedDict"): _dictionary,
+    _Name("builtins", "set"): lambda items=(): set(_hashable(items)),
+    _Name("__builtin__", "set"): lambda items=(): set(_hashable(items)),
     _Name("argparse", "Namespace"): _Bag,
     _Name("types", "SimpleNamespace"): _Bag,
     _Name("BEATs", "BEATsConfig"): _Bag,
@@ -211,10 +226,10 @@ class _Pickle:
 
     def _dict(self):
         items = self._since_mark()
-        self.stack.append(dict(zip(items[::2], items[1::2], strict=True)))
+        self.stack.append(_dictionary(zip(items[::2], items[1::2], strict=True)))
 
     def _frozenset(self):
-        items = frozenset(self._since_mark())
+        items = frozenset(_hashable(self._since_mark()))
         self.stack.append(items)
 
     def _append(self):
@@ -227,16 +242,16 @@ class _Pickle:
 
     def _additems(self):
         items = self._since_mark()
-        self._top(set).update(items)
+        self._top(set).update(_hashable(items))
 
     def _setitem(self):
         key, value = self.stack[-2:]
         del self.stack[-2:]
-        self._top(dict)[key] = value
+        self._top(dict).update(_dictionary([(key, value)]))
 
     def _setitems(self):
         items = self._since_mark()
-        self._top(dict).update(zip(items[::2], items[1::2], strict=True))
+        self._top(dict).update(_dictionary(zip(items[::2], items[1::2], strict=True)))
 
     def _top(self, kind: type) -> Any:
         if not isinstance(self.stack[-1], kind):
@@ -251,6 +266,8 @@ class _Pickle:
         self._push_name(self.stack.pop(), name)
 
     def _push_name(self, module: Any, name: Any):
+        if not (isinstance(module, str) and isinstance(name, str)):
+            raise InputError("a name that is not a string: damaged?")
         if (module, name) not in _KNOWN:
             raise InputError(
                 "expected tensors and plain values, got a pickle that names "
@@ -281,15 +298,15 @@ class _Pickle:
     def _binpersid(self):
         tag, kind, key, _location, numel, *view = self.stack.pop()
         if tag != "storage" or not isinstance(kind, _Name) or kind.name not in STORAGE_DTYPES:
-            raise InputError(f"expected a storage of {sorted(STORAGE_DTYPES)}, got {kind!r:.100}")
+            raise InputError(f"expected a storage of {sorted(STORAGE_DTYPES)}, got {short(kind)}")
         if type(numel) is not int or numel < 0 or not isinstance(key, str):
-            raise InputError(f"storage {key!r:.100}: expected its size, got {numel!r:.100}")
+            raise InputError(f"storage {short(key)}: expected its size, got {short(numel)}")
         begin = 0
         if view and view[0] is not None:  # the old format: a storage inside a storage
             _view_key, begin, _view_size = view[0]
         found = (STORAGE_DTYPES[kind.name], numel)
         if self.storages.setdefault(key, found) != found:
-            raise InputError(f"storage {key!r:.100} has two types or sizes: damaged?")
+            raise InputError(f"storage {short(key)} has two types or sizes: damaged?")
         self.stack.append(_Storage(key, begin))
 
 
@@ -396,7 +413,7 @@ class _Resolver:
         if isinstance(value, _Tensor):
             return _array(value, self.storages[value.storage.key])
         if isinstance(value, (_Name, _Storage)):
-            raise InputError(f"expected tensors and plain values, got {value!r:.100}")
+            raise InputError(f"expected tensors and plain values, got {short(value)}")
         if isinstance(value, dict):
             return {self.plain(key): self.plain(item) for key, item in value.items()}
         return type(value)(self.plain(item) for item in value)  # list, tuple, set, frozenset
@@ -407,12 +424,14 @@ def _array(tensor: _Tensor, data: np.ndarray) -> np.ndarray:
     shape, strides = tensor.shape, tensor.strides
     numbers = (tensor.storage.begin, tensor.offset, *shape, *strides)
     if any(type(n) is not int or n < 0 for n in numbers) or len(shape) != len(strides):
-        raise InputError(f"a tensor of shape {shape} with strides {strides}: damaged?"[:200])
+        raise InputError(
+            f"a tensor of shape {short(shape)} with strides {short(strides)}: damaged?"
+        )
     if 0 in shape:
         return np.empty(shape, data.dtype)
     begin = tensor.storage.begin + tensor.offset
     last = begin + sum((n - 1) * stride for n, stride in zip(shape, strides, strict=True))
     if last >= len(data):
-        raise InputError(f"a tensor of shape {shape} reaches beyond its storage: damaged?"[:200])
+        raise InputError(f"a tensor of shape {short(shape)} reaches beyond its storage: damaged?")
     steps = tuple(stride * data.dtype.itemsize for stride in strides)
     return np.lib.stride_tricks.as_strided(data[begin:], shape, steps, writeable=False)

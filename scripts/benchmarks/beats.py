@@ -50,6 +50,12 @@ def flops_of_a_clip(config: beats.BeatsConfig) -> float:
     return 2.0 * tokens * (embedding + position + config.encoder_layers * layer)
 
 
+def flops_of_log_mel() -> float:
+    """Of the Fourier transform, 2.5 N log2 N, and the mel filters for one clip."""
+    n = fbank.FFT_SAMPLES
+    return fbank.frame_count(SAMPLES) * (2.5 * n * np.log2(n) + 2.0 * n // 2 * fbank.MEL_BINS)
+
+
 def gemm_peak(rows: int, config: beats.BeatsConfig, dtype: str, repeats: int) -> float:
     """FLOP/s of one product `[rows, width] x [width, hidden]`, at the precision that BEATs uses."""
     width, hidden = config.encoder_embed_dim, config.encoder_ffn_embed_dim
@@ -69,32 +75,32 @@ def measure(config: beats.BeatsConfig, clips: int, repeats: int) -> dict:
     flops = flops_of_a_clip(config)
     on_device = jnp.asarray(waveforms)
     frames = jax.jit(log_mel)
-    rows = {
-        "log-mel, numpy": {
-            "ms_a_clip": 1e3 * seconds(lambda: fbank.log_mel(waveforms[0]), repeats),
-        },
-        "log-mel, JAX": {
-            "ms_a_clip": 1e3
-            * seconds(lambda: frames(on_device).block_until_ready(), repeats)
-            / clips,
-        },
-    }
+    peaks = {dtype: gemm_peak(clips * 512, config, dtype, repeats) for dtype in DTYPES}
+    rows = {}
+
+    def note(name: str, flops: float, took: float, peak: float, **more: float) -> None:
+        rows[name] = {
+            "ms_a_clip": 1e3 * took,
+            "clips_per_s": 1 / took,
+            "gflops_a_clip": flops / 1e9,
+            "gflop_per_s": flops / took / 1e9,
+            "gemm_gflop_per_s": peak / 1e9,
+            "share_of_gemm": flops / took / peak,
+            **more,
+        }
+
+    took = seconds(lambda: fbank.log_mel(waveforms[0]), repeats)
+    note("log-mel, numpy", flops_of_log_mel(), took, peaks["float32"])
+    took = seconds(lambda: frames(on_device).block_until_ready(), repeats) / clips
+    note("log-mel, JAX", flops_of_log_mel(), took, peaks["float32"])
     checkpoint = beats.random_checkpoint(config, seed=0)
     for dtype in DTYPES:
-        peak = gemm_peak(clips * 512, config, dtype, repeats)
         model = beats.Beats(checkpoint, dtype, devices=1)
         begin = time.perf_counter()
         model.encode(waveforms)
         first = time.perf_counter() - begin
-        took = seconds(lambda model=model: model.encode(waveforms), repeats)
-        rows[f"BEATs, {dtype}"] = {
-            "ms_a_clip": 1e3 * took / clips,
-            "gflops_a_clip": flops / 1e9,
-            "gflop_per_s": flops * clips / took / 1e9,
-            "gemm_gflop_per_s": peak / 1e9,
-            "share_of_gemm": flops * clips / took / peak,
-            "first_call_s": first,
-        }
+        took = seconds(lambda model=model: model.encode(waveforms), repeats) / clips
+        note(f"BEATs, {dtype}", flops, took, peaks[dtype], first_call_s=first)
     return rows
 
 
@@ -109,7 +115,6 @@ def show(rows: dict) -> None:
     }
     print(" " * 18 + "".join(f"{title:>10}" for title in columns))
     for name, row in rows.items():
-        row["clips_per_s"] = 1e3 / row["ms_a_clip"]
         cells = (
             form.format(row[key]) if key in row else " " * 10 for key, form in columns.values()
         )

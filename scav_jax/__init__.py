@@ -8,6 +8,7 @@ words shared by all
     files          files that appear whole or not at all
     progress       one kind of progress bar
     sequences      padded sequences and their lengths: masks, means, resampling in time
+    positions      relative positions: offsets between steps -> rows of a learned table
     features       what one clip is on disk: keys, shapes, units, format version, fingerprint
     sharding       the device mesh; the only file that names a PartitionSpec
 video files -> features on disk

@@ -10,35 +10,16 @@ import math
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from scav_jax.errors import InputError
+from scav_jax.positions import relative_buckets
 from scav_jax.sequences import AudioVisual, Sequences, resample_pairs, step_mask, zero_padding
 
 LAYER_NORM_EPSILON = 1e-5  # torch's default, which the paper's code inherits; flax has 1e-6
 GATE_WIDTH = 8  # two gates, each the sum of four projections, as in BEATs
 CONV_POSITION_KERNEL = 128
 CONV_POSITION_GROUPS = 16
-
-
-def relative_buckets(steps: int, buckets: int, max_distance: int) -> Int[np.ndarray, "T T"]:
-    """Which row of the position table each (query, key) pair reads (T5's bidirectional buckets).
-
-    Half of the buckets serve keys after the query. Near offsets have a bucket each, far ones share
-    logarithmically wide buckets up to `max_distance`; farther ones share the last.
-
-    >>> relative_buckets(3, 320, 800).tolist()
-    [[0, 161, 162], [1, 0, 161], [2, 1, 0]]
-    """
-    offset = np.arange(steps)[None, :] - np.arange(steps)[:, None]
-    half = buckets // 2
-    exact = half // 2
-    distance = np.abs(offset)
-    scale = np.log(np.maximum(distance, 1) / exact) / math.log(max_distance / exact)
-    far = np.minimum(exact + np.floor(scale * (half - exact)).astype(np.int64), half - 1)
-    bucket = np.where(distance < exact, distance, far) + half * (offset > 0)
-    return bucket.astype(np.int32)
 
 
 class Attention(nn.Module):

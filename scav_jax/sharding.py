@@ -24,6 +24,18 @@ def make_mesh(devices: int | None = None) -> Mesh:
     return Mesh(np.asarray(available[:count]), (DATA_AXIS,))
 
 
+def local_mesh(devices: int | None = None) -> Mesh:
+    """A mesh over the first `devices` devices of this process, or all of them."""
+    available = jax.local_devices()
+    count = len(available) if devices is None else devices
+    if not 1 <= count <= len(available):
+        raise InputError(
+            f"devices: expected 1 to {len(available)} ({available[0].platform}) in this process, "
+            f"got {count}"
+        )
+    return Mesh(np.asarray(available[:count]), (DATA_AXIS,))
+
+
 def replicated(mesh: Mesh) -> NamedSharding:
     """The same whole array on every device: parameters, optimizer state, metrics."""
     return NamedSharding(mesh, PartitionSpec())

@@ -21,7 +21,10 @@ import scav_jax
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "scav_jax"
-MATHEMATICS = ("sequences", "encoders", "distances", "objectives", "optimizer", "train_step")
+MATHEMATICS = (
+    *("sequences", "positions", "encoders", "distances", "objectives", "optimizer"),
+    "train_step",
+)
 # The mathematics imports none of these itself, and runs where all but the first two are missing,
 # which flax needs.
 NOT_FOR_MATHEMATICS = (

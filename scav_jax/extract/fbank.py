@@ -63,23 +63,23 @@ def _log_mel_of_windows(windows: Float[np.ndarray, "n 400"]) -> Float[np.ndarray
     emphasised = padded[:, :WINDOW_SAMPLES]
     emphasised[:, 1:] = centred[:, 1:] - np.float32(PREEMPHASIS) * centred[:, :-1]
     emphasised[:, 0] = np.float32(1 - PREEMPHASIS) * centred[:, 0]  # its own predecessor
-    emphasised *= _povey_window()
+    emphasised *= povey_window()
     spectrum = np.fft.rfft(padded, axis=1)
     power = spectrum.real**2 + spectrum.imag**2
     # Kaldi's filters end before the Nyquist bin.
-    energies = power[:, : FFT_SAMPLES // 2] @ _mel_filters()
+    energies = power[:, : FFT_SAMPLES // 2] @ mel_filters()
     return np.log(np.maximum(energies, np.float32(ENERGY_FLOOR)))
 
 
 @cache
-def _povey_window() -> Float[np.ndarray, "400"]:
+def povey_window() -> Float[np.ndarray, "400"]:
     """Symmetric Hann window to the power 0.85."""
     phase = 2 * np.pi * np.arange(WINDOW_SAMPLES) / (WINDOW_SAMPLES - 1)
     return ((0.5 - 0.5 * np.cos(phase)) ** POVEY_EXPONENT).astype(np.float32)
 
 
 @cache
-def _mel_filters() -> Float[np.ndarray, "256 128"]:
+def mel_filters() -> Float[np.ndarray, "256 128"]:
     """Triangles that are linear in mel, `mel(f) = 1127 ln(1 + f / 700)`, of height 1.
 
     The lowest bands are narrower than an FFT bin; those that hold none stay at the floor, in

@@ -1,0 +1,390 @@
+"""BEATs' weights: what a checkpoint says about its model, and its tensors as Flax parameters.
+
+Names and shapes are those of the released checkpoints (microsoft/unilm, beats).
+"""
+
+import hashlib
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from scav_jax.errors import InputError
+from scav_jax.extract.backbones import torch_files
+from scav_jax.files import write_atomically
+
+PATCH_SIDE = 16  # frames and mel bins of a patch
+METADATA_KEY = "beats"  # of the safetensors file: JSON with cfg and label_dict
+TABLE = "encoder.layers.{}.self_attn.relative_attention_bias.weight"
+# Settings whose other values no released checkpoint has, and which we do not implement. A setting
+# that a checkpoint leaves out has the default of BEATs' own code.
+ONLY = {
+    "input_patch_size": (PATCH_SIDE, -1),
+    "layer_norm_first": (False, False),
+    "activation_fn": ("gelu", "relu"),
+    "relative_position_embedding": (True, False),
+    "gru_rel_pos": (True, False),
+}
+NAMES_SHOWN = 4
+
+State = Mapping[str, np.ndarray]
+
+
+@dataclass(frozen=True)
+class BeatsConfig:
+    """What a BEATs checkpoint's `cfg` says about its architecture, by BEATs' own names.
+
+    The defaults are those of BEATs' code for what a `cfg` leaves out; they are not those of the
+    released models (see `ITER3_PLUS`).
+
+    Attributes:
+      embed_dim: width of a patch's embedding.
+      conv_bias: whether patches are embedded with a bias.
+      encoder_layers, encoder_embed_dim, encoder_ffn_embed_dim, encoder_attention_heads: of the
+        Transformer.
+      deep_norm: residuals weigh (2 layers)^(1/4), or 1.
+      conv_pos, conv_pos_groups: kernel and groups of the convolutional position.
+      num_buckets, max_distance: of the relative position table.
+      finetuned_model, predictor_class: whether there is a classifier, and of how many classes.
+    """
+
+    embed_dim: int = 512
+    conv_bias: bool = False
+    encoder_layers: int = 12
+    encoder_embed_dim: int = 768
+    encoder_ffn_embed_dim: int = 3072
+    encoder_attention_heads: int = 12
+    deep_norm: bool = False
+    conv_pos: int = 128
+    conv_pos_groups: int = 16
+    num_buckets: int = 320
+    max_distance: int = 1280
+    finetuned_model: bool = False
+    predictor_class: int = 527
+
+    def __post_init__(self):
+        for divisor in ("encoder_attention_heads", "conv_pos_groups"):
+            if self.encoder_embed_dim % getattr(self, divisor):
+                raise InputError(
+                    f"BEATs cfg: expected encoder_embed_dim {self.encoder_embed_dim} to be a "
+                    f"multiple of {divisor}, got {getattr(self, divisor)}"
+                )
+        if self.num_buckets % 4 or self.max_distance <= self.num_buckets // 4:
+            raise InputError(
+                "BEATs cfg: expected num_buckets to be a multiple of 4 and max_distance above a "
+                f"quarter of it, got {self.num_buckets} and {self.max_distance}"
+            )
+
+    @classmethod
+    def from_checkpoint(cls, cfg: Mapping[str, Any]) -> "BeatsConfig":
+        """The configuration of a checkpoint; what only concerns training is passed over."""
+        for name, (expected, default) in ONLY.items():
+            value = cfg.get(name, default)
+            if value != expected:
+                raise InputError(
+                    f"BEATs cfg: expected {name} {expected!r}, got {value!r:.100}, which is not "
+                    "implemented; use a released BEATs_iter checkpoint (tokenizers are others)"
+                )
+        named = {field.name: cfg[field.name] for field in fields(cls) if field.name in cfg}
+        for field in fields(cls):
+            value = named.get(field.name, field.default)
+            if type(value) is not field.type or (field.type is int and value < 1):
+                raise InputError(
+                    f"BEATs cfg: expected {field.name} to be a "
+                    f"{'positive int' if field.type is int else 'bool'}, got {value!r:.100}"
+                )
+        return cls(**named)
+
+    def checkpoint_cfg(self) -> dict[str, Any]:
+        """The `cfg` that `from_checkpoint` makes this of."""
+        return {**{name: value for name, (value, _) in ONLY.items()}, **asdict(self)}
+
+
+ITER3_PLUS = BeatsConfig(
+    deep_norm=True, max_distance=800, finetuned_model=True, predictor_class=527
+)  # "Fine-tuned BEATs_iter3+ (AS2M) (cpt2)", which the paper uses
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A checkpoint file's content.
+
+    Attributes:
+      config: the architecture.
+      state: float32 arrays by the checkpoint's names; the position table once, under layer 0.
+      labels: the name of every class of a fine-tuned model (AudioSet ids), or None.
+    """
+
+    config: BeatsConfig
+    state: State
+    labels: tuple[str, ...] | None
+
+    def fingerprint(self) -> str:
+        """A hash of what tokens depend on: every tensor but the classifier's."""
+        digest = hashlib.sha256()
+        for name in sorted(self.state):
+            if not name.startswith("predictor."):
+                array = np.ascontiguousarray(self.state[name], np.float32)
+                digest.update(f"{name} {array.shape}\n".encode())
+                digest.update(array.data)
+        return digest.hexdigest()
+
+
+def expected_shapes(config: BeatsConfig) -> dict[str, tuple[int, ...]]:
+    """Every tensor of a checkpoint; the position table once, under layer 0."""
+    c = config
+    width, kernel = c.encoder_embed_dim, c.conv_pos
+    head_width = width // c.encoder_attention_heads
+    shapes = {"patch_embedding.weight": (c.embed_dim, 1, PATCH_SIDE, PATCH_SIDE)}
+    if c.conv_bias:
+        shapes["patch_embedding.bias"] = (c.embed_dim,)
+    shapes |= _norm("layer_norm", c.embed_dim)
+    if c.embed_dim != width:
+        shapes |= _linear("post_extract_proj", c.embed_dim, width)
+    shapes |= {
+        "encoder.pos_conv.0.weight_g": (1, 1, kernel),
+        "encoder.pos_conv.0.weight_v": (width, width // c.conv_pos_groups, kernel),
+        "encoder.pos_conv.0.bias": (width,),
+        **_norm("encoder.layer_norm", width),
+        TABLE.format(0): (c.num_buckets, c.encoder_attention_heads),
+    }
+    for index in range(c.encoder_layers):
+        layer = f"encoder.layers.{index}"
+        for name in ("q_proj", "k_proj", "v_proj", "out_proj"):
+            shapes |= _linear(f"{layer}.self_attn.{name}", width, width)
+        shapes |= {
+            **_linear(f"{layer}.self_attn.grep_linear", head_width, 8),
+            f"{layer}.self_attn.grep_a": (1, c.encoder_attention_heads, 1, 1),
+            **_norm(f"{layer}.self_attn_layer_norm", width),
+            **_linear(f"{layer}.fc1", width, c.encoder_ffn_embed_dim),
+            **_linear(f"{layer}.fc2", c.encoder_ffn_embed_dim, width),
+            **_norm(f"{layer}.final_layer_norm", width),
+        }
+    if c.finetuned_model:
+        shapes |= _linear("predictor", width, c.predictor_class)
+    return shapes
+
+
+def _linear(name: str, inputs: int, outputs: int) -> dict[str, tuple[int, ...]]:
+    return {f"{name}.weight": (outputs, inputs), f"{name}.bias": (outputs,)}
+
+
+def _norm(name: str, width: int) -> dict[str, tuple[int, ...]]:
+    return {f"{name}.weight": (width,), f"{name}.bias": (width,)}
+
+
+# -- files ----------------------------------------------------------------------------------------
+
+
+def read_checkpoint(path: str | Path) -> Checkpoint:
+    """A released `.pt` file, or what `convert` made of it.
+
+    Raises:
+      InputError: another kind of file, a model that we do not have, missing or surplus tensors.
+    """
+    path = Path(path)
+    if path.suffix == ".safetensors":
+        cfg, state, labels = _read_safetensors(path)
+    else:
+        content = torch_files.read(path)
+        if not (isinstance(content.get("cfg"), dict) and isinstance(content.get("model"), dict)):
+            raise InputError(
+                f"{path}: expected BEATs' checkpoint with 'cfg' and 'model', got "
+                f"{sorted(map(str, content))[:NAMES_SHOWN]}; is it another model's?"
+            )
+        cfg, state, labels = content["cfg"], content["model"], content.get("label_dict")
+    try:
+        return make_checkpoint(cfg, state, labels)
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from None
+
+
+def make_checkpoint(
+    cfg: Mapping[str, Any], state: Mapping[str, Any], label_dict: Mapping | None = None
+) -> Checkpoint:
+    """Checks the parts of a checkpoint against each other."""
+    config = BeatsConfig.from_checkpoint(cfg)
+    checked = _checked(_without_copies(state, config), expected_shapes(config))
+    labels = None
+    if config.finetuned_model and label_dict is not None:
+        named = {int(index): str(name) for index, name in label_dict.items()}
+        if sorted(named) != list(range(config.predictor_class)):
+            raise InputError(
+                f"label_dict: expected a name for each of 0..{config.predictor_class - 1}, got "
+                f"{len(named)} names"
+            )
+        labels = tuple(named[index] for index in range(config.predictor_class))
+    return Checkpoint(config, checked, labels)
+
+
+def _without_copies(state: Mapping[str, Any], config: BeatsConfig) -> dict[str, Any]:
+    """Without the position tables of layers 1, 2, ..: BEATs' layers share the first one's."""
+    state = dict(state)
+    first = state.get(TABLE.format(0))
+    for index in range(1, config.encoder_layers):
+        copy = state.pop(TABLE.format(index), first)
+        if first is not None and not np.array_equal(copy, first):
+            raise InputError(
+                f"{TABLE.format(index)}: expected the same table as layer 0's, got another; "
+                "is this a checkpoint of BEATs?"
+            )
+    return state
+
+
+def _checked(state: dict[str, Any], shapes: dict[str, tuple[int, ...]]) -> State:
+    for what, names in (("lacks", shapes.keys() - state), ("has also", state.keys() - shapes)):
+        if names:
+            shown = ", ".join(sorted(map(str, names))[:NAMES_SHOWN])
+            more = f" and {len(names) - NAMES_SHOWN} more" if len(names) > NAMES_SHOWN else ""
+            raise InputError(
+                f"expected the {len(shapes)} tensors that the cfg asks for, but the file {what} "
+                f"{shown}{more}; is it a checkpoint of BEATs with its own cfg?"
+            )
+    for name, shape in shapes.items():
+        array = state[name]
+        if not isinstance(array, np.ndarray) or array.shape != shape:
+            got = array.shape if isinstance(array, np.ndarray) else type(array).__name__
+            raise InputError(f"{name}: expected shape {shape}, got {got}")
+        if array.dtype.name not in ("float32", "float16", "bfloat16", "float64"):
+            raise InputError(f"{name}: expected floating point numbers, got {array.dtype}")
+    return {name: np.asarray(state[name], np.float32) for name in shapes}
+
+
+def convert(source: str | Path, target: str | Path) -> None:
+    """Writes a `.pt` checkpoint as safetensors, which opens faster; `read_checkpoint` reads both.
+
+    The metadata hold `cfg` and `label_dict` as JSON under "beats". The file appears whole or not
+    at all.
+    """
+    import safetensors.numpy
+
+    target = Path(target)
+    if target.suffix != ".safetensors":
+        raise InputError(f"{target}: expected a name that ends in .safetensors; choose one")
+    checkpoint = read_checkpoint(source)
+    labels = checkpoint.labels
+    about = {
+        "cfg": checkpoint.config.checkpoint_cfg(),
+        "label_dict": None if labels is None else dict(enumerate(labels)),
+    }
+    metadata = {METADATA_KEY: json.dumps(about, sort_keys=True)}
+    state = {name: np.ascontiguousarray(array) for name, array in checkpoint.state.items()}
+    write_atomically(target, safetensors.numpy.save(state, metadata))
+
+
+def _read_safetensors(path: Path) -> tuple[dict, dict[str, np.ndarray], dict | None]:
+    import safetensors
+
+    if not path.is_file():
+        raise InputError(f"{path}: expected a safetensors file, got none; check the path")
+    try:
+        with safetensors.safe_open(path, framework="numpy") as file:
+            about = json.loads((file.metadata() or {}).get(METADATA_KEY, "null"))
+            state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except (safetensors.SafetensorError, ValueError) as error:
+        raise InputError(
+            f"{path}: expected a safetensors file, got something else or a truncated one "
+            f"({error}); convert or copy it again"
+        ) from None
+    if not isinstance(about, dict) or not isinstance(about.get("cfg"), dict):
+        raise InputError(
+            f"{path}: expected BEATs' cfg in the metadata under {METADATA_KEY!r}, got none; "
+            "make the file with beats.convert"
+        )
+    return about["cfg"], state, about.get("label_dict")
+
+
+# -- parameters -----------------------------------------------------------------------------------
+
+
+def folded_position_kernel(state: State) -> np.ndarray:
+    """The kernel `[kernel, in / groups, out]` of `weight_g`, `weight_v`: weight_norm with dim=2.
+
+    `w[:, :, k] = g[k] v[:, :, k] / ||v[:, :, k]||`.
+    """
+    gain = state["encoder.pos_conv.0.weight_g"].astype(np.float64)
+    direction = state["encoder.pos_conv.0.weight_v"].astype(np.float64)
+    norm = np.sqrt(np.sum(np.square(direction), axis=(0, 1), keepdims=True))
+    return (gain * direction / norm).transpose(2, 1, 0).astype(np.float32)
+
+
+def to_params(checkpoint: Checkpoint) -> dict[str, Any]:
+    """The parameters of `beats.BeatsModel`, float32."""
+    config, state = checkpoint.config, checkpoint.state
+    patches = {"kernel": state["patch_embedding.weight"].reshape(config.embed_dim, -1).T}
+    if config.conv_bias:
+        patches["bias"] = state["patch_embedding.bias"]
+    params = {
+        "patch_embedding": patches,
+        "patch_norm": _norm_params(state, "layer_norm"),
+        "conv_position": {
+            "kernel": folded_position_kernel(state),
+            "bias": state["encoder.pos_conv.0.bias"],
+        },
+        "norm": _norm_params(state, "encoder.layer_norm"),
+        "position_table": state[TABLE.format(0)],
+    }
+    if config.embed_dim != config.encoder_embed_dim:
+        params["projection"] = _linear_params(state, "post_extract_proj")
+    if config.finetuned_model:
+        params["predictor"] = _linear_params(state, "predictor")
+    for index in range(config.encoder_layers):
+        params[f"layer_{index}"] = _layer_params(state, f"encoder.layers.{index}")
+    return params
+
+
+def _layer_params(state: State, layer: str) -> dict[str, Any]:
+    attention = f"{layer}.self_attn"
+    names = {"query": "q_proj", "key": "k_proj", "value": "v_proj", "out": "out_proj"}
+    return {
+        "attention": {
+            **{ours: _linear_params(state, f"{attention}.{its}") for ours, its in names.items()},
+            "gate": _linear_params(state, f"{attention}.grep_linear"),
+            "head_scale": state[f"{attention}.grep_a"].reshape(-1),
+        },
+        "attention_norm": _norm_params(state, f"{layer}.self_attn_layer_norm"),
+        "feedforward_in": _linear_params(state, f"{layer}.fc1"),
+        "feedforward_out": _linear_params(state, f"{layer}.fc2"),
+        "feedforward_norm": _norm_params(state, f"{layer}.final_layer_norm"),
+    }
+
+
+def _linear_params(state: State, name: str) -> dict[str, np.ndarray]:
+    return {"kernel": state[f"{name}.weight"].T, "bias": state[f"{name}.bias"]}
+
+
+def _norm_params(state: State, name: str) -> dict[str, np.ndarray]:
+    return {"scale": state[f"{name}.weight"], "bias": state[f"{name}.bias"]}
+
+
+def random_checkpoint(config: BeatsConfig, seed: int) -> Checkpoint:
+    """`random_weights` as a checkpoint without class names."""
+    return Checkpoint(config, random_weights(config, seed), None)
+
+
+def random_weights(config: BeatsConfig, seed: int) -> dict[str, np.ndarray]:
+    """Weights under the released names: for tests, self-checks and timing, not for features.
+
+    Every tensor is random, so that no zero or one hides a mistake, and of a scale at which
+    activations stay near 1. The same on every machine.
+    """
+    state = {}
+    rng = np.random.default_rng(seed)
+    for name, shape in expected_shapes(config).items():
+        noise = rng.standard_normal(shape, np.float32)
+        if ("norm." in name and name.endswith("weight")) or name.endswith("grep_a"):
+            state[name] = 1 + 0.1 * noise
+        elif name.endswith("weight_g"):
+            state[name] = 1 + 0.2 * np.abs(noise)
+        elif name.endswith("relative_attention_bias.weight"):
+            state[name] = 0.5 * noise
+        elif name.endswith("bias"):
+            state[name] = 0.1 * noise
+        else:
+            fan_in = math.prod(shape[1:])
+            state[name] = noise / np.float32(math.sqrt(fan_in))
+    return state

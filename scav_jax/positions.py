@@ -1,0 +1,36 @@
+"""Relative positions: which row of a learned table an offset between two steps reads."""
+
+import math
+
+import numpy as np
+from jaxtyping import Int
+
+
+def offset_buckets(
+    offsets: Int[np.ndarray, "*shape"], buckets: int, max_distance: int
+) -> Int[np.ndarray, "*shape"]:
+    """The bucket of each offset, key minus query, in steps (T5's bidirectional buckets).
+
+    Half of the buckets serve keys after the query. Near offsets have a bucket each, far ones share
+    logarithmically wide buckets up to `max_distance`; farther ones share the last.
+
+    >>> offset_buckets(np.array([-100, -1, 0, 1, 100]), 320, 800).tolist()
+    [87, 1, 0, 161, 247]
+    """
+    half = buckets // 2
+    exact = half // 2
+    distance = np.abs(offsets)
+    scale = np.log(np.maximum(distance, 1) / exact) / math.log(max_distance / exact)
+    far = np.minimum(exact + np.floor(scale * (half - exact)).astype(np.int64), half - 1)
+    bucket = np.where(distance < exact, distance, far) + half * (offsets > 0)
+    return bucket.astype(np.int32)
+
+
+def relative_buckets(steps: int, buckets: int, max_distance: int) -> Int[np.ndarray, "T T"]:
+    """`offset_buckets` of every (query, key) pair of a sequence.
+
+    >>> relative_buckets(3, 320, 800).tolist()
+    [[0, 161, 162], [1, 0, 161], [2, 1, 0]]
+    """
+    offsets = np.arange(steps)[None, :] - np.arange(steps)[:, None]
+    return offset_buckets(offsets, buckets, max_distance)

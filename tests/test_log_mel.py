@@ -1,0 +1,42 @@
+"""Log-mel frames in JAX against the numpy ones and against kaldi-native-fbank."""
+
+import jax
+import numpy as np
+import pytest
+from test_fbank import kaldi_log_mel, sound
+
+from scav_jax.extract import fbank
+from scav_jax.extract import log_mel as module
+
+log_mel = jax.jit(module.log_mel)
+FLOOR = np.log(np.float32(fbank.ENERGY_FLOOR))
+
+
+@pytest.mark.parametrize("reference", [fbank.log_mel, kaldi_log_mel])
+@pytest.mark.parametrize("samples", [400, 559, 560, 16_123, 160_000])
+def test_equals_numpy_and_kaldi(samples, reference):
+    waveforms = np.stack([sound(samples, seed) for seed in range(2)])
+    ours = np.asarray(log_mel(waveforms))
+    expected = np.stack([reference(waveform) for waveform in waveforms])
+    assert ours.shape == expected.shape == (2, fbank.frame_count(samples), 128)
+    assert ours.dtype == np.float32
+    error = np.abs(ours - expected)[expected > FLOOR + 0.1]
+    assert error.mean() <= 1e-4
+    assert error.max() <= 1e-2
+    np.testing.assert_array_equal(ours <= FLOOR + 1e-3, expected <= FLOOR + 1e-3)
+
+
+def test_silence_is_the_floor_and_short_sounds_have_no_frames():
+    np.testing.assert_allclose(log_mel(np.zeros((2, 800), np.float32)), FLOOR, rtol=1e-6)
+    assert log_mel(np.zeros((3, 399), np.float32)).shape == (3, 0, 128)
+
+
+def test_frames_read_their_own_window_only():
+    waveforms = np.stack([sound(4_000), sound(4_000, seed=1)])
+    whole = np.asarray(log_mel(waveforms))
+    end = 10 * fbank.HOP_SAMPLES + fbank.WINDOW_SAMPLES  # of frame 10
+    waveforms[0, end:] = np.nan
+    cut = np.asarray(log_mel(waveforms))
+    np.testing.assert_array_equal(cut[0, :11], whole[0, :11])
+    assert np.isnan(cut[0, 13:]).all()
+    np.testing.assert_array_equal(cut[1], whole[1])

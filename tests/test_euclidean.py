@@ -12,7 +12,7 @@ from jax.sharding import PartitionSpec as P
 
 from scav_jax.distances import euclidean as module
 from scav_jax.distances import euclidean_many_grids, pairwise, resampling
-from scav_jax.distances.euclidean import euclidean, euclidean_matrix
+from scav_jax.distances.euclidean import euclidean, euclidean_matrix, interpolation_weights
 from scav_jax.distances.euclidean_blocks import Plan
 from scav_jax.distances.resampling import Block, Grid
 from scav_jax.errors import InputError
@@ -208,6 +208,38 @@ def test_every_step_is_read_where_it_lies(windows):
         # What a float32 position of 300 has is 1.5e-5.
         tolerance = 4e-6 if steps > 8 else 3e-5
         np.testing.assert_allclose(found, expected, rtol=0, atol=tolerance)
+
+
+def test_windows_decide_which_part_is_read():
+    """Two visual steps lie after the sound's end: what they hold makes no difference."""
+    whole, audio = stream([8], 8, 29), stream([3], 3, 30)
+    distances_of = jax.jit(partial(pairwise, "euclidean"))
+    found = {}
+    for window in (8.0, 6.0):
+        for added in (0.0, 5.0):
+            values = whole.values.at[:, 6:].add(added)
+            visual = sequences(values, None, jnp.array([[0.0, window]]))
+            found[window, added] = float(distances_of(visual, audio)[0, 0])
+    assert found[6.0, 0.0] == found[6.0, 5.0]
+    assert found[8.0, 0.0] != found[8.0, 5.0]
+
+
+@each_direction
+def test_interpolation_weights_are_the_resampling(resample):
+    """For plotting: `[visual steps, audio steps]`, 0 in the padding of both."""
+    windows = (0.2, 4.6), (-0.1, 4.2)
+    visual, audio = stream([5], 7, 31, [windows[0]]), stream([4], 6, 32, [windows[1]])
+    one = [jax.tree.map(lambda x: x[0], both) for both in (visual, audio)]
+    weights = np.asarray(jax.jit(partial(interpolation_weights, resample=resample))(*one))
+    assert not np.any(weights[5:])
+    assert not np.any(weights[:, 4:])
+    clips = [np.asarray(visual.values[0, :5]), np.asarray(audio.values[0, :4])]
+    operator = weights[:5, :4].T if resample == "visual_to_audio" else weights[:5, :4]
+    moved = 0 if resample == "visual_to_audio" else 1
+    expected = reference.resample(
+        clips[moved], windows[moved], len(clips[1 - moved]), windows[1 - moved]
+    )
+    np.testing.assert_allclose(operator @ clips[moved], expected, atol=1e-5)
 
 
 def test_a_grid_reads_itself_exactly():

@@ -16,42 +16,34 @@ are medians, of CPU time on one thread and of wall time on all; the column n say
 Compilation is apart.
 """
 
-import argparse
 import json
-import os
+import subprocess
 import sys
+import warnings
+from collections.abc import Callable
+from functools import partial
 
+import contest
+import jax
+import jax.numpy as jnp
+import numpy as np
+from contest import (
+    GIB,
+    HIGHEST,
+    MIB,
+    Contestant,
+    agree,
+    compiled,
+    race,
+    table,
+    torch_module,
+    verdict,
+    with_torch,
+)
 
-def _limit_threads() -> None:
-    """One thread a library, before any of them is imported."""
-    if "all" in sys.argv or "--threads=all" in sys.argv:
-        return
-    for name in ("OMP", "OPENBLAS", "MKL", "NUMEXPR", "NUMBA", "VECLIB"):
-        os.environ[f"{name}_NUM_THREADS"] = "1"
-    flags = os.environ.get("XLA_FLAGS", "")
-    os.environ["XLA_FLAGS"] = f"{flags} --xla_cpu_multi_thread_eigen=false".strip()
-    if hasattr(os, "sched_setaffinity"):
-        os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
-
-
-_limit_threads()
-
-import resource  # noqa: E402
-import subprocess  # noqa: E402
-import time  # noqa: E402
-import warnings  # noqa: E402
-from collections.abc import Callable  # noqa: E402
-from dataclasses import dataclass, field  # noqa: E402
-from functools import partial  # noqa: E402
-
-import jax  # noqa: E402
-import jax.numpy as jnp  # noqa: E402
-import numpy as np  # noqa: E402
-
-from scav_jax.distances.dtw import dtw_matrix, soft_dtw, soft_dtw_matrix  # noqa: E402
-from scav_jax.distances.warping import warping_costs  # noqa: E402
-from scav_jax.objectives import sequence_loss  # noqa: E402
-from scav_jax.sequences import Sequences, sequences  # noqa: E402
+from scav_jax.distances.dtw import dtw_matrix, soft_dtw, soft_dtw_matrix
+from scav_jax.distances.warping import warping_costs
+from scav_jax.sequences import Sequences, sequences
 
 warnings.filterwarnings("ignore")  # of the peers
 
@@ -60,105 +52,6 @@ PAIRS = BATCH**2
 SHAPES = ((62, 62), (64, 250))
 RECOMPUTE = 2**24  # bytes: fewer than the alignments of all pairs take
 GAMMAS = (1e-3, 1e-2, 0.1, 1.0, 10.0)
-HIGHEST = jax.lax.Precision.HIGHEST
-MIB, GIB = 2**20, 2**30
-
-
-# -- measuring ------------------------------------------------------------------------------------
-
-
-@dataclass
-class Contestant:
-    """One way to do the same work.
-
-    Attributes:
-      name: in the table.
-      call: does the work once and returns when it is done.
-      repeats: how often at most.
-      compile_s: seconds that compilation took.
-      temp_bytes: of XLA's temporary memory; None where nothing knows.
-    """
-
-    name: str
-    call: Callable[[], object]
-    repeats: int = 10
-    compile_s: float | None = None
-    temp_bytes: int | None = None
-    times: list = field(default_factory=list)
-
-    @property
-    def median_ms(self) -> float:
-        """Milliseconds of the whole work."""
-        return 1e3 * float(np.median(self.times))
-
-
-def compiled(name: str, function, *inputs, **settings) -> Contestant:
-    """A contestant that is one jitted call."""
-    begin = time.perf_counter()
-    program = jax.jit(function).lower(*inputs).compile()
-    took = time.perf_counter() - begin
-    memory = program.memory_analysis()
-    return Contestant(
-        name,
-        lambda: jax.block_until_ready(program(*inputs)),
-        compile_s=took,
-        temp_bytes=getattr(memory, "temp_size_in_bytes", None),
-        **settings,
-    )
-
-
-def race(contestants: list[Contestant], clock) -> None:
-    """Every contestant once to warm up, then in turns."""
-    for one in contestants:
-        one.call()
-    for turn in range(max(one.repeats for one in contestants)):
-        for one in contestants:
-            if turn < one.repeats:
-                begin = clock()
-                one.call()
-                one.times.append(clock() - begin)
-
-
-def table(title: str, contestants: list[Contestant], missing=()) -> list[dict]:
-    """Prints one race and returns it as records; ratios are to the first contestant."""
-    first = contestants[0].median_ms
-    print(f"\n{title}\n{'':44} {'ms':>9} {'ratio':>7} {'temp MiB':>9} {'compile s':>9} {'n':>3}")
-    records = []
-    for one in contestants:
-        temp = "-" if one.temp_bytes is None else f"{one.temp_bytes / MIB:.1f}"
-        took = "-" if one.compile_s is None else f"{one.compile_s:.1f}"
-        print(
-            f"{one.name:44} {one.median_ms:9.1f} {one.median_ms / first:7.2f} {temp:>9} {took:>9} "
-            f"{len(one.times):3}",
-            flush=True,
-        )
-        records.append(
-            {
-                "work": title,
-                "name": one.name,
-                "ms": one.median_ms,
-                "ratio": one.median_ms / first,
-                "temp_bytes": one.temp_bytes,
-                "compile_s": one.compile_s,
-                "repeats": len(one.times),
-            }
-        )
-    for name in missing:
-        print(f"{name:44} not installed")
-    return records
-
-
-def verdict(bar: str, figure: str, holds: bool) -> dict:
-    """Prints whether a bar is reached."""
-    print(f"{'PASS' if holds else 'FAIL'}  {bar}: {figure}", flush=True)
-    return {"bar": bar, "figure": figure, "holds": bool(holds)}
-
-
-def agree(name: str, result, expected) -> None:
-    """A contestant that computes something else has no place in the table."""
-    error = np.max(np.abs(np.asarray(result, np.float64) - np.asarray(expected, np.float64)))
-    if not error <= 2e-3 * np.max(np.abs(expected)):
-        raise RuntimeError(f"{name} is off by {error}")
 
 
 # -- from given costs -----------------------------------------------------------------------------
@@ -188,17 +81,6 @@ def ott_on(costs):
     return jax.vmap(lambda cost: distance(cost, cost))(costs)
 
 
-def torch_module():
-    """torch with as many threads as were asked for, or None."""
-    try:
-        import torch
-    except ImportError:
-        return None
-    if "all" not in sys.argv:
-        torch.set_num_threads(1)
-    return torch
-
-
 def torch_recursions() -> dict[str, Callable]:
     """Name -> function of costs `[B, N, M]`, for the torch peers that are installed."""
     torch, found = torch_module(), {}
@@ -224,24 +106,6 @@ def torch_recursions() -> dict[str, Callable]:
     except Exception:  # its import needs parts of numba.cuda
         pass
     return found
-
-
-def with_torch(name: str, function, inputs, backward: bool, expected, repeats: int) -> Contestant:
-    """A contestant in torch: values of `function(*inputs)`, and gradients for the inputs."""
-    torch = torch_module()
-    tensors = [torch.tensor(np.asarray(x)) for x in inputs]
-
-    def call():
-        if not backward:
-            with torch.no_grad():
-                return function(*tensors)
-        leaves = [x.clone().requires_grad_() for x in tensors]
-        values = function(*leaves)
-        values.sum().backward()
-        return values.detach()
-
-    agree(name, call(), expected)
-    return Contestant(name, call, repeats=repeats)
 
 
 def tslearn_on(costs, backward: bool, expected, repeats: int) -> Contestant | None:
@@ -492,43 +356,14 @@ def accuracy(quick: bool) -> list[dict]:
 # -- memory ---------------------------------------------------------------------------------------
 
 
-def large_batch(execute: bool) -> dict:
-    """L_seq and its gradient for B = 256 at n = 250, m = 62, width 512."""
-    shapes = [jax.ShapeDtypeStruct((256, steps, WIDTH), jnp.float32) for steps in (250, 62)]
-
-    def loss(v, a):
-        return sequence_loss(ours(v, a), jnp.zeros(()))[0]
-
-    program = jax.jit(jax.value_and_grad(loss, (0, 1))).lower(*shapes).compile()
-    figures = {"temp_bytes": program.memory_analysis().temp_size_in_bytes}
-    if execute:
-        keys = jax.random.split(jax.random.key(0))
-        v, a = (jax.random.normal(key, x.shape) for key, x in zip(keys, shapes, strict=True))
-        begin = time.perf_counter()
-        value, gradients = jax.block_until_ready(program(v, a))
-        figures["seconds"] = time.perf_counter() - begin
-        figures["peak_rss_bytes"] = 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        assert np.isfinite(value) and all(bool(jnp.all(jnp.isfinite(x))) for x in gradients)
-    return figures
-
-
-def large_batch_alone(execute: bool) -> dict:
-    """`large_batch` in a process of its own, whose peak memory is its own."""
+def large_batch_alone() -> dict:
+    """`contest.large_batch` in a process of its own, whose peak memory is its own."""
     command = [sys.executable, __file__, "--large-batch", *sys.argv[1:]]
-    command += [] if execute else ["--quick"]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     return json.loads(done.stdout.splitlines()[-1])
 
 
 # -- all ------------------------------------------------------------------------------------------
-
-
-def gemm_peak(clock) -> float:
-    """FLOP/s of a large float32 matrix product."""
-    x = jnp.ones((2048, 2048))
-    one = compiled("gemm", lambda x: jnp.matmul(x, x, precision=HIGHEST), x)
-    race([one], clock)
-    return 2 * 2048**3 / min(one.times)
 
 
 def speed_bars(costs: dict, from_: str, shape) -> list[dict]:
@@ -552,56 +387,38 @@ def speed_bars(costs: dict, from_: str, shape) -> list[dict]:
     return bars
 
 
+def all_pairs(visual: Sequences, audio: Sequences):
+    """As `pairwise` computes them."""
+    return soft_dtw_matrix(visual, audio, block=None, memory_bytes=GIB, gamma=GAMMA)
+
+
 def main() -> None:
     """Runs everything and prints the bars."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--quick", action="store_true", help="fewer repeats, nothing large is run")
-    parser.add_argument("--threads", choices=("one", "all"), default="one")
-    parser.add_argument("--out", help="also write the figures to this JSON file")
-    parser.add_argument("--large-batch", action="store_true", help=argparse.SUPPRESS)
-    arguments = parser.parse_args()
-    if arguments.large_batch:
-        print(json.dumps(large_batch(not arguments.quick)))
+    if "--large-batch" in sys.argv:
+        print(json.dumps(contest.large_batch(all_pairs, "--quick" not in sys.argv)))
         return
-    one_thread = arguments.threads == "one" and jax.default_backend() == "cpu"
-    clock = time.process_time if one_thread else time.perf_counter
-    print(f"{jax.devices()[0].device_kind}, jax {jax.__version__}, threads: {arguments.threads}")
+    arguments = contest.parse_arguments(__doc__.split("\n")[0])
+    quick, clock = arguments.quick, contest.clock_of(arguments)
     by_input = {
-        (kind, shape): measure(shape, arguments.quick, clock)
+        (kind, shape): measure(shape, quick, clock)
         for kind, measure in (("costs", from_costs), ("latents", from_latents))
         for shape in SHAPES
     }
     races = [x for both in by_input.values() for _, records in both.values() for x in records]
-    races += hard(arguments.quick, clock)
-    peak = gemm_peak(clock)
+    races += hard(quick, clock)
+    peak = contest.gemm_peak(clock)
     own = by_input["latents", SHAPES[0]]["forward and backward"][0]["scav_jax"]
     share = 3 * 2 * PAIRS * 62 * 62 * WIDTH / (own.median_ms / 1e3) / peak
     print(f"\nGEMM peak {peak / 1e9:.0f} GFLOP/s; 62 x 62 from latents reaches {share:.0%} of it")
-    errors = accuracy(arguments.quick)
-    memory = large_batch_alone(not arguments.quick)
+    errors = accuracy(quick)
+    memory = large_batch_alone()
     print("\nBars, forward and backward")
     bars = [bar for key, both in by_input.items() for bar in speed_bars(both, *key)]
     worst = max(x["scav_jax"] for x in errors)
     bars.append(verdict("gradients within 1e-3 of float64", f"{worst:.1e}", worst <= 1e-3))
-    figure = f"{memory['temp_bytes'] / GIB:.2f} GiB temporary"
-    if "seconds" in memory:
-        figure += f"; executed in {memory['seconds']:.0f} s, peak RSS "
-        figure += f"{memory['peak_rss_bytes'] / GIB:.2f} GiB"
-    fits = max(memory["temp_bytes"], memory.get("peak_rss_bytes", 0)) < 8 * GIB
-    bars.append(verdict("L_seq, B = 256 at 250 x 62, in 8 GiB", figure, fits))
-    if arguments.out:
-        figures = {
-            "device": jax.devices()[0].device_kind,
-            "threads": arguments.threads,
-            "races": races,
-            "gemm_peak": peak,
-            "gemm_share": share,
-            "gradient_errors": errors,
-            "memory": memory,
-            "bars": bars,
-        }
-        with open(arguments.out, "w") as file:
-            json.dump(figures, file, indent=1)
+    bars.append(contest.large_batch_verdict("soft-DTW", memory))
+    figures = {"races": races, "gemm_peak": peak, "gemm_share": share, "gradient_errors": errors}
+    contest.write(arguments, figures | {"memory": memory, "bars": bars})
 
 
 if __name__ == "__main__":

@@ -12,140 +12,25 @@ are medians, of CPU time on one thread and of wall time on all; the column n say
 Compilation is apart. Peers that are not installed are named.
 """
 
-import argparse
-import json
-import os
-import sys
+from functools import partial
 
+import contest
+import jax
+import jax.numpy as jnp
+import numpy as np
+from contest import HIGHEST, Contestant, compiled, race, table, verdict
 
-def _limit_threads() -> None:
-    """One thread a library, before any of them is imported."""
-    if "all" in sys.argv or "--threads=all" in sys.argv:
-        return
-    for name in ("OMP", "OPENBLAS", "MKL", "NUMEXPR", "VECLIB"):
-        os.environ[f"{name}_NUM_THREADS"] = "1"
-    flags = os.environ.get("XLA_FLAGS", "")
-    os.environ["XLA_FLAGS"] = f"{flags} --xla_cpu_multi_thread_eigen=false".strip()
-    if hasattr(os, "sched_setaffinity"):
-        os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
-
-
-_limit_threads()
-
-import time  # noqa: E402
-from collections.abc import Callable  # noqa: E402
-from dataclasses import dataclass, field  # noqa: E402
-from functools import partial  # noqa: E402
-
-import jax  # noqa: E402
-import jax.numpy as jnp  # noqa: E402
-import numpy as np  # noqa: E402
-
-from scav_jax.distances.wasserstein import (  # noqa: E402
+from scav_jax.distances.wasserstein import (
     FixedEpsilon,
     sinkhorn,
     sinkhorn_matrix,
     wasserstein,
     wasserstein_matrix,
 )
-from scav_jax.objectives import sequence_loss  # noqa: E402
-from scav_jax.sequences import Sequences, sequences  # noqa: E402
+from scav_jax.sequences import Sequences, sequences
 
 BATCH, STEPS, WIDTH = 32, 62, 512
 PAIRS, EPSILON, ITERATIONS, POSITION_WEIGHT = BATCH**2, 0.1, 50, 0.2
-HIGHEST = jax.lax.Precision.HIGHEST
-GIB = 2**30
-
-
-# -- measuring ------------------------------------------------------------------------------------
-
-
-@dataclass
-class Contestant:
-    """One way to do the same work.
-
-    Attributes:
-      name: in the table.
-      call: does the work once and returns when it is done.
-      share: of the work that `call` does; its time is divided by it.
-      repeats: how often at most.
-      compile_s: seconds that compilation took.
-      temp_bytes: of XLA's temporary memory; None where nothing knows.
-    """
-
-    name: str
-    call: Callable[[], object]
-    share: float = 1.0
-    repeats: int = 10
-    compile_s: float | None = None
-    temp_bytes: int | None = None
-    times: list = field(default_factory=list)
-
-    @property
-    def median_ms(self) -> float:
-        """Milliseconds of the whole work."""
-        return 1e3 * float(np.median(self.times)) / self.share
-
-
-def compiled(name: str, function, *inputs, **settings) -> Contestant:
-    """A contestant that is one jitted call."""
-    begin = time.perf_counter()
-    program = jax.jit(function).lower(*inputs).compile()
-    took = time.perf_counter() - begin
-    memory = program.memory_analysis()
-    return Contestant(
-        name,
-        lambda: jax.block_until_ready(program(*inputs)),
-        compile_s=took,
-        temp_bytes=getattr(memory, "temp_size_in_bytes", None),
-        **settings,
-    )
-
-
-def race(contestants: list[Contestant], clock) -> None:
-    """In turns; an untimed call first, or whoever follows a large one would pay for its caches."""
-    for turn in range(max(one.repeats for one in contestants)):
-        for one in contestants:
-            if turn < one.repeats:
-                one.call()
-                begin = clock()
-                one.call()
-                one.times.append(clock() - begin)
-
-
-def table(title: str, contestants: list[Contestant], missing=()) -> list[dict]:
-    """Prints one race and returns it as records; ratios are to the first contestant."""
-    first = contestants[0].median_ms
-    print(f"\n{title}\n{'':46} {'ms':>9} {'ratio':>7} {'temp MiB':>9} {'compile s':>9} {'n':>3}")
-    records = []
-    for one in contestants:
-        temp = "-" if one.temp_bytes is None else f"{one.temp_bytes / 2**20:.1f}"
-        took = "-" if one.compile_s is None else f"{one.compile_s:.1f}"
-        ratio = one.median_ms / first
-        print(
-            f"{one.name:46} {one.median_ms:9.1f} {ratio:7.2f} {temp:>9} {took:>9} "
-            f"{len(one.times):3}"
-        )
-        records.append(
-            {
-                "work": title,
-                "name": one.name,
-                "ms": one.median_ms,
-                "ratio": ratio,
-                "temp_bytes": one.temp_bytes,
-                "compile_s": one.compile_s,
-                "repeats": len(one.times),
-            }
-        )
-    for name in missing:
-        print(f"{name:46} not installed")
-    return records
-
-
-def verdict(bar: str, figure: str, holds: bool) -> dict:
-    """Prints whether a bar is reached."""
-    print(f"{'PASS' if holds else 'FAIL'}  {bar}: {figure}", flush=True)
-    return {"bar": bar, "figure": figure, "holds": bool(holds)}
 
 
 # -- peers on given costs: costs [P, N, M] -> (values [P], plans [P, N, M]) -----------------------
@@ -380,13 +265,11 @@ def _first(matrix):
 
 def geomloss_on(visual: np.ndarray, audio: np.ndarray, repeats: int) -> Contestant | None:
     """geomloss' SamplesLoss on every pair, batched, with the position as one more coordinate."""
+    torch = contest.torch_module()
     try:
-        import torch
         from geomloss import SamplesLoss
     except ImportError:
         return None
-    if "all" not in sys.argv:
-        torch.set_num_threads(1)
     loss = SamplesLoss(
         "sinkhorn", p=2, blur=0.05, scaling=0.5, diameter=256.0, backend="tensorized"
     )
@@ -515,39 +398,7 @@ def finite_everywhere() -> bool:
     )
 
 
-# -- memory ---------------------------------------------------------------------------------------
-
-
-def large_batch(matrix, execute: bool, clock) -> dict:
-    """L_seq and its gradient for B = 256 at n = 250, m = 62, width 512."""
-    batch, n, m = 256, 250, 62
-    key_v, key_a = jax.random.split(jax.random.key(0))
-    shapes = [jax.ShapeDtypeStruct((batch, steps, WIDTH), jnp.float32) for steps in (n, m)]
-
-    def loss(v, a):
-        return sequence_loss(matrix(sequences(v), sequences(a))[0], jnp.zeros(()))[0]
-
-    program = jax.jit(jax.value_and_grad(loss, (0, 1))).lower(*shapes).compile()
-    temp = program.memory_analysis().temp_size_in_bytes
-    seconds = None
-    if execute:
-        v, a = (jax.random.normal(k, s.shape) for k, s in zip((key_v, key_a), shapes, strict=True))
-        begin = clock()
-        value, gradients = jax.block_until_ready(program(v, a))
-        seconds = clock() - begin
-        assert np.isfinite(value) and all(bool(jnp.all(jnp.isfinite(x))) for x in gradients)
-    return {"temp_bytes": temp, "seconds": seconds}
-
-
 # -- all ------------------------------------------------------------------------------------------
-
-
-def gemm_peak(clock) -> float:
-    """FLOP/s of a large float32 matrix product."""
-    x = jnp.ones((2048, 2048))
-    one = compiled("gemm", lambda x: jnp.matmul(x, x, precision=HIGHEST), x)
-    race([one], clock)
-    return 2 * 2048**3 / (min(one.times))
 
 
 def hardware_shares(costs: Contestant, latent: Contestant, peak: float) -> dict:
@@ -561,34 +412,13 @@ def hardware_shares(costs: Contestant, latent: Contestant, peak: float) -> dict:
     return {"gemm_peak": peak, "gemm_share": flops / peak, "kernel_bytes_per_s": rate}
 
 
-def main() -> None:
-    """Runs everything and prints the bars."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument(
-        "--quick", action="store_true", help="fewer repeats, nothing large executed"
-    )
-    parser.add_argument("--threads", choices=("one", "all"), default="one")
-    parser.add_argument("--out", help="also write the figures to this JSON file")
-    arguments = parser.parse_args()
-    clock = time.perf_counter if arguments.threads == "all" else time.process_time
-    if jax.default_backend() != "cpu":
-        clock = time.perf_counter
-    print(f"{jax.devices()[0].device_kind}, jax {jax.__version__}, threads: {arguments.threads}")
-    cost_records, on_costs = from_costs(arguments.quick, clock)
-    latent_records, on_latents = from_latents(arguments.quick, clock)
-    annealed_records = annealed(arguments.quick, clock)
-    shares = hardware_shares(on_costs[0], on_latents[0], gemm_peak(clock))
-    accuracy_records, error = accuracy()
-    memory = {
-        name: large_batch(matrix, not arguments.quick, clock)
-        for name, matrix in (("sinkhorn", sinkhorn_matrix), ("wasserstein", wasserstein_matrix))
-    }
-    print("\nBars")
+def bars_of(on_costs: list[Contestant], on_latents: list[Contestant], error: float) -> list[dict]:
+    """The bars on speed and gradients."""
     times = {one.name: one.median_ms for one in on_costs}
     own, hand = times["scav_jax sinkhorn"], times["hand-written scaling"]
     stock = min(times["ott kernel mode, Danskin"], times["ott lse mode, Danskin"])
     own_latents, hand_latents = on_latents[0].median_ms, on_latents[2].median_ms
-    bars = [
+    return [
         verdict("from costs within 1.1x of hand-written", f"{own / hand:.2f}x", own <= 1.1 * hand),
         verdict(
             "from latents within 1.1x of hand-written",
@@ -601,25 +431,26 @@ def main() -> None:
         verdict("gradient within 1e-3 of float64 at epsilon 0.03", f"{error:.1e}", error <= 1e-3),
         verdict("gradients finite, epsilon 0.01 to 10", "all", finite_everywhere()),
     ]
-    for name, figures in memory.items():
-        took = "not executed" if figures["seconds"] is None else f"{figures['seconds']:.0f} s"
-        figure = f"{figures['temp_bytes'] / GIB:.2f} GiB temporary, {took}"
-        bars.append(verdict(f"{name}, B = 256 in 8 GiB", figure, figures["temp_bytes"] < 8 * GIB))
-    if arguments.out:
-        with open(arguments.out, "w") as file:
-            json.dump(
-                {
-                    "device": jax.devices()[0].device_kind,
-                    "threads": arguments.threads,
-                    "races": cost_records + latent_records + annealed_records,
-                    "hardware": shares,
-                    "accuracy": accuracy_records,
-                    "memory": memory,
-                    "bars": bars,
-                },
-                file,
-                indent=1,
-            )
+
+
+def main() -> None:
+    """Runs everything and prints the bars."""
+    arguments = contest.parse_arguments(__doc__.split("\n")[0])
+    quick, clock = arguments.quick, contest.clock_of(arguments)
+    memory = {  # first: it reads this process' peak memory
+        name: contest.large_batch(partial(matrix, block=None, memory_bytes=contest.GIB), not quick)
+        for name, matrix in (("sinkhorn", sinkhorn_matrix), ("wasserstein", wasserstein_matrix))
+    }
+    cost_records, on_costs = from_costs(quick, clock)
+    latent_records, on_latents = from_latents(quick, clock)
+    races = cost_records + latent_records + annealed(quick, clock)
+    shares = hardware_shares(on_costs[0], on_latents[0], contest.gemm_peak(clock))
+    accuracy_records, error = accuracy()
+    print("\nBars")
+    bars = bars_of(on_costs, on_latents, error)
+    bars += [contest.large_batch_verdict(name, figures) for name, figures in memory.items()]
+    figures = {"races": races, "hardware": shares, "accuracy": accuracy_records}
+    contest.write(arguments, figures | {"memory": memory, "bars": bars})
 
 
 if __name__ == "__main__":

@@ -98,6 +98,11 @@ CASES = {  # form for each direction, visual, audio; of one shape, so that compi
         stream([5] * 6, 9, 3, [ONE] * 6),
         stream([5] * 6, 7, 4, [ONE] * 6),
     ),
+    "equal lengths, other windows": (
+        (1, 1),
+        stream([5] * 6, 9, 33, [(0.5, 4.0)] * 6),
+        stream([5] * 6, 7, 34, [ONE] * 6),
+    ),
     "audio on one grid": ((1, 2), stream([9, 3, 1, 7, 8, 9], 9, 5), stream([5] * 6, 7, 6)),
     "one visual length, many audio": (
         (3, 1),

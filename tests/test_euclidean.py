@@ -282,6 +282,27 @@ def test_collect_and_spread_are_the_adjoint_of_read():
     np.testing.assert_allclose(norms, np.sum(np.asarray(moved) ** 2, (1, 2)), rtol=1e-5)
 
 
+@each_direction
+def test_whole_windows_are_interpolated_as_torch_does(resample):
+    """Where torch is installed: `torch.nn.functional.interpolate(mode="linear")`, in float64."""
+    torch = pytest.importorskip("torch")
+    visual, audio = stream([9, 3, 1, 7], 9, 35), stream([5, 2, 1, 6, 7], 7, 36)
+
+    def clips(one):
+        values = torch.from_numpy(np.asarray(one.values, np.float64))
+        return [value[:length] for value, length in zip(values, one.lengths.tolist(), strict=True)]
+
+    def pair(v, a):
+        moved, target = (v, a) if resample == "visual_to_audio" else (a, v)
+        size = len(target)
+        moved = torch.nn.functional.interpolate(moved.T[None], size=size, mode="linear")[0].T
+        return float(torch.mean((moved - target) ** 2))
+
+    expected = [[pair(v, a) for a in clips(audio)] for v in clips(visual)]
+    distances_of = jax.jit(partial(pairwise, "euclidean", resample=resample))
+    np.testing.assert_allclose(distances_of(visual, audio), expected, rtol=1e-6)
+
+
 # -- accuracy -------------------------------------------------------------------------------------
 
 

@@ -123,6 +123,25 @@ def test_positions_are_torchs_formula_for_whole_windows():
     np.testing.assert_allclose(positions, [(t + 0.5) * 9 / 4 - 0.5 for t in range(4)], rtol=1e-6)
 
 
+def test_every_step_is_read_where_it_lies_when_compiled():
+    """All of 1..300 steps onto 1..62: a floor and a fraction that disagree would be a step off."""
+    numbers = jnp.broadcast_to(jnp.arange(300, dtype=jnp.float32)[None, :, None], (300, 300, 1))
+    counts = jnp.arange(1, 301, dtype=jnp.int32)
+    source = sequences(numbers, counts)  # each value says where it lies
+
+    @jax.jit
+    def read(steps):
+        target = sequences(jnp.zeros((300, 62, 1)), jnp.full(300, steps, jnp.int32))
+        return jax.vmap(resample_like)(source, target).values[..., 0]
+
+    for steps in range(1, 63):
+        share = (np.arange(steps) + 0.5) / steps
+        expected = np.clip(
+            share[None] * np.arange(1, 301)[:, None] - 0.5, 0, np.arange(300)[:, None]
+        )
+        np.testing.assert_allclose(read(jnp.int32(steps))[:, :steps], expected, atol=1e-4)
+
+
 @pytest.mark.parametrize("direction", ["visual_to_audio", "audio_to_visual"])
 def test_pairs_are_resampled_clip_by_clip(direction):
     rng = np.random.default_rng(3)

@@ -2,6 +2,12 @@
 
 `D[i, j]` is visual sequence i against audio sequence j; smaller is closer. To add a distance:
 one file with a function of two `Sequences`, one line in `DISTANCES`, one row in its tests.
+
+euclidean      the definition, and which form of all pairs fits; `euclidean_one_grid` for clips of
+               one length, `euclidean_many_grids` for ragged ones, `euclidean_blocks`, `resampling`
+dtw            soft-DTW and DTW; `warping`: all pairs along anti-diagonals
+wasserstein    both transport distances; `sinkhorn`: ott's solver, `transport`: all pairs in tiles
+checks, lift   what no distance can compare; all pairs of a distance that has a definition only
 """
 
 import inspect

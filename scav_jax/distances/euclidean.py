@@ -11,9 +11,10 @@ the ablation of the paper's Table IV falls to CAV's level only under this scale.
 
 All pairs are products of matrices, `|x - y|^2 = |x|^2 + |y|^2 - 2<x, y>`, in one of two forms that
 are chosen at run time, since lengths are data. Where all targets lie on one grid (clips of one
-duration), every sequence is resampled once and one product serves all pairs (`_OneGrid`). Else the
-audio sequences are taken grid by grid, and the visual ones are brought to each audio grid
-(`_Ragged`): by W itself for visual_to_audio, and by its adjoint for audio_to_visual, since
+duration), every sequence is resampled once and one product serves all pairs
+(`euclidean_one_grid`). Else the audio sequences are taken grid by grid, and the visual ones are
+brought to each audio grid (`euclidean_many_grids`): by W itself for visual_to_audio, and by its
+adjoint for audio_to_visual, since
 
     |V - W A|^2 = |V|^2 - 2 <W' V, A> + |W A|^2
 

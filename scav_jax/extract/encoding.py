@@ -9,11 +9,14 @@ from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
-from scav_jax.extract.backbones import Backbone, Features, Prepared
+from scav_jax.extract.backbones import Features, Prepared
 from scav_jax.extract.jobs import Job, JobResult, Outcome
 from scav_jax.extract.ledger import Ledger
 
+Encode = Callable[[list[Prepared]], list[Features]]
+
 QUEUE_BYTES = 2**29  # 13 clips of 10 s at 25 frames/s
+LEAST_BYTES = 2**20  # a clip's share of the bound at least: each one holds a file descriptor
 SAVING_THREADS, SAVING_AT_ONCE = 4, 32
 PATIENCE_S = 10.0  # for a computation under way when the run ends in an error
 
@@ -21,7 +24,7 @@ PATIENCE_S = 10.0  # for a computation under way when the run ends in an error
 class Encoder:
     """A thread that encodes clips and calls back, all in the order in which they came.
 
-        with Encoder(backbone, queue_bytes) as encoder:
+        with Encoder(backbone.encode, backbone.clips_at_once, queue_bytes) as encoder:
             encoder.encode(prepared, lambda features: ...)
             encoder.call(lambda: ...)
 
@@ -33,8 +36,8 @@ class Encoder:
       busy_s: the seconds spent in encoding.
     """
 
-    def __init__(self, backbone: Backbone, queue_bytes: int):
-        self._backbone, self._limit = backbone, queue_bytes
+    def __init__(self, encode: Encode, clips_at_once: int, queue_bytes: int):
+        self._encode_clips, self._clips_at_once, self._limit = encode, clips_at_once, queue_bytes
         self._changed = threading.Condition()
         self._waiting: deque[tuple[Prepared | None, Callable]] = deque()
         self._bytes = self.peak_bytes = 0
@@ -59,12 +62,13 @@ class Encoder:
 
     def encode(self, clip: Prepared, then: Callable[[Features], Any]) -> None:
         """Waits until the clip fits the bound (one clip always does), and hands it over."""
+        share = _share(clip)
         with self._changed:
             self._changed.wait_for(
-                lambda: self._error or not self._bytes or self._bytes + clip.nbytes <= self._limit
+                lambda: self._error or not self._bytes or self._bytes + share <= self._limit
             )
             self._raise()
-            self._bytes += clip.nbytes
+            self._bytes += share
             self.peak_bytes = max(self.peak_bytes, self._bytes)
             self._waiting.append((clip, then))
             self._changed.notify_all()
@@ -100,7 +104,7 @@ class Encoder:
             items, clips = [], 0
             while self._waiting:
                 clips += self._waiting[0][0] is not None
-                if clips > self._backbone.clips_at_once:
+                if clips > self._clips_at_once:
                     break
                 items.append(self._waiting.popleft())
             return items
@@ -109,11 +113,16 @@ class Encoder:
         """Encodes, calls back, and says how many bytes are free again."""
         clips = [clip for clip, _ in items if clip is not None]
         begin = time.perf_counter()
-        features = iter(self._backbone.encode(clips) if clips else [])
+        features = iter(self._encode_clips(clips) if clips else [])
         self.busy_s += time.perf_counter() - begin
         for clip, then in items:
             then() if clip is None else then(next(features))
-        return sum(clip.nbytes for clip in clips)
+        return sum(map(_share, clips))
+
+
+def _share(clip: Prepared) -> int:
+    """Of the bound, in bytes."""
+    return max(clip.nbytes, LEAST_BYTES)
 
 
 class Results:

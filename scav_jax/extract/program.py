@@ -264,7 +264,7 @@ def _run(
             work = partial(jobs.prepare, **settings)
             with (
                 Results(ledger, progress.add) as results,
-                Encoder(model, queue_bytes) as encoder,
+                Encoder(model.encode, model.clips_at_once, queue_bytes) as encoder,
                 contextlib.closing(pool.run(work, waiting, **limits)) as events,
             ):
                 _run_with_encoder(events, waiting, encoder, results)

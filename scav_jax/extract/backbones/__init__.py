@@ -71,7 +71,7 @@ class Prepared:
         return self.visual.nbytes + self.audio.nbytes
 
 
-Features = tuple[Float[np.ndarray, "N Dv"], Float[np.ndarray, "M Da"]]
+Features = tuple[Float[np.ndarray, "_N Dv"], Float[np.ndarray, "_M Da"]]
 
 
 @runtime_checkable

@@ -203,8 +203,8 @@ class Clip:
             )
 
     def encode_blocks(
-        self, clips: Sequence[UInt8[np.ndarray, "N S S 3"]]
-    ) -> list[Float[np.ndarray, "N D"]]:
+        self, clips: Sequence[UInt8[np.ndarray, "_N S S 3"]]
+    ) -> list[Float[np.ndarray, "_N D"]]:
         """Crops of many clips -> the float32 features of each, whatever stands beside it.
 
         Matrix products may round a row differently in another place of a batch. So each clip

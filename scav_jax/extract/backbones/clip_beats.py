@@ -42,7 +42,7 @@ class ClipBeatsPreparer:
     ) -> UInt8[np.ndarray, "N S S 3"]:
         return frames
 
-    def audio(self, waveform: Float[np.ndarray, " S"]) -> Float[np.ndarray, " S"]:
+    def audio(self, waveform: Float[np.ndarray, " S"]) -> Float[np.ndarray, " S_kept"]:
         return np.asarray(waveform[: round(self.max_seconds * RATE_HZ)], np.float32)
 
 

@@ -18,7 +18,7 @@ Many machines: each runs a part, on a file system that all see, and one of them 
   python -m scav_jax.extract ... --num-shards 8 --shard-index 3      # and 0, 1, 2, 4, 5, 6, 7
   python -m scav_jax.extract --videos DIR --out DATA --num-shards 8 --merge
 As a SLURM array (scripts/slurm_extract.sh):
-  sbatch --array=0-7 --gpus-per-task=1 --cpus-per-task=16 scripts/slurm_extract.sh 8 ...
+  sbatch --array=0-7 scripts/slurm_extract.sh
 
 `python -m scav_jax.extract --selfcheck` compares this machine's decoders, resizing and models with
 values that were stored with the program: before a hundred hours of extraction, and after updates.

@@ -77,7 +77,7 @@ class Outcome:
     @property
     def seconds(self) -> float:
         """Of video."""
-        return self.end - self.request.start if self.prepared is not None else 0.0
+        return self.end - self.request.start if self.rejection is None else 0.0
 
     def clip(self, features: Features) -> Clip:
         """The clip with its features as they are stored; `Unusable` if they are not finite."""

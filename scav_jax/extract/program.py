@@ -79,9 +79,9 @@ def extract(
         ledger.open({"fingerprint": fingerprint, "manifest": listing.identity()})
         _say_listing(part)
         wanted = _cut(part, videos, ledger, workers, timeout_s)
-        run = partial(_run_on_ray, workers=workers) if engine == "ray" else _run
         done = make_jobs(wanted)
-        run(done, videos, ledger, model, workers, timeout_s, queue_bytes)
+        settings = {"workers": workers, "timeout_s": timeout_s, "queue_bytes": queue_bytes}
+        _run(done, videos, ledger, model, engine, **settings)
         if shard:
             _finish_shard(shard, whole, out, done, started)
             return
@@ -246,6 +246,8 @@ def _run(
     videos: Path,
     ledger: Ledger,
     model: Backbone,
+    engine: str,
+    *,
     workers: int,
     timeout_s: float,
     queue_bytes: int,
@@ -256,7 +258,12 @@ def _run(
     limits = {"workers": min(workers, len(waiting)), "timeout_s": timeout_s}
     with _bar_of(all_jobs, waiting) as bar:
         progress = _Progress(bar)
-        if model.encode is None:
+        if engine == "ray":
+            from scav_jax.extract import ray_engine
+
+            place = videos.absolute()
+            ray_engine.run(waiting, place, ledger, model, workers, timeout_s, progress.add)
+        elif model.encode is None:
             work = partial(jobs.extract, folder=ledger.folder, **settings)
             with contextlib.closing(pool.run(work, waiting, **limits)) as events:
                 _run_in_workers(events, waiting, progress)
@@ -324,10 +331,6 @@ def _run_with_encoder(
                 encoder.call(partial(then, None))
             else:
                 encoder.encode(outcome.prepared, then)
-
-
-def _run_on_ray(*arguments, workers: int) -> None:
-    raise NotImplementedError
 
 
 # The result --------------------------------------------------------------------------------

@@ -86,6 +86,7 @@ class Backbone(Protocol):
         where the worker's half makes them. A clip's features are the same bytes whatever it is
         encoded together with. An exception ends the run.
       clips_at_once: how many clips fill the devices.
+      origin: the name and options of `load`, to load it elsewhere.
     """
 
     name: str
@@ -94,6 +95,7 @@ class Backbone(Protocol):
     preparer: Preparer
     encode: Callable[[Sequence[Prepared]], list[Features]] | None
     clips_at_once: int
+    origin: tuple[str, dict]
 
     def fingerprint(self) -> dict:
         """Everything that the features depend on: weights, constants; JSON types only."""
@@ -108,4 +110,6 @@ def load(name: str, **options) -> Backbone:
             f"{did_you_mean(name, list(BACKBONES))}"
         )
     module, _, attribute = BACKBONES[name].partition(":")
-    return getattr(importlib.import_module(module), attribute)(**options)
+    backbone = getattr(importlib.import_module(module), attribute)(**options)
+    backbone.origin = (name, options)
+    return backbone

@@ -57,6 +57,7 @@ class ClipBeats:
 
         self._clip, self._beats = clip, beats
         self.visual_width, self.audio_width = clip.visual_width, beats.width
+        self.origin = (self.name, {})
         self.preparer = ClipBeatsPreparer(clip.preprocessing)
         self._devices = devices = local_devices()
         # A CPU has nothing to wait for, and single clips show more often how far the work is.

@@ -32,6 +32,7 @@ class Plain:
     max_seconds = MAX_CLIP_S
     encode = None
     clips_at_once = 1
+    origin = ("plain", {})
 
     @property
     def preparer(self) -> "Plain":

@@ -274,6 +274,27 @@ def test_a_clip_that_kills_its_worker_is_rejected_and_those_before_it_are_kept(v
     assert ledger.clip(0, 0).id == "c0" and 0 not in rejected
 
 
+def test_a_step_is_told_before_the_next_clip_is_touched(videos, tmp_path):
+    """Or a worker that dies would lose a clip that it had done, and another one be blamed."""
+    done = []
+
+    class Counting(type(backbones.load("plain"))):
+        def audio(self, waveform):
+            done.append(len(waveform))
+            return super().audio(waveform)
+
+    clips = [ClipRequest("a/c.mkv", s, s + 2.0, f"c{s:g}") for s in (0.0, 2.0, 4.0)]
+    job = jobs.Job(0, tuple(enumerate(clips)))
+    for count, steps in (
+        (2, jobs.extract(job, videos=videos, preparer=Counting(), folder=tmp_path)),
+        (3, jobs.prepare(job, videos=videos, preparer=Counting())),
+    ):
+        done.clear()
+        for number, _ in enumerate(steps, 1):
+            assert len(done) == number
+        assert (number, len(done)) == (count, 3)
+
+
 # The whole program -------------------------------------------------------------------------
 
 

@@ -15,6 +15,7 @@ from scav_jax.errors import InputError
 
 FORMAT_VERSION = 1
 STORED_DTYPE = np.float16
+DIFFERENCES_SHOWN = 6
 MIN_OVERLAP_S = 0.5  # streams of one clip that share less time than this have nothing to contrast
 
 
@@ -130,10 +131,27 @@ def fingerprint_id(fingerprint: dict) -> str:
 
 
 def fingerprint_difference(expected: dict, got: dict) -> str:
-    """Which settings of two extractors differ, in words: `key: expected x, got y; ...`."""
-    keys = sorted(expected.keys() | got.keys())
-    return "; ".join(
-        f"{key}: expected {expected.get(key)!r}, got {got.get(key)!r}"
-        for key in keys
-        if expected.get(key) != got.get(key)
-    )
+    """Which settings of two extractors differ, in words: `key: expected x, got y; ...`.
+
+    >>> fingerprint_difference({"clip": {"dtype": "float32"}}, {"clip": {"dtype": "bfloat16"}})
+    "clip.dtype: expected 'float32', got 'bfloat16'"
+    """
+    one, other = _flat(expected), _flat(got)
+    keys = [key for key in one.keys() | other.keys() if one.get(key) != other.get(key)]
+    keys.sort(key=lambda key: (not key.endswith("name"), key))  # another model first of all
+    words = [
+        f"{key}: expected {one.get(key)!r}, got {other.get(key)!r}"
+        for key in keys[:DIFFERENCES_SHOWN]
+    ]
+    if len(keys) > DIFFERENCES_SHOWN:
+        words.append(f"and {len(keys) - DIFFERENCES_SHOWN} more")
+    return "; ".join(words)
+
+
+def _flat(settings: dict, prefix: str = "") -> dict:
+    """Nested settings under dotted names."""
+    found = {}
+    for key, value in settings.items():
+        nested = isinstance(value, dict)
+        found |= _flat(value, f"{prefix}{key}.") if nested else {f"{prefix}{key}": value}
+    return found

@@ -9,17 +9,35 @@ EPILOG = """\
 The same command goes on where a killed one stopped. What cannot be used is listed with its reason
 in DATA/rejected.csv. A CSV has the columns file,start,end,id,label,split (all but file may be left
 out); without --clips, clips.csv in the folder of videos is taken if it is there.
+
+The paper's features:
+  python -m scav_jax.extract --videos DIR --out DATA --backbone clip_beats \\
+      --clip-weights openai/clip-vit-base-patch32 --beats-weights BEATs_iter3_plus_AS2M.pt
+
+Many machines: each runs a part, on a file system that all see, and one of them joins the parts.
+  python -m scav_jax.extract ... --num-shards 8 --shard-index 3      # and 0, 1, 2, 4, 5, 6, 7
+  python -m scav_jax.extract --videos DIR --out DATA --num-shards 8 --merge
+As a SLURM array (scripts/slurm_extract.sh):
+  sbatch --array=0-7 scripts/slurm_extract.sh
+
+`python -m scav_jax.extract --selfcheck` compares this machine's decoders, resizing and models with
+values that were stored with the program: before a hundred hours of extraction, and after updates.
 """
+WEIGHTED = ("clip_weights", "beats_weights", "dtype", "clip_output")
 
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     from scav_jax.extract.backbones import BACKBONES
+    from scav_jax.extract.program import ENGINES
 
     parser = argparse.ArgumentParser(
-        prog="python -m scav_jax.extract", description=__doc__, epilog=EPILOG
+        prog="python -m scav_jax.extract",
+        description=__doc__,
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--videos", type=Path, required=True, help="a folder of videos")
-    parser.add_argument("--out", type=Path, required=True, help="the data set to write")
+    parser.add_argument("--videos", type=Path, help="a folder of videos")
+    parser.add_argument("--out", type=Path, help="the data set to write")
     parser.add_argument("--clips", type=Path, help="a CSV of clips instead of the whole folder")
     parser.add_argument(
         "--clip-seconds", type=float, help="cut whole videos into clips of this length"
@@ -30,33 +48,103 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
         metavar="NAME=SHARE",
         help="cut the files into splits, as in: --split train=0.8 validation=0.1 test=0.1",
     )
-    parser.add_argument("--backbone", default="plain", help=f"one of {', '.join(BACKBONES)}")
-    parser.add_argument("--workers", type=int, help="processes (default: one for each core)")
-    parser.add_argument(
+    models = parser.add_argument_group("models")
+    models.add_argument("--backbone", default="plain", help=f"one of {', '.join(BACKBONES)}")
+    models.add_argument(
+        "--clip-weights", help="a folder with config.json and safetensors, a hub id"
+    )
+    models.add_argument("--beats-weights", type=Path, help="a .pt or .safetensors file")
+    models.add_argument("--dtype", help="of matrix products: float32 (default) or bfloat16")
+    models.add_argument(
+        "--clip-output",
+        help="pooled (default, as in the paper) or projected (to compare with text)",
+    )
+    work = parser.add_argument_group("work")
+    work.add_argument("--workers", type=int, help="decoding processes (default: one for each core)")
+    work.add_argument(
         "--timeout-seconds", type=float, default=300.0, help="limit for one clip (default: 300)"
+    )
+    work.add_argument("--num-shards", type=int, metavar="N", help="in how many parts")
+    work.add_argument("--shard-index", type=int, metavar="I", help="which of them, from 0")
+    work.add_argument("--merge", action="store_true", help="write the data set of finished shards")
+    work.add_argument("--engine", default="local", help=f"one of {', '.join(ENGINES)}")
+    work.add_argument(
+        "--selfcheck", action="store_true", help="compare with stored values; no more"
     )
     return parser.parse_args(arguments)
 
 
-def main() -> None:
-    options = parse()
-    for name in ("workers", "timeout_seconds"):
+def check(options: argparse.Namespace) -> None:
+    """Raises `InputError` for options that do not make sense, alone or together."""
+    from scav_jax.errors import did_you_mean
+    from scav_jax.extract.program import ENGINES
+
+    for name in ("videos", "out"):
+        if getattr(options, name) is None:
+            raise InputError(f"--{name}: expected a folder, got none; see --help")
+    for name in ("workers", "timeout_seconds", "num_shards"):
         value = getattr(options, name)
         if value is not None and value <= 0:
             raise InputError(f"--{name.replace('_', '-')}: expected more than 0, got {value:g}")
-    from scav_jax.extract.manifest import parse_shares
-    from scav_jax.extract.program import extract
+    if options.engine not in ENGINES:
+        raise InputError(
+            f"--engine: expected one of {', '.join(ENGINES)}, got {options.engine!r}."
+            f"{did_you_mean(options.engine, ENGINES)}"
+        )
+    if options.merge and options.shard_index is not None:
+        raise InputError("--merge: expected no --shard-index, got one; merge joins all shards")
+    both = options.merge or options.shard_index is not None
+    if both != (options.num_shards is not None):
+        raise InputError(
+            "--num-shards: expected together with --shard-index (one part) or --merge (all), got "
+            f"{'one' if options.num_shards is not None else 'neither'} without the other"
+        )
+    given = [name for name in WEIGHTED if getattr(options, name) is not None]
+    if options.backbone == "plain" and given and not options.merge:
+        raise InputError(
+            f"--{given[0].replace('_', '-')}: expected with --backbone clip_beats, got backbone "
+            "plain, which has no weights"
+        )
 
-    extract(
+
+def main() -> int:
+    options = parse()
+    if options.selfcheck:
+        from scav_jax.extract.selfcheck import selfcheck
+
+        return 0 if selfcheck() else 1
+    check(options)
+    from scav_jax.extract import backbones, program
+    from scav_jax.extract.manifest import parse_shares
+    from scav_jax.extract.shards import Shard
+
+    wanted = {
+        "clips": options.clips,
+        "clip_seconds": options.clip_seconds,
+        "shares": parse_shares(options.split) if options.split else None,
+    }
+    if options.merge:
+        program.merge(options.videos, options.out, count=options.num_shards, **wanted)
+        return 0
+    shard = None
+    if options.num_shards is not None:
+        shard = Shard(options.shard_index, options.num_shards)
+    if not options.videos.is_dir():  # before minutes of loading
+        raise InputError(f"--videos: expected a folder of videos, {options.videos} is not one")
+    settings = {name: getattr(options, name) for name in WEIGHTED}
+    settings["output"] = settings.pop("clip_output")
+    settings = {name: value for name, value in settings.items() if value is not None}
+    program.extract(
         options.videos,
         options.out,
-        clips=options.clips,
-        clip_seconds=options.clip_seconds,
-        shares=parse_shares(options.split) if options.split else None,
-        backbone=options.backbone,
+        **wanted,
+        backbone=backbones.load(options.backbone, **settings),
         workers=options.workers,
         timeout_s=options.timeout_seconds,
+        shard=shard,
+        engine=options.engine,
     )
+    return 0
 
 
 if __name__ == "__main__":

@@ -56,7 +56,7 @@ class Ledger:
 
     def open(self, run: dict) -> None:
         """Starts this run, or checks that the work that is there belongs to it."""
-        path = self.folder / RUN_FILE
+        path = self.path_of_run()
         try:
             found = json.loads(path.read_text())
         except (FileNotFoundError, ValueError):
@@ -73,6 +73,14 @@ class Ledger:
             "that folder to start again, or use another --out"
         )
 
+    def path_of_run(self) -> Path:
+        """The file that says which extractor and which clips."""
+        return self.folder / RUN_FILE
+
+    def note(self, name: str, value: Any) -> None:
+        """Keeps a small JSON file."""
+        write_atomically(self.folder / name, json.dumps(value).encode())
+
     def lengths(self) -> dict[str, float | None] | None:
         """The lengths of the videos in seconds, if they have been measured."""
         with contextlib.suppress(FileNotFoundError, ValueError):
@@ -80,7 +88,7 @@ class Ledger:
         return None
 
     def save_lengths(self, lengths: dict[str, float | None]) -> None:
-        write_atomically(self.folder / LENGTHS_FILE, json.dumps(lengths).encode())
+        self.note(LENGTHS_FILE, lengths)
 
     def path(self, job: int) -> Path:
         return self.folder / "jobs" / f"{job // JOBS_A_FOLDER:04d}" / f"{job:07d}.npz"

@@ -13,6 +13,7 @@ import contextlib
 import itertools
 import math
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -27,6 +28,7 @@ from scav_jax.extract.streams import Stream, Unusable, frame_rate
 
 MIN_CLIP_S = 1.0  # less picture and sound than this together has nothing to contrast
 MAX_CLIP_S = 600.0  # a clip is held in memory whole
+LENGTH_MARGIN_S = 1.0  # half of it is let pass: a video of a minute has some frames more
 SEEK_GAP_S = 20.0  # decoding on is cheaper than seeking over less than this
 RESAMPLING_MARGIN_S = 0.03  # more than the reach of the resampling filter
 TIMESTAMP_JITTER_S = 0.025  # sound whose timestamps are off by less is taken as gapless
@@ -41,7 +43,7 @@ class Media:
     """One clip, decoded.
 
     Attributes:
-      frames: RGB at the video's own rate, on a uniform grid.
+      frames: RGB at the video's own rate, on a uniform grid; what `shrink` left of them.
       previous: the frame before the first one, or None where the video starts.
       frames_span: the seconds from the clip's start that the frames cover.
       waveform: mono in [-1, 1] at 16 kHz from the clip's start; zeros before the first sample.
@@ -63,13 +65,27 @@ class Reader:
 
     Raises `Unusable` where the file or a clip of it cannot be used; a clip that raised does not
     spoil the next one.
+
+    Args:
+      path: of the video.
+      frame_size: (width, height) that frames are scaled to; None keeps their own.
+      shrink: applied to every frame before the next one is decoded, so that a clip of large frames
+        is never held whole; what it gives has one shape.
+      max_seconds: longer clips are refused.
     """
 
-    def __init__(self, path: Path, frame_size: tuple[int, int] | None):
+    def __init__(
+        self,
+        path: Path,
+        frame_size: tuple[int, int] | None,
+        shrink: Callable[[np.ndarray], np.ndarray] | None = None,
+        max_seconds: float = MAX_CLIP_S,
+    ):
+        self._max_seconds = max_seconds
         with contextlib.ExitStack() as stack:
             video = stack.enter_context(contextlib.closing(Stream(path, "video")))
             audio = stack.enter_context(contextlib.closing(Stream(path, "audio")))
-            self._video = _VideoCutter(video, frame_size)
+            self._video = _VideoCutter(video, frame_size, shrink)
             self._audio = _AudioCutter(audio)
             self._closing = stack.pop_all()
 
@@ -88,16 +104,14 @@ class Reader:
         """
         declared = self._video.stream.declared_end
         longest = (declared if end is None else end) or 0.0
-        if longest - start > MAX_CLIP_S:
-            raise Unusable(
-                "decode",
-                f"too long: {longest - start:.1f} s, a clip has at most {MAX_CLIP_S:g} s; "
-                "cut it with --clip-seconds",
-            )
-        stop = math.inf if end is None else end
+        self._check_length(longest - start)
+        # Where a header says nothing, the margin tells a clip that is too long from one that fits.
+        stop = min(math.inf if end is None else end, start + self._max_seconds + LENGTH_MARGIN_S)
         frames, previous, span = self._video.cut(start, stop)
         waveform = self._audio.cut(start, stop)
-        ended = start + max(span[1], len(waveform) / RATE_HZ)
+        seconds = max(span[1], len(waveform) / RATE_HZ)
+        self._check_length(seconds)
+        ended = start + seconds
         # Where a header gives no length for each stream, the longer one has the file's length.
         wanted = end if end is not None else max(declared or 0.0, start)
         if ended < wanted - 2 * TRUNCATION_S:
@@ -107,6 +121,14 @@ class Reader:
                 f"{ended:.2f} s",
             )
         return Media(frames, previous, span, waveform, ended if end is None else end)
+
+    def _check_length(self, seconds: float) -> None:
+        if seconds > self._max_seconds + LENGTH_MARGIN_S / 2:
+            raise Unusable(
+                "decode",
+                f"too long: {seconds:.1f} s, a clip has at most {self._max_seconds:g} s; "
+                "cut it with --clip-seconds",
+            )
 
 
 def check_usable(media: Media) -> None:
@@ -152,8 +174,14 @@ def largest_change(frames: UInt8[np.ndarray, "N height width 3"]) -> float:
 class _VideoCutter:
     """Clips out of a picture stream."""
 
-    def __init__(self, stream: Stream, frame_size: tuple[int, int] | None):
+    def __init__(
+        self,
+        stream: Stream,
+        frame_size: tuple[int, int] | None,
+        shrink: Callable[[np.ndarray], np.ndarray] | None,
+    ):
         self.stream = stream
+        self._shrink = shrink
         self._rate = frame_rate(stream.stream)
         self._width, self._height = frame_size or (None, None)
         self._scaler = VideoReformatter()
@@ -229,7 +257,8 @@ class _VideoCutter:
         rgb = self._scaler.reformat(
             frame, self._width, self._height, "rgb24", interpolation=Interpolation.AREA
         )
-        self._kept.append((time, rgb.to_ndarray()))
+        pixels = rgb.to_ndarray()
+        self._kept.append((time, self._shrink(pixels) if self._shrink else pixels))
 
     def _check(self, start: float, stop: float) -> None:
         if self.stream.damaged(start, stop):

@@ -2,6 +2,10 @@
 
 `concurrent.futures` cannot say which job a broken pool was at, nor end one that hangs; a decoder
 does both on damaged files. Workers are spawned (never forked), so they hold nothing of ours.
+
+What a step yields comes to the parent. Large arrays come as memory that changes hands (`handover`),
+and the worker's next ones wait until the parent has taken them: a parent that is busy stops its
+workers, each with one step's arrays sent and those of the next one made.
 """
 
 import contextlib
@@ -15,6 +19,8 @@ from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from typing import Any
 
+from scav_jax.extract import handover
+
 SINGLE_THREADED = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 
 
@@ -24,8 +30,15 @@ class Ready:
 
 
 @dataclass(frozen=True)
+class Taken:
+    """The parent has taken a worker's arrays."""
+
+
+@dataclass(frozen=True)
 class Step:
-    """A worker finished one part of its job."""
+    """A worker finished one part of its job, and this is what it yielded."""
+
+    result: Any = None
 
 
 @dataclass(frozen=True)
@@ -67,6 +80,11 @@ class _Worker:
         self.job, self.steps, self.since = job, 0, time.monotonic()
         self.pipe.send(job)
 
+    def took(self) -> None:
+        """Tells the worker that its arrays have been taken, so that it may send more."""
+        with contextlib.suppress(OSError):  # it died: shows when its pipe is read
+            self.pipe.send(Taken())
+
     def kill(self) -> None:
         self.process.kill()
         self.process.join()
@@ -78,9 +96,12 @@ def run(
 ) -> Iterator[tuple[Any, Step | Done | Lost]]:
     """Runs `work(job)` for every job in worker processes and yields what happens, as it happens.
 
+    While the caller keeps an event, nothing is taken from any worker, and no limit runs for one
+    that waits for that.
+
     Args:
-      work: a picklable generator function; each `yield` is a step, `return` gives the result. An
-        exception in it is raised here and ends the run.
+      work: a picklable generator function; each `yield` is a step and what it yields comes with
+        it, `return` gives the result. An exception in it is raised here and ends the run.
       jobs: consumed from the left; the caller may append to it while iterating (to try again).
       workers: how many processes.
       timeout_s: a step that takes longer ends the worker; its job is `Lost`.
@@ -113,6 +134,9 @@ def run(
 def _receive(worker: _Worker, pool: list[_Worker]) -> Iterator[tuple[Any, Step | Done | Lost]]:
     try:
         message = worker.pipe.recv()
+        arrays = isinstance(message, handover.Parcel)
+        if arrays:
+            message = message.open(worker.pipe)
     except (EOFError, OSError):
         worker.process.join()
         if not worker.ready:  # no job's fault: trying again would not help
@@ -135,6 +159,9 @@ def _receive(worker: _Worker, pool: list[_Worker]) -> Iterator[tuple[Any, Step |
     if isinstance(message, Done):
         worker.job = None
     yield job, message
+    if arrays:
+        worker.took()
+        worker.since = time.monotonic()
 
 
 def _lose(worker: _Worker, pool: list[_Worker], reason: str) -> Iterator[tuple[Any, Lost]]:
@@ -149,12 +176,16 @@ def _serve(pipe: Connection, work: Callable[[Any], Iterator[None]]) -> None:
     with contextlib.suppress(EOFError, BrokenPipeError, ConnectionResetError):
         pipe.send(Ready())
         while True:
-            steps = work(pipe.recv())
+            steps, waiting = work(pipe.recv()), False
             try:
                 while True:
-                    next(steps)
-                    pipe.send(Step())
+                    parcel = handover.pack(Step(next(steps)))
+                    if waiting:
+                        pipe.recv()  # Taken
+                    waiting = handover.send(pipe, parcel)
             except StopIteration as end:
+                if waiting:
+                    pipe.recv()
                 pipe.send(Done(end.value))
             except (BrokenPipeError, ConnectionResetError):
                 raise

@@ -3,46 +3,30 @@
 import contextlib
 import json
 import os
+import threading
 import time
 from collections import Counter, deque
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
-from functools import cache, partial
+from collections.abc import Iterable, Iterator
+from functools import partial
 from pathlib import Path
 
-import numpy as np
+from tqdm import tqdm
 
 from scav_jax import datasets
 from scav_jax.errors import InputError
-from scav_jax.extract import backbones, media, pool, streams
+from scav_jax.extract import backbones, jobs, media, pool, shards, streams
+from scav_jax.extract.backbones import Backbone
+from scav_jax.extract.encoding import QUEUE_BYTES, Encoder, Results
+from scav_jax.extract.jobs import AUDIO_STEP_S, Job, Outcome, again, make_jobs
 from scav_jax.extract.ledger import Ledger
 from scav_jax.extract.manifest import ClipRequest, Listing, cut_whole_videos, list_clips
+from scav_jax.extract.shards import Shard
 from scav_jax.extract.streams import Unusable
-from scav_jax.features import (
-    FORMAT_VERSION,
-    STORED_DTYPE,
-    Clip,
-    check_clip,
-    fingerprint_difference,
-    fingerprint_id,
-)
+from scav_jax.features import FORMAT_VERSION, Clip, fingerprint_difference, fingerprint_id
 from scav_jax.progress import progress_bar
 
-AUDIO_STEP_S = 0.16
-CLIPS_A_JOB = 32  # what a worker does at a time, and what a kill loses at most for each worker
-ATTEMPTS = 2
+ENGINES = ("local", "ray")
 SMOOTHING = 0.05  # clips come in bursts
-
-
-@dataclass(frozen=True)
-class Job:
-    """Clips of one file, in order of their starts; each with its place in the list of clips."""
-
-    number: int
-    clips: tuple[tuple[int, ClipRequest], ...]
-    attempt: int = 1
-    lost: str = ""  # why a worker that was at this job died or was ended, more than once
-    lost_at: int = CLIPS_A_JOB  # the number of the clip that it was at
 
 
 def extract(
@@ -52,9 +36,12 @@ def extract(
     clips: Path | None = None,
     clip_seconds: float | None = None,
     shares: dict[str, float] | None = None,
-    backbone: str = "plain",
+    backbone: str | Backbone = "plain",
     workers: int | None = None,
     timeout_s: float = 300.0,
+    shard: Shard | None = None,
+    engine: str = "local",
+    queue_bytes: int = QUEUE_BYTES,
 ) -> None:
     """Extracts the features of all clips; the same call goes on where a killed one stopped.
 
@@ -64,9 +51,12 @@ def extract(
       clips: a CSV that says which clips (see `manifest.list_clips`).
       clip_seconds: cut whole videos into clips of this length.
       shares: `{split: share of the files}`; all clips of a file land in one split.
-      backbone: one of `backbones.BACKBONES`.
-      workers: processes; None takes one for each core.
-      timeout_s: the wall-clock limit for one clip.
+      backbone: one of `backbones.BACKBONES`, or what `backbones.load` made of one.
+      workers: processes that decode; None takes one for each core.
+      timeout_s: the wall-clock limit for decoding one clip.
+      shard: does this part only and writes no data set: `merge` does, when all are finished.
+      engine: "local", or "ray" for workers and encoders of a Ray cluster.
+      queue_bytes: bounds what is decoded and not yet encoded; each worker holds two clips more.
 
     Raises:
       InputError: see `manifest.list_clips`; nothing was usable; `out`, or the unfinished work
@@ -75,34 +65,80 @@ def extract(
     videos, out = Path(videos), Path(out)
     started = time.monotonic()
     listing = list_clips(videos, clips, clip_seconds, shares)
-    fingerprint = make_fingerprint(backbone)
-    ledger = Ledger.beside(out)
+    model = backbones.load(backbone) if isinstance(backbone, str) else backbone
+    fingerprint = make_fingerprint(model)
+    whole = Ledger.beside(out)
     if _is_complete(out, fingerprint, listing.identity()):
-        counts = datasets.splits(out)
-        _say(f"{out} is complete: {sum(counts.values()):,} clips {counts}; nothing to do")
-        ledger.remove()
+        _say_complete(out, whole)
         return
+    shards.check_division(whole, shard and shard.count)
+    ledger = shard.ledger(whole) if shard else whole
+    part = shard.part(listing) if shard else listing
     workers = workers or _cores()
     with ledger.locked():
         ledger.open({"fingerprint": fingerprint, "manifest": listing.identity()})
-        _say_listing(listing)
-        wanted = _cut(listing, videos, ledger, workers, timeout_s)
-        jobs = _make_jobs(wanted)
-        _run(jobs, videos, ledger, backbone, workers, timeout_s)
-        rejected = _rejected(jobs, ledger)
-        rows = listing.unreadable + [rejected[place] for place in sorted(rejected)]
-        if len(rejected) == len(wanted):
-            _nothing_usable(rows, ledger, videos)
-        datasets.write(
-            _usable(jobs, ledger, set(rejected)),
-            out,
-            fingerprint=fingerprint,
-            videos=str(videos.absolute()),
-            rejected=rows,
-            manifest=listing.identity(),
-        )
-        ledger.remove()
-    _say_summary(out, len(wanted) - len(rejected), rows, time.monotonic() - started)
+        _say_listing(part)
+        wanted = _cut(part, videos, ledger, workers, timeout_s)
+        done = make_jobs(wanted)
+        settings = {"workers": workers, "timeout_s": timeout_s, "queue_bytes": queue_bytes}
+        _run(done, videos, ledger, model, engine, **settings)
+        if shard:
+            _finish_shard(shard, whole, out, done, started)
+            return
+        rows, usable = _write(out, videos, listing, wanted, [(ledger, done)], fingerprint)
+        whole.remove()
+    _say_summary(out, usable, rows, time.monotonic() - started)
+
+
+def merge(
+    videos: Path,
+    out: Path,
+    *,
+    count: int,
+    clips: Path | None = None,
+    clip_seconds: float | None = None,
+    shares: dict[str, float] | None = None,
+) -> None:
+    """Writes the data set of `count` finished shards: the bytes that one run would have written.
+
+    Neither weights nor accelerators are needed: the shards say which extractor made them.
+
+    Args:
+      videos, out, clips, clip_seconds, shares: as for the shards.
+      count: how many there are.
+
+    Raises:
+      InputError: shards are missing or unfinished (named), or do not belong together.
+    """
+    videos, out = Path(videos), Path(out)
+    started = time.monotonic()
+    listing = list_clips(videos, clips, clip_seconds, shares)
+    whole, parts = Ledger.beside(out), shards.all_shards(count)
+    if not whole.folder.exists() and _is_complete(out, None, listing.identity()):
+        _say_complete(out, whole)
+        return
+    shards.check_division(whole, count)
+    fingerprint = shards.check_complete(parts, whole, listing.identity())
+    if _is_complete(out, fingerprint, listing.identity()):
+        _say_complete(out, whole)
+        return
+    with whole.locked():
+        stored, lengths = [], {}
+        for shard in parts:
+            ledger = shard.ledger(whole)
+            lengths |= ledger.lengths() or {}
+            done = make_jobs(cut_whole_videos(shard.part(listing), lengths.get)[0])
+            lost = sum(not ledger.is_done(job.number) for job in done)
+            if lost:
+                raise InputError(
+                    f"{ledger.folder}: {lost} of {len(done)} jobs are missing or damaged: run "
+                    f"--num-shards {count} --shard-index {shard.index} again, then --merge"
+                )
+            stored.append((ledger, done))
+        wanted = cut_whole_videos(listing, lengths.get)[0]
+        rows, usable = _write(out, videos, listing, wanted, stored, fingerprint)
+        whole.remove()
+    _say_summary(out, usable, rows, time.monotonic() - started)
 
 
 def _cores() -> int:
@@ -112,11 +148,12 @@ def _cores() -> int:
     return os.cpu_count() or 1
 
 
-def make_fingerprint(backbone: str) -> dict:
+def make_fingerprint(backbone: str | Backbone) -> dict:
     """Everything that features depend on: the backbone's constants, rates, decoder versions."""
+    model = backbones.load(backbone) if isinstance(backbone, str) else backbone
     fingerprint = {
         "format_version": FORMAT_VERSION,
-        "backbone": backbones.load(backbone).fingerprint(),
+        "backbone": model.fingerprint(),
         "frame_rate": "native",
         "audio_rate_hz": media.RATE_HZ,
         "audio_step_s": AUDIO_STEP_S,
@@ -127,107 +164,18 @@ def make_fingerprint(backbone: str) -> dict:
     return json.loads(json.dumps(fingerprint))
 
 
-def extract_clip(reader: media.Reader, request: ClipRequest, backbone: backbones.Backbone) -> Clip:
-    """The features of one clip; raises `Unusable` where there are none to be had."""
-    with _decoder_errors():
-        decoded = reader.cut(request.start, request.end)
-    media.check_usable(decoded)
-    visual = backbone.visual(decoded.frames, decoded.previous)
-    audio = backbone.audio(decoded.waveform)
-    with np.errstate(over="ignore"):  # what float16 cannot hold is refused below
-        visual, audio = visual.astype(STORED_DTYPE), audio.astype(STORED_DTYPE)
-    clip = Clip(
-        id=request.id,
-        visual=visual,
-        visual_span=decoded.frames_span,
-        audio=audio,
-        audio_span=(0.0, len(audio) * AUDIO_STEP_S),
-        source=request.file,
-        start=request.start,
-        end=decoded.end,
-        label=request.label,
-    )
-    try:
-        check_clip(clip)
-    except InputError as error:
-        raise Unusable("features", f"unusable features: {error}") from None
-    return clip
+# What is there, and what is wanted ---------------------------------------------------------
 
 
-# Work in worker processes ------------------------------------------------------------------
+def _is_complete(out: Path, fingerprint: dict | None, manifest: str) -> bool:
+    """Whether `out` is what we would write; `InputError` where it is something else.
 
-
-def _do_job(job: Job, *, videos: Path, folder: Path, backbone: str) -> Iterator[None]:
-    """Extracts a job's clips, a step each, and keeps the result in the ledger."""
-    model = _load_backbone(backbone)
-    clips: dict[int, Clip] = {}
-    rejected: dict[int, dict] = {}
-    with contextlib.ExitStack() as stack:
-        reader, stepped = None, 0
-        for number, (place, request) in enumerate(job.clips):
-            try:
-                _refuse_lost(job, number)
-                with _decoder_errors():
-                    reader = reader or stack.enter_context(
-                        media.Reader(videos / request.file, model.frame_size)
-                    )
-                clips[place] = extract_clip(reader, request, model)
-            except Unusable as unusable:
-                rejected[place] = request.rejection(unusable.stage, unusable.reason)
-                if reader is None and unusable.stage in ("list", "open"):  # the whole file
-                    rejected |= {
-                        later: other.rejection(unusable.stage, unusable.reason)
-                        for later, other in job.clips
-                    }
-                    break
-            if number + 1 < len(job.clips):
-                yield
-                stepped += 1
-    Ledger(folder).save(job.number, clips, rejected)
-    return len(job.clips) - stepped
-
-
-def _refuse_lost(job: Job, number: int) -> None:
-    if number == job.lost_at:
-        raise Unusable("decode", job.lost)
-    if number > job.lost_at:
-        name = job.clips[job.lost_at][1].id
-        raise Unusable("decode", f"not reached: the decoder did not get past clip {name!r}")
-
-
-@contextlib.contextmanager
-def _decoder_errors() -> Iterator[None]:
-    """What a decoder throws at us is a reason to reject a clip, not to end a run."""
-    try:
-        yield
-    except (Unusable, MemoryError):
-        raise
-    except Exception as error:
-        raise Unusable("decode", f"decoder error: {type(error).__name__}: {error}") from error
-
-
-@cache
-def _load_backbone(name: str) -> backbones.Backbone:
-    return backbones.load(name)
-
-
-def _measure(file: str, *, videos: Path) -> Iterator[None]:
-    yield from ()
-    try:
-        return streams.video_seconds(videos / file)
-    except Unusable:
-        return None  # said when its turn comes
-
-
-# The parent process ------------------------------------------------------------------------
-
-
-def _is_complete(out: Path, fingerprint: dict, manifest: str) -> bool:
-    """Whether `out` is what we would write; `InputError` where it is something else."""
+    Without a fingerprint, whoever made it is right.
+    """
     if not out.exists() or (out.is_dir() and not any(out.iterdir())):
         return False
     about = datasets.read_about(out)
-    if about["fingerprint_id"] != fingerprint_id(fingerprint):
+    if fingerprint is not None and about["fingerprint_id"] != fingerprint_id(fingerprint):
         raise InputError(
             f"{out} was made by another extractor "
             f"({fingerprint_difference(about['fingerprint'], fingerprint)}): remove it, or use "
@@ -265,64 +213,197 @@ def _cut(
     return clips
 
 
-def _make_jobs(wanted: list[ClipRequest]) -> list[Job]:
-    """Each file's clips, in order of their starts, at most `CLIPS_A_JOB` together."""
-    by_file: dict[str, list[tuple[int, ClipRequest]]] = {}
-    for place, request in enumerate(wanted):
-        by_file.setdefault(request.file, []).append((place, request))
-    jobs: list[Job] = []
-    for clips in by_file.values():
-        clips.sort(key=lambda item: (item[1].start, item[0]))
-        for begin in range(0, len(clips), CLIPS_A_JOB):
-            jobs.append(Job(len(jobs), tuple(clips[begin : begin + CLIPS_A_JOB])))
-    return jobs
+def _measure(file: str, *, videos: Path) -> Iterator[None]:
+    """In a worker: the length of a video."""
+    yield from ()
+    try:
+        return streams.video_seconds(videos / file)
+    except Unusable:
+        return None  # said when its turn comes
+
+
+# Doing it ----------------------------------------------------------------------------------
+
+
+class _Progress:
+    """A bar that two threads move: clips/s, time left, and hours of video an hour."""
+
+    def __init__(self, bar: tqdm):
+        self._bar, self._lock = bar, threading.Lock()
+        self._begin, self._seconds = time.monotonic(), 0.0
+
+    def add(self, clips: int, seconds: float) -> None:
+        """What is taken back is negative; seconds are those of video."""
+        with self._lock:
+            self._seconds += seconds
+            hours = self._seconds / max(time.monotonic() - self._begin, 1e-3)
+            self._bar.set_postfix_str(f"{hours:.3g} h of video/h", refresh=False)
+            self._bar.update(clips)
 
 
 def _run(
-    jobs: list[Job], videos: Path, ledger: Ledger, backbone: str, workers: int, timeout_s: float
+    all_jobs: list[Job],
+    videos: Path,
+    ledger: Ledger,
+    model: Backbone,
+    engine: str,
+    *,
+    workers: int,
+    timeout_s: float,
+    queue_bytes: int,
 ) -> None:
     """Does the jobs that are not done, with progress; retries what a lost worker was at."""
-    waiting = deque(job for job in jobs if not ledger.is_done(job.number))
-    total, to_do = (sum(len(job.clips) for job in some) for some in (jobs, waiting))
+    waiting = _to_do(all_jobs, ledger)
+    settings = {"videos": videos.absolute(), "preparer": model.preparer}
+    limits = {"workers": min(workers, len(waiting)), "timeout_s": timeout_s}
+    with _bar_of(all_jobs, waiting) as bar:
+        progress = _Progress(bar)
+        if engine == "ray":
+            from scav_jax.extract import ray_engine
+
+            place = videos.absolute()
+            ray_engine.run(waiting, place, ledger, model, workers, timeout_s, progress.add)
+        elif model.encode is None:
+            work = partial(jobs.extract, folder=ledger.folder, **settings)
+            with contextlib.closing(pool.run(work, waiting, **limits)) as events:
+                _run_in_workers(events, waiting, progress)
+        elif waiting:
+            work = partial(jobs.prepare, **settings)
+            with (
+                Results(ledger, progress.add) as results,
+                Encoder(model.encode, model.clips_at_once, queue_bytes) as encoder,
+                contextlib.closing(pool.run(work, waiting, **limits)) as events,
+            ):
+                _run_with_encoder(events, waiting, encoder, results)
+
+
+def _to_do(all_jobs: list[Job], ledger: Ledger) -> deque[Job]:
+    """The jobs that are not done; says how much that leaves."""
+    waiting = deque(job for job in all_jobs if not ledger.is_done(job.number))
+    total, to_do = _clips(all_jobs), _clips(waiting)
     if to_do < total:
         _say(f"going on: {total - to_do:,} of {total:,} clips were already done")
-    work = partial(_do_job, videos=videos.absolute(), folder=ledger.folder, backbone=backbone)
-    workers = min(workers, len(waiting))
-    done = total - to_do
-    with progress_bar("extracting", total, "clip", initial=done, smoothing=SMOOTHING) as bar:
-        for job, event in pool.run(work, waiting, workers=workers, timeout_s=timeout_s):
-            if isinstance(event, pool.Lost):
-                bar.update(-event.steps)
-                waiting.appendleft(_again(job, event))
-            elif isinstance(event, pool.Done):
-                bar.update(event.result)
+    return waiting
+
+
+def _clips(some: Iterable[Job]) -> int:
+    return sum(len(job.clips) for job in some)
+
+
+def _bar_of(all_jobs: list[Job], waiting: Iterable[Job]) -> tqdm:
+    total = _clips(all_jobs)
+    done = total - _clips(waiting)
+    return progress_bar("extracting", total, "clip", initial=done, smoothing=SMOOTHING)
+
+
+def _run_in_workers(events: Iterator, waiting: deque[Job], progress: _Progress) -> None:
+    """Workers make features and keep them."""
+    seconds: dict[int, float] = {}
+    for job, event in events:
+        if isinstance(event, pool.Lost):
+            progress.add(-event.steps, -seconds.pop(job.number, 0.0))
+            waiting.appendleft(again(job, event))
+        else:
+            progress.add(*event.result)
+            seconds[job.number] = seconds.get(job.number, 0.0) + event.result[1]
+            if isinstance(event, pool.Done):
+                del seconds[job.number]
+
+
+def _run_with_encoder(
+    events: Iterator, waiting: deque[Job], encoder: Encoder, results: Results
+) -> None:
+    """Workers prepare clips, the encoder makes features; a job is kept when all of it came back.
+
+    The queue keeps the order, so that what a lost worker left behind is forgotten before its job
+    comes again.
+    """
+    for job, event in events:
+        if isinstance(event, pool.Lost):
+            encoder.call(partial(results.forget, job.number))
+            waiting.appendleft(again(job, event))
+        elif isinstance(event, pool.Done):
+            encoder.call(partial(results.keep, job))
+        else:
+            outcome: Outcome = event.result
+            then = partial(results.add, job.number, outcome)
+            if outcome.prepared is None:
+                encoder.call(partial(then, None))
             else:
-                bar.update()
+                encoder.encode(outcome.prepared, then)
 
 
-def _again(job: Job, lost: pool.Lost) -> Job:
-    """The job that lost its worker, to be tried again: at last without the clip that did it."""
-    if job.attempt < ATTEMPTS:
-        return replace(job, attempt=job.attempt + 1)
-    return replace(job, lost_at=min(lost.steps, job.lost_at), lost=lost.reason)
+# The result --------------------------------------------------------------------------------
+
+Stored = list[tuple[Ledger, list[Job]]]
 
 
-def _rejected(jobs: list[Job], ledger: Ledger) -> dict[int, dict]:
-    """The rows of rejected.csv, by place in the list of clips."""
-    rejected: dict[int, dict] = {}
-    for job in jobs:
-        rejected |= ledger.rejected(job.number)
+def _write(
+    out: Path,
+    videos: Path,
+    listing: Listing,
+    wanted: list[ClipRequest],
+    stored: Stored,
+    fingerprint: dict,
+) -> tuple[list[dict], int]:
+    """Writes the data set; returns the rows of rejected.csv and the number of clips."""
+    rejected = _rejected(stored)
+    rows = listing.unreadable + [rejected[clip.id] for clip in wanted if clip.id in rejected]
+    usable = len(wanted) - len(rejected)
+    if not usable:
+        _nothing_usable(rows, Ledger.beside(out), videos)
+    datasets.write(
+        _usable(wanted, stored, rejected, usable),
+        out,
+        fingerprint=fingerprint,
+        videos=str(videos.absolute()),
+        rejected=rows,
+        manifest=listing.identity(),
+    )
+    return rows, usable
+
+
+def _rejected(stored: Stored) -> dict[str, dict]:
+    """The rows of rejected.csv, by the clips' ids."""
+    rejected: dict[str, dict] = {}
+    for ledger, done in stored:
+        for job in done:
+            ids = {place: request.id for place, request in job.clips}
+            rejected |= {ids[place]: row for place, row in ledger.rejected(job.number).items()}
     return rejected
 
 
-def _usable(jobs: list[Job], ledger: Ledger, rejected: set[int]) -> Iterator[tuple[str, Clip]]:
+def _usable(
+    wanted: list[ClipRequest], stored: Stored, rejected: dict[str, dict], usable: int
+) -> Iterator[tuple[str, Clip]]:
     """(split, clip) in the order of the list, whatever the order they were done in."""
-    places = {place: (job.number, clip) for job in jobs for place, clip in job.clips}
-    with progress_bar("writing", len(places) - len(rejected), "clip") as bar:
-        for place in sorted(places.keys() - rejected):
-            number, request = places[place]
-            yield request.split, ledger.clip(number, place)
-            bar.update()
+    places = {
+        request.id: (ledger, job.number, place)
+        for ledger, done in stored
+        for job in done
+        for place, request in job.clips
+    }
+    with progress_bar("writing", usable, "clip") as bar:
+        for request in wanted:
+            if request.id not in rejected:
+                ledger, job, place = places[request.id]
+                yield request.split, ledger.clip(job, place)
+                bar.update()
+
+
+def _finish_shard(shard: Shard, whole: Ledger, out: Path, done: list[Job], started: float) -> None:
+    ledger = shard.ledger(whole)
+    rows = list(_rejected([(ledger, done)]).values())
+    left = shards.finish(shard, whole, _clips(done), len(rows))
+    took = time.monotonic() - started
+    _say(f"{shard} is finished: {_clips(done) - len(rows):,} clips in {took:.1f} s")
+    if rows:
+        _say(f"rejected {len(rows):,}: {_reasons(rows)}")
+    if left:
+        shown = ", ".join(str(other.index) for other in left[:20])
+        _say(f"{len(left):,} shards are not finished yet: {shown}{' ...' * (len(left) > 20)}")
+    else:
+        _say(f"all {shard.count:,} are: --num-shards {shard.count} --merge writes {out}")
 
 
 def _nothing_usable(rows: list[dict], ledger: Ledger, videos: Path) -> None:
@@ -351,6 +432,12 @@ def _say_listing(listing: Listing) -> None:
     if listing.passed_over:
         kinds = ", ".join(f"{suffix} {n:,}" for suffix, n in listing.passed_over.most_common(5))
         _say(f"passed over {listing.passed_over.total():,} other files: {kinds}")
+
+
+def _say_complete(out: Path, whole: Ledger) -> None:
+    counts = datasets.splits(out)
+    _say(f"{out} is complete: {sum(counts.values()):,} clips {counts}; nothing to do")
+    whole.remove()
 
 
 def _say_summary(out: Path, usable: int, rows: list[dict], seconds: float) -> None:

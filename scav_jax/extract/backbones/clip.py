@@ -191,13 +191,44 @@ class Clip:
 
     def encode_crops(self, crops: UInt8[np.ndarray, "N S S 3"]) -> Float[np.ndarray, "N D"]:
         """What `crop` gives -> float32 features."""
-        size = self._tower_config("vision").image_size
+        self._check_crops(crops, self._tower_config("vision").image_size)
+        return self._encode("vision", self._batches(crops), len(crops))
+
+    @staticmethod
+    def _check_crops(crops: np.ndarray, size: int) -> None:
         if crops.shape[1:] != (size, size, 3) or crops.dtype != np.uint8:
             raise InputError(
                 f"crops: expected uint8 [N, {size}, {size}, 3], got {crops.dtype} "
                 f"{list(crops.shape)}"
             )
-        return self._encode("vision", self._batches(crops), len(crops))
+
+    def encode_blocks(
+        self, clips: Sequence[UInt8[np.ndarray, "_N S S 3"]]
+    ) -> list[Float[np.ndarray, "_N D"]]:
+        """Crops of many clips -> the float32 features of each, whatever stands beside it.
+
+        Matrix products may round a row differently in another place of a batch. So each clip
+        starts a block of its own, filled up with zeros, and a device computes one block at a time:
+        a clip's features are the same bytes alone, among others, and on any number of devices.
+        """
+        size = self._tower_config("vision").image_size
+        block = self.batch // self._mesh.size
+        for crops in clips:
+            self._check_crops(crops, size)
+        counts = [-(-len(crops) // block) for crops in clips]
+        places = [(crops, begin) for crops in clips for begin in range(0, len(crops), block)]
+
+        def batches() -> Iterator[np.ndarray]:
+            for first in range(0, len(places), self._mesh.size):
+                batch = np.zeros((self.batch, size, size, 3), np.uint8)
+                for number, (crops, begin) in enumerate(places[first : first + self._mesh.size]):
+                    rows = crops[begin : begin + block]
+                    batch[number * block : number * block + len(rows)] = rows
+                yield batch
+
+        features = self._encode("vision", batches(), len(places) * block)
+        ends = np.cumsum([0, *counts]) * block
+        return [features[end : end + len(crops)] for end, crops in zip(ends, clips, strict=False)]
 
     def _crops(self, frames: np.ndarray) -> Iterator[np.ndarray | jax.Array]:
         """Batches of crops, each made when it is asked for."""

@@ -10,6 +10,7 @@ import numpy as np
 from jaxtyping import Float, UInt8
 
 from scav_jax.extract import fbank
+from scav_jax.extract.media import MAX_CLIP_S
 
 SIDE = 64  # frames are scaled to SIDE x SIDE pixels, whatever their shape
 GRID = 8
@@ -22,12 +23,23 @@ LOG_MEL_CENTRE, LOG_MEL_SCALE = 15.41663, 2 * 6.55582  # BEATs' constants
 
 
 class Plain:
-    """The weight-free backbone (see `backbones.Backbone`)."""
+    """The weight-free backbone: its workers make the features (see `backbones.Backbone`)."""
 
     name = "plain"
     visual_width = 2 * GRID * GRID * 3
     audio_width = STACKED_FRAMES * fbank.MEL_BINS
     frame_size = (SIDE, SIDE)
+    max_seconds = MAX_CLIP_S
+    encode = None
+    clips_at_once = 1
+    origin = ("plain", {})
+
+    @property
+    def preparer(self) -> "Plain":
+        return self
+
+    def shrink(self, frame: UInt8[np.ndarray, "64 64 3"]) -> UInt8[np.ndarray, "64 64 3"]:
+        return frame  # the decoder has scaled it
 
     def fingerprint(self) -> dict:
         return {

@@ -1,0 +1,215 @@
+"""A job is some clips of one file, which a worker process decodes one after the other."""
+
+import contextlib
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+from scav_jax.errors import InputError
+from scav_jax.extract import media, pool
+from scav_jax.extract.backbones import Features, Prepared, Preparer
+from scav_jax.extract.ledger import Ledger
+from scav_jax.extract.manifest import ClipRequest
+from scav_jax.extract.streams import Unusable
+from scav_jax.features import STORED_DTYPE, Clip, check_clip
+
+AUDIO_STEP_S = 0.16
+CLIPS_A_JOB = 32  # what a worker does at a time, and what a kill loses at most for each worker
+ATTEMPTS = 2
+
+
+@dataclass(frozen=True)
+class Job:
+    """Clips of one file, in order of their starts; each with its place in the list of clips."""
+
+    number: int
+    clips: tuple[tuple[int, ClipRequest], ...]
+    attempt: int = 1
+    lost: str = ""  # why a worker that was at this job died or was ended, more than once
+    lost_at: int = CLIPS_A_JOB  # the number of the clip that it was at
+
+
+def make_jobs(wanted: list[ClipRequest]) -> list[Job]:
+    """Each file's clips, in order of their starts, at most `CLIPS_A_JOB` together."""
+    by_file: dict[str, list[tuple[int, ClipRequest]]] = {}
+    for place, request in enumerate(wanted):
+        by_file.setdefault(request.file, []).append((place, request))
+    jobs: list[Job] = []
+    for clips in by_file.values():
+        clips.sort(key=lambda item: (item[1].start, item[0]))
+        for begin in range(0, len(clips), CLIPS_A_JOB):
+            jobs.append(Job(len(jobs), tuple(clips[begin : begin + CLIPS_A_JOB])))
+    return jobs
+
+
+def again(job: Job, lost: pool.Lost) -> Job:
+    """The job that lost its worker, to be tried again: at last without the clip that did it.
+
+    Decoding has one thread from the start, so there is nothing slower and safer to fall back to.
+    """
+    if job.attempt < ATTEMPTS:
+        return replace(job, attempt=job.attempt + 1)
+    return replace(job, lost_at=min(lost.steps, job.lost_at), lost=lost.reason)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of one clip: prepared, or rejected.
+
+    Attributes:
+      place: in the list of clips.
+      request: what was asked for.
+      prepared: for the backbone's encoder, or features where it has none; None if rejected.
+      visual_span: the seconds from the clip's start that the frames cover.
+      end: where the clip ends in the file, in seconds.
+      rejection: its row of rejected.csv, or None.
+    """
+
+    place: int
+    request: ClipRequest
+    prepared: Prepared | None = None
+    visual_span: tuple[float, float] = (0.0, 0.0)
+    end: float = 0.0
+    rejection: dict | None = None
+
+    @property
+    def seconds(self) -> float:
+        """Of video."""
+        return self.end - self.request.start if self.rejection is None else 0.0
+
+    def clip(self, features: Features) -> Clip:
+        """The clip with its features as they are stored; `Unusable` if they are not finite."""
+        visual, audio = features
+        with np.errstate(over="ignore"):  # what float16 cannot hold is refused below
+            visual, audio = visual.astype(STORED_DTYPE), audio.astype(STORED_DTYPE)
+        request = self.request
+        clip = Clip(
+            id=request.id,
+            visual=visual,
+            visual_span=self.visual_span,
+            audio=audio,
+            audio_span=(0.0, len(audio) * AUDIO_STEP_S),
+            source=request.file,
+            start=request.start,
+            end=self.end,
+            label=request.label,
+        )
+        try:
+            check_clip(clip)
+        except InputError as error:
+            raise Unusable("features", f"unusable features: {error}") from None
+        return clip
+
+
+class JobResult:
+    """What is known of a job's clips so far; both dictionaries by place.
+
+    Attributes:
+      clips: with their features.
+      rejected: rows of rejected.csv.
+      seconds: of video in `clips`.
+    """
+
+    def __init__(self):
+        self.clips: dict[int, Clip] = {}
+        self.rejected: dict[int, dict] = {}
+        self.seconds = 0.0
+
+    def add(self, outcome: Outcome, features: Features | None) -> None:
+        """Features are those of the encoder; None for a rejected clip."""
+        if features is None:
+            self.rejected[outcome.place] = outcome.rejection
+            return
+        try:
+            self.clips[outcome.place] = outcome.clip(features)
+            self.seconds += outcome.seconds
+        except Unusable as unusable:
+            rejection = outcome.request.rejection(unusable.stage, unusable.reason)
+            self.rejected[outcome.place] = rejection
+
+    def __len__(self) -> int:
+        return len(self.clips) + len(self.rejected)
+
+
+# In worker processes -----------------------------------------------------------------------------
+
+
+def prepare(job: Job, *, videos: Path, preparer: Preparer) -> Iterator[Outcome]:
+    """Decodes a job's clips, an outcome for each; the parent encodes them."""
+    with contextlib.ExitStack() as stack:
+        reader = None
+        for number, (place, request) in enumerate(job.clips):
+            try:
+                _refuse_lost(job, number)
+                with _decoder_errors():
+                    reader = reader or stack.enter_context(
+                        media.Reader(
+                            videos / request.file,
+                            preparer.frame_size,
+                            preparer.shrink,
+                            preparer.max_seconds,
+                        )
+                    )
+                outcome = _prepare_clip(reader, place, request, preparer)
+            except Unusable as unusable:
+                stage, reason = unusable.stage, unusable.reason
+                if reader is None and stage in ("list", "open"):  # the whole file
+                    for later, other in job.clips[number:]:
+                        rejection = other.rejection(stage, reason)
+                        yield Outcome(later, other, rejection=rejection)
+                    return
+                outcome = Outcome(place, request, rejection=request.rejection(stage, reason))
+            yield outcome
+            del outcome  # tens of megabytes, while the next one is decoded
+
+
+def extract(
+    job: Job, *, videos: Path, preparer: Preparer, folder: Path
+) -> Iterator[tuple[int, float]]:
+    """Makes a job's features where there is nothing to encode, and keeps them in the ledger.
+
+    Yields, and for the last one returns, 1 clip and its seconds of video: the last clip counts when
+    the ledger has the job.
+    """
+    result, told_s = JobResult(), 0.0
+    for outcome in prepare(job, videos=videos, preparer=preparer):
+        prepared = outcome.prepared
+        result.add(outcome, prepared and (prepared.visual, prepared.audio))
+        if len(result) < len(job.clips):
+            yield 1, result.seconds - told_s
+            told_s = result.seconds
+    Ledger(folder).save(job.number, result.clips, result.rejected)
+    return 1, result.seconds - told_s
+
+
+def _prepare_clip(
+    reader: media.Reader, place: int, request: ClipRequest, preparer: Preparer
+) -> Outcome:
+    with _decoder_errors():
+        decoded = reader.cut(request.start, request.end)
+    media.check_usable(decoded)
+    prepared = Prepared(
+        preparer.visual(decoded.frames, decoded.previous), preparer.audio(decoded.waveform)
+    )
+    return Outcome(place, request, prepared, decoded.frames_span, decoded.end)
+
+
+def _refuse_lost(job: Job, number: int) -> None:
+    if number == job.lost_at:
+        raise Unusable("decode", job.lost)
+    if number > job.lost_at:
+        name = job.clips[job.lost_at][1].id
+        raise Unusable("decode", f"not reached: the decoder did not get past clip {name!r}")
+
+
+@contextlib.contextmanager
+def _decoder_errors() -> Iterator[None]:
+    """What a decoder throws at us is a reason to reject a clip, not to end a run."""
+    try:
+        yield
+    except (Unusable, MemoryError):
+        raise
+    except Exception as error:
+        raise Unusable("decode", f"decoder error: {type(error).__name__}: {error}") from error

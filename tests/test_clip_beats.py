@@ -1,0 +1,361 @@
+"""The paper's backbone, from files of weights to a data set: values, batches, kills, shards."""
+
+import dataclasses
+import json
+import os
+import pickle
+import signal
+import subprocess
+import sys
+import time
+from functools import cache
+
+import jax
+import numpy as np
+import pytest
+import safetensors.numpy
+from test_extract import content, finished, good_video, read_rejected, wait_for
+
+from scav_jax import datasets
+from scav_jax.errors import InputError
+from scav_jax.extract import backbones, jobs, media, program, shards
+from scav_jax.extract.backbones import Prepared, beats, clip_beats, weights
+from scav_jax.extract.backbones.clip import Clip
+from scav_jax.extract.backbones.clip_beats import FRAMES_A_BLOCK, ClipBeats, ClipBeatsPreparer
+from scav_jax.extract.backbones.clip_pixels import Preprocessing
+from scav_jax.extract.backbones.clip_towers import ClipConfig, VisionConfig
+from scav_jax.extract.backbones.clip_weights import random_weights
+from scav_jax.extract.ledger import Ledger
+from scav_jax.extract.manifest import ClipRequest
+
+VISION = VisionConfig(24, 40, 10, 2, 3, 32, 8)
+BEATS = dataclasses.replace(
+    beats.ITER3_PLUS,
+    embed_dim=24,
+    encoder_layers=2,
+    encoder_embed_dim=32,
+    encoder_ffn_embed_dim=40,
+    encoder_attention_heads=4,
+    conv_pos=10,
+    conv_pos_groups=2,
+    num_buckets=32,
+    max_distance=50,
+    predictor_class=5,
+)
+
+
+def write_weights(folder, seed=0):
+    """A tiny CLIP as it lies on the hub, and a tiny BEATs as `beats.convert` leaves it."""
+    clip_folder = folder / "clip"
+    weights.write(
+        clip_folder / "model.safetensors", random_weights(ClipConfig(vision=VISION), seed)
+    )
+    config = {"model_type": "clip_vision_model", **dataclasses.asdict(VISION)}
+    (clip_folder / "config.json").write_text(json.dumps(config))
+    checkpoint = beats.random_checkpoint(BEATS, seed)
+    about = json.dumps({"cfg": BEATS.checkpoint_cfg(), "label_dict": None})
+    file = folder / "beats.safetensors"
+    file.write_bytes(safetensors.numpy.save(dict(checkpoint.state), {"beats": about}))
+    return {"clip_weights": clip_folder, "beats_weights": file}
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory):
+    return write_weights(tmp_path_factory.mktemp("weights"))
+
+
+@pytest.fixture(scope="module")
+def model(files):
+    return backbones.load("clip_beats", **files)
+
+
+@pytest.fixture(scope="module")
+def videos(tmp_path_factory):
+    """Nine videos of 1.5 to 3.5 s, of several sizes, and one that is none."""
+    folder = tmp_path_factory.mktemp("videos")
+    for number in range(9):
+        good_video(folder / f"{number}.mp4", 1.5 + number % 3, seed=number)
+    (folder / "bad.mp4").write_text("hello")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def whole(videos, model, tmp_path_factory):
+    """The data set that an undisturbed run writes."""
+    out = tmp_path_factory.mktemp("whole") / "data"
+    program.extract(videos, out, backbone=model, workers=2)
+    return out
+
+
+def records(data):
+    return [path.read_bytes() for path in sorted(data.glob("*array_record*"))]
+
+
+@cache
+def prepared(*steps):
+    """Clips of noise, with so many frames each."""
+    random = np.random.default_rng(5)
+    side = VISION.image_size
+    return [
+        Prepared(
+            random.integers(0, 256, (count, side, side, 3)).astype(np.uint8),
+            random.uniform(-0.5, 0.5, 700 * count).astype(np.float32),
+        )
+        for count in steps
+    ]
+
+
+# -- values -----------------------------------------------------------------------------------
+
+
+def test_features_are_those_of_the_two_models(videos, model, whole):
+    """Decoded at the videos' own size and encoded by the models' own interfaces."""
+    stored = datasets.read(whole, "all")
+    assert len(stored) == 9 and (stored.visual_width, stored.audio_width) == (24, 256)
+    assert stored.fingerprint["backbone"] == model.fingerprint()
+    for index in (0, 5):
+        with media.Reader(videos / stored.sources[index], None) as reader:
+            decoded = reader.cut(0.0, None)
+        assert decoded.frames.shape[1:] == (64, 96, 3)
+        clip = stored[index]
+        visual = model._clip.encode_images(decoded.frames)
+        audio = model._beats.encode([decoded.waveform])[0]
+        np.testing.assert_allclose(clip.visual, visual, rtol=2e-3, atol=2e-3)
+        np.testing.assert_allclose(clip.audio, audio, rtol=2e-3, atol=2e-3)
+        assert clip.audio_span == (0.0, pytest.approx(0.16 * len(audio)))
+        assert clip.visual_span == pytest.approx(decoded.frames_span)
+    assert read_rejected(whole / "rejected.csv")["bad.mp4"]["stage"] == "open"
+
+
+def test_frames_are_cropped_as_they_are_decoded(videos):
+    """Not one by one later: a clip of whole frames would be gigabytes."""
+    preparer = ClipBeatsPreparer(Preprocessing(32, (32, 32)))
+    job = jobs.Job(0, ((0, ClipRequest("0.mp4", 0.0, None, "x")),))
+    shapes = []
+
+    class Watching(ClipBeatsPreparer):
+        def shrink(self, frame):
+            shapes.append(frame.shape)
+            return super().shrink(frame)
+
+    watching = Watching(preparer.preprocessing)
+    (outcome,) = jobs.prepare(job, videos=videos, preparer=watching)
+    assert set(shapes) == {(64, 96, 3)} and len(shapes) >= len(outcome.prepared.visual)
+    with media.Reader(videos / "0.mp4", None) as reader:
+        decoded = reader.cut(0.0, None)
+    expected = np.stack([preparer.shrink(frame) for frame in decoded.frames])
+    np.testing.assert_array_equal(outcome.prepared.visual, expected)
+    np.testing.assert_array_equal(outcome.prepared.audio, decoded.waveform)
+
+
+def test_batches_change_no_bit(model):
+    """However clips are put together, on one device or on eight."""
+    clips = prepared(1, FRAMES_A_BLOCK, 3 * FRAMES_A_BLOCK + 7, 38, 2 * FRAMES_A_BLOCK - 1)
+    alone = [model.encode([clip])[0] for clip in clips]
+    assert [len(visual) for visual, _ in alone] == [len(clip.visual) for clip in clips]
+    one = clip_of_devices(1)
+    for order in ([0, 1, 2, 3, 4], [4, 2, 0, 0]):
+        together = model.encode([clips[index] for index in order])
+        apart = one.encode([clips[index] for index in order])
+        for index, found, single in zip(order, together, apart, strict=True):
+            for stream in (0, 1):
+                np.testing.assert_array_equal(found[stream], alone[index][stream])
+                np.testing.assert_array_equal(single[stream], alone[index][stream])
+
+
+def clip_of_devices(count):
+    """The model of seed 0 on so many devices."""
+    clip = Clip(
+        ClipConfig(vision=VISION),
+        random_weights(ClipConfig(vision=VISION), 0),
+        frames_per_device=FRAMES_A_BLOCK,
+        devices=jax.local_devices()[:count],
+        resize="pil",
+    )
+    model = ClipBeats(clip, beats.Beats(beats.random_checkpoint(BEATS, 0), devices=count))
+    model._devices = model._devices[:count]
+    return model
+
+
+def test_blocks_are_the_towers_own_features(model):
+    clips = prepared(1, FRAMES_A_BLOCK, 3 * FRAMES_A_BLOCK + 7, 38, 2 * FRAMES_A_BLOCK - 1)
+    blocks = model._clip.encode_blocks([clip.visual for clip in clips])
+    for clip, found in zip(clips, blocks, strict=True):
+        expected = model._clip.encode_crops(clip.visual)
+        np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4)
+    assert model._clip.encode_blocks([]) == []
+    with pytest.raises(InputError, match=r"crops: expected uint8 \[N, 32, 32, 3\]"):
+        model._clip.encode_blocks([np.zeros((2, 31, 31, 3), np.uint8)])
+
+
+def test_a_minute_is_the_longest_clip(videos):
+    short = dataclasses.replace(ClipBeatsPreparer(Preprocessing(32, (32, 32))), max_seconds=1.5)
+    job = jobs.Job(0, ((0, ClipRequest("2.mp4", 0.0, None, "x")),))
+    (outcome,) = jobs.prepare(job, videos=videos, preparer=short)
+    assert outcome.rejection["reason"].startswith("too long: 3.5 s, a clip has at most 1.5 s; cut")
+    job = jobs.Job(0, ((0, ClipRequest("0.mp4", 0.0, None, "x")),))
+    (outcome,) = jobs.prepare(job, videos=videos, preparer=short)  # 1.5 s and a little sound more
+    assert len(outcome.prepared.audio) <= 1.5 * 16_000
+    assert ClipBeatsPreparer().max_seconds == beats.MAX_SECONDS
+
+
+# -- workers ----------------------------------------------------------------------------------
+
+
+def test_a_worker_imports_no_jax(videos):
+    """It would take a second and 100 MB each, or the memory of the accelerator."""
+    job = jobs.Job(0, ((0, ClipRequest("0.mp4", 0.0, None, "x")),))
+    work = pickle.dumps((job, videos, ClipBeatsPreparer()))
+    code = (
+        "import pickle, sys; from scav_jax.extract import jobs, pool;"
+        "job, videos, preparer = pickle.load(sys.stdin.buffer);"
+        "(outcome,) = jobs.prepare(job, videos=videos, preparer=preparer);"
+        "print(outcome.prepared.visual.shape, [m for m in ('jax', 'flax', 'tensorflow_datasets',"
+        " 'transformers', 'torch') if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], input=work, capture_output=True)
+    assert done.returncode == 0, done.stderr.decode()
+    assert done.stdout.decode().strip() in ("(37, 224, 224, 3) []", "(38, 224, 224, 3) []")
+
+
+# -- the same bytes ---------------------------------------------------------------------------
+
+
+def command(videos, out, files, *more):
+    options = [f"--{name.replace('_', '-')}={value}" for name, value in files.items()]
+    base = ["--videos", videos, "--out", out, "--backbone", "clip_beats", *options, *more]
+    return [sys.executable, "-m", "scav_jax.extract", *map(str, base)]
+
+
+def test_killed_runs_go_on_and_end_the_same(videos, files, whole, tmp_path):
+    out = tmp_path / "data"
+    line = command(videos, out, files, "--workers", 1)
+    # One CPU device as in any other process: the bytes do not depend on their number.
+    environment = {**os.environ, "XLA_FLAGS": "", "JAX_NUM_CPU_DEVICES": "1"}
+    for kill_after in (2, 5):
+        with open(tmp_path / "log", "w") as log:
+            process = subprocess.Popen(line, stdout=log, stderr=log, env=environment)
+        wait_for(lambda n=kill_after: len(finished(tmp_path)) >= n, 60)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        assert len(finished(tmp_path)) >= kill_after, (tmp_path / "log").read_text()
+        assert not out.exists()
+        time.sleep(0.2)
+    before = len(finished(tmp_path))
+    done = subprocess.run(line, capture_output=True, text=True, env=environment)
+    assert done.returncode == 0, done.stderr
+    assert f"going on: {before} of 10 clips were already done" in done.stdout
+    assert "h of video/h" in done.stderr
+    assert content(out) == content(whole)
+
+
+def test_shards_join_to_the_same_bytes(videos, model, whole, tmp_path, capsys):
+    out = tmp_path / "data"
+    for index in (2, 0, 1):
+        program.extract(videos, out, backbone=model, workers=1, shard=shards.Shard(index, 3))
+        said = capsys.readouterr().out
+        assert f"shard {index} of 3 is finished" in said
+        if index == 2:
+            assert "2 shards are not finished yet: 0, 1" in said
+            with pytest.raises(InputError, match=r"expected 3 finished shards, 2 are not: 0, 1;"):
+                program.merge(videos, out, count=3)
+    assert "--num-shards 3 --merge writes" in said
+    program.merge(videos, out, count=3)
+    assert content(out) == content(whole) and records(out) == records(whole)
+    for name in ("scav.json", "dataset_info.json", "features.json"):
+        assert (out / name).read_bytes() == (whole / name).read_bytes()
+    assert [path.name for path in tmp_path.iterdir()] == ["data"]
+    capsys.readouterr()
+    program.merge(videos, out, count=3)
+    assert "is complete: 9 clips" in capsys.readouterr().out
+
+
+# -- what can go wrong ------------------------------------------------------------------------
+
+
+def test_features_that_are_not_finite_reject_their_clip(videos, model, tmp_path):
+    class Broken(ClipBeats):
+        def encode(self, clips):
+            features = super().encode(clips)
+            for clip, (visual, _) in zip(clips, features, strict=True):
+                if len(clip.visual) > 70:
+                    visual[3] = np.nan
+            return features
+
+    broken = Broken(model._clip, model._beats)
+    program.extract(videos, tmp_path / "data", backbone=broken, workers=1)
+    rows = read_rejected(tmp_path / "data" / "rejected.csv")
+    assert sorted(rows) == ["2.mp4", "5.mp4", "8.mp4", "bad.mp4"]
+    assert rows["5.mp4"]["stage"] == "features"
+    assert rows["5.mp4"]["reason"].startswith("unusable features: clip '5.mp4': visual")
+
+
+def test_an_encoder_that_fails_ends_the_run_and_keeps_what_was_done(videos, model, whole, tmp_path):
+    class Failing(ClipBeats):
+        calls = 0
+
+        def encode(self, clips):
+            Failing.calls += 1
+            if Failing.calls == 4:
+                raise RuntimeError("out of memory on the accelerator")
+            return super().encode(clips)
+
+    failing = Failing(model._clip, model._beats)
+    with pytest.raises(RuntimeError, match="out of memory on the accelerator"):
+        program.extract(videos, tmp_path / "data", backbone=failing, workers=1)
+    assert 3 <= len(finished(tmp_path)) < 10 and not (tmp_path / "data").exists()
+    program.extract(videos, tmp_path / "data", backbone=model, workers=1)
+    assert content(tmp_path / "data") == content(whole)
+
+
+def test_other_weights_are_named(videos, model, whole, tmp_path):
+    other = backbones.load("clip_beats", **write_weights(tmp_path, seed=1))
+    with pytest.raises(
+        InputError,
+        match=r"another extractor \(backbone\.beats\.weights: expected '\w{64}', got '\w{64}'; "
+        r"backbone\.clip\.weights_sha256: expected '\w{64}', got '\w{64}'\)",
+    ):
+        program.extract(videos, whole, backbone=other)
+    half = backbones.load("clip_beats", **write_weights(tmp_path), dtype="bfloat16")
+    with pytest.raises(
+        InputError, match=r"backbone\.clip\.dtype: expected 'float32', got 'bfloat16'"
+    ):
+        program.extract(videos, whole, backbone=half)
+    with pytest.raises(InputError, match=r"backbone\.name: expected 'clip_beats', got 'plain'"):
+        program.extract(videos, whole)
+
+
+def test_the_fingerprint_says_what_features_depend_on(model):
+    found = program.make_fingerprint(model)
+    assert found["backbone"]["clip"]["weights_sha256"] != found["backbone"]["beats"]["weights"]
+    assert found["backbone"]["clip"]["preprocessing"]["mean"][0] == 0.48145466
+    assert found["backbone"]["clip"]["output"] == "pooled"
+    assert found["backbone"]["beats"]["fbank"]["mel_bins"] == 128
+    assert found["audio_rate_hz"] == 16_000 and "libswresample" in found
+    assert json.loads(json.dumps(found)) == found
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"clip_weights": None}, "--clip-weights: expected the weights for clip_beats"),
+        ({"beats_weights": None}, "--beats-weights: expected the weights"),
+        ({"dtype": "float16"}, "--dtype: expected one of float32, bfloat16, got 'float16'"),
+        ({"output": "poolt"}, "--clip-output: expected one of pooled, projected, got 'poolt'"),
+        ({"beats_weights": "nowhere.safetensors"}, "nowhere.safetensors: expected a safetensors"),
+    ],
+)
+def test_wrong_settings_get_one_line(files, change, message):
+    with pytest.raises(InputError, match=message):
+        clip_beats.load(**{**files, **change})
+
+
+def test_a_job_without_all_of_its_clips_is_never_kept(tmp_path):
+    from scav_jax.extract.encoding import Results
+
+    job = jobs.Job(0, ((0, ClipRequest("x", 0.0, 1.0, "x")), (1, ClipRequest("x", 1.0, 2.0, "y"))))
+    with Results(Ledger(tmp_path), lambda *_: None) as results:
+        results.add(0, jobs.Outcome(0, job.clips[0][1], rejection={"id": "x"}), None)
+        with pytest.raises(RuntimeError, match="job 0: 1 of 2 clips came"):
+            results.keep(job)
+    assert not Ledger(tmp_path).is_done(0)

@@ -252,6 +252,17 @@ def test_validation_is_550_of_train_by_a_stated_seed(full_list):
     assert all(digest(vggsound.VALIDATION_SEED, name) > limit for name in rest)
 
 
+def test_validation_shares_no_video(tmp_path):
+    """Of 40 videos, 20 have two clips in train, 10 one in train and one in test."""
+    lines = [f"{youtube_id(n)},{n},x,train" for n in range(40)]
+    lines += [f"{youtube_id(n)},{n + 100},x,train" for n in range(20)]
+    lines += [f"{youtube_id(n)},{n + 100},x,test" for n in range(20, 30)]
+    wanted = vggsound.read_lists([str(write(tmp_path / "list.csv", "\n".join(lines)))])
+    assert vggsound.shared_videos(wanted) == 10
+    held = {c.video for c in vggsound.hold_out(wanted, 9) if c.split == "validation"}
+    assert len(held) == 9 and held < {youtube_id(n) for n in range(30, 40)}
+
+
 def digest(seed, name):
     return hashlib.sha256(f"{seed}\n{name}".encode()).digest()
 

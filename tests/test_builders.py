@@ -51,6 +51,10 @@ def write(path, text):
     return path
 
 
+def read(lists):
+    return vggsound.read_lists(lists)[0]
+
+
 # ---- VGGSound ------------------------------------------------------------------------------
 
 
@@ -69,7 +73,7 @@ def official(tmp_path):
 
 
 def test_the_official_list_is_read(official):
-    wanted = vggsound.read_lists([str(official)])
+    wanted = read([str(official)])
     assert [(c.id, c.label, c.split) for c in wanted] == [
         ("---g-f_I2yQ_000001", "people eating, noisily", "test"),
         ("-0jeONf82dE_000021", "horse clip-clop", "train"),
@@ -82,15 +86,15 @@ def test_the_official_list_is_read(official):
     commented = write(
         official.parent / "c.csv", "# YouTube ID, start, label, split.\n\n" + OFFICIAL
     )
-    assert vggsound.read_lists([str(commented)]) == wanted
+    assert read([str(commented)]) == wanted
     headed = write(official.parent / "h.csv", "ytid,start,label,split\n" + OFFICIAL)
-    assert vggsound.read_lists([str(headed)]) == wanted
+    assert read([str(headed)]) == wanted
 
 
 def test_lists_of_file_names_say_which_split_they_are(tmp_path):
     train = write(tmp_path / "a.csv", "_2_3_4_5_67_000030.mp4,x\n-0jeONf82dE_000021.mp4,x\n")
     test = write(tmp_path / "b=c.csv", '---g-f_I2yQ_000001.mp4,"x, y"\n-0jeONf82dE_000121.mp4,x\n')
-    wanted = vggsound.read_lists([f"train={train}", f"test={test}"])
+    wanted = read([f"train={train}", f"test={test}"])
     assert [(c.id, c.split) for c in wanted] == [
         ("_2_3_4_5_67_000030", "train"),
         ("-0jeONf82dE_000021", "train"),
@@ -100,7 +104,13 @@ def test_lists_of_file_names_say_which_split_they_are(tmp_path):
     assert wanted[2].label == "x, y"
     assert vggsound.shared_videos(wanted) == 1
     with pytest.raises(InputError, match=r"a\.csv, line 1: .*says no split.*test=LIST"):
-        vggsound.read_lists([str(train)])
+        read([str(train)])
+
+
+def test_a_row_that_is_repeated_is_one_clip(official):
+    write(official, OFFICIAL + OFFICIAL.splitlines()[2] + "\n")
+    wanted, repeated = vggsound.read_lists([str(official)])
+    assert (len(wanted), repeated) == (5, 1)
 
 
 @pytest.mark.parametrize(
@@ -119,7 +129,7 @@ def test_lists_of_file_names_say_which_split_they_are(tmp_path):
 def test_faults_of_a_list_are_one_line(tmp_path, text, message):
     path = write(tmp_path / "list.csv", text)
     with pytest.raises(InputError, match=message) as raised:
-        vggsound.read_lists([str(path)])
+        read([str(path)])
     assert "\n" not in str(raised.value)
 
 
@@ -220,7 +230,7 @@ def full_list(tmp_path_factory):
     lines += [f"{youtube_id(n)},{n % 300},label,test" for n in range(-15_446, 0)]
     path = tmp_path_factory.mktemp("list") / "vggsound.csv"
     path.write_text("\n".join(lines))
-    return vggsound.read_lists([str(path)])
+    return read([str(path)])
 
 
 def test_validation_is_550_of_train_by_a_stated_seed(full_list):
@@ -257,7 +267,7 @@ def test_validation_shares_no_video(tmp_path):
     lines = [f"{youtube_id(n)},{n},x,train" for n in range(40)]
     lines += [f"{youtube_id(n)},{n + 100},x,train" for n in range(20)]
     lines += [f"{youtube_id(n)},{n + 100},x,test" for n in range(20, 30)]
-    wanted = vggsound.read_lists([str(write(tmp_path / "list.csv", "\n".join(lines)))])
+    wanted = read([str(write(tmp_path / "list.csv", "\n".join(lines)))])
     assert vggsound.shared_videos(wanted) == 10
     held = {c.video for c in vggsound.hold_out(wanted, 9) if c.split == "validation"}
     assert len(held) == 9 and held < {youtube_id(n) for n in range(30, 40)}
@@ -283,8 +293,8 @@ def test_validation_does_not_depend_on_the_disk(tmp_path, capsys):
     validation = [name for name, split in splits[0].items() if split == "validation"]
     assert hashes == [metrics.ids_sha256(validation)] * 2  # as evaluation prints it
     with pytest.raises(InputError, match="--validation: expected fewer than the 60 train"):
-        vggsound.hold_out(vggsound.read_lists([str(path)]), 60)
-    untouched = vggsound.hold_out(vggsound.read_lists([str(path)]), 0)
+        vggsound.hold_out(read([str(path)]), 60)
+    untouched = vggsound.hold_out(read([str(path)]), 0)
     assert {c.split for c in untouched} == {"train"}
 
 

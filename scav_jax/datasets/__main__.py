@@ -62,12 +62,15 @@ def _count(word: str) -> int:
 
 
 def build_vggsound(options: argparse.Namespace) -> None:
-    wanted = vggsound.hold_out(vggsound.read_lists(options.lists), options.validation)
+    listed, repeated = vggsound.read_lists(options.lists)
+    wanted = vggsound.hold_out(listed, options.validation)
     _refuse_overwriting(options.out, [vggsound.split_and_path(word)[1] for word in options.lists])
     annotations = options.vggsounder and vggsounder.read_vggsounder(options.vggsounder)
     located = clip_lists.locate(wanted, clip_lists.video_files(options.videos), vggsound.key_of)
     seconds = {name: float(vggsound.CLIP_SECONDS) for name in located.files}
     print(f"VGGSound: {_described(wanted, 'clips')}")
+    if repeated:
+        print(f"{repeated:,} rows of the list repeat another to the letter")
     shared = vggsound.shared_videos(wanted)
     if shared:
         print(f"{shared:,} videos have clips in train and in test of the list itself")

@@ -57,26 +57,30 @@ def key_of(stem: str) -> tuple[str, int] | None:
     return (match["video"], start) if length == CLIP_SECONDS else None
 
 
-def read_lists(lists: Sequence[str]) -> list[Wanted]:
+def read_lists(lists: Sequence[str]) -> tuple[list[Wanted], int]:
     """The clips of one or more lists, in their order, with their official splits.
 
     Args:
       lists: paths; `train=PATH` or `test=PATH` for a list that has no column of splits.
 
+    Returns:
+      The clips, and how many rows say what another one says as well; a clip is taken once.
+
     Raises:
-      InputError: a list or a row that is not of a known kind, or an id that comes twice.
+      InputError: a list or a row that is not of a known kind, or an id that comes again with
+        another label or split.
     """
-    wanted: list[Wanted] = []
-    places: list[str] = []
+    places: dict[Wanted, str] = {}
+    rows = 0
     for word in lists:
         split, path = split_and_path(word)
         for where, row in _rows(path):
-            wanted.append(_parse(row, where, split))
-            places.append(where)
-    if not wanted:
+            places.setdefault(_parse(row, where, split), where)
+            rows += 1
+    if not places:
         raise InputError(f"{lists[0]}: expected at least one clip, got none")
-    clip_lists.check_unique([clip.id for clip in wanted], places)
-    return wanted
+    clip_lists.check_unique([clip.id for clip in places], list(places.values()))
+    return list(places), rows - len(places)
 
 
 def split_and_path(word: str) -> tuple[str, Path]:

@@ -160,7 +160,7 @@ def _cards(found: dict) -> str:
 
 
 def _most_frequent(found: dict) -> str:
-    return found["faults"][0]["reason"] if found["faults"] else "none"
+    return f"most often: {found['faults'][0]['reason']}" if found["faults"] else ""
 
 
 def _splits_section(found: dict) -> str:

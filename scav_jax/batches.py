@@ -18,14 +18,13 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from scav_jax.errors import InputError, did_you_mean
-from scav_jax.features import Clip, overlap_window, shared_span
+from scav_jax.features import Window, check_resampled, overlap_window, shared_span, trim
 from scav_jax.sequences import AudioVisual, Sequences
 
 if TYPE_CHECKING:
     from scav_jax.datasets import Split
 
 ALIGNMENTS = ("time", "index")
-Window = tuple[float, float]  # (begin, extent) in steps, see `sequences.Sequences.windows`
 
 
 class Padding(NamedTuple):
@@ -33,29 +32,6 @@ class Padding(NamedTuple):
 
     visual_steps: int
     audio_steps: int
-
-
-def trim(
-    clip: Clip, align: str = "time"
-) -> tuple[Float[np.ndarray, "n Dv"], Window, Float[np.ndarray, "m Da"], Window]:
-    """The steps of a clip that are used, and the windows that lay its streams onto each other.
-
-    Args:
-      clip: one clip as stored.
-      align: "time" keeps the steps whose centre lies in the seconds that both streams cover, with
-        windows that say so to a fraction of a step; "index" keeps both streams whole, with whole
-        windows (the paper's wording, section III-C: the whole of one is stretched onto the other).
-
-    Returns:
-      Visual `[n, Dv]`, its window, audio `[m, Da]`, its window. Views of the clip's arrays.
-    """
-    if align == "index":
-        n, m = len(clip.visual), len(clip.audio)
-        return clip.visual, (0.0, float(n)), clip.audio, (0.0, float(m))
-    shared = shared_span(clip.visual_span, clip.audio_span)
-    visual_steps, visual_window = overlap_window(clip.visual_span, len(clip.visual), shared)
-    audio_steps, audio_window = overlap_window(clip.audio_span, len(clip.audio), shared)
-    return clip.visual[visual_steps], visual_window, clip.audio[audio_steps], audio_window
 
 
 def trimmed_lengths(split: "Split", align: str = "time") -> Int[np.ndarray, "clips 2"]:
@@ -210,6 +186,7 @@ def plan_training(
     """
     _check_options(align, buckets)
     check_batch_size(batch_size, len(split))
+    check_resampled(split.fingerprint, align=align)
     if seed < 0:
         raise InputError(f"seed: expected 0 or more, got {seed}")
     lengths = trimmed_lengths(split, align)
@@ -347,6 +324,7 @@ def evaluation_batches(
         raise InputError(f"batch size: expected at least 1, got {batch_size}")
     if len(split) == 0:
         raise InputError(f"expected clips to evaluate, split {split.split!r} is empty")
+    check_resampled(split.fingerprint, align=align)
     lengths = trimmed_lengths(split, align)
     paddings = choose_paddings(lengths, buckets)
     firsts = range(0, len(split), batch_size)

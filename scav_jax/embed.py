@@ -20,7 +20,7 @@ from scav_jax.checkpoints import Run
 from scav_jax.datasets import Split
 from scav_jax.encoders import Encoders
 from scav_jax.errors import InputError
-from scav_jax.features import fingerprint_difference
+from scav_jax.features import check_resampled, fingerprint_difference, original
 from scav_jax.progress import progress_bar
 from scav_jax.sequences import AudioVisual, Sequences, masked_mean
 
@@ -93,8 +93,16 @@ def embed(run: Run, split: Split, batch_size: int = 64, *, progress: bool = Fals
 
 
 def check_features(run: Run, split: Split) -> None:
-    """Raises `InputError` unless the split has the features that the model was trained on."""
-    differs = fingerprint_difference(run.fingerprint, split.fingerprint)
+    """Raises `InputError` unless the split has the features that the model was trained on.
+
+    A resampled copy of them serves as well as they do, where the model resamples in the same way.
+    """
+    check_resampled(
+        split.fingerprint,
+        align=run.config["data"]["align"],
+        direction=run.encoders.pre_resample,
+    )
+    differs = fingerprint_difference(original(run.fingerprint), original(split.fingerprint))
     if differs:
         raise InputError(
             f"{split.data}: expected features of the extractor that {run.path or 'the model'} was "

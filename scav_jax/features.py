@@ -16,6 +16,7 @@ from scav_jax.errors import InputError
 FORMAT_VERSION = 1
 STORED_DTYPE = np.float16
 DIFFERENCES_SHOWN = 6
+Window = tuple[float, float]  # (begin, extent) in steps, see `sequences.Sequences.windows`
 MIN_OVERLAP_S = 0.5  # streams of one clip that share less time than this have nothing to contrast
 
 
@@ -33,6 +34,8 @@ class Clip:
       start: where the clip starts in the source, in seconds.
       end: where it ends, in seconds.
       label: its class, or "" where none is known.
+      shared: of a resampled copy, whose streams lie on one grid: the seconds that both streams of
+        the original covered; else None.
     """
 
     id: str
@@ -44,6 +47,7 @@ class Clip:
     start: float
     end: float
     label: str = ""
+    shared: tuple[float, float] | None = None
 
 
 def check_clip(clip: Clip) -> None:
@@ -66,9 +70,8 @@ def check_clip(clip: Clip) -> None:
                 f"clip {clip.id!r}: its {name} span should end after it begins, got "
                 f"{begin:g}..{end:g} s; extract it again"
             )
-    overlap = min(clip.visual_span[1], clip.audio_span[1]) - max(
-        clip.visual_span[0], clip.audio_span[0]
-    )
+    begin, end = used_span(clip)
+    overlap = end - begin
     if overlap < MIN_OVERLAP_S:
         raise InputError(
             f"clip {clip.id!r}: its streams should share at least {MIN_OVERLAP_S:g} s, they share "
@@ -120,6 +123,34 @@ def shared_span(
     return max(visual_span[0], audio_span[0]), min(visual_span[1], audio_span[1])
 
 
+def used_span(clip: Clip) -> tuple[float, float]:
+    """The seconds that both streams of a clip cover; of a copy, that those of the original did."""
+    return clip.shared or shared_span(clip.visual_span, clip.audio_span)
+
+
+def trim(
+    clip: Clip, align: str = "time"
+) -> tuple[Float[np.ndarray, "n Dv"], Window, Float[np.ndarray, "m Da"], Window]:
+    """The steps of a clip that are used, and the windows that lay its streams onto each other.
+
+    Args:
+      clip: one clip as stored.
+      align: "time" keeps the steps whose centre lies in the seconds that both streams cover, with
+        windows that say so to a fraction of a step; "index" keeps both streams whole, with whole
+        windows (the paper's wording, section III-C: the whole of one is stretched onto the other).
+
+    Returns:
+      Visual `[n, Dv]`, its window, audio `[m, Da]`, its window. Views of the clip's arrays.
+    """
+    if align == "index":
+        n, m = len(clip.visual), len(clip.audio)
+        return clip.visual, (0.0, float(n)), clip.audio, (0.0, float(m))
+    shared = used_span(clip)
+    visual_steps, visual_window = overlap_window(clip.visual_span, len(clip.visual), shared)
+    audio_steps, audio_window = overlap_window(clip.audio_span, len(clip.audio), shared)
+    return clip.visual[visual_steps], visual_window, clip.audio[audio_steps], audio_window
+
+
 def fingerprint_id(fingerprint: dict) -> str:
     """16 hexadecimal digits that name an extractor: the same settings give the same digits.
 
@@ -155,3 +186,27 @@ def _flat(settings: dict, prefix: str = "") -> dict:
         nested = isinstance(value, dict)
         found |= _flat(value, f"{prefix}{key}.") if nested else {f"{prefix}{key}": value}
     return found
+
+
+def check_resampled(fingerprint: dict, **wanted: str | None) -> None:
+    """Raises `InputError` where a resampled copy does not hold what is wanted.
+
+    Args:
+      fingerprint: of the data set; originals serve every purpose.
+      wanted: `align` ("time" or "index"), and `direction` as in `encoders.pre_resample`, where
+        None means that nothing is resampled before the encoders.
+    """
+    made = fingerprint.get("resampled")
+    if made is None:
+        return
+    differs = fingerprint_difference({key: made[key] for key in wanted}, wanted)
+    if differs:
+        raise InputError(
+            f"a resampled copy of features serves the settings that it was made with only "
+            f"({differs}); use those, or the original features"
+        )
+
+
+def original(fingerprint: dict) -> dict:
+    """The fingerprint of the features that a resampled copy was made of."""
+    return {key: value for key, value in fingerprint.items() if key != "resampled"}

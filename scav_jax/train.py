@@ -35,7 +35,7 @@ from scav_jax.config import ArgumentParser, difference, parse, unpack
 from scav_jax.distances import retrieval_form
 from scav_jax.encoders import Encoders
 from scav_jax.errors import InputError, run_program
-from scav_jax.features import fingerprint_difference
+from scav_jax.features import check_resampled, fingerprint_difference
 from scav_jax.files import write_json
 from scav_jax.optimizer import learning_rate_schedule, make_optimizer
 from scav_jax.progress import progress_bar
@@ -131,6 +131,8 @@ def set_up(config: dict) -> Setup:
     )
     training = datasets.read(Path(data.path), data.train_split)
     validation = datasets.read(Path(data.path), data.validation_split)
+    for split in (training, validation):
+        check_resampled(split.fingerprint, align=data.align, direction=encoders.pre_resample)
     setup = Setup(config, data, settings, encoders, objective, training, validation)
     parameter_shapes(encoders, objective, _widths(setup))  # sizes that do not fit fail here
     return setup

@@ -27,6 +27,7 @@ class FakeSplit:
         self.visual_spans = whole if visual_spans is None else np.asarray(visual_spans)
         self.audio_spans = whole if audio_spans is None else np.asarray(audio_spans)
         self.visual_width, self.audio_width = VISUAL_WIDTH, AUDIO_WIDTH
+        self.fingerprint = {}
         self.broken, self.read = None, []
 
     def __len__(self):

@@ -8,6 +8,7 @@ import pytest
 
 from scav_jax import datasets
 from scav_jax.checkpoints import Run, build, parameter_shapes
+from scav_jax.datasets.resampled import write_resampled
 from scav_jax.embed import embed
 from scav_jax.errors import InputError
 from scav_jax.features import Clip
@@ -118,3 +119,25 @@ def test_a_model_with_nan_is_an_error(run, data):
     broken = jax.tree.map(lambda leaf: leaf * np.float32(np.nan), run.params)
     with pytest.raises(InputError, match="clip 'clip 0': expected finite visual latents"):
         embed(replace(run, params=broken), data)
+
+
+def test_a_resampled_copy_serves_as_its_original(run, data, tmp_path):
+    """Latents too, where the model resamples as the copy was; other models refuse it."""
+    write_resampled(data.data, tmp_path / "copy")
+    copy = datasets.read(tmp_path / "copy", "test")
+    encoders = {**CONFIG["encoders"], "pre_resample": "visual_to_audio"}
+    config = {**CONFIG, "encoders": encoders}
+    resampling = replace(run, config=config, encoders=build(config)[0])
+    expected, got = (embed(resampling, split, batch_size=11) for split in (data, copy))
+    for stream in ("visual", "audio"):
+        wanted, found = getattr(expected, stream), getattr(got, stream)
+        np.testing.assert_array_equal(found.lengths, wanted.lengths)
+        np.testing.assert_allclose(found.windows, wanted.windows, atol=1e-4)
+        for one, other, length in zip(found.values, wanted.values, wanted.lengths, strict=True):
+            np.testing.assert_allclose(one[:length], other[:length], atol=5e-3)
+    assert np.abs(expected.visual.values).max() > 0.5
+    with pytest.raises(InputError, match="direction: expected 'visual_to_audio', got None"):
+        embed(run, copy, batch_size=4)
+    wrong = replace(resampling, config={**config, "data": {"align": "index", "buckets": 2}})
+    with pytest.raises(InputError, match="align: expected 'time', got 'index'"):
+        embed(wrong, copy, batch_size=4)

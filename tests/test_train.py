@@ -223,6 +223,10 @@ def mistakes(tmp_path, data):
     yield "no data", {"data.path": str(tmp_path / "none")}, ("none",)
     yield "unknown split", {"data.train_split": "trian"}, ("Did you mean 'train'",)
     yield "too many devices", {"train.devices": 9}, ("1 to 8", "got 9")
+    how = {"direction": "visual_to_audio", "align": "time"}
+    copy = write_data(tmp_path / "copy", fingerprint=FINGERPRINT | {"resampled": how})
+    changes = {"data.path": str(copy), "encoders.pre_resample": None}
+    yield "a copy that was resampled", changes, ("direction", "got None", "original features")
     yield "heads", {"encoders.heads": 5}, ("divisible by heads", "5 heads")
     yield "warm-up", {"optimizer.warmup_steps": 99}, ("warmup_steps", "got 99")
 

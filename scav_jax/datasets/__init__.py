@@ -114,7 +114,8 @@ def _write_records(
             check_clip(clip)
             if records is None:
                 widths = clip.visual.shape[1], clip.audio.shape[1]
-                records = stack.enter_context(RecordWriter(folder, name, *widths))
+                resampled = clip.shared is not None
+                records = stack.enter_context(RecordWriter(folder, name, *widths, resampled))
             if (clip.visual.shape[1], clip.audio.shape[1]) != widths:
                 raise InputError(
                     f"clip {clip.id!r}: expected features of width {widths}, got "
@@ -340,6 +341,15 @@ def _spans(rows: list[dict], begin: str, end: str) -> np.ndarray:
 def write_rejected(path: Path, rows: Iterable[dict]) -> None:
     """Writes rejected.csv: what could not be used, at which stage, and why."""
     _write_csv(path, REJECTED_COLUMNS, rows)
+
+
+def read_rejected(data: Path) -> list[dict]:
+    """The rows of rejected.csv; none where the file is missing."""
+    path = Path(data) / REJECTED
+    if not path.exists():
+        return []
+    with open(path, newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
 
 
 def _write_csv(path: Path, columns: Iterable[str], rows: Iterable[dict]) -> None:

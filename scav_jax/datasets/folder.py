@@ -20,8 +20,10 @@ CLIPS_A_SHARD = 1024
 STORAGE = "group_size:1,uncompressed"  # random access at full speed
 
 
-def clip_features(visual_width: int, audio_width: int) -> tfds.features.FeaturesDict:
-    """The record of one clip (see `features.Clip`)."""
+def clip_features(
+    visual_width: int, audio_width: int, shared: bool = False
+) -> tfds.features.FeaturesDict:
+    """The record of one clip (see `features.Clip`); only resampled copies have `shared`."""
     text = tfds.features.Text
 
     def tensor(shape: tuple, dtype: Any) -> tfds.features.Tensor:
@@ -38,6 +40,7 @@ def clip_features(visual_width: int, audio_width: int) -> tfds.features.Features
             "audio": tensor((None, audio_width), STORED_DTYPE),
             "visual_span": tensor((2,), np.float32),
             "audio_span": tensor((2,), np.float32),
+            **({"shared": tensor((2,), np.float32)} if shared else {}),
         }
     )
 
@@ -52,7 +55,9 @@ class RecordWriter:
     tenth of the space and takes half of the reading speed.
     """
 
-    def __init__(self, folder: Path, name: str, visual_width: int, audio_width: int):
+    def __init__(
+        self, folder: Path, name: str, visual_width: int, audio_width: int, shared: bool = False
+    ):
         identity = dataset_info.DatasetIdentity(
             name=name,
             version=tfds.core.Version(VERSION),
@@ -63,12 +68,12 @@ class RecordWriter:
         self._info = tfds.core.DatasetInfo(
             builder=identity,
             description="Audio-visual features of clips; scav.json says how they were made.",
-            features=clip_features(visual_width, audio_width),
+            features=clip_features(visual_width, audio_width, shared),
             disable_shuffling=True,
         )
         self._info.set_file_format("array_record", override=True)
         serialized = self._info.features.get_serialized_info()
-        self._serialize = example_serializer.ExampleSerializer(serialized).serialize_example
+        self._examples = example_serializer.ExampleSerializer(serialized)
         self._folder, self._name = folder, name
         self._splits: dict[str, _SplitFiles] = {}
 
@@ -85,7 +90,9 @@ class RecordWriter:
             )
             self._splits[split] = _SplitFiles(template)
         record = self._info.features.encode_example(_record(clip))
-        self._splits[split].write(self._serialize(record))
+        # The order of a protobuf map is random in every process, unless it is asked for.
+        example = self._examples.get_tf_example(record)
+        self._splits[split].write(example.SerializeToString(deterministic=True))
 
     def __exit__(self, kind, *_) -> None:
         for files in self._splits.values():
@@ -138,7 +145,9 @@ class _SplitFiles:
 
 def _record(clip: Clip) -> dict[str, Any]:
     record = dict(vars(clip))
-    for name in ("visual_span", "audio_span"):
+    if clip.shared is None:
+        del record["shared"]
+    for name in record.keys() & {"visual_span", "audio_span", "shared"}:
         record[name] = np.array(record[name], np.float32)
     for name in ("visual", "audio"):
         record[name] = np.ascontiguousarray(record[name], STORED_DTYPE)
@@ -172,4 +181,5 @@ def clip_of(record: Mapping[str, Any]) -> Clip:
         start=float(record["start"]),
         end=float(record["end"]),
         label=text("label"),
+        shared=pair("shared") if "shared" in record else None,
     )

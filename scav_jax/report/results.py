@@ -70,7 +70,7 @@ def table(results: dict) -> str:
                 cells += [percent(summary[f"recall_at_{k}"]) for k in (5, 10)]
                 cells += [f"{summary['median_rank']:g}"]
             rows.append([*cells, f"{1e3 * method['seconds_per_query']:.3g}"])
-    lines = _aligned(rows)
+    lines = aligned(rows)
     n = data["n"]
     notes = [
         f"{data['path']}, split {data['split']}: N = {n:,} clips, chance R@1 {100 / n:.2g} %, "
@@ -85,7 +85,7 @@ def table(results: dict) -> str:
     return "\n".join([lines[0], "-" * len(lines[0]), *lines[1:], "", *notes])
 
 
-def _aligned(rows: Sequence[Sequence[str]], words: int = 2) -> list[str]:
+def aligned(rows: Sequence[Sequence[str]], words: int = 2) -> list[str]:
     """Columns of equal width: the first ones are words, the others figures."""
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     return [

@@ -1,0 +1,195 @@
+"""`python -m scav_jax.datasets vggsound|music|resample`: lists of clips, and smaller copies.
+
+vggsound, music   a published list and a folder -> the list that `scav_jax.extract --clips` takes
+resample          features on disk -> a copy whose visual steps lie at the audio steps
+"""
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+from scav_jax.datasets import clip_lists, music, sizes, vggsound, vggsounder
+from scav_jax.datasets.clip_lists import Located, Wanted
+from scav_jax.errors import InputError, run_program
+
+
+def parse(arguments: list[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m scav_jax.datasets",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    programs = parser.add_subparsers(required=True)
+    one = programs.add_parser("vggsound", help="VGGSound from its lists and a folder of clips")
+    one.add_argument(
+        "lists", nargs="+", metavar="LIST", help="vggsound.csv, or train=LIST test=LIST"
+    )
+    _list_options(one, vggsound.VALIDATION_CLIPS, "clips")
+    one.add_argument("--vggsounder", type=Path, help="its CSV: writes annotations.csv as well")
+    one.set_defaults(program=build_vggsound)
+    one = programs.add_parser("music", help="MUSIC or MUSIC21-solo from its list and a folder")
+    one.add_argument("list", type=Path, metavar="LIST", help="MUSIC21_solo_videos.json")
+    _list_options(one, music.VALIDATION_VIDEOS, "videos")
+    one.add_argument("--test", type=_count, default=music.TEST_VIDEOS, help="videos to test on")
+    one.set_defaults(program=build_music)
+    one = programs.add_parser("resample", help="a copy with the visual steps at the audio steps")
+    one.add_argument("data", type=Path, metavar="DATA", help="a data set of features")
+    one.add_argument("--out", type=Path, required=True, help="the copy")
+    one.add_argument("--resample", choices=["visual_to_audio"], default="visual_to_audio")
+    one.add_argument("--align", choices=["time", "index"], default="time", help="as data.align")
+    one.set_defaults(program=resample)
+    return parser.parse_args(arguments)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    options = parse(arguments)
+    options.program(options)
+
+
+def _list_options(parser: argparse.ArgumentParser, validation: int, unit: str) -> None:
+    parser.add_argument("--videos", type=Path, required=True, help="the folder with the files")
+    parser.add_argument("--out", type=Path, required=True, help="the list of clips to write")
+    parser.add_argument(
+        "--validation", type=_count, default=validation, help=f"{unit} to hold out of train"
+    )
+    parser.add_argument("--dry-run", action="store_true", help="say what would be written only")
+
+
+def _count(word: str) -> int:
+    if not word.isdecimal():
+        raise argparse.ArgumentTypeError(f"expected 0 or more, got {word!r}")
+    return int(word)
+
+
+def build_vggsound(options: argparse.Namespace) -> None:
+    listed, repeated = vggsound.read_lists(options.lists)
+    wanted = vggsound.hold_out(listed, options.validation)
+    _refuse_overwriting(options.out, [vggsound.split_and_path(word)[1] for word in options.lists])
+    annotations = options.vggsounder and vggsounder.read_vggsounder(options.vggsounder)
+    located = clip_lists.locate(wanted, clip_lists.video_files(options.videos), vggsound.key_of)
+    seconds = {name: float(vggsound.CLIP_SECONDS) for name in located.files}
+    print(f"VGGSound: {_described(wanted, 'clips')}")
+    if repeated:
+        print(f"{repeated:,} rows of the list repeat another to the letter")
+    shared = vggsound.shared_videos(wanted)
+    if shared:
+        print(f"{shared:,} videos have clips in train and in test of the list itself")
+    _say_drawn(wanted, "validation", vggsound.VALIDATION_SEED)
+    _say_table(wanted, located, seconds)
+    print("\n".join(sizes.prediction(len(located.files), vggsound.CLIP_SECONDS)))
+    if options.dry_run:
+        return
+    clip_lists.write_clips(options.out, wanted, located)
+    _say_written(options.out, wanted, located)
+    if annotations:
+        path = clip_lists.beside(options.out, "annotations")
+        ids = [clip.id for clip in wanted]
+        known, others = vggsounder.write_annotations(path, annotations, ids)
+        print(f"{path}: {known:,} clips annotated ({others:,} annotated clips are not in the list)")
+    print(f"next: {_extract(options)}")
+
+
+def build_music(options: argparse.Namespace) -> None:
+    wanted = music.partition(music.read_list(options.list), options.test, options.validation)
+    _refuse_overwriting(options.out, [options.list])
+    located = clip_lists.locate(wanted, clip_lists.video_files(options.videos), lambda stem: stem)
+    seconds = {
+        name: _declared_seconds(options.videos / file) for name, file in located.files.items()
+    }
+    print(f"MUSIC: {_described(wanted, 'videos')}; {music.describe_list(wanted)}")
+    for split in ("test", "validation"):
+        _say_drawn(wanted, split, music.PARTITION_SEED)
+    _say_table(wanted, located, seconds)
+    length = music.CLIP_SECONDS
+    clips = sum(max(1, int((s + 0.1) // length)) for s in seconds.values() if s)
+    print("\n".join(sizes.prediction(clips, length)))
+    unknown = sum(s is None for s in seconds.values())
+    if unknown:
+        print(f"(without {unknown:,} files that do not say how long they are)")
+    if options.dry_run:
+        return
+    clip_lists.write_clips(options.out, wanted, located)
+    _say_written(options.out, wanted, located)
+    print(f"next: {_extract(options)} --clip-seconds {length}")
+
+
+def resample(options: argparse.Namespace) -> None:
+    from scav_jax.datasets.resampled import write_resampled
+
+    write_resampled(options.data, options.out, align=options.align)
+    before, after = (
+        sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
+        for folder in (options.data, options.out)
+    )
+    print(
+        f"{options.out}: {after / 1e9:.3g} GB, {before / after:.2f} times smaller than "
+        f"{options.data}; train on it with encoders.pre_resample 'visual_to_audio' and "
+        f"data.align {options.align!r}"
+    )
+
+
+def _refuse_overwriting(out: Path, lists: Sequence[Path]) -> None:
+    if out.suffix != ".csv" or out.is_dir():
+        raise InputError(f"--out: expected a CSV file to write, as in clips.csv, got {out}")
+    if out.resolve() in {path.resolve() for path in lists}:
+        raise InputError(f"--out: expected another file than the list itself, got {out}")
+
+
+def _declared_seconds(path: Path) -> float | None:
+    """How long a file says it is, or None: whether it can be used is for extraction to say."""
+    import av
+
+    try:
+        with av.open(str(path), metadata_errors="ignore") as container:
+            return container.duration / av.time_base if container.duration else None
+    except (av.FFmpegError, OSError):
+        return None
+
+
+# ---- what is said -----------------------------------------------------------------------------
+
+
+def _described(wanted: Sequence[Wanted], unit: str) -> str:
+    videos = len({clip.video for clip in wanted})
+    of = f" of {videos:,} videos" if unit == "clips" else ""
+    return f"{len(wanted):,} {unit}{of} in {len({clip.label for clip in wanted}):,} classes"
+
+
+def _say_drawn(wanted: Sequence[Wanted], split: str, seed: str) -> None:
+    ids = [clip.id for clip in wanted if clip.split == split]
+    if ids:
+        print(
+            f"{split}: {len(ids):,} drawn from the list with the seed {seed!r}, sha256 of the ids "
+            f"{clip_lists.ids_sha256(ids)}"
+        )
+
+
+def _say_table(
+    wanted: Sequence[Wanted], located: Located, seconds: dict[str, float | None]
+) -> None:
+    """Listed, there, missing and hours of each split."""
+    print(f"{'split':<12}{'listed':>10}{'on disk':>10}{'missing':>10}{'hours':>10}")
+    for split in (*clip_lists.SPLITS, "all"):
+        ids = [clip.id for clip in wanted if split in (clip.split, "all")]
+        there = [name for name in ids if name in located.files]
+        hours = sum(seconds[name] or 0.0 for name in there) / 3600
+        figures = f"{len(ids):>10,}{len(there):>10,}{len(ids) - len(there):>10,}{hours:>10,.1f}"
+        print(f"{split:<12}{figures}")
+    if located.repeated:
+        print(f"{located.repeated:,} are there more than once: the file named as usual was taken")
+    if located.other:
+        print(f"passed over {located.other:,} video files that are not in the list")
+
+
+def _say_written(out: Path, wanted: Sequence[Wanted], located: Located) -> None:
+    missing = len(wanted) - len(located.files)
+    print(f"{out}: {len(located.files):,} clips")
+    print(f"{clip_lists.beside(out, 'missing')}: {missing:,} of the list are not on disk")
+
+
+def _extract(options: argparse.Namespace) -> str:
+    return f"python -m scav_jax.extract --videos {options.videos} --clips {options.out} --out DATA"
+
+
+if __name__ == "__main__":
+    run_program(main)

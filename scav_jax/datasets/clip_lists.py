@@ -1,0 +1,192 @@
+"""What the builders of published data sets share: wanted clips, files on disk, lists, draws.
+
+A builder reads a published list, gives every clip a split (before it looks at the disk, so that
+splits do not depend on what could be downloaded), finds the files, and writes what
+`python -m scav_jax.extract --clips` takes, with `missing.csv` beside it.
+"""
+
+import csv
+import hashlib
+import io
+import os
+from collections.abc import Callable, Hashable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+from scav_jax.errors import InputError
+from scav_jax.files import write_atomically
+
+COLUMNS = ("file", "start", "end", "id", "label", "split")  # of a list of clips
+MISSING_COLUMNS = ("file", "id", "label", "split")
+# What people keep downloads in, the first preferred; other files are passed over.
+SUFFIXES = (".mp4", ".mkv", ".webm", ".mov", ".m4v", ".avi", ".flv")
+SPLITS = ("train", "validation", "test")  # the order in which they are shown
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """One entry of a published list.
+
+    Attributes:
+      id: unique in the list.
+      video: the id of the video that it is from.
+      label: its class.
+      split: which part of the data set it belongs to.
+      file: what its file is called by most who have it.
+      key: what names it on disk, whatever the spelling.
+    """
+
+    id: str
+    video: str
+    label: str
+    split: str
+    file: str
+    key: Hashable
+
+
+def read_text(path: Path, what: str) -> str:
+    """The text of a list; `InputError` where there is none."""
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: expected {what} in UTF-8: {error}") from None
+
+
+def check_unique(ids: Sequence[str], places: Sequence[str]) -> None:
+    """Raises `InputError` for the first id that comes twice; `places` says where each is."""
+    first: dict[str, str] = {}
+    for name, where in zip(ids, places, strict=True):
+        if name in first:
+            raise InputError(
+                f"{where}: expected every id once, {name!r} came before in {first[name]}; remove "
+                "one of them"
+            )
+        first[name] = where
+
+
+def draw(names: Iterable[str], count: int, seed: str) -> list[str]:
+    """`count` of the names, those whose hash with the seed comes first.
+
+    The same names give the same draw in any order; a name that joins or leaves the list moves at
+    most one other in or out.
+    """
+    names = sorted(set(names), key=lambda name: hashlib.sha256(f"{seed}\n{name}".encode()).digest())
+    return names[:count]
+
+
+def ids_sha256(ids: Iterable[str]) -> str:
+    """SHA-256 of sorted ids, one a line: what `LC_ALL=C sort ids.txt | sha256sum` prints."""
+    return hashlib.sha256("".join(f"{name}\n" for name in sorted(ids)).encode()).hexdigest()
+
+
+def video_files(videos: Path) -> list[str]:
+    """Every video file below a folder, relative to it, with forward slashes, sorted.
+
+    Raises:
+      InputError: no such folder, one that may not be read, or no video file in it.
+    """
+    if not videos.is_dir():
+        raise InputError(f"--videos: expected a folder of videos, {videos} is not one")
+
+    def refuse(error: OSError) -> None:
+        raise InputError(
+            f"--videos: expected folders that may be read, {error.filename}: {error.strerror}"
+        ) from None
+
+    files = [
+        (Path(folder) / name).relative_to(videos).as_posix()
+        for folder, _, names in os.walk(videos, onerror=refuse, followlinks=True)
+        for name in names
+        if os.path.splitext(name)[1].lower() in SUFFIXES and not name.startswith("._")
+    ]
+    if not files:
+        raise InputError(
+            f"--videos: expected video files ({' '.join(SUFFIXES)}) below {videos}, found none"
+        )
+    return sorted(files)
+
+
+@dataclass(frozen=True)
+class Located:
+    """Where clips lie.
+
+    Attributes:
+      files: id -> file; ids that are not there are missing.
+      repeated: how many clips are there more than once (one file of each is taken).
+      other: how many video files belong to no clip of the list.
+    """
+
+    files: dict[str, str]
+    repeated: int
+    other: int
+
+
+def locate(
+    wanted: Sequence[Wanted], files: Sequence[str], key_of: Callable[[str], Hashable | None]
+) -> Located:
+    """Finds the file of every clip.
+
+    Args:
+      wanted: the list.
+      files: as `video_files` gives them.
+      key_of: the key of a file's name without its suffix, None for names of another kind.
+
+    Raises:
+      InputError: not one clip is there: the folder is not of this data set.
+    """
+    by_key: dict[Hashable, list[str]] = {}
+    for file in files:
+        key = key_of(PurePosixPath(file).stem)
+        if key is not None:
+            by_key.setdefault(key, []).append(file)
+    found = {clip.id: by_key[clip.key] for clip in wanted if clip.key in by_key}
+    if not found:
+        raise InputError(
+            f"--videos: expected files such as {wanted[0].file}, none of the {len(files):,} video "
+            f"files there (such as {files[0]}) is a clip of the list; check the folder and the list"
+        )
+    names = {clip.id: PurePosixPath(clip.file).stem for clip in wanted}
+    taken = {name: min(some, key=_preference(names[name])) for name, some in found.items()}
+    repeated = sum(len(some) > 1 for some in found.values())
+    return Located(taken, repeated, len(files) - sum(map(len, found.values())))
+
+
+def _preference(usual: str) -> Callable[[str], tuple]:
+    """Of several files of one clip: the usual name, suffix by suffix, the least deep folder."""
+
+    def rank(file: str) -> tuple:
+        path = PurePosixPath(file)
+        return path.stem != usual, SUFFIXES.index(path.suffix.lower()), len(path.parts), file
+
+    return rank
+
+
+def beside(out: Path, what: str) -> Path:
+    """`missing.csv` beside `clips.csv`; beside another name, `NAME.missing.csv`."""
+    return out.with_name(f"{what}.csv" if out.stem == "clips" else f"{out.stem}.{what}.csv")
+
+
+def write_clips(out: Path, wanted: Sequence[Wanted], located: Located) -> None:
+    """Writes the list of the clips that are there, and `missing.csv` of those that are not."""
+    rows = [
+        {"file": located.files[clip.id], "id": clip.id, "label": clip.label, "split": clip.split}
+        for clip in wanted
+        if clip.id in located.files
+    ]
+    missing = [
+        {name: getattr(clip, name) for name in MISSING_COLUMNS}
+        for clip in wanted
+        if clip.id not in located.files
+    ]
+    out.parent.mkdir(parents=True, exist_ok=True)
+    write_csv(beside(out, "missing"), MISSING_COLUMNS, missing)
+    write_csv(out, COLUMNS, rows)
+
+
+def write_csv(path: Path, columns: Sequence[str], rows: Iterable[dict]) -> None:
+    """Writes a CSV, whole or not at all; cells that a row lacks stay empty."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, columns, restval="", lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    write_atomically(path, text.getvalue())

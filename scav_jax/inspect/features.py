@@ -1,0 +1,105 @@
+"""Inspects a data set: reads every clip, hashes it, and looks for streams that do not change."""
+
+import hashlib
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Shaped
+
+from scav_jax import datasets
+from scav_jax.errors import InputError
+from scav_jax.extract.media import MIN_CLIP_S, SILENT_PEAK, STILL_LEVELS
+from scav_jax.inspect.findings import Clip, Fault, document
+from scav_jax.progress import progress_bar
+
+CONSTANT_SHARE = 0.01  # talking heads before a still camera have 0.026 (features of `plain`)
+THREADS = 4
+THRESHOLDS = {
+    "constant": f"the steps of a stream differ from their mean by less than {CONSTANT_SHARE:.0%} "
+    "of their own size (root mean squares)",
+    "silent, still, too short": "were rejected when features were extracted: a peak below "
+    f"{SILENT_PEAK:g} of full scale; no cell of an 8 x 8 grid that changes by {STILL_LEVELS:g} of "
+    f"255; less than {MIN_CLIP_S:g} s with picture and sound",
+    "duplicates": "equal bytes of the stored features of both streams, or of one",
+}
+
+
+def inspect_features(data: Path) -> dict:
+    """The document (see `findings`) of a data set.
+
+    Raises:
+      InputError: it is no data set, or its lists do not fit its records.
+    """
+    data = Path(data)
+    about = datasets.read_about(data)
+    counts = datasets.splits(data)
+    clips: list[Clip] = []
+    faults = [
+        Fault(row["id"], "", row["stage"], row["reason"]) for row in datasets.read_rejected(data)
+    ]
+    with progress_bar("inspecting", sum(counts.values()), "clip") as bar:
+        for name in counts:
+            for clip, found in _inspect_split(datasets.read(data, name)):
+                clips += [clip] if clip else []
+                faults += found
+                bar.update()
+    shown = ("fingerprint", "visual_width", "audio_width", "videos")
+    return document(
+        clips,
+        faults,
+        kind="features",
+        path=str(data),
+        disk_bytes=sum(file.stat().st_size for file in data.rglob("*") if file.is_file()),
+        thresholds=THRESHOLDS,
+        about={key: about[key] for key in shown},
+    )
+
+
+def _inspect_split(split: datasets.Split) -> Iterator[tuple[Clip | None, list[Fault]]]:
+    with ThreadPoolExecutor(THREADS) as threads:
+        yield from threads.map(lambda number: inspect_clip(split, number), range(len(split)))
+
+
+def inspect_clip(split: datasets.Split, number: int) -> tuple[Clip | None, list[Fault]]:
+    """The facts of one clip, None where it cannot be read, and its faults."""
+    name = split.ids[number]
+    try:
+        stored = split[number]
+    except InputError as error:
+        return None, [Fault(name, split.split, "read", f"unreadable: {error}")]
+    seconds = stored.visual_span[1] - stored.visual_span[0]
+    picture, sound = _digest(stored.visual), _digest(stored.audio)
+    clip = Clip(
+        id=name,
+        split=split.split,
+        label=stored.label,
+        source=stored.source,
+        seconds=stored.end - stored.start,
+        frame_rate=round(len(stored.visual) / seconds, 3),
+        digests={"picture and sound": picture + sound, "picture": picture, "sound": sound},
+    )
+    streams = {"picture": stored.visual, "sound": stored.audio}
+    faults = [
+        Fault(name, split.split, "features", f"constant {what}: {share:.2%} change")
+        for what, values in streams.items()
+        if (share := change(values)) < CONSTANT_SHARE
+    ]
+    return clip, faults
+
+
+def change(values: Shaped[np.ndarray, "T C"]) -> float:
+    """How far steps lie from their mean over time, relative to their size; 0 when all are equal.
+
+    >>> change(np.ones((3, 2), np.float16)), change(np.array([[-1.0], [1.0]]))
+    (0.0, 1.0)
+    """
+    wide = values.astype(np.float32)
+    size = float(np.mean(np.square(wide)))
+    mean = float(np.mean(np.square(wide.mean(axis=0, dtype=np.float64))))
+    return float(np.sqrt(max(size - mean, 0.0) / size)) if size > 0 else 0.0
+
+
+def _digest(values: Shaped[np.ndarray, "T C"]) -> str:
+    return hashlib.blake2b(np.ascontiguousarray(values).tobytes(), digest_size=16).hexdigest()

@@ -1,0 +1,192 @@
+"""Inspects a folder of videos: decodes every clip in worker processes, as extraction does."""
+
+import contextlib
+import hashlib
+from collections import deque
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import av
+import numpy as np
+
+from scav_jax.extract import media, pool, streams
+from scav_jax.extract.manifest import ClipRequest, cut_whole_videos, list_clips
+from scav_jax.extract.streams import Unusable
+from scav_jax.inspect.findings import Clip, Fault, document
+from scav_jax.progress import progress_bar
+
+FRAME_SIZE = (64, 64)  # frames are scaled to it, as the weight-free backbone has them
+UNEVEN_SHARE, UNEVEN_INTERVALS = 0.25, 0.02
+THRESHOLDS = {
+    "too short": f"less than {media.MIN_CLIP_S:g} s with picture and sound",
+    "silent": f"no sample above {media.SILENT_PEAK:g} of full scale",
+    "still": "no cell of an 8 x 8 grid whose mean changes by "
+    f"{media.STILL_LEVELS:g} of 255 (frames of 64 x 64)",
+    "variable frame rate": f"more than {UNEVEN_INTERVALS:.0%} of the intervals between frames "
+    f"differ from the median one by over {UNEVEN_SHARE:.0%}",
+    "duplicates": "equal bytes of the files; equal frames (scaled to 64 x 64) or equal sound "
+    "(mono, 16 kHz) of the clips",
+}
+
+
+@dataclass(frozen=True)
+class Job:
+    """The clips of one file, in order of their starts."""
+
+    file: str
+    clips: tuple[ClipRequest, ...]
+
+
+def inspect_videos(
+    videos: Path,
+    *,
+    clips: Path | None = None,
+    clip_seconds: float | None = None,
+    workers: int = 2,
+    timeout_s: float = 300.0,
+) -> dict:
+    """The document (see `findings`) of a folder.
+
+    Args:
+      videos: the folder.
+      clips: a CSV of clips, as extraction takes it; None takes `clips.csv` in the folder if it is
+        there, else every video file.
+      clip_seconds: cut whole videos into clips of this length.
+      workers: processes.
+      timeout_s: the wall-clock limit for one clip.
+
+    Raises:
+      InputError: as `manifest.list_clips`.
+    """
+    videos = Path(videos)
+    listing = list_clips(videos, clips, clip_seconds)
+    wanted, _, _ = cut_whole_videos(listing, partial(_seconds, videos))
+    by_file: dict[str, list[ClipRequest]] = {}
+    for clip in wanted:
+        by_file.setdefault(clip.file, []).append(clip)
+    jobs = deque(
+        Job(file, tuple(sorted(some, key=lambda clip: clip.start)))
+        for file, some in by_file.items()
+    )
+    found: dict[str, Clip | Fault] = {}
+    with progress_bar("inspecting", len(wanted), "clip", smoothing=0.05) as bar:
+        work = partial(_inspect_file, videos=videos.absolute())
+        for job, event in pool.run(work, jobs, workers=workers, timeout_s=timeout_s):
+            if isinstance(event, pool.Done):
+                found |= event.result
+                bar.update(len(job.clips))
+            elif isinstance(event, pool.Lost):
+                found |= {c.id: Fault(c.id, c.split, "decode", event.reason) for c in job.clips}
+                bar.update(len(job.clips))
+    ordered = [found[clip.id] for clip in wanted]
+    unreadable = [Fault(r["file"], "", r["stage"], r["reason"]) for r in listing.unreadable]
+    return document(
+        [item for item in ordered if isinstance(item, Clip)],
+        [item for item in ordered if isinstance(item, Fault)] + unreadable,
+        kind="videos",
+        path=str(videos),
+        disk_bytes=sum(size for size in listing.sizes.values() if size > 0),
+        thresholds=THRESHOLDS,
+        about={
+            "list": listing.origin,
+            "files": len(listing.sizes),
+            "files passed over": dict(listing.passed_over),
+            "decoder": streams.libraries(),
+        },
+    )
+
+
+def _seconds(videos: Path, file: str) -> float | None:
+    try:
+        return streams.video_seconds(videos / file)
+    except Unusable:
+        return None
+
+
+# ---- in worker processes ----------------------------------------------------------------------
+
+
+def _inspect_file(job: Job, *, videos: Path) -> Iterator[None]:
+    """The clips of one file: id -> facts or fault; a step for each."""
+    path = videos / job.file
+    found: dict[str, Clip | Fault] = {}
+    with contextlib.ExitStack() as stack:
+        reader = facts = None
+        for request in job.clips:
+            try:
+                if reader is None:
+                    reader = stack.enter_context(media.Reader(path, FRAME_SIZE))
+                    facts = _file_facts(path)
+                found[request.id] = _inspect_clip(reader, request, *facts)
+            except Exception as error:
+                fault = error if isinstance(error, Unusable) else _decoder_error(error)
+                if reader is None:  # the whole file
+                    whole = job.clips[len(found) :]
+                    found |= {c.id: Fault(c.id, c.split, *fault.args) for c in whole}
+                    break
+                found[request.id] = Fault(request.id, request.split, *fault.args)
+            yield
+    return found
+
+
+def _decoder_error(error: Exception) -> Unusable:
+    return Unusable("decode", f"decoder error: {type(error).__name__}: {error}")
+
+
+def _inspect_clip(
+    reader: media.Reader, request: ClipRequest, file_digest: str, rate: float, variable: bool
+) -> Clip:
+    decoded = reader.cut(request.start, request.end)
+    media.check_usable(decoded)
+    return Clip(
+        id=request.id,
+        split=request.split,
+        label=request.label,
+        source=request.file,
+        seconds=decoded.end - request.start,
+        frame_rate=rate,
+        digests={
+            "file": file_digest,
+            "picture": _digest(decoded.frames),
+            "sound": _digest(decoded.waveform),
+        },
+        variable=variable,
+    )
+
+
+def _digest(values: np.ndarray) -> str:
+    return hashlib.blake2b(np.ascontiguousarray(values).tobytes(), digest_size=16).hexdigest()
+
+
+def _file_facts(path: Path) -> tuple[str, float, bool]:
+    """A digest of a file's bytes, its frame rate in Hz, and whether frames are unevenly spaced."""
+    with open(path, "rb") as file:
+        digest = hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
+    with contextlib.closing(streams.Stream(path, "video")) as stream:
+        rate = round(streams.frame_rate(stream.stream), 3)
+    return digest, rate, is_variable(_timestamps(path))
+
+
+def _timestamps(path: Path) -> list[int]:
+    """When frames are shown, in units of the stream, without decoding them."""
+    times = []
+    with contextlib.suppress(av.FFmpegError), av.open(str(path)) as container:
+        for packet in container.demux(video=0):
+            if packet.pts is not None:
+                times.append(packet.pts)
+    return times
+
+
+def is_variable(timestamps: list[int]) -> bool:
+    """Whether frames are not evenly spaced (see `THRESHOLDS`).
+
+    >>> is_variable([0, 10, 20, 30, 40]), is_variable([0, 10, 20, 80, 90])
+    (False, True)
+    """
+    intervals = np.diff(np.unique(timestamps))
+    if len(intervals) < 2:
+        return False
+    usual = float(np.median(intervals))
+    return bool(np.mean(np.abs(intervals - usual) > UNEVEN_SHARE * usual) > UNEVEN_INTERVALS)

@@ -1,0 +1,306 @@
+"""Inspection: counts, faults with their reasons, duplicates and leaks, the page."""
+
+import json
+import shutil
+from dataclasses import replace
+from html.parser import HTMLParser
+
+import numpy as np
+import pytest
+from test_media import click_track, flash_frames, write_video
+
+from scav_jax import datasets
+from scav_jax.errors import InputError
+from scav_jax.features import Clip
+from scav_jax.inspect import __main__ as program
+from scav_jax.inspect import page
+from scav_jax.inspect.features import change, inspect_features
+from scav_jax.inspect.findings import Clip as Facts
+from scav_jax.inspect.findings import Fault, document
+from scav_jax.inspect.videos import inspect_videos, is_variable
+
+RATE = 16_000
+
+
+def facts(name, split="train", source=None, **digests):
+    return Facts(name, split, "x", source or f"{name}.mp4", 2.0, 25.0, digests)
+
+
+def found_in(clips, faults=()):
+    names = dict(kind="features", path="data", disk_bytes=1000, thresholds={}, about={})
+    return document(clips, list(faults), **names)
+
+
+# ---- the document ------------------------------------------------------------------------------
+
+
+def test_duplicates_are_found_within_and_across_splits():
+    clips = [
+        facts("a", both="1", sound="1"),
+        facts("b", both="1", sound="1"),
+        facts("c", both="2", sound="2"),
+        facts("d", "test", both="3", sound="2"),
+        facts("e", "test", both="4", sound="4"),
+        facts("f", both="5", sound="5"),
+    ]
+    found = found_in(clips)["duplicates"]
+    # The pair (a, b) is equal in both, so its equal sound is not said again.
+    assert found["both"] == {
+        "groups": 1,
+        "clips": 2,
+        "across_splits": 0,
+        "examples": [[["a", "train"], ["b", "train"]]],
+    }
+    assert found["sound"] == {
+        "groups": 1,
+        "clips": 2,
+        "across_splits": 1,
+        "examples": [[["c", "train"], ["d", "test"]]],
+    }
+
+
+def test_a_third_clip_makes_a_weaker_group_worth_saying():
+    clips = [facts("a", both="1", sound="1"), facts("b", both="1", sound="1")]
+    found = found_in([*clips, facts("c", both="2", sound="1")])["duplicates"]
+    assert (found["both"]["clips"], found["sound"]["clips"]) == (2, 3)
+
+
+def test_clips_of_one_file_are_no_copies_of_it():
+    one = [facts(name, source="one.mp4", file="1") for name in "ab"]
+    assert found_in(one)["duplicates"]["file"]["groups"] == 0
+    two = [*one, facts("c", source="two.mp4", file="1")]
+    assert found_in(two)["duplicates"]["file"]["clips"] == 3
+
+
+def test_sources_in_several_splits_are_leaks():
+    clips = [facts("a", source="v"), facts("b", "test", source="v"), facts("c"), facts("d", "test")]
+    found = found_in(clips)
+    assert found["shared_sources"] == {"count": 1, "examples": [["v", ["test", "train"]]]}
+    assert "LEAK: sources with clips in several splits: 1, as v in test and train" in page.text(
+        found
+    )
+    assert "LEAK" not in page.text(found_in([facts("a"), facts("d", "test")]))
+
+
+def test_faults_are_counted_by_stage_and_category():
+    faults = [
+        Fault("x", "train", "check", "silent: its peak is 0"),
+        Fault("y", "test", "check", "silent: its peak is 1e-5"),
+        Fault("z", "", "open", "no audio stream"),
+    ]
+    found = found_in([facts("a")], faults)
+    assert [(f["stage"], f["reason"], f["clips"]) for f in found["faults"]] == [
+        ("check", "silent", 2),
+        ("open", "no audio stream", 1),
+    ]
+    assert found["faults"][0]["examples"][1] == ["y", "silent: its peak is 1e-5"]
+    assert found["splits"]["train"]["faults"] == 1
+    assert found["splits"]["test"] == dict(clips=0, hours=0, labels=0, sources=0, faults=1)
+
+
+def test_nothing_usable_is_shown_all_the_same():
+    found = found_in([], [Fault("x", "train", "check", "silent")])
+    assert "0 usable clips" in page.text(found)
+    assert "silent" in page.html(found)
+
+
+@pytest.mark.parametrize("times, variable", [([], False), ([0, 1], False), (range(9), False)])
+def test_even_frames_are_not_variable(times, variable):
+    assert is_variable(list(times)) is variable
+    # Decoding order does not matter, a single odd interval among many neither.
+    reordered = [40 * k + time for k in range(30) for time in (0, 30, 10, 20)]
+    assert not is_variable(reordered)
+    assert not is_variable([*range(0, 2000, 10), 2050])
+    assert is_variable([0, 10, 20, 50, 60, 100])
+
+
+# ---- a data set --------------------------------------------------------------------------------
+
+
+def make_clip(random, number, source=None, frames=50, **changes):
+    clip = Clip(
+        id=f"clip {number}",
+        visual=random.standard_normal((frames, 5)).astype(np.float16),
+        visual_span=(0.0, frames / 25),
+        audio=random.standard_normal((12, 7)).astype(np.float16),
+        audio_span=(0.0, 12 * 0.16),
+        source=source or f"{number}.mp4",
+        start=0.0,
+        end=frames / 25,
+        label="<drum>" if number % 2 else "bell",
+    )
+    return replace(clip, **changes)
+
+
+@pytest.fixture
+def data(tmp_path, random):
+    clips = [make_clip(random, number) for number in range(6)]
+    clips.append(make_clip(random, 6, visual=clips[0].visual, audio=clips[0].audio))
+    clips.append(make_clip(random, 7, audio=clips[1].audio, frames=100))
+    still = clips[2].visual[:1].repeat(50, axis=0)
+    clips.append(make_clip(random, 8, visual=still))
+    splits = ["train"] * 5 + ["test"] * 4
+    rejected = [
+        dict(file=f"{n}.mp4", start="0", end="", id=f"{n}", stage="check", reason=f"silent: {n}")
+        for n in range(3)
+    ]
+    out = tmp_path / "data"
+    pairs = list(zip(splits, clips, strict=True))
+    datasets.write(pairs, out, fingerprint={"rate_hz": 1}, videos="v", rejected=rejected)
+    return out
+
+
+def test_a_data_set_is_inspected(data):
+    found = inspect_features(data)
+    assert json.loads(json.dumps(found)) == found
+    assert (found["clips"], found["sources"], found["kind"]) == (9, 9, "features")
+    assert found["hours"] == pytest.approx((8 * 2 + 4) / 3600)
+    assert found["splits"]["train"]["clips"] == 5 and found["splits"]["test"]["labels"] == 2
+    assert found["labels"] == {"bell": {"train": 3, "test": 2}, "<drum>": {"train": 2, "test": 2}}
+    assert found["frame_rate"]["common"] == [[25.0, 9]]
+    assert (found["seconds"]["least"], found["seconds"]["most"]) == (2.0, 4.0)
+    assert [(f["reason"], f["clips"]) for f in found["faults"]] == [
+        ("silent", 3),
+        ("constant picture", 1),
+    ]
+    copies = found["duplicates"]
+    assert copies["picture and sound"]["examples"] == [[["clip 0", "train"], ["clip 6", "test"]]]
+    assert copies["sound"]["examples"] == [[["clip 1", "train"], ["clip 7", "test"]]]
+    assert copies["picture"]["groups"] == 0
+    assert found["disk"]["bytes"] == sum(file.stat().st_size for file in data.iterdir())
+
+
+def test_a_clip_that_cannot_be_read_is_a_fault(data, monkeypatch):
+    read = datasets.Split.__getitem__
+
+    def broken(self, index):
+        if self.ids[index] == "clip 3":
+            raise InputError("clip 'clip 3': spoilt")
+        return read(self, index)
+
+    monkeypatch.setattr(datasets.Split, "__getitem__", broken)
+    found = inspect_features(data)
+    assert found["clips"] == 8
+    assert ["clip 3", "unreadable: clip 'clip 3': spoilt"] in [
+        example for fault in found["faults"] for example in fault["examples"]
+    ]
+
+
+def test_what_does_not_change_is_constant(random):
+    values = random.standard_normal((40, 6)).astype(np.float16)
+    assert change(values) > 0.9
+    shifted = 30 + 0.1 * values  # moves by 0.3 % of its size
+    assert change(shifted) == pytest.approx(0.1 / 30, rel=0.2)
+    assert change(np.zeros((4, 3), np.float16)) == 0.0
+
+
+# ---- a folder of videos ------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def videos(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("videos")
+
+    def video(name, seconds=2, seed=0, frames=None, track=None, **options):
+        frames = frames if frames is not None else flash_frames(seconds, [0.48], seed=seed)
+        track = track if track is not None else click_track(seconds, RATE, [0.5], seed=seed)
+        return write_video(folder / name, list(frames), track, audio_rate=RATE, **options)
+
+    video("good.mp4", 3, seed=1)
+    shutil.copy(folder / "good.mp4", folder / "copy.mp4")
+    video("other.mp4", seed=2)
+    video("silent.mp4", track=np.zeros((1, 2 * RATE), np.float32))
+    noise = np.random.default_rng(5).integers(0, 256, (64, 96, 3), dtype=np.uint8)
+    video("still.mp4", frames=[noise] * 50)
+    video("short.mp4", frames=list(flash_frames(1, [0.1]))[:10], track=click_track(1, RATE, [0.1]))
+    write_video(folder / "mute.mp4", list(flash_frames(2, [0.5])), None, audio_rate=RATE)
+    (folder / "text.mp4").write_text("hello, I am not a video\n" * 100)
+    (folder / "notes.txt").write_text("a note")
+    (folder / "list.csv").write_text(
+        "file,start,end,id,label,split\n"
+        "good.mp4,0,1.2,one,drum,train\ngood.mp4,1.2,2.8,two,drum,test\n"
+        "copy.mp4,0,1.2,three,bell,test\nabsent.mp4,,,four,bell,test\n"
+    )
+    return folder
+
+
+def test_a_folder_is_inspected(videos):
+    found = inspect_videos(videos, workers=1)
+    assert (found["clips"], found["kind"]) == (3, "videos")
+    assert {(f["stage"], f["reason"]): f["clips"] for f in found["faults"]} == {
+        ("check", "silent"): 1,
+        ("check", "still"): 1,
+        ("check", "too short"): 1,
+        ("open", "no audio stream"): 1,
+        ("open", "not a readable video"): 1,
+    }
+    assert found["duplicates"]["file"]["examples"] == [[["copy.mp4", "all"], ["good.mp4", "all"]]]
+    assert found["duplicates"]["sound"]["groups"] == found["duplicates"]["picture"]["groups"] == 0
+    assert found["frame_rate"]["median"] == 25 and found["variable_frame_rate"] == 0
+    assert found["seconds"]["most"] == pytest.approx(3, abs=0.1)
+    size = sum(file.stat().st_size for file in videos.glob("*.mp4"))
+    assert found["disk"]["bytes"] == size
+    assert found["about"]["files passed over"] == {".txt": 1, ".csv": 1}
+
+
+def test_a_list_shows_leaks(videos, tmp_path, capsys):
+    json_file, html_file = tmp_path / "out" / "found.json", tmp_path / "out" / "page.html"
+    arguments = ["--videos", videos, "--clips", videos / "list.csv", "--workers", 1]
+    program.main([str(a) for a in [*arguments, "--json", json_file, "--html", html_file]])
+    said = capsys.readouterr().out
+    found = json.loads(json_file.read_text())
+    assert found["clips"] == 3 and found["faults"][0]["reason"] == "missing"
+    assert found["shared_sources"]["examples"] == [["good.mp4", ["test", "train"]]]
+    assert found["duplicates"]["file"]["across_splits"] == 1
+    assert "LEAK: groups of equal file across splits: 1" in said and "missing" in said
+    assert "LEAK: groups of equal picture" not in said  # within the equal files
+    text = html_file.read_text()
+    assert "LEAK: groups of equal file across splits: 1" in text
+
+
+# ---- the page and the program ------------------------------------------------------------------
+
+
+class Page(HTMLParser):
+    """Tags that are closed in order, and what would be fetched."""
+
+    VOID = ("meta", "img", "br")
+
+    def __init__(self, text):
+        super().__init__()
+        self.open, self.sources = [], []
+        self.feed(text)
+
+    def handle_starttag(self, tag, attributes):
+        self.sources += [v for k, v in attributes if k in ("src", "href")]
+        if tag not in self.VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+
+def test_the_page_is_one_whole_document(data, tmp_path, capsys):
+    program.main([str(data), "--html", str(tmp_path / "page.html")])
+    said = capsys.readouterr().out
+    assert "9 usable clips" in said and "picture and sound" in said and "variable" not in said
+    text = (tmp_path / "page.html").read_text()
+    parsed = Page(text)
+    assert parsed.open == []
+    assert len(parsed.sources) == 2 and all(s.startswith("data:image") for s in parsed.sources)
+    assert "<script" not in text and "<drum>" not in text
+    for words in ("usable clips", "constant picture", "Splits", "Labels", "1% of their own size"):
+        assert words in text
+
+
+def test_wrong_calls_are_one_line(data, tmp_path):
+    for arguments, message in [
+        ([], "one of the two"),
+        ([data, "--videos", data], "one of the two"),
+        ([data, "--workers", 2], "with --videos only"),
+        (["--videos", data, "--workers", 0], "1 or more"),
+        ([tmp_path / "absent"], "does not exist"),
+        (["--videos", tmp_path / "absent"], "is not one"),
+    ]:
+        with pytest.raises(InputError, match=message):
+            program.main([str(argument) for argument in arguments])

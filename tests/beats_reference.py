@@ -1,8 +1,25 @@
 """BEATs written once more, from its description: numpy in float64, and torch's own modules."""
 
+import dataclasses
 import math
 
 import numpy as np
+
+from scav_jax.extract.backbones import beats
+
+SMALL = dataclasses.replace(
+    beats.ITER3_PLUS,
+    embed_dim=24,
+    encoder_layers=3,
+    encoder_embed_dim=32,
+    encoder_ffn_embed_dim=40,
+    encoder_attention_heads=4,
+    conv_pos=10,
+    conv_pos_groups=2,
+    num_buckets=32,
+    max_distance=50,
+    predictor_class=5,
+)
 
 
 def normalised(log_mel):

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from beats_reference import SMALL
 from test_fbank import sound
 from test_torch_files import write_new
 
@@ -17,19 +18,6 @@ from scav_jax.errors import InputError
 from scav_jax.extract import fbank
 from scav_jax.extract.backbones import beats, beats_weights
 
-SMALL = dataclasses.replace(
-    beats.ITER3_PLUS,
-    embed_dim=24,
-    encoder_layers=3,
-    encoder_embed_dim=32,
-    encoder_ffn_embed_dim=40,
-    encoder_attention_heads=4,
-    conv_pos=10,
-    conv_pos_groups=2,
-    num_buckets=32,
-    max_distance=50,
-    predictor_class=5,
-)
 FULL_WIDTH = dataclasses.replace(beats.ITER3_PLUS, encoder_layers=2)
 SAMPLES = [24_000, 2_800, 2_799, 0, 15_001]  # 9, 1, 0, 0 and 5 steps
 

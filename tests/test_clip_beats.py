@@ -14,6 +14,7 @@ import jax
 import numpy as np
 import pytest
 import safetensors.numpy
+from beats_reference import SMALL
 from test_extract import content, finished, good_video, read_rejected, wait_for
 
 from scav_jax import datasets
@@ -29,19 +30,7 @@ from scav_jax.extract.ledger import Ledger
 from scav_jax.extract.manifest import ClipRequest
 
 VISION = VisionConfig(24, 40, 10, 2, 3, 32, 8)
-BEATS = dataclasses.replace(
-    beats.ITER3_PLUS,
-    embed_dim=24,
-    encoder_layers=2,
-    encoder_embed_dim=32,
-    encoder_ffn_embed_dim=40,
-    encoder_attention_heads=4,
-    conv_pos=10,
-    conv_pos_groups=2,
-    num_buckets=32,
-    max_distance=50,
-    predictor_class=5,
-)
+BEATS = dataclasses.replace(SMALL, encoder_layers=2)
 
 
 def write_weights(folder, seed=0):

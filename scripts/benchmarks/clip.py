@@ -17,39 +17,23 @@ On a CPU one thread and CPU time, unless `--threads all`; on an accelerator wall
 
 import argparse
 import json
-import os
 import sys
+import time
+import warnings
+from collections.abc import Callable
 
+import contest  # noqa: F401 (before jax: it limits the threads)
+import jax
+import jax.numpy as jnp
+import numpy as np
+import PIL
+from PIL import Image
 
-def _limit_threads() -> None:
-    """One thread a library, before any of them is imported."""
-    if "all" in sys.argv or "--threads=all" in sys.argv:
-        return
-    for name in ("OMP", "OPENBLAS", "MKL"):
-        os.environ[f"{name}_NUM_THREADS"] = "1"
-    flags = os.environ.get("XLA_FLAGS", "")
-    os.environ["XLA_FLAGS"] = f"{flags} --xla_cpu_multi_thread_eigen=false".strip()
-    if os.environ.get("JAX_PLATFORMS") == "cpu" and hasattr(os, "sched_setaffinity"):
-        os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
-
-
-_limit_threads()
-
-import time  # noqa: E402
-import warnings  # noqa: E402
-from collections.abc import Callable  # noqa: E402
-
-import jax  # noqa: E402
-import jax.numpy as jnp  # noqa: E402
-import numpy as np  # noqa: E402
-import PIL  # noqa: E402
-from PIL import Image  # noqa: E402
-
-from scav_jax.extract.backbones import clip_images  # noqa: E402
-from scav_jax.extract.backbones.clip import Clip  # noqa: E402
-from scav_jax.extract.backbones.clip_images import Preprocessing  # noqa: E402
-from scav_jax.extract.backbones.clip_towers import ClipConfig, VisionConfig  # noqa: E402
-from scav_jax.extract.backbones.clip_weights import random_weights  # noqa: E402
+from scav_jax.extract.backbones import clip_images
+from scav_jax.extract.backbones.clip import Clip
+from scav_jax.extract.backbones.clip_images import Preprocessing
+from scav_jax.extract.backbones.clip_towers import ClipConfig, VisionConfig
+from scav_jax.extract.backbones.clip_weights import random_weights
 
 warnings.filterwarnings("ignore")  # of the peers
 

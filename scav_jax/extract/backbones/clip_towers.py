@@ -230,6 +230,11 @@ def _blocks(config: VisionConfig | TextConfig, dtype) -> list[Block]:
     ]
 
 
+def _projection(width: int) -> nn.Dense:
+    """No bias, and float32: one small product that decides similarities."""
+    return nn.Dense(width, use_bias=False, precision=jax.lax.Precision.HIGHEST, name="projection")
+
+
 class VisionTower(nn.Module):
     """Pixels -> one vector a picture.
 
@@ -266,13 +271,7 @@ class VisionTower(nn.Module):
         x = _norm(config.layer_norm_eps, "output_norm")(x[:, 0])
         if not self.project:
             return x
-        # No bias, and float32: one small product that decides similarities.
-        return nn.Dense(
-            config.projection_dim,
-            use_bias=False,
-            precision=jax.lax.Precision.HIGHEST,
-            name="projection",
-        )(x)
+        return _projection(config.projection_dim)(x)
 
 
 def patches(pixels: Float[Array, "B S S 3"], side: int) -> Float[Array, "B P L"]:
@@ -311,12 +310,7 @@ class TextTower(nn.Module):
         x = _norm(config.layer_norm_eps, "output_norm")(x)
         if not self.project:
             return x
-        return nn.Dense(
-            config.projection_dim,
-            use_bias=False,
-            precision=jax.lax.Precision.HIGHEST,
-            name="projection",
-        )(x)
+        return _projection(config.projection_dim)(x)
 
 
 def eos_position(ids: Int[Array, "B T"], eos_token_id: int) -> Int[Array, " B"]:

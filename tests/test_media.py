@@ -48,21 +48,23 @@ def write_video(
     size=SIZE,
     audio_delay_s=0.0,
     audio_codec="aac",
+    pixels="yuv420p",
+    options=None,
 ):
     """Encodes frames (H.264) and sound (AAC), interleaved; a stream that is None is left out."""
     frames = None if frames is None else list(frames)
-    with av.open(str(path), "w") as container:
+    with av.open(str(path), "w", options=options or {}) as container:
         packets = []
         if frames is not None:
             video = container.add_stream("libx264", rate=frame_rate)
             video.width, video.height = size
-            video.pix_fmt = "yuv420p"
+            video.pix_fmt = pixels
             video.options = {"crf": "14", "preset": "ultrafast", "g": "12"}
             if timestamps is not None:
                 video.codec_context.time_base = Fraction(1, 1000)
         if track is not None:
             audio = container.add_stream(audio_codec, rate=audio_rate)
-            audio.layout = "mono" if len(track) == 1 else "stereo"
+            audio.layout = {1: "mono", 2: "stereo", 6: "5.1"}[len(track)]
             if audio_codec == "aac":
                 audio.bit_rate = 128_000
         if frames is not None:

@@ -2,8 +2,8 @@
 
 The clock. Second 0 of a clip is its start in the file. A frame is shown from its timestamp until
 the next one; a sound sample stands where its timestamp says, so that codec priming and streams
-that start late do not shift sound against picture. Rotation metadata is ignored: frames are as
-they were coded.
+that start late do not shift sound against picture. Frames are turned upright where the file says
+so (a telephone held on end), as players and the FFmpeg program do.
 
 Both streams are read once from front to back, each through a handle of its own, and cut as they
 pass: memory is bounded by the clip and not by the file, however the file is interleaved.
@@ -68,7 +68,7 @@ class Reader:
 
     Args:
       path: of the video.
-      frame_size: (width, height) that frames are scaled to; None keeps their own.
+      frame_size: (width, height) that upright frames are scaled to; None keeps their own.
       shrink: applied to every frame before the next one is decoded, so that a clip of large frames
         is never held whole; what it gives has one shape.
       max_seconds: longer clips are refused.
@@ -254,10 +254,12 @@ class _VideoCutter:
             self._skipped = None
 
     def _keep(self, time: float, frame: av.VideoFrame) -> None:
-        rgb = self._scaler.reformat(
-            frame, self._width, self._height, "rgb24", interpolation=Interpolation.AREA
-        )
+        turns = round(frame.rotation / 90) % 4  # counterclockwise; other angles are not players'
+        size = (self._width, self._height) if turns % 2 == 0 else (self._height, self._width)
+        rgb = self._scaler.reformat(frame, *size, "rgb24", interpolation=Interpolation.AREA)
         pixels = rgb.to_ndarray()
+        if turns:
+            pixels = np.ascontiguousarray(np.rot90(pixels, turns))
         self._kept.append((time, self._shrink(pixels) if self._shrink else pixels))
 
     def _check(self, start: float, stop: float) -> None:

@@ -158,7 +158,7 @@ def make_fingerprint(backbone: str | Backbone) -> dict:
         "audio_rate_hz": media.RATE_HZ,
         "audio_step_s": AUDIO_STEP_S,
         "channels": "mean",
-        "decoding": 1,  # raise it when media.py gives other frames or samples
+        "decoding": 2,  # raise it when media.py gives other frames or samples
         **streams.libraries(),
     }
     return json.loads(json.dumps(fingerprint))

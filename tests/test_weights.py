@@ -3,6 +3,7 @@
 import fnmatch
 import hashlib
 import json
+import zipfile
 
 import huggingface_hub
 import jax.numpy as jnp
@@ -11,7 +12,8 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from scav_jax.errors import InputError
-from scav_jax.extract.backbones import weights
+from scav_jax.extract.backbones import __main__ as converter
+from scav_jax.extract.backbones import torch_files, weights
 
 
 @pytest.fixture
@@ -121,8 +123,8 @@ def test_an_unknown_dtype_is_named(tmp_path):
 def test_a_directory_without_a_model_says_what_is_there(tmp_path):
     with pytest.raises(InputError, match="got nothing"):
         weights.read(tmp_path)
-    (tmp_path / "pytorch_model.bin").write_bytes(b"x")
-    with pytest.raises(InputError, match=r"pytorch_model\.bin.*converted to safetensors"):
+    (tmp_path / "flax_model.msgpack").write_bytes(b"x")
+    with pytest.raises(InputError, match=r"flax_model\.msgpack.*converted to safetensors"):
         weights.read(tmp_path)
     for name in "ab":
         weights.write(tmp_path / f"{name}.safetensors", {"x": np.ones(1)})
@@ -209,9 +211,72 @@ def test_a_hub_id_brings_what_is_needed_and_no_pickles(monkeypatch, tmp_path):
         return str(tmp_path)
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot)
+    (tmp_path / weights.FILE).touch()
     assert weights.locate("openai/clip-vit-base-patch32") == tmp_path
     assert weights.locate("owner/name.x@refs/pr/15") == tmp_path
     assert calls == [("openai/clip-vit-base-patch32", None), ("owner/name.x", "refs/pr/15")]
+
+
+def write_torch(path, arrays, extra=b""):
+    """A `pytorch_model.bin` as torch.save writes one, without torch."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    state = b"\x80\x02ccollections\nOrderedDict\n)R"
+    with zipfile.ZipFile(path, "w") as archive:
+        for number, (name, array) in enumerate(arrays.items()):
+            archive.writestr(f"a/data/{number}", array.tobytes())
+            numbers = array.shape, [stride // array.itemsize for stride in array.strides]
+            shape, strides = ("".join(f"I{n}\n" for n in row) for row in numbers)
+            pid = f"(Vstorage\nctorch\nFloatStorage\nV{number}\nVcpu\nI{array.size}\ntQ"
+            tensor = f"ctorch._utils\n_rebuild_tensor_v2\n({pid}I0\n({shape}t({strides}tI00\n}}tR"
+            state += f"V{name}\n{tensor}s".encode()
+        archive.writestr("a/data.pkl", state + extra + b".")
+
+
+def test_a_model_without_safetensors_is_read_as_data(random, tmp_path):
+    arrays = {n: random.normal(size=(3, 4)).astype(np.float32) for n in ("one", "two")}
+    write_torch(tmp_path / "a" / weights.TORCH_FILE, arrays)
+    assert_same(weights.read(tmp_path / "a"), arrays)
+    weights.write(tmp_path / "a" / weights.FILE, {"other": arrays["one"]})
+    assert_same(weights.read(tmp_path / "a"), {"other": arrays["one"]})  # safetensors come first
+    write_torch(tmp_path / "b" / weights.TORCH_FILE, arrays, b"Vthree\nI3\ns")
+    with pytest.raises(InputError, match=r"a tensor under every name.*three"):
+        weights.read(tmp_path / "b")
+    proof = tmp_path / "proof"
+    call = f"cos\nmkdir\n(V{proof}\ntR".encode()
+    write_torch(tmp_path / "c" / weights.TORCH_FILE, arrays, b"Vfour\n" + call + b"s")
+    with pytest.raises(InputError, match="mkdir"):
+        weights.read(tmp_path / "c")
+    assert not proof.exists()
+
+
+def test_pickles_come_from_the_hub_only_where_there_is_nothing_else(monkeypatch, random, tmp_path):
+    arrays = {"one": random.normal(size=(3, 4)).astype(np.float32)}
+
+    def snapshot(hub_id, revision, allow_patterns):
+        if weights.TORCH_FILE in allow_patterns:
+            write_torch(tmp_path / weights.TORCH_FILE, arrays)
+        return str(tmp_path)
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot)
+    assert_same(weights.read(weights.locate("openai/clip-vit-base-patch32")), arrays)
+
+
+def test_the_converter_writes_the_same_model_once(random, tmp_path):
+    arrays = {n: random.normal(size=(3, 4)).astype(np.float32) for n in ("one", "two")}
+    source, target = tmp_path / "source", tmp_path / "target"
+    write_torch(source / weights.TORCH_FILE, arrays)
+    for name in ("config.json", "vocab.json", "README.md"):
+        (source / name).write_text("{}")
+    converter.convert(str(source), target)
+    assert sorted(p.name for p in target.iterdir()) == [
+        "config.json",
+        "model.safetensors",
+        "vocab.json",
+    ]
+    assert_same(load_file(target / weights.FILE), arrays)
+    assert weights.sha256(target) == weights.sha256(torch_files.read(source / weights.TORCH_FILE))
+    with pytest.raises(InputError, match="another folder"):
+        converter.convert(str(target), target)
 
 
 def test_no_network_is_one_line(monkeypatch):

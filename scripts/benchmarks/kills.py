@@ -76,7 +76,7 @@ def killed_runs(command: list[str], folder: Path, kills: int, seconds: float, ch
             found = 0
             continue
         text = log.read_text()
-        if "clips: " in text:  # it came so far as to look
+        if GOING_ON.search(text):  # it came so far as to look
             before, found = found, done_before(log)
             if found < before:
                 sys.exit(f"{before} clips were done, now {found}: the killed run lost something")

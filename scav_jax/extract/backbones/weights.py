@@ -2,6 +2,8 @@
 
 The format is that of the `safetensors` library, which checks every file; tensors are views of the
 mapped file, so that a worker process pays only for what it touches and several share the pages.
+Models that are published without it are read from their `pytorch_model.bin`, as data
+(`torch_files`).
 """
 
 import hashlib
@@ -15,10 +17,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from scav_jax.errors import InputError
+from scav_jax.extract.backbones import torch_files
 from scav_jax.files import write_atomically
 
 FILE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
+TORCH_FILE = "pytorch_model.bin"
 DTYPES = {
     "F64": np.float64,
     "F32": np.float32,
@@ -34,7 +38,8 @@ DTYPES = {
     "U8": np.uint8,
     "BOOL": np.bool_,
 }
-# What a download may bring: no pickles, no weights of other frameworks.
+# What a download may bring: no weights of other frameworks, and `TORCH_FILE` only where there is
+# nothing else.
 DOWNLOADED = [
     *("config.json", "preprocessor_config.json", FILE, INDEX, "model-*-of-*.safetensors"),
     *("tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt"),
@@ -47,7 +52,8 @@ def read(path: str | Path) -> dict[str, np.ndarray]:
     """All tensors of a safetensors file, or of the one model in a directory, by name.
 
     A directory holds `model.safetensors`, or `model.safetensors.index.json` and its shards, or a
-    single file with that ending. The arrays are read-only views of the mapped files.
+    single file with that ending, or `pytorch_model.bin`, whose pickle is not executed. The arrays
+    are read-only views of the mapped files.
 
     Raises:
       InputError: no such file, not a safetensors file, a damaged one, or a shard that is missing.
@@ -60,11 +66,13 @@ def read(path: str | Path) -> dict[str, np.ndarray]:
     if (path / INDEX).exists():
         return _read_shards(path / INDEX)
     files = sorted(path.glob("*.safetensors"))
+    if not files and (path / TORCH_FILE).exists():
+        return _read_torch(path / TORCH_FILE)
     if len(files) != 1:
         others = sorted(p.name for p in path.iterdir())
         raise InputError(
-            f"{path}: expected {FILE} or {INDEX}, got {_few(others)}; "
-            "weights in another format should be converted to safetensors once"
+            f"{path}: expected {FILE}, {INDEX} or {TORCH_FILE}, got {_few(others)}; "
+            "weights in another format have to be converted to safetensors first"
         )
     return _read_file(files[0])
 
@@ -121,7 +129,9 @@ def locate(directory_or_hub_id: str | Path) -> Path:
 
 
 def download(hub_id: str, revision: str | None = None) -> Path:
-    """A snapshot of a model on the Hugging Face hub: config, safetensors, tokenizer; no pickles.
+    """A snapshot of a model on the Hugging Face hub: config, weights, tokenizer.
+
+    Weights are safetensors; `pytorch_model.bin` comes only where the model has none.
 
     Raises:
       InputError: nothing could be had: no network, no such model, no such revision.
@@ -130,6 +140,9 @@ def download(hub_id: str, revision: str | None = None) -> Path:
 
     try:
         folder = snapshot_download(hub_id, revision=revision, allow_patterns=DOWNLOADED)
+        if not any(Path(folder).glob("*.safetensors")):
+            wanted = [*DOWNLOADED, TORCH_FILE]
+            folder = snapshot_download(hub_id, revision=revision, allow_patterns=wanted)
     except Exception as error:  # HTTP, offline, cache and name errors have no common ancestor
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise InputError(
@@ -160,6 +173,18 @@ def _read_file(path: Path) -> dict[str, np.ndarray]:
     header = json.loads(mapped[8 : 8 + size].tobytes())
     header.pop("__metadata__", None)
     return {name: _view(mapped, 8 + size, name, entry, path) for name, entry in header.items()}
+
+
+def _read_torch(path: Path) -> dict[str, np.ndarray]:
+    """The tensors of a model's state, as `torch.save` wrote it."""
+    state = torch_files.read(path)
+    other = [str(name) for name, value in state.items() if not isinstance(value, np.ndarray)]
+    if other or not state:
+        raise InputError(
+            f"{path}: expected a tensor under every name, got something else under {_few(other)}; "
+            "is it the state of one model?"
+        )
+    return state
 
 
 def _view(mapped: np.ndarray, data: int, name: str, entry: dict, path: Path) -> np.ndarray:

@@ -12,7 +12,7 @@ from scav_jax.extract import media, pool
 from scav_jax.extract.backbones import Features, Prepared, Preparer
 from scav_jax.extract.ledger import Ledger
 from scav_jax.extract.manifest import ClipRequest
-from scav_jax.extract.streams import Unusable
+from scav_jax.extract.streams import Unusable, decoder_errors
 from scav_jax.features import STORED_DTYPE, Clip, check_clip
 
 AUDIO_STEP_S = 0.16
@@ -143,7 +143,7 @@ def prepare(job: Job, *, videos: Path, preparer: Preparer) -> Iterator[Outcome]:
         for number, (place, request) in enumerate(job.clips):
             try:
                 _refuse_lost(job, number)
-                with _decoder_errors():
+                with decoder_errors():
                     reader = reader or stack.enter_context(
                         media.Reader(
                             videos / request.file,
@@ -187,7 +187,7 @@ def extract(
 def _prepare_clip(
     reader: media.Reader, place: int, request: ClipRequest, preparer: Preparer
 ) -> Outcome:
-    with _decoder_errors():
+    with decoder_errors():
         decoded = reader.cut(request.start, request.end)
     media.check_usable(decoded)
     prepared = Prepared(
@@ -202,14 +202,3 @@ def _refuse_lost(job: Job, number: int) -> None:
     if number > job.lost_at:
         name = job.clips[job.lost_at][1].id
         raise Unusable("decode", f"not reached: the decoder did not get past clip {name!r}")
-
-
-@contextlib.contextmanager
-def _decoder_errors() -> Iterator[None]:
-    """What a decoder throws at us is a reason to reject a clip, not to end a run."""
-    try:
-        yield
-    except (Unusable, MemoryError):
-        raise
-    except Exception as error:
-        raise Unusable("decode", f"decoder error: {type(error).__name__}: {error}") from error

@@ -25,6 +25,17 @@ class Unusable(Exception):
         self.stage, self.reason = stage, reason
 
 
+@contextlib.contextmanager
+def decoder_errors() -> Iterator[None]:
+    """What a decoder throws at us is a reason to reject a clip, not to end a run."""
+    try:
+        yield
+    except (Unusable, MemoryError):
+        raise
+    except Exception as error:
+        raise Unusable("decode", f"decoder error: {type(error).__name__}: {error}") from error
+
+
 class Stream:
     """The picture ("video") or the sound ("audio") of a file.
 

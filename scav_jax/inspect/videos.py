@@ -116,12 +116,12 @@ def _inspect_file(job: Job, *, videos: Path) -> Iterator[None]:
         reader = facts = None
         for request in job.clips:
             try:
-                if reader is None:
-                    reader = stack.enter_context(media.Reader(path, FRAME_SIZE))
-                    facts = _file_facts(path)
-                found[request.id] = _inspect_clip(reader, request, *facts)
-            except Exception as error:
-                fault = error if isinstance(error, Unusable) else _decoder_error(error)
+                with streams.decoder_errors():
+                    if reader is None:
+                        reader = stack.enter_context(media.Reader(path, FRAME_SIZE))
+                        facts = _file_facts(path)
+                    found[request.id] = _inspect_clip(reader, request, *facts)
+            except Unusable as fault:
                 if reader is None:  # the whole file
                     whole = job.clips[len(found) :]
                     found |= {c.id: Fault(c.id, c.split, *fault.args) for c in whole}
@@ -129,10 +129,6 @@ def _inspect_file(job: Job, *, videos: Path) -> Iterator[None]:
                 found[request.id] = Fault(request.id, request.split, *fault.args)
             yield
     return found
-
-
-def _decoder_error(error: Exception) -> Unusable:
-    return Unusable("decode", f"decoder error: {type(error).__name__}: {error}")
 
 
 def _inspect_clip(

@@ -17,6 +17,7 @@ from scav_jax.distances import MEMORY_BYTES, find, pairwise_with_aux
 from scav_jax.encoders import Encoders
 from scav_jax.errors import InputError, did_you_mean
 from scav_jax.objectives import aggregation_loss, sequence_loss
+from scav_jax.objectives.cross_entropy import block_of, over_blocks
 from scav_jax.sequences import AudioVisual, masked_mean
 
 OBJECTIVES = ("sequence", "aggregation", "sequence+aggregation")
@@ -316,8 +317,10 @@ def _health(objective: Objective, aux: dict) -> Metrics:
         prefix = "" if name == objective.losses[0] else f"{name}_"
         part = aux[name]
         metrics[f"{prefix}temperature"] = part["temperature"]
-        metrics[f"{prefix}recall_v2a"] = _recall_at_1(part["logits_v2a"], axis=1)
-        metrics[f"{prefix}recall_a2v"] = _recall_at_1(part["logits_a2v"], axis=0)
+        # As the logits rank, which fall with D along each row and column.
+        distances = part["distances"] if name == "sequence" else -part["similarities"]
+        metrics[f"{prefix}recall_v2a"] = _recall_at_1(distances, axis=1)
+        metrics[f"{prefix}recall_a2v"] = _recall_at_1(distances, axis=0)
     if "sequence" in aux:
         distances = aux["sequence"]["distances"]
         metrics["distance_mean"] = jnp.mean(distances)
@@ -326,10 +329,16 @@ def _health(objective: Objective, aux: dict) -> Metrics:
     return metrics
 
 
-def _recall_at_1(logits: Float[Array, "B B"], axis: int) -> Float[Array, ""]:
+def _recall_at_1(distances: Float[Array, "B B"], axis: int) -> Float[Array, ""]:
     """The share of queries whose own pair beats every other; a tie counts against the query."""
-    own = jnp.expand_dims(jnp.diagonal(logits), axis)
-    return jnp.mean((jnp.sum(logits >= own, axis=axis) == 1).astype(jnp.float32))
+
+    def add(number: Int[Array, ""], found: Int[Array, ""]) -> Int[Array, ""]:
+        some, is_own = block_of(distances, axis, number)
+        own = jnp.min(jnp.where(is_own, some, jnp.inf), axis=axis, keepdims=True)
+        return found + jnp.sum(jnp.sum(some <= own, axis=axis) == 1)
+
+    found = over_blocks(distances, add, jnp.zeros((), jnp.int32))
+    return found.astype(jnp.float32) / len(distances)
 
 
 def _spread(embeddings: Float[Array, "B C"]) -> Float[Array, ""]:

@@ -79,6 +79,7 @@ def vggsound(batch_size: int) -> ConfigDict:
             "max_skipped_in_row": 5,
             "devices": 0,
             "distance_memory_bytes": 2**30,
+            "preemption_deadline_s": 30.0,
         }
     )
     interpolate(config, "visual_to_audio", when="pre")

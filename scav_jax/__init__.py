@@ -25,6 +25,7 @@ the mathematics (jax, flax, optax, ott only)
     train_step     the training state and its pure step function
 programs
     config         a config file and its overrides -> one checked, frozen document
+    processes      one process or many: starting, agreeing, stopping, when one is lost
     checkpoints    save, resume, keep the latest and the best, average; a run on disk
     embed          a model + features -> latents, embeddings, ids
     retrieve       aggregation, sequence and hybrid(k) retrieval: functions of arrays

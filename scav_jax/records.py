@@ -41,6 +41,16 @@ class Records:
         self._board.close()
 
 
+class NoRecords:
+    """Writes nothing: what all processes but one have."""
+
+    def write(self, kind: str, step: int, values: dict[str, float]) -> None:
+        pass
+
+    def close(self) -> None:
+        pass
+
+
 def _records_until(path: Path, step: int) -> list[dict]:
     if not path.exists():
         return []

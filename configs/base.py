@@ -33,6 +33,8 @@ def vggsound(batch_size: int) -> ConfigDict:
             "align": "time",
             "buckets": 4,
             "read_threads": 2,
+            "features": "float16",
+            "prefetch": 1,
         }
     )
     config.encoders = ConfigDict(
@@ -80,6 +82,7 @@ def vggsound(batch_size: int) -> ConfigDict:
             "devices": 0,
             "distance_memory_bytes": 2**30,
             "preemption_deadline_s": 30.0,
+            "profile": "",
         }
     )
     interpolate(config, "visual_to_audio", when="pre")

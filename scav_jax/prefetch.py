@@ -7,13 +7,14 @@ the iterator was when the latest batch was handed out, not where it is now.
 import queue
 import threading
 from collections.abc import Callable, Iterator
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any, Generic, Protocol, TypeVar, runtime_checkable
 
 from scav_jax.errors import InputError
 
 _T = TypeVar("_T")
 
 
+@runtime_checkable
 class Checkpointable(Protocol):
     """An iterator that says where it is, as those of grain do."""
 

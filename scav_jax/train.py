@@ -7,6 +7,7 @@ Everything that makes up the run is in `WORKDIR`: `config.json`, `metrics.jsonl`
 
 import contextlib
 import dataclasses
+import functools
 import hashlib
 import json
 import logging
@@ -21,7 +22,7 @@ from absl import logging as absl_logging
 from tqdm import tqdm
 
 import scav_jax
-from scav_jax import datasets, embed, metrics, processes, retrieve, sharding
+from scav_jax import datasets, embed, metrics, processes, profiling, retrieve, sharding
 from scav_jax.batches import training_batches
 from scav_jax.checkpoints import (
     AVERAGED,
@@ -38,8 +39,10 @@ from scav_jax.encoders import Encoders
 from scav_jax.errors import InputError
 from scav_jax.features import check_resampled
 from scav_jax.optimizer import learning_rate_schedule, make_optimizer
+from scav_jax.prefetch import Prefetch
+from scav_jax.profiling import Trace
 from scav_jax.progress import progress_bar
-from scav_jax.records import Meter, NoRecords, Records
+from scav_jax.records import InputWarning, Meter, NoRecords, Records
 from scav_jax.train_step import Objective, TrainState, init_state, make_train_step
 
 COLLAPSED_SPREAD = 1e-3  # embeddings this close, relative to their length, are one point
@@ -56,6 +59,9 @@ class DataSettings:
       align: "time", or "index" (the paper's wording: whole streams stretched onto each other).
       buckets: at most this many padded shapes.
       read_threads: threads that read ahead.
+      features: "float16", as stored, or "float32": what batches are copied to the devices in; the
+        towers compute the same.
+      prefetch: batches that wait on the devices; 0 where two do not fit.
     """
 
     path: str
@@ -65,6 +71,8 @@ class DataSettings:
     align: str
     buckets: int
     read_threads: int
+    features: str
+    prefetch: int
 
 
 @dataclass(frozen=True)
@@ -82,6 +90,7 @@ class TrainSettings:
       distance_memory_bytes: working memory of the distance matrix, beside latents and result;
         changes speed only.
       preemption_deadline_s: after SIGTERM, how many seconds there are to save in.
+      profile: "start:stop" writes a trace of these steps to WORKDIR/profile; "" does not.
     """
 
     steps: int
@@ -93,6 +102,7 @@ class TrainSettings:
     devices: int
     distance_memory_bytes: int
     preemption_deadline_s: float
+    profile: str
 
     def __post_init__(self):
         at_least_1 = ("steps", "log_every", "validate_every", "max_skipped_in_row")
@@ -223,7 +233,8 @@ def train(config: dict, workdir: Path) -> Run | None:
     schedule = _learning_rates(config["optimizer"], settings.steps)
     _in_first(lambda: open_workdir(workdir, resolved_config(setup)))
 
-    batches = iter(dataset)
+    put = functools.partial(sharding.put_batch, mesh=mesh)
+    batches = Prefetch(iter(dataset), put, ahead=setup.data.prefetch)
     checkpoints = Checkpoints(workdir, settings.keep_best)
     state, first = _start_or_resume(setup, optimizer, mesh, checkpoints, batches)
     step_function = jax.jit(
@@ -239,36 +250,61 @@ def train(config: dict, workdir: Path) -> Run | None:
         donate_argnums=0,
     )
     records = Records(workdir, first) if processes.is_first() else NoRecords()
-    meter = Meter(setup.data.batch_size)
+    meter = Meter(setup.data.batch_size, in_flight=min(setup.data.prefetch, 1))
+    slow_input = InputWarning(setup.data.read_threads)
+    trace = Trace(workdir, profiling.steps_of(settings.profile, settings.steps))
     stop = processes.Preemption(settings.preemption_deadline_s, checkpoints.latest_written)
     shown = processes.is_first()
     bar = progress_bar("train", settings.steps, "step", initial=first, shown=shown)
-    with contextlib.closing(records), bar:
+    with contextlib.closing(records), contextlib.closing(batches), trace, bar:
         for step in range(first + 1, settings.steps + 1):
             with meter.waiting():
-                batch = sharding.put_batch(next(batches), mesh)
+                batch = next(batches)
+            trace.before(step)
             state, step_metrics = step_function(state, batch)
+            trace.after(step, step_metrics)
             meter.add(step_metrics)
             bar.update()
             last = step == settings.steps
             if step % settings.log_every == 0 or last:
                 values = meter.summary() | {"learning_rate": float(schedule(step - 1))}
                 _log(step, values, setup, records, bar, batch, state)
+                if word := slow_input.words(values):
+                    _say(word, bar)
             points = None
             if step % settings.validate_every == 0 or last:
-                points = _validate(step, setup, state.params, records, bar)
+                with meter.part("validation"):
+                    points = _validate(step, setup, state.params, records, bar)
                 meter.restart()
             due = settings.checkpoint_every and step % settings.checkpoint_every == 0
             stopping = stop(step)
             if points is not None or due or stopping:
-                checkpoints.save(step, state, batches.get_state(), points)
+                with meter.part("checkpoint"):
+                    checkpoints.save(step, state, batches.get_state(), points)
             if stopping and not last:
                 checkpoints.close()
                 stop.close()
                 _say(f"terminated: saved step {step}; the same command resumes", bar)
                 return None
         stop.close()
+        if meter.steps:
+            _say(_time_by_part(setup, optimizer, meter, state, batch), bar)
         return _finish(setup, workdir, checkpoints, records, state.params)
+
+
+def _time_by_part(setup: Setup, optimizer, meter: Meter, state: TrainState, batch) -> str:
+    """The table at the end; with the parts of a step where a profile was asked for."""
+    parts = None
+    if setup.settings.profile and jax.process_count() == 1:
+        parts = profiling.parts_of_step(
+            setup.encoders,
+            setup.objective,
+            optimizer,
+            state,
+            batch,
+            memory_bytes=setup.settings.distance_memory_bytes,
+        )
+    return profiling.table(meter.totals, meter.steps, parts)
 
 
 def _prepare(config: dict):
@@ -278,6 +314,7 @@ def _prepare(config: dict):
     mesh = sharding.make_mesh(setup.settings.devices or None)
     sharding.check_batch_size(setup.data.batch_size, mesh)
     unpack("optimizer", config["optimizer"], make_optimizer, steps=setup.settings.steps)
+    profiling.steps_of(setup.settings.profile, setup.settings.steps)
     return setup, mesh, _training_dataset(setup)
 
 
@@ -296,6 +333,7 @@ def _training_dataset(setup: Setup):
         process_index=jax.process_index(),
         process_count=jax.process_count(),
         read_threads=setup.data.read_threads,
+        dtype=setup.data.features,
     )
 
 

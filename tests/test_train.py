@@ -41,7 +41,7 @@ SMALL = {
     "train.devices": 1,
 }
 # What differs between two runs of the same numbers.
-TIMINGS = {"examples_per_s", "input_share"}
+TIMINGS = {"examples_per_s", "input_share", "input_ms", "host_ms"}
 
 
 def write_data(folder, clips=18, spoil=None, fingerprint=FINGERPRINT, scale=1.0):

@@ -19,7 +19,14 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from scav_jax.errors import InputError, did_you_mean
-from scav_jax.features import Window, check_resampled, overlap_window, shared_span, trim
+from scav_jax.features import (
+    Window,
+    all_finite,
+    check_resampled,
+    overlap_window,
+    shared_span,
+    trim,
+)
 from scav_jax.sequences import AudioVisual, Sequences
 
 if TYPE_CHECKING:
@@ -251,6 +258,8 @@ def _copy(stored: np.ndarray, out: np.ndarray) -> None:
     """`out[:] = stored`; what is stored in float32 and asked for in float16 is rounded."""
     if out.dtype == np.float32:
         widen(stored, out)
+    elif stored.dtype == out.dtype and stored.flags.c_contiguous:
+        out.view(np.uint8)[:] = stored.view(np.uint8)  # wherever it begins in its record
     else:
         out[:] = stored
 
@@ -263,8 +272,7 @@ def widen(stored: np.ndarray, out: Float[np.ndarray, "T C"]) -> None:
     the 10 + 5 bits of mantissa and exponent into float32's place leaves a value that is 2^112 too
     small, subnormal numbers included; sign extension brings the sign along.
     """
-    half = stored.dtype == np.float16
-    if not half or (stored.view(np.uint16) & 0x7FFF).max(initial=0) >= 0x7C00:  # inf or NaN
+    if stored.dtype != np.float16 or not all_finite(stored):
         out[:] = stored
         return
     bits = out.view(np.int32)

@@ -229,7 +229,7 @@ def _varint(message: memoryview, at: int) -> tuple[int, int]:
 
 
 def clip_of(fields: Mapping[str, memoryview], widths: Mapping[str, int]) -> Clip:
-    """The clip that a record's fields hold; its features are views of the record where they can."""
+    """The clip that a record's fields hold; its features are views of the record, at any byte."""
 
     def text(name: str) -> str:
         return str(fields[name], "utf-8")
@@ -238,9 +238,7 @@ def clip_of(fields: Mapping[str, memoryview], widths: Mapping[str, int]) -> Clip
         return tuple(np.frombuffer(fields[name], "<f4").tolist())
 
     def stream(name: str) -> np.ndarray:
-        values = np.frombuffer(fields[name], STORED_DTYPE).reshape(-1, widths[name])
-        # A record may begin anywhere; NumPy is slow where numbers do not lie at their multiples.
-        return values if values.flags.aligned else values.copy()
+        return np.frombuffer(fields[name], STORED_DTYPE).reshape(-1, widths[name])
 
     (start,), (end,) = floats("start"), floats("end")
     return Clip(

@@ -5,7 +5,7 @@
 Clips of the paper's size are generated (250 visual steps of 768 and 62 audio steps of 6144,
 float16, 1.15 MB), read from the page cache, so that what is measured is not the disk. Bare reads
 are ArrayRecord's own, record by record, in random order and from front to back, in one thread and
-in two, every read begins anew (files are opened again). Batches are what training gets from
+in two; files are open before. Batches are what training gets from
 `training_batches`: read, checked, trimmed, padded, as float16 or widened to float32. Contestants
 take turns, the figure of each is its best turn, so that other load on the machine hurts all alike.
 Then the stages of one clip, one after the other in one thread. `--chimes` names a data set of
@@ -56,28 +56,27 @@ def generated(clips: int) -> Iterator[tuple[str, Clip]]:
 # ---- contestants: each reads the data once and says how many clips that were --------------------
 
 
-def bare_reads(files: list[str], random: bool, threads: int) -> int:
+def bare_reads(source: ArrayRecordDataSource, random: bool, threads: int) -> int:
     """Records as bytes, one at a time."""
-    with ArrayRecordDataSource(files) as source:
-        order = np.arange(len(source))
-        if random:
-            order = np.random.default_rng(1).permutation(order)
-        parts = [order[part::threads].tolist() for part in range(threads)]
+    order = np.arange(len(source))
+    if random:
+        order = np.random.default_rng(1).permutation(order)
+    parts = [order[part::threads].tolist() for part in range(threads)]
 
-        def read(numbers: list[int]) -> None:
-            for number in numbers:
-                source[number]
+    def read(numbers: list[int]) -> None:
+        for number in numbers:
+            source[number]
 
-        together = [threading.Thread(target=read, args=(part,)) for part in parts]
-        for thread in together:
-            thread.start()
-        for thread in together:
-            thread.join()
-        return len(source)
+    together = [threading.Thread(target=read, args=(part,)) for part in parts]
+    for thread in together:
+        thread.start()
+    for thread in together:
+        thread.join()
+    return len(source)
 
 
-def batches(data: Path, batch_size: int, dtype: str, threads: int) -> int:
-    split = datasets.read(data, "train")
+def batches(split: datasets.Split, batch_size: int, dtype: str, threads: int) -> int:
+    """An epoch of training batches, from a new iterator."""
     made = iter(
         training_batches(split, batch_size=batch_size, seed=0, read_threads=threads, dtype=dtype)
     )
@@ -91,17 +90,18 @@ def batches(data: Path, batch_size: int, dtype: str, threads: int) -> int:
 
 def contestants(data: Path, batch_size: int) -> dict[str, Callable[[], int]]:
     files = [str(path) for path in record_files(data) if "train" in path.name]
+    source, split = ArrayRecordDataSource(files), datasets.read(data, "train")
     found: dict[str, Callable[[], int]] = {}
     for threads in (1, 2):
         for order, random in (("random", True), ("front to back", False)):
             found[f"bare reads, {order}, {threads} thread(s)"] = lambda r=random, t=threads: (
-                bare_reads(files, r, t)
+                bare_reads(source, r, t)
             )
     for dtype in ("float16", "float32"):
         for threads in (0, 1, 2, 4):
             where = f"{threads} thread(s)" if threads else "in the loop"
             found[f"batches, {dtype}, {where}"] = lambda d=dtype, t=threads: batches(
-                data, batch_size, d, t
+                split, batch_size, d, t
             )
     return found
 

@@ -36,7 +36,7 @@ def run(meter, steps):
         with meter.waiting():
             time.sleep(input_s)
         before = Step(device_s, before)
-        meter.add(before)
+        meter.add({"loss": before})
 
 
 def summary(meter):
@@ -70,7 +70,7 @@ def test_the_loop_runs_no_further_ahead_than_it_may(in_flight):
         before, older = Step(0.04, before), before
         with meter.waiting():
             pass
-        meter.add(before)
+        meter.add({"loss": before})
         ended = before if in_flight == 0 else older
         assert number == 0 or time.perf_counter() >= ended.end
         if in_flight and number:
@@ -100,7 +100,7 @@ def test_what_a_step_raises_on_the_device_is_raised():
 
     meter = Meter(batch_size=4, in_flight=0)
     with pytest.raises(RuntimeError, match="the device is gone"):
-        meter.add(Failed(0.0))
+        meter.add({"loss": Failed(0.0)})
 
 
 def test_slow_input_is_said_once_in_a_while_with_what_to_do():
@@ -150,8 +150,7 @@ def test_a_trace_is_written(tmp_path):
     assert list((tmp_path / "profile").rglob("*.xplane.pb"))
 
 
-@pytest.mark.parametrize("name", ["sequence", "sequence+aggregation"])
-@pytest.mark.parametrize("microbatch", [0, 2])
+@pytest.mark.parametrize("name, microbatch", [("sequence", 0), ("sequence+aggregation", 2)])
 def test_every_part_of_a_step_is_timed(random, name, microbatch):
     encoders = Encoders(
         width=8, heads=2, visual_blocks=1, audio_blocks=1, visual_hidden=6, audio_hidden=6,

@@ -200,6 +200,8 @@ def draw(rows: dict[str, list[dict]], file: Path) -> None:
         for panel in (time_, memory):
             panel.set_xscale("log", base=2)
             panel.set_yscale("log")
+            sizes = sorted({r["batch"] for name in colours for r in rows[name]})
+            panel.set_xticks(sizes, [f"{size:,}" for size in sizes])
             panel.set_xlabel("batch")
             panel.legend(fontsize=8)
         some, places = rows["length"], range(len(rows["length"]))

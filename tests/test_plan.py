@@ -120,7 +120,7 @@ def test_caching_and_remat_add_their_forward_passes_and_save_memory():
     assert 0.5 * count.towers_forward < plan.flops(remat).recomputed < count.towers_forward
     assert plan.memory(cached).activations == pytest.approx(plan.memory(work).activations / 8)
     # A rematerialised tower keeps a block's input for every block, and all of one block.
-    assert plan.memory(remat).activations < 0.5 * plan.memory(work).activations
+    assert plan.memory(remat).activations < 0.6 * plan.memory(work).activations
     of_remat = plan._tower_bytes(remat.encoders, 13, 48, "visual")
     of_plain = plan._tower_bytes(work.encoders, 13, 48, "visual")
     block = plan._block_bytes(work.encoders, 13)
@@ -190,7 +190,8 @@ def test_the_program_plans_the_paper_s_run_without_data(tmp_path, monkeypatch, c
     assert found["input"]["bytes_per_s"] == pytest.approx(256 * rate * 1_145_856)
     assert found["hours"] == pytest.approx(250_000 / rate / 3600)
     assert found["input"]["disk_bytes"] == pytest.approx(153_000 * 1_145_856)
-    plain, remat, cached, both = found["ways"].values()
+    names = ("plain", "remat", "microbatch 256", "microbatch 256, remat")
+    plain, remat, cached, both = (found["ways"][name] for name in names)
     assert plain["largest_batch"] < cached["largest_batch"] <= both["largest_batch"]
     assert plain["flops"] < remat["flops"] < both["flops"]
 

@@ -1,5 +1,6 @@
 """Who waited for whom, for how long; traces of the steps that were asked for; the table."""
 
+import collections
 import re
 import time
 
@@ -8,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from scav_jax import profiling
+from scav_jax import profiling, records
 from scav_jax.encoders import Encoders
 from scav_jax.errors import InputError
 from scav_jax.optimizer import make_optimizer
@@ -17,26 +18,44 @@ from scav_jax.sequences import AudioVisual, sequences
 from scav_jax.train_step import Objective, init_state
 
 
-class Step:
-    """The metrics of a step that a device is busy with until `seconds` after the one before."""
+class Clock:
+    """Time that passes when it is told to: `sleep` for the loop, `end` for a step on the device."""
 
-    def __init__(self, seconds, after=None):
-        begin = max(time.perf_counter(), after.end if after else 0.0)
-        self.end = begin + seconds
+    def __init__(self, monkeypatch):
+        self.now, self.device_free = 100.0, 0.0
+        monkeypatch.setattr(records.time, "perf_counter", lambda: self.now)
+        monkeypatch.setattr(records, "_Ends", lambda: self)
+        self.running = collections.deque()
 
-    def block_until_ready(self):
-        time.sleep(max(0.0, self.end - time.perf_counter()))
-        return self
+    def sleep(self, seconds):
+        self.now += seconds
+
+    def step(self, seconds):
+        """Metrics of a step that takes so long, once the device is free."""
+        self.device_free = max(self.now, self.device_free) + seconds
+        return {"loss": self.device_free}
+
+    def watch(self, metrics):
+        self.running.append(metrics["loss"])
+
+    def next(self):
+        """As `_Ends.next`: waits for the step, and says when it ended."""
+        end = self.running.popleft()
+        self.now = max(self.now, end)
+        return end
 
 
-def run(meter, steps):
+@pytest.fixture
+def clock(monkeypatch):
+    return Clock(monkeypatch)
+
+
+def run(meter, clock, steps):
     """Each step is (how long its batch takes to come, how long the device takes)."""
-    before = None
     for input_s, device_s in steps:
         with meter.waiting():
-            time.sleep(input_s)
-        before = Step(device_s, before)
-        meter.add({"loss": before})
+            clock.sleep(input_s)
+        meter.add(clock.step(device_s))
 
 
 def summary(meter):
@@ -46,72 +65,104 @@ def summary(meter):
     return meter.summary()
 
 
-def test_waiting_behind_a_busy_device_is_no_stall():
+def test_waiting_behind_a_busy_device_is_no_stall(clock):
     meter = Meter(batch_size=4)
-    run(meter, [(0.0, 0.08)] + [(0.03, 0.08)] * 5)
+    run(meter, clock, [(0.0, 8.0)] + [(3.0, 8.0)] * 5)
     values = summary(meter)
-    assert values["input_share"] < 0.02
-    assert values["input_ms"] == pytest.approx(25, abs=8)  # five of six waited 30 ms
+    assert values["input_share"] == 0
+    assert values["input_ms"] == pytest.approx(1e3 * 15 / 6)
 
 
-def test_a_device_without_a_batch_is_a_stall():
-    """The batch takes 90 ms, the step 30: each time the device is idle for 60 ms of 90."""
+def test_a_device_without_a_batch_is_a_stall(clock):
+    """The batch takes 9 s, the step 3: each time the device is idle for 6 s of 9."""
     meter = Meter(batch_size=4)
-    run(meter, [(0.0, 0.03)] + [(0.09, 0.03)] * 5)
+    run(meter, clock, [(0.0, 3.0)] + [(9.0, 3.0)] * 5)
+    assert clock.now == 145.0
     values = summary(meter)
-    assert values["input_share"] == pytest.approx(0.66, abs=0.12)
-    assert meter.totals["input"] == pytest.approx(5 * 0.06, rel=0.3)
+    assert values["input_share"] == pytest.approx(5 * 6 / 45)
+    assert values["examples_per_s"] == pytest.approx(4 * 6 / 45)
+    assert meter.totals["input"] == pytest.approx(30)
+
+
+def test_one_step_at_a_time_is_accounted_as_well(clock):
+    meter = Meter(batch_size=4, in_flight=0)
+    run(meter, clock, [(1.0, 3.0)] * 4)
+    assert meter.totals["input"] == pytest.approx(4)
+    assert summary(meter)["input_share"] == pytest.approx(4 / 16)
+
+
+def test_what_the_loop_does_itself_is_host_time(clock):
+    meter = Meter(batch_size=4)
+    for _ in range(5):
+        run(meter, clock, [(1.0, 4.0)])
+        clock.sleep(0.5)
+        with meter.part("checkpoint"):
+            clock.sleep(2.0)
+    assert summary(meter)["host_ms"] == pytest.approx(500)
 
 
 @pytest.mark.parametrize("in_flight", [0, 1])
-def test_the_loop_runs_no_further_ahead_than_it_may(in_flight):
-    meter, before = Meter(batch_size=4, in_flight=in_flight), None
+def test_the_loop_runs_no_further_ahead_than_it_may(clock, in_flight):
+    meter, ends = Meter(batch_size=4, in_flight=in_flight), []
     for number in range(4):
-        before, older = Step(0.04, before), before
+        metrics = clock.step(4.0)
+        ends.append(metrics["loss"])
         with meter.waiting():
             pass
-        meter.add({"loss": before})
-        ended = before if in_flight == 0 else older
-        assert number == 0 or time.perf_counter() >= ended.end
-        if in_flight and number:
-            assert time.perf_counter() < before.end
+        meter.add(metrics)
+        if number:
+            assert clock.now == ends[number - in_flight]
 
 
-def test_parts_of_the_run_add_up_to_its_time():
-    begin, meter = time.perf_counter(), Meter(batch_size=4)
-    run(meter, [(0.01, 0.03), (0.05, 0.02), (0.01, 0.04)])
+def test_parts_of_the_run_add_up_to_its_time(clock):
+    meter = Meter(batch_size=4)
+    run(meter, clock, [(1.0, 3.0), (5.0, 2.0), (1.0, 4.0)])
     with meter.part("validation"):
-        time.sleep(0.07)
-    run(meter, [(0.01, 0.03)] * 3)
+        clock.sleep(7.0)
+    run(meter, clock, [(1.0, 3.0)] * 3)
     with meter.part("checkpoint"):
-        time.sleep(0.02)
-    wall = time.perf_counter() - begin
-    assert meter.totals["validation"] == pytest.approx(0.07, abs=0.01)
-    assert meter.totals["checkpoint"] == pytest.approx(0.02, abs=0.01)
-    assert sum(meter.totals.values()) == pytest.approx(wall, abs=0.05)
-    assert all(seconds >= 0 for seconds in meter.totals.values())
-    assert meter.steps == 6
+        clock.sleep(2.0)
+    assert meter.totals["validation"] == 7.0 and meter.totals["checkpoint"] == 2.0
+    assert sum(meter.totals.values()) == pytest.approx(clock.now - 100.0)
+    assert meter.totals["step"] > 0 and meter.steps == 6
+
+
+class Failing:
+    def block_until_ready(self):
+        raise RuntimeError("the device is gone")
+
+
+class Slow:
+    def block_until_ready(self):
+        time.sleep(0.05)
+        return self
+
+
+def test_a_thread_sees_when_steps_end():
+    meter, begin = Meter(batch_size=4, in_flight=0), time.perf_counter()
+    for _ in range(3):
+        meter.add({"loss": Slow()})
+    assert time.perf_counter() - begin >= 0.15
+    meter, begin = Meter(batch_size=4, in_flight=1), time.perf_counter()
+    meter.add({"loss": Slow()})
+    assert time.perf_counter() - begin < 0.05
 
 
 def test_what_a_step_raises_on_the_device_is_raised():
-    class Failed(Step):
-        def block_until_ready(self):
-            raise RuntimeError("the device is gone")
-
     meter = Meter(batch_size=4, in_flight=0)
     with pytest.raises(RuntimeError, match="the device is gone"):
-        meter.add({"loss": Failed(0.0)})
+        meter.add({"loss": Failing()})
 
 
-def test_slow_input_is_said_once_in_a_while_with_what_to_do():
-    warning = InputWarning(read_threads=3, every_s=0.1)
+def test_slow_input_is_said_once_in_a_while_with_what_to_do(clock):
+    warning = InputWarning(read_threads=3)
     assert warning.words({"input_share": 0.05}) is None
     words = warning.words({"input_share": 0.437})
     assert "44% of the time" in words and "(3 now" in words
     for advice in ("data.read_threads", "resample", "faster disk", "input.py"):
         assert advice in words
     assert warning.words({"input_share": 0.9}) is None
-    time.sleep(0.11)
+    clock.sleep(records.SECONDS_BETWEEN_WORDS)
     assert warning.words({"input_share": 0.9}) is not None
 
 

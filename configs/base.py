@@ -33,6 +33,8 @@ def vggsound(batch_size: int) -> ConfigDict:
             "align": "time",
             "buckets": 4,
             "read_threads": 2,
+            "features": "float16",
+            "prefetch": 1,
         }
     )
     config.encoders = ConfigDict(
@@ -79,6 +81,8 @@ def vggsound(batch_size: int) -> ConfigDict:
             "max_skipped_in_row": 5,
             "devices": 0,
             "distance_memory_bytes": 2**30,
+            "preemption_deadline_s": 30.0,
+            "profile": "",
         }
     )
     interpolate(config, "visual_to_audio", when="pre")

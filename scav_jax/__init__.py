@@ -16,6 +16,7 @@ video files -> features on disk
     extract        decode, frozen backbones: `python -m scav_jax.extract`
 features on disk -> batches on devices
     batches        the Grain pipeline: shuffle, bucket, pad, shard, checkpoint
+    prefetch       the next batch on the devices while the step runs
 the mathematics (jax, flax, optax, ott only)
     encoders       projection MLPs, relative-position Transformers: features -> latents
     distances      euclidean, dtw, wasserstein; `pairwise` -> D[visual, audio]
@@ -24,11 +25,14 @@ the mathematics (jax, flax, optax, ott only)
     train_step     the training state and its pure step function
 programs
     config         a config file and its overrides -> one checked, frozen document
+    processes      one process or many: starting, agreeing, stopping, when one is lost
     checkpoints    save, resume, keep the latest and the best, average; a run on disk
     embed          a model + features -> latents, embeddings, ids
     retrieve       aggregation, sequence and hybrid(k) retrieval: functions of arrays
     metrics        ranks and recall
     records        what a run writes while it trains: metrics.jsonl, TensorBoard, rates
+    profiling      where the time goes: a trace, and a table by part
+    plan           memory, FLOPs, time and input before a run: `python -m scav_jax.plan`
     train          `python -m scav_jax.train --config configs/vggsound.py`
     report         the results as document, table and report.html
     inspect        what is in a data set or a folder of videos: `python -m scav_jax.inspect`

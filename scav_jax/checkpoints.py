@@ -1,8 +1,10 @@
 """Saving, resuming, keeping the latest and the best, averaging the best (paper section IV).
 
 A run directory holds `config.json` (the resolved config and the data's fingerprint),
-`checkpoints/` and, once training is over, `averaged/`. Orbax writes each checkpoint under a
-temporary name and renames it, so that a kill at any moment leaves the one before.
+`checkpoints/` and, once training is over, `averaged/`. Orbax writes each checkpoint in the
+background, under a temporary name that it then renames, so that a kill at any moment leaves the one
+before. Each holds checksums of what is in it; one that does not read back as it was written is set
+aside in `broken_checkpoints/`, and the run goes on from the one before.
 """
 
 import contextlib
@@ -10,6 +12,8 @@ import errno
 import json
 import os
 import shutil
+import sys
+import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,23 +22,40 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
-from jaxtyping import PyTree
+from jaxtyping import Array, PyTree, UInt32
 from orbax.checkpoint import checkpoint_managers
 
+from scav_jax import processes
+from scav_jax.config import difference, flatten
 from scav_jax.encoders import Encoders
 from scav_jax.errors import InputError
+from scav_jax.features import fingerprint_difference
 from scav_jax.files import write_json
 from scav_jax.sequences import AudioVisual, sequences
 from scav_jax.train_step import Objective, TrainState, init_params
 
 CONFIG_FILE = "config.json"
 CHECKPOINTS = "checkpoints"
+# Where and how fast a run is computed; all else in its config is what is computed.
+MAY_CHANGE = (
+    *("train.devices", "train.distance_memory_bytes", "train.preemption_deadline_s"),
+    "data.read_threads",
+)
+BROKEN = "broken_checkpoints"
 AVERAGED = "averaged"
 SCORE = "score"
 
 
+class OtherModel(InputError):
+    """A checkpoint whose arrays have other names or shapes than the model's."""
+
+
 class Checkpoints:
-    """The checkpoints of one run: the latest one, and the `keep_best` with the highest score."""
+    """The checkpoints of one run: the latest two, and the `keep_best` with the highest score.
+
+    Two, so that there is one to go on from if the latest cannot be read. Under many processes all
+    make the same calls; each writes the part of the arrays that it holds.
+    """
 
     def __init__(self, run: Path, keep_best: int):
         if keep_best < 1:
@@ -44,8 +65,10 @@ class Checkpoints:
             n=keep_best,
             keep_checkpoints_without_metrics=False,
         )
-        policy = checkpoint_managers.AnyPreservationPolicy([checkpoint_managers.LatestN(1), best])
+        policy = checkpoint_managers.AnyPreservationPolicy([checkpoint_managers.LatestN(2), best])
         self._keep_best = keep_best
+        self._run = run
+        processes.from_first(self._set_aside_without_score)
         self._manager = ocp.CheckpointManager(
             (run / CHECKPOINTS).absolute(),
             options=ocp.CheckpointManagerOptions(
@@ -56,11 +79,18 @@ class Checkpoints:
         )
 
     def latest_step(self) -> int | None:
-        """The step of the newest whole checkpoint."""
+        """The step of the newest checkpoint, be it still on its way to the disk."""
         return self._manager.latest_step()
+
+    def latest_written(self) -> int | None:
+        """The step of the newest checkpoint that is on disk, whole."""
+        steps = (path.name for path in (self._run / CHECKPOINTS).glob("*"))
+        return max((int(step) for step in steps if step.isdigit()), default=None)
 
     def save(self, step: int, state: TrainState, batches_state: dict, score: float | None) -> None:
         """Starts writing a checkpoint; a score (higher is better) enters it among the best.
+
+        What is written last is waited for, so at most one is on its way.
 
         Args:
           step: batches seen so far.
@@ -75,29 +105,77 @@ class Checkpoints:
                     params=ocp.args.PyTreeSave(state.params),
                     rest=ocp.args.PyTreeSave(state.replace(params={})),
                     batches=ocp.args.JsonSave(batches_state),
+                    checks=ocp.args.JsonSave(_checks(state, batches_state)),
                 ),
                 metrics=None if score is None else {SCORE: score},
             )
+
+    def restore_latest(self, like: TrainState) -> tuple[int, TrainState, dict] | None:
+        """The newest checkpoint that can be read; says which newer ones could not, and why.
+
+        Those are moved to `broken_checkpoints/`, so that their steps can be saved again.
+
+        Args:
+          like: as for `restore`.
+
+        Returns:
+          Its step, the state and the data iterator's state; None if nothing was ever saved.
+
+        Raises:
+          InputError: there are checkpoints and none can be read, or they are of another model.
+        """
+        broken: dict[int, Exception] = {}
+        for step in sorted(self._manager.all_steps(), reverse=True):
+            try:
+                restored = self.restore(step, like)
+            except Exception as error:
+                broken[step] = error
+                continue
+            for lost, error in broken.items():
+                processes.from_first(lambda lost=lost, error=error: self._set_aside(lost, error))
+            if broken:
+                self._manager.reload()
+            return step, *restored
+        if broken:
+            newest = broken[max(broken)]
+            if all(isinstance(error, OtherModel) for error in broken.values()):
+                raise newest
+            raise InputError(
+                f"{self._manager.directory}: none of the checkpoints (steps "
+                f"{', '.join(map(str, sorted(broken)))}) can be read, the newest because: "
+                f"{_in_a_line(newest)}; bring them back from a copy, or start anew in another "
+                "--workdir"
+            )
+        return None
 
     def restore(self, step: int, like: TrainState) -> tuple[TrainState, dict]:
         """The state and the data iterator's state of a step.
 
         Args:
           step: of a checkpoint that exists.
-          like: a state of the same model; its arrays' shapes and shardings are used.
+          like: a state of the same model; its arrays' shapes and shardings are used, whatever
+            devices the checkpoint was written from.
 
         Raises:
-          InputError: the checkpoint holds another model.
+          OtherModel: the checkpoint holds another model or optimizer.
+          ValueError, OSError and others: it is not what was written.
         """
+        rest = like.replace(params={})
         restored = self._manager.restore(
             step,
             args=ocp.args.Composite(
-                params=_restore_args(like.params, self._params_path(step)),
-                rest=_restore_args(like.replace(params={})),
+                params=_restore_args(like.params, self._path(step, "params")),
+                rest=_restore_args(rest, self._path(step, "rest")),
                 batches=ocp.args.JsonRestore(),
+                checks=ocp.args.JsonRestore(),
             ),
         )
-        return restored["rest"].replace(params=restored["params"]), restored["batches"]
+        state = restored["rest"].replace(params=restored["params"])
+        expected, got = restored["checks"], _checks(state, restored["batches"])
+        for name in sorted(expected.keys() | got.keys()):
+            if expected.get(name) != got.get(name):
+                raise ValueError(f"{name} has another checksum than when it was written")
+        return state, restored["batches"]
 
     def best_steps(self) -> list[int]:
         """The steps of the best checkpoints, ascending."""
@@ -115,7 +193,7 @@ class Checkpoints:
             raise InputError("no checkpoint of this run was ever validated: train longer")
         total = jax.tree.map(lambda x: np.zeros(x.shape, np.float32), like)
         for step in steps:
-            params = _restore_params(self._params_path(step), like)
+            params = _restore_params(self._path(step, "params"), like)
             total = jax.tree.map(lambda t, p: t + np.asarray(p, np.float32), total, params)
         return jax.tree.map(lambda t: t / np.float32(len(steps)), total), steps
 
@@ -140,25 +218,99 @@ class Checkpoints:
             directory = str(self._manager.directory)
             raise OSError(errno.ENOSPC, "No space left on device", directory) from error
 
-    def _params_path(self, step: int) -> Path:
-        return Path(self._manager.directory) / str(step) / "params"
+    def _path(self, step: int, item: str) -> Path:
+        return Path(self._manager.directory) / str(step) / item
+
+    def _set_aside(self, step: int, error: Exception) -> None:
+        """Moves a broken checkpoint out of the way, and says so."""
+        broken = self._run / BROKEN / str(step)
+        shutil.rmtree(broken, ignore_errors=True)
+        broken.parent.mkdir(exist_ok=True)
+        os.replace(self._run / CHECKPOINTS / str(step), broken)
+        print(
+            f"checkpoint of step {step} is broken ({_in_a_line(error)}): moved to {broken}, "
+            "going back to the one before",
+            file=sys.stderr,
+        )
+
+    def _set_aside_without_score(self) -> None:
+        """Sets checkpoints aside whose score cannot be read: orbax would stop at the first."""
+        steps = [path for path in (self._run / CHECKPOINTS).glob("*") if path.name.isdigit()]
+        broken = {}
+        for path in steps:
+            try:
+                file = path / "metrics" / "metrics"
+                if file.parent.exists():
+                    float(json.loads(file.read_text())[SCORE])
+            except (OSError, ValueError, KeyError, TypeError) as error:
+                broken[int(path.name)] = error
+        if broken and len(broken) == len(steps):
+            raise InputError(
+                f"{self._run / CHECKPOINTS}: none of the checkpoints can be read (step "
+                f"{max(broken)}: {_in_a_line(broken[max(broken)])}); bring them back from a copy, "
+                "or start anew in another --workdir"
+            )
+        for step, error in broken.items():
+            self._set_aside(step, error)
 
 
 def _score(metrics: dict) -> float:
     return metrics[SCORE]
 
 
-def _restore_args(like: PyTree, path: Path | None = None):
+def _in_a_line(error: Exception) -> str:
+    return " ".join(str(error).split())[:200] or type(error).__name__
+
+
+def _checks(state: TrainState, batches_state: dict) -> dict[str, int]:
+    """`name -> checksum` of everything that a checkpoint holds; the same on any devices."""
+    sums = jax.device_get(_checksums(jax.tree.leaves(state)))
+    names = _shapes(state).keys()
+    of_arrays = {name: int(total) for name, total in zip(names, sums, strict=True)}
+    return of_arrays | {"batches": zlib.crc32(json.dumps(batches_state, sort_keys=True).encode())}
+
+
+@jax.jit
+def _checksums(arrays: list[Array]) -> list[UInt32[Array, ""]]:
+    return [_checksum(array) for array in arrays]
+
+
+def _checksum(array: Array) -> UInt32[Array, ""]:
+    """The sum of an array's words, each times an odd number of its own, modulo 2^32.
+
+    Integers are added, so the order and hence the sharding do not matter; an odd factor times a
+    flipped bit is never 0, so every single flip is seen.
+    """
+    word = {1: jnp.uint8, 2: jnp.uint16}.get(array.dtype.itemsize, jnp.uint32)
+    words = jax.lax.bitcast_convert_type(array, word).astype(jnp.uint32)
+    position, stride = jnp.zeros(words.shape, jnp.uint32), 1
+    for axis in reversed(range(words.ndim)):
+        index = jax.lax.broadcasted_iota(jnp.uint32, words.shape, axis)
+        position += index * jnp.uint32(stride % 2**32)
+        stride *= words.shape[axis]
+    factor = (position * jnp.uint32(2654435761)) | jnp.uint32(1)
+    return jnp.sum(words * factor, dtype=jnp.uint32)
+
+
+def _restore_args(like: PyTree, path: Path):
     """How to read a tree: each array with the shape, dtype and sharding of its like."""
-    if path is not None:
-        check_same_shapes(like, _stored_shapes(path), path)
+    check_same_shapes(like, _stored_shapes(path), path)
     return ocp.args.PyTreeRestore(like, ocp.checkpoint_utils.construct_restore_args(like))
+
+
+def _checkpointer() -> ocp.Checkpointer:
+    """Reads and writes in this process alone, whatever the others do."""
+    own = jax.process_index()
+    alone = ocp.options.MultiprocessingOptions(primary_host=own, active_processes={own})
+    options = alone if processes.many() else ocp.options.MultiprocessingOptions()
+    handler = ocp.PyTreeCheckpointHandler(multiprocessing_options=options)
+    return ocp.Checkpointer(handler, multiprocessing_options=options)
 
 
 def _restore_params(path: Path, like: PyTree) -> PyTree:
     check_same_shapes(like, _stored_shapes(path), path)
     arrays = jax.tree.map(lambda x: np.zeros(x.shape, np.float32), like)
-    with ocp.PyTreeCheckpointer() as checkpointer:
+    with _checkpointer() as checkpointer:
         return checkpointer.restore(
             path.absolute(), ocp.args.PyTreeRestore(arrays, _as_numpy(arrays))
         )
@@ -170,7 +322,7 @@ def _as_numpy(like: PyTree):
 
 def _stored_shapes(path: Path) -> dict[str, tuple[int, ...]]:
     """`parameter path -> shape` of a stored tree."""
-    with ocp.PyTreeCheckpointer() as checkpointer:
+    with _checkpointer() as checkpointer:
         stored = checkpointer.metadata(path.absolute()).item_metadata
     return _shapes(getattr(stored, "tree", stored))
 
@@ -178,17 +330,23 @@ def _stored_shapes(path: Path) -> dict[str, tuple[int, ...]]:
 def _shapes(tree: PyTree) -> dict[str, tuple[int, ...]]:
     leaves = jax.tree_util.tree_leaves_with_path(tree, is_leaf=lambda x: hasattr(x, "shape"))
     return {
-        "/".join(str(getattr(key, "key", key)) for key in path): tuple(leaf.shape)
+        "/".join(_word(key) for key in path): tuple(leaf.shape)
         for path, leaf in leaves
+        if hasattr(leaf, "shape")  # what is stored of an empty subtree has none
     }
 
 
+def _word(key) -> str:
+    """A key of a path as it is stored: of a dict, a list or an object."""
+    return str(next(getattr(key, a) for a in ("key", "idx", "name") if hasattr(key, a)))
+
+
 def check_same_shapes(like: PyTree, stored: dict[str, tuple[int, ...]], where: Path) -> None:
-    """Raises `InputError` naming the first parameter that differs from what is stored."""
+    """Raises `OtherModel` naming the first parameter that differs from what is stored."""
     expected = _shapes(like)
     for name in sorted(expected.keys() | stored.keys()):
         if expected.get(name) != stored.get(name):
-            raise InputError(
+            raise OtherModel(
                 f"checkpoint {where} holds another model: parameter {name!r} should have shape "
                 f"{expected.get(name, 'none: it should not exist')}, it has "
                 f"{stored.get(name, 'none: it is missing')}; use the config that it was trained "
@@ -249,11 +407,38 @@ def save_averaged(run: Path, params: PyTree, steps: list[int]) -> None:
     """Writes `RUN/averaged` atomically; replaces an older one."""
     final, partial = run / AVERAGED, run / f".{AVERAGED}.partial"
     shutil.rmtree(partial, ignore_errors=True)
-    with ocp.PyTreeCheckpointer() as checkpointer:
+    with _checkpointer() as checkpointer:
         checkpointer.save((partial / "params").absolute(), args=ocp.args.PyTreeSave(params))
     write_json(partial / "steps.json", {"averaged_steps": steps})
     shutil.rmtree(final, ignore_errors=True)
     os.replace(partial, final)
+
+
+def open_workdir(workdir: Path, resolved: dict) -> None:
+    """Claims a directory for this run, or recognises it; refuses another run's."""
+    if not (workdir / CONFIG_FILE).exists():
+        if (workdir / "checkpoints").exists():
+            raise InputError(f"{workdir}: has checkpoints but no {CONFIG_FILE}; use another")
+        write_json(workdir / CONFIG_FILE, resolved)
+        return
+    before = read_config(workdir)
+    extractor = fingerprint_difference(
+        before["features"]["fingerprint"], resolved["features"]["fingerprint"]
+    )
+    if extractor:
+        raise InputError(
+            f"{workdir}: this run was started on features of another extractor ({extractor}); "
+            "use that data, or another --workdir"
+        )
+    changed = difference(*(_what_is_computed(document) for document in (before, resolved)))
+    if changed:
+        raise InputError(
+            f"{workdir}: holds another run ({changed}); use another --workdir, or the same config"
+        )
+
+
+def _what_is_computed(config: dict) -> dict:
+    return {key: value for key, value in flatten(config).items() if key not in MAY_CHANGE}
 
 
 def load_run(run: str | Path) -> Run:

@@ -13,8 +13,10 @@ from functools import partial
 
 import jax
 import numpy as np
+from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int, PyTree
 
+from scav_jax import sharding
 from scav_jax.batches import evaluation_batches
 from scav_jax.checkpoints import Run
 from scav_jax.datasets import Split
@@ -58,7 +60,14 @@ def batches(
     return evaluation_batches(split, batch_size=batch_size, align=align, buckets=buckets)
 
 
-def embed(run: Run, split: Split, batch_size: int = 64, *, progress: bool = False) -> Embedded:
+def embed(
+    run: Run,
+    split: Split,
+    batch_size: int = 64,
+    *,
+    progress: bool = False,
+    mesh: Mesh | None = None,
+) -> Embedded:
     """Encodes every clip of a split.
 
     Args:
@@ -66,20 +75,25 @@ def embed(run: Run, split: Split, batch_size: int = 64, *, progress: bool = Fals
       split: features of the extractor that the model was trained with.
       batch_size: how many clips at a time; does not change the result.
       progress: show a bar with the rate and the time left.
+      mesh: devices of this process that share each batch; by default the parameters' own.
 
     Raises:
       InputError: features of another extractor, a broken clip, or latents that are not finite.
     """
     check_features(run, split)
     begin = time.perf_counter()
-    size = min(batch_size, len(split))
+    size, params, place = min(batch_size, len(split)), run.params["encoders"], lambda batch: batch
+    if mesh is not None:
+        size = -(-size // mesh.size) * mesh.size  # every device gets as many clips
+        params = sharding.put_replicated(params, mesh)
+        place = partial(sharding.put_batch, mesh=mesh)
     parts: list[tuple[AudioVisual, tuple[np.ndarray, np.ndarray]]] = []
     seen: list[np.ndarray] = []
     data = run.config["data"]
     with progress_bar(f"embed {split.split}", len(split), "clip", shown=progress) as bar:
         for batch, numbers in batches(split, size, data["align"], data["buckets"]):
             full = jax.tree.map(partial(_fill, size=size), batch)
-            encoded = jax.device_get(_encode(run.encoders, run.params["encoders"], full))
+            encoded = jax.device_get(_encode(run.encoders, params, place(full)))
             real = slice(len(numbers))
             parts.append(jax.tree.map(operator.itemgetter(real), encoded))
             seen.append(numbers)

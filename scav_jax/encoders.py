@@ -3,16 +3,21 @@
 Each stream goes through a projection MLP and a pre-LN Transformer whose attention carries the
 gated relative position bias of BEATs (Chi et al. 2022, XLM-E; its form in WavLM and BEATs).
 Masks are exact: padding, NaN included, changes neither values nor gradients.
+
+In `precision="bfloat16"` matrix products and activations are bfloat16; parameters, statistics of
+norms, attention's softmax and the latents that come out are float32, whatever the precision.
 """
 
 import math
+from functools import partial
+from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from scav_jax.errors import InputError
+from scav_jax.errors import InputError, did_you_mean
 from scav_jax.positions import relative_buckets
 from scav_jax.sequences import AudioVisual, Sequences, resample_pairs, step_mask, zero_padding
 
@@ -20,6 +25,51 @@ LAYER_NORM_EPSILON = 1e-5  # torch's default, which the paper's code inherits; f
 GATE_WIDTH = 8  # two gates, each the sum of four projections, as in BEATs
 CONV_POSITION_KERNEL = 128
 CONV_POSITION_GROUPS = 16
+# What products are multiplied in, by `Encoders.precision`. HIGHEST is float32 on every device;
+# DEFAULT is TF32 on a GPU that has it, and bfloat16 on a TPU.
+MATMUL_PRECISIONS = {
+    "float32": jax.lax.Precision.HIGHEST,
+    "tensorfloat32": jax.lax.Precision.DEFAULT,
+    "bfloat16": jax.lax.Precision.DEFAULT,
+}
+
+
+def _products(precision: str) -> dict[str, Any]:
+    """The arguments of a layer that say what it computes in; None is the dtype of its inputs."""
+    dtype = jnp.bfloat16 if precision == "bfloat16" else None
+    return {"dtype": dtype, "precision": MATMUL_PRECISIONS[precision]}
+
+
+def _wide(x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
+    """Half precision as float32, anything else as it is."""
+    return x.astype(jnp.float32) if x.dtype.itemsize == 2 else x
+
+
+def _layer_norm(x: Float[Array, "B T C"], name: str) -> Float[Array, "B T C"]:
+    """LayerNorm with statistics in float32, in a compact module; keeps the dtype of x."""
+    return nn.LayerNorm(LAYER_NORM_EPSILON, name=name)(_wide(x)).astype(x.dtype)
+
+
+class Dropout(nn.Module):
+    """Dropout whose mask belongs to the clip, not to the array that the clip is in.
+
+    A mask follows from the module, the step's key and the clip's row in the global batch. So it is
+    the same however a batch is cut into microbatches or over devices, which `nn.Dropout` is not.
+    """
+
+    rate: float
+
+    @nn.compact
+    def __call__(
+        self, x: Float[Array, "B ..."], rows: Int[Array, " B"], deterministic: bool
+    ) -> Float[Array, "B ..."]:
+        if deterministic or self.rate == 0.0:
+            return x
+        if self.rate == 1.0:
+            return jnp.zeros_like(x)
+        keys = jax.vmap(partial(jax.random.fold_in, self.make_rng("dropout")))(rows)
+        keep = partial(jax.random.bernoulli, p=1.0 - self.rate, shape=x.shape[1:])
+        return jnp.where(jax.vmap(keep)(keys), x / (1.0 - self.rate), jnp.zeros((), x.dtype))
 
 
 class Attention(nn.Module):
@@ -31,6 +81,7 @@ class Attention(nn.Module):
 
     heads: int
     dropout: float
+    precision: str
 
     @nn.compact
     def __call__(
@@ -38,29 +89,38 @@ class Attention(nn.Module):
         x: Float[Array, "B T C"],
         mask: Bool[Array, "B T"],
         bias: Float[Array, "H T T"],
+        rows: Int[Array, " B"],
         deterministic: bool,
     ) -> Float[Array, "B T C"]:
         width = x.shape[-1]
         head_width = width // self.heads
         shape = (self.heads, head_width)
-        query = nn.DenseGeneral(shape, name="query")(x)
-        key = nn.DenseGeneral(shape, name="key")(x)
-        value = nn.DenseGeneral(shape, name="value")(x)
+        products = _products(self.precision)
+        query = nn.DenseGeneral(shape, name="query", **products)(x)
+        key = nn.DenseGeneral(shape, name="key", **products)(x)
+        value = nn.DenseGeneral(shape, name="value", **products)(x)
 
-        gates = nn.Dense(GATE_WIDTH, name="gate")(query)  # [B, T, H, 8], shared by the heads
-        gates = nn.sigmoid(jnp.sum(gates.reshape(*gates.shape[:-1], 2, GATE_WIDTH // 2), axis=-1))
+        gates = nn.Dense(GATE_WIDTH, name="gate", **products)(query)  # [B, T, H, 8], heads share
+        gates = _wide(gates).reshape(*gates.shape[:-1], 2, GATE_WIDTH // 2)
+        gates = nn.sigmoid(jnp.sum(gates, axis=-1))
         head_scale = self.param("head_scale", nn.initializers.ones, (1, 1, self.heads))
         gain = gates[..., 0] * (gates[..., 1] * head_scale - 1.0) + 2.0  # [B, T, H]
         gain = jnp.transpose(gain, (0, 2, 1))[..., None]  # [B, H, T, 1]
 
-        logits = jnp.einsum("bqhd,bkhd->bhqk", query, key) / math.sqrt(head_width)
-        logits = logits + gain * bias[None]
+        logits = jnp.einsum(
+            "bqhd,bkhd->bhqk",
+            query,
+            key,
+            precision=products["precision"],
+            preferred_element_type=gain.dtype,
+        )
+        logits = logits / math.sqrt(head_width) + gain * bias[None]
         lowest = jnp.finfo(logits.dtype).min
         logits = jnp.where(mask[:, None, None, :], logits, lowest)
-        weights = jax.nn.softmax(logits, axis=-1)
-        weights = nn.Dropout(self.dropout)(weights, deterministic=deterministic)
-        mixed = jnp.einsum("bhqk,bkhd->bqhd", weights, value)
-        return nn.DenseGeneral(width, axis=(-2, -1), name="out")(mixed)
+        weights = jax.nn.softmax(logits, axis=-1).astype(value.dtype)
+        weights = Dropout(self.dropout, name="drop")(weights, rows, deterministic)
+        mixed = jnp.einsum("bhqk,bkhd->bqhd", weights, value, precision=products["precision"])
+        return nn.DenseGeneral(width, axis=(-2, -1), name="out", **products)(mixed)
 
 
 class Block(nn.Module):
@@ -69,6 +129,7 @@ class Block(nn.Module):
     heads: int
     feedforward: int
     dropout: float
+    precision: str
 
     @nn.compact
     def __call__(
@@ -76,20 +137,25 @@ class Block(nn.Module):
         x: Float[Array, "B T C"],
         mask: Bool[Array, "B T"],
         bias: Float[Array, "H T T"],
+        rows: Int[Array, " B"],
         deterministic: bool,
     ) -> Float[Array, "B T C"]:
-        drop = nn.Dropout(self.dropout, deterministic=deterministic)
-        y = nn.LayerNorm(LAYER_NORM_EPSILON, name="attention_norm")(x)
-        y = Attention(self.heads, self.dropout, name="attention")(y, mask, bias, deterministic)
-        x = x + drop(y)
-        y = nn.LayerNorm(LAYER_NORM_EPSILON, name="feedforward_norm")(x)
-        y = nn.gelu(nn.Dense(self.feedforward, name="feedforward_in")(y), approximate=False)
-        y = nn.Dense(x.shape[-1], name="feedforward_out")(y)
-        return x + drop(y)
+        products = _products(self.precision)
+        drop = Dropout(self.dropout, name="drop")
+        y = _layer_norm(x, "attention_norm")
+        attention = Attention(self.heads, self.dropout, self.precision, name="attention")
+        x = x + drop(attention(y, mask, bias, rows, deterministic), rows, deterministic)
+        y = _layer_norm(x, "feedforward_norm")
+        y = nn.Dense(self.feedforward, name="feedforward_in", **products)(y)
+        y = nn.gelu(y, approximate=False)
+        y = nn.Dense(x.shape[-1], name="feedforward_out", **products)(y)
+        return x + drop(y, rows, deterministic)
 
 
 class ConvPosition(nn.Module):
     """BEATs' convolutional position: `x + GELU(Conv1d(x))`, kernel 128, 16 groups."""
+
+    precision: str
 
     @nn.compact
     def __call__(
@@ -103,6 +169,7 @@ class ConvPosition(nn.Module):
             feature_group_count=CONV_POSITION_GROUPS,
             padding=[(before, CONV_POSITION_KERNEL - 1 - before)],
             name="conv",
+            **_products(self.precision),
         )
         return x + nn.gelu(conv(x), approximate=False)
 
@@ -119,18 +186,24 @@ class Tower(nn.Module):
     position_buckets: int
     position_max_distance: int
     conv_position: bool
+    precision: str
+    remat: bool
 
     @nn.compact
-    def __call__(self, features: Sequences, deterministic: bool) -> Sequences:
+    def __call__(
+        self, features: Sequences, rows: Int[Array, " B"], deterministic: bool
+    ) -> Sequences:
+        products = _products(self.precision)
         lengths, steps = features.lengths, features.values.shape[-2]
         mask = step_mask(lengths, steps)
         x = zero_padding(features.values, lengths)
-        x = nn.gelu(nn.Dense(self.hidden, name="projection_in")(x), approximate=False)
-        x = nn.Dropout(self.dropout)(x, deterministic=deterministic)
-        x = nn.Dense(self.width, name="projection_out")(x)
+        x = nn.Dense(self.hidden, name="projection_in", **products)(x)
+        x = nn.gelu(x, approximate=False)
+        x = Dropout(self.dropout, name="projection_drop")(x, rows, deterministic)
+        x = nn.Dense(self.width, name="projection_out", **products)(x)
         if self.conv_position:
-            x = ConvPosition(name="conv_position")(x, lengths)
-        x = nn.Dropout(self.dropout)(x, deterministic=deterministic)
+            x = ConvPosition(self.precision, name="conv_position")(x, lengths)
+        x = Dropout(self.dropout, name="drop")(x, rows, deterministic)
 
         # One table a tower, shared by its blocks, as in BEATs.
         table = self.param(
@@ -140,10 +213,13 @@ class Tower(nn.Module):
         )
         buckets = relative_buckets(steps, self.position_buckets, self.position_max_distance)
         bias = jnp.transpose(table[buckets], (2, 0, 1))
+        block_class = nn.remat(Block, static_argnums=(5,)) if self.remat else Block
         for index in range(self.blocks):
-            block = Block(self.heads, self.feedforward, self.dropout, name=f"block_{index}")
-            x = block(x, mask, bias, deterministic)
-        x = nn.LayerNorm(LAYER_NORM_EPSILON, name="final_norm")(x)
+            block = block_class(
+                self.heads, self.feedforward, self.dropout, self.precision, name=f"block_{index}"
+            )
+            x = block(x, mask, bias, rows, deterministic)
+        x = nn.LayerNorm(LAYER_NORM_EPSILON, name="final_norm")(_wide(x))
         return features.replace(values=zero_padding(x, lengths))
 
 
@@ -163,6 +239,10 @@ class Encoders(nn.Module):
       conv_position: adds BEATs' convolutional position before the blocks.
       pre_resample: the paper's 'pre': a clip's features of one stream are interpolated to the
         steps of the other before the MLP, "visual_to_audio" or "audio_to_visual"; None is 'post'.
+      precision: "float32"; "tensorfloat32", the device's default for float32 products; or
+        "bfloat16" products and activations. Parameters and latents are float32 in all of them.
+      remat: keeps only the blocks' inputs for the gradient and computes the rest again: less
+        memory, about a third more time, the same numbers.
     """
 
     width: int = 512
@@ -177,12 +257,26 @@ class Encoders(nn.Module):
     position_max_distance: int = 800
     conv_position: bool = False
     pre_resample: str | None = None
+    precision: str = "float32"
+    remat: bool = False
 
     @nn.compact
-    def __call__(self, features: AudioVisual, *, deterministic: bool = True) -> AudioVisual:
+    def __call__(
+        self,
+        features: AudioVisual,
+        *,
+        deterministic: bool = True,
+        rows: Int[Array, " B"] | None = None,
+    ) -> AudioVisual:
         """Features `[B, T, D]` of both streams -> latents `[B, T, width]`, zero in the padding.
 
-        Needs the random stream "dropout" unless `deterministic`.
+        Stored float16 is widened here, exactly.
+
+        Args:
+          features: both streams of B clips.
+          deterministic: no dropout; else the random stream "dropout" is needed.
+          rows: which rows of the global batch the clips are, for their dropout masks; None where
+            they are all of it.
         """
         if self.width % self.heads:
             raise InputError(
@@ -194,12 +288,22 @@ class Encoders(nn.Module):
                 f"encoders: width should be divisible by {CONV_POSITION_GROUPS} for conv_position, "
                 f"got width {self.width}"
             )
+        if self.precision not in MATMUL_PRECISIONS:
+            raise InputError(
+                f"train.precision: expected one of {', '.join(MATMUL_PRECISIONS)}, "
+                f"got {self.precision!r}." + did_you_mean(self.precision, list(MATMUL_PRECISIONS))
+            )
+        if rows is None:
+            rows = jnp.arange(len(features.visual.lengths), dtype=jnp.int32)
+        features = AudioVisual(
+            *(stream.replace(values=_wide(jnp.asarray(stream.values))) for stream in features)
+        )
         if self.pre_resample is not None:
             features = resample_pairs(features, self.pre_resample)
         visual = self._tower("visual", self.visual_blocks, self.visual_hidden)
         audio = self._tower("audio", self.audio_blocks, self.audio_hidden)
         return AudioVisual(
-            visual(features.visual, deterministic), audio(features.audio, deterministic)
+            visual(features.visual, rows, deterministic), audio(features.audio, rows, deterministic)
         )
 
     def _tower(self, name: str, blocks: int, hidden: int) -> Tower:
@@ -213,5 +317,7 @@ class Encoders(nn.Module):
             position_buckets=self.position_buckets,
             position_max_distance=self.position_max_distance,
             conv_position=self.conv_position,
+            precision=self.precision,
+            remat=self.remat,
             name=name,
         )

@@ -17,6 +17,7 @@ FORMAT_VERSION = 1
 STORED_DTYPE = np.float16
 DIFFERENCES_SHOWN = 6
 Window = tuple[float, float]  # (begin, extent) in steps, see `sequences.Sequences.windows`
+FINITE_PIECE = 2**15
 MIN_OVERLAP_S = 0.5  # streams of one clip that share less time than this have nothing to contrast
 
 
@@ -59,7 +60,7 @@ def check_clip(clip: Clip) -> None:
                 f"clip {clip.id!r}: {name} features should be [steps, width] with at least one "
                 f"step, got shape {values.shape}; extract it again"
             )
-        if not _all_finite(values):
+        if not all_finite(values):
             bad = int(np.flatnonzero(~np.isfinite(values).all(axis=1))[0])
             raise InputError(
                 f"clip {clip.id!r}: {name} features should be finite, step {bad} of "
@@ -79,11 +80,19 @@ def check_clip(clip: Clip) -> None:
         )
 
 
-def _all_finite(values: np.ndarray) -> bool:
-    """`np.isfinite(values).all()`, 20 times as fast for float16, which NumPy widens one by one."""
-    if values.dtype == np.float16 and values.flags.c_contiguous:
-        return bool((values.view(np.uint16) & 0x7FFF).max() < 0x7C00)  # exponent bits all set
-    return bool(np.isfinite(values).all())
+def all_finite(values: np.ndarray) -> bool:
+    """`np.isfinite(values).all()`; 20 times as fast for float16, which NumPy widens one by one."""
+    if values.dtype != np.float16 or not values.flags.c_contiguous:
+        return bool(np.isfinite(values).all())
+    octets, exponent = values.reshape(-1).view(np.uint8), 0x7C00  # its bits are all set
+    if not values.flags.aligned:  # NumPy is slow there; one byte on, high bytes come first
+        if octets[-1] & 0x7C == 0x7C:
+            return False
+        octets, exponent = octets[1:-1], 0x007C
+    words = octets.view(np.uint16)
+    # In pieces, so that no large array is made, whose memory would have to be cleared first.
+    pieces = (words[at : at + FINITE_PIECE] for at in range(0, len(words), FINITE_PIECE))
+    return all(int((piece & exponent).max()) != exponent for piece in pieces)
 
 
 def overlap_window(

@@ -2,7 +2,12 @@
 
 import contextlib
 import json
+import math
+import os
+import queue
+import threading
 import time
+import weakref
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -36,6 +41,16 @@ class Records:
         self._board.close()
 
 
+class NoRecords:
+    """Writes nothing: what all processes but one have."""
+
+    def write(self, kind: str, step: int, values: dict[str, float]) -> None:
+        pass
+
+    def close(self) -> None:
+        pass
+
+
 def _records_until(path: Path, step: int) -> list[dict]:
     if not path.exists():
         return []
@@ -49,35 +64,155 @@ def _records_until(path: Path, step: int) -> list[dict]:
 
 
 class Meter:
-    """Means of step metrics between two log lines, clips per second, and the share of waiting."""
+    """What happens between two log lines: means of step metrics, rates, and who waits for whom.
 
-    def __init__(self, batch_size: int):
-        self._batch_size = batch_size
+    Steps run on the devices while the loop goes on; `add` lets at most `in_flight` of them be
+    unfinished, so the loop cannot pile up batches on the devices. A thread notes when each one
+    ends, and so it is known how long the devices had nothing to do because a batch was not there.
+
+    Attributes:
+      totals: seconds of the whole run by part: "compilation" (the first step), "input" (devices
+        waiting for a batch), "step" (everything else between the first and the last step), and
+        what `part` was given.
+      steps: how many were added.
+    """
+
+    def __init__(self, batch_size: int, in_flight: int = 1):
+        self._batch_size, self._in_flight = batch_size, in_flight
+        self._ends = _Ends()
+        self._running, self._ended = 0, -math.inf
+        self._wait = (time.perf_counter(),) * 2
+        self.steps, self.totals = 0, {"compilation": 0.0, "input": 0.0, "step": 0.0}
+        self._loop_since: float | None = None
         self.restart()
 
     def restart(self) -> None:
         """Forgets what was added: for what should not count, such as a validation."""
-        self._steps, self._waited, self._since = [], 0.0, time.perf_counter()
+        self._steps, self._since = [], time.perf_counter()
+        self._waited = self._stalled = self._blocked = self._elsewhere = 0.0
 
     @contextlib.contextmanager
     def waiting(self) -> Iterator[None]:
         """Times what is done in it as waiting for input."""
         begin = time.perf_counter()
         yield
-        self._waited += time.perf_counter() - begin
+        self._wait = begin, time.perf_counter()
+        self._waited += self._wait[1] - begin
+
+    @contextlib.contextmanager
+    def part(self, name: str) -> Iterator[None]:
+        """Times what is done in it as a part of the run, beside the steps."""
+        begin = time.perf_counter()
+        try:
+            yield
+        finally:
+            seconds = time.perf_counter() - begin
+            self._elsewhere += seconds
+            self.totals[name] = self.totals.get(name, 0.0) + seconds
+            if self._loop_since is not None:
+                self._loop_since += seconds
 
     def add(self, step_metrics: dict) -> None:
-        """Takes the metrics of one step, on the device as they are."""
-        self._steps.append(step_metrics)  # reading them here would wait for the step
+        """Takes the metrics of one step, on the device as they are; waits for the one before."""
+        self._steps.append(step_metrics)
+        self._ends.watch(step_metrics)
+        self._running += 1
+        before, begin = self._ended, time.perf_counter()
+        while self._running > self._in_flight:
+            self._ended = self._ends.next()
+            self._running -= 1
+        self._blocked += time.perf_counter() - begin
+        self._account(previous_end=self._ended if self._in_flight else before, dispatched=begin)
+
+    def _account(self, previous_end: float, dispatched: float) -> None:
+        begin, end = self._wait
+        stalled = max(0.0, end - max(begin, previous_end))
+        self._stalled += stalled
+        self.totals["input"] += stalled
+        now = time.perf_counter()
+        if self._loop_since is None:  # the first step compiles
+            self.totals["compilation"] += dispatched - end
+        else:
+            self.totals["step"] += now - self._loop_since - stalled
+        self._loop_since = now
+        self.steps += 1
 
     def summary(self) -> dict[str, float]:
-        """Means over the steps since the last call; counters are the latest."""
+        """Means over the steps since the last call; counters are the latest.
+
+        `input_share` is the share of the time in which the devices waited for a batch, `input_ms`
+        how long the loop waited for one, `host_ms` what the loop itself did, both for a step.
+        """
+        begin = time.perf_counter()
         steps = jax.device_get(self._steps)
-        seconds = time.perf_counter() - self._since
+        now = time.perf_counter()
+        seconds = now - self._since
+        own = seconds - self._waited - self._blocked - self._elsewhere - (now - begin)
         values = {name: float(np.mean([s[name] for s in steps])) for name in steps[0]}
         values["skipped"] = int(steps[-1]["skipped"])
         values["skipped_in_row"] = int(max(s["skipped_in_row"] for s in steps))
         values["examples_per_s"] = len(steps) * self._batch_size / seconds
-        values["input_share"] = self._waited / seconds
+        values["input_share"] = self._stalled / seconds
+        values["input_ms"] = 1e3 * self._waited / len(steps)
+        values["host_ms"] = 1e3 * max(own, 0.0) / len(steps)
         self.restart()
         return values
+
+
+class _Ends:
+    """When steps end, seen by a thread that waits for their metrics one after the other."""
+
+    def __init__(self):
+        self._watched: queue.SimpleQueue = queue.SimpleQueue()
+        self._ended: queue.SimpleQueue = queue.SimpleQueue()
+        # A daemon: where a device never answers, the program can end all the same.
+        threading.Thread(
+            target=_watch, args=(self._watched, self._ended), name="meter", daemon=True
+        ).start()
+        weakref.finalize(self, self._watched.put, None)
+
+    def watch(self, step_metrics: dict) -> None:
+        self._watched.put(step_metrics)
+
+    def next(self) -> float:
+        """When the next step ended; waits for it, and raises what it raised."""
+        ended = self._ended.get()
+        if isinstance(ended, BaseException):
+            raise ended
+        return ended
+
+
+def _watch(watched: queue.SimpleQueue, ended: queue.SimpleQueue) -> None:
+    while (metrics := watched.get()) is not None:
+        try:
+            jax.block_until_ready(metrics)
+            ended.put(time.perf_counter())
+        except BaseException as error:
+            ended.put(error)
+        del metrics
+
+
+INPUT_SHARE = 0.1  # of the time, from which waiting for data is worth a word
+SECONDS_BETWEEN_WORDS = 600.0
+
+
+class InputWarning:
+    """Says once in a while that the devices wait for data, and what to do about it."""
+
+    def __init__(self, read_threads: int, *, every_s: float = SECONDS_BETWEEN_WORDS):
+        self._read_threads, self._every_s = read_threads, every_s
+        self._latest = -math.inf
+
+    def words(self, values: dict[str, float]) -> str | None:
+        """A line about one `Meter.summary`; None where input keeps up, or it was said lately."""
+        now = time.perf_counter()
+        if values["input_share"] < INPUT_SHARE or now - self._latest < self._every_s:
+            return None
+        self._latest = now
+        return (
+            f"input: the devices wait for data {values['input_share']:.0%} of the time; raise "
+            f"data.read_threads ({self._read_threads} now, {os.cpu_count()} cores here), keep "
+            "data.features=float16, train on resampled copies (python -m scav_jax.datasets "
+            "resample) or use a faster disk; python scripts/benchmarks/input.py says which of "
+            "them it is"
+        )

@@ -1,12 +1,16 @@
 """The device mesh, and where arrays live on it. The only file that names a PartitionSpec.
 
-One axis, "data": the batch is cut along it, parameters are on every device. The loss is written
-for the global batch, so `jit` adds the communication that this needs and nothing else changes.
+One axis, "data": the batch is cut along it; parameters and the optimizer's state are on every
+device, or cut along it as well. The loss is written for the global batch, so `jit` adds the
+communication that this needs and nothing else changes.
 """
+
+from collections.abc import Callable
 
 import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jaxtyping import PyTree
 
 from scav_jax.errors import InputError
 
@@ -46,6 +50,57 @@ def batch_sharded(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec(DATA_AXIS))
 
 
+def all_replicated(tree: PyTree, mesh: Mesh) -> PyTree:
+    """For each leaf of a tree of arrays or shapes: whole on every device."""
+    return jax.tree.map(lambda _: replicated(mesh), tree)
+
+
+def cut_along_largest(tree: PyTree, mesh: Mesh) -> PyTree:
+    """For each leaf of a tree of arrays or shapes: its largest axis cut over the devices.
+
+    An axis must be a multiple of the devices to be cut; a leaf that has no such axis is replicated.
+    """
+
+    def place(leaf) -> NamedSharding:
+        axes = [axis for axis, size in enumerate(leaf.shape) if size and size % mesh.size == 0]
+        if not axes:
+            return replicated(mesh)
+        largest = max(axes, key=lambda axis: leaf.shape[axis])
+        return NamedSharding(mesh, PartitionSpec(*[None] * largest, DATA_AXIS))
+
+    return jax.tree.map(place, tree)
+
+
+def on_own_rows(
+    function: Callable[[PyTree, PyTree], PyTree], mesh: Mesh | None, *, summed: bool = False
+) -> Callable[[PyTree, PyTree], PyTree]:
+    """`function(whole, rows)`, run by every device on its own rows, without communication.
+
+    Args:
+      function: of a tree that every device has as a whole, and a tree whose leaves are cut along
+        their first axis; returns rows, or with `summed` what is to be added up over devices.
+      mesh: the devices; None calls the function as it is.
+      summed: whether results are sums over rows; one communication at the end adds them up.
+    """
+    if mesh is None or mesh.size == 1:
+        return function
+
+    def run(whole, rows):
+        result = function(whole, rows)
+        return jax.lax.psum(result, DATA_AXIS) if summed else result
+
+    # Without check_vma the gradient inside is the device's own; with it, JAX adds one up over the
+    # devices wherever it is computed, thus once a microbatch.
+    whole, rows = PartitionSpec(), PartitionSpec(DATA_AXIS)
+    return jax.shard_map(
+        run,
+        mesh=mesh,
+        in_specs=(whole, rows),
+        out_specs=whole if summed else rows,
+        check_vma=False,
+    )
+
+
 def check_batch_size(batch_size: int, mesh: Mesh) -> None:
     """Raises `InputError` unless every device gets the same number of clips."""
     devices = mesh.size
@@ -58,10 +113,33 @@ def check_batch_size(batch_size: int, mesh: Mesh) -> None:
         )
 
 
+def check_microbatch(microbatch: int, batch_size: int, mesh: Mesh) -> None:
+    """Raises `InputError` unless microbatches of that size can be cut on every device; 0 is off."""
+    valid = [
+        size
+        for size in range(mesh.size, batch_size + 1, mesh.size)
+        if batch_size % size == 0  # a multiple of the devices that divides the batch
+    ]
+    if microbatch == 0 or microbatch in valid:
+        return
+    below = [size for size in valid if size < microbatch][-1:]
+    above = [size for size in valid if size > microbatch][:1]
+    nearest = " or ".join(str(size) for size in below + above)
+    raise InputError(
+        f"train.microbatch: expected 0 or a divisor of data.batch_size {batch_size} that is a "
+        f"multiple of the {mesh.size} devices, got {microbatch}; use {nearest}"
+    )
+
+
 def put_batch(batch, mesh: Mesh):
     """This process's rows of a batch as global arrays on the mesh."""
     sharding = batch_sharded(mesh)
     return jax.tree.map(lambda x: jax.make_array_from_process_local_data(sharding, x), batch)
+
+
+def put(tree, shardings):
+    """A tree of arrays where a tree of shardings says."""
+    return jax.device_put(tree, shardings)
 
 
 def put_replicated(tree, mesh: Mesh):

@@ -7,8 +7,10 @@ Everything that makes up the run is in `WORKDIR`: `config.json`, `metrics.jsonl`
 
 import contextlib
 import dataclasses
+import functools
+import hashlib
+import json
 import logging
-import signal
 import sys
 import threading
 from dataclasses import dataclass
@@ -19,30 +21,30 @@ import numpy as np
 from absl import logging as absl_logging
 from tqdm import tqdm
 
-from scav_jax import datasets, embed, metrics, retrieve, sharding
+import scav_jax
+from scav_jax import datasets, embed, metrics, processes, profiling, retrieve, sharding
 from scav_jax.batches import training_batches
 from scav_jax.checkpoints import (
     AVERAGED,
-    CONFIG_FILE,
     Checkpoints,
     Run,
     example_batch,
+    open_workdir,
     parameter_shapes,
-    read_config,
     save_averaged,
 )
-from scav_jax.config import ArgumentParser, difference, parse, unpack
+from scav_jax.config import ArgumentParser, parse, unpack
 from scav_jax.distances import retrieval_form
 from scav_jax.encoders import Encoders
-from scav_jax.errors import InputError, run_program
-from scav_jax.features import check_resampled, fingerprint_difference
-from scav_jax.files import write_json
+from scav_jax.errors import InputError
+from scav_jax.features import check_resampled
 from scav_jax.optimizer import learning_rate_schedule, make_optimizer
+from scav_jax.prefetch import Prefetch
+from scav_jax.profiling import Trace
 from scav_jax.progress import progress_bar
-from scav_jax.records import Meter, Records
+from scav_jax.records import InputWarning, Meter, NoRecords, Records
 from scav_jax.train_step import Objective, TrainState, init_state, make_train_step
 
-EXIT_TERMINATED = 143  # SIGTERM, as shells report it
 COLLAPSED_SPREAD = 1e-3  # embeddings this close, relative to their length, are one point
 
 
@@ -57,6 +59,9 @@ class DataSettings:
       align: "time", or "index" (the paper's wording: whole streams stretched onto each other).
       buckets: at most this many padded shapes.
       read_threads: threads that read ahead.
+      features: "float16", as stored, or "float32": what batches are copied to the devices in; the
+        towers compute the same.
+      prefetch: batches that wait on the devices; 0 where two do not fit.
     """
 
     path: str
@@ -66,6 +71,8 @@ class DataSettings:
     align: str
     buckets: int
     read_threads: int
+    features: str
+    prefetch: int
 
 
 @dataclass(frozen=True)
@@ -82,6 +89,8 @@ class TrainSettings:
       devices: how many devices to use; 0 is all.
       distance_memory_bytes: working memory of the distance matrix, beside latents and result;
         changes speed only.
+      preemption_deadline_s: after SIGTERM, how many seconds there are to save in.
+      profile: "start:stop" writes a trace of these steps to WORKDIR/profile; "" does not.
     """
 
     steps: int
@@ -92,12 +101,19 @@ class TrainSettings:
     max_skipped_in_row: int
     devices: int
     distance_memory_bytes: int
+    preemption_deadline_s: float
+    profile: str
 
     def __post_init__(self):
         at_least_1 = ("steps", "log_every", "validate_every", "max_skipped_in_row")
         for name in (*at_least_1, "distance_memory_bytes"):
             if getattr(self, name) < 1:
                 raise InputError(f"train.{name}: expected at least 1, got {getattr(self, name)}")
+        if self.preemption_deadline_s <= 0:
+            raise InputError(
+                f"train.preemption_deadline_s: expected more than 0, "
+                f"got {self.preemption_deadline_s}"
+            )
 
 
 @dataclass(frozen=True)
@@ -156,27 +172,13 @@ def resolved_config(setup: Setup) -> dict:
     }
 
 
-def open_workdir(workdir: Path, resolved: dict) -> None:
-    """Claims a directory for this run, or recognises it; refuses another run's."""
-    if not (workdir / CONFIG_FILE).exists():
-        if (workdir / "checkpoints").exists():
-            raise InputError(f"{workdir}: has checkpoints but no {CONFIG_FILE}; use another")
-        write_json(workdir / CONFIG_FILE, resolved)
-        return
-    before = read_config(workdir)
-    extractor = fingerprint_difference(
-        before["features"]["fingerprint"], resolved["features"]["fingerprint"]
-    )
-    if extractor:
-        raise InputError(
-            f"{workdir}: this run was started on features of another extractor ({extractor}); "
-            "use that data, or another --workdir"
-        )
-    changed = difference(before, resolved)
-    if changed:
-        raise InputError(
-            f"{workdir}: holds another run ({changed}); use another --workdir, or the same config"
-        )
+def shared_document(setup: Setup) -> dict:
+    """What all processes have to have in common: config, data and versions."""
+    ids = {split.split: list(split.ids) for split in (setup.training, setup.validation)}
+    return resolved_config(setup) | {
+        "clips_sha256": hashlib.sha256(json.dumps(ids).encode()).hexdigest(),
+        "version": {"scav_jax": scav_jax.__version__, "jax": jax.__version__},
+    }
 
 
 # ---- validation ----------------------------------------------------------------------------
@@ -184,8 +186,12 @@ def open_workdir(workdir: Path, resolved: dict) -> None:
 
 def validate(setup: Setup, params) -> dict[str, float]:
     """R@1 in both directions by sequence and by aggregation, over the whole validation split."""
+    mesh = sharding.local_mesh(min(jax.local_device_count(), setup.settings.devices or sys.maxsize))
     embedded = embed.embed(
-        _run_of(setup, params), setup.validation, batch_size=setup.data.batch_size
+        _run_of(setup, jax.device_get(params)),
+        setup.validation,
+        batch_size=setup.data.batch_size,
+        mesh=mesh,
     )
     ranks_by = retrieval_form(setup.objective.distance, setup.objective.distance_options)
     similarities, distances = retrieve.all_against_all(embedded, *ranks_by)
@@ -220,16 +226,15 @@ def train(config: dict, workdir: Path) -> Run | None:
       config: the resolved config, nested dict.
       workdir: the run directory; holds nothing yet, or the same run, which is then resumed.
     """
-    setup = set_up(config)
+    setup, mesh, dataset = processes.all_or_none(lambda: _prepare(config))
+    processes.check_same(shared_document(setup))
     settings = setup.settings
-    mesh = sharding.make_mesh(settings.devices or None)
-    sharding.check_batch_size(setup.data.batch_size, mesh)
     optimizer = unpack("optimizer", config["optimizer"], make_optimizer, steps=settings.steps)
     schedule = _learning_rates(config["optimizer"], settings.steps)
-    dataset = _training_dataset(setup)
-    open_workdir(workdir, resolved_config(setup))
+    _in_first(lambda: open_workdir(workdir, resolved_config(setup)))
 
-    batches = iter(dataset)
+    put = functools.partial(sharding.put_batch, mesh=mesh)
+    batches = Prefetch(iter(dataset), put, ahead=setup.data.prefetch)
     checkpoints = Checkpoints(workdir, settings.keep_best)
     state, first = _start_or_resume(setup, optimizer, mesh, checkpoints, batches)
     step_function = jax.jit(
@@ -244,31 +249,78 @@ def train(config: dict, workdir: Path) -> Run | None:
         out_shardings=sharding.replicated(mesh),
         donate_argnums=0,
     )
-    records, meter, stop = Records(workdir, first), Meter(setup.data.batch_size), _on_sigterm()
-    bar = progress_bar("train", settings.steps, "step", initial=first)
-    with contextlib.closing(records), bar:
+    records = Records(workdir, first) if processes.is_first() else NoRecords()
+    meter = Meter(setup.data.batch_size, in_flight=min(setup.data.prefetch, 1))
+    slow_input = InputWarning(setup.data.read_threads)
+    trace = Trace(workdir, profiling.steps_of(settings.profile, settings.steps))
+    stop = processes.Preemption(settings.preemption_deadline_s, checkpoints.latest_written)
+    shown = processes.is_first()
+    bar = progress_bar("train", settings.steps, "step", initial=first, shown=shown)
+    with contextlib.closing(records), contextlib.closing(batches), trace, bar:
         for step in range(first + 1, settings.steps + 1):
             with meter.waiting():
-                batch = sharding.put_batch(next(batches), mesh)
+                batch = next(batches)
+            trace.before(step)
             state, step_metrics = step_function(state, batch)
+            trace.after(step, step_metrics)
             meter.add(step_metrics)
             bar.update()
             last = step == settings.steps
             if step % settings.log_every == 0 or last:
                 values = meter.summary() | {"learning_rate": float(schedule(step - 1))}
                 _log(step, values, setup, records, bar, batch, state)
+                if word := slow_input.words(values):
+                    _say(word, bar)
             points = None
             if step % settings.validate_every == 0 or last:
-                points = _validate(step, setup, state.params, records, bar)
+                with meter.part("validation"):
+                    points = _validate(step, setup, state.params, records, bar)
                 meter.restart()
             due = settings.checkpoint_every and step % settings.checkpoint_every == 0
-            if points is not None or due or stop():
-                checkpoints.save(step, state, batches.get_state(), points)
-            if stop() and not last:
+            stopping = stop(step)
+            if points is not None or due or stopping:
+                with meter.part("checkpoint"):
+                    checkpoints.save(step, state, batches.get_state(), points)
+            if stopping and not last:
                 checkpoints.close()
-                bar.write(f"terminated: saved step {step}; the same command resumes", sys.stderr)
+                stop.close()
+                _say(f"terminated: saved step {step}; the same command resumes", bar)
                 return None
+        stop.close()
+        if meter.steps:
+            _say(_time_by_part(setup, optimizer, meter, state, batch), bar)
         return _finish(setup, workdir, checkpoints, records, state.params)
+
+
+def _time_by_part(setup: Setup, optimizer, meter: Meter, state: TrainState, batch) -> str:
+    """The table at the end; with the parts of a step where a profile was asked for."""
+    parts = None
+    if setup.settings.profile and jax.process_count() == 1:
+        parts = profiling.parts_of_step(
+            setup.encoders,
+            setup.objective,
+            optimizer,
+            state,
+            batch,
+            memory_bytes=setup.settings.distance_memory_bytes,
+        )
+    return profiling.table(meter.totals, meter.steps, parts)
+
+
+def _prepare(config: dict):
+    """All that can be wrong with a config, its data and the devices, before anything is written."""
+    setup = set_up(config)
+    processes.check_devices(setup.settings.devices)
+    mesh = sharding.make_mesh(setup.settings.devices or None)
+    sharding.check_batch_size(setup.data.batch_size, mesh)
+    unpack("optimizer", config["optimizer"], make_optimizer, steps=setup.settings.steps)
+    profiling.steps_of(setup.settings.profile, setup.settings.steps)
+    return setup, mesh, _training_dataset(setup)
+
+
+def _in_first(work) -> None:
+    """Does in process 0 what only one may do; its `InputError` is everyone's."""
+    processes.all_or_none(lambda: work() if processes.is_first() else None)
 
 
 def _training_dataset(setup: Setup):
@@ -281,6 +333,7 @@ def _training_dataset(setup: Setup):
         process_index=jax.process_index(),
         process_count=jax.process_count(),
         read_threads=setup.data.read_threads,
+        dtype=setup.data.features,
     )
 
 
@@ -295,13 +348,13 @@ def _start_or_resume(setup: Setup, optimizer, mesh, checkpoints: Checkpoints, ba
     example = example_batch(_widths(setup))
     state = init_state(setup.encoders, setup.objective, optimizer, example, setup.config["seed"])
     state = sharding.put_replicated(state, mesh)
-    first = checkpoints.latest_step() or 0
-    if not first:
+    latest = checkpoints.restore_latest(state)
+    if latest is None:
         _describe(setup, state, mesh)
         return state, 0
-    state, batches_state = checkpoints.restore(first, state)
+    first, state, batches_state = latest
     batches.set_state(batches_state)
-    print(f"resuming at step {first} of {setup.settings.steps}", file=sys.stderr)
+    _say(f"resuming at step {first} of {setup.settings.steps}")
     return state, first
 
 
@@ -312,18 +365,18 @@ def _log(step: int, values: dict, setup: Setup, records: Records, bar: tqdm, bat
     if values["skipped_in_row"] >= setup.settings.max_skipped_in_row:
         raise InputError(_diagnosis(step, values, batch, state))
     if values["embedding_spread"] < COLLAPSED_SPREAD:
-        bar.write(
+        _say(
             f"step {step}: collapse: all clips of a batch have nearly one embedding (relative "
             f"spread {values['embedding_spread']:.1e}); lower optimizer.learning_rate or lengthen "
             "optimizer.warmup_steps",
-            file=sys.stderr,
+            bar,
         )
 
 
 def _validate(step: int, setup: Setup, params, records: Records, bar: tqdm) -> float:
-    values = validate(setup, params)
+    values = processes.from_first(lambda: validate(setup, params))
     records.write("validation", step, values)
-    bar.write(f"step {step}: validation {_in_words(values)}", file=sys.stderr)
+    _say(f"step {step}: validation {_in_words(values)}", bar)
     return score(setup.objective, values)
 
 
@@ -331,12 +384,13 @@ def _finish(setup: Setup, workdir: Path, checkpoints: Checkpoints, records: Reco
     """Averages the best checkpoints, validates the average and writes it."""
     checkpoints.wait()
     averaged, steps = checkpoints.average(params)
-    values = validate(setup, averaged)
+    values = processes.from_first(lambda: validate(setup, averaged))
     records.write("averaged", setup.settings.steps, values)
-    save_averaged(workdir, averaged, steps)
+    processes.from_first(lambda: save_averaged(workdir, averaged, steps))
     checkpoints.close()
-    print(f"averaged steps {', '.join(map(str, steps))}: validation {_in_words(values)}")
-    print(f"run: {workdir}")
+    if processes.is_first():
+        print(f"averaged steps {', '.join(map(str, steps))}: validation {_in_words(values)}")
+        print(f"run: {workdir}")
     return dataclasses.replace(
         _run_of(setup, averaged), path=workdir, config=resolved_config(setup), steps=tuple(steps)
     )
@@ -346,7 +400,8 @@ def _finish(setup: Setup, workdir: Path, checkpoints: Checkpoints, records: Reco
 
 
 def _diagnosis(step: int, values: dict, batch, state: TrainState) -> str:
-    largest = max(float(np.abs(np.asarray(stream.values)).max()) for stream in batch)
+    shards = (shard.data for stream in batch for shard in stream.values.addressable_shards)
+    largest = max(float(np.abs(np.asarray(values)).max()) for values in shards)
     leaves = (np.asarray(leaf, np.float64).ravel() for leaf in jax.tree.leaves(state.params))
     norm = float(np.sqrt(sum(leaf @ leaf for leaf in leaves)))
     return (
@@ -366,19 +421,18 @@ def _in_words(values: dict[str, float]) -> str:
 
 def _describe(setup: Setup, state: TrainState, mesh) -> None:
     count = sum(x.size for x in jax.tree.leaves(state.params))
-    print(
+    where = f" of {jax.process_count()} processes" if processes.many() else ""
+    _say(
         f"{setup.objective.name} objective, {count / 1e6:.1f} M parameters, "
         f"{len(setup.training)} training and {len(setup.validation)} validation clips, "
-        f"batch {setup.data.batch_size} on {mesh.size} {jax.devices()[0].platform} device(s)",
-        file=sys.stderr,
+        f"batch {setup.data.batch_size} on {mesh.size} {jax.devices()[0].platform} device(s){where}"
     )
 
 
-def _on_sigterm():
-    """A function that says whether SIGTERM came; the signal itself interrupts nothing."""
-    came = []
-    signal.signal(signal.SIGTERM, lambda *_: came.append(True))
-    return lambda: bool(came)
+def _say(words: str, bar: tqdm | None = None) -> None:
+    """A line on stderr, above the bar; one process says it for all."""
+    if processes.is_first():
+        (bar or tqdm).write(words, file=sys.stderr)
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -386,7 +440,9 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument(
         "--workdir", type=Path, required=True, help="where the run is kept, e.g. runs/demo"
     )
+    processes.add_arguments(parser)
     config, arguments = parse(parser, argv)
+    processes.start(arguments)
     # Orbax and its threads log what is then raised; one line is enough.
     absl_logging.set_verbosity(absl_logging.FATAL)
     for name in ("asyncio", "concurrent.futures"):
@@ -395,13 +451,15 @@ def main(argv: list[str] | None = None) -> int:
     if (arguments.workdir / AVERAGED).is_dir():
         setup = set_up(config.to_dict())
         open_workdir(arguments.workdir, resolved_config(setup))
-        print(
-            f"{arguments.workdir}: training is finished; evaluate it with "
-            f"`python -m scav_jax.evaluate --run {arguments.workdir} --split test`"
-        )
+        if processes.is_first():
+            print(
+                f"{arguments.workdir}: training is finished; evaluate it with "
+                f"`python -m scav_jax.evaluate --run {arguments.workdir} --split test`"
+            )
         return 0
-    return 0 if train(config.to_dict(), arguments.workdir) else EXIT_TERMINATED
+    done = train(config.to_dict(), arguments.workdir)
+    return 0 if done else processes.EXIT_TERMINATED
 
 
 if __name__ == "__main__":
-    run_program(main)
+    processes.run_program(main)

@@ -2,18 +2,22 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 
 import flax.struct
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int, PyTree
 
+from scav_jax import gradient_cache, sharding
 from scav_jax.distances import MEMORY_BYTES, find, pairwise_with_aux
 from scav_jax.encoders import Encoders
 from scav_jax.errors import InputError, did_you_mean
 from scav_jax.objectives import aggregation_loss, sequence_loss
+from scav_jax.objectives.cross_entropy import block_of, over_blocks
 from scav_jax.sequences import AudioVisual, masked_mean
 
 OBJECTIVES = ("sequence", "aggregation", "sequence+aggregation")
@@ -140,10 +144,31 @@ def compute_loss(
       The loss, and aux: `latents`, `embeddings` (visual, audio), the aux of each loss under its
       name ("sequence", "aggregation"), and that of the distance ("distance").
     """
-    rngs = None if dropout_key is None else {"dropout": dropout_key}
-    latents = encoders.apply(
-        {"params": params["encoders"]}, batch, deterministic=dropout_key is None, rngs=rngs
+    latents = _encode(encoders, params["encoders"], batch, None, dropout_key)
+    return _loss_of_latents(
+        objective, params["log_temperature"], latents, memory_bytes=memory_bytes
     )
+
+
+def _encode(
+    encoders: Encoders,
+    params: PyTree,
+    batch: AudioVisual,
+    rows: Int[Array, " B"] | None,
+    dropout_key: Array | None,
+) -> AudioVisual:
+    """Latents of some clips; `rows` says which of the global batch they are, None all of it."""
+    rngs = None if dropout_key is None else {"dropout": dropout_key}
+    which = {} if rows is None else {"rows": rows}
+    return encoders.apply(
+        {"params": params}, batch, deterministic=dropout_key is None, rngs=rngs, **which
+    )
+
+
+def _loss_of_latents(
+    objective: Objective, log_temperature: PyTree, latents: AudioVisual, *, memory_bytes: int
+) -> tuple[Float[Array, ""], dict]:
+    """The objective on the latents of a whole batch; see `compute_loss`."""
     embeddings = [masked_mean(stream.values, stream.lengths) for stream in latents]
     aux = {"latents": latents, "embeddings": embeddings}
     loss = jnp.zeros((), jnp.float32)
@@ -155,15 +180,75 @@ def compute_loss(
             **objective.distance_options,
         )
         part, aux["sequence"] = sequence_loss(
-            distances, params["log_temperature"]["sequence"], normalize=objective.normalize
+            distances, log_temperature["sequence"], normalize=objective.normalize
         )
         loss = loss + part
     if "aggregation" in objective.losses:
         part, aux["aggregation"] = aggregation_loss(
-            *embeddings, params["log_temperature"]["aggregation"]
+            *embeddings, log_temperature["aggregation"]
         )
         loss = loss + part
     return loss, aux
+
+
+def loss_and_gradients(
+    encoders: Encoders,
+    objective: Objective,
+    params: PyTree,
+    batch: AudioVisual,
+    dropout_key: Array | None = None,
+    *,
+    memory_bytes: int = MEMORY_BYTES,
+    microbatch: int = 0,
+    mesh: Mesh | None = None,
+) -> tuple[tuple[Float[Array, ""], dict], PyTree]:
+    """`compute_loss` and the gradient for `params`; the same numbers with and without caching.
+
+    Args:
+      encoders, objective, params, batch, dropout_key, memory_bytes: as for `compute_loss`.
+      microbatch: clips that are encoded at a time, over all devices; 0 is all of them, with every
+        activation kept. See `gradient_cache`, and `sharding.check_microbatch` for what divides.
+      mesh: over which the batch is cut; read with `microbatch` only.
+    """
+    if not microbatch:
+
+        def loss(params):
+            return compute_loss(
+                encoders, objective, params, batch, dropout_key, memory_bytes=memory_bytes
+            )
+
+        return jax.value_and_grad(loss, has_aux=True)(params)
+    result, (of_encoders, of_temperature) = gradient_cache.value_and_gradients(
+        partial(_encode, encoders),
+        partial(_loss_of_latents, objective, memory_bytes=memory_bytes),
+        params["encoders"],
+        params["log_temperature"],
+        batch,
+        dropout_key,
+        microbatch=microbatch,
+        mesh=mesh,
+    )
+    return result, {"encoders": of_encoders, "log_temperature": of_temperature}
+
+
+def state_shardings(
+    state: TrainState, mesh: Mesh, *, shard_params: bool = False, shard_optimizer: bool = False
+) -> TrainState:
+    """Where every array of the state lives: whole on every device, or cut over them.
+
+    Args:
+      state: of arrays or shapes.
+      mesh: the devices.
+      shard_params: cuts parameters along their largest axis that the devices divide.
+      shard_optimizer: the same for the optimizer's moments, as ZeRO-1 does: each device updates
+        its part of the parameters, and these are gathered.
+    """
+    place = {True: sharding.cut_along_largest, False: sharding.all_replicated}
+    shardings = sharding.all_replicated(state, mesh)
+    return shardings.replace(
+        params=place[shard_params](state.params, mesh),
+        opt_state=place[shard_optimizer](state.opt_state, mesh),
+    )
 
 
 def make_train_step(
@@ -173,23 +258,29 @@ def make_train_step(
     seed: int,
     *,
     memory_bytes: int = MEMORY_BYTES,
+    microbatch: int = 0,
+    mesh: Mesh | None = None,
 ) -> Callable[[TrainState, AudioVisual], tuple[TrainState, Metrics]]:
     """`step(state, batch) -> (state, metrics)`, pure and ready for `jit`.
 
     A step whose loss or gradient is not finite changes neither parameters nor optimizer: it is
-    counted instead. Dropout depends on the seed and the step only, so a resumed run is the same.
+    counted instead. Dropout depends on the seed, the step and a clip's row in the batch only, so a
+    resumed run is the same, and so is one with another `microbatch` (see `loss_and_gradients`).
     """
     key = jax.random.key(seed)
 
     def step(state: TrainState, batch: AudioVisual) -> tuple[TrainState, Metrics]:
         dropout_key = jax.random.fold_in(key, state.step)
-
-        def loss_function(params):
-            return compute_loss(
-                encoders, objective, params, batch, dropout_key, memory_bytes=memory_bytes
-            )
-
-        (loss, aux), gradients = jax.value_and_grad(loss_function, has_aux=True)(state.params)
+        (loss, aux), gradients = loss_and_gradients(
+            encoders,
+            objective,
+            state.params,
+            batch,
+            dropout_key,
+            memory_bytes=memory_bytes,
+            microbatch=microbatch,
+            mesh=mesh,
+        )
         gradient_norm = optax.tree.norm(gradients)
         finite = jnp.isfinite(loss) & jnp.isfinite(gradient_norm)
         with jax.numpy_dtype_promotion("standard"):  # optax mixes dtypes; strictness is for us
@@ -226,8 +317,10 @@ def _health(objective: Objective, aux: dict) -> Metrics:
         prefix = "" if name == objective.losses[0] else f"{name}_"
         part = aux[name]
         metrics[f"{prefix}temperature"] = part["temperature"]
-        metrics[f"{prefix}recall_v2a"] = _recall_at_1(part["logits_v2a"], axis=1)
-        metrics[f"{prefix}recall_a2v"] = _recall_at_1(part["logits_a2v"], axis=0)
+        # As the logits rank, which fall with D along each row and column.
+        distances = part["distances"] if name == "sequence" else -part["similarities"]
+        metrics[f"{prefix}recall_v2a"] = _recall_at_1(distances, axis=1)
+        metrics[f"{prefix}recall_a2v"] = _recall_at_1(distances, axis=0)
     if "sequence" in aux:
         distances = aux["sequence"]["distances"]
         metrics["distance_mean"] = jnp.mean(distances)
@@ -236,10 +329,16 @@ def _health(objective: Objective, aux: dict) -> Metrics:
     return metrics
 
 
-def _recall_at_1(logits: Float[Array, "B B"], axis: int) -> Float[Array, ""]:
+def _recall_at_1(distances: Float[Array, "B B"], axis: int) -> Float[Array, ""]:
     """The share of queries whose own pair beats every other; a tie counts against the query."""
-    own = jnp.expand_dims(jnp.diagonal(logits), axis)
-    return jnp.mean((jnp.sum(logits >= own, axis=axis) == 1).astype(jnp.float32))
+
+    def add(number: Int[Array, ""], found: Int[Array, ""]) -> Int[Array, ""]:
+        some, is_own = block_of(distances, axis, number)
+        own = jnp.min(jnp.where(is_own, some, jnp.inf), axis=axis, keepdims=True)
+        return found + jnp.sum(jnp.sum(some <= own, axis=axis) == 1)
+
+    found = over_blocks(distances, add, jnp.zeros((), jnp.int32))
+    return found.astype(jnp.float32) / len(distances)
 
 
 def _spread(embeddings: Float[Array, "B C"]) -> Float[Array, ""]:

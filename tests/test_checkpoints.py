@@ -50,7 +50,7 @@ def test_the_latest_and_the_best_are_kept(saved, tmp_path):
     assert saved.latest_step() == 55
     assert saved.best_steps() == [20, 40]
     kept = {int(path.name) for path in (tmp_path / "checkpoints").iterdir()}
-    assert kept == {20, 40, 55}
+    assert kept == {20, 40, 55}  # the best two and the latest two
 
 
 def test_restore_returns_exactly_what_was_saved(saved, state):

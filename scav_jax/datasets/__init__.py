@@ -198,14 +198,14 @@ class Split:
         return len(self.ids)
 
     def __getitem__(self, index: int) -> Clip:
-        from scav_jax.datasets.folder import clip_of, open_records
+        from scav_jax.datasets.folder import ClipRecords
 
         index = int(index)
         if not -len(self) <= index < len(self):
             raise IndexError(f"clip {index} of {len(self)}")
         if self._records is None:
-            self._records = open_records(self.data, _stored_name(self.split))
-        clip = clip_of(self._records[index % len(self)])
+            self._records = ClipRecords(self.data, _stored_name(self.split))
+        clip = self._records[index % len(self)]
         self._check_listed(clip, index)
         try:
             check_clip(clip)

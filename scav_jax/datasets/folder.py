@@ -13,6 +13,7 @@ import tensorflow_datasets as tfds
 from array_record.python.array_record_module import ArrayRecordWriter
 from tensorflow_datasets.core import dataset_info, example_serializer, naming
 
+from scav_jax.errors import InputError
 from scav_jax.features import STORED_DTYPE, Clip
 
 VERSION = "1.0.0"
@@ -154,32 +155,101 @@ def _record(clip: Clip) -> dict[str, Any]:
     return record
 
 
-def open_records(folder: Path, split: str) -> Any:
-    """A random-access source of the records of one split."""
-    builder = tfds.builder_from_directory(str(folder))
-    return builder.as_data_source(split=split)
+class ClipRecords:
+    """A random-access source of the clips of one split.
+
+    Records are `tf.train.Example` messages, read here by their wire format: the general parsers
+    copy every feature twice, which takes as long as reading the record.
+    """
+
+    def __init__(self, folder: Path, split: str):
+        builder = tfds.builder_from_directory(str(folder))
+        self._records = builder.as_data_source(
+            split=split, deserialize_method=tfds.decode.DeserializeMethod.RAW_BYTES
+        )
+        features = builder.info.features
+        self._widths = {name: features[name].shape[-1] for name in ("visual", "audio")}
+
+    def __len__(self) -> int:
+        return len(self._records)
+
+    def __getitem__(self, index: int) -> Clip:
+        return clip_of(fields_of(self._records[index]), self._widths)
 
 
-def clip_of(record: Mapping[str, Any]) -> Clip:
-    """The clip that a record holds."""
+def fields_of(record: bytes) -> dict[str, memoryview]:
+    """The features of a serialized `tf.train.Example` with one value each, not copied.
+
+    Returns:
+      name -> the bytes of a BytesList's value, or those of a FloatList.
+
+    Raises:
+      InputError: the record is no such message.
+    """
+    try:
+        fields = {}
+        (features,) = _messages(memoryview(record))
+        for entry in _messages(features):
+            name, feature = _messages(entry)
+            (values,) = _messages(feature)  # a BytesList or a FloatList, packed
+            (fields[str(name, "utf-8")],) = _messages(values)
+    except (ValueError, IndexError) as error:
+        raise InputError(
+            f"a record of {len(record):,} bytes is not a tf.train.Example as scav_jax writes it "
+            f"({error}); extract the data set again"
+        ) from None
+    return fields
+
+
+def _messages(message: memoryview) -> list[memoryview]:
+    """The length-delimited fields of a protobuf message that has no others, in order."""
+    found, at = [], 0
+    while at < len(message):
+        tag = message[at]
+        if tag & 7 != 2 or tag >= 128:
+            raise ValueError(f"field tag {tag} at byte {at}")
+        size, at = _varint(message, at + 1)
+        if at + size > len(message):
+            raise ValueError(f"a field ends {at + size - len(message)} bytes too late")
+        found.append(message[at : at + size])
+        at += size
+    return found
+
+
+def _varint(message: memoryview, at: int) -> tuple[int, int]:
+    """A variable-length integer, and where it ends."""
+    value = shift = 0
+    while True:
+        byte = message[at]
+        at += 1
+        value |= (byte & 127) << shift
+        if byte < 128:
+            return value, at
+        shift += 7
+
+
+def clip_of(fields: Mapping[str, memoryview], widths: Mapping[str, int]) -> Clip:
+    """The clip that a record's fields hold; its features are views of the record, at any byte."""
 
     def text(name: str) -> str:
-        value = record[name]
-        return value.decode() if isinstance(value, bytes) else str(value)
+        return str(fields[name], "utf-8")
 
-    def pair(name: str) -> tuple[float, float]:
-        begin, end = record[name]
-        return float(begin), float(end)
+    def floats(name: str) -> tuple[float, ...]:
+        return tuple(np.frombuffer(fields[name], "<f4").tolist())
 
+    def stream(name: str) -> np.ndarray:
+        return np.frombuffer(fields[name], STORED_DTYPE).reshape(-1, widths[name])
+
+    (start,), (end,) = floats("start"), floats("end")
     return Clip(
         id=text("id"),
-        visual=np.asarray(record["visual"]),
-        visual_span=pair("visual_span"),
-        audio=np.asarray(record["audio"]),
-        audio_span=pair("audio_span"),
+        visual=stream("visual"),
+        visual_span=floats("visual_span"),
+        audio=stream("audio"),
+        audio_span=floats("audio_span"),
         source=text("source"),
-        start=float(record["start"]),
-        end=float(record["end"]),
+        start=start,
+        end=end,
         label=text("label"),
-        shared=pair("shared") if "shared" in record else None,
+        shared=floats("shared") if "shared" in fields else None,
     )

@@ -9,8 +9,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from scav_jax.objectives.cross_entropy import statistics, symmetric_cross_entropy
+
 MIN_TEMPERATURE, MAX_TEMPERATURE = 0.01, 100.0  # CLIP clips its logit scale at 100 as well
-VARIANCE_FLOOR = 1e-12  # far below the spread of MSE distances; only a constant row notices it
 NORM_FLOOR = 1e-12
 
 Aux = dict[str, Float[Array, "..."]]
@@ -32,10 +33,8 @@ def normalize_distances(distances: Float[Array, "B K"], axis: int) -> Float[Arra
       distances: `D[visual, audio]`.
       axis: 1 for visual to audio (each row), 0 for audio to visual (each column).
     """
-    centred = distances - jnp.mean(distances, axis=axis, keepdims=True)
-    degrees = max(distances.shape[axis] - 1, 1)
-    variance = jnp.sum(centred * centred, axis=axis, keepdims=True) / degrees
-    return centred * jax.lax.rsqrt(variance + VARIANCE_FLOOR)
+    mean, inverse_deviation = statistics(distances, axis)
+    return (distances - mean) * inverse_deviation
 
 
 def sequence_loss(
@@ -67,7 +66,7 @@ def sequence_loss(
     v2a = normalize_distances(distances, axis=1) if normalize else distances
     a2v = normalize_distances(distances, axis=0) if normalize else distances
     logits_v2a, logits_a2v = -v2a / scale, -a2v / scale
-    loss = _symmetric_cross_entropy(logits_v2a, logits_a2v)
+    loss = symmetric_cross_entropy(distances, scale, normalize)
     return loss, {
         "distances": distances,
         "normalized_v2a": v2a,
@@ -99,7 +98,7 @@ def aggregation_loss(
         unit(visual_embeddings), unit(audio_embeddings).T, precision=jax.lax.Precision.HIGHEST
     )
     logits = similarities / scale
-    loss = _symmetric_cross_entropy(logits, logits)
+    loss = symmetric_cross_entropy(-similarities, scale, False)
     return loss, {
         "similarities": similarities,
         "logits_v2a": logits,
@@ -112,11 +111,3 @@ def unit(x: Float[Array, "B C"]) -> Float[Array, "B C"]:
     """Rows scaled to length 1; a zero row stays zero, with a finite gradient."""
     squared = jnp.sum(x * x, axis=-1, keepdims=True)
     return x * jax.lax.rsqrt(squared + NORM_FLOOR)
-
-
-def _symmetric_cross_entropy(
-    logits_v2a: Float[Array, "B B"], logits_a2v: Float[Array, "B B"]
-) -> Float[Array, ""]:
-    v2a = jnp.diagonal(jax.nn.log_softmax(logits_v2a, axis=1))
-    a2v = jnp.diagonal(jax.nn.log_softmax(logits_a2v, axis=0))
-    return -0.5 * (jnp.mean(v2a) + jnp.mean(a2v))

@@ -1,0 +1,441 @@
+"""One process or many: starting together, agreeing, stopping at one step, ending when one is lost.
+
+A plain single process initialises nothing here. Many (one per host or accelerator) start where
+SLURM, Open MPI, an indexed job of Kubernetes or a TPU pod of GKE has set their environment, or with
+`--coordinator`. Process 0 hosts JAX's coordination service, a small key-value store through which
+the others learn what it decided. Every process has a thread that watches the others: JAX by itself
+waits for a lost one inside a collective, then aborts with a stack of C++.
+"""
+
+import argparse
+import contextlib
+import json
+import os
+import re
+import signal
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Callable
+from typing import Any, NoReturn, TypeVar
+
+import jax
+
+from scav_jax import errors
+from scav_jax.config import difference
+from scav_jax.errors import InputError
+
+EXIT_LOST = 4  # another process ended
+EXIT_TERMINATED = 143  # SIGTERM, as shells report it
+HEARTBEAT_S = 0.5  # between two looks at the other processes
+LEAVING_S = 3.0  # how long a process that ends waits for the others to end by themselves
+# What has to be in the environment for JAX to detect a cluster by itself, and how many we are.
+CLUSTERS = {
+    "SLURM": (
+        ("SLURM_JOB_ID", "SLURM_STEP_NODELIST", "SLURM_PROCID", "SLURM_LOCALID"),
+        lambda: int(os.environ.get("SLURM_NTASKS", 1)),
+    ),
+    "Open MPI": (
+        ("OMPI_MCA_orte_hnp_uri", "OMPI_COMM_WORLD_RANK"),
+        lambda: int(os.environ.get("OMPI_COMM_WORLD_SIZE", 1)),
+    ),
+    "GKE (TPU pod)": (
+        ("TPU_WORKER_ID", "TPU_WORKER_HOSTNAMES"),
+        lambda: len(os.environ["TPU_WORKER_HOSTNAMES"].split(",")),
+    ),
+    "Kubernetes (indexed job)": (("KUBERNETES_SERVICE_HOST", "JOB_COMPLETION_INDEX"), lambda: 2),
+}
+# How the failure of a collective reads that another process no longer takes part in.
+_COLLECTIVE_FAILED = re.compile(
+    r"gloo|nccl|rccl|coordination|heartbeat|UNAVAILABLE|connection (closed|reset)", re.IGNORECASE
+)
+
+_T = TypeVar("_T")
+_numbers: dict[str, int] = {}  # how often each kind of agreement was made: names its keys
+_leaving = threading.Event()
+
+
+# ---- starting ------------------------------------------------------------------------------
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the command-line arguments that `start` takes."""
+    group = parser.add_argument_group("many processes (found by itself on SLURM, GKE, Open MPI)")
+    group.add_argument(
+        "--coordinator",
+        metavar="HOST:PORT",
+        help="address of process 0 and a free port there; 'auto' leaves all to JAX (Cloud TPU VMs)",
+    )
+    group.add_argument("--num-processes", type=int, metavar="N", help="how many take part")
+    group.add_argument("--process-id", type=int, metavar="I", help="which this is, 0 to N - 1")
+    group.add_argument(
+        "--coordinator-timeout-seconds",
+        type=float,
+        default=300.0,
+        metavar="S",
+        help="how long to wait until all processes have come (default: %(default)s)",
+    )
+    group.add_argument(
+        "--heartbeat-timeout-seconds",
+        type=float,
+        default=60.0,
+        metavar="S",
+        help="after how long without a word a process is lost (default: %(default)s)",
+    )
+
+
+def start(arguments: argparse.Namespace) -> None:
+    """Joins the other processes, if there are any; before anything else touches a device.
+
+    Raises:
+      InputError: arguments that do not fit each other. If the others do not come in time, the
+        process ends with one line, for JAX cannot be interrupted while it waits.
+    """
+    _check(arguments)
+    cluster = None if arguments.coordinator else _cluster()
+    if not arguments.coordinator and cluster is None:
+        return
+    given = {}
+    if arguments.coordinator not in (None, "auto"):
+        given = {
+            "coordinator_address": arguments.coordinator,
+            "num_processes": arguments.num_processes,
+            "process_id": arguments.process_id,
+            # Without it JAX would ask SLURM and give a process only one of its devices.
+            "cluster_detection_method": "deactivate",
+        }
+    if (os.environ.get("JAX_PLATFORMS") or "cpu").split(",")[0] == "cpu":
+        jax.config.update("jax_cpu_collectives_implementation", "gloo")
+    limit = arguments.coordinator_timeout_seconds
+    words = _not_answered(arguments, cluster, limit)
+    give_up = _after(limit, lambda: _end(errors.EXIT_INPUT, f"error: {words}"))
+    heartbeat = arguments.heartbeat_timeout_seconds
+    try:
+        jax.distributed.initialize(
+            **given,
+            initialization_timeout=int(limit) + 60,  # ours comes first, and says more
+            heartbeat_timeout_seconds=int(2 * heartbeat) + 10,
+            shutdown_timeout_seconds=int(heartbeat) + 10,
+        )
+    except (RuntimeError, ValueError) as error:
+        raise InputError(
+            f"the processes could not be joined: {_first_line(error)}; give --coordinator "
+            "HOST:PORT, --num-processes and --process-id"
+        ) from error
+    finally:
+        give_up.cancel()
+    threading.Thread(target=_watch, args=(heartbeat,), daemon=True).start()
+
+
+def _check(arguments: argparse.Namespace) -> None:
+    count, index = arguments.num_processes, arguments.process_id
+    for name in ("coordinator_timeout_seconds", "heartbeat_timeout_seconds"):
+        if getattr(arguments, name) <= 0:
+            option = "--" + name.replace("_", "-")
+            raise InputError(f"{option}: expected more than 0, got {getattr(arguments, name)}")
+    if arguments.coordinator in (None, "auto"):
+        if count is not None or index is not None:
+            raise InputError("--num-processes, --process-id: expected --coordinator HOST:PORT too")
+        return
+    host, _, port = arguments.coordinator.rpartition(":")
+    if not host or not port.isdigit() or not 0 < int(port) < 65536:
+        raise InputError(
+            f"--coordinator: expected HOST:PORT, as in 10.0.0.1:8476, got {arguments.coordinator!r}"
+        )
+    if count is None or index is None:
+        raise InputError("--coordinator: expected --num-processes and --process-id with it")
+    if count < 1:
+        raise InputError(f"--num-processes: expected at least 1, got {count}")
+    if not 0 <= index < count:
+        raise InputError(f"--process-id: expected 0 to {count - 1}, got {index}")
+
+
+def _cluster() -> str | None:
+    """The cluster whose environment says that there are several processes."""
+    for name, (variables, count) in CLUSTERS.items():
+        if all(os.environ.get(variable) for variable in variables) and count() > 1:
+            return name
+    return None
+
+
+def _not_answered(arguments: argparse.Namespace, cluster: str | None, limit: float) -> str:
+    where = arguments.coordinator if cluster is None else f"of {cluster}"
+    if arguments.process_id == 0:
+        what = f"expected {arguments.num_processes} processes at {where}"
+        return f"coordinator: {what}, not all came within {limit:g} s; start the others too"
+    return (
+        f"coordinator {where}: expected an answer, and all processes, within {limit:g} s; look "
+        "whether process 0 runs there, the port is open and every process was started"
+    )
+
+
+# ---- agreeing ------------------------------------------------------------------------------
+
+
+def many() -> bool:
+    """Whether several processes train together."""
+    return jax.distributed.is_initialized() and jax.process_count() > 1
+
+
+def is_first() -> bool:
+    """Whether this process writes what only one may write."""
+    return not many() or jax.process_index() == 0
+
+
+def from_first(compute: Callable[[], _T]) -> _T:
+    """What process 0 computes (JSON), in every process; the others wait as long as it takes."""
+    if not many():
+        return compute()
+    key = _key("value")
+    if jax.process_index() == 0:
+        value = compute()
+        _store().key_value_set(key, json.dumps(value))
+        return value
+    while True:
+        try:
+            return json.loads(_store().blocking_key_value_get(key, 10_000))
+        except jax.errors.JaxRuntimeError as error:
+            if "DEADLINE_EXCEEDED" not in str(error):
+                raise
+
+
+def all_or_none(work: Callable[[], _T]) -> _T:
+    """Does `work` in every process; an `InputError` of one of them is raised in all."""
+    if not many():
+        return work()
+    key, result, problem = _key("problem"), None, ""
+    try:
+        result = work()
+    except InputError as error:
+        problem = str(error) or "error"
+    store, own = _store(), jax.process_index()
+    store.key_value_set(f"{key}/{own}", json.dumps(problem))
+    store.wait_at_barrier(f"{key}/all", 24 * 3600 * 1000)  # a lost process ends this one anyway
+    problems = {
+        int(name.rsplit("/", 1)[1]): json.loads(text) for name, text in store.key_value_dir_get(key)
+    }
+    failed = {index: text for index, text in sorted(problems.items()) if text}
+    if not failed:
+        return result
+    if len(failed) == len(problems) and len(set(failed.values())) == 1:
+        raise InputError(failed[own])
+    raise InputError("; ".join(f"process {index}: {text}" for index, text in failed.items()))
+
+
+def check_same(document: dict) -> None:
+    """Raises `InputError` in all processes unless all have this document; says what differs."""
+
+    def compare() -> None:
+        first = from_first(lambda: document)
+        differs = difference(first, document)
+        if differs:
+            raise InputError(
+                f"has another set-up than process 0 ({differs}); start every process with the "
+                "same command, version and data"
+            )
+
+    all_or_none(compare)
+
+
+def check_devices(devices: int) -> None:
+    """Raises `InputError` if `train.devices` would leave out devices of a process."""
+    if many() and devices not in (0, jax.device_count()):
+        raise InputError(
+            f"train.devices: expected 0 (all) or the {jax.device_count()} devices of all "
+            f"{jax.process_count()} processes, got {devices}"
+        )
+
+
+# ---- stopping ------------------------------------------------------------------------------
+
+
+class Preemption:
+    """Says after which step to stop once SIGTERM came: the same step in all processes.
+
+    One process stops after the step under way. Many agree, through JAX's preemption service, on
+    a step that none has passed; a signal to any one of them is enough.
+    """
+
+    def __init__(self, deadline_s: float, saved: Callable[[], int | None]):
+        """Args: seconds to save in, from the signal (many: from the agreed step); the last step on
+        disk, for the words if that is too short."""
+        self._deadline_s, self._saved = deadline_s, saved
+        self._stopping, self._timer = False, None
+        if not many():  # else JAX has a handler of its own
+            signal.signal(signal.SIGTERM, lambda *_: self._begin())
+
+    def __call__(self, step: int) -> bool:
+        """Whether to save after this step and stop; to be called once after every step."""
+        if many() and not self._stopping:
+            from jax.experimental import multihost_utils
+
+            if multihost_utils.reached_preemption_sync_point(step):
+                self._begin()
+        return self._stopping
+
+    def close(self) -> None:
+        """Takes the deadline back: all is saved."""
+        if self._timer is not None:
+            self._timer.cancel()
+
+    def _begin(self) -> None:
+        if not self._stopping:
+            self._stopping = True
+            self._timer = _after(self._deadline_s, self._give_up)
+
+    def _give_up(self) -> None:
+        saved = self._saved()
+        kept = f"step {saved} is the last one saved" if saved else "nothing was saved before"
+        _end(
+            EXIT_TERMINATED,
+            f"terminated: no checkpoint could be written within the {self._deadline_s:g} s of "
+            f"train.preemption_deadline_s; {kept}, and the same command resumes",
+        )
+
+
+# ---- ending --------------------------------------------------------------------------------
+
+
+def run_program(main: Callable[[], int | None]) -> None:
+    """`errors.run_program` for a program of one process or many.
+
+    Of many, one that fails tells the others why, which then end too (`EXIT_LOST`): none is left
+    waiting in a collective.
+    """
+
+    def program() -> int | None:
+        try:
+            return main()
+        except Exception as error:
+            lost = _lost(error) if many() else None
+            if lost is not None:
+                _end(EXIT_LOST, lost)
+            _announce(_first_line(error))
+            raise
+
+    try:
+        errors.run_program(program)
+    except SystemExit as end:
+        if not (many() and _leaving.is_set()):
+            raise
+        _end(end.code)
+    except Exception:
+        if not many():
+            raise
+        traceback.print_exc()
+        _end(1)
+
+
+def _watch(limit: float) -> None:
+    """Ends this process, with a word, once another has ended or is silent for `limit` seconds."""
+    own, store = jax.process_index(), _store()
+    heard: dict[str, tuple[str, float]] = {}
+    beat, answered = 0, time.monotonic()
+    while not _leaving.is_set():
+        time.sleep(HEARTBEAT_S)
+        beat += 1
+        now = time.monotonic()
+        try:
+            store.key_value_set(f"scav/alive/{own}", str(beat), allow_overwrite=True)
+            alive = dict(store.key_value_dir_get("scav/alive"))
+            ended = _ended(store)
+            answered = time.monotonic()
+        except jax.errors.JaxRuntimeError:
+            if now - answered > min(limit, LEAVING_S):
+                _end_unless_leaving(_lost_words("process 0 (the coordinator) does not answer"))
+            continue
+        if ended:
+            time.sleep(LEAVING_S)  # an error that all share, all report themselves
+            _end_unless_leaving(_ended_words(ended))
+        for key, count in alive.items():
+            if key not in heard or heard[key][0] != count:
+                heard[key] = (count, now)
+            elif now - heard[key][1] > limit:
+                which = key.rsplit("/", 1)[1]
+                _end_unless_leaving(_lost_words(f"process {which} was silent for {limit:g} s"))
+
+
+def _end_unless_leaving(words: str) -> None:
+    if not _leaving.is_set():
+        _end(EXIT_LOST, words)
+
+
+def _lost(error: Exception) -> str | None:
+    """The words for an error that comes from the loss of another process, or None."""
+    text = f"{type(error).__name__}: {error}"
+    if isinstance(error, InputError | OSError) or not _COLLECTIVE_FAILED.search(text):
+        return None
+    with contextlib.suppress(jax.errors.JaxRuntimeError):
+        begin = time.monotonic()
+        while time.monotonic() - begin < 2 * HEARTBEAT_S:
+            ended = _ended(_store())
+            if ended:
+                return _ended_words(ended)
+            time.sleep(0.1)
+    return _lost_words(f"an exchange with it failed ({_first_line(error)})")
+
+
+def _ended_words(ended: dict[str, str]) -> str:
+    return _lost_words("; ".join(f"process {index} ended: {why}" for index, why in ended.items()))
+
+
+def _lost_words(what: str) -> str:
+    own = f"process {jax.process_index()} of {jax.process_count()}"
+    return (
+        f"error: {own}: another process was lost: {what}; look at its log. What was saved is kept: "
+        "the same command in all processes resumes"
+    )
+
+
+def _announce(why: str) -> None:
+    """Tells the other processes that this one ends, and lets them end before the coordinator."""
+    if not many():
+        return
+    _leaving.set()
+    with contextlib.suppress(jax.errors.JaxRuntimeError):
+        own, store = jax.process_index(), _store()
+        store.key_value_set(f"scav/ended/{own}", why, allow_overwrite=True)
+        begin = time.monotonic()
+        while own == 0 and time.monotonic() - begin < LEAVING_S + 4 * HEARTBEAT_S:
+            if len(_ended(store)) == jax.process_count():
+                break
+            time.sleep(0.1)
+
+
+def _ended(store) -> dict[str, str]:
+    """Process index -> why it ended."""
+    return {key.rsplit("/", 1)[1]: why for key, why in store.key_value_dir_get("scav/ended")}
+
+
+def _store() -> Any:
+    """JAX's key-value store; JAX documents no other way to it, orbax takes this one too."""
+    from jax._src.distributed import global_state
+
+    return global_state.client
+
+
+def _key(kind: str) -> str:
+    """A key that is the same in all processes, for they agree on the same things in order."""
+    _numbers[kind] = _numbers.get(kind, 0) + 1
+    return f"scav/{kind}/{_numbers[kind]}"
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
+
+
+def _after(seconds: float, act: Callable[[], None]) -> threading.Timer:
+    timer = threading.Timer(seconds, act)
+    timer.daemon = True
+    timer.start()
+    return timer
+
+
+def _end(code: int, words: str = "") -> NoReturn:
+    """Ends the process at once: an orderly end would wait for the other processes."""
+    if words:
+        print(words, file=sys.stderr)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)

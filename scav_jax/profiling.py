@@ -1,0 +1,209 @@
+"""Where the time goes: a trace of some steps, and a table by part at the end of a run.
+
+`config.train.profile = "100:110"` writes a trace of the steps 100 to 109 into `WORKDIR/profile`
+(`jax.profiler`; xprof, TensorBoard and Perfetto read it) and times the parts of a step once, each
+as a program of its own. Fused, a step can take less than their sum.
+"""
+
+import re
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from scav_jax.distances import pairwise
+from scav_jax.encoders import Encoders
+from scav_jax.errors import InputError
+from scav_jax.objectives import aggregation_loss, sequence_loss
+from scav_jax.sequences import AudioVisual, masked_mean
+from scav_jax.train_step import Objective, TrainState
+
+FOLDER = "profile"
+REPEATS = 3
+NAMES = {
+    "compilation": "compilation (first step)",
+    "input": "waiting for input",
+    "step": "steps",
+    "checkpoint": "checkpoints",
+    "validation": "validation",
+}
+
+
+def steps_of(profile: str, steps: int) -> range | None:
+    """`"100:110"` -> the steps 100 to 109; "" -> None.
+
+    Raises:
+      InputError: not `start:stop` with 1 <= start < stop <= steps + 1.
+
+    >>> steps_of("3:5", 10)
+    range(3, 5)
+    """
+    if not profile:
+        return None
+    match = re.fullmatch(r"(\d+):(\d+)", profile)
+    if not match or not 1 <= int(match[1]) < int(match[2]) <= steps + 1:
+        raise InputError(
+            f"train.profile: expected start:stop with 1 <= start < stop <= {steps + 1}, such as "
+            f"10:15, got {profile!r}"
+        )
+    return range(int(match[1]), int(match[2]))
+
+
+class Trace:
+    """Writes a trace of some steps; a context, so that an error closes it too.
+
+    with Trace(workdir, steps_of(profile, steps)) as trace:
+        for step in ...:
+            trace.before(step)
+            state, metrics = step_function(state, batch)
+            trace.after(step, metrics)
+    """
+
+    def __init__(self, workdir: Path, steps: range | None):
+        self._folder, self._steps, self._running = workdir / FOLDER, steps or range(0), False
+
+    def __enter__(self) -> "Trace":
+        return self
+
+    def __exit__(self, *_) -> None:
+        if self._running:
+            self._running = False
+            jax.profiler.stop_trace()
+
+    def before(self, step: int) -> None:
+        """Starts the trace, if it is time."""
+        if not self._running and step in self._steps:
+            jax.profiler.start_trace(str(self._folder))
+            self._running = True
+
+    def after(self, step: int, metrics) -> None:
+        """Ends it once the last step's metrics are there."""
+        if self._running and step + 1 not in self._steps:
+            jax.block_until_ready(metrics)
+            self.__exit__()
+
+
+def parts_of_step(
+    encoders: Encoders,
+    objective: Objective,
+    optimizer: optax.GradientTransformation,
+    state: TrainState,
+    batch: AudioVisual,
+    *,
+    memory_bytes: int,
+    microbatch: int = 0,
+) -> dict[str, float]:
+    """Seconds of each part of a step on this batch, each compiled and timed by itself.
+
+    Backward is the time of forward and backward together, less that of forward. With gradient
+    caching the towers are timed on one microbatch and multiplied.
+
+    Returns:
+      "towers, forward", "towers, backward", "distance", "loss" (both with their gradients) and
+      "optimizer"; without caching's second forward pass.
+    """
+    size = len(batch.visual.lengths)
+    part = microbatch or size
+    some = jax.tree.map(lambda x: x[:part], batch)
+    variables = state.params["encoders"]
+    key = jax.random.key(0)
+
+    def encode(params, some):
+        return encoders.apply({"params": params}, some, deterministic=False, rngs={"dropout": key})
+
+    def pulled(params, some):
+        latents, back = jax.vjp(lambda p: [s.values for s in encode(p, some)], params)
+        return back(latents)
+
+    latents = jax.jit(encode)(variables, some)
+    # Every clip's latents are of one shape: those of one part stand for all.
+    latents = jax.tree.map(lambda x: jnp.concatenate([x] * (size // part)), latents)
+    scale = size / part
+    forward = scale * _seconds(encode, variables, some)
+    both = scale * _seconds(pulled, variables, some)
+    found = {"towers, forward": forward, "towers, backward": max(both - forward, 0.0)}
+    found |= _loss_seconds(objective, state.params["log_temperature"], latents, memory_bytes)
+
+    def update(gradients, opt_state, params):
+        with jax.numpy_dtype_promotion("standard"):  # as in `train_step`
+            updates, opt_state = optimizer.update(gradients, opt_state, params)
+        return optax.apply_updates(params, updates), opt_state
+
+    return found | {"optimizer": _seconds(update, state.params, state.opt_state, state.params)}
+
+
+def _loss_seconds(objective: Objective, log_temperature, latents: AudioVisual, memory_bytes: int):
+    """Distances and losses with their gradients."""
+    found = {"distance": 0.0, "loss": 0.0}
+    if "sequence" in objective.losses:
+
+        def distances(visual, audio):
+            streams = latents.visual.replace(values=visual), latents.audio.replace(values=audio)
+            return pairwise(
+                objective.distance,
+                *streams,
+                memory_bytes=memory_bytes,
+                **objective.distance_options,
+            )
+
+        def pulled(visual, audio):
+            value, back = jax.vjp(distances, visual, audio)
+            return back(value)
+
+        def loss(matrix, temperature):
+            return sequence_loss(matrix, temperature, normalize=objective.normalize)[0]
+
+        values = [stream.values for stream in latents]
+        matrix = jax.jit(distances)(*values)
+        found["distance"] = _seconds(pulled, *values)
+        temperature = log_temperature["sequence"]
+        found["loss"] += _seconds(jax.value_and_grad(loss), matrix, temperature)
+    if "aggregation" in objective.losses:
+
+        def of_embeddings(values, temperature):
+            streams = [s.replace(values=v) for s, v in zip(latents, values, strict=True)]
+            pooled = [masked_mean(stream.values, stream.lengths) for stream in streams]
+            return aggregation_loss(*pooled, temperature)[0]
+
+        values = [stream.values for stream in latents]
+        temperature = log_temperature["aggregation"]
+        found["loss"] += _seconds(jax.value_and_grad(of_embeddings), values, temperature)
+    return found
+
+
+def _seconds(function: Callable, *arguments) -> float:
+    """The median time of a compiled function."""
+    compiled = jax.jit(function).lower(*arguments).compile()
+    jax.block_until_ready(compiled(*arguments))
+    times = []
+    for _ in range(REPEATS):
+        begin = time.perf_counter()
+        jax.block_until_ready(compiled(*arguments))
+        times.append(time.perf_counter() - begin)
+    return float(np.median(times))
+
+
+def table(totals: Mapping[str, float], steps: int, parts: Mapping[str, float] | None = None) -> str:
+    """The run's time by part, largest first; then the parts of a step where they were timed.
+
+    Args:
+      totals: seconds by part, as `records.Meter.totals`.
+      steps: how many there were.
+      parts: of one step, as `parts_of_step`.
+    """
+    whole = sum(totals.values()) or 1.0
+    lines = [f"{'time by part':<28}{'seconds':>10}{'share':>8}"]
+    for name, seconds in sorted(totals.items(), key=lambda item: -item[1]):
+        lines.append(f"{NAMES.get(name, name):<28}{seconds:>10.1f}{seconds / whole:>8.1%}")
+    per_step = 1e3 * totals.get("step", 0.0) / max(steps - 1, 1)  # the first one is compilation
+    lines.append(f"{'a step':<28}{per_step:>7.1f} ms")
+    if parts:
+        in_all = sum(parts.values()) or 1.0
+        for name, seconds in parts.items():
+            lines.append(f"  {name:<26}{1e3 * seconds:>7.1f} ms{seconds / in_all:>8.1%}")
+        lines.append(f"  {'each timed alone, together':<26}{1e3 * in_all:>7.1f} ms")
+    return "\n".join(lines)

@@ -1,0 +1,247 @@
+"""The plan's arithmetic beside what XLA says of the compiled step, and beside hand counts."""
+
+import dataclasses
+import json
+import math
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from scav_jax import config as configs
+from scav_jax import plan
+from scav_jax.checkpoints import example_batch
+from scav_jax.encoders import Encoders
+from scav_jax.errors import InputError
+from scav_jax.features import Clip
+from scav_jax.optimizer import make_optimizer
+from scav_jax.sequences import AudioVisual, sequences
+from scav_jax.train_step import Objective, init_params
+
+ROOT = Path(__file__).resolve().parents[1]
+SMALL = {
+    "width": 64,
+    "visual_blocks": 1,
+    "audio_blocks": 1,
+    "visual_hidden": 96,
+    "audio_hidden": 80,
+    "heads": 4,
+    "feedforward": 192,
+    "pre_resample": "visual_to_audio",
+}
+MEMORY_TOLERANCE = 0.25
+FLOPS_TOLERANCE = 0.05
+
+
+def small(batch=32, visual=(24, 48), audio=(13, 64), microbatch=0, devices=1, **encoders):
+    made = Encoders(**(SMALL | encoders))
+    return plan.Workload(
+        made, Objective(), batch, visual, audio, microbatch=microbatch, devices=devices, batches=1
+    )
+
+
+def compiled_bytes(work):
+    optimizer = make_optimizer(learning_rate=1e-3, warmup_steps=1, steps=9)
+    return plan.xla_memory(plan.lowered_step(work, optimizer).compile())
+
+
+@pytest.mark.parametrize(
+    "work",
+    [
+        small(visual_blocks=2),
+        small(dropout=0.0, batch=48),
+        small(pre_resample=None, visual=(40, 48)),
+        small(batch=192, visual=(4, 48), audio=(3, 64)),
+        small(microbatch=8, batch=128),
+        small(batch=64, devices=4),
+    ],
+    ids=["blocks", "no dropout", "post", "large batch", "cached", "4 devices"],
+)
+def test_memory_is_what_xla_allocates(work):
+    found, planned = compiled_bytes(work), plan.memory(work)
+    standing = planned.parameters + planned.optimizer + planned.features
+    # Beside it: lengths, windows and three counters.
+    assert found["arguments"] == pytest.approx(standing + work.batch * 24 / work.devices, rel=0.01)
+    assert planned.total == pytest.approx(found["total"], rel=MEMORY_TOLERANCE)
+    assert planned.total - standing == pytest.approx(found["temporary"], rel=MEMORY_TOLERANCE)
+
+
+def lowered_flops(work, backward):
+    """XLA's count for the towers alone, without dropout's random numbers."""
+    widths = {"visual": work.visual[1], "audio": work.audio[1]}
+    params = jax.eval_shape(
+        lambda: init_params(work.encoders, work.objective, example_batch(widths), 0)["encoders"]
+    )
+    streams = [
+        jax.eval_shape(lambda s=steps, w=width: sequences(jnp.zeros((work.batch, s, w))))
+        for steps, width in (work.visual, work.audio)
+    ]
+
+    def total(params, batch):
+        latents = work.encoders.apply({"params": params}, batch)
+        return sum(jnp.sum(stream.values) for stream in latents)
+
+    function = jax.value_and_grad(total) if backward else total
+    return jax.jit(function).lower(params, AudioVisual(*streams)).cost_analysis()["flops"]
+
+
+@pytest.mark.parametrize(
+    "work",
+    [
+        plan.Workload(Encoders(pre_resample="visual_to_audio"), Objective(), 4),
+        plan.Workload(Encoders(visual_blocks=2), Objective(), 3, (100, 512), (31, 1024)),
+        plan.Workload(Encoders(width=384, heads=6, feedforward=1024), Objective(), 2, (90, 512)),
+    ],
+    ids=["paper", "post", "narrow"],
+)
+def test_flops_of_the_towers_are_those_of_xla(work):
+    planned = plan.flops(work)
+    forward = lowered_flops(work, backward=False)
+    assert planned.towers_forward == pytest.approx(forward, rel=FLOPS_TOLERANCE)
+    both = planned.towers_forward + planned.towers_backward
+    assert both == pytest.approx(lowered_flops(work, backward=True), rel=FLOPS_TOLERANCE)
+
+
+def test_the_paper_s_model_has_the_parameters_that_the_readme_says():
+    work = plan.Workload(Encoders(pre_resample="visual_to_audio"), Objective(), 256)
+    assert plan.parameters(work) / 1e6 == pytest.approx(39.3, abs=0.05)
+
+
+def test_caching_and_remat_add_their_forward_passes_and_save_memory():
+    work = small(batch=256, visual_blocks=4)
+    cached, remat = (
+        dataclasses.replace(work, microbatch=32),
+        dataclasses.replace(work, encoders=work.encoders.clone(remat=True)),
+    )
+    count = plan.flops(work)
+    assert plan.flops(cached).recomputed == count.towers_forward
+    assert 0.5 * count.towers_forward < plan.flops(remat).recomputed < count.towers_forward
+    assert plan.memory(cached).activations == pytest.approx(plan.memory(work).activations / 8)
+    # A rematerialised tower keeps a block's input for every block, and all of one block.
+    assert plan.memory(remat).activations < 0.6 * plan.memory(work).activations
+    of_remat = plan._tower_bytes(remat.encoders, 13, 48, "visual")
+    of_plain = plan._tower_bytes(work.encoders, 13, 48, "visual")
+    block = plan._block_bytes(work.encoders, 13)
+    assert of_plain - of_remat == pytest.approx(3 * block - 4 * 4 * 13 * 64)
+
+
+@pytest.mark.parametrize("devices", [1, 8])
+def test_the_largest_batch_fits_and_the_next_does_not(devices):
+    work = dataclasses.replace(small(), devices=devices, batch=devices)
+    limit = 40e6
+    largest = plan.largest_batch(work, limit)
+    assert largest % devices == 0 and largest > 0
+    assert plan.memory(dataclasses.replace(work, batch=largest)).total <= limit
+    assert plan.memory(dataclasses.replace(work, batch=largest + devices)).total > limit
+    assert plan.largest_batch(work, 1e6) == 0  # the state alone is larger
+
+
+def test_largest_batches_grow_with_devices_and_with_caching():
+    work = small()
+    alone = plan.largest_batch(work, 40e6)
+    assert plan.largest_batch(dataclasses.replace(work, devices=8), 40e6) > 4 * alone
+    assert plan.largest_batch(dataclasses.replace(work, microbatch=16), 40e6) > 2 * alone
+
+
+def test_a_step_takes_its_flops_at_the_peak_s_share():
+    device = plan.Device(1e9, 1e12, 4e12, 8e12)
+    work = small(batch=64)
+    count = plan.flops(work)
+    exact = count.distance + count.loss
+    assert plan.step_seconds(work, device, 0.5) == pytest.approx(count.total / 0.5e12)
+    half = dataclasses.replace(work, encoders=work.encoders.clone(precision="bfloat16"))
+    expected = ((count.total - exact) / 8e12 + exact / 1e12) / 0.5
+    assert plan.step_seconds(half, device, 0.5) == pytest.approx(expected)
+    four = dataclasses.replace(work, devices=4)
+    assert plan.step_seconds(four, device, 0.5) == pytest.approx(count.total / 2e12)
+    with pytest.raises(InputError, match="it has no bfloat16; use float32"):
+        plan.step_seconds(half, plan.DEVICES["v100"], 0.4)
+
+
+@pytest.mark.parametrize(
+    "text, size",
+    [("32GiB", 2**35), ("16 GB", 16e9), ("512MiB", 2**29), ("1.5T", 1.5e12), ("1000", 1000)],
+)
+def test_sizes(text, size):
+    assert plan.bytes_of(text) == size
+
+
+@pytest.mark.parametrize("text", ["", "GiB", "-1GB", "32 GiBs", "1.2.3G", "."])
+def test_no_sizes(text):
+    with pytest.raises(InputError, match=r"--memory: expected a size such as 32GiB"):
+        plan.bytes_of(text)
+
+
+def words(*more):
+    return ["--config", str(ROOT / "configs/vggsound.py"), *more]
+
+
+def test_the_program_plans_the_paper_s_run_without_data(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    path = tmp_path / "plan.json"
+    assert plan.main(words("--device", "h200", "--devices", "8", "--json", str(path))) == 0
+    shown, found = capsys.readouterr().out, json.loads(path.read_text())
+    assert "39.3 M" in shown and "the paper's VGGSound is assumed" in shown
+    assert found["batch"] == 256 and found["devices"] == 8
+    assert found["features"]["clip_bytes"] == 2 * (250 * 768 + 62 * 6144)
+    rate = found["steps_per_s"]
+    assert found["input"]["bytes_per_s"] == pytest.approx(256 * rate * 1_145_856)
+    assert found["hours"] == pytest.approx(250_000 / rate / 3600)
+    assert found["input"]["disk_bytes"] == pytest.approx(153_000 * 1_145_856)
+    names = ("plain", "remat", "microbatch 256", "microbatch 256, remat")
+    plain, remat, cached, both = (found["ways"][name] for name in names)
+    assert plain["largest_batch"] < cached["largest_batch"] <= both["largest_batch"]
+    assert plain["flops"] < remat["flops"] < both["flops"]
+
+
+def test_memory_and_peak_can_be_given(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    path = tmp_path / "plan.json"
+    plan.main(words("--memory", "1GiB", "--peak-tflops", "2", "--json", str(path)))
+    found = json.loads(path.read_text())
+    assert "DOES NOT FIT in 1.00 GiB" in capsys.readouterr().out
+    assert found["available_bytes"] == 2**30
+    assert found["steps_per_s"] == pytest.approx(0.4 * 2e12 / found["flops"]["total"])
+
+
+@pytest.mark.parametrize(
+    "more, message",
+    [
+        (("--device", "v10"), "Did you mean 'v100'"),
+        (("--devices", "3"), "multiple of 3 .* got 256; use 255 or 258"),
+        (("--efficiency", "1.5"), "--efficiency in"),
+        (("--config.train.microbatchh=3",), "microbatch"),
+    ],
+)
+def test_mistakes_are_one_line(more, message):
+    with pytest.raises(InputError, match=message) as caught:
+        plan.main(words(*more))
+    assert "\n" not in str(caught.value)
+
+
+def test_a_data_set_on_disk_is_read_instead(tmp_path):
+    from scav_jax import datasets
+
+    def clip(number, n, m):
+        return Clip(
+            f"{number}", np.ones((n, 7), np.float16), (0.0, 2.0), np.ones((m, 5), np.float16),
+            (0.0, 2.0), "a.mp4", 0.0, 2.0,
+        )  # fmt: skip
+
+    made = [("train", clip(number, 10 + number % 3, 4)) for number in range(9)]
+    datasets.write(made, tmp_path / "data", fingerprint={}, videos="", rejected=[])
+    document = configs.load_file(str(ROOT / "configs/demo.py"))
+    changes = {"data.path": str(tmp_path / "data"), "data.batch_size": 4}
+    stored = plan.stored_features(configs.override(document, changes).to_dict())
+    assert stored.clips == 9
+    assert stored.clip_bytes == 2 * (11 * 7 + 4 * 5)
+    assert (stored.visual, stored.audio) == ((12, 7), (4, 5))
+
+
+def test_what_xla_says_is_shown_beside_it(capsys):
+    work = small(batch=8, dropout=0.0)
+    found = plan.compared(work, make_optimizer(learning_rate=1e-3, warmup_steps=1, steps=9))
+    assert found["memory_bytes"]["total"] > 0 and found["platform"] == jax.devices()[0].platform
+    assert math.isclose(found["flops"], found["planned_flops"], rel_tol=0.4)  # narrow towers

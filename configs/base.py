@@ -33,6 +33,7 @@ def vggsound(batch_size: int) -> ConfigDict:
             "align": "time",
             "buckets": 4,
             "read_threads": 2,
+            "keep_float16": False,
         }
     )
     config.encoders = ConfigDict(
@@ -79,6 +80,11 @@ def vggsound(batch_size: int) -> ConfigDict:
             "max_skipped_in_row": 5,
             "devices": 0,
             "distance_memory_bytes": 2**30,
+            "microbatch": 0,
+            "remat": False,
+            "precision": "float32",
+            "shard_optimizer": False,
+            "shard_params": False,
         }
     )
     interpolate(config, "visual_to_audio", when="pre")

@@ -5,7 +5,7 @@ Everything that is random is decided on indices, by batch number, before a featu
 of the pipeline is one integer, a restart continues exactly, and every process of a pod draws its
 rows of the same global batch without talking to the others. The features of a batch are read,
 trimmed to the time that both streams cover, and padded by grain's read threads while the devices
-compute; stored float16 becomes float32 here.
+compute; stored float16 becomes float32 here, or stays so until the device.
 """
 
 import math
@@ -18,7 +18,14 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from scav_jax.errors import InputError, did_you_mean
-from scav_jax.features import Window, check_resampled, overlap_window, shared_span, trim
+from scav_jax.features import (
+    STORED_DTYPE,
+    Window,
+    check_resampled,
+    overlap_window,
+    shared_span,
+    trim,
+)
 from scav_jax.sequences import AudioVisual, Sequences
 
 if TYPE_CHECKING:
@@ -194,19 +201,32 @@ def plan_training(
 
 
 def load_batch(
-    split: "Split", indices: Int[np.ndarray, " batch"], padding: Padding, align: str = "time"
+    split: "Split",
+    indices: Int[np.ndarray, " batch"],
+    padding: Padding,
+    align: str = "time",
+    *,
+    keep_float16: bool = False,
 ) -> AudioVisual:
     """Reads, trims and pads the clips of one batch.
 
+    Args:
+      split: the clips.
+      indices: which of them.
+      padding: the shape.
+      align: "time" or "index", see `trim`.
+      keep_float16: values as they are stored, for the device to widen; exact either way.
+
     Returns:
-      NumPy `Sequences`: values `[batch, steps, width]` float32 with zeros in the padding, lengths
+      NumPy `Sequences`: values `[batch, steps, width]` float32 or float16 with zeros in the padding, lengths
       `[batch]` int32, windows `[batch, 2]` float32 in steps.
 
     Raises:
       InputError: a clip is broken (`split` says which, and why) or longer than the plan says.
     """
-    visual = _empty(len(indices), padding.visual_steps, split.visual_width)
-    audio = _empty(len(indices), padding.audio_steps, split.audio_width)
+    dtype = STORED_DTYPE if keep_float16 else np.float32
+    visual = _empty(len(indices), padding.visual_steps, split.visual_width, dtype)
+    audio = _empty(len(indices), padding.audio_steps, split.audio_width, dtype)
     for row, index in enumerate(indices.tolist()):
         clip = split[index]
         visual_values, visual_window, audio_values, audio_window = trim(clip, align)
@@ -215,9 +235,9 @@ def load_batch(
     return AudioVisual(visual, audio)
 
 
-def _empty(batch: int, steps: int, width: int) -> Sequences:
+def _empty(batch: int, steps: int, width: int, dtype: type) -> Sequences:
     return Sequences(
-        values=np.zeros((batch, steps, width), np.float32),
+        values=np.zeros((batch, steps, width), dtype),
         lengths=np.zeros((batch,), np.int32),
         windows=np.zeros((batch, 2), np.float32),
     )
@@ -230,7 +250,10 @@ def _put(into: Sequences, row: int, values: np.ndarray, window: Window, what: st
             f"{what} features: expected at most {steps} steps of width {width} as the data set's "
             f"list of clips says, got {values.shape[0]} of {values.shape[1]}; extract it again"
         )
-    widen(values, into.values[row, : len(values)])
+    if into.values.dtype == np.float16:
+        into.values[row, : len(values)] = values
+    else:
+        widen(values, into.values[row, : len(values)])
     into.lengths[row] = len(values)
     into.windows[row] = window
 
@@ -270,6 +293,7 @@ def training_batches(
     process_index: int = 0,
     process_count: int = 1,
     read_threads: int = 2,
+    keep_float16: bool = False,
 ) -> grain.IterDataset[AudioVisual]:
     """Shuffled training batches without end; what a restart needs is the iterator's one integer.
 
@@ -283,6 +307,7 @@ def training_batches(
       process_count: how many share a batch; each yields its `batch_size / process_count`
         consecutive rows.
       read_threads: how many threads read ahead.
+      keep_float16: see `load_batch`.
 
     Returns:
       A grain dataset of `AudioVisual` with NumPy leaves (see `load_batch`). Its iterators have
@@ -298,7 +323,7 @@ def training_batches(
 
     def load(planned: tuple[np.ndarray, Padding]) -> AudioVisual:
         indices, padding = planned
-        return load_batch(split, indices[own], padding, align)
+        return load_batch(split, indices[own], padding, align, keep_float16=keep_float16)
 
     return grain.MapDataset.source(plan).map(load).to_iter_dataset(_read_options(read_threads))
 

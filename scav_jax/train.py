@@ -40,7 +40,13 @@ from scav_jax.files import write_json
 from scav_jax.optimizer import learning_rate_schedule, make_optimizer
 from scav_jax.progress import progress_bar
 from scav_jax.records import Meter, Records
-from scav_jax.train_step import Objective, TrainState, init_state, make_train_step
+from scav_jax.train_step import (
+    Objective,
+    TrainState,
+    init_state,
+    make_train_step,
+    state_shardings,
+)
 
 EXIT_TERMINATED = 143  # SIGTERM, as shells report it
 COLLAPSED_SPREAD = 1e-3  # embeddings this close, relative to their length, are one point
@@ -57,6 +63,8 @@ class DataSettings:
       align: "time", or "index" (the paper's wording: whole streams stretched onto each other).
       buckets: at most this many padded shapes.
       read_threads: threads that read ahead.
+      keep_float16: stored float16 features stay so until the device, where they become float32;
+        half the memory, the same numbers.
     """
 
     path: str
@@ -66,6 +74,7 @@ class DataSettings:
     align: str
     buckets: int
     read_threads: int
+    keep_float16: bool = False
 
 
 @dataclass(frozen=True)
@@ -82,6 +91,12 @@ class TrainSettings:
       devices: how many devices to use; 0 is all.
       distance_memory_bytes: working memory of the distance matrix, beside latents and result;
         changes speed only.
+      microbatch: clips that are encoded at a time, over all devices, for the gradient of the whole
+        batch in the memory of a part (see `gradient_cache`); 0 encodes all at once.
+      remat: keeps less of each block for the gradient and computes it again.
+      precision: of the towers' products, see `Encoders`: "float32", "tensorfloat32", "bfloat16".
+        Validation and evaluation are in float32 always.
+      shard_optimizer, shard_params: cut over the devices instead of whole on each.
     """
 
     steps: int
@@ -92,6 +107,11 @@ class TrainSettings:
     max_skipped_in_row: int
     devices: int
     distance_memory_bytes: int
+    microbatch: int = 0
+    remat: bool = False
+    precision: str = "float32"
+    shard_optimizer: bool = False
+    shard_params: bool = False
 
     def __post_init__(self):
         at_least_1 = ("steps", "log_every", "validate_every", "max_skipped_in_row")
@@ -134,8 +154,14 @@ def set_up(config: dict) -> Setup:
     for split in (training, validation):
         check_resampled(split.fingerprint, align=data.align, direction=encoders.pre_resample)
     setup = Setup(config, data, settings, encoders, objective, training, validation)
-    parameter_shapes(encoders, objective, _widths(setup))  # sizes that do not fit fail here
+    # Sizes that do not fit fail here.
+    parameter_shapes(training_encoders(setup), objective, _widths(setup))
     return setup
+
+
+def training_encoders(setup: Setup) -> Encoders:
+    """The towers as they are trained; everything else uses them in float32."""
+    return setup.encoders.clone(precision=setup.settings.precision, remat=setup.settings.remat)
 
 
 def _widths(setup: Setup) -> dict[str, int]:
@@ -224,6 +250,7 @@ def train(config: dict, workdir: Path) -> Run | None:
     settings = setup.settings
     mesh = sharding.make_mesh(settings.devices or None)
     sharding.check_batch_size(setup.data.batch_size, mesh)
+    sharding.check_microbatch(settings.microbatch, setup.data.batch_size, mesh)
     optimizer = unpack("optimizer", config["optimizer"], make_optimizer, steps=settings.steps)
     schedule = _learning_rates(config["optimizer"], settings.steps)
     dataset = _training_dataset(setup)
@@ -232,16 +259,19 @@ def train(config: dict, workdir: Path) -> Run | None:
     batches = iter(dataset)
     checkpoints = Checkpoints(workdir, settings.keep_best)
     state, first = _start_or_resume(setup, optimizer, mesh, checkpoints, batches)
+    places = jax.tree.map(lambda leaf: leaf.sharding, state)
     step_function = jax.jit(
         make_train_step(
-            setup.encoders,
+            training_encoders(setup),
             setup.objective,
             optimizer,
             config["seed"],
             memory_bytes=settings.distance_memory_bytes,
+            microbatch=settings.microbatch,
+            mesh=mesh,
         ),
-        in_shardings=(sharding.replicated(mesh), sharding.batch_sharded(mesh)),
-        out_shardings=sharding.replicated(mesh),
+        in_shardings=(places, sharding.batch_sharded(mesh)),
+        out_shardings=(places, sharding.replicated(mesh)),
         donate_argnums=0,
     )
     records, meter, stop = Records(workdir, first), Meter(setup.data.batch_size), _on_sigterm()
@@ -259,7 +289,8 @@ def train(config: dict, workdir: Path) -> Run | None:
                 _log(step, values, setup, records, bar, batch, state)
             points = None
             if step % settings.validate_every == 0 or last:
-                points = _validate(step, setup, state.params, records, bar)
+                whole = sharding.put_replicated(state.params, mesh)
+                points = _validate(step, setup, whole, records, bar)
                 meter.restart()
             due = settings.checkpoint_every and step % settings.checkpoint_every == 0
             if points is not None or due or stop():
@@ -281,6 +312,7 @@ def _training_dataset(setup: Setup):
         process_index=jax.process_index(),
         process_count=jax.process_count(),
         read_threads=setup.data.read_threads,
+        keep_float16=setup.data.keep_float16,
     )
 
 
@@ -294,7 +326,8 @@ def _start_or_resume(setup: Setup, optimizer, mesh, checkpoints: Checkpoints, ba
     """The state to go on from, and how many steps it has seen; moves the batches there too."""
     example = example_batch(_widths(setup))
     state = init_state(setup.encoders, setup.objective, optimizer, example, setup.config["seed"])
-    state = sharding.put_replicated(state, mesh)
+    cut = {name: getattr(setup.settings, name) for name in ("shard_params", "shard_optimizer")}
+    state = sharding.put(state, state_shardings(state, mesh, **cut))
     first = checkpoints.latest_step() or 0
     if not first:
         _describe(setup, state, mesh)

@@ -218,8 +218,8 @@ def load_batch(
       keep_float16: values as they are stored, for the device to widen; exact either way.
 
     Returns:
-      NumPy `Sequences`: values `[batch, steps, width]` float32 or float16 with zeros in the padding, lengths
-      `[batch]` int32, windows `[batch, 2]` float32 in steps.
+      NumPy `Sequences`: values `[batch, steps, width]` float32 or float16 with zeros in the
+      padding, lengths `[batch]` int32, windows `[batch, 2]` float32 in steps.
 
     Raises:
       InputError: a clip is broken (`split` says which, and why) or longer than the plan says.

@@ -21,7 +21,8 @@ from scav_jax.optimizer import make_optimizer
 from scav_jax.sequences import AudioVisual, sequences
 from scav_jax.train_step import (
     Objective,
-    init_state,
+    TrainState,
+    init_params,
     loss_and_gradients,
     make_train_step,
     state_shardings,
@@ -54,7 +55,7 @@ CASES = {
     "both": (PRE, Objective("sequence+aggregation")),
 }
 EVERY = [(devices, parts) for devices in (1, 2, 4, MANY) for parts in (1, 2, 4)][1:]
-CORNERS = [(2, 2), (MANY, 4)]
+CORNERS = [(2, 2), (4, 4)]  # more devices on few cores: collectives in loops take minutes
 TABLE = [("pre", *where) for where in EVERY] + [
     (case, *where) for case in CASES if case != "pre" for where in CORNERS
 ]
@@ -79,8 +80,20 @@ def optimizer():
     return make_optimizer(learning_rate=1e-3, warmup_steps=2, steps=10)
 
 
+@cache
+def params_at_start():
+    """Of all cases: they have one tower."""
+    params = jax.jit(partial(init_params, PRE, Objective("sequence+aggregation"), seed=0))
+    return jax.device_get(params(batch()))
+
+
 def start(encoders, objective):
-    return init_state(encoders, objective, optimizer(), batch(), seed=0)
+    """What `init_state` returns, without initialising the towers each time."""
+    params = params_at_start()
+    log_temperature = {name: params["log_temperature"][name] for name in objective.losses}
+    params = jax.tree.map(jnp.asarray, params | {"log_temperature": log_temperature})
+    step, skipped, in_row = (jnp.zeros((), jnp.int32) for _ in range(3))
+    return TrainState(step, params, optimizer().init(params), skipped, in_row)
 
 
 def train(case, devices=1, parts=1, settings=(), steps=STEPS):
@@ -174,14 +187,14 @@ WRONG = {
 
 @pytest.mark.parametrize("what", WRONG)
 def test_a_local_statistic_is_seen_in_training(what, monkeypatch):
-    reference = expected("pre")
+    their_gradients, their_losses, _ = expected("pre")
     monkeypatch.setattr(cross_entropy, *WRONG[what])
-    gradients, losses, params = train("pre", steps=2)
-    reference = reference[0], reference[1][:2], reference[2]
-    for ours, theirs in zip((gradients, losses), reference, strict=False):
-        with pytest.raises(AssertionError):
-            check = assert_trees if ours is gradients else np.testing.assert_allclose
-            check(ours, theirs, TOLERANCE)
+    gradients, losses, _ = train("pre", steps=2)
+    largest = max(float(np.abs(leaf).max()) for leaf in jax.tree.leaves(their_gradients))
+    with pytest.raises(AssertionError):
+        np.testing.assert_allclose(losses, their_losses[:2], rtol=TOLERANCE)
+    with pytest.raises(AssertionError):
+        assert_trees(gradients, their_gradients, TOLERANCE * largest)
 
 
 @pytest.mark.parametrize("what", WRONG)
@@ -217,7 +230,9 @@ def test_dropout_is_the_same_in_both_passes_and_however_the_batch_is_cut(devices
 def test_a_mask_belongs_to_its_clip_and_its_step():
     x = jnp.ones((6, 50, 3))
     rows = jnp.arange(6, dtype=jnp.int32)
-    drop = jax.jit(lambda x, rows, key: Dropout(0.3).apply({}, x, rows, False, rngs={"dropout": key}))
+    drop = jax.jit(
+        lambda x, rows, key: Dropout(0.3).apply({}, x, rows, False, rngs={"dropout": key})
+    )
     whole = np.asarray(drop(x, rows, jax.random.key(0)))
     order = jnp.array([4, 0, 3], jnp.int32)
     np.testing.assert_array_equal(drop(x[:3], order, jax.random.key(0)), whole[order])
@@ -243,7 +258,8 @@ def one_gradient(params_of=PRE, features=None, **settings):
 
 def kept_bytes(encoders):
     """Of what the forward pass keeps for the gradient."""
-    params = start(encoders, Objective()).params["encoders"]
+    example = partial(init_params, encoders, Objective(), seed=0)
+    params = jax.eval_shape(example, batch())["encoders"]
 
     def pull_back(params):
         def latents(params):
@@ -278,9 +294,11 @@ def test_stored_float16_gives_the_numbers_of_its_float32():
 def products(precision):
     """(dtype, precision) of every product of the towers, forward and backward."""
     encoders = PRE.clone(precision=precision, conv_position=True, width=16)
-    params = start(encoders, Objective()).params
+    params = jax.eval_shape(
+        partial(init_params, encoders, Objective("aggregation"), seed=0), batch()
+    )
     jaxpr = jax.make_jaxpr(partial(loss_and_gradients, encoders, Objective("aggregation")))(
-        params | {"log_temperature": {"aggregation": jnp.zeros(())}}, batch()
+        params, batch()
     )
     return {
         (equation.invars[0].aval.dtype.name, equation.params["precision"])
@@ -323,10 +341,10 @@ def test_bfloat16_is_near_float32_and_leaves_parameters_and_latents_alone():
 
 def test_an_unknown_precision_is_named():
     with pytest.raises(InputError, match=r"train\.precision: .*got 'bfloat'.*bfloat16"):
-        start(PRE.clone(precision="bfloat"), Objective())
+        init_params(PRE.clone(precision="bfloat"), Objective(), batch(), seed=0)
 
 
-# -- where arrays live ------------------------------------------------------------------------------
+# -- where arrays live -----------------------------------------------------------------------------
 
 
 @needs_devices

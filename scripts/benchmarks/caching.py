@@ -9,8 +9,8 @@ drops the barriers that rematerialisation needs, so other devices may need less.
 same step of small towers on the devices that are there.
 
 Time: a step with and without caching; D with its loss and their gradients beside the towers of one
-microbatch at the paper's widths, scaled to the batch; the share of GEMM peak of a step. FLOPs are of
-matrix products, as XLA counts them: three times the forward pass, in a cached step four times.
+microbatch at the paper's widths, scaled to the batch; the towers' share of the GEMM peak. FLOPs are
+of the traced program's matrix products, three times the forward pass.
 """
 
 import time
@@ -18,6 +18,7 @@ from functools import partial
 
 import contest
 import jax
+import jax.extend.core
 import jax.numpy as jnp
 import numpy as np
 from contest import Contestant, compiled, race, table, verdict
@@ -208,7 +209,7 @@ def forward_flops(encoders, params, clips) -> float:
 def _equations(jaxpr):
     for equation in jaxpr.eqns:
         yield equation
-        for sub in jax.core.jaxprs_in_params(equation.params):
+        for sub in jax.extend.core.jaxprs_in_params(equation.params):
             yield from _equations(sub)
 
 

@@ -337,7 +337,8 @@ def test_bfloat16_is_near_float32_and_leaves_parameters_and_latents_alone():
     cosine = flat @ rounded_flat / np.linalg.norm(flat) / np.linalg.norm(rounded_flat)
     assert cosine > 0.99
     params = start(PRE, Objective()).params["encoders"]
-    latents = PRE.clone(precision="bfloat16").apply({"params": params}, batch())
+    features = jax.tree.map(jnp.asarray, batch())
+    latents = PRE.clone(precision="bfloat16").apply({"params": params}, features)
     assert {stream.values.dtype for stream in latents} == {jnp.dtype(jnp.float32)}
 
 

@@ -83,6 +83,11 @@ def vggsound(batch_size: int) -> ConfigDict:
             "distance_memory_bytes": 2**30,
             "preemption_deadline_s": 30.0,
             "profile": "",
+            "microbatch": 0,
+            "remat": False,
+            "precision": "float32",
+            "shard_optimizer": False,
+            "shard_params": False,
         }
     )
     interpolate(config, "visual_to_audio", when="pre")

@@ -11,6 +11,7 @@ words shared by all
     positions      relative positions: offsets between steps -> rows of a learned table
     features       what one clip is on disk: keys, shapes, units, format version, fingerprint
     sharding       the device mesh; the only file that names a PartitionSpec
+    compiled       what a compiled program needs: memory, communication
 video files -> features on disk
     datasets       features on disk as TFDS data sets; `chimes`, rendered data that ships with us
     extract        decode, frozen backbones: `python -m scav_jax.extract`
@@ -22,6 +23,7 @@ the mathematics (jax, flax, optax, ott only)
     distances      euclidean, dtw, wasserstein; `pairwise` -> D[visual, audio]
     objectives     L_agg (CAV) and L_seq (SCAV)
     optimizer      AdamW, warm-up and cosine, what is not decayed
+    gradient_cache  the gradient of a whole batch in the memory of a part
     train_step     the training state and its pure step function
 programs
     config         a config file and its overrides -> one checked, frozen document

@@ -216,6 +216,13 @@ def load_batch(
 ) -> AudioVisual:
     """Reads, trims and pads the clips of one batch.
 
+    Args:
+      split: the clips.
+      indices: which of them.
+      padding: the shape.
+      align: "time" or "index", see `trim`.
+      dtype: "float32", or "float16" as stored, for the device to widen; exact either way.
+
     Returns:
       NumPy `Sequences`: values `[batch, steps, width]` of `dtype` with zeros in the padding,
       lengths `[batch]` int32, windows `[batch, 2]` float32 in steps.

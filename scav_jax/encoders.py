@@ -107,14 +107,9 @@ class Attention(nn.Module):
         gain = gates[..., 0] * (gates[..., 1] * head_scale - 1.0) + 2.0  # [B, T, H]
         gain = jnp.transpose(gain, (0, 2, 1))[..., None]  # [B, H, T, 1]
 
-        logits = jnp.einsum(
-            "bqhd,bkhd->bhqk",
-            query,
-            key,
-            precision=products["precision"],
-            preferred_element_type=gain.dtype,
-        )
-        logits = logits / math.sqrt(head_width) + gain * bias[None]
+        # Rounded to bfloat16 before the softmax, or the gradient's products would be in float32.
+        logits = jnp.einsum("bqhd,bkhd->bhqk", query, key, precision=products["precision"])
+        logits = _wide(logits) / math.sqrt(head_width) + gain * bias[None]
         lowest = jnp.finfo(logits.dtype).min
         logits = jnp.where(mask[:, None, None, :], logits, lowest)
         weights = jax.nn.softmax(logits, axis=-1).astype(value.dtype)

@@ -43,7 +43,13 @@ from scav_jax.prefetch import Prefetch
 from scav_jax.profiling import Trace
 from scav_jax.progress import progress_bar
 from scav_jax.records import InputWarning, Meter, NoRecords, Records
-from scav_jax.train_step import Objective, TrainState, init_state, make_train_step
+from scav_jax.train_step import (
+    Objective,
+    TrainState,
+    init_state,
+    make_train_step,
+    state_shardings,
+)
 
 COLLAPSED_SPREAD = 1e-3  # embeddings this close, relative to their length, are one point
 
@@ -91,6 +97,12 @@ class TrainSettings:
         changes speed only.
       preemption_deadline_s: after SIGTERM, how many seconds there are to save in.
       profile: "start:stop" writes a trace of these steps to WORKDIR/profile; "" does not.
+      microbatch: clips that are encoded at a time, over all devices, for the gradient of the whole
+        batch in the memory of a part (see `gradient_cache`); 0 encodes all at once.
+      remat: keeps less of each block for the gradient and computes it again.
+      precision: of the towers' products, see `Encoders`: "float32", "tensorfloat32", "bfloat16".
+        Validation and evaluation are in float32 always.
+      shard_optimizer, shard_params: cut over the devices instead of whole on each.
     """
 
     steps: int
@@ -103,6 +115,11 @@ class TrainSettings:
     distance_memory_bytes: int
     preemption_deadline_s: float
     profile: str
+    microbatch: int = 0
+    remat: bool = False
+    precision: str = "float32"
+    shard_optimizer: bool = False
+    shard_params: bool = False
 
     def __post_init__(self):
         at_least_1 = ("steps", "log_every", "validate_every", "max_skipped_in_row")
@@ -150,8 +167,14 @@ def set_up(config: dict) -> Setup:
     for split in (training, validation):
         check_resampled(split.fingerprint, align=data.align, direction=encoders.pre_resample)
     setup = Setup(config, data, settings, encoders, objective, training, validation)
-    parameter_shapes(encoders, objective, _widths(setup))  # sizes that do not fit fail here
+    # Sizes that do not fit fail here.
+    parameter_shapes(training_encoders(setup), objective, _widths(setup))
     return setup
+
+
+def training_encoders(setup: Setup) -> Encoders:
+    """The towers as they are trained; everything else uses them in float32."""
+    return setup.encoders.clone(precision=setup.settings.precision, remat=setup.settings.remat)
 
 
 def _widths(setup: Setup) -> dict[str, int]:
@@ -237,16 +260,19 @@ def train(config: dict, workdir: Path) -> Run | None:
     batches = Prefetch(iter(dataset), put, ahead=setup.data.prefetch)
     checkpoints = Checkpoints(workdir, settings.keep_best)
     state, first = _start_or_resume(setup, optimizer, mesh, checkpoints, batches)
+    places = jax.tree.map(lambda leaf: leaf.sharding, state)
     step_function = jax.jit(
         make_train_step(
-            setup.encoders,
+            training_encoders(setup),
             setup.objective,
             optimizer,
             config["seed"],
             memory_bytes=settings.distance_memory_bytes,
+            microbatch=settings.microbatch,
+            mesh=mesh,
         ),
-        in_shardings=(sharding.replicated(mesh), sharding.batch_sharded(mesh)),
-        out_shardings=sharding.replicated(mesh),
+        in_shardings=(places, sharding.batch_sharded(mesh)),
+        out_shardings=(places, sharding.replicated(mesh)),
         donate_argnums=0,
     )
     records = Records(workdir, first) if processes.is_first() else NoRecords()
@@ -274,7 +300,8 @@ def train(config: dict, workdir: Path) -> Run | None:
             points = None
             if step % settings.validate_every == 0 or last:
                 with meter.part("validation"):
-                    points = _validate(step, setup, state.params, records, bar)
+                    whole = sharding.put_replicated(state.params, mesh)
+                    points = _validate(step, setup, whole, records, bar)
                 meter.restart()
             due = settings.checkpoint_every and step % settings.checkpoint_every == 0
             stopping = stop(step)
@@ -313,6 +340,7 @@ def _prepare(config: dict):
     processes.check_devices(setup.settings.devices)
     mesh = sharding.make_mesh(setup.settings.devices or None)
     sharding.check_batch_size(setup.data.batch_size, mesh)
+    sharding.check_microbatch(setup.settings.microbatch, setup.data.batch_size, mesh)
     unpack("optimizer", config["optimizer"], make_optimizer, steps=setup.settings.steps)
     profiling.steps_of(setup.settings.profile, setup.settings.steps)
     return setup, mesh, _training_dataset(setup)
@@ -347,7 +375,8 @@ def _start_or_resume(setup: Setup, optimizer, mesh, checkpoints: Checkpoints, ba
     """The state to go on from, and how many steps it has seen; moves the batches there too."""
     example = example_batch(_widths(setup))
     state = init_state(setup.encoders, setup.objective, optimizer, example, setup.config["seed"])
-    state = sharding.put_replicated(state, mesh)
+    cut = {name: getattr(setup.settings, name) for name in ("shard_params", "shard_optimizer")}
+    state = sharding.put(state, state_shardings(state, mesh, **cut))
     latest = checkpoints.restore_latest(state)
     if latest is None:
         _describe(setup, state, mesh)

@@ -184,9 +184,7 @@ def _loss_of_latents(
         )
         loss = loss + part
     if "aggregation" in objective.losses:
-        part, aux["aggregation"] = aggregation_loss(
-            *embeddings, log_temperature["aggregation"]
-        )
+        part, aux["aggregation"] = aggregation_loss(*embeddings, log_temperature["aggregation"])
         loss = loss + part
     return loss, aux
 

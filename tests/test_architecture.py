@@ -23,7 +23,7 @@ ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "scav_jax"
 MATHEMATICS = (
     *("sequences", "positions", "encoders", "distances", "objectives", "optimizer"),
-    "train_step",
+    *("gradient_cache", "train_step"),
 )
 # The mathematics imports none of these itself, and runs where all but the first two are missing,
 # which flax needs.

@@ -12,6 +12,7 @@ from scav_jax.compiled import RING, communication_bytes, memory_of
 DEVICES = 4
 SIZE = 24  # floats on each device
 BYTES = 4 * SIZE
+ROWS = P("x")
 
 
 @pytest.fixture(scope="module")
@@ -21,7 +22,7 @@ def mesh():
     return Mesh(np.asarray(jax.devices()[:DEVICES]), ("x",))
 
 
-def compiled(mesh, function, out=P("x"), more=()):
+def compiled(mesh, function, out=ROWS, more=()):
     mapped = jax.shard_map(
         function, mesh=mesh, in_specs=(P("x"), *(P() for _ in more)), out_specs=out, check_vma=False
     )
@@ -97,10 +98,15 @@ def test_no_devices_to_talk_to_is_no_communication():
 
 def test_groups_and_asynchronous_forms_are_read_in_every_notation():
     """As other versions and devices write the same; a pair of two devices each."""
-    for groups in ("{{0,1},{2,3}}", "[2,2]<=[4]", "mesh['a'=2,'b'=2] {'b'}", "mesh['a'=4] {'a':(1)2}"):
-        text = f"""ENTRY %main (x: f32[3,5]) -> f32[6,5] {{
+    for groups in (
+        "{{0,1},{2,3}}",
+        "[2,2]<=[4]",
+        "mesh['a'=2,'b'=2] {'b'}",
+        "mesh['a'=4] {'a':(1)2}",
+    ):
+        text = f"""ENTRY %main (x: bf16[3,5]) -> bf16[6,5] {{
   %x = bf16[3,5]{{1,0}} parameter(0)
-  %start = (bf16[3,5]{{1,0}}, bf16[6,5]{{1,0}}) all-gather-start(%x), replica_groups={groups}, dimensions={{0}}
+  %start = (bf16[3,5]{{1,0}}, bf16[6,5]{{1,0}}) all-gather-start(%x), replica_groups={groups}
   ROOT %done = bf16[6,5]{{1,0}} all-gather-done(%start)
 }}"""
         assert communication_bytes(text) == only("all-gather", 2 * 15)

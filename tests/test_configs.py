@@ -57,7 +57,7 @@ VARIANTS = {
     "table1": ("max", "batch32", "demo"),
     "table2": ("max", "demo"),
     "table4": ("max", "demo"),
-    "vggsound.py": ("39m", "38m"),
+    "vggsound.py": ("39m", "38m", "v100_4096", "h200", "8gpu", "pod"),
     "demo.py": (None,),
 }
 

@@ -133,6 +133,8 @@ def _add_block(
     before, _ = block_of(total, axis, number)
     if axis == 1:
         cut = total.reshape(-1, blocks, size)
-        return jax.lax.dynamic_update_index_in_dim(cut, before + some, number, 1).reshape(size, size)
+        return jax.lax.dynamic_update_index_in_dim(cut, before + some, number, 1).reshape(
+            size, size
+        )
     start = number * (size // blocks)
     return jax.lax.dynamic_update_slice_in_dim(total, before + some, start, 1)

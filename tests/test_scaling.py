@@ -1,0 +1,430 @@
+"""One loss, whatever the number of devices and however a batch is cut: the equality table.
+
+Loss, gradients and five training steps, of the towers from features on, with ragged clips. What is
+equal here differs as soon as one statistic is a device's own, which is tested too.
+"""
+
+from functools import cache, partial
+
+import jax
+import jax.extend.core
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from scav_jax import sharding
+from scav_jax.compiled import communication_bytes
+from scav_jax.distances import pairwise
+from scav_jax.encoders import Dropout, Encoders
+from scav_jax.errors import InputError
+from scav_jax.objectives import cross_entropy, sequence_loss
+from scav_jax.optimizer import make_optimizer
+from scav_jax.sequences import AudioVisual, sequences
+from scav_jax.train_step import (
+    Objective,
+    TrainState,
+    init_params,
+    loss_and_gradients,
+    make_train_step,
+    state_shardings,
+)
+
+MANY = 8
+CLIPS, STEPS = 32, 5
+TOLERANCE = 1e-5
+PRE = Encoders(
+    width=8,
+    heads=2,
+    feedforward=6,
+    visual_blocks=1,
+    audio_blocks=1,
+    visual_hidden=7,
+    audio_hidden=6,
+    position_buckets=8,
+    position_max_distance=12,
+    dropout=0.0,
+    pre_resample="visual_to_audio",
+)
+POST = PRE.clone(pre_resample=None)
+WASSERSTEIN = {"blur": 1.0, "position_weight": 2.0, "diameter": 16.0}
+CASES = {
+    "pre": (PRE, Objective()),
+    "post": (POST, Objective(distance_options={"resample": "audio_to_visual"})),
+    "soft_dtw": (POST, Objective(distance="soft_dtw")),
+    "wasserstein": (POST, Objective(distance="wasserstein", distance_options=WASSERSTEIN)),
+    "sinkhorn": (POST, Objective(distance="sinkhorn", distance_options={"epsilon": 0.5})),
+    "both": (PRE, Objective("sequence+aggregation")),
+}
+EVERY = [(devices, parts) for devices in (1, 2, 4, MANY) for parts in (1, 2, 4)][1:]
+CORNERS = [(2, 2), (4, 4)]  # more devices on few cores: collectives in loops take minutes
+TABLE = [("pre", *where) for where in EVERY] + [
+    (case, *where) for case in CASES if case != "pre" for where in CORNERS
+]
+# Softmax does not see what a key's bias adds: its gradient is rounding, which Adam makes a step of.
+ROUNDING_ONLY = "['key']['bias']"
+needs_devices = pytest.mark.skipif(len(jax.devices()) < MANY, reason=f"needs {MANY} devices")
+
+
+def batch(seed=0, dtype=np.float32):
+    rng = np.random.default_rng(seed)
+    streams = []
+    for steps, width in ((6, 5), (4, 9)):
+        lengths = rng.integers(1, steps + 1, CLIPS)
+        values = rng.normal(size=(CLIPS, steps, width)).astype(dtype)
+        for row, length in zip(values, lengths, strict=True):
+            row[length:] = np.nan
+        streams.append(sequences(jnp.asarray(values), jnp.asarray(lengths, jnp.int32)))
+    return jax.tree.map(np.asarray, AudioVisual(*streams))
+
+
+def optimizer():
+    return make_optimizer(learning_rate=1e-3, warmup_steps=2, steps=10)
+
+
+@cache
+def params_at_start():
+    """Of all cases: they have one tower."""
+    params = jax.jit(partial(init_params, PRE, Objective("sequence+aggregation"), seed=0))
+    return jax.device_get(params(batch()))
+
+
+def start(encoders, objective):
+    """What `init_state` returns, without initialising the towers each time."""
+    params = params_at_start()
+    log_temperature = {name: params["log_temperature"][name] for name in objective.losses}
+    params = jax.tree.map(jnp.asarray, params | {"log_temperature": log_temperature})
+    step, skipped, in_row = (jnp.zeros((), jnp.int32) for _ in range(3))
+    return TrainState(step, params, optimizer().init(params), skipped, in_row)
+
+
+def train(case, devices=1, parts=1, settings=(), steps=STEPS):
+    """-> gradients at the start, the losses of the steps, the parameters after them."""
+    encoders, objective = CASES[case]
+    encoders = encoders.clone(**dict(settings))
+    mesh = sharding.make_mesh(devices)
+    cut = {"microbatch": CLIPS // parts if parts > 1 else 0, "mesh": mesh}
+    step = make_train_step(encoders, objective, optimizer(), seed=0, **cut)
+    key = jax.random.fold_in(jax.random.key(0), 0) if encoders.dropout else None
+
+    @jax.jit
+    def both(state, features):
+        """A step, and the gradients that it takes, which XLA computes once."""
+        params = state.params
+        _, gradients = loss_and_gradients(encoders, objective, params, features, key, **cut)
+        return gradients, step(state, features)
+
+    state = sharding.put_replicated(start(encoders, objective), mesh)
+    losses, first = [], None
+    for number in range(steps):
+        gradients, (state, metrics) = both(state, sharding.put_batch(batch(number), mesh))
+        first = first or jax.device_get(gradients)
+        losses.append(float(metrics["loss"]))
+    return first, losses, jax.device_get(state.params)
+
+
+@cache
+def expected(case, settings=()):
+    """On one device, uncut."""
+    return train(case, settings=settings)
+
+
+def assert_equal(result, reference):
+    gradients, losses, params = result
+    their_gradients, their_losses, their_params = reference
+    assert np.ptp(their_losses) > 1e-3, "nothing was learned, so nothing was compared"
+    np.testing.assert_allclose(losses, their_losses, rtol=TOLERANCE)
+    largest = max(float(np.abs(leaf).max()) for leaf in jax.tree.leaves(their_gradients))
+    assert_trees(gradients, their_gradients, TOLERANCE * largest)
+    assert_trees(params, their_params, TOLERANCE)
+
+
+def assert_trees(ours, theirs, atol):
+    paths = jax.tree_util.tree_leaves_with_path(theirs)
+    for (path, their), our in zip(paths, jax.tree.leaves(ours), strict=True):
+        name = jax.tree_util.keystr(path)
+        if not name.endswith(ROUNDING_ONLY):
+            np.testing.assert_allclose(our, their, rtol=TOLERANCE, atol=atol, err_msg=name)
+
+
+@needs_devices
+@pytest.mark.parametrize(("case", "devices", "parts"), TABLE)
+def test_devices_and_microbatches_change_nothing(case, devices, parts):
+    assert_equal(train(case, devices, parts), expected(case))
+
+
+# -- what would be wrong ---------------------------------------------------------------------------
+
+
+def groups(distances, axis, parts=2):
+    """The index of the group, along an axis, that each entry of D is in."""
+    return jnp.arange(distances.shape[axis]) * parts // distances.shape[axis]
+
+
+def local_statistics(axis_made_local, distances, axis, *, of_all=cross_entropy.statistics):
+    """z-score as it would be if each device knew its own share of an axis only."""
+    if axis != axis_made_local:
+        return of_all(distances, axis)
+    halves = [of_all(half, axis) for half in jnp.split(distances, 2, axis)]
+    size = distances.shape[axis] // 2
+    return tuple(
+        jnp.concatenate([jnp.repeat(x, size, axis) for x in pair], axis)
+        for pair in zip(*halves, strict=True)
+    )
+
+
+def local_softmax(distances, axis, normalize, *, of_all=cross_entropy._z):
+    """The softmax as it would be over a device's own share."""
+    rows, columns = groups(distances, 0), groups(distances, 1)
+    z = of_all(distances, axis, normalize)
+    return jnp.where(rows[:, None] == columns[None], z, 1e4)
+
+
+WRONG = {
+    "the z-score of rows": ("statistics", partial(local_statistics, 1)),
+    "the z-score of columns": ("statistics", partial(local_statistics, 0)),
+    "the softmax": ("_z", local_softmax),
+}
+
+
+@pytest.mark.parametrize("what", WRONG)
+def test_a_local_statistic_is_seen_in_training(what, monkeypatch):
+    their_gradients, their_losses, _ = expected("pre")
+    monkeypatch.setattr(cross_entropy, *WRONG[what])
+    gradients, losses, _ = train("pre", steps=2)
+    largest = max(float(np.abs(leaf).max()) for leaf in jax.tree.leaves(their_gradients))
+    with pytest.raises(AssertionError):
+        np.testing.assert_allclose(losses, their_losses[:2], rtol=TOLERANCE)
+    with pytest.raises(AssertionError):
+        assert_trees(gradients, their_gradients, TOLERANCE * largest)
+
+
+@pytest.mark.parametrize("what", WRONG)
+@pytest.mark.parametrize("case", ["post", "soft_dtw", "wasserstein", "sinkhorn"])
+def test_a_local_statistic_is_seen_for_every_distance(case, what, monkeypatch):
+    distances = matrix_of(case)
+    loss, _ = sequence_loss(distances, jnp.zeros(()))
+    monkeypatch.setattr(cross_entropy, *WRONG[what])
+    wrong, _ = sequence_loss(distances, jnp.zeros(()))
+    assert abs(float(wrong - loss)) > 100 * TOLERANCE * float(loss)
+
+
+@cache
+def matrix_of(case):
+    rng = np.random.default_rng(7)
+    streams = [sequences(jnp.asarray(rng.normal(size=(8, t, 4)), jnp.float32)) for t in (6, 4)]
+    objective = CASES[case][1]
+    return pairwise(objective.distance, *streams, **objective.distance_options)
+
+
+# -- dropout ---------------------------------------------------------------------------------------
+
+
+@needs_devices
+@pytest.mark.parametrize(("devices", "parts"), [(1, 4), (MANY, 2)])
+def test_dropout_is_the_same_in_both_passes_and_however_the_batch_is_cut(devices, parts):
+    """Exact: gradients of other masks than the loss's, or other masks for other cuts, differ."""
+    settings = (("dropout", 0.3),)
+    assert_equal(train("pre", devices, parts, settings), expected("pre", settings))
+    assert abs(expected("pre", settings)[1][0] - expected("pre")[1][0]) > 1e-3
+
+
+def test_a_mask_belongs_to_its_clip_and_its_step():
+    x = jnp.ones((6, 50, 3))
+    rows = jnp.arange(6, dtype=jnp.int32)
+    drop = jax.jit(
+        lambda x, rows, key: Dropout(0.3).apply({}, x, rows, False, rngs={"dropout": key})
+    )
+    whole = np.asarray(drop(x, rows, jax.random.key(0)))
+    order = jnp.array([4, 0, 3], jnp.int32)
+    np.testing.assert_array_equal(drop(x[:3], order, jax.random.key(0)), whole[order])
+    assert {0.0} < set(np.unique(whole))
+    np.testing.assert_allclose(whole[whole > 0], 1 / 0.7, rtol=1e-6)
+    np.testing.assert_allclose((whole > 0).mean(), 0.7, atol=0.05)
+    assert len({row.tobytes() for row in whole}) == 6, "clips share a mask"
+    assert not np.array_equal(whole, drop(x, rows, jax.random.key(1)))
+    np.testing.assert_array_equal(Dropout(1.0).apply({}, x, rows, False), np.zeros_like(x))
+
+
+# -- rematerialisation, precision, storage ---------------------------------------------------------
+
+
+def one_gradient(features=None, **settings):
+    """Loss and gradients at the start, as settings have it."""
+    encoders = PRE.clone(**settings)
+    params = start(PRE, Objective()).params
+    compute = jax.jit(partial(loss_and_gradients, encoders, Objective()))
+    (loss, _), gradients = compute(params, features or batch(), jax.random.key(5))
+    return float(loss), jax.device_get(gradients)
+
+
+def kept_bytes(encoders):
+    """Of what the forward pass keeps for the gradient."""
+    example = partial(init_params, encoders, Objective(), seed=0)
+    features = batch()
+    params = jax.eval_shape(example, features)["encoders"]
+
+    def pull_back(params):
+        def latents(params):
+            return [s.values for s in encoders.apply({"params": params}, features)]
+
+        return jax.vjp(latents, params)[1]
+
+    kept = jax.tree.leaves(jax.eval_shape(pull_back, params))
+    return sum(leaf.size * leaf.dtype.itemsize for leaf in kept)
+
+
+def test_rematerialisation_changes_no_number_and_keeps_less():
+    loss, gradients = one_gradient(dropout=0.3)
+    again, same = one_gradient(dropout=0.3, remat=True)
+    np.testing.assert_allclose(again, loss, rtol=1e-6)
+    largest = max(float(np.abs(leaf).max()) for leaf in jax.tree.leaves(gradients))
+    assert_trees(same, gradients, 1e-6 * largest)
+    deep = PRE.clone(visual_blocks=3)
+    assert kept_bytes(deep.clone(remat=True)) < 0.5 * kept_bytes(deep)
+
+
+def test_stored_float16_gives_the_numbers_of_its_float32():
+    half = batch(dtype=np.float16)
+    wide = AudioVisual(*(s.replace(values=s.values.astype(np.float32)) for s in half))
+    loss, gradients = one_gradient(features=half)
+    expected_loss, expected_gradients = one_gradient(features=wide)
+    assert loss == pytest.approx(expected_loss, rel=1e-6)
+    largest = max(float(np.abs(leaf).max()) for leaf in jax.tree.leaves(gradients))
+    assert_trees(gradients, expected_gradients, 1e-6 * largest)
+
+
+def products(precision):
+    """(dtype, precision) of every product of the towers, forward and backward."""
+    encoders = PRE.clone(precision=precision, conv_position=True, width=16)
+    params = jax.eval_shape(
+        partial(init_params, encoders, Objective("aggregation"), seed=0), batch()
+    )
+    jaxpr = jax.make_jaxpr(partial(loss_and_gradients, encoders, Objective("aggregation")))(
+        params, batch()
+    )
+    return {
+        (equation.invars[0].aval.dtype.name, equation.params["precision"])
+        for equation in equations(jaxpr.jaxpr)
+        if equation.primitive.name in ("dot_general", "conv_general_dilated")
+        # The distances' and the loss's own are over the latents of two streams.
+        and equation.invars[0].aval.ndim > 2
+    }
+
+
+def equations(jaxpr):
+    for equation in jaxpr.eqns:
+        yield equation
+        for sub in jax.extend.core.jaxprs_in_params(equation.params):
+            yield from equations(sub)
+
+
+def test_precision_is_what_products_are_multiplied_in():
+    highest, default = jax.lax.Precision.HIGHEST, jax.lax.Precision.DEFAULT
+    assert products("float32") == {("float32", (highest, highest))}
+    assert products("tensorfloat32") == {("float32", (default, default))}
+    assert products("bfloat16") == {("bfloat16", (default, default))}
+
+
+def test_bfloat16_is_near_float32_and_leaves_parameters_and_latents_alone():
+    loss, gradients = one_gradient()
+    rounded, rounded_gradients = one_gradient(precision="bfloat16")
+    assert 1e-7 < abs(rounded - loss) < 0.02 * loss
+    assert all(leaf.dtype == np.float32 for leaf in jax.tree.leaves(rounded_gradients))
+    flat, rounded_flat = (
+        np.concatenate([leaf.ravel() for leaf in jax.tree.leaves(tree)])
+        for tree in (gradients, rounded_gradients)
+    )
+    cosine = flat @ rounded_flat / np.linalg.norm(flat) / np.linalg.norm(rounded_flat)
+    assert cosine > 0.99
+    params = start(PRE, Objective()).params["encoders"]
+    features = jax.tree.map(jnp.asarray, batch())
+    latents = PRE.clone(precision="bfloat16").apply({"params": params}, features)
+    assert {stream.values.dtype for stream in latents} == {jnp.dtype(jnp.float32)}
+
+
+def test_an_unknown_precision_is_named():
+    with pytest.raises(InputError, match=r"train\.precision: .*got 'bfloat'.*bfloat16"):
+        init_params(PRE.clone(precision="bfloat"), Objective(), batch(), seed=0)
+
+
+# -- where arrays live -----------------------------------------------------------------------------
+
+
+@needs_devices
+@pytest.mark.parametrize("params", [False, True])
+def test_a_state_that_is_cut_over_devices_trains_the_same(params):
+    encoders, objective = PRE, Objective()
+    mesh = sharding.make_mesh(MANY)
+    state = start(encoders, objective)
+    places = state_shardings(state, mesh, shard_params=params, shard_optimizer=True)
+    step = jax.jit(
+        make_train_step(encoders, objective, optimizer(), seed=0, microbatch=8, mesh=mesh),
+        in_shardings=(places, sharding.batch_sharded(mesh)),
+        out_shardings=(places, sharding.replicated(mesh)),
+    )
+    state = sharding.put(state, places)
+    losses = []
+    for number in range(STEPS):
+        state, metrics = step(state, sharding.put_batch(batch(number), mesh))
+        losses.append(float(metrics["loss"]))
+    _, their_losses, their_params = expected("pre")
+    np.testing.assert_allclose(losses, their_losses, rtol=TOLERANCE)
+    assert_trees(jax.device_get(state.params), their_params, TOLERANCE)
+    kernel = ("encoders", "visual", "block_0", "feedforward_out", "kernel")  # [6, 8]
+    moment = next(leaf for leaf in jax.tree.leaves(state.opt_state) if leaf.shape == (6, 8))
+    assert moment.addressable_shards[0].data.shape == (6, 1)
+    leaf = state.params
+    for name in kernel:
+        leaf = leaf[name]
+    assert leaf.addressable_shards[0].data.shape == ((6, 1) if params else (6, 8))
+
+
+@needs_devices
+def test_features_stay_on_their_device_and_gradients_travel_once():
+    """Of a microbatched step: what travels does not grow with features or with microbatches."""
+    mesh = sharding.make_mesh(MANY)
+    whole, rows = sharding.replicated(mesh), sharding.batch_sharded(mesh)
+    objective = Objective("aggregation")
+
+    def received(parts):
+        state = start(PRE, objective)
+        step = make_train_step(PRE, objective, optimizer(), 0, microbatch=CLIPS // parts, mesh=mesh)
+        shardings = {"in_shardings": (whole, rows), "out_shardings": whole}
+        program = jax.jit(step, **shardings).lower(state, batch()).compile()
+        return sum(communication_bytes(program).values()), state
+
+    few, state = received(2)
+    many, _ = received(4)
+    params = sum(4 * leaf.size for leaf in jax.tree.leaves(state.params))
+    embeddings = 2 * 4 * CLIPS * PRE.width
+    features = sum(leaf.nbytes for leaf in jax.tree.leaves(batch()))
+    assert many == few
+    # Gradients in a ring, latents' means in both passes, D and its statistics; no features.
+    assert 2 * params * (MANY - 1) / MANY <= few < 2 * params + 8 * embeddings
+    assert features > 2 * embeddings
+
+
+def test_the_largest_axis_that_the_devices_divide_is_cut():
+    mesh = sharding.make_mesh(min(2, len(jax.devices())))
+    if mesh.size == 1:
+        pytest.skip("needs 2 devices")
+    shapes = {"a": (3, 4), "b": (6, 4), "c": (3, 5), "d": (), "e": (4, 4)}
+    tree = {name: jnp.zeros(shape) for name, shape in shapes.items()}
+    placed = sharding.put(tree, sharding.cut_along_largest(tree, mesh))
+    pieces = {name: leaf.addressable_shards[0].data.shape for name, leaf in placed.items()}
+    assert pieces == {"a": (3, 2), "b": (3, 4), "c": (3, 5), "d": (), "e": (2, 4)}
+
+
+@needs_devices
+def test_a_microbatch_must_divide_the_batch_and_be_cut_over_devices():
+    mesh = sharding.make_mesh(4)
+    for size in (0, 4, 8, 12, 24):
+        sharding.check_microbatch(size, 24, mesh)
+    with pytest.raises(InputError, match=r"24 that is a multiple of the 4 devices.*use 8 or 12$"):
+        sharding.check_microbatch(10, 24, mesh)
+    with pytest.raises(InputError, match=r"got 2; use 4$"):
+        sharding.check_microbatch(2, 24, mesh)
+    with pytest.raises(InputError, match=r"got 48; use 24$"):
+        sharding.check_microbatch(48, 24, mesh)
+    with pytest.raises(InputError, match=r"got -4; use 4$"):
+        sharding.check_microbatch(-4, 24, mesh)

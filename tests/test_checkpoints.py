@@ -1,6 +1,7 @@
 """Checkpoints: the latest and the best are kept, averaging is a mean, another model is refused."""
 
 import contextlib
+import gc
 import os
 import shutil
 
@@ -123,6 +124,9 @@ def two_saved(tmp_path, state):
     return tmp_path / "kept"
 
 
+# Orbax leaves coroutines behind when a read fails.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+@pytest.mark.filterwarnings("ignore:coroutine .* was never awaited:RuntimeWarning")
 @pytest.mark.parametrize("damage", [truncate, flip, os.remove])
 def test_every_damaged_file_is_seen_and_the_run_goes_back_one(two_saved, state, damage, capsys):
     """Each file in turn: what is read is what was written, or the one before, with a word."""
@@ -148,23 +152,29 @@ def test_every_damaged_file_is_seen_and_the_run_goes_back_one(two_saved, state, 
             manager.wait()
             assert equal(manager.restore(20, state)[0], shifted(state, 21)), name
         shutil.rmtree(run)
+    gc.collect()  # while their warnings are ignored
     assert any(name.startswith("params/") for name in went_back)
     assert any(name.startswith("rest/") for name in went_back)
     assert {"batches/metadata", "checks/metadata", "metrics/metrics"} & went_back
 
 
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+@pytest.mark.filterwarnings("ignore:coroutine .* was never awaited:RuntimeWarning")
 def test_when_all_are_broken_nothing_starts_from_zero(two_saved, state):
     for step in ("10", "20"):
         shutil.rmtree(two_saved / "checkpoints" / step / "params")
     for _ in range(2):  # and not at the second attempt either
-        with contextlib.closing(ck.Checkpoints(two_saved, keep_best=1)) as manager:
-            with pytest.raises(InputError, match=r"none of the checkpoints \(steps 10, 20\)"):
-                manager.restore_latest(state)
+        manager = ck.Checkpoints(two_saved, keep_best=1)
+        with pytest.raises(InputError, match=r"none of the checkpoints \(steps 10, 20\)"):
+            manager.restore_latest(state)
+        manager.close()
     for step in ("10", "20"):
         truncate(two_saved / "checkpoints" / step / "metrics" / "metrics")
     for _ in range(2):
         with pytest.raises(InputError, match="none of the checkpoints can be read"):
             ck.Checkpoints(two_saved, keep_best=1)
+    del manager
+    gc.collect()
 
 
 def test_nothing_saved_is_not_an_error(tmp_path, state):

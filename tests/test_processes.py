@@ -130,6 +130,16 @@ def wait_for_step(workdir, step, started):
         time.sleep(0.02)
 
 
+def assert_close(workdir, expected, atol):
+    """Equal parameters, but for the keys' biases: attention does not depend on them (the softmax
+    takes a constant away), so their gradient is rounding alone, which Adam brings to full steps."""
+    ours, theirs = parameters(workdir), parameters(expected)
+    assert ours.keys() == theirs.keys()
+    for name in theirs:
+        if "['key']['bias']" not in name:
+            np.testing.assert_allclose(ours[name], theirs[name], rtol=0, atol=atol, err_msg=name)
+
+
 def test_two_processes_terminated_and_killed_then_one_equal_one_uninterrupted(tmp_path, data):
     done = run(command(data, tmp_path / "one", **CHANGES))
     assert done.returncode == 0, done.stderr
@@ -158,9 +168,7 @@ def test_two_processes_terminated_and_killed_then_one_equal_one_uninterrupted(tm
 
     done = run(words)
     assert done.returncode == 0 and "resuming at step" in done.stderr, done.stderr
-    ours, theirs = parameters(workdir), parameters(tmp_path / "one")
-    for name in theirs:
-        np.testing.assert_allclose(ours[name], theirs[name], rtol=1e-5, atol=1e-5, err_msg=name)
+    assert_close(workdir, tmp_path / "one", 1e-5)
     mine, reference = records(workdir), records(tmp_path / "one")
     assert [line["step"] for line in mine] == [line["step"] for line in reference]
     for line, expected in zip(mine, reference, strict=True):  # each batch has the same clips
@@ -212,9 +220,7 @@ def test_other_devices_at_every_resume_change_nothing(tmp_path, data, monkeypatc
         StopAfter.step = stop
         config = small_config(data, **(changes | {"train.devices": devices}))
         assert (train.train(config, tmp_path / "many") is None) == bool(stop)
-    ours, theirs = parameters(tmp_path / "many"), parameters(tmp_path / "one")
-    for name in theirs:
-        np.testing.assert_allclose(ours[name], theirs[name], rtol=0, atol=1e-6, err_msg=name)
+    assert_close(tmp_path / "many", tmp_path / "one", 1e-6)
     losses = [
         [r["loss"] for r in records(tmp_path / w) if r["kind"] == "train"] for w in ("many", "one")
     ]

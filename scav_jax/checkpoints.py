@@ -324,7 +324,10 @@ def _stored_shapes(path: Path) -> dict[str, tuple[int, ...]]:
     """`parameter path -> shape` of a stored tree."""
     with _checkpointer() as checkpointer:
         stored = checkpointer.metadata(path.absolute()).item_metadata
-    return _shapes(getattr(stored, "tree", stored))
+    shapes = _shapes(getattr(stored, "tree", stored))
+    if not shapes:
+        raise FileNotFoundError(f"no arrays are stored in {path}")
+    return shapes
 
 
 def _shapes(tree: PyTree) -> dict[str, tuple[int, ...]]:

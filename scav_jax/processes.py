@@ -8,11 +8,13 @@ waits for a lost one inside a collective, then aborts with a stack of C++.
 """
 
 import argparse
+import atexit
 import contextlib
 import json
 import os
 import re
 import signal
+import subprocess
 import sys
 import threading
 import time
@@ -21,6 +23,7 @@ from collections.abc import Callable
 from typing import Any, NoReturn, TypeVar
 
 import jax
+from jax.experimental import multihost_utils
 
 from scav_jax import errors
 from scav_jax.config import difference
@@ -54,6 +57,7 @@ _COLLECTIVE_FAILED = re.compile(
 _T = TypeVar("_T")
 _numbers: dict[str, int] = {}  # how often each kind of agreement was made: names its keys
 _leaving = threading.Event()
+_shell: list[subprocess.Popen] = []  # see `_leave_last_words`
 
 
 # ---- starting ------------------------------------------------------------------------------
@@ -125,7 +129,9 @@ def start(arguments: argparse.Namespace) -> None:
         ) from error
     finally:
         give_up.cancel()
-    threading.Thread(target=_watch, args=(heartbeat,), daemon=True).start()
+    if many():
+        _leave_last_words()
+        _Watch(heartbeat)
 
 
 def _check(arguments: argparse.Namespace) -> None:
@@ -267,11 +273,8 @@ class Preemption:
 
     def __call__(self, step: int) -> bool:
         """Whether to save after this step and stop; to be called once after every step."""
-        if many() and not self._stopping:
-            from jax.experimental import multihost_utils
-
-            if multihost_utils.reached_preemption_sync_point(step):
-                self._begin()
+        if many() and multihost_utils.reached_preemption_sync_point(step):
+            self._begin()
         return self._stopping
 
     def close(self) -> None:
@@ -327,33 +330,46 @@ def run_program(main: Callable[[], int | None]) -> None:
         _end(1)
 
 
-def _watch(limit: float) -> None:
+class _Watch:
     """Ends this process, with a word, once another has ended or is silent for `limit` seconds."""
-    own, store = jax.process_index(), _store()
-    heard: dict[str, tuple[str, float]] = {}
-    beat, answered = 0, time.monotonic()
-    while not _leaving.is_set():
-        time.sleep(HEARTBEAT_S)
-        beat += 1
-        now = time.monotonic()
-        try:
-            store.key_value_set(f"scav/alive/{own}", str(beat), allow_overwrite=True)
-            alive = dict(store.key_value_dir_get("scav/alive"))
-            ended = _ended(store)
-            answered = time.monotonic()
-        except jax.errors.JaxRuntimeError:
-            if now - answered > min(limit, LEAVING_S):
-                _end_unless_leaving(_lost_words("process 0 (the coordinator) does not answer"))
-            continue
+
+    def __init__(self, limit: float):
+        self._limit = limit
+        self._heard: dict[str, tuple[str, float]] = {}  # process -> its last count, and when
+        self._answered = time.monotonic()
+        for work in (self._exchange, self._wait_for_answers):
+            threading.Thread(target=work, daemon=True).start()
+
+    def _exchange(self) -> None:
+        """Says that this process is alive, and looks whether the others are."""
+        own, store, count = jax.process_index(), _store(), 0
+        while not _leaving.wait(HEARTBEAT_S):
+            count += 1
+            with contextlib.suppress(jax.errors.JaxRuntimeError):  # process 0 is gone or busy
+                store.key_value_set(f"scav/alive/{own}", str(count), allow_overwrite=True)
+                self._look(dict(store.key_value_dir_get("scav/alive")), _ended(store))
+                self._answered = time.monotonic()
+
+    def _look(self, alive: dict[str, str], ended: dict[str, str]) -> None:
         if ended:
             time.sleep(LEAVING_S)  # an error that all share, all report themselves
             _end_unless_leaving(_ended_words(ended))
+        now = time.monotonic()
         for key, count in alive.items():
-            if key not in heard or heard[key][0] != count:
-                heard[key] = (count, now)
-            elif now - heard[key][1] > limit:
+            if key not in self._heard or self._heard[key][0] != count:
+                self._heard[key] = (count, now)
+            elif now - self._heard[key][1] > self._limit:
                 which = key.rsplit("/", 1)[1]
-                _end_unless_leaving(_lost_words(f"process {which} was silent for {limit:g} s"))
+                _end_unless_leaving(
+                    _lost_words(f"process {which} was silent for {self._limit:g} s")
+                )
+
+    def _wait_for_answers(self) -> None:
+        """Apart from `_exchange`, which may itself wait for process 0."""
+        while not _leaving.wait(HEARTBEAT_S):
+            if time.monotonic() - self._answered > self._limit + LEAVING_S + HEARTBEAT_S:
+                words = f"process 0 (the coordinator) was silent for {self._limit:g} s"
+                _end_unless_leaving(_lost_words(words))
 
 
 def _end_unless_leaving(words: str) -> None:
@@ -373,7 +389,8 @@ def _lost(error: Exception) -> str | None:
             if ended:
                 return _ended_words(ended)
             time.sleep(0.1)
-    return _lost_words(f"an exchange with it failed ({_first_line(error)})")
+    said = _COLLECTIVE_FAILED.search(text)
+    return _lost_words(f"an exchange with it failed ({text[said.start() :].splitlines()[0][:150]})")
 
 
 def _ended_words(ended: dict[str, str]) -> str:
@@ -386,6 +403,33 @@ def _lost_words(what: str) -> str:
         f"error: {own}: another process was lost: {what}; look at its log. What was saved is kept: "
         "the same command in all processes resumes"
     )
+
+
+def _leave_last_words() -> None:
+    """Has a word said should this process die without any.
+
+    JAX aborts a process whose coordinator is gone, at once and from C++. So a shell waits at a
+    pipe: if that closes and nobody has said goodbye, it speaks.
+    """
+    words = (
+        f"error: process {jax.process_index()} of {jax.process_count()} ended without a word: it "
+        "was killed (out of memory?), or another process was lost, as the lines above may say. "
+        "What was saved is kept: the same command in all processes resumes"
+    )
+    shell = subprocess.Popen(
+        ["sh", "-c", "read -r goodbye || printf '\\n%s\\n' \"$0\" >&2", words],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        start_new_session=True,  # a signal to the group is for us
+    )
+    atexit.register(_goodbye, shell)
+    _shell.append(shell)
+
+
+def _goodbye(shell: subprocess.Popen) -> None:
+    if shell.returncode is None:
+        with contextlib.suppress(OSError):
+            shell.communicate(b"goodbye\n")
 
 
 def _announce(why: str) -> None:
@@ -409,10 +453,11 @@ def _ended(store) -> dict[str, str]:
 
 
 def _store() -> Any:
-    """JAX's key-value store; JAX documents no other way to it, orbax takes this one too."""
-    from jax._src.distributed import global_state
+    """JAX's key-value store; JAX documents no other way to it, orbax takes this one too.
 
-    return global_state.client
+    No import: while another thread imports tensorflow_datasets, that could yield a placeholder.
+    """
+    return jax._src.distributed.global_state.client
 
 
 def _key(kind: str) -> str:
@@ -435,7 +480,9 @@ def _after(seconds: float, act: Callable[[], None]) -> threading.Timer:
 def _end(code: int, words: str = "") -> NoReturn:
     """Ends the process at once: an orderly end would wait for the other processes."""
     if words:
-        print(words, file=sys.stderr)
+        print(f"\n{words}", file=sys.stderr)  # a progress bar may stand on the line
+    for shell in _shell:
+        _goodbye(shell)
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)

@@ -1,11 +1,18 @@
 """Checkpoints: the latest and the best are kept, averaging is a mean, another model is refused."""
 
+import contextlib
+import gc
+import os
+import shutil
+
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 from scav_jax import checkpoints as ck
+from scav_jax import sharding
 from scav_jax.encoders import Encoders
 from scav_jax.errors import InputError
 from scav_jax.files import write_json
@@ -78,6 +85,126 @@ def test_a_checkpoint_of_another_shape_is_refused_by_name(saved, state):
         saved.restore(55, like)
     with pytest.raises(InputError, match="another model"):
         saved.average(like.params)
+
+
+def test_another_optimizer_is_refused_by_name(saved, state):
+    optimizer = make_optimizer(learning_rate=1e-3, warmup_steps=1, steps=9)
+    one_more = optax.chain(optimizer, optax.trace(0.5))
+    like = init_state(Encoders(**SIZES), Objective(), one_more, ck.example_batch(WIDTHS), 0)
+    with pytest.raises(InputError, match=r"another model: parameter 'opt_state/"):
+        saved.restore(55, like)
+    with pytest.raises(InputError, match=r"another model: parameter 'opt_state/"):
+        saved.restore_latest(like)
+    assert saved.latest_step() == 55  # nothing was set aside
+
+
+# ---- broken checkpoints ----------------------------------------------------------------------
+
+
+def truncate(file):
+    file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+
+
+def flip(file):
+    content = bytearray(file.read_bytes())
+    content[len(content) * 2 // 3] ^= 0x10
+    file.write_bytes(content)
+
+
+def equal(ours, theirs):
+    leaves = zip(jax.tree.leaves(ours), jax.tree.leaves(theirs), strict=True)
+    return all(np.array_equal(a, b) for a, b in leaves)
+
+
+@pytest.fixture
+def two_saved(tmp_path, state):
+    with contextlib.closing(ck.Checkpoints(tmp_path / "kept", keep_best=1)) as manager:
+        manager.save(10, shifted(state, 10), {"next_index": 10}, 0.5)
+        manager.save(20, shifted(state, 20), {"next_index": 20}, 0.7)
+    return tmp_path / "kept"
+
+
+# Orbax leaves coroutines behind when a read fails.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+@pytest.mark.filterwarnings("ignore:coroutine .* was never awaited:RuntimeWarning")
+@pytest.mark.parametrize("damage", [truncate, flip, os.remove])
+def test_every_damaged_file_is_seen_and_the_run_goes_back_one(two_saved, state, damage, capsys):
+    """Each file in turn: what is read is what was written, or the one before, with a word."""
+    latest = two_saved / "checkpoints" / "20"
+    files = sorted(p.relative_to(latest) for p in latest.rglob("*") if p.is_file())
+    went_back = set()
+    for number, name in enumerate(files):
+        run = two_saved.parent / str(number)
+        shutil.copytree(two_saved, run)
+        damage(run / "checkpoints" / "20" / name)
+        with contextlib.closing(ck.Checkpoints(run, keep_best=1)) as manager:
+            step, restored, batches = manager.restore_latest(state)
+            said = capsys.readouterr().err
+            assert equal(restored, shifted(state, step)) and batches == {"next_index": step}, name
+            if step == 20:
+                assert said == "" and not (run / ck.BROKEN).exists(), name
+                continue
+            assert step == 10, name
+            assert "checkpoint of step 20 is broken" in said and said.count("\n") == 1, name
+            assert (run / ck.BROKEN / "20").is_dir() and manager.latest_step() == 10
+            went_back.add(str(name))
+            manager.save(20, shifted(state, 21), {"next_index": 20}, 0.9)  # nothing is in the way
+            manager.wait()
+            assert equal(manager.restore(20, state)[0], shifted(state, 21)), name
+        shutil.rmtree(run)
+    gc.collect()  # while their warnings are ignored
+    assert any(name.startswith("params/") for name in went_back)
+    assert any(name.startswith("rest/") for name in went_back)
+    assert {"batches/metadata", "checks/metadata", "metrics/metrics"} & went_back
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+@pytest.mark.filterwarnings("ignore:coroutine .* was never awaited:RuntimeWarning")
+def test_when_all_are_broken_nothing_starts_from_zero(two_saved, state):
+    for step in ("10", "20"):
+        shutil.rmtree(two_saved / "checkpoints" / step / "params")
+    for _ in range(2):  # and not at the second attempt either
+        manager = ck.Checkpoints(two_saved, keep_best=1)
+        with pytest.raises(InputError, match=r"none of the checkpoints \(steps 10, 20\)"):
+            manager.restore_latest(state)
+        manager.close()
+    for step in ("10", "20"):
+        truncate(two_saved / "checkpoints" / step / "metrics" / "metrics")
+    for _ in range(2):
+        with pytest.raises(InputError, match="none of the checkpoints can be read"):
+            ck.Checkpoints(two_saved, keep_best=1)
+    del manager
+    gc.collect()
+
+
+def test_nothing_saved_is_not_an_error(tmp_path, state):
+    with contextlib.closing(ck.Checkpoints(tmp_path, keep_best=1)) as manager:
+        assert manager.restore_latest(state) is None and manager.latest_written() is None
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16", "int32", "int8"])
+def test_a_checksum_is_what_the_formula_says_and_sees_every_flip(random, dtype):
+    array = random.integers(-90, 90, size=(3, 5)).astype(dtype)
+    words = array.view(f"uint{8 * array.itemsize}").ravel().tolist()
+    expected = sum(w * ((i * 2654435761) % 2**32 | 1) for i, w in enumerate(words)) % 2**32
+    assert int(ck._checksum(jnp.asarray(array))) == expected
+    raw = array.tobytes()
+    for bit in range(0, 8 * len(raw), 7):
+        flipped = bytearray(raw)
+        flipped[bit // 8] ^= 1 << bit % 8
+        other = np.frombuffer(bytes(flipped), dtype).reshape(array.shape)
+        assert int(ck._checksum(jnp.asarray(other))) != expected, bit
+
+
+def test_a_checksum_does_not_depend_on_the_devices(random):
+    array = random.normal(size=(16, 3)).astype(np.float32)
+    sums = set()
+    for devices in (1, 2, 8):
+        mesh = sharding.make_mesh(devices)
+        for place in (sharding.replicated(mesh), sharding.batch_sharded(mesh)):
+            (total,) = ck._checksums([jax.device_put(array, place)])
+            sums.add(int(total))
+    assert len(sums) == 1
 
 
 def test_an_unfinished_or_missing_run_says_so(tmp_path):

@@ -1,0 +1,378 @@
+"""Real processes on one machine: they train as one, agree, stop together; none is left behind."""
+
+import argparse
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+
+import jax
+import numpy as np
+import pytest
+from test_train import ROOT, command, parameters, records, run, small_config, write_data
+
+from scav_jax import processes, train
+from scav_jax.errors import EXIT_INPUT, InputError
+
+STEPS = 40
+CHANGES = {
+    "data.buckets": 1,  # one program
+    "train.steps": STEPS,
+    "train.log_every": 1,
+    "train.validate_every": 20,
+    "train.checkpoint_every": 1,
+    "train.devices": 0,
+}
+# A program of several processes without a model: `python -c WORKER PLAN --coordinator ...`.
+WORKER = """
+import argparse, os, signal, sys, time
+from scav_jax import processes
+from scav_jax.errors import InputError
+
+def main():
+    parser = argparse.ArgumentParser()
+    parser.add_argument("plan")
+    processes.add_arguments(parser)
+    arguments = parser.parse_args()
+    processes.start(arguments)
+    own = arguments.process_id or 0
+    def fail(message):
+        raise InputError(message)
+    if arguments.plan == "differ":
+        processes.check_same({"train": {"steps": 300 + own, "devices": 0}, "seed": 0})
+    if arguments.plan == "one fails":
+        processes.all_or_none(lambda: fail("no such folder") if own == 1 else 7)
+    if arguments.plan == "raise" and own == 1:
+        raise ZeroDivisionError("by zero")
+    if arguments.plan == "deadline":
+        stop = processes.Preemption(0.5, lambda: 7)
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert stop(8)
+    if arguments.plan == "in time":
+        stop = processes.Preemption(0.2, lambda: 7)
+        assert not stop(7)
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert stop(8)
+        stop.close()
+        time.sleep(1)
+        return 0
+    print("value", processes.from_first(lambda: 40 + own + 1), flush=True)
+    time.sleep(0 if arguments.plan == "value" else 60)
+
+processes.run_program(main)
+"""
+
+
+def free_port() -> int:
+    with socket.socket() as one:
+        one.bind(("127.0.0.1", 0))
+        return one.getsockname()[1]
+
+
+def joined(words, count=2, alone=None, **options):
+    """Starts `count` processes of a command, or only the one of them that is named."""
+    options = {"coordinator": f"127.0.0.1:{free_port()}", "num-processes": count} | options
+    started = []
+    for index in range(count) if alone is None else [alone]:
+        given = options | {"process-id": index}
+        own = words(index) if callable(words) else words
+        own = own + [word for name, value in given.items() for word in (f"--{name}", str(value))]
+        pipe = subprocess.PIPE
+        started.append(subprocess.Popen(own, cwd=ROOT, stdout=pipe, stderr=pipe, text=True))
+    return started
+
+
+def worker(plan):
+    return [sys.executable, "-c", WORKER, plan]
+
+
+def ended(process, seconds):
+    """The exit code and what was said, or a failure if the process hangs."""
+    try:
+        said, errors = process.communicate(timeout=seconds)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        raise
+    return process.returncode, said, errors
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    return write_data(tmp_path_factory.mktemp("processes") / "data")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def small_environment(tmp_path_factory):
+    """What is compiled is shared, and every process has one device."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("JAX_COMPILATION_CACHE_DIR", str(tmp_path_factory.mktemp("compiled")))
+        patch.setenv("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
+        patch.setenv("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "0")
+        patch.setenv("JAX_NUM_CPU_DEVICES", "1")
+        patch.setenv("PYTHONPATH", str(ROOT))
+        yield
+
+
+# ---- training --------------------------------------------------------------------------------
+
+
+def saved_steps(workdir):
+    return [int(p.name) for p in (workdir / "checkpoints").glob("*") if p.name.isdigit()]
+
+
+def wait_for_step(workdir, step, started):
+    deadline = time.monotonic() + 200
+    while max(saved_steps(workdir), default=0) < step:
+        assert all(process.poll() is None for process in started), started[0].communicate()[1]
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def assert_close(workdir, expected, atol):
+    """Equal parameters, but for the keys' biases: attention does not depend on them (the softmax
+    takes a constant away), so their gradient is rounding alone, which Adam brings to full steps."""
+    ours, theirs = parameters(workdir), parameters(expected)
+    assert ours.keys() == theirs.keys()
+    for name in theirs:
+        if "['key']['bias']" not in name:
+            np.testing.assert_allclose(ours[name], theirs[name], rtol=0, atol=atol, err_msg=name)
+
+
+def test_two_processes_terminated_and_killed_then_one_equal_one_uninterrupted(tmp_path, data):
+    done = run(command(data, tmp_path / "one", **CHANGES))
+    assert done.returncode == 0, done.stderr
+    workdir = tmp_path / "two"
+    words = command(data, workdir, **CHANGES)
+
+    started = joined(words)
+    wait_for_step(workdir, 3, started)
+    started[1].send_signal(signal.SIGTERM)  # to one of them is enough
+    (code, _, said), (other_code, _, other_said) = (ended(p, 60) for p in started)
+    assert code == other_code == processes.EXIT_TERMINATED, said + other_said
+    assert "2 cpu device(s) of 2 processes" in said and "R@1" not in other_said
+    stopped = max(saved_steps(workdir))
+    assert f"terminated: saved step {stopped}; the same command resumes" in said
+    assert 3 <= stopped < STEPS - 10
+
+    started = joined(words)
+    wait_for_step(workdir, stopped + 5, started)
+    started[1].kill()
+    code, _, said = ended(started[0], 30)
+    ended(started[1], 10)
+    assert code == processes.EXIT_LOST and "Traceback" not in said, said
+    assert f"resuming at step {stopped} of {STEPS}" in said
+    assert "error: process 0 of 2: another process was lost" in said
+    assert max(saved_steps(workdir)) < STEPS
+
+    done = run(words)
+    assert done.returncode == 0 and "resuming at step" in done.stderr, done.stderr
+    assert_close(workdir, tmp_path / "one", 1e-5)
+    mine, reference = records(workdir), records(tmp_path / "one")
+    assert [line["step"] for line in mine] == [line["step"] for line in reference]
+    for line, expected in zip(mine, reference, strict=True):  # each batch has the same clips
+        if line["kind"] == "train":
+            np.testing.assert_allclose(line["loss"], expected["loss"], rtol=1e-5)
+            np.testing.assert_allclose(line["distance_mean"], expected["distance_mean"], rtol=1e-5)
+
+
+def test_processes_that_differ_all_end_and_say_in_what(tmp_path, data):
+    def words(index):
+        return command(data, tmp_path / "run", **{"train.steps": 40 + index, "train.devices": 0})
+
+    for process in joined(words):
+        code, _, said = ended(process, 60)
+        assert code == EXIT_INPUT and "Traceback" not in said
+        assert "process 1: has another set-up than process 0" in said
+        assert "train.steps: expected 40, got 41" in said
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_batch_that_cannot_be_cut_is_refused_by_all(tmp_path, data):
+    changes = {"train.devices": 0, "data.batch_size": 5}
+    for process in joined(command(data, tmp_path / "run", **changes)):
+        code, _, said = ended(process, 60)
+        assert code == EXIT_INPUT and "use 4 or 6" in said and "Traceback" not in said
+
+
+class StopAfter(processes.Preemption):
+    """A preemption after a step that the test chooses."""
+
+    step = 0
+
+    def __call__(self, step: int) -> bool:
+        return step == StopAfter.step
+
+
+def test_other_devices_at_every_resume_change_nothing(tmp_path, data, monkeypatch):
+    changes = {
+        "data.batch_size": 8,
+        "data.buckets": 1,
+        "train.steps": 9,
+        "train.log_every": 1,
+        "train.validate_every": 9,
+        "train.checkpoint_every": 0,
+    }
+    train.train(small_config(data, **changes), tmp_path / "one")
+    monkeypatch.setattr(processes, "Preemption", StopAfter)
+    for devices, stop in ((8, 3), (2, 6), (1, 0)):
+        StopAfter.step = stop
+        config = small_config(data, **(changes | {"train.devices": devices}))
+        assert (train.train(config, tmp_path / "many") is None) == bool(stop)
+    assert_close(tmp_path / "many", tmp_path / "one", 1e-6)
+    losses = [
+        [r["loss"] for r in records(tmp_path / w) if r["kind"] == "train"] for w in ("many", "one")
+    ]
+    np.testing.assert_allclose(*losses, rtol=1e-6)
+
+
+# ---- without a model -------------------------------------------------------------------------
+
+
+def test_what_process_0_computes_is_everyones():
+    for process in joined(worker("value")):
+        code, said, errors = ended(process, 60)
+        assert code == 0 and "value 41" in said, errors
+
+
+def test_documents_that_differ_end_all():
+    for process in joined(worker("differ")):
+        code, _, errors = ended(process, 60)
+        assert code == EXIT_INPUT
+        assert (
+            "process 1: has another set-up than process 0 (train.steps: expected 300, got 301)"
+            in errors
+        )
+        assert "devices" not in errors and "Traceback" not in errors
+
+
+def test_an_input_error_of_one_ends_all():
+    for process in joined(worker("one fails")):
+        code, _, errors = ended(process, 60)
+        assert code == EXIT_INPUT and "error: process 1: no such folder" in errors
+
+
+def test_a_crash_of_one_ends_the_other_with_its_words():
+    first, second = (ended(process, 60) for process in joined(worker("raise")))
+    assert second[0] == 1 and "ZeroDivisionError" in second[2]
+    assert first[0] == processes.EXIT_LOST
+    assert "another process was lost: process 1 ended: by zero" in first[2]
+
+
+@pytest.mark.parametrize("lost", [0, 1])
+def test_a_silent_process_ends_the_other(lost):
+    started = joined(worker("sleep"), **{"heartbeat-timeout-seconds": 2})
+    for process in started:
+        process.stdout.readline() if False else None
+    assert "value 41" in started[1].stdout.readline()
+    time.sleep(1.5)  # some heartbeats
+    started[lost].send_signal(signal.SIGSTOP)
+    begin = time.monotonic()
+    code, _, errors = ended(started[1 - lost], 60)
+    started[lost].kill()
+    started[lost].communicate()
+    assert code == processes.EXIT_LOST, errors
+    assert f"another process was lost: process {lost}" in errors and "silent for 2 s" in errors
+    assert time.monotonic() - begin < 20
+
+
+@pytest.mark.parametrize("lost", [0, 1])
+def test_a_killed_process_ends_the_other_with_a_word(lost):
+    started = joined(worker("sleep"), **{"heartbeat-timeout-seconds": 2})
+    assert "value 41" in started[1].stdout.readline()
+    time.sleep(1.5)
+    started[lost].kill()
+    code, _, errors = ended(started[1 - lost], 60)
+    _, _, own = ended(started[lost], 10)
+    assert code not in (0, None)
+    assert "another process was lost" in errors and "the same command" in errors
+    assert f"error: process {lost} of 2 ended without a word" in own
+
+
+@pytest.mark.parametrize("alone", [0, 1])
+def test_a_coordinator_that_does_not_answer_is_one_line(alone):
+    begin = time.monotonic()
+    options = {"coordinator-timeout-seconds": 2}
+    (process,) = joined(worker("value"), alone=alone, **options)
+    code, _, errors = ended(process, 60)
+    assert code == EXIT_INPUT and len(errors.strip().splitlines()) == 1, errors
+    assert "within 2 s" in errors and "coordinator" in errors
+    assert time.monotonic() - begin < 30
+
+
+def test_a_deadline_that_passes_says_what_is_kept():
+    done = run(worker("deadline"))
+    assert done.returncode == processes.EXIT_TERMINATED
+    assert "within the 0.5 s" in done.stderr and "step 7 is the last one saved" in done.stderr
+    assert run(worker("in time")).returncode == 0
+
+
+# ---- the command line and clusters -----------------------------------------------------------
+
+
+def arguments(*words):
+    parser = argparse.ArgumentParser()
+    processes.add_arguments(parser)
+    return parser.parse_args(words)
+
+
+@pytest.mark.parametrize(
+    "words, says",
+    [
+        (("--coordinator", "host"), "HOST:PORT, as in .* got 'host'"),
+        (("--coordinator", "host:99999"), "HOST:PORT"),
+        (("--coordinator", "host:1"), "expected --num-processes and --process-id"),
+        (("--num-processes", "2"), "expected --coordinator"),
+        (("--coordinator", "h:1", "--num-processes", "2", "--process-id", "2"), "0 to 1, got 2"),
+        (("--coordinator", "h:1", "--num-processes", "0", "--process-id", "0"), "at least 1"),
+        (("--coordinator-timeout-seconds", "0"), "more than 0"),
+    ],
+)
+def test_mistakes_on_the_command_line_are_one_line(words, says):
+    with pytest.raises(InputError, match=says):
+        processes.start(arguments(*words))
+
+
+SLURM = {
+    "SLURM_JOB_ID": "7",
+    "SLURM_STEP_NODELIST": "node[1-2]",
+    "SLURM_PROCID": "0",
+    "SLURM_LOCALID": "0",
+}
+
+
+@pytest.mark.parametrize(
+    "environment, starts",
+    [
+        ({}, False),
+        (SLURM | {"SLURM_NTASKS": "2"}, True),
+        (SLURM | {"SLURM_NTASKS": "1"}, False),
+        ({"SLURM_JOB_ID": "7", "SLURM_NTASKS": "2"}, False),  # a batch script, not srun
+        ({"TPU_WORKER_ID": "0", "TPU_WORKER_HOSTNAMES": "a,b"}, True),
+        ({"TPU_WORKER_ID": "0", "TPU_WORKER_HOSTNAMES": "a"}, False),
+        ({"KUBERNETES_SERVICE_HOST": "10.0.0.1"}, False),  # a notebook in a pod
+        ({"KUBERNETES_SERVICE_HOST": "10.0.0.1", "JOB_COMPLETION_INDEX": "0"}, True),
+    ],
+)
+def test_jax_is_asked_to_join_where_a_cluster_says_so(environment, starts, monkeypatch):
+    for variable in [
+        name for name in os.environ if name.startswith(("SLURM", "TPU_", "OMPI", "KUBER"))
+    ]:
+        monkeypatch.delenv(variable)
+    for variable, value in environment.items():
+        monkeypatch.setenv(variable, value)
+    asked = []
+    monkeypatch.setattr(jax.distributed, "initialize", lambda **given: asked.append(given))
+    before = jax.config.jax_cpu_collectives_implementation
+    processes.start(arguments())
+    jax.config.update("jax_cpu_collectives_implementation", before)
+    assert bool(asked) == starts
+    assert all("coordinator_address" not in given for given in asked)
+
+
+def test_one_process_alone_does_everything_itself():
+    assert not processes.many() and processes.is_first()
+    assert processes.from_first(lambda: 3) == 3 and processes.all_or_none(lambda: 4) == 4
+    processes.check_same({"a": 1})
+    processes.check_devices(3)

@@ -324,12 +324,13 @@ def _time_by_part(setup: Setup, optimizer, meter: Meter, state: TrainState, batc
     parts = None
     if setup.settings.profile and jax.process_count() == 1:
         parts = profiling.parts_of_step(
-            setup.encoders,
+            training_encoders(setup),
             setup.objective,
             optimizer,
             state,
             batch,
             memory_bytes=setup.settings.distance_memory_bytes,
+            microbatch=setup.settings.microbatch,
         )
     return profiling.table(meter.totals, meter.steps, parts)
 

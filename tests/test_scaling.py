@@ -60,8 +60,7 @@ CASES = {
 EVERY = [(devices, parts) for devices in (1, 2, 4, MANY) for parts in (1, 2, 4)][1:]
 WHOLE_TABLE = [(case, *where) for case in CASES for where in EVERY]
 # A program of eight devices in loops takes minutes on two cores: `SCAV_WHOLE_TABLE=1` tests all.
-CHOSEN = [("pre", *where) for where in ((1, 4), (2, 1), (4, 2), (MANY, 2))]
-CHOSEN += [(case, 2, 2) for case in CASES if case != "pre"]
+CHOSEN = [("pre", 1, 4), ("pre", 4, 2), ("pre", MANY, 1), ("post", 2, 2), ("soft_dtw", 2, 2)]
 TABLE = WHOLE_TABLE if os.environ.get("SCAV_WHOLE_TABLE") else CHOSEN
 # Softmax does not see what a key's bias adds: its gradient is rounding, which Adam makes a step of.
 ROUNDING_ONLY = "['key']['bias']"
@@ -189,8 +188,8 @@ WRONG = {
 }
 
 
-@pytest.mark.parametrize("what", WRONG)
-def test_a_local_statistic_is_seen_in_training(what, monkeypatch):
+def test_a_local_statistic_is_seen_in_training(monkeypatch):
+    what = "the z-score of columns"  # the others: below, where they cost nothing
     their_gradients, their_losses, _ = expected("pre")
     monkeypatch.setattr(cross_entropy, *WRONG[what])
     gradients, losses, _ = train("pre", steps=2)
@@ -202,7 +201,7 @@ def test_a_local_statistic_is_seen_in_training(what, monkeypatch):
 
 
 @pytest.mark.parametrize("what", WRONG)
-@pytest.mark.parametrize("case", ["post", "soft_dtw", "wasserstein", "sinkhorn"])
+@pytest.mark.parametrize("case", ["pre", "post", "soft_dtw", "wasserstein", "sinkhorn"])
 def test_a_local_statistic_is_seen_for_every_distance(case, what, monkeypatch):
     distances = matrix_of(case)
     loss, _ = sequence_loss(distances, jnp.zeros(()))
@@ -354,7 +353,7 @@ def test_an_unknown_precision_is_named():
 
 
 @needs_devices
-@pytest.mark.parametrize("params", [False, True])
+@pytest.mark.parametrize("params", [True])
 def test_a_state_that_is_cut_over_devices_trains_the_same(params):
     encoders, objective = PRE, Objective()
     mesh = sharding.make_mesh(4)

@@ -26,6 +26,7 @@ programs
     config         a config file and its overrides -> one checked, frozen document
     checkpoints    save, resume, keep the latest and the best, average; a run on disk
     embed          a model + features -> latents, embeddings, ids
+    model          three lines: load a model, embed files
     retrieve       aggregation, sequence and hybrid(k) retrieval: functions of arrays
     metrics        ranks and recall
     records        what a run writes while it trains: metrics.jsonl, TensorBoard, rates

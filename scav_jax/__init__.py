@@ -32,6 +32,7 @@ programs
     records        what a run writes while it trains: metrics.jsonl, TensorBoard, rates
     train          `python -m scav_jax.train --config configs/vggsound.py`
     report         the results as document, table and report.html
+    export         a trained model as files: `python -m scav_jax.export`
     inspect        what is in a data set or a folder of videos: `python -m scav_jax.inspect`
     evaluate       the paper's tables on any data set: `python -m scav_jax.evaluate`
 

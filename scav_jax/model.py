@@ -61,6 +61,8 @@ from scav_jax.extract.streams import (
 from scav_jax.features import Clip, fingerprint_difference, fingerprint_id, original
 
 PARAMETERS_FILE = "model.safetensors"
+PREPROCESSING_FILE = "preprocessing.json"
+EXPORT_VERSION = 1
 CLIPS_AT_ONCE = 64  # what `stream` holds in memory
 PICTURE_HZ = 25.0  # the frames that a sound without a picture is taken to have
 KINDS = {"visual": "video", "audio": "audio"}  # what a stream is called in a file
@@ -262,7 +264,10 @@ def load(
             dtype=about["clip"]["dtype"],
             output=about["clip"]["output"],
         )
-    return Model(run, backbone)
+    model = Model(run, backbone)
+    if exported:
+        _check_whole(model)
+    return model
 
 
 # ---- an exported model ----------------------------------------------------------------------
@@ -283,19 +288,36 @@ def load_exported(path: Path) -> Run:
     from safetensors.numpy import load_file
 
     config = read_config(path)
+    version = config.get("export", {}).get("format_version")
+    if version != EXPORT_VERSION:
+        raise InputError(
+            f"{path}: expected an exported model of format version {EXPORT_VERSION}, got "
+            f"{version}; export the run again with this version of scav_jax"
+        )
     file = path / PARAMETERS_FILE
     try:
         stored = load_file(file)
-    except SafetensorError as error:
-        raise InputError(f"{file}: expected safetensors ({error}); export the run again") from None
+        fingerprint = json.loads((path / PREPROCESSING_FILE).read_text())["fingerprint"]
+    except (SafetensorError, OSError, ValueError, KeyError) as error:
+        raise InputError(f"{path}: expected an exported model ({error}); export it again") from None
     encoders, objective = build(config)
     like = parameter_shapes(encoders, objective, config["features"]["widths"])
     shapes = {name.replace(".", "/"): tuple(values.shape) for name, values in stored.items()}
     check_same_shapes(like, shapes, path)
+    config["features"]["fingerprint"] = fingerprint
     params = unflatten_dict(stored, sep=".")
-    fingerprint = config["features"]["fingerprint"]
-    steps = tuple(config.get("export", {}).get("averaged_steps", ()))
+    steps = tuple(config["export"]["averaged_steps"])
     return Run(path, config, encoders, objective, params, fingerprint, steps)
+
+
+def _check_whole(model: Model) -> None:
+    """Raises `InputError` where an exported model is not what it was when it was written."""
+    expected = model.run.config["export"]["identity"]
+    if model.identity != expected:
+        raise InputError(
+            f"{model.run.path}: expected the model {expected}, got {model.identity}: a file was "
+            "damaged or edited; export the run again"
+        )
 
 
 # ---- what is asked for ----------------------------------------------------------------------

@@ -322,7 +322,9 @@ def results_page(searches: Sequence[Search], title: str = "Search") -> str:
         "its distance to the query over time: lower is a closer match.</p>"
     )
     sections = [
-        markup.section(f"{ASKED[search.direction]}: {search.query.id}", search_html(search))
+        markup.section(
+            f"{ASKED[search.direction]}: {Path(search.query.id).name}", search_html(search)
+        )
         for search in searches
     ] or [markup.section("Nothing", markup.note("No query was asked."))]
     sections.append(f"<script>\n{SCRIPT}</script>")
@@ -335,14 +337,12 @@ def search_html(search: Search) -> str:
         return markup.note("Nothing was found: the index is empty, or no clip passes the filter.")
     total = max(clip.seconds for clip in (search.query, *(r.clip for r in search.results)))
     total = max(total, 0.1)
-    highest = max(
-        (float(r.curve.values.max()) for r in search.results if r.curve is not None), default=1.0
-    )
+    scale = _scale([r.curve for r in search.results if r.curve is not None])
     hear_query = search.direction == "a2v" or not search.results[0].clip.kind
     cards = [_card(search.query, "Query", "", "", hear_query, "asking", muted=False)]
     for place, result in enumerate(search.results):
         heard = not hear_query and place == 0
-        picture = _curve(result.curve, total, highest or 1.0) if result.curve is not None else ""
+        picture = _curve(result.curve, total, scale) if result.curve is not None else ""
         title = f"{result.rank}."
         cards.append(_card(result.clip, title, result.score, picture, heard, "", muted=True))
     name = escape(search.query.id, quote=True)
@@ -353,8 +353,19 @@ def search_html(search: Search) -> str:
         f'<input type="range" min="0" max="{total:.3f}" step="0.05" value="0" '
         'aria-label="time in seconds"><output></output></div>\n'
         f'<div class="found">{"".join(cards)}</div>\n'
-        f'<p class="small">Ranked by {escape(search.distance)}.</p></div>'
+        f'<p class="small">Distance: {escape(search.distance)}. All curves of a search have one '
+        f"scale, {scale[0]:.3g} to {scale[1]:.3g}.</p></div>"
     )
+
+
+def _scale(curves: Sequence[Curve]) -> tuple[float, float]:
+    """The lowest and the highest distance of all curves, with some room."""
+    if not curves:
+        return 0.0, 1.0
+    low = min(float(curve.values.min()) for curve in curves)
+    high = max(float(curve.values.max()) for curve in curves)
+    room = 0.08 * (high - low) or 0.5
+    return max(low - room, 0.0), high + room
 
 
 def _card(
@@ -386,13 +397,13 @@ def _media(clip: Shown, muted: bool) -> str:
     return f'<audio src="{address}" preload="auto"{silent}></audio><div class="sound">sound</div>'
 
 
-def _curve(curve: Curve, total: float, highest: float) -> str:
+def _curve(curve: Curve, total: float, scale: tuple[float, float]) -> str:
     """The match over time as a picture; all results of a search have one scale."""
-    x = CURVE_WIDTH * np.asarray(curve.times) / total
-    y = CURVE_HEIGHT * (1 - np.asarray(curve.values) / (1.05 * highest))
-    line = _line(x, y)
+    low, high = scale
     mean = float(np.mean(curve.values))
-    level = CURVE_HEIGHT * (1 - mean / (1.05 * highest))
+    x = CURVE_WIDTH * np.asarray(curve.times) / total
+    y, level = (CURVE_HEIGHT * (high - v) / (high - low) for v in (curve.values, mean))
+    line = _line(x, y)
     best = float(curve.times[int(np.argmin(curve.values))])
     told = f"distance over time: mean {mean:.3g}, closest at {best:.1f} s"
     return (

@@ -11,7 +11,7 @@ from html import escape
 import numpy as np
 from jaxtyping import Float
 
-_STYLE = """\
+STYLE = """\
 :root { color-scheme: light; --ink: #1d2329; --soft: #5b646d; --line: #e1e5e9; --ground: #ffffff;
   --aggregation: #d55e00; --hybrid: #009e73; --sequence: #0072b2; }
 * { box-sizing: border-box; }
@@ -87,7 +87,7 @@ def document(
 <meta name="viewport" content="width=device-width, initial-scale=1">
 {head}<title>{escape(title)}</title>
 <style>
-{_STYLE}{style}</style>
+{STYLE}{style}</style>
 </head>
 <body>
 <main>

@@ -1,6 +1,9 @@
 """How well a picture and a sound match at each moment: the terms of their distance, over time."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
 
 import jax
 import jax.numpy as jnp
@@ -9,6 +12,8 @@ from jaxtyping import Float
 
 from scav_jax.distances import alignment, find
 from scav_jax.extract.jobs import AUDIO_STEP_S
+from scav_jax.extract.manifest import ClipRequest
+from scav_jax.model import Model
 from scav_jax.sequences import Sequences, resample_like
 
 EUCLIDEAN = "euclidean"
@@ -27,6 +32,33 @@ class Curve:
 
     times: Float[np.ndarray, " T"]
     values: Float[np.ndarray, " T"]
+
+
+class Placed(Protocol):
+    """A clip of a file, as an index gives it; `source` with its folder."""
+
+    source: str
+    start: float
+    end: float
+
+
+def latents_of(model: Model, clips: Sequence[Placed], stream: str) -> list[Sequences | None]:
+    """The latents `[T, C]` of clips, embedded anew from their files; None where that fails.
+
+    Args:
+      model: the model that they were found with.
+      clips: as an index gives them.
+      stream: "visual" or "audio".
+    """
+    requests = [
+        ClipRequest(str(Path(clip.source).absolute()), float(clip.start), float(clip.end), str(n))
+        for n, clip in enumerate(clips)
+    ]
+    found: list[Sequences | None] = [None] * len(clips)
+    for part in model.embed_requests(requests, Path("/")):
+        for number, name in enumerate(part.ids):
+            found[int(name)] = one(getattr(part, stream), number)
+    return found
 
 
 def one(stream: Sequences, number: int) -> Sequences:

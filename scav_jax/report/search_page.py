@@ -1,6 +1,7 @@
 """What a search found, to see and hear: the query and the results play in sync.
 
-    search = make_search(embedded, 0, hits, direction="a2v", latents=..., distance=model.distance)
+    latents = latents_of(model, hits, "visual")   # of scav_jax.report.match, for the curves
+    search = make_search(query, 0, hits, direction="a2v", distance=model.distance, latents=latents)
     Path("found.html").write_text(results_page([search]))
 
 One self-contained page: clips are embedded as data, nothing is loaded from elsewhere. Under each
@@ -9,7 +10,6 @@ move in time, figures choose what is heard (0 is the query).
 """
 
 import base64
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from html import escape
@@ -40,6 +40,7 @@ class Found(Protocol):
     start: float
     end: float
     label: str
+    score: float
     rank: int
 
 
@@ -108,7 +109,8 @@ def make_search(
     *,
     direction: str,
     distance: tuple[str, dict],
-    latents: Sequences | None = None,
+    latents: Sequence[Sequences | None] | None = None,
+    score_name: str = "distance",
     address: Address = embedded_media,
     query_name: str | None = None,
 ) -> Search:
@@ -117,11 +119,12 @@ def make_search(
     Args:
       query: embedded queries.
       number: which of them.
-      hits: what was found for it, the closest first; with `distance` or `score`.
+      hits: what was found for it, the closest first.
       direction: "a2v" (a sound finds videos) or "v2a" (a video finds sounds).
       distance: (name, options) that compares sequences, for the curves.
-      latents: `[k, T, C]` of the hits, in their order: visual for "a2v", audio for "v2a". None
-        draws no curves.
+      latents: `[T, C]` of each hit, in their order: visual for "a2v", audio for "v2a"; None draws
+        no curve.
+      score_name: what the hits' scores are: "distance", or "cosine" for aggregation.
       address: how a clip is reached; the default embeds it in the page.
       query_name: what the query is called, if not by its id.
 
@@ -131,8 +134,8 @@ def make_search(
     """
     if direction not in QUERY_KINDS:
         raise InputError(f"direction: expected one of {', '.join(QUERY_KINDS)}, got {direction!r}")
-    if latents is not None and len(latents.lengths) != len(hits):
-        raise InputError(f"expected latents of the {len(hits)} hits, got {len(latents.lengths)}")
+    if latents is not None and len(latents) != len(hits):
+        raise InputError(f"expected latents of the {len(hits)} hits, got {len(latents)}")
     asking = query.audio if direction == "a2v" else query.visual
     if asking is None:
         stream = "sound" if direction == "a2v" else "picture"
@@ -149,26 +152,17 @@ def make_search(
     results = []
     for place, hit in enumerate(hits):
         curve = None
-        if latents is not None:
-            pair = [one(asking, number), one(latents, place)]
+        if latents is not None and latents[place] is not None:
+            pair = [one(asking, number), latents[place]]
             visual, audio = pair[::-1] if direction == "a2v" else pair
             seconds = hit.end - hit.start if direction == "a2v" else end - start
             curve = match_curve(*distance, visual, audio, visual_seconds=seconds)
         where = address(hit.source, float(hit.start), float(hit.end), KINDS)
         clip = Shown(hit.id, hit.source, float(hit.start), float(hit.end), hit.label or "", *where)
-        results.append(Result(clip, hit.rank, score_words(hit), curve))
+        results.append(Result(clip, hit.rank, f"{score_name} {hit.score:.4g}", curve))
     name, options = distance
     told = ", ".join(f"{key}={value}" for key, value in sorted(options.items()))
     return Search(asked, results, direction, f"{name} ({told})" if told else name)
-
-
-def score_words(hit: Found) -> str:
-    """A result's distance or similarity, whichever it has."""
-    for attribute, sign in (("distance", "d"), ("similarity", "s"), ("score", "score")):
-        value = getattr(hit, attribute, None)
-        if value is not None and math.isfinite(value):
-            return f"{sign} = {value:.4g}"
-    return ""
 
 
 # ---- the page ---------------------------------------------------------------------------------

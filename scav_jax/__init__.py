@@ -35,6 +35,7 @@ programs
     export         a trained model as files: `python -m scav_jax.export`
     inspect        what is in a data set or a folder of videos: `python -m scav_jax.inspect`
     evaluate       the paper's tables on any data set: `python -m scav_jax.evaluate`
+    web            a local page to search with: `python -m scav_jax.web`
 
 Importing `scav_jax` touches no device, no file and no flag.
 """

@@ -68,14 +68,11 @@ class Searcher:
       model: embeds what is sent.
       index: of the same model.
       library: of what may be played.
-      folder: for files that were sent, while they are needed.
       workers: 1 decodes them in a process of their own, which may crash or hang; 0 here.
     """
 
-    def __init__(
-        self, model: Model, index: Searchable, library: Library, folder: Path, workers: int
-    ):
-        self.model, self.index, self.library, self.folder = model, index, library, folder
+    def __init__(self, model: Model, index: Searchable, library: Library, workers: int):
+        self.model, self.index, self.library = model, index, library
         self._workers, self._lock = workers, threading.Lock()
 
     def search(self, path: Path, name: str, wanted: dict) -> dict:
@@ -84,10 +81,9 @@ class Searcher:
         start, note, end = wanted["start"], "", None
         if seconds is not None and start >= seconds:
             raise InputError(f"start: expected less than the {seconds:.1f} s of {name}")
-        if seconds is None or seconds - start > QUERY_SECONDS:
+        if seconds is not None and seconds - start > QUERY_SECONDS + 0.5:
             end = start + QUERY_SECONDS
-            if seconds is not None:
-                note = f"Only {start:g} to {end:g} s of {seconds:.1f} s were used."
+            note = f"Only {start:g} to {end:g} s of {seconds:.1f} s were used."
         with self._lock:
             query = self._embed(path, name, direction, start, end)
             k, retrieval, where = wanted["k"], wanted["retrieval"], wanted["where"]
@@ -162,7 +158,7 @@ class Searcher:
         self, source: str, start: float, end: float, kinds: tuple[str, ...]
     ) -> tuple[str, str]:
         try:
-            if Path(source).parent == self.folder:  # the query: its file will be gone
+            if Path(source).parent == self.library.folder:  # the query: its file will be gone
                 made = playable(Path(source), start, end, kinds=kinds)
                 return made.kind, f"/clip/{self.library.keep(made)}"
             path = self.library.locate(source)
@@ -225,19 +221,15 @@ def create_app(
     _toolkit()
     from starlette.applications import Starlette
     from starlette.middleware import Middleware
-    from starlette.middleware.trustedhost import TrustedHostMiddleware
     from starlette.routing import Route
 
-    kept = tempfile.TemporaryDirectory(prefix="scav_jax-web-", ignore_cleanup_errors=True)
-    folder = Path(kept.name).resolve()
-    (folder / "clips").mkdir()
-    (folder / "queries").mkdir()
-    library = Library(folder / "clips", roots)
-    searcher = Searcher(model, index, library, folder / "queries", workers)
+    library = Library(roots)
+    searcher = Searcher(model, index, library, workers)
 
     @contextlib.asynccontextmanager
     async def lifespan(app: "Starlette") -> AsyncIterator[None]:
-        with kept:
+        with tempfile.TemporaryDirectory(prefix="scav_jax-web-") as kept:
+            app.state.folder = library.folder = Path(kept).resolve()
             yield
 
     app = Starlette(
@@ -248,11 +240,26 @@ def create_app(
             Route("/clip/{token:str}", _clip(library)),
             Route("/search", _search(searcher, max_bytes), methods=["POST"]),
         ],
-        middleware=[Middleware(TrustedHostMiddleware, allowed_hosts=list(hosts))],
+        middleware=[Middleware(_KnownHosts, hosts=frozenset(hosts))],
         lifespan=lifespan,
     )
-    app.state.folder = folder
     return app
+
+
+class _KnownHosts:
+    """Answers requests that are made to one of its names, "*" for any."""
+
+    def __init__(self, app: Callable, hosts: frozenset[str]):
+        self._app, self._hosts = app, hosts
+
+    async def __call__(self, scope: dict, receive: Callable, send: Callable) -> None:
+        if scope["type"] == "http" and "*" not in self._hosts:
+            host = dict(scope["headers"]).get(b"host", b"").decode("latin-1").lower()
+            name = host.rpartition(":")[0] if host.rpartition(":")[2].isdecimal() else host
+            if name not in self._hosts:
+                await _error(f"this server has no name {name!r}", 400)(scope, receive, send)
+                return
+        await self._app(scope, receive, send)
 
 
 def _text(content: str, kind: str) -> Callable:
@@ -300,7 +307,7 @@ def _search(searcher: Searcher, max_bytes: int) -> Callable:
             declared = request.headers.get("content-length", "")
             if declared.isdecimal() and int(declared) > max_bytes:
                 raise uploads.too_large(max_bytes)
-            async with uploads.saved(request.stream(), searcher.folder, max_bytes) as path:
+            async with uploads.saved(request.stream(), searcher.library.folder, max_bytes) as path:
                 found = await run_in_threadpool(searcher.search, path, name, wanted)
             return JSONResponse(found, headers=HEADERS)
         except uploads.TooLarge as error:

@@ -26,12 +26,15 @@ class Library:
     """The clips that were found, and their encoded form in a folder.
 
     Args:
-      folder: for encoded clips; whoever makes it removes it.
       roots: folders that sources must lie below; none takes every source of the index.
+
+    Attributes:
+      folder: for encoded clips and for what is sent; whoever makes it removes it.
     """
 
-    def __init__(self, folder: Path, roots: Sequence[Path] = ()):
-        self._folder = Path(folder)
+    folder: Path
+
+    def __init__(self, roots: Sequence[Path] = ()):
         self._roots = [Path(root).resolve() for root in roots]
         for root in self._roots:
             if not root.is_dir():
@@ -99,18 +102,18 @@ class Library:
             clip = self._clips.get(token)
             if kind is not None:
                 self._encoded.move_to_end(token)
-                return self._folder / token, kind
+                return self.folder / token, kind
         if clip is None:
             return None
         path, start, end, kinds = clip
         made = playable(self.locate(str(path)), start, end, kinds=kinds)
         self._put(token, made)
-        return self._folder / token, made.type
+        return self.folder / token, made.type
 
     def _put(self, token: str, made: Playable) -> None:
-        (self._folder / token).write_bytes(made.content)
+        (self.folder / token).write_bytes(made.content)
         with self._lock:
             self._encoded[token] = made.type
             while len(self._encoded) > ENCODED:
                 old, _ = self._encoded.popitem(last=False)
-                (self._folder / old).unlink(missing_ok=True)
+                (self.folder / old).unlink(missing_ok=True)

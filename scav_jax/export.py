@@ -208,11 +208,13 @@ query = model.embed("door.wav")  # latents [clips, steps, {width}] and their mea
 steps, without parameters:
 
 ```python
+from pathlib import Path
+
 import jax.export
 from flax.traverse_util import unflatten_dict
 from safetensors.numpy import load_file
 
-tower = jax.export.deserialize(bytearray(open("towers/audio.jaxexport", "rb").read()))
+tower = jax.export.deserialize(bytearray(Path("towers/audio.jaxexport").read_bytes()))
 params = unflatten_dict(load_file("model.safetensors"), sep=".")["encoders"]["audio"]
 latents = tower.call(params, features, lengths)  # float32 [b, n, {audio_width}], int32 [b]
 ```

@@ -63,7 +63,7 @@ def main(arguments: list[str] | None = None) -> int:
     bound = bind(options.host, options.port)  # before minutes of loading
     from scav_jax.index import open_index
     from scav_jax.model import load
-    from scav_jax.web.app import create_app, serve
+    from scav_jax.web.app import LOOPBACK_NAMES, create_app, serve
 
     model = load(
         options.model, clip_weights=options.clip_weights, beats_weights=options.beats_weights
@@ -71,6 +71,7 @@ def main(arguments: list[str] | None = None) -> int:
     _ = model.backbone  # says now what is missing
     index = open_index(options.index, identity=model.identity)
     local = is_loopback(options.host)
+    name = f"[{options.host}]" if ":" in options.host else options.host
     if not local:
         print(
             f"warning: --host {options.host}: everyone who reaches this machine can search the "
@@ -82,9 +83,8 @@ def main(arguments: list[str] | None = None) -> int:
         index,
         roots=options.roots,
         max_bytes=options.max_megabytes * 2**20,
-        **({} if local else {"hosts": ["*"]}),
+        hosts=[*LOOPBACK_NAMES, name] if local else ["*"],
     )
-    name = f"[{options.host}]" if ":" in options.host else options.host
     print(
         f"http://{name}:{bound.getsockname()[1]}/  ({len(index):,} clips; Ctrl-C ends)", flush=True
     )

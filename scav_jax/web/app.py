@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from starlette.requests import Request
     from starlette.responses import Response
 
+LOOPBACK_NAMES = ("127.0.0.1", "localhost", "[::1]")
 MAX_BYTES = 256 * 2**20
 MAX_K = 50
 QUERY_SECONDS = 30.0  # of a longer file this much is used, from its start or from `start`
@@ -201,7 +202,7 @@ def create_app(
     index: Searchable,
     *,
     roots: Sequence[Path] = (),
-    hosts: Sequence[str] = ("127.0.0.1", "localhost", "[::1]", "testserver"),
+    hosts: Sequence[str] = LOOPBACK_NAMES,
     max_bytes: int = MAX_BYTES,
     workers: int = 1,
 ) -> "Starlette":

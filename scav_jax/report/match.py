@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -34,6 +34,7 @@ class Curve:
     values: Float[np.ndarray, " T"]
 
 
+@runtime_checkable
 class Placed(Protocol):
     """A clip of a file, as an index gives it; `source` with its folder."""
 

@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Float
@@ -32,6 +32,7 @@ ASKED = {"a2v": "Videos found for a sound", "v2a": "Sounds found for a video"}
 QUERY_KINDS = {"a2v": ("audio",), "v2a": ("video",)}  # what of the query asks
 
 
+@runtime_checkable
 class Found(Protocol):
     """One result, as `scav_jax.index` gives it."""
 

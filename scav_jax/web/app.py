@@ -5,6 +5,7 @@
     POST /search?name=&direction=&k=&retrieval=&where=&start=     the body is the file
          -> {"direction", "query", "hits": [...], "html", "note"}, or {"error"} in one line
 
+Requests, answers and the application are those of Starlette, which is imported when one is made.
 Everything that computes runs in a thread, one search at a time. Requests of other sites' pages are
 refused: a page that listens on loopback is reached by every site that one's browser has open.
 """
@@ -17,7 +18,7 @@ import threading
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from scav_jax.embed import Embedded
 from scav_jax.errors import InputError
@@ -28,11 +29,6 @@ from scav_jax.report.match import latents_of
 from scav_jax.report.playable import playable
 from scav_jax.web import page, uploads
 from scav_jax.web.library import Library
-
-if TYPE_CHECKING:
-    from starlette.applications import Starlette
-    from starlette.requests import Request
-    from starlette.responses import Response
 
 LOOPBACK_NAMES = ("127.0.0.1", "localhost", "[::1]")
 MAX_BYTES = 256 * 2**20
@@ -52,6 +48,7 @@ HEADERS = {
 LOG = logging.getLogger(__name__)
 
 
+@runtime_checkable
 class Searchable(Protocol):
     """What is needed of an index (see `scav_jax.index`)."""
 
@@ -173,7 +170,7 @@ def _fields(hit: Any) -> dict:
     return asdict(hit)
 
 
-def serve(app: "Starlette", bound: socket.socket) -> None:
+def serve(app: Any, bound: socket.socket) -> None:
     """Answers on a bound socket until Ctrl-C."""
     import uvicorn
 
@@ -205,7 +202,7 @@ def create_app(
     hosts: Sequence[str] = LOOPBACK_NAMES,
     max_bytes: int = MAX_BYTES,
     workers: int = 1,
-) -> "Starlette":
+) -> Any:
     """The application, an ASGI one.
 
     Args:
@@ -228,7 +225,7 @@ def create_app(
     searcher = Searcher(model, index, library, workers)
 
     @contextlib.asynccontextmanager
-    async def lifespan(app: "Starlette") -> AsyncIterator[None]:
+    async def lifespan(app: Any) -> AsyncIterator[None]:
         with tempfile.TemporaryDirectory(prefix="scav_jax-web-") as kept:
             app.state.folder = library.folder = Path(kept).resolve()
             yield
@@ -264,7 +261,7 @@ class _KnownHosts:
 
 
 def _text(content: str, kind: str) -> Callable:
-    async def answer(request: "Request") -> "Response":
+    async def answer(request: Any) -> Any:
         from starlette.responses import Response
 
         return Response(content, media_type=kind, headers=HEADERS)
@@ -272,14 +269,14 @@ def _text(content: str, kind: str) -> Callable:
     return answer
 
 
-def _error(words: str, status: int) -> "Response":
+def _error(words: str, status: int) -> Any:
     from starlette.responses import JSONResponse
 
     return JSONResponse({"error": words}, status, HEADERS)
 
 
 def _clip(library: Library) -> Callable:
-    async def answer(request: "Request") -> "Response":
+    async def answer(request: Any) -> Any:
         from starlette.concurrency import run_in_threadpool
         from starlette.responses import FileResponse
 
@@ -295,7 +292,7 @@ def _clip(library: Library) -> Callable:
 
 
 def _search(searcher: Searcher, max_bytes: int) -> Callable:
-    async def answer(request: "Request") -> "Response":
+    async def answer(request: Any) -> Any:
         from starlette.concurrency import run_in_threadpool
         from starlette.requests import ClientDisconnect
         from starlette.responses import JSONResponse
@@ -327,7 +324,7 @@ def _search(searcher: Searcher, max_bytes: int) -> Callable:
     return answer
 
 
-def _is_foreign(request: "Request") -> bool:
+def _is_foreign(request: Any) -> bool:
     """Whether a page of another site sends this."""
     if request.headers.get("sec-fetch-site", "same-origin") not in ("same-origin", "none"):
         return True

@@ -118,9 +118,10 @@ def html(clips: int, identity: str) -> str:
     """The page."""
     header = (
         '<p class="kicker">Audio-visual search</p><h1>What sounds like this? What looks like it?'
-        f'</h1><p class="lead">{clips:,} clips, model {identity}. Files stay on the server while '
-        "they are searched with, and no longer. Space plays and stops, the arrow keys move, 0 to 9 "
-        "choose which sound is heard (0 is the query).</p>"
+        f'</h1><p class="lead">{clips:,} clips, model {identity}. A file that you drop is removed '
+        "after the search; what plays of it beside the results goes when the server ends. Space "
+        "plays and stops, the arrow keys move, 0 to 9 choose which sound is heard (0 is the "
+        "query).</p>"
     )
     return f"""<!doctype html>
 <html lang="en">

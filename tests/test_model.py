@@ -164,9 +164,11 @@ def test_files_become_what_extraction_and_embedding_make_of_them(made, folder, e
 
 
 @pytest.mark.parametrize("batch_size", [1, 3])
-def test_alone_is_as_in_a_batch_to_the_bit(made, folder, batch_size, monkeypatch):
+def test_alone_is_as_in_a_batch_to_the_bit(made, folder, tmp_path, batch_size, monkeypatch):
+    """Lengths alternate, so that clips of one padding are not neighbours."""
     monkeypatch.setattr(made, "batch_size", batch_size)
-    files = [folder / "a" / "c.mkv", folder / "b.mp4", folder / "d.mp4"]
+    other = film(tmp_path / "other.mp4", 3, seed=5)
+    files = [folder / "d.mp4", folder / "b.mp4", other, folder / "a" / "c.mkv"]
     together = made.embed(files)
     assert len(set(together.audio.lengths.tolist())) == 3
     for number, file in enumerate(files):

@@ -563,6 +563,7 @@ def play_and_check(browser, clips):
     browser.value("document.querySelector('.search').focus()")
     browser.key(" ", "Space")
     browser.wait(f"{TIMES}[0] > 0.8", 20)
+    assert browser.value(f"{ready}.every(c => !c.paused)")
     times = browser.value(TIMES)[:clips]
     assert max(times) - min(times) < 0.3, times
     marks = browser.value(

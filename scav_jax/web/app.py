@@ -175,7 +175,8 @@ def serve(app: Any, bound: socket.socket) -> None:
     import uvicorn
 
     config = uvicorn.Config(app, log_level="warning", server_header=False)
-    uvicorn.Server(config).run(sockets=[bound])
+    with contextlib.suppress(KeyboardInterrupt):  # it has answered what it was asked by then
+        uvicorn.Server(config).run(sockets=[bound])
 
 
 # ---- requests ---------------------------------------------------------------------------------

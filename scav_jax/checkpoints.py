@@ -4,7 +4,8 @@ A run directory holds `config.json` (the resolved config and the data's fingerpr
 `checkpoints/` and, once training is over, `averaged/`. Orbax writes each checkpoint in the
 background, under a temporary name that it then renames, so that a kill at any moment leaves the one
 before. Each holds checksums of what is in it; one that does not read back as it was written is set
-aside in `broken_checkpoints/`, and the run goes on from the one before.
+aside in `broken_checkpoints/`, and the run goes on from the one before. Orbax is imported where it
+is used: an exported model is loaded without it.
 """
 
 import contextlib
@@ -21,9 +22,7 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
-import orbax.checkpoint as ocp
 from jaxtyping import Array, PyTree, UInt32
-from orbax.checkpoint import checkpoint_managers
 
 from scav_jax import processes
 from scav_jax.config import difference, flatten
@@ -60,6 +59,9 @@ class Checkpoints:
     def __init__(self, run: Path, keep_best: int):
         if keep_best < 1:
             raise InputError(f"train.keep_best: expected at least 1, got {keep_best}")
+        import orbax.checkpoint as ocp
+        from orbax.checkpoint import checkpoint_managers
+
         best = checkpoint_managers.BestN(
             get_metric_fn=_score,
             n=keep_best,
@@ -98,6 +100,8 @@ class Checkpoints:
           batches_state: the data iterator's `get_state()`, JSON.
           score: of the validation at this step, or None if there was none.
         """
+        import orbax.checkpoint as ocp
+
         with self._disk_errors():
             self._manager.save(
                 step,
@@ -160,6 +164,8 @@ class Checkpoints:
           OtherModel: the checkpoint holds another model or optimizer.
           ValueError, OSError and others: it is not what was written.
         """
+        import orbax.checkpoint as ocp
+
         rest = like.replace(params={})
         restored = self._manager.restore(
             step,
@@ -294,12 +300,16 @@ def _checksum(array: Array) -> UInt32[Array, ""]:
 
 def _restore_args(like: PyTree, path: Path):
     """How to read a tree: each array with the shape, dtype and sharding of its like."""
+    import orbax.checkpoint as ocp
+
     check_same_shapes(like, _stored_shapes(path), path)
     return ocp.args.PyTreeRestore(like, ocp.checkpoint_utils.construct_restore_args(like))
 
 
-def _checkpointer() -> ocp.Checkpointer:
+def _checkpointer():
     """Reads and writes in this process alone, whatever the others do."""
+    import orbax.checkpoint as ocp
+
     own = jax.process_index()
     alone = ocp.options.MultiprocessingOptions(primary_host=own, active_processes={own})
     options = alone if processes.many() else ocp.options.MultiprocessingOptions()
@@ -308,6 +318,8 @@ def _checkpointer() -> ocp.Checkpointer:
 
 
 def _restore_params(path: Path, like: PyTree) -> PyTree:
+    import orbax.checkpoint as ocp
+
     check_same_shapes(like, _stored_shapes(path), path)
     arrays = jax.tree.map(lambda x: np.zeros(x.shape, np.float32), like)
     with _checkpointer() as checkpointer:
@@ -317,6 +329,8 @@ def _restore_params(path: Path, like: PyTree) -> PyTree:
 
 
 def _as_numpy(like: PyTree):
+    import orbax.checkpoint as ocp
+
     return jax.tree.map(lambda x: ocp.RestoreArgs(restore_type=np.ndarray, dtype=x.dtype), like)
 
 
@@ -408,6 +422,8 @@ def example_batch(widths: dict) -> AudioVisual:
 
 def save_averaged(run: Path, params: PyTree, steps: list[int]) -> None:
     """Writes `RUN/averaged` atomically; replaces an older one."""
+    import orbax.checkpoint as ocp
+
     final, partial = run / AVERAGED, run / f".{AVERAGED}.partial"
     shutil.rmtree(partial, ignore_errors=True)
     with _checkpointer() as checkpointer:

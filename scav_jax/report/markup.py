@@ -1,4 +1,5 @@
-"""The HTML of a report: one self-contained page without scripts and without the network.
+"""The HTML of a report: one self-contained page without the network, and without scripts where it
+is not a page of searches, which plays clips.
 
 Plain pieces (section, figure, table, details) and how they look; `report` fills them.
 """
@@ -10,7 +11,7 @@ from html import escape
 import numpy as np
 from jaxtyping import Float
 
-_STYLE = """\
+STYLE = """\
 :root { color-scheme: light; --ink: #1d2329; --soft: #5b646d; --line: #e1e5e9; --ground: #ffffff;
   --aggregation: #d55e00; --hybrid: #009e73; --sequence: #0072b2; }
 * { box-sizing: border-box; }
@@ -74,17 +75,19 @@ pre { font-size: 12.5px; line-height: 1.4; overflow-x: auto; background: #f5f6f8
 """
 
 
-def document(title: str, header: str, sections: Sequence[str]) -> str:
-    """The whole page; empty sections are left out."""
+def document(
+    title: str, header: str, sections: Sequence[str], *, head: str = "", style: str = ""
+) -> str:
+    """The whole page; empty sections are left out. `head` is HTML, `style` more of CSS."""
     body = "\n".join(section for section in sections if section)
     return f"""<!doctype html>
 <html lang="en">
 <head>
 <meta charset="utf-8">
 <meta name="viewport" content="width=device-width, initial-scale=1">
-<title>{escape(title)}</title>
+{head}<title>{escape(title)}</title>
 <style>
-{_STYLE}</style>
+{STYLE}{style}</style>
 </head>
 <body>
 <main>

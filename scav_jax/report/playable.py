@@ -1,0 +1,133 @@
+"""A stretch of a file as a small film or sound that browsers play, cut to the clip's own clock.
+
+The picture is scaled down, the sound is what the backbone hears: one channel at 16 kHz. The file
+itself is not handed out: any container plays, and nothing but the clip leaves the machine.
+"""
+
+import io
+from collections.abc import Collection
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+
+import av
+import numpy as np
+from jaxtyping import UInt8
+
+from scav_jax.extract.fbank import RATE_HZ
+from scav_jax.extract.media import Media, Reader
+from scav_jax.extract.streams import Unusable, decoder_errors, stream_kinds
+
+HEIGHT = 240
+MAX_SECONDS = 60.0
+SOUND_FRAME = 1024
+MAX_RATE = 60
+
+
+@dataclass(frozen=True)
+class Playable:
+    """A clip for a browser.
+
+    Attributes:
+      kind: "video" or "audio", the element that plays it.
+      type: the media type.
+      content: an MP4 file.
+    """
+
+    kind: str
+    type: str
+    content: bytes
+
+
+def playable(
+    path: Path,
+    start: float,
+    end: float | None,
+    *,
+    kinds: Collection[str] | None = None,
+    height: int = HEIGHT,
+    max_seconds: float = MAX_SECONDS,
+) -> Playable:
+    """Cuts and encodes a clip.
+
+    Args:
+      path: of the file.
+      start, end: in seconds of the file; None is its end. Longer clips are cut short.
+      kinds: "video", "audio" or both; None takes what the file has.
+      height: of the picture, in pixels.
+      max_seconds: what is shown at most.
+
+    Raises:
+      Unusable: the clip cannot be decoded or encoded; its reason is in words.
+    """
+    if end is not None:
+        end = min(end, start + max_seconds)
+    with decoder_errors():
+        chosen = tuple(kinds) if kinds is not None else stream_kinds(path)
+        if not chosen:
+            raise Unusable("open", "neither picture nor sound")
+        with Reader(
+            path, None, lambda frame: _scaled(frame, height), max_seconds, chosen
+        ) as reader:
+            media = reader.cut(start, end)
+    try:
+        content = _encode(media)
+    except av.FFmpegError as error:
+        raise Unusable("encode", f"no encoder for it: {error}") from None
+    kind = "video" if "video" in chosen else "audio"
+    return Playable(kind, f"{kind}/mp4", content)
+
+
+def _scaled(frame: UInt8[np.ndarray, "height width 3"], height: int) -> UInt8[np.ndarray, "h w 3"]:
+    """A frame of even sides, at most `height` high."""
+    from PIL import Image
+
+    rows, columns = frame.shape[:2]
+    factor = min(1.0, height / rows)
+    size = tuple(max(2, 2 * round(side * factor / 2)) for side in (columns, rows))
+    return np.asarray(Image.fromarray(frame).resize(size, Image.Resampling.BILINEAR))
+
+
+def _encode(media: Media) -> bytes:
+    file = io.BytesIO()
+    with av.open(file, "w", format="mp4") as container:
+        frames, rate, video, audio = None, Fraction(1), None, None
+        if media.frames is not None:
+            frames, rate = _frames_and_rate(media)
+            video = container.add_stream("libx264", rate=rate)
+            video.height, video.width = frames.shape[1:3]
+            video.pix_fmt = "yuv420p"
+            # One thread, so that the same clip has the same bytes.
+            video.options = {"preset": "veryfast", "crf": "26", "threads": "1"}
+        if media.waveform is not None:
+            audio = container.add_stream("aac", rate=RATE_HZ, layout="mono")
+            audio.bit_rate = 64_000
+        if frames is not None:
+            first = round(media.frames_span[0] * rate)
+            for number, rgb in enumerate(frames, first):
+                frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(rgb), format="rgb24")
+                frame.pts, frame.time_base = number, 1 / rate
+                container.mux(video.encode(frame))
+            container.mux(video.encode())
+        if media.waveform is not None:
+            _write_sound(container, audio, media)
+    return file.getvalue()
+
+
+def _frames_and_rate(media: Media) -> tuple[UInt8[np.ndarray, "n height width 3"], Fraction]:
+    """What is shown of the frames, at most `MAX_RATE` a second, and how many that is."""
+    begin, end = media.frames_span
+    rate = len(media.frames) / max(end - begin, 1e-3)
+    every = max(1, round(rate / MAX_RATE))
+    return media.frames[::every], Fraction(rate / every).limit_denominator(1001)
+
+
+def _write_sound(container, audio: av.AudioStream, media: Media) -> None:
+    samples = np.clip(media.waveform, -1.0, 1.0).astype(np.float32)
+    for begin in range(0, len(samples), SOUND_FRAME):
+        part = np.ascontiguousarray(samples[None, begin : begin + SOUND_FRAME])
+        frame = av.AudioFrame.from_ndarray(part, format="fltp", layout="mono")
+        frame.sample_rate, frame.pts = RATE_HZ, begin
+        frame.time_base = Fraction(1, RATE_HZ)
+        container.mux(audio.encode(frame))
+    container.mux(audio.encode())

@@ -1,0 +1,418 @@
+"""What a search found, to see and hear: the query and the results play in sync.
+
+    latents = latents_of(model, hits, "visual")   # of scav_jax.report.match, for the curves
+    search = make_search(query, 0, hits, direction="a2v", distance=model.distance, latents=latents)
+    Path("found.html").write_text(results_page([search]))
+
+One self-contained page: clips are embedded as data, nothing is loaded from elsewhere. Under each
+result runs its match over time. All works from the keyboard: the space bar plays and stops, arrows
+move in time, figures choose what is heard (0 is the query).
+"""
+
+import base64
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from html import escape
+from pathlib import Path
+from typing import Protocol, runtime_checkable
+
+import numpy as np
+from jaxtyping import Float
+
+from scav_jax.embed import Embedded
+from scav_jax.errors import InputError
+from scav_jax.extract.streams import KINDS, Unusable
+from scav_jax.report import markup
+from scav_jax.report.match import Curve, match_curve, one
+from scav_jax.report.playable import playable
+from scav_jax.sequences import Sequences
+
+CURVE_WIDTH, CURVE_HEIGHT = 320, 56
+ASKED = {"a2v": "Videos found for a sound", "v2a": "Sounds found for a video"}
+QUERY_KINDS = {"a2v": ("audio",), "v2a": ("video",)}  # what of the query asks
+
+
+@runtime_checkable
+class Found(Protocol):
+    """One result, as `scav_jax.index` gives it."""
+
+    id: str
+    source: str
+    start: float
+    end: float
+    label: str
+    score: float
+    rank: int
+
+
+@dataclass(frozen=True)
+class Shown:
+    """A clip as it is shown.
+
+    Attributes:
+      id, source, start, end, label: which clip, in seconds of its file.
+      kind: "video" or "audio"; "" where it cannot be played.
+      address: a `data:` address or a path on the same server; or why it cannot be played.
+    """
+
+    id: str
+    source: str
+    start: float
+    end: float
+    label: str
+    kind: str
+    address: str
+
+    @property
+    def seconds(self) -> float:
+        return max(self.end - self.start, 0.0)
+
+
+@dataclass(frozen=True)
+class Result:
+    """A result: the clip, its rank from 1, its score in words, its match over time if known."""
+
+    clip: Shown
+    rank: int
+    score: str
+    curve: Curve | None = None
+
+
+@dataclass(frozen=True)
+class Search:
+    """One query and what was found for it; `direction` is "a2v" or "v2a"."""
+
+    query: Shown
+    results: list[Result]
+    direction: str
+    distance: str = ""
+
+
+# Where clips play: (source, start, end, kinds) -> (kind, address), as of `Shown`.
+Address = Callable[[str, float, float, tuple[str, ...]], tuple[str, str]]
+
+
+def embedded_media(
+    source: str, start: float, end: float, kinds: tuple[str, ...]
+) -> tuple[str, str]:
+    """A clip as a `data:` address, or why there is none."""
+    try:
+        made = playable(Path(source), start, end, kinds=kinds)
+    except Unusable as unusable:
+        return "", unusable.reason
+    return made.kind, f"data:{made.type};base64,{base64.b64encode(made.content).decode()}"
+
+
+def make_search(
+    query: Embedded,
+    number: int,
+    hits: Sequence[Found],
+    *,
+    direction: str,
+    distance: tuple[str, dict],
+    latents: Sequence[Sequences | None] | None = None,
+    score_name: str = "distance",
+    address: Address = embedded_media,
+    query_name: str | None = None,
+) -> Search:
+    """What is shown of one query.
+
+    Args:
+      query: embedded queries.
+      number: which of them.
+      hits: what was found for it, the closest first.
+      direction: "a2v" (a sound finds videos) or "v2a" (a video finds sounds).
+      distance: (name, options) that compares sequences, for the curves.
+      latents: `[T, C]` of each hit, in their order: visual for "a2v", audio for "v2a"; None draws
+        no curve.
+      score_name: what the hits' scores are: "distance", or "cosine" for aggregation.
+      address: how a clip is reached; the default embeds it in the page.
+      query_name: what the query is called, if not by its id.
+
+    Raises:
+      InputError: an unknown direction, a query without the stream that asks, hits and latents of
+        different number.
+    """
+    if direction not in QUERY_KINDS:
+        raise InputError(f"direction: expected one of {', '.join(QUERY_KINDS)}, got {direction!r}")
+    if latents is not None and len(latents) != len(hits):
+        raise InputError(f"expected latents of the {len(hits)} hits, got {len(latents)}")
+    asking = query.audio if direction == "a2v" else query.visual
+    if asking is None:
+        stream = "sound" if direction == "a2v" else "picture"
+        raise InputError(f"expected a query with a {stream}, it was embedded without")
+    start, end = float(query.starts[number]), float(query.ends[number])
+    asked = Shown(
+        query_name or query.ids[number],
+        query_name or query.sources[number],
+        start,
+        end,
+        query.labels[number],
+        *address(query.sources[number], start, end, QUERY_KINDS[direction]),
+    )
+    results = []
+    for place, hit in enumerate(hits):
+        curve = None
+        if latents is not None and latents[place] is not None:
+            pair = [one(asking, number), latents[place]]
+            visual, audio = pair[::-1] if direction == "a2v" else pair
+            seconds = hit.end - hit.start if direction == "a2v" else end - start
+            curve = match_curve(*distance, visual, audio, visual_seconds=seconds)
+        where = address(hit.source, float(hit.start), float(hit.end), KINDS)
+        clip = Shown(hit.id, hit.source, float(hit.start), float(hit.end), hit.label or "", *where)
+        results.append(Result(clip, hit.rank, f"{score_name} {hit.score:.4g}", curve))
+    name, options = distance
+    told = ", ".join(f"{key}={value}" for key, value in sorted(options.items()))
+    return Search(asked, results, direction, f"{name} ({told})" if told else name)
+
+
+# ---- the page ---------------------------------------------------------------------------------
+
+STYLE = """\
+.search { outline-offset: 4px; }
+.transport { display: flex; gap: 12px; align-items: center; margin: 4px 0 16px; position: sticky;
+  top: 0; background: var(--ground); padding: 8px 0; z-index: 1; }
+.transport button, .hear { font: inherit; font-size: 14px; border: 1px solid #b8bec4;
+  background: #fff; border-radius: 6px; padding: 5px 14px; cursor: pointer; color: var(--ink); }
+.transport .play { min-width: 88px; font-weight: 600; }
+.transport input { flex: 1; min-width: 80px; accent-color: var(--sequence); }
+.transport output { font-variant-numeric: tabular-nums; font-size: 14px; min-width: 104px;
+  text-align: right; color: var(--soft); }
+button:focus-visible, input:focus-visible, .search:focus-visible { outline: 3px solid #0072b2;
+  outline-offset: 2px; }
+.found { display: grid; grid-template-columns: repeat(auto-fill, minmax(290px, 1fr)); gap: 14px; }
+.hit { border: 1px solid var(--line); border-radius: 8px; padding: 10px; min-width: 0; }
+.hit.asking { background: #eef1f4; } .hit.heard { border-color: #0072b2;
+  box-shadow: 0 0 0 1px #0072b2; }
+.hit h3 { margin: 0 0 6px; font-size: 14px; display: flex; justify-content: space-between;
+  gap: 8px; align-items: center; }
+.hit .hear { padding: 2px 10px; font-size: 12.5px; white-space: nowrap; }
+.hit .hear[aria-pressed=true] { background: #0072b2; border-color: #0072b2; color: #fff; }
+.hit video { width: 100%; aspect-ratio: 16 / 9; background: #15191d; border-radius: 5px;
+  display: block; object-fit: contain; }
+.hit .sound, .hit .nothing { aspect-ratio: 16 / 9; border-radius: 5px; background: #e4e9ee;
+  display: grid; place-items: center; color: var(--soft); font-size: 14px; padding: 8px;
+  margin: 0; text-align: center; overflow-wrap: anywhere; }
+.hit .id { font-weight: 600; font-size: 12.5px; overflow-wrap: anywhere; line-height: 1.35;
+  margin-top: 7px; }
+.hit .small { font-size: 12.5px; }
+.curve { width: 100%; height: 64px; display: block; margin-top: 6px; cursor: crosshair;
+  background: #f7f9fa; border-radius: 4px; }
+.curve .area { fill: #0072b2; opacity: .18; } .curve .line { fill: none; stroke: #0072b2;
+  stroke-width: 1.6; vector-effect: non-scaling-stroke; }
+.curve .mean { stroke: #8c939a; stroke-dasharray: 4 3; vector-effect: non-scaling-stroke; }
+.curve .now { stroke: #d55e00; stroke-width: 2; vector-effect: non-scaling-stroke; }
+.axis { display: flex; justify-content: space-between; color: var(--soft); font-size: 11.5px; }
+"""
+
+# Media elements drift and load at their own pace: a clock of our own leads, and they are moved when
+# they are off by more than can be heard.
+SCRIPT = """\
+(function () {
+  "use strict";
+  var OFF = 0.12;
+  function setup(root) {
+    if (root.dataset.ready) { return; }
+    root.dataset.ready = "1";
+    var clips = Array.prototype.slice.call(root.querySelectorAll("video, audio"));
+    var marks = Array.prototype.slice.call(root.querySelectorAll(".now"));
+    var hear = Array.prototype.slice.call(root.querySelectorAll(".hear"));
+    var play = root.querySelector(".play"), slider = root.querySelector("input[type=range]");
+    var told = root.querySelector("output"), total = Number(root.dataset.seconds);
+    var now = 0, since = 0, running = false;
+    function show() {
+      slider.value = now;
+      told.textContent = now.toFixed(1) + " / " + total.toFixed(1) + " s";
+      slider.setAttribute("aria-valuetext", told.textContent);
+      marks.forEach(function (mark) {
+        var x = 320 * Math.min(now / total, 1);
+        mark.setAttribute("x1", x); mark.setAttribute("x2", x);
+      });
+    }
+    function follow(clip) {
+      var length = clip.duration || Infinity;
+      if (now >= length) { if (!clip.paused) { clip.pause(); } return; }
+      if (Math.abs(clip.currentTime - now) > (running ? OFF : 0.01)) { clip.currentTime = now; }
+      if (running && clip.paused) {
+        var started = clip.play();
+        if (started) { started.catch(function () {}); }
+      }
+      if (!running && !clip.paused) { clip.pause(); }
+    }
+    function step(stamp) {
+      if (!running) { return; }
+      now += Math.min((stamp - since) / 1000, 0.5);
+      since = stamp;
+      if (now >= total) { now = total; stop(); return; }
+      clips.forEach(follow); show();
+      window.requestAnimationFrame(step);
+    }
+    function start() {
+      if (now >= total - 0.05) { now = 0; }
+      document.querySelectorAll(".search").forEach(function (other) {
+        if (other !== root && other.scavStop) { other.scavStop(); }
+      });
+      running = true; since = performance.now();
+      play.textContent = "\\u25A0 Stop"; play.setAttribute("aria-pressed", "true");
+      clips.forEach(follow); window.requestAnimationFrame(step);
+    }
+    function stop() {
+      running = false;
+      play.textContent = "\\u25B6 Play"; play.setAttribute("aria-pressed", "false");
+      clips.forEach(follow); show();
+    }
+    function seek(seconds) {
+      now = Math.max(0, Math.min(total, seconds)); clips.forEach(follow); show();
+    }
+    function choose(button) {
+      hear.forEach(function (other) {
+        var chosen = other === button, card = other.closest(".hit");
+        other.setAttribute("aria-pressed", String(chosen));
+        card.classList.toggle("heard", chosen);
+        card.querySelectorAll("video, audio").forEach(function (clip) { clip.muted = !chosen; });
+      });
+    }
+    root.scavStop = stop;
+    play.addEventListener("click", function () { if (running) { stop(); } else { start(); } });
+    slider.addEventListener("input", function () { seek(Number(slider.value)); });
+    hear.forEach(function (button) {
+      button.addEventListener("click", function () { choose(button); });
+    });
+    root.querySelectorAll(".curve").forEach(function (curve) {
+      curve.addEventListener("click", function (event) {
+        var box = curve.getBoundingClientRect();
+        seek(total * (event.clientX - box.left) / box.width);
+      });
+    });
+    root.addEventListener("keydown", function (event) {
+      var field = event.target.tagName;
+      if (event.ctrlKey || event.metaKey || event.altKey) { return; }
+      if (event.key === " " && field !== "BUTTON") {
+        event.preventDefault(); if (running) { stop(); } else { start(); }
+      } else if (/^[0-9]$/.test(event.key) && hear[Number(event.key)]) {
+        choose(hear[Number(event.key)]);
+      } else if (field !== "INPUT" && event.key === "ArrowRight") { seek(now + 0.5);
+      } else if (field !== "INPUT" && event.key === "ArrowLeft") { seek(now - 0.5); }
+    });
+    var pressed = root.querySelector(".hear[aria-pressed=true]") || hear[0];
+    if (pressed) { choose(pressed); }
+    show();
+  }
+  window.scavSetup = function () { document.querySelectorAll(".search").forEach(setup); };
+  window.scavSetup();
+}());
+"""
+POLICY = (
+    '<meta http-equiv="Content-Security-Policy" content="default-src \'none\'; img-src data:; '
+    "media-src data:; style-src 'unsafe-inline'; script-src 'unsafe-inline'\">\n"
+)
+
+
+def results_page(searches: Sequence[Search], title: str = "Search") -> str:
+    """The whole page as one HTML document."""
+    header = (
+        f'<p class="kicker">Audio-visual search</p><h1>{escape(title)}</h1>'
+        '<p class="lead">Query and results play in sync. Space plays and stops, the arrow keys '
+        "move, 0 to 9 choose which sound is heard (0 is the query). The curve under a result is "
+        "its distance to the query over time: lower is a closer match.</p>"
+    )
+    sections = [
+        markup.section(
+            f"{ASKED[search.direction]}: {Path(search.query.id).name}", search_html(search)
+        )
+        for search in searches
+    ] or [markup.section("Nothing", markup.note("No query was asked."))]
+    sections.append(f"<script>\n{SCRIPT}</script>")
+    return markup.document(title, header, sections, head=POLICY, style=STYLE)
+
+
+def search_html(search: Search) -> str:
+    """One search: the transport, the query, the results."""
+    if not search.results:
+        return markup.note("Nothing was found: the index is empty, or no clip passes the filter.")
+    total = max(clip.seconds for clip in (search.query, *(r.clip for r in search.results)))
+    total = max(total, 0.1)
+    scale = _scale([r.curve for r in search.results if r.curve is not None])
+    hear_query = search.direction == "a2v" or not search.results[0].clip.kind
+    cards = [_card(search.query, "Query", "", "", hear_query, "asking", muted=False)]
+    for place, result in enumerate(search.results):
+        heard = not hear_query and place == 0
+        picture = _curve(result.curve, total, scale) if result.curve is not None else ""
+        title = f"{result.rank}."
+        cards.append(_card(result.clip, title, result.score, picture, heard, "", muted=True))
+    name = escape(search.query.id, quote=True)
+    return (
+        f'<div class="search" tabindex="0" role="group" aria-label="search with {name}" '
+        f'data-seconds="{total:.3f}">\n<div class="transport">'
+        '<button type="button" class="play" aria-pressed="false">&#9654; Play</button>'
+        f'<input type="range" min="0" max="{total:.3f}" step="0.05" value="0" '
+        'aria-label="time in seconds"><output></output></div>\n'
+        f'<div class="found">{"".join(cards)}</div>\n'
+        f'<p class="small">Distance: {escape(search.distance)}. All curves of a search have one '
+        f"scale, {scale[0]:.3g} to {scale[1]:.3g}.</p></div>"
+    )
+
+
+def _scale(curves: Sequence[Curve]) -> tuple[float, float]:
+    """The lowest and the highest distance of all curves, with some room."""
+    if not curves:
+        return 0.0, 1.0
+    low = min(float(curve.values.min()) for curve in curves)
+    high = max(float(curve.values.max()) for curve in curves)
+    room = 0.08 * (high - low) or 0.5
+    return max(low - room, 0.0), high + room
+
+
+def _card(
+    clip: Shown, title: str, score: str, curve: str, heard: bool, kind: str, *, muted: bool
+) -> str:
+    facts = [clip.label, f"{clip.start:.2f} to {clip.end:.2f} s", score]
+    told = escape(" · ".join(fact for fact in facts if fact))
+    return (
+        f'<div class="hit {kind}"><h3><span>{title}</span>'
+        f'<button type="button" class="hear" aria-pressed="{str(heard).lower()}" '
+        f'aria-label="hear {escape(clip.id, quote=True)}">Hear</button></h3>'
+        f"{_media(clip, muted)}"
+        f'<div class="id" title="{escape(clip.source, quote=True)}">{_breakable(clip.id)}</div>'
+        f'<div class="small">{told}</div>{curve}</div>'
+    )
+
+
+def _breakable(name: str) -> str:
+    return escape(name).replace("_", "_<wbr>").replace("/", "/<wbr>")
+
+
+def _media(clip: Shown, muted: bool) -> str:
+    if not clip.kind:
+        return f'<div class="nothing">cannot be played: {escape(clip.address)}</div>'
+    address = escape(clip.address, quote=True)
+    silent = " muted" if muted else ""
+    if clip.kind == "video":
+        return f'<video src="{address}" preload="auto" playsinline{silent}></video>'
+    return f'<audio src="{address}" preload="auto"{silent}></audio><div class="sound">sound</div>'
+
+
+def _curve(curve: Curve, total: float, scale: tuple[float, float]) -> str:
+    """The match over time as a picture; all results of a search have one scale."""
+    low, high = scale
+    mean = float(np.mean(curve.values))
+    x = CURVE_WIDTH * np.asarray(curve.times) / total
+    y, level = (CURVE_HEIGHT * (high - v) / (high - low) for v in (curve.values, mean))
+    line = _line(x, y)
+    best = float(curve.times[int(np.argmin(curve.values))])
+    told = f"distance over time: mean {mean:.3g}, closest at {best:.1f} s"
+    return (
+        f'<svg class="curve" viewBox="0 0 {CURVE_WIDTH} {CURVE_HEIGHT}" role="img" '
+        f'preserveAspectRatio="none" aria-label="{told}"><title>{told}</title>'
+        f'<path class="area" d="{line}L{x[-1]:.1f} {CURVE_HEIGHT}L{x[0]:.1f} {CURVE_HEIGHT}Z"/>'
+        f'<path class="line" d="{line}"/>'
+        f'<line class="mean" x1="0" x2="{CURVE_WIDTH}" y1="{level:.1f}" y2="{level:.1f}"/>'
+        f'<line class="now" x1="0" x2="0" y1="0" y2="{CURVE_HEIGHT}"/></svg>'
+        f'<div class="axis"><span>0 s</span><span>mean {mean:.3g}</span>'
+        f"<span>{total:.1f} s</span></div>"
+    )
+
+
+def _line(x: Float[np.ndarray, " T"], y: Float[np.ndarray, " T"]) -> str:
+    points = (f"{a:.1f} {b:.1f}" for a, b in zip(x, y, strict=True))
+    return "M" + "L".join(points)

@@ -1,0 +1,7 @@
+"""A local web page: drop a sound or a video, play what is found. `python -m scav_jax.web`
+
+library    which clips may be played, and where they lie while they are
+uploads    a file that somebody sent: its size, whether it is media, its end
+app        the HTTP interface
+page       what the browser shows
+"""

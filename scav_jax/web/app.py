@@ -1,0 +1,355 @@
+"""The HTTP interface of the search page.
+
+    GET  /                       the page
+    GET  /clip/TOKEN             a clip that a search has found, as MP4
+    POST /search?name=&direction=&k=&retrieval=&where=&start=     the body is the file
+         -> {"direction", "query", "hits": [...], "html", "note"}, or {"error"} in one line
+
+Requests, answers and the application are those of Starlette, which is imported when one is made.
+Everything that computes runs in a thread, one search at a time. Requests of other sites' pages are
+refused: a page that listens on loopback is reached by every site that one's browser has open.
+"""
+
+import contextlib
+import logging
+import socket
+import tempfile
+import threading
+from collections.abc import AsyncIterator, Callable, Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
+
+from scav_jax.embed import Embedded
+from scav_jax.errors import InputError
+from scav_jax.extract.streams import Unusable
+from scav_jax.model import Model
+from scav_jax.report import search_page
+from scav_jax.report.match import latents_of
+from scav_jax.report.playable import playable
+from scav_jax.web import page, uploads
+from scav_jax.web.library import Library
+
+LOOPBACK_NAMES = ("127.0.0.1", "localhost", "[::1]")
+MAX_BYTES = 256 * 2**20
+MAX_K = 50
+QUERY_SECONDS = 30.0  # of a longer file this much is used, from its start or from `start`
+TIMEOUT_S = 60.0
+HEADERS = {
+    "Content-Security-Policy": (
+        "default-src 'none'; script-src 'self'; style-src 'self'; media-src 'self'; "
+        "connect-src 'self'; img-src data:; base-uri 'none'; form-action 'none'; "
+        "frame-ancestors 'none'"
+    ),
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "no-referrer",
+    "Cross-Origin-Resource-Policy": "same-origin",
+}
+LOG = logging.getLogger(__name__)
+
+
+@runtime_checkable
+class Searchable(Protocol):
+    """What is needed of an index (see `scav_jax.index`)."""
+
+    def search(
+        self, queries: Embedded, direction: str, k: int, retrieval: str, where: str | None
+    ) -> list[list[Any]]: ...
+
+    def __len__(self) -> int: ...
+
+
+class Searcher:
+    """A model and an index, behind one lock.
+
+    Args:
+      model: embeds what is sent.
+      index: of the same model.
+      library: of what may be played.
+      workers: 1 decodes them in a process of their own, which may crash or hang; 0 here.
+    """
+
+    def __init__(self, model: Model, index: Searchable, library: Library, workers: int):
+        self.model, self.index, self.library = model, index, library
+        self._workers, self._lock = workers, threading.Lock()
+
+    def search(self, path: Path, name: str, wanted: dict) -> dict:
+        """What is found for one file; see the module for the result."""
+        direction, seconds = uploads.check_media(path, name, wanted["direction"])
+        start, note, end = wanted["start"], "", None
+        if seconds is not None and start >= seconds:
+            raise InputError(f"start: expected less than the {seconds:.1f} s of {name}")
+        if seconds is not None and seconds - start > QUERY_SECONDS + 0.5:
+            end = start + QUERY_SECONDS
+            note = f"Only {start:g} to {end:g} s of {seconds:.1f} s were used."
+        with self._lock:
+            query = self._embed(path, name, direction, start, end)
+            k, retrieval, where = wanted["k"], wanted["retrieval"], wanted["where"]
+            (hits,) = self.index.search(query, direction, k, retrieval, where)
+            shown = self._shown(query, hits, direction, retrieval, name)
+        return {
+            "direction": direction,
+            "query": {"name": name, "start": float(query.starts[0]), "end": float(query.ends[0])},
+            "hits": [
+                {**_fields(hit), "source": result.clip.source, "clip": result.clip.address}
+                for hit, result in zip(hits, shown.results, strict=True)
+            ],
+            "html": search_page.search_html(shown),
+            "note": note,
+        }
+
+    def _embed(
+        self, path: Path, name: str, direction: str, start: float, end: float | None
+    ) -> Embedded:
+        needed = uploads.NEEDED[direction]
+        parts = list(
+            self.model.stream(
+                path,
+                start=start,
+                end=end,
+                streams=[needed],
+                workers=self._workers,
+                timeout_s=TIMEOUT_S,
+            )
+        )
+        rejected = [row for part in parts for row in part.rejected]
+        if rejected:
+            raise InputError(f"{name}: cannot be used: {rejected[0]['reason']}")
+        return replace(parts[0], ids=[name])
+
+    def _shown(
+        self, query: Embedded, hits: Sequence[Any], direction: str, retrieval: str, name: str
+    ) -> search_page.Search:
+        placed, latents = self._placed(hits, "visual" if direction == "a2v" else "audio")
+        search = search_page.make_search(
+            query,
+            0,
+            placed,
+            direction=direction,
+            distance=self.model.distance,
+            latents=latents,
+            score_name="cosine" if retrieval == "aggregation" else "distance",
+            address=self._address,
+            query_name=name,
+        )
+        results = [
+            replace(r, clip=replace(r.clip, source=self.library.shown_source(r.clip.source)))
+            for r in search.results
+        ]
+        return replace(search, results=results)
+
+    def _placed(self, hits: Sequence[Any], stream: str) -> tuple[list[Any], list[Any]]:
+        """Hits with the files that they are in, and the latents of those that can be read."""
+        placed, readable = [], []
+        for hit in hits:
+            with contextlib.suppress(Unusable):
+                hit = replace(hit, source=str(self.library.locate(hit.source)))
+                readable.append(len(placed))
+            placed.append(hit)
+        found = latents_of(self.model, [placed[number] for number in readable], stream)
+        latents: list[Any] = [None] * len(hits)
+        for number, one in zip(readable, found, strict=True):
+            latents[number] = one
+        return placed, latents
+
+    def _address(
+        self, source: str, start: float, end: float, kinds: tuple[str, ...]
+    ) -> tuple[str, str]:
+        try:
+            if Path(source).parent == self.library.folder:  # the query: its file will be gone
+                made = playable(Path(source), start, end, kinds=kinds)
+                return made.kind, f"/clip/{self.library.keep(made)}"
+            path = self.library.locate(source)
+        except Unusable as unusable:
+            return "", unusable.reason
+        kind = "video" if "video" in kinds else "audio"
+        return kind, f"/clip/{self.library.offer(path, start, end, kinds)}"
+
+
+def _fields(hit: Any) -> dict:
+    return asdict(hit)
+
+
+def serve(app: Any, bound: socket.socket) -> None:
+    """Answers on a bound socket until Ctrl-C."""
+    import uvicorn
+
+    config = uvicorn.Config(app, log_level="warning", server_header=False)
+    with contextlib.suppress(KeyboardInterrupt):  # it has answered what it was asked by then
+        uvicorn.Server(config).run(sockets=[bound])
+
+
+# ---- requests ---------------------------------------------------------------------------------
+
+
+def _toolkit() -> None:
+    try:
+        import starlette
+        import uvicorn
+
+        del starlette, uvicorn
+    except ModuleNotFoundError as error:
+        raise InputError(
+            f"the web page needs the library {error.name}, it is not installed; "
+            "`pip install 'scav_jax[web]'` brings it"
+        ) from error
+
+
+def create_app(
+    model: Model,
+    index: Searchable,
+    *,
+    roots: Sequence[Path] = (),
+    hosts: Sequence[str] = LOOPBACK_NAMES,
+    max_bytes: int = MAX_BYTES,
+    workers: int = 1,
+) -> Any:
+    """The application, an ASGI one.
+
+    Args:
+      model: embeds what is sent.
+      index: of the same model.
+      roots: folders that clips are played from; none: every source of the index.
+      hosts: names that it answers to, "*" for any; another name is an attack by DNS.
+      max_bytes: of a file that is sent.
+      workers: 1 decodes what is sent in a process of its own, 0 here.
+
+    Raises:
+      InputError: the toolkit is missing, or a root is no folder.
+    """
+    _toolkit()
+    from starlette.applications import Starlette
+    from starlette.middleware import Middleware
+    from starlette.routing import Route
+
+    library = Library(roots)
+    searcher = Searcher(model, index, library, workers)
+
+    @contextlib.asynccontextmanager
+    async def lifespan(app: Any) -> AsyncIterator[None]:
+        with tempfile.TemporaryDirectory(prefix="scav_jax-web-") as kept:
+            app.state.folder = library.folder = Path(kept).resolve()
+            yield
+
+    app = Starlette(
+        routes=[
+            Route("/", _text(page.html(len(index), model.identity), "text/html")),
+            Route("/app.js", _text(page.SCRIPT, "text/javascript")),
+            Route("/app.css", _text(page.STYLE, "text/css")),
+            Route("/clip/{token:str}", _clip(library)),
+            Route("/search", _search(searcher, max_bytes), methods=["POST"]),
+        ],
+        middleware=[Middleware(_KnownHosts, hosts=frozenset(hosts))],
+        lifespan=lifespan,
+    )
+    return app
+
+
+class _KnownHosts:
+    """Answers requests that are made to one of its names, "*" for any."""
+
+    def __init__(self, app: Callable, hosts: frozenset[str]):
+        self._app, self._hosts = app, hosts
+
+    async def __call__(self, scope: dict, receive: Callable, send: Callable) -> None:
+        if scope["type"] == "http" and "*" not in self._hosts:
+            host = dict(scope["headers"]).get(b"host", b"").decode("latin-1").lower()
+            name = host.rpartition(":")[0] if host.rpartition(":")[2].isdecimal() else host
+            if name not in self._hosts:
+                await _error(f"this server has no name {name!r}", 400)(scope, receive, send)
+                return
+        await self._app(scope, receive, send)
+
+
+def _text(content: str, kind: str) -> Callable:
+    async def answer(request: Any) -> Any:
+        from starlette.responses import Response
+
+        return Response(content, media_type=kind, headers=HEADERS)
+
+    return answer
+
+
+def _error(words: str, status: int) -> Any:
+    from starlette.responses import JSONResponse
+
+    return JSONResponse({"error": words}, status, HEADERS)
+
+
+def _clip(library: Library) -> Callable:
+    async def answer(request: Any) -> Any:
+        from starlette.concurrency import run_in_threadpool
+        from starlette.responses import FileResponse
+
+        try:
+            found = await run_in_threadpool(library.encoded, request.path_params["token"])
+        except Unusable as unusable:
+            return _error(f"the clip cannot be played: {unusable.reason}", 410)
+        if found is None:
+            return _error("no such clip; search again", 404)
+        return FileResponse(found[0], media_type=found[1], headers=HEADERS)
+
+    return answer
+
+
+def _search(searcher: Searcher, max_bytes: int) -> Callable:
+    async def answer(request: Any) -> Any:
+        from starlette.concurrency import run_in_threadpool
+        from starlette.requests import ClientDisconnect
+        from starlette.responses import JSONResponse
+
+        if _is_foreign(request):
+            return _error("requests of other sites are refused", 403)
+        try:
+            wanted = _wanted(request.query_params)
+            name = Path(request.query_params.get("name", "") or "the file").name[:120]
+            declared = request.headers.get("content-length", "")
+            if declared.isdecimal() and int(declared) > max_bytes:
+                raise uploads.too_large(max_bytes)
+            async with uploads.saved(request.stream(), searcher.library.folder, max_bytes) as path:
+                found = await run_in_threadpool(searcher.search, path, name, wanted)
+            return JSONResponse(found, headers=HEADERS)
+        except uploads.TooLarge as error:
+            return _error(str(error), 413)
+        except InputError as error:
+            return _error(str(error), 400)
+        except ClientDisconnect:
+            return _error("the file did not come whole", 400)
+        except OSError:
+            LOG.exception("search")
+            return _error("the server could not store the file: its disk may be full", 507)
+        except Exception:
+            LOG.exception("search")
+            return _error("the search failed; the server's log says why", 500)
+
+    return answer
+
+
+def _is_foreign(request: Any) -> bool:
+    """Whether a page of another site sends this."""
+    if request.headers.get("sec-fetch-site", "same-origin") not in ("same-origin", "none"):
+        return True
+    origin = request.headers.get("origin")
+    return origin is not None and origin.partition("://")[2] != request.headers.get("host")
+
+
+def _wanted(query) -> dict:
+    """The parameters of a search, checked."""
+    direction = query.get("direction") or None
+    if direction not in (None, *uploads.NEEDED):
+        raise InputError(f"direction: expected a2v or v2a, got {direction!r}")
+    try:
+        k, start = int(query.get("k") or 10), float(query.get("start") or 0.0)
+    except ValueError:
+        raise InputError("k, start: expected numbers") from None
+    if not 1 <= k <= MAX_K:
+        raise InputError(f"k: expected 1 to {MAX_K}, got {k}")
+    if not 0 <= start < 1e7:
+        raise InputError(f"start: expected seconds (0 or more), got {start:g}")
+    return {
+        "direction": direction,
+        "k": k,
+        "start": start,
+        "retrieval": query.get("retrieval") or "exact",
+        "where": query.get("where") or None,
+    }

@@ -1,0 +1,119 @@
+"""Clips that a browser may play: known by tokens that the server gave out, never by paths.
+
+A token stands for a stretch of one file that a search has found, so there is no path that a
+request could bend. Where roots are given, what a source really is (links followed) has to lie below
+one of them.
+"""
+
+import hashlib
+import secrets
+import threading
+from collections import OrderedDict
+from collections.abc import Sequence
+from pathlib import Path
+
+from scav_jax.errors import InputError
+from scav_jax.extract.streams import Unusable
+from scav_jax.report.playable import Playable, playable
+
+TOKENS = 4096  # clips that can be asked for; older ones are forgotten
+ENCODED = 256  # of them, kept encoded
+
+Clip = tuple[Path, float, float, tuple[str, ...]]
+
+
+class Library:
+    """The clips that were found, and their encoded form in a folder.
+
+    Args:
+      roots: folders that sources must lie below; none takes every source of the index.
+
+    Attributes:
+      folder: for encoded clips and for what is sent; whoever makes it removes it.
+    """
+
+    folder: Path
+
+    def __init__(self, roots: Sequence[Path] = ()):
+        self._roots = [Path(root).resolve() for root in roots]
+        for root in self._roots:
+            if not root.is_dir():
+                raise InputError(f"--roots: expected folders, {root} is not one")
+        self._secret = secrets.token_bytes(16)
+        self._clips: OrderedDict[str, Clip] = OrderedDict()
+        self._encoded: OrderedDict[str, str] = OrderedDict()  # token -> media type
+        self._lock = threading.Lock()
+
+    def locate(self, source: str) -> Path:
+        """The file of a source of the index.
+
+        Raises:
+          Unusable: it is not there, or may not be shown.
+        """
+        path = Path(source)
+        if not path.is_absolute() and not self._roots:
+            raise Unusable("list", "its folder is not known: start the server with --roots")
+        candidates = [path] if path.is_absolute() else [root / path for root in self._roots]
+        real = [candidate.resolve() for candidate in candidates]
+        allowed = [file for file in real if self._is_allowed(file)]
+        if not allowed:
+            raise Unusable("list", "it does not lie below the allowed folders (--roots)")
+        found = next((file for file in allowed if file.is_file()), None)
+        if found is None:
+            raise Unusable("list", "missing: no such file")
+        return found
+
+    def _is_allowed(self, real: Path) -> bool:
+        return not self._roots or any(real.is_relative_to(root) for root in self._roots)
+
+    def shown_source(self, source: str) -> str:
+        """A source as strangers may see it: without the folders of this machine."""
+        path = Path(source)
+        for root in self._roots:
+            if path.is_absolute() and path.resolve().is_relative_to(root):
+                return path.resolve().relative_to(root).as_posix()
+        return path.name
+
+    def offer(self, path: Path, start: float, end: float, kinds: tuple[str, ...]) -> str:
+        """A token for a clip that may be played from now on; it is encoded when it is asked for."""
+        words = "\n".join([str(path), repr(start), repr(end), *kinds]).encode()
+        token = hashlib.blake2b(words, key=self._secret, digest_size=16).hexdigest()
+        with self._lock:
+            self._clips[token] = (path, start, end, kinds)
+            self._clips.move_to_end(token)
+            while len(self._clips) > TOKENS:
+                self._clips.popitem(last=False)
+        return token
+
+    def keep(self, made: Playable) -> str:
+        """A token for a clip that is encoded already: a query, whose file will be gone."""
+        token = secrets.token_hex(16)
+        self._put(token, made)
+        return token
+
+    def encoded(self, token: str) -> tuple[Path, str] | None:
+        """The file of an encoded clip and its media type; None for a token we did not give out.
+
+        Raises:
+          Unusable: the clip cannot be decoded any more.
+        """
+        with self._lock:
+            kind = self._encoded.get(token)
+            clip = self._clips.get(token)
+            if kind is not None:
+                self._encoded.move_to_end(token)
+                return self.folder / token, kind
+        if clip is None:
+            return None
+        path, start, end, kinds = clip
+        made = playable(self.locate(str(path)), start, end, kinds=kinds)
+        self._put(token, made)
+        return self.folder / token, made.type
+
+    def _put(self, token: str, made: Playable) -> None:
+        (self.folder / token).write_bytes(made.content)
+        with self._lock:
+            self._encoded[token] = made.type
+            while len(self._encoded) > ENCODED:
+                old, _ = self._encoded.popitem(last=False)
+                (self.folder / old).unlink(missing_ok=True)

@@ -1,0 +1,256 @@
+"""An exported model: the same numbers, the same bytes, without orbax and without this machine."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import jax.export
+import jaxtyping
+import numpy as np
+import pytest
+import safetensors
+from flax.traverse_util import unflatten_dict
+from safetensors.numpy import load_file, save_file
+from test_evaluate import write_data
+from test_model import film, write_run
+
+from scav_jax import export, model
+from scav_jax.errors import InputError
+from scav_jax.sequences import AudioVisual, Sequences
+
+ROOT = Path(__file__).resolve().parents[1]
+FILES = {
+    "README.md",
+    "config.json",
+    "model.safetensors",
+    "preprocessing.json",
+    "towers/audio.jaxexport",
+    "towers/visual.jaxexport",
+}
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    folder = write_run(tmp_path_factory.mktemp("runs") / "mine", pre_resample=None)
+    summary = {"recall_at_1": 0.123, "recall_at_5": 0.4567, "recall_at_10": 0.5}
+    both = {"a2v": summary, "v2a": summary}
+    document = {
+        "data": {"split": "test", "n": 1020, "ids_sha256": "c0ffee", "rendered": True},
+        "runs": [
+            {
+                "methods": [
+                    {"method": "aggregation", "k": 1, **both},
+                    {"method": "hybrid", "k": 100, **both},
+                    {"method": "sequence", "k": 1020, **both},
+                ]
+            }
+        ],
+    }
+    (folder / "evaluation" / "x-test").mkdir(parents=True)
+    (folder / "evaluation" / "x-test" / "metrics.json").write_text(json.dumps(document))
+    (folder / "evaluation" / "y-test").mkdir()
+    (folder / "evaluation" / "y-test" / "metrics.json").write_text("{}")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def exported(run, tmp_path_factory):
+    out = tmp_path_factory.mktemp("exported") / "model"
+    assert export.main(["--run", str(run), "--out", str(out), "--licence", "cc-by-4.0"]) == 0
+    return out
+
+
+@pytest.fixture(scope="module", autouse=True)
+def symbolic_shapes():
+    """A size that is not known yet is no `int`, which is what checked signatures say it is."""
+    jaxtyping.config.update("jaxtyping_disable", True)
+    yield
+    jaxtyping.config.update("jaxtyping_disable", False)
+
+
+def files_of(folder):
+    found = [path for path in folder.rglob("*") if path.is_file()]
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in found}
+
+
+def test_the_same_run_gives_the_same_bytes(run, exported, tmp_path):
+    (tmp_path / "again").mkdir()
+    export.export(run, tmp_path / "again", licence="cc-by-4.0")
+    assert files_of(tmp_path / "again") == files_of(exported)
+    assert set(files_of(exported)) == FILES
+    assert [path.name for path in exported.parent.iterdir()] == ["model"]
+
+
+def test_it_says_nothing_of_the_machine(run, exported):
+    for name, content in files_of(exported).items():
+        for word in (str(run), str(ROOT), "/data/mine", "/tmp/", "site-packages", ".py"):
+            assert word.encode() not in content, (name, word)
+
+
+LOAD = """
+import sys
+
+class Absent:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in ("orbax", "tensorstore"):
+            raise ModuleNotFoundError(f"No module named {name!r} (absent on purpose)", name=name)
+
+sys.meta_path.insert(0, Absent())
+from scav_jax.model import load
+model = load(sys.argv[1])
+query = model.embed(sys.argv[2])
+print(model.identity, query.audio_embeddings.tobytes().hex(), query.visual.values.sum())
+"""
+
+
+def test_it_loads_without_orbax_and_gives_the_same_latents(run, exported, tmp_path):
+    path = film(tmp_path / "a.mp4", 2, seed=1)
+    original, copy = model.load(run), model.load(exported)
+    assert copy.identity == original.identity
+    assert (copy.distance, copy.fingerprint) == (original.distance, original.fingerprint)
+    assert copy.run.steps == (10, 20)
+    jax.tree.map(np.testing.assert_array_equal, copy.run.params, original.run.params)
+    one, other = original.embed(path), copy.embed(path)
+    np.testing.assert_array_equal(one.visual.values, other.visual.values)
+    done = subprocess.run(
+        [sys.executable, "-c", LOAD, str(exported), str(path)],
+        env={**os.environ, "PYTHONPATH": str(ROOT), "PYTHONDONTWRITEBYTECODE": "1"},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    identity, embedding, _ = done.stdout.split()
+    assert identity == original.identity
+    there = np.frombuffer(bytes.fromhex(embedding), np.float32)
+    np.testing.assert_allclose(there, one.audio_embeddings[0], atol=1e-5)
+
+
+@pytest.mark.parametrize("stream", ["visual", "audio"])
+def test_towers_run_without_our_code_on_any_size(exported, stream):
+    """Against the whole encoders with the other stream beside them; NaN in the padding."""
+    content = bytearray((exported / "towers" / f"{stream}.jaxexport").read_bytes())
+    tower = jax.export.deserialize(content)
+    assert tower.platforms == ("cpu", "cuda", "tpu")
+    stored = load_file(exported / "model.safetensors")
+    params = unflatten_dict(stored, sep=".")["encoders"]
+    encoders = model.load(exported).run.encoders
+    random = np.random.default_rng(0)
+    for batch, steps in ((1, 1), (3, 7), (1, 1003)):  # beyond the table's largest distance, 800
+        lengths = {"visual": np.full(batch, steps), "audio": np.full(batch, steps)}
+        lengths[stream] = random.integers((steps + 1) // 2, steps + 1, batch)
+        features = {
+            name: Sequences(
+                values=random.normal(size=(batch, steps, width)).astype(np.float32),
+                lengths=lengths[name].astype(np.int32),
+                windows=np.zeros((batch, 2), np.float32),
+            )
+            for name, width in (("visual", 384), ("audio", 2048))
+        }
+        asked = features[stream]
+        for row, length in enumerate(asked.lengths):
+            asked.values[row, length:] = np.nan
+        expected = jax.jit(encoders.apply)({"params": params}, AudioVisual(**features))
+        got = tower.call(params[stream], asked.values, asked.lengths)
+        np.testing.assert_allclose(got, getattr(expected, stream).values, atol=1e-5)
+        assert np.isfinite(got).all() and np.abs(got).max() > 0.5
+
+
+def test_the_card_says_what_it_is(exported, run):
+    card = (exported / "README.md").read_text()
+    identity = model.load(run).identity
+    for words in (
+        "license: cc-by-4.0",
+        "library_name: scav_jax",
+        f"`{identity}`",
+        "10, 20",
+        "data/mine, 1,200 clips in train",
+        "euclidean (resample=visual_to_audio)",
+        "backbone `plain`",
+        "| sequence | 12.3 | 45.7 | 50.0 | 12.3 | 45.7 | 50.0 |",
+        "| hybrid, k = 100 | 12.3",
+        "1,020 clips, SHA-256 of the ids c0ffee. Rendered data of this project.",
+        "Both towers take features at their own steps.",
+    ):
+        assert words in card, words
+    assert not re.search(r"[{}]", re.sub(r"```.*?```", "", card, flags=re.DOTALL))
+    with safetensors.safe_open(exported / "model.safetensors", "np") as opened:
+        assert opened.metadata() == {"identity": identity}
+
+
+def test_the_code_of_the_card_runs(exported, monkeypatch):
+    """With the exported folder as working directory, as its text says."""
+    blocks = re.findall(r"```python\n(.*?)```", (exported / "README.md").read_text(), re.DOTALL)
+    monkeypatch.chdir(exported)
+    features, lengths = np.ones((2, 5, 2048), np.float32), np.array([5, 3], np.int32)
+    names = {"features": features, "lengths": lengths}
+    exec(compile(blocks[1], "README.md", "exec"), names)
+    assert names["latents"].shape == (2, 5, 12)
+
+
+def test_a_card_without_licence_or_figures_says_so(tmp_path):
+    run = write_run(tmp_path / "run")
+    made = model.load(run)
+    card = export.card(made, run, export.UNKNOWN_LICENCE)
+    assert "license: other" in card
+    assert "not stated: ask who trained it" in card
+    assert "None: the run was not evaluated" in card
+    assert "resamples the visual features to the steps of the audio" in card
+
+
+def test_damage_is_seen(exported, tmp_path):
+    def copy(name):
+        folder = tmp_path / name
+        folder.mkdir()
+        for file, content in files_of(exported).items():
+            (folder / file).parent.mkdir(exist_ok=True)
+            (folder / file).write_bytes(content)
+        return folder
+
+    flipped = copy("flipped")
+    content = bytearray((flipped / "model.safetensors").read_bytes())
+    content[-5] ^= 1
+    (flipped / "model.safetensors").write_bytes(content)
+    with pytest.raises(InputError, match="a file was damaged or edited"):
+        model.load(flipped)
+
+    edited = copy("edited")
+    text = (edited / "preprocessing.json").read_text()
+    (edited / "preprocessing.json").write_text(text.replace('"audio_step_s": 0.16', '"a": 0.16'))
+    with pytest.raises(InputError, match="a file was damaged or edited"):
+        model.load(edited)
+
+    cut = copy("cut")
+    (cut / "model.safetensors").write_bytes(bytes(content[:1000]))
+    with pytest.raises(InputError, match="expected an exported model"):
+        model.load(cut)
+
+    other = copy("other")
+    stored = load_file(other / "model.safetensors")
+    stored["encoders.audio.final_norm.scale"] = np.ones(5, np.float32)
+    save_file(stored, other / "model.safetensors")
+    with pytest.raises(InputError, match=r"'encoders/audio/final_norm/scale' should have shape"):
+        model.load(other)
+
+    old = copy("old")
+    config = json.loads((old / "config.json").read_text())
+    config["export"]["format_version"] = 0
+    (old / "config.json").write_text(json.dumps(config))
+    with pytest.raises(InputError, match="format version 1, got 0"):
+        model.load(old)
+
+    (missing := copy("missing") / "preprocessing.json").unlink()
+    with pytest.raises(InputError, match="expected an exported model"):
+        model.load(missing.parent)
+
+
+def test_what_is_there_is_not_overwritten(run, exported, tmp_path):
+    before = files_of(exported)
+    with pytest.raises(InputError, match="expected a new or empty folder"):
+        export.export(run, exported)
+    assert files_of(exported) == before
+    with pytest.raises(InputError, match="expected a run directory"):
+        export.export(write_data(tmp_path / "data"), tmp_path / "out")
+    assert not (tmp_path / "out").exists()

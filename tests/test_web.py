@@ -1,0 +1,612 @@
+"""The search page: what HTTP clients get, what attackers do not, and a real browser that plays."""
+
+import base64
+import json
+import os
+import re
+import shutil
+import socket
+import subprocess
+import threading
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import av
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from starlette.testclient import TestClient
+from test_media import click_track
+from test_model import RATE, film, write_run, write_sound
+
+from scav_jax import distances, model
+from scav_jax.errors import InputError
+from scav_jax.extract.streams import Unusable
+from scav_jax.report import match, playable, search_page
+from scav_jax.retrieve import sequence_distances
+from scav_jax.sequences import AudioVisual, sequences
+from scav_jax.web import __main__ as program
+from scav_jax.web import app as app_module
+from scav_jax.web import library
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
+PAGE = "http://127.0.0.1"
+
+
+@dataclass(frozen=True)
+class Hit:
+    id: str
+    source: str
+    start: float
+    end: float
+    label: str
+    score: float
+    rank: int
+
+
+class Everything:
+    """An index in memory that compares with all; what `scav_jax.index` does on disk."""
+
+    def __init__(self, made, embedded):
+        self.made, self.embedded, self.asked = made, embedded, []
+
+    def __len__(self):
+        return len(self.embedded)
+
+    def search(self, queries, direction, k, retrieval, where):
+        self.asked.append((direction, k, retrieval, where))
+        if where == "nonsense":
+            raise InputError("where: expected a condition, got 'nonsense'")
+        if where == "crash":
+            raise RuntimeError("a secret path /etc")
+        e = self.embedded
+        pair = (e.visual, queries.audio) if direction == "a2v" else (queries.visual, e.audio)
+        found = sequence_distances(AudioVisual(*pair), *self.made.distance)
+        rows = found.T if direction == "a2v" else found
+        return [
+            [
+                Hit(e.ids[i], e.sources[i], e.starts[i], e.ends[i], e.labels[i], float(row[i]), n)
+                for n, i in enumerate(np.argsort(row)[:k].tolist(), 1)
+            ]
+            for row in rows
+        ]
+
+
+@pytest.fixture(scope="module")
+def films(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("films")
+    for seed, name in enumerate(("a & <b>.mp4", "c.mkv", "d.mp4")):
+        film(folder / name, 3, seed=seed)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    return model.load(write_run(tmp_path_factory.mktemp("run") / "run"))
+
+
+@pytest.fixture(scope="module")
+def index(made, films):
+    return Everything(made, made.embed(films))
+
+
+@pytest.fixture(scope="module")
+def app(made, index):
+    return app_module.create_app(made, index, workers=0, max_bytes=2**20)
+
+
+@pytest.fixture(scope="module")
+def client(app):
+    with TestClient(app, base_url=PAGE) as client:
+        yield client
+
+
+def ask(client, path, **options):
+    content = path if isinstance(path, bytes) else path.read_bytes()
+    return client.post("/search", params=options, content=content)
+
+
+def leftovers(app):
+    return [path.name for path in app.state.folder.iterdir() if path.name.startswith("query-")]
+
+
+# ---- searches -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("direction", ["a2v", "v2a"])
+def test_a_clip_asks_and_is_answered(client, app, index, films, direction):
+    """The answer is the index's; clips play, the whole of them and parts."""
+    answer = ask(client, films / "c.mkv", name="c.mkv", direction=direction, k=2)
+    assert answer.status_code == 200
+    found = answer.json()
+    assert index.asked[-1] == (direction, 2, "exact", None)
+    stream = "audio" if direction == "a2v" else "visual"
+    query = index.made.embed(films / "c.mkv", streams=[stream])
+    expected = index.search(query, direction, 2, "exact", None)[0]
+    assert [hit["id"] for hit in found["hits"]] == [hit.id for hit in expected]
+    np.testing.assert_allclose([h["score"] for h in found["hits"]], [h.score for h in expected])
+    assert [hit["source"] for hit in found["hits"]] == [Path(h.source).name for h in expected]
+    expected_end = pytest.approx(3.0, abs=0.02)  # of the stream that asks
+    assert found["query"] == {"name": "c.mkv", "start": 0.0, "end": expected_end}
+    assert (found["direction"], found["note"]) == (direction, "")
+    for hit in found["hits"]:
+        clip = client.get(hit["clip"])
+        assert (clip.status_code, clip.headers["content-type"]) == (200, "video/mp4")
+        part = client.get(hit["clip"], headers={"Range": "bytes=10-19"})
+        assert (part.status_code, part.content) == (206, clip.content[10:20])
+    assert found["html"].count('class="curve"') == 2
+    (own,) = re.findall(r'asking.*?src="(/clip/\w+)"', found["html"])
+    asked = client.get(own)
+    assert asked.headers["content-type"] == ("audio/mp4" if direction == "a2v" else "video/mp4")
+    assert leftovers(app) == []
+
+
+def test_sounds_and_silent_films_ask_by_what_they_have(client, tmp_path):
+    sound = write_sound(tmp_path / "a.mp3", "libmp3lame", click_track(2, RATE, [0.5]))
+    assert ask(client, sound, name="a.mp3").json()["direction"] == "a2v"
+    silent = film(tmp_path / "b.mp4", 2, seed=1, track=None)
+    assert ask(client, silent, name="b.mp4").json()["direction"] == "v2a"
+    answer = ask(client, sound, name="a.mp3", direction="v2a")
+    assert answer.status_code == 400
+    words = "a.mp3: expected a file with a picture, it has none; search by its sound instead"
+    assert answer.json() == {"error": words}
+    answer = ask(client, silent, name="b.mp4", direction="a2v")
+    assert "with a sound, it has none; search by its picture" in answer.json()["error"]
+
+
+def test_long_files_are_cut_and_it_is_said(client, films, monkeypatch):
+    monkeypatch.setattr(app_module, "QUERY_SECONDS", 1.5)
+    found = ask(client, films / "d.mp4", name="d.mp4", start=0.5).json()
+    assert (found["query"]["start"], found["query"]["end"]) == (0.5, 2.0)
+    assert found["note"] == "Only 0.5 to 2 s of 3.0 s were used."
+    answer = ask(client, films / "d.mp4", name="d.mp4", start=9)
+    assert answer.json()["error"].startswith("start: expected less than the 3.0 s")
+
+
+def test_in_a_process_of_its_own(made, index, films):
+    app = app_module.create_app(made, index, workers=1)
+    with TestClient(app, base_url=PAGE) as client:
+        found = ask(client, films / "d.mp4", name="d.mp4", k=1).json()
+        assert [hit["id"] for hit in found["hits"]] != []
+
+
+def test_bad_uploads_get_clear_words_and_leave_nothing(client, app, films):
+    whole = (films / "d.mp4").read_bytes()
+    playlist = b"#EXTM3U\n#EXT-X-VERSION:3\n#EXTINF:1,\nfile:///etc/passwd\n"
+    before = set(os.listdir(app.state.folder))
+    for content, status, words in (
+        (b"", 400, "the file is empty"),
+        (b"hello " * 999, 400, "x.mp4: expected a sound or a video, this cannot be read (not a re"),
+        (playlist, 400, "x.mp4: expected a sound or a video"),
+        (whole[: len(whole) // 3], 400, "x.mp4: "),
+        (b"\0" * (2**20 + 1), 413, "the file is too large: expected at most 1 MiB"),
+    ):
+        answer = ask(client, content, name="../../x.mp4")
+        assert (answer.status_code, answer.json()["error"][: len(words)]) == (status, words)
+        assert "\n" not in answer.json()["error"]
+        assert "/etc" not in answer.text and "query-" not in answer.text
+        assert set(os.listdir(app.state.folder)) == before
+    for options, words in (
+        ({"k": 0}, "k: expected 1 to 50, got 0"),
+        ({"k": "many"}, "k, start: expected numbers"),
+        ({"direction": "up"}, "direction: expected a2v or v2a"),
+        ({"start": -1}, "start: expected seconds"),
+        ({"start": "nan"}, "start: expected seconds"),
+        ({"where": "nonsense"}, "where: expected a condition"),
+    ):
+        answer = ask(client, films / "d.mp4", **options)
+        assert answer.status_code == 400 and answer.json()["error"].startswith(words)
+    answer = ask(client, films / "d.mp4", where="crash")
+    assert answer.status_code == 500 and "secret" not in answer.text
+    assert leftovers(app) == []
+
+
+def test_a_body_without_a_length_is_cut_off(client, app):
+    """Nobody has to say how much comes."""
+    sent = []
+
+    def endless():
+        for _ in range(400):
+            sent.append(1)
+            yield b"\0" * 2**14
+
+    answer = client.post("/search", content=endless())
+    assert answer.status_code == 413
+    assert leftovers(app) == []
+
+
+# ---- what must not be ---------------------------------------------------------------------------
+
+
+def test_only_tokens_are_answered(client, films):
+    for path in (
+        "/clip/x",
+        "/clip/../../etc/passwd",
+        "/clip/%2e%2e%2fetc%2fpasswd",
+        "/clip/" + str(films / "c.mkv").replace("/", "%2f"),
+        "/../etc/passwd",
+        "/films/c.mkv",
+    ):
+        answer = client.get(path)
+        assert answer.status_code == 404, path
+        assert b"root:" not in answer.content
+
+
+def test_other_sites_and_other_names_are_refused(client, films):
+    for headers in (
+        {"Origin": "http://evil.example"},
+        {"Origin": "null"},
+        {"Sec-Fetch-Site": "cross-site"},
+    ):
+        answer = client.post("/search", content=b"x", headers=headers)
+        assert answer.status_code == 403
+    assert client.post("/search", content=b"x", headers={"Origin": PAGE}).status_code == 400
+    for host in ("evil.example", "evil.example:7860", "127.0.0.1.evil.example", ""):
+        assert client.get("/", headers={"Host": host}).status_code == 400
+    for host in ("127.0.0.1", "localhost:7860", "[::1]:7860"):
+        assert client.get("/", headers={"Host": host}).status_code == 200
+
+
+def test_roots_bound_what_is_played(made, index, films, tmp_path):
+    """Sources elsewhere, links that lead elsewhere and relative sources that climb are not."""
+    inside, outside = tmp_path / "inside", tmp_path / "outside"
+    inside.mkdir()
+    outside.mkdir()
+    shutil.copy(films / "d.mp4", inside / "d.mp4")
+    shutil.copy(films / "d.mp4", outside / "secret.mp4")
+    (inside / "link.mp4").symlink_to(outside / "secret.mp4")
+    (tmp_path / "inside2").mkdir()
+    shutil.copy(films / "d.mp4", tmp_path / "inside2" / "d.mp4")
+    held = library.Library([inside])
+    assert held.locate("d.mp4") == (inside / "d.mp4").resolve()
+    assert held.locate(str(inside / "d.mp4")) == (inside / "d.mp4").resolve()
+    for source in (
+        str(outside / "secret.mp4"),
+        "../outside/secret.mp4",
+        "link.mp4",
+        str(inside / "link.mp4"),
+        str(inside / ".." / "outside" / "secret.mp4"),
+        str(tmp_path / "inside2" / "d.mp4"),
+    ):
+        with pytest.raises(Unusable) as caught:
+            held.locate(source)
+        assert caught.value.reason.startswith("it does not lie below"), source
+    with pytest.raises(Unusable, match="missing"):
+        held.locate("gone.mp4")
+    with pytest.raises(Unusable, match="its folder is not known"):
+        library.Library().locate("d.mp4")
+    with pytest.raises(InputError, match="--roots: expected folders"):
+        library.Library([tmp_path / "none"])
+
+    app = app_module.create_app(made, index, roots=[inside], workers=0)
+    with TestClient(app, base_url=PAGE) as client:
+        found = ask(client, films / "d.mp4", name="q.mp4").json()
+        assert all("does not lie below" in hit["clip"] for hit in found["hits"])
+        assert found["html"].count("cannot be played") == 3
+        assert str(films) not in json.dumps(found)
+
+
+def test_a_file_that_goes_away_is_said(made, films, tmp_path):
+    shutil.copy(films / "d.mp4", tmp_path / "d.mp4")
+    index = Everything(made, made.embed(tmp_path / "d.mp4", root=tmp_path))
+    app = app_module.create_app(made, index, workers=0)
+    with TestClient(app, base_url=PAGE) as client:
+        (hit,) = ask(client, films / "d.mp4", name="q.mp4").json()["hits"]
+        (tmp_path / "d.mp4").unlink()
+        answer = client.get(hit["clip"])
+        assert answer.status_code == 410 and "missing" in answer.json()["error"]
+        folder = app.state.folder
+        assert folder.is_dir()
+    assert not folder.exists()  # temporary files go with the server
+
+
+def test_names_cannot_break_the_page(client, films):
+    name = "<img src=x onerror=alert(1)>.mp4"
+    found = ask(client, films / "d.mp4", name=name).json()
+    assert "<img" not in found["html"] and "&lt;img" in found["html"]
+    assert "a &amp; &lt;" in found["html"]
+    page = client.get("/")
+    policy = page.headers["content-security-policy"]
+    assert "default-src 'none'" in policy and "unsafe" not in policy
+    assert "<script>" not in page.text and "<style>" not in page.text and "style=" not in page.text
+    assert page.headers["x-content-type-options"] == "nosniff"
+
+
+def test_old_clips_are_forgotten(tmp_path, monkeypatch):
+    monkeypatch.setattr(library, "ENCODED", 2)
+    held = library.Library()
+    held.folder = tmp_path
+    tokens = [held.keep(playable.Playable("audio", "audio/mp4", b"%d" % n)) for n in range(3)]
+    assert held.encoded(tokens[0]) is None
+    assert [held.encoded(token)[0].read_bytes() for token in tokens[1:]] == [b"1", b"2"]
+    assert sorted(os.listdir(tmp_path)) == sorted(tokens[1:])
+
+
+# ---- the command --------------------------------------------------------------------------------
+
+
+def test_loopback_is_the_default_and_known():
+    options = program.parse(["--index", "i", "--model", "m"])
+    assert (options.host, options.port) == ("127.0.0.1", 7860)
+    loopback = ("127.0.0.1", "127.8.0.1", "::1", "[::1]", "localhost")
+    assert [program.is_loopback(host) for host in loopback] == [True] * 5
+    assert not any(map(program.is_loopback, ("0.0.0.0", "::", "192.168.1.2", "example.org")))
+
+
+def test_a_port_that_is_taken_is_said():
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        with pytest.raises(InputError, match=rf"--port {port}: cannot listen there"):
+            program.bind("127.0.0.1", port)
+    with pytest.raises(InputError, match="--port: expected 0 to 65535"):
+        program.bind("127.0.0.1", 70000)
+
+
+# ---- curves and clips ---------------------------------------------------------------------------
+
+
+def random_pair(seed=0):
+    random = np.random.default_rng(seed)
+    shapes = ((9, 7), (8, 5))  # steps, of them real
+    values = [random.normal(size=(steps, 4)).astype(np.float32) for steps, _ in shapes]
+    return [
+        sequences(jnp.asarray(one), jnp.int32(length))
+        for one, (_, length) in zip(values, shapes, strict=True)
+    ]
+
+
+@pytest.mark.parametrize("direction", ["visual_to_audio", "audio_to_visual"])
+def test_the_mean_of_the_curve_is_the_distance(direction):
+    visual, audio = random_pair()
+    curve = match.match_curve(
+        "euclidean", {"resample": direction}, visual, audio, visual_seconds=0.7
+    )
+    distance = distances.find("euclidean", {}).pair(visual, audio, resample=direction)
+    np.testing.assert_allclose(curve.values.mean(), distance, rtol=1e-5)
+    expected = 0.16 * (np.arange(5) + 0.5)
+    if direction == "audio_to_visual":
+        expected = 0.1 * (np.arange(7) + 0.5)
+    np.testing.assert_allclose(curve.times, expected)
+    assert curve.values.std() > 0.1
+
+
+def test_the_curve_of_a_path_is_the_cost_along_it():
+    visual, audio = random_pair(1)
+    curve = match.match_curve("dtw", {}, visual, audio, visual_seconds=1.0)
+    v, a = np.asarray(visual.values)[:7], np.asarray(audio.values)[:5]
+    cost = ((v[:, None] - a[None]) ** 2).mean(axis=-1)
+    on_path = np.asarray(distances.alignment("dtw", visual, audio))[:7, :5] > 0
+    expected = [cost[on_path[:, step], step].mean() for step in range(5)]
+    np.testing.assert_allclose(curve.values, expected, rtol=1e-5)
+
+
+def test_playable_clips_are_the_clip(films, tmp_path):
+    """Duration, streams, time: the flash of the second film is at 0.48 s."""
+    made = playable.playable(films / "d.mp4", 0.2, 2.2)
+    (tmp_path / "x.mp4").write_bytes(made.content)
+    with av.open(str(tmp_path / "x.mp4")) as container:
+        assert {stream.type for stream in container.streams} == {"video", "audio"}
+        frames = [
+            (float(f.time), f.to_ndarray(format="gray").mean()) for f in container.decode(video=0)
+        ]
+    assert len(frames) == 50
+    assert max(frames, key=lambda frame: frame[1])[0] == pytest.approx(0.28, abs=0.021)
+    assert playable.playable(films / "d.mp4", 0.2, 2.2).content == made.content
+    sound = playable.playable(films / "d.mp4", 0.0, 2.0, kinds=("audio",))
+    assert (sound.kind, sound.type) == ("audio", "audio/mp4")
+    with pytest.raises(Unusable):
+        playable.playable(films / "gone.mp4", 0.0, 1.0)
+
+
+@pytest.fixture(scope="module")
+def found_page(made, index, films):
+    """A page with a search in each direction; one of the clips is not there any more."""
+    query = made.embed(films / "c.mkv")
+    searches = []
+    for direction, stream in (("a2v", "visual"), ("v2a", "audio")):
+        (hits,) = index.search(query, direction, 3, "exact", None)
+        latents = match.latents_of(made, hits, stream)
+        hits[-1] = Hit(**{**vars(hits[-1]), "source": "/gone/x.mp4"})
+        options = {"direction": direction, "distance": made.distance, "latents": latents}
+        searches.append(search_page.make_search(query, 0, hits, **options))
+        means = [result.curve.values.mean() for result in searches[-1].results]
+        np.testing.assert_allclose(means, [hit.score for hit in hits], rtol=1e-4)
+    return search_page.results_page(searches, "Found <here>")
+
+
+def test_the_page_of_results_is_self_contained(found_page):
+    sources = re.findall(r'src="([^"]*)"', found_page)
+    assert len(sources) == 6 and all(source.startswith("data:") for source in sources)
+    assert sum(source.startswith("data:audio/mp4") for source in sources) == 1
+    assert "http:" not in found_page and "https:" not in found_page
+    assert "//" not in re.sub(r"base64,[A-Za-z0-9+/=]+", "", found_page)
+    assert "Found &lt;here&gt;" in found_page
+    assert found_page.count("cannot be played: missing: no such file") == 2
+    assert found_page.count('class="curve"') == 6
+    assert "default-src 'none'" in found_page
+
+
+def test_searches_that_cannot_be_shown_say_so(made, index, films):
+    query = made.embed(films / "c.mkv", streams=["audio"])
+    (hits,) = index.search(query, "a2v", 2, "exact", None)
+    with pytest.raises(InputError, match="expected a query with a picture"):
+        search_page.make_search(query, 0, hits, direction="v2a", distance=made.distance)
+    with pytest.raises(InputError, match="expected latents of the 2 hits, got 1"):
+        search_page.make_search(
+            query, 0, hits, direction="a2v", distance=made.distance, latents=[None]
+        )
+    none = search_page.make_search(query, 0, [], direction="a2v", distance=made.distance)
+    assert "Nothing was found" in search_page.results_page([none])
+
+
+# ---- a real browser -----------------------------------------------------------------------------
+
+
+class Browser:
+    """Chromium without a window, driven through its DevTools protocol over a pipe."""
+
+    def __init__(self, profile):
+        from_us, to_us = os.pipe(), os.pipe()
+        arguments = ["--headless=new", "--no-sandbox", "--disable-gpu", "--mute-audio"]
+        arguments += ["--remote-debugging-pipe", f"--user-data-dir={profile}", "about:blank"]
+        command = f'exec "{CHROMIUM}" "$@" 3<&{from_us[0]} 4>&{to_us[1]}'
+        self.process = subprocess.Popen(
+            ["bash", "-c", command, "browser", *arguments],
+            pass_fds=(from_us[0], to_us[1]),
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+        os.close(from_us[0])
+        os.close(to_us[1])
+        self._out, self._in = from_us[1], to_us[0]
+        self._buffer, self._number, self._session = b"", 0, None
+        target = self.call("Target.createTarget", url="about:blank")["targetId"]
+        attached = self.call("Target.attachToTarget", targetId=target, flatten=True)
+        self._session = attached["sessionId"]
+        size = {"width": 1200, "height": 1500, "deviceScaleFactor": 1, "mobile": False}
+        self.call("Emulation.setDeviceMetricsOverride", **size)
+
+    def call(self, method, **parameters):
+        self._number += 1
+        message = {"id": self._number, "method": method, "params": parameters}
+        if self._session:
+            message["sessionId"] = self._session
+        os.write(self._out, json.dumps(message).encode() + b"\0")
+        while True:
+            while b"\0" not in self._buffer:
+                read = os.read(self._in, 2**16)
+                assert read, "the browser has ended"
+                self._buffer += read
+            line, _, self._buffer = self._buffer.partition(b"\0")
+            answer = json.loads(line)
+            if answer.get("id") == self._number:
+                assert "error" not in answer, answer
+                return answer["result"]
+
+    def value(self, expression):
+        result = self.call(
+            "Runtime.evaluate", expression=expression, awaitPromise=True, returnByValue=True,
+            userGesture=True,
+        )  # fmt: skip
+        assert "exceptionDetails" not in result, result
+        return result["result"].get("value")
+
+    def wait(self, expression, seconds=60):
+        end = time.monotonic() + seconds
+        while not (value := self.value(expression)):
+            assert time.monotonic() < end, f"{expression} did not come true"
+            time.sleep(0.1)
+        return value
+
+    def open(self, address):
+        self.call("Page.navigate", url=address)
+        self.wait("document.readyState === 'complete' && location.href !== 'about:blank'")
+
+    def key(self, key, code=None):
+        code = code or key
+        text = {"text": key} if len(key) == 1 else {}
+        self.call("Input.dispatchKeyEvent", type="keyDown", key=key, code=code, **text)
+        self.call("Input.dispatchKeyEvent", type="keyUp", key=key, code=code)
+
+    def choose(self, selector, file):
+        self.call("DOM.enable")
+        root = self.call("DOM.getDocument")["root"]["nodeId"]
+        node = self.call("DOM.querySelector", nodeId=root, selector=selector)["nodeId"]
+        self.call("DOM.setFileInputFiles", files=[str(file)], nodeId=node)
+
+    def screenshot(self, path):
+        content = self.call("Page.captureScreenshot", captureBeyondViewport=True)["data"]
+        path.write_bytes(base64.b64decode(content))
+
+    def close(self):
+        self.process.kill()
+        self.process.wait()
+        os.close(self._out)
+        os.close(self._in)
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory):
+    if CHROMIUM is None:
+        pytest.skip("there is no chromium")
+    browser = Browser(tmp_path_factory.mktemp("profile"))
+    yield browser
+    browser.close()
+
+
+@pytest.fixture(scope="module")
+def address(made, index):
+    """The application behind a real server."""
+    import uvicorn
+
+    app = app_module.create_app(made, index, workers=0)
+    bound = program.bind("127.0.0.1", 0)
+    server = uvicorn.Server(uvicorn.Config(app, log_level="error"))
+    thread = threading.Thread(target=server.run, kwargs={"sockets": [bound]})
+    thread.start()
+    while not server.started:
+        time.sleep(0.01)
+    yield f"http://127.0.0.1:{bound.getsockname()[1]}/"
+    server.should_exit = True
+    thread.join()
+    bound.close()
+
+
+TIMES = "[...document.querySelectorAll('.search video, .search audio')].map(c => c.currentTime)"
+
+
+def play_and_check(browser, clips):
+    """Everything plays in step, the mark moves, one sound is heard, the keyboard works."""
+    ready = f"[...document.querySelectorAll('.search video, .search audio')].slice(0, {clips})"
+    browser.wait(f"{ready}.length === {clips} && {ready}.every(c => c.readyState >= 3)")
+    browser.value("document.querySelector('.search').focus()")
+    browser.key(" ", "Space")
+    browser.wait(f"{TIMES}[0] > 0.8", 20)
+    assert browser.value(f"{ready}.every(c => !c.paused)")
+    times = browser.value(TIMES)[:clips]
+    assert max(times) - min(times) < 0.3, times
+    marks = browser.value(
+        "[...document.querySelectorAll('.search .now')].map(m => +m.getAttribute('x1'))"
+    )
+    assert marks[0] > 50
+    browser.key(" ", "Space")
+    browser.wait(f"{ready}.every(c => c.paused)", 10)
+    stopped = browser.value("document.querySelector('.search output').textContent")
+    browser.key("ArrowRight")
+    assert browser.value("document.querySelector('.search output').textContent") != stopped
+    heard = f"{ready}.map(c => !c.muted)"
+    for number in (1, 0):
+        browser.key(str(number))
+        assert browser.value(heard) == [place == number for place in range(clips)]
+
+
+def test_in_a_browser_one_drops_a_sound_and_plays_what_is_found(browser, address, films, tmp_path):
+    sound = write_sound(tmp_path / "knock.wav", "pcm_s16le", click_track(3, RATE, [0.5], seed=1))
+    browser.open(address)
+    assert browser.value("document.getElementById('go').disabled") is True
+    browser.choose("#file", sound)
+    browser.wait("!document.getElementById('go').disabled")
+    browser.value("document.getElementById('go').click()")
+    browser.wait("!document.getElementById('results').hidden")
+    assert browser.value("document.querySelectorAll('.hit').length") == 4
+    assert browser.value("document.getElementById('title').textContent").endswith("knock.wav")
+    assert "3 found in" in browser.value("document.getElementById('status').textContent")
+    play_and_check(browser, 4)
+    browser.screenshot(tmp_path / "web.png")
+    assert (tmp_path / "web.png").stat().st_size > 20_000
+
+    (tmp_path / "no.wav").write_text("this is no sound\n" * 99)
+    browser.choose("#file", tmp_path / "no.wav")
+    browser.value("document.getElementById('go').click()")
+    words = browser.wait(
+        "!document.getElementById('error').hidden && document.getElementById('error').textContent"
+    )
+    assert words.startswith("no.wav: expected a sound or a video")
+
+
+def test_in_a_browser_the_page_of_results_plays(browser, found_page, tmp_path):
+    (tmp_path / "found.html").write_text(found_page)
+    browser.open(f"file://{tmp_path}/found.html")
+    play_and_check(browser, 3)
+    browser.screenshot(tmp_path / "found.png")

@@ -262,7 +262,7 @@ def one_gradient(features=None, **settings):
 def kept_bytes(encoders):
     """Of what the forward pass keeps for the gradient."""
     example = partial(init_params, encoders, Objective(), seed=0)
-    features = batch()
+    features = jax.tree.map(jnp.asarray, batch())
     params = jax.eval_shape(example, features)["encoders"]
 
     def pull_back(params):

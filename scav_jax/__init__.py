@@ -26,11 +26,13 @@ programs
     config         a config file and its overrides -> one checked, frozen document
     checkpoints    save, resume, keep the latest and the best, average; a run on disk
     embed          a model + features -> latents, embeddings, ids
+    model          three lines: load a model, embed files
     retrieve       aggregation, sequence and hybrid(k) retrieval: functions of arrays
     metrics        ranks and recall
     records        what a run writes while it trains: metrics.jsonl, TensorBoard, rates
     train          `python -m scav_jax.train --config configs/vggsound.py`
     report         the results as document, table and report.html
+    export         a trained model as files: `python -m scav_jax.export`
     inspect        what is in a data set or a folder of videos: `python -m scav_jax.inspect`
     evaluate       the paper's tables on any data set: `python -m scav_jax.evaluate`
 

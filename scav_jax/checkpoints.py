@@ -2,7 +2,8 @@
 
 A run directory holds `config.json` (the resolved config and the data's fingerprint),
 `checkpoints/` and, once training is over, `averaged/`. Orbax writes each checkpoint under a
-temporary name and renames it, so that a kill at any moment leaves the one before.
+temporary name and renames it, so that a kill at any moment leaves the one before. It is imported
+where it is used: an exported model is loaded without it.
 """
 
 import contextlib
@@ -17,9 +18,7 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
-import orbax.checkpoint as ocp
 from jaxtyping import PyTree
-from orbax.checkpoint import checkpoint_managers
 
 from scav_jax.encoders import Encoders
 from scav_jax.errors import InputError
@@ -39,6 +38,9 @@ class Checkpoints:
     def __init__(self, run: Path, keep_best: int):
         if keep_best < 1:
             raise InputError(f"train.keep_best: expected at least 1, got {keep_best}")
+        import orbax.checkpoint as ocp
+        from orbax.checkpoint import checkpoint_managers
+
         best = checkpoint_managers.BestN(
             get_metric_fn=_score,
             n=keep_best,
@@ -68,6 +70,8 @@ class Checkpoints:
           batches_state: the data iterator's `get_state()`, JSON.
           score: of the validation at this step, or None if there was none.
         """
+        import orbax.checkpoint as ocp
+
         with self._disk_errors():
             self._manager.save(
                 step,
@@ -89,6 +93,8 @@ class Checkpoints:
         Raises:
           InputError: the checkpoint holds another model.
         """
+        import orbax.checkpoint as ocp
+
         restored = self._manager.restore(
             step,
             args=ocp.args.Composite(
@@ -150,12 +156,16 @@ def _score(metrics: dict) -> float:
 
 def _restore_args(like: PyTree, path: Path | None = None):
     """How to read a tree: each array with the shape, dtype and sharding of its like."""
+    import orbax.checkpoint as ocp
+
     if path is not None:
         check_same_shapes(like, _stored_shapes(path), path)
     return ocp.args.PyTreeRestore(like, ocp.checkpoint_utils.construct_restore_args(like))
 
 
 def _restore_params(path: Path, like: PyTree) -> PyTree:
+    import orbax.checkpoint as ocp
+
     check_same_shapes(like, _stored_shapes(path), path)
     arrays = jax.tree.map(lambda x: np.zeros(x.shape, np.float32), like)
     with ocp.PyTreeCheckpointer() as checkpointer:
@@ -165,11 +175,15 @@ def _restore_params(path: Path, like: PyTree) -> PyTree:
 
 
 def _as_numpy(like: PyTree):
+    import orbax.checkpoint as ocp
+
     return jax.tree.map(lambda x: ocp.RestoreArgs(restore_type=np.ndarray, dtype=x.dtype), like)
 
 
 def _stored_shapes(path: Path) -> dict[str, tuple[int, ...]]:
     """`parameter path -> shape` of a stored tree."""
+    import orbax.checkpoint as ocp
+
     with ocp.PyTreeCheckpointer() as checkpointer:
         stored = checkpointer.metadata(path.absolute()).item_metadata
     return _shapes(getattr(stored, "tree", stored))
@@ -247,6 +261,8 @@ def example_batch(widths: dict) -> AudioVisual:
 
 def save_averaged(run: Path, params: PyTree, steps: list[int]) -> None:
     """Writes `RUN/averaged` atomically; replaces an older one."""
+    import orbax.checkpoint as ocp
+
     final, partial = run / AVERAGED, run / f".{AVERAGED}.partial"
     shutil.rmtree(partial, ignore_errors=True)
     with ocp.PyTreeCheckpointer() as checkpointer:

@@ -1,53 +1,74 @@
-"""A model and features on disk -> latents and embeddings of every clip, in the order of the split.
+"""A model and features -> latents and embeddings of every clip, in the order of the clips.
 
-Every clip is embedded once: the last batch is filled up so that no further program is compiled,
-and what filled it is cut off again. Padding changes nothing (see `encoders`), so a clip has the
-same latents alone as in any batch.
+`embed` reads features from disk; `embed_clips` takes them from memory, as `model` makes them from
+files. Every clip is embedded once: the last batch is filled up so that no further program is
+compiled, and what filled it is cut off again. Padding changes nothing (see `encoders`), so a clip
+has the same latents alone as in any batch: up to rounding in `embed`, and in `embed_clips`, where
+a clip's padding depends on itself only, to the bit.
 """
 
 import operator
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 from functools import partial
+from pathlib import Path
 
 import jax
 import numpy as np
 from jaxtyping import Array, Float, Int, PyTree
 
-from scav_jax.batches import evaluation_batches
+from scav_jax.batches import evaluation_batches, widen
 from scav_jax.checkpoints import Run
 from scav_jax.datasets import Split
-from scav_jax.encoders import Encoders
+from scav_jax.encoders import STREAMS, Encoders
 from scav_jax.errors import InputError
-from scav_jax.features import check_resampled, fingerprint_difference, original
+from scav_jax.features import Clip, check_resampled, fingerprint_difference, original, trim
 from scav_jax.progress import progress_bar
 from scav_jax.sequences import AudioVisual, Sequences, masked_mean
+
+SHORTEST_PADDING = 16  # steps
 
 
 @dataclass(frozen=True)
 class Embedded:
-    """The latents of K clips, on the host.
+    """The latents of K clips, on the host, and where each clip is.
+
+    A stream that was not asked for, as in a query by sound, is None, and so are its embeddings.
 
     Attributes:
-      ids: of the clips, in the order of the split.
+      ids: of the clips, in their order.
+      sources: the file of each, with its folder where that is known.
+      starts, ends: `[K]` float64, of each clip in its source, in seconds.
+      labels: "" where none is known.
       visual: `[K, N, C]` float32, zero in the padding.
       audio: `[K, M, C]` float32, zero in the padding.
       visual_embeddings: `[K, C]`, the mean over time, not normalised.
       audio_embeddings: `[K, C]`.
       seconds: how long it took, compiling and reading included.
+      rejected: what could not be embedded: rows of `datasets.REJECTED_COLUMNS`.
     """
 
     ids: list[str]
-    visual: Sequences
-    audio: Sequences
-    visual_embeddings: Float[np.ndarray, "K C"]
-    audio_embeddings: Float[np.ndarray, "K C"]
-    seconds: float
+    sources: list[str]
+    starts: Float[np.ndarray, " K"]
+    ends: Float[np.ndarray, " K"]
+    labels: list[str]
+    visual: Sequences | None
+    audio: Sequences | None
+    visual_embeddings: Float[np.ndarray, "K C"] | None
+    audio_embeddings: Float[np.ndarray, "K C"] | None
+    seconds: float = 0.0
+    rejected: list[dict] = field(default_factory=list)
+
+    def __len__(self) -> int:
+        return len(self.ids)
 
     @property
     def latents(self) -> AudioVisual:
         """Both streams of all clips."""
+        if self.visual is None or self.audio is None:
+            raise InputError("expected clips with picture and sound, one of them was not embedded")
         return AudioVisual(self.visual, self.audio)
 
 
@@ -73,23 +94,113 @@ def embed(run: Run, split: Split, batch_size: int = 64, *, progress: bool = Fals
     check_features(run, split)
     begin = time.perf_counter()
     size = min(batch_size, len(split))
-    parts: list[tuple[AudioVisual, tuple[np.ndarray, np.ndarray]]] = []
+    parts: list[_Encoded] = []
     seen: list[np.ndarray] = []
     data = run.config["data"]
     with progress_bar(f"embed {split.split}", len(split), "clip", shown=progress) as bar:
         for batch, numbers in batches(split, size, data["align"], data["buckets"]):
             full = jax.tree.map(partial(_fill, size=size), batch)
-            encoded = jax.device_get(_encode(run.encoders, run.params["encoders"], full))
+            encoded = jax.device_get(_encode(run.encoders, STREAMS, run.params["encoders"], full))
             real = slice(len(numbers))
             parts.append(jax.tree.map(operator.itemgetter(real), encoded))
             seen.append(numbers)
             bar.update(len(numbers))
     assert np.array_equal(np.concatenate(seen), np.arange(len(split))), "clips lost on the way"
-    visual, audio = (_join([part[0][stream] for part in parts]) for stream in (0, 1))
-    embeddings = [np.concatenate([part[1][stream] for part in parts]) for stream in (0, 1)]
-    result = Embedded(list(split.ids), visual, audio, *embeddings, time.perf_counter() - begin)
+    folder = Path(split.videos) if split.videos else None
+    result = Embedded(
+        ids=list(split.ids),
+        sources=[str(folder / file) if folder else file for file in split.sources],
+        starts=split.starts,
+        ends=split.ends,
+        labels=list(split.labels),
+        **_streams(parts),
+        seconds=time.perf_counter() - begin,
+    )
     _check_finite(result)
     return result
+
+
+def embed_clips(
+    run: Run, clips: Sequence[Clip], streams: Sequence[str] = STREAMS, *, batch_size: int = 1
+) -> Embedded:
+    """Encodes clips that are in memory.
+
+    A clip's latents are the same bytes whatever it is embedded with, as long as `batch_size` is
+    the same: it is padded by its own lengths only, beside clips of like lengths.
+
+    Args:
+      run: the model.
+      clips: at least one, with features of the extractor that the model was trained with.
+      streams: which of "visual" and "audio" are encoded; a clip needs features of both, since each
+        says when the other one is heard or seen.
+      batch_size: how many clips at a time.
+
+    Raises:
+      InputError: latents that are not finite.
+    """
+    begin = time.perf_counter()
+    align = run.config["data"]["align"]
+    groups: dict[tuple[int, int], list[tuple[int, tuple]]] = {}
+    for number, clip in enumerate(clips):
+        trimmed = trim(clip, align)
+        shape = padded_steps(len(trimmed[0])), padded_steps(len(trimmed[2]))
+        groups.setdefault(shape, []).append((number, trimmed))
+    parts: list[_Encoded] = []
+    for shape, members in groups.items():
+        for first in range(0, len(members), batch_size):
+            some = [trimmed for _, trimmed in members[first : first + batch_size]]
+            full = jax.tree.map(partial(_fill, size=batch_size), _stack(some, shape))
+            encoded = _encode(run.encoders, tuple(streams), run.params["encoders"], full)
+            encoded = jax.device_get(encoded)
+            parts.append(jax.tree.map(operator.itemgetter(slice(len(some))), encoded))
+    numbers = [number for members in groups.values() for number, _ in members]
+    in_order = operator.itemgetter(np.argsort(numbers))
+    result = Embedded(
+        ids=[clip.id for clip in clips],
+        sources=[clip.source for clip in clips],
+        starts=np.array([clip.start for clip in clips], np.float64),
+        ends=np.array([clip.end for clip in clips], np.float64),
+        labels=[clip.label for clip in clips],
+        **jax.tree.map(in_order, _streams(parts)),
+        seconds=time.perf_counter() - begin,
+    )
+    _check_finite(result)
+    return result
+
+
+def padded_steps(steps: int) -> int:
+    """The padded length of a sequence: few different ones, at most a quarter longer.
+
+    >>> [padded_steps(steps) for steps in (3, 24, 25, 62, 250)]
+    [16, 24, 28, 64, 256]
+    """
+    if steps <= SHORTEST_PADDING:
+        return SHORTEST_PADDING
+    unit = 2 ** max((steps - 1).bit_length() - 3, 0)  # 5 to 8 units
+    return -(-steps // unit) * unit
+
+
+def join(parts: Sequence[Embedded]) -> Embedded:
+    """Several results as one; all have the same streams."""
+    joined = {}
+    for stream in STREAMS:
+        present = [getattr(part, stream) is not None for part in parts]
+        if any(present) != all(present):
+            raise InputError(f"expected {stream} latents in every part, some have none")
+        sequences = [getattr(part, stream) for part in parts]
+        means = [getattr(part, f"{stream}_embeddings") for part in parts]
+        joined[stream] = _join(sequences) if all(present) else None
+        joined[f"{stream}_embeddings"] = np.concatenate(means) if all(present) else None
+    return Embedded(
+        ids=[name for part in parts for name in part.ids],
+        sources=[source for part in parts for source in part.sources],
+        starts=np.concatenate([part.starts for part in parts]),
+        ends=np.concatenate([part.ends for part in parts]),
+        labels=[label for part in parts for label in part.labels],
+        **joined,
+        seconds=sum(part.seconds for part in parts),
+        rejected=[row for part in parts for row in part.rejected],
+    )
 
 
 def check_features(run: Run, split: Split) -> None:
@@ -110,13 +221,42 @@ def check_features(run: Run, split: Split) -> None:
         )
 
 
-@partial(jax.jit, static_argnums=0)
+# For each stream that is encoded: its latents and their means.
+_Encoded = dict[str, tuple[Sequences, np.ndarray]]
+
+
+@partial(jax.jit, static_argnums=(0, 1))
 def _encode(
-    encoders: Encoders, params: PyTree, features: AudioVisual
-) -> tuple[AudioVisual, tuple[Float[Array, "B C"], Float[Array, "B C"]]]:
+    encoders: Encoders, streams: tuple[str, ...], params: PyTree, features: AudioVisual
+) -> dict[str, tuple[Sequences, Float[Array, "B C"]]]:
     encoded = encoders.apply({"params": params}, features, deterministic=True)
-    visual, audio = (masked_mean(stream.values, stream.lengths) for stream in encoded)
-    return encoded, (visual, audio)
+    chosen = {stream: getattr(encoded, stream) for stream in streams}
+    return {name: (one, masked_mean(one.values, one.lengths)) for name, one in chosen.items()}
+
+
+def _streams(parts: list[_Encoded]) -> dict[str, Sequences | np.ndarray | None]:
+    """The fields of `Embedded` that hold latents."""
+    found: dict[str, Sequences | np.ndarray | None] = {}
+    for stream in STREAMS:
+        there = [part[stream] for part in parts if stream in part]
+        found[stream] = _join([latents for latents, _ in there]) if there else None
+        means = np.concatenate([mean for _, mean in there]) if there else None
+        found[f"{stream}_embeddings"] = means
+    return found
+
+
+def _stack(trimmed: list[tuple], shape: tuple[int, int]) -> AudioVisual:
+    """What `features.trim` gave of some clips, padded to `shape` steps."""
+    streams = []
+    for place, steps in ((0, shape[0]), (2, shape[1])):
+        width = trimmed[0][place].shape[1]
+        values = np.zeros((len(trimmed), steps, width), np.float32)
+        for row, clip in enumerate(trimmed):
+            widen(np.ascontiguousarray(clip[place]), values[row, : len(clip[place])])
+        lengths = np.array([len(clip[place]) for clip in trimmed], np.int32)
+        windows = np.array([clip[place + 1] for clip in trimmed], np.float32)
+        streams.append(Sequences(values=values, lengths=lengths, windows=windows))
+    return AudioVisual(*streams)
 
 
 def _fill(leaf: np.ndarray, size: int) -> np.ndarray:
@@ -143,7 +283,9 @@ def _join(parts: list[Sequences]) -> Sequences:
 
 
 def _check_finite(embedded: Embedded) -> None:
-    for stream in ("visual", "audio"):
+    for stream in STREAMS:
+        if getattr(embedded, stream) is None:
+            continue
         finite = np.isfinite(getattr(embedded, f"{stream}_embeddings")).all(axis=1)
         if not finite.all():
             first = embedded.ids[int(np.flatnonzero(~finite)[0])]

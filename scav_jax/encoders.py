@@ -16,6 +16,7 @@ from scav_jax.errors import InputError
 from scav_jax.positions import relative_buckets
 from scav_jax.sequences import AudioVisual, Sequences, resample_pairs, step_mask, zero_padding
 
+STREAMS = ("visual", "audio")
 LAYER_NORM_EPSILON = 1e-5  # torch's default, which the paper's code inherits; flax has 1e-6
 GATE_WIDTH = 8  # two gates, each the sum of four projections, as in BEATs
 CONV_POSITION_KERNEL = 128
@@ -196,22 +197,22 @@ class Encoders(nn.Module):
             )
         if self.pre_resample is not None:
             features = resample_pairs(features, self.pre_resample)
-        visual = self._tower("visual", self.visual_blocks, self.visual_hidden)
-        audio = self._tower("audio", self.audio_blocks, self.audio_hidden)
+        visual, audio = (Tower(**self.tower_settings(name), name=name) for name in STREAMS)
         return AudioVisual(
             visual(features.visual, deterministic), audio(features.audio, deterministic)
         )
 
-    def _tower(self, name: str, blocks: int, hidden: int) -> Tower:
-        return Tower(
-            width=self.width,
-            blocks=blocks,
-            hidden=hidden,
-            heads=self.heads,
-            feedforward=self.feedforward,
-            dropout=self.dropout,
-            position_buckets=self.position_buckets,
-            position_max_distance=self.position_max_distance,
-            conv_position=self.conv_position,
-            name=name,
-        )
+    @nn.nowrap
+    def tower_settings(self, stream: str) -> dict:
+        """What makes the `Tower` of "visual" or "audio", alone as in both."""
+        return {
+            "width": self.width,
+            "blocks": getattr(self, f"{stream}_blocks"),
+            "hidden": getattr(self, f"{stream}_hidden"),
+            "heads": self.heads,
+            "feedforward": self.feedforward,
+            "dropout": self.dropout,
+            "position_buckets": self.position_buckets,
+            "position_max_distance": self.position_max_distance,
+            "conv_position": self.conv_position,
+        }

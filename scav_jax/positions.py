@@ -2,6 +2,7 @@
 
 import math
 
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Int
 
@@ -32,5 +33,10 @@ def relative_buckets(steps: int, buckets: int, max_distance: int) -> Int[np.ndar
     >>> relative_buckets(3, 320, 800).tolist()
     [[0, 161, 162], [1, 0, 161], [2, 1, 0]]
     """
+    if not isinstance(steps, int):  # a length that is not known while a tower is exported
+        reach = np.arange(-max_distance, max_distance + 1)  # beyond it, buckets stay the same
+        places = jnp.arange(steps)
+        offsets = jnp.clip(places[None, :] - places[:, None], -max_distance, max_distance)
+        return jnp.asarray(offset_buckets(reach, buckets, max_distance))[offsets + max_distance]
     offsets = np.arange(steps)[None, :] - np.arange(steps)[:, None]
     return offset_buckets(offsets, buckets, max_distance)

@@ -1,7 +1,7 @@
 """A job is some clips of one file, which a worker process decodes one after the other."""
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -10,9 +10,10 @@ import numpy as np
 from scav_jax.errors import InputError
 from scav_jax.extract import media, pool
 from scav_jax.extract.backbones import Features, Prepared, Preparer
+from scav_jax.extract.fbank import RATE_HZ
 from scav_jax.extract.ledger import Ledger
 from scav_jax.extract.manifest import ClipRequest
-from scav_jax.extract.streams import Unusable, decoder_errors
+from scav_jax.extract.streams import KINDS, Unusable, decoder_errors
 from scav_jax.features import STORED_DTYPE, Clip, check_clip
 
 AUDIO_STEP_S = 0.16
@@ -136,8 +137,13 @@ class JobResult:
 # In worker processes -----------------------------------------------------------------------------
 
 
-def prepare(job: Job, *, videos: Path, preparer: Preparer) -> Iterator[Outcome]:
-    """Decodes a job's clips, an outcome for each; the parent encodes them."""
+def prepare(
+    job: Job, *, videos: Path, preparer: Preparer, kinds: Collection[str] = KINDS
+) -> Iterator[Outcome]:
+    """Decodes a job's clips, an outcome for each; the parent encodes them.
+
+    Where only one of `kinds` is wanted, the other is a black frame or silence of the same length.
+    """
     with contextlib.ExitStack() as stack:
         reader = None
         for number, (place, request) in enumerate(job.clips):
@@ -150,6 +156,7 @@ def prepare(job: Job, *, videos: Path, preparer: Preparer) -> Iterator[Outcome]:
                             preparer.frame_size,
                             preparer.shrink,
                             preparer.max_seconds,
+                            kinds,
                         )
                     )
                 outcome = _prepare_clip(reader, place, request, preparer)
@@ -190,9 +197,13 @@ def _prepare_clip(
     with decoder_errors():
         decoded = reader.cut(request.start, request.end)
     media.check_usable(decoded)
-    prepared = Prepared(
-        preparer.visual(decoded.frames, decoded.previous), preparer.audio(decoded.waveform)
-    )
+    frames, waveform = decoded.frames, decoded.waveform
+    if frames is None:
+        width, height = preparer.frame_size or (64, 64)
+        frames = preparer.shrink(np.zeros((height, width, 3), np.uint8))[None]
+    if waveform is None:
+        waveform = np.zeros(round(decoded.frames_span[1] * RATE_HZ), np.float32)
+    prepared = Prepared(preparer.visual(frames, decoded.previous), preparer.audio(waveform))
     return Outcome(place, request, prepared, decoded.frames_span, decoded.end)
 
 

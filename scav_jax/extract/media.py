@@ -6,14 +6,15 @@ that start late do not shift sound against picture. Frames are turned upright wh
 so (a telephone held on end), as players and the FFmpeg program do.
 
 Both streams are read once from front to back, each through a handle of its own, and cut as they
-pass: memory is bounded by the clip and not by the file, however the file is interleaved.
+pass: memory is bounded by the clip and not by the file, however the file is interleaved. One of
+them alone can be read too (a search asks by a sound or by a picture).
 """
 
 import contextlib
 import itertools
 import math
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,7 +25,7 @@ from av.video.reformatter import Interpolation, VideoReformatter
 from jaxtyping import Float, UInt8
 
 from scav_jax.extract.fbank import RATE_HZ
-from scav_jax.extract.streams import Stream, Unusable, frame_rate
+from scav_jax.extract.streams import KINDS, Stream, Unusable, frame_rate
 
 MIN_CLIP_S = 1.0  # less picture and sound than this together has nothing to contrast
 MAX_CLIP_S = 600.0  # a clip is held in memory whole
@@ -43,17 +44,20 @@ class Media:
     """One clip, decoded.
 
     Attributes:
-      frames: RGB at the video's own rate, on a uniform grid; what `shrink` left of them.
+      frames: RGB at the video's own rate, on a uniform grid; what `shrink` left of them; None
+        where the picture was not asked for.
       previous: the frame before the first one, or None where the video starts.
-      frames_span: the seconds from the clip's start that the frames cover.
-      waveform: mono in [-1, 1] at 16 kHz from the clip's start; zeros before the first sample.
+      frames_span: the seconds from the clip's start that the frames cover (the sound, where the
+        picture was not asked for).
+      waveform: mono in [-1, 1] at 16 kHz from the clip's start; zeros before the first sample; None
+        where the sound was not asked for.
       end: where the clip ends in the file, in seconds.
     """
 
-    frames: UInt8[np.ndarray, "N height width 3"]
+    frames: UInt8[np.ndarray, "N height width 3"] | None
     previous: UInt8[np.ndarray, "height width 3"] | None
     frames_span: tuple[float, float]
-    waveform: Float[np.ndarray, " S"]
+    waveform: Float[np.ndarray, " S"] | None
     end: float
 
 
@@ -72,6 +76,7 @@ class Reader:
       shrink: applied to every frame before the next one is decoded, so that a clip of large frames
         is never held whole; what it gives has one shape.
       max_seconds: longer clips are refused.
+      kinds: which streams are read; the file need not have another.
     """
 
     def __init__(
@@ -80,13 +85,21 @@ class Reader:
         frame_size: tuple[int, int] | None,
         shrink: Callable[[np.ndarray], np.ndarray] | None = None,
         max_seconds: float = MAX_CLIP_S,
+        kinds: Collection[str] = KINDS,
     ):
         self._max_seconds = max_seconds
+        self._video: _VideoCutter | None = None
+        self._audio: _AudioCutter | None = None
         with contextlib.ExitStack() as stack:
-            video = stack.enter_context(contextlib.closing(Stream(path, "video")))
-            audio = stack.enter_context(contextlib.closing(Stream(path, "audio")))
-            self._video = _VideoCutter(video, frame_size, shrink)
-            self._audio = _AudioCutter(audio)
+            opened = {
+                kind: stack.enter_context(contextlib.closing(Stream(path, kind)))
+                for kind in KINDS
+                if kind in kinds
+            }
+            if "video" in opened:
+                self._video = _VideoCutter(opened["video"], frame_size, shrink)
+            if "audio" in opened:
+                self._audio = _AudioCutter(opened["audio"])
             self._closing = stack.pop_all()
 
     def __enter__(self) -> "Reader":
@@ -102,15 +115,22 @@ class Reader:
           start: in seconds of the file.
           end: None means to the end of the file.
         """
-        declared = self._video.stream.declared_end
+        declared = (self._video or self._audio).stream.declared_end
         longest = (declared if end is None else end) or 0.0
         self._check_length(longest - start)
         # Where a header says nothing, the margin tells a clip that is too long from one that fits.
         stop = min(math.inf if end is None else end, start + self._max_seconds + LENGTH_MARGIN_S)
-        frames, previous, span = self._video.cut(start, stop)
-        waveform = self._audio.cut(start, stop)
-        seconds = max(span[1], len(waveform) / RATE_HZ)
+        frames = previous = waveform = None
+        span, heard_s = (0.0, 0.0), 0.0
+        if self._video:
+            frames, previous, span = self._video.cut(start, stop)
+        if self._audio:
+            waveform = self._audio.cut(start, stop)
+            heard_s = len(waveform) / RATE_HZ
+        seconds = max(span[1], heard_s)
         self._check_length(seconds)
+        if not self._video:
+            span = (0.0, seconds)
         ended = start + seconds
         # Where a header gives no length for each stream, the longer one has the file's length.
         wanted = end if end is not None else max(declared or 0.0, start)
@@ -134,17 +154,21 @@ class Reader:
 def check_usable(media: Media) -> None:
     """Raises `Unusable` for a clip that has nothing to learn from: too short, silent, still."""
     begin, end = media.frames_span
-    shared = min(end, len(media.waveform) / RATE_HZ) - max(begin, 0.0)
+    if media.waveform is not None:
+        end = min(end, len(media.waveform) / RATE_HZ)
+    shared = end - max(begin, 0.0)
     if shared < MIN_CLIP_S - 1e-3:
+        both = media.frames is not None and media.waveform is not None
         raise Unusable(
             "check",
-            f"too short: {max(shared, 0.0):.2f} s with picture and sound, "
+            f"too short: {max(shared, 0.0):.2f} s{' with picture and sound' if both else ''}, "
             f"at least {MIN_CLIP_S:g} s are needed",
         )
-    peak = float(np.abs(media.waveform).max())
-    if peak < SILENT_PEAK:
-        raise Unusable("check", f"silent: its peak is {peak:.1e} of full scale")
-    change = largest_change(media.frames)
+    if media.waveform is not None:
+        peak = float(np.abs(media.waveform).max())
+        if peak < SILENT_PEAK:
+            raise Unusable("check", f"silent: its peak is {peak:.1e} of full scale")
+    change = math.inf if media.frames is None else largest_change(media.frames)
     if change < STILL_LEVELS:
         raise Unusable(
             "check", f"still: no part of the picture changes by more than {change:.2f} of 255"

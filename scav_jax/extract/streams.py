@@ -9,6 +9,7 @@ import av
 from av.stream import Disposition
 
 SAFE_OPTIONS = {"protocol_whitelist": "file"}  # a play list that calls itself .mp4 opens nothing
+KINDS = ("video", "audio")
 PREROLL_S = 0.5  # decoded before a seek's target: codecs whose frames overlap need it
 
 
@@ -166,8 +167,19 @@ def frame_rate(stream: av.video.stream.VideoStream) -> float:
 
 def video_seconds(path: Path) -> float | None:
     """The length of the picture that a file declares, or None where it says nothing."""
-    with contextlib.closing(Stream(path, "video")) as stream:
+    return stream_seconds(path, "video")
+
+
+def stream_seconds(path: Path, kind: str) -> float | None:
+    """The length of the picture ("video") or of the sound ("audio") that a file declares."""
+    with contextlib.closing(Stream(path, kind)) as stream:
         return stream.declared_end
+
+
+def stream_kinds(path: Path) -> tuple[str, ...]:
+    """Which of "video" and "audio" a file has; the cover of a song is no picture."""
+    with contextlib.closing(_open_container(path)) as container:
+        return tuple(kind for kind in KINDS if _usable_streams(container, kind))
 
 
 def libraries() -> dict[str, str]:
@@ -190,14 +202,18 @@ def _open_container(path: Path) -> av.container.InputContainer:
         raise Unusable("open", f"not a readable video: {error.strerror}") from None
 
 
-def _choose_stream(container: av.container.InputContainer, kind: str) -> av.stream.Stream:
-    usable = [
+def _usable_streams(container: av.container.InputContainer, kind: str) -> list[av.stream.Stream]:
+    return [
         stream
         for stream in container.streams
         if stream.type == kind
         and stream.codec_context is not None
         and not stream.disposition & Disposition.attached_pic  # the cover of a song
     ]
+
+
+def _choose_stream(container: av.container.InputContainer, kind: str) -> av.stream.Stream:
+    usable = _usable_streams(container, kind)
     if not usable:
         raise Unusable("open", f"no {kind} stream")
     best = container.streams.best(kind)

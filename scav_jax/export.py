@@ -1,0 +1,332 @@
+"""`python -m scav_jax.export --run RUN --out DIR`: a trained model as files that others can load.
+
+    DIR/README.md                     the model card
+    DIR/model.safetensors             parameters, as encoders.visual.block_0.attention.query.kernel
+    DIR/config.json                   the resolved config, and what was exported
+    DIR/preprocessing.json            the fingerprint of the extractor
+    DIR/towers/visual.jaxexport       each tower as StableHLO for CPU, CUDA and TPU, of any batch
+    DIR/towers/audio.jaxexport          and number of steps, without its parameters
+
+`scav_jax.model.load(DIR)` needs no orbax. The same run gives the same bytes.
+"""
+
+import argparse
+import contextlib
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int, PyTree
+
+from scav_jax.checkpoints import CONFIG_FILE, load_run
+from scav_jax.encoders import STREAMS, Encoders, Tower
+from scav_jax.errors import InputError, run_program
+from scav_jax.features import fingerprint_id
+from scav_jax.files import write_atomically, write_json
+from scav_jax.model import (
+    EXPORT_VERSION,
+    PARAMETERS_FILE,
+    PREPROCESSING_FILE,
+    Model,
+    flat_parameters,
+)
+from scav_jax.report.results import main_methods, method_name
+from scav_jax.sequences import Sequences
+
+TOWERS = "towers"
+PLATFORMS = ("cpu", "cuda", "tpu")
+UNKNOWN_LICENCE = "unknown"
+EVALUATIONS = "evaluation"
+
+
+def export(run: str | Path, out: str | Path, *, licence: str = UNKNOWN_LICENCE) -> Model:
+    """Writes the directory; it appears at `out` whole or not at all.
+
+    Args:
+      run: the directory of a finished training.
+      out: a path where nothing is, or an empty folder.
+      licence: of the parameters, an SPDX name; whoever trained them has to say.
+
+    Returns:
+      The model.
+
+    Raises:
+      InputError: no finished run, or `out` is not empty.
+    """
+    run, out = Path(run), Path(out)
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise InputError(f"--out: expected a new or empty folder, {out} is not; choose another")
+    model = Model(load_run(run))
+    partial = out.with_name(f".{out.name}.{os.getpid()}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    try:
+        (partial / TOWERS).mkdir(parents=True)
+        _write(model, partial, card(model, run, licence))
+        if out.is_dir():
+            out.rmdir()
+        os.replace(partial, out)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    return model
+
+
+def _write(model: Model, folder: Path, readme: str) -> None:
+    from safetensors.numpy import save
+
+    parameters = flat_parameters(model.run.params)
+    arrays = {name: np.array(parameters[name], order="C") for name in sorted(parameters)}
+    metadata = {"identity": model.identity}  # one entry: several come in an order of chance
+    write_atomically(folder / PARAMETERS_FILE, save(arrays, metadata))
+    write_json(folder / CONFIG_FILE, _config(model))
+    prepared = {"id": fingerprint_id(model.fingerprint), "fingerprint": model.fingerprint}
+    write_json(folder / PREPROCESSING_FILE, prepared)
+    for stream in STREAMS:
+        content = serialized_tower(model, stream)
+        write_atomically(folder / TOWERS / f"{stream}.jaxexport", content)
+    write_atomically(folder / "README.md", readme)
+
+
+def _config(model: Model) -> dict:
+    """The resolved config without what means nothing elsewhere: folders of this machine."""
+    config = json.loads(json.dumps(model.run.config))
+    config["data"]["path"] = _data_name(model)
+    del config["features"]["fingerprint"]
+    config["export"] = {
+        "format_version": EXPORT_VERSION,
+        "identity": model.identity,
+        "averaged_steps": list(model.run.steps),
+    }
+    return config
+
+
+def _data_name(model: Model) -> str:
+    return "/".join(Path(model.run.config["data"].get("path", "")).parts[-2:]).lstrip("/")
+
+
+# ---- towers -----------------------------------------------------------------------------------
+
+
+def tower_function(encoders: Encoders, stream: str) -> Callable:
+    """`(parameters of the tower, features [b, n, D], lengths [b]) -> latents [b, n, C]`.
+
+    Where the model resamples before its towers, the resampled stream comes at the steps of the
+    other one, as `sequences.resample` gives it.
+    """
+    tower = Tower(**encoders.tower_settings(stream))
+
+    def latents(
+        params: PyTree, features: Float[Array, "b n D"], lengths: Int[Array, " b"]
+    ) -> Float[Array, "b n C"]:
+        windows = jnp.zeros((*lengths.shape, 2), features.dtype)  # the towers do not read them
+        padded = Sequences(values=features, lengths=lengths, windows=windows)
+        return tower.apply({"params": params}, padded, deterministic=True).values
+
+    return latents
+
+
+def serialized_tower(model: Model, stream: str) -> bytes:
+    """A tower as `jax.export` serializes it: `jax.export.deserialize(...).call(...)` runs it.
+
+    Raises:
+      InputError: the library that JAX needs for that is missing.
+    """
+    from jax import export as jax_export
+
+    params = model.run.params["encoders"][stream]
+    width = model.run.config["features"]["widths"][stream]
+    batch, steps = jax_export.symbolic_shape("b, n", constraints=["b >= 1", "n >= 1"])
+    shapes = (
+        jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), params),
+        jax.ShapeDtypeStruct((batch, steps, width), jnp.float32),
+        jax.ShapeDtypeStruct((batch,), jnp.int32),
+    )
+    function = jax.jit(tower_function(model.run.encoders, stream))
+    with _without_source_lines():
+        exported = jax_export.export(function, platforms=PLATFORMS)(*shapes)
+    try:
+        return bytes(exported.serialize())
+    except ImportError as error:
+        raise InputError(f"export: expected the library flatbuffers, got none ({error})") from None
+
+
+@contextlib.contextmanager
+def _without_source_lines() -> Iterator[None]:
+    """What is traced here does not say from which file of this machine it comes."""
+    name = "jax_traceback_in_locations_limit"
+    before = getattr(jax.config, name)
+    jax.config.update(name, 0)
+    try:
+        yield
+    finally:
+        jax.config.update(name, before)
+
+
+# ---- the card ---------------------------------------------------------------------------------
+
+CARD = """\
+---
+library_name: scav_jax
+license: {licence}
+tags: [audio-visual, retrieval, contrastive-learning, jax]
+---
+
+# {title}
+
+Two encoders that bring the picture and the sound of a clip to sequences of {width} numbers a \
+step, so that videos are found by sound and sounds by video: Sequential Contrastive Audio-Visual \
+Learning (SCAV, https://arxiv.org/abs/2407.05782), trained with scav_jax.
+
+```python
+from scav_jax.model import load
+
+model = load("DIR")          # this directory{weights}
+query = model.embed("door.wav")  # latents [clips, steps, {width}] and their means
+```
+
+| | |
+|---|---|
+| identity | `{identity}` (parameters, towers, distance, extractor) |
+| parameters | {parameters:,} float32, mean of the checkpoints at {steps} |
+| objective | {objective} |
+| distance | {distance}; retrieval by {retrieval} |
+| features | backbone `{backbone}`, extractor `{extractor}` ({widths}); see preprocessing.json |
+| trained on | {data} |
+| licence of the parameters | {licence_words} |
+
+## Figures
+
+{figures}
+
+## Towers
+
+`towers/*.jaxexport` hold both encoders as StableHLO for {platforms}, of any batch and number of \
+steps, without parameters:
+
+```python
+import jax.export
+from flax.traverse_util import unflatten_dict
+from safetensors.numpy import load_file
+
+tower = jax.export.deserialize(bytearray(open("towers/audio.jaxexport", "rb").read()))
+params = unflatten_dict(load_file("model.safetensors"), sep=".")["encoders"]["audio"]
+latents = tower.call(params, features, lengths)  # float32 [b, n, {audio_width}], int32 [b]
+```
+
+What lies at or beyond a length is not read, and zero in the result. {resampling}
+
+## Limits
+
+It has seen the data above and nothing else. Files are decoded and turned into features by the \
+extractor of preprocessing.json; features of another one are refused.
+"""
+
+
+def card(model: Model, run: Path, licence: str) -> str:
+    """The model card, in Markdown with the fields that model hubs read."""
+    config, parameters = model.run.config, flat_parameters(model.run.params)
+    name, options = model.distance
+    backbone = model.fingerprint.get("backbone", {}).get("name", "unknown")
+    widths = config["features"]["widths"]
+    counts = config["features"].get("clips", {})
+    clips = ", ".join(f"{count:,} clips in {split}" for split, count in sorted(counts.items()))
+    direction = model.run.encoders.pre_resample
+    of, to = (direction or "_to_").split("_to_")
+    resampling = (
+        f"This model resamples the {of} features to the steps of the {to} before its tower "
+        "(scav_jax.sequences.resample); the exported tower takes them resampled."
+        if direction
+        else "Both towers take features at their own steps."
+    )
+    return CARD.format(
+        title=f"{config['objective']['name']} encoders, {_data_name(model) or 'unnamed data'}",
+        licence="other" if licence == UNKNOWN_LICENCE else licence,
+        licence_words="not stated: ask who trained it" if licence == UNKNOWN_LICENCE else licence,
+        width=model.run.encoders.width,
+        weights=", clip_weights=..., beats_weights=..." if backbone == "clip_beats" else "",
+        identity=model.identity,
+        parameters=sum(values.size for values in parameters.values()),
+        steps=", ".join(f"{step:,}" for step in model.run.steps) or "no stated step",
+        objective=config["objective"]["name"],
+        distance=_words(model.run.objective.distance, model.run.objective.distance_options),
+        retrieval=_words(name, options),
+        backbone=backbone,
+        extractor=fingerprint_id(model.fingerprint),
+        widths=f"{widths['visual']} numbers a frame, {widths['audio']} every 0.16 s of sound",
+        data=f"{_data_name(model) or 'unnamed data'}{', ' if clips else ''}{clips}",
+        figures=_figures(run),
+        platforms=", ".join(platform.upper() for platform in PLATFORMS),
+        audio_width=widths["audio"],
+        resampling=resampling,
+    )
+
+
+def _words(name: str, options: dict) -> str:
+    told = ", ".join(f"{key}={value}" for key, value in sorted(options.items()))
+    return f"{name} ({told})" if told else name
+
+
+def _figures(run: Path) -> str:
+    """Tables of the run's evaluations, if there are any."""
+    tables = []
+    for path in sorted((run / EVALUATIONS).glob("*/metrics.json")):
+        try:
+            document = json.loads(path.read_text(encoding="utf-8"))
+            tables.append(_table(document))
+        except (ValueError, KeyError, TypeError):  # of another version
+            continue
+    if not tables:
+        return "None: the run was not evaluated before it was exported."
+    return "\n\n".join(tables)
+
+
+def _table(document: dict) -> str:
+    data, run = document["data"], document["runs"][0]
+    head = f"Split `{data['split']}`, {data['n']:,} clips, SHA-256 of the ids {data['ids_sha256']}"
+    rendered = " Rendered data of this project." if data.get("rendered") else ""
+    lines = [
+        f"{head}.{rendered}",
+        "",
+        "| retrieval | A->V R@1 | R@5 | R@10 | V->A R@1 | R@5 | R@10 |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for method in main_methods(run):
+        cells = [
+            f"{100 * method[direction][f'recall_at_{k}']:.1f}"
+            for direction in ("a2v", "v2a")
+            for k in (1, 5, 10)
+        ]
+        lines.append(f"| {method_name(method)} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+# ---- the command line -------------------------------------------------------------------------
+
+
+def parse(arguments: list[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m scav_jax.export",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--run", type=Path, required=True, help="a finished training")
+    parser.add_argument("--out", type=Path, required=True, help="the directory to write")
+    parser.add_argument(
+        "--licence", default=UNKNOWN_LICENCE, help="of the parameters, for the card: an SPDX name"
+    )
+    return parser.parse_args(arguments)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    options = parse(arguments)
+    model = export(options.run, options.out, licence=options.licence)
+    print(f"wrote {options.out}: model {model.identity}")
+    return 0
+
+
+if __name__ == "__main__":
+    run_program(main)

@@ -29,6 +29,8 @@ programs
     model          three lines: load a model, embed files
     retrieve       aggregation, sequence and hybrid(k) retrieval: functions of arrays
     metrics        ranks and recall
+    index          clips on disk, and the search in them: `python -m scav_jax.index`
+    search         a file in, ranked clips out: `python -m scav_jax.search`
     records        what a run writes while it trains: metrics.jsonl, TensorBoard, rates
     train          `python -m scav_jax.train --config configs/vggsound.py`
     report         the results as document, table and report.html

@@ -23,7 +23,7 @@ def nearest(
     Equal cosines are in the order of keys.
 
     Returns:
-      query, segment, row (by query, the nearest first), and the cosine, float32.
+      query, segment, row (by query, the nearest first), and minus the cosine, float32.
     """
     queries = unit(embeddings)
     running = Running(len(queries), k)

@@ -142,7 +142,8 @@ class Batch:
         """(query, segment, row, score) by query and rank."""
         method = report.method
         if method == "aggregation":
-            return nearest(self.embeddings, self.asked, self.segments, self.live, self.k)
+            *places, far = nearest(self.embeddings, self.asked, self.segments, self.live, self.k)
+            return *places, -far
         if not self.header.one_grid:
             return self._any_distance(method, chosen)
         scan = Scan(self.queries, self.asked, self.segments, self.live)

@@ -384,7 +384,55 @@ class Index:
             found, self.report = searching.search(
                 self.header, mapped, live, queries, direction, k, retrieval
             )
-        return self._hits(found, len(queries.ids))
+        return self.hits_of(found, len(queries.ids))
+
+    def on_mesh(self, mesh, direction: str):
+        """The sequences on the devices of a mesh; `hits_of` reads what its `search` finds."""
+        from scav_jax.index.mesh import OnMesh
+
+        with self._naming():
+            return OnMesh(self.header, self._segments, self._live, direction, mesh)
+
+    def search_parts(
+        self,
+        parts: int,
+        queries: Embedded,
+        direction: str = "a2v",
+        k: int = 10,
+        retrieval: str = "sequence",
+        only: Sequence[int] | None = None,
+    ) -> list[searching.Found]:
+        """What each part of the index finds alone, as processes or machines would divide it.
+
+        Args:
+          parts: how many.
+          queries, direction, k, retrieval: see `search`.
+          only: the parts that this process searches; None is all.
+
+        Returns:
+          Results of the parts; `merge_parts` makes one of them, equal to `search`.
+        """
+        found = []
+        for part in range(parts) if only is None else only:
+            live = {n: _every(one, part, parts) for n, one in self._live.items()}
+            with self._naming():
+                one, self.report = searching.search(
+                    self.header, self._segments, live, queries, direction, k, retrieval
+                )
+            found.append(one)
+        return found
+
+    def merge_parts(self, found: Sequence[searching.Found], queries: int, k: int = 10):
+        """The k best of what parts found, as hits of each query."""
+        columns = [
+            np.concatenate([getattr(one, name) for one in found])
+            for name in ("query", "segment", "row", "score")
+        ]
+        similar = -1 if self.report.method == "aggregation" else 1
+        query, segment, row, score = searching.ranked(
+            *columns[:3], similar * columns[3], self._segments, k
+        )
+        return self.hits_of(searching.Found(query, segment, row, similar * score), queries)
 
     def _live_where(self, where: str | None) -> dict[int, np.ndarray]:
         if where is None:
@@ -392,7 +440,8 @@ class Index:
         sizes = {number: len(segment) for number, segment in self._segments.items()}
         return live_rows(self._rows.places(where), sizes)
 
-    def _hits(self, found: searching.Found, queries: int) -> list[list[Hit]]:
+    def hits_of(self, found: searching.Found, queries: int) -> list[list[Hit]]:
+        """What was found, with what is known of each clip."""
         about = self._rows.at(np.stack([found.segment, found.row], axis=1).astype(np.int64))
         hits: list[list[Hit]] = [[] for _ in range(queries)]
         for query, segment, row, score in zip(
@@ -534,6 +583,13 @@ def _moved(rows: Rows, moved: dict[tuple[int, int], tuple[int, int]]) -> Iterato
         columns["segment"] = pa.array([place[0] for place in new], pa.int32())
         columns["row"] = pa.array([place[1] for place in new], pa.int32())
         yield pa.RecordBatch.from_pydict(columns, schema=schema())
+
+
+def _every(live: np.ndarray, part: int, parts: int) -> np.ndarray:
+    """One in `parts` rows."""
+    mine = np.zeros_like(live)
+    mine[part::parts] = live[part::parts]
+    return mine
 
 
 def _sync_table(path: Path) -> None:

@@ -69,7 +69,7 @@ class DamagedRow(InputError):
         )
 
 
-def part_edges(steps: int) -> Int[np.ndarray, " parts+1"]:
+def part_edges(steps: int) -> Int[np.ndarray, " edges"]:
     """Where the parts of a pooled sequence begin: up to 8 parts of at least 4 steps."""
     parts = min(max(steps // 4, 1), MOST_PARTS)
     return np.round(np.linspace(0, steps, parts + 1)).astype(int)

@@ -244,8 +244,12 @@ class Index:
         width = np.asarray(streams["audio"].values).shape[2]
         if self.header.storage == "float32":
             return np.zeros(width, np.float32)
-        means = [np.sum(one.values, axis=(0, 1), dtype=np.float64) for one in streams.values()]
-        return (sum(means) / sum(int(np.sum(s.lengths)) for s in streams.values())).astype("f4")
+        total, steps = np.zeros(width), 0
+        for stream in streams.values():
+            for values, length in zip(stream.values, stream.lengths, strict=True):
+                total += np.sum(values[: int(length)], axis=0, dtype=np.float64)
+                steps += int(length)
+        return (total / steps).astype(np.float32)
 
     def _next_segment(self) -> int:
         return 1 + max(segments.segment_numbers(self.path), default=-1)

@@ -345,7 +345,10 @@ def test_a_disk_that_is_full_for_the_table_loses_nothing(tmp_path):
 
 
 def test_errors_of_the_table_are_system_errors():
-    for words, number in (("No space left on device", errno.ENOSPC), ("File too large", errno.EFBIG)):
+    for words, number in (
+        ("No space left on device", errno.ENOSPC),
+        ("File too large", errno.EFBIG),
+    ):
         with pytest.raises(OSError) as raised, rows.system_errors():
             raise RuntimeError(f"lance error: LanceError(IO): {words} (os error)")
         assert raised.value.errno == number

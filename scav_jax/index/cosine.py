@@ -17,7 +17,9 @@ def nearest(
     segments: dict[int, Segment],
     live: dict,
     k: int,
-) -> tuple[Int[np.ndarray, " p"], ...]:
+) -> tuple[
+    Int[np.ndarray, " p"], Int[np.ndarray, " p"], Int[np.ndarray, " p"], Float[np.ndarray, " p"]
+]:
     """The k candidates with the largest cosine of each query, fewer where there are fewer.
 
     Equal cosines are in the order of keys.

@@ -14,14 +14,15 @@ from jaxtyping import Float, Int
 
 from scav_jax.index import products
 from scav_jax.index.cosine import ranked
+from scav_jax.index.products import FEW_QUERIES
 from scav_jax.index.running import Running
 from scav_jax.index.scan import Grid, Scan, Tile
 from scav_jax.index.second_stage import PAIR, evaluate
-from scav_jax.index.segments import pool
+from scav_jax.index.segments import part_edges, pool
 from scav_jax.index.storage import widen
 
 STARTERS = 4  # times k candidates that give the first limits
-DENSE = 0.25  # of a tile's pairs left, beyond which bounds save nothing
+IN_VAIN = 3  # tiles in a row whose bounds saved nothing, after which none are computed
 
 
 @dataclass
@@ -50,31 +51,29 @@ class Bounds:
         # The rounding of values and of scores moves a sequence by this share of its norm.
         self.slack = 8 * products.ROUNDING * np.sqrt(grid.squares / grid.steps)
 
-    def of(self, scan: Scan, tile: Tile, stored, rows, mine) -> Float[np.ndarray, "Q r"]:
-        """Lower bounds on the scores of `mine` queries with stored rows; float32."""
-        about = tile.segment.streams[scan.asked].rows[rows]
+    def squared(self, tile: Tile, stored, about, mine) -> Float[np.ndarray, "Q r"]:
+        """Squared distances of `mine` queries to stored rounded means, float32."""
         scales = about["pooled_scale"] if self.column == "pooled" else np.ones(len(stored), "f4")
-        residual = about[f"{self.column}_residual"].astype(np.float64)
-        residual += 8 * products.ROUNDING * np.sqrt(about["square"] / tile.steps)
         wide = widen(stored)
         squares = products.squares_of(wide) * np.square(scales, dtype=np.float64)
-        values = self.values[mine]
-        distances = products.squared(
-            products.inner(values, wide), self.squares[mine], squares, scales
-        )
-        count = values.shape[1]
-        distances -= np.float32(products.rounding(count, self.width)) * (
-            (self.squares[mine][:, None] + squares.max(initial=0)).astype(np.float32)
-        )
-        np.maximum(distances, 0, out=distances)
-        np.sqrt(distances, out=distances)
-        distances -= residual.astype(np.float32)[None, :]
-        distances -= self.slack[mine].astype(np.float32)[:, None]
-        np.maximum(distances, 0, out=distances)
-        np.square(distances, out=distances)
-        # Sums of scores are relative to themselves: the last share covers those, and float32.
-        distances *= np.float32((1 - 8 * (self.width + 8) * products.ROUNDING) / self.width)
-        return distances
+        self.largest = float(squares.max(initial=0.0))
+        inner = products.inner(self.values[mine], wide)
+        return products.squared(inner, self.squares[mine], squares, scales)
+
+    def thresholds(self, tile: Tile, about, mine, limits) -> Float[np.ndarray, " Q"]:
+        """How large those may be where a score may be up to `limits`.
+
+        A score up to s means sequences up to sqrt(s C) apart, so their rounded means are at most
+        the residuals further; the rest is rounding, of scores, sequences and of `squared`.
+        """
+        residual = about[f"{self.column}_residual"].astype(np.float64)
+        residual += 8 * products.ROUNDING * np.sqrt(about["square"] / tile.steps)
+        share = 1 - 8 * (self.width + 8) * products.ROUNDING
+        near = np.sqrt(limits * self.width / share)
+        near += self.slack[mine] + residual.max(initial=0.0)
+        count = self.values.shape[1]
+        error = products.rounding(count, self.width) * (self.squares[mine] + self.largest)
+        return np.square(near) * (1 + 1e-6) + 2 * error
 
 
 class ExactSearch:
@@ -85,6 +84,8 @@ class ExactSearch:
         self.running = Running(len(scan.queries), k)
         self.pruning = Pruning()
         self._bounds: dict[tuple, Bounds] = {}
+        self._in_vain = 0
+        self._pooled_leave = 0.3  # of what means leave, until it is known
 
     def run(self) -> Running:
         self._start()
@@ -101,13 +102,15 @@ class ExactSearch:
         return self._bounds[key]
 
     def _means(self, tile: Tile, grid: Grid) -> Float[np.ndarray, "Q r"]:
+        """Squared distances of means; infinity for rows that do not count."""
         stream = tile.segment.streams[self.scan.asked]
-        rows = np.arange(tile.rows.start, tile.rows.stop)
+        bound, everyone = self._bound(tile, grid, "means"), slice(None)
         stored = stream.read("means", tile.rows)
-        bound = self._bound(tile, grid, "means")
-        lower = bound.of(self.scan, tile, stored, rows, slice(None))
-        lower[:, ~self.scan.live_in(tile)] = np.inf
-        return lower
+        squared = bound.squared(tile, stored, stream.rows[tile.rows], everyone)
+        live = self.scan.live_in(tile)
+        if not live.all():
+            squared[:, ~live] = np.inf
+        return squared
 
     def _start(self) -> None:
         """Limits from the scores of the candidates with the nearest means."""
@@ -134,51 +137,62 @@ class ExactSearch:
         alive = int(scan.live_in(tile).sum())
         for grid in scan.grids(tile.steps, tile.segment.centre):
             pairs = alive * len(grid.numbers)
-            self.pruning.pairs += pairs
             wanted = np.zeros(len(scan.queries), bool)
             wanted[grid.numbers] = True
-            if grid.steps != tile.steps:
+            left = None
+            if grid.steps == tile.steps and not self._hopeless:
+                left = self._same_grid(tile, grid, pairs)
+            if left is None:
                 scan.dense(tile, self.running, wanted)
                 left = [pairs, pairs]
-            else:
-                left = self._same_grid(tile, grid, wanted, pairs)
+            self.pruning.pairs += pairs
             self.pruning.after_means += left[0]
             self.pruning.after_pooled += left[1]
 
-    def _same_grid(self, tile: Tile, grid: Grid, wanted, pairs: int) -> list[int]:
-        scan, limits = self.scan, self.running.limits[grid.numbers]
-        limits = np.nextafter(limits.astype(np.float32), np.float32(np.inf))
-        line, column = np.nonzero(self._means(tile, grid) <= limits[:, None])
+    @property
+    def _hopeless(self) -> bool:
+        """Whether bounds have saved nothing so far, so that the rest is compared outright."""
+        return self._in_vain >= IN_VAIN
+
+    def _same_grid(self, tile: Tile, grid: Grid, pairs: int) -> list[int] | None:
+        """Pairs that each bound left; None where comparing all of them is faster."""
+        limits = self.running.limits[grid.numbers]
+        stream = tile.segment.streams[self.scan.asked]
+        squared = self._means(tile, grid)
+        bound = self._bound(tile, grid, "means")
+        most = bound.thresholds(tile, stream.rows[tile.rows], slice(None), limits)
+        most = np.nextafter(most.astype(np.float32), np.float32(np.inf))
+        line, column = np.nonzero(squared <= most[:, None])
         after_means = len(line)
         if after_means == 0:
+            self._in_vain = 0
             return [0, 0]
-        if after_means > DENSE * pairs:
-            scan.dense(tile, self.running, wanted)
-            return [after_means, pairs]
-        line, column = self._pooled(tile, grid, limits, line, column)
-        rows = tile.rows.start + column
-        union = len(np.unique(column))
-        if len(np.unique(line)) * union < PAIR * len(line) / 2 and union > 0.7 * pairs / len(
-            limits
-        ):
-            scan.dense(tile, self.running, wanted)
-            return [after_means, pairs]
-        if len(line):
-            number = np.full(len(line), tile.segment.number)
-            evaluate(scan, grid.numbers[line], number, rows, self.running, self.order)
-        return [after_means, len(line)]
-
-    def _pooled(self, tile: Tile, grid: Grid, limits, line, column):
-        """The pairs that the pooled sequences leave."""
-        stream = tile.segment.streams[self.scan.asked]
-        bound = self._bound(tile, grid, "pooled")
+        # What is left costs: pooled sequences of all that are left, then the pairs that these leave.
+        alone = PAIR if len(grid.numbers) >= FEW_QUERIES else 1.5
+        parts = (len(part_edges(tile.steps)) - 1) / tile.steps
         chosen, place = np.unique(column, return_inverse=True)
         asking, at = np.unique(line, return_inverse=True)
+        pooled = parts * len(chosen) * len(asking)
+        if pooled + alone * self._pooled_leave * after_means > pairs:
+            self._in_vain += 1
+            return None
         rows = tile.rows.start + chosen
+        bound = self._bound(tile, grid, "pooled")
         stored = stream.gather("pooled", _run_of(stream, tile.rows), rows)
-        lower = bound.of(self.scan, tile, stored, rows, asking)
-        keep = lower[at, place] <= limits[line]
-        return line[keep], column[keep]
+        squared = bound.squared(tile, stored, stream.rows[rows], asking)
+        most = bound.thresholds(tile, stream.rows[rows], asking, limits[asking])
+        most = np.nextafter(most.astype(np.float32), np.float32(np.inf))
+        keep = squared[at, place] <= most[at]
+        line, rows = line[keep], rows[place[keep]]
+        self._pooled_leave = 0.5 * self._pooled_leave + 0.5 * len(line) / after_means
+        if alone * len(line) > pairs:
+            self._in_vain += 1
+            return None
+        self._in_vain = 0
+        if len(line):
+            number = np.full(len(line), tile.segment.number)
+            evaluate(self.scan, grid.numbers[line], number, rows, self.running, self.order)
+        return [after_means, len(line)]
 
 
 def _run_of(stream, rows: slice) -> slice:

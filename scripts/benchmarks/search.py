@@ -191,7 +191,6 @@ def naive(index: Index, asking: Embedded, clips: int) -> dict:
         f"s, {work / found['gemm_numpy'] / 1e9:.1f} GFLOP/s",
     )
     say("bare product, XLA", found["gemm_xla"], f"s, {work / found['gemm_xla'] / 1e9:.1f} GFLOP/s")
-    del a, b
     few, some = min(20, len(q)), min(60, len(x))
     share = len(q) * len(x) / (few * some)
 
@@ -243,7 +242,7 @@ def exact(arguments, folder: Path) -> dict:
             found[f"{clips}x{queries}"] = after
             faster = seconds["sequence"] / seconds["exact"]
             say(
-                f"{clips} clips of {arguments.steps} x {arguments.width}, {queries} queries: pruned",
+                f"{clips} clips, {queries} queries: pruned",
                 f"{one.share:.2%}",
                 f"(means leave {after['after_means']:.2%}), {faster:.2f} times as fast",
             )

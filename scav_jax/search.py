@@ -16,7 +16,7 @@ from pathlib import Path
 from scav_jax.embed import Embedded
 from scav_jax.errors import InputError, run_program
 from scav_jax.index import Hit, Index, open_index
-from scav_jax.index.__main__ import Parser, add_model, load_model
+from scav_jax.index.program import Parser, add_model, load_model
 from scav_jax.index.searching import METHODS, parse_retrieval
 from scav_jax.model import Model
 

@@ -86,8 +86,8 @@ def test_aggregation_is_the_cosine(tmp_path):
 
 
 def test_hybrid_ranks_the_first_stages_choice_by_distance(tmp_path):
-    clips, asking = embedded(90), embedded(5, seed=7)
-    index = made(tmp_path / "i", 90)
+    clips, asking = embedded(200), embedded(5, seed=7)
+    index = made(tmp_path / "i", 200)
     hits = index.search(asking, "a2v", 3, "hybrid:6")
     assert index.report.method == "hybrid"
     first = index.search(asking, "a2v", 6, "aggregation")

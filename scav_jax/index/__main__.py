@@ -19,31 +19,9 @@ from scav_jax.errors import InputError, run_program
 from scav_jax.files import write_json
 from scav_jax.index import tune as tuning
 from scav_jax.index.layout import STORAGES, read_header
+from scav_jax.index.program import Parser, add_model, load_model
 from scav_jax.index.store import Index, create, open_index
-from scav_jax.model import Model, load
-
-
-class Parser(argparse.ArgumentParser):
-    """What is wrong with a command line is an `InputError`."""
-
-    def error(self, message: str):
-        raise InputError(f"{message}; --help says what there is")
-
-
-def add_model(parser: argparse.ArgumentParser, required: bool = True) -> None:
-    """The options that say which model."""
-    parser.add_argument("--model", type=Path, required=required, help="a run, or an export")
-    parser.add_argument("--clip-weights", help="of the backbone clip_beats")
-    parser.add_argument("--beats-weights", help="of the backbone clip_beats")
-
-
-def load_model(arguments: argparse.Namespace) -> Model:
-    """The model that the command line names."""
-    return load(
-        arguments.model,
-        clip_weights=arguments.clip_weights,
-        beats_weights=arguments.beats_weights,
-    )
+from scav_jax.model import Model
 
 
 def _clips(parser: argparse.ArgumentParser) -> None:

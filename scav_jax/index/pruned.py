@@ -21,7 +21,7 @@ from scav_jax.index.second_stage import PAIR, evaluate
 from scav_jax.index.segments import part_edges, pool
 from scav_jax.index.storage import widen
 
-STARTERS = 4  # times k candidates that give the first limits
+STARTERS = 1  # times k candidates that give the first limits
 IN_VAIN = 3  # tiles in a row whose bounds saved nothing, after which none are computed
 
 
@@ -91,6 +91,7 @@ class ExactSearch:
         self._start()
         for tile in self.scan.tiles():
             self._tile(tile)
+            self.running.tighten()
         return self.running
 
     def _bound(self, tile: Tile, grid: Grid, column: str) -> Bounds:
@@ -167,7 +168,7 @@ class ExactSearch:
         if after_means == 0:
             self._in_vain = 0
             return [0, 0]
-        # What is left costs: pooled sequences of all that are left, then the pairs that these leave.
+        # What is left costs: pooled sequences of all of it, then the pairs that these leave.
         alone = PAIR if len(grid.numbers) >= FEW_QUERIES else 1.5
         parts = (len(part_edges(tile.steps)) - 1) / tile.steps
         chosen, place = np.unique(column, return_inverse=True)

@@ -15,7 +15,7 @@ from scav_jax.index.running import Running
 from scav_jax.index.segments import Segment
 from scav_jax.index.storage import widen
 
-TILE_BYTES = 2**26  # of one tile of candidates, as float32
+TILE_BYTES = 2**28  # of one tile of candidates, as float32
 TILE_ROWS = 4096
 _KEPT_BYTES = 2**29  # of queries on the grids of candidates
 
@@ -65,7 +65,7 @@ class Scan:
                 self._grids.clear()
             found = []
             for numbers, values in self.queries.groups(steps):
-                flat = (values - centre).reshape(len(values), -1)
+                flat = (values - centre if centre.any() else values).reshape(len(values), -1)
                 found.append(Grid(numbers, values.shape[1], flat, products.squares_of(flat)))
             self._grids[key] = found
         return self._grids[key]

@@ -12,7 +12,7 @@ from jaxtyping import Float, Int
 from scav_jax.index.running import Running
 from scav_jax.index.scan import Scan, Tile
 
-PAIR = 8  # of a product
+PAIR = 16  # of a product
 COPY = 16  # what copying a candidate costs, in pairs of a product
 GROUP = 64  # queries
 

@@ -385,13 +385,17 @@ def test_devices_find_what_one_machine_finds(tmp_path, devices, stored):
         assert index.hits_of(found, 11) == index.search(asking, direction, k, "sequence")
 
 
-def test_devices_ask_for_more_where_ties_need_it(tmp_path):
+def test_devices_ask_for_more_where_rounding_needs_it(tmp_path, monkeypatch, random):
+    """Candidates that differ by less than products can tell."""
     clips = embedded(80)
-    same = replace_values(clips.visual, np.tile(clips.visual.values[:1], (80, 1, 1)))
+    close = np.tile(clips.visual.values[:1], (80, 1, 1))
+    close = (close + 1e-6 * random.standard_normal(close.shape)).astype(np.float32)
     index = create(tmp_path / "i", identity="m")
-    index.add(replace(clips, visual=same))
-    found = index.on_mesh(make_mesh(2), "a2v").search(embedded(2, seed=3), 3)
-    assert ids(index.hits_of(found, 2)) == [["clip0", "clip1", "clip2"]] * 2
+    index.add(replace(clips, visual=replace_values(clips.visual, close)))
+    monkeypatch.setattr("scav_jax.index.mesh.SLACK", 0)
+    asking = embedded(9, seed=3)
+    found = index.on_mesh(make_mesh(2), "a2v").search(asking, 3)
+    assert index.hits_of(found, 9) == index.search(asking, "a2v", 3, "sequence")
 
 
 @pytest.mark.parametrize("method", METHODS)

@@ -234,6 +234,15 @@ def test_kill_at_any_moment_leaves_an_index(tmp_path, compacting):
     assert open_index(path).verify() == len(index)
 
 
+def test_a_create_that_was_killed_can_be_made_again(tmp_path):
+    made(tmp_path / "i", 3)
+    (tmp_path / "i" / "index.json").unlink()  # what is written last
+    with pytest.raises(InputError, match="expected an index"):
+        open_index(tmp_path / "i")
+    index = made(tmp_path / "i", 4)
+    assert len(index) == 4 and own_ranks(index, embedded(4)) == embedded(4).ids
+
+
 def test_an_orphan_segment_is_not_overwritten_nor_read(tmp_path):
     index = made(tmp_path / "i", 4)
     commit = index._rows.add

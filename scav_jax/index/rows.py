@@ -80,7 +80,7 @@ class Rows:
     def create(cls, path: Path) -> "Rows":
         connection = _lancedb().connect(str(path))
         with system_errors():
-            return cls(path, connection.create_table(TABLE, schema=schema()))
+            return cls(path, connection.create_table(TABLE, schema=schema(), mode="overwrite"))
 
     @classmethod
     def open(cls, path: Path) -> "Rows":

@@ -65,9 +65,8 @@ def create(
     """
     path = Path(path)
     header = layout.make_header(identity, distance, storage)
-    if path.exists() and (
-        not path.is_dir() or any(one.name != layout.LOCK for one in path.iterdir())
-    ):
+    begun = {layout.LOCK, layout.SEGMENTS, f"{layout.TABLE}.lance"}  # of a create that was killed
+    if path.exists() and (not path.is_dir() or {one.name for one in path.iterdir()} - begun):
         raise InputError(f"{path}: expected a path where nothing is; remove it or use another")
     path.mkdir(parents=True, exist_ok=True)
     with lock.writing(path):

@@ -33,11 +33,13 @@ programs
     model          three lines: load a model, embed files
     retrieve       aggregation, sequence and hybrid(k) retrieval: functions of arrays
     metrics        ranks and recall
+    index          clips on disk, and the search in them: `python -m scav_jax.index`
     records        what a run writes while it trains: metrics.jsonl, TensorBoard, rates
     profiling      where the time goes: a trace, and a table by part
     plan           memory, FLOPs, time and input before a run: `python -m scav_jax.plan`
     train          `python -m scav_jax.train --config configs/vggsound.py`
     report         the results as document, table and report.html
+    search         a file in, ranked clips out: `python -m scav_jax.search`
     export         a trained model as files: `python -m scav_jax.export`
     inspect        what is in a data set or a folder of videos: `python -m scav_jax.inspect`
     evaluate       the paper's tables on any data set: `python -m scav_jax.evaluate`

@@ -1,0 +1,18 @@
+"""An index of one's own videos on disk, and the search in it.
+
+    index = create("videos.index", identity=model.identity, distance=model.distance)
+    index.add(model.embed("videos"))
+    hits = index.search(model.embed("dog.wav"), direction="a2v", k=10)
+
+layout, lock, rows, segments, storage     what is on disk, and how it is written and read
+grids                                     which sequences are stored, how queries meet them
+products, running, scan                   distances by products of matrices, with error bounds
+cosine, second_stage, pruned              first stage, hybrid, exact search
+any_distance                              distances that are no product of matrices
+searching, store                          one search; an index
+tune                                      recall of the first stage over k
+"""
+
+from scav_jax.index.store import Hit, Index, create, open_index
+
+__all__ = ["Hit", "Index", "create", "open_index"]

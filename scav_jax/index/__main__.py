@@ -1,0 +1,187 @@
+"""The index on the command line: `python -m scav_jax.index build|add|delete|compact|info|tune`.
+
+    python -m scav_jax.index build my.index --model runs/demo --videos VIDEOS
+    python -m scav_jax.index build my.index --model runs/demo --data DATA --split test
+    python -m scav_jax.index tune my.index --model runs/demo --data DATA --split test
+
+A build that was interrupted goes on with the same command: what was committed stays.
+"""
+
+import argparse
+import json
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from scav_jax import datasets
+from scav_jax.embed import Embedded, embed
+from scav_jax.errors import InputError, run_program
+from scav_jax.files import write_json
+from scav_jax.index import tune as tuning
+from scav_jax.index.layout import STORAGES, read_header
+from scav_jax.index.program import Parser, add_model, load_model
+from scav_jax.index.store import Index, create, open_index
+from scav_jax.model import Model
+
+
+def _clips(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--videos", type=Path, nargs="+", help="a folder of videos, or files")
+    parser.add_argument("--clip-seconds", type=float, help="cut videos into clips of this length")
+    parser.add_argument("--workers", type=int, default=0, help="processes that decode (default 0)")
+    parser.add_argument("--data", type=Path, help="features on disk, instead of videos")
+    parser.add_argument("--split", help="of --data")
+
+
+def parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    """The command line."""
+    parser = Parser(prog="python -m scav_jax.index", description="An index of one's own videos.")
+    commands = parser.add_subparsers(dest="command", required=True, parser_class=Parser)
+    add = {
+        name: commands.add_parser(name, help=words, description=words)
+        for name, words in (
+            ("build", "make an index, or go on with one that was interrupted"),
+            ("add", "add clips"),
+            ("delete", "delete clips by id"),
+            ("compact", "free the bytes of deleted clips and of what a kill left"),
+            ("info", "what is in an index"),
+            ("tune", "recall and speed of hybrid search over K, and a proposal"),
+        )
+    }
+    for command in add.values():
+        command.add_argument("index", type=Path, help="the index, a folder")
+    for name in ("build", "add", "tune"):
+        add_model(add[name])
+        _clips(add[name])
+    add["build"].add_argument(
+        "--storage", choices=STORAGES, default="float32", help="of sequences (default float32)"
+    )
+    add["add"].add_argument("--replace", action="store_true", help="clips whose id is there")
+    add["delete"].add_argument("ids", nargs="+", help="of the clips")
+    add["info"].add_argument("--json", action="store_true", help="for programs")
+    add["info"].add_argument("--verify", action="store_true", help="read and check every byte")
+    tune = add["tune"]
+    tune.add_argument("--direction", choices=("a2v", "v2a"), default="a2v")
+    tune.add_argument("--k", type=int, default=10, help="how many clips are wanted (default 10)")
+    tune.add_argument("--queries", type=int, default=tuning.SAMPLE, help="at random (default 100)")
+    tune.add_argument("--out", type=Path, help="writes the result as JSON")
+    return parser.parse_args(argv)
+
+
+def parts(arguments: argparse.Namespace, model: Model) -> Iterator[Embedded]:
+    """The clips that the command line names, embedded, some at a time."""
+    if (arguments.data is None) == (arguments.videos is None):
+        raise InputError("expected --videos FOLDER or --data DATA --split SPLIT, one of them")
+    if arguments.data is not None:
+        if arguments.split is None:
+            raise InputError("--data: expected --split too, for example --split test")
+        yield embed(model.run, datasets.read(arguments.data, arguments.split), progress=True)
+        return
+    videos = arguments.videos[0] if len(arguments.videos) == 1 else arguments.videos
+    for part in model.stream(
+        videos,
+        clip_seconds=arguments.clip_seconds,
+        workers=arguments.workers,
+        streams=("visual", "audio"),
+    ):
+        for row in part.rejected:
+            print(f"rejected {row['file']}: {row['reason']}", file=sys.stderr)
+        if len(part.ids):
+            yield part
+
+
+def _grow(index: Index, clips: Iterator[Embedded], on_duplicate: str) -> int:
+    """Adds what comes, a commit for each part."""
+    count = 0
+    for part in clips:
+        count += index.add(part, on_duplicate)
+        print(f"{len(index):,} clips in {index.path}", file=sys.stderr)
+    return count
+
+
+def build(arguments: argparse.Namespace) -> int:
+    model = load_model(arguments)
+    if (arguments.index / "index.json").exists():
+        header = read_header(arguments.index)
+        if header.storage != arguments.storage:
+            raise InputError(
+                f"{arguments.index}: expected storage {header.storage}, as it was begun, got "
+                f"{arguments.storage}; remove the index to build it anew"
+            )
+        index = open_index(arguments.index, model.identity)
+    else:
+        index = create(
+            arguments.index,
+            identity=model.identity,
+            distance=model.distance,
+            storage=arguments.storage,
+        )
+    count = _grow(index, parts(arguments, model), "skip")
+    print(f"{arguments.index}: {count:,} clips added, {len(index):,} in all")
+    return 0
+
+
+def add(arguments: argparse.Namespace) -> int:
+    model = load_model(arguments)
+    index = open_index(arguments.index, model.identity)
+    count = _grow(index, parts(arguments, model), "replace" if arguments.replace else "refuse")
+    print(f"{arguments.index}: {count:,} clips added, {len(index):,} in all")
+    return 0
+
+
+def delete(arguments: argparse.Namespace) -> int:
+    index = open_index(arguments.index)
+    count = index.delete(arguments.ids)
+    print(f"{arguments.index}: {count:,} clips deleted, {len(index):,} left")
+    return 0
+
+
+def compact(arguments: argparse.Namespace) -> int:
+    done = open_index(arguments.index).compact()
+    print(
+        f"{arguments.index}: {done['bytes_before']:,} -> {done['bytes_after']:,} bytes, "
+        f"{len(done['swept'])} segments removed"
+    )
+    return 0
+
+
+def info(arguments: argparse.Namespace) -> int:
+    index = open_index(arguments.index)
+    about = index.info()
+    if arguments.verify:
+        about["verified"] = index.verify()
+    if arguments.json:
+        print(json.dumps(about, indent=2))
+        return 0
+    for name, value in about.items():
+        print(f"{name:16} {value:,}" if isinstance(value, int) else f"{name:16} {value}")
+    return 0
+
+
+def tune(arguments: argparse.Namespace) -> int:
+    model = load_model(arguments)
+    index = open_index(arguments.index, model.identity)
+    queries = tuning.sample(next(parts(arguments, model)), arguments.queries)
+    found = tuning.tune(index, queries, arguments.direction, k=arguments.k)
+    if arguments.out is not None:
+        write_json(arguments.out, found)
+    print(tuning.table(found))
+    return 0
+
+
+COMMANDS = {
+    "build": build,
+    "add": add,
+    "delete": delete,
+    "compact": compact,
+    "info": info,
+    "tune": tune,
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    arguments = parse(argv)
+    return COMMANDS[arguments.command](arguments)
+
+
+if __name__ == "__main__":
+    run_program(main)

@@ -1,0 +1,79 @@
+"""The first stage: cosines of embeddings, a product of matrices over mapped files."""
+
+import numpy as np
+from jaxtyping import Float, Int
+
+from scav_jax.index import products
+from scav_jax.index.running import Running
+from scav_jax.index.segments import Segment, unit
+from scav_jax.index.storage import widen
+
+TILE_ROWS = 16384
+
+
+def nearest(
+    embeddings: Float[np.ndarray, "Q C"],
+    asked: str,
+    segments: dict[int, Segment],
+    live: dict,
+    k: int,
+) -> tuple[
+    Int[np.ndarray, " p"], Int[np.ndarray, " p"], Int[np.ndarray, " p"], Float[np.ndarray, " p"]
+]:
+    """The k candidates with the largest cosine of each query, fewer where there are fewer.
+
+    Equal cosines are in the order of keys.
+
+    Returns:
+      query, segment, row (by query, the nearest first), and minus the cosine, float32.
+    """
+    queries = unit(embeddings)
+    running = Running(len(queries), k)
+    numbers = np.arange(len(queries))
+    errors = np.full(len(queries), products.rounding(queries.shape[1], queries.shape[1]) * 2)
+    for number, segment in segments.items():
+        alive, stream = live[number], segment.streams[asked]
+        for begin in range(0, len(segment), TILE_ROWS):
+            rows = slice(begin, min(begin + TILE_ROWS, len(segment)))
+            if not alive[rows].any():
+                continue
+            similar = products.inner(queries, stream.read("embeddings", rows))
+            distances = np.negative(similar, out=similar)
+            distances[:, ~alive[rows]] = np.inf
+            running.offer(numbers, distances, errors, number, np.arange(rows.start, rows.stop))
+    query, segment, row = running.candidates()
+    return ranked(query, segment, row, -_cosines(queries, asked, segments, query, segment, row),
+                  segments, k)  # fmt: skip
+
+
+def _cosines(queries, asked, segments, query, segment, row) -> Float[np.ndarray, " p"]:
+    """Cosines, each by its own sum: the same whatever block found the pair."""
+    result = np.empty(len(query), np.float32)
+    for number in np.unique(segment):
+        here = np.flatnonzero(segment == number)
+        here = here[np.argsort(row[here], kind="stable")]
+        stream = segments[int(number)].streams[asked]
+        for begin in range(0, len(here), TILE_ROWS):
+            part = here[begin : begin + TILE_ROWS]
+            stored = stream.gather("embeddings", slice(0, len(stream.rows)), row[part])
+            values = widen(stored)
+            result[part] = np.vecdot(values, queries[query[part]])
+    return result
+
+
+def ranked(query, segment, row, scores, segments: dict[int, Segment], k: int):
+    """The k smallest scores of each query; of equal ones, those that were added first.
+
+    Returns:
+      query, segment, row, score; by query, then rank.
+    """
+    keys = np.empty(len(query), np.int64)
+    for number in np.unique(segment):
+        here = segment == number
+        keys[here] = segments[int(number)].keys[row[here]]
+    order = np.lexsort((keys, scores, query))
+    query = query[order]
+    rank = np.arange(len(query)) - np.searchsorted(query, query)
+    best = rank < k
+    chosen = order[best]
+    return query[best], segment[chosen], row[chosen], scores[chosen]

@@ -1,0 +1,255 @@
+"""Queries against stored sequences under the Euclidean distance: tiles, chosen pairs, final scores.
+
+Everything here reads one stream of a snapshot through memory maps, a tile at a time.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Float, Int
+
+from scav_jax.index import products
+from scav_jax.index.grids import Queries, interpolate
+from scav_jax.index.running import Running
+from scav_jax.index.segments import Segment
+from scav_jax.index.storage import widen
+
+TILE_BYTES = 2**28  # of one tile of candidates, as float32
+TILE_ROWS = 4096
+_KEPT_BYTES = 2**29  # of queries on the grids of candidates
+
+
+@dataclass(frozen=True)
+class Grid:
+    """Queries on one grid, less the centre.
+
+    Attributes:
+      numbers: of the queries.
+      steps: of the grid.
+      values: `[n, T C]`.
+      squares: their squared norms.
+    """
+
+    numbers: Int[np.ndarray, " n"]
+    steps: int
+    values: Float[np.ndarray, "n TC"]
+    squares: Float[np.ndarray, " n"]
+
+
+@dataclass(frozen=True)
+class Tile:
+    """Some rows of one run of a segment."""
+
+    segment: Segment
+    rows: slice
+    steps: int
+
+
+class Scan:
+    """One batch of queries against the live (and wanted) rows of a snapshot."""
+
+    def __init__(self, queries: Queries, asked: str, segments: dict[int, Segment], live: dict):
+        self.queries, self.asked = queries, asked
+        self.segments, self.live = segments, live
+        self._grids: dict[tuple, list[Grid]] = {}
+
+    # -- queries ----------------------------------------------------------------------------------
+
+    def grids(self, steps: int, centre: Float[np.ndarray, " C"]) -> list[Grid]:
+        """The queries as they are compared with candidates of `steps` steps."""
+        key = (None if self.queries.is_target else steps, centre.tobytes())
+        if key not in self._grids:
+            kept = sum(g.values.nbytes for grids in self._grids.values() for g in grids)
+            if kept > _KEPT_BYTES:
+                self._grids.clear()
+            found = []
+            for numbers, values in self.queries.groups(steps):
+                flat = (values - centre if centre.any() else values).reshape(len(values), -1)
+                found.append(Grid(numbers, values.shape[1], flat, products.squares_of(flat)))
+            self._grids[key] = found
+        return self._grids[key]
+
+    def grid_rows(
+        self, steps: int, centre: Float[np.ndarray, " C"]
+    ) -> list[tuple[Grid, Int[np.ndarray, " Q"]]]:
+        """Grids, each with the place of every query in it, -1 where it is not."""
+        result = []
+        for grid in self.grids(steps, centre):
+            places = np.full(len(self.queries), -1)
+            places[grid.numbers] = np.arange(len(grid.numbers))
+            result.append((grid, places))
+        return result
+
+    # -- candidates -------------------------------------------------------------------------------
+
+    def tiles(self, tile_bytes: int = TILE_BYTES) -> Iterator[Tile]:
+        """All rows, in stretches of one length."""
+        for number, segment in self.segments.items():
+            live, stream = self.live[number], segment.streams[self.asked]
+            for run in stream.runs():
+                steps = int(stream.rows["steps"][run.start])
+                size = min(max(tile_bytes // (4 * steps * segment.width), 1), TILE_ROWS)
+                for begin in range(run.start, run.stop, size):
+                    rows = slice(begin, min(begin + size, run.stop))
+                    if live[rows].any():
+                        yield Tile(segment, rows, steps)
+
+    def live_in(self, tile: Tile) -> np.ndarray:
+        """Which rows of a tile count."""
+        return self.live[tile.segment.number][tile.rows]
+
+    def dense(self, tile: Tile, running: Running, wanted: np.ndarray | None = None) -> None:
+        """Offers every row of a tile to every query, or to the `wanted` ones."""
+        stream = tile.segment.streams[self.asked]
+        stored = stream.read("values", tile.rows)
+        live = self.live_in(tile)
+        if live.mean() < 0.5:  # worth a copy
+            chosen = np.flatnonzero(live)
+            stored, rows = stored[chosen], tile.rows.start + chosen
+            dead = np.zeros(len(chosen), bool)
+        else:
+            rows, dead = np.arange(tile.rows.start, tile.rows.stop), ~live
+        self.block(tile, stored, rows, dead, running, wanted)
+
+    def block(
+        self, tile: Tile, stored, rows, dead, running: Running, wanted=None, allowed=None
+    ) -> None:
+        """Offers stored candidates `[r, T C]` of one length.
+
+        Args:
+          tile: where they are from.
+          stored: the candidates.
+          rows: which rows of the segment they are.
+          dead: those that do not count.
+          running: gets them.
+          wanted: `[Q]`, the queries that they are offered to; None is all.
+          allowed: `[Q, r]`, the pairs that count; None is all.
+        """
+        stream = tile.segment.streams[self.asked]
+        about = stream.rows[rows]
+        for grid in self.grids(tile.steps, tile.segment.centre):
+            values, squares, scales = stored, about["square"], about["scale"]
+            mine = slice(None) if wanted is None else wanted[grid.numbers]
+            numbers = grid.numbers[mine]
+            if not len(numbers):
+                continue
+            if grid.steps != tile.steps:
+                values = self._stretched(values, scales, tile, grid.steps)
+                squares, scales = products.squares_of(values), np.ones_like(scales)
+            queries = grid.values if wanted is None else grid.values[mine]
+            distances = products.inner(queries, values)
+            own = grid.squares[mine]
+            distances = products.squared(distances, own, squares, scales)
+            count = grid.values.shape[1]
+            distances /= np.float32(count)
+            if dead.any():
+                distances[:, dead] = np.inf
+            if allowed is not None:
+                distances[~allowed[numbers]] = np.inf
+            largest = float(squares.max(initial=0.0))
+            errors = products.rounding(count, tile.segment.width) * (own + largest) / count
+            running.offer(numbers, distances, errors, tile.segment.number, rows)
+
+    def _stretched(self, stored, scales, tile: Tile, steps: int) -> Float[np.ndarray, "r n"]:
+        """Candidates of another length, brought to the grid of the queries."""
+        values = widen(stored) * scales[:, None]
+        values = values.reshape(len(values), tile.steps, tile.segment.width)
+        return interpolate(values, 0.0, float(tile.steps), steps).reshape(len(values), -1)
+
+    # -- chosen pairs -----------------------------------------------------------------------------
+
+    def pairs(
+        self,
+        queries: Int[np.ndarray, " p"],
+        segments: Int[np.ndarray, " p"],
+        rows: Int[np.ndarray, " p"],
+    ) -> Iterator[tuple[Tile, Grid, np.ndarray, np.ndarray, np.ndarray]]:
+        """Pairs by run and grid, in the order of their places: reads go one way through a file.
+
+        Yields:
+          The run as a tile, the grid, which pairs, the place of each one's query in the grid, and
+          its row.
+        """
+        for number in np.unique(segments):
+            segment = self.segments[int(number)]
+            stream = segment.streams[self.asked]
+            own = np.flatnonzero(segments == number)
+            runs, of = stream.runs(), stream.run_of(rows[own])
+            for run in np.unique(of):
+                steps = int(stream.rows["steps"][runs[run].start])
+                inside = own[of == run]
+                tile = Tile(segment, runs[run], steps)
+                for grid, places in self.grid_rows(steps, segment.centre):
+                    place = places[queries[inside]]
+                    here = place >= 0
+                    yield tile, grid, inside[here], place[here], rows[inside[here]]
+
+    def scores(
+        self,
+        queries: Int[np.ndarray, " p"],
+        segments: Int[np.ndarray, " p"],
+        rows: Int[np.ndarray, " p"],
+    ) -> Float[np.ndarray, " p"]:
+        """The final scores of chosen pairs: mean squared differences of what is stored."""
+        result = np.full(len(queries), np.nan, np.float32)
+        with products.pool() as threads:
+            for tile, grid, which, place, row in self.pairs(queries, segments, rows):
+                order = np.argsort(row, kind="stable")
+                size = max(2**18 // grid.values.shape[1], 1)
+                parts = [order[b : b + size] for b in range(0, len(order), size)]
+
+                def some(part, tile=tile, grid=grid, place=place, row=row, which=which):
+                    x = self._values(tile, row[part], grid.steps)
+                    np.subtract(x, grid.values[place[part]], out=x)
+                    result[which[part]] = products.mean_square(x, tile.segment.width)
+
+                list(threads.map(some, parts))
+        return result
+
+    def _values(self, tile: Tile, rows: Int[np.ndarray, " r"], steps: int):
+        """A copy of what is stored, on a grid, as float32."""
+        stream = tile.segment.streams[self.asked]
+        stored = stream.gather("values", tile.rows, rows)
+        scales = stream.rows["scale"][rows]
+        if steps != tile.steps:
+            return self._stretched(stored, scales, tile, steps)
+        values = widen(stored)
+        values *= scales[:, None]
+        return values
+
+    def near_pairs(
+        self,
+        queries: Int[np.ndarray, " p"],
+        segments: Int[np.ndarray, " p"],
+        rows: Int[np.ndarray, " p"],
+        running: Running,
+    ) -> None:
+        """Offers chosen pairs, each by one pass over the candidate."""
+        with products.pool() as threads:
+            for tile, grid, which, place, row in self.pairs(queries, segments, rows):
+                if not len(which):
+                    continue
+                if grid.steps != tile.steps:
+                    values = self.scores(queries[which], segments[which], rows[which])
+                    errors = np.full(len(which), 1e-6) * values
+                    running.pairs(
+                        queries[which], values.astype(float), errors, tile.segment.number, row
+                    )
+                    continue
+                inner = np.empty(len(which), np.float32)
+                order = np.lexsort((row, place))
+                cuts = np.array_split(order, min(products.THREADS * 4, len(order)))
+                stream = tile.segment.streams[self.asked]
+
+                def some(part, stream=stream, tile=tile, grid=grid, place=place, row=row, to=inner):
+                    stream.dots(tile.rows, row[part], grid.values, place[part], to, part)
+
+                list(threads.map(some, cuts))
+                about = stream.rows[row]
+                count = grid.values.shape[1]
+                own = grid.squares[place]
+                sums = own + about["square"]
+                distances = (sums - 2.0 * about["scale"] * inner) / count
+                errors = products.rounding(count, tile.segment.width) * sums / count
+                running.pairs(queries[which], distances, errors, tile.segment.number, row)

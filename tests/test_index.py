@@ -1,0 +1,475 @@
+"""An index on disk: what is added comes back, and nothing that happens to a writer loses it."""
+
+import errno
+import os
+import random as randomness
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from scav_jax.embed import Embedded
+from scav_jax.errors import InputError
+from scav_jax.index import create, grids, open_index, rows, segments, storage
+from scav_jax.index import lock as locks
+from scav_jax.sequences import Sequences, resample_like
+from scav_jax.sequences import sequences as whole
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def embedded(count: int, steps=7, width=12, *, seed=0, prefix="clip", lengths=None) -> Embedded:
+    """Clips whose sounds and pictures are alike; padding is NaN."""
+    random = np.random.default_rng(seed)
+    lengths = np.full(count, steps) if lengths is None else np.asarray(lengths)
+    common = random.standard_normal((count, steps, width))
+    streams = []
+    for _ in range(2):
+        values = (common + 0.3 * random.standard_normal(common.shape)).astype(np.float32)
+        mean = np.stack([v[:n].mean(axis=0) for v, n in zip(values, lengths, strict=True)])
+        values[np.arange(steps) >= lengths[:, None]] = np.nan
+        windows = np.stack([0 * lengths, lengths], axis=1).astype(np.float32)
+        streams.append((Sequences(values, lengths.astype(np.int32), windows), mean))
+    (visual, of_visual), (audio, of_audio) = streams
+    return Embedded(
+        ids=[f"{prefix}{number}" for number in range(count)],
+        sources=[f"videos/{number}.mp4" for number in range(count)],
+        starts=np.arange(count) * 2.0,
+        ends=np.arange(count) * 2.0 + 1.5,
+        labels=[("dog", "door", "it's")[number % 3] for number in range(count)],
+        visual=visual,
+        audio=audio,
+        visual_embeddings=of_visual,
+        audio_embeddings=of_audio,
+    )
+
+
+def made(path: Path, count: int = 30, *, stored: str = "float32", **options):
+    index = create(path, identity="model", storage=stored)
+    if count:
+        index.add(embedded(count, **options))
+    return index
+
+
+def own_ranks(index, clips: Embedded) -> list[str]:
+    """The id that each clip's sound finds."""
+    return [hits[0].id for hits in index.search(clips, "a2v", 1, "sequence")]
+
+
+# ---- rows ------------------------------------------------------------------------------------
+
+
+def test_what_is_added_comes_back(tmp_path):
+    index, clips = made(tmp_path / "i"), embedded(30)
+    assert len(index) == 30 and sorted(index.ids()) == sorted(clips.ids)
+    hit = index.search(clips, "a2v", 1, "sequence")[4][0]
+    assert (hit.id, hit.source, hit.start, hit.end, hit.label, hit.rank) == (
+        *("clip4", "videos/4.mp4", 8.0, 9.5, "door"),
+        1,
+    )
+    assert own_ranks(open_index(tmp_path / "i"), clips) == clips.ids
+
+
+def test_duplicates_refuse_all_and_name_them(tmp_path):
+    index = made(tmp_path / "i", 5)
+    with pytest.raises(InputError, match=r"2 of 4 are there already: 'clip3', 'clip4'"):
+        index.add(replace(embedded(4), ids=["new", "clip3", "clip4", "other"]))
+    assert sorted(index.ids()) == sorted(embedded(5).ids) and index.info()["segments"] == 1
+    with pytest.raises(InputError, match="came twice: 'a'"):
+        index.add(replace(embedded(3), ids=["a", "b", "a"]))
+    with pytest.raises(InputError, match="on_duplicate"):
+        index.add(embedded(1), on_duplicate="maybe")
+
+
+def test_duplicates_replace_in_one_commit(tmp_path):
+    index = made(tmp_path / "i", 5)
+    other = replace(embedded(3, seed=1), ids=["clip1", "clip4", "new"])
+    before = index.info()["version"]
+    assert index.add(other, on_duplicate="replace") == 3
+    assert len(index) == 6 and index.info()["version"] == before + 1
+    assert own_ranks(index, other) == other.ids
+    assert index.info()["deleted"] == 2
+    assert index.add(embedded(6), on_duplicate="skip") == 1  # clip5 only
+    assert own_ranks(index, other) == other.ids
+
+
+def test_ids_with_quotes(tmp_path):
+    index = made(tmp_path / "i", 0)
+    clips = replace(embedded(2), ids=["it's", "a''b"])
+    index.add(clips)
+    with pytest.raises(InputError, match="there already"):
+        index.add(clips)
+    index.delete(["it's"])
+    assert index.ids() == ["a''b"]
+
+
+def test_delete_is_all_or_nothing(tmp_path):
+    index, clips = made(tmp_path / "i", 9), embedded(9)
+    with pytest.raises(InputError, match=r"1 of 2 are not there: 'nobody'; nothing"):
+        index.delete(["clip2", "nobody"])
+    assert len(index) == 9
+    index.delete(["clip2", "clip7"])
+    assert len(index) == 7 and not {"clip2", "clip7"} & set(own_ranks(index, clips))
+    assert not {"clip2", "clip7"} & set(own_ranks(open_index(tmp_path / "i"), clips))
+
+
+@pytest.mark.parametrize("stored", storage.DTYPES)
+def test_compact_changes_no_result(tmp_path, stored):
+    lengths = np.random.default_rng(3).integers(2, 8, 40)
+    index = made(tmp_path / "i", 40, stored=stored, lengths=lengths)
+    index.add(embedded(20, seed=5, prefix="late"))
+    index.delete([f"clip{n}" for n in range(0, 40, 3)])
+    queries = embedded(6, seed=9)
+    before = [index.search(queries, d, 20, "sequence") for d in ("a2v", "v2a")]
+    files = index.info()["bytes"]
+    done = index.compact()
+    assert index.info()["segments"] == 1 and index.info()["deleted"] == 0
+    assert len(done["swept"]) == 2 and files == done["bytes_before"]
+    assert [index.search(queries, d, 20, "sequence") for d in ("a2v", "v2a")] == before
+    again = open_index(tmp_path / "i")
+    assert again.search(queries, "v2a", 20, "sequence") == before[1] and again.verify() == 46
+    assert again.compact()["swept"] == []  # nothing left to do
+
+
+def test_compact_of_nothing(tmp_path):
+    index = made(tmp_path / "i", 3)
+    index.delete(["clip0", "clip1", "clip2"])
+    index.compact()
+    assert len(index) == 0 and segments.segment_numbers(tmp_path / "i") == []
+    index.add(embedded(2))
+    assert len(index) == 2
+
+
+# ---- readers and writers ---------------------------------------------------------------------
+
+
+def test_readers_keep_their_snapshot(tmp_path):
+    writer, clips = made(tmp_path / "i", 12), embedded(12)
+    one, other = open_index(tmp_path / "i"), open_index(tmp_path / "i")
+    before = one.search(clips, "a2v", 5, "sequence")
+    writer.add(embedded(8, seed=4, prefix="late"))
+    writer.delete(["clip0", "clip1"])
+    assert len(one) == 12 and one.search(clips, "a2v", 5, "sequence") == before
+    writer.compact()
+    assert one.search(clips, "a2v", 5, "sequence") == before  # its files are gone, its pages not
+    other.refresh()
+    assert len(other) == 18 and other.search(clips, "a2v", 5, "sequence") != before
+    one.refresh()
+    assert one.search(clips, "a2v", 5, "exact") == other.search(clips, "a2v", 5, "exact")
+
+
+def test_a_second_writer_is_refused(tmp_path):
+    index = made(tmp_path / "i", 2)
+    with locks.writing(tmp_path / "i"):
+        for write in (index.compact, lambda: index.add(embedded(1, prefix="x"))):
+            with pytest.raises(InputError, match=f"only writer, process {os.getpid()} is"):
+                write()
+        assert own_ranks(index, embedded(2)) == ["clip0", "clip1"]  # readers are not
+    index.add(embedded(1, prefix="x"))
+
+
+WRITER = """
+import sys, pathlib
+sys.path[:0] = [{tests!r}]
+from test_index import embedded, made
+from scav_jax.index import open_index
+path = pathlib.Path({path!r})
+index = open_index(path) if path.exists() else made(path, 0)
+print("ready", flush=True)
+number = {first}
+while True:
+    index.add(embedded(10, 40, 64, seed=number, prefix=f"part{{number}}-"))
+    if {compacting}:
+        index.delete([f"part{{number}}-0"])
+        index.compact()
+        index.add(embedded(1, 40, 64, seed=number, prefix=f"part{{number}}-"))
+    print(number, flush=True)
+    number += 1
+"""
+
+
+@pytest.mark.parametrize("compacting", [False, True], ids=["add", "compact"])
+def test_kill_at_any_moment_leaves_an_index(tmp_path, compacting):
+    path, chance = tmp_path / "i", randomness.Random(11 + compacting)
+    said = -1
+    for _ in range(2):
+        code = WRITER.format(
+            tests=str(ROOT / "tests"), path=str(path), first=said + 1, compacting=compacting
+        )
+        with subprocess.Popen(
+            [sys.executable, "-c", textwrap.dedent(code)],
+            env={**os.environ, "PYTHONPATH": str(ROOT)},
+            stdout=subprocess.PIPE,
+            text=True,
+        ) as child:
+            assert child.stdout.readline() == "ready\n"
+            time.sleep(chance.uniform(0.1, 0.9))
+            child.send_signal(signal.SIGKILL)
+            lines = child.stdout.read().split()
+        said = max([said, *(int(line) for line in lines)])
+        index = open_index(path)
+        parts = {}
+        for one in index.ids():
+            parts.setdefault(int(one[4:].split("-")[0]), set()).add(one)
+        # Everything that was said to be committed is there; what was under way is whole or not.
+        assert set(range(said + 1)) <= set(parts) and max(parts, default=-1) <= said + 1
+        assert all(len(ids) == 10 for part, ids in parts.items() if part <= said)
+        assert all(len(ids) in ((9, 10) if compacting else (10,)) for ids in parts.values())
+        assert index.verify() == len(index)
+        clips = embedded(10, 40, 64, seed=0, prefix="part0-")
+        assert own_ranks(index, clips)[1:] == clips.ids[1:]
+        said = max(parts)
+    (path / "segments" / "00099999").mkdir()  # as a kill between the segment and its rows leaves
+    (path / "segments" / "00200000.partial").mkdir()
+    assert open_index(path).info()["orphan_segments"] >= 1
+    assert {"00099999", "00200000.partial"} <= set(open_index(path).compact()["swept"])
+    assert open_index(path).verify() == len(index)
+
+
+def test_a_create_that_was_killed_can_be_made_again(tmp_path):
+    made(tmp_path / "i", 3)
+    (tmp_path / "i" / "index.json").unlink()  # what is written last
+    with pytest.raises(InputError, match="expected an index"):
+        open_index(tmp_path / "i")
+    index = made(tmp_path / "i", 4)
+    assert len(index) == 4 and own_ranks(index, embedded(4)) == embedded(4).ids
+
+
+def test_an_orphan_segment_is_not_overwritten_nor_read(tmp_path):
+    index = made(tmp_path / "i", 4)
+    commit = index._rows.add
+    index._rows.add = lambda table: (_ for _ in ()).throw(KeyboardInterrupt())
+    keep = segments.sweep
+    segments.sweep = lambda *_: []  # as after a kill: nobody cleans up
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            index.add(embedded(3, prefix="lost"))
+    finally:
+        segments.sweep, index._rows.add = keep, commit
+    again = open_index(tmp_path / "i")
+    assert len(again) == 4 and again.info()["orphan_segments"] == 1
+    again.add(embedded(3, seed=2, prefix="kept"))
+    assert segments.segment_numbers(tmp_path / "i") == [0, 1, 2]
+    assert own_ranks(again, embedded(3, seed=2, prefix="kept")) == ["kept0", "kept1", "kept2"]
+    assert again.compact()["swept"] == ["00000000", "00000001", "00000002"]
+
+
+# ---- disks -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("column", segments.COLUMNS)
+@pytest.mark.parametrize("stored", ["float32", "int8"])
+def test_a_flipped_byte_is_named(tmp_path, column, stored):
+    made(tmp_path / "i", 9, stored=stored)
+    file = tmp_path / "i" / "segments" / "00000000" / f"visual.{column}"
+    data = bytearray(file.read_bytes())
+    data[len(data) // 9 * 5 + 3] ^= 4
+    file.write_bytes(data)
+    retrieval = {"values": "sequence", "embeddings": "aggregation"}.get(column, "exact")
+    index = open_index(tmp_path / "i")
+    if column == "pooled":
+        with pytest.raises(InputError, match=r"visual.pooled, row 5.*clip 'clip5'"):
+            index.verify()
+    else:
+        with pytest.raises(InputError, match=rf"visual.{column}, row 5.*clip 'clip5'"):
+            index.search(embedded(2, seed=8), "a2v", 3, retrieval)
+    with pytest.raises(InputError, match="clip5"):
+        open_index(tmp_path / "i").verify()
+    index.delete(["clip5"])  # as the message says
+    index.compact()
+    assert open_index(tmp_path / "i").verify() == 8
+
+
+def test_a_damaged_list_of_rows_or_a_cut_off_file_is_named(tmp_path):
+    made(tmp_path / "i", 9)
+    file = tmp_path / "i" / "segments" / "00000000" / "audio.rows.npy"
+    data = bytearray(file.read_bytes())
+    data[-9] ^= 1
+    file.write_bytes(data)
+    with pytest.raises(InputError, match=r"audio.rows.npy: .*have changed"):
+        open_index(tmp_path / "i")
+    file.write_bytes(data[:-100])
+    with pytest.raises(InputError, match=r"audio.rows.npy: expected .* cut off"):
+        open_index(tmp_path / "i")
+
+
+@pytest.mark.parametrize("moment", [0, 1, 4, 9])
+def test_a_full_disk_loses_nothing(tmp_path, monkeypatch, moment):
+    index, clips = made(tmp_path / "i", 6), embedded(6)
+    calls = []
+
+    def full(handle):
+        calls.append(handle)
+        if len(calls) > moment:
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(segments, "_sync", full)
+    with pytest.raises(OSError, match="No space left"):
+        index.add(embedded(4, prefix="more"))
+    monkeypatch.undo()
+    assert len(os.listdir(tmp_path / "i" / "segments")) == 1  # the space is free again
+    assert own_ranks(open_index(tmp_path / "i"), clips) == clips.ids
+    assert index.add(embedded(4, prefix="more")) == 4
+
+
+def test_a_disk_that_is_full_for_the_table_loses_nothing(tmp_path):
+    """LanceDB's own error, from a real limit on the size of files."""
+    made(tmp_path / "i", 6)
+    code = f"""
+    import resource, signal, sys
+    sys.path[:0] = [{str(ROOT / "tests")!r}]
+    from test_index import embedded
+    from scav_jax.index import open_index, segments
+    index = open_index({str(tmp_path / "i")!r})
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    after = segments.write_segment
+    def limited(*given, **named):
+        after(*given, **named)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (64, resource.RLIM_INFINITY))
+    segments.write_segment = limited
+    try:
+        index.add(embedded(4, prefix="more"))
+    except OSError as error:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY,) * 2)
+        print("refused", error.errno, len(index))
+    """
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(code)],
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+    )
+    assert done.stdout.split() == ["refused", str(errno.EFBIG), "6"], done.stderr[-2000:]
+    assert os.listdir(tmp_path / "i" / "segments") == ["00000000"]
+    index = open_index(tmp_path / "i")
+    assert index.verify() == 6 and index.add(embedded(4, prefix="more")) == 4
+
+
+def test_errors_of_the_table_are_system_errors():
+    for words, number in (
+        ("No space left on device", errno.ENOSPC),
+        ("File too large", errno.EFBIG),
+    ):
+        with pytest.raises(OSError) as raised, rows.system_errors():
+            raise RuntimeError(f"lance error: LanceError(IO): {words} (os error)")
+        assert raised.value.errno == number
+
+
+# ---- what can be wrong -----------------------------------------------------------------------
+
+
+def test_bad_input_is_one_line(tmp_path):
+    index = made(tmp_path / "i", 4)
+    clips = embedded(2, prefix="x")
+    bad = replace(clips.audio, values=np.where(np.isnan(clips.audio.values), 0, np.nan))
+    wrong = [
+        (lambda: create(tmp_path / "i", identity="m"), "path where nothing is"),
+        (lambda: create(tmp_path / "j", identity="m", storage="int4"), "float32, bfloat16, int8"),
+        (lambda: create(tmp_path / "j", identity="m", distance=("euclid", {})), "Did you mean"),
+        (lambda: open_index(tmp_path / "nothing"), "expected an index"),
+        (lambda: open_index(tmp_path / "i", "other"), "model other, it was built with model"),
+        (lambda: index.add(replace(clips, audio=None)), "no audio latents"),
+        (lambda: index.add(replace(clips, audio=bad)), "clip 'x0': expected finite audio"),
+        (lambda: index.add(embedded(2, width=8, prefix="y")), "width 12, got"),
+        (
+            lambda: index.add(replace(clips, audio_embeddings=0 * clips.audio_embeddings)),
+            "positive length",
+        ),
+    ]
+    for call, words in wrong:
+        with pytest.raises(InputError, match=words) as raised:
+            call()
+        assert "\n" not in str(raised.value)
+    assert len(open_index(tmp_path / "i")) == 4 and not (tmp_path / "j").exists()
+    assert segments.segment_numbers(tmp_path / "i") == [0]
+
+
+def test_another_format_is_refused(tmp_path):
+    made(tmp_path / "i", 1)
+    header = tmp_path / "i" / "index.json"
+    header.write_text(header.read_text().replace('"format_version": 1', '"format_version": 7'))
+    with pytest.raises(InputError, match="format 1, got 7"):
+        open_index(tmp_path / "i")
+
+
+def test_lancedb_may_be_missing(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "lancedb", None)
+    with pytest.raises(InputError, match=r"scav_jax\[index\]"):
+        create(tmp_path / "i", identity="m")
+
+
+# ---- storage ---------------------------------------------------------------------------------
+
+
+def test_storage_rounds_as_it_says(random):
+    values = random.standard_normal((9, 40)).astype(np.float32) * random.uniform(0.1, 9, (9, 1))
+    values = values.astype(np.float32)
+    centre = random.standard_normal(40).astype(np.float32)
+    for name, dtype in storage.DTYPES.items():
+        stored, scales = storage.encode(values, name, centre)
+        assert stored.dtype == dtype
+        back = storage.widen(stored) * scales[:, None] + (0 if name == "float32" else centre)
+        error = np.abs(back - values)
+        largest = np.abs(values - centre).max(axis=1, keepdims=True)
+        bound = {"float32": 0 * largest, "bfloat16": largest / 256, "int8": largest / 253}[name]
+        assert (error <= bound + 1e-6).all()
+    assert (np.abs(stored).max(axis=1) == 127).all()  # each clip has its own scale
+
+
+def test_constant_clips_have_a_scale():
+    stored, scales = storage.encode(np.ones((2, 3), np.float32), "int8", np.ones(3, np.float32))
+    assert (stored == 0).all() and (scales == 1).all()
+
+
+def test_every_flipped_bit_changes_the_sum(random):
+    record = random.integers(0, 256, (1, 128), dtype=np.uint8)
+    sums = storage.word_sums(record)
+    for bit in range(128 * 8):
+        flipped = record.copy()
+        flipped[0, bit // 8] ^= 1 << (bit % 8)
+        assert storage.word_sums(flipped) != sums
+
+
+# ---- grids -----------------------------------------------------------------------------------
+
+
+def test_interpolation_is_that_of_the_distance(random):
+    for steps, begin, extent, to in ((9, 0.4, 8.1, 5), (4, 0.0, 4.0, 11), (6, -0.3, 5.9, 6)):
+        values = random.standard_normal((3, steps, 5)).astype(np.float32)
+        window = np.tile(np.asarray([begin, extent], np.float32), (3, 1))
+        source = whole(jnp.asarray(values), None, jnp.asarray(window))
+        target = whole(jnp.zeros((3, to, 5), jnp.float32))
+        expected = jax.vmap(resample_like)(source, target).values
+        found = grids.interpolate(values, begin, extent, to)
+        np.testing.assert_allclose(found, expected, atol=1e-6)
+
+
+def test_pictures_are_stored_on_the_grid_of_their_own_sound(tmp_path, random):
+    index = create(tmp_path / "i", identity="m")
+    clips, pictures = embedded(4, steps=5), embedded(4, steps=13, seed=3)
+    lengths = np.asarray([13, 9, 13, 2], np.int32)
+    windows = np.asarray([[0, 13], [0.5, 8.2], [0, 12.5], [0, 2]], np.float32)
+    visual = Sequences(np.nan_to_num(pictures.visual.values), lengths, windows)
+    index.add(replace(clips, visual=visual))
+    expected = jax.vmap(resample_like)(
+        jax.tree.map(jnp.asarray, visual), jax.tree.map(jnp.asarray, clips.audio)
+    ).values
+    (segment,) = index._segments.values()
+    stream = segment.streams["visual"]
+    stored = stream.read("values", slice(0, 4)).reshape(4, 5, 12)
+    np.testing.assert_allclose(stored, expected, atol=1e-6)
+    hit = index.search(clips, "a2v", 1, "sequence")[0][0]
+    by_hand = np.mean((np.asarray(expected)[:, :, :] - clips.audio.values[0]) ** 2, axis=(1, 2))
+    assert hit.score == pytest.approx(by_hand.min(), rel=1e-5)
+
+
+def test_audio_steps_are_those_of_the_features():
+    assert [grids.audio_steps(s) for s in (10.0, 4.0, 0.1)] == [62, 24, 1]

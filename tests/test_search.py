@@ -1,0 +1,495 @@
+"""Search: every method against NumPy loops, and what exactness promises, to the bit."""
+
+import json
+from dataclasses import replace
+
+import jax
+import numpy as np
+import pytest
+from test_index import embedded, made
+
+from scav_jax import search as program
+from scav_jax.errors import InputError
+from scav_jax.index import any_distance, create, open_index, products, pruned, searching
+from scav_jax.index import tune as tuning
+from scav_jax.index.running import Running
+from scav_jax.model import Model
+from scav_jax.sequences import Sequences
+from scav_jax.sharding import make_mesh
+
+METHODS = ("aggregation", "sequence", "exact", "hybrid:4")
+
+
+def loops(queries, clips, direction: str) -> np.ndarray:
+    """Mean squared differences of clips of one length, one pair after the other, in float64."""
+    asking, asked = ("audio", "visual") if direction == "a2v" else ("visual", "audio")
+    a, b = (getattr(one, name).values for one, name in ((queries, asking), (clips, asked)))
+    result = np.empty((len(a), len(b)))
+    for i, x in enumerate(a):
+        for j, y in enumerate(b):
+            result[i, j] = np.mean(np.square(x.astype(np.float64) - y.astype(np.float64)))
+    return result
+
+
+def ids(hits) -> list[list[str]]:
+    return [[one.id for one in found] for found in hits]
+
+
+def scores(hits) -> np.ndarray:
+    return np.asarray([[one.score for one in found] for found in hits])
+
+
+def clustered(count: int, steps: int, width: int, seed: int, prefix="clip"):
+    """Clips of a few kinds with some variation, some of them the same: what bounds can prune."""
+    random = np.random.default_rng(seed)
+    kinds = np.random.default_rng(seed // 1000).standard_normal((7, steps, width))
+    clips = embedded(count, steps, width, seed=seed, prefix=prefix)
+    base = kinds[random.integers(0, 7, count)] * 2
+    base[count // 2 : count // 2 + 5] = base[0]
+    streams = {}
+    for name, stream in (("visual", clips.visual), ("audio", clips.audio)):
+        values = (base + 0.2 * random.standard_normal(base.shape)).astype(np.float32)
+        values[count // 2 : count // 2 + 5] = values[0]  # ties, to the bit
+        streams[name] = replace_values(stream, values)
+    means = {f"{name}_embeddings": s.values.mean(axis=1) for name, s in streams.items()}
+    return replace(clips, **streams, **means)
+
+
+def replace_values(stream: Sequences, values: np.ndarray) -> Sequences:
+    return Sequences(values, stream.lengths, stream.windows)
+
+
+# ---- against loops ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("queries", [1, 3, 11])  # few queries take another way than many
+@pytest.mark.parametrize("direction", ["a2v", "v2a"])
+def test_sequence_is_the_loop(tmp_path, direction, queries):
+    clips, asking = embedded(50), embedded(queries, seed=7)
+    index = made(tmp_path / "i", 50)
+    expected = loops(asking, clips, direction)
+    hits = index.search(asking, direction, 8, "sequence")
+    order = np.argsort(expected, axis=1)[:, :8]
+    assert ids(hits) == [[f"clip{n}" for n in row] for row in order]
+    np.testing.assert_allclose(scores(hits), np.take_along_axis(expected, order, 1), rtol=1e-6)
+    assert [[one.rank for one in found] for found in hits] == [list(range(1, 9))] * queries
+
+
+def test_aggregation_is_the_cosine(tmp_path):
+    clips, asking = embedded(50), embedded(5, seed=7)
+    hits = made(tmp_path / "i", 50).search(asking, "v2a", 6, "aggregation")
+    q, x = asking.visual_embeddings, clips.audio_embeddings
+    cosines = q @ x.T / np.linalg.norm(q, axis=1)[:, None] / np.linalg.norm(x, axis=1)[None]
+    order = np.argsort(-cosines, axis=1)[:, :6]
+    assert ids(hits) == [[f"clip{n}" for n in row] for row in order]
+    np.testing.assert_allclose(scores(hits), np.take_along_axis(cosines, order, 1), rtol=1e-5)
+
+
+def test_hybrid_ranks_the_first_stages_choice_by_distance(tmp_path):
+    clips, asking = embedded(200), embedded(5, seed=7)
+    index = made(tmp_path / "i", 200)
+    hits = index.search(asking, "a2v", 3, "hybrid:6")
+    assert index.report.method == "hybrid"
+    first = index.search(asking, "a2v", 6, "aggregation")
+    expected = loops(asking, clips, "a2v")
+    for number, found in enumerate(hits):
+        chosen = [int(one.id[4:]) for one in first[number]]
+        chosen.sort(key=lambda clip: expected[number, clip])
+        assert [one.id for one in found] == [f"clip{clip}" for clip in chosen[:3]]
+
+
+def test_hybrid_of_all_is_sequence(tmp_path):
+    asking, index = embedded(5, seed=7), made(tmp_path / "i", 40)
+    everything = index.search(asking, "a2v", 40, "sequence")
+    assert index.search(asking, "a2v", 40, "hybrid:40") == everything
+    assert index.report.method == "sequence"  # it is faster so
+
+
+def test_second_stage_over_all_candidates_is_sequence(tmp_path, monkeypatch):
+    """The pairs one by one, and products of chosen ones, without the switch to all."""
+    asking, index = embedded(70, seed=7), made(tmp_path / "i", 40)
+    everything = index.search(asking, "a2v", 10, "sequence")
+    monkeypatch.setattr(searching, "_switched", lambda method, *_: method)
+    for pair in (0, 1000):  # never together; always together
+        monkeypatch.setattr("scav_jax.index.second_stage.PAIR", pair)
+        assert index.search(asking, "a2v", 10, "hybrid:40") == everything
+
+
+# ---- exactness -------------------------------------------------------------------------------
+
+
+def test_exact_is_sequence_on_a_hundred_seeds(tmp_path, monkeypatch):
+    # So few clips are compared outright: here, what bounds save is taken to be worth it.
+    monkeypatch.setattr(pruned, "PAIR", 0)
+    monkeypatch.setattr(pruned, "FEW_QUERIES", 0)
+    pruned_shares = []
+    stored = ("float32", "bfloat16", "int8")
+    for seed in range(100):
+        random = np.random.default_rng(seed)
+        count, steps, width = (int(random.integers(*r)) for r in ((20, 90), (1, 24), (3, 20)))
+        index = create(tmp_path / str(seed), identity="m", storage=stored[seed % 3])
+        index.add(clustered(count, steps, width, seed))
+        asking = clustered(int(random.integers(1, 9)), steps, width, seed + 0, prefix="q")
+        k = int(random.integers(1, 12))
+        direction = ("a2v", "v2a")[seed % 2]
+        everything = index.search(asking, direction, k, "sequence")
+        assert index.search(asking, direction, k, "exact") == everything, seed
+        pruned_shares.append(index.report.pruning.share)
+    assert np.mean(np.asarray(pruned_shares) > 0.3) > 0.5  # else nothing was tested
+
+
+def test_bounds_are_below_the_scores(tmp_path):
+    for stored in ("float32", "bfloat16", "int8"):
+        index = create(tmp_path / stored, identity="m", storage=stored)
+        clips = clustered(60, 13, 9, 5)
+        index.add(clips)
+        asking = searching.queries_of(clustered(8, 13, 9, 6), "a2v", index.header)
+        scan = searching.Scan(asking, "visual", index._segments, index._live)
+        (tile,) = scan.tiles()
+        (grid,) = scan.grids(tile.steps, tile.segment.centre)
+        rows, stream = np.arange(60), tile.segment.streams["visual"]
+        pairs = [one.ravel() for one in np.meshgrid(np.arange(8), rows, indexing="ij")]
+        exact = scan.scores(pairs[0], 0 * pairs[0], pairs[1]).reshape(8, 60)
+        found = {}
+        for column in ("means", "pooled"):
+            bound, about = pruned.Bounds(grid, 9, column), stream.rows[tile.rows]
+            squared = bound.squared(tile, stream.read(column, tile.rows), about, slice(None))
+            for column_of in range(60):
+                # A pair is never left out while the limit is its own score or more.
+                most = bound.thresholds(tile, about, slice(None), exact[:, column_of].astype(float))
+                assert (squared[:, column_of] <= most).all()
+            found[column] = squared / 9
+        # Nor are bounds too low: within 5 % of what means over time really are apart.
+        assert np.mean(found["pooled"]) > np.mean(found["means"])
+        values = stream.read("values", tile.rows).astype(np.float32)
+        values = (values * stream.rows["scale"][:, None]).reshape(60, 13, 9).mean(axis=1)
+        own = grid.values.reshape(8, 13, 9).mean(axis=1)
+        real = np.square(own[:, None] - values[None]).mean(axis=2)
+        np.testing.assert_allclose(found["means"], real, rtol=0.05, atol=0.01)
+        zero = bound.thresholds(tile, about, slice(None), np.zeros(8))
+        assert (zero < 0.1 * np.median(squared)).all()
+
+
+def test_ties_are_in_the_order_of_adding(tmp_path):
+    clips = embedded(12)
+    same = replace_values(clips.visual, np.tile(clips.visual.values[:1], (12, 1, 1)))
+    index = create(tmp_path / "i", identity="m")
+    index.add(replace(clips, visual=same))
+    index.add(replace(embedded(12, prefix="late"), visual=same))
+    expected = [[f"clip{n}" for n in range(12)] + ["late0", "late1", "late2"]]
+    one = embedded(1, seed=3)
+    for method in ("sequence", "exact"):
+        assert ids(index.search(one, "a2v", 15, method)) == expected
+    index.delete(["clip3"])
+    index.compact()
+    expected[0].remove("clip3")
+    assert ids(index.search(one, "a2v", 14, "exact")) == expected
+
+
+def test_products_stay_within_their_bound(random):
+    """Also where cancellation is worst: near pairs far from zero."""
+    for numbers in (40, 5000):
+        x = (100 + random.standard_normal((6, numbers))).astype(np.float32)
+        q = x[:5] + np.float32(1e-3)
+        exact = np.square(q[:, None].astype(np.float64) - x[None].astype(np.float64)).sum(axis=2)
+        for queries in (q, q[:2]):
+            own, squares = products.squares_of(queries), products.squares_of(x)
+            found = products.squared(
+                products.inner(queries, x), own, squares, np.ones(6, np.float32)
+            )
+            error = np.abs(found - exact[: len(queries)])
+            bound = products.rounding(numbers, 8) * (own[:, None] + squares[None])
+            assert (error <= bound).all() and bound.max() < 0.01 * np.max(own + squares[:1])
+
+
+def test_running_keeps_all_that_can_be_near(random):
+    distances = random.standard_normal((4, 300))
+    errors = np.full(4, 0.05)
+    running = Running(4, 5)
+    for begin in range(0, 300, 60):
+        block = distances[:, begin : begin + 60].astype(np.float32)
+        running.offer(np.arange(4), block, errors, 0, np.arange(begin, begin + 60))
+    query, _, row = running.candidates()
+    for number in range(4):
+        kth = np.sort(distances[number])[4]
+        sure = set(np.flatnonzero(distances[number] <= kth))
+        may = set(np.flatnonzero(distances[number] <= kth + 0.11))
+        assert sure <= set(row[query == number]) <= may
+
+
+# ---- lengths and padding ---------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("direction", ["a2v", "v2a"])
+def test_padding_and_company_change_nothing(tmp_path, monkeypatch, method, direction):
+    # Whether a hybrid search compares all depends on how many ask; what it finds otherwise not.
+    monkeypatch.setattr(searching, "_switched", lambda method, *_: method)
+    lengths = np.random.default_rng(1).integers(1, 8, 25)
+    index = made(tmp_path / "i", 25, lengths=lengths)
+    asking = embedded(6, seed=4, lengths=[7, 3, 3, 1, 7, 5])
+    together = index.search(asking, direction, 5, method)
+    for number in range(6):
+        alone = searching_take(asking, number)
+        for stream in (alone.audio, alone.visual):
+            assert stream.values.shape[1] <= 7
+        assert index.search(alone, direction, 5, method)[0] == together[number]
+    if method == "exact":
+        assert together == index.search(asking, direction, 5, "sequence")
+
+
+def searching_take(clips, number: int):
+    """One clip, without its padding."""
+    cut = {}
+    for name in ("visual", "audio"):
+        stream = getattr(clips, name)
+        length = int(stream.lengths[number])
+        rows = slice(number, number + 1)
+        cut[name] = Sequences(
+            stream.values[rows, :length], stream.lengths[rows], stream.windows[rows]
+        )
+        cut[f"{name}_embeddings"] = getattr(clips, f"{name}_embeddings")[rows]
+    lists = {n: getattr(clips, n)[number : number + 1] for n in ("ids", "sources", "labels")}
+    times = {n: getattr(clips, n)[number : number + 1] for n in ("starts", "ends")}
+    return replace(clips, **cut, **lists, **times)
+
+
+def test_lengths_that_differ_are_stretched(tmp_path):
+    """Against the definition: pairs of whole sequences."""
+    lengths = [7, 4, 5, 7, 2]
+    clips = embedded(5, lengths=lengths)
+    index = made(tmp_path / "i", 5, lengths=lengths)
+    asking = embedded(2, seed=4, lengths=[6, 4])
+    for direction in ("a2v", "v2a"):
+        hits = index.search(asking, direction, 5, "sequence")
+        query = asking.audio if direction == "a2v" else asking.visual
+        for number, found in enumerate(hits):
+            for hit in found:
+                other = clips.visual if direction == "a2v" else clips.audio
+                place = int(hit.id[4:])
+                streams = [
+                    jax.tree.map(lambda leaf, n=n: jax.numpy.asarray(leaf[n]), one)
+                    for one, n in ((query, number), (other, place))
+                ]
+                visual, audio = streams if direction == "v2a" else streams[::-1]
+                from scav_jax.distances.euclidean import euclidean
+
+                assert hit.score == pytest.approx(float(euclidean(visual, audio)), rel=1e-5)
+
+
+# ---- filters, sizes, mistakes ----------------------------------------------------------------
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_filters(tmp_path, method):
+    index, asking = made(tmp_path / "i", 30), embedded(3, seed=5)
+    every = index.search(asking, "a2v", 30, method.replace("4", "30"))
+    kept = index.search(
+        asking, "a2v", 30, method.replace("4", "30"), "label = 'dog' AND start < 20"
+    )
+    for all_of, some in zip(every, kept, strict=True):
+        wanted = [one.id for one in all_of if one.label == "dog" and one.start < 20]
+        assert [one.id for one in some] == wanted and len(wanted) == 4
+    assert ids(index.search(asking, "a2v", 3, method, "id = 'nobody'")) == [[], [], []]
+    assert index.report.candidates == 0
+
+
+@pytest.mark.parametrize(
+    "where, words", [("lable = 'dog'", "No field named lable"), ("label = 'dog", "expected a cond")]
+)
+def test_bad_filters_are_one_line(tmp_path, where, words):
+    index = made(tmp_path / "i", 3)
+    with pytest.raises(InputError, match=words) as raised:
+        index.search(embedded(1), "a2v", 1, "exact", where)
+    assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_an_empty_index_and_a_large_k(tmp_path, method):
+    index, asking = made(tmp_path / "i", 0), embedded(3, seed=5)
+    assert index.search(asking, "a2v", 5, method) == [[], [], []]
+    index.add(embedded(4))
+    hits = index.search(asking, "a2v", 99, method)
+    assert [sorted(one) for one in ids(hits)] == [["clip0", "clip1", "clip2", "clip3"]] * 3
+
+
+def test_bad_searches_are_one_line(tmp_path):
+    index, asking = made(tmp_path / "i", 3), embedded(1, seed=5)
+    nan = replace_values(asking.audio, np.full_like(asking.audio.values, np.nan))
+    wrong = [
+        (lambda: index.search(asking, "sideways"), "a2v or v2a"),
+        (lambda: index.search(asking, "a2v", 0), "k: expected at least 1"),
+        (lambda: index.search(asking, "a2v", 1, "hybrid"), "hybrid:K"),
+        (lambda: index.search(asking, "a2v", 1, "hybrid:0"), "hybrid:K"),
+        (lambda: index.search(replace(asking, audio=None), "a2v"), "embed the sound"),
+        (lambda: index.search(replace(asking, visual=None), "v2a"), "embed the picture"),
+        (lambda: index.search(embedded(1, width=5), "a2v"), "width 12, got 5"),
+        (lambda: index.search(replace(asking, audio=nan), "a2v"), "'clip0': expected finite"),
+    ]
+    for call, words in wrong:
+        with pytest.raises(InputError, match=words) as raised:
+            call()
+        assert "\n" not in str(raised.value)
+    index.search(replace(asking, visual=None, visual_embeddings=None), "a2v")  # needs no picture
+
+
+# ---- other distances -------------------------------------------------------------------------
+
+
+def test_any_distance_in_both_stages(tmp_path, monkeypatch):
+    lengths = [7, 4, 5, 7, 2, 3, 6, 7, 1, 4]
+    clips = embedded(10, lengths=lengths)
+    index = create(tmp_path / "i", identity="m", distance=("dtw", {}))
+    index.add(clips)
+    asking = embedded(3, seed=4, lengths=[6, 4, 7])
+    monkeypatch.setattr(any_distance, "ROWS", 4)
+    from reference import dtw
+
+    for direction in ("a2v", "v2a"):
+        q, x = (asking.audio, clips.visual) if direction == "a2v" else (asking.visual, clips.audio)
+        expected = np.asarray(
+            [
+                [dtw(a[:n], b[:m]) for b, m in zip(x.values, x.lengths, strict=True)]
+                for a, n in zip(q.values, q.lengths, strict=True)
+            ]
+        )
+        hits = index.search(asking, direction, 10, "sequence")
+        order = np.argsort(expected, axis=1)
+        assert ids(hits) == [[f"clip{n}" for n in row] for row in order]
+        np.testing.assert_allclose(scores(hits), np.sort(expected, axis=1), rtol=1e-4)
+        some = index.search(asking, direction, 2, "hybrid:5")
+        assert index.report.method == "hybrid"
+        first = index.search(asking, direction, 5, "aggregation")
+        for number, found in enumerate(some):
+            chosen = sorted(
+                (int(one.id[4:]) for one in first[number]), key=lambda c: expected[number, c]
+            )
+            assert [one.id for one in found] == [f"clip{c}" for c in chosen[:2]]
+    with pytest.raises(InputError, match="use sequence"):
+        index.search(asking, "a2v", 1, "exact")
+
+
+# ---- devices and parts -----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("devices", [1, 3, 8])
+@pytest.mark.parametrize("stored", ["float32", "int8"])
+def test_devices_find_what_one_machine_finds(tmp_path, devices, stored):
+    index = create(tmp_path / "i", identity="m", storage=stored)
+    index.add(clustered(61, 9, 12, 4))
+    index.add(replace(embedded(8, 6, 12, prefix="short")))
+    index.delete(["clip7", "short3"])
+    asking = clustered(11, 9, 12, 4, prefix="q")
+    for direction, k in (("a2v", 5), ("v2a", 64)):
+        found = index.on_mesh(make_mesh(devices), direction).search(asking, k)
+        assert index.hits_of(found, 11) == index.search(asking, direction, k, "sequence")
+
+
+def test_devices_ask_for_more_where_rounding_needs_it(tmp_path, monkeypatch, random):
+    """Candidates that differ by less than products can tell."""
+    clips = embedded(80)
+    close = np.tile(clips.visual.values[:1], (80, 1, 1))
+    close = (close + 1e-6 * random.standard_normal(close.shape)).astype(np.float32)
+    index = create(tmp_path / "i", identity="m")
+    index.add(replace(clips, visual=replace_values(clips.visual, close)))
+    monkeypatch.setattr("scav_jax.index.mesh.SLACK", 0)
+    asking = embedded(9, seed=3)
+    found = index.on_mesh(make_mesh(2), "a2v").search(asking, 3)
+    assert index.hits_of(found, 9) == index.search(asking, "a2v", 3, "sequence")
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_parts_find_what_the_whole_finds(tmp_path, method):
+    index = create(tmp_path / "i", identity="m")
+    index.add(clustered(61, 9, 12, 4))
+    asking = clustered(11, 9, 12, 4, prefix="q")
+    retrieval = method.replace("4", "99")
+    whole = index.search(asking, "a2v", 7, retrieval)
+    parts = index.search_parts(3, asking, "a2v", 7, retrieval, only=[0])
+    parts += index.search_parts(3, asking, "a2v", 7, retrieval, only=[2, 1])
+    assert len(parts) == 3 and index.merge_parts(parts, 11, 7) == whole
+
+
+# ---- storage ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("stored, share", [("bfloat16", 2e-3), ("int8", 5e-3)])
+def test_rounded_storage_scores_nearly_the_same(tmp_path, stored, share):
+    asking = clustered(9, 11, 16, 4, prefix="q")
+    found = []
+    for name in ("float32", stored):
+        index = create(tmp_path / name, identity="m", storage=name)
+        index.add(clustered(70, 11, 16, 4))
+        hits = index.search(asking, "a2v", 70, "sequence")
+        found.append(np.asarray([[{o.id: o.score for o in h}[f"clip{n}"] for n in range(70)]
+                                 for h in hits]))  # fmt: skip
+    spread = found[0].max()
+    assert 0 < np.abs(found[1] - found[0]).max() < share * spread
+    assert index.info()["bytes"] < 0.75 * open_index(tmp_path / "float32").info()["bytes"]
+
+
+# ---- programs --------------------------------------------------------------------------------
+
+
+def test_tune_proposes_a_k_that_serves(tmp_path):
+    index = made(tmp_path / "i", 60)
+    asking = tuning.sample(embedded(60), 20)
+    found = tuning.tune(index, asking, k=1, ks=[1, 3, 60])
+    assert [row["k"] for row in found["rows"]] == [1, 3, 60]
+    assert found["rows"][-1]["recall"] == 1.0 and found["rows"][-1]["method"] == "sequence"
+    assert "proposed: --retrieval" in tuning.table(found) and json.dumps(found)
+    good = [row["k"] for row in found["rows"] if row["recall"] >= tuning.WANTED]
+    assert found["proposed"] in {f"hybrid:{min(good)}", "exact", "sequence"}
+    with pytest.raises(InputError, match="the index is empty"):
+        tuning.tune(made(tmp_path / "e", 0), asking)
+
+
+class Stand(Model):
+    """A model whose queries are known."""
+
+    identity = "model"
+
+    def __init__(self):
+        pass
+
+    def embed(self, files, *, streams, **_):
+        found = embedded(len(files), seed=0)
+        other = "visual" if streams == ("audio",) else "audio"
+        return replace(found, **{other: None, f"{other}_embeddings": None})
+
+
+@pytest.fixture
+def stand(monkeypatch):
+    monkeypatch.setattr(program, "load_model", lambda _: Stand())
+
+
+def test_search_program(tmp_path, capsys, stand):
+    made(tmp_path / "i", 9)
+    given = [str(tmp_path / "i"), "a.wav", "b.wav", "--model", "m", "--k", "2"]
+    assert program.main(given) == 0
+    text = capsys.readouterr().out
+    assert "sound of videos/0.mp4" in text and "videos/1.mp4  [door]" in text
+    assert "clips were ruled out" in text
+    assert program.main([*given, "--video", "--json", "--filter", "label = 'dog'"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert [one["direction"] for one in found["queries"]] == ["v2a", "v2a"]
+    first = found["queries"][0]["hits"][0]
+    assert first["id"] == "clip0" and first["rank"] == 1 and len(found["queries"][0]["hits"]) == 2
+    assert {h["label"] for q in found["queries"] for h in q["hits"]} == {"dog"}
+    assert found["search"]["method"] == "exact" and 0 <= found["search"]["pruned_share"] <= 1
+
+
+def test_search_program_says_what_is_wrong(tmp_path, stand, monkeypatch):
+    made(tmp_path / "i", 0)
+    given = [str(tmp_path / "i"), "a.wav", "--model", "m"]
+    with pytest.raises(InputError, match="the index is empty"):
+        program.main(given)
+    with pytest.raises(InputError, match="not allowed with argument"):
+        program.main([*given, "--sound", "--video"])
+    with pytest.raises(InputError, match="--k: expected at least 1"):
+        program.main([*given, "--k", "0"])
+    with pytest.raises(InputError, match="expected an index"):
+        program.main([str(tmp_path / "none"), *given[1:]])
+    monkeypatch.setattr(Stand, "identity", "another")
+    with pytest.raises(InputError, match="the model another, it was built with model"):
+        program.main(given)

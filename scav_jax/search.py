@@ -1,7 +1,7 @@
 """Search on the command line: `python -m scav_jax.search INDEX FILE... --model RUN`.
 
     python -m scav_jax.search my.index door.wav --model runs/demo
-    python -m scav_jax.search my.index street.mp4 --model runs/demo --video --k 5
+    python -m scav_jax.search my.index street.mp4 --model runs/demo --video --k 5 --html found.html
 
 A file with both picture and sound asks by its sound, unless --video says by its picture. Sounds
 find videos, and pictures find sounds.
@@ -9,16 +9,20 @@ find videos, and pictures find sounds.
 
 import argparse
 import json
+import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from scav_jax.embed import Embedded
 from scav_jax.errors import InputError, run_program
+from scav_jax.files import write_atomically
 from scav_jax.index import Hit, Index, open_index
 from scav_jax.index.program import Parser, add_model, load_model
 from scav_jax.index.searching import METHODS, parse_retrieval
 from scav_jax.model import Model
+from scav_jax.report.match import latents_of
+from scav_jax.report.search_page import make_search, results_page
 
 
 @dataclass(frozen=True)
@@ -60,6 +64,9 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--start", type=float, default=0.0, help="of the part that asks, in seconds")
     add("--end", type=float, help="of the part that asks, in seconds")
     add("--json", action="store_true", help="for programs")
+    add(
+        "--html", type=Path, metavar="FILE", help="a page: queries and results in sync"
+    )
     return parser.parse_args(argv)
 
 
@@ -127,6 +134,26 @@ def document(asked: Sequence[Asked], index: Index) -> dict:
     return {"search": about, "queries": [asdict(one) for one in asked]}
 
 
+def page(
+    asked: Sequence[Asked], queries: Embedded, model: Model, index: Index, retrieval: str
+) -> str:
+    """The searches as one HTML document; clips whose files are gone are shown without."""
+    stream = "visual" if asked and asked[0].direction == "a2v" else "audio"
+    searches = [
+        make_search(
+            queries,
+            number,
+            one.hits,
+            direction=one.direction,
+            distance=model.distance,
+            latents=latents_of(model, one.hits, stream),
+            score_name="cosine" if retrieval == "aggregation" else "distance",
+        )
+        for number, one in enumerate(asked)
+    ]
+    return results_page(searches, title=f"Search in {index.path.name}")
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     arguments = parse(argv)
     parse_retrieval(arguments.retrieval)
@@ -150,6 +177,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(text(asked, retrieval))
         if index.report.method == "exact":
             print(f"\n{index.report.pruning.share:.1%} of {len(index):,} clips were ruled out")
+    if arguments.html:
+        html = page(asked, queries, model, index, retrieval)
+        write_atomically(arguments.html, html.encode())
+        print(arguments.html, file=sys.stderr)
     return 0
 
 

@@ -51,6 +51,27 @@ def _layer_norm(x: Float[Array, "B T C"], name: str) -> Float[Array, "B T C"]:
     return nn.LayerNorm(LAYER_NORM_EPSILON, name=name)(_wide(x)).astype(x.dtype)
 
 
+@jax.custom_vjp
+def gelu(x: Float[Array, "..."]) -> Float[Array, "..."]:
+    """The exact GELU, `x Phi(x)`. Its gradient keeps `x` only; autodiff would keep three arrays."""
+    return nn.gelu(x, approximate=False)
+
+
+def _gelu_forward(x):
+    return gelu(x), x
+
+
+def _gelu_backward(x, cotangent):
+    # In terms of erf, where the forward pass has erfc: or XLA would share, and so keep, its result.
+    wide = x if x.dtype.itemsize > 2 else x.astype(jnp.float32)
+    phi = 0.5 * (1.0 + jax.lax.erf(wide * 0.5**0.5))
+    density = jnp.exp(-0.5 * wide * wide) * (2.0 * math.pi) ** -0.5
+    return (cotangent * (phi + wide * density).astype(x.dtype),)
+
+
+gelu.defvjp(_gelu_forward, _gelu_backward)
+
+
 class Dropout(nn.Module):
     """Dropout whose mask belongs to the clip, not to the array that the clip is in.
 
@@ -143,7 +164,7 @@ class Block(nn.Module):
         x = x + drop(attention(y, mask, bias, rows, deterministic), rows, deterministic)
         y = _layer_norm(x, "feedforward_norm")
         y = nn.Dense(self.feedforward, name="feedforward_in", **products)(y)
-        y = nn.gelu(y, approximate=False)
+        y = gelu(y)
         y = nn.Dense(x.shape[-1], name="feedforward_out", **products)(y)
         return x + drop(y, rows, deterministic)
 
@@ -167,7 +188,7 @@ class ConvPosition(nn.Module):
             name="conv",
             **_products(self.precision),
         )
-        return x + nn.gelu(conv(x), approximate=False)
+        return x + gelu(conv(x))
 
 
 class Tower(nn.Module):
@@ -194,7 +215,7 @@ class Tower(nn.Module):
         mask = step_mask(lengths, steps)
         x = zero_padding(features.values, lengths)
         x = nn.Dense(self.hidden, name="projection_in", **products)(x)
-        x = nn.gelu(x, approximate=False)
+        x = gelu(x)
         x = Dropout(self.dropout, name="projection_drop")(x, rows, deterministic)
         x = nn.Dense(self.width, name="projection_out", **products)(x)
         if self.conv_position:

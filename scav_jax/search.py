@@ -64,9 +64,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--start", type=float, default=0.0, help="of the part that asks, in seconds")
     add("--end", type=float, help="of the part that asks, in seconds")
     add("--json", action="store_true", help="for programs")
-    add(
-        "--html", type=Path, metavar="FILE", help="a page: queries and results in sync"
-    )
+    add("--html", type=Path, metavar="FILE", help="a page: queries and results in sync")
     return parser.parse_args(argv)
 
 

@@ -2,12 +2,14 @@
 
 from functools import cache
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 import reference
 
+from scav_jax import encoders
 from scav_jax.encoders import Encoders
 from scav_jax.sequences import AudioVisual, sequences
 
@@ -374,3 +376,14 @@ def test_mistakes_are_named():
         jax.eval_shape(
             Encoders(**{**SMALL, "pre_resample": "a2v"}).init, jax.random.key(0), batch()
         )
+
+
+def test_gelu_and_its_gradient_are_flax_own_and_keep_the_input_only():
+    x = jnp.asarray(np.linspace(-8, 8, 4001), jnp.float32)
+    np.testing.assert_array_equal(encoders.gelu(x), nn.gelu(x, approximate=False))
+    ours = jax.vmap(jax.grad(encoders.gelu))(x)
+    theirs = jax.vmap(jax.grad(lambda x: nn.gelu(x, approximate=False)))(x)
+    np.testing.assert_allclose(ours, theirs, atol=3e-7)
+    kept = jax.tree.leaves(jax.vjp(encoders.gelu, x)[1])
+    assert [leaf.shape for leaf in kept] == [x.shape]
+    assert jax.grad(encoders.gelu)(jnp.bfloat16(0.5)).dtype == jnp.bfloat16

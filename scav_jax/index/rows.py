@@ -6,6 +6,7 @@ reader sees the table before it or after it; old versions stay readable.
 
 import contextlib
 import errno
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -21,6 +22,7 @@ KEPT_HOURS = 24  # old versions, for readers that still use them
 
 
 def _lancedb():
+    os.environ.setdefault("LANCE_LOG", "error")  # it warns that a new table is not there yet
     try:
         import lancedb
     except ModuleNotFoundError as error:

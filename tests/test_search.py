@@ -448,6 +448,7 @@ class Stand(Model):
     """A model whose queries are known."""
 
     identity = "model"
+    distance = ("euclidean", {"resample": "visual_to_audio"})
 
     def __init__(self):
         pass
@@ -477,6 +478,22 @@ def test_search_program(tmp_path, capsys, stand):
     assert first["id"] == "clip0" and first["rank"] == 1 and len(found["queries"][0]["hits"]) == 2
     assert {h["label"] for q in found["queries"] for h in q["hits"]} == {"dog"}
     assert found["search"]["method"] == "exact" and 0 <= found["search"]["pruned_share"] <= 1
+
+
+def test_search_program_writes_a_page(tmp_path, capsys, stand, monkeypatch):
+    index = made(tmp_path / "i", 9)
+    monkeypatch.setattr(program, "latents_of", lambda model, hits, stream: [None] * len(hits))
+    page = tmp_path / "found.html"
+    given = [str(tmp_path / "i"), "a.wav", "b.wav", "--model", "m", "--k", "2"]
+    assert program.main([*given, "--html", str(page)]) == 0
+    said = capsys.readouterr()
+    assert said.err.strip() == str(page)
+    html = page.read_text()
+    assert html.count("Videos found for a sound") == 2
+    queries = Stand().embed([0, 1], streams=("audio",))
+    for hits in index.search(queries, "a2v", 2, "exact"):
+        for hit in hits:
+            assert f"{hit.score:.4g}" in html and hit.source.rpartition("/")[2] in html
 
 
 def test_search_program_says_what_is_wrong(tmp_path, stand, monkeypatch):

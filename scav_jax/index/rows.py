@@ -22,7 +22,7 @@ KEPT_HOURS = 24  # old versions, for readers that still use them
 
 
 def _lancedb():
-    os.environ.setdefault("LANCE_LOG", "error")  # it warns that a new table is not there yet
+    os.environ.setdefault("LANCEDB_LOG", "error")  # it warns that a new table is not there yet
     try:
         import lancedb
     except ModuleNotFoundError as error:

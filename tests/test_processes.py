@@ -156,10 +156,11 @@ def test_two_processes_terminated_and_killed_then_one_equal_one_uninterrupted(tm
     assert f"terminated: saved step {stopped}; the same command resumes" in said
     assert 3 <= stopped < STEPS - 10
 
-    started = joined(words)
+    # Where process 0 does not wait for the other one, only its silence tells.
+    started = joined(words, **{"heartbeat-timeout-seconds": 15})
     wait_for_step(workdir, stopped + 5, started)
     started[1].kill()
-    code, _, said = ended(started[0], 30)
+    code, _, said = ended(started[0], 90)
     ended(started[1], 10)
     assert code == processes.EXIT_LOST and "Traceback" not in said, said
     assert f"resuming at step {stopped} of {STEPS}" in said

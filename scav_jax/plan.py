@@ -1,10 +1,9 @@
 """A plan before the run: `python -m scav_jax.plan --config configs/vggsound.py --device v100`.
 
 Memory, FLOPs, time and input of a config by arithmetic from its modules: nothing is computed, no
-data need be there. `estimate` counts what the backward pass keeps as XLA keeps it (which is more
-than the formulas need: dropout's random bits, the terms of GELU's erfc, LayerNorm's scale at full
-size), so other compilers and fused kernels need less. `--compile` asks XLA itself, without running
-anything.
+data need be there. `memory` counts what the backward pass keeps as XLA keeps it (which is more than
+the formulas need: dropout's random bits, LayerNorm's scale at full size), so other compilers and
+fused kernels need less. `--compile` asks XLA itself, without running anything.
 """
 
 import dataclasses
@@ -202,7 +201,7 @@ class Memory(NamedTuple):
 # What the gradient of one block needs, in arrays of each size, as XLA keeps it.
 BLOCK_WIDTH = 9  # both inputs and outputs of norms, q twice (in two layouts), k, v, mixed values
 NORM_SCALES = 4  # both norms' scales at full size, twice; float32 in any precision
-BLOCK_HIDDEN = 4  # before GELU, two terms of its erfc, after it
+BLOCK_HIDDEN = 2  # before GELU and after it
 BLOCK_MAPS = 1  # [T, T] for each head: weights after dropout
 FLOAT_MAPS = 2  # logits and gains, float32 in any precision
 DROPPED_BYTES = 8  # of every number that dropout sees: two words of random bits, not one bit

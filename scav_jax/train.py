@@ -465,6 +465,12 @@ def _say(words: str, bar: tqdm | None = None) -> None:
         (bar or tqdm).write(words, file=sys.stderr)
 
 
+def _not_of_closed_loops(unraisable) -> None:
+    """tensorstore answers a write that was given up in a loop that is closed: nobody waits."""
+    if str(unraisable.exc_value) != "Event loop is closed":
+        sys.__unraisablehook__(unraisable)
+
+
 def main(argv: list[str] | None = None) -> int:
     parser = ArgumentParser("Train SCAV, CAV or both on extracted features; resumes by itself.")
     parser.add_argument(
@@ -478,6 +484,7 @@ def main(argv: list[str] | None = None) -> int:
     for name in ("asyncio", "concurrent.futures"):
         logging.getLogger(name).setLevel(logging.CRITICAL + 1)
     threading.excepthook = lambda _: None
+    sys.unraisablehook = _not_of_closed_loops
     if (arguments.workdir / AVERAGED).is_dir():
         setup = set_up(config.to_dict())
         open_workdir(arguments.workdir, resolved_config(setup))

@@ -21,6 +21,7 @@ import numpy as np
 from scav_jax import datasets, sharding
 from scav_jax.batches import plan_training
 from scav_jax.checkpoints import build, example_batch, parameter_shapes
+from scav_jax.compiled import memory_of
 from scav_jax.config import ArgumentParser, parse, unpack
 from scav_jax.encoders import GATE_WIDTH, Encoders
 from scav_jax.errors import InputError, did_you_mean, run_program
@@ -485,18 +486,6 @@ def lowered_step(work: Workload, optimizer, seed: int = 0):
     return jitted.lower(state, batch)
 
 
-def xla_memory(compiled) -> dict[str, float]:
-    """Bytes on each device that a compiled step needs: what goes in, what comes beside it."""
-    found = compiled.memory_analysis()
-    kept = found.output_size_in_bytes - found.alias_size_in_bytes
-    arguments, temporary = found.argument_size_in_bytes, found.temp_size_in_bytes
-    return {
-        "arguments": arguments,
-        "temporary": temporary + kept,
-        "total": arguments + temporary + kept,
-    }
-
-
 def compared(work: Workload, optimizer, seed: int = 0) -> dict:
     """What XLA says of the step, beside the plan (one batch on the devices, as XLA sees it).
 
@@ -504,9 +493,10 @@ def compared(work: Workload, optimizer, seed: int = 0) -> dict:
     the CPU it undoes rematerialisation (it merges what is computed twice).
     """
     compiled = lowered_step(work, optimizer, seed).compile()
+    found = memory_of(compiled)
     one = dataclasses.replace(work, batches=1)
     return {
-        "memory_bytes": xla_memory(compiled),
+        "memory_bytes": found._asdict() | {"total": found.total},
         "planned_bytes": memory(one).total,
         "flops": float(compiled.cost_analysis()["flops"]) * work.devices,
         "planned_flops": flops(work).total,

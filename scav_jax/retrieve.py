@@ -46,19 +46,26 @@ def aggregation_similarities(
     Raises:
       InputError: an embedding without a direction (all zero, or not finite).
     """
-    units = []
-    for stream, embeddings in (("visual", visual_embeddings), ("audio", audio_embeddings)):
-        embeddings = np.asarray(embeddings, np.float64)
-        norms = np.linalg.norm(embeddings, axis=1, keepdims=True)
-        bad = np.flatnonzero(~np.isfinite(norms[:, 0]) | (norms[:, 0] == 0))
-        if bad.size:
-            raise InputError(
-                f"expected {stream} embeddings with a finite, positive length, got "
-                f"{norms[bad[0], 0]} for number {bad[0]} ({bad.size} of {len(norms)}); the model "
-                "or its features hold NaN: look at the training log"
-            )
-        units.append((embeddings / norms).astype(np.float32))
-    return units[0] @ units[1].T
+    return unit(visual_embeddings, "visual") @ unit(audio_embeddings, "audio").T
+
+
+def unit(embeddings: Float[np.ndarray, "K C"], stream: str = "") -> Float[np.ndarray, "K C"]:
+    """Embeddings of length 1, float32; `stream` is what an error calls them.
+
+    Raises:
+      InputError: an embedding without a direction (all zero, or not finite).
+    """
+    embeddings = np.asarray(embeddings, np.float64)
+    norms = np.linalg.norm(embeddings, axis=1, keepdims=True)
+    bad = np.flatnonzero(~np.isfinite(norms[:, 0]) | (norms[:, 0] == 0))
+    if bad.size:
+        what = f"{stream} embeddings".strip()
+        raise InputError(
+            f"expected {what} with a finite, positive length, got {norms[bad[0], 0]} for number "
+            f"{bad[0]} ({bad.size} of {len(norms)}); the model or its features hold NaN: look at "
+            "the training log"
+        )
+    return (embeddings / norms).astype(np.float32)
 
 
 def all_against_all(

@@ -5,8 +5,9 @@ from jaxtyping import Float, Int
 
 from scav_jax.index import products
 from scav_jax.index.running import Running
-from scav_jax.index.segments import Segment, unit
+from scav_jax.index.segments import Segment
 from scav_jax.index.storage import widen
+from scav_jax.retrieve import unit
 
 TILE_ROWS = 16384
 

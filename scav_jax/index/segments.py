@@ -30,6 +30,7 @@ from jaxtyping import Float, Int, Shaped
 from scav_jax.errors import InputError
 from scav_jax.index import storage as stored_as
 from scav_jax.index.layout import SEGMENTS, STREAMS, sync_folder
+from scav_jax.retrieve import unit
 
 ROW = np.dtype(
     [
@@ -149,19 +150,6 @@ def _residual(exact, rounded, scales) -> Float[np.ndarray, " n"]:
     return np.nextafter(
         (np.linalg.norm(moved, axis=1) * (1 + 1e-6)).astype(np.float32), np.float32(np.inf)
     )
-
-
-def unit(embeddings: Float[np.ndarray, "K C"]) -> Float[np.ndarray, "K C"]:
-    """Embeddings of length 1, float32."""
-    embeddings = np.asarray(embeddings, np.float64)
-    norms = np.linalg.norm(embeddings, axis=1, keepdims=True)
-    bad = np.flatnonzero(~np.isfinite(norms[:, 0]) | (norms[:, 0] == 0))
-    if bad.size:
-        raise InputError(
-            f"expected embeddings with a finite, positive length, got {norms[bad[0], 0]} for "
-            f"number {bad[0]} ({bad.size} of {len(norms)}); the model or its features hold NaN"
-        )
-    return (embeddings / norms).astype(np.float32)
 
 
 def join(parts: list[StreamRows]) -> StreamRows:

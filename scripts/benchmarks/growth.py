@@ -24,7 +24,7 @@ import jax
 import numpy as np
 
 from scav_jax import plan, sharding
-from scav_jax.compiled import communication_bytes
+from scav_jax.compiled import communication_bytes, memory_of
 from scav_jax.encoders import Encoders
 from scav_jax.errors import run_program
 from scav_jax.files import write_json
@@ -84,19 +84,19 @@ def measured(settings: dict, flops_per_s: float | None) -> dict:
     step, optimizer = work(**settings), make_optimizer(learning_rate=1e-3, warmup_steps=1, steps=9)
     begin = time.perf_counter()
     compiled = plan.lowered_step(step, optimizer).compile()
-    known = plan.xla_memory(compiled)
+    known = memory_of(compiled)
     count = plan.flops(step).total
     row = {
         **settings,
         "compile_s": time.perf_counter() - begin,
-        "memory_bytes": known["total"],
+        "memory_bytes": known.total,
         "planned_bytes": plan.memory(step).total,
         "flops": count,
         "communication_bytes": communication_bytes(compiled, unknown_trips=settings["steps"]),
         "step_s": None,
         "computed_step_s": count / flops_per_s if flops_per_s else None,
     }
-    fits = known["total"] < 0.5 * os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    fits = known.total < 0.5 * os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     expected = row["computed_step_s"] or 0.0
     if step.devices == 1 and fits and expected < LONGEST_STEP_S:
         row["step_s"] = step_seconds(compiled, step, optimizer)

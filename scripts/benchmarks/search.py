@@ -397,7 +397,7 @@ def first(arguments, folder: Path) -> dict:
     import lancedb
     import pyarrow as pa
 
-    from scav_jax.index.segments import unit
+    from scav_jax.retrieve import unit
 
     clips, width = (3000, 64) if arguments.quick else (100_000, 512)
     path = folder / "first"

@@ -353,7 +353,7 @@ def test_an_unknown_precision_is_named():
 
 
 @needs_devices
-@pytest.mark.parametrize("params", [True])
+@pytest.mark.parametrize("params", [False, True])
 def test_a_state_that_is_cut_over_devices_trains_the_same(params):
     encoders, objective = PRE, Objective()
     mesh = sharding.make_mesh(4)

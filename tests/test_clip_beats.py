@@ -292,7 +292,7 @@ def test_an_encoder_that_fails_ends_the_run_and_keeps_what_was_done(videos, mode
     failing = Failing(model._clip, model._beats)
     with pytest.raises(RuntimeError, match="out of memory on the accelerator"):
         program.extract(videos, tmp_path / "data", backbone=failing, workers=1)
-    assert 1 <= len(finished(tmp_path)) < 10 and not (tmp_path / "data").exists()
+    assert 3 <= len(finished(tmp_path)) < 10 and not (tmp_path / "data").exists()
     program.extract(videos, tmp_path / "data", backbone=model, workers=1)
     assert content(tmp_path / "data") == content(whole)
 

@@ -113,6 +113,25 @@ def test_an_error_in_the_thread_reaches_whoever_waits():
         raise KeyError("ours")
 
 
+def test_what_was_encoded_is_called_back_before_the_next_clip_fails():
+    begun, may_end, kept = threading.Event(), threading.Event(), []
+
+    def encode(clips):
+        if begun.is_set():
+            raise ValueError("no such kernel")
+        begun.set()
+        may_end.wait(30)
+        return [None for _ in clips]
+
+    with pytest.raises(ValueError, match="no such kernel"), Encoder(encode, 1, 2**30) as encoder:
+        encoder.encode(clip(0), lambda features: None)
+        assert begun.wait(30)
+        encoder.call(lambda: kept.append(0))  # taken together with the clip that fails
+        encoder.encode(clip(1), lambda features: None)
+        may_end.set()
+    assert kept == [0]
+
+
 # -- arrays that change hands -----------------------------------------------------------------
 
 

@@ -111,6 +111,8 @@ class Encoder:
 
     def _encode(self, items: list[tuple[Prepared | None, Callable]]) -> int:
         """Encodes, calls back, and says how many bytes are free again."""
+        while items and items[0][0] is None:  # of clips before these: not lost if these fail
+            items.pop(0)[1]()
         clips = [clip for clip, _ in items if clip is not None]
         begin = time.perf_counter()
         features = iter(self._encode_clips(clips) if clips else [])

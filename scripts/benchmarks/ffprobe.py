@@ -22,7 +22,7 @@ TOLERANCE_S = 0.04  # one frame at 25 Hz
 
 def probe(ffprobe: str, path: Path) -> dict[str, dict]:
     """What ffprobe says of the first stream of each kind, frames counted by decoding them."""
-    entries = "stream=codec_type,nb_read_frames,duration,start_time,avg_frame_rate,sample_rate"
+    entries = "stream=codec_type,nb_read_frames,duration"
     line = [ffprobe, "-v", "error", "-count_frames", "-show_entries", entries, "-of", "json"]
     done = subprocess.run([*line, str(path)], capture_output=True, text=True, check=True)
     streams = json.loads(done.stdout)["streams"]

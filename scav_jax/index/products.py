@@ -9,6 +9,7 @@ arithmetic, whatever blocks, devices or bounds were used to find them.
 
 import functools
 import os
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -43,11 +44,40 @@ def inner(
     queries: Float[np.ndarray, "Q n"], stored: Shaped[np.ndarray, "r n"]
 ) -> Float[np.ndarray, "Q r"]:
     """Products of queries with stored numbers (scales are not in them), summed piece by piece."""
+    return started(queries, stored)()
+
+
+def started(
+    queries: Float[np.ndarray, "Q n"], stored: Shaped[np.ndarray, "r n"], placed=None
+) -> Callable[[], np.ndarray]:
+    """`inner` under way: large products are computed while the caller does something else.
+
+    Args:
+      queries: the queries.
+      stored: the candidates; not to be changed until the result was asked for.
+      placed: the queries as `place` returned them, where one has that.
+
+    Returns:
+      What waits for the products and returns them.
+    """
     if len(queries) < FEW_QUERIES:
-        return _inner_of_few(queries, stored)
+        return functools.partial(_inner_of_few, queries, stored)
+    if len(queries) * stored.size > LARGE:
+        under_way = _compiled()(place(queries) if placed is None else placed, place(stored))
+        return lambda: np.array(under_way)
+    return functools.partial(_inner_of_some, queries, stored)
+
+
+def place(array: np.ndarray):
+    """An array where it is multiplied: itself on a CPU if it begins on a record's boundary."""
+    import jax
+
+    return jax.device_put(array, may_alias=True)
+
+
+def _inner_of_some(queries, stored) -> Float[np.ndarray, "Q r"]:
+    """The same by NumPy: nothing is compiled for a shape that hardly comes again."""
     rows, numbers = stored.shape
-    if len(queries) * rows * numbers > LARGE:
-        return np.array(_compiled()(queries, stored))
     total = np.zeros((len(queries), rows), np.float32)
     part = np.empty_like(total)
     wide = np.empty((rows, min(PIECE, numbers)), np.float32)

@@ -18,6 +18,8 @@ from scav_jax.index.layout import TABLE
 
 SHOWN = 5  # ids in a message
 CHUNK = 4096  # ids in one condition
+NAMED = 16  # rows that are read as fast as one is named
+ABOUT = ("id", "source", "start", "end", "label")
 KEPT_HOURS = 24  # old versions, for readers that still use them
 
 
@@ -140,17 +142,26 @@ class Rows:
             ) from error
 
     def at(self, places: Int[np.ndarray, "n 2"]) -> dict[tuple[int, int], dict]:
-        """The rows of some places."""
+        """What is known of the clips at some places: `ABOUT` of each."""
         found: dict[tuple[int, int], dict] = {}
-        for begin in range(0, len(places), CHUNK):
-            part = np.unique(places[begin : begin + CHUNK], axis=0)
-            by_segment = [
-                f"(segment = {segment} AND row IN ({_numbers(part[part[:, 0] == segment, 1])}))"
-                for segment in np.unique(part[:, 0])
-            ]
-            for batch in self._scan(schema().names, " OR ".join(by_segment)):
-                for row in batch.to_pylist():
-                    found[row["segment"], row["row"]] = row
+        unique = np.unique(_place_numbers(places))
+        # A condition costs about as much as reading so many rows for each place that it names.
+        if len(unique) * NAMED > len(self):
+            conditions = [None]
+        else:
+            parts = np.split(unique, range(CHUNK, len(unique), CHUNK))
+            conditions = [_condition(part) for part in parts if len(part)]
+        for condition in conditions:
+            for batch in self._scan([*ABOUT, "segment", "row"], condition):
+                segment, row = (batch.column(name).to_numpy() for name in ("segment", "row"))
+                wanted = np.isin(_place_numbers(np.stack([segment, row], axis=1)), unique)
+                if not wanted.any():
+                    continue
+                kept = batch.filter(wanted)
+                columns = [kept.column(name).to_pylist() for name in ABOUT]
+                rows = [dict(zip(ABOUT, values, strict=True)) for values in zip(*columns)]
+                keys = zip(segment[wanted].tolist(), row[wanted].tolist(), strict=True)
+                found.update(zip(keys, rows, strict=True))
         return found
 
     def existing(self, ids: list[str]) -> list[str]:
@@ -196,6 +207,20 @@ class Rows:
         import datetime
 
         self._table.optimize(cleanup_older_than=datetime.timedelta(hours=KEPT_HOURS))
+
+
+def _place_numbers(places: Int[np.ndarray, "n 2"]) -> Int[np.ndarray, " n"]:
+    """One number for each (segment, row)."""
+    return places[:, 0].astype(np.int64) << 32 | places[:, 1]
+
+
+def _condition(numbers: Int[np.ndarray, " n"]) -> str:
+    """That a row is at one of these places."""
+    segments, rows = numbers >> 32, numbers & 0xFFFFFFFF
+    return " OR ".join(
+        f"(segment = {segment} AND row IN ({_numbers(rows[segments == segment])}))"
+        for segment in np.unique(segments)
+    )
 
 
 def _numbers(values: np.ndarray) -> str:

@@ -3,7 +3,8 @@
 Everything here reads one stream of a snapshot through memory maps, a tile at a time.
 """
 
-from collections.abc import Iterator
+import functools
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -35,6 +36,26 @@ class Grid:
     steps: int
     values: Float[np.ndarray, "n TC"]
     squares: Float[np.ndarray, " n"]
+
+    @functools.cached_property
+    def placed(self):
+        """The values where large products are computed; they go there once."""
+        return products.place(self.values)
+
+
+@dataclass(frozen=True)
+class Block:
+    """Distances of a block of candidates on one grid, under way."""
+
+    numbers: Int[np.ndarray, " Q"]
+    finish: Callable[[], Float[np.ndarray, "Q r"]]
+    errors: Float[np.ndarray, " Q"]
+    segment: int
+    rows: Int[np.ndarray, " r"]
+
+    def offer(self, running: Running) -> None:
+        """Waits for the distances."""
+        running.offer(self.numbers, self.finish(), self.errors, self.segment, self.rows)
 
 
 @dataclass(frozen=True)
@@ -99,8 +120,24 @@ class Scan:
         """Which rows of a tile count."""
         return self.live[tile.segment.number][tile.rows]
 
+    def every(self, running: Running) -> None:
+        """Offers all rows to all queries: while one tile is multiplied, the last one is sorted."""
+        waiting: list[Block] = []
+        for tile in self.tiles():
+            begun = self.begun(tile)
+            for block in waiting:
+                block.offer(running)
+            waiting = begun
+        for block in waiting:
+            block.offer(running)
+
     def dense(self, tile: Tile, running: Running, wanted: np.ndarray | None = None) -> None:
         """Offers every row of a tile to every query, or to the `wanted` ones."""
+        for block in self.begun(tile, wanted):
+            block.offer(running)
+
+    def begun(self, tile: Tile, wanted: np.ndarray | None = None) -> list[Block]:
+        """Every row of a tile with every query, or with the `wanted` ones, under way."""
         stream = tile.segment.streams[self.asked]
         stored = stream.read("values", tile.rows)
         live = self.live_in(tile)
@@ -110,24 +147,21 @@ class Scan:
             dead = np.zeros(len(chosen), bool)
         else:
             rows, dead = np.arange(tile.rows.start, tile.rows.stop), ~live
-        self.block(tile, stored, rows, dead, running, wanted)
+        return self.blocks(tile, stored, rows, dead, wanted)
 
-    def block(
-        self, tile: Tile, stored, rows, dead, running: Running, wanted=None, allowed=None
-    ) -> None:
-        """Offers stored candidates `[r, T C]` of one length.
+    def blocks(self, tile: Tile, stored, rows, dead, wanted=None, allowed=None) -> list[Block]:
+        """Stored candidates `[r, T C]` of one length, under way on each grid.
 
         Args:
           tile: where they are from.
           stored: the candidates.
           rows: which rows of the segment they are.
           dead: those that do not count.
-          running: gets them.
           wanted: `[Q]`, the queries that they are offered to; None is all.
           allowed: `[Q, r]`, the pairs that count; None is all.
         """
         stream = tile.segment.streams[self.asked]
-        about = stream.rows[rows]
+        about, found = stream.rows[rows], []
         for grid in self.grids(tile.steps, tile.segment.centre):
             values, squares, scales = stored, about["square"], about["scale"]
             mine = slice(None) if wanted is None else wanted[grid.numbers]
@@ -137,19 +171,26 @@ class Scan:
             if grid.steps != tile.steps:
                 values = self._stretched(values, scales, tile, grid.steps)
                 squares, scales = products.squares_of(values), np.ones_like(scales)
-            queries = grid.values if wanted is None else grid.values[mine]
-            distances = products.inner(queries, values)
-            own = grid.squares[mine]
-            distances = products.squared(distances, own, squares, scales)
-            count = grid.values.shape[1]
-            distances /= np.float32(count)
-            if dead.any():
-                distances[:, dead] = np.inf
-            if allowed is not None:
-                distances[~allowed[numbers]] = np.inf
+            everyone = len(numbers) == len(grid.numbers)
+            queries = grid.values if everyone else grid.values[mine]
+            large = everyone and len(queries) * values.size > products.LARGE
+            inner = products.started(queries, values, grid.placed if large else None)
+            count, own = grid.values.shape[1], grid.squares[mine]
             largest = float(squares.max(initial=0.0))
             errors = products.rounding(count, tile.segment.width) * (own + largest) / count
-            running.offer(numbers, distances, errors, tile.segment.number, rows)
+            apart = dead[None] if dead.any() else None
+            if allowed is not None:
+                apart = ~allowed[numbers] if apart is None else ~allowed[numbers] | apart
+
+            def finish(inner=inner, own=own, squares=squares, scales=scales, apart=apart, n=count):
+                distances = products.squared(inner(), own, squares, scales)
+                distances /= np.float32(n)
+                if apart is not None:
+                    np.copyto(distances, np.float32(np.inf), where=apart)
+                return distances
+
+            found.append(Block(numbers, finish, errors, tile.segment.number, rows))
+        return found
 
     def _stretched(self, stored, scales, tile: Tile, steps: int) -> Float[np.ndarray, "r n"]:
         """Candidates of another length, brought to the grid of the queries."""

@@ -156,8 +156,7 @@ class Batch:
         else:
             running = Running(len(self.queries), self.k)
             if method == "sequence":
-                for tile in scan.tiles():
-                    scan.dense(tile, running)
+                scan.every(running)
             else:
                 query, segment, row, _ = self._first_stage(chosen)
                 order = second_stage.order_of(self.embeddings)

@@ -78,4 +78,5 @@ def _together(scan: Scan, tile: Tile, asking, rows, wanted, running: Running) ->
         allowed[asking] = wanted[:, part]
         stored = stream.gather("values", tile.rows, rows[part])
         dead = np.zeros(len(stored), bool)
-        scan.block(tile, stored, rows[part], dead, running, mask, allowed)
+        for block in scan.blocks(tile, stored, rows[part], dead, mask, allowed):
+            block.offer(running)

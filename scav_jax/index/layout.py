@@ -17,7 +17,7 @@ from scav_jax.errors import InputError, did_you_mean
 from scav_jax.files import write_json
 from scav_jax.sequences import DIRECTIONS as RESAMPLINGS
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 HEADER, SEGMENTS, LOCK, TABLE = "index.json", "segments", "lock", "rows"
 STREAMS = ("visual", "audio")
 STORAGES = ("float32", "bfloat16", "int8")

@@ -126,6 +126,14 @@ def _inner_of_few(queries, stored) -> Float[np.ndarray, "Q r"]:
     return total
 
 
+def dots(
+    queries: Float[np.ndarray, "p n"], values: Float[np.ndarray, "p n"]
+) -> Float[np.ndarray, " p"]:
+    """Products of pairs, summed piece by piece."""
+    pieces = [slice(begin, begin + PIECE) for begin in range(0, values.shape[1], PIECE)]
+    return sum(np.vecdot(queries[:, piece], values[:, piece]) for piece in pieces)
+
+
 def squared(
     products: Float[np.ndarray, "Q r"],
     query_squares: Float[np.ndarray, " Q"],

@@ -159,7 +159,9 @@ class Rows:
                     continue
                 kept = batch.filter(wanted)
                 columns = [kept.column(name).to_pylist() for name in ABOUT]
-                rows = [dict(zip(ABOUT, values, strict=True)) for values in zip(*columns)]
+                rows = [
+                    dict(zip(ABOUT, values, strict=True)) for values in zip(*columns, strict=True)
+                ]
                 keys = zip(segment[wanted].tolist(), row[wanted].tolist(), strict=True)
                 found.update(zip(keys, rows, strict=True))
         return found

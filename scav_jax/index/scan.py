@@ -18,6 +18,8 @@ from scav_jax.index.storage import widen
 
 TILE_BYTES = 2**28  # of one tile of candidates, as float32
 TILE_ROWS = 4096
+LONG = 4096  # numbers of a sequence that is compared alone; shorter ones together
+TOGETHER = 8  # queries
 _KEPT_BYTES = 2**29  # of queries on the grids of candidates
 
 
@@ -102,6 +104,16 @@ class Scan:
             result.append((grid, places))
         return result
 
+    @functools.cached_property
+    def count(self) -> int:
+        """How many candidates there are."""
+        return sum(int(live.sum()) for live in self.live.values())
+
+    @property
+    def has_bounds(self) -> bool:
+        """Whether sketches of the candidates are stored."""
+        return all(segment.basis is not None for segment in self.segments.values())
+
     # -- candidates -------------------------------------------------------------------------------
 
     def tiles(self, tile_bytes: int = TILE_BYTES) -> Iterator[Tile]:
@@ -136,8 +148,16 @@ class Scan:
         for block in self.begun(tile, wanted):
             block.offer(running)
 
-    def begun(self, tile: Tile, wanted: np.ndarray | None = None) -> list[Block]:
-        """Every row of a tile with every query, or with the `wanted` ones, under way."""
+    def begun(
+        self, tile: Tile, wanted: np.ndarray | None = None, allowed: np.ndarray | None = None
+    ) -> list[Block]:
+        """Every row of a tile with every query, or with the `wanted` ones, under way.
+
+        Args:
+          tile: the candidates.
+          wanted: `[Q]`, the queries that they are compared with; None is all.
+          allowed: `[Q, r]`, the pairs that count; None is all.
+        """
         stream = tile.segment.streams[self.asked]
         stored = stream.read("values", tile.rows)
         live = self.live_in(tile)
@@ -145,21 +165,9 @@ class Scan:
             chosen = np.flatnonzero(live)
             stored, rows = stored[chosen], tile.rows.start + chosen
             dead = np.zeros(len(chosen), bool)
+            allowed = None if allowed is None else allowed[:, chosen]
         else:
             rows, dead = np.arange(tile.rows.start, tile.rows.stop), ~live
-        return self.blocks(tile, stored, rows, dead, wanted)
-
-    def blocks(self, tile: Tile, stored, rows, dead, wanted=None, allowed=None) -> list[Block]:
-        """Stored candidates `[r, T C]` of one length, under way on each grid.
-
-        Args:
-          tile: where they are from.
-          stored: the candidates.
-          rows: which rows of the segment they are.
-          dead: those that do not count.
-          wanted: `[Q]`, the queries that they are offered to; None is all.
-          allowed: `[Q, r]`, the pairs that count; None is all.
-        """
         stream = tile.segment.streams[self.asked]
         about, found = stream.rows[rows], []
         for grid in self.grids(tile.steps, tile.segment.centre):
@@ -231,19 +239,42 @@ class Scan:
         queries: Int[np.ndarray, " p"],
         segments: Int[np.ndarray, " p"],
         rows: Int[np.ndarray, " p"],
+        order: Int[np.ndarray, " Q"] | None = None,
     ) -> Float[np.ndarray, " p"]:
-        """The final scores of chosen pairs: mean squared differences of what is stored."""
+        """The final scores of chosen pairs: mean squared differences of what is stored.
+
+        Args:
+          queries, segments, rows: the pairs.
+          order: of the queries, where like ones want the same candidates: those that are compared
+            one after the other then stay in the cache.
+        """
         result = np.full(len(queries), np.nan, np.float32)
         with products.pool() as threads:
             for tile, grid, which, place, row in self.pairs(queries, segments, rows):
-                order = np.argsort(row, kind="stable")
-                size = max(2**18 // grid.values.shape[1], 1)
-                parts = [order[b : b + size] for b in range(0, len(order), size)]
+                if not len(which):
+                    continue
+                numbers = grid.values.shape[1]
+                long = numbers >= LONG and grid.steps == tile.steps
+                if long and order is not None:
+                    group = np.empty(len(order), np.int64)
+                    group[order] = np.arange(len(order)) // TOGETHER
+                    sort = np.lexsort((row, group[queries[which]]))
+                else:
+                    sort = np.argsort(row, kind="stable")
+                size = max(2**18 // numbers, 1)
+                if long:
+                    size = max(size, -(-len(sort) // (8 * products.THREADS)))
+                parts = [sort[b : b + size] for b in range(0, len(sort), size)]
 
-                def some(part, tile=tile, grid=grid, place=place, row=row, which=which):
-                    x = self._values(tile, row[part], grid.steps)
-                    np.subtract(x, grid.values[place[part]], out=x)
-                    result[which[part]] = products.mean_square(x, tile.segment.width)
+                def some(part, tile=tile, grid=grid, place=place, row=row, which=which, long=long):
+                    if long:
+                        stream = tile.segment.streams[self.asked]
+                        scores = stream.differences(tile.rows, row[part], grid.values, place[part])
+                    else:
+                        x = self._values(tile, row[part], grid.steps)
+                        np.subtract(x, grid.values[place[part]], out=x)
+                        scores = products.mean_square(x, tile.segment.width)
+                    result[which[part]] = scores
 
                 list(threads.map(some, parts))
         return result
@@ -258,39 +289,3 @@ class Scan:
         values = widen(stored)
         values *= scales[:, None]
         return values
-
-    def near_pairs(
-        self,
-        queries: Int[np.ndarray, " p"],
-        segments: Int[np.ndarray, " p"],
-        rows: Int[np.ndarray, " p"],
-        running: Running,
-    ) -> None:
-        """Offers chosen pairs, each by one pass over the candidate."""
-        with products.pool() as threads:
-            for tile, grid, which, place, row in self.pairs(queries, segments, rows):
-                if not len(which):
-                    continue
-                if grid.steps != tile.steps:
-                    values = self.scores(queries[which], segments[which], rows[which])
-                    errors = np.full(len(which), 1e-6) * values
-                    running.pairs(
-                        queries[which], values.astype(float), errors, tile.segment.number, row
-                    )
-                    continue
-                inner = np.empty(len(which), np.float32)
-                order = np.lexsort((row, place))
-                cuts = np.array_split(order, min(products.THREADS * 4, len(order)))
-                stream = tile.segment.streams[self.asked]
-
-                def some(part, stream=stream, tile=tile, grid=grid, place=place, row=row, to=inner):
-                    stream.dots(tile.rows, row[part], grid.values, place[part], to, part)
-
-                list(threads.map(some, cuts))
-                about = stream.rows[row]
-                count = grid.values.shape[1]
-                own = grid.squares[place]
-                sums = own + about["square"]
-                distances = (sums - 2.0 * about["scale"] * inner) / count
-                errors = products.rounding(count, tile.segment.width) * sums / count
-                running.pairs(queries[which], distances, errors, tile.segment.number, row)

@@ -147,22 +147,21 @@ class Batch:
         if not self.header.one_grid:
             return self._any_distance(method, chosen)
         scan = Scan(self.queries, self.asked, self.segments, self.live)
+        order = second_stage.order_of(self.embeddings)
         if method == "exact":
-            search = ExactSearch(scan, self.k, second_stage.order_of(self.embeddings))
+            search = ExactSearch(scan, self.k, order)
             running = search.run()
-            for name in ("pairs", "after_means", "after_pooled"):
+            for name in ("pairs", "after_coarse", "after_fine"):
                 sums = getattr(report.pruning, name) + getattr(search.pruning, name)
                 setattr(report.pruning, name, sums)
-        else:
+        elif method == "sequence":
             running = Running(len(self.queries), self.k)
-            if method == "sequence":
-                scan.every(running)
-            else:
-                query, segment, row, _ = self._first_stage(chosen)
-                order = second_stage.order_of(self.embeddings)
-                second_stage.evaluate(scan, query, segment, row, running, order)
+            scan.every(running)
+        else:
+            pairs = self._first_stage(chosen)[:3]
+            return second_stage.nearest_of(scan, *pairs, self.k, order)
         query, segment, row = running.candidates()
-        scores = scan.scores(query, segment, row)
+        scores = scan.scores(query, segment, row, order)
         return ranked(query, segment, row, scores, self.segments, self.k)
 
     def _first_stage(self, chosen: int):

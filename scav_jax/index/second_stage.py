@@ -1,20 +1,21 @@
-"""Distances of chosen pairs: together as products where queries share candidates, else one by one.
+"""The k nearest among chosen pairs: sketches rule out most, what is left is compared.
 
-A product of G queries with the U candidates that any of them wants costs G U pairs; pairs one by
-one cost about `PAIR` times as much each, since every pair reads its candidate from memory.
+A pair that is compared reads a whole sequence; so the k pairs of each query with the lowest bounds
+are compared first, and then those whose bounds are not above the k-th score. The result is that of
+comparing all. Where bounds leave so many that products of all with all are faster, those decide.
 """
-
-import itertools
 
 import numpy as np
 from jaxtyping import Float, Int
 
+from scav_jax.index.bounds import Bounds
+from scav_jax.index.cosine import ranked
 from scav_jax.index.running import Running
-from scav_jax.index.scan import Scan, Tile
+from scav_jax.index.scan import Scan
 
-PAIR = 16  # of a product
-COPY = 16  # what copying a candidate costs, in pairs of a product
-GROUP = 64  # queries
+PAIR = 16  # pairs of a product take as long as one pair alone
+ALONE = 1.5  # the same for a few queries, whose products read as much as pairs do
+WORTH = 2  # times k pairs of a query, from which on bounds are worth their reading
 
 
 def order_of(embeddings: Float[np.ndarray, "Q C"]) -> Int[np.ndarray, " Q"]:
@@ -24,59 +25,74 @@ def order_of(embeddings: Float[np.ndarray, "Q C"]) -> Int[np.ndarray, " Q"]:
     return np.argsort(np.argmax(embeddings @ (pivots / norms).T, axis=1), kind="stable")
 
 
-def evaluate(
+def nearest_of(
     scan: Scan,
     query: Int[np.ndarray, " p"],
     segment: Int[np.ndarray, " p"],
     row: Int[np.ndarray, " p"],
-    running: Running,
+    k: int,
     order: Int[np.ndarray, " Q"],
-) -> None:
-    """Offers chosen pairs.
+) -> tuple[np.ndarray, ...]:
+    """(query, segment, row, score) of the k nearest of each query among chosen pairs, by rank.
 
     Args:
       scan: the queries and where candidates are.
       query, segment, row: the pairs.
-      running: gets them.
+      k: how many.
       order: of the queries, see `order_of`.
     """
-    rank = np.empty(len(order), np.int64)
-    rank[order] = np.arange(len(order))
-    group = rank[query] // GROUP
-    alone = np.ones(len(query), bool)
-    for number in np.unique(segment):
-        own = scan.segments[int(number)]
-        stream = own.streams[scan.asked]
-        here = np.flatnonzero(segment == number)
-        runs, of = stream.runs(), stream.run_of(row[here])
-        labels = of * (group.max() + 1) + group[here]
-        sort = np.argsort(labels, kind="stable")
-        edges = np.flatnonzero(np.diff(labels[sort], prepend=-1, append=-1))
-        for begin, end in itertools.pairwise(edges):
-            pairs = here[sort[begin:end]]
-            rows, column = np.unique(row[pairs], return_inverse=True)
-            asking, line = np.unique(query[pairs], return_inverse=True)
-            if len(rows) * (len(asking) + COPY) > PAIR * len(pairs) or len(asking) < 4:
-                continue
-            alone[pairs] = False
-            run = runs[of[sort[begin]]]
-            wanted = np.zeros((len(asking), len(rows)), bool)
-            wanted[line, column] = True
-            _together(scan, Tile(own, run, int(stream.rows["steps"][run.start])),
-                      asking, rows, wanted, running)  # fmt: skip
-    scan.near_pairs(query[alone], segment[alone], row[alone], running)
+
+    def compared(pairs):
+        places = (query[pairs], segment[pairs], row[pairs])
+        return ranked(*places, scan.scores(*places, order), scan.segments, k)
+
+    everything = np.arange(len(query))
+    if len(query) <= WORTH * k * len(scan.queries) or not scan.has_bounds:
+        return compared(everything)
+    bounds = Bounds(scan)
+    low = bounds.pairs("coarse", query, segment, row)
+    first = lowest(low, query, k)
+    best = compared(everything[first])
+    limits = limits_of(best, k, len(scan.queries))
+    left = everything[~first & (low <= limits[query])]
+    low = bounds.pairs("fine", query[left], segment[left], row[left])
+    left = left[low <= limits[query[left]]]
+    if len(left) * PAIR > len(scan.queries) * scan.count:
+        more = _by_products(scan, query[left], segment[left], row[left], k)
+    else:
+        more = compared(left)
+    together = [np.concatenate(both) for both in zip(best, more, strict=True)]
+    return ranked(*together, scan.segments, k)
 
 
-def _together(scan: Scan, tile: Tile, asking, rows, wanted, running: Running) -> None:
-    stream = tile.segment.streams[scan.asked]
-    mask = np.zeros(len(scan.queries), bool)
-    mask[asking] = True
-    size = max(2**26 // (4 * tile.steps * tile.segment.width), 1)
-    for begin in range(0, len(rows), size):
-        part = slice(begin, begin + size)
-        allowed = np.zeros((len(scan.queries), len(rows[part])), bool)
-        allowed[asking] = wanted[:, part]
-        stored = stream.gather("values", tile.rows, rows[part])
-        dead = np.zeros(len(stored), bool)
-        for block in scan.blocks(tile, stored, rows[part], dead, mask, allowed):
+def lowest(low: Float[np.ndarray, " p"], query: Int[np.ndarray, " p"], k: int):
+    """Whether each pair is among the k of its query with the lowest bounds."""
+    sort = np.lexsort((low, query))
+    own = query[sort]
+    first = np.zeros(len(query), bool)
+    first[sort[np.arange(len(own)) - np.searchsorted(own, own) < k]] = True
+    return first
+
+
+def limits_of(best, k: int, queries: int) -> Float[np.ndarray, " Q"]:
+    """The k-th score of each query, infinity where there are fewer; `best` is by rank."""
+    query, _, _, scores = best
+    rank = np.arange(len(query)) - np.searchsorted(query, query)
+    limits = np.full(queries, np.inf)
+    limits[query[rank == k - 1]] = scores[rank == k - 1]
+    return limits
+
+
+def _by_products(scan: Scan, query, segment, row, k: int) -> tuple[np.ndarray, ...]:
+    """The same by products of all queries with all candidates, of which only the pairs count."""
+    running = Running(len(scan.queries), k)
+    for tile in scan.tiles():
+        here = (segment == tile.segment.number) & (row >= tile.rows.start) & (row < tile.rows.stop)
+        if not here.any():
+            continue
+        allowed = np.zeros((len(scan.queries), tile.rows.stop - tile.rows.start), bool)
+        allowed[query[here], row[here] - tile.rows.start] = True
+        for block in scan.begun(tile, allowed=allowed):
             block.offer(running)
+    found = running.candidates()
+    return ranked(*found, scan.scores(*found), scan.segments, k)

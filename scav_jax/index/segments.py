@@ -4,11 +4,12 @@ segments/00000007/
    segment.json        rows, width, storage; checksums of the small files
    keys.npy            `[rows]` int64: in which order clips were added, over the whole index
    centre.npy          `[C]`, see `storage`
+   basis.npy           what sketches are coefficients of, see `sketches`
    visual.rows.npy     one `ROW` for each clip: lengths, places, scales, norms, checksums
    visual.values       stored sequences, one record after the other
    visual.embeddings   unit embeddings, the first stage
-   visual.means        means over time, rounded, and
-   visual.pooled       means over equal parts of the time, rounded: the bounds of exact search
+   visual.coarse       sketches of the sequences, rounded, and
+   visual.fine         longer ones: the bounds of exact search, see `sketches`
    audio.*             the same
 
 A segment is written under another name, synced, and renamed; only then does a row name it. A
@@ -30,27 +31,30 @@ from jaxtyping import Float, Int, Shaped
 from scav_jax.errors import InputError
 from scav_jax.index import storage as stored_as
 from scav_jax.index.layout import SEGMENTS, STREAMS, sync_folder
+from scav_jax.index.products import mean_square
+from scav_jax.index.sketches import Basis, sizes
 from scav_jax.retrieve import unit
 
 ROW = np.dtype(
     [
         ("values_offset", "<i8"),
-        ("pooled_offset", "<i8"),
+        ("fine_offset", "<i8"),
         ("steps", "<i4"),
         ("scale", "<f4"),
         ("square", "<f8"),  # of the stored values less the centre
-        ("means_residual", "<f4"),  # how far the stored mean is from the mean, at most
-        ("pooled_scale", "<f4"),
-        ("pooled_residual", "<f4"),  # the same for the pooled sequence, as a weighted norm
+        ("coarse_square", "<f8"),  # of the stored sketch
+        ("coarse_residual", "<f4"),  # how far the stored sketch is from the right one, at most
+        ("fine_scale", "<f4"),
+        ("fine_square", "<f8"),
+        ("fine_residual", "<f4"),
         ("values_sum", "<u8"),
         ("embeddings_sum", "<u8"),
-        ("means_sum", "<u8"),
-        ("pooled_sum", "<u8"),
+        ("coarse_sum", "<u8"),
+        ("fine_sum", "<u8"),
         ("checksum", "<u4"),
     ]
 )
-COLUMNS = ("values", "embeddings", "means", "pooled")
-MOST_PARTS = 8  # of a pooled sequence
+COLUMNS = ("values", "embeddings", "coarse", "fine")
 CHECKED_AT_ONCE = 256  # rows
 
 
@@ -70,25 +74,6 @@ class DamagedRow(InputError):
         )
 
 
-def part_edges(steps: int) -> Int[np.ndarray, " edges"]:
-    """Where the parts of a pooled sequence begin: up to 8 parts of at least 4 steps."""
-    parts = min(max(steps // 4, 1), MOST_PARTS)
-    return np.round(np.linspace(0, steps, parts + 1)).astype(int)
-
-
-def pool(values: Float[np.ndarray, "n T C"]) -> Float[np.ndarray, "n pooled"]:
-    """Means over the parts, each times the root of its share of the time; float64.
-
-    So squared distances of pooled sequences are mean squared distances over time, and by Jensen's
-    inequality at most those of the sequences themselves.
-    """
-    edges = part_edges(values.shape[1])
-    sums = np.add.reduceat(values, edges[:-1], axis=1, dtype=np.float64)
-    sizes = np.diff(edges)
-    scaled = sums / np.sqrt(sizes * values.shape[1])[:, None]
-    return scaled.reshape(len(values), -1)
-
-
 # -- writing --------------------------------------------------------------------------------------
 
 
@@ -105,7 +90,7 @@ def encode_run(
     embeddings: Float[np.ndarray, "n C"],
     storage: str,
     centre: Float[np.ndarray, " C"],
-    bounds: bool,
+    basis: Basis | None,
 ) -> StreamRows:
     """Encodes sequences of one length.
 
@@ -114,7 +99,7 @@ def encode_run(
       embeddings: of the same clips, not normalised; they need a direction.
       storage: one of `layout.STORAGES`.
       centre: see `storage`.
-      bounds: whether to store what exact search prunes by.
+      basis: of the sketches that exact search prunes by; None stores none.
     """
     count, steps, width = run.shape
     rows = np.zeros(count, ROW)
@@ -128,28 +113,24 @@ def encode_run(
     records = {"values": stored_as.records(stored)}
     kind = "float32" if storage == "float32" else "bfloat16"
     records["embeddings"] = stored_as.records(unit(embeddings).astype(stored_as.DTYPES[kind]))
-    if bounds:
-        wide = wide.reshape(run.shape)
-        means, pooled = wide.mean(axis=1), pool(wide)
-        rounded, ones = stored_as.encode(means.astype(np.float32), "bfloat16", 0 * centre)
-        rows["means_residual"] = _residual(means, rounded, ones)
-        records["means"] = stored_as.records(rounded)
-        zero = np.zeros(pooled.shape[1], np.float32)
-        rounded, rows["pooled_scale"] = stored_as.encode(pooled.astype(np.float32), "int8", zero)
-        rows["pooled_residual"] = _residual(pooled, rounded, rows["pooled_scale"])
-        records["pooled"] = stored_as.records(rounded)
+    if basis is not None:
+        sketched = basis.sketch(wide.reshape(run.shape))
+        weights = {"coarse": np.float32(1), "fine": basis.kept(steps).weights}
+        for column, kind in (("coarse", "bfloat16"), ("fine", "int8")):
+            (exact, off), weight = sketched[column], weights[column]
+            zero = np.zeros(exact.shape[1], np.float32)
+            rounded, scales = stored_as.encode((exact / weight).astype(np.float32), kind, zero)
+            wide = stored_as.widen(rounded).astype(np.float64)
+            wide *= weight * scales[:, None].astype(np.float64)
+            moved = (np.linalg.norm(exact - wide, axis=1) + off) * (1 + 1e-6)
+            rows[f"{column}_residual"] = np.nextafter(moved.astype(np.float32), np.float32(np.inf))
+            rows[f"{column}_square"] = np.square(wide).sum(axis=1)
+            records[column] = stored_as.records(rounded)
+        rows["fine_scale"] = scales
     for column, data in records.items():
         rows[f"{column}_sum"] = stored_as.word_sums(data)
     rows["checksum"] = [zlib.crc32(record) for record in records["values"]]
     return StreamRows(rows, {column: [data] for column, data in records.items()})
-
-
-def _residual(exact, rounded, scales) -> Float[np.ndarray, " n"]:
-    """How far rounding moved each vector, rounded up."""
-    moved = exact - stored_as.widen(rounded).astype(np.float64) * scales[:, None]
-    return np.nextafter(
-        (np.linalg.norm(moved, axis=1) * (1 + 1e-6)).astype(np.float32), np.float32(np.inf)
-    )
 
 
 def join(parts: list[StreamRows]) -> StreamRows:
@@ -157,7 +138,7 @@ def join(parts: list[StreamRows]) -> StreamRows:
     rows = np.concatenate([part.rows for part in parts])
     columns = parts[0].records
     records = {name: [data for part in parts for data in part.records[name]] for name in columns}
-    for column in ("values", "pooled"):
+    for column in ("values", "fine"):
         sizes = np.concatenate(
             [np.full(len(data), data.shape[1], np.int64) for data in records.get(column, [])]
             or [np.zeros(0, np.int64)]
@@ -174,6 +155,7 @@ def write_segment(
     keys: Int[np.ndarray, " n"],
     centre: Float[np.ndarray, " C"],
     storage: str,
+    basis: Basis | None = None,
 ) -> Path:
     """Writes a segment; it appears whole or not at all, and survives a power cut.
 
@@ -186,6 +168,8 @@ def write_segment(
     partial.mkdir(parents=True)
     try:
         small = {"keys.npy": keys.astype(np.int64), "centre.npy": centre.astype(np.float32)}
+        if basis is not None:
+            small["basis.npy"] = basis.table
         for name, stream in streams.items():
             small[f"{name}.rows.npy"] = stream.rows
             for column, records in stream.records.items():
@@ -239,8 +223,8 @@ class Stream:
         self._dtypes = {
             "values": stored_as.DTYPES[storage],
             "embeddings": stored_as.DTYPES[kind],
-            "means": stored_as.DTYPES["bfloat16"],
-            "pooled": stored_as.DTYPES["int8"],
+            "coarse": stored_as.DTYPES["bfloat16"],
+            "fine": stored_as.DTYPES["int8"],
         }
         self._data = {column: _mapped(folder / f"{name}.{column}") for column in COLUMNS}
         self._checked = {column: np.zeros(len(rows), bool) for column in COLUMNS}
@@ -295,40 +279,42 @@ class Stream:
             )
         return data.view(self._dtypes[column])[:, :columns]
 
-    def dots(
+    def differences(
         self,
         run: slice,
         rows: Int[np.ndarray, " p"],
         queries: Float[np.ndarray, "Q n"],
         places: Int[np.ndarray, " p"],
-        out: Float[np.ndarray, " all"],
-        where: Int[np.ndarray, " p"],
-    ) -> None:
-        """Products of chosen rows of one run with one query each, without a copy.
+    ) -> Float[np.ndarray, " p"]:
+        """Mean squared differences of chosen rows of one run and one query each, without copies.
 
         Args:
           run: the run.
           rows: of the candidates.
           queries: all of them, on the grid of the run.
           places: which of them.
-          out: gets the products, scales are not in them, at `where`.
-          where: places in `out`.
         """
         columns, size = self._shape("values", int(self.rows["steps"][run.start]))
         offset = self._offset("values", run.start, size)
         data = self._data["values"][offset : offset + (run.stop - run.start) * size]
         data = data.reshape(-1, size)
         checked, sums = self._checked["values"], self.rows["values_sum"]
-        steps = queries.reshape(len(queries), -1, self.width)
-        dtype, wide = self._dtypes["values"], np.empty(columns, np.float32)
-        for row, place, to in zip(rows.tolist(), places.tolist(), where.tolist(), strict=True):
-            record = data[row - run.start]
-            if not checked[row]:
-                if np.add.reduce(record.view(np.uint64)) != sums[row]:
-                    raise DamagedRow(self.folder, self.name, "values", row)
-                checked[row] = True
-            values = stored_as.widen(record.view(dtype)[:columns], wide)
-            out[to] = np.vecdot(values.reshape(-1, self.width), steps[place]).sum()
+        scales, dtype = self.rows["scale"], self._dtypes["values"]
+        result, wide = np.empty(len(rows), np.float32), np.empty(columns, np.float32)
+        room, last = np.empty((1, columns), np.float32), -1
+        for number, (row, place) in enumerate(zip(rows.tolist(), places.tolist(), strict=True)):
+            if row != last:
+                record, last = data[row - run.start], row
+                if not checked[row]:
+                    if np.add.reduce(record.view(np.uint64)) != sums[row]:
+                        raise DamagedRow(self.folder, self.name, "values", row)
+                    checked[row] = True
+                values = stored_as.widen(record.view(dtype)[:columns], wide)
+                if scales[row] != 1:
+                    values = np.multiply(values, scales[row], out=wide)
+            np.subtract(values, queries[place], out=room[0])
+            result[number] = mean_square(room, self.width)[0]
+        return result
 
     def run_of(self, rows: Int[np.ndarray, " n"]) -> Int[np.ndarray, " n"]:
         """The number of the run that each row is in."""
@@ -339,12 +325,12 @@ class Stream:
         columns = self.width
         if column == "values":
             columns *= steps
-        elif column == "pooled":
-            columns *= len(part_edges(steps)) - 1
+        elif column in ("coarse", "fine"):
+            columns = sizes(steps, self.width)[column == "fine"]
         return columns, stored_as.padded_bytes(columns * self._dtypes[column].itemsize)
 
     def _offset(self, column: str, row: int, size: int) -> int:
-        if column in ("values", "pooled"):
+        if column in ("values", "fine"):
             return int(self.rows[f"{column}_offset"][row])
         return row * size
 
@@ -385,6 +371,9 @@ class Segment:
                 )
         self.keys = self._small("keys.npy")
         self.centre = self._small("centre.npy")
+        self.basis = None
+        if "basis.npy" in self._checksums:
+            self.basis = Basis(self._small("basis.npy"))
         self.streams = {
             name: Stream(
                 self.folder, name, self._small(f"{name}.rows.npy"), self.storage, self.width

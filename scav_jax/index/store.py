@@ -16,6 +16,7 @@ from scav_jax.index.grids import stored_sequences
 from scav_jax.index.layout import STREAMS
 from scav_jax.index.rows import Rows, live_rows, schema
 from scav_jax.index.segments import DamagedRow, Segment
+from scav_jax.index.sketches import Basis
 from scav_jax.sequences import Sequences
 
 SEGMENT_BYTES = 2**28  # of one stream's sequences in one segment, about
@@ -179,6 +180,7 @@ class Index:
         streams = stored_sequences(embedded, self.header)
         _check_streams(embedded, streams, self.header)
         centre = self._centre(streams)
+        basis = self._basis(streams, centre)
         key = 1 + max(
             (int(one.keys.max(initial=-1)) for one in self._segments.values()), default=-1
         )
@@ -190,7 +192,7 @@ class Index:
         written, table = [], []
         try:
             for part in self._split(order, streams):
-                about = self._write(number, part, streams, embedded, centre, key)
+                about = self._write(number, part, streams, embedded, centre, key, basis)
                 written.append(number)
                 table.append(about)
                 number += 1
@@ -211,7 +213,7 @@ class Index:
             part for part in np.split(order, np.flatnonzero(np.diff(sizes // SEGMENT_BYTES)) + 1)
         ]
 
-    def _write(self, number, part, streams, embedded, centre, first_key):
+    def _write(self, number, part, streams, embedded, centre, first_key, basis):
         encoded = {}
         for name in STREAMS:
             lengths = np.asarray(streams[name].lengths)[part]
@@ -225,13 +227,13 @@ class Index:
                         np.asarray(units)[run],
                         self.header.storage,
                         centre,
-                        self.header.one_grid,
+                        basis,
                     )
                     for run in runs
                 ]
             )
         segments.write_segment(
-            self.path, number, encoded, first_key + part, centre, self.header.storage
+            self.path, number, encoded, first_key + part, centre, self.header.storage, basis
         )
         checksums = [encoded[name].rows["checksum"] for name in STREAMS]
         return part, np.full(len(part), number), np.arange(len(part)), *checksums
@@ -249,6 +251,12 @@ class Index:
                 total += np.sum(values[: int(length)], axis=0, dtype=np.float64)
                 steps += int(length)
         return (total / steps).astype(np.float32)
+
+    def _basis(self, streams: dict[str, Sequences], centre) -> Basis | None:
+        """What sketches are coefficients of, by the clips that came first, as the centre."""
+        for segment in self._segments.values():
+            return segment.basis
+        return Basis.of(streams, centre) if self.header.one_grid else None
 
     def _next_segment(self) -> int:
         return 1 + max(segments.segment_numbers(self.path), default=-1)
@@ -346,8 +354,11 @@ class Index:
             name: segments.copied(self._segments, name, places, steps[name][order])
             for name in STREAMS
         }
-        centre = np.asarray(self._segments[sources[0]].centre)
-        segments.write_segment(self.path, number, streams, keys[order], centre, self.header.storage)
+        first = self._segments[sources[0]]
+        segments.write_segment(
+            *(self.path, number, streams, keys[order], np.asarray(first.centre)),
+            *(self.header.storage, first.basis),
+        )
         return [(int(segment), int(row)) for segment, row in places]
 
     @contextlib.contextmanager

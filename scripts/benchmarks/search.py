@@ -236,7 +236,7 @@ def exact(arguments, folder: Path) -> dict:
             one = index.report.pruning
             after = {
                 "pruned": one.share,
-                "after_means": one.after_means / max(one.pairs, 1),
+                "after_coarse": one.after_coarse / max(one.pairs, 1),
                 **seconds,
             }
             found[f"{clips}x{queries}"] = after
@@ -244,7 +244,7 @@ def exact(arguments, folder: Path) -> dict:
             say(
                 f"{clips} clips, {queries} queries: pruned",
                 f"{one.share:.2%}",
-                f"(means leave {after['after_means']:.2%}), {faster:.2f} times as fast",
+                f"(coarse sketches leave {after['after_coarse']:.2%}), {faster:.2f} times as fast",
             )
         shutil.rmtree(path)
     return found

@@ -1,0 +1,166 @@
+"""Sketches: short vectors that are never further apart than the sequences they are of.
+
+A sequence is turned into coefficients: cosines over time (DCT-II) of its channels in a basis of
+their principal directions. That is a rotation, so distances stay as they are; for sequences that
+change slowly, or whose channels go together, a few coefficients hold most of it. A sketch is the
+coefficients that hold most, and one number more: the norm of all that is left out. With P the
+projection on those that are kept,
+
+    |q - x|^2 >= |P q - P x|^2 + (|q - P q| - |x - P x|)^2,
+
+so the distance of two sketches is a lower bound on that of their sequences.
+
+The basis is that of the clips that came first, both streams together; any other would be as right,
+only looser. Two sketches are stored: `coarse`, as many numbers as channels, and `fine`, an eighth
+of the sequence.
+"""
+
+import functools
+import hashlib
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Float, Int
+
+from scav_jax.sequences import Sequences
+
+BINS = 64  # of frequencies, relative to the highest
+SHARE = 8  # a fine sketch has one number for so many of the sequence
+SAMPLE = 256  # clips that a basis is of
+AT_ONCE = 64  # clips
+ROUNDING = 1e-10  # of what is computed here, in float64, in units of |x|^2
+
+
+def sizes(steps: int, width: int) -> tuple[int, int]:
+    """How many numbers the coarse and the fine sketch of a sequence have."""
+    coarse = max(width, 2)
+    return coarse, min(max(steps * width // SHARE, coarse), steps * width + 1)
+
+
+@functools.cache
+def _cosines(steps: int) -> Float[np.ndarray, "f T"]:
+    """The orthonormal cosine transform, DCT-II."""
+    frequencies, places = np.arange(steps)[:, None], np.arange(steps)[None, :] + 0.5
+    result = np.cos(np.pi * frequencies * places / steps) * np.sqrt(2.0 / steps)
+    result[0] /= np.sqrt(2.0)
+    return result
+
+
+def _bins(steps: int) -> Int[np.ndarray, " f"]:
+    """The bin of each frequency; the mean has its own."""
+    frequencies = np.arange(steps)
+    return np.where(frequencies == 0, 0, 1 + frequencies * (BINS - 1) // steps)
+
+
+@dataclass(frozen=True)
+class Kept:
+    """Which coefficients of sequences of one length are kept, those that hold most first.
+
+    Attributes:
+      count: how many.
+      cosines: `[f, T]`, the frequencies that any of them has.
+      parts: for each of these, directions of the basis and their places among all.
+      weights: `[count + 1]` float32, about how large each number of a sketch is; what is rounded
+        to bytes is divided by it.
+    """
+
+    count: int
+    cosines: np.ndarray
+    parts: list[tuple[np.ndarray, np.ndarray]]
+    weights: np.ndarray
+
+
+class Basis:
+    """Directions of channels, and how much coefficients hold.
+
+    Attributes:
+      table: `[C + BINS, C]` float32, as it is stored: directions as columns, then the mean square
+        of the coefficients of each bin of frequencies and direction.
+      loose: directions are rounded: how far their products are from those of orthonormal ones.
+    """
+
+    def __init__(self, table: Float[np.ndarray, "rows C"]):
+        self.table = table
+        width = table.shape[1]
+        self.directions = np.ascontiguousarray(table[:width], np.float64)
+        own = self.directions.T @ self.directions
+        self.loose = 1.01 * float(np.linalg.norm(own - np.eye(width))) + ROUNDING
+        self.key = hashlib.blake2b(np.ascontiguousarray(table).tobytes()).digest()
+        self._kept: dict[int, Kept] = {}
+
+    @classmethod
+    def of(cls, streams: dict[str, Sequences], centre: Float[np.ndarray, " C"]) -> "Basis":
+        """The basis of some clips."""
+        width = len(centre)
+        groups = [one for stream in streams.values() for one in _sample(stream, centre)]
+        products = sum(np.einsum("ntc,ntd->cd", one, one, optimize=True) for one in groups)
+        directions = np.linalg.eigh(products)[1][:, ::-1].astype(np.float32)
+        sums, counts = np.zeros((BINS, width)), np.zeros(BINS)
+        for one in groups:
+            steps = one.shape[1]
+            turned = np.matmul(_cosines(steps), one) @ directions.astype(np.float64)
+            np.add.at(sums, _bins(steps), np.square(turned).sum(axis=0))
+            np.add.at(counts, _bins(steps), len(one))
+        energy = sums / np.maximum(counts, 1)[:, None]
+        known = 1 + np.flatnonzero(counts[1:])  # other lengths have frequencies in between
+        if len(known):
+            energy[1:] = np.stack(
+                [np.interp(np.arange(1, BINS), known, column[known]) for column in energy.T], axis=1
+            )
+        return cls(np.concatenate([directions, energy.astype(np.float32)]))
+
+    def kept(self, steps: int) -> Kept:
+        """What a fine sketch keeps of sequences of a length; a coarse one keeps its beginning."""
+        if steps not in self._kept:
+            width = self.table.shape[1]
+            energy = self.table[width:][_bins(steps)]
+            count = sizes(steps, width)[1] - 1
+            chosen = np.argsort(-energy.ravel(), kind="stable")[:count]
+            used, frequency = np.unique(chosen // width, return_inverse=True)
+            places = [np.flatnonzero(frequency == number) for number in range(len(used))]
+            parts = [
+                (np.ascontiguousarray(self.directions[:, chosen[place] % width]), place)
+                for place in places
+            ]
+            rest = np.delete(energy.ravel(), chosen).sum(dtype=np.float64)
+            sizes_of = np.sqrt(np.append(energy.ravel()[chosen], rest))
+            weights = np.maximum(sizes_of, 1e-3 * sizes_of.max() + 1e-30).astype(np.float32)
+            self._kept[steps] = Kept(count, _cosines(steps)[used], parts, weights)
+        return self._kept[steps]
+
+    def sketch(
+        self, sequences: Float[np.ndarray, "n T C"]
+    ) -> dict[str, tuple[Float[np.ndarray, "n m"], Float[np.ndarray, " n"]]]:
+        """Both sketches of sequences less the centre, and how far off each is at most; float64."""
+        count, steps, width = sequences.shape
+        kept = self.kept(steps)
+        coefficients = np.empty((count, kept.count))
+        squares = np.empty(count)
+        for begin in range(0, count, AT_ONCE):
+            part = slice(begin, begin + AT_ONCE)
+            values = sequences[part].transpose(1, 0, 2).astype(np.float64, order="C")
+            squares[part] = np.square(values).sum(axis=(0, 2))
+            waves = kept.cosines @ values.reshape(steps, -1)
+            for wave, (directions, places) in zip(waves, kept.parts, strict=True):
+                coefficients[part, places] = wave.reshape(-1, width) @ directions
+        error = (2 * self.loose + ROUNDING) * squares
+        result = {}
+        for name, numbers in zip(("coarse", "fine"), sizes(steps, width), strict=True):
+            own = coefficients[:, : numbers - 1]
+            rest = np.sqrt(np.maximum(squares - np.square(own).sum(axis=1), 0.0))
+            # |a - b| = |a^2 - b^2| / (a + b), and at most the root of |a^2 - b^2|.
+            off = np.sqrt(error) / np.maximum(rest / np.sqrt(np.maximum(error, 1e-300)), 1.0)
+            result[name] = (np.concatenate([own, rest[:, None]], axis=1), off)
+        return result
+
+
+def _sample(stream: Sequences, centre) -> list[Float[np.ndarray, "n T C"]]:
+    """Some clips spread over all, less the centre, by length."""
+    lengths = np.asarray(stream.lengths)
+    chosen = np.unique(np.linspace(0, len(lengths) - 1, min(SAMPLE, len(lengths))).astype(int))
+    values = stream.values
+    return [
+        np.asarray(values)[same, :length].astype(np.float64) - centre
+        for length in np.unique(lengths[chosen])
+        for same in [chosen[lengths[chosen] == length]]
+    ]

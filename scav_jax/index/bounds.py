@@ -9,7 +9,7 @@ from jaxtyping import Float, Int
 
 from scav_jax.index import products
 from scav_jax.index.scan import Grid, Scan, Tile
-from scav_jax.index.sketches import Basis
+from scav_jax.index.sketches import Basis, sizes
 from scav_jax.index.storage import widen
 
 WASTE = 16  # pairs of a product that cost as much as one pair alone
@@ -20,17 +20,23 @@ ROWS = 2048  # of candidates of a product
 class Asking:
     """Queries on one grid as one of their sketches."""
 
-    def __init__(self, grid: Grid, basis: Basis, width: int, column: str, sketched):
-        exact, off = sketched
+    def __init__(self, grid: Grid, basis: Basis, width: int, column: str):
         self.column, self.count, self.width = column, grid.values.shape[1], width
-        weights = basis.kept(grid.steps).weights if column == "fine" else np.float32(1)
-        self.values = (exact * weights).astype(np.float32)
-        self.squares = np.square(exact).sum(axis=1)
+        queries, numbers = len(grid.values), sizes(grid.steps, width)[column == "fine"]
+        self.weights = basis.kept(grid.steps).weights if column == "fine" else np.float32(1)
+        self.values = np.empty((queries, numbers), np.float32)  # times the weights
+        self.squares = np.empty(queries)
         # The rounding of values, sketches and scores moves a sequence by this share of its norm.
-        self.slack = off + 10 * products.ROUNDING * np.sqrt(grid.squares)
-        self.rounding = products.rounding(self.values.shape[1], width)
+        self.slack = 10 * products.ROUNDING * np.sqrt(grid.squares)
+        self.rounding = products.rounding(numbers, width)
         self.stretch = 1 + basis.loose
         self.share = 1 - 8 * (width + 8) * products.ROUNDING
+
+    def put(self, part: slice, exact, off) -> None:
+        """Some of the queries' sketches."""
+        np.multiply(exact, self.weights, out=self.values[part], casting="same_kind")
+        self.squares[part] = np.vecdot(exact, exact)
+        self.slack[part] += off
 
     def residual(self, about) -> Float[np.ndarray, " r"]:
         """How far stored sketches may be from those of what is stored."""
@@ -87,8 +93,11 @@ class Bounds:
         if key not in self._asking:
             if len(self._asking) >= 16:
                 self._asking.clear()
-            both = basis.sketch(grid.values.reshape(len(grid.values), grid.steps, width))
-            made = {name: Asking(grid, basis, width, name, one) for name, one in both.items()}
+            made = {name: Asking(grid, basis, width, name) for name in ("coarse", "fine")}
+            sequences = grid.values.reshape(len(grid.values), grid.steps, width)
+            for part, sketched in basis.sketch(sequences):
+                for name, one in sketched.items():
+                    made[name].put(part, *one)
             self._asking[key] = made | {"grid": grid}  # so that its address stays its own
         return self._asking[key]
 

@@ -19,7 +19,7 @@ from scav_jax.index.storage import widen
 
 PIECE = 2048
 ROUNDING = 2.0**-24
-LARGE = 10**10  # multiplications that are worth compiling for their shape
+LARGE = 10**9  # multiplications that are worth compiling for their shape
 FEW_QUERIES = 4  # with these, memory is the limit: every thread streams its own rows
 THREADS = min(os.cpu_count() or 1, 16)
 _CACHED = 2**18  # numbers that stay in a core's cache

@@ -114,23 +114,33 @@ def encode_run(
     kind = "float32" if storage == "float32" else "bfloat16"
     records["embeddings"] = stored_as.records(unit(embeddings).astype(stored_as.DTYPES[kind]))
     if basis is not None:
-        sketched = basis.sketch(wide.reshape(run.shape))
-        weights = {"coarse": np.float32(1), "fine": basis.kept(steps).weights}
+        records |= _sketches(rows, wide.reshape(run.shape), basis)
+    for column, data in records.items():
+        rows[f"{column}_sum"] = stored_as.word_sums(data)
+    rows["checksum"] = [zlib.crc32(record) for record in records["values"]]
+    return StreamRows(rows, {column: [data] for column, data in records.items()})
+
+
+def _sketches(
+    rows: np.ndarray, sequences: Float[np.ndarray, "n T C"], basis: Basis
+) -> dict[str, np.ndarray]:
+    """Records of both sketches; what is known of them goes into `rows`."""
+    parts: dict[str, list[np.ndarray]] = {"coarse": [], "fine": []}
+    weights = {"coarse": np.float32(1), "fine": basis.kept(sequences.shape[1]).weights}
+    for part, sketched in basis.sketch(sequences):
         for column, kind in (("coarse", "bfloat16"), ("fine", "int8")):
             (exact, off), weight = sketched[column], weights[column]
             zero = np.zeros(exact.shape[1], np.float32)
             rounded, scales = stored_as.encode((exact / weight).astype(np.float32), kind, zero)
             wide = stored_as.widen(rounded).astype(np.float64)
             wide *= weight * scales[:, None].astype(np.float64)
+            rows[f"{column}_square"][part] = np.vecdot(wide, wide)
             moved = (np.linalg.norm(exact - wide, axis=1) + off) * (1 + 1e-6)
-            rows[f"{column}_residual"] = np.nextafter(moved.astype(np.float32), np.float32(np.inf))
-            rows[f"{column}_square"] = np.square(wide).sum(axis=1)
-            records[column] = stored_as.records(rounded)
-        rows["fine_scale"] = scales
-    for column, data in records.items():
-        rows[f"{column}_sum"] = stored_as.word_sums(data)
-    rows["checksum"] = [zlib.crc32(record) for record in records["values"]]
-    return StreamRows(rows, {column: [data] for column, data in records.items()})
+            moved = np.nextafter(moved.astype(np.float32), np.float32(np.inf))
+            rows[f"{column}_residual"][part] = moved
+            parts[column].append(stored_as.records(rounded))
+        rows["fine_scale"][part] = scales
+    return {column: np.concatenate(data) for column, data in parts.items()}
 
 
 def join(parts: list[StreamRows]) -> StreamRows:

@@ -17,6 +17,8 @@ of the sequence.
 
 import functools
 import hashlib
+import itertools
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -26,8 +28,8 @@ from scav_jax.sequences import Sequences
 
 BINS = 64  # of frequencies, relative to the highest
 SHARE = 8  # a fine sketch has one number for so many of the sequence
-SAMPLE = 256  # clips that a basis is of
-AT_ONCE = 64  # clips
+OF_DIRECTIONS, OF_ENERGY = 2048, 256  # clips that a basis is of
+AT_ONCE = 256  # clips
 ROUNDING = 1e-10  # of what is computed here, in float64, in units of |x|^2
 
 
@@ -54,19 +56,21 @@ def _bins(steps: int) -> Int[np.ndarray, " f"]:
 
 @dataclass(frozen=True)
 class Kept:
-    """Which coefficients of sequences of one length are kept, those that hold most first.
+    """Which coefficients of sequences of one length are kept, by frequency.
 
     Attributes:
       count: how many.
       cosines: `[f, T]`, the frequencies that any of them has.
       parts: for each of these, directions of the basis and their places among all.
+      first: places of those that a coarse sketch keeps.
       weights: `[count + 1]` float32, about how large each number of a sketch is; what is rounded
         to bytes is divided by it.
     """
 
     count: int
     cosines: np.ndarray
-    parts: list[tuple[np.ndarray, np.ndarray]]
+    parts: list[tuple[np.ndarray, slice]]
+    first: np.ndarray
     weights: np.ndarray
 
 
@@ -92,11 +96,14 @@ class Basis:
     def of(cls, streams: dict[str, Sequences], centre: Float[np.ndarray, " C"]) -> "Basis":
         """The basis of some clips."""
         width = len(centre)
-        groups = [one for stream in streams.values() for one in _sample(stream, centre)]
-        products = sum(np.einsum("ntc,ntd->cd", one, one, optimize=True) for one in groups)
+        # Directions need many clips, or they fit only those that they are of.
+        products = np.zeros((width, width))
+        for one in _sample(streams, centre, OF_DIRECTIONS):
+            some = one[:, :: max(one.shape[1] // 8, 1)].reshape(-1, width)
+            products += some.T @ some
         directions = np.linalg.eigh(products)[1][:, ::-1].astype(np.float32)
         sums, counts = np.zeros((BINS, width)), np.zeros(BINS)
-        for one in groups:
+        for one in _sample(streams, centre, OF_ENERGY):
             steps = one.shape[1]
             turned = np.matmul(_cosines(steps), one) @ directions.astype(np.float64)
             np.add.at(sums, _bins(steps), np.square(turned).sum(axis=0))
@@ -110,57 +117,69 @@ class Basis:
         return cls(np.concatenate([directions, energy.astype(np.float32)]))
 
     def kept(self, steps: int) -> Kept:
-        """What a fine sketch keeps of sequences of a length; a coarse one keeps its beginning."""
+        """What sketches keep of sequences of a length."""
         if steps not in self._kept:
             width = self.table.shape[1]
             energy = self.table[width:][_bins(steps)]
             count = sizes(steps, width)[1] - 1
             chosen = np.argsort(-energy.ravel(), kind="stable")[:count]
-            used, frequency = np.unique(chosen // width, return_inverse=True)
-            places = [np.flatnonzero(frequency == number) for number in range(len(used))]
-            parts = [
-                (np.ascontiguousarray(self.directions[:, chosen[place] % width]), place)
-                for place in places
-            ]
             rest = np.delete(energy.ravel(), chosen).sum(dtype=np.float64)
-            sizes_of = np.sqrt(np.append(energy.ravel()[chosen], rest))
-            weights = np.maximum(sizes_of, 1e-3 * sizes_of.max() + 1e-30).astype(np.float32)
-            self._kept[steps] = Kept(count, _cosines(steps)[used], parts, weights)
+            by_frequency = np.argsort(chosen // width, kind="stable")
+            place = np.empty(count, np.int64)
+            place[by_frequency] = np.arange(count)
+            chosen = chosen[by_frequency]
+            used, first = np.unique(chosen // width, return_index=True)
+            parts = [
+                (np.ascontiguousarray(self.directions[:, chosen[a:b] % width]), slice(a, b))
+                for a, b in itertools.pairwise([*first.tolist(), count])
+            ]
+            large = np.sqrt(np.append(energy.ravel()[chosen], rest))
+            weights = np.maximum(large, 1e-3 * large.max() + 1e-30).astype(np.float32)
+            in_coarse = np.sort(place[: sizes(steps, width)[0] - 1])
+            self._kept[steps] = Kept(count, _cosines(steps)[used], parts, in_coarse, weights)
         return self._kept[steps]
 
     def sketch(
         self, sequences: Float[np.ndarray, "n T C"]
-    ) -> dict[str, tuple[Float[np.ndarray, "n m"], Float[np.ndarray, " n"]]]:
-        """Both sketches of sequences less the centre, and how far off each is at most; float64."""
-        count, steps, width = sequences.shape
+    ) -> Iterator[tuple[slice, dict[str, tuple[np.ndarray, np.ndarray]]]]:
+        """Both sketches of sequences less the centre, and how far off each is at most.
+
+        Yields:
+          Which sequences, and for `coarse` and `fine` `[n, m]` and `[n]`, float64.
+        """
+        count, steps = sequences.shape[:2]
         kept = self.kept(steps)
-        coefficients = np.empty((count, kept.count))
-        squares = np.empty(count)
         for begin in range(0, count, AT_ONCE):
-            part = slice(begin, begin + AT_ONCE)
+            part = slice(begin, min(begin + AT_ONCE, count))
             values = sequences[part].transpose(1, 0, 2).astype(np.float64, order="C")
-            squares[part] = np.square(values).sum(axis=(0, 2))
-            waves = kept.cosines @ values.reshape(steps, -1)
-            for wave, (directions, places) in zip(waves, kept.parts, strict=True):
-                coefficients[part, places] = wave.reshape(-1, width) @ directions
-        error = (2 * self.loose + ROUNDING) * squares
-        result = {}
-        for name, numbers in zip(("coarse", "fine"), sizes(steps, width), strict=True):
-            own = coefficients[:, : numbers - 1]
-            rest = np.sqrt(np.maximum(squares - np.square(own).sum(axis=1), 0.0))
-            # |a - b| = |a^2 - b^2| / (a + b), and at most the root of |a^2 - b^2|.
-            off = np.sqrt(error) / np.maximum(rest / np.sqrt(np.maximum(error, 1e-300)), 1.0)
-            result[name] = (np.concatenate([own, rest[:, None]], axis=1), off)
-        return result
+            squares = sum(np.vecdot(step, step) for step in values)
+            waves = (kept.cosines @ values.reshape(steps, -1)).reshape(-1, *values.shape[1:])
+            fine = np.empty((part.stop - begin, kept.count + 1))
+            for wave, (directions, columns) in zip(waves, kept.parts, strict=True):
+                fine[:, columns] = wave @ directions
+            coarse = np.empty((len(fine), len(kept.first) + 1))
+            np.take(fine, kept.first, axis=1, out=coarse[:, :-1])
+            error = (2 * self.loose + ROUNDING) * squares
+            result = {}
+            for name, own in (("coarse", coarse), ("fine", fine)):
+                inside = np.vecdot(own[:, :-1], own[:, :-1])
+                rest = np.sqrt(np.maximum(squares - inside, 0.0))
+                own[:, -1] = rest
+                # |a - b| = |a^2 - b^2| / (a + b), and at most the root of |a^2 - b^2|.
+                off = np.sqrt(error)
+                result[name] = (own, off / np.maximum(rest / np.maximum(off, 1e-150), 1.0))
+            yield part, result
 
 
-def _sample(stream: Sequences, centre) -> list[Float[np.ndarray, "n T C"]]:
-    """Some clips spread over all, less the centre, by length."""
-    lengths = np.asarray(stream.lengths)
-    chosen = np.unique(np.linspace(0, len(lengths) - 1, min(SAMPLE, len(lengths))).astype(int))
-    values = stream.values
-    return [
-        np.asarray(values)[same, :length].astype(np.float64) - centre
-        for length in np.unique(lengths[chosen])
-        for same in [chosen[lengths[chosen] == length]]
-    ]
+def _sample(
+    streams: dict[str, Sequences], centre: Float[np.ndarray, " C"], most: int
+) -> Iterator[Float[np.ndarray, "n T C"]]:
+    """Some clips spread over all, both streams, less the centre, by length."""
+    for stream in streams.values():
+        lengths, values = np.asarray(stream.lengths), stream.values
+        chosen = np.unique(np.linspace(0, len(lengths) - 1, min(most, len(lengths))).astype(int))
+        for length in np.unique(lengths[chosen]):
+            same = chosen[lengths[chosen] == length]
+            for begin in range(0, len(same), AT_ONCE):
+                part = np.asarray(values)[same[begin : begin + AT_ONCE], :length]
+                yield part.astype(np.float64) - centre

@@ -9,7 +9,8 @@ from jaxtyping import Float, Int
 
 from scav_jax.index import products
 from scav_jax.index.scan import Grid, Scan, Tile
-from scav_jax.index.sketches import Basis, sizes
+from scav_jax.index.segments import stored_weights
+from scav_jax.index.sketches import Basis
 from scav_jax.index.storage import widen
 
 WASTE = 16  # pairs of a product that cost as much as one pair alone
@@ -22,21 +23,19 @@ class Asking:
 
     def __init__(self, grid: Grid, basis: Basis, width: int, column: str):
         self.column, self.count, self.width = column, grid.values.shape[1], width
-        queries, numbers = len(grid.values), sizes(grid.steps, width)[column == "fine"]
-        self.weights = basis.kept(grid.steps).weights if column == "fine" else np.float32(1)
-        self.values = np.empty((queries, numbers), np.float32)  # times the weights
-        self.squares = np.empty(queries)
+        weights = stored_weights(basis, column, grid.steps)
+        self.values = np.empty((len(grid.values), weights.size), np.float32)  # times the weights
+        self.squares = np.empty(len(grid.values))
         # The rounding of values, sketches and scores moves a sequence by this share of its norm.
         self.slack = 10 * products.ROUNDING * np.sqrt(grid.squares)
-        self.rounding = products.rounding(numbers, width)
+        self.rounding = products.rounding(weights.size, width)
         self.stretch = 1 + basis.loose
         self.share = 1 - 8 * (width + 8) * products.ROUNDING
-
-    def put(self, part: slice, exact, off) -> None:
-        """Some of the queries' sketches."""
-        np.multiply(exact, self.weights, out=self.values[part], casting="same_kind")
-        self.squares[part] = np.vecdot(exact, exact)
-        self.slack[part] += off
+        sequences = grid.values.reshape(len(grid.values), grid.steps, width)
+        for part, exact, off in basis.sketch(column, sequences):
+            np.multiply(exact, weights, out=self.values[part], casting="same_kind")
+            self.squares[part] = np.vecdot(exact, exact)
+            self.slack[part] += off
 
     def residual(self, about) -> Float[np.ndarray, " r"]:
         """How far stored sketches may be from those of what is stored."""
@@ -84,22 +83,18 @@ class Bounds:
 
     def __init__(self, scan: Scan):
         self.scan = scan
-        self._asking: dict[tuple, dict[str, Asking]] = {}
+        self._asking: dict[tuple, tuple[Grid, Asking]] = {}
 
-    def of(self, tile: Tile, grid: Grid) -> dict[str, Asking]:
+    def of(self, column: str, tile: Tile, grid: Grid) -> Asking:
         """The queries of a grid as they meet the sketches of a tile on that grid."""
         basis, width = tile.segment.basis, tile.segment.width
-        key = (id(grid.values), basis.key)
+        key = (column, id(grid), basis.key)
         if key not in self._asking:
             if len(self._asking) >= 16:
                 self._asking.clear()
-            made = {name: Asking(grid, basis, width, name) for name in ("coarse", "fine")}
-            sequences = grid.values.reshape(len(grid.values), grid.steps, width)
-            for part, sketched in basis.sketch(sequences):
-                for name, one in sketched.items():
-                    made[name].put(part, *one)
-            self._asking[key] = made | {"grid": grid}  # so that its address stays its own
-        return self._asking[key]
+            # With the grid, so that its number stays its own.
+            self._asking[key] = grid, Asking(grid, basis, width, column)
+        return self._asking[key][1]
 
     def pairs(
         self,
@@ -114,7 +109,7 @@ class Bounds:
             for tile, grid, which, place, row in self.scan.pairs(queries, segments, rows):
                 if grid.steps != tile.steps or not len(which):
                     continue
-                asking = self.of(tile, grid)[column]
+                asking = self.of(column, tile, grid)
                 stream = tile.segment.streams[self.scan.asked]
                 if len(which) * WASTE > len(asking.values) * (row.max() - row.min() + 1):
                     inner = _by_product(stream, tile, asking, place, row)

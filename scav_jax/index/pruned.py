@@ -58,7 +58,7 @@ class ExactSearch:
         """Squared distances of coarse sketches; infinity for rows that do not count."""
         stream = tile.segment.streams[self.scan.asked]
         stored = stream.read("coarse", tile.rows)
-        squared = self._bounds.of(tile, grid)["coarse"].squared(stored, stream.rows[tile.rows])
+        squared = self._bounds.of("coarse", tile, grid).squared(stored, stream.rows[tile.rows])
         live = self.scan.live_in(tile)
         if not live.all():
             squared[:, ~live] = np.inf
@@ -109,7 +109,7 @@ class ExactSearch:
         limits = self.running.limits[grid.numbers]
         stream = tile.segment.streams[self.scan.asked]
         squared = self._coarse(tile, grid)
-        asking = self._bounds.of(tile, grid)["coarse"]
+        asking = self._bounds.of("coarse", tile, grid)
         most = asking.thresholds(stream.rows[tile.rows], limits)
         line, column = np.nonzero(squared <= most[:, None])
         after_coarse = len(line)

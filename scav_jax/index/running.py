@@ -63,7 +63,10 @@ class Running:
         query, segment, row, distance, error = (
             np.concatenate(column) for column in zip(*self._parts, strict=True)
         )
-        order = np.lexsort((distance + error, query))
+        # By query, then distance; integers of 16 bits are sorted by their digits.
+        order = np.argsort(distance + error)
+        small = query.astype(np.int16) if len(self.limits) < 2**15 else query
+        order = order[np.argsort(small[order], kind="stable")]
         query = query[order]
         first = np.searchsorted(query, np.arange(len(self.limits)))
         last = np.searchsorted(query, np.arange(len(self.limits)), side="right")

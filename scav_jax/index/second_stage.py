@@ -15,6 +15,7 @@ from scav_jax.index.scan import Scan
 
 PAIR = 16  # pairs of a product take as long as one pair alone
 ALONE = 1.5  # the same for a few queries, whose products read as much as pairs do
+SKETCH = 24  # pairs alone take as long as a query's fine sketch
 WORTH = 2  # times k pairs of a query, from which on bounds are worth their reading
 
 
@@ -55,8 +56,9 @@ def nearest_of(
     best = compared(everything[first])
     limits = limits_of(best, k, len(scan.queries))
     left = everything[~first & (low <= limits[query])]
-    low = bounds.pairs("fine", query[left], segment[left], row[left])
-    left = left[low <= limits[query[left]]]
+    if len(left) > SKETCH * len(scan.queries):
+        low = bounds.pairs("fine", query[left], segment[left], row[left])
+        left = left[low <= limits[query[left]]]
     if len(left) * PAIR > len(scan.queries) * scan.count:
         more = _by_products(scan, query[left], segment[left], row[left], k)
     else:

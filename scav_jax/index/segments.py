@@ -125,22 +125,32 @@ def _sketches(
     rows: np.ndarray, sequences: Float[np.ndarray, "n T C"], basis: Basis
 ) -> dict[str, np.ndarray]:
     """Records of both sketches; what is known of them goes into `rows`."""
-    parts: dict[str, list[np.ndarray]] = {"coarse": [], "fine": []}
-    weights = {"coarse": np.float32(1), "fine": basis.kept(sequences.shape[1]).weights}
-    for part, sketched in basis.sketch(sequences):
-        for column, kind in (("coarse", "bfloat16"), ("fine", "int8")):
-            (exact, off), weight = sketched[column], weights[column]
-            zero = np.zeros(exact.shape[1], np.float32)
-            rounded, scales = stored_as.encode((exact / weight).astype(np.float32), kind, zero)
+    result = {}
+    for column, kind in (("coarse", "bfloat16"), ("fine", "int8")):
+        weights = stored_weights(basis, column, sequences.shape[1])
+        zero, parts = np.zeros(weights.size, np.float32), []
+        for part, exact, off in basis.sketch(column, sequences):
+            rounded, scales = stored_as.encode((exact / weights).astype(np.float32), kind, zero)
             wide = stored_as.widen(rounded).astype(np.float64)
-            wide *= weight * scales[:, None].astype(np.float64)
+            wide *= weights * scales[:, None].astype(np.float64)
             rows[f"{column}_square"][part] = np.vecdot(wide, wide)
             moved = (np.linalg.norm(exact - wide, axis=1) + off) * (1 + 1e-6)
             moved = np.nextafter(moved.astype(np.float32), np.float32(np.inf))
             rows[f"{column}_residual"][part] = moved
-            parts[column].append(stored_as.records(rounded))
-        rows["fine_scale"][part] = scales
-    return {column: np.concatenate(data) for column, data in parts.items()}
+            if column == "fine":
+                rows["fine_scale"][part] = scales
+            parts.append(stored_as.records(rounded))
+        result[column] = np.concatenate(parts)
+    return result
+
+
+def stored_weights(basis: Basis, column: str, steps: int) -> Float[np.ndarray, " m"]:
+    """What the numbers of stored sketches are to be multiplied with, and the scale of each clip.
+
+    Bytes have one step for all numbers of a clip, which differ in size; other numbers have none.
+    """
+    weights = basis.kept(column, steps).weights
+    return weights if column == "fine" else np.ones_like(weights)
 
 
 def join(parts: list[StreamRows]) -> StreamRows:

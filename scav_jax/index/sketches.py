@@ -24,12 +24,13 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float, Int
 
+from scav_jax.index import products
 from scav_jax.sequences import Sequences
 
 BINS = 64  # of frequencies, relative to the highest
 SHARE = 8  # a fine sketch has one number for so many of the sequence
 OF_DIRECTIONS, OF_ENERGY = 2048, 256  # clips that a basis is of
-AT_ONCE = 256  # clips
+AT_ONCE = 128  # clips
 ROUNDING = 1e-10  # of what is computed here, in float64, in units of |x|^2
 
 
@@ -61,16 +62,16 @@ class Kept:
     Attributes:
       count: how many.
       cosines: `[f, T]`, the frequencies that any of them has.
-      parts: for each of these, directions of the basis and their places among all.
-      first: places of those that a coarse sketch keeps.
+      widest: how many directions are looked at.
+      parts: for each frequency, directions of the basis and their places among all.
       weights: `[count + 1]` float32, about how large each number of a sketch is; what is rounded
         to bytes is divided by it.
     """
 
     count: int
     cosines: np.ndarray
+    widest: int
     parts: list[tuple[np.ndarray, slice]]
-    first: np.ndarray
     weights: np.ndarray
 
 
@@ -90,18 +91,18 @@ class Basis:
         own = self.directions.T @ self.directions
         self.loose = 1.01 * float(np.linalg.norm(own - np.eye(width))) + ROUNDING
         self.key = hashlib.blake2b(np.ascontiguousarray(table).tobytes()).digest()
-        self._kept: dict[int, Kept] = {}
+        self._kept: dict[tuple[str, int], Kept] = {}
 
     @classmethod
     def of(cls, streams: dict[str, Sequences], centre: Float[np.ndarray, " C"]) -> "Basis":
         """The basis of some clips."""
         width = len(centre)
         # Directions need many clips, or they fit only those that they are of.
-        products = np.zeros((width, width))
+        together = np.zeros((width, width))
         for one in _sample(streams, centre, OF_DIRECTIONS):
             some = one[:, :: max(one.shape[1] // 8, 1)].reshape(-1, width)
-            products += some.T @ some
-        directions = np.linalg.eigh(products)[1][:, ::-1].astype(np.float32)
+            together += some.T @ some
+        directions = np.linalg.eigh(together)[1][:, ::-1].astype(np.float32)
         sums, counts = np.zeros((BINS, width)), np.zeros(BINS)
         for one in _sample(streams, centre, OF_ENERGY):
             steps = one.shape[1]
@@ -116,59 +117,66 @@ class Basis:
             )
         return cls(np.concatenate([directions, energy.astype(np.float32)]))
 
-    def kept(self, steps: int) -> Kept:
-        """What sketches keep of sequences of a length."""
-        if steps not in self._kept:
+    def kept(self, column: str, steps: int) -> Kept:
+        """What a sketch keeps of sequences of a length: `coarse` or `fine`."""
+        if (column, steps) not in self._kept:
             width = self.table.shape[1]
-            energy = self.table[width:][_bins(steps)]
-            count = sizes(steps, width)[1] - 1
-            chosen = np.argsort(-energy.ravel(), kind="stable")[:count]
-            rest = np.delete(energy.ravel(), chosen).sum(dtype=np.float64)
-            by_frequency = np.argsort(chosen // width, kind="stable")
-            place = np.empty(count, np.int64)
-            place[by_frequency] = np.arange(count)
-            chosen = chosen[by_frequency]
+            energy = self.table[width:][_bins(steps)].ravel()
+            count = sizes(steps, width)[column == "fine"] - 1
+            largest = np.argsort(-energy, kind="stable")
+            chosen = np.sort(largest[:count])  # by frequency
+            rest = energy[largest[count:]].sum(dtype=np.float64)
             used, first = np.unique(chosen // width, return_index=True)
             parts = [
-                (np.ascontiguousarray(self.directions[:, chosen[a:b] % width]), slice(a, b))
+                (chosen[a:b] % width, slice(a, b))
                 for a, b in itertools.pairwise([*first.tolist(), count])
             ]
-            large = np.sqrt(np.append(energy.ravel()[chosen], rest))
+            widest = min(-(-(int((chosen % width).max()) + 1) // 64) * 64, width)
+            large = np.sqrt(np.append(energy[chosen], rest))
             weights = np.maximum(large, 1e-3 * large.max() + 1e-30).astype(np.float32)
-            in_coarse = np.sort(place[: sizes(steps, width)[0] - 1])
-            self._kept[steps] = Kept(count, _cosines(steps)[used], parts, in_coarse, weights)
-        return self._kept[steps]
+            self._kept[column, steps] = Kept(count, _cosines(steps)[used], widest, parts, weights)
+        return self._kept[column, steps]
 
     def sketch(
-        self, sequences: Float[np.ndarray, "n T C"]
-    ) -> Iterator[tuple[slice, dict[str, tuple[np.ndarray, np.ndarray]]]]:
-        """Both sketches of sequences less the centre, and how far off each is at most.
+        self, column: str, sequences: Float[np.ndarray, "n T C"]
+    ) -> Iterator[tuple[slice, Float[np.ndarray, "n m"], Float[np.ndarray, " n"]]]:
+        """A sketch of sequences less the centre, `coarse` or `fine`.
 
         Yields:
-          Which sequences, and for `coarse` and `fine` `[n, m]` and `[n]`, float64.
+          Which sequences, their sketches and how far off each is at most, float64.
         """
-        count, steps = sequences.shape[:2]
-        kept = self.kept(steps)
-        for begin in range(0, count, AT_ONCE):
-            part = slice(begin, min(begin + AT_ONCE, count))
-            values = sequences[part].transpose(1, 0, 2).astype(np.float64, order="C")
-            squares = sum(np.vecdot(step, step) for step in values)
-            waves = (kept.cosines @ values.reshape(steps, -1)).reshape(-1, *values.shape[1:])
-            fine = np.empty((part.stop - begin, kept.count + 1))
-            for wave, (directions, columns) in zip(waves, kept.parts, strict=True):
-                fine[:, columns] = wave @ directions
-            coarse = np.empty((len(fine), len(kept.first) + 1))
-            np.take(fine, kept.first, axis=1, out=coarse[:, :-1])
-            error = (2 * self.loose + ROUNDING) * squares
-            result = {}
-            for name, own in (("coarse", coarse), ("fine", fine)):
-                inside = np.vecdot(own[:, :-1], own[:, :-1])
-                rest = np.sqrt(np.maximum(squares - inside, 0.0))
-                own[:, -1] = rest
-                # |a - b| = |a^2 - b^2| / (a + b), and at most the root of |a^2 - b^2|.
-                off = np.sqrt(error)
-                result[name] = (own, off / np.maximum(rest / np.maximum(off, 1e-150), 1.0))
-            yield part, result
+        parts = [
+            slice(begin, min(begin + AT_ONCE, len(sequences)))
+            for begin in range(0, len(sequences), AT_ONCE)
+        ]
+        kept = self.kept(column, sequences.shape[1])
+        if len(parts) == 1:
+            yield parts[0], *self._sketch(kept, sequences)
+            return
+        with products.pool() as threads:
+            for begin in range(0, len(parts), products.THREADS):
+                pair = parts[begin : begin + products.THREADS]
+                made = threads.map(lambda part: self._sketch(kept, sequences[part]), pair)
+                for part, one in zip(pair, made, strict=True):
+                    yield part, *one
+
+    def _sketch(self, kept: Kept, sequences) -> tuple[np.ndarray, np.ndarray]:
+        values = sequences.transpose(1, 0, 2).astype(np.float64, order="C")
+        squares = sum(np.vecdot(step, step) for step in values)
+        steps, count, width = values.shape
+        waves = kept.cosines @ values.reshape(steps, -1)
+        # One product of a round width: BLAS takes six times as long for several of odd ones.
+        turned = waves.reshape(-1, width) @ self.directions[:, : kept.widest]
+        turned = turned.reshape(-1, count, kept.widest)
+        result = np.empty((count, kept.count + 1))
+        for one, (directions, columns) in zip(turned, kept.parts, strict=True):
+            result[:, columns] = one[:, directions]
+        inside = np.vecdot(result[:, :-1], result[:, :-1])
+        rest = np.sqrt(np.maximum(squares - inside, 0.0))
+        result[:, -1] = rest
+        # |a - b| = |a^2 - b^2| / (a + b), and at most the root of |a^2 - b^2|.
+        off = np.sqrt((2 * self.loose + ROUNDING) * squares)
+        return result, off / np.maximum(rest / np.maximum(off, 1e-150), 1.0)
 
 
 def _sample(

@@ -264,6 +264,29 @@ def test_an_orphan_segment_is_not_overwritten_nor_read(tmp_path):
     assert again.compact()["swept"] == ["00000000", "00000001", "00000002"]
 
 
+def test_an_index_of_an_older_format_is_refused(tmp_path):
+    made(tmp_path / "i", 3)
+    header = tmp_path / "i" / "index.json"
+    header.write_text(header.read_text().replace('"format_version": 2', '"format_version": 1'))
+    with pytest.raises(InputError, match="format 2, got 1; build it again") as raised:
+        open_index(tmp_path / "i")
+    assert "\n" not in str(raised.value)
+
+
+def test_later_clips_are_sketched_as_the_first(tmp_path):
+    """One basis for an index, so that segments can be put together."""
+    index = made(tmp_path / "i", 12)
+    index.add(embedded(9, seed=5, prefix="late"))
+    first, second = (one.basis for one in index._segments.values())
+    assert np.array_equal(first.table, second.table)
+    index.delete(["clip1"])
+    index.compact()
+    (basis,) = (one.basis for one in index._segments.values())
+    assert np.array_equal(basis.table, first.table)
+    asking = embedded(4, seed=8)
+    assert index.search(asking, "a2v", 5, "exact") == index.search(asking, "a2v", 5, "sequence")
+
+
 # ---- disks -----------------------------------------------------------------------------------
 
 
@@ -277,8 +300,8 @@ def test_a_flipped_byte_is_named(tmp_path, column, stored):
     file.write_bytes(data)
     retrieval = {"values": "sequence", "embeddings": "aggregation"}.get(column, "exact")
     index = open_index(tmp_path / "i")
-    if column == "pooled":
-        with pytest.raises(InputError, match=r"visual.pooled, row 5.*clip 'clip5'"):
+    if column == "fine":
+        with pytest.raises(InputError, match=r"visual.fine, row 5.*clip 'clip5'"):
             index.verify()
     else:
         with pytest.raises(InputError, match=rf"visual.{column}, row 5.*clip 'clip5'"):

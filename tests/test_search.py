@@ -10,9 +10,24 @@ from test_index import embedded, made
 
 from scav_jax import search as program
 from scav_jax.errors import InputError
-from scav_jax.index import any_distance, create, open_index, products, pruned, searching
+from scav_jax.index import (
+    any_distance,
+    bounds,
+    create,
+    open_index,
+    products,
+    pruned,
+    rows,
+    scan,
+    searching,
+    second_stage,
+    sketches,
+)
 from scav_jax.index import tune as tuning
+from scav_jax.index.bounds import Bounds
 from scav_jax.index.running import Running
+from scav_jax.index.scan import Scan
+from scav_jax.index.segments import Stream
 from scav_jax.model import Model
 from scav_jax.sequences import Sequences
 from scav_jax.sharding import make_mesh
@@ -106,13 +121,59 @@ def test_hybrid_of_all_is_sequence(tmp_path):
 
 
 def test_second_stage_over_all_candidates_is_sequence(tmp_path, monkeypatch):
-    """The pairs one by one, and products of chosen ones, without the switch to all."""
+    """Pairs alone and by products of all, with bounds and without, and no switch to all."""
     asking, index = embedded(70, seed=7), made(tmp_path / "i", 40)
     everything = index.search(asking, "a2v", 10, "sequence")
     monkeypatch.setattr(searching, "_switched", lambda method, *_: method)
-    for pair in (0, 1000):  # never together; always together
-        monkeypatch.setattr("scav_jax.index.second_stage.PAIR", pair)
+    for pair, worth, sketch in ((0, 0, 0), (1000, 0, 0), (1000, 0, 99), (0, 99, 0)):
+        monkeypatch.setattr(second_stage, "PAIR", pair)
+        monkeypatch.setattr(second_stage, "WORTH", worth)
+        monkeypatch.setattr(second_stage, "SKETCH", sketch)
         assert index.search(asking, "a2v", 10, "hybrid:40") == everything
+
+
+@pytest.mark.parametrize("stored", ["float32", "int8"])
+def test_the_second_stage_compares_few_of_the_chosen(tmp_path, monkeypatch, stored):
+    """What its bounds rule out is not read, and the result is that of comparing all of them."""
+    monkeypatch.setattr(searching, "_switched", lambda method, *_: method)
+    index = create(tmp_path / "i", identity="m", storage=stored)
+    index.add(clustered(300, 20, 12, 4))
+    asking = clustered(9, 20, 12, 4, prefix="q")
+    compared, scores_of = [], Scan.scores
+
+    def counting(scan, queries, *rest):
+        compared.append(len(queries))
+        return scores_of(scan, queries, *rest)
+
+    monkeypatch.setattr(Scan, "scores", counting)
+    found = index.search(asking, "a2v", 5, "hybrid:200")
+    assert sum(compared) < 0.5 * 9 * 200
+    compared.clear()
+    monkeypatch.setattr(second_stage, "WORTH", 10**6)
+    assert index.search(asking, "a2v", 5, "hybrid:200") == found and sum(compared) == 9 * 200
+
+
+@pytest.mark.parametrize("stored", ["float32", "int8"])
+def test_long_sequences_are_compared_alone_with_the_same_scores(tmp_path, monkeypatch, stored):
+    index, asking = made(tmp_path / "i", 30, stored=stored), embedded(6, seed=3)
+    together = index.search(asking, "a2v", 30, "sequence")
+    monkeypatch.setattr(scan, "LONG", 1)
+    alone = []
+    differences = Stream.differences
+    monkeypatch.setattr(
+        Stream, "differences", lambda *given: alone.append(1) or differences(*given)
+    )
+    assert index.search(asking, "a2v", 30, "sequence") == together and alone
+
+
+def test_hits_are_read_by_name_or_all_at_once(tmp_path, monkeypatch):
+    index, asking = made(tmp_path / "i", 60), embedded(7, seed=3)
+    index.add(embedded(40, seed=5, prefix="late"))
+    found = index.search(asking, "a2v", 3, "sequence")
+    for named in (0, 10**6):  # never all; always
+        monkeypatch.setattr(rows, "NAMED", named)
+        assert index.search(asking, "a2v", 3, "sequence") == found
+    assert {one.id[:4] for hits in found for one in hits} == {"clip", "late"}
 
 
 # ---- exactness -------------------------------------------------------------------------------
@@ -138,36 +199,95 @@ def test_exact_is_sequence_on_a_hundred_seeds(tmp_path, monkeypatch):
     assert np.mean(np.asarray(pruned_shares) > 0.3) > 0.5  # else nothing was tested
 
 
-def test_bounds_are_below_the_scores(tmp_path):
+def test_bounds_are_below_the_scores(tmp_path, monkeypatch):
     for stored in ("float32", "bfloat16", "int8"):
         index = create(tmp_path / stored, identity="m", storage=stored)
         clips = clustered(60, 13, 9, 5)
         index.add(clips)
         asking = searching.queries_of(clustered(8, 13, 9, 6), "a2v", index.header)
-        scan = searching.Scan(asking, "visual", index._segments, index._live)
-        (tile,) = scan.tiles()
-        (grid,) = scan.grids(tile.steps, tile.segment.centre)
-        rows, stream = np.arange(60), tile.segment.streams["visual"]
-        pairs = [one.ravel() for one in np.meshgrid(np.arange(8), rows, indexing="ij")]
-        exact = scan.scores(pairs[0], 0 * pairs[0], pairs[1]).reshape(8, 60)
-        found = {}
-        for column in ("means", "pooled"):
-            bound, about = pruned.Bounds(grid, 9, column), stream.rows[tile.rows]
-            squared = bound.squared(tile, stream.read(column, tile.rows), about, slice(None))
-            for column_of in range(60):
+        scanned = searching.Scan(asking, "visual", index._segments, index._live)
+        (tile,) = scanned.tiles()
+        (grid,) = scanned.grids(tile.steps, tile.segment.centre)
+        stream = tile.segment.streams["visual"]
+        about = stream.rows[tile.rows]
+        pairs = [one.ravel() for one in np.meshgrid(np.arange(8), np.arange(60), indexing="ij")]
+        places = (pairs[0], 0 * pairs[0], pairs[1])
+        exact = scanned.scores(*places).reshape(8, 60).astype(float)
+        of = Bounds(scanned)
+        values = stream.read("values", tile.rows).astype(np.float64) * about["scale"][:, None]
+        for column in ("coarse", "fine"):
+            asked = of.of(column, tile, grid)
+            squared = asked.squared(stream.read(column, tile.rows), about)
+            for number in range(60):
                 # A pair is never left out while the limit is its own score or more.
-                most = bound.thresholds(tile, about, slice(None), exact[:, column_of].astype(float))
-                assert (squared[:, column_of] <= most).all()
-            found[column] = squared / 9
-        # Nor are bounds too low: within 5 % of what means over time really are apart.
-        assert np.mean(found["pooled"]) > np.mean(found["means"])
-        values = stream.read("values", tile.rows).astype(np.float32)
-        values = (values * stream.rows["scale"][:, None]).reshape(60, 13, 9).mean(axis=1)
-        own = grid.values.reshape(8, 13, 9).mean(axis=1)
-        real = np.square(own[:, None] - values[None]).mean(axis=2)
-        np.testing.assert_allclose(found["means"], real, rtol=0.05, atol=0.01)
-        zero = bound.thresholds(tile, about, slice(None), np.zeros(8))
-        assert (zero < 0.1 * np.median(squared)).all()
+                assert (squared[:, number] <= asked.thresholds(about, exact[:, number])).all()
+            for waste in (0, 10**6):  # pairs alone; by products
+                monkeypatch.setattr(bounds, "WASTE", waste)
+                low = of.pairs(column, *places).reshape(8, 60)
+                assert (low <= exact).all()
+            # Nor are bounds too low: hardly below what the definition says.
+            basis = tile.segment.basis
+            kept, both = basis.kept(column, 13), []
+            for one in (grid.values, values):
+                turned = np.einsum("ntc,ft->nfc", one.reshape(-1, 13, 9), sketches._cosines(13))
+                turned = turned @ basis.directions
+                order = np.sort(np.argsort(-basis.table[9:][sketches._bins(13)].ravel(),
+                                           kind="stable")[: kept.count])  # fmt: skip
+                own = turned.reshape(len(one), -1)[:, order]
+                rest = np.square(one).sum(axis=1) - np.square(own).sum(axis=1)
+                both.append(np.column_stack([own, np.sqrt(np.maximum(rest, 0))]))
+            right = np.square(both[0][:, None] - both[1][None]).mean(axis=2)
+            right *= both[0].shape[1] / grid.values.shape[1]
+            assert (right <= exact * 1.00001).all()
+            far = right > 0.1 * right.mean()
+            assert (low[far] > 0.75 * right[far]).all() and low.mean() > 0.93 * right.mean()
+
+
+@pytest.mark.parametrize("steps", [1, 3, 8, 62])
+def test_sketches_are_never_further_apart_than_sequences(steps):
+    """Of clips that the basis is not of, too, and of those that it holds entirely."""
+    random = np.random.default_rng(steps)
+    clips = embedded(40, steps, 10, seed=1)
+    centre = np.full(10, 0.25, np.float32)
+    basis = sketches.Basis.of({"audio": clips.audio, "visual": clips.visual}, centre)
+    assert basis.loose < 1e-5
+    walks = np.cumsum(random.standard_normal((30, steps, 10)), axis=1)
+    flat = np.tile(random.standard_normal((10, 1, 10)), (1, steps, 1))  # one frequency
+    noise = random.standard_normal((10, steps, 10)) * 1e-3
+    sequences = np.concatenate([walks, flat, noise, flat + noise, 0 * noise]).astype(np.float32)
+    real = np.square(sequences[:, None] - sequences[None]).sum(axis=(2, 3), dtype=np.float64)
+    real = np.sqrt(real)
+    for column, size in zip(("coarse", "fine"), sketches.sizes(steps, 10), strict=True):
+        parts = list(basis.sketch(column, sequences))
+        found = np.concatenate([part[1] for part in parts])
+        off = np.concatenate([part[2] for part in parts])
+        assert found.shape == (70, size) and (off <= 0.01 * np.sqrt(size) + 0.01 * real.max()).all()
+        apart = np.sqrt(np.square(found[:, None] - found[None]).sum(axis=2))
+        most = real * np.sqrt(1 + basis.loose) + off[:, None] + off[None]
+        assert (apart <= most).all()
+        # The norm stays what it is: what is left out is in the last number.
+        norms = np.sqrt(np.square(sequences.astype(np.float64)).sum(axis=(1, 2)))
+        np.testing.assert_allclose(np.linalg.norm(found, axis=1), norms, rtol=1e-6, atol=1e-9)
+
+
+def test_principal_directions_rule_out_what_means_do_not(tmp_path, monkeypatch):
+    """Clips with the same mean over any part of the time that differ in a few directions."""
+    monkeypatch.setattr(pruned, "PAIR", 0)
+    random = np.random.default_rng(0)
+    signs = np.tile([1.0, -1.0], 12)[None, :, None]
+    few = random.standard_normal((200, 1, 3)) @ random.standard_normal((3, 24)) * 3
+    clips = embedded(200, 24, 24)
+    noise = 0.1 * random.standard_normal((2, 200, 24, 24))
+    streams = {
+        name: replace_values(getattr(clips, name), (signs * few + one).astype(np.float32))
+        for name, one in zip(("visual", "audio"), noise, strict=True)
+    }
+    index = create(tmp_path / "i", identity="m")
+    clips = replace(clips, **streams)
+    index.add(clips)
+    assert index.search(clips, "a2v", 3, "exact") == index.search(clips, "a2v", 3, "sequence")
+    index.search(clips, "a2v", 3, "exact")
+    assert index.report.pruning.share > 0.9
 
 
 def test_ties_are_in_the_order_of_adding(tmp_path):

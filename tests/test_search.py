@@ -120,13 +120,19 @@ def test_hybrid_of_all_is_sequence(tmp_path):
     assert index.report.method == "sequence"  # it is faster so
 
 
+def test_a_hybrid_search_switches_by_what_a_pair_costs():
+    """Short sequences are compared outright from fewer candidates on than long ones."""
+    assert searching._worth(1024, 1000) < 0.005 < 0.05 < searching._worth(62 * 512, 1000) < 0.1
+    assert searching._worth(1024, 1) > 0.2  # products of one query read everything, too
+
+
 def test_second_stage_over_all_candidates_is_sequence(tmp_path, monkeypatch):
     """Pairs alone and by products of all, with bounds and without, and no switch to all."""
     asking, index = embedded(70, seed=7), made(tmp_path / "i", 40)
     everything = index.search(asking, "a2v", 10, "sequence")
     monkeypatch.setattr(searching, "_switched", lambda method, *_: method)
     for pair, worth, sketch in ((0, 0, 0), (1000, 0, 0), (1000, 0, 99), (0, 99, 0)):
-        monkeypatch.setattr(second_stage, "PAIR", pair)
+        monkeypatch.setattr(second_stage, "alone", lambda *_, pair=pair: pair)
         monkeypatch.setattr(second_stage, "WORTH", worth)
         monkeypatch.setattr(second_stage, "SKETCH", sketch)
         assert index.search(asking, "a2v", 10, "hybrid:40") == everything
@@ -181,8 +187,7 @@ def test_hits_are_read_by_name_or_all_at_once(tmp_path, monkeypatch):
 
 def test_exact_is_sequence_on_a_hundred_seeds(tmp_path, monkeypatch):
     # So few clips are compared outright: here, what bounds save is taken to be worth it.
-    monkeypatch.setattr(pruned, "PAIR", 0)
-    monkeypatch.setattr(pruned, "FEW_QUERIES", 0)
+    monkeypatch.setattr(pruned, "alone", lambda *_: 0)
     pruned_shares = []
     stored = ("float32", "bfloat16", "int8")
     for seed in range(100):
@@ -221,8 +226,8 @@ def test_bounds_are_below_the_scores(tmp_path, monkeypatch):
             for number in range(60):
                 # A pair is never left out while the limit is its own score or more.
                 assert (squared[:, number] <= asked.thresholds(about, exact[:, number])).all()
-            for waste in (0, 10**6):  # pairs alone; by products
-                monkeypatch.setattr(bounds, "WASTE", waste)
+            for each in (0, 10**6):  # pairs alone; by products
+                monkeypatch.setattr(bounds, "waste", lambda _, each=each: each)
                 low = of.pairs(column, *places).reshape(8, 60)
                 assert (low <= exact).all()
             # Nor are bounds too low: hardly below what the definition says.
@@ -272,7 +277,7 @@ def test_sketches_are_never_further_apart_than_sequences(steps):
 
 def test_principal_directions_rule_out_what_means_do_not(tmp_path, monkeypatch):
     """Clips with the same mean over any part of the time that differ in a few directions."""
-    monkeypatch.setattr(pruned, "PAIR", 0)
+    monkeypatch.setattr(pruned, "alone", lambda *_: 0)
     random = np.random.default_rng(0)
     signs = np.tile([1.0, -1.0], 12)[None, :, None]
     few = random.standard_normal((200, 1, 3)) @ random.standard_normal((3, 24)) * 3

@@ -13,9 +13,13 @@ from scav_jax.index.segments import stored_weights
 from scav_jax.index.sketches import Basis
 from scav_jax.index.storage import widen
 
-WASTE = 16  # pairs of a product that cost as much as one pair alone
 AT_ONCE = 2**17  # numbers that stay in a core's cache
 ROWS = 2048  # of candidates of a product
+
+
+def waste(numbers: int) -> float:
+    """How many pairs of a product of sketches take as long as one pair alone."""
+    return 50 + 60_000 / numbers
 
 
 class Asking:
@@ -111,7 +115,8 @@ class Bounds:
                     continue
                 asking = self.of(column, tile, grid)
                 stream = tile.segment.streams[self.scan.asked]
-                if len(which) * WASTE > len(asking.values) * (row.max() - row.min() + 1):
+                between = len(asking.values) * int(row.max() - row.min() + 1)
+                if len(which) * waste(asking.values.shape[1]) > between:
                     inner = _by_product(stream, tile, asking, place, row)
                 else:
                     inner = _alone(threads, stream, tile, asking, place, row)

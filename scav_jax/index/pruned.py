@@ -12,10 +12,9 @@ from jaxtyping import Float, Int
 
 from scav_jax.index.bounds import Bounds
 from scav_jax.index.cosine import ranked
-from scav_jax.index.products import FEW_QUERIES
 from scav_jax.index.running import Running
 from scav_jax.index.scan import Grid, Scan, Tile
-from scav_jax.index.second_stage import ALONE, PAIR, limits_of
+from scav_jax.index.second_stage import alone, limits_of
 from scav_jax.index.sketches import SHARE
 
 STARTERS = 1  # times k candidates that give the first limits
@@ -117,9 +116,9 @@ class ExactSearch:
             self._in_vain = 0
             return [0, 0]
         # What is left costs: fine sketches of all of it, then the pairs that these leave.
-        alone = PAIR if len(grid.numbers) >= FEW_QUERIES else ALONE
-        fine = min(alone * after_coarse, pairs) / SHARE
-        if fine + alone * self._fine_leaves * after_coarse > pairs:
+        each = alone(grid.values.shape[1], len(grid.numbers))
+        fine = min(each * after_coarse, pairs) / SHARE
+        if fine + each * self._fine_leaves * after_coarse > pairs:
             self._in_vain += 1
             return None
         query, rows = grid.numbers[line], tile.rows.start + column
@@ -128,7 +127,7 @@ class ExactSearch:
         keep = low <= limits[line]
         query, number, rows = query[keep], number[keep], rows[keep]
         self._fine_leaves = 0.5 * self._fine_leaves + 0.5 * len(rows) / after_coarse
-        if alone * len(rows) > pairs:
+        if each * len(rows) > pairs:
             self._in_vain += 1
             return None
         self._in_vain = 0

@@ -69,6 +69,14 @@ class Tile:
     steps: int
 
 
+def numbers_of(segments: dict[int, Segment], asked: str) -> int:
+    """How many numbers the sequences of one of the segments have, about: the middle one's."""
+    for segment in segments.values():
+        steps = segment.streams[asked].rows["steps"]
+        return int(steps[len(steps) // 2]) * segment.width
+    return 1
+
+
 class Scan:
     """One batch of queries against the live (and wanted) rows of a snapshot."""
 
@@ -108,6 +116,11 @@ class Scan:
     def count(self) -> int:
         """How many candidates there are."""
         return sum(int(live.sum()) for live in self.live.values())
+
+    @property
+    def numbers(self) -> int:
+        """How many numbers a candidate has, about."""
+        return numbers_of(self.segments, self.asked)
 
     @property
     def has_bounds(self) -> bool:

@@ -15,15 +15,13 @@ from scav_jax.index.grids import Queries, queries_of, query_streams
 from scav_jax.index.layout import Header
 from scav_jax.index.pruned import ExactSearch, Pruning
 from scav_jax.index.running import Running
-from scav_jax.index.scan import Scan
+from scav_jax.index.scan import Scan, numbers_of
 from scav_jax.index.segments import Segment
 
 METHODS = ("aggregation", "sequence", "exact", "hybrid:K")
 QUERIES_AT_ONCE = 1024
-# From this share of the clips on, comparing all of them is faster than choosing: a product takes
-# pairs in a sixteenth of the time that they take one by one, and the first stage comes on top.
-SWITCH = 0.035
 FEW = 8  # queries; with fewer, reading the candidates is what a product costs
+FEW_SHARE = 0.035
 
 
 @dataclass(frozen=True)
@@ -97,7 +95,10 @@ def search(
     sequences = queries_of(queries, direction, header)
     embeddings = np.asarray(getattr(queries, f"{asking}_embeddings"))
     report = Report(retrieval, candidates=sum(int(one.sum()) for one in live.values()))
-    report.method = _switched(method, chosen, k, report.candidates, len(sequences), header)
+    report.method = _switched(
+        *(method, chosen, k, report.candidates, len(sequences), header),
+        numbers_of(segments, asked),
+    )
     parts = []
     for first in range(0, len(sequences) if report.candidates else 0, QUERIES_AT_ONCE):
         rows = slice(first, first + QUERIES_AT_ONCE)
@@ -112,7 +113,13 @@ def search(
 
 
 def _switched(
-    method: str, chosen: int, k: int, candidates: int, queries: int, header: Header
+    method: str,
+    chosen: int,
+    k: int,
+    candidates: int,
+    queries: int,
+    header: Header,
+    numbers: int,
 ) -> str:
     """What is done for what was asked."""
     if method == "exact" and not header.one_grid:
@@ -122,8 +129,18 @@ def _switched(
         )
     if method != "hybrid":
         return method
-    share = min(SWITCH * max(1.0, FEW / max(queries, 1)), 0.5) if header.one_grid else 0.9
+    share = _worth(numbers, queries) if header.one_grid else 0.9
     return "sequence" if max(chosen, k) >= share * candidates else "hybrid"
+
+
+def _worth(numbers: int, queries: int) -> float:
+    """From which share of the clips on comparing all is faster than choosing; measured.
+
+    A pair that is chosen costs something whatever its length, and little more for its numbers,
+    since bounds rule out most; a pair of a product costs its numbers.
+    """
+    share = numbers / (330_000 + 3.3 * numbers)
+    return max(share, FEW_SHARE * FEW / max(queries, 1)) if queries < FEW else share
 
 
 @dataclass

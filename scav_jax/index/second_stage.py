@@ -10,13 +10,21 @@ from jaxtyping import Float, Int
 
 from scav_jax.index.bounds import Bounds
 from scav_jax.index.cosine import ranked
+from scav_jax.index.products import FEW_QUERIES
 from scav_jax.index.running import Running
 from scav_jax.index.scan import Scan
 
-PAIR = 16  # pairs of a product take as long as one pair alone
-ALONE = 1.5  # the same for a few queries, whose products read as much as pairs do
 SKETCH = 24  # pairs alone take as long as a query's fine sketch
 WORTH = 2  # times k pairs of a query, from which on bounds are worth their reading
+
+
+def alone(numbers: int, queries: int) -> float:
+    """How many pairs of a product take as long as one pair alone.
+
+    A pair alone reads its candidate, and costs something whatever its length; both measured on two
+    cores. Products with few queries read as much as pairs do.
+    """
+    return 28 + 67_000 / numbers if queries >= FEW_QUERIES else 1.5
 
 
 def order_of(embeddings: Float[np.ndarray, "Q C"]) -> Int[np.ndarray, " Q"]:
@@ -59,7 +67,7 @@ def nearest_of(
     if len(left) > SKETCH * len(scan.queries):
         low = bounds.pairs("fine", query[left], segment[left], row[left])
         left = left[low <= limits[query[left]]]
-    if len(left) * PAIR > len(scan.queries) * scan.count:
+    if len(left) * alone(scan.numbers, len(scan.queries)) > len(scan.queries) * scan.count:
         more = _by_products(scan, query[left], segment[left], row[left], k)
     else:
         more = compared(left)

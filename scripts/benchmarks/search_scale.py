@@ -10,7 +10,7 @@ from the measurements; the plan multiplies them:
 * a node has `--disk`, `--memory` and `--cores`, and reads `--read` from its disk; clips are divided
   over nodes by segment, so a query goes to all of them and the k best are merged (a few kilobytes);
 * `sequence` reads all sequences of a node for a batch of queries, from memory where they fit, and
-  multiplies; `exact` reads all means, and of the rest what the bounds leave;
+  multiplies; `exact` reads all coarse sketches, and of the rest what the bounds leave;
 * `hybrid:K` reads all embeddings, or with an inverted list (IVF) the share `--probe` of them, then
   K sequences at random places in all.
 
@@ -38,20 +38,20 @@ class Clip:
     name: str
     sequence: int
     embedding: int
-    means: int
+    coarse: int
     other: int
     numbers: int
 
     @property
     def total(self) -> int:
-        return 2 * (self.sequence + self.embedding + self.means) + self.other
+        return 2 * (self.sequence + self.embedding + self.coarse) + self.other
 
 
 def clip(name: str, steps: int, width: int, size: int) -> Clip:
-    """What the format stores: sequences, embeddings, means, pooled sequences and rows."""
-    parts = min(max(steps // 4, 1), 8)
-    padded = [-(-n // 64) * 64 for n in (steps * width * size, 2 * width, 2 * width, parts * width)]
-    rows = 2 * (72 + padded[3]) + 8 + 60
+    """What the format stores: sequences, embeddings, sketches and rows."""
+    fine = max(steps * width // 8, width)
+    padded = [-(-n // 64) * 64 for n in (steps * width * size, 2 * width, 2 * width, fine)]
+    rows = 2 * (96 + padded[3]) + 8 + 60
     return Clip(name, padded[0], padded[1], padded[2], rows, steps * width)
 
 
@@ -103,7 +103,7 @@ def plan(clips: int, what: Clip, costs: dict, node: argparse.Namespace) -> dict:
         "nodes": nodes,
         "node_bytes": share * what.total,
         "sequence": seconds(asked * what.sequence, 2 * asked * what.numbers),
-        "exact": seconds(asked * (what.means + left * what.sequence), 0.0),
+        "exact": seconds(asked * (what.coarse + left * what.sequence), 0.0),
         "hybrid": seconds(embeddings + chosen, 2 * asked * what.embedding / 2),
         "hybrid_ivf": seconds(node.probe * embeddings + chosen, 0.0),
         "thousand": seconds(asked * what.sequence, 2000 * asked * what.numbers),

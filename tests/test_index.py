@@ -264,15 +264,6 @@ def test_an_orphan_segment_is_not_overwritten_nor_read(tmp_path):
     assert again.compact()["swept"] == ["00000000", "00000001", "00000002"]
 
 
-def test_an_index_of_an_older_format_is_refused(tmp_path):
-    made(tmp_path / "i", 3)
-    header = tmp_path / "i" / "index.json"
-    header.write_text(header.read_text().replace('"format_version": 2', '"format_version": 1'))
-    with pytest.raises(InputError, match="format 2, got 1; build it again") as raised:
-        open_index(tmp_path / "i")
-    assert "\n" not in str(raised.value)
-
-
 def test_later_clips_are_sketched_as_the_first(tmp_path):
     """One basis for an index, so that segments can be put together."""
     index = made(tmp_path / "i", 12)
@@ -420,9 +411,11 @@ def test_bad_input_is_one_line(tmp_path):
 def test_another_format_is_refused(tmp_path):
     made(tmp_path / "i", 1)
     header = tmp_path / "i" / "index.json"
-    header.write_text(header.read_text().replace('"format_version": 1', '"format_version": 7'))
-    with pytest.raises(InputError, match="format 1, got 7"):
-        open_index(tmp_path / "i")
+    text = header.read_text()
+    for other in (1, 7):
+        header.write_text(text.replace('"format_version": 2', f'"format_version": {other}'))
+        with pytest.raises(InputError, match=f"format 2, got {other}; build it again"):
+            open_index(tmp_path / "i")
 
 
 def test_lancedb_may_be_missing(tmp_path, monkeypatch):

@@ -52,7 +52,6 @@ class Asking:
 
     def squared(self, stored, about) -> Float[np.ndarray, "Q r"]:
         """Squared distances of the sketches of all queries and of some candidates, float32."""
-        self.largest = float(about[f"{self.column}_square"].max(initial=0.0))
         inner = products.inner(self.values, stored)
         squares = about[f"{self.column}_square"]
         return products.squared(inner, self.squares, squares, self.scales(about))
@@ -61,7 +60,8 @@ class Asking:
         """How large those may be where a score may be up to `limits`."""
         near = np.sqrt(limits * self.count / self.share * self.stretch)
         near += self.slack + self.residual(about).max(initial=0.0)
-        error = self.rounding * (self.squares + self.largest)
+        largest = float(about[f"{self.column}_square"].max(initial=0.0))
+        error = self.rounding * (self.squares + largest)
         most = np.square(near) * (1 + 1e-6) + 2 * error
         return np.nextafter(most.astype(np.float32), np.float32(np.inf))
 

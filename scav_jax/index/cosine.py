@@ -10,6 +10,7 @@ from scav_jax.index.storage import widen
 from scav_jax.retrieve import unit
 
 TILE_ROWS = 16384
+TILE_PAIRS = 2**22  # with few queries, a tile has more rows
 
 
 def nearest(
@@ -32,10 +33,11 @@ def nearest(
     running = Running(len(queries), k)
     numbers = np.arange(len(queries))
     errors = np.full(len(queries), products.rounding(queries.shape[1], queries.shape[1]) * 2)
+    size = max(TILE_ROWS, TILE_PAIRS // max(len(queries), 1))
     for number, segment in segments.items():
         alive, stream = live[number], segment.streams[asked]
-        for begin in range(0, len(segment), TILE_ROWS):
-            rows = slice(begin, min(begin + TILE_ROWS, len(segment)))
+        for begin in range(0, len(segment), size):
+            rows = slice(begin, min(begin + size, len(segment)))
             if not alive[rows].any():
                 continue
             similar = products.inner(queries, stream.read("embeddings", rows))

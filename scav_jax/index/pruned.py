@@ -18,6 +18,7 @@ from scav_jax.index.second_stage import alone, limits_of
 from scav_jax.index.sketches import SHARE
 
 STARTERS = 1  # times k candidates that give the first limits
+KEPT = 2**23  # pairs whose coarse distances are kept between the passes
 IN_VAIN = 3  # tiles in a row whose bounds saved nothing, after which none are computed
 
 
@@ -43,6 +44,7 @@ class ExactSearch:
         self.running = Running(len(scan.queries), k)
         self.pruning = Pruning()
         self._bounds = Bounds(scan)
+        self._kept: dict[tuple, tuple[Grid, np.ndarray]] = {}
         self._in_vain = 0
         self._fine_leaves = 0.3  # of what coarse ones leave, until it is known
 
@@ -55,12 +57,17 @@ class ExactSearch:
 
     def _coarse(self, tile: Tile, grid: Grid) -> Float[np.ndarray, "Q r"]:
         """Squared distances of coarse sketches; infinity for rows that do not count."""
+        place = (tile.segment.number, tile.rows.start, tile.steps, id(grid))
+        if place in self._kept:
+            return self._kept[place][1]
         stream = tile.segment.streams[self.scan.asked]
         stored = stream.read("coarse", tile.rows)
         squared = self._bounds.of("coarse", tile, grid).squared(stored, stream.rows[tile.rows])
         live = self.scan.live_in(tile)
         if not live.all():
             squared[:, ~live] = np.inf
+        if self.scan.count * len(self.scan.queries) <= KEPT:
+            self._kept[place] = grid, squared
         return squared
 
     def _start(self) -> None:

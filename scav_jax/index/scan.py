@@ -18,6 +18,7 @@ from scav_jax.index.storage import widen
 
 TILE_BYTES = 2**28  # of one tile of candidates, as float32
 TILE_ROWS = 4096
+TILE_PAIRS = 2**22  # with few queries, a tile has more rows
 LONG = 4096  # numbers of a sequence that is compared alone; shorter ones together
 TOGETHER = 8  # queries
 _KEPT_BYTES = 2**29  # of queries on the grids of candidates
@@ -131,11 +132,12 @@ class Scan:
 
     def tiles(self, tile_bytes: int = TILE_BYTES) -> Iterator[Tile]:
         """All rows, in stretches of one length."""
+        most = max(TILE_ROWS, TILE_PAIRS // max(len(self.queries), 1))
         for number, segment in self.segments.items():
             live, stream = self.live[number], segment.streams[self.asked]
             for run in stream.runs():
                 steps = int(stream.rows["steps"][run.start])
-                size = min(max(tile_bytes // (4 * steps * segment.width), 1), TILE_ROWS)
+                size = min(max(tile_bytes // (4 * steps * segment.width), 1), most)
                 for begin in range(run.start, run.stop, size):
                     rows = slice(begin, min(begin + size, run.stop))
                     if live[rows].any():

@@ -15,7 +15,7 @@ from scav_jax.index.running import Running
 from scav_jax.index.scan import Scan
 
 SKETCH = 24  # pairs alone take as long as a query's fine sketch
-WORTH = 2  # times k pairs of a query, from which on bounds are worth their reading
+WORTH = 4  # times k pairs of a query, from which on bounds are worth their reading
 
 
 def alone(numbers: int, queries: int) -> float:

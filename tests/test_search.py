@@ -249,6 +249,56 @@ def test_bounds_are_below_the_scores(tmp_path, monkeypatch):
             assert (low[far] > 0.75 * right[far]).all() and low.mean() > 0.93 * right.mean()
 
 
+@pytest.mark.parametrize("stored", ["float32", "int8"])
+def test_bounds_that_hold_all_of_a_sequence_are_below_its_scores(tmp_path, stored):
+    """Clips that do not change: a sketch is as far from another as they are, but for rounding."""
+    clips = embedded(60, 13, 9, seed=5)
+    flat = {
+        name: replace_values(one, np.tile(one.values[:, :1], (1, 13, 1)))
+        for name, one in (("visual", clips.visual), ("audio", clips.audio))
+    }
+    clips = replace(clips, **flat)
+    index = create(tmp_path / "i", identity="m", storage=stored)
+    index.add(clips)
+    asking = searching.queries_of(clips, "a2v", index.header)
+    scanned = Scan(asking, "visual", index._segments, index._live)
+    pairs = [one.ravel() for one in np.meshgrid(np.arange(60), np.arange(60), indexing="ij")]
+    places = (pairs[0], 0 * pairs[0], pairs[1])
+    exact = scanned.scores(*places)
+    low = Bounds(scanned).pairs("fine", *places)
+    assert (low <= exact).all() and low.mean() > 0.95 * exact.mean()
+
+
+def test_limits_are_the_kth_score_and_not_a_better_one(tmp_path, monkeypatch):
+    """The pairs with the lowest bounds hold one of the five nearest; the others come later."""
+    monkeypatch.setattr(searching, "_switched", lambda method, *_: method)
+    random = np.random.default_rng(0)
+    clips = embedded(160, 20, 12)
+    noise = random.standard_normal((160, 20, 12))
+    noise[6:10] = noise[0]
+    flat = 4 * random.standard_normal((160, 1, 12))
+    flat[:6] = 0
+    flat[6:10] = np.sqrt([0.5, 0.6, 0.7, 0.8])[:, None, None]
+    stream = replace_values(clips.visual, (noise + flat).astype(np.float32))
+    index = create(tmp_path / "i", identity="m")
+    index.add(replace(clips, visual=stream, audio=stream))
+    asking = searching_take(replace(clips, visual=stream, audio=stream), 0)
+    assert ids(index.search(asking, "a2v", 5, "sequence")) == [
+        [f"clip{n}" for n in (0, 6, 7, 8, 9)]
+    ]
+    for method in ("exact", "hybrid:150"):
+        found = index.search(asking, "a2v", 5, method)
+        assert ids(found)[0][0] == "clip0"
+        if method == "exact":
+            assert found == index.search(asking, "a2v", 5, "sequence")
+    everything = (np.zeros(160, np.int64), np.zeros(160, np.int64), np.arange(160))
+    scanned = Scan(searching.queries_of(asking, "a2v", index.header), "visual",
+                   index._segments, index._live)  # fmt: skip
+    monkeypatch.setattr(second_stage, "SKETCH", 0)
+    found = second_stage.nearest_of(scanned, *everything, 5, np.arange(1))
+    assert sorted(index._segments[0].keys[found[2]].tolist()) == [0, 6, 7, 8, 9]
+
+
 @pytest.mark.parametrize("steps", [1, 3, 8, 62])
 def test_sketches_are_never_further_apart_than_sequences(steps):
     """Of clips that the basis is not of, too, and of those that it holds entirely."""

@@ -36,6 +36,8 @@ programs
     index          clips on disk, and the search in them: `python -m scav_jax.index`
     records        what a run writes while it trains: metrics.jsonl, TensorBoard, rates
     profiling      where the time goes: a trace, and a table by part
+    costs          FLOPs and memory of a training step, by arithmetic
+    trial          that step compiled, and run on random features
     plan           memory, FLOPs, time and input before a run: `python -m scav_jax.plan`
     train          `python -m scav_jax.train --config configs/vggsound.py`
     report         the results as document, table and report.html

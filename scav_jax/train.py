@@ -283,7 +283,10 @@ def train(config: dict, workdir: Path) -> Run | None:
     shown = processes.is_first()
     bar = progress_bar("train", settings.steps, "step", initial=first, shown=shown)
     with contextlib.closing(records), contextlib.closing(batches), trace, bar:
+        if first < settings.steps:
+            bar.set_postfix_str("compiling the step")
         for step in range(first + 1, settings.steps + 1):
+            batch = None  # its memory is free before the next one takes its place
             with meter.waiting():
                 batch = next(batches)
             trace.before(step)

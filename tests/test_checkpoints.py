@@ -98,6 +98,22 @@ def test_another_optimizer_is_refused_by_name(saved, state):
     assert saved.latest_step() == 55  # nothing was set aside
 
 
+def write_others(folder, state):
+    """Puts other parameters in the place of those that were saved, whole and readable."""
+    import orbax.checkpoint as ocp
+
+    with ocp.PyTreeCheckpointer() as checkpointer:
+        checkpointer.save(folder.absolute(), shifted(state, 7).params, force=True)
+
+
+def test_a_broken_checkpoint_is_left_out_of_the_average(saved, state, tmp_path, capsys):
+    write_others(tmp_path / "checkpoints" / "40" / "params", state)
+    averaged, steps = saved.average(state.params)
+    assert steps == [20] and equal(averaged, shifted(state, 20).params)
+    said = capsys.readouterr().err
+    assert "checkpoint of step 40 is broken" in said and "left out of the average" in said
+
+
 # ---- broken checkpoints ----------------------------------------------------------------------
 
 
@@ -215,7 +231,8 @@ def test_an_unfinished_or_missing_run_says_so(tmp_path):
         ck.load_run(tmp_path)
 
 
-def test_averaged_parameters_load_without_the_training_state(tmp_path, state):
+@pytest.fixture
+def averaged_run(tmp_path, state):
     config = {
         "encoders": SIZES,
         "objective": {"name": "sequence"},
@@ -224,7 +241,38 @@ def test_averaged_parameters_load_without_the_training_state(tmp_path, state):
     }
     write_json(tmp_path / "config.json", config)
     ck.save_averaged(tmp_path, state.params, [20, 40])
-    run = ck.load_run(tmp_path)
+    return tmp_path
+
+
+def test_averaged_parameters_load_without_the_training_state(averaged_run, state):
+    run = ck.load_run(averaged_run)
     jax.tree.map(np.testing.assert_array_equal, run.params, state.params)
     assert run.steps == (20, 40) and run.encoders == Encoders(**SIZES)
     assert run.objective.distance_options == {"resample": "visual_to_audio"}
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+@pytest.mark.filterwarnings("ignore:coroutine .* was never awaited:RuntimeWarning")
+def test_damaged_averaged_parameters_are_one_line(averaged_run, tmp_path_factory, state):
+    """Each file in turn: what is read is what was written, or one line says what to do."""
+    seen = set()
+    files = sorted(p.relative_to(averaged_run) for p in averaged_run.rglob("*") if p.is_file())
+    for name in files:
+        for damage in (truncate, flip, os.remove):
+            run = tmp_path_factory.mktemp("run") / "copy"
+            shutil.copytree(averaged_run, run)
+            damage(run / name)
+            if name.name == ck.CONFIG_FILE:
+                continue
+            try:
+                assert equal(ck.load_run(run).params, state.params), name
+            except InputError as error:
+                assert "not what was written" in str(error) and "delete this folder" in str(error)
+                assert "\n" not in str(error)
+                seen.add((damage, str(name)))
+    gc.collect()  # while their warnings are ignored
+    assert {(damage, f"{ck.AVERAGED}/steps.json") for damage in (truncate, flip, os.remove)} <= seen
+    assert {damage for damage, name in seen if "params" in name} == {truncate, flip, os.remove}
+    write_others(averaged_run / ck.AVERAGED / "params", state)
+    with pytest.raises(InputError, match="has another checksum"):
+        ck.load_run(averaged_run)

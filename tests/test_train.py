@@ -4,6 +4,7 @@ import dataclasses
 import json
 import os
 import random as stdlib_random
+import shutil
 import signal
 import subprocess
 import sys
@@ -180,6 +181,21 @@ def test_the_best_checkpoints_are_averaged_and_only_they_and_the_latest_two_are_
     assert load_run(uninterrupted).steps == tuple(best)
     kept = {int(p.name) for p in (uninterrupted / "checkpoints").iterdir() if p.name.isdigit()}
     assert kept == {*best, STEPS - 1, STEPS}  # the latest two: one to go back to
+
+
+@pytest.mark.parametrize("damaged", [(STEPS,), (STEPS, STEPS - 1)])
+def test_a_damaged_latest_checkpoint_changes_nothing(tmp_path, data, uninterrupted, damaged):
+    workdir = tmp_path / "run"
+    shutil.copytree(uninterrupted, workdir)
+    shutil.rmtree(workdir / "averaged")
+    for step in damaged:
+        for file in (workdir / "checkpoints" / str(step) / "params").rglob("d/*"):
+            file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+    done = run(command(data, workdir))
+    assert done.returncode == 0, done.stderr
+    for step in damaged:
+        assert f"checkpoint of step {step} is broken" in done.stderr
+    assert_same_run(workdir, uninterrupted)
 
 
 def test_records_hold_what_the_issue_names(uninterrupted):

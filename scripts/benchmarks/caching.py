@@ -8,9 +8,9 @@ scav_jax.datasets`), and what XLA plans is read. XLA's CPU compiler does not sch
 drops the barriers that rematerialisation needs, so other devices may need less. Communication: the
 same step of small towers on the devices that are there.
 
-Time: a step of the paper's towers with and without caching; D with its loss and their gradients beside the towers of one
-microbatch at the paper's widths, scaled to the batch; the towers' share of the GEMM peak. FLOPs are
-of the traced program's matrix products, three times the forward pass.
+Time: a step of the paper's towers with and without caching; D with its loss and their gradients
+beside the towers of one microbatch at the paper's widths, scaled to the batch; the towers' share of
+the GEMM peak. FLOPs are of the traced program's matrix products, three times the forward pass.
 """
 
 import time

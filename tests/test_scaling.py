@@ -25,6 +25,7 @@ from scav_jax.sequences import AudioVisual, sequences
 from scav_jax.train_step import (
     Objective,
     TrainState,
+    _loss_of_latents,
     init_params,
     loss_and_gradients,
     make_train_step,
@@ -404,6 +405,37 @@ def test_features_stay_on_their_device_and_gradients_travel_once():
     # Gradients in a ring, latents' means in both passes, D and its statistics; no features.
     assert 2 * params * (MANY - 1) / MANY <= few < 2 * params + 8 * embeddings
     assert features > 2 * embeddings
+
+
+@needs_devices
+@pytest.mark.parametrize("case", ["pre", "soft_dtw", "wasserstein"])
+def test_audio_is_gathered_once_and_its_gradient_travels_once(case):
+    """Of the distance and the loss, whatever loops and branches ragged lengths need."""
+    mesh, objective = sharding.make_mesh(MANY), CASES[case][1]
+    rng = np.random.default_rng(3)
+    shapes = [(CLIPS, 6, 16), (CLIPS, 4, 16)]
+    latents = AudioVisual(
+        *(sequences(jnp.asarray(rng.normal(size=s), jnp.float32), _lengths(rng, s)) for s in shapes)
+    )
+    temperatures = {name: jnp.zeros(()) for name in objective.losses}
+
+    def loss(values):
+        streams = zip(latents, values, strict=True)
+        cut = AudioVisual(*(s.replace(values=v) for s, v in streams))
+        return _loss_of_latents(objective, temperatures, cut, memory_bytes=2**20, mesh=mesh)[0]
+
+    rows, whole = sharding.batch_sharded(mesh), sharding.replicated(mesh)
+    program = jax.jit(
+        jax.value_and_grad(loss), in_shardings=(rows,), out_shardings=(whole, rows)
+    ).lower([s.values for s in latents])
+    received = communication_bytes(program.compile(), unknown_trips=1000)
+    audio = latents.audio.values.nbytes * (MANY - 1) / MANY
+    statistics = 4 * CLIPS * 64  # rows and columns of [B, B], in vectors
+    assert sum(received.values()) < 2 * audio + statistics
+
+
+def _lengths(rng, shape):
+    return jnp.asarray(rng.integers(1, shape[1] + 1, shape[0]), jnp.int32)
 
 
 def test_the_largest_axis_that_the_devices_divide_is_cut():

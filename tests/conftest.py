@@ -4,10 +4,18 @@ The settings are made before any test module is imported, thus before any device
 dtypes in signatures are checked by jaxtyping and beartype (`addopts` in pyproject.toml).
 """
 
+import atexit
 import os
+import shutil
+import tempfile
 
 # Programs that tests start inherit this. JAX_PLATFORMS=cuda runs the tests on a GPU.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
+# What one test compiled no other one compiles again, nor the programs that they start. Test
+# processes share nothing: entries are not written atomically.
+os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="compiled-")
+os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
+os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "0"
 
 import flax.struct
 import jax
@@ -17,6 +25,7 @@ from absl import flags
 
 DEVICES = 8
 
+atexit.register(shutil.rmtree, os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True)
 jax.config.update("jax_num_cpu_devices", DEVICES)
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_numpy_dtype_promotion", "strict")
@@ -42,3 +51,18 @@ flags.FLAGS.mark_as_parsed()
 def random() -> np.random.Generator:
     """Random numbers that are the same in every run."""
     return np.random.default_rng(20240708)
+
+
+@pytest.fixture(scope="module")
+def compiled_sooner():
+    """Machine code that is made sooner and runs slower, here and in the programs that tests start.
+
+    For modules that compare the numbers of large programs with those of others, which then are
+    compiled so too.
+    """
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
+        jax.config.update("jax_disable_most_optimizations", True)
+        yield
+    jax.config.update("jax_disable_most_optimizations", False)
+    jax.clear_caches()  # the next module's code is optimized

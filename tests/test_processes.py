@@ -25,6 +25,7 @@ CHANGES = {
     "train.checkpoint_every": 1,
     "train.devices": 0,
 }
+pytestmark = pytest.mark.usefixtures("compiled_sooner")
 # A program of several processes without a model: `python -c WORKER PLAN --coordinator ...`.
 WORKER = """
 import argparse, os, signal, sys, time

@@ -65,8 +65,7 @@ CHOSEN = [("pre", 1, 4), ("pre", 4, 2), ("pre", MANY, 1), ("post", 2, 2), ("soft
 TABLE = WHOLE_TABLE if os.environ.get("SCAV_WHOLE_TABLE") else CHOSEN
 # Softmax does not see what a key's bias adds: its gradient is rounding, which Adam makes a step of.
 ROUNDING_ONLY = "['key']['bias']"
-# Numbers are compared, not times: machine code need not be fast, and is compiled sooner.
-SOON = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
+pytestmark = pytest.mark.usefixtures("compiled_sooner")
 needs_devices = pytest.mark.skipif(len(jax.devices()) < MANY, reason=f"needs {MANY} devices")
 
 
@@ -99,7 +98,7 @@ def keeping_gradients(optimizer):
 def params_at_start():
     """Of all cases: they have one tower."""
     init = partial(init_params, PRE, Objective("sequence+aggregation"), seed=0)
-    params = jax.jit(init, compiler_options=SOON)
+    params = jax.jit(init)
     return jax.device_get(params(batch()))
 
 
@@ -119,7 +118,7 @@ def train(case, devices=1, parts=1, settings=(), steps=STEPS):
     mesh = sharding.make_mesh(devices)
     cut = {"microbatch": CLIPS // parts if parts > 1 else 0, "mesh": mesh}
     kept = keeping_gradients(optimizer())
-    step = jax.jit(make_train_step(encoders, objective, kept, seed=0, **cut), compiler_options=SOON)
+    step = jax.jit(make_train_step(encoders, objective, kept, seed=0, **cut))
     state = sharding.put_replicated(start(objective, kept), mesh)
     losses, first = [], None
     for number in range(steps):
@@ -257,7 +256,7 @@ def test_a_mask_belongs_to_its_clip_and_its_step():
 
 @cache
 def gradient_program(encoders):
-    return jax.jit(partial(loss_and_gradients, encoders, Objective()), compiler_options=SOON)
+    return jax.jit(partial(loss_and_gradients, encoders, Objective()))
 
 
 def one_gradient(features=None, **settings):
@@ -372,7 +371,6 @@ def test_a_state_that_is_cut_over_devices_trains_the_same(params):
         make_train_step(encoders, objective, optimizer(), seed=0, microbatch=8, mesh=mesh),
         in_shardings=(places, sharding.batch_sharded(mesh)),
         out_shardings=(places, sharding.replicated(mesh)),
-        compiler_options=SOON,
     )
     state = sharding.put(state, places)
     losses = []
@@ -402,7 +400,7 @@ def test_features_stay_on_their_device_and_gradients_travel_once():
         state = start(objective, optimizer())
         step = make_train_step(PRE, objective, optimizer(), 0, microbatch=CLIPS // parts, mesh=mesh)
         shardings = {"in_shardings": (whole, rows), "out_shardings": whole}
-        program = jax.jit(step, **shardings).lower(state, batch()).compile(SOON)
+        program = jax.jit(step, **shardings).lower(state, batch()).compile()
         return sum(communication_bytes(program).values()), state
 
     few, state = received(2)

@@ -40,6 +40,7 @@ SMALL = {
     "train.keep_best": 2,
     "train.devices": 1,
 }
+pytestmark = pytest.mark.usefixtures("compiled_sooner")
 # What differs between two runs of the same numbers.
 TIMINGS = {"examples_per_s", "input_share", "input_ms", "host_ms"}
 

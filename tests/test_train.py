@@ -23,9 +23,10 @@ from scav_jax.features import Clip
 
 ROOT = Path(__file__).parents[1]
 FINGERPRINT = {"backbone": "random", "rate_hz": 16000}
-STEPS = 40
+STEPS = 25
 SMALL = {
     "data.batch_size": 4,
+    "data.buckets": 2,
     "encoders.width": 12,
     "encoders.heads": 2,
     "encoders.visual_blocks": 1,
@@ -41,6 +42,7 @@ SMALL = {
     "train.keep_best": 2,
     "train.devices": 1,
 }
+pytestmark = pytest.mark.usefixtures("compiled_sooner")
 # What differs between two runs of the same numbers.
 TIMINGS = {"examples_per_s", "input_share", "input_ms", "host_ms"}
 
@@ -153,7 +155,7 @@ def assert_same_run(workdir, expected):
 
 def test_killed_and_resumed_equals_uninterrupted(tmp_path, data, uninterrupted):
     killed = 0
-    for process, _ in interrupted(data, tmp_path / "run", signal.SIGKILL, (3, 21)):
+    for process, _ in interrupted(data, tmp_path / "run", signal.SIGKILL, (3, 15)):
         killed += process.returncode == -signal.SIGKILL
     assert killed >= 1
     assert_same_run(tmp_path / "run", uninterrupted)
@@ -215,6 +217,7 @@ def test_eight_devices_train_as_one(tmp_path, data):
         workdir = tmp_path / str(devices)
         changes = {
             "data.batch_size": 8,
+            "data.buckets": 1,
             "train.devices": devices,
             "train.steps": 4,
             "train.log_every": 1,
@@ -228,6 +231,7 @@ def test_eight_devices_train_as_one(tmp_path, data):
 
 def test_features_that_overflow_end_the_run_with_a_diagnosis(tmp_path, data):
     changes = {"optimizer.learning_rate": 1e30, "train.log_every": 10, "train.validate_every": 20}
+    changes |= {"data.buckets": 1, "train.steps": 40}
     with pytest.raises(InputError, match=r"steps in a row .* optimizer\.learning_rate"):
         train.train(small_config(data, **changes), tmp_path / "run")
 
@@ -298,7 +302,7 @@ def test_a_full_disk_keeps_what_was_saved(data, tmp_path):
         pytest.skip("needs root to mount a small file system")
     disk = tmp_path / "disk"
     disk.mkdir()
-    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=600k", "tmpfs", disk]).returncode:
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=450k", "tmpfs", disk]).returncode:
         pytest.skip("mounting is not allowed here")
     try:
         done = run(command(data, disk / "run", **{"train.keep_best": 10}))

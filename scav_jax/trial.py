@@ -40,8 +40,17 @@ def _shapes(work: Workload, optimizer, seed: int):
     return jax.tree.map(shaped, state, places), batch, places, mesh
 
 
-def lowered_step(work: Workload, optimizer, seed: int = 0):
-    """The training step as JAX hands it to XLA; nothing is computed."""
+def lowered_step(
+    work: Workload, optimizer, seed: int = 0, platforms: tuple[str, ...] | None = None
+) -> jax.stages.Lowered:
+    """The training step as JAX hands it to XLA; nothing is computed.
+
+    Args:
+      work: the step.
+      optimizer: as in training.
+      seed: of dropout.
+      platforms: what it is for, such as `("cuda",)`, which need not be here; None: the devices.
+    """
     state, batch, places, mesh = _shapes(work, optimizer, seed)
     step = make_train_step(
         work.encoders,
@@ -54,7 +63,7 @@ def lowered_step(work: Workload, optimizer, seed: int = 0):
     )
     everywhere = sharding.replicated(mesh)
     jitted = jax.jit(step, out_shardings=(places, everywhere), donate_argnums=0)
-    return jitted.lower(state, batch)
+    return jitted.trace(state, batch).lower(lowering_platforms=platforms)
 
 
 def compared(compiled: jax.stages.Compiled, work: Workload) -> dict:

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import math
+import re
 from pathlib import Path
 
 import jax
@@ -12,7 +13,7 @@ import pytest
 
 from scav_jax import config as configs
 from scav_jax import costs, plan, trial
-from scav_jax.checkpoints import example_batch
+from scav_jax.checkpoints import build, example_batch
 from scav_jax.compiled import memory_of
 from scav_jax.encoders import Encoders
 from scav_jax.errors import InputError
@@ -268,6 +269,26 @@ def test_the_step_is_run(compiled_step):
     assert costs.flops(cached).recomputed > 0
     found = trial.run(step, cached, optimizer, repeats=1)  # what is computed twice is no progress
     assert found["flops_per_s"] == pytest.approx(costs.flops(work).total / found["step_s"])
+
+
+@pytest.mark.parametrize("microbatch", [0, 4])
+def test_on_a_v100_nothing_needs_bfloat16_or_triton(microbatch):
+    """A V100 has neither: what JAX hands to XLA for CUDA holds no such type and no kernel call."""
+    document = configs.load_file(str(ROOT / "configs/vggsound.py")).to_dict()
+    encoders, objective = build(document)
+    assert encoders.precision == "float32"
+    work = dataclasses.replace(small(batch=8, microbatch=microbatch), objective=objective)
+    work = dataclasses.replace(work, encoders=encoders.clone(**SMALL))
+    optimizer = make_optimizer(learning_rate=1e-3, warmup_steps=1, steps=9)
+
+    def text(work):
+        return trial.lowered_step(work, optimizer, platforms=("cuda",)).as_text()
+
+    shown = text(work)
+    assert "bf16" not in shown and "triton" not in shown.lower() and "mosaic" not in shown.lower()
+    assert set(re.findall(r"custom_call @(\w+)", shown)) <= {"Sharding"}
+    half = dataclasses.replace(work, encoders=work.encoders.clone(precision="bfloat16"))
+    assert "bf16" in text(half)
 
 
 def test_memory_in_use_is_the_fullest_device(monkeypatch):

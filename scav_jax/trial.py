@@ -11,6 +11,7 @@ from scav_jax import sharding
 from scav_jax.checkpoints import example_batch
 from scav_jax.compiled import memory_of
 from scav_jax.costs import Workload, flops, memory
+from scav_jax.profiling import memory_in_use
 from scav_jax.sequences import AudioVisual, Sequences
 from scav_jax.train_step import init_state, make_train_step, state_shardings
 
@@ -128,10 +129,3 @@ def random_batch(work: Workload) -> AudioVisual:
         return Sequences(values, np.full(work.batch, steps, np.int32), windows)
 
     return AudioVisual(stream(*work.visual), stream(*work.audio))
-
-
-def memory_in_use() -> int | None:
-    """Bytes that this process has held at most on one of its devices; None where none says."""
-    known = [device.memory_stats() or {} for device in jax.local_devices()]
-    peaks = [one["peak_bytes_in_use"] for one in known if "peak_bytes_in_use" in one]
-    return max(peaks, default=None)

@@ -291,19 +291,6 @@ def test_on_a_v100_nothing_needs_bfloat16_or_triton(microbatch):
     assert "bf16" in text(half)
 
 
-def test_memory_in_use_is_the_fullest_device(monkeypatch):
-    class Device:
-        def __init__(self, stats):
-            self.memory_stats = lambda: stats
-
-    def local(*stats):
-        monkeypatch.setattr(jax, "local_devices", lambda: [Device(one) for one in stats])
-        return trial.memory_in_use()
-
-    assert local(None, {}) is None
-    assert local({"peak_bytes_in_use": 5}, {"peak_bytes_in_use": 7}, None) == 7
-
-
 def test_the_program_runs_the_step_and_says_how_fast(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     path = tmp_path / "plan.json"

@@ -30,13 +30,18 @@ programs
     processes      one process or many: starting, agreeing, stopping, when one is lost
     checkpoints    save, resume, keep the latest and the best, average; a run on disk
     embed          a model + features -> latents, embeddings, ids
+    embed_files    files, and windows of them -> latents
     model          three lines: load a model, embed files
     retrieve       aggregation, sequence and hybrid(k) retrieval: functions of arrays
     metrics        ranks and recall
     index          clips on disk, and the search in them: `python -m scav_jax.index`
     records        what a run writes while it trains: metrics.jsonl, TensorBoard, rates
     profiling      where the time goes: a trace, and a table by part
+    costs          FLOPs and memory of a training step, by arithmetic
+    trial          that step compiled, and run on random features
     plan           memory, FLOPs, time and input before a run: `python -m scav_jax.plan`
+    settings       a run's config sections, checked: data, towers, objective, ready to train
+    validation     recall of a model in training, and which checkpoint is better
     train          `python -m scav_jax.train --config configs/vggsound.py`
     report         the results as document, table and report.html
     search         a file in, ranked clips out: `python -m scav_jax.search`

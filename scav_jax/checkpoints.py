@@ -177,10 +177,7 @@ class Checkpoints:
             ),
         )
         state = restored["rest"].replace(params=restored["params"])
-        expected, got = restored["checks"], _checks(state, restored["batches"])
-        for name in sorted(expected.keys() | got.keys()):
-            if expected.get(name) != got.get(name):
-                raise ValueError(f"{name} has another checksum than when it was written")
+        _compare(restored["checks"], _checks(state, restored["batches"]))
         return state, restored["batches"]
 
     def best_steps(self) -> list[int]:
@@ -193,15 +190,34 @@ class Checkpoints:
         return sorted(step for _, step in sorted(scored)[-self._keep_best :])
 
     def average(self, like: PyTree) -> tuple[PyTree, list[int]]:
-        """The mean of the best checkpoints' parameters in float32, and their steps."""
-        steps = self.best_steps()
-        if not steps:
-            raise InputError("no checkpoint of this run was ever validated: train longer")
-        total = jax.tree.map(lambda x: np.zeros(x.shape, np.float32), like)
-        for step in steps:
-            params = _restore_params(self._path(step, "params"), like)
+        """The mean of the best checkpoints' parameters in float32, and their steps.
+
+        A checkpoint that is not what was written is left out, with a word.
+        """
+        total, steps = jax.tree.map(lambda x: np.zeros(x.shape, np.float32), like), []
+        for step in self.best_steps():
+            try:
+                params = self._params(step, like)
+            except OtherModel:
+                raise
+            except Exception as error:
+                _say_broken(step, error, "left out of the average")
+                continue
             total = jax.tree.map(lambda t, p: t + np.asarray(p, np.float32), total, params)
+            steps.append(step)
+        if not steps:
+            raise InputError(
+                "no checkpoint of this run was ever validated, or none can be read: train longer"
+            )
         return jax.tree.map(lambda t: t / np.float32(len(steps)), total), steps
+
+    def _params(self, step: int, like: PyTree) -> PyTree:
+        """The parameters of a checkpoint, as they were written."""
+        params = _restore_params(self._path(step, "params"), like)
+        written = json.loads((self._path(step, "checks") / "metadata").read_text())
+        own = {name: total for name, total in written.items() if name.startswith("params/")}
+        _compare(own, _sums({"params": params}))
+        return params
 
     def wait(self) -> None:
         """Returns once everything is on disk."""
@@ -233,11 +249,7 @@ class Checkpoints:
         shutil.rmtree(broken, ignore_errors=True)
         broken.parent.mkdir(exist_ok=True)
         os.replace(self._run / CHECKPOINTS / str(step), broken)
-        print(
-            f"checkpoint of step {step} is broken ({_in_a_line(error)}): moved to {broken}, "
-            "going back to the one before",
-            file=sys.stderr,
-        )
+        _say_broken(step, error, f"moved to {broken}, going back to the one before")
 
     def _set_aside_without_score(self) -> None:
         """Sets checkpoints aside whose score cannot be read: orbax would stop at the first."""
@@ -268,12 +280,29 @@ def _in_a_line(error: Exception) -> str:
     return " ".join(str(error).split())[:200] or type(error).__name__
 
 
+def _say_broken(step: int, error: Exception, what_is_done: str) -> None:
+    message = f"checkpoint of step {step} is broken ({_in_a_line(error)}): {what_is_done}"
+    print(message, file=sys.stderr)
+
+
+def _compare(written: dict[str, int], read: dict[str, int]) -> None:
+    """Raises `ValueError` naming the first array that is not what was written."""
+    for name in sorted(written.keys() | read.keys()):
+        if written.get(name) != read.get(name):
+            raise ValueError(f"{name} has another checksum than when it was written")
+
+
+def _sums(tree: PyTree) -> dict[str, int]:
+    """`name -> checksum` of the arrays of a tree; the same on any devices."""
+    sums = jax.device_get(_checksums([jnp.asarray(leaf) for leaf in jax.tree.leaves(tree)]))
+    return {name: int(total) for name, total in zip(_shapes(tree), sums, strict=True)}
+
+
 def _checks(state: TrainState, batches_state: dict) -> dict[str, int]:
-    """`name -> checksum` of everything that a checkpoint holds; the same on any devices."""
-    sums = jax.device_get(_checksums(jax.tree.leaves(state)))
-    names = _shapes(state).keys()
-    of_arrays = {name: int(total) for name, total in zip(names, sums, strict=True)}
-    return of_arrays | {"batches": zlib.crc32(json.dumps(batches_state, sort_keys=True).encode())}
+    """Checksums of everything that a checkpoint holds."""
+    return _sums(state) | {
+        "batches": zlib.crc32(json.dumps(batches_state, sort_keys=True).encode())
+    }
 
 
 @jax.jit
@@ -428,7 +457,7 @@ def save_averaged(run: Path, params: PyTree, steps: list[int]) -> None:
     shutil.rmtree(partial, ignore_errors=True)
     with _checkpointer() as checkpointer:
         checkpointer.save((partial / "params").absolute(), args=ocp.args.PyTreeSave(params))
-    write_json(partial / "steps.json", {"averaged_steps": steps})
+    write_json(partial / "steps.json", {"averaged_steps": steps, "checks": _sums(params)})
     shutil.rmtree(final, ignore_errors=True)
     os.replace(partial, final)
 
@@ -464,7 +493,8 @@ def load_run(run: str | Path) -> Run:
     """A finished run with its averaged parameters.
 
     Raises:
-      InputError: no run there, or its training is not over.
+      InputError: no run there, its training is not over, or the parameters are not what was
+        written.
     """
     run = Path(run)
     config = read_config(run)
@@ -475,10 +505,26 @@ def load_run(run: str | Path) -> Run:
         )
     encoders, objective = build(config)
     like = parameter_shapes(encoders, objective, config["features"]["widths"])
-    params = _restore_params(run / AVERAGED / "params", like)
-    steps = json.loads((run / AVERAGED / "steps.json").read_text())["averaged_steps"]
+    params, steps = _restore_averaged(run / AVERAGED, like)
     fingerprint = config["features"]["fingerprint"]
     return Run(run, config, encoders, objective, params, fingerprint, tuple(steps))
+
+
+def _restore_averaged(folder: Path, like: PyTree) -> tuple[PyTree, list[int]]:
+    """Averaged parameters as they were written, and of which steps they are the mean."""
+    try:
+        about = json.loads((folder / "steps.json").read_text())
+        steps = about["averaged_steps"]
+        params = _restore_params(folder / "params", like)
+        _compare(about.get("checks", _sums(params)), _sums(params))  # once none were written
+    except OtherModel:
+        raise
+    except Exception as error:
+        raise InputError(
+            f"{folder}: not what was written ({_in_a_line(error)}); delete this folder and run the "
+            "same `python -m scav_jax.train` command again: it averages the checkpoints anew"
+        ) from None
+    return params, steps
 
 
 def read_config(run: Path) -> dict:

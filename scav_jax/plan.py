@@ -1,9 +1,9 @@
 """A plan before the run: `python -m scav_jax.plan --config configs/vggsound.py --device v100`.
 
-Memory, FLOPs, time and input of a config by arithmetic from its modules: nothing is computed, no
-data need be there. `memory` counts what the backward pass keeps as XLA keeps it (which is more than
-the formulas need: dropout's random bits, LayerNorm's scale at full size), so other compilers and
-fused kernels need less. `--compile` asks XLA itself, without running anything.
+Memory, FLOPs, time and input of a config by arithmetic from its modules (`costs`): nothing is
+computed, no data need be there. `--compile` asks XLA too, without running anything; `--run` runs
+the step a few times on random features: seconds, share of the peak and, on an accelerator, the
+memory that was in use.
 """
 
 import dataclasses
@@ -15,23 +15,18 @@ from pathlib import Path
 from typing import NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
-from scav_jax import datasets, sharding
+from scav_jax import datasets, trial
 from scav_jax.batches import plan_training
-from scav_jax.checkpoints import build, example_batch, parameter_shapes
-from scav_jax.compiled import memory_of
+from scav_jax.checkpoints import build
 from scav_jax.config import ArgumentParser, parse, unpack
-from scav_jax.encoders import GATE_WIDTH, Encoders
+from scav_jax.costs import FLOAT, GIB, PAPER, Workload, flops, largest_batch, memory, parameters
 from scav_jax.errors import InputError, did_you_mean, run_program
 from scav_jax.files import write_json
 from scav_jax.optimizer import make_optimizer
-from scav_jax.sequences import AudioVisual, Sequences
-from scav_jax.train_step import Objective, init_state, make_train_step, state_shardings
 
-FLOAT = 4  # bytes
-GIB, TERA = 2**30, 1e12
+TERA = 1e12
 
 
 class Device(NamedTuple):
@@ -56,243 +51,7 @@ DEVICES = {
     "tpu-v5e": Device(16 * GIB, 197 / 6 * TERA, 197 * TERA, 197 * TERA),
 }
 EFFICIENCY = 0.4  # of the peak, where nothing was measured
-
-# VGGSound with the paper's features (section IV): 10 s at 25 frames a second, CLIP and BEATs.
-PAPER = {"visual": (250, 768), "audio": (62, 6144)}
-PAPER_CLIPS = 153_000
-
-
-@dataclass(frozen=True)
-class Workload:
-    """One training step, as far as its cost goes.
-
-    Attributes:
-      encoders, objective: what is trained.
-      batch: clips in a global batch.
-      visual, audio: (steps, width) of the padded features.
-      microbatch: clips encoded at a time, over all devices; 0 is all, without gradient caching.
-      devices: over how many the batch is cut.
-      feature_bytes: of one number of a batch on the device: 2 (as stored) or 4.
-      batches: how many batches are on the devices at a time (2: double buffering).
-      distance_bytes: at most this much working memory for distances.
-      shard_params, shard_optimizer: cut over devices instead of replicated.
-    """
-
-    encoders: Encoders
-    objective: Objective
-    batch: int
-    visual: tuple[int, int] = PAPER["visual"]
-    audio: tuple[int, int] = PAPER["audio"]
-    microbatch: int = 0
-    devices: int = 1
-    feature_bytes: int = FLOAT
-    batches: int = 2
-    distance_bytes: int = GIB
-    shard_params: bool = False
-    shard_optimizer: bool = False
-
-    @property
-    def tower_steps(self) -> dict[str, int]:
-        """Steps that each tower sees: 'pre' resampling brings both streams to one length."""
-        steps = {"visual": self.visual[0], "audio": self.audio[0]}
-        to = {"visual_to_audio": "audio", "audio_to_visual": "visual"}
-        target = to.get(self.encoders.pre_resample)
-        return steps if target is None else dict.fromkeys(steps, steps[target])
-
-
-def parameters(work: Workload) -> int:
-    """How many numbers are learned, both towers and temperatures."""
-    widths = {"visual": work.visual[1], "audio": work.audio[1]}
-    shapes = parameter_shapes(work.encoders, work.objective, widths)
-    return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(shapes))
-
-
-# ---- floating point operations ------------------------------------------------------------------
-
-
-class Flops(NamedTuple):
-    """Of one step over all devices, a multiplication and an addition counted as two."""
-
-    towers_forward: float
-    towers_backward: float
-    recomputed: float
-    distance: float
-    loss: float
-
-    @property
-    def total(self) -> float:
-        return sum(self)
-
-
-def _tower_products(encoders: Encoders, steps: int, feature_width: int, name: str):
-    """Multiply-adds for one clip: of the tower, of its first layer, of one block."""
-    width, hidden = encoders.width, getattr(encoders, f"{name}_hidden")
-    block = (
-        4 * width * width  # query, key, value, out
-        + 2 * steps * width  # logits, and the mix of values
-        + width * GATE_WIDTH  # each head's gates from its own part of the query
-        + 2 * width * encoders.feedforward
-    )
-    first = feature_width * hidden
-    position = 128 * width * width // 16 if encoders.conv_position else 0
-    rest = hidden * width + position + getattr(encoders, f"{name}_blocks") * block
-    return steps * (first + rest), steps * first, steps * block
-
-
-def flops(work: Workload) -> Flops:
-    """Products of matrices, which are nearly all; element by element it is 1-3 % more at width 512.
-
-    Backward is two products for one of forward, less the gradient of the features, which nobody
-    asks for. Gradient caching adds one forward pass, rematerialisation that of the blocks. The loss
-    is counted as about 100 operations an entry of D.
-    """
-    forward = first = blocks = 0.0
-    for name, (_, feature_width) in (("visual", work.visual), ("audio", work.audio)):
-        steps = work.tower_steps[name]
-        of_all, of_first, of_block = _tower_products(work.encoders, steps, feature_width, name)
-        forward, first = forward + of_all, first + of_first
-        blocks += getattr(work.encoders, f"{name}_blocks") * of_block
-    scale = 2.0 * work.batch
-    again = scale * (forward * bool(work.microbatch) + blocks * bool(work.encoders.remat))
-    return Flops(
-        towers_forward=scale * forward,
-        towers_backward=scale * (2 * forward - first),
-        recomputed=again,
-        distance=_distance_flops(work),
-        loss=100.0 * len(work.objective.losses) * work.batch**2,
-    )
-
-
-def _distance_flops(work: Workload) -> float:
-    """Forward and backward of all pairs; for Wasserstein the products and its 50 iterations."""
-    width, pairs = work.encoders.width, float(work.batch) ** 2
-    n, m = work.tower_steps["visual"], work.tower_steps["audio"]
-    total = 0.0
-    if "aggregation" in work.objective.losses:
-        total += 6.0 * pairs * width
-    if "sequence" not in work.objective.losses:
-        return total
-    if work.objective.distance == "euclidean":
-        target = work.objective.distance_options.get("resample", "visual_to_audio")
-        steps = min(n, m) if target == "visual_to_audio" else n
-        return total + 6.0 * pairs * steps * width
-    per_cell = {"soft_dtw": 40.0, "dtw": 10.0}.get(work.objective.distance, 400.0)
-    return total + pairs * n * m * (6.0 * width + per_cell)
-
-
-# ---- memory -------------------------------------------------------------------------------------
-
-
-class Memory(NamedTuple):
-    """Bytes on each device at the fullest moment of a step."""
-
-    parameters: float
-    optimizer: float
-    gradients: float
-    features: float
-    activations: float
-    latents: float
-    loss: float
-
-    @property
-    def total(self) -> float:
-        return sum(self)
-
-
-# What the gradient of one block needs, in arrays of each size, as XLA keeps it.
-BLOCK_WIDTH = 9  # both inputs and outputs of norms, q twice (in two layouts), k, v, mixed values
-NORM_SCALES = 4  # both norms' scales at full size, twice; float32 in any precision
-BLOCK_HIDDEN = 2  # before GELU and after it
-BLOCK_MAPS = 1  # [T, T] for each head: weights after dropout
-FLOAT_MAPS = 2  # logits and gains, float32 in any precision
-DROPPED_BYTES = 8  # of every number that dropout sees: two words of random bits, not one bit
-
-
-def _block_bytes(encoders: Encoders, steps: int) -> float:
-    """What is kept of one block for one clip."""
-    number = 2 if encoders.precision == "bfloat16" else FLOAT
-    width, hidden = steps * encoders.width, steps * encoders.feedforward
-    maps = encoders.heads * steps * steps
-    dropped = (2 * width + maps) * DROPPED_BYTES if encoders.dropout else 0
-    always_float32 = FLOAT * (NORM_SCALES * width + FLOAT_MAPS * maps)
-    by_precision = number * (BLOCK_WIDTH * width + BLOCK_HIDDEN * hidden + BLOCK_MAPS * maps)
-    return always_float32 + by_precision + dropped
-
-
-def _tower_bytes(encoders: Encoders, steps: int, feature_width: int, name: str) -> float:
-    """What is kept of one tower for one clip, at the fullest moment: when backward begins."""
-    number = 2 if encoders.precision == "bfloat16" else FLOAT
-    width, hidden = steps * encoders.width, steps * getattr(encoders, f"{name}_hidden")
-    dropped = (width + hidden) * DROPPED_BYTES if encoders.dropout else 0
-    projection = number * (BLOCK_HIDDEN * hidden + 2 * width + steps * feature_width) + dropped
-    norm_and_latents = FLOAT * 5 * width
-    blocks = getattr(encoders, f"{name}_blocks")
-    block = _block_bytes(encoders, steps)
-    kept = blocks * number * width + block if encoders.remat and blocks else blocks * block
-    return projection + norm_and_latents + kept
-
-
-def memory(work: Workload) -> Memory:
-    """What each device holds at the fullest moment, by arithmetic (see the module).
-
-    Without gradient caching that is when the backward pass begins: all activations are there, and
-    gradients take the place of what they free. With it, the second pass over one microbatch,
-    beside the latents of the whole batch and their gradients.
-    """
-    count = parameters(work)
-    rows = work.batch / work.devices
-    encoded = (work.microbatch or work.batch) / work.devices
-    kept = lambda sharded: 1 / work.devices if sharded else 1.0  # noqa: E731
-    streams = (("visual", work.visual), ("audio", work.audio))
-    activations = encoded * sum(
-        _tower_bytes(work.encoders, work.tower_steps[name], width, name)
-        for name, (_, width) in streams
-    )
-    features = rows * sum(steps * width for _, (steps, width) in streams) * work.feature_bytes
-    latents = {n: FLOAT * work.tower_steps[n] * work.encoders.width for n, _ in streams}
-    whole_audio = latents["audio"] * work.batch if work.devices > 1 else 0.0
-    both = rows * sum(latents.values())
-    return Memory(
-        parameters=FLOAT * count * kept(work.shard_params),
-        optimizer=2 * FLOAT * count * kept(work.shard_optimizer),
-        gradients=FLOAT * count * (2 if work.microbatch else 1),
-        features=work.batches * features,
-        activations=activations,
-        latents=(3 if work.microbatch else 1) * both + 2 * whole_audio,
-        loss=_loss_bytes(work, rows),
-    )
-
-
-LOSS_MATRICES = 11  # D, z-scores, logits, softmaxes, what metrics read: as XLA has them at B 2,048
-
-
-def _loss_bytes(work: Workload, rows: float) -> float:
-    """The `[rows, B]` matrices of the loss, and the distances' working memory."""
-    matrices = FLOAT * LOSS_MATRICES * rows * work.batch * len(work.objective.losses)
-    if "sequence" not in work.objective.losses or work.objective.distance == "euclidean":
-        return matrices
-    n, m = work.tower_steps["visual"], work.tower_steps["audio"]
-    return matrices + min(work.distance_bytes, 8 * FLOAT * rows * work.batch * n * m)
-
-
-def largest_batch(work: Workload, limit: float) -> int:
-    """The largest multiple of devices (and of the microbatch) that fits in `limit` bytes; or 0."""
-    unit = work.microbatch or work.devices
-
-    def fits(units: int) -> bool:
-        return memory(dataclasses.replace(work, batch=units * unit)).total <= limit
-
-    if not fits(1):
-        return 0
-    high = 2
-    while fits(high):
-        high *= 2
-    low = high // 2
-    while high - low > 1:
-        middle = (low + high) // 2
-        low, high = (middle, high) if fits(middle) else (low, middle)
-    return low * unit
-
+PAPER_CLIPS = 153_000  # of VGGSound, for training
 
 # ---- what a config asks for ---------------------------------------------------------------------
 
@@ -426,6 +185,7 @@ def report(
         "features": dataclasses.asdict(stored),
         "memory_bytes": held._asdict() | {"total": held.total},
         "available_bytes": device.memory,
+        "peak_flops": getattr(device, work.encoders.precision) * work.devices,
         "flops": flops(work)._asdict() | {"total": flops(work).total},
         "efficiency": efficiency,
         "steps_per_s": 1 / seconds,
@@ -438,69 +198,6 @@ def report(
             "epochs": config["train"]["steps"] * work.batch / stored.clips,
         },
         "ways": rows,
-    }
-
-
-# ---- what XLA says, and what is used ------------------------------------------------------------
-
-
-def _shapes(work: Workload, optimizer, seed: int):
-    """State and batch as shapes with the shardings that training gives them; and the mesh."""
-    mesh = sharding.make_mesh(work.devices)
-    example = example_batch({"visual": work.visual[1], "audio": work.audio[1]})
-    state = jax.eval_shape(
-        lambda: init_state(work.encoders, work.objective, optimizer, example, seed)
-    )
-    places = state_shardings(
-        state, mesh, shard_params=work.shard_params, shard_optimizer=work.shard_optimizer
-    )
-    shaped = lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s)  # noqa: E731
-    dtype = jnp.float16 if work.feature_bytes == 2 else jnp.float32
-    rows = sharding.batch_sharded(mesh)
-
-    def stream(steps: int, width: int) -> Sequences:
-        return Sequences(
-            jax.ShapeDtypeStruct((work.batch, steps, width), dtype, sharding=rows),
-            jax.ShapeDtypeStruct((work.batch,), jnp.int32, sharding=rows),
-            jax.ShapeDtypeStruct((work.batch, 2), jnp.float32, sharding=rows),
-        )
-
-    batch = AudioVisual(stream(*work.visual), stream(*work.audio))
-    return jax.tree.map(shaped, state, places), batch, places, mesh
-
-
-def lowered_step(work: Workload, optimizer, seed: int = 0):
-    """The training step as JAX hands it to XLA; nothing is computed."""
-    state, batch, places, mesh = _shapes(work, optimizer, seed)
-    step = make_train_step(
-        work.encoders,
-        work.objective,
-        optimizer,
-        seed,
-        memory_bytes=work.distance_bytes,
-        microbatch=work.microbatch,
-        mesh=mesh,
-    )
-    everywhere = sharding.replicated(mesh)
-    jitted = jax.jit(step, out_shardings=(places, everywhere), donate_argnums=0)
-    return jitted.lower(state, batch)
-
-
-def compared(work: Workload, optimizer, seed: int = 0) -> dict:
-    """What XLA says of the step, beside the plan (one batch on the devices, as XLA sees it).
-
-    XLA counts what is in a loop once, so FLOPs with gradient caching are not its strength; and on
-    the CPU it undoes rematerialisation (it merges what is computed twice).
-    """
-    compiled = lowered_step(work, optimizer, seed).compile()
-    found = memory_of(compiled)
-    one = dataclasses.replace(work, batches=1)
-    return {
-        "memory_bytes": found._asdict() | {"total": found.total},
-        "planned_bytes": memory(one).total,
-        "flops": float(compiled.cost_analysis()["flops"]) * work.devices,
-        "planned_flops": flops(work).total,
-        "platform": jax.devices()[0].platform,
     }
 
 
@@ -539,6 +236,15 @@ def _device(arguments) -> Device:
             f"got {arguments.peak_tflops}, {arguments.efficiency:g} and {arguments.devices}"
         )
     return device
+
+
+def _check_devices(work: Workload) -> None:
+    here = len(jax.devices())
+    if work.devices > here:
+        raise InputError(
+            f"--compile, --run: expected at most the {here} device(s) of this machine, got "
+            f"--devices {work.devices}; the arithmetic alone needs none of them"
+        )
 
 
 def in_words(found: dict) -> str:
@@ -581,7 +287,20 @@ def in_words(found: dict) -> str:
             f"with one batch there: {gib(xla['planned_bytes'])}), {xla['flops'] / TERA:.3g} TFLOP "
             f"(planned {xla['planned_flops'] / TERA:.3g})",
         ]
+    if "run" in found:
+        lines += _run_in_words(found["run"], found["peak_flops"])
     return "\n".join(lines)
+
+
+def _run_in_words(run: dict, peak: float) -> list[str]:
+    """What running the step showed."""
+    seconds, used = run["step_s"], run["memory_in_use_bytes"]
+    memory = "" if used is None else f", {used / GIB:.2f} GiB in use at most on each device"
+    share = run["flops_per_s"] / peak
+    return [
+        f"run              {seconds:.3g} s a step, {run['flops_per_s'] / TERA:.3g} TFLOP/s: "
+        f"{share:.1%} of the peak{memory}"
+    ]
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -592,6 +311,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--peak-tflops", type=float, help="of each device; else the device's")
     parser.add_argument("--efficiency", type=float, default=EFFICIENCY, help="share of the peak")
     parser.add_argument("--compile", action="store_true", help="asks XLA too, on this machine")
+    parser.add_argument("--run", action="store_true", help="runs the step here, a few times")
     parser.add_argument("--json", type=Path, help="writes every figure there")
     document, arguments = parse(parser, argv)
     config = document.to_dict()
@@ -599,10 +319,14 @@ def main(argv: list[str] | None = None) -> int:
     stored = stored_features(config)
     work = workload(config, arguments.devices, stored)
     found = report(config, work, stored, device, arguments.efficiency)
-    if arguments.compile:
+    if arguments.compile or arguments.run:
         steps = config["train"]["steps"]
         optimizer = unpack("optimizer", config["optimizer"], make_optimizer, steps=steps)
-        found["xla"] = compared(work, optimizer)
+        _check_devices(work)
+        step = trial.lowered_step(work, optimizer).compile()
+        found["xla"] = trial.compared(step, work)
+        if arguments.run:
+            found["run"] = trial.run(step, work, optimizer)
     print(in_words(found))
     if arguments.json:
         write_json(arguments.json, found)

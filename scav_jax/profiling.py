@@ -206,4 +206,13 @@ def table(totals: Mapping[str, float], steps: int, parts: Mapping[str, float] | 
         for name, seconds in parts.items():
             lines.append(f"  {name:<26}{1e3 * seconds:>7.1f} ms{seconds / in_all:>8.1%}")
         lines.append(f"  {'each timed alone, together':<26}{1e3 * in_all:>7.1f} ms")
+    if (used := memory_in_use()) is not None:
+        lines.append(f"{'memory in use, at most':<28}{used / 2**30:>7.2f} GiB on a device")
     return "\n".join(lines)
+
+
+def memory_in_use() -> int | None:
+    """Bytes that this process has held at most on one of its devices; None where none says."""
+    known = [device.memory_stats() or {} for device in jax.local_devices()]
+    peaks = [one["peak_bytes_in_use"] for one in known if "peak_bytes_in_use" in one]
+    return max(peaks, default=None)

@@ -101,6 +101,32 @@ def on_own_rows(
     )
 
 
+def against_all(
+    function: Callable[[PyTree, PyTree], tuple[PyTree, PyTree]], mesh: Mesh | None
+) -> Callable[[PyTree, PyTree], tuple[PyTree, PyTree]]:
+    """`function(rows, others)`, run by every device for its own rows against all of the others.
+
+    The others are gathered once, and their gradient is summed and cut once, whatever loops and
+    branches the function has.
+
+    Args:
+      function: of two trees whose leaves have the batch first; returns what has the rows first, and
+        what follows from all of the others only.
+      mesh: over which the batch is cut; None calls the function as it is.
+    """
+    if mesh is None or mesh.size == 1:
+        return function
+
+    def run(rows, others):
+        gather = lambda x: jax.lax.all_gather(x, DATA_AXIS, tiled=True)  # noqa: E731
+        return function(rows, jax.tree.map(gather, others))
+
+    whole, rows = PartitionSpec(), PartitionSpec(DATA_AXIS)
+    return jax.shard_map(
+        run, mesh=mesh, in_specs=(rows, rows), out_specs=(rows, whole), check_vma=False
+    )
+
+
 def check_batch_size(batch_size: int, mesh: Mesh) -> None:
     """Raises `InputError` unless every device gets the same number of clips."""
     devices = mesh.size

@@ -18,7 +18,7 @@ from scav_jax.encoders import Encoders
 from scav_jax.errors import InputError, did_you_mean
 from scav_jax.objectives import aggregation_loss, sequence_loss
 from scav_jax.objectives.cross_entropy import block_of, over_blocks
-from scav_jax.sequences import AudioVisual, masked_mean
+from scav_jax.sequences import AudioVisual, Sequences, masked_mean
 
 OBJECTIVES = ("sequence", "aggregation", "sequence+aggregation")
 Metrics = dict[str, Float[Array, ""]]
@@ -128,6 +128,7 @@ def compute_loss(
     dropout_key: Array | None = None,
     *,
     memory_bytes: int = MEMORY_BYTES,
+    mesh: Mesh | None = None,
 ) -> tuple[Float[Array, ""], dict]:
     """The objective on one batch of features, exactly as the step sees it.
 
@@ -139,6 +140,7 @@ def compute_loss(
       dropout_key: None turns dropout off.
       memory_bytes: working memory of the distance matrix; the `[B, B]` matrix itself is all that
         is kept of it.
+      mesh: over which the batch is cut; each device compares its visual rows with all audio.
 
     Returns:
       The loss, and aux: `latents`, `embeddings` (visual, audio), the aux of each loss under its
@@ -146,7 +148,7 @@ def compute_loss(
     """
     latents = _encode(encoders, params["encoders"], batch, None, dropout_key)
     return _loss_of_latents(
-        objective, params["log_temperature"], latents, memory_bytes=memory_bytes
+        objective, params["log_temperature"], latents, memory_bytes=memory_bytes, mesh=mesh
     )
 
 
@@ -166,19 +168,21 @@ def _encode(
 
 
 def _loss_of_latents(
-    objective: Objective, log_temperature: PyTree, latents: AudioVisual, *, memory_bytes: int
+    objective: Objective,
+    log_temperature: PyTree,
+    latents: AudioVisual,
+    *,
+    memory_bytes: int,
+    mesh: Mesh | None,
 ) -> tuple[Float[Array, ""], dict]:
     """The objective on the latents of a whole batch; see `compute_loss`."""
     embeddings = [masked_mean(stream.values, stream.lengths) for stream in latents]
     aux = {"latents": latents, "embeddings": embeddings}
     loss = jnp.zeros((), jnp.float32)
     if "sequence" in objective.losses:
-        distances, aux["distance"] = pairwise_with_aux(
-            objective.distance,
-            *latents,
-            memory_bytes=memory_bytes,
-            **objective.distance_options,
-        )
+        compare = partial(_distances, objective, memory_bytes)
+        (distances, of_rows), of_audio = sharding.against_all(compare, mesh)(*latents)
+        aux["distance"] = of_rows | of_audio
         part, aux["sequence"] = sequence_loss(
             distances, log_temperature["sequence"], normalize=objective.normalize
         )
@@ -187,6 +191,15 @@ def _loss_of_latents(
         part, aux["aggregation"] = aggregation_loss(*embeddings, log_temperature["aggregation"])
         loss = loss + part
     return loss, aux
+
+
+def _distances(objective: Objective, memory_bytes: int, visual: Sequences, audio: Sequences):
+    """-> (D of these visual clips, what is known of it), what follows from the audio alone."""
+    distances, aux = pairwise_with_aux(
+        objective.distance, visual, audio, memory_bytes=memory_bytes, **objective.distance_options
+    )
+    of_audio = {"usable_audio": aux.pop("usable_audio")}
+    return (distances, aux), of_audio
 
 
 def loss_and_gradients(
@@ -206,19 +219,25 @@ def loss_and_gradients(
       encoders, objective, params, batch, dropout_key, memory_bytes: as for `compute_loss`.
       microbatch: clips that are encoded at a time, over all devices; 0 is all of them, with every
         activation kept. See `gradient_cache`, and `sharding.check_microbatch` for what divides.
-      mesh: over which the batch is cut; read with `microbatch` only.
+      mesh: over which the batch is cut.
     """
     if not microbatch:
 
         def loss(params):
             return compute_loss(
-                encoders, objective, params, batch, dropout_key, memory_bytes=memory_bytes
+                encoders,
+                objective,
+                params,
+                batch,
+                dropout_key,
+                memory_bytes=memory_bytes,
+                mesh=mesh,
             )
 
         return jax.value_and_grad(loss, has_aux=True)(params)
     result, (of_encoders, of_temperature) = gradient_cache.value_and_gradients(
         partial(_encode, encoders),
-        partial(_loss_of_latents, objective, memory_bytes=memory_bytes),
+        partial(_loss_of_latents, objective, memory_bytes=memory_bytes, mesh=mesh),
         params["encoders"],
         params["log_temperature"],
         batch,

@@ -42,3 +42,18 @@ flags.FLAGS.mark_as_parsed()
 def random() -> np.random.Generator:
     """Random numbers that are the same in every run."""
     return np.random.default_rng(20240708)
+
+
+@pytest.fixture(scope="module")
+def compiled_sooner():
+    """Machine code that is made sooner and runs slower, here and in the programs that tests start.
+
+    For modules that compare the numbers of large programs with those of others, which then are
+    compiled so too.
+    """
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
+        jax.config.update("jax_disable_most_optimizations", True)
+        yield
+    jax.config.update("jax_disable_most_optimizations", False)
+    jax.clear_caches()  # the next module's code is optimized

@@ -17,7 +17,7 @@ from scav_jax.encoders import Encoders
 from scav_jax.errors import InputError
 from scav_jax.files import write_json
 from scav_jax.optimizer import make_optimizer
-from scav_jax.train_step import Objective, init_state
+from scav_jax.train_step import Objective, TrainState, init_state
 
 WIDTHS = {"visual": 7, "audio": 6}
 SIZES = {
@@ -98,6 +98,22 @@ def test_another_optimizer_is_refused_by_name(saved, state):
     assert saved.latest_step() == 55  # nothing was set aside
 
 
+def write_others(folder, state):
+    """Puts other parameters in the place of those that were saved, whole and readable."""
+    import orbax.checkpoint as ocp
+
+    with ocp.PyTreeCheckpointer() as checkpointer:
+        checkpointer.save(folder.absolute(), shifted(state, 7).params, force=True)
+
+
+def test_a_broken_checkpoint_is_left_out_of_the_average(saved, state, tmp_path, capsys):
+    write_others(tmp_path / "checkpoints" / "40" / "params", state)
+    averaged, steps = saved.average(state.params)
+    assert steps == [20] and equal(averaged, shifted(state, 20).params)
+    said = capsys.readouterr().err
+    assert "checkpoint of step 40 is broken" in said and "left out of the average" in said
+
+
 # ---- broken checkpoints ----------------------------------------------------------------------
 
 
@@ -116,11 +132,23 @@ def equal(ours, theirs):
     return all(np.array_equal(a, b) for a, b in leaves)
 
 
+@pytest.fixture(scope="module")
+def few():
+    """A state of a few arrays: its checkpoint has the same files, and is read many times."""
+    random = np.random.default_rng(0)
+    matrix, bias = random.normal(size=(24, 17)), random.normal(size=17)
+    params = {"layer": {"kernel": matrix, "bias": bias}, "log_temperature": {"sequence": 0.3}}
+    params = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float32), params)
+    optimizer = make_optimizer(learning_rate=1e-3, warmup_steps=1, steps=9)
+    step, skipped, in_row = (jnp.zeros((), jnp.int32) for _ in range(3))
+    return TrainState(step, params, optimizer.init(params), skipped, in_row)
+
+
 @pytest.fixture
-def two_saved(tmp_path, state):
+def two_saved(tmp_path, few):
     with contextlib.closing(ck.Checkpoints(tmp_path / "kept", keep_best=1)) as manager:
-        manager.save(10, shifted(state, 10), {"next_index": 10}, 0.5)
-        manager.save(20, shifted(state, 20), {"next_index": 20}, 0.7)
+        manager.save(10, shifted(few, 10), {"next_index": 10}, 0.5)
+        manager.save(20, shifted(few, 20), {"next_index": 20}, 0.7)
     return tmp_path / "kept"
 
 
@@ -128,7 +156,7 @@ def two_saved(tmp_path, state):
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 @pytest.mark.filterwarnings("ignore:coroutine .* was never awaited:RuntimeWarning")
 @pytest.mark.parametrize("damage", [truncate, flip, os.remove])
-def test_every_damaged_file_is_seen_and_the_run_goes_back_one(two_saved, state, damage, capsys):
+def test_every_damaged_file_is_seen_and_the_run_goes_back_one(two_saved, few, damage, capsys):
     """Each file in turn: what is read is what was written, or the one before, with a word."""
     latest = two_saved / "checkpoints" / "20"
     files = sorted(p.relative_to(latest) for p in latest.rglob("*") if p.is_file())
@@ -138,9 +166,9 @@ def test_every_damaged_file_is_seen_and_the_run_goes_back_one(two_saved, state, 
         shutil.copytree(two_saved, run)
         damage(run / "checkpoints" / "20" / name)
         with contextlib.closing(ck.Checkpoints(run, keep_best=1)) as manager:
-            step, restored, batches = manager.restore_latest(state)
+            step, restored, batches = manager.restore_latest(few)
             said = capsys.readouterr().err
-            assert equal(restored, shifted(state, step)) and batches == {"next_index": step}, name
+            assert equal(restored, shifted(few, step)) and batches == {"next_index": step}, name
             if step == 20:
                 assert said == "" and not (run / ck.BROKEN).exists(), name
                 continue
@@ -148,9 +176,9 @@ def test_every_damaged_file_is_seen_and_the_run_goes_back_one(two_saved, state, 
             assert "checkpoint of step 20 is broken" in said and said.count("\n") == 1, name
             assert (run / ck.BROKEN / "20").is_dir() and manager.latest_step() == 10
             went_back.add(str(name))
-            manager.save(20, shifted(state, 21), {"next_index": 20}, 0.9)  # nothing is in the way
+            manager.save(20, shifted(few, 21), {"next_index": 20}, 0.9)  # nothing is in the way
             manager.wait()
-            assert equal(manager.restore(20, state)[0], shifted(state, 21)), name
+            assert equal(manager.restore(20, few)[0], shifted(few, 21)), name
         shutil.rmtree(run)
     gc.collect()  # while their warnings are ignored
     assert any(name.startswith("params/") for name in went_back)
@@ -160,13 +188,13 @@ def test_every_damaged_file_is_seen_and_the_run_goes_back_one(two_saved, state, 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 @pytest.mark.filterwarnings("ignore:coroutine .* was never awaited:RuntimeWarning")
-def test_when_all_are_broken_nothing_starts_from_zero(two_saved, state):
+def test_when_all_are_broken_nothing_starts_from_zero(two_saved, few):
     for step in ("10", "20"):
         shutil.rmtree(two_saved / "checkpoints" / step / "params")
     for _ in range(2):  # and not at the second attempt either
         manager = ck.Checkpoints(two_saved, keep_best=1)
         with pytest.raises(InputError, match=r"none of the checkpoints \(steps 10, 20\)"):
-            manager.restore_latest(state)
+            manager.restore_latest(few)
         manager.close()
     for step in ("10", "20"):
         truncate(two_saved / "checkpoints" / step / "metrics" / "metrics")
@@ -215,7 +243,8 @@ def test_an_unfinished_or_missing_run_says_so(tmp_path):
         ck.load_run(tmp_path)
 
 
-def test_averaged_parameters_load_without_the_training_state(tmp_path, state):
+@pytest.fixture
+def averaged_run(tmp_path, state):
     config = {
         "encoders": SIZES,
         "objective": {"name": "sequence"},
@@ -224,7 +253,38 @@ def test_averaged_parameters_load_without_the_training_state(tmp_path, state):
     }
     write_json(tmp_path / "config.json", config)
     ck.save_averaged(tmp_path, state.params, [20, 40])
-    run = ck.load_run(tmp_path)
+    return tmp_path
+
+
+def test_averaged_parameters_load_without_the_training_state(averaged_run, state):
+    run = ck.load_run(averaged_run)
     jax.tree.map(np.testing.assert_array_equal, run.params, state.params)
     assert run.steps == (20, 40) and run.encoders == Encoders(**SIZES)
     assert run.objective.distance_options == {"resample": "visual_to_audio"}
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+@pytest.mark.filterwarnings("ignore:coroutine .* was never awaited:RuntimeWarning")
+def test_damaged_averaged_parameters_are_one_line(averaged_run, tmp_path_factory, state):
+    """Each file in turn: what is read is what was written, or one line says what to do."""
+    seen = set()
+    files = sorted(p.relative_to(averaged_run) for p in averaged_run.rglob("*") if p.is_file())
+    for name in files:
+        for damage in (truncate, flip, os.remove):
+            run = tmp_path_factory.mktemp("run") / "copy"
+            shutil.copytree(averaged_run, run)
+            damage(run / name)
+            if name.name == ck.CONFIG_FILE:
+                continue
+            try:
+                assert equal(ck.load_run(run).params, state.params), name
+            except InputError as error:
+                assert "not what was written" in str(error) and "delete this folder" in str(error)
+                assert "\n" not in str(error)
+                seen.add((damage, str(name)))
+    gc.collect()  # while their warnings are ignored
+    assert {(damage, f"{ck.AVERAGED}/steps.json") for damage in (truncate, flip, os.remove)} <= seen
+    assert {damage for damage, name in seen if "params" in name} == {truncate, flip, os.remove}
+    write_others(averaged_run / ck.AVERAGED / "params", state)
+    with pytest.raises(InputError, match="has another checksum"):
+        ck.load_run(averaged_run)

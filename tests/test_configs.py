@@ -8,11 +8,12 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from scav_jax import config, train
+from scav_jax import config
 from scav_jax.encoders import Encoders
 from scav_jax.errors import InputError
 from scav_jax.optimizer import make_optimizer
 from scav_jax.sequences import AudioVisual, sequences
+from scav_jax.settings import DataSettings, TrainSettings
 from scav_jax.train_step import Objective, compute_loss, init_params
 
 ROOT = Path(__file__).parents[1]
@@ -208,8 +209,8 @@ def build(document):
         distance_options=distance,
     )
     encoders = config.unpack("encoders", sections["encoders"], Encoders)
-    config.unpack("data", sections["data"], train.DataSettings)
-    settings = config.unpack("train", sections["train"], train.TrainSettings)
+    config.unpack("data", sections["data"], DataSettings)
+    settings = config.unpack("train", sections["train"], TrainSettings)
     config.unpack("optimizer", sections["optimizer"], make_optimizer, steps=settings.steps)
     return encoders, objective
 

@@ -1,5 +1,6 @@
 """Data sets on disk: what is written is what is read, and what is wrong says so."""
 
+import builtins
 import csv
 import errno
 import json
@@ -235,3 +236,20 @@ def test_a_disk_that_is_really_full_is_said_as_such(small_disk, random):
         write(clips, small_disk / "data")
     assert raised.value.errno == errno.ENOSPC
     assert list(small_disk.iterdir()) == []
+
+
+@pytest.mark.parametrize("arrived", [False, True])
+def test_reading_a_clip_imports_nothing(data, arrived, monkeypatch):
+    """In a thread it would race with the modules that TFDS loads lazily."""
+    split = datasets.read(data, "train")
+    split = pickle.loads(pickle.dumps(split)) if arrived else split
+
+    usual = builtins.__import__
+
+    def refuse(name, *args, **kwargs):
+        assert name.startswith(("beartype", "jaxtyping")), name  # checks of signatures, in tests
+        return usual(name, *args, **kwargs)
+
+    with monkeypatch.context() as context:
+        context.setattr("builtins.__import__", refuse)
+        assert split[0].id == split.ids[0]

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from test_media import click_track, flash_frames, write_video
 
-from scav_jax import checkpoints, datasets, embed, model
+from scav_jax import checkpoints, datasets, embed, embed_files, model
 from scav_jax.errors import InputError
 from scav_jax.extract import backbones, fbank, media, program
 from scav_jax.extract.backbones.plain import Plain
@@ -186,7 +186,7 @@ def test_the_batch_size_and_padding_change_rounding_only(made, folder, embedded,
 
 @pytest.mark.parametrize("at_once", [1, 2])
 def test_a_stream_of_a_folder_is_the_whole(made, folder, embedded, monkeypatch, at_once):
-    monkeypatch.setattr(model, "CLIPS_AT_ONCE", at_once)
+    monkeypatch.setattr(embed_files, "CLIPS_AT_ONCE", at_once)
     parts = list(made.stream(folder, clip_seconds=2))
     assert [len(part) for part in parts][:2] == [at_once] * 2
     assert [name for part in parts for name in part.ids] == embedded.ids

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import math
+import re
 from pathlib import Path
 
 import jax
@@ -11,8 +12,8 @@ import numpy as np
 import pytest
 
 from scav_jax import config as configs
-from scav_jax import plan
-from scav_jax.checkpoints import example_batch
+from scav_jax import costs, plan, trial
+from scav_jax.checkpoints import build, example_batch
 from scav_jax.compiled import memory_of
 from scav_jax.encoders import Encoders
 from scav_jax.errors import InputError
@@ -38,14 +39,14 @@ FLOPS_TOLERANCE = 0.05
 
 def small(batch=32, visual=(24, 48), audio=(13, 64), microbatch=0, devices=1, **encoders):
     made = Encoders(**(SMALL | encoders))
-    return plan.Workload(
+    return costs.Workload(
         made, Objective(), batch, visual, audio, microbatch=microbatch, devices=devices, batches=1
     )
 
 
 def compiled_bytes(work):
     optimizer = make_optimizer(learning_rate=1e-3, warmup_steps=1, steps=9)
-    return memory_of(plan.lowered_step(work, optimizer).compile())
+    return memory_of(trial.lowered_step(work, optimizer).compile())
 
 
 @pytest.mark.parametrize(
@@ -61,7 +62,7 @@ def compiled_bytes(work):
     ids=["blocks", "no dropout", "post", "large batch", "cached", "4 devices"],
 )
 def test_memory_is_what_xla_allocates(work):
-    found, planned = compiled_bytes(work), plan.memory(work)
+    found, planned = compiled_bytes(work), costs.memory(work)
     standing = planned.parameters + planned.optimizer + planned.features
     # Beside it: lengths, windows and three counters.
     assert found.arguments == pytest.approx(standing + work.batch * 24 / work.devices, rel=0.01)
@@ -92,14 +93,14 @@ def lowered_flops(work, backward):
 @pytest.mark.parametrize(
     "work",
     [
-        plan.Workload(Encoders(pre_resample="visual_to_audio"), Objective(), 4),
-        plan.Workload(Encoders(visual_blocks=2), Objective(), 3, (100, 512), (31, 1024)),
-        plan.Workload(Encoders(width=384, heads=6, feedforward=1024), Objective(), 2, (90, 512)),
+        costs.Workload(Encoders(pre_resample="visual_to_audio"), Objective(), 4),
+        costs.Workload(Encoders(visual_blocks=2), Objective(), 3, (100, 512), (31, 1024)),
+        costs.Workload(Encoders(width=384, heads=6, feedforward=1024), Objective(), 2, (90, 512)),
     ],
     ids=["paper", "post", "narrow"],
 )
 def test_flops_of_the_towers_are_those_of_xla(work):
-    planned = plan.flops(work)
+    planned = costs.flops(work)
     forward = lowered_flops(work, backward=False)
     assert planned.towers_forward == pytest.approx(forward, rel=FLOPS_TOLERANCE)
     both = planned.towers_forward + planned.towers_backward
@@ -107,8 +108,8 @@ def test_flops_of_the_towers_are_those_of_xla(work):
 
 
 def test_the_paper_s_model_has_the_parameters_that_the_readme_says():
-    work = plan.Workload(Encoders(pre_resample="visual_to_audio"), Objective(), 256)
-    assert plan.parameters(work) / 1e6 == pytest.approx(39.3, abs=0.05)
+    work = costs.Workload(Encoders(pre_resample="visual_to_audio"), Objective(), 256)
+    assert costs.parameters(work) / 1e6 == pytest.approx(39.3, abs=0.05)
 
 
 def test_caching_and_remat_add_their_forward_passes_and_save_memory():
@@ -117,15 +118,15 @@ def test_caching_and_remat_add_their_forward_passes_and_save_memory():
         dataclasses.replace(work, microbatch=32),
         dataclasses.replace(work, encoders=work.encoders.clone(remat=True)),
     )
-    count = plan.flops(work)
-    assert plan.flops(cached).recomputed == count.towers_forward
-    assert 0.5 * count.towers_forward < plan.flops(remat).recomputed < count.towers_forward
-    assert plan.memory(cached).activations == pytest.approx(plan.memory(work).activations / 8)
+    count = costs.flops(work)
+    assert costs.flops(cached).recomputed == count.towers_forward
+    assert 0.5 * count.towers_forward < costs.flops(remat).recomputed < count.towers_forward
+    assert costs.memory(cached).activations == pytest.approx(costs.memory(work).activations / 8)
     # A rematerialised tower keeps a block's input for every block, and all of one block.
-    assert plan.memory(remat).activations < 0.6 * plan.memory(work).activations
-    of_remat = plan._tower_bytes(remat.encoders, 13, 48, "visual")
-    of_plain = plan._tower_bytes(work.encoders, 13, 48, "visual")
-    block = plan._block_bytes(work.encoders, 13)
+    assert costs.memory(remat).activations < 0.6 * costs.memory(work).activations
+    of_remat = costs._tower_bytes(remat.encoders, 13, 48, "visual")
+    of_plain = costs._tower_bytes(work.encoders, 13, 48, "visual")
+    block = costs._block_bytes(work.encoders, 13)
     assert of_plain - of_remat == pytest.approx(3 * block - 4 * 4 * 13 * 64)
 
 
@@ -133,24 +134,24 @@ def test_caching_and_remat_add_their_forward_passes_and_save_memory():
 def test_the_largest_batch_fits_and_the_next_does_not(devices):
     work = dataclasses.replace(small(), devices=devices, batch=devices)
     limit = 40e6
-    largest = plan.largest_batch(work, limit)
+    largest = costs.largest_batch(work, limit)
     assert largest % devices == 0 and largest > 0
-    assert plan.memory(dataclasses.replace(work, batch=largest)).total <= limit
-    assert plan.memory(dataclasses.replace(work, batch=largest + devices)).total > limit
-    assert plan.largest_batch(work, 1e6) == 0  # the state alone is larger
+    assert costs.memory(dataclasses.replace(work, batch=largest)).total <= limit
+    assert costs.memory(dataclasses.replace(work, batch=largest + devices)).total > limit
+    assert costs.largest_batch(work, 1e6) == 0  # the state alone is larger
 
 
 def test_largest_batches_grow_with_devices_and_with_caching():
     work = small()
-    alone = plan.largest_batch(work, 40e6)
-    assert plan.largest_batch(dataclasses.replace(work, devices=8), 40e6) > 4 * alone
-    assert plan.largest_batch(dataclasses.replace(work, microbatch=16), 40e6) > 2 * alone
+    alone = costs.largest_batch(work, 40e6)
+    assert costs.largest_batch(dataclasses.replace(work, devices=8), 40e6) > 4 * alone
+    assert costs.largest_batch(dataclasses.replace(work, microbatch=16), 40e6) > 2 * alone
 
 
 def test_a_step_takes_its_flops_at_the_peak_s_share():
     device = plan.Device(1e9, 1e12, 4e12, 8e12)
     work = small(batch=64)
-    count = plan.flops(work)
+    count = costs.flops(work)
     exact = count.distance + count.loss
     assert plan.step_seconds(work, device, 0.5) == pytest.approx(count.total / 0.5e12)
     half = dataclasses.replace(work, encoders=work.encoders.clone(precision="bfloat16"))
@@ -242,8 +243,64 @@ def test_a_data_set_on_disk_is_read_instead(tmp_path):
     assert (stored.visual, stored.audio) == ((12, 7), (4, 5))
 
 
-def test_what_xla_says_is_shown_beside_it(capsys):
-    work = small(batch=8, dropout=0.0)
-    found = plan.compared(work, make_optimizer(learning_rate=1e-3, warmup_steps=1, steps=9))
+@pytest.fixture(scope="module")
+def compiled_step():
+    """-> (a small step, its optimizer, compiled)."""
+    work, optimizer = (
+        small(batch=8, dropout=0.0),
+        make_optimizer(learning_rate=1e-3, warmup_steps=1, steps=9),
+    )
+    return work, optimizer, trial.lowered_step(work, optimizer).compile()
+
+
+def test_what_xla_says_is_shown_beside_it(compiled_step):
+    work, _, step = compiled_step
+    found = trial.compared(step, work)
     assert found["memory_bytes"]["total"] > 0 and found["platform"] == jax.devices()[0].platform
     assert math.isclose(found["flops"], found["planned_flops"], rel_tol=0.4)  # narrow towers
+
+
+def test_the_step_is_run(compiled_step):
+    work, optimizer, step = compiled_step
+    found = trial.run(step, work, optimizer, repeats=2)
+    assert found["step_s"] > 0
+    assert found["flops_per_s"] == pytest.approx(costs.flops(work).total / found["step_s"])
+    cached = dataclasses.replace(work, microbatch=4)
+    assert costs.flops(cached).recomputed > 0
+    found = trial.run(step, cached, optimizer, repeats=1)  # what is computed twice is no progress
+    assert found["flops_per_s"] == pytest.approx(costs.flops(work).total / found["step_s"])
+
+
+@pytest.mark.parametrize("microbatch", [0, 4])
+def test_on_a_v100_nothing_needs_bfloat16_or_triton(microbatch):
+    """A V100 has neither: what JAX hands to XLA for CUDA holds no such type and no kernel call."""
+    document = configs.load_file(str(ROOT / "configs/vggsound.py")).to_dict()
+    encoders, objective = build(document)
+    assert encoders.precision == "float32"
+    work = dataclasses.replace(small(batch=8, microbatch=microbatch), objective=objective)
+    work = dataclasses.replace(work, encoders=encoders.clone(**SMALL))
+    optimizer = make_optimizer(learning_rate=1e-3, warmup_steps=1, steps=9)
+
+    def text(work):
+        return trial.lowered_step(work, optimizer, platforms=("cuda",)).as_text()
+
+    shown = text(work)
+    assert "bf16" not in shown and "triton" not in shown.lower() and "mosaic" not in shown.lower()
+    assert set(re.findall(r"custom_call @(\w+)", shown)) <= {"Sharding"}
+    half = dataclasses.replace(work, encoders=work.encoders.clone(precision="bfloat16"))
+    assert "bf16" in text(half)
+
+
+def test_the_program_runs_the_step_and_says_how_fast(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    path = tmp_path / "plan.json"
+    tower = {"width": 16, "heads": 2, "visual_blocks": 1, "audio_blocks": 1, "feedforward": 16}
+    tower |= {"visual_hidden": 16, "audio_hidden": 16}
+    shrunk = [f"--config.encoders.{name}={value}" for name, value in tower.items()]
+    shrunk += ["--config.data.batch_size=4"]
+    assert plan.main(words("--run", "--peak-tflops", "0.1", "--json", str(path), *shrunk)) == 0
+    found, shown = json.loads(path.read_text()), capsys.readouterr().out
+    share = found["run"]["flops_per_s"] / 1e11
+    assert f"{share:.1%} of the peak" in shown and "XLA (" in shown
+    with pytest.raises(InputError, match="at most the 8 device"):
+        plan.main(words("--compile", "--devices", "16", "--config.data.batch_size=16"))

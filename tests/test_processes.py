@@ -16,15 +16,16 @@ from test_train import ROOT, command, parameters, records, run, small_config, wr
 from scav_jax import processes, train
 from scav_jax.errors import EXIT_INPUT, InputError
 
-STEPS = 40
+STEPS = 30
 CHANGES = {
     "data.buckets": 1,  # one program
     "train.steps": STEPS,
     "train.log_every": 1,
-    "train.validate_every": 20,
+    "train.validate_every": 15,
     "train.checkpoint_every": 1,
     "train.devices": 0,
 }
+pytestmark = pytest.mark.usefixtures("compiled_sooner")
 # A program of several processes without a model: `python -c WORKER PLAN --coordinator ...`.
 WORKER = """
 import argparse, os, signal, sys, time

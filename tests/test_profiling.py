@@ -233,3 +233,19 @@ def test_the_table_has_every_part_largest_first_and_shares_of_one():
     assert lines[5].split() == ["a", "step", "1000.0", "ms"]
     assert lines[6].split() == ["distance", "250.0", "ms", "25.0%"]
     assert lines[8].endswith("1000.0 ms")
+
+
+def test_memory_in_use_is_the_fullest_device(monkeypatch):
+    class Device:
+        def __init__(self, stats):
+            self.memory_stats = lambda: stats
+
+    def local(*stats):
+        monkeypatch.setattr(jax, "local_devices", lambda: [Device(one) for one in stats])
+        return profiling.memory_in_use()
+
+    assert local(None, {}) is None
+    assert local({"peak_bytes_in_use": 5}, {"peak_bytes_in_use": 7}, None) == 7
+    assert "memory in use, at most         0.00 GiB on a device" in profiling.table(
+        {"step": 1.0}, 2
+    )

@@ -12,6 +12,7 @@ import jax
 import jax.extend.core
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 from scav_jax import sharding
@@ -25,6 +26,7 @@ from scav_jax.sequences import AudioVisual, sequences
 from scav_jax.train_step import (
     Objective,
     TrainState,
+    _loss_of_latents,
     init_params,
     loss_and_gradients,
     make_train_step,
@@ -64,6 +66,7 @@ CHOSEN = [("pre", 1, 4), ("pre", 4, 2), ("pre", MANY, 1), ("post", 2, 2), ("soft
 TABLE = WHOLE_TABLE if os.environ.get("SCAV_WHOLE_TABLE") else CHOSEN
 # Softmax does not see what a key's bias adds: its gradient is rounding, which Adam makes a step of.
 ROUNDING_ONLY = "['key']['bias']"
+pytestmark = pytest.mark.usefixtures("compiled_sooner")
 needs_devices = pytest.mark.skipif(len(jax.devices()) < MANY, reason=f"needs {MANY} devices")
 
 
@@ -83,20 +86,30 @@ def optimizer():
     return make_optimizer(learning_rate=1e-3, warmup_steps=2, steps=10)
 
 
+def keeping_gradients(optimizer):
+    """The same optimizer; what a step's gradients were is the first part of its state."""
+    keep = optax.GradientTransformation(
+        init=lambda params: jax.tree.map(jnp.zeros_like, params),
+        update=lambda gradients, _, params=None: (gradients, gradients),
+    )
+    return optax.chain(keep, optimizer)
+
+
 @cache
 def params_at_start():
     """Of all cases: they have one tower."""
-    params = jax.jit(partial(init_params, PRE, Objective("sequence+aggregation"), seed=0))
+    init = partial(init_params, PRE, Objective("sequence+aggregation"), seed=0)
+    params = jax.jit(init)
     return jax.device_get(params(batch()))
 
 
-def start(encoders, objective):
+def start(objective, optimizer):
     """What `init_state` returns, without initialising the towers each time."""
     params = params_at_start()
     log_temperature = {name: params["log_temperature"][name] for name in objective.losses}
     params = jax.tree.map(jnp.asarray, params | {"log_temperature": log_temperature})
     step, skipped, in_row = (jnp.zeros((), jnp.int32) for _ in range(3))
-    return TrainState(step, params, optimizer().init(params), skipped, in_row)
+    return TrainState(step, params, optimizer.init(params), skipped, in_row)
 
 
 def train(case, devices=1, parts=1, settings=(), steps=STEPS):
@@ -105,21 +118,13 @@ def train(case, devices=1, parts=1, settings=(), steps=STEPS):
     encoders = encoders.clone(**dict(settings))
     mesh = sharding.make_mesh(devices)
     cut = {"microbatch": CLIPS // parts if parts > 1 else 0, "mesh": mesh}
-    step = make_train_step(encoders, objective, optimizer(), seed=0, **cut)
-    key = jax.random.fold_in(jax.random.key(0), 0) if encoders.dropout else None
-
-    @jax.jit
-    def both(state, features):
-        """A step, and the gradients that it takes, which XLA computes once."""
-        params = state.params
-        _, gradients = loss_and_gradients(encoders, objective, params, features, key, **cut)
-        return gradients, step(state, features)
-
-    state = sharding.put_replicated(start(encoders, objective), mesh)
+    kept = keeping_gradients(optimizer())
+    step = jax.jit(make_train_step(encoders, objective, kept, seed=0, **cut))
+    state = sharding.put_replicated(start(objective, kept), mesh)
     losses, first = [], None
     for number in range(steps):
-        gradients, (state, metrics) = both(state, sharding.put_batch(batch(number), mesh))
-        first = first or jax.device_get(gradients)
+        state, metrics = step(state, sharding.put_batch(batch(number), mesh))
+        first = first or jax.device_get(state.opt_state[0])
         losses.append(float(metrics["loss"]))
     return first, losses, jax.device_get(state.params)
 
@@ -250,11 +255,15 @@ def test_a_mask_belongs_to_its_clip_and_its_step():
 # -- rematerialisation, precision, storage ---------------------------------------------------------
 
 
+@cache
+def gradient_program(encoders):
+    return jax.jit(partial(loss_and_gradients, encoders, Objective()))
+
+
 def one_gradient(features=None, **settings):
     """Loss and gradients at the start, as settings have it."""
-    encoders = PRE.clone(**settings)
-    params = start(PRE, Objective()).params
-    compute = jax.jit(partial(loss_and_gradients, encoders, Objective()))
+    params = start(Objective(), optimizer()).params
+    compute = gradient_program(PRE.clone(**settings))
     (loss, _), gradients = compute(params, features or batch(), jax.random.key(5))
     return float(loss), jax.device_get(gradients)
 
@@ -338,7 +347,7 @@ def test_bfloat16_is_near_float32_and_leaves_parameters_and_latents_alone():
     )
     cosine = flat @ rounded_flat / np.linalg.norm(flat) / np.linalg.norm(rounded_flat)
     assert cosine > 0.99
-    params = start(PRE, Objective()).params["encoders"]
+    params = start(Objective(), optimizer()).params["encoders"]
     features = jax.tree.map(jnp.asarray, batch())
     latents = PRE.clone(precision="bfloat16").apply({"params": params}, features)
     assert {stream.values.dtype for stream in latents} == {jnp.dtype(jnp.float32)}
@@ -357,7 +366,7 @@ def test_an_unknown_precision_is_named():
 def test_a_state_that_is_cut_over_devices_trains_the_same(params):
     encoders, objective = PRE, Objective()
     mesh = sharding.make_mesh(4)
-    state = start(encoders, objective)
+    state = start(objective, optimizer())
     places = state_shardings(state, mesh, shard_params=params, shard_optimizer=True)
     step = jax.jit(
         make_train_step(encoders, objective, optimizer(), seed=0, microbatch=8, mesh=mesh),
@@ -389,7 +398,7 @@ def test_features_stay_on_their_device_and_gradients_travel_once():
     objective = Objective("aggregation")
 
     def received(parts):
-        state = start(PRE, objective)
+        state = start(objective, optimizer())
         step = make_train_step(PRE, objective, optimizer(), 0, microbatch=CLIPS // parts, mesh=mesh)
         shardings = {"in_shardings": (whole, rows), "out_shardings": whole}
         program = jax.jit(step, **shardings).lower(state, batch()).compile()
@@ -404,6 +413,37 @@ def test_features_stay_on_their_device_and_gradients_travel_once():
     # Gradients in a ring, latents' means in both passes, D and its statistics; no features.
     assert 2 * params * (MANY - 1) / MANY <= few < 2 * params + 8 * embeddings
     assert features > 2 * embeddings
+
+
+@needs_devices
+@pytest.mark.parametrize("case", ["pre", "soft_dtw", "wasserstein"])
+def test_audio_is_gathered_once_and_its_gradient_travels_once(case):
+    """Of the distance and the loss, whatever loops and branches ragged lengths need."""
+    mesh, objective = sharding.make_mesh(MANY), CASES[case][1]
+    rng = np.random.default_rng(3)
+    shapes = [(CLIPS, 6, 16), (CLIPS, 4, 16)]
+    latents = AudioVisual(
+        *(sequences(jnp.asarray(rng.normal(size=s), jnp.float32), _lengths(rng, s)) for s in shapes)
+    )
+    temperatures = {name: jnp.zeros(()) for name in objective.losses}
+
+    def loss(values):
+        streams = zip(latents, values, strict=True)
+        cut = AudioVisual(*(s.replace(values=v) for s, v in streams))
+        return _loss_of_latents(objective, temperatures, cut, memory_bytes=2**20, mesh=mesh)[0]
+
+    rows, whole = sharding.batch_sharded(mesh), sharding.replicated(mesh)
+    program = jax.jit(
+        jax.value_and_grad(loss), in_shardings=(rows,), out_shardings=(whole, rows)
+    ).lower([s.values for s in latents])
+    received = communication_bytes(program.compile(), unknown_trips=1000)
+    audio = latents.audio.values.nbytes * (MANY - 1) / MANY
+    statistics = 4 * CLIPS * 64  # rows and columns of [B, B], in vectors
+    assert sum(received.values()) < 2 * audio + statistics
+
+
+def _lengths(rng, shape):
+    return jnp.asarray(rng.integers(1, shape[1] + 1, shape[0]), jnp.int32)
 
 
 def test_the_largest_axis_that_the_devices_divide_is_cut():

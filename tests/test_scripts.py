@@ -81,6 +81,14 @@ def test_constraints_pin_everything_that_pyproject_names():
     assert names - {"scav-jax"} <= pinned
 
 
+def test_the_cudnn_of_cuda12_has_code_for_a_v100():
+    """The last with sm_70 in all its libraries is 9.10, as their fat binaries say."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    extra = " ".join(project["optional-dependencies"]["cuda12"])
+    assert "nvidia-cudnn-cu12>=9.10.2.21,<9.11;" in extra
+    assert re.search(r"^nvidia-cudnn-cu12==9\.10\.", (ROOT / "constraints.txt").read_text(), re.M)
+
+
 def test_constraints_serve_both_generations_of_jax():
     lines = (ROOT / "constraints.txt").read_text().splitlines()
     markers = {line.partition(" ; ")[2] for line in lines if line.startswith("jax==")}

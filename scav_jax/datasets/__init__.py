@@ -192,19 +192,15 @@ class Split:
         self.audio_lengths = _counts(rows, "audio_steps")
         self.visual_spans = _spans(rows, "visual_begin", "visual_end")
         self.audio_spans = _spans(rows, "audio_begin", "audio_end")
-        self._records = None
+        self._records = _open_records(data, split)
 
     def __len__(self) -> int:
         return len(self.ids)
 
     def __getitem__(self, index: int) -> Clip:
-        from scav_jax.datasets.folder import ClipRecords
-
         index = int(index)
         if not -len(self) <= index < len(self):
             raise IndexError(f"clip {index} of {len(self)}")
-        if self._records is None:
-            self._records = ClipRecords(self.data, _stored_name(self.split))
         clip = self._records[index % len(self)]
         self._check_listed(clip, index)
         try:
@@ -214,7 +210,11 @@ class Split:
         return clip
 
     def __getstate__(self) -> dict:
-        return {**self.__dict__, "_records": None}  # readers are opened again where it arrives
+        return {**self.__dict__, "_records": None}
+
+    def __setstate__(self, state: dict) -> None:
+        self.__dict__.update(state)
+        self._records = _open_records(self.data, self.split)
 
     def __repr__(self) -> str:
         return f"Split({str(self.data)!r}, {self.split!r}, {len(self)} clips)"
@@ -228,6 +228,17 @@ class Split:
                 f"expected id and steps {tuple(map(str, listed))}, got {tuple(map(str, stored))}; "
                 "extract the data set again"
             )
+
+
+def _open_records(data: Path, split: str):
+    """Opened here, not by the threads that read.
+
+    While TFDS loads its modules it replaces Python's import for all threads, so that an import in
+    another one may get a placeholder.
+    """
+    from scav_jax.datasets.folder import ClipRecords
+
+    return ClipRecords(data, _stored_name(split))
 
 
 def read(data: Path, split: str) -> Split:

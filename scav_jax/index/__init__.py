@@ -10,6 +10,7 @@ products, running, scan                   distances by products of matrices, wit
 cosine, second_stage, pruned              first stage, hybrid, exact search
 any_distance                              distances that are no product of matrices
 searching, store                          one search; an index
+adding, compaction                        new segments: of new clips, of what is live
 tune                                      recall of the first stage over k
 """
 

@@ -21,6 +21,7 @@ FORMAT_VERSION = 2
 HEADER, SEGMENTS, LOCK, TABLE = "index.json", "segments", "lock", "rows"
 STREAMS = ("visual", "audio")
 STORAGES = ("float32", "bfloat16", "int8")
+SEGMENT_BYTES = 2**28  # of one stream's sequences in one segment, about
 
 
 @dataclass(frozen=True)
@@ -105,3 +106,20 @@ def sync_folder(folder: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
+
+
+def sync_table(path: Path) -> None:
+    """Makes a commit durable: LanceDB leaves that to the system."""
+    for folder, _, files in os.walk(path / f"{TABLE}.lance"):
+        for file in files:
+            handle = os.open(Path(folder) / file, os.O_RDONLY)
+            try:
+                os.fsync(handle)
+            finally:
+                os.close(handle)
+        sync_folder(Path(folder))
+
+
+def bytes_of(path: Path) -> int:
+    """What an index takes on disk."""
+    return sum(file.stat().st_size for file in path.rglob("*") if file.is_file())

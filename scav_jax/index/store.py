@@ -1,25 +1,20 @@
 """An index: create, open, add, delete, compact, search."""
 
 import contextlib
-import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
-from jaxtyping import Float
 
 from scav_jax.embed import Embedded
 from scav_jax.errors import InputError
-from scav_jax.index import layout, lock, searching, segments
+from scav_jax.index import adding, compaction, layout, lock, searching, segments
+from scav_jax.index.adding import take
 from scav_jax.index.grids import stored_sequences
-from scav_jax.index.layout import STREAMS
-from scav_jax.index.rows import Rows, live_rows, schema
+from scav_jax.index.rows import Rows, live_rows
 from scav_jax.index.segments import DamagedRow, Segment
-from scav_jax.index.sketches import Basis
-from scav_jax.sequences import Sequences
 
-SEGMENT_BYTES = 2**28  # of one stream's sequences in one segment, about
 SHOWN = 5
 DUPLICATES = ("refuse", "replace", "skip")
 
@@ -178,85 +173,29 @@ class Index:
 
     def _add(self, embedded: Embedded, replacing: bool) -> None:
         streams = stored_sequences(embedded, self.header)
-        _check_streams(embedded, streams, self.header)
-        centre = self._centre(streams)
-        basis = self._basis(streams, centre)
-        key = 1 + max(
-            (int(one.keys.max(initial=-1)) for one in self._segments.values()), default=-1
-        )
-        number = self._next_segment()
+        adding.check_streams(embedded, streams, self.header)
+        centre = adding.centre_of(streams, self._segments, self.header.storage)
+        basis = adding.basis_of(streams, self._segments, self.header, centre)
+        keys = (int(one.keys.max(initial=-1)) for one in self._segments.values())
+        key, number = 1 + max(keys, default=-1), self._next_segment()
         if not self.header.width:
             self.header = replace(self.header, width=len(centre))
             layout.write_header(self.path, self.header)
-        order = np.lexsort((streams["visual"].lengths, streams["audio"].lengths))
-        written, table = [], []
         try:
-            for part in self._split(order, streams):
-                about = self._write(number, part, streams, embedded, centre, key, basis)
-                written.append(number)
-                table.append(about)
-                number += 1
-            rows = _arrow(embedded, np.concatenate([one[0] for one in table]), key, table)
+            rows = adding.write_clips(
+                self.path, self.header, embedded, streams, centre, basis, number, key
+            )
             (self._rows.replace if replacing else self._rows.add)(rows)
         except BaseException:
-            self._rows.latest()
-            used = {int(n) for part in self._rows.places() for n in np.unique(part[:, 0])}
-            segments.sweep(self.path, used)
+            self._sweep_uncommitted()
             raise
-        _sync_table(self.path)
+        layout.sync_table(self.path)
 
-    def _split(self, order: np.ndarray, streams: dict[str, Sequences]) -> list[np.ndarray]:
-        """Rows by segment: of about `SEGMENT_BYTES`."""
-        steps = np.maximum(*(np.asarray(stream.lengths)[order] for stream in streams.values()))
-        sizes = np.cumsum(steps.astype(np.int64)) * self.header.width * 4
-        return [
-            part for part in np.split(order, np.flatnonzero(np.diff(sizes // SEGMENT_BYTES)) + 1)
-        ]
-
-    def _write(self, number, part, streams, embedded, centre, first_key, basis):
-        encoded = {}
-        for name in STREAMS:
-            lengths = np.asarray(streams[name].lengths)[part]
-            edges = np.concatenate([[0], np.flatnonzero(np.diff(lengths)) + 1, [len(part)]])
-            runs = [part[a:b] for a, b in itertools.pairwise(edges)]
-            units = getattr(embedded, f"{name}_embeddings")
-            encoded[name] = segments.join(
-                [
-                    segments.encode_run(
-                        np.asarray(streams[name].values)[run, : int(streams[name].lengths[run[0]])],
-                        np.asarray(units)[run],
-                        self.header.storage,
-                        centre,
-                        basis,
-                    )
-                    for run in runs
-                ]
-            )
-        segments.write_segment(
-            self.path, number, encoded, first_key + part, centre, self.header.storage, basis
-        )
-        checksums = [encoded[name].rows["checksum"] for name in STREAMS]
-        return part, np.full(len(part), number), np.arange(len(part)), *checksums
-
-    def _centre(self, streams: dict[str, Sequences]) -> Float[np.ndarray, " C"]:
-        """What is taken off before rounding: of the clips that came first, for all that follow."""
-        for segment in self._segments.values():
-            return np.asarray(segment.centre)
-        width = np.asarray(streams["audio"].values).shape[2]
-        if self.header.storage == "float32":
-            return np.zeros(width, np.float32)
-        total, steps = np.zeros(width), 0
-        for stream in streams.values():
-            for values, length in zip(stream.values, stream.lengths, strict=True):
-                total += np.sum(values[: int(length)], axis=0, dtype=np.float64)
-                steps += int(length)
-        return (total / steps).astype(np.float32)
-
-    def _basis(self, streams: dict[str, Sequences], centre) -> Basis | None:
-        """What sketches are coefficients of, by the clips that came first, as the centre."""
-        for segment in self._segments.values():
-            return segment.basis
-        return Basis.of(streams, centre) if self.header.one_grid else None
+    def _sweep_uncommitted(self) -> None:
+        """Removes what a change that failed left: segments that no row names."""
+        self._rows.latest()
+        used = {int(n) for part in self._rows.places() for n in np.unique(part[:, 0])}
+        segments.sweep(self.path, used)
 
     def _next_segment(self) -> int:
         return 1 + max(segments.segment_numbers(self.path), default=-1)
@@ -278,7 +217,7 @@ class Index:
                 )
             if ids:
                 self._rows.delete(ids)
-                _sync_table(self.path)
+                layout.sync_table(self.path)
         self.refresh()
         return len(ids)
 
@@ -291,75 +230,23 @@ class Index:
           `bytes_before`, `bytes_after`, and the `swept` segments that no row named.
         """
         with self._writing():
-            before = _bytes(self.path)
+            before = layout.bytes_of(self.path)
             with self._naming():
-                self._rewrite()
-            _sync_table(self.path)
+                compaction.rewrite(
+                    self.path,
+                    self.header.storage,
+                    self._rows,
+                    self._segments,
+                    self._live,
+                    self._next_segment(),
+                )
+            layout.sync_table(self.path)
             self.refresh()
             swept = segments.sweep(self.path, set(self._segments))
             self._rows.latest()
             self._rows.clean()
         self.refresh()
-        return {"bytes_before": before, "bytes_after": _bytes(self.path), "swept": swept}
-
-    def _rewrite(self) -> None:
-        """Live rows of segments that are small or have dead rows, in new segments; one commit."""
-        moving = [n for n, one in self._segments.items() if self._worth_moving(n, one)]
-        if not moving:
-            return
-        moved, number = {}, self._next_segment()
-        for sources in self._batches(moving):
-            rows = self._copy(sources, number)
-            for place, (segment, row) in enumerate(rows):
-                moved[segment, row] = (number, place)
-            number += 1
-        self._rows.overwrite(_moved(self._rows, moved))
-
-    def _worth_moving(self, number: int, segment: Segment) -> bool:
-        live = self._live[number]
-        alone = len(self._segments) == 1
-        return not live.all() or (not alone and segment.bytes < SEGMENT_BYTES)
-
-    def _batches(self, moving: list[int]) -> Iterator[list[int]]:
-        """Segments that become one."""
-        batch, size = [], 0
-        for number in moving:
-            share = self._live[number].mean() * self._segments[number].bytes
-            if batch and size + share > 2 * SEGMENT_BYTES:
-                yield batch
-                batch, size = [], 0
-            batch.append(number)
-            size += share
-        yield batch
-
-    def _copy(self, sources: list[int], number: int) -> list[tuple[int, int]]:
-        """Writes live rows of some segments as one, sorted by length, then key."""
-        places = np.concatenate(
-            [
-                np.stack([np.full(int(live.sum()), n), np.flatnonzero(live)], axis=1)
-                for n in sources
-                for live in [self._live[n]]
-            ]
-        )
-        steps = {
-            name: np.concatenate(
-                [self._segments[n].streams[name].rows["steps"][self._live[n]] for n in sources]
-            )
-            for name in STREAMS
-        }
-        keys = np.concatenate([self._segments[n].keys[self._live[n]] for n in sources])
-        order = np.lexsort((keys, steps["visual"], steps["audio"]))
-        places = places[order]
-        streams = {
-            name: segments.copied(self._segments, name, places, steps[name][order])
-            for name in STREAMS
-        }
-        first = self._segments[sources[0]]
-        segments.write_segment(
-            *(self.path, number, streams, keys[order], np.asarray(first.centre)),
-            *(self.header.storage, first.basis),
-        )
-        return [(int(segment), int(row)) for segment, row in places]
+        return {"bytes_before": before, "bytes_after": layout.bytes_of(self.path), "swept": swept}
 
     @contextlib.contextmanager
     def _writing(self) -> Iterator[None]:
@@ -508,7 +395,7 @@ class Index:
             "version": self._rows.version,
             "segments": len(self._segments),
             "orphan_segments": len(orphans),
-            "bytes": _bytes(self.path),
+            "bytes": layout.bytes_of(self.path),
             "identity": self.header.identity,
             "distance": self.header.distance,
             "options": self.header.options,
@@ -529,99 +416,11 @@ class _Sizes(dict):
         return self[number]
 
 
-def take(embedded: Embedded, chosen: list[int]) -> Embedded:
-    """Some of the clips."""
-    if len(chosen) == len(embedded.ids):
-        return embedded
-
-    def part(value):
-        if isinstance(value, Sequences):
-            return Sequences(*(np.asarray(leaf)[chosen] for leaf in
-                               (value.values, value.lengths, value.windows)))  # fmt: skip
-        if isinstance(value, list):
-            return [value[number] for number in chosen]
-        return None if value is None else np.asarray(value)[chosen]
-
-    names = ("ids", "sources", "starts", "ends", "labels", "visual", "audio")
-    names += ("visual_embeddings", "audio_embeddings")
-    return replace(embedded, **{name: part(getattr(embedded, name)) for name in names})
-
-
-def _check_streams(embedded: Embedded, streams: dict[str, Sequences], header) -> None:
-    widths = {np.asarray(stream.values).shape[2] for stream in streams.values()}
-    if len(widths) > 1 or (header.width and widths != {header.width}):
-        raise InputError(
-            f"expected latents of width {header.width or 'one'}, got {sorted(widths)}; embed them "
-            "with the model of the index"
-        )
-    for name, stream in streams.items():
-        values, lengths = np.asarray(stream.values), np.asarray(stream.lengths)
-        real = np.arange(values.shape[1]) < lengths[:, None]
-        good = (np.isfinite(values).all(axis=2) | ~real).all(axis=1)
-        if not good.all() or (lengths < 1).any():
-            bad = int(np.flatnonzero(~good | (lengths < 1))[0])
-            raise InputError(
-                f"clip {embedded.ids[bad]!r}: expected finite {name} latents of at least a step, "
-                "got NaN, infinity or none; nothing was added"
-            )
-
-
-def _arrow(embedded: Embedded, order: np.ndarray, key: int, table: list) -> object:
-    """The rows of added clips."""
-    import pyarrow as pa
-
-    chosen = order.tolist()
-    columns = {
-        "id": [embedded.ids[n] for n in chosen],
-        "source": [str(embedded.sources[n]) for n in chosen],
-        "start": np.asarray(embedded.starts, np.float64)[order],
-        "end": np.asarray(embedded.ends, np.float64)[order],
-        "label": [str(embedded.labels[n]) for n in chosen],
-        "key": (key + order).astype(np.int64),
-        "segment": np.concatenate([one[1] for one in table]).astype(np.int32),
-        "row": np.concatenate([one[2] for one in table]).astype(np.int32),
-        "checksum_visual": np.concatenate([one[3] for one in table]).astype(np.uint32),
-        "checksum_audio": np.concatenate([one[4] for one in table]).astype(np.uint32),
-    }
-    return pa.table(columns, schema=schema())
-
-
-def _moved(rows: Rows, moved: dict[tuple[int, int], tuple[int, int]]) -> Iterator:
-    """The table with the new places."""
-    import pyarrow as pa
-
-    for batch in rows.tables():
-        old = zip(batch.column("segment").to_pylist(), batch.column("row").to_pylist(), strict=True)
-        new = [moved.get(place, place) for place in old]
-        columns = {name: batch.column(name) for name in batch.schema.names}
-        columns["segment"] = pa.array([place[0] for place in new], pa.int32())
-        columns["row"] = pa.array([place[1] for place in new], pa.int32())
-        yield pa.RecordBatch.from_pydict(columns, schema=schema())
-
-
 def _every(live: np.ndarray, part: int, parts: int) -> np.ndarray:
     """One in `parts` rows."""
     mine = np.zeros_like(live)
     mine[part::parts] = live[part::parts]
     return mine
-
-
-def _sync_table(path: Path) -> None:
-    """Makes a commit durable: LanceDB leaves that to the system."""
-    import os
-
-    for folder, _, files in os.walk(path / f"{layout.TABLE}.lance"):
-        for file in files:
-            handle = os.open(Path(folder) / file, os.O_RDONLY)
-            try:
-                os.fsync(handle)
-            finally:
-                os.close(handle)
-        layout.sync_folder(Path(folder))
-
-
-def _bytes(path: Path) -> int:
-    return sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
 
 
 def _named(ids: list[str]) -> str:

@@ -98,7 +98,7 @@ def _recall(truth, hits) -> float:
 
 def sample(embedded: Embedded, count: int, seed: int = 0) -> Embedded:
     """Some of the queries, at random."""
-    from scav_jax.index.store import take
+    from scav_jax.index.adding import take
 
     total = len(embedded.ids)
     chosen = np.random.default_rng(seed).choice(total, min(count, total), replace=False)

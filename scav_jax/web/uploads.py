@@ -5,9 +5,9 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
+from scav_jax.embed_files import KINDS
 from scav_jax.errors import InputError
 from scav_jax.extract.streams import Unusable, decoder_errors, stream_kinds, stream_seconds
-from scav_jax.model import KINDS
 
 NEEDED = {"a2v": "audio", "v2a": "visual"}  # the stream that asks
 WORDS = {"audio": "sound", "visual": "picture"}

@@ -4,7 +4,7 @@
 
 Batch 32 to 4,096, without and with gradient caching; 62 and 250 steps; 1 to 8 devices, virtual ones
 on a CPU. Memory is that of the compiled step (XLA's buffers on each device) beside what
-`scav_jax.plan` says; communication is counted from the compiled program; both with the paper's
+`scav_jax.costs` says; communication is counted from the compiled program; both with the paper's
 towers and features. Time is measured where a step is fast enough on the machine at hand and marked
 as computed (FLOPs at the speed that was measured) where it is not. Virtual devices share the cores:
 their times say nothing about devices, so none are measured.
@@ -23,15 +23,14 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from scav_jax import plan, sharding
+from scav_jax import costs, trial
 from scav_jax.compiled import communication_bytes, memory_of
 from scav_jax.encoders import Encoders
 from scav_jax.errors import run_program
 from scav_jax.files import write_json
 from scav_jax.optimizer import make_optimizer
 from scav_jax.report.results import aligned
-from scav_jax.sequences import AudioVisual, Sequences
-from scav_jax.train_step import Objective, init_state
+from scav_jax.train_step import Objective
 
 DEVICES = 8
 BATCHES = (32, 128, 512, 1024, 4096)
@@ -44,7 +43,7 @@ GIB = 2**30
 def work(batch: int, steps: int, microbatch: int = 0, devices: int = 1, **encoders):
     """The paper's step: both streams `steps` long, features as stored."""
     towers = Encoders(**{"pre_resample": "visual_to_audio", **encoders})
-    return plan.Workload(
+    return costs.Workload(
         towers,
         Objective(),
         batch,
@@ -83,14 +82,14 @@ def measured(settings: dict, flops_per_s: float | None) -> dict:
     """Compiles the step of some settings and reads it; runs it where it is fast enough."""
     step, optimizer = work(**settings), make_optimizer(learning_rate=1e-3, warmup_steps=1, steps=9)
     begin = time.perf_counter()
-    compiled = plan.lowered_step(step, optimizer).compile()
+    compiled = trial.lowered_step(step, optimizer).compile()
     known = memory_of(compiled)
-    count = plan.flops(step).total
+    count = costs.flops(step).total
     row = {
         **settings,
         "compile_s": time.perf_counter() - begin,
         "memory_bytes": known.total,
-        "planned_bytes": plan.memory(step).total,
+        "planned_bytes": costs.memory(step).total,
         "flops": count,
         "communication_bytes": communication_bytes(compiled, unknown_trips=settings["steps"]),
         "step_s": None,
@@ -99,29 +98,8 @@ def measured(settings: dict, flops_per_s: float | None) -> dict:
     fits = known.total < 0.5 * os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     expected = row["computed_step_s"] or 0.0
     if step.devices == 1 and fits and expected < LONGEST_STEP_S:
-        row["step_s"] = step_seconds(compiled, step, optimizer)
+        row["step_s"] = trial.run(compiled, step, optimizer)["step_s"]
     return row
-
-
-def step_seconds(compiled, step: plan.Workload, optimizer, repeats: int = 3) -> float:
-    """The median time of the compiled step on random features."""
-    random, mesh = np.random.default_rng(0), sharding.make_mesh(1)
-
-    def stream(steps: int, width: int) -> Sequences:
-        values = random.standard_normal((step.batch, steps, width), np.float32).astype(np.float16)
-        windows = np.tile(np.float32([0, steps]), (step.batch, 1))
-        return Sequences(values, np.full(step.batch, steps, np.int32), windows)
-
-    batch = AudioVisual(stream(*step.visual), stream(*step.audio))
-    state = init_state(step.encoders, step.objective, optimizer, batch, 0)
-    state, batch = sharding.put_replicated(state, mesh), sharding.put_batch(batch, mesh)
-    times = []
-    for _ in range(repeats + 1):
-        begin = time.perf_counter()
-        state, metrics = compiled(state, batch)
-        jax.block_until_ready(metrics)
-        times.append(time.perf_counter() - begin)
-    return float(np.median(times[1:]))
 
 
 def collected(out: Path, quick: bool) -> dict[str, list[dict]]:

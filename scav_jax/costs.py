@@ -1,0 +1,255 @@
+"""What a training step costs, by arithmetic from its modules: FLOPs, and memory on each device.
+
+Nothing is computed. `memory` counts what the backward pass keeps as XLA keeps it (which is more
+than the formulas need: dropout's random bits, LayerNorm's scale at full size), so other compilers
+and fused kernels need less.
+"""
+
+import dataclasses
+import math
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import jax
+
+from scav_jax.checkpoints import parameter_shapes
+from scav_jax.encoders import GATE_WIDTH, Encoders
+from scav_jax.train_step import Objective
+
+FLOAT = 4  # bytes
+GIB = 2**30
+
+# VGGSound with the paper's features (section IV): 10 s at 25 frames a second, CLIP and BEATs.
+PAPER = {"visual": (250, 768), "audio": (62, 6144)}
+
+
+@dataclass(frozen=True)
+class Workload:
+    """One training step, as far as its cost goes.
+
+    Attributes:
+      encoders, objective: what is trained.
+      batch: clips in a global batch.
+      visual, audio: (steps, width) of the padded features.
+      microbatch: clips encoded at a time, over all devices; 0 is all, without gradient caching.
+      devices: over how many the batch is cut.
+      feature_bytes: of one number of a batch on the device: 2 (as stored) or 4.
+      batches: how many batches are on the devices at a time (2: double buffering).
+      distance_bytes: at most this much working memory for distances.
+      shard_params, shard_optimizer: cut over devices instead of replicated.
+    """
+
+    encoders: Encoders
+    objective: Objective
+    batch: int
+    visual: tuple[int, int] = PAPER["visual"]
+    audio: tuple[int, int] = PAPER["audio"]
+    microbatch: int = 0
+    devices: int = 1
+    feature_bytes: int = FLOAT
+    batches: int = 2
+    distance_bytes: int = GIB
+    shard_params: bool = False
+    shard_optimizer: bool = False
+
+    @property
+    def tower_steps(self) -> dict[str, int]:
+        """Steps that each tower sees: 'pre' resampling brings both streams to one length."""
+        steps = {"visual": self.visual[0], "audio": self.audio[0]}
+        to = {"visual_to_audio": "audio", "audio_to_visual": "visual"}
+        target = to.get(self.encoders.pre_resample)
+        return steps if target is None else dict.fromkeys(steps, steps[target])
+
+
+def parameters(work: Workload) -> int:
+    """How many numbers are learned, both towers and temperatures."""
+    widths = {"visual": work.visual[1], "audio": work.audio[1]}
+    shapes = parameter_shapes(work.encoders, work.objective, widths)
+    return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(shapes))
+
+
+# ---- floating point operations ------------------------------------------------------------------
+
+
+class Flops(NamedTuple):
+    """Of one step over all devices, a multiplication and an addition counted as two."""
+
+    towers_forward: float
+    towers_backward: float
+    recomputed: float
+    distance: float
+    loss: float
+
+    @property
+    def total(self) -> float:
+        return sum(self)
+
+
+def _tower_products(encoders: Encoders, steps: int, feature_width: int, name: str):
+    """Multiply-adds for one clip: of the tower, of its first layer, of one block."""
+    width, hidden = encoders.width, getattr(encoders, f"{name}_hidden")
+    block = (
+        4 * width * width  # query, key, value, out
+        + 2 * steps * width  # logits, and the mix of values
+        + width * GATE_WIDTH  # each head's gates from its own part of the query
+        + 2 * width * encoders.feedforward
+    )
+    first = feature_width * hidden
+    position = 128 * width * width // 16 if encoders.conv_position else 0
+    rest = hidden * width + position + getattr(encoders, f"{name}_blocks") * block
+    return steps * (first + rest), steps * first, steps * block
+
+
+def flops(work: Workload) -> Flops:
+    """Products of matrices, which are nearly all; element by element it is 1-3 % more at width 512.
+
+    Backward is two products for one of forward, less the gradient of the features, which nobody
+    asks for. Gradient caching adds one forward pass, rematerialisation that of the blocks. The loss
+    is counted as about 100 operations an entry of D.
+    """
+    forward = first = blocks = 0.0
+    for name, (_, feature_width) in (("visual", work.visual), ("audio", work.audio)):
+        steps = work.tower_steps[name]
+        of_all, of_first, of_block = _tower_products(work.encoders, steps, feature_width, name)
+        forward, first = forward + of_all, first + of_first
+        blocks += getattr(work.encoders, f"{name}_blocks") * of_block
+    scale = 2.0 * work.batch
+    again = scale * (forward * bool(work.microbatch) + blocks * bool(work.encoders.remat))
+    return Flops(
+        towers_forward=scale * forward,
+        towers_backward=scale * (2 * forward - first),
+        recomputed=again,
+        distance=_distance_flops(work),
+        loss=100.0 * len(work.objective.losses) * work.batch**2,
+    )
+
+
+def _distance_flops(work: Workload) -> float:
+    """Forward and backward of all pairs; for Wasserstein the products and its 50 iterations."""
+    width, pairs = work.encoders.width, float(work.batch) ** 2
+    n, m = work.tower_steps["visual"], work.tower_steps["audio"]
+    total = 0.0
+    if "aggregation" in work.objective.losses:
+        total += 6.0 * pairs * width
+    if "sequence" not in work.objective.losses:
+        return total
+    if work.objective.distance == "euclidean":
+        target = work.objective.distance_options.get("resample", "visual_to_audio")
+        steps = min(n, m) if target == "visual_to_audio" else n
+        return total + 6.0 * pairs * steps * width
+    per_cell = {"soft_dtw": 40.0, "dtw": 10.0}.get(work.objective.distance, 400.0)
+    return total + pairs * n * m * (6.0 * width + per_cell)
+
+
+# ---- memory -------------------------------------------------------------------------------------
+
+
+class Memory(NamedTuple):
+    """Bytes on each device at the fullest moment of a step."""
+
+    parameters: float
+    optimizer: float
+    gradients: float
+    features: float
+    activations: float
+    latents: float
+    loss: float
+
+    @property
+    def total(self) -> float:
+        return sum(self)
+
+
+# What the gradient of one block needs, in arrays of each size, as XLA keeps it.
+BLOCK_WIDTH = 9  # both inputs and outputs of norms, q twice (in two layouts), k, v, mixed values
+NORM_SCALES = 4  # both norms' scales at full size, twice; float32 in any precision
+BLOCK_HIDDEN = 2  # before GELU and after it
+BLOCK_MAPS = 1  # [T, T] for each head: weights after dropout
+FLOAT_MAPS = 2  # logits and gains, float32 in any precision
+DROPPED_BYTES = 8  # of every number that dropout sees: two words of random bits, not one bit
+
+
+def _block_bytes(encoders: Encoders, steps: int) -> float:
+    """What is kept of one block for one clip."""
+    number = 2 if encoders.precision == "bfloat16" else FLOAT
+    width, hidden = steps * encoders.width, steps * encoders.feedforward
+    maps = encoders.heads * steps * steps
+    dropped = (2 * width + maps) * DROPPED_BYTES if encoders.dropout else 0
+    always_float32 = FLOAT * (NORM_SCALES * width + FLOAT_MAPS * maps)
+    by_precision = number * (BLOCK_WIDTH * width + BLOCK_HIDDEN * hidden + BLOCK_MAPS * maps)
+    return always_float32 + by_precision + dropped
+
+
+def _tower_bytes(encoders: Encoders, steps: int, feature_width: int, name: str) -> float:
+    """What is kept of one tower for one clip, at the fullest moment: when backward begins."""
+    number = 2 if encoders.precision == "bfloat16" else FLOAT
+    width, hidden = steps * encoders.width, steps * getattr(encoders, f"{name}_hidden")
+    dropped = (width + hidden) * DROPPED_BYTES if encoders.dropout else 0
+    projection = number * (BLOCK_HIDDEN * hidden + 2 * width + steps * feature_width) + dropped
+    norm_and_latents = FLOAT * 5 * width
+    blocks = getattr(encoders, f"{name}_blocks")
+    block = _block_bytes(encoders, steps)
+    kept = blocks * number * width + block if encoders.remat and blocks else blocks * block
+    return projection + norm_and_latents + kept
+
+
+def memory(work: Workload) -> Memory:
+    """What each device holds at the fullest moment, by arithmetic (see the module).
+
+    Without gradient caching that is when the backward pass begins: all activations are there, and
+    gradients take the place of what they free. With it, the second pass over one microbatch,
+    beside the latents of the whole batch and their gradients.
+    """
+    count = parameters(work)
+    rows = work.batch / work.devices
+    encoded = (work.microbatch or work.batch) / work.devices
+    kept = lambda sharded: 1 / work.devices if sharded else 1.0  # noqa: E731
+    streams = (("visual", work.visual), ("audio", work.audio))
+    activations = encoded * sum(
+        _tower_bytes(work.encoders, work.tower_steps[name], width, name)
+        for name, (_, width) in streams
+    )
+    features = rows * sum(steps * width for _, (steps, width) in streams) * work.feature_bytes
+    latents = {n: FLOAT * work.tower_steps[n] * work.encoders.width for n, _ in streams}
+    whole_audio = latents["audio"] * work.batch if work.devices > 1 else 0.0
+    both = rows * sum(latents.values())
+    return Memory(
+        parameters=FLOAT * count * kept(work.shard_params),
+        optimizer=2 * FLOAT * count * kept(work.shard_optimizer),
+        gradients=FLOAT * count * (2 if work.microbatch else 1),
+        features=work.batches * features,
+        activations=activations,
+        latents=(3 if work.microbatch else 1) * both + 2 * whole_audio,
+        loss=_loss_bytes(work, rows),
+    )
+
+
+LOSS_MATRICES = 11  # D, z-scores, logits, softmaxes, what metrics read: as XLA has them at B 2,048
+
+
+def _loss_bytes(work: Workload, rows: float) -> float:
+    """The `[rows, B]` matrices of the loss, and the distances' working memory."""
+    matrices = FLOAT * LOSS_MATRICES * rows * work.batch * len(work.objective.losses)
+    if "sequence" not in work.objective.losses or work.objective.distance == "euclidean":
+        return matrices
+    n, m = work.tower_steps["visual"], work.tower_steps["audio"]
+    return matrices + min(work.distance_bytes, 8 * FLOAT * rows * work.batch * n * m)
+
+
+def largest_batch(work: Workload, limit: float) -> int:
+    """The largest multiple of devices (and of the microbatch) that fits in `limit` bytes; or 0."""
+    unit = work.microbatch or work.devices
+
+    def fits(units: int) -> bool:
+        return memory(dataclasses.replace(work, batch=units * unit)).total <= limit
+
+    if not fits(1):
+        return 0
+    high = 2
+    while fits(high):
+        high *= 2
+    low = high // 2
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if fits(middle) else (low, middle)
+    return low * unit

@@ -1,0 +1,268 @@
+"""Files, and windows of them, to latents: which clips are wanted, decoded, encoded, some at a time.
+
+Files go the way that training data went: decoded, through the frozen backbone that the model was
+trained with, rounded to float16 as features on disk are, trimmed, encoded. What a clip becomes
+depends on the clip alone: not on what is embedded with it, nor on how it is batched.
+
+A clip may have one stream only, a sound or a silent film. Then the other one is taken to be as
+long as it is: a film has the audio steps of a silence of its length (0.16 s each, whole ones only),
+and a sound has pictures at 25 Hz. They are not encoded; but they say which steps are used, and on
+which grid, where a model resamples before its towers.
+"""
+
+import functools
+import math
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from scav_jax.checkpoints import Run
+from scav_jax.embed import STREAMS, Embedded, embed_clips
+from scav_jax.errors import InputError
+from scav_jax.extract import jobs, pool
+from scav_jax.extract.backbones import Backbone, Features
+from scav_jax.extract.jobs import Job, Outcome, make_jobs
+from scav_jax.extract.manifest import (
+    LAST_CLIP_TOLERANCE_S,
+    ClipRequest,
+    cut_id,
+    cut_whole_videos,
+    list_clips,
+)
+from scav_jax.extract.streams import Unusable, decoder_errors, stream_kinds, stream_seconds
+from scav_jax.features import Clip
+
+CLIPS_AT_ONCE = 64  # what `embed_requests` holds in memory
+PICTURE_HZ = 25.0  # the frames that a sound without a picture is taken to have
+KINDS = {"visual": "video", "audio": "audio"}  # what a stream is called in a file
+TIMEOUT_S = 300.0
+
+
+# ---- what is asked for ----------------------------------------------------------------------
+
+
+def check_times(start: float, end: float | None, clip_seconds: float | None) -> None:
+    """Raises `InputError` for a part of a file that there cannot be."""
+    if not 0 <= start < math.inf:
+        raise InputError(f"start: expected seconds (0 or more), got {start:g}")
+    if end is not None and not start < end < math.inf:
+        raise InputError(f"end: expected seconds after the start ({start:g}), got {end:g}")
+    if clip_seconds is not None and not 1.0 <= clip_seconds < math.inf:
+        raise InputError(f"clip seconds: expected at least 1, got {clip_seconds:g}")
+
+
+def requests_for(
+    paths: str | Path | Iterable[str | Path],
+    clip_seconds: float | None,
+    start: float,
+    end: float | None,
+    streams: Sequence[str] | None,
+    root: str | Path | None,
+) -> tuple[Path, list[ClipRequest], tuple[str, ...]]:
+    """The clips that are wanted, the folder that their files are relative to, their streams."""
+    files = [Path(paths)] if isinstance(paths, str | Path) else [Path(path) for path in paths]
+    if not files:
+        raise InputError("expected a file or a folder to embed, got none")
+    if len(files) == 1 and files[0].is_dir():
+        if start != 0.0 or end is not None:
+            raise InputError("start, end: expected with single files, got them with a folder")
+        listing = list_clips(files[0], None, clip_seconds)
+        requests, _, _ = cut_whole_videos(listing, lambda file: _seconds(files[0] / file, "video"))
+        return files[0], requests, _checked_streams(streams or STREAMS)
+    for file in files:
+        if not file.is_file():
+            what = "it is a folder (give one alone)" if file.is_dir() else "there is none"
+            raise InputError(f"{file}: expected a video or a sound file, {what}")
+    chosen = _checked_streams(streams or _common_streams(files))
+    names = [Path(file).absolute().as_posix() for file in files]
+    if len(set(names)) < len(names):
+        twice = next(name for name in names if names.count(name) > 1)
+        raise InputError(f"expected each file once, got {twice} twice")
+    ids = [_relative(file, root) for file in files]
+    requests = [
+        replace(window, id=name if window.id == "" else cut_id(name, window.start))
+        for file, absolute, name in zip(files, names, ids, strict=True)
+        for window in _windows(file, absolute, clip_seconds, start, end, chosen)
+    ]
+    return Path("/"), requests, chosen
+
+
+def _relative(file: Path, root: str | Path | None) -> str:
+    if root is None:
+        return file.as_posix()
+    try:
+        return file.absolute().relative_to(Path(root).absolute()).as_posix()
+    except ValueError:
+        raise InputError(f"{file}: expected a file below {root}, it lies elsewhere") from None
+
+
+def _windows(
+    file: Path,
+    absolute: str,
+    clip_seconds: float | None,
+    start: float,
+    end: float | None,
+    streams: Sequence[str],
+) -> list[ClipRequest]:
+    """The clips of one file; the id of what is not a whole file is "cut"."""
+    whole = start == 0.0 and end is None
+    alone = ClipRequest(absolute, start, end, "" if whole else "cut")
+    if clip_seconds is None:
+        return [alone]
+    stop = _seconds(file, KINDS[streams[0]])
+    if end is not None:
+        stop = end if stop is None else min(end, stop)
+    count = 0 if stop is None else int((stop - start + LAST_CLIP_TOLERANCE_S) // clip_seconds)
+    starts = [start + number * clip_seconds for number in range(count)]
+    cut = [ClipRequest(absolute, begin, begin + clip_seconds, "cut") for begin in starts]
+    return cut or [alone]
+
+
+def _seconds(file: Path, kind: str) -> float | None:
+    """The length of a stream; None where it is not known, or the file cannot be read."""
+    try:
+        with decoder_errors():
+            return stream_seconds(file, kind)
+    except Unusable:
+        return None  # said when its turn comes
+
+
+def _checked_streams(streams: Sequence[str]) -> tuple[str, ...]:
+    given = (streams,) if isinstance(streams, str) else tuple(streams)
+    if not given or set(given) - set(STREAMS):
+        raise InputError(f"streams: expected some of {', '.join(STREAMS)}, got {streams!r}")
+    return tuple(stream for stream in STREAMS if stream in given)
+
+
+def _common_streams(files: Sequence[Path]) -> tuple[str, ...]:
+    """The streams that all readable files have, where they have the same ones; else both."""
+    found = set()
+    for file in files:
+        try:
+            with decoder_errors():
+                kinds = stream_kinds(file)
+        except Unusable:
+            continue
+        found.add(tuple(stream for stream in STREAMS if KINDS[stream] in kinds))
+    (same,) = found if len(found) == 1 else (STREAMS,)
+    return same or STREAMS
+
+
+# ---- their latents --------------------------------------------------------------------------
+
+
+def embed_requests(
+    run: Run,
+    backbone: Backbone,
+    requests: Sequence[ClipRequest],
+    folder: Path,
+    *,
+    streams: Sequence[str] = STREAMS,
+    workers: int = 0,
+    timeout_s: float = TIMEOUT_S,
+    batch_size: int,
+) -> Iterator[Embedded]:
+    """Decodes and embeds clips, at most `CLIPS_AT_ONCE` together.
+
+    Args:
+      run: the towers.
+      backbone: what makes features of decoded clips.
+      requests: the clips, as `extract.manifest` makes them.
+      folder: what their files are relative to.
+      streams, workers, timeout_s: see `model.Model.stream`.
+      batch_size: how many clips are encoded at once.
+    """
+    kinds = tuple(KINDS[stream] for stream in streams)
+    preparer = backbone.preparer
+    work = functools.partial(jobs.prepare, videos=folder, preparer=preparer, kinds=kinds)
+    encoded = functools.partial(_encoded, run, streams=streams, batch_size=batch_size)
+    clips: list[Clip] = []
+    rejected: list[dict] = []
+    for outcome in _outcomes(make_jobs(list(requests)), work, workers, timeout_s):
+        try:
+            clips.append(_clip(backbone, outcome, streams, folder))
+        except Unusable as unusable:
+            stage, reason = unusable.stage, unusable.reason
+            rejected.append(outcome.request.rejection(stage, reason))
+        if len(clips) == CLIPS_AT_ONCE:
+            yield encoded(clips, rejected)
+            clips, rejected = [], []
+    if clips or rejected:
+        yield encoded(clips, rejected)
+
+
+def _encoded(
+    run: Run, clips: list[Clip], rejected: list[dict], *, streams: Sequence[str], batch_size: int
+) -> Embedded:
+    if not clips:
+        return _nothing(rejected)
+    found = embed_clips(run, clips, streams, batch_size=batch_size)
+    return replace(found, rejected=rejected)
+
+
+def _clip(backbone: Backbone, outcome: Outcome, streams: Sequence[str], folder: Path) -> Clip:
+    """Features as they are stored; `Unusable` if the clip was rejected or they are bad."""
+    if outcome.prepared is None:
+        raise Unusable(outcome.rejection["stage"], outcome.rejection["reason"])
+    prepared = outcome.prepared
+    encode = backbone.encode
+    features = encode([prepared])[0] if encode else (prepared.visual, prepared.audio)
+    clip = outcome.clip(_stand_in(features, outcome, streams))
+    return replace(clip, source=str((folder / clip.source).absolute()))
+
+
+def _outcomes(
+    todo: list[Job], work: Callable[[Job], Iterator[Outcome]], workers: int, timeout_s: float
+) -> Iterator[Outcome]:
+    """What becomes of each clip, in the order of the jobs."""
+    if workers == 0:
+        for job in todo:
+            yield from work(job)
+        return
+    order, waiting = deque(job.number for job in todo), deque(todo)
+    under_way: dict[int, list[Outcome]] = {}
+    done: dict[int, list[Outcome]] = {}
+    workers = min(workers, len(todo))
+    for job, event in pool.run(work, waiting, workers=workers, timeout_s=timeout_s):
+        if isinstance(event, pool.Lost):
+            under_way.pop(job.number, None)
+            waiting.appendleft(jobs.again(job, event))
+        elif isinstance(event, pool.Done):
+            done[job.number] = under_way.pop(job.number, [])
+        else:
+            under_way.setdefault(job.number, []).append(event.result)
+        while order and order[0] in done:
+            yield from done.pop(order.popleft())
+
+
+def _stand_in(features: Features, outcome: Outcome, streams: Sequence[str]) -> Features:
+    """Features with zeros in the stream that was not asked for; its steps are what counts."""
+    visual, audio = features
+    if "visual" not in streams:
+        begin, end = outcome.visual_span
+        frames = max(math.ceil((end - begin) * PICTURE_HZ), 1)
+        visual = np.zeros((frames, visual.shape[1]), np.float32)
+    if "audio" not in streams:
+        audio = np.zeros_like(audio)
+    return visual, audio
+
+
+def nothing_usable(rejected: list[dict]) -> str:
+    """Why there is nothing, in words."""
+    if not rejected:
+        return "expected clips to embed, got none"
+    first = rejected[0]
+    if len(rejected) == 1:
+        return f"{first['id']}: cannot be used: {first['reason']}"
+    return (
+        f"expected usable clips, all {len(rejected)} were rejected; the first, {first['id']}: "
+        f"{first['reason']}"
+    )
+
+
+def _nothing(rejected: list[dict]) -> Embedded:
+    none = np.zeros(0)
+    return Embedded([], [], none, none, [], None, None, None, None, rejected=rejected)

@@ -1,0 +1,131 @@
+"""The training step of a plan, compiled and run on random features: what XLA says, what is used."""
+
+import dataclasses
+import time
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from scav_jax import sharding
+from scav_jax.checkpoints import example_batch
+from scav_jax.compiled import memory_of
+from scav_jax.costs import Workload, flops, memory
+from scav_jax.profiling import memory_in_use
+from scav_jax.sequences import AudioVisual, Sequences
+from scav_jax.train_step import init_state, make_train_step, state_shardings
+
+
+def _shapes(work: Workload, optimizer, seed: int):
+    """State and batch as shapes with the shardings that training gives them; and the mesh."""
+    mesh = sharding.make_mesh(work.devices)
+    example = example_batch({"visual": work.visual[1], "audio": work.audio[1]})
+    state = jax.eval_shape(
+        lambda: init_state(work.encoders, work.objective, optimizer, example, seed)
+    )
+    places = state_shardings(
+        state, mesh, shard_params=work.shard_params, shard_optimizer=work.shard_optimizer
+    )
+    shaped = lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s)  # noqa: E731
+    dtype = jnp.float16 if work.feature_bytes == 2 else jnp.float32
+    rows = sharding.batch_sharded(mesh)
+
+    def stream(steps: int, width: int) -> Sequences:
+        return Sequences(
+            jax.ShapeDtypeStruct((work.batch, steps, width), dtype, sharding=rows),
+            jax.ShapeDtypeStruct((work.batch,), jnp.int32, sharding=rows),
+            jax.ShapeDtypeStruct((work.batch, 2), jnp.float32, sharding=rows),
+        )
+
+    batch = AudioVisual(stream(*work.visual), stream(*work.audio))
+    return jax.tree.map(shaped, state, places), batch, places, mesh
+
+
+def lowered_step(
+    work: Workload, optimizer, seed: int = 0, platforms: tuple[str, ...] | None = None
+) -> jax.stages.Lowered:
+    """The training step as JAX hands it to XLA; nothing is computed.
+
+    Args:
+      work: the step.
+      optimizer: as in training.
+      seed: of dropout.
+      platforms: what it is for, such as `("cuda",)`, which need not be here; None: the devices.
+    """
+    state, batch, places, mesh = _shapes(work, optimizer, seed)
+    step = make_train_step(
+        work.encoders,
+        work.objective,
+        optimizer,
+        seed,
+        memory_bytes=work.distance_bytes,
+        microbatch=work.microbatch,
+        mesh=mesh,
+    )
+    everywhere = sharding.replicated(mesh)
+    jitted = jax.jit(step, out_shardings=(places, everywhere), donate_argnums=0)
+    return jitted.trace(state, batch).lower(lowering_platforms=platforms)
+
+
+def compared(compiled: jax.stages.Compiled, work: Workload) -> dict:
+    """What XLA says of the step, beside the plan (one batch on the devices, as XLA sees it).
+
+    XLA counts what is in a loop once, so FLOPs with gradient caching are not its strength; and on
+    the CPU it undoes rematerialisation (it merges what is computed twice).
+    """
+    found = memory_of(compiled)
+    one = dataclasses.replace(work, batches=1)
+    return {
+        "memory_bytes": found._asdict() | {"total": found.total},
+        "planned_bytes": memory(one).total,
+        "flops": float(compiled.cost_analysis()["flops"]) * work.devices,
+        "planned_flops": flops(work).total,
+        "platform": jax.devices()[0].platform,
+    }
+
+
+def run(
+    compiled: jax.stages.Compiled, work: Workload, optimizer, seed: int = 0, repeats: int = 3
+) -> dict:
+    """Runs the step on random features.
+
+    Args:
+      compiled: of `lowered_step`.
+      work: the step.
+      optimizer: what it was lowered with.
+      seed: of parameters.
+      repeats: runs whose median is taken, after one that is not counted.
+
+    Returns:
+      `step_s`, seconds; `flops_per_s`, what the model needs (nothing computed twice) a second, over
+      all devices; `memory_in_use_bytes`, the most on a device so far, None where it does not say.
+    """
+    _, _, places, mesh = _shapes(work, optimizer, seed)
+    batch = sharding.put_batch(random_batch(work), mesh)
+    example = example_batch({"visual": work.visual[1], "audio": work.audio[1]})
+    state = init_state(work.encoders, work.objective, optimizer, example, seed)
+    state, times = jax.device_put(state, places), []
+    for _ in range(repeats + 1):
+        begin = time.perf_counter()
+        state, metrics = compiled(state, batch)
+        jax.block_until_ready(metrics)
+        times.append(time.perf_counter() - begin)
+    seconds, count = float(np.median(times[1:])), flops(work)
+    return {
+        "step_s": seconds,
+        "flops_per_s": (count.total - count.recomputed) / seconds,
+        "memory_in_use_bytes": memory_in_use(),
+    }
+
+
+def random_batch(work: Workload) -> AudioVisual:
+    """Whole sequences of random features, on the host."""
+    random = np.random.default_rng(0)
+    dtype = np.float16 if work.feature_bytes == 2 else np.float32
+
+    def stream(steps: int, width: int) -> Sequences:
+        values = random.standard_normal((work.batch, steps, width), np.float32).astype(dtype)
+        windows = np.tile(np.float32([0, steps]), (work.batch, 1))
+        return Sequences(values, np.full(work.batch, steps, np.int32), windows)
+
+    return AudioVisual(stream(*work.visual), stream(*work.audio))

@@ -1,0 +1,52 @@
+"""How good a model in training is, and which checkpoint is better."""
+
+import sys
+
+import jax
+
+from scav_jax import embed, metrics, retrieve, sharding
+from scav_jax.checkpoints import Run
+from scav_jax.distances import retrieval_form
+from scav_jax.settings import Setup
+from scav_jax.train_step import Objective
+
+
+def validate(setup: Setup, params) -> dict[str, float]:
+    """R@1 in both directions by sequence and by aggregation, over the whole validation split."""
+    mesh = sharding.local_mesh(min(jax.local_device_count(), setup.settings.devices or sys.maxsize))
+    embedded = embed.embed(
+        run_of(setup, jax.device_get(params)),
+        setup.validation,
+        batch_size=setup.data.batch_size,
+        mesh=mesh,
+    )
+    ranks_by = retrieval_form(setup.objective.distance, setup.objective.distance_options)
+    similarities, distances = retrieve.all_against_all(embedded, *ranks_by)
+    matrices = {"sequence": distances, "aggregation": -similarities}
+    return {
+        f"{method}_{direction}": metrics.recall_at_k(
+            metrics.ranks(retrieve.queries_first(matrix, direction)), 1
+        )
+        for method, matrix in matrices.items()
+        for direction in retrieve.DIRECTIONS
+    }
+
+
+def run_of(setup: Setup, params) -> Run:
+    """The towers with some parameters, as they are used after training."""
+    fingerprint = setup.training.fingerprint
+    return Run(None, setup.config, setup.encoders, setup.objective, params, fingerprint)
+
+
+def score(objective: Objective, values: dict[str, float]) -> float:
+    """What ranks checkpoints: the mean of both R@1, by the method that was trained for."""
+    method = objective.losses[0]
+    return 0.5 * (values[f"{method}_v2a"] + values[f"{method}_a2v"])
+
+
+def in_words(values: dict[str, float]) -> str:
+    """What `validate` found, for people."""
+    return ", ".join(
+        f"{method} R@1 A->V {values[f'{method}_a2v']:.1%} V->A {values[f'{method}_v2a']:.1%}"
+        for method in ("sequence", "aggregation")
+    )

@@ -28,7 +28,8 @@ the mathematics (jax, flax, optax, ott only)
 programs
     config         a config file and its overrides -> one checked, frozen document
     processes      one process or many: starting, agreeing, stopping, when one is lost
-    checkpoints    save, resume, keep the latest and the best, average; a run on disk
+    checkpoints    save, resume, keep the latest and the best, average
+    runs           a run on disk: its config, and its model once it is trained
     embed          a model + features -> latents, embeddings, ids
     embed_files    files, and windows of them -> latents
     model          three lines: load a model, embed files

@@ -1,7 +1,6 @@
 """Saving, resuming, keeping the latest and the best, averaging the best (paper section IV).
 
-A run directory holds `config.json` (the resolved config and the data's fingerprint),
-`checkpoints/` and, once training is over, `averaged/`. Orbax writes each checkpoint in the
+Orbax writes each checkpoint in the
 background, under a temporary name that it then renames, so that a kill at any moment leaves the one
 before. Each holds checksums of what is in it; one that does not read back as it was written is set
 aside in `broken_checkpoints/`, and the run goes on from the one before. Orbax is imported where it
@@ -16,7 +15,6 @@ import shutil
 import sys
 import zlib
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 import jax
@@ -25,23 +23,11 @@ import numpy as np
 from jaxtyping import Array, PyTree, UInt32
 
 from scav_jax import processes
-from scav_jax.config import difference, flatten
-from scav_jax.encoders import Encoders
 from scav_jax.errors import InputError
-from scav_jax.features import fingerprint_difference
-from scav_jax.files import write_json
-from scav_jax.sequences import AudioVisual, sequences
-from scav_jax.train_step import Objective, TrainState, init_params
+from scav_jax.train_step import TrainState
 
-CONFIG_FILE = "config.json"
 CHECKPOINTS = "checkpoints"
-# Where and how fast a run is computed; all else in its config is what is computed.
-MAY_CHANGE = (
-    *("train.devices", "train.distance_memory_bytes", "train.preemption_deadline_s"),
-    "data.read_threads",
-)
 BROKEN = "broken_checkpoints"
-AVERAGED = "averaged"
 SCORE = "score"
 
 
@@ -147,7 +133,7 @@ class Checkpoints:
             raise InputError(
                 f"{self._manager.directory}: none of the checkpoints (steps "
                 f"{', '.join(map(str, sorted(broken)))}) can be read, the newest because: "
-                f"{_in_a_line(newest)}; bring them back from a copy, or start anew in another "
+                f"{in_a_line(newest)}; bring them back from a copy, or start anew in another "
                 "--workdir"
             )
         return None
@@ -177,7 +163,7 @@ class Checkpoints:
             ),
         )
         state = restored["rest"].replace(params=restored["params"])
-        _compare(restored["checks"], _checks(state, restored["batches"]))
+        check_sums(restored["checks"], _checks(state, restored["batches"]))
         return state, restored["batches"]
 
     def best_steps(self) -> list[int]:
@@ -213,10 +199,10 @@ class Checkpoints:
 
     def _params(self, step: int, like: PyTree) -> PyTree:
         """The parameters of a checkpoint, as they were written."""
-        params = _restore_params(self._path(step, "params"), like)
+        params = restore_params(self._path(step, "params"), like)
         written = json.loads((self._path(step, "checks") / "metadata").read_text())
         own = {name: total for name, total in written.items() if name.startswith("params/")}
-        _compare(own, _sums({"params": params}))
+        check_sums(own, checksums({"params": params}))
         return params
 
     def wait(self) -> None:
@@ -265,7 +251,7 @@ class Checkpoints:
         if broken and len(broken) == len(steps):
             raise InputError(
                 f"{self._run / CHECKPOINTS}: none of the checkpoints can be read (step "
-                f"{max(broken)}: {_in_a_line(broken[max(broken)])}); bring them back from a copy, "
+                f"{max(broken)}: {in_a_line(broken[max(broken)])}); bring them back from a copy, "
                 "or start anew in another --workdir"
             )
         for step, error in broken.items():
@@ -276,23 +262,23 @@ def _score(metrics: dict) -> float:
     return metrics[SCORE]
 
 
-def _in_a_line(error: Exception) -> str:
+def in_a_line(error: Exception) -> str:
     return " ".join(str(error).split())[:200] or type(error).__name__
 
 
 def _say_broken(step: int, error: Exception, what_is_done: str) -> None:
-    message = f"checkpoint of step {step} is broken ({_in_a_line(error)}): {what_is_done}"
+    message = f"checkpoint of step {step} is broken ({in_a_line(error)}): {what_is_done}"
     print(message, file=sys.stderr)
 
 
-def _compare(written: dict[str, int], read: dict[str, int]) -> None:
+def check_sums(written: dict[str, int], read: dict[str, int]) -> None:
     """Raises `ValueError` naming the first array that is not what was written."""
     for name in sorted(written.keys() | read.keys()):
         if written.get(name) != read.get(name):
             raise ValueError(f"{name} has another checksum than when it was written")
 
 
-def _sums(tree: PyTree) -> dict[str, int]:
+def checksums(tree: PyTree) -> dict[str, int]:
     """`name -> checksum` of the arrays of a tree; the same on any devices."""
     sums = jax.device_get(_checksums([jnp.asarray(leaf) for leaf in jax.tree.leaves(tree)]))
     return {name: int(total) for name, total in zip(_shapes(tree), sums, strict=True)}
@@ -300,7 +286,7 @@ def _sums(tree: PyTree) -> dict[str, int]:
 
 def _checks(state: TrainState, batches_state: dict) -> dict[str, int]:
     """Checksums of everything that a checkpoint holds."""
-    return _sums(state) | {
+    return checksums(state) | {
         "batches": zlib.crc32(json.dumps(batches_state, sort_keys=True).encode())
     }
 
@@ -335,7 +321,7 @@ def _restore_args(like: PyTree, path: Path):
     return ocp.args.PyTreeRestore(like, ocp.checkpoint_utils.construct_restore_args(like))
 
 
-def _checkpointer():
+def checkpointer():
     """Reads and writes in this process alone, whatever the others do."""
     import orbax.checkpoint as ocp
 
@@ -346,15 +332,13 @@ def _checkpointer():
     return ocp.Checkpointer(handler, multiprocessing_options=options)
 
 
-def _restore_params(path: Path, like: PyTree) -> PyTree:
+def restore_params(path: Path, like: PyTree) -> PyTree:
     import orbax.checkpoint as ocp
 
     check_same_shapes(like, _stored_shapes(path), path)
     arrays = jax.tree.map(lambda x: np.zeros(x.shape, np.float32), like)
-    with _checkpointer() as checkpointer:
-        return checkpointer.restore(
-            path.absolute(), ocp.args.PyTreeRestore(arrays, _as_numpy(arrays))
-        )
+    with checkpointer() as orbax:
+        return orbax.restore(path.absolute(), ocp.args.PyTreeRestore(arrays, _as_numpy(arrays)))
 
 
 def _as_numpy(like: PyTree):
@@ -365,8 +349,8 @@ def _as_numpy(like: PyTree):
 
 def _stored_shapes(path: Path) -> dict[str, tuple[int, ...]]:
     """`parameter path -> shape` of a stored tree."""
-    with _checkpointer() as checkpointer:
-        stored = checkpointer.metadata(path.absolute()).item_metadata
+    with checkpointer() as orbax:
+        stored = orbax.metadata(path.absolute()).item_metadata
     shapes = _shapes(getattr(stored, "tree", stored))
     if not shapes:
         raise FileNotFoundError(f"no arrays are stored in {path}")
@@ -398,141 +382,3 @@ def check_same_shapes(like: PyTree, stored: dict[str, tuple[int, ...]], where: P
                 f"{stored.get(name, 'none: it is missing')}; use the config that it was trained "
                 "with, or another --workdir"
             )
-
-
-@dataclass(frozen=True)
-class Run:
-    """A trained model and what is needed to use it as it was trained.
-
-    Attributes:
-      path: the run directory, or None for a model that is still being trained.
-      config: the resolved config, nested dict.
-      encoders: the towers.
-      objective: what it was trained with.
-      params: averaged over the best checkpoints, or of the state at hand.
-      fingerprint: the extractor of the features that it was trained on.
-      steps: which checkpoints were averaged.
-    """
-
-    path: Path | None
-    config: dict
-    encoders: Encoders
-    objective: Objective
-    params: PyTree
-    fingerprint: dict
-    steps: tuple[int, ...] = ()
-
-
-def build(config: dict) -> tuple[Encoders, Objective]:
-    """The towers and the objective that a resolved config describes."""
-    distance = dict(config["distance"])
-    name = distance.pop("name")
-    objective = Objective(distance=name, distance_options=distance, **config["objective"])
-    return Encoders(**config["encoders"]), objective
-
-
-def parameter_shapes(encoders: Encoders, objective: Objective, widths: dict) -> PyTree:
-    """The parameters' shapes and dtypes, without computing any.
-
-    Args:
-      encoders: the towers.
-      objective: it has the temperatures.
-      widths: `{"visual": Dv, "audio": Da}`, channels of the features.
-    """
-    return jax.eval_shape(lambda: init_params(encoders, objective, example_batch(widths), 0))
-
-
-def example_batch(widths: dict) -> AudioVisual:
-    """The smallest batch of features with these widths; parameters depend on nothing else."""
-    return AudioVisual(
-        *(sequences(jnp.zeros((1, 2, widths[name]))) for name in ("visual", "audio"))
-    )
-
-
-def save_averaged(run: Path, params: PyTree, steps: list[int]) -> None:
-    """Writes `RUN/averaged` atomically; replaces an older one."""
-    import orbax.checkpoint as ocp
-
-    final, partial = run / AVERAGED, run / f".{AVERAGED}.partial"
-    shutil.rmtree(partial, ignore_errors=True)
-    with _checkpointer() as checkpointer:
-        checkpointer.save((partial / "params").absolute(), args=ocp.args.PyTreeSave(params))
-    write_json(partial / "steps.json", {"averaged_steps": steps, "checks": _sums(params)})
-    shutil.rmtree(final, ignore_errors=True)
-    os.replace(partial, final)
-
-
-def open_workdir(workdir: Path, resolved: dict) -> None:
-    """Claims a directory for this run, or recognises it; refuses another run's."""
-    if not (workdir / CONFIG_FILE).exists():
-        if (workdir / "checkpoints").exists():
-            raise InputError(f"{workdir}: has checkpoints but no {CONFIG_FILE}; use another")
-        write_json(workdir / CONFIG_FILE, resolved)
-        return
-    before = read_config(workdir)
-    extractor = fingerprint_difference(
-        before["features"]["fingerprint"], resolved["features"]["fingerprint"]
-    )
-    if extractor:
-        raise InputError(
-            f"{workdir}: this run was started on features of another extractor ({extractor}); "
-            "use that data, or another --workdir"
-        )
-    changed = difference(*(_what_is_computed(document) for document in (before, resolved)))
-    if changed:
-        raise InputError(
-            f"{workdir}: holds another run ({changed}); use another --workdir, or the same config"
-        )
-
-
-def _what_is_computed(config: dict) -> dict:
-    return {key: value for key, value in flatten(config).items() if key not in MAY_CHANGE}
-
-
-def load_run(run: str | Path) -> Run:
-    """A finished run with its averaged parameters.
-
-    Raises:
-      InputError: no run there, its training is not over, or the parameters are not what was
-        written.
-    """
-    run = Path(run)
-    config = read_config(run)
-    if not (run / AVERAGED).is_dir():
-        raise InputError(
-            f"{run}: training is not finished (there is no {AVERAGED}/ yet); run the same "
-            "`python -m scav_jax.train` command again, it resumes"
-        )
-    encoders, objective = build(config)
-    like = parameter_shapes(encoders, objective, config["features"]["widths"])
-    params, steps = _restore_averaged(run / AVERAGED, like)
-    fingerprint = config["features"]["fingerprint"]
-    return Run(run, config, encoders, objective, params, fingerprint, tuple(steps))
-
-
-def _restore_averaged(folder: Path, like: PyTree) -> tuple[PyTree, list[int]]:
-    """Averaged parameters as they were written, and of which steps they are the mean."""
-    try:
-        about = json.loads((folder / "steps.json").read_text())
-        steps = about["averaged_steps"]
-        params = _restore_params(folder / "params", like)
-        _compare(about.get("checks", _sums(params)), _sums(params))  # once none were written
-    except OtherModel:
-        raise
-    except Exception as error:
-        raise InputError(
-            f"{folder}: not what was written ({_in_a_line(error)}); delete this folder and run the "
-            "same `python -m scav_jax.train` command again: it averages the checkpoints anew"
-        ) from None
-    return params, steps
-
-
-def read_config(run: Path) -> dict:
-    """The resolved config of a run."""
-    path = run / CONFIG_FILE
-    if not path.is_file():
-        raise InputError(
-            f"{run}: expected a run directory with {CONFIG_FILE}, found none; "
-            "give the --workdir of a `python -m scav_jax.train` command"
-        )
-    return json.loads(path.read_text())

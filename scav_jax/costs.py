@@ -12,8 +12,8 @@ from typing import NamedTuple
 
 import jax
 
-from scav_jax.checkpoints import parameter_shapes
 from scav_jax.encoders import GATE_WIDTH, Encoders
+from scav_jax.runs import parameter_shapes
 from scav_jax.train_step import Objective
 
 FLOAT = 4  # bytes

@@ -21,12 +21,12 @@ from jaxtyping import Array, Float, Int, PyTree
 
 from scav_jax import sharding
 from scav_jax.batches import evaluation_batches, widen
-from scav_jax.checkpoints import Run
 from scav_jax.datasets import Split
 from scav_jax.encoders import STREAMS, Encoders
 from scav_jax.errors import InputError
 from scav_jax.features import Clip, check_resampled, fingerprint_difference, original, trim
 from scav_jax.progress import progress_bar
+from scav_jax.runs import Run
 from scav_jax.sequences import AudioVisual, Sequences, masked_mean
 
 SHORTEST_PADDING = 16  # steps

@@ -19,7 +19,6 @@ from pathlib import Path
 
 import numpy as np
 
-from scav_jax.checkpoints import Run
 from scav_jax.embed import STREAMS, Embedded, embed_clips
 from scav_jax.errors import InputError
 from scav_jax.extract import jobs, pool
@@ -34,6 +33,7 @@ from scav_jax.extract.manifest import (
 )
 from scav_jax.extract.streams import Unusable, decoder_errors, stream_kinds, stream_seconds
 from scav_jax.features import Clip
+from scav_jax.runs import Run
 
 CLIPS_AT_ONCE = 64  # what `embed_requests` holds in memory
 PICTURE_HZ = 25.0  # the frames that a sound without a picture is taken to have

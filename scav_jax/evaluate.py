@@ -19,7 +19,6 @@ from jaxtyping import Float, Int
 from tqdm import tqdm
 
 from scav_jax import datasets, metrics
-from scav_jax.checkpoints import Run, load_run
 from scav_jax.distances import find, option_names, retrieval_form
 from scav_jax.embed import Embedded, check_features, embed
 from scav_jax.errors import InputError, run_program
@@ -33,6 +32,7 @@ from scav_jax.retrieve import (
     queries_first,
     seconds_per_query,
 )
+from scav_jax.runs import Run, load_run
 from scav_jax.sequences import DIRECTIONS as RESAMPLINGS
 
 NAMES = {"sequence": "SCAV", "aggregation": "CAV", "sequence+aggregation": "CAV+SCAV"}

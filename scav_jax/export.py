@@ -23,7 +23,6 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, PyTree
 
-from scav_jax.checkpoints import CONFIG_FILE, load_run
 from scav_jax.encoders import STREAMS, Encoders, Tower
 from scav_jax.errors import InputError, run_program
 from scav_jax.features import fingerprint_id
@@ -36,6 +35,7 @@ from scav_jax.model import (
     flat_parameters,
 )
 from scav_jax.report.results import main_methods, method_name
+from scav_jax.runs import CONFIG_FILE, load_run
 from scav_jax.sequences import Sequences
 
 TOWERS = "towers"

@@ -21,14 +21,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from jaxtyping import PyTree
 
 from scav_jax import embed_files
-from scav_jax.checkpoints import (
-    Run,
-    build,
-    check_same_shapes,
-    load_run,
-    parameter_shapes,
-    read_config,
-)
+from scav_jax.checkpoints import check_same_shapes
 from scav_jax.distances import retrieval_form
 from scav_jax.embed import STREAMS, Embedded, join
 from scav_jax.embed_files import TIMEOUT_S, check_times, nothing_usable, requests_for
@@ -39,6 +32,7 @@ from scav_jax.extract.manifest import ClipRequest
 from scav_jax.extract.program import make_fingerprint
 from scav_jax.extract.streams import libraries
 from scav_jax.features import fingerprint_difference, fingerprint_id, original
+from scav_jax.runs import Run, build, load_run, parameter_shapes, read_config
 
 PARAMETERS_FILE = "model.safetensors"
 PREPROCESSING_FILE = "preprocessing.json"

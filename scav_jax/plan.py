@@ -19,12 +19,12 @@ import numpy as np
 
 from scav_jax import datasets, trial
 from scav_jax.batches import plan_training
-from scav_jax.checkpoints import build
 from scav_jax.config import ArgumentParser, parse, unpack
 from scav_jax.costs import FLOAT, GIB, PAPER, Workload, flops, largest_batch, memory, parameters
 from scav_jax.errors import InputError, did_you_mean, run_program
 from scav_jax.files import write_json
 from scav_jax.optimizer import make_optimizer
+from scav_jax.runs import build
 
 TERA = 1e12
 

@@ -10,12 +10,12 @@ import jax
 import scav_jax
 from scav_jax import datasets, processes, profiling, sharding
 from scav_jax.batches import training_batches
-from scav_jax.checkpoints import parameter_shapes
 from scav_jax.config import unpack
 from scav_jax.encoders import Encoders
 from scav_jax.errors import InputError
 from scav_jax.features import check_resampled
 from scav_jax.optimizer import learning_rate_schedule, make_optimizer
+from scav_jax.runs import parameter_shapes
 from scav_jax.train_step import Objective
 
 

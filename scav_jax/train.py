@@ -19,14 +19,7 @@ from absl import logging as absl_logging
 from tqdm import tqdm
 
 from scav_jax import processes, profiling, sharding
-from scav_jax.checkpoints import (
-    AVERAGED,
-    Checkpoints,
-    Run,
-    example_batch,
-    open_workdir,
-    save_averaged,
-)
+from scav_jax.checkpoints import Checkpoints
 from scav_jax.config import ArgumentParser, parse, unpack
 from scav_jax.errors import InputError
 from scav_jax.optimizer import make_optimizer
@@ -34,6 +27,7 @@ from scav_jax.prefetch import Prefetch
 from scav_jax.profiling import Trace
 from scav_jax.progress import progress_bar
 from scav_jax.records import InputWarning, Meter, NoRecords, Records
+from scav_jax.runs import AVERAGED, Run, example_batch, open_workdir, save_averaged
 from scav_jax.settings import (
     Setup,
     learning_rates,

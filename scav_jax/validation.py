@@ -5,8 +5,8 @@ import sys
 import jax
 
 from scav_jax import embed, metrics, retrieve, sharding
-from scav_jax.checkpoints import Run
 from scav_jax.distances import retrieval_form
+from scav_jax.runs import Run
 from scav_jax.settings import Setup
 from scav_jax.train_step import Objective
 

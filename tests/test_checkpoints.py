@@ -12,7 +12,7 @@ import optax
 import pytest
 
 from scav_jax import checkpoints as ck
-from scav_jax import sharding
+from scav_jax import runs, sharding
 from scav_jax.encoders import Encoders
 from scav_jax.errors import InputError
 from scav_jax.files import write_json
@@ -34,7 +34,7 @@ SIZES = {
 @pytest.fixture(scope="module")
 def state():
     optimizer = make_optimizer(learning_rate=1e-3, warmup_steps=1, steps=9)
-    return init_state(Encoders(**SIZES), Objective(), optimizer, ck.example_batch(WIDTHS), 0)
+    return init_state(Encoders(**SIZES), Objective(), optimizer, runs.example_batch(WIDTHS), 0)
 
 
 def shifted(state, by):
@@ -80,7 +80,7 @@ def test_average_is_the_mean_of_the_best(saved, state):
 def test_a_checkpoint_of_another_shape_is_refused_by_name(saved, state):
     other = Encoders(**(SIZES | {"feedforward": 11}))
     optimizer = make_optimizer(learning_rate=1e-3, warmup_steps=1, steps=9)
-    like = init_state(other, Objective(), optimizer, ck.example_batch(WIDTHS), 0)
+    like = init_state(other, Objective(), optimizer, runs.example_batch(WIDTHS), 0)
     with pytest.raises(InputError, match=r"another model.*feedforward_in.*\(11,\).*\(10,\)"):
         saved.restore(55, like)
     with pytest.raises(InputError, match="another model"):
@@ -90,7 +90,7 @@ def test_a_checkpoint_of_another_shape_is_refused_by_name(saved, state):
 def test_another_optimizer_is_refused_by_name(saved, state):
     optimizer = make_optimizer(learning_rate=1e-3, warmup_steps=1, steps=9)
     one_more = optax.chain(optimizer, optax.trace(0.5))
-    like = init_state(Encoders(**SIZES), Objective(), one_more, ck.example_batch(WIDTHS), 0)
+    like = init_state(Encoders(**SIZES), Objective(), one_more, runs.example_batch(WIDTHS), 0)
     with pytest.raises(InputError, match=r"another model: parameter 'opt_state/"):
         saved.restore(55, like)
     with pytest.raises(InputError, match=r"another model: parameter 'opt_state/"):
@@ -237,10 +237,10 @@ def test_a_checksum_does_not_depend_on_the_devices(random):
 
 def test_an_unfinished_or_missing_run_says_so(tmp_path):
     with pytest.raises(InputError, match=r"config\.json"):
-        ck.load_run(tmp_path)
+        runs.load_run(tmp_path)
     write_json(tmp_path / "config.json", {})
     with pytest.raises(InputError, match="not finished"):
-        ck.load_run(tmp_path)
+        runs.load_run(tmp_path)
 
 
 @pytest.fixture
@@ -252,12 +252,12 @@ def averaged_run(tmp_path, state):
         "features": {"fingerprint": {"backbone": "x"}, "widths": WIDTHS},
     }
     write_json(tmp_path / "config.json", config)
-    ck.save_averaged(tmp_path, state.params, [20, 40])
+    runs.save_averaged(tmp_path, state.params, [20, 40])
     return tmp_path
 
 
 def test_averaged_parameters_load_without_the_training_state(averaged_run, state):
-    run = ck.load_run(averaged_run)
+    run = runs.load_run(averaged_run)
     jax.tree.map(np.testing.assert_array_equal, run.params, state.params)
     assert run.steps == (20, 40) and run.encoders == Encoders(**SIZES)
     assert run.objective.distance_options == {"resample": "visual_to_audio"}
@@ -274,17 +274,19 @@ def test_damaged_averaged_parameters_are_one_line(averaged_run, tmp_path_factory
             run = tmp_path_factory.mktemp("run") / "copy"
             shutil.copytree(averaged_run, run)
             damage(run / name)
-            if name.name == ck.CONFIG_FILE:
+            if name.name == runs.CONFIG_FILE:
                 continue
             try:
-                assert equal(ck.load_run(run).params, state.params), name
+                assert equal(runs.load_run(run).params, state.params), name
             except InputError as error:
                 assert "not what was written" in str(error) and "delete this folder" in str(error)
                 assert "\n" not in str(error)
                 seen.add((damage, str(name)))
     gc.collect()  # while their warnings are ignored
-    assert {(damage, f"{ck.AVERAGED}/steps.json") for damage in (truncate, flip, os.remove)} <= seen
+    assert {
+        (damage, f"{runs.AVERAGED}/steps.json") for damage in (truncate, flip, os.remove)
+    } <= seen
     assert {damage for damage, name in seen if "params" in name} == {truncate, flip, os.remove}
-    write_others(averaged_run / ck.AVERAGED / "params", state)
+    write_others(averaged_run / runs.AVERAGED / "params", state)
     with pytest.raises(InputError, match="has another checksum"):
-        ck.load_run(averaged_run)
+        runs.load_run(averaged_run)

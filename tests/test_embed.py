@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 
 from scav_jax import datasets
-from scav_jax.checkpoints import Run, build, parameter_shapes
 from scav_jax.datasets.resampled import write_resampled
 from scav_jax.embed import embed
 from scav_jax.errors import InputError
 from scav_jax.features import Clip
+from scav_jax.runs import Run, build, parameter_shapes
 
 FINGERPRINT = {"backbone": "random", "rate_hz": 16000}
 CONFIG = {

@@ -7,7 +7,7 @@ import jax
 import numpy as np
 import pytest
 
-from scav_jax import checkpoints, datasets, evaluate, metrics, retrieve
+from scav_jax import datasets, evaluate, metrics, retrieve, runs
 from scav_jax.embed import embed
 from scav_jax.encoders import Encoders
 from scav_jax.errors import InputError
@@ -63,11 +63,11 @@ def write_run(folder, data, seed=0, distance=None, **objective):
         "features": {"fingerprint": FINGERPRINT, "widths": WIDTHS},
     }
     write_json(folder / "config.json", config)
-    encoders, built = checkpoints.build(config)
-    shapes = checkpoints.parameter_shapes(encoders, built, WIDTHS)
+    encoders, built = runs.build(config)
+    shapes = runs.parameter_shapes(encoders, built, WIDTHS)
     random = np.random.default_rng(seed)
     params = jax.tree.map(lambda x: random.normal(size=x.shape).astype(np.float32) * 0.3, shapes)
-    checkpoints.save_averaged(folder, params, [10, 20])
+    runs.save_averaged(folder, params, [10, 20])
     return folder
 
 
@@ -94,7 +94,7 @@ def method(document, kind, k=None, run=0):
 
 
 def test_figures_are_those_of_a_naive_evaluation(document, scav, data):
-    run, split = checkpoints.load_run(scav), datasets.read(data, "test")
+    run, split = runs.load_run(scav), datasets.read(data, "test")
     embedded = embed(run, split, batch_size=3)
     unit = [
         e / np.linalg.norm(e, axis=1, keepdims=True)
@@ -170,7 +170,7 @@ def test_runs_side_by_side_with_another_distance(scav, data, tmp_path, capsys):
 
 def fake_run(distance, options=None, name="sequence"):
     objective = Objective(name=name, distance=distance, distance_options=options or {})
-    return checkpoints.Run(None, {}, Encoders(), objective, {}, FINGERPRINT)
+    return runs.Run(None, {}, Encoders(), objective, {}, FINGERPRINT)
 
 
 def test_which_distance_ranks():

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from test_media import click_track, flash_frames, write_video
 
-from scav_jax import checkpoints, datasets, embed, embed_files, model
+from scav_jax import datasets, embed, embed_files, model, runs
 from scav_jax.errors import InputError
 from scav_jax.extract import backbones, fbank, media, program
 from scav_jax.extract.backbones.plain import Plain
@@ -48,11 +48,11 @@ def write_run(folder, seed=0, pre_resample="visual_to_audio", fingerprint=None, 
         },
     }
     write_json(folder / "config.json", config)
-    encoders, objective = checkpoints.build(config)
+    encoders, objective = runs.build(config)
     random = np.random.default_rng(seed)
-    shapes = checkpoints.parameter_shapes(encoders, objective, WIDTHS)
+    shapes = runs.parameter_shapes(encoders, objective, WIDTHS)
     params = jax.tree.map(lambda x: random.normal(size=x.shape).astype(np.float32) * 0.3, shapes)
-    checkpoints.save_averaged(folder, params, [10, 20])
+    runs.save_averaged(folder, params, [10, 20])
     return folder
 
 

@@ -13,12 +13,12 @@ import pytest
 
 from scav_jax import config as configs
 from scav_jax import costs, plan, trial
-from scav_jax.checkpoints import build, example_batch
 from scav_jax.compiled import memory_of
 from scav_jax.encoders import Encoders
 from scav_jax.errors import InputError
 from scav_jax.features import Clip
 from scav_jax.optimizer import make_optimizer
+from scav_jax.runs import build, example_batch
 from scav_jax.sequences import AudioVisual, sequences
 from scav_jax.train_step import Objective, init_params
 

@@ -17,9 +17,9 @@ import pytest
 
 from scav_jax import config as configs
 from scav_jax import datasets, processes, train
-from scav_jax.checkpoints import load_run
 from scav_jax.errors import InputError
 from scav_jax.features import Clip
+from scav_jax.runs import load_run
 
 ROOT = Path(__file__).parents[1]
 FINGERPRINT = {"backbone": "random", "rate_hz": 16000}

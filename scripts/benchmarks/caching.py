@@ -24,11 +24,11 @@ import numpy as np
 from contest import Contestant, compiled, race, table, verdict
 
 from scav_jax import config, sharding
-from scav_jax.checkpoints import build, example_batch
 from scav_jax.compiled import communication_bytes, memory_of
 from scav_jax.distances import pairwise
 from scav_jax.objectives import sequence_loss
 from scav_jax.optimizer import make_optimizer
+from scav_jax.runs import build, example_batch
 from scav_jax.sequences import AudioVisual, Sequences, sequences
 from scav_jax.train_step import init_state, make_train_step
 

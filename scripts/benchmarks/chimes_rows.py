@@ -23,11 +23,11 @@ from pathlib import Path
 import numpy as np
 
 from scav_jax import datasets, embed, metrics, retrieve, train
-from scav_jax.checkpoints import AVERAGED, load_run
 from scav_jax.config import load_file, override
 from scav_jax.distances import retrieval_form
 from scav_jax.errors import run_program
 from scav_jax.files import write_json
+from scav_jax.runs import AVERAGED, load_run
 
 ROWS = {
     "CAV": "configs/table1/cav.py:demo",

@@ -31,10 +31,10 @@ import numpy as np
 from chimes_rows import evaluated, interval, validation_score
 
 from scav_jax import datasets, train
-from scav_jax.checkpoints import AVERAGED
 from scav_jax.config import load_file, override
 from scav_jax.errors import InputError, run_program
 from scav_jax.files import write_json
+from scav_jax.runs import AVERAGED
 
 CONFIG = "configs/demo.py"
 BATCHES = (32, 128, 512, 2048)

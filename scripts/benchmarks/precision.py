@@ -19,11 +19,11 @@ import numpy as np
 from chimes_rows import validation_score
 
 from scav_jax import train
-from scav_jax.checkpoints import AVERAGED
 from scav_jax.config import load_file, override
 from scav_jax.errors import run_program
 from scav_jax.files import write_json
 from scav_jax.report.results import aligned
+from scav_jax.runs import AVERAGED
 
 CONFIG = "configs/demo.py"
 REFERENCE = ("float32", 0)

@@ -261,8 +261,8 @@ def storage(arguments, folder: Path) -> dict:
         clips = replace(clips, ids=list(clips.ids))
     else:
         from scav_jax import datasets
-        from scav_jax.checkpoints import load_run
         from scav_jax.embed import embed
+        from scav_jax.runs import load_run
 
         clips = embed(load_run(arguments.run), datasets.read(arguments.data, arguments.split))
     hits = {}

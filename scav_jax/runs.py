@@ -1,0 +1,180 @@
+"""A run on disk: its config, and its model once training is over.
+
+A run directory holds `config.json` (the resolved config and the data's fingerprint),
+`checkpoints/` and, at the end, `averaged/`: the averaged parameters and their checksums.
+"""
+
+import json
+import os
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import PyTree
+
+from scav_jax.checkpoints import (
+    CHECKPOINTS,
+    OtherModel,
+    check_sums,
+    checkpointer,
+    checksums,
+    in_a_line,
+    restore_params,
+)
+from scav_jax.config import difference, flatten
+from scav_jax.encoders import Encoders
+from scav_jax.errors import InputError
+from scav_jax.features import fingerprint_difference
+from scav_jax.files import write_json
+from scav_jax.sequences import AudioVisual, sequences
+from scav_jax.train_step import Objective, init_params
+
+CONFIG_FILE = "config.json"
+AVERAGED = "averaged"
+# Where and how fast a run is computed; all else in its config is what is computed.
+MAY_CHANGE = (
+    *("train.devices", "train.distance_memory_bytes", "train.preemption_deadline_s"),
+    "data.read_threads",
+)
+
+
+@dataclass(frozen=True)
+class Run:
+    """A trained model and what is needed to use it as it was trained.
+
+    Attributes:
+      path: the run directory, or None for a model that is still being trained.
+      config: the resolved config, nested dict.
+      encoders: the towers.
+      objective: what it was trained with.
+      params: averaged over the best checkpoints, or of the state at hand.
+      fingerprint: the extractor of the features that it was trained on.
+      steps: which checkpoints were averaged.
+    """
+
+    path: Path | None
+    config: dict
+    encoders: Encoders
+    objective: Objective
+    params: PyTree
+    fingerprint: dict
+    steps: tuple[int, ...] = ()
+
+
+def build(config: dict) -> tuple[Encoders, Objective]:
+    """The towers and the objective that a resolved config describes."""
+    distance = dict(config["distance"])
+    name = distance.pop("name")
+    objective = Objective(distance=name, distance_options=distance, **config["objective"])
+    return Encoders(**config["encoders"]), objective
+
+
+def parameter_shapes(encoders: Encoders, objective: Objective, widths: dict) -> PyTree:
+    """The parameters' shapes and dtypes, without computing any.
+
+    Args:
+      encoders: the towers.
+      objective: it has the temperatures.
+      widths: `{"visual": Dv, "audio": Da}`, channels of the features.
+    """
+    return jax.eval_shape(lambda: init_params(encoders, objective, example_batch(widths), 0))
+
+
+def example_batch(widths: dict) -> AudioVisual:
+    """The smallest batch of features with these widths; parameters depend on nothing else."""
+    return AudioVisual(
+        *(sequences(jnp.zeros((1, 2, widths[name]))) for name in ("visual", "audio"))
+    )
+
+
+def save_averaged(run: Path, params: PyTree, steps: list[int]) -> None:
+    """Writes `RUN/averaged` atomically; replaces an older one."""
+    import orbax.checkpoint as ocp
+
+    final, partial = run / AVERAGED, run / f".{AVERAGED}.partial"
+    shutil.rmtree(partial, ignore_errors=True)
+    with checkpointer() as orbax:
+        orbax.save((partial / "params").absolute(), args=ocp.args.PyTreeSave(params))
+    write_json(partial / "steps.json", {"averaged_steps": steps, "checks": checksums(params)})
+    shutil.rmtree(final, ignore_errors=True)
+    os.replace(partial, final)
+
+
+def open_workdir(workdir: Path, resolved: dict) -> None:
+    """Claims a directory for this run, or recognises it; refuses another run's."""
+    if not (workdir / CONFIG_FILE).exists():
+        if (workdir / CHECKPOINTS).exists():
+            raise InputError(f"{workdir}: has checkpoints but no {CONFIG_FILE}; use another")
+        write_json(workdir / CONFIG_FILE, resolved)
+        return
+    before = read_config(workdir)
+    extractor = fingerprint_difference(
+        before["features"]["fingerprint"], resolved["features"]["fingerprint"]
+    )
+    if extractor:
+        raise InputError(
+            f"{workdir}: this run was started on features of another extractor ({extractor}); "
+            "use that data, or another --workdir"
+        )
+    changed = difference(*(_what_is_computed(document) for document in (before, resolved)))
+    if changed:
+        raise InputError(
+            f"{workdir}: holds another run ({changed}); use another --workdir, or the same config"
+        )
+
+
+def _what_is_computed(config: dict) -> dict:
+    return {key: value for key, value in flatten(config).items() if key not in MAY_CHANGE}
+
+
+def load_run(run: str | Path) -> Run:
+    """A finished run with its averaged parameters.
+
+    Raises:
+      InputError: no run there, its training is not over, or the parameters are not what was
+        written.
+    """
+    run = Path(run)
+    config = read_config(run)
+    if not (run / AVERAGED).is_dir():
+        raise InputError(
+            f"{run}: training is not finished (there is no {AVERAGED}/ yet); run the same "
+            "`python -m scav_jax.train` command again, it resumes"
+        )
+    encoders, objective = build(config)
+    like = parameter_shapes(encoders, objective, config["features"]["widths"])
+    params, steps = _restore_averaged(run / AVERAGED, like)
+    fingerprint = config["features"]["fingerprint"]
+    return Run(run, config, encoders, objective, params, fingerprint, tuple(steps))
+
+
+def _restore_averaged(folder: Path, like: PyTree) -> tuple[PyTree, list[int]]:
+    """Averaged parameters as they were written, and of which steps they are the mean."""
+    try:
+        about = json.loads((folder / "steps.json").read_text())
+        steps = about["averaged_steps"]
+        params = restore_params(folder / "params", like)
+        check_sums(
+            about.get("checks", checksums(params)), checksums(params)
+        )  # once none were written
+    except OtherModel:
+        raise
+    except Exception as error:
+        raise InputError(
+            f"{folder}: not what was written ({in_a_line(error)}); delete this folder and run the "
+            "same `python -m scav_jax.train` command again: it averages the checkpoints anew"
+        ) from None
+    return params, steps
+
+
+def read_config(run: Path) -> dict:
+    """The resolved config of a run."""
+    path = run / CONFIG_FILE
+    if not path.is_file():
+        raise InputError(
+            f"{run}: expected a run directory with {CONFIG_FILE}, found none; "
+            "give the --workdir of a `python -m scav_jax.train` command"
+        )
+    return json.loads(path.read_text())

@@ -182,6 +182,27 @@ def test_hits_are_read_by_name_or_all_at_once(tmp_path, monkeypatch):
     assert {one.id[:4] for hits in found for one in hits} == {"clip", "late"}
 
 
+@pytest.fixture(autouse=True)
+def bounds_pay(monkeypatch):
+    """A few short clips are compared outright: here, exact search rules out what it can."""
+    monkeypatch.setattr(searching, "SKETCHING", -1)
+    monkeypatch.setattr(searching, "BOUNDING", 0)
+
+
+def test_exact_search_compares_all_where_that_is_faster(tmp_path, monkeypatch):
+    monkeypatch.undo()
+    index = made(tmp_path / "i", 30)
+    many, few = embedded(8, seed=1), embedded(7, seed=1)
+    assert index.search(many, "a2v", 3, "exact") == index.search(many, "a2v", 3, "sequence")
+    index.search(many, "a2v", 3, "exact")
+    assert index.report.method == "sequence" and index.report.pruning.pairs == 0
+    assert index.search(few, "a2v", 3, "sequence") == index.search(few, "a2v", 3, "exact")
+    assert index.report.method == "exact" and index.report.pruning.pairs == 7 * 30
+    assert searching._bounds_pay(62 * 512, 10_000, 1000)
+    assert not searching._bounds_pay(62 * 512, 500, 1000)
+    assert not searching._bounds_pay(16 * 64, 100_000, 1000)
+
+
 # ---- exactness -------------------------------------------------------------------------------
 
 

@@ -22,6 +22,9 @@ METHODS = ("aggregation", "sequence", "exact", "hybrid:K")
 QUERIES_AT_ONCE = 1024
 FEW = 8  # queries; with fewer, reading the candidates is what a product costs
 FEW_SHARE = 0.035
+# What bounds cost, in numbers of sequences that a product multiplies in that time; measured on two
+# cores with many queries: the sketches of a query and its first limits, and the bound of one pair.
+SKETCHING, BOUNDING = 18e6, 900
 
 
 @dataclass(frozen=True)
@@ -40,7 +43,7 @@ class Report:
 
     Attributes:
       retrieval: what was asked for.
-      method: what was done: a hybrid search compares all where that is faster.
+      method: what was done: hybrid and exact search compare all where that is faster.
       seconds: how long it took.
       candidates: how many clips were searched.
       pruning: of exact search.
@@ -127,10 +130,17 @@ def _switched(
             f"retrieval exact: expected an index with the Euclidean distance, whose bounds are "
             f"known, this one has {header.distance!r}; use sequence, which compares all"
         )
+    if method == "exact":
+        return "exact" if _bounds_pay(numbers, candidates, queries) else "sequence"
     if method != "hybrid":
         return method
     share = _worth(numbers, queries) if header.one_grid else 0.9
     return "sequence" if max(chosen, k) >= share * candidates else "hybrid"
+
+
+def _bounds_pay(numbers: int, candidates: int, queries: int) -> bool:
+    """Whether ruling out is faster than comparing all, for one query of many."""
+    return queries < FEW or candidates * (numbers - BOUNDING) > SKETCHING
 
 
 def _worth(numbers: int, queries: int) -> float:

@@ -2,6 +2,7 @@
 
     python scripts/benchmarks/search.py bars            1,000 queries x 10,000 clips of 62 x 512
     python scripts/benchmarks/search.py exact           pruned share and speed, 10 k and 100 k clips
+    python scripts/benchmarks/search.py table   --run RUN --data DATA --split test
     python scripts/benchmarks/search.py storage --run RUN --data DATA --split test
     python scripts/benchmarks/search.py scale           100 k and 1 M clips of 16 x 64, int8
     python scripts/benchmarks/search.py first           the first stage: products or LanceDB
@@ -253,19 +254,44 @@ def exact(arguments, folder: Path) -> dict:
 # ---- storage -----------------------------------------------------------------------------------
 
 
-def storage(arguments, folder: Path) -> dict:
-    """Agreement of rounded storage with float32, on a trained model where one is given."""
+def trained_clips(arguments) -> Embedded:
+    """Of a trained model where one is given."""
     if arguments.run is None:
         print("no --run: generated latents")
         clips = generate(0, 300 if arguments.quick else 3000, 24, 64, arguments.spread)
-        clips = replace(clips, ids=list(clips.ids))
-    else:
-        from scav_jax import datasets
-        from scav_jax.embed import embed
-        from scav_jax.runs import load_run
+        return replace(clips, ids=list(clips.ids))
+    from scav_jax import datasets
+    from scav_jax.embed import embed
+    from scav_jax.runs import load_run
 
-        clips = embed(load_run(arguments.run), datasets.read(arguments.data, arguments.split))
-    hits = {}
+    return embed(load_run(arguments.run), datasets.read(arguments.data, arguments.split))
+
+
+def table(arguments, folder: Path) -> dict:
+    """The paper's Table III: R@1 and time over K, all clips asking for their other stream."""
+    clips = trained_clips(arguments)
+    index = create(folder / "table", identity="any", storage="float32")
+    index.add(clips)
+    ks = [k for k in (1, 10, 100, 1000) if k < len(clips.ids)]
+    methods = ["aggregation", *(f"hybrid:{k}" for k in ks), "sequence", "exact"]
+    print(f"{len(clips.ids)} clips, all of them as queries at once; R@1 A->V, V->A; s A->V")
+    found = {}
+    for method in methods:
+        row = {}
+        for direction in ("a2v", "v2a"):
+            hits = index.search(clips, direction, 1, method)
+            row[direction] = np.mean([a[0].id == i for a, i in zip(hits, clips.ids, strict=True)])
+        row["seconds"] = best(lambda m=method: index.search(clips, "a2v", 1, m))
+        row["done"] = index.report.method
+        note = "" if row["done"] in method else f"(compares all: {row['done']})"
+        say(method, f"{row['a2v']:.1%}  {row['v2a']:.1%}  {row['seconds']:.3f} s", note)
+        found[method] = row
+    return found
+
+
+def storage(arguments, folder: Path) -> dict:
+    """Agreement of rounded storage with float32, on a trained model where one is given."""
+    clips, hits = trained_clips(arguments), {}
     found: dict = {"clips": len(clips.ids)}
     for name in ("float32", "bfloat16", "int8"):
         index = create(folder / f"storage-{name}", identity="any", storage=name)
@@ -430,7 +456,14 @@ def first(arguments, folder: Path) -> dict:
     return found
 
 
-PARTS = {"bars": bars, "exact": exact, "storage": storage, "scale": scale, "first": first}
+PARTS = {
+    "bars": bars,
+    "table": table,
+    "exact": exact,
+    "storage": storage,
+    "scale": scale,
+    "first": first,
+}
 
 
 def main() -> int:

@@ -10,7 +10,8 @@ from the measurements; the plan multiplies them:
 * a node has `--disk`, `--memory` and `--cores`, and reads `--read` from its disk; clips are divided
   over nodes by segment, so a query goes to all of them and the k best are merged (a few kilobytes);
 * `sequence` reads all sequences of a node for a batch of queries, from memory where they fit, and
-  multiplies; `exact` reads all coarse sketches, and of the rest what the bounds leave;
+  multiplies; `exact` reads all coarse sketches, takes a while for the bound of each clip, and reads
+  of the rest what the bounds leave;
 * `hybrid:K` reads all embeddings, or with an inverted list (IVF) the share `--probe` of them, then
   K sequences at random places in all.
 
@@ -28,7 +29,8 @@ REPLICAS = 2
 MERGE_S = 2e-3  # a round of the network, and merging k of each node
 SEEK_S = 1e-4  # a random read of a solid-state disk
 # Of a quick run on 2 shared cores: bytes a second that a scan of int8 reads, operations a second.
-DEFAULT = {"scan_bytes_per_s": 3e9, "flops": 6e10, "cores": 2, "pruned": 0.95}
+# And seconds of a core that the bound of one clip takes, whatever its length.
+DEFAULT = {"scan_bytes_per_s": 3e9, "flops": 6e10, "cores": 2, "pruned": 0.95, "bound_s": 8e-7}
 
 
 @dataclass(frozen=True)
@@ -75,6 +77,7 @@ def measured(path: Path | None) -> dict:
     for clips, one in sorted(found.get("scale", {}).items(), key=lambda pair: int(pair[0])):
         costs["scan_bytes_per_s"] = int(clips) * 16 * 64 / one["sequence"]["p50"]
         costs["pruned"] = one["exact"]["pruned"] or costs["pruned"]
+        costs["bound_s"] = one["exact"]["p50"] / int(clips) * costs["cores"]
     return costs
 
 
@@ -103,7 +106,8 @@ def plan(clips: int, what: Clip, costs: dict, node: argparse.Namespace) -> dict:
         "nodes": nodes,
         "node_bytes": share * what.total,
         "sequence": seconds(asked * what.sequence, 2 * asked * what.numbers),
-        "exact": seconds(asked * (what.coarse + left * what.sequence), 0.0),
+        "exact": seconds(asked * (what.coarse + left * what.sequence), 0.0)
+        + asked * costs["bound_s"] / node.cores,
         "hybrid": seconds(embeddings + chosen, 2 * asked * what.embedding / 2),
         "hybrid_ivf": seconds(node.probe * embeddings + chosen, 0.0),
         "thousand": seconds(asked * what.sequence, 2000 * asked * what.numbers),

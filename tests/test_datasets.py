@@ -253,3 +253,18 @@ def test_reading_a_clip_imports_nothing(data, arrived, monkeypatch):
     with monkeypatch.context() as context:
         context.setattr("builtins.__import__", refuse)
         assert split[0].id == split.ids[0]
+
+
+def test_some_clips_are_a_split_of_their_own(data):
+    split = datasets.read(data, "train")
+    numbers = np.arange(len(split))[::-2]
+    some = pickle.loads(pickle.dumps(split.take(numbers))).take(np.arange(len(numbers)))
+    assert len(some) == len(numbers) and some.ids == [split.ids[n] for n in numbers]
+    for number, own in zip(numbers.tolist(), range(len(some)), strict=True):
+        np.testing.assert_array_equal(some[own].visual, split[number].visual)
+        assert some[own].id == split.ids[number] == some.ids[own]
+        assert some.starts[own] == split.starts[number]
+        assert some.audio_lengths[own] == split.audio_lengths[number]
+        assert (some.visual_spans[own] == split.visual_spans[number]).all()
+    with pytest.raises(IndexError):
+        some[len(some)]

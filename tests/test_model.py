@@ -402,3 +402,45 @@ def test_a_warning_free_load(run):
 def test_no_model_says_so(tmp_path):
     with pytest.raises(InputError, match="expected a run directory"):
         model.load(tmp_path)
+
+
+def test_the_index_program_goes_on_where_it_was_killed(made, folder, tmp_path, monkeypatch, capsys):
+    """From features on disk, some clips at a time, of which none is embedded twice."""
+    from scav_jax.index import __main__ as index_program
+    from scav_jax.index import open_index
+
+    program.extract(folder, tmp_path / "data", clip_seconds=2, workers=1)
+    run = made.run.path
+    given = ["--model", str(run), "--data", str(tmp_path / "data"), "--split", "all"]
+    assert index_program.main(["build", str(tmp_path / "whole"), *given]) == 0
+
+    monkeypatch.setattr(index_program, "CLIPS_AT_ONCE", 2)
+    embedded_ids = []
+
+    def until_killed(run, split, **options):
+        if len(embedded_ids) == 4:
+            raise KeyboardInterrupt
+        embedded_ids.extend(split.ids)
+        return embed.embed(run, split, **options)
+
+    monkeypatch.setattr(index_program, "embed", until_killed)
+    with pytest.raises(KeyboardInterrupt):
+        index_program.main(["build", str(tmp_path / "parts"), *given])
+    assert len(open_index(tmp_path / "parts")) == 4
+    embedded_ids.clear()
+    assert index_program.main(["build", str(tmp_path / "parts"), *given]) == 0
+    assert embedded_ids == ["d.mp4#0.000"]
+    assert "1 clips added, 5 in all" in capsys.readouterr().out
+    whole, parts = open_index(tmp_path / "whole"), open_index(tmp_path / "parts")
+    assert sorted(parts.ids()) == sorted(whole.ids()) and parts.verify() == 5
+    asking = made.embed(folder / "b.mp4")
+    scores = [
+        [hit.score for hit in index.search(asking, "a2v", 5, "sequence")[0]]
+        for index in (whole, parts)
+    ]
+    np.testing.assert_allclose(*scores, rtol=1e-5)
+
+    embedded_ids.clear()
+    tuning = ["--queries", "2", "--k", "2", "--out", str(tmp_path / "tuned.json")]
+    assert index_program.main(["tune", str(tmp_path / "parts"), *given, *tuning]) == 0
+    assert len(embedded_ids) == 2 and "proposed" in (tmp_path / "tuned.json").read_text()

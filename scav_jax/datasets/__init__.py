@@ -11,13 +11,14 @@ TFDS is imported when records are written or read, not before.
 """
 
 import contextlib
+import copy
 import csv
 import errno
 import json
 import os
 import shutil
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -193,6 +194,7 @@ class Split:
         self.visual_spans = _spans(rows, "visual_begin", "visual_end")
         self.audio_spans = _spans(rows, "audio_begin", "audio_end")
         self._records = _open_records(data, split)
+        self._rows = np.arange(len(self.ids))  # of the records
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -201,13 +203,27 @@ class Split:
         index = int(index)
         if not -len(self) <= index < len(self):
             raise IndexError(f"clip {index} of {len(self)}")
-        clip = self._records[index % len(self)]
+        clip = self._records[int(self._rows[index])]
         self._check_listed(clip, index)
         try:
             check_clip(clip)
         except InputError as error:
             raise InputError(f"{self.data} ({self.split}): {error}") from None
         return clip
+
+    def take(self, numbers: Sequence[int] | np.ndarray) -> "Split":
+        """Some of the clips as a split of their own; the records are shared."""
+        numbers = np.asarray(numbers, np.int64)
+        result = copy.copy(self)
+        for name in ("ids", "labels", "sources"):
+            values = getattr(self, name)
+            setattr(result, name, [values[number] for number in numbers])
+        for name in ("starts", "ends", "visual_lengths", "audio_lengths"):
+            setattr(result, name, getattr(self, name)[numbers])
+        result.visual_spans = self.visual_spans[numbers]
+        result.audio_spans = self.audio_spans[numbers]
+        result._rows = self._rows[numbers]
+        return result
 
     def __getstate__(self) -> dict:
         return {**self.__dict__, "_records": None}

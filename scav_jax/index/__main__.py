@@ -10,8 +10,10 @@ A build that was interrupted goes on with the same command: what was committed s
 import argparse
 import json
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Container, Iterator, Sequence
 from pathlib import Path
+
+import numpy as np
 
 from scav_jax import datasets
 from scav_jax.embed import Embedded, embed
@@ -22,6 +24,9 @@ from scav_jax.index.layout import STORAGES, read_header
 from scav_jax.index.program import Parser, add_model, load_model
 from scav_jax.index.store import Index, create, open_index
 from scav_jax.model import Model
+from scav_jax.progress import progress_bar
+
+CLIPS_AT_ONCE = 1024  # of features on disk: their latents are in memory together
 
 
 def _clips(parser: argparse.ArgumentParser) -> None:
@@ -67,14 +72,16 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-def parts(arguments: argparse.Namespace, model: Model) -> Iterator[Embedded]:
-    """The clips that the command line names, embedded, some at a time."""
+def parts(
+    arguments: argparse.Namespace, model: Model, done: Container[str] = ()
+) -> Iterator[Embedded]:
+    """The clips that the command line names, embedded, some at a time; ids in `done` are left."""
     if (arguments.data is None) == (arguments.videos is None):
         raise InputError("expected --videos FOLDER or --data DATA --split SPLIT, one of them")
     if arguments.data is not None:
         if arguments.split is None:
             raise InputError("--data: expected --split too, for example --split test")
-        yield embed(model.run, datasets.read(arguments.data, arguments.split), progress=True)
+        yield from _of_split(datasets.read(arguments.data, arguments.split), model, done)
         return
     videos = arguments.videos[0] if len(arguments.videos) == 1 else arguments.videos
     for part in model.stream(
@@ -87,6 +94,15 @@ def parts(arguments: argparse.Namespace, model: Model) -> Iterator[Embedded]:
             print(f"rejected {row['file']}: {row['reason']}", file=sys.stderr)
         if len(part.ids):
             yield part
+
+
+def _of_split(split: datasets.Split, model: Model, done: Container[str]) -> Iterator[Embedded]:
+    left = np.array([number for number, name in enumerate(split.ids) if name not in done], int)
+    with progress_bar(f"embed {split.split}", len(left), "clip") as bar:
+        for first in range(0, len(left), CLIPS_AT_ONCE):
+            some = split.take(left[first : first + CLIPS_AT_ONCE])
+            yield embed(model.run, some)
+            bar.update(len(some))
 
 
 def _grow(index: Index, clips: Iterator[Embedded], on_duplicate: str) -> int:
@@ -115,7 +131,7 @@ def build(arguments: argparse.Namespace) -> int:
             distance=model.distance,
             storage=arguments.storage,
         )
-    count = _grow(index, parts(arguments, model), "skip")
+    count = _grow(index, parts(arguments, model, set(index.ids())), "skip")
     print(f"{arguments.index}: {count:,} clips added, {len(index):,} in all")
     return 0
 
@@ -160,12 +176,21 @@ def info(arguments: argparse.Namespace) -> int:
 def tune(arguments: argparse.Namespace) -> int:
     model = load_model(arguments)
     index = open_index(arguments.index, model.identity)
-    queries = tuning.sample(next(parts(arguments, model)), arguments.queries)
+    queries = tuning.sample(_to_sample(arguments, model), arguments.queries)
     found = tuning.tune(index, queries, arguments.direction, k=arguments.k)
     if arguments.out is not None:
         write_json(arguments.out, found)
     print(tuning.table(found))
     return 0
+
+
+def _to_sample(arguments: argparse.Namespace, model: Model) -> Embedded:
+    """Clips to choose queries from: of features on disk no more than are needed, at random."""
+    if arguments.data is None or arguments.split is None:
+        return next(parts(arguments, model))
+    split = datasets.read(arguments.data, arguments.split)
+    numbers = np.random.default_rng(0).permutation(len(split))[: max(arguments.queries, 1)]
+    return embed(model.run, split.take(np.sort(numbers)), progress=True)
 
 
 COMMANDS = {

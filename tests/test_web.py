@@ -54,6 +54,9 @@ class Everything:
     def __len__(self):
         return len(self.embedded)
 
+    def follow(self):
+        return False
+
     def search(self, queries, direction, k, retrieval, where):
         self.asked.append((direction, k, retrieval, where))
         if where == "nonsense":
@@ -109,6 +112,30 @@ def ask(client, path, **options):
 
 def leftovers(app):
     return [path.name for path in app.state.folder.iterdir() if path.name.startswith("query-")]
+
+
+def test_clips_that_are_added_are_found_without_a_restart(made, films, tmp_path):
+    from scav_jax.index import create, open_index
+
+    first, second = made.embed(films / "c.mkv"), made.embed(films / "d.mp4")
+    writer = create(tmp_path / "i", identity=made.identity, distance=made.distance)
+    writer.add(first)
+    served = open_index(tmp_path / "i", made.identity)
+    app = app_module.create_app(made, served, workers=0, max_bytes=2**20)
+    with TestClient(app, base_url=PAGE) as client:
+
+        def found():
+            answer = ask(client, films / "c.mkv", name="c.mkv", direction="v2a", k=9).json()
+            count = re.search(r"(\d+) clips", client.get("/").text)[1]
+            return [hit["id"] for hit in answer["hits"]], count
+
+        assert found() == (first.ids, "1")
+        writer.add(second)
+        ids, count = found()
+        assert sorted(ids) == sorted(first.ids + second.ids) and count == "2"
+        writer.delete(first.ids)
+        assert found() == (second.ids, "1")
+        assert not served.follow()
 
 
 # ---- searches -----------------------------------------------------------------------------------

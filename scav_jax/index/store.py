@@ -125,6 +125,16 @@ class Index:
             break
         self.header = layout.read_header(self.path)
 
+    def follow(self) -> bool:
+        """Goes to the newest committed state if there is a newer one, which is quick to say."""
+        held = self._rows.version
+        self._rows.latest()
+        if self._rows.version == held:
+            self._rows.hold()
+            return False
+        self.refresh()
+        return True
+
     def _map_segments(self) -> None:
         sizes = _Sizes(self.path)
         self._live = live_rows(self._rows.places(), sizes)

@@ -56,6 +56,8 @@ class Searchable(Protocol):
         self, queries: Embedded, direction: str, k: int, retrieval: str, where: str | None
     ) -> list[list[Any]]: ...
 
+    def follow(self) -> bool: ...
+
     def __len__(self) -> int: ...
 
 
@@ -73,6 +75,12 @@ class Searcher:
         self.model, self.index, self.library = model, index, library
         self._workers, self._lock = workers, threading.Lock()
 
+    def count(self) -> int:
+        """Clips that are there now."""
+        with self._lock:
+            self.index.follow()
+            return len(self.index)
+
     def search(self, path: Path, name: str, wanted: dict) -> dict:
         """What is found for one file; see the module for the result."""
         direction, seconds = uploads.check_media(path, name, wanted["direction"])
@@ -85,6 +93,7 @@ class Searcher:
         with self._lock:
             query = self._embed(path, name, direction, start, end)
             k, retrieval, where = wanted["k"], wanted["retrieval"], wanted["where"]
+            self.index.follow()  # what was added or deleted since
             (hits,) = self.index.search(query, direction, k, retrieval, where)
             shown = self._shown(query, hits, direction, retrieval, name)
         return {
@@ -233,7 +242,7 @@ def create_app(
 
     app = Starlette(
         routes=[
-            Route("/", _text(page.html(len(index), model.identity), "text/html")),
+            Route("/", _page(searcher)),
             Route("/app.js", _text(page.SCRIPT, "text/javascript")),
             Route("/app.css", _text(page.STYLE, "text/css")),
             Route("/clip/{token:str}", _clip(library)),
@@ -259,6 +268,17 @@ class _KnownHosts:
                 await _error(f"this server has no name {name!r}", 400)(scope, receive, send)
                 return
         await self._app(scope, receive, send)
+
+
+def _page(searcher: Searcher) -> Callable:
+    async def answer(request: Any) -> Any:
+        from starlette.concurrency import run_in_threadpool
+        from starlette.responses import HTMLResponse
+
+        count = await run_in_threadpool(searcher.count)
+        return HTMLResponse(page.html(count, searcher.model.identity), headers=HEADERS)
+
+    return answer
 
 
 def _text(content: str, kind: str) -> Callable:

@@ -13,6 +13,7 @@ from scav_jax.errors import InputError
 from scav_jax.index import (
     any_distance,
     bounds,
+    cosine,
     create,
     open_index,
     products,
@@ -365,6 +366,23 @@ def test_principal_directions_rule_out_what_means_do_not(tmp_path, monkeypatch):
     assert index.search(clips, "a2v", 3, "exact") == index.search(clips, "a2v", 3, "sequence")
     index.search(clips, "a2v", 3, "exact")
     assert index.report.pruning.share > 0.9
+
+
+@pytest.mark.parametrize("k", [1, 7, 40])
+def test_the_chosen_are_the_nearest_also_where_cosines_tie(tmp_path, k, random):
+    """Some embeddings come thrice, some differ by less than products round."""
+    clips = embedded(60)
+    values = random.standard_normal((20, clips.visual_embeddings.shape[1])).astype(np.float32)
+    values = np.concatenate([values, values, values * np.float32(1 + 1e-7)])
+    index = create(tmp_path / "i", identity="m")
+    index.add(replace(clips, visual_embeddings=values))
+    asking = random.standard_normal((9, values.shape[1])).astype(np.float32)
+    given = (asking, "visual", index._segments, index._live, k)
+    query, segment, row, _ = cosine.nearest(*given)
+    found = cosine.chosen(*given)
+    assert (np.diff(found[0]) >= 0).all() and len(found[0]) == 9 * k
+    expected = sorted(zip(query.tolist(), segment.tolist(), row.tolist(), strict=True))
+    assert sorted(zip(*(column.tolist() for column in found), strict=True)) == expected
 
 
 def test_ties_are_in_the_order_of_adding(tmp_path):

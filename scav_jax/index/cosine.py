@@ -30,6 +30,40 @@ def nearest(
       query, segment, row (by query, the nearest first), and minus the cosine, float32.
     """
     queries = unit(embeddings)
+    places = _possible(queries, asked, segments, live, k)
+    return ranked(*places, -_cosines(queries, asked, segments, *places), segments, k)
+
+
+def chosen(
+    embeddings: Float[np.ndarray, "Q C"],
+    asked: str,
+    segments: dict[int, Segment],
+    live: dict,
+    k: int,
+) -> tuple[Int[np.ndarray, " p"], Int[np.ndarray, " p"], Int[np.ndarray, " p"]]:
+    """query, segment and row of `nearest`, by query but in no order of ranks.
+
+    Where rounding leaves no doubt about which k they are, no cosine is computed again.
+    """
+    queries = unit(embeddings)
+    places = _possible(queries, asked, segments, live, k)
+    doubtful = np.bincount(places[0], minlength=len(queries))[places[0]] > k
+    unsure = [column[doubtful] for column in places]
+    cosines = _cosines(queries, asked, segments, *unsure)
+    found = ranked(*unsure, -cosines, segments, k)[:3]
+    together = [
+        np.concatenate([column[~doubtful], more])
+        for column, more in zip(places, found, strict=True)
+    ]
+    order = np.argsort(together[0], kind="stable")
+    query, segment, row = (column[order] for column in together)
+    return query, segment, row
+
+
+def _possible(
+    queries: Float[np.ndarray, "Q C"], asked: str, segments: dict[int, Segment], live: dict, k: int
+) -> tuple[Int[np.ndarray, " p"], Int[np.ndarray, " p"], Int[np.ndarray, " p"]]:
+    """(query, segment, row) of all that can be among the k nearest, whatever products round."""
     running = Running(len(queries), k)
     numbers = np.arange(len(queries))
     errors = np.full(len(queries), products.rounding(queries.shape[1], queries.shape[1]) * 2)
@@ -44,9 +78,7 @@ def nearest(
             distances = np.negative(similar, out=similar)
             distances[:, ~alive[rows]] = np.inf
             running.offer(numbers, distances, errors, number, np.arange(rows.start, rows.stop))
-    query, segment, row = running.candidates()
-    return ranked(query, segment, row, -_cosines(queries, asked, segments, query, segment, row),
-                  segments, k)  # fmt: skip
+    return running.candidates()
 
 
 def _cosines(queries, asked, segments, query, segment, row) -> Float[np.ndarray, " p"]:

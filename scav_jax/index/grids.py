@@ -121,9 +121,13 @@ class Queries:
         """
         values, lengths = self.sequences.values, self.sequences.lengths
         if self.is_target:
+            different = np.unique(lengths)
+            if len(different) == 1:  # most often, and then nothing need be copied
+                whole = np.ascontiguousarray(values[:, : different[0]], np.float32)
+                return [(np.arange(len(self)), whole)]
             return [
                 (numbers, np.ascontiguousarray(values[numbers, :length], np.float32))
-                for length in np.unique(lengths)
+                for length in different
                 for numbers in [np.flatnonzero(lengths == length)]
             ]
         result = np.empty((len(self), steps, values.shape[2]), np.float32)

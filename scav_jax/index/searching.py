@@ -9,8 +9,8 @@ from jaxtyping import Bool, Float, Int
 
 from scav_jax.embed import Embedded
 from scav_jax.errors import InputError
-from scav_jax.index import any_distance, second_stage
-from scav_jax.index.cosine import nearest, ranked
+from scav_jax.index import any_distance, cosine, second_stage
+from scav_jax.index.cosine import ranked
 from scav_jax.index.grids import Queries, queries_of, query_streams
 from scav_jax.index.layout import Header
 from scav_jax.index.pruned import ExactSearch, Pruning
@@ -169,7 +169,9 @@ class Batch:
         """(query, segment, row, score) by query and rank."""
         method = report.method
         if method == "aggregation":
-            *places, far = nearest(self.embeddings, self.asked, self.segments, self.live, self.k)
+            *places, far = cosine.nearest(
+                self.embeddings, self.asked, self.segments, self.live, self.k
+            )
             return *places, -far
         if not self.header.one_grid:
             return self._any_distance(method, chosen)
@@ -185,14 +187,13 @@ class Batch:
             running = Running(len(self.queries), self.k)
             scan.every(running)
         else:
-            pairs = self._first_stage(chosen)[:3]
-            return second_stage.nearest_of(scan, *pairs, self.k, order)
+            return second_stage.nearest_of(scan, *self._first_stage(chosen), self.k, order)
         query, segment, row = running.candidates()
         scores = scan.scores(query, segment, row, order)
         return ranked(query, segment, row, scores, self.segments, self.k)
 
-    def _first_stage(self, chosen: int):
-        return nearest(self.embeddings, self.asked, self.segments, self.live, chosen)
+    def _first_stage(self, count: int):
+        return cosine.chosen(self.embeddings, self.asked, self.segments, self.live, count)
 
     def _any_distance(self, method: str, chosen: int):
         running = Running(len(self.queries), self.k)
@@ -202,7 +203,7 @@ class Batch:
             rows = {number: np.flatnonzero(live) for number, live in self.live.items()}
             any_distance.evaluate(*give, rows, self.header, running, everything)
         else:
-            query, segment, row, _ = self._first_stage(chosen)
+            query, segment, row = self._first_stage(chosen)
             for number in everything:
                 own = query == number
                 rows = {

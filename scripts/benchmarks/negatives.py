@@ -2,10 +2,11 @@
 
     python scripts/benchmarks/negatives.py [--quick] [--data DATA] [--out DIR] [--seeds 3]
 
-The demo's towers at batch 32, 128, 512 and 2,048, each trained on as many clips as the demo
-(325 steps of 64), or `--clips-seen`. A batch holds a clip once, so none is larger than the training
-split: where the split is smaller than 2,048, the largest power of two that it holds takes its
-place, and this is said. (`--data` of `chimes --preset large` holds 2,048.)
+The demo's towers at batch 32, 128, 512 and 2,048 (`--batches`), each trained on as many clips as
+the demo (325 steps of 64), or `--clips-seen`; or, with `--steps`, for equally many steps. A batch
+holds a clip once, so none is larger than the training split: where the split is smaller than 2,048,
+the largest power of two that it holds takes its place, and this is said. (`--data` of `chimes
+--preset large`, or of `--preset demo --set training_performances=6`, holds 2,048.)
 
 The rule for the learning rate: r(B) = r * sqrt(B / 64), the usual scaling of AdamW, with r chosen
 for each batch size on validation with seed 0 among the demo's rate, its half and its double; the
@@ -54,7 +55,7 @@ def settings(batch: int, factor: float, seed: int, options) -> dict:
     """What a run changes of the demo's config; `factor` multiplies the rule's learning rate."""
     demo = load_file(CONFIG)
     seen = options.clips_seen or demo.train.steps * demo.data.batch_size
-    steps = max(round(seen / batch), 2)
+    steps = options.steps or max(round(seen / batch), 2)
     rate = demo.optimizer.learning_rate * math.sqrt(batch / demo.data.batch_size) * factor
     changes = {
         "seed": seed,
@@ -136,7 +137,7 @@ def table(found: dict[int, dict], split: str) -> str:
 WAYS = {"a2v": "A→V", "v2a": "V→A"}
 
 
-def draw(found: dict[int, dict], file: Path) -> None:
+def draw(found: dict[int, dict], file: Path, equal: str) -> None:
     """R@1 by sequence against the batch size, with 95 % intervals over seeds."""
     import matplotlib
     from matplotlib.figure import Figure
@@ -163,7 +164,7 @@ def draw(found: dict[int, dict], file: Path) -> None:
             panel.set_xticks(list(found), [f"{batch:,}" for batch in found])
             panel.set_ylim(bottom=0)
             panel.set_title(f"{split}: R@1 by sequence, %")
-            panel.set_xlabel("batch, at equal clips seen")
+            panel.set_xlabel(f"batch, at equal {equal}")
             panel.grid(axis="y")
             panel.legend()
         figure.savefig(file, dpi=130)
@@ -175,14 +176,18 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("runs/negatives"))
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--clips-seen", type=int, default=0, help="of every run; 0: the demo's")
+    parser.add_argument("--steps", type=int, default=0, help="of every run, not equal clips")
+    parser.add_argument("--batches", type=int, nargs="+", default=BATCHES)
     parser.add_argument("--microbatch", type=int, default=256, help="larger batches are cached")
     parser.add_argument(
         "--quick", action="store_true", help="minutes: tiny towers, 2 sizes, 1 rate"
     )
     options = parser.parse_args()
-    if options.seeds < 1 or options.clips_seen < 0:
-        raise InputError("expected --seeds of at least 1 and --clips-seen of 0 or more")
-    options.factors, options.changes, wanted = (0.5, 1.0, 2.0), {}, BATCHES
+    if options.seeds < 1 or min(options.clips_seen, options.steps) < 0 or min(options.batches) < 2:
+        raise InputError(
+            "expected --seeds of at least 1, --batches from 2, and --clips-seen and --steps from 0"
+        )
+    options.factors, options.changes, wanted = (0.5, 1.0, 2.0), {}, tuple(options.batches)
     if options.quick:
         options.out, options.seeds = options.out / "quick", min(options.seeds, 2)
         options.factors, wanted = (1.0,), (8, 16)
@@ -206,7 +211,7 @@ def main() -> None:
         print(f"\n{split}: {first['clips']} clips, id list {first['ids'][:12]}, R@1 in %,")
         print(f"mean and 95 % t-interval over {options.seeds} seeds; rendered data, ours\n")
         print(table(found, split))
-    draw(found, options.out / "negatives.png")
+    draw(found, options.out / "negatives.png", "steps" if options.steps else "clips seen")
     print(f"\n{options.out / 'negatives.png'}")
 
 

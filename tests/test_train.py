@@ -185,18 +185,17 @@ def test_the_best_checkpoints_are_averaged_and_only_they_and_the_latest_two_are_
     assert kept == {*best, STEPS - 1, STEPS}  # the latest two: one to go back to
 
 
-@pytest.mark.parametrize("damaged", [(STEPS,), (STEPS, STEPS - 1)])
-def test_a_damaged_latest_checkpoint_changes_nothing(tmp_path, data, uninterrupted, damaged):
+def test_a_damaged_latest_checkpoint_changes_nothing(tmp_path, data, uninterrupted):
+    """The run goes on from the one before it, and ends as if nothing had happened."""
     workdir = tmp_path / "run"
     shutil.copytree(uninterrupted, workdir)
     shutil.rmtree(workdir / "averaged")
-    for step in damaged:
-        for file in (workdir / "checkpoints" / str(step) / "params").rglob("d/*"):
-            file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+    for file in (workdir / "checkpoints" / str(STEPS) / "params").rglob("d/*"):
+        file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
     done = run(command(data, workdir))
     assert done.returncode == 0, done.stderr
-    for step in damaged:
-        assert f"checkpoint of step {step} is broken" in done.stderr
+    assert f"checkpoint of step {STEPS} is broken" in done.stderr
+    assert f"resuming at step {STEPS - 1} of {STEPS}" in done.stderr
     assert_same_run(workdir, uninterrupted)
 
 

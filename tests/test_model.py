@@ -372,6 +372,7 @@ class Weighted(Plain):
 
 
 def test_weights_are_given_and_checked(tmp_path, folder, made, monkeypatch):
+    without = made.embed(folder / "b.mp4")  # now: a model loads its backbone when it first embeds
     asked = []
     backbone = Weighted()
     monkeypatch.setattr(
@@ -385,7 +386,7 @@ def test_weights_are_given_and_checked(tmp_path, folder, made, monkeypatch):
     assert asked == [("clip_beats", options)]
     got = weighted.embed(folder / "b.mp4")
     assert np.isfinite(got.audio_embeddings).all()
-    assert not np.allclose(got.audio_embeddings, made.embed(folder / "b.mp4").audio_embeddings)
+    assert not np.allclose(got.audio_embeddings, without.audio_embeddings)
     backbone.digest = "decaf"
     with pytest.raises(InputError, match=r"clip\.weights_sha256: expected 'c0ffee', got 'decaf'"):
         model.load(other, clip_weights="c", beats_weights="b")
@@ -444,3 +445,27 @@ def test_the_index_program_goes_on_where_it_was_killed(made, folder, tmp_path, m
     tuning = ["--queries", "2", "--k", "2", "--out", str(tmp_path / "tuned.json")]
     assert index_program.main(["tune", str(tmp_path / "parts"), *given, *tuning]) == 0
     assert len(embedded_ids) == 2 and "proposed" in (tmp_path / "tuned.json").read_text()
+
+
+def test_the_index_program_adds_all_of_a_split_or_none(made, folder, tmp_path, monkeypatch):
+    """Also where a part of it that came earlier had no clip that is there."""
+    from scav_jax.index import __main__ as index_program
+    from scav_jax.index import create, open_index
+
+    program.extract(folder, tmp_path / "data", clip_seconds=2, workers=1)
+    monkeypatch.setattr(index_program, "CLIPS_AT_ONCE", 2)
+    path, videos = str(tmp_path / "i"), ["--videos", str(folder)]
+    of_model, data = ["--model", str(made.run.path)], ["--data", str(tmp_path / "data")]
+    split = datasets.read(tmp_path / "data", "all")
+    index = create(path, identity=made.identity, distance=made.distance)
+    index.add(embed.embed(made.run, split.take([4])))
+    there = open_index(path).ids()
+    assert there == split.ids[4:]
+    with pytest.raises(InputError, match="nothing was added"):
+        index_program.main(["add", path, *of_model, *data, "--split", "all"])
+    assert open_index(path).ids() == there
+    for command in ("build", "add", "tune"):
+        with pytest.raises(InputError, match="one of them"):
+            index_program.main([command, path, *of_model, *data, "--split", "all", *videos])
+        with pytest.raises(InputError, match="expected --split"):
+            index_program.main([command, path, *of_model, *data])

@@ -296,8 +296,10 @@ def test_on_a_v100_nothing_needs_bfloat16_or_triton(microbatch):
 def quickly_compiled():
     """Machine code that is made sooner and runs slower."""
     jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
+    try:
+        yield
+    finally:
+        jax.config.update("jax_disable_most_optimizations", False)
 
 
 def test_the_program_runs_the_step_and_says_how_fast(tmp_path, monkeypatch, capsys):

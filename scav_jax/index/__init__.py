@@ -7,6 +7,7 @@
 layout, lock, rows, segments, storage     what is on disk, and how it is written and read
 grids                                     which sequences are stored, how queries meet them
 products, running, scan                   distances by products of matrices, with error bounds
+sketches, bounds                          short vectors, and lower bounds on distances from them
 cosine, second_stage, pruned              first stage, hybrid, exact search
 any_distance                              distances that are no product of matrices
 searching, store                          one search; an index

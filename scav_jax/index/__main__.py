@@ -72,16 +72,24 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
+def split_of(arguments: argparse.Namespace) -> datasets.Split | None:
+    """The features on disk that the command line names; None where it names videos."""
+    if (arguments.data is None) == (arguments.videos is None):
+        raise InputError("expected --videos FOLDER or --data DATA --split SPLIT, one of them")
+    if arguments.data is None:
+        return None
+    if arguments.split is None:
+        raise InputError("--data: expected --split too, for example --split test")
+    return datasets.read(arguments.data, arguments.split)
+
+
 def parts(
     arguments: argparse.Namespace, model: Model, done: Container[str] = ()
 ) -> Iterator[Embedded]:
     """The clips that the command line names, embedded, some at a time; ids in `done` are left."""
-    if (arguments.data is None) == (arguments.videos is None):
-        raise InputError("expected --videos FOLDER or --data DATA --split SPLIT, one of them")
-    if arguments.data is not None:
-        if arguments.split is None:
-            raise InputError("--data: expected --split too, for example --split test")
-        yield from _of_split(datasets.read(arguments.data, arguments.split), model, done)
+    split = split_of(arguments)
+    if split is not None:
+        yield from _of_split(split, model, done)
         return
     videos = arguments.videos[0] if len(arguments.videos) == 1 else arguments.videos
     for part in model.stream(
@@ -139,6 +147,9 @@ def build(arguments: argparse.Namespace) -> int:
 def add(arguments: argparse.Namespace) -> int:
     model = load_model(arguments)
     index = open_index(arguments.index, model.identity)
+    split = split_of(arguments)
+    if split is not None and not arguments.replace:
+        index.check_new(split.ids)  # before any part of it is added
     count = _grow(index, parts(arguments, model), "replace" if arguments.replace else "refuse")
     print(f"{arguments.index}: {count:,} clips added, {len(index):,} in all")
     return 0
@@ -176,7 +187,7 @@ def info(arguments: argparse.Namespace) -> int:
 def tune(arguments: argparse.Namespace) -> int:
     model = load_model(arguments)
     index = open_index(arguments.index, model.identity)
-    queries = tuning.sample(_to_sample(arguments, model), arguments.queries)
+    queries = _sampled(arguments, model)
     found = tuning.tune(index, queries, arguments.direction, k=arguments.k)
     if arguments.out is not None:
         write_json(arguments.out, found)
@@ -184,13 +195,13 @@ def tune(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _to_sample(arguments: argparse.Namespace, model: Model) -> Embedded:
-    """Clips to choose queries from: of features on disk no more than are needed, at random."""
-    if arguments.data is None or arguments.split is None:
-        return next(parts(arguments, model))
-    split = datasets.read(arguments.data, arguments.split)
-    numbers = np.random.default_rng(0).permutation(len(split))[: max(arguments.queries, 1)]
-    return embed(model.run, split.take(np.sort(numbers)), progress=True)
+def _sampled(arguments: argparse.Namespace, model: Model) -> Embedded:
+    """Some clips at random; of features on disk, no others are embedded."""
+    split = split_of(arguments)
+    if split is None:
+        return tuning.sample(next(parts(arguments, model)), arguments.queries)
+    numbers = tuning.chosen(len(split), arguments.queries)
+    return embed(model.run, split.take(numbers), progress=True)
 
 
 COMMANDS = {

@@ -183,7 +183,6 @@ class Scan:
             allowed = None if allowed is None else allowed[:, chosen]
         else:
             rows, dead = np.arange(tile.rows.start, tile.rows.stop), ~live
-        stream = tile.segment.streams[self.asked]
         about, found = stream.rows[rows], []
         for grid in self.grids(tile.steps, tile.segment.centre):
             values, squares, scales = stored, about["square"], about["scale"]

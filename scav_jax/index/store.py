@@ -169,17 +169,23 @@ class Index:
     def _new(self, embedded: Embedded, on_duplicate: str) -> Embedded:
         """What is to be added; an error where that is refused."""
         ids = list(embedded.ids)
-        twice = {one for one in ids if ids.count(one) > 1} if len(set(ids)) < len(ids) else set()
-        if twice:
-            raise InputError(f"ids must be unique, these came twice: {_named(sorted(twice))}")
+        if on_duplicate == "refuse":
+            self.check_new(ids)
+            return embedded
+        _check_unique(ids)
         there = set() if on_duplicate == "replace" else set(self._rows.existing(ids))
-        if there and on_duplicate == "refuse":
+        return take(embedded, [number for number, one in enumerate(ids) if one not in there])
+
+    def check_new(self, ids: list[str]) -> None:
+        """Raises `InputError` for ids that come twice, or that are in the index."""
+        _check_unique(ids)
+        there = set(self._rows.existing(ids))
+        if there:
             raise InputError(
                 f"{self.path}: expected new ids, {len(there)} of {len(ids)} are there already: "
                 f"{_named([one for one in ids if one in there])}; nothing was added, use "
                 'on_duplicate="replace" (--replace) to take the new ones'
             )
-        return take(embedded, [number for number, one in enumerate(ids) if one not in there])
 
     def _add(self, embedded: Embedded, replacing: bool) -> None:
         streams = stored_sequences(embedded, self.header)
@@ -431,6 +437,12 @@ def _every(live: np.ndarray, part: int, parts: int) -> np.ndarray:
     mine = np.zeros_like(live)
     mine[part::parts] = live[part::parts]
     return mine
+
+
+def _check_unique(ids: list[str]) -> None:
+    twice = {one for one in ids if ids.count(one) > 1} if len(set(ids)) < len(ids) else set()
+    if twice:
+        raise InputError(f"ids must be unique, these came twice: {_named(sorted(twice))}")
 
 
 def _named(ids: list[str]) -> str:

@@ -4,7 +4,6 @@ Clips ask for their own kind: their stored sequences and embeddings of the other
 """
 
 import time
-from dataclasses import replace
 
 import numpy as np
 
@@ -100,9 +99,13 @@ def sample(embedded: Embedded, count: int, seed: int = 0) -> Embedded:
     """Some of the queries, at random."""
     from scav_jax.index.adding import take
 
-    total = len(embedded.ids)
-    chosen = np.random.default_rng(seed).choice(total, min(count, total), replace=False)
-    return replace(take(embedded, sorted(chosen.tolist())))
+    return take(embedded, chosen(len(embedded.ids), count, seed))
+
+
+def chosen(total: int, count: int, seed: int = 0) -> list[int]:
+    """Which of so many clips, at random, ascending."""
+    numbers = np.random.default_rng(seed).choice(total, min(count, total), replace=False)
+    return sorted(numbers.tolist())
 
 
 def table(found: dict) -> str:

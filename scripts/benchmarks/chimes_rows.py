@@ -52,6 +52,10 @@ TABLES = {
 TIMED_STEPS = 60
 LEARNING_RATES = (1e-3, 2e-3)  # where the search for a row's learning rate starts
 KS = (1, 10, 100)
+# Changes of a config that make towers small enough to see that a script runs.
+TINY = {"width": 16, "heads": 2, "visual_blocks": 1, "feedforward": 16}
+TINY |= {"visual_hidden": 16, "audio_hidden": 16}
+TINY = {f"encoders.{name}": value for name, value in TINY.items()}
 
 
 def folder(out: Path, row: str, rate: float, seed: int) -> Path:
@@ -62,11 +66,15 @@ def folder(out: Path, row: str, rate: float, seed: int) -> Path:
 def trained(out: Path, row: str, data: str, rate: float, seed: int) -> Path:
     """The directory of a finished run of a row, trained now if it is not there."""
     changes = {"seed": seed, "data.path": data, "optimizer.learning_rate": rate}
-    config = override(load_file(ROWS[row]), changes).to_dict()
-    workdir = folder(out, row, rate, seed)
+    title = f"{row}, learning rate {rate:g}, seed {seed}"
+    return finished(folder(out, row, rate, seed), title, ROWS[row], changes)
+
+
+def finished(workdir: Path, title: str, config: str, changes: dict) -> Path:
+    """A run's directory: of a config with some changes, trained now if it is not finished."""
     if not (workdir / AVERAGED).is_dir():
-        print(f"== {row}, learning rate {rate:g}, seed {seed}", file=sys.stderr)
-        if train.train(config, workdir) is None:
+        print(f"== {title}", file=sys.stderr)
+        if train.train(override(load_file(config), changes).to_dict(), workdir) is None:
             sys.exit("terminated; the same command resumes")
     return workdir
 

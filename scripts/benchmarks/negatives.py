@@ -25,17 +25,15 @@ OUT/negatives.json and OUT/negatives.png.
 import argparse
 import json
 import math
-import sys
 from pathlib import Path
 
 import numpy as np
-from chimes_rows import evaluated, interval, validation_score
+from chimes_rows import TINY, evaluated, finished, interval, validation_score
 
-from scav_jax import datasets, train
-from scav_jax.config import load_file, override
+from scav_jax import datasets
+from scav_jax.config import load_file
 from scav_jax.errors import InputError, run_program
 from scav_jax.files import write_json
-from scav_jax.runs import AVERAGED
 
 CONFIG = "configs/demo.py"
 BATCHES = (32, 128, 512, 2048)
@@ -81,10 +79,7 @@ def result(batch: int, factor: float, seed: int, options, *, test: bool) -> dict
     if row and (not test or "splits" in row):
         return row
     changes, workdir = settings(batch, factor, seed, options), options.out / "runs" / name
-    if not (workdir / AVERAGED).is_dir():
-        print(f"== batch {batch}, rate x{factor:g}, seed {seed}", file=sys.stderr)
-        if train.train(override(load_file(CONFIG), changes).to_dict(), workdir) is None:
-            sys.exit("terminated; the same command resumes")
+    finished(workdir, f"batch {batch}, rate x{factor:g}, seed {seed}", CONFIG, changes)
     row = {
         "batch": batch,
         "factor": factor,
@@ -192,9 +187,7 @@ def main() -> None:
         options.out, options.seeds = options.out / "quick", min(options.seeds, 2)
         options.factors, wanted = (1.0,), (8, 16)
         options.clips_seen = options.clips_seen or 96
-        tiny = {"width": 16, "heads": 2, "visual_blocks": 1, "feedforward": 16}
-        tiny |= {"visual_hidden": 16, "audio_hidden": 16}
-        options.changes = {f"encoders.{name}": value for name, value in tiny.items()}
+        options.changes = TINY
     clips = len(datasets.read(options.data, "train"))
     sizes = batch_sizes(wanted, clips)
     if max(wanted) > max(sizes):

@@ -11,39 +11,31 @@ OUT/precision.json and OUT/precision.png.
 
 import argparse
 import json
-import sys
 from pathlib import Path
 
 import jax
 import numpy as np
-from chimes_rows import validation_score
+from chimes_rows import TINY, finished, validation_score
 
-from scav_jax import train
-from scav_jax.config import load_file, override
 from scav_jax.errors import run_program
 from scav_jax.files import write_json
 from scav_jax.report.results import aligned
-from scav_jax.runs import AVERAGED
 
 CONFIG = "configs/demo.py"
 REFERENCE = ("float32", 0)
-TINY = {"width": 16, "heads": 2, "visual_blocks": 1, "feedforward": 16}
-TINY |= {"visual_hidden": 16, "audio_hidden": 16}
 
 
 def trained(precision: str, seed: int, options) -> Path:
     """The run's directory, once it is finished."""
-    workdir = options.out / f"{precision}-seed{seed}"
-    if (workdir / AVERAGED).is_dir():
-        return workdir
-    print(f"== {precision}, seed {seed}", file=sys.stderr)
     changes = {"seed": seed, "train.precision": precision, "data.path": str(options.data)}
     if options.quick:
-        changes |= {f"encoders.{name}": value for name, value in TINY.items()}
-        changes |= {"train.steps": 20, "train.validate_every": 10, "optimizer.warmup_steps": 2}
-    if train.train(override(load_file(CONFIG), changes).to_dict(), workdir) is None:
-        sys.exit("terminated; the same command resumes")
-    return workdir
+        changes |= TINY | {
+            "train.steps": 20,
+            "train.validate_every": 10,
+            "optimizer.warmup_steps": 2,
+        }
+    workdir = options.out / f"{precision}-seed{seed}"
+    return finished(workdir, f"{precision}, seed {seed}", CONFIG, changes)
 
 
 def losses(workdir: Path) -> dict[int, float]:

@@ -23,12 +23,15 @@ import numpy as np
 from jaxtyping import Array, PyTree, UInt32
 
 from scav_jax import processes
-from scav_jax.errors import InputError
+from scav_jax.errors import OUR_FAULTS, InputError
 from scav_jax.train_step import TrainState
 
 CHECKPOINTS = "checkpoints"
 BROKEN = "broken_checkpoints"
 SCORE = "score"
+# What reading a checkpoint may raise though nothing is wrong with it: the program's faults, a
+# device or a machine without memory, a user without permission.
+NOT_DAMAGE = (*OUR_FAULTS, MemoryError, PermissionError, jax.errors.JaxRuntimeError)
 
 
 class OtherModel(InputError):
@@ -118,6 +121,8 @@ class Checkpoints:
         for step in sorted(self._manager.all_steps(), reverse=True):
             try:
                 restored = self.restore(step, like)
+            except NOT_DAMAGE:
+                raise
             except Exception as error:
                 broken[step] = error
                 continue
@@ -184,7 +189,7 @@ class Checkpoints:
         for step in self.best_steps():
             try:
                 params = self._params(step, like)
-            except OtherModel:
+            except (OtherModel, *NOT_DAMAGE):
                 raise
             except Exception as error:
                 _say_broken(step, error, "left out of the average")

@@ -111,7 +111,9 @@ def load_file(path: str) -> ConfigDict:
     except Exception as error:
         lines = [f.lineno for f in traceback.extract_tb(error.__traceback__) if _same(f, file)]
         lines += [error.lineno] if isinstance(error, SyntaxError) else []
-        where = f", line {lines[-1]}" if lines else ""
+        if not lines:  # none of the file's lines was being run
+            raise
+        where = f", line {lines[-1]}"
         message = error.msg if isinstance(error, SyntaxError) else str(error)
         raise InputError(f"{file}{where}: {type(error).__name__}: {message}") from error
     if not isinstance(config, ConfigDict):

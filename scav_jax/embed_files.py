@@ -31,7 +31,7 @@ from scav_jax.extract.manifest import (
     cut_whole_videos,
     list_clips,
 )
-from scav_jax.extract.streams import Unusable, decoder_errors, stream_kinds, stream_seconds
+from scav_jax.extract.streams import Unusable, stream_kinds, stream_seconds
 from scav_jax.features import Clip
 from scav_jax.runs import Run
 
@@ -124,8 +124,7 @@ def _windows(
 def _seconds(file: Path, kind: str) -> float | None:
     """The length of a stream; None where it is not known, or the file cannot be read."""
     try:
-        with decoder_errors():
-            return stream_seconds(file, kind)
+        return stream_seconds(file, kind)
     except Unusable:
         return None  # said when its turn comes
 
@@ -142,8 +141,7 @@ def _common_streams(files: Sequence[Path]) -> tuple[str, ...]:
     found = set()
     for file in files:
         try:
-            with decoder_errors():
-                kinds = stream_kinds(file)
+            kinds = stream_kinds(file)
         except Unusable:
             continue
         found.add(tuple(stream for stream in STREAMS if KINDS[stream] in kinds))

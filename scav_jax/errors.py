@@ -7,7 +7,12 @@ from collections.abc import Callable
 
 EXIT_INPUT = 2  # bad input: nothing is wrong with the program
 EXIT_SYSTEM = 3  # the machine refused: disk full, no permission
+EXIT_FAULT = 4  # the program or a package of it is wrong: no input mends that
 EXIT_INTERRUPTED = 130  # Ctrl-C, as shells report it
+
+# What our own wrong call, or a package of another version, raises. A file never does: whoever
+# turns exceptions into a rejection, a skip or a fallback lets these pass.
+OUR_FAULTS = (TypeError, AttributeError, ImportError, NameError, NotImplementedError)
 
 
 class InputError(ValueError):
@@ -15,6 +20,14 @@ class InputError(ValueError):
 
     The message is one line: what was expected, what came, what to do. Programs print it without
     a traceback (see `run_program`); in Python it is an ordinary `ValueError`.
+    """
+
+
+class ProgramFault(RuntimeError):
+    """The program or one of its packages is at fault, whatever the input was.
+
+    The message says in one line what was being done and what went wrong there. Programs print it
+    without a traceback and exit with `EXIT_FAULT`.
     """
 
 
@@ -28,10 +41,12 @@ def did_you_mean(word: str, known: "list[str] | tuple[str, ...]") -> str:
 
 def _input_error(error: BaseException | None) -> InputError | None:
     """The `InputError` behind an exception that a library wrapped, or None."""
-    while error is not None:
+    while error is not None and not isinstance(error, ProgramFault):
         if isinstance(error, InputError):
             return error
-        error = error.__cause__ or error.__context__
+        # A fault of ours may come up while bad input is being handled: it is not that input's.
+        handled = None if isinstance(error, OUR_FAULTS) else error.__context__
+        error = error.__cause__ or handled
     return None
 
 
@@ -52,6 +67,14 @@ def run_program(main: Callable[[], int | None]) -> None:
         if bad_input is not None:
             print(f"error: {bad_input}", file=sys.stderr)
             code = EXIT_INPUT
+        elif isinstance(error, ProgramFault):
+            print(
+                f"error: {error}; this is a fault of scav_jax or of a package that it uses, not of "
+                "your files: what was finished is kept. SCAV_TRACEBACK=1 before the same command "
+                "shows where it happened",
+                file=sys.stderr,
+            )
+            code = EXIT_FAULT
         elif isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
             where = f" at {error.filename}" if error.filename else ""
             print(

@@ -34,7 +34,7 @@ from scav_jax.model import (
     Model,
     flat_parameters,
 )
-from scav_jax.report.results import main_methods, method_name
+from scav_jax.report.results import FORMAT_VERSION, main_methods, method_name
 from scav_jax.runs import CONFIG_FILE, load_run
 from scav_jax.sequences import Sequences
 
@@ -279,9 +279,15 @@ def _figures(run: Path) -> str:
     for path in sorted((run / EVALUATIONS).glob("*/metrics.json")):
         try:
             document = json.loads(path.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise InputError(
+                f"{path}: expected the figures of an evaluation ({error}); evaluate again, or "
+                "remove the folder"
+            ) from None
+        if document.get("format_version") == FORMAT_VERSION:
             tables.append(_table(document))
-        except (ValueError, KeyError, TypeError):  # of another version
-            continue
+        else:
+            tables.append(f"`{path.parent.name}` was evaluated by another version of scav_jax.")
     if not tables:
         return "None: the run was not evaluated before it was exported."
     return "\n\n".join(tables)

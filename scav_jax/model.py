@@ -30,7 +30,6 @@ from scav_jax.extract import backbones
 from scav_jax.extract.backbones import Backbone
 from scav_jax.extract.manifest import ClipRequest
 from scav_jax.extract.program import make_fingerprint
-from scav_jax.extract.streams import libraries
 from scav_jax.features import fingerprint_difference, fingerprint_id, original
 from scav_jax.runs import Run, build, load_run, parameter_shapes, read_config
 
@@ -224,25 +223,29 @@ def _check_backbone(backbone: Backbone, expected: dict) -> None:
     Other versions of the decoding libraries are worth a warning: their frames differ in last bits.
     """
     got = make_fingerprint(backbone)
-    decoders = libraries().keys()
-    differs = fingerprint_difference(
-        *({k: v for k, v in one.items() if k not in decoders} for one in (expected, got))
-    )
+    libraries, others = zip(_without_libraries(expected), _without_libraries(got), strict=True)
+    differs = fingerprint_difference(*others)
     if differs:
         raise InputError(
             "expected the extractor that the model was trained with, this one differs "
             f"({differs}); give the same weights, or use the version of scav_jax that extracted "
             "the features"
         )
-    differs = fingerprint_difference(
-        *({k: v for k, v in one.items() if k in decoders} for one in (expected, got))
-    )
+    differs = fingerprint_difference(*libraries)
     if differs:
         warnings.warn(
             f"files are decoded by other versions than in training ({differs}): features may "
             "differ slightly",
             stacklevel=3,
         )
+
+
+def _without_libraries(fingerprint: dict) -> tuple[dict, dict]:
+    """The versions of what decodes, and the rest of a fingerprint."""
+    decoding = fingerprint.get("decoding")
+    decoding = decoding if isinstance(decoding, dict) else {"rules": decoding}  # a former format
+    libraries = {name: version for name, version in decoding.items() if name != "rules"}
+    return libraries, fingerprint | {"decoding": {"rules": decoding.get("rules")}}
 
 
 # ---- an exported model ----------------------------------------------------------------------

@@ -16,6 +16,7 @@ from jaxtyping import PyTree
 
 from scav_jax.checkpoints import (
     CHECKPOINTS,
+    NOT_DAMAGE,
     OtherModel,
     check_sums,
     checkpointer,
@@ -159,7 +160,7 @@ def _restore_averaged(folder: Path, like: PyTree) -> tuple[PyTree, list[int]]:
         check_sums(
             about.get("checks", checksums(params)), checksums(params)
         )  # once none were written
-    except OtherModel:
+    except (OtherModel, *NOT_DAMAGE):
         raise
     except Exception as error:
         raise InputError(

@@ -205,6 +205,25 @@ def test_when_all_are_broken_nothing_starts_from_zero(two_saved, few):
     gc.collect()
 
 
+@pytest.mark.parametrize("error", [TypeError, AttributeError, MemoryError, PermissionError])
+def test_a_fault_that_is_not_the_checkpoints_sets_none_aside(two_saved, few, error, monkeypatch):
+    """Else another version of a package would set aside every checkpoint of a long run."""
+
+    def restore(*_):
+        raise error("restore() got an unexpected keyword argument")
+
+    with contextlib.closing(ck.Checkpoints(two_saved, keep_best=1)) as manager:
+        with monkeypatch.context() as patch:
+            patch.setattr(ck.Checkpoints, "restore", restore)
+            patch.setattr(ck.Checkpoints, "_params", restore)
+            with pytest.raises(error):
+                manager.restore_latest(few)
+            with pytest.raises(error):
+                manager.average(few.params)
+        assert not (two_saved / ck.BROKEN).exists()
+        assert manager.restore_latest(few)[0] == 20
+
+
 def test_nothing_saved_is_not_an_error(tmp_path, state):
     with contextlib.closing(ck.Checkpoints(tmp_path, keep_best=1)) as manager:
         assert manager.restore_latest(state) is None and manager.latest_written() is None

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 from test_media import click_track, flash_frames, write_video
 
-from scav_jax import datasets
+from scav_jax import datasets, errors
 from scav_jax.errors import InputError
 from scav_jax.extract import backbones, jobs, manifest, pool, program
 from scav_jax.extract.ledger import Ledger
@@ -496,6 +496,40 @@ def test_a_damaged_ledger_file_is_done_again(tmp_path, random):
     assert not ledger.is_done(3)
     with pytest.raises(InputError, match=r"damaged.*same command again"):
         Ledger(tmp_path).rejected(3)
+
+
+PATCHED_DECODER = """
+import av
+
+original = av.open
+
+def open(file, *arguments, **options):
+    container = original(file, *arguments, **options)
+    if str(file).endswith("d.mp4"):
+        container.seek(no_such_option=1)
+    return container
+
+av.open = open
+"""
+
+
+def test_a_fault_of_ours_rejects_nothing_and_ends_in_one_line(videos, tmp_path, monkeypatch):
+    """A call that another version of a package does not know, as PyAV 19's `av.open` was."""
+    out, patch = tmp_path / "out", tmp_path / "patch"
+    patch.mkdir()
+    (patch / "sitecustomize.py").write_text(PATCHED_DECODER)  # for workers too
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(patch), *sys.path]))
+    arguments = ("--videos", videos, "--out", out, "--workers", 1)
+    failed = run_program(*arguments)
+    (line,) = [line for line in failed.stderr.splitlines() if line.startswith("error:")]
+    assert failed.returncode == errors.EXIT_FAULT
+    assert "d.mp4: TypeError" in line and "no_such_option" in line and "a fault of scav_jax" in line
+    assert "Traceback" not in failed.stderr and not out.exists()
+    assert not list(tmp_path.rglob("rejected.csv"))
+    assert len(list(tmp_path.rglob("jobs/**/*.npz"))) == 2  # the films before it are kept
+    monkeypatch.delenv("PYTHONPATH")
+    assert run_program(*arguments).returncode == 0
+    assert datasets.read_rejected(out) == [] and len(datasets.read(out, "all")) == 3
 
 
 @pytest.mark.parametrize(

@@ -1,13 +1,15 @@
 """Decoding: frames and sound of a clip on the clip's own clock, from generated files."""
 
+import errno
 from fractions import Fraction
 
 import av
 import numpy as np
 import pytest
 
+from scav_jax.errors import ProgramFault
 from scav_jax.extract import backbones, fbank, media
-from scav_jax.extract.streams import Unusable, video_seconds
+from scav_jax.extract.streams import Unusable, decoder_errors, video_seconds
 
 FPS = 25
 SIZE = (96, 64)  # width, height
@@ -151,6 +153,59 @@ def test_aac_priming_would_show_if_it_were_ignored(tmp_path):
     power = np.convolve(raw.astype(np.float64) ** 2, np.ones(882), "valid")
     assert power.argmax() / 44_100 - 1.0 == pytest.approx(1024 / 44_100, abs=0.003)
     assert loudest_moment(cut(path).waveform) - 0.010 == pytest.approx(1.0, abs=0.003)
+
+
+@pytest.mark.parametrize("delay_s", [0.0, 0.02])
+@pytest.mark.parametrize("suffix", ["mp4", "mov"])
+def test_sound_ends_where_the_file_says_and_not_with_the_padding_of_its_last_frame(
+    tmp_path, suffix, delay_s
+):
+    """The last AAC frame has 136 samples of sound and 888 of padding.
+
+    libavformat 62 decodes all of it; 63 cuts what an edit list delays off the end once more.
+    """
+    path = write_video(
+        tmp_path / f"a.{suffix}",
+        flash_frames(2, []),
+        click_track(2, 44_100, [1.0]),
+        audio_delay_s=delay_s,
+    )
+    clip = cut(path)
+    assert len(clip.waveform) == pytest.approx(16_000 * (2 + delay_s), abs=17)  # ms in edit lists
+    assert loudest_moment(clip.waveform) - 0.010 == pytest.approx(1.0 + delay_s, abs=0.004)
+
+
+def test_sound_beyond_what_a_header_says_is_kept(tmp_path):
+    """Only padding inside the last frame goes: more than that is sound, and the header is wrong."""
+    path = write_video(tmp_path / "a.mp4", flash_frames(2, []), click_track(2, 44_100, [1.8]))
+    content = bytearray(path.read_bytes())
+    begin = content.rindex(b"mdhd")  # of the sound
+    assert int.from_bytes(content[begin + 16 : begin + 20], "big") == 44_100
+    content[begin + 20 : begin + 24] = (44_100).to_bytes(4, "big")
+    path.write_bytes(content.replace(b"elst", b"free"))
+    assert loudest_moment(cut(path).waveform) - 0.010 == pytest.approx(1.8, abs=0.03)
+
+
+def test_names_that_are_no_text_hinder_nothing(tmp_path):
+    path = write_video(tmp_path / "a.mkv", flash_frames(2, []), click_track(2, 44_100, [1.0]))
+    content = path.read_bytes()
+    assert b"Lavc" in content
+    path.write_bytes(content.replace(b"Lavc", b"L\xff\xfec"))
+    assert len(cut(path).frames) == 50
+
+
+def test_only_what_ffmpeg_says_is_the_files_fault(tmp_path):
+    path = tmp_path / "a.mp4"
+    with pytest.raises(Unusable, match="decoder error: InvalidDataError"), decoder_errors(path):
+        raise av.error.InvalidDataError(1, "bad data")
+    for ours in (TypeError("f() got an argument"), ZeroDivisionError(), KeyError("x")):
+        with pytest.raises(ProgramFault, match=f"decoding .*a.mp4: {type(ours).__name__}"):  # noqa: SIM117
+            with decoder_errors(path):
+                raise ours
+    for machine in (av.error.OSError(errno.EMFILE, "files"), OSError(errno.EACCES, "disk")):
+        with pytest.raises(OSError) as raised, decoder_errors(path):
+            raise machine
+        assert raised.value.errno == machine.errno
 
 
 def test_clips_from_the_middle_hold_the_right_frames_and_samples(tmp_path):

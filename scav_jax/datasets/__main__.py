@@ -137,12 +137,11 @@ def _refuse_overwriting(out: Path, lists: Sequence[Path]) -> None:
 
 def _declared_seconds(path: Path) -> float | None:
     """How long a file says it is, or None: whether it can be used is for extraction to say."""
-    import av
+    from scav_jax.extract.streams import Unusable, container_seconds
 
     try:
-        with av.open(str(path), metadata_errors="ignore") as container:
-            return container.duration / av.time_base if container.duration else None
-    except (av.FFmpegError, OSError):
+        return container_seconds(path)
+    except Unusable:
         return None
 
 

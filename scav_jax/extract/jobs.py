@@ -13,7 +13,7 @@ from scav_jax.extract.backbones import Features, Prepared, Preparer
 from scav_jax.extract.fbank import RATE_HZ
 from scav_jax.extract.ledger import Ledger
 from scav_jax.extract.manifest import ClipRequest
-from scav_jax.extract.streams import KINDS, Unusable, decoder_errors
+from scav_jax.extract.streams import KINDS, Unusable
 from scav_jax.features import STORED_DTYPE, Clip, check_clip
 
 AUDIO_STEP_S = 0.16
@@ -149,16 +149,15 @@ def prepare(
         for number, (place, request) in enumerate(job.clips):
             try:
                 _refuse_lost(job, number)
-                with decoder_errors():
-                    reader = reader or stack.enter_context(
-                        media.Reader(
-                            videos / request.file,
-                            preparer.frame_size,
-                            preparer.shrink,
-                            preparer.max_seconds,
-                            kinds,
-                        )
+                reader = reader or stack.enter_context(
+                    media.Reader(
+                        videos / request.file,
+                        preparer.frame_size,
+                        preparer.shrink,
+                        preparer.max_seconds,
+                        kinds,
                     )
+                )
                 outcome = _prepare_clip(reader, place, request, preparer)
             except Unusable as unusable:
                 stage, reason = unusable.stage, unusable.reason
@@ -194,8 +193,7 @@ def extract(
 def _prepare_clip(
     reader: media.Reader, place: int, request: ClipRequest, preparer: Preparer
 ) -> Outcome:
-    with decoder_errors():
-        decoded = reader.cut(request.start, request.end)
+    decoded = reader.cut(request.start, request.end)
     media.check_usable(decoded)
     frames, waveform = decoded.frames, decoded.waveform
     if frames is None:

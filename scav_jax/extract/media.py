@@ -25,7 +25,7 @@ from av.video.reformatter import Interpolation, VideoReformatter
 from jaxtyping import Float, UInt8
 
 from scav_jax.extract.fbank import RATE_HZ
-from scav_jax.extract.streams import KINDS, Stream, Unusable, frame_rate
+from scav_jax.extract.streams import KINDS, Stream, Unusable, decoder_errors, frame_rate
 
 MIN_CLIP_S = 1.0  # less picture and sound than this together has nothing to contrast
 MAX_CLIP_S = 600.0  # a clip is held in memory whole
@@ -87,10 +87,10 @@ class Reader:
         max_seconds: float = MAX_CLIP_S,
         kinds: Collection[str] = KINDS,
     ):
-        self._max_seconds = max_seconds
+        self._path, self._max_seconds = path, max_seconds
         self._video: _VideoCutter | None = None
         self._audio: _AudioCutter | None = None
-        with contextlib.ExitStack() as stack:
+        with decoder_errors(path), contextlib.ExitStack() as stack:
             opened = {
                 kind: stack.enter_context(contextlib.closing(Stream(path, kind)))
                 for kind in KINDS
@@ -115,6 +115,10 @@ class Reader:
           start: in seconds of the file.
           end: None means to the end of the file.
         """
+        with decoder_errors(self._path):
+            return self._cut(start, end)
+
+    def _cut(self, start: float, end: float | None) -> Media:
         declared = (self._video or self._audio).stream.declared_end
         longest = (declared if end is None else end) or 0.0
         self._check_length(longest - start)
@@ -239,10 +243,10 @@ class _VideoCutter:
             raise Unusable("decode", "no frames")
         points = begin + np.arange(-1, count) * period
         chosen = np.searchsorted(times, points + half - tolerance, side="right") - 1
-        try:
-            frames = np.stack([self._kept[index][1] for index in chosen[1:]])
-        except ValueError:
-            raise Unusable("decode", "corrupt: the size of the frames changes") from None
+        shown = [self._kept[index][1] for index in chosen[1:]]
+        if len({frame.shape for frame in shown}) > 1:
+            raise Unusable("decode", "corrupt: the size of the frames changes")
+        frames = np.stack(shown)
         previous = self._kept[chosen[0]][1] if chosen[0] >= 0 else None
         return frames, previous, (begin - start, begin - start + count * period)
 
@@ -303,8 +307,10 @@ class _AudioCutter:
         self.stream = stream
         self._rate: int | None = None  # of the decoded frames: headers may say half of it
         self._kept: deque[tuple[int, np.ndarray]] = deque()  # sample index in the file, samples
+        self._last = 0  # the sample index of the last frame that was read
         self._stop = 0  # the sample index after the last sample that was read
         self._converter: AudioResampler | None = None
+        self._converted: tuple[str, str] | None = None  # sample format and channels
 
     def cut(self, start: float, stop: float) -> Float[np.ndarray, " S"]:
         """Mono sound at 16 kHz from `start` to `stop` or to the stream's end."""
@@ -365,6 +371,7 @@ class _AudioCutter:
         while self._rate is None or self._stop / self._rate < limit:
             found = self.stream.next()
             if found is None:
+                self._cut_padding()
                 break
             time, frame = found
             self._rate = self._rate or frame.sample_rate
@@ -375,20 +382,28 @@ class _AudioCutter:
             if self._kept and abs(index - self._stop) <= jitter:
                 index = self._stop
             samples = self._mono(frame)
-            self._stop = index + len(samples)
+            self._last, self._stop = index, index + len(samples)
             if self._stop / self._rate > start - margin:
                 self._kept.append((index, samples))
+
+    def _cut_padding(self) -> None:
+        """An encoder fills its last frame up; an MP4 says where in it the sound ends."""
+        if not self.stream.ends_within_frame or self._rate is None:
+            return
+        end = round(self.stream.declared_end * self._rate)
+        if self._last < end < self._stop:
+            self._stop = end
+            if self._kept and self._kept[-1][0] == self._last:
+                self._kept[-1] = (self._last, self._kept[-1][1][: end - self._last])
 
     def _mono(self, frame: av.AudioFrame) -> Float[np.ndarray, " S"]:
         """The mean of the channels, whatever their number."""
         if frame.format.name == "fltp":
             return frame.to_ndarray().mean(axis=0)
-        try:
-            if self._converter is None:
-                self._converter = AudioResampler(format="fltp")
-            parts = self._converter.resample(frame)
-        except ValueError:
-            raise Unusable("decode", "corrupt: the format of the sound changes") from None
+        kind = (frame.format.name, frame.layout.name)
+        if kind != self._converted:  # broadcasts change from mono to 5.1 and back
+            self._converter, self._converted = AudioResampler(format="fltp"), kind
+        parts = self._converter.resample(frame)
         return np.concatenate([part.to_ndarray().mean(axis=0) for part in parts])
 
 

@@ -26,6 +26,7 @@ from scav_jax.features import FORMAT_VERSION, Clip, fingerprint_difference, fing
 from scav_jax.progress import progress_bar
 
 ENGINES = ("local", "ray")
+DECODING_RULES = 3  # raise it when streams.py or media.py gives other frames or samples
 SMOOTHING = 0.05  # clips come in bursts
 
 
@@ -158,8 +159,7 @@ def make_fingerprint(backbone: str | Backbone) -> dict:
         "audio_rate_hz": media.RATE_HZ,
         "audio_step_s": AUDIO_STEP_S,
         "channels": "mean",
-        "decoding": 2,  # raise it when media.py gives other frames or samples
-        **streams.libraries(),
+        "decoding": {"rules": DECODING_RULES, **streams.libraries()},
     }
     return json.loads(json.dumps(fingerprint))
 

@@ -6,7 +6,7 @@ with `plain` and with small CLIP and BEATs of seeded random weights; the same mo
 synthetic frames and sound that no codec has touched. What comes out is compared with the values in
 golden.json. The tolerances let other builds of FFmpeg pass, whose lossy codecs differ by a level
 or so, and fail what would matter: another colour matrix, a shifted clock, another resampling.
-(FFmpeg 7.1 and 8.1 differ by 0.02 in a feature of `plain` and by less than 1e-5 elsewhere.)
+(FFmpeg of PyAV 17.1, 18.1 and 19.0 agree to the last bit.)
 
     python -m scav_jax.extract.selfcheck FILE.json      writes the values of this machine
 """
@@ -117,7 +117,7 @@ def _decoding(clip: media.Media) -> list[Check]:
         Check("frames, begin and end (s)", list(clip.frames_span), 1e-3, "the clock is another"),
         Check("frames, cell means (of 255)", grid.tolist(), 1.0, "decoder or colour matrix"),
         Check("frames, the flash (frame)", [float(flash)], 0, "pictures are shifted in time"),
-        Check("sound, samples", [float(len(clip.waveform))], 160, "length or rate"),
+        Check("sound, samples", [float(len(clip.waveform))], 1, "length or rate"),
         Check("sound, level", [float(np.sqrt(power.mean()))], 0.005, "gain or channels"),
         Check("sound, the burst (s)", [onset], 0.005, "sound is shifted in time"),
         Check("sound, both tones", [float(spectrum[round(f)]) for f in TONES_HZ], 0.01, "filter"),

@@ -1,6 +1,7 @@
 """One stream of a video file: decoded frames with their times, from front to back (PyAV)."""
 
 import contextlib
+import errno
 import itertools
 from collections.abc import Iterator
 from pathlib import Path
@@ -8,7 +9,12 @@ from pathlib import Path
 import av
 from av.stream import Disposition
 
+from scav_jax.errors import ProgramFault
+
 SAFE_OPTIONS = {"protocol_whitelist": "file"}  # a play list that calls itself .mp4 opens nothing
+# PyAV before 19 fails on names that are no UTF-8 unless told not to, 19 has no such argument.
+_TEXT_OPTIONS = {} if int(av.__version__.split(".")[0]) >= 19 else {"metadata_errors": "ignore"}
+NO_SUCH_RESOURCE = (errno.EMFILE, errno.ENFILE)  # the machine's limits, not the file's
 KINDS = ("video", "audio")
 PREROLL_S = 0.5  # decoded before a seek's target: codecs whose frames overlap need it
 
@@ -27,14 +33,26 @@ class Unusable(Exception):
 
 
 @contextlib.contextmanager
-def decoder_errors() -> Iterator[None]:
-    """What a decoder throws at us is a reason to reject a clip, not to end a run."""
+def decoder_errors(path: Path) -> Iterator[None]:
+    """What FFmpeg says about a file is a reason to reject a clip, not to end a run.
+
+    Raises:
+      Unusable: the file's fault, in FFmpeg's words.
+      ProgramFault: anything else that goes wrong in here is no file's fault, and would go wrong
+        with the next file too.
+    """
     try:
         yield
-    except (Unusable, MemoryError):
+    except (Unusable, ProgramFault):
+        raise
+    except av.FFmpegError as error:  # before OSError and MemoryError, which some of these are too
+        if error.errno in NO_SUCH_RESOURCE:
+            raise OSError(error.errno, error.strerror, str(path)) from error
+        raise Unusable("decode", f"decoder error: {type(error).__name__}: {error}") from error
+    except (OSError, MemoryError):
         raise
     except Exception as error:
-        raise Unusable("decode", f"decoder error: {type(error).__name__}: {error}") from error
+        raise ProgramFault(f"decoding {path}: {type(error).__name__}: {error}") from error
 
 
 class Stream:
@@ -47,12 +65,14 @@ class Stream:
       stream: PyAV's stream.
       declared_begin, declared_end: what the header says, or None.
       own_duration: whether the header says it of this stream, or only of the whole container.
+      ends_within_frame: whether `declared_end` may lie inside the last frame of sound, whose rest
+        is an encoder's padding.
       ended: whether the last frame has been read.
     """
 
     def __init__(self, path: Path, kind: str):
         self.kind = kind
-        self._container = _open_container(path)
+        self._container = open_container(path)
         try:
             self.stream = _choose_stream(self._container, kind)
         except BaseException:
@@ -60,6 +80,9 @@ class Stream:
             raise
         self._zero = max(self._container.start_time or 0, 0) / av.time_base
         self.own_duration = bool(self.stream.duration)
+        self.ends_within_frame = (
+            kind == "audio" and self.own_duration and "mp4" in self._container.format.name
+        )
         self.declared_begin = self._seconds(self.stream.start_time)
         self.declared_end = None
         if self.own_duration:
@@ -115,6 +138,8 @@ class Stream:
                 packet = next(packets)
             except (StopIteration, av.FFmpegError):
                 return  # where a file breaks off, what is missing shows as truncated
+            if self.ends_within_frame:
+                _keep_padding(packet)
             try:
                 frames = packet.decode()
             except EOFError:
@@ -157,6 +182,19 @@ class Stream:
             self._broken_at = time if self._broken_at is None else min(time, self._broken_at)
 
 
+def _keep_padding(packet: av.Packet) -> None:
+    """Leaves cutting the sound at its end to us: libavformat 62 does not, 63 cuts too much.
+
+    It takes what an edit list leaves empty at the beginning off the end too. The side data are two
+    32-bit counts: samples to skip at the packet's front, and at its end.
+    """
+    if packet.has_sidedata("skip_samples"):
+        data = packet.get_sidedata("skip_samples")
+        counts = bytes(memoryview(data))
+        data.update(counts[:4] + bytes(4) + counts[8:])
+        packet.set_sidedata(data)
+
+
 def frame_rate(stream: av.video.stream.VideoStream) -> float:
     """A picture stream's average rate in Hz (its nominal rate where no average is known)."""
     for rate in (stream.average_rate, stream.guessed_rate, stream.base_rate):
@@ -172,13 +210,27 @@ def video_seconds(path: Path) -> float | None:
 
 def stream_seconds(path: Path, kind: str) -> float | None:
     """The length of the picture ("video") or of the sound ("audio") that a file declares."""
-    with contextlib.closing(Stream(path, kind)) as stream:
+    with decoder_errors(path), contextlib.closing(Stream(path, kind)) as stream:
         return stream.declared_end
+
+
+def container_seconds(path: Path) -> float | None:
+    """The length that a file declares as a whole, or None where it says nothing."""
+    with decoder_errors(path), contextlib.closing(open_container(path)) as container:
+        return container.duration / av.time_base if container.duration else None
+
+
+def picture_ratio(path: Path) -> float:
+    """The width of a file's frames over their height."""
+    with decoder_errors(path), contextlib.closing(Stream(path, "video")) as stream:
+        if not stream.stream.height:
+            raise Unusable("open", "no size of its frames")
+        return stream.stream.width / stream.stream.height
 
 
 def stream_kinds(path: Path) -> tuple[str, ...]:
     """Which of "video" and "audio" a file has; the cover of a song is no picture."""
-    with contextlib.closing(_open_container(path)) as container:
+    with decoder_errors(path), contextlib.closing(open_container(path)) as container:
         return tuple(kind for kind in KINDS if _usable_streams(container, kind))
 
 
@@ -189,16 +241,19 @@ def libraries() -> dict[str, str]:
     return {"pyav": av.__version__, **versions}
 
 
-def _open_container(path: Path) -> av.container.InputContainer:
+def open_container(path: Path) -> av.container.InputContainer:
+    """The file, opened for reading; it opens no other file by itself."""
     try:
         if path.stat().st_size == 0:
             raise Unusable("open", "empty: the file has no bytes")
-        return av.open(str(path.absolute()), metadata_errors="ignore", options=SAFE_OPTIONS)
+        return av.open(str(path.absolute()), options=SAFE_OPTIONS, **_TEXT_OPTIONS)
     except FileNotFoundError:
         raise Unusable("list", "missing: no such file") from None
     except PermissionError:
         raise Unusable("open", "no permission to read it") from None
     except (av.FFmpegError, OSError) as error:
+        if error.errno in NO_SUCH_RESOURCE:
+            raise OSError(error.errno, error.strerror, str(path)) from error
         raise Unusable("open", f"not a readable video: {error.strerror}") from None
 
 

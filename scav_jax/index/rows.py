@@ -91,7 +91,7 @@ class Rows:
         connection = _lancedb().connect(str(path))
         try:
             return cls(path, connection.open_table(TABLE))
-        except Exception as error:
+        except (ValueError, RuntimeError, OSError) as error:
             raise InputError(
                 f"{path}: expected the table of rows of an index, it cannot be opened "
                 f"({str(error).splitlines()[0]}); build the index again"
@@ -132,7 +132,7 @@ class Rows:
             query = query.where(where)
         try:
             yield from query.limit(max(len(self), 1)).to_batches()
-        except Exception as error:
+        except (ValueError, RuntimeError, OSError) as error:
             if where is None:
                 raise
             reason = str(error).splitlines()[0].removeprefix("Invalid input, ")

@@ -116,11 +116,10 @@ def _inspect_file(job: Job, *, videos: Path) -> Iterator[None]:
         reader = facts = None
         for request in job.clips:
             try:
-                with streams.decoder_errors():
-                    if reader is None:
-                        reader = stack.enter_context(media.Reader(path, FRAME_SIZE))
-                        facts = _file_facts(path)
-                    found[request.id] = _inspect_clip(reader, request, *facts)
+                if reader is None:
+                    opened = stack.enter_context(media.Reader(path, FRAME_SIZE))
+                    facts, reader = _file_facts(path), opened
+                found[request.id] = _inspect_clip(reader, request, *facts)
             except Unusable as fault:
                 if reader is None:  # the whole file
                     whole = job.clips[len(found) :]
@@ -160,15 +159,16 @@ def _file_facts(path: Path) -> tuple[str, float, bool]:
     """A digest of a file's bytes, its frame rate in Hz, and whether frames are unevenly spaced."""
     with open(path, "rb") as file:
         digest = hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
-    with contextlib.closing(streams.Stream(path, "video")) as stream:
-        rate = round(streams.frame_rate(stream.stream), 3)
-    return digest, rate, is_variable(_timestamps(path))
+    with streams.decoder_errors(path):
+        with contextlib.closing(streams.Stream(path, "video")) as stream:
+            rate = round(streams.frame_rate(stream.stream), 3)
+        return digest, rate, is_variable(_timestamps(path))
 
 
 def _timestamps(path: Path) -> list[int]:
     """When frames are shown, in units of the stream, without decoding them."""
     times = []
-    with contextlib.suppress(av.FFmpegError), av.open(str(path)) as container:
+    with contextlib.suppress(av.FFmpegError), streams.open_container(path) as container:
         for packet in container.demux(video=0):
             if packet.pts is not None:
                 times.append(packet.pts)

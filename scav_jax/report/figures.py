@@ -11,7 +11,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import av
 import matplotlib
 import numpy as np
 from jaxtyping import Float, Int, UInt8
@@ -20,7 +19,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
 from scav_jax.extract.media import Reader
-from scav_jax.extract.streams import Unusable
+from scav_jax.extract.streams import Unusable, picture_ratio
 
 COLOURS = {"aggregation": "#d55e00", "hybrid": "#009e73", "sequence": "#0072b2"}
 MARKERS = {"aggregation": "o", "hybrid": "s", "sequence": "D"}
@@ -404,13 +403,11 @@ def thumbnail(
 ) -> Thumbnail | str:
     """A clip's first frame and loudness from the source video, or why there is none."""
     try:
-        with av.open(str(video)) as container:
-            stream = container.streams.video[0]
-            width = max(2, 2 * round(stream.width * height / stream.height / 2))
+        width = max(2, 2 * round(height * picture_ratio(video) / 2))
         with Reader(video, (width, height)) as reader:
             media = reader.cut(start, end)
-    except (av.FFmpegError, OSError, IndexError, Unusable) as error:
-        return f"{video.name}: {error}"
+    except Unusable as unusable:
+        return f"{video.name}: {unusable.reason}"
     power = np.square(media.waveform)
     edges = np.linspace(0, len(power), bins + 1).astype(int)[:-1]
     loudness = np.sqrt(np.add.reduceat(power, edges)) if len(power) >= bins else np.zeros(bins)

@@ -16,7 +16,7 @@ from jaxtyping import UInt8
 
 from scav_jax.extract.fbank import RATE_HZ
 from scav_jax.extract.media import Media, Reader
-from scav_jax.extract.streams import Unusable, decoder_errors, stream_kinds
+from scav_jax.extract.streams import Unusable, stream_kinds
 
 HEIGHT = 240
 MAX_SECONDS = 60.0
@@ -62,14 +62,11 @@ def playable(
     """
     if end is not None:
         end = min(end, start + max_seconds)
-    with decoder_errors():
-        chosen = tuple(kinds) if kinds is not None else stream_kinds(path)
-        if not chosen:
-            raise Unusable("open", "neither picture nor sound")
-        with Reader(
-            path, None, lambda frame: _scaled(frame, height), max_seconds, chosen
-        ) as reader:
-            media = reader.cut(start, end)
+    chosen = tuple(kinds) if kinds is not None else stream_kinds(path)
+    if not chosen:
+        raise Unusable("open", "neither picture nor sound")
+    with Reader(path, None, lambda frame: _scaled(frame, height), max_seconds, chosen) as reader:
+        media = reader.cut(start, end)
     try:
         content = _encode(media)
     except av.FFmpegError as error:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from scav_jax.embed_files import KINDS
 from scav_jax.errors import InputError
-from scav_jax.extract.streams import Unusable, decoder_errors, stream_kinds, stream_seconds
+from scav_jax.extract.streams import Unusable, stream_kinds, stream_seconds
 
 NEEDED = {"a2v": "audio", "v2a": "visual"}  # the stream that asks
 WORDS = {"audio": "sound", "visual": "picture"}
@@ -57,15 +57,14 @@ def check_media(path: Path, name: str, direction: str | None) -> tuple[str, floa
       InputError: it is no media file, or lacks the stream.
     """
     try:
-        with decoder_errors():
-            kinds = stream_kinds(path)
-            streams = [stream for stream, kind in KINDS.items() if kind in kinds]
-            if not streams:
-                raise Unusable("open", "neither picture nor sound in it")
-            chosen = direction or ("a2v" if "audio" in streams else "v2a")
-            needed = NEEDED[chosen]
-            if needed in streams:
-                return chosen, stream_seconds(path, KINDS[needed])
+        kinds = stream_kinds(path)
+        streams = [stream for stream, kind in KINDS.items() if kind in kinds]
+        if not streams:
+            raise Unusable("open", "neither picture nor sound in it")
+        chosen = direction or ("a2v" if "audio" in streams else "v2a")
+        needed = NEEDED[chosen]
+        if needed in streams:
+            return chosen, stream_seconds(path, KINDS[needed])
     except Unusable as unusable:
         raise InputError(
             f"{name}: expected a sound or a video, this cannot be read ({unusable.reason})"

@@ -16,7 +16,7 @@ from pathlib import Path
 import jax.numpy as jnp
 import numpy as np
 
-from scav_jax.errors import InputError
+from scav_jax.errors import OUR_FAULTS, InputError
 from scav_jax.extract.backbones import torch_files
 from scav_jax.files import write_atomically
 
@@ -143,6 +143,8 @@ def download(hub_id: str, revision: str | None = None) -> Path:
         if not any(Path(folder).glob("*.safetensors")):
             wanted = [*DOWNLOADED, TORCH_FILE]
             folder = snapshot_download(hub_id, revision=revision, allow_patterns=wanted)
+    except OUR_FAULTS:
+        raise
     except Exception as error:  # HTTP, offline, cache and name errors have no common ancestor
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise InputError(

@@ -1,0 +1,60 @@
+"""How programs end: with one line and a code that says whose fault it was."""
+
+import errno
+
+import pytest
+
+from scav_jax import errors
+from scav_jax.errors import InputError, ProgramFault
+
+
+def wrapped(inner, outer, explicit=True):
+    """A function that fails with `outer` while `inner` is being handled."""
+
+    def main():
+        try:
+            raise inner
+        except Exception as error:
+            raise outer from (error if explicit else outer.__cause__)
+
+    return main
+
+
+def failing(error):
+    def main():
+        raise error
+
+    return main
+
+
+@pytest.mark.parametrize(
+    ("main", "code", "words"),
+    [
+        (lambda: None, 0, ""),
+        (failing(KeyboardInterrupt()), errors.EXIT_INTERRUPTED, "interrupted"),
+        (failing(InputError("expected x, got y")), errors.EXIT_INPUT, "error: expected x, got y"),
+        (wrapped(InputError("x"), RuntimeError("in a library")), errors.EXIT_INPUT, "error: x"),
+        (failing(PermissionError(errno.EACCES, "no")), errors.EXIT_SYSTEM, "no permission"),
+        (failing(ProgramFault("decoding a: TypeError")), errors.EXIT_FAULT, "fault of scav_jax"),
+        (wrapped(InputError("x"), ProgramFault("y")), errors.EXIT_FAULT, "error: y"),
+    ],
+)
+def test_each_end_has_its_code_and_at_most_one_line(main, code, words, capsys):
+    with pytest.raises(SystemExit) as ended:
+        errors.run_program(main)
+    said = capsys.readouterr().err
+    assert ended.value.code == code
+    assert words in said and said.count("\n") == (1 if words else 0)
+
+
+def test_a_fault_while_bad_input_is_handled_is_not_taken_for_the_input(capsys):
+    main = wrapped(InputError("bad file"), TypeError("f() got 3 arguments"), explicit=False)
+    with pytest.raises(TypeError, match="3 arguments"):
+        errors.run_program(main)
+    assert "bad file" not in capsys.readouterr().err
+
+
+def test_tracebacks_can_be_asked_for(monkeypatch):
+    monkeypatch.setenv("SCAV_TRACEBACK", "1")
+    with pytest.raises(ProgramFault):
+        errors.run_program(failing(ProgramFault("x")))

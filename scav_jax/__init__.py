@@ -7,6 +7,7 @@ words shared by all
     errors         InputError: what a person can mend; how a program reports it
     files          files that appear whole or not at all
     progress       one kind of progress bar
+    containers     a media file opened for reading, the same with every version of PyAV
     sequences      padded sequences and their lengths: masks, means, resampling in time
     positions      relative positions: offsets between steps -> rows of a learned table
     features       what one clip is on disk: keys, shapes, units, format version, fingerprint

@@ -29,9 +29,10 @@ from scav_jax.train_step import TrainState
 CHECKPOINTS = "checkpoints"
 BROKEN = "broken_checkpoints"
 SCORE = "score"
-# What reading a checkpoint may raise though nothing is wrong with it: the program's faults, a
-# device or a machine without memory, a user without permission.
-NOT_DAMAGE = (*OUR_FAULTS, MemoryError, PermissionError, jax.errors.JaxRuntimeError)
+# What reading a checkpoint may raise though nothing is wrong with it: a device or a machine without
+# memory, a user without permission. (A damaged one makes orbax raise whatever there is, so that a
+# fault of the program's shows by this: no checkpoint at all can be read.)
+NOT_DAMAGE = (MemoryError, PermissionError, jax.errors.JaxRuntimeError)
 
 
 class OtherModel(InputError):
@@ -133,6 +134,8 @@ class Checkpoints:
             return step, *restored
         if broken:
             newest = broken[max(broken)]
+            if isinstance(newest, OUR_FAULTS):
+                raise newest
             if all(isinstance(error, OtherModel) for error in broken.values()):
                 raise newest
             raise InputError(
@@ -186,16 +189,20 @@ class Checkpoints:
         A checkpoint that is not what was written is left out, with a word.
         """
         total, steps = jax.tree.map(lambda x: np.zeros(x.shape, np.float32), like), []
+        broken: Exception | None = None
         for step in self.best_steps():
             try:
                 params = self._params(step, like)
             except (OtherModel, *NOT_DAMAGE):
                 raise
             except Exception as error:
+                broken = error
                 _say_broken(step, error, "left out of the average")
                 continue
             total = jax.tree.map(lambda t, p: t + np.asarray(p, np.float32), total, params)
             steps.append(step)
+        if not steps and isinstance(broken, OUR_FAULTS):
+            raise broken
         if not steps:
             raise InputError(
                 "no checkpoint of this run was ever validated, or none can be read: train longer"

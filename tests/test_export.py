@@ -19,6 +19,7 @@ from test_model import film, write_run
 
 from scav_jax import export, model
 from scav_jax.errors import InputError
+from scav_jax.report.results import FORMAT_VERSION
 from scav_jax.sequences import AudioVisual, Sequences
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -49,10 +50,11 @@ def run(tmp_path_factory):
             }
         ],
     }
+    document["format_version"] = FORMAT_VERSION
     (folder / "evaluation" / "x-test").mkdir(parents=True)
     (folder / "evaluation" / "x-test" / "metrics.json").write_text(json.dumps(document))
     (folder / "evaluation" / "y-test").mkdir()
-    (folder / "evaluation" / "y-test" / "metrics.json").write_text("{}")
+    (folder / "evaluation" / "y-test" / "metrics.json").write_text('{"format_version": 0}')
     return folder
 
 

@@ -8,6 +8,7 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
+from scav_jax.containers import declared_seconds
 from scav_jax.datasets import clip_lists, music, sizes, vggsound, vggsounder
 from scav_jax.datasets.clip_lists import Located, Wanted
 from scav_jax.errors import InputError, run_program
@@ -94,7 +95,7 @@ def build_music(options: argparse.Namespace) -> None:
     _refuse_overwriting(options.out, [options.list])
     located = clip_lists.locate(wanted, clip_lists.video_files(options.videos), lambda stem: stem)
     seconds = {
-        name: _declared_seconds(options.videos / file) for name, file in located.files.items()
+        name: declared_seconds(options.videos / file) for name, file in located.files.items()
     }
     print(f"MUSIC: {_described(wanted, 'videos')}; {music.describe_list(wanted)}")
     for split in ("test", "validation"):
@@ -133,16 +134,6 @@ def _refuse_overwriting(out: Path, lists: Sequence[Path]) -> None:
         raise InputError(f"--out: expected a CSV file to write, as in clips.csv, got {out}")
     if out.resolve() in {path.resolve() for path in lists}:
         raise InputError(f"--out: expected another file than the list itself, got {out}")
-
-
-def _declared_seconds(path: Path) -> float | None:
-    """How long a file says it is, or None: whether it can be used is for extraction to say."""
-    from scav_jax.extract.streams import Unusable, container_seconds
-
-    try:
-        return container_seconds(path)
-    except Unusable:
-        return None
 
 
 # ---- what is said -----------------------------------------------------------------------------

@@ -9,11 +9,9 @@ from pathlib import Path
 import av
 from av.stream import Disposition
 
+from scav_jax import containers
 from scav_jax.errors import ProgramFault
 
-SAFE_OPTIONS = {"protocol_whitelist": "file"}  # a play list that calls itself .mp4 opens nothing
-# PyAV before 19 fails on names that are no UTF-8 unless told not to, 19 has no such argument.
-_TEXT_OPTIONS = {} if int(av.__version__.split(".")[0]) >= 19 else {"metadata_errors": "ignore"}
 NO_SUCH_RESOURCE = (errno.EMFILE, errno.ENFILE)  # the machine's limits, not the file's
 KINDS = ("video", "audio")
 PREROLL_S = 0.5  # decoded before a seek's target: codecs whose frames overlap need it
@@ -214,12 +212,6 @@ def stream_seconds(path: Path, kind: str) -> float | None:
         return stream.declared_end
 
 
-def container_seconds(path: Path) -> float | None:
-    """The length that a file declares as a whole, or None where it says nothing."""
-    with decoder_errors(path), contextlib.closing(open_container(path)) as container:
-        return container.duration / av.time_base if container.duration else None
-
-
 def picture_ratio(path: Path) -> float:
     """The width of a file's frames over their height."""
     with decoder_errors(path), contextlib.closing(Stream(path, "video")) as stream:
@@ -242,11 +234,11 @@ def libraries() -> dict[str, str]:
 
 
 def open_container(path: Path) -> av.container.InputContainer:
-    """The file, opened for reading; it opens no other file by itself."""
+    """The file, opened for reading; `Unusable` where that cannot be."""
     try:
         if path.stat().st_size == 0:
             raise Unusable("open", "empty: the file has no bytes")
-        return av.open(str(path.absolute()), options=SAFE_OPTIONS, **_TEXT_OPTIONS)
+        return containers.open_container(path)
     except FileNotFoundError:
         raise Unusable("list", "missing: no such file") from None
     except PermissionError:

@@ -64,7 +64,7 @@ def read(path: str | Path) -> dict:
         raise InputError(f"{path}: {error}") from None
     # Whatever a broken file provokes in numpy, zipfile and below; the system's errors (a disk that
     # fails) are no such thing, but for a seek to nowhere.
-    except (ImportError, NameError, NotImplementedError):
+    except (ImportError, NameError):
         raise  # no file brings those about
     except Exception as error:
         if isinstance(error, OSError) and error.errno != errno.EINVAL:

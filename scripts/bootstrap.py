@@ -20,8 +20,9 @@ import sys
 import time
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-OLDEST = (3, 11)
-CANDIDATES = ("python3.12", "python3.11", "python3.13", "python3.14", "python3", "python")
+OLDEST, NEWEST = (3, 11), (3, 13)  # as `requires-python` says; nothing was seen to run on 3.14 yet
+SUPPORTED = "Python 3.11, 3.12 or 3.13"
+CANDIDATES = ("python3.12", "python3.13", "python3.11", "python3", "python")
 EXIT_SYSTEM = 3  # as scav_jax.errors: the machine refused
 EXIT_INTERRUPTED = 130
 
@@ -49,23 +50,23 @@ def version_of(python):
 
 
 def use_supported_python(version=None, which=shutil.which):
-    """Goes on under a Python that is new enough; where there is none, one line and the end.
+    """Goes on under a supported Python; where there is none, one line and the end.
 
     Args:
       version: (major, minor, ...) of the Python that runs now.
       which: finds a command on PATH.
     """
     version = tuple(version or sys.version_info)
-    if version[:2] >= OLDEST:
+    if OLDEST <= version[:2] <= NEWEST:
         return
     for name in CANDIDATES:
         python = which(name)
-        if python and (version_of(python) or (0,))[:2] >= OLDEST:
+        if python and OLDEST <= (version_of(python) or (0,))[:2] <= NEWEST:
             os.execv(python, [python, *sys.argv])
     stop(
-        f"Python {OLDEST[0]}.{OLDEST[1]} or newer is needed, this is "
-        f"{'.'.join(str(part) for part in version[:3])} ({sys.executable}) and no newer one is on "
-        "PATH; install Python 3.12 and run the same command again"
+        f"{SUPPORTED} is needed, this is {'.'.join(str(part) for part in version[:3])} "
+        f"({sys.executable}) and none of them is on PATH; install Python 3.12 and run the same "
+        "command again"
     )
 
 
@@ -152,9 +153,9 @@ def make(environment):
     half_made = environment.interrupted_while() == MAKING
     if not half_made and os.path.exists(environment.python):
         version = version_of(environment.python)
-        if version is None or version[:2] < OLDEST:
+        if version is None or not OLDEST <= version[:2] <= NEWEST:
             stop(
-                f"{environment.folder} should hold Python {OLDEST[0]}.{OLDEST[1]} or newer, "
+                f"{environment.folder} should hold {SUPPORTED}, "
                 f"its Python {'is ' + '.'.join(map(str, version)) if version else 'does not run'}; "
                 "remove the folder and run the same command again"
             )

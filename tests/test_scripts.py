@@ -127,7 +127,7 @@ def test_python_too_old_is_one_line(bootstrap, capsys):
     assert stopped.value.code == bootstrap.EXIT_SYSTEM
     message = capsys.readouterr().err
     assert message.count("\n") == 1
-    assert message.startswith("error: Python 3.11 or newer is needed, this is 3.8.18 (")
+    assert message.startswith("error: Python 3.11, 3.12 or 3.13 is needed, this is 3.8.18 (")
 
 
 def test_python_too_old_gives_way_to_a_newer_one(bootstrap, monkeypatch):
@@ -274,7 +274,9 @@ def test_environment_of_an_old_python_is_left_alone(bootstrap, monkeypatch, proj
     with pytest.raises(SystemExit):
         bootstrap.ensure([], root=str(project))
     message = capsys.readouterr().err
-    assert "should hold Python 3.11 or newer, its Python is 3.9.2; remove the folder" in message
+    assert (
+        "should hold Python 3.11, 3.12 or 3.13, its Python is 3.9.2; remove the folder" in message
+    )
     assert (project / ".venv" / "bin" / "python").exists()
 
 
@@ -335,9 +337,31 @@ def test_demo_compares_with_the_baseline(demo, tmp_path):
     assert splits == ["test", "unseen_instruments"]
 
 
+def test_quick_demo_goes_from_rendering_to_a_search(demo, bootstrap, monkeypatch, tmp_path):
+    extras, ran = [], []
+    monkeypatch.setattr(bootstrap, "ensure", lambda extras=(), _all=extras: _all.extend(extras))
+    monkeypatch.setattr(bootstrap.subprocess, "call", lambda command, **_: ran.append(command) or 0)
+    (tmp_path / "runs/demo").mkdir(parents=True)
+    assert demo.main(["--quick"]) == 0
+    names = [command[2].removeprefix("scav_jax.") for command in ran]
+    order = ["datasets.chimes", "extract", "train", "evaluate", "index", "search"]
+    assert (names, extras) == (order, ["index"])
+    assert (tmp_path / "runs/demo").is_dir()  # another run than the demo's
+
+
+@pytest.mark.parametrize("version", [(3, 10, 4), (3, 14, 0)])
+def test_a_python_on_which_nothing_was_seen_to_run_is_refused(bootstrap, version, capsys):
+    with pytest.raises(SystemExit):
+        bootstrap.use_supported_python(version, which=lambda name: None)
+    assert "Python 3.11, 3.12 or 3.13 is needed" in capsys.readouterr().err
+    text = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["requires-python"]
+    (low, high) = bootstrap.OLDEST, bootstrap.NEWEST
+    assert text == f">={low[0]}.{low[1]},<{high[0]}.{high[1] + 1}"
+
+
 def test_demo_stops_at_the_first_step_that_fails(demo, bootstrap, monkeypatch, capsys):
     ran = []
-    monkeypatch.setattr(bootstrap, "ensure", lambda: "python")
+    monkeypatch.setattr(bootstrap, "ensure", lambda extras: "python")
 
     def call(command, **_):
         ran.append(command[2])

@@ -136,6 +136,8 @@ class Stream:
                 packet = next(packets)
             except (StopIteration, av.FFmpegError):
                 return  # where a file breaks off, what is missing shows as truncated
+            except IndexError:  # PyAV's answer where a damaged header numbers its streams wrongly
+                raise Unusable("open", "corrupt: its streams are numbered wrongly") from None
             if self.ends_within_frame:
                 _keep_padding(packet)
             try:

@@ -201,9 +201,9 @@ class Checkpoints:
                 continue
             total = jax.tree.map(lambda t, p: t + np.asarray(p, np.float32), total, params)
             steps.append(step)
-        if not steps and isinstance(broken, OUR_FAULTS):
-            raise broken
         if not steps:
+            if isinstance(broken, OUR_FAULTS):
+                raise broken
             raise InputError(
                 "no checkpoint of this run was ever validated, or none can be read: train longer"
             )

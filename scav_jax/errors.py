@@ -10,8 +10,8 @@ EXIT_SYSTEM = 3  # the machine refused: disk full, no permission
 EXIT_FAULT = 4  # the program or a package of it is wrong: no input mends that
 EXIT_INTERRUPTED = 130  # Ctrl-C, as shells report it
 
-# What our own wrong call, or a package of another version, raises. A file never does: whoever
-# turns exceptions into a rejection, a skip or a fallback lets these pass.
+# What our own wrong call, or a package of another version, raises: whoever turns exceptions into a
+# rejection, a skip or a fallback lets these pass, unless a damaged file is known to provoke them.
 OUR_FAULTS = (TypeError, AttributeError, ImportError, NameError, NotImplementedError)
 
 

@@ -223,7 +223,7 @@ def _check_backbone(backbone: Backbone, expected: dict) -> None:
     Other versions of the decoding libraries are worth a warning: their frames differ in last bits.
     """
     got = make_fingerprint(backbone)
-    libraries, others = zip(_without_libraries(expected), _without_libraries(got), strict=True)
+    libraries, others = zip(_libraries_and_rest(expected), _libraries_and_rest(got), strict=True)
     differs = fingerprint_difference(*others)
     if differs:
         raise InputError(
@@ -240,7 +240,7 @@ def _check_backbone(backbone: Backbone, expected: dict) -> None:
         )
 
 
-def _without_libraries(fingerprint: dict) -> tuple[dict, dict]:
+def _libraries_and_rest(fingerprint: dict) -> tuple[dict, dict]:
     """The versions of what decodes, and the rest of a fingerprint."""
     decoding = fingerprint.get("decoding")
     decoding = decoding if isinstance(decoding, dict) else {"rules": decoding}  # a former format

@@ -6,7 +6,7 @@ with `plain` and with small CLIP and BEATs of seeded random weights; the same mo
 synthetic frames and sound that no codec has touched. What comes out is compared with the values in
 golden.json. The tolerances let other builds of FFmpeg pass, whose lossy codecs differ by a level
 or so, and fail what would matter: another colour matrix, a shifted clock, another resampling.
-(FFmpeg of PyAV 17.1, 18.1 and 19.0 agree to the last bit.)
+(FFmpeg of PyAV 18.1 and 19.0 decode the same bits.)
 
     python -m scav_jax.extract.selfcheck FILE.json      writes the values of this machine
 """

@@ -44,13 +44,18 @@ def decoder_errors(path: Path) -> Iterator[None]:
     except (Unusable, ProgramFault):
         raise
     except av.FFmpegError as error:  # before OSError and MemoryError, which some of these are too
-        if error.errno in NO_SUCH_RESOURCE:
-            raise OSError(error.errno, error.strerror, str(path)) from error
+        _raise_of_machine(error, path)
         raise Unusable("decode", f"decoder error: {type(error).__name__}: {error}") from error
     except (OSError, MemoryError):
         raise
     except Exception as error:
         raise ProgramFault(f"decoding {path}: {type(error).__name__}: {error}") from error
+
+
+def _raise_of_machine(error: av.FFmpegError | OSError, path: Path) -> None:
+    """Raises an `OSError` where the machine's limits are the reason and not the file."""
+    if error.errno in NO_SUCH_RESOURCE:
+        raise OSError(error.errno, error.strerror, str(path)) from error
 
 
 class Stream:
@@ -246,8 +251,7 @@ def open_container(path: Path) -> av.container.InputContainer:
     except PermissionError:
         raise Unusable("open", "no permission to read it") from None
     except (av.FFmpegError, OSError) as error:
-        if error.errno in NO_SUCH_RESOURCE:
-            raise OSError(error.errno, error.strerror, str(path)) from error
+        _raise_of_machine(error, path)
         raise Unusable("open", f"not a readable video: {error.strerror}") from None
 
 

@@ -101,6 +101,11 @@ def test_commands_are_executable(path):
     assert (ROOT / path).read_text().startswith("#!/usr/bin/env ")
 
 
+def test_ci_is_a_shell_script():
+    """Whatever runs it may do so by `bash .ci/run`, whose first lines Python would not be."""
+    assert subprocess.run(["bash", "-n", ROOT / ".ci" / "run"]).returncode == 0
+
+
 @pytest.mark.parametrize("name", FILES)
 def test_scripts_import_the_standard_library_only(name):
     tree = ast.parse((SCRIPTS / name).read_text())

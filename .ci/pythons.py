@@ -1,0 +1,66 @@
+#!/usr/bin/env python3
+"""What a clean clone must pass: the README's two commands, on the oldest and the newest Python.
+
+The oldest runs the whole suite here. The newest goes the whole way from rendering to a search in a
+copy of these files, with nothing installed but what users get, and then the tests of what its
+packages decode. Arguments go to pytest; then only the oldest runs.
+"""
+
+import glob
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+
+ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+sys.path.insert(0, os.path.join(ROOT, "scripts"))
+
+import bootstrap  # noqa: E402
+
+DECODING = ["tests/test_media.py", "tests/test_selfcheck.py", "tests/test_errors.py"]
+NOT_COPIED = shutil.ignore_patterns(".venv", ".git", "data", "runs", "__pycache__")
+
+
+def pythons():
+    """{(major, minor): command} of the supported Pythons that this machine has."""
+    pyenv = os.environ.get("PYENV_ROOT", os.path.expanduser("~/.pyenv"))
+    found = {}
+    for minor in range(bootstrap.OLDEST[1], bootstrap.NEWEST[1] + 1):
+        name = f"python3.{minor}"
+        places = sorted(glob.glob(os.path.join(pyenv, "versions", f"3.{minor}.*", "bin", "python")))
+        for python in [sys.executable, shutil.which(name), *places]:
+            if python and (bootstrap.version_of(python) or (0,))[:2] == (3, minor):
+                found[3, minor] = python
+                break
+        print(f"Python 3.{minor}: {found.get((3, minor), 'not on this machine: NOT TESTED')}")
+    return found
+
+
+def run(python, root, *command):
+    """Whether a script of ours ends well, and how long it takes."""
+    print(f"\n$ {python} {' '.join(command)}", flush=True)
+    began = time.monotonic()
+    code = subprocess.call([python, *command], cwd=root)
+    print(f"{'passed' if code == 0 else 'FAILED'} in {time.monotonic() - began:.0f} s", flush=True)
+    return code == 0
+
+
+def main(arguments):
+    found = pythons()
+    oldest, newest = min(found, default=None), max(found, default=None)
+    if oldest is None:
+        bootstrap.stop(f"{bootstrap.SUPPORTED} is needed, none is on this machine")
+    passed = run(found[oldest], ROOT, "scripts/test", *arguments)
+    if newest != oldest and not arguments:
+        with tempfile.TemporaryDirectory() as folder:
+            copy = os.path.join(folder, "scav_jax")
+            shutil.copytree(ROOT, copy, ignore=NOT_COPIED)
+            passed &= run(found[newest], copy, "scripts/demo", "--quick")
+            passed &= run(found[newest], copy, "scripts/test", *DECODING)
+    return 0 if passed else 1
+
+
+if __name__ == "__main__":
+    bootstrap.run(main)

@@ -48,7 +48,5 @@ def get_config(variant: str = "39m"):
     batch_size, changes = LARGE.get(variant, (256, {}))
     config = base.vggsound(batch_size=batch_size)
     if variant == "38m":
-        base.towers_38m(config)
-    if variant in LARGE:
-        config.train.update(changes)
-    return config
+        config = base.towers_38m(config)
+    return config.replace(train=changes)

@@ -27,7 +27,8 @@ the mathematics (jax, flax, optax, ott only)
     gradient_cache  the gradient of a whole batch in the memory of a part
     train_step     the training state and its pure step function
 programs
-    config         a config file and its overrides -> one checked, frozen document
+    config         a tree of frozen dataclasses: a run's document, defaults and check in one
+    config_files   `--config FILE[:VARIANT] --config.SECTION.KEY=VALUE`
     processes      one process or many: starting, agreeing, stopping, when one is lost
     checkpoints    save, resume, keep the latest and the best, average
     runs           a run on disk: its config, and its model once it is trained

@@ -1,235 +1,342 @@
-"""A config file and its overrides -> one checked, frozen document.
+"""A run's config: a tree of frozen dataclasses that is document, defaults and check in one.
 
-A config file is a Python file whose `get_config()` returns an `ml_collections.ConfigDict` of
-sections; a program unpacks each section into a constructor (`unpack`) and keeps the resolved
-document as JSON beside what it made. Every mistake on the way is one line that names the key.
+A config file is a Python file whose `get_config()` returns a `Config`; the defaults are the paper's
+set-up, so a file says what it changes:
 
-This reads the command line itself instead of through `ml_collections.config_flags`, which loads
-files by an importlib call that Python 3.15 removes, and reports an unknown key as a traceback.
+    def get_config():
+        return Config().replace(data={"path": "data/mine"}, train={"steps": 9_000})
+
+The sections `encoders` and `optimizer` are the arguments of `Encoders` and `make_optimizer`, and
+`distance` and `objective` those of the distance and the objective that they name: whatever has
+options says once what they are. Every mistake on the way is one line that names the key.
 """
 
-import argparse
 import ast
 import contextlib
-import importlib.util
+import dataclasses
+import functools
 import inspect
 import json
 import math
 import re
-import sys
-import traceback
 import types
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+import typing
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
-import flax.linen
-from ml_collections import ConfigDict, FrozenConfigDict
-
+from scav_jax import distances
+from scav_jax.encoders import Encoders
 from scav_jax.errors import InputError, did_you_mean
+from scav_jax.optimizer import make_optimizer
 
-SECTIONS = ("data", "distance", "encoders", "objective", "optimizer", "seed", "train")
-# Keys that may be None, and the type of their other values.
-OPTIONAL = {"encoders.pre_resample": str, "optimizer.clip_norm": float}
-USAGE = """\
-Any key of the config can be set with --config.SECTION.KEY=VALUE, for example
---config.train.steps=100. `--config FILE --help` lists the keys of FILE.
-FILE:VARIANT chooses a variant of a config, for example configs/table1/cav.py:batch32.
-"""
-
-_T = TypeVar("_T")
-Document = Mapping | ConfigDict  # a ConfigDict is no Mapping to Python
+# ---- the tree ------------------------------------------------------------------------------
 
 
-# ---- files ---------------------------------------------------------------------------------
+@dataclass(frozen=True)
+class Data:
+    """The `data` section: which features, in which batches.
 
-
-@contextlib.contextmanager
-def _importable(file: Path) -> Iterator[None]:
-    """Lets a config file say `from configs import base`, and leaves no trace of it afterwards.
-
-    `configs` is the nearest folder of that name above the file, else the one in the working
-    directory; a package of the same name elsewhere is not touched.
+    Attributes:
+      path: a directory that `python -m scav_jax.extract` wrote.
+      train_split, validation_split: names of its splits.
+      batch_size: clips in a global batch, over all devices (paper: 32 to 1024 by row).
+      align: "time" lays streams onto each other by the seconds that they cover (ours), "index"
+        whole onto whole (the paper's wording).
+      buckets: at most this many padded shapes.
+      read_threads: threads that read ahead.
+      features: "float16", as stored, or "float32": what batches are copied to the devices in; the
+        towers compute the same.
+      prefetch: batches that wait on the devices; 0 where two do not fit.
     """
 
-    def of_configs(name: str) -> bool:
-        return name == "configs" or name.startswith("configs.")
-
-    above = [parent for parent in file.resolve().parents if parent.name == "configs"]
-    package = types.ModuleType("configs")
-    package.__path__ = [str(above[0] if above else Path("configs").resolve())]
-    before = {name: module for name, module in sys.modules.items() if of_configs(name)}
-    for name in before:
-        del sys.modules[name]
-    sys.modules["configs"] = package
-    importlib.invalidate_caches()
-    try:
-        yield
-    finally:
-        for name in [name for name in sys.modules if of_configs(name)]:
-            del sys.modules[name]
-        sys.modules.update(before)
+    path: str = "data/vggsound"
+    train_split: str = "train"
+    validation_split: str = "validation"
+    batch_size: int = 256
+    align: str = "time"
+    buckets: int = 4
+    read_threads: int = 2
+    features: str = "float16"
+    prefetch: int = 1
 
 
-def _run_file(file: Path, variant: str | None) -> Any:
-    spec = importlib.util.spec_from_file_location(f"config_{file.stem}", file)
-    module = importlib.util.module_from_spec(spec)
-    with _importable(file):
-        spec.loader.exec_module(module)
-        get_config = getattr(module, "get_config", None)
-        if get_config is None:
-            raise InputError(f"{file}: expected a function get_config() in a config file, got none")
-        if variant is None:
-            return get_config()
-        if not inspect.signature(get_config).parameters:
-            raise InputError(f"{file}: expected no variant, got {variant!r}; drop ':{variant}'")
-        return get_config(variant)
+@dataclass(frozen=True)
+class Train:
+    """The `train` section: how long, how often, on what.
+
+    Attributes:
+      steps: how many batches to train on (paper: 250 k).
+      log_every: steps between lines of metrics.
+      validate_every: steps between validations; each writes a checkpoint.
+      checkpoint_every: steps between further checkpoints, or 0.
+      keep_best: how many of the best checkpoints are kept and averaged (paper: 10).
+      max_skipped_in_row: non-finite steps in a row that end the run.
+      devices: how many devices to use; 0 is all.
+      distance_memory_bytes: working memory of the distance matrix, beside latents and result;
+        changes speed only.
+      preemption_deadline_s: after SIGTERM, how many seconds there are to save in.
+      profile: "start:stop" writes a trace of these steps to WORKDIR/profile; "" does not.
+      microbatch: clips that are encoded at a time, over all devices, for the gradient of the whole
+        batch in the memory of a part (see `gradient_cache`); 0 encodes all at once.
+      remat: keeps less of each block for the gradient and computes it again.
+      precision: of the towers' products, see `Encoders`: "float32", "tensorfloat32", "bfloat16".
+        Validation and evaluation are in float32 always.
+      shard_optimizer, shard_params: cut over the devices instead of whole on each.
+    """
+
+    steps: int = 250_000
+    log_every: int = 100
+    validate_every: int = 5_000
+    checkpoint_every: int = 1_000
+    keep_best: int = 10
+    max_skipped_in_row: int = 5
+    devices: int = 0
+    distance_memory_bytes: int = 2**30
+    preemption_deadline_s: float = 30.0
+    profile: str = ""
+    microbatch: int = 0
+    remat: bool = False
+    precision: str = "float32"
+    shard_optimizer: bool = False
+    shard_params: bool = False
+
+    def __post_init__(self):
+        at_least_1 = ("steps", "log_every", "validate_every", "max_skipped_in_row")
+        for name in (*at_least_1, "distance_memory_bytes"):
+            if getattr(self, name) < 1:
+                raise InputError(f"train.{name}: expected at least 1, got {getattr(self, name)}")
+        if self.preemption_deadline_s <= 0:
+            raise InputError(
+                f"train.preemption_deadline_s: expected more than 0, "
+                f"got {self.preemption_deadline_s}"
+            )
 
 
-def load_file(path: str) -> ConfigDict:
-    """Runs a config file: `configs/x.py`, or `configs/x.py:variant`.
+@functools.cache
+def settings_of(
+    section: str, constructor: Callable, without: tuple[str, ...] = (), name: str | None = None
+) -> Any:
+    """What a constructor takes, as a frozen dataclass of its own with the same defaults.
 
-    Returns:
-      What its `get_config(variant)` returns, locked: keys can be changed, none added.
+    Args:
+      section: of the config, for which this is.
+      constructor: its arguments with a default are settings.
+      without: arguments that come from elsewhere.
+      name: of a section that belongs to what it names: the section's first key.
+    """
+    settings = [
+        (p.name, p.annotation, field(default=p.default))
+        for p in inspect.signature(constructor).parameters.values()
+        if p.default is not p.empty and p.name not in without
+    ]
+    named = [] if name is None else [("name", str, field(default=name))]
+    return dataclasses.make_dataclass(section, [*named, *settings], frozen=True)()
+
+
+def distance_section(name: str) -> Any:
+    """The `distance` section of a name: its options, with their defaults."""
+    return settings_of("distance", distances.find(name, {}).pair, name=name)
+
+
+def objective_section(name: str) -> Any:
+    """The `objective` section of a name: its options, with their defaults."""
+    ours = ("name", "distance", "distance_options")
+    return settings_of("objective", _objective_class(name), ours, name=name)
+
+
+def _objective_class(name):  # objectives.find at the merge
+    from scav_jax.train_step import Objective
+
+    Objective(name)
+    return Objective
+
+
+# Sections that belong to what their key `name` says.
+NAMED = {"distance": distance_section, "objective": objective_section}
+
+
+@dataclass(frozen=True)
+class Config:
+    """Everything that decides a run; by default the paper's best (section IV).
+
+    Attributes:
+      data, train: see `Data`, `Train`.
+      encoders: the arguments of `Encoders`, but for those that `train` has.
+      distance: of which distance sequences are compared by, and its options.
+      objective: what is minimised, and its options.
+      optimizer: the arguments of `make_optimizer`; steps are `train.steps`.
+      seed: of parameters, dropout and the order of clips.
+    """
+
+    data: Data = Data()
+    encoders: Any = field(
+        default_factory=lambda: settings_of(
+            "encoders", Encoders, ("name", "parent", "precision", "remat")
+        )
+    )
+    distance: Any = field(default_factory=lambda: distance_section("euclidean"))
+    objective: Any = field(default_factory=lambda: objective_section("sequence"))
+    optimizer: Any = field(default_factory=lambda: settings_of("optimizer", make_optimizer))
+    train: Train = Train()
+    seed: int = 0
+
+    def replace(self, **changes: Any) -> "Config":
+        """A config with other values: `config.replace(train={"steps": 9_000}, seed=1)`.
+
+        A section is given by the keys that change; one with another `name` starts from the
+        defaults of what it names.
+
+        Raises:
+          InputError: an unknown key, or a value of another type.
+        """
+        return override(self, flatten(changes))
+
+
+SECTIONS = tuple(f.name for f in dataclasses.fields(Config))
+
+
+def as_dict(config: Config) -> dict[str, Any]:
+    """The config as nested dicts, as `config.json` holds it."""
+    return dataclasses.asdict(config)
+
+
+def from_dict(document: Mapping[str, Any], where: str | Path) -> Config:
+    """The config that a document describes; what else the document holds is left alone.
+
+    Args:
+      document: as `as_dict` made it.
+      where: it is from, for messages.
 
     Raises:
-      InputError: no such file, an error in it (with its line), no such variant, or sections other
-        than `SECTIONS`.
+      InputError: a key too many or too few: another version of scav_jax wrote it.
     """
-    name, _, variant = path.partition(".py:")
-    file = Path(f"{name}.py" if variant else path)
-    if not file.is_file():
-        others = sorted(str(other) for other in file.parent.glob("*.py"))
-        raise InputError(
-            f"config file: expected a Python file, {str(file)!r} is none."
-            + did_you_mean(str(file), others)
-        )
+    values = flatten({section: document[section] for section in SECTIONS if section in document})
     try:
-        config = _run_file(file, variant or None)
-    except InputError:
-        raise
-    except Exception as error:
-        lines = [f.lineno for f in traceback.extract_tb(error.__traceback__) if _same(f, file)]
-        lines += [error.lineno] if isinstance(error, SyntaxError) else []
-        if not lines:  # none of the file's lines was being run
-            raise
-        where = f", line {lines[-1]}"
-        message = error.msg if isinstance(error, SyntaxError) else str(error)
-        raise InputError(f"{file}{where}: {type(error).__name__}: {message}") from error
-    if not isinstance(config, ConfigDict):
+        config = override(Config(), values)
+    except InputError as error:
+        raise InputError(f"{where}: written by another version of scav_jax ({error})") from None
+    missing = sorted(flatten(as_dict(config)).keys() - values.keys())
+    if missing:
         raise InputError(
-            f"{file}: expected get_config() to return an ml_collections.ConfigDict, "
-            f"got {type(config).__name__}"
+            f"{where}: written by another version of scav_jax (expected a key {missing[0]!r}, it "
+            "is missing)"
         )
-    _check_keys(str(file), config.keys(), SECTIONS, required=SECTIONS)
-    return config.lock()
+    return config
 
 
-def _same(frame: traceback.FrameSummary, file: Path) -> bool:
-    return Path(frame.filename) == file
-
-
-# ---- overrides -----------------------------------------------------------------------------
-
-
-def flatten(config: Document, prefix: str = "") -> dict[str, Any]:
+def flatten(document: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     """`{"train.steps": 300, ...}`: the values by their dotted keys.
 
     >>> flatten({"train": {"steps": 300}, "seed": 0})
     {'seed': 0, 'train.steps': 300}
     """
     flat = {}
-    for key in sorted(config):
-        value = config[key]
-        if isinstance(value, Document):
+    for key in sorted(document):
+        value = document[key]
+        if isinstance(value, Mapping):
             flat |= flatten(value, f"{prefix}{key}.")
         else:
             flat[prefix + key] = value
     return flat
 
 
-def override(config: ConfigDict, overrides: Mapping[str, Any]) -> ConfigDict:
-    """A copy of `config` with some values replaced.
+def difference(expected: Mapping[str, Any], got: Mapping[str, Any]) -> str:
+    """What differs between two documents, in words; "" when they are the same.
+
+    >>> difference({"train": {"steps": 300}}, {"train": {"steps": 400}})
+    'train.steps: expected 300, got 400'
+    """
+    old, new = (flatten(json.loads(json.dumps(document))) for document in (expected, got))
+    keys = [key for key in sorted(old | new) if old.get(key, ...) != new.get(key, ...)]
+
+    def shown(flat: dict, key: str) -> str:
+        return repr(flat[key]) if key in flat else "no such key"
+
+    return "; ".join(f"{key}: expected {shown(old, key)}, got {shown(new, key)}" for key in keys)
+
+
+# ---- overrides -----------------------------------------------------------------------------
+
+
+def override(config: Config, overrides: Mapping[str, Any]) -> Config:
+    """A copy of a config with some values replaced.
 
     Args:
-      config: the document.
-      overrides: values by dotted key, as text (`{"train.steps": "100"}`, read as the type of the
-        value that is replaced) or as they are (`{"train.steps": 100}`). "none" empties a key of
-        `OPTIONAL`.
+      config: to change.
+      overrides: values by dotted key, as text (`{"train.steps": "100"}`, read as the type that the
+        key has) or as they are (`{"train.steps": 100}`). "none" empties a key that may be empty.
+        Names of distance and objective come first, whatever the order.
 
     Raises:
-      InputError: a key that the document does not have, or a value of another type.
+      InputError: a key that the config does not have, a value of another type, or one out of range.
     """
-    result = ConfigDict(config.to_dict())
-    for key, value in overrides.items():
-        *sections, last = key.split(".")
-        holder, path = result, ""
-        for section in sections:
-            _check_override(result, holder, path, section, key)
-            holder, path = holder[section], f"{path}{section}."
-            if not isinstance(holder, ConfigDict):
-                raise InputError(f"config.{key}: {path[:-1]} is a value, it has no keys")
-        _check_override(result, holder, path, last, key)
-        replaced = holder[last]
-        if isinstance(replaced, ConfigDict):
-            raise InputError(
-                f"config.{key}: expected a key of this section, as in config.{key}."
-                f"{next(iter(replaced.keys()))}; it has {', '.join(replaced.keys())}"
-            )
-        with holder.ignore_type():
-            holder[last] = _typed(key, value, replaced)
-    return result.lock()
+    names = [f"{section}.name" for section in NAMED]
+    for key in sorted(overrides, key=lambda key: key not in names):
+        section, _, rest = key.partition(".")
+        _check_section(config, section, key)
+        if section == "seed":
+            new = _read(key, overrides[key], int)
+        elif key in names:
+            new = _renamed(getattr(config, section), section, _read(key, overrides[key], str))
+        else:
+            new = _with(getattr(config, section), section, rest, key, overrides[key], config)
+        config = dataclasses.replace(config, **{section: new})
+    return config
 
 
-def _check_override(config, holder: ConfigDict, path: str, name: str, key: str) -> None:
-    """Raises the `InputError` for an unknown `name` below `path`, with the nearest known key."""
-    if name in holder:
-        return
-    everywhere = list(flatten(config))
+def _renamed(present: Any, section: str, name: str) -> Any:
+    return present if present.name == name else NAMED[section](name)
+
+
+def _with(present: Any, section: str, rest: str, key: str, value: Any, config: Config) -> Any:
+    """A section with another value."""
+    kinds = {f.name: f.type for f in dataclasses.fields(present)}
+    if not rest:
+        first = next(iter(kinds))
+        raise InputError(
+            f"config.{key}: expected a key of this section, as in config.{section}.{first}; "
+            f"it has {', '.join(kinds)}"
+        )
+    if rest.partition(".")[0] in kinds and "." in rest:
+        raise InputError(f"config.{key}: {section}.{rest.partition('.')[0]} is a value")
+    if rest not in kinds:
+        _unknown(config, key, rest, section, list(kinds))
+    return dataclasses.replace(present, **{rest: _read(key, value, kinds[rest])})
+
+
+def _check_section(config: Config, section: str, key: str) -> None:
+    if section not in SECTIONS:
+        _unknown(config, key, section, "the config", list(SECTIONS))
+    if section == "seed" and key != section:
+        raise InputError(f"config.{key}: seed is a value, it has no keys")
+
+
+def _unknown(config: Config, key: str, name: str, where: str, known: list[str]) -> None:
+    """Raises the `InputError` for an unknown `name`, with the nearest known key."""
+    everywhere = list(flatten(as_dict(config)))
     elsewhere = [known for known in everywhere if known.split(".")[-1] == key.split(".")[-1]]
     hint = (
         (f" Did you mean {elsewhere[0]!r}?" if elsewhere else "")
-        or did_you_mean(name, list(holder.keys()))
+        or did_you_mean(name, known)
         or did_you_mean(key, everywhere)
     )
-    where = path[:-1] or "the config"
-    raise InputError(f"config.{key}: unknown key.{hint} {where} has {', '.join(holder.keys())}")
+    raise InputError(f"config.{key}: unknown key.{hint} {where} has {', '.join(known)}")
 
 
-def _typed(key: str, value: Any, replaced: Any) -> Any:
-    """`value` as the type of what it replaces."""
-    if key in OPTIONAL:
+WORDS = {bool: "true or false", int: "a whole number", float: "a finite number", str: "a word"}
+
+
+def _read(key: str, value: Any, kind: Any) -> Any:
+    """A value, or the text of one, as its key has it; `kind` is its annotation."""
+    if isinstance(kind, types.UnionType):
+        kinds = [one for one in typing.get_args(kind) if one is not types.NoneType]
         if value is None or (isinstance(value, str) and value.lower() == "none"):
             return None
-        return _cast(key, value, OPTIONAL[key])
-    if replaced is None:
-        return _literal(value)
-    if isinstance(replaced, tuple):
-        items = _literal(value)
-        if not isinstance(items, tuple | list):
-            raise InputError(f"config.{key}: expected a tuple such as {replaced!r}, got {value!r}")
-        kinds = {type(item) for item in replaced}
-        kind = kinds.pop() if len(kinds) == 1 else None
-        return tuple(_cast(key, item, kind) if kind else item for item in items)
-    return _cast(key, value, type(replaced))
-
-
-def _literal(value: Any) -> Any:
-    if not isinstance(value, str):
-        return value
-    try:
-        return ast.literal_eval(value)
-    except (SyntaxError, ValueError):
-        return value
-
-
-def _cast(key: str, value: Any, kind: type) -> Any:
-    words = {
-        bool: "true or false",
-        int: "a whole number",
-        float: "a finite number",
-        str: "a word",
-    }
+        (kind,) = kinds
+    if typing.get_origin(kind) is tuple:
+        return _read_tuple(key, value, typing.get_args(kind)[0])
     text = value.strip() if isinstance(value, str) else None
     if kind is bool and (isinstance(value, bool) or (text and text.lower() in ("true", "false"))):
         return value if text is None else text.lower() == "true"
@@ -243,158 +350,16 @@ def _cast(key: str, value: Any, kind: type) -> Any:
         return value
     if kind is str and text is not None:
         return text
-    raise InputError(
-        f"config.{key}: expected {words.get(kind, kind.__name__)} ({kind.__name__}), got {value!r}"
-    )
+    expected = WORDS.get(kind, getattr(kind, "__name__", str(kind)))
+    raise InputError(f"config.{key}: expected {expected}, got {value!r}")
 
 
-# ---- command line --------------------------------------------------------------------------
-
-
-class ArgumentParser(argparse.ArgumentParser):
-    """argparse with `--config` in it, and one-line errors (`InputError`) instead of usage dumps."""
-
-    def __init__(self, description: str):
-        super().__init__(
-            description=description,
-            epilog=USAGE,
-            formatter_class=argparse.RawDescriptionHelpFormatter,
-            allow_abbrev=False,
-        )
-        self.add_argument(
-            "--config",
-            required=True,
-            metavar="FILE[:VARIANT]",
-            help="the config, for example configs/demo.py",
-        )
-
-    def error(self, message: str):
-        raise InputError(f"{message}; --help says what there is")
-
-
-def parse(
-    parser: ArgumentParser, argv: Sequence[str] | None = None
-) -> tuple[FrozenConfigDict, argparse.Namespace]:
-    """Reads a command line: the config with its overrides, and the program's own arguments.
-
-    Args:
-      parser: a `config.ArgumentParser` with the program's arguments added.
-      argv: the words after the program's name; by default the process's own.
-
-    Returns:
-      The resolved config, frozen, and the namespace (`namespace.config` is the file as given).
-
-    Raises:
-      InputError: anything wrong with the arguments, the file or an override.
-    """
-    words, overrides = _split_overrides(sys.argv[1:] if argv is None else list(argv))
-    if {"-h", "--help"} & set(words):
-        _print_help(parser, words)
-        raise SystemExit(0)
-    arguments, unknown = parser.parse_known_args(words)
-    if unknown:
-        options = [option for action in parser._actions for option in action.option_strings]
-        hint = did_you_mean(unknown[0].split("=")[0], options)
-        parser.error(f"unknown argument {unknown[0]!r}.{hint} There are {', '.join(options)}")
-    return FrozenConfigDict(override(load_file(arguments.config), overrides)), arguments
-
-
-def _split_overrides(words: list[str]) -> tuple[list[str], dict[str, str]]:
-    """Takes `--config.a.b=v` and `--config.a.b v` out of a command line."""
-    rest, overrides = [], {}
-    queue = iter(words)
-    for word in queue:
-        if not word.startswith("--config."):
-            rest.append(word)
-            continue
-        key, equals, value = word.removeprefix("--config.").partition("=")
-        if not equals:
-            value = next(queue, "--")
-            if value.startswith("--"):
-                raise InputError(f"--config.{key}: expected a value, as in --config.{key}=VALUE")
-        overrides[key] = value
-    return rest, overrides
-
-
-def _print_help(parser: ArgumentParser, words: list[str]) -> None:
-    finder = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    finder.add_argument("--config")
-    path = finder.parse_known_args(words)[0].config
-    print(parser.format_help())
-    if path is not None:
-        print(f"{path}:")
-        for key, value in flatten(load_file(path)).items():
-            print(f"  --config.{key}={value}")
-
-
-# ---- sections into constructors ------------------------------------------------------------
-
-
-def unpack(name: str, section: Document, constructor: Callable[..., _T], /, **given: Any) -> _T:
-    """`constructor(**section, **given)`; a key too many or too few is an `InputError`.
-
-    Args:
-      name: the section's, for messages.
-      section: its keys and values.
-      constructor: what takes them.
-      given: arguments that come from elsewhere and so may not be in the section.
-    """
-    parameters = inspect.signature(constructor).parameters.values()
-    # Flax gives every module a `name` and a `parent`, which are not settings.
-    module = inspect.isclass(constructor) and issubclass(constructor, flax.linen.Module)
-    taken = {*given, "name", "parent"} if module else given
-    settings = [
-        p
-        for p in parameters
-        if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY) and p.name not in taken
-    ]
-    known = [p.name for p in settings]
-    if any(p.kind is p.VAR_KEYWORD for p in parameters):
-        known += [key for key in section if key not in known and key not in taken]
-    required = [p.name for p in settings if p.default is p.empty]
-    _check_keys(f"config.{name}", section.keys(), known, required=required)
-    return constructor(**_plain(section), **given)
-
-
-def _check_keys(
-    where: str, keys: Iterable[str], known: Iterable[str], required: Iterable[str]
-) -> None:
-    for key in keys:
-        if key not in known:
-            hint = did_you_mean(key, list(known))
-            raise InputError(f"{where}: unknown key {key!r}.{hint} It has {', '.join(known)}")
-    for key in required:
-        if key not in keys:
-            raise InputError(f"{where}: expected a key {key!r}, it is missing")
-
-
-# ---- the document on disk ------------------------------------------------------------------
-
-
-def _plain(config: Document) -> dict:
-    return config.to_dict() if isinstance(config, ConfigDict) else dict(config)
-
-
-def to_json(config: Document) -> str:
-    """The document as text: keys sorted, the same document gives the same text."""
-    return json.dumps(_plain(config), indent=2, sort_keys=True, allow_nan=False) + "\n"
-
-
-def from_json(text: str) -> dict:
-    """The document again, as nested dicts (tuples come back as lists)."""
-    return json.loads(text)
-
-
-def difference(expected: Document, got: Document) -> str:
-    """What differs between two documents, in words; "" when they are the same.
-
-    >>> difference({"train": {"steps": 300}}, {"train": {"steps": 400}})
-    'train.steps: expected 300, got 400'
-    """
-    old, new = (flatten(from_json(to_json(document))) for document in (expected, got))
-    keys = [key for key in sorted(old | new) if old.get(key, ...) != new.get(key, ...)]
-
-    def shown(flat: dict, key: str) -> str:
-        return repr(flat[key]) if key in flat else "no such key"
-
-    return "; ".join(f"{key}: expected {shown(old, key)}, got {shown(new, key)}" for key in keys)
+def _read_tuple(key: str, value: Any, kind: Any) -> tuple:
+    """As `_read`, of `tuple[kind, ...]`."""
+    items = value
+    if isinstance(value, str):
+        with contextlib.suppress(SyntaxError, ValueError):
+            items = ast.literal_eval(value)
+    if not isinstance(items, tuple | list):
+        raise InputError(f"config.{key}: expected a tuple such as (1, 2), got {value!r}")
+    return tuple(_read(key, item, kind) for item in items)

@@ -22,6 +22,7 @@ from jaxtyping import PyTree
 
 from scav_jax import embed_files
 from scav_jax.checkpoints import check_same_shapes
+from scav_jax.config import from_dict
 from scav_jax.distances import retrieval_form
 from scav_jax.embed import STREAMS, Embedded, join
 from scav_jax.embed_files import TIMEOUT_S, check_times, nothing_usable, requests_for
@@ -31,7 +32,7 @@ from scav_jax.extract.backbones import Backbone
 from scav_jax.extract.manifest import ClipRequest
 from scav_jax.extract.program import make_fingerprint
 from scav_jax.features import fingerprint_difference, fingerprint_id, original
-from scav_jax.runs import Run, build, load_run, parameter_shapes, read_config
+from scav_jax.runs import CONFIG_FILE, Run, build, load_run, parameter_shapes, read_config
 
 PARAMETERS_FILE = "model.safetensors"
 PREPROCESSING_FILE = "preprocessing.json"
@@ -278,7 +279,7 @@ def load_exported(path: Path) -> Run:
         fingerprint = json.loads((path / PREPROCESSING_FILE).read_text())["fingerprint"]
     except (SafetensorError, OSError, ValueError, KeyError) as error:
         raise InputError(f"{path}: expected an exported model ({error}); export it again") from None
-    encoders, objective = build(config)
+    encoders, objective = build(from_dict(config, path / CONFIG_FILE))
     like = parameter_shapes(encoders, objective, config["features"]["widths"])
     shapes = {name.replace(".", "/"): tuple(values.shape) for name, values in stored.items()}
     check_same_shapes(like, shapes, path)

@@ -33,9 +33,9 @@ def is_decayed(params) -> dict:
 
 def make_optimizer(
     *,
-    learning_rate: float,
-    warmup_steps: int,
     steps: int,
+    learning_rate: float = 7e-4,
+    warmup_steps: int = 5_000,
     b1: float = 0.95,
     b2: float = 0.98,
     weight_decay: float = 0.01,
@@ -44,9 +44,9 @@ def make_optimizer(
     """AdamW as in the paper; weight decay and warm-up are ours (the paper names neither).
 
     Args:
+      steps: of the whole training, where the cosine reaches 0.
       learning_rate: the peak (paper: 7e-4).
       warmup_steps: steps of linear warm-up.
-      steps: of the whole training, where the cosine reaches 0.
       b1, b2: Adam's decay rates (paper: 0.95, 0.98).
       weight_decay: decoupled, on the layers' matrices only.
       clip_norm: clips the global norm of the gradient; None does not.

@@ -9,7 +9,6 @@ memory that was in use.
 import dataclasses
 import math
 import re
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -19,12 +18,13 @@ import numpy as np
 
 from scav_jax import datasets, trial
 from scav_jax.batches import plan_training
-from scav_jax.config import ArgumentParser, parse, unpack
+from scav_jax.config import Config
+from scav_jax.config_files import ArgumentParser, parse
 from scav_jax.costs import FLOAT, GIB, PAPER, Workload, flops, largest_batch, memory, parameters
 from scav_jax.errors import InputError, did_you_mean, run_program
 from scav_jax.files import write_json
-from scav_jax.optimizer import make_optimizer
 from scav_jax.runs import build
+from scav_jax.settings import optimizer_of
 
 TERA = 1e12
 
@@ -74,47 +74,46 @@ class Stored:
     source: str
 
 
-def stored_features(config: Mapping) -> Stored:
+def stored_features(config: Config) -> Stored:
     """Of the config's data set where it is on disk, else of VGGSound with the paper's features."""
-    data = config["data"]
-    if not (Path(data["path"]) / datasets.ABOUT).is_file():
+    data = config.data
+    if not (Path(data.path) / datasets.ABOUT).is_file():
         numbers = sum(steps * width for steps, width in PAPER.values())
-        source = f"{data['path']} is not there: the paper's VGGSound is assumed"
+        source = f"{data.path} is not there: the paper's VGGSound is assumed"
         return Stored(PAPER_CLIPS, 2.0 * numbers, *PAPER.values(), source)
-    split = datasets.read(Path(data["path"]), data["train_split"])
+    split = datasets.read(Path(data.path), data.train_split)
     widths = split.visual_width, split.audio_width
     plan = plan_training(
         split,
-        batch_size=min(data["batch_size"], len(split)),
-        seed=config["seed"],
-        align=data["align"],
-        buckets=data["buckets"],
+        batch_size=min(data.batch_size, len(split)),
+        seed=config.seed,
+        align=data.align,
+        buckets=data.buckets,
     )
     largest = plan.paddings[-1]
     means = split.visual_lengths.mean(), split.audio_lengths.mean()
     clip_bytes = 2.0 * float(np.dot(means, widths))
     visual, audio = zip(largest, widths, strict=True)
-    return Stored(len(split), clip_bytes, visual, audio, f"{data['path']}, {len(split):,} clips")
+    return Stored(len(split), clip_bytes, visual, audio, f"{data.path}, {len(split):,} clips")
 
 
-def workload(config: Mapping, devices: int, stored: Stored) -> Workload:
-    """The step that a resolved config describes, on so many devices."""
-    train, data = config["train"], config["data"]
+def workload(config: Config, devices: int, stored: Stored) -> Workload:
+    """The step that a config describes, on so many devices."""
+    train, data = config.train, config.data
     encoders, objective = build(config)
-    settings = {key: train[key] for key in ("precision", "remat") if key in train}
     work = Workload(
-        encoders=encoders.clone(**settings),
+        encoders=encoders.clone(precision=train.precision, remat=train.remat),
         objective=objective,
-        batch=data["batch_size"],
+        batch=data.batch_size,
         visual=stored.visual,
         audio=stored.audio,
-        microbatch=train.get("microbatch", 0),
+        microbatch=train.microbatch,
         devices=devices,
-        feature_bytes=2 if data.get("features", "float32") == "float16" else FLOAT,
-        batches=1 + data.get("prefetch", 1),
-        distance_bytes=train["distance_memory_bytes"],
-        shard_params=train.get("shard_params", False),
-        shard_optimizer=train.get("shard_optimizer", False),
+        feature_bytes=2 if data.features == "float16" else FLOAT,
+        batches=1 + data.prefetch,
+        distance_bytes=train.distance_memory_bytes,
+        shard_params=train.shard_params,
+        shard_optimizer=train.shard_optimizer,
     )
     _check_divides(work)
     return work
@@ -165,7 +164,7 @@ def ways(work: Workload) -> dict[str, Workload]:
 
 
 def report(
-    config: Mapping, work: Workload, stored: Stored, device: Device, efficiency: float
+    config: Config, work: Workload, stored: Stored, device: Device, efficiency: float
 ) -> dict:
     """Every figure of the plan, as a document."""
     seconds, held = step_seconds(work, device, efficiency), memory(work)
@@ -189,13 +188,13 @@ def report(
         "flops": flops(work)._asdict() | {"total": flops(work).total},
         "efficiency": efficiency,
         "steps_per_s": 1 / seconds,
-        "hours": config["train"]["steps"] * seconds / 3600,
-        "steps": config["train"]["steps"],
+        "hours": config.train.steps * seconds / 3600,
+        "steps": config.train.steps,
         "input": {
             "clips_per_s": work.batch / seconds,
             "disk_bytes": stored.clips * stored.clip_bytes,
             "bytes_per_s": work.batch * stored.clip_bytes / seconds,
-            "epochs": config["train"]["steps"] * work.batch / stored.clips,
+            "epochs": config.train.steps * work.batch / stored.clips,
         },
         "ways": rows,
     }
@@ -313,15 +312,13 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--compile", action="store_true", help="asks XLA too, on this machine")
     parser.add_argument("--run", action="store_true", help="runs the step here, a few times")
     parser.add_argument("--json", type=Path, help="writes every figure there")
-    document, arguments = parse(parser, argv)
-    config = document.to_dict()
+    config, arguments = parse(parser, argv)
     device = _device(arguments)
     stored = stored_features(config)
     work = workload(config, arguments.devices, stored)
     found = report(config, work, stored, device, arguments.efficiency)
     if arguments.compile or arguments.run:
-        steps = config["train"]["steps"]
-        optimizer = unpack("optimizer", config["optimizer"], make_optimizer, steps=steps)
+        optimizer = optimizer_of(config)
         _check_devices(work)
         step = trial.lowered_step(work, optimizer).compile()
         found["xla"] = trial.compared(step, work)

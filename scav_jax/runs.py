@@ -24,7 +24,7 @@ from scav_jax.checkpoints import (
     in_a_line,
     restore_params,
 )
-from scav_jax.config import difference, flatten
+from scav_jax.config import Config, as_dict, difference, flatten, from_dict
 from scav_jax.encoders import Encoders
 from scav_jax.errors import InputError
 from scav_jax.features import fingerprint_difference
@@ -64,12 +64,13 @@ class Run:
     steps: tuple[int, ...] = ()
 
 
-def build(config: dict) -> tuple[Encoders, Objective]:
-    """The towers and the objective that a resolved config describes."""
-    distance = dict(config["distance"])
+def build(config: Config) -> tuple[Encoders, Objective]:
+    """The towers and the objective that a config describes."""
+    sections = as_dict(config)
+    distance = sections["distance"]
     name = distance.pop("name")
-    objective = Objective(distance=name, distance_options=distance, **config["objective"])
-    return Encoders(**config["encoders"]), objective
+    objective = Objective(distance=name, distance_options=distance, **sections["objective"])
+    return Encoders(**sections["encoders"]), objective
 
 
 def parameter_shapes(encoders: Encoders, objective: Objective, widths: dict) -> PyTree:
@@ -144,7 +145,7 @@ def load_run(run: str | Path) -> Run:
             f"{run}: training is not finished (there is no {AVERAGED}/ yet); run the same "
             "`python -m scav_jax.train` command again, it resumes"
         )
-    encoders, objective = build(config)
+    encoders, objective = build(from_dict(config, run / CONFIG_FILE))
     like = parameter_shapes(encoders, objective, config["features"]["widths"])
     params, steps = _restore_averaged(run / AVERAGED, like)
     fingerprint = config["features"]["fingerprint"]

@@ -20,9 +20,9 @@ from tqdm import tqdm
 
 from scav_jax import processes, profiling, sharding
 from scav_jax.checkpoints import Checkpoints
-from scav_jax.config import ArgumentParser, parse, unpack
+from scav_jax.config import Config
+from scav_jax.config_files import ArgumentParser, parse
 from scav_jax.errors import InputError
-from scav_jax.optimizer import make_optimizer
 from scav_jax.prefetch import Prefetch
 from scav_jax.profiling import Trace
 from scav_jax.progress import progress_bar
@@ -31,6 +31,7 @@ from scav_jax.runs import AVERAGED, Run, example_batch, open_workdir, save_avera
 from scav_jax.settings import (
     Setup,
     learning_rates,
+    optimizer_of,
     prepare,
     resolved_config,
     set_up,
@@ -44,18 +45,17 @@ from scav_jax.validation import in_words, run_of, score, validate
 COLLAPSED_SPREAD = 1e-3  # embeddings this close, relative to their length, are one point
 
 
-def train(config: dict, workdir: Path) -> Run | None:
+def train(config: Config, workdir: Path) -> Run | None:
     """Trains to the end and returns the averaged model; None if it was told to stop before.
 
     Args:
-      config: the resolved config, nested dict.
+      config: what to train, see `config`.
       workdir: the run directory; holds nothing yet, or the same run, which is then resumed.
     """
     setup, mesh, dataset = processes.all_or_none(lambda: prepare(config))
     processes.check_same(shared_document(setup))
-    settings = setup.settings
-    optimizer = unpack("optimizer", config["optimizer"], make_optimizer, steps=settings.steps)
-    schedule = learning_rates(config["optimizer"], settings.steps)
+    settings = config.train
+    optimizer, schedule = optimizer_of(config), learning_rates(config)
     _in_first(lambda: open_workdir(workdir, resolved_config(setup)))
 
     put = functools.partial(sharding.put_batch, mesh=mesh)
@@ -139,7 +139,7 @@ def _step_on(mesh, setup: Setup, optimizer, state: TrainState):
             training_encoders(setup),
             setup.objective,
             optimizer,
-            setup.config["seed"],
+            setup.config.seed,
             memory_bytes=setup.settings.distance_memory_bytes,
             microbatch=setup.settings.microbatch,
             mesh=mesh,
@@ -153,7 +153,7 @@ def _step_on(mesh, setup: Setup, optimizer, state: TrainState):
 def _start_or_resume(setup: Setup, optimizer, mesh, checkpoints: Checkpoints, batches):
     """The state to go on from, and how many steps it has seen; moves the batches there too."""
     example = example_batch(widths(setup))
-    state = init_state(setup.encoders, setup.objective, optimizer, example, setup.config["seed"])
+    state = init_state(setup.encoders, setup.objective, optimizer, example, setup.config.seed)
     cut = {name: getattr(setup.settings, name) for name in ("shard_params", "shard_optimizer")}
     state = sharding.put(state, state_shardings(state, mesh, **cut))
     latest = checkpoints.restore_latest(state)
@@ -265,7 +265,7 @@ def main(argv: list[str] | None = None) -> int:
     processes.start(arguments)
     _silence_threads()
     if (arguments.workdir / AVERAGED).is_dir():
-        setup = set_up(config.to_dict())
+        setup = set_up(config)
         open_workdir(arguments.workdir, resolved_config(setup))
         if processes.is_first():
             print(
@@ -273,7 +273,7 @@ def main(argv: list[str] | None = None) -> int:
                 f"`python -m scav_jax.evaluate --run {arguments.workdir} --split test`"
             )
         return 0
-    done = train(config.to_dict(), arguments.workdir)
+    done = train(config, arguments.workdir)
     return 0 if done else processes.EXIT_TERMINATED
 
 

@@ -5,6 +5,7 @@ import sys
 import jax
 
 from scav_jax import embed, metrics, retrieve, sharding
+from scav_jax.config import as_dict
 from scav_jax.distances import retrieval_form
 from scav_jax.runs import Run
 from scav_jax.settings import Setup
@@ -35,7 +36,7 @@ def validate(setup: Setup, params) -> dict[str, float]:
 def run_of(setup: Setup, params) -> Run:
     """The towers with some parameters, as they are used after training."""
     fingerprint = setup.training.fingerprint
-    return Run(None, setup.config, setup.encoders, setup.objective, params, fingerprint)
+    return Run(None, as_dict(setup.config), setup.encoders, setup.objective, params, fingerprint)
 
 
 def score(objective: Objective, values: dict[str, float]) -> float:

@@ -28,7 +28,7 @@ MATHEMATICS = (
 # The mathematics imports none of these itself, and runs where all but the first two are missing,
 # which flax needs.
 NOT_FOR_MATHEMATICS = (
-    *("absl", "orbax", "array_record", "av", "grain", "matplotlib", "ml_collections", "PIL"),
+    *("absl", "orbax", "array_record", "av", "grain", "matplotlib", "PIL"),
     *("tensorboardX", "tensorflow_datasets", "tqdm", "transformers"),
 )
 CAN_BE_MISSING = NOT_FOR_MATHEMATICS[2:]

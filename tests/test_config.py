@@ -1,26 +1,17 @@
 """Config files, overrides and their mistakes: each is one line that names the key."""
 
+import dataclasses
+import json
 import sys
-from dataclasses import dataclass
 
-import flax.linen
 import pytest
-from ml_collections import ConfigDict, FrozenConfigDict
 
-from scav_jax import config
+from scav_jax import config, config_files
+from scav_jax.config import Config
 from scav_jax.errors import InputError
 
-BODY = """
-    return ConfigDict({
-        "seed": 0,
-        "data": {"path": "data/x", "batch_size": 32, "shuffle": True},
-        "encoders": {"width": 512, "pre_resample": "visual_to_audio"},
-        "distance": {"name": "euclidean", "rates": (1.0, 2.0)},
-        "objective": {"name": "sequence", "temperature": 1.0},
-        "optimizer": {"learning_rate": 7e-4, "clip_norm": None},
-        "train": {"steps": 100, "note": None},
-    })
-"""
+IMPORT = "from scav_jax.config import Config\n"
+BODY = "return Config().replace(train={'steps': 100}, seed=0)\n"
 
 
 def write(folder, name, text):
@@ -32,42 +23,44 @@ def write(folder, name, text):
 
 @pytest.fixture
 def file(tmp_path):
-    text = f"from ml_collections import ConfigDict\ndef get_config():{BODY}"
-    return write(tmp_path, "plain.py", text)
+    return write(tmp_path, "plain.py", f"{IMPORT}def get_config():\n    {BODY}")
 
 
-@pytest.fixture
-def document(file):
-    return config.load_file(file)
+def flat(document):
+    return config.flatten(config.as_dict(document))
 
 
-def test_a_file_is_loaded_and_locked(document):
+# ---- files -------------------------------------------------------------------------------------
+
+
+def test_a_file_is_loaded_and_frozen(file):
+    document = config_files.load_file(file)
     assert document.train.steps == 100
-    with pytest.raises((AttributeError, KeyError)):
-        document.train.stepz = 3
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        document.train.steps = 3
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        document.encoders.width = 3
 
 
 def test_variants_and_shared_code_load_without_traces(tmp_path):
-    write(tmp_path, "base.py", f"from ml_collections import ConfigDict\ndef base():{BODY}")
+    write(tmp_path, "base.py", f"{IMPORT}def base():\n    {BODY}")
     row = """
         from configs.base import base
         from configs.table.shared import STEPS
         def get_config(variant="max"):
-            config = base()
-            config.train.steps = STEPS[variant]
-            return config
+            return base().replace(train={"steps": STEPS[variant]})
     """
     row = "\n".join(line[8:] for line in row.splitlines())
     path = write(tmp_path, "table/row.py", row)
     write(tmp_path, "table/shared.py", "STEPS = {'max': 7, 'small': 5}")
     modules, paths = dict(sys.modules), list(sys.path)
-    assert config.load_file(path).train.steps == 7
-    assert config.load_file(f"{path}:small").train.steps == 5
+    assert config_files.load_file(path).train.steps == 7
+    assert config_files.load_file(f"{path}:small").train.steps == 5
     assert sys.path == paths
     left = {name for name in sys.modules.keys() - modules.keys() if "config" in name}
     assert not left
-    with pytest.raises(InputError, match=r"row.py, line 6: KeyError: 'tiny'"):
-        config.load_file(f"{path}:tiny")
+    with pytest.raises(InputError, match=r"row.py, line 5: KeyError: 'tiny'"):
+        config_files.load_file(f"{path}:tiny")
 
 
 def test_two_trees_do_not_mix_and_a_foreign_configs_module_survives(tmp_path):
@@ -75,21 +68,21 @@ def test_two_trees_do_not_mix_and_a_foreign_configs_module_survives(tmp_path):
     sys.modules["configs"] = foreign
     try:
         for number in (1, 2):
-            body = BODY.replace('"steps": 100', f'"steps": {number}')
+            body = BODY.replace("'steps': 100", f"'steps': {number}")
             folder = tmp_path / str(number)
-            write(folder, "base.py", f"from ml_collections import ConfigDict\ndef get():{body}")
+            write(folder, "base.py", f"{IMPORT}def get():\n    {body}")
             path = write(folder, "x.py", "from configs.base import get as get_config")
-            assert config.load_file(path).train.steps == number
+            assert config_files.load_file(path).train.steps == number
             assert sys.modules["configs"] is foreign
     finally:
         del sys.modules["configs"]
 
 
 def test_a_file_elsewhere_finds_configs_in_the_working_directory(tmp_path, monkeypatch):
-    write(tmp_path, "base.py", f"from ml_collections import ConfigDict\ndef base():{BODY}")
+    write(tmp_path, "base.py", f"{IMPORT}def base():\n    {BODY}")
     (tmp_path / "mine.py").write_text("from configs import base\nget_config = base.base\n")
     monkeypatch.chdir(tmp_path)
-    assert config.load_file("mine.py").seed == 0
+    assert config_files.load_file("mine.py").train.steps == 100
 
 
 @pytest.mark.parametrize(
@@ -98,33 +91,33 @@ def test_a_file_elsewhere_finds_configs_in_the_working_directory(tmp_path, monke
         ("def get_config(:\n", "bad.py, line 1: SyntaxError"),
         ("x = 1\nimport no_such_module\n", "bad.py, line 2: ModuleNotFoundError.*no_such_module"),
         ("x = 1\n", r"expected a function get_config\(\)"),
-        ("def get_config():\n    return {}\n", "expected .*ConfigDict, got dict"),
+        ("def get_config():\n    return {}\n", "expected .*Config, got dict"),
         (
-            f"from ml_collections import ConfigDict\ndef get_config():{BODY}".replace(
-                '"train"', '"tarin"'
-            ),
-            "unknown key 'tarin'. Did you mean 'train'",
+            f"{IMPORT}def get_config():\n    {BODY.replace('train', 'tarin')}",
+            r"line 3: config.tarin.steps: unknown key. Did you mean 'train.steps'",
         ),
         (
-            f"from ml_collections import ConfigDict\ndef get_config():{BODY}".replace(
-                '"seed": 0,', ""
-            ),
-            "expected a key 'seed'",
+            f"{IMPORT}def get_config():\n    {BODY.replace('100', '0')}",
+            r"line 3: train.steps: expected at least 1, got 0",
         ),
+        (f"{IMPORT}def get_config():\n    return Config(tarin=3)", r"line 3: TypeError: .*'tarin'"),
     ],
 )
 def test_a_broken_file_is_one_line_with_its_place(tmp_path, text, message):
     path = write(tmp_path, "bad.py", text)
     with pytest.raises(InputError, match=message) as caught:
-        config.load_file(path)
+        config_files.load_file(path)
     assert "\n" not in str(caught.value)
 
 
 def test_a_missing_file_or_variant(file):
     with pytest.raises(InputError, match=r"Did you mean .*plain\.py'"):
-        config.load_file(file.replace("plain", "plian"))
+        config_files.load_file(file.replace("plain", "plian"))
     with pytest.raises(InputError, match="expected no variant, got 'max'"):
-        config.load_file(f"{file}:max")
+        config_files.load_file(f"{file}:max")
+
+
+# ---- overrides ---------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -141,22 +134,35 @@ def test_a_missing_file_or_variant(file):
         ("optimizer.clip_norm", "none", None),
         ("encoders.pre_resample", "None", None),
         ("encoders.pre_resample", "audio_to_visual", "audio_to_visual"),
-        ("data.shuffle", "false", False),
-        ("data.shuffle", "True", True),
+        ("encoders.conv_position", "false", False),
+        ("encoders.conv_position", "True", True),
         ("data.path", "123", "123"),
         ("data.path", "a=b, c", "a=b, c"),
-        ("distance.rates", "(3, 4.5, 6)", (3.0, 4.5, 6.0)),
-        ("train.note", "12", 12),
-        ("train.note", "words", "words"),
+        ("distance.resample", "audio_to_visual", "audio_to_visual"),
+        ("objective.normalize", "false", False),
     ],
 )
-def test_an_override_has_the_type_of_what_it_replaces(document, key, text, value):
-    result = config.flatten(config.override(document, {key: text}))
+def test_an_override_has_the_type_of_its_key(key, text, value):
+    document = Config().replace(optimizer={"clip_norm": 1.0})
+    result = flat(config.override(document, {key: text}))
     assert result[key] == value and type(result[key]) is type(value)
-    untouched = config.flatten(document)
     assert {k: v for k, v in result.items() if k != key} == {
-        k: v for k, v in untouched.items() if k != key
+        k: v for k, v in flat(document).items() if k != key
     }
+
+
+@dataclasses.dataclass
+class Rates:
+    rates: tuple[float, ...] = (1.0, 2.0)
+
+
+def test_a_tuple_is_read_item_by_item():
+    document = dataclasses.replace(Config(), optimizer=config.settings_of("optimizer", Rates))
+    found = config.override(document, {"optimizer.rates": "(3, 4.5, 6)"}).optimizer
+    assert found.rates == (3.0, 4.5, 6.0) and set(map(type, found.rates)) == {float}
+    for text in ("3", "(1, 'x')", "("):
+        with pytest.raises(InputError, match=r"config\.optimizer\.rates: expected "):
+            config.override(document, {"optimizer.rates": text})
 
 
 @pytest.mark.parametrize(
@@ -166,40 +172,64 @@ def test_an_override_has_the_type_of_what_it_replaces(document, key, text, value
         ("train.steps", "1e3"),
         ("train.steps", "none"),
         ("train.steps", True),
+        ("seed", "0.5"),
         ("optimizer.learning_rate", "fast"),
         ("optimizer.learning_rate", "nan"),
         ("optimizer.clip_norm", "inf"),
         ("optimizer.clip_norm", "loose"),
-        ("data.shuffle", "2"),
+        ("encoders.conv_position", "2"),
         ("data.path", 3),
-        ("distance.rates", "3"),
-        ("distance.rates", "(1, 'x')"),
+        ("data.path", None),
     ],
 )
-def test_a_value_of_another_type_is_refused_by_name(document, key, text):
+def test_a_value_of_another_type_is_refused_by_name(key, text):
     with pytest.raises(InputError, match=rf"config\.{key}: expected .*, got "):
-        config.override(document, {key: text})
+        config.override(Config(), {key: text})
 
 
 @pytest.mark.parametrize(
     ("key", "message"),
     [
-        ("train.step", r"Did you mean 'steps'\? train has note, steps"),
+        ("train.step", r"Did you mean 'steps'\? train has steps, log_every"),
         ("trian.steps", r"Did you mean 'train\.steps'\? the config has data, "),
         ("batch_size", r"Did you mean 'data\.batch_size'\? the config has data, "),
         ("encoders.learning_rate", r"Did you mean 'optimizer\.learning_rate'\? encoders has "),
+        ("encoders.precision", r"Did you mean 'train\.precision'"),
+        ("distance.gamma", r"unknown key\..* distance has name, resample"),
+        ("objective.distance", "unknown key"),
         ("train.steps.more", "train.steps is a value"),
-        ("train", r"expected a key of this section, as in config\.train\.note"),
-        ("train.", "unknown key"),
+        ("seed.more", "seed is a value"),
+        ("train", r"expected a key of this section, as in config\.train\.steps"),
+        ("train.", "expected a key of this section"),
+        ("distance.name", "got '1'"),
+        ("objective.name", "got '1'"),
     ],
 )
-def test_an_unknown_key_names_the_nearest(document, key, message):
+def test_an_unknown_key_names_the_nearest(key, message):
     with pytest.raises(InputError, match=message):
-        config.override(document, {key: "1"})
+        config.override(Config(), {key: "1"})
+
+
+def test_another_name_brings_its_own_options_at_their_defaults():
+    changed = Config().replace(objective={"temperature": 0.07})
+    found = config.override(changed, {"distance.blur": "0.1", "distance.name": "wasserstein"})
+    options = flat(found)
+    assert (options["distance.name"], options["distance.blur"]) == ("wasserstein", 0.1)
+    assert options["distance.position_weight"] == 10.0 and "distance.resample" not in options
+    assert found.objective == changed.objective
+    assert config.override(changed, {"objective.name": "sequence"}) == changed
+    other = config.override(changed, {"objective.name": "aggregation"})
+    assert (other.objective.name, other.objective.temperature) == ("aggregation", 1.0)
+    assert config.override(found, {"distance.name": "dtw"}).replace(
+        distance={"name": "euclidean"}
+    ) == dataclasses.replace(found, distance=Config().distance)
+
+
+# ---- the command line --------------------------------------------------------------------------
 
 
 def parser():
-    made = config.ArgumentParser("Trains.")
+    made = config_files.ArgumentParser("Trains.")
     made.add_argument("--workdir", default="run", help="where the run is kept")
     made.add_argument("--quiet", action="store_true")
     return made
@@ -211,11 +241,10 @@ def test_a_command_line_is_read_and_can_be_read_again(file):
         "--config.train.steps", "6",
     ]  # fmt: skip
     for _ in range(2):
-        document, arguments = config.parse(parser(), argv)
+        document, arguments = config_files.parse(parser(), argv)
         assert (document.train.steps, document.seed) == (6, -1)
-        assert isinstance(document, FrozenConfigDict)
         assert (arguments.config, arguments.workdir, arguments.quiet) == (file, "here", False)
-    document, arguments = config.parse(parser(), [f"--config={file}", "--quiet"])
+    document, arguments = config_files.parse(parser(), [f"--config={file}", "--quiet"])
     assert (document.train.steps, arguments.quiet) == (100, True)
 
 
@@ -233,67 +262,44 @@ def test_a_command_line_is_read_and_can_be_read_again(file):
 )
 def test_a_mistaken_command_line_is_one_line(file, argv, message):
     with pytest.raises(InputError, match=message) as caught:
-        config.parse(parser(), [file if word == "FILE" else word for word in argv])
+        config_files.parse(parser(), [file if word == "FILE" else word for word in argv])
     assert "\n" not in str(caught.value)
 
 
 def test_help_lists_the_flags_and_the_keys_of_a_file(file, capsys):
     for argv, lists_keys in [(["--help"], False), (["--config", file, "-h"], True)]:
         with pytest.raises(SystemExit) as caught:
-            config.parse(parser(), argv)
+            config_files.parse(parser(), argv)
         assert caught.value.code == 0
         printed = capsys.readouterr().out
         assert "--workdir" in printed and "--config.SECTION.KEY=VALUE" in printed
-        assert ("--config.data.batch_size=32" in printed) == lists_keys
+        assert ("--config.data.batch_size=256" in printed) == lists_keys
 
 
-@dataclass
-class Optimizer:
-    learning_rate: float
-    steps: int
-    clip_norm: float | None = None
+# ---- the document ------------------------------------------------------------------------------
 
 
-class Tower(flax.linen.Module):
-    width: int = 3
-
-
-def test_a_section_becomes_what_it_configures(document):
-    made = config.unpack("optimizer", document.optimizer, Optimizer, steps=9)
-    assert made == Optimizer(7e-4, 9, None)
-    frozen = FrozenConfigDict(document)
-    assert config.unpack("optimizer", frozen.optimizer, Optimizer, steps=9) == made
-    assert config.unpack("tower", {"width": 4}, Tower).width == 4
-    assert config.unpack("open", {"a": 1}, lambda **options: options) == {"a": 1}
-
-
-@pytest.mark.parametrize(
-    ("section", "constructor", "given", "message"),
-    [
-        ({"learning_rat": 1.0}, Optimizer, {"steps": 1}, "'learning_rat'. Did you mean 'learning_"),
-        ({"clip_norm": 1.0}, Optimizer, {"steps": 1}, "expected a key 'learning_rate'"),
-        ({"learning_rate": 1.0, "steps": 2}, Optimizer, {"steps": 1}, "unknown key 'steps'"),
-        ({"name": "x"}, Tower, {}, "unknown key 'name'. It has width"),
-    ],
-)
-def test_left_over_or_missing_keys_are_errors(section, constructor, given, message):
-    with pytest.raises(InputError, match=message):
-        config.unpack("x", section, constructor, **given)
-
-
-def test_json_and_back(document):
-    text = config.to_json(document)
-    assert text == config.to_json(FrozenConfigDict(document)) == config.to_json(document.to_dict())
-    read = config.from_json(text)
-    assert read["train"] == {"steps": 100, "note": None}
-    assert config.to_json(read) == text
-    assert config.difference(document, read) == ""
+def test_the_document_comes_back_and_another_versions_is_refused():
+    written = Config().replace(distance={"name": "soft_dtw", "gamma": 0.2}, data={"buckets": 2})
+    document = json.loads(json.dumps(config.as_dict(written))) | {"features": {"widths": {}}}
+    assert config.from_dict(document, "run") == written
+    for change, message in [
+        (lambda d: d["train"].pop("steps"), "expected a key 'train.steps', it is missing"),
+        (lambda d: d.pop("seed"), "expected a key 'seed'"),
+        (lambda d: d["train"].update(stepz=3), "unknown key"),
+        (lambda d: d["distance"].update(resample="visual_to_audio"), "unknown key"),
+        (lambda d: d["distance"].update(name="manhattan"), "expected one of "),
+    ]:
+        other = json.loads(json.dumps(document))
+        change(other)
+        with pytest.raises(InputError, match=f"run: written by another version.*{message}"):
+            config.from_dict(other, "run")
 
 
 def test_differences_are_said_in_words():
-    old = ConfigDict({"seed": 0, "train": {"steps": 3, "rates": (1, 2)}})
+    old = {"seed": 0, "train": {"steps": 3, "rates": (1, 2)}}
     new = {"seed": 0, "train": {"steps": 4, "rates": [1, 2], "more": None}}
     assert config.difference(old, new) == (
         "train.more: expected no such key, got None; train.steps: expected 3, got 4"
     )
-    assert config.difference(old, old.to_dict()) == ""
+    assert config.difference(old, old) == ""

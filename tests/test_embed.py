@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from scav_jax import datasets
+from scav_jax.config import Config, as_dict
 from scav_jax.datasets.resampled import write_resampled
 from scav_jax.embed import embed
 from scav_jax.errors import InputError
@@ -14,10 +15,10 @@ from scav_jax.features import Clip
 from scav_jax.runs import Run, build, parameter_shapes
 
 FINGERPRINT = {"backbone": "random", "rate_hz": 16000}
-CONFIG = {
-    "seed": 3,
-    "data": {"align": "time", "buckets": 2},
-    "encoders": {
+CONFIG = Config().replace(
+    seed=3,
+    data={"buckets": 2},
+    encoders={
         "width": 12,
         "visual_blocks": 1,
         "audio_blocks": 1,
@@ -26,9 +27,7 @@ CONFIG = {
         "heads": 2,
         "feedforward": 14,
     },
-    "distance": {"name": "euclidean", "resample": "visual_to_audio"},
-    "objective": {"name": "sequence"},
-}
+)
 
 
 def random_clip(random, number, visual_steps, audio_steps):
@@ -63,7 +62,7 @@ def run():
     random = np.random.default_rng(3)
     shapes = parameter_shapes(encoders, objective, {"visual": 7, "audio": 6})
     params = jax.tree.map(lambda x: random.normal(size=x.shape).astype(np.float32) * 0.3, shapes)
-    return Run(None, CONFIG, encoders, objective, params, FINGERPRINT)
+    return Run(None, as_dict(CONFIG), encoders, objective, params, FINGERPRINT)
 
 
 @pytest.fixture(scope="module")
@@ -125,8 +124,7 @@ def test_a_resampled_copy_serves_as_its_original(run, data, tmp_path):
     """Latents too, where the model resamples as the copy was; other models refuse it."""
     write_resampled(data.data, tmp_path / "copy")
     copy = datasets.read(tmp_path / "copy", "test")
-    encoders = {**CONFIG["encoders"], "pre_resample": "visual_to_audio"}
-    config = {**CONFIG, "encoders": encoders}
+    config = CONFIG.replace(encoders={"pre_resample": "visual_to_audio"})
     resampling = replace(run, config=config, encoders=build(config)[0])
     expected, got = (embed(resampling, split, batch_size=11) for split in (data, copy))
     for stream in ("visual", "audio"):

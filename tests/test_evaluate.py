@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from scav_jax import datasets, evaluate, metrics, retrieve, runs
+from scav_jax.config import Config, as_dict
 from scav_jax.embed import embed
 from scav_jax.encoders import Encoders
 from scav_jax.errors import InputError
@@ -44,10 +45,10 @@ def write_data(folder, seed=0, labels=("drum", ""), fingerprint=FINGERPRINT):
 
 def write_run(folder, data, seed=0, distance=None, **objective):
     """What a finished training leaves behind, with parameters as they are at the start."""
-    config = {
-        "seed": seed,
-        "data": {"path": str(data), "align": "time", "buckets": 2, "batch_size": 4},
-        "encoders": {
+    config = Config().replace(
+        seed=seed,
+        data={"path": str(data), "buckets": 2, "batch_size": 4},
+        encoders={
             "width": 12,
             "visual_blocks": 1,
             "audio_blocks": 1,
@@ -55,14 +56,12 @@ def write_run(folder, data, seed=0, distance=None, **objective):
             "audio_hidden": 9,
             "heads": 2,
             "feedforward": 14,
-            "pre_resample": None,
         },
-        "distance": distance or {"name": "euclidean", "resample": "audio_to_visual"},
-        "objective": {"name": "sequence"} | objective,
-        "train": {"steps": 0},
-        "features": {"fingerprint": FINGERPRINT, "widths": WIDTHS},
-    }
-    write_json(folder / "config.json", config)
+        distance=distance or {"resample": "audio_to_visual"},
+        objective=objective,
+    )
+    features = {"fingerprint": FINGERPRINT, "widths": WIDTHS}
+    write_json(folder / "config.json", as_dict(config) | {"features": features})
     encoders, built = runs.build(config)
     shapes = runs.parameter_shapes(encoders, built, WIDTHS)
     random = np.random.default_rng(seed)

@@ -13,6 +13,7 @@ import pytest
 from test_media import click_track, flash_frames, write_video
 
 from scav_jax import datasets, embed, embed_files, model, runs
+from scav_jax.config import Config, as_dict
 from scav_jax.errors import InputError
 from scav_jax.extract import backbones, fbank, media, program
 from scav_jax.extract.backbones.plain import Plain
@@ -22,32 +23,31 @@ from scav_jax.files import write_json
 RATE = 16_000
 WIDTHS = {"visual": 384, "audio": 2048}
 STREAMS = ("visual", "audio")
+TOWERS = {
+    "width": 12,
+    "visual_blocks": 1,
+    "audio_blocks": 1,
+    "visual_hidden": 10,
+    "audio_hidden": 9,
+    "heads": 2,
+    "feedforward": 14,
+}
 
 
 def write_run(folder, seed=0, pre_resample="visual_to_audio", fingerprint=None, **distance):
     """A finished training with random parameters, on features of the backbone `plain`."""
-    config = {
-        "seed": seed,
-        "data": {"path": "/data/mine", "align": "time", "buckets": 2},
-        "encoders": {
-            "width": 12,
-            "visual_blocks": 1,
-            "audio_blocks": 1,
-            "visual_hidden": 10,
-            "audio_hidden": 9,
-            "heads": 2,
-            "feedforward": 14,
-            "pre_resample": pre_resample,
-        },
-        "distance": {"name": "euclidean", "resample": "visual_to_audio"} | distance,
-        "objective": {"name": "sequence"},
-        "features": {
-            "fingerprint": fingerprint or program.make_fingerprint("plain"),
-            "widths": WIDTHS,
-            "clips": {"train": 1200},
-        },
+    config = Config().replace(
+        seed=seed,
+        data={"path": "/data/mine", "buckets": 2},
+        encoders=TOWERS | {"pre_resample": pre_resample},
+        distance=distance,
+    )
+    features = {
+        "fingerprint": fingerprint or program.make_fingerprint("plain"),
+        "widths": WIDTHS,
+        "clips": {"train": 1200},
     }
-    write_json(folder / "config.json", config)
+    write_json(folder / "config.json", as_dict(config) | {"features": features})
     encoders, objective = runs.build(config)
     random = np.random.default_rng(seed)
     shapes = runs.parameter_shapes(encoders, objective, WIDTHS)

@@ -12,9 +12,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from scav_jax import config as configs
 from scav_jax import costs, plan, trial
 from scav_jax.compiled import memory_of
+from scav_jax.config import override
+from scav_jax.config_files import load_file
 from scav_jax.encoders import Encoders
 from scav_jax.errors import InputError
 from scav_jax.features import Clip
@@ -236,9 +237,9 @@ def test_a_data_set_on_disk_is_read_instead(tmp_path):
 
     made = [("train", clip(number, 10 + number % 3, 4)) for number in range(9)]
     datasets.write(made, tmp_path / "data", fingerprint={}, videos="", rejected=[])
-    document = configs.load_file(str(ROOT / "configs/demo.py"))
+    document = load_file(str(ROOT / "configs/demo.py"))
     changes = {"data.path": str(tmp_path / "data"), "data.batch_size": 4}
-    stored = plan.stored_features(configs.override(document, changes).to_dict())
+    stored = plan.stored_features(override(document, changes))
     assert stored.clips == 9
     assert stored.clip_bytes == 2 * (11 * 7 + 4 * 5)
     assert (stored.visual, stored.audio) == ((12, 7), (4, 5))
@@ -275,7 +276,7 @@ def test_the_step_is_run(compiled_step):
 @pytest.mark.parametrize("microbatch", [0, 4])
 def test_on_a_v100_nothing_needs_bfloat16_or_triton(microbatch):
     """A V100 has neither: what JAX hands to XLA for CUDA holds no such type and no kernel call."""
-    document = configs.load_file(str(ROOT / "configs/vggsound.py")).to_dict()
+    document = load_file(str(ROOT / "configs/vggsound.py"))
     encoders, objective = build(document)
     assert encoders.precision == "float32"
     work = dataclasses.replace(small(batch=8, microbatch=microbatch), objective=objective)

@@ -15,8 +15,9 @@ import jax
 import numpy as np
 import pytest
 
-from scav_jax import config as configs
 from scav_jax import datasets, processes, train
+from scav_jax.config import override
+from scav_jax.config_files import load_file
 from scav_jax.errors import InputError
 from scav_jax.features import Clip
 from scav_jax.runs import load_run
@@ -73,8 +74,8 @@ def data(tmp_path_factory):
 
 
 def small_config(data, **changes):
-    loaded = configs.load_file(str(ROOT / "configs/demo.py"))
-    return configs.override(loaded, SMALL | {"data.path": str(data)} | changes).to_dict()
+    loaded = load_file(str(ROOT / "configs/demo.py"))
+    return override(loaded, SMALL | {"data.path": str(data)} | changes)
 
 
 def command(data, workdir, **changes):

@@ -19,7 +19,6 @@ from configs import base
 
 def get_config(variant: str = "max"):
     config = base.row(variant, largest=192)
-    base.cav(config)
+    config = base.cav(config)
     if variant == "demo":
-        config.optimizer.learning_rate = 5e-4  # ours, chosen on validation
-    return config
+        return config.replace(optimizer={"learning_rate": 5e-4})  # ours, chosen on validation

@@ -18,6 +18,5 @@ from configs import base
 
 def get_config(variant: str = "max"):
     config = base.row(variant, largest=1024)
-    base.cav(config)
-    base.interpolate(config, "visual_to_audio", when="pre")
-    return config
+    config = base.cav(config)
+    return base.interpolate(config, "visual_to_audio", when="pre")

@@ -18,5 +18,4 @@ from configs import base
 
 def get_config(variant: str = "max"):
     config = base.row(variant, largest=64)
-    base.interpolate(config, "audio_to_visual", when="post")
-    return config
+    return base.interpolate(config, "audio_to_visual", when="post")

@@ -18,5 +18,4 @@ from configs import base
 
 def get_config(variant: str = "max"):
     config = base.row(variant, largest=256)
-    base.interpolate(config, "visual_to_audio", when="pre")
-    return config
+    return base.interpolate(config, "visual_to_audio", when="pre")

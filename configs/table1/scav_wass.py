@@ -18,5 +18,4 @@ from configs import base
 
 def get_config(variant: str = "max"):
     config = base.row(variant, largest=64)
-    base.wasserstein(config)
-    return config
+    return base.wasserstein(config)

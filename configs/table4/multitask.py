@@ -17,5 +17,4 @@ from configs.table1 import scav_pre_v2a
 def get_config(variant: str = "max"):
     base.check_variant(variant, ("max", "demo"))
     config = scav_pre_v2a.get_config(variant)
-    config.objective.name = "sequence+aggregation"
-    return config
+    return config.replace(objective={"name": "sequence+aggregation"})

@@ -18,7 +18,6 @@ from configs.table1 import scav_pre_v2a
 def get_config(variant: str = "max"):
     base.check_variant(variant, ("max", "demo"))
     config = scav_pre_v2a.get_config(variant)
-    config.objective.normalize = False
+    config = config.replace(objective={"normalize": False})
     if variant == "demo":
-        config.optimizer.learning_rate = 4e-3  # ours, chosen on validation
-    return config
+        return config.replace(optimizer={"learning_rate": 4e-3})  # ours, chosen on validation

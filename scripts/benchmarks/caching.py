@@ -23,13 +23,13 @@ import jax.numpy as jnp
 import numpy as np
 from contest import Contestant, compiled, race, table, verdict
 
-from scav_jax import config, sharding
+from scav_jax import config_files, sharding
 from scav_jax.compiled import communication_bytes, memory_of
 from scav_jax.distances import pairwise
 from scav_jax.objectives import sequence_loss
-from scav_jax.optimizer import make_optimizer
 from scav_jax.runs import build, example_batch
 from scav_jax.sequences import AudioVisual, Sequences, sequences
+from scav_jax.settings import optimizer_of
 from scav_jax.train_step import init_state, make_train_step
 
 WIDTHS = {"visual": 768, "audio": 6144}
@@ -45,9 +45,9 @@ MEMORY = [
 
 def model(**changes):
     """-> (towers, objective, optimizer) of the paper."""
-    document = config.load_file("configs/vggsound.py").to_dict()
+    document = config_files.load_file("configs/vggsound.py")
     encoders, objective = build(document)
-    optimizer = make_optimizer(steps=250_000, **document["optimizer"])
+    optimizer = optimizer_of(document)
     return encoders.clone(**changes), objective, optimizer
 
 

@@ -23,7 +23,8 @@ from pathlib import Path
 import numpy as np
 
 from scav_jax import datasets, embed, metrics, retrieve, train
-from scav_jax.config import load_file, override
+from scav_jax.config import override
+from scav_jax.config_files import load_file
 from scav_jax.distances import retrieval_form
 from scav_jax.errors import run_program
 from scav_jax.files import write_json
@@ -74,7 +75,7 @@ def finished(workdir: Path, title: str, config: str, changes: dict) -> Path:
     """A run's directory: of a config with some changes, trained now if it is not finished."""
     if not (workdir / AVERAGED).is_dir():
         print(f"== {title}", file=sys.stderr)
-        if train.train(override(load_file(config), changes).to_dict(), workdir) is None:
+        if train.train(override(load_file(config), changes), workdir) is None:
             sys.exit("terminated; the same command resumes")
     return workdir
 
@@ -130,12 +131,12 @@ def seconds_per_step(row: str, data: str) -> float:
     config = load_file(ROWS[row])
     changes = {"data.path": data, "train.steps": TIMED_STEPS, "train.validate_every": TIMED_STEPS}
     with tempfile.TemporaryDirectory() as workdir:
-        if train.train(override(config, changes).to_dict(), Path(workdir)) is None:
+        if train.train(override(config, changes), Path(workdir)) is None:
             sys.exit("terminated; the same command resumes")
         lines = (Path(workdir) / "metrics.jsonl").read_text().splitlines()
     records = [json.loads(line) for line in lines]
     rates = [record["examples_per_s"] for record in records if record["kind"] == "train"]
-    return config["data"]["batch_size"] / float(np.median(rates[1:]))  # the first one compiles
+    return config.data.batch_size / float(np.median(rates[1:]))  # the first one compiles
 
 
 def interval(values: list[float]) -> str:

@@ -31,7 +31,7 @@ import numpy as np
 from chimes_rows import TINY, evaluated, finished, interval, validation_score
 
 from scav_jax import datasets
-from scav_jax.config import load_file
+from scav_jax.config_files import load_file
 from scav_jax.errors import InputError, run_program
 from scav_jax.files import write_json
 
@@ -66,7 +66,7 @@ def settings(batch: int, factor: float, seed: int, options) -> dict:
         "train.validate_every": max(steps // VALIDATIONS, 1),
         "train.devices": 1,
     }
-    if "microbatch" in demo.train and batch > options.microbatch:
+    if batch > options.microbatch:
         changes["train.microbatch"] = options.microbatch
     return changes | options.changes
 

@@ -1,0 +1,185 @@
+"""Config files and the command line: `--config FILE[:VARIANT] --config.SECTION.KEY=VALUE`."""
+
+import argparse
+import contextlib
+import importlib.util
+import inspect
+import sys
+import traceback
+import types
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from scav_jax.config import Config, as_dict, flatten, override
+from scav_jax.errors import InputError, did_you_mean
+
+USAGE = """\
+Any key of the config can be set with --config.SECTION.KEY=VALUE, for example
+--config.train.steps=100. `--config FILE --help` lists the keys of FILE. Another distance.name or
+objective.name brings that one's own options, at their defaults.
+FILE:VARIANT chooses a variant of a config, for example configs/table1/cav.py:batch32.
+"""
+
+
+@contextlib.contextmanager
+def _importable(file: Path) -> Iterator[None]:
+    """Lets a config file say `from configs import base`, and leaves no trace of it afterwards.
+
+    `configs` is the nearest folder of that name above the file, else the one in the working
+    directory; a package of the same name elsewhere is not touched.
+    """
+
+    def of_configs(name: str) -> bool:
+        return name == "configs" or name.startswith("configs.")
+
+    above = [parent for parent in file.resolve().parents if parent.name == "configs"]
+    package = types.ModuleType("configs")
+    package.__path__ = [str(above[0] if above else Path("configs").resolve())]
+    before = {name: module for name, module in sys.modules.items() if of_configs(name)}
+    for name in before:
+        del sys.modules[name]
+    sys.modules["configs"] = package
+    importlib.invalidate_caches()
+    try:
+        yield
+    finally:
+        for name in [name for name in sys.modules if of_configs(name)]:
+            del sys.modules[name]
+        sys.modules.update(before)
+
+
+def _run_file(file: Path, variant: str | None) -> Any:
+    spec = importlib.util.spec_from_file_location(f"config_{file.stem}", file)
+    module = importlib.util.module_from_spec(spec)
+    with _importable(file):
+        spec.loader.exec_module(module)
+        get_config = getattr(module, "get_config", None)
+        if get_config is None:
+            raise InputError(f"{file}: expected a function get_config() in a config file, got none")
+        if variant is None:
+            return get_config()
+        if not inspect.signature(get_config).parameters:
+            raise InputError(f"{file}: expected no variant, got {variant!r}; drop ':{variant}'")
+        return get_config(variant)
+
+
+def load_file(path: str) -> Config:
+    """Runs a config file: `configs/x.py`, or `configs/x.py:variant`.
+
+    Returns:
+      What its `get_config(variant)` returns.
+
+    Raises:
+      InputError: no such file, an error in it (with its line), no such variant, or no `Config`.
+    """
+    name, _, variant = path.partition(".py:")
+    file = Path(f"{name}.py" if variant else path)
+    if not file.is_file():
+        others = sorted(str(other) for other in file.parent.glob("*.py"))
+        raise InputError(
+            f"config file: expected a Python file, {str(file)!r} is none."
+            + did_you_mean(str(file), others)
+        )
+    try:
+        config = _run_file(file, variant or None)
+    except Exception as error:
+        raise _in_its_line(file, error) or error from None
+    if not isinstance(config, Config):
+        raise InputError(
+            f"{file}: expected get_config() to return a scav_jax.config.Config, "
+            f"got {type(config).__name__}"
+        )
+    return config
+
+
+def _in_its_line(file: Path, error: Exception) -> InputError | None:
+    """An error while a config file ran, with the file's line; None where none of them was run."""
+    frames = traceback.extract_tb(error.__traceback__)
+    lines = [frame.lineno for frame in frames if Path(frame.filename) == file]
+    if isinstance(error, SyntaxError):
+        return InputError(f"{file}, line {error.lineno}: SyntaxError: {error.msg}")
+    if not lines:
+        return None
+    if isinstance(error, InputError):
+        return InputError(f"{file}, line {lines[-1]}: {error}")
+    return InputError(f"{file}, line {lines[-1]}: {type(error).__name__}: {error}")
+
+
+# ---- command line --------------------------------------------------------------------------
+
+
+class ArgumentParser(argparse.ArgumentParser):
+    """argparse with `--config` in it, and one-line errors (`InputError`) instead of usage dumps."""
+
+    def __init__(self, description: str):
+        super().__init__(
+            description=description,
+            epilog=USAGE,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+            allow_abbrev=False,
+        )
+        self.add_argument(
+            "--config",
+            required=True,
+            metavar="FILE[:VARIANT]",
+            help="the config, for example configs/demo.py",
+        )
+
+    def error(self, message: str):
+        raise InputError(f"{message}; --help says what there is")
+
+
+def parse(
+    parser: ArgumentParser, argv: Sequence[str] | None = None
+) -> tuple[Config, argparse.Namespace]:
+    """Reads a command line: the config with its overrides, and the program's own arguments.
+
+    Args:
+      parser: a `config.ArgumentParser` with the program's arguments added.
+      argv: the words after the program's name; by default the process's own.
+
+    Returns:
+      The resolved config, and the namespace (`namespace.config` is the file as given).
+
+    Raises:
+      InputError: anything wrong with the arguments, the file or an override.
+    """
+    words, overrides = _split_overrides(sys.argv[1:] if argv is None else list(argv))
+    if {"-h", "--help"} & set(words):
+        _print_help(parser, words)
+        raise SystemExit(0)
+    arguments, unknown = parser.parse_known_args(words)
+    if unknown:
+        options = [option for action in parser._actions for option in action.option_strings]
+        hint = did_you_mean(unknown[0].split("=")[0], options)
+        parser.error(f"unknown argument {unknown[0]!r}.{hint} There are {', '.join(options)}")
+    return override(load_file(arguments.config), overrides), arguments
+
+
+def _split_overrides(words: list[str]) -> tuple[list[str], dict[str, str]]:
+    """Takes `--config.a.b=v` and `--config.a.b v` out of a command line."""
+    rest, overrides = [], {}
+    queue = iter(words)
+    for word in queue:
+        if not word.startswith("--config."):
+            rest.append(word)
+            continue
+        key, equals, value = word.removeprefix("--config.").partition("=")
+        if not equals:
+            value = next(queue, "--")
+            if value.startswith("--"):
+                raise InputError(f"--config.{key}: expected a value, as in --config.{key}=VALUE")
+        overrides[key] = value
+    return rest, overrides
+
+
+def _print_help(parser: ArgumentParser, words: list[str]) -> None:
+    finder = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    finder.add_argument("--config")
+    path = finder.parse_known_args(words)[0].config
+    print(parser.format_help())
+    if path is not None:
+        print(f"{path}:")
+        for key, value in flatten(as_dict(load_file(path))).items():
+            print(f"  --config.{key}={value}")

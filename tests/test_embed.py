@@ -125,7 +125,7 @@ def test_a_resampled_copy_serves_as_its_original(run, data, tmp_path):
     write_resampled(data.data, tmp_path / "copy")
     copy = datasets.read(tmp_path / "copy", "test")
     config = CONFIG.replace(encoders={"pre_resample": "visual_to_audio"})
-    resampling = replace(run, config=config, encoders=build(config)[0])
+    resampling = replace(run, config=as_dict(config), encoders=build(config)[0])
     expected, got = (embed(resampling, split, batch_size=11) for split in (data, copy))
     for stream in ("visual", "audio"):
         wanted, found = getattr(expected, stream), getattr(got, stream)
@@ -136,6 +136,6 @@ def test_a_resampled_copy_serves_as_its_original(run, data, tmp_path):
     assert np.abs(expected.visual.values).max() > 0.5
     with pytest.raises(InputError, match="direction: expected 'visual_to_audio', got None"):
         embed(run, copy, batch_size=4)
-    wrong = replace(resampling, config={**config, "data": {"align": "index", "buckets": 2}})
+    wrong = replace(resampling, config=as_dict(config.replace(data={"align": "index"})))
     with pytest.raises(InputError, match="align: expected 'time', got 'index'"):
         embed(wrong, copy, batch_size=4)

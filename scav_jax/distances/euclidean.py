@@ -32,8 +32,6 @@ from jaxtyping import Array, Float, Int
 from scav_jax.distances import resampling
 from scav_jax.distances.euclidean_blocks import (
     Plan,
-    centre_of,
-    centred,
     moved_and_target,
     sum_dtype,
 )
@@ -58,7 +56,6 @@ from scav_jax.sequences import (
     zero_padding,
 )
 
-STORAGES = ("float32", "bfloat16")
 FEW_GRIDS = 0.4  # audio grids per audio sequence, beyond which a product serves too few of them
 
 
@@ -70,7 +67,6 @@ def euclidean(
     audio: Sequences,
     *,
     resample: str = "visual_to_audio",
-    storage: str = "float32",
 ) -> Float[Array, ""]:
     """The distance of one pair; the definition that every faster form is tested against.
 
@@ -78,20 +74,19 @@ def euclidean(
       visual: one sequence `[N, C]`.
       audio: one sequence `[M, C]`.
       resample: which stream is interpolated to the steps of which.
-      storage: of `euclidean_matrix`; one pair is computed as it comes.
 
     Returns:
       A scalar >= 0, smaller is closer; padding is not read.
 
     Raises:
-      InputError: an unknown `resample` or `storage`.
+      InputError: an unknown `resample`.
 
     >>> from scav_jax.sequences import sequences
     >>> v, a = sequences(jnp.array([[0.0], [2.0]])), sequences(jnp.array([[1.0]]))
     >>> float(euclidean(v, a)), float(euclidean(v, a, resample="audio_to_visual"))
     (0.0, 1.0)
     """
-    _check(resample, storage)
+    _check(resample)
     moved, target = moved_and_target(visual, audio, resample)
     difference = resample_like(moved, target).values - target.values
     squared = jnp.sum(zero_padding(difference, target.lengths) ** 2)
@@ -103,10 +98,9 @@ def interpolation_weights(
     audio: Sequences,
     *,
     resample: str = "visual_to_audio",
-    storage: str = "float32",
 ) -> Float[Array, "N M"]:
     """How much each target step reads of each source step, for plotting; target steps sum to 1."""
-    _check(resample, storage)
+    _check(resample)
     moved, target = moved_and_target(visual, audio, resample)
     steps, last = moved.values.shape[-2], moved.lengths - 1
     positions = resample_positions(moved.windows, target.windows, target.values.shape[-2])
@@ -117,13 +111,12 @@ def interpolation_weights(
     return weights.T if resample == "visual_to_audio" else weights
 
 
-def _check(resample: str, storage: str) -> None:
-    for name, value, known in (("resample", resample, DIRECTIONS), ("storage", storage, STORAGES)):
-        if value not in known:
-            raise InputError(
-                f"euclidean: {name}: expected {' or '.join(known)}, got {value!r}."
-                + did_you_mean(str(value), known)
-            )
+def _check(resample: str) -> None:
+    if resample not in DIRECTIONS:
+        raise InputError(
+            f"euclidean: resample: expected {' or '.join(DIRECTIONS)}, got {resample!r}."
+            + did_you_mean(str(resample), DIRECTIONS)
+        )
 
 
 # -- all pairs ------------------------------------------------------------------------------------
@@ -136,7 +129,6 @@ def euclidean_matrix(
     block: int | None,
     memory_bytes: int,
     resample: str = "visual_to_audio",
-    storage: str = "float32",
 ) -> tuple[Float[Array, "Q K"], dict]:
     """All pairs of `[Q, N, C]` x `[K, M, C]` as products of matrices, exact for ragged lengths.
 
@@ -150,19 +142,16 @@ def euclidean_matrix(
       memory_bytes: of what lives beside latents, result and gradients. One copy of the audio
         latents in another order comes on top where their grids differ.
       resample: which stream is interpolated to the steps of which.
-      storage: "float32" computes with the latents as they are. "bfloat16" centres and rounds them
-        first and keeps the rounded ones for the gradient, half the memory; products are summed
-        and norms taken in float32.
 
     Returns:
       D, >= 0, and no further results.
 
     Raises:
-      InputError: an unknown `resample` or `storage`.
+      InputError: an unknown `resample`.
     """
-    _check(resample, storage)
+    _check(resample)
     audio = jax.tree.map(lambda leaf: resampling.vary(leaf, visual.lengths), audio)
-    plan = Plan(resample, storage, block, memory_bytes)
+    plan = Plan(resample, block, memory_bytes)
     return _all_pairs(plan, _in_range(visual), _in_range(audio)), {}
 
 
@@ -178,8 +167,6 @@ def _all_pairs(plan: Plan, visual: Sequences, audio: Sequences) -> Float[Array, 
 
 def _all_pairs_forward(plan: Plan, visual: Sequences, audio: Sequences):
     dtype = visual.values.dtype
-    if plan.storage == "bfloat16":
-        visual, audio = _rounded(visual, audio)
     forms = [aligned_distances, one_grid_distances, ragged_distances, distances_by_pairs]
     distances = _switch(_form(plan, visual, audio), plan, forms, visual, audio)
     return distances.astype(dtype), (visual, audio)
@@ -223,12 +210,3 @@ def _form(plan: Plan, visual: Sequences, audio: Sequences) -> Int[Array, ""]:
     else:
         ragged = jnp.where(grids > int(FEW_GRIDS * len(audio.lengths)), 3, 2)
     return jnp.where(aligned, 0, jnp.where(is_one, 1, ragged)).astype(jnp.int32)
-
-
-def _rounded(visual: Sequences, audio: Sequences) -> tuple[Sequences, Sequences]:
-    """Both centred, then in bfloat16: its three digits are of the differences."""
-    centre = centre_of(audio)
-    return tuple(
-        stream.replace(values=centred(stream, centre).astype(jnp.bfloat16))
-        for stream in (visual, audio)
-    )

@@ -19,7 +19,6 @@ class Plan(NamedTuple):
     """The static options, see `euclidean_matrix`."""
 
     resample: str
-    storage: str
     block: int | None
     memory_bytes: int
 

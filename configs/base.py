@@ -35,6 +35,7 @@ def vggsound(batch_size: int) -> ConfigDict:
             "read_threads": 2,
             "features": "float16",
             "prefetch": 1,
+            "backbone": "clip_beats",
         }
     )
     config.encoders = ConfigDict(
@@ -103,7 +104,7 @@ def chimes_demo() -> ConfigDict:
     (`scripts/benchmarks/chimes_rows.py`).
     """
     config = vggsound(batch_size=64)
-    config.data.path = "data/chimes-demo/features"
+    config.data.update(path="data/chimes-demo/features", backbone="plain")
     config.encoders.update(
         width=128,
         heads=4,

@@ -33,6 +33,7 @@ class DataSettings:
       features: "float16", as stored, or "float32": what batches are copied to the devices in; the
         towers compute the same.
       prefetch: batches that wait on the devices; 0 where two do not fit.
+      backbone: whose features these are, as "clip_beats"; "" takes any.
     """
 
     path: str
@@ -44,6 +45,7 @@ class DataSettings:
     read_threads: int
     features: str
     prefetch: int
+    backbone: str = ""
 
 
 @dataclass(frozen=True)
@@ -127,11 +129,24 @@ def set_up(config: dict) -> Setup:
     training = datasets.read(Path(data.path), data.train_split)
     validation = datasets.read(Path(data.path), data.validation_split)
     for split in (training, validation):
+        split.check_both_streams()
+        _check_made_by(data.backbone, split)
         check_resampled(split.fingerprint, align=data.align, direction=encoders.pre_resample)
     setup = Setup(config, data, settings, encoders, objective, training, validation)
     # Sizes that do not fit fail here.
     parameter_shapes(training_encoders(setup), objective, widths(setup))
     return setup
+
+
+def _check_made_by(backbone: str, split: datasets.Split) -> None:
+    """Raises `InputError` where features are another backbone's than the config declares."""
+    made_by = split.fingerprint.get("backbone", {}).get("name")
+    if backbone and made_by != backbone:
+        raise InputError(
+            f"data.backbone: expected features of {backbone!r}, {split.data} has those of "
+            f"{made_by!r}; extract with --backbone {backbone}, or train on what is there with "
+            "--config.data.backbone="
+        )
 
 
 def training_encoders(setup: Setup) -> Encoders:

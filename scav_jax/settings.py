@@ -140,7 +140,8 @@ def set_up(config: dict) -> Setup:
 
 def _check_made_by(backbone: str, split: datasets.Split) -> None:
     """Raises `InputError` where features are another backbone's than the config declares."""
-    made_by = split.fingerprint.get("backbone", {}).get("name")
+    about = split.fingerprint.get("backbone")
+    made_by = about.get("name") if isinstance(about, dict) else about
     if backbone and made_by != backbone:
         raise InputError(
             f"data.backbone: expected features of {backbone!r}, {split.data} has those of "

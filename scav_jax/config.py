@@ -49,6 +49,7 @@ class Data:
       features: "float16", as stored, or "float32": what batches are copied to the devices in; the
         towers compute the same.
       prefetch: batches that wait on the devices; 0 where two do not fit.
+      backbone: whose features these are, as "clip_beats"; "" takes any.
     """
 
     path: str = "data/vggsound"
@@ -60,6 +61,7 @@ class Data:
     read_threads: int = 2
     features: str = "float16"
     prefetch: int = 1
+    backbone: str = ""
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ trained with, rounded to float16 as features on disk are, trimmed, encoded. What
 depends on the clip alone: not on what is embedded with it, nor on how it is batched.
 
 A clip may have one stream only, a sound or a silent film. Then the other one is taken to be as
-long as it is: a film has the audio steps of a silence of its length (0.16 s each, whole ones only),
+long as it is: a film has the audio steps of a silence of its length (whole ones only),
 and a sound has pictures at 25 Hz. They are not encoded; but they say which steps are used, and on
 which grid, where a model resamples before its towers.
 """
@@ -22,7 +22,7 @@ import numpy as np
 from scav_jax.embed import STREAMS, Embedded, embed_clips
 from scav_jax.errors import InputError
 from scav_jax.extract import jobs, pool
-from scav_jax.extract.backbones import Backbone, Features
+from scav_jax.extract.backbones import KINDS, Backbone, Features
 from scav_jax.extract.jobs import Job, Outcome, make_jobs
 from scav_jax.extract.manifest import (
     LAST_CLIP_TOLERANCE_S,
@@ -37,7 +37,6 @@ from scav_jax.runs import Run
 
 CLIPS_AT_ONCE = 64  # what `embed_requests` holds in memory
 PICTURE_HZ = 25.0  # the frames that a sound without a picture is taken to have
-KINDS = {"visual": "video", "audio": "audio"}  # what a stream is called in a file
 TIMEOUT_S = 300.0
 
 
@@ -205,9 +204,7 @@ def _clip(backbone: Backbone, outcome: Outcome, streams: Sequence[str], folder: 
     """Features as they are stored; `Unusable` if the clip was rejected or they are bad."""
     if outcome.prepared is None:
         raise Unusable(outcome.rejection["stage"], outcome.rejection["reason"])
-    prepared = outcome.prepared
-    encode = backbone.encode
-    features = encode([prepared])[0] if encode else (prepared.visual, prepared.audio)
+    (features,) = backbone.encode([outcome.prepared])
     clip = outcome.clip(_stand_in(features, outcome, streams))
     return replace(clip, source=str((folder / clip.source).absolute()))
 
@@ -224,10 +221,9 @@ def _outcomes(
     under_way: dict[int, list[Outcome]] = {}
     done: dict[int, list[Outcome]] = {}
     workers = min(workers, len(todo))
-    for job, event in pool.run(work, waiting, workers=workers, timeout_s=timeout_s):
+    for job, event in jobs.run(work, waiting, workers=workers, timeout_s=timeout_s):
         if isinstance(event, pool.Lost):
             under_way.pop(job.number, None)
-            waiting.appendleft(jobs.again(job, event))
         elif isinstance(event, pool.Done):
             done[job.number] = under_way.pop(job.number, [])
         else:

@@ -233,7 +233,7 @@ def card(model: Model, run: Path, licence: str) -> str:
     """The model card, in Markdown with the fields that model hubs read."""
     config, parameters = model.run.config, flat_parameters(model.run.params)
     name, options = model.distance
-    backbone = model.fingerprint.get("backbone", {}).get("name", "unknown")
+    backbone = model.fingerprint["backbone"]["name"]
     widths = config["features"]["widths"]
     counts = config["features"].get("clips", {})
     clips = ", ".join(f"{count:,} clips in {split}" for split, count in sorted(counts.items()))
@@ -250,7 +250,7 @@ def card(model: Model, run: Path, licence: str) -> str:
         licence="other" if licence == UNKNOWN_LICENCE else licence,
         licence_words="not stated: ask who trained it" if licence == UNKNOWN_LICENCE else licence,
         width=model.run.encoders.width,
-        weights=", clip_weights=..., beats_weights=..." if backbone == "clip_beats" else "",
+        weights=_weights_words(model),
         identity=model.identity,
         parameters=sum(values.size for values in parameters.values()),
         steps=", ".join(f"{step:,}" for step in model.run.steps) or "no stated step",
@@ -259,13 +259,21 @@ def card(model: Model, run: Path, licence: str) -> str:
         retrieval=_words(name, options),
         backbone=backbone,
         extractor=fingerprint_id(model.fingerprint),
-        widths=f"{widths['visual']} numbers a frame, {widths['audio']} every 0.16 s of sound",
+        widths=f"{widths['visual']} numbers a frame, {widths['audio']} every "
+        f"{model.audio_step_s:g} s of sound",
         data=f"{_data_name(model) or 'unnamed data'}{', ' if clips else ''}{clips}",
         figures=_figures(run),
         platforms=", ".join(platform.upper() for platform in PLATFORMS),
         audio_width=widths["audio"],
         resampling=resampling,
     )
+
+
+def _weights_words(model: Model) -> str:
+    """What `load` takes besides the directory, for a model that is to embed files."""
+    about = model.fingerprint["backbone"]
+    named = {side["name"] for side in (about["visual"], about["audio"]) if side["has_weights"]}
+    return f", weights={{{', '.join(f'{name!r}: ...' for name in sorted(named))}}}" if named else ""
 
 
 def _words(name: str, options: dict) -> str:

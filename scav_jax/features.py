@@ -6,6 +6,7 @@ array_record form; `scav_jax.datasets` writes and reads it, this module says wha
 
 import hashlib
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,7 +14,8 @@ from jaxtyping import Float
 
 from scav_jax.errors import InputError
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
+STREAMS = ("visual", "audio")
 STORED_DTYPE = np.float16
 DIFFERENCES_SHOWN = 6
 Window = tuple[float, float]  # (begin, extent) in steps, see `sequences.Sequences.windows`
@@ -25,11 +27,14 @@ MIN_OVERLAP_S = 0.5  # streams of one clip that share less time than this have n
 class Clip:
     """One clip's features.
 
+    A data set may have one stream only, where its backbone sees or hears alone: the other one then
+    has no steps, width 0 and the span (0, 0).
+
     Attributes:
       id: unique in the data set.
       visual: `[N, Dv]` float16, one step a frame at the video's native rate.
       visual_span: (begin, end) in seconds from the clip's start that the N steps cover evenly.
-      audio: `[M, Da]` float16, 6.25 steps a second for backbones with BEATs' geometry.
+      audio: `[M, Da]` float16, a step for each `audio_step_s` of the fingerprint.
       audio_span: the same for the M audio steps; shorter than the clip by up to one step.
       source: the video file, relative to the folder it was extracted from.
       start: where the clip starts in the source, in seconds.
@@ -51,9 +56,20 @@ class Clip:
     shared: tuple[float, float] | None = None
 
 
-def check_clip(clip: Clip) -> None:
-    """Raises `InputError` if a clip cannot be used; the message names the clip and the reason."""
-    for name in ("visual", "audio"):
+def streams_of(visual_width: int, audio_width: int) -> tuple[str, ...]:
+    """Which streams features of these widths have."""
+    widths = {"visual": visual_width, "audio": audio_width}
+    return tuple(name for name in STREAMS if widths[name])
+
+
+def check_clip(clip: Clip, streams: Sequence[str] = STREAMS) -> None:
+    """Raises `InputError` if a clip cannot be used; the message names the clip and the reason.
+
+    Args:
+      clip: with features.
+      streams: which of them it should have; the others are not looked at.
+    """
+    for name in streams:
         values, (begin, end) = getattr(clip, name), getattr(clip, f"{name}_span")
         if values.ndim != 2 or 0 in values.shape:
             raise InputError(
@@ -73,7 +89,7 @@ def check_clip(clip: Clip) -> None:
             )
     begin, end = used_span(clip)
     overlap = end - begin
-    if overlap < MIN_OVERLAP_S:
+    if len(streams) == len(STREAMS) and overlap < MIN_OVERLAP_S:
         raise InputError(
             f"clip {clip.id!r}: its streams should share at least {MIN_OVERLAP_S:g} s, they share "
             f"{max(overlap, 0.0):.3g} s; drop it from the data"

@@ -11,7 +11,7 @@ import functools
 import hashlib
 import json
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -28,15 +28,14 @@ from scav_jax.embed import STREAMS, Embedded, join
 from scav_jax.embed_files import TIMEOUT_S, check_times, nothing_usable, requests_for
 from scav_jax.errors import InputError
 from scav_jax.extract import backbones
-from scav_jax.extract.backbones import Backbone
+from scav_jax.extract.backbones import Backbone, make_fingerprint
 from scav_jax.extract.manifest import ClipRequest
-from scav_jax.extract.program import make_fingerprint
-from scav_jax.features import fingerprint_difference, fingerprint_id, original
+from scav_jax.features import FORMAT_VERSION, fingerprint_difference, fingerprint_id, original
 from scav_jax.runs import CONFIG_FILE, Run, build, load_run, parameter_shapes, read_config
 
 PARAMETERS_FILE = "model.safetensors"
 PREPROCESSING_FILE = "preprocessing.json"
-EXPORT_VERSION = 1
+EXPORT_VERSION = 2
 BATCH_SIZES = {"cpu": 1}  # on a CPU, more at once is not faster
 BATCH_SIZE = 16
 
@@ -51,14 +50,17 @@ class Model:
       batch_size: how many clips are encoded at once; part of what makes latents equal to the bit.
     """
 
-    def __init__(self, run: Run, backbone: Backbone | None = None):
+    def __init__(
+        self,
+        run: Run,
+        weights: Mapping[str, str | Path] | None = None,
+        trust: Collection[str] = (),
+    ):
         self.run = run
         self.fingerprint = original(run.fingerprint)
         self.distance = retrieval_form(run.objective.distance, run.objective.distance_options)
         self.batch_size = BATCH_SIZES.get(jax.default_backend(), BATCH_SIZE)
-        self._backbone = backbone
-        if backbone is not None:
-            _check_backbone(backbone, self.fingerprint)
+        self._weights, self._trust = weights, trust
 
     def __repr__(self) -> str:
         return f"Model({str(self.run.path)!r}, identity={self.identity!r})"
@@ -83,21 +85,28 @@ class Model:
             digest.update(np.ascontiguousarray(values).tobytes())
         return digest.hexdigest()[:16]
 
-    @property
+    @functools.cached_property
     def backbone(self) -> Backbone:
-        """The frozen models that make features; `plain` is made when it is first needed."""
-        if self._backbone is None:
-            name = self.fingerprint.get("backbone", {}).get("name")
-            if name != "plain":
-                raise InputError(
-                    f"{self.run.path}: this model was trained on features of the backbone "
-                    f"{name!r}, whose weights are not part of it; give --clip-weights and "
-                    "--beats-weights (in Python: load(..., clip_weights=..., beats_weights=...))"
-                )
-            backbone = backbones.load("plain")
-            _check_backbone(backbone, self.fingerprint)
-            self._backbone = backbone
-        return self._backbone
+        """The frozen models that make features, loaded when they are first needed."""
+        version = self.fingerprint.get("format_version")
+        if version != FORMAT_VERSION:
+            raise InputError(
+                f"{self.run.path}: expected a model of features of format version "
+                f"{FORMAT_VERSION}, got {version}; extract and train again with this version"
+            )
+        try:
+            backbone = backbones.from_fingerprint(
+                self.fingerprint["backbone"], self._weights, self._trust
+            )
+        except InputError as error:
+            raise InputError(f"{self.run.path}: {error}") from None
+        _check_backbone(backbone, self.fingerprint)
+        return backbone
+
+    @property
+    def audio_step_s(self) -> float:
+        """Seconds a step of sound."""
+        return self.fingerprint["audio_step_s"]
 
     # ---- embedding ------------------------------------------------------------------------------
 
@@ -181,15 +190,18 @@ class Model:
 def load(
     path: str | Path,
     *,
-    clip_weights: str | Path | None = None,
-    beats_weights: str | Path | None = None,
+    weights: Mapping[str, str | Path] | None = None,
+    trust: Collection[str] = (),
 ) -> Model:
     """A model from a run of `scav_jax.train`, or from a directory that `scav_jax.export` wrote.
 
     Args:
       path: of the directory.
-      clip_weights, beats_weights: of the backbone `clip_beats`, for a model that was trained on its
-        features; its settings are those of the training data, and its weights must be the same.
+      weights: of the backbone, by its sides' names (`{"clip": FOLDER, "beats": FILE}`), for a model
+        that is to embed files; they must be those that made the training data.
+      trust: sides of the backbone that are not of this package, by dotted path, which may be
+        imported. A model that comes from elsewhere names code as it likes, and it is not imported
+        without this word (or weights given under that name).
 
     Raises:
       InputError: no model there, an unfinished one, or weights of another backbone (named).
@@ -197,24 +209,11 @@ def load(
     path = Path(path)
     exported = (path / PARAMETERS_FILE).is_file()
     run = load_exported(path) if exported else load_run(path)
-    backbone = None
-    if clip_weights is not None or beats_weights is not None:
-        about = run.fingerprint.get("backbone", {})
-        if about.get("name") != "clip_beats":
-            raise InputError(
-                f"{path}: expected no weights, got some: the model was trained on features of "
-                f"{about.get('name')!r}"
-            )
-        backbone = backbones.load(
-            "clip_beats",
-            clip_weights=clip_weights,
-            beats_weights=beats_weights,
-            dtype=about["clip"]["dtype"],
-            output=about["clip"]["output"],
-        )
-    model = Model(run, backbone)
+    model = Model(run, weights, trust)
     if exported:
         _check_whole(model)
+    if weights:
+        _ = model.backbone  # says now what is wrong with them
     return model
 
 
@@ -243,8 +242,7 @@ def _check_backbone(backbone: Backbone, expected: dict) -> None:
 
 def _libraries_and_rest(fingerprint: dict) -> tuple[dict, dict]:
     """The versions of what decodes, and the rest of a fingerprint."""
-    decoding = fingerprint.get("decoding")
-    decoding = decoding if isinstance(decoding, dict) else {"rules": decoding}  # a former format
+    decoding = fingerprint["decoding"]
     libraries = {name: version for name, version in decoding.items() if name != "rules"}
     return libraries, fingerprint | {"decoding": {"rules": decoding.get("rules")}}
 

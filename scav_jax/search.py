@@ -143,7 +143,7 @@ def page(
             number,
             one.hits,
             direction=one.direction,
-            distance=model.distance,
+            model=model,
             latents=latents_of(model, one.hits, stream),
             score_name="cosine" if retrieval == "aggregation" else "distance",
         )

@@ -14,6 +14,7 @@ from scav_jax import datasets, processes, profiling, sharding
 from scav_jax.batches import training_batches
 from scav_jax.config import Config, Data, Train, as_dict
 from scav_jax.encoders import Encoders
+from scav_jax.errors import InputError
 from scav_jax.features import check_resampled
 from scav_jax.optimizer import learning_rate_schedule, make_optimizer
 from scav_jax.runs import build, parameter_shapes
@@ -48,11 +49,25 @@ def set_up(config: Config) -> Setup:
     training = datasets.read(Path(data.path), data.train_split)
     validation = datasets.read(Path(data.path), data.validation_split)
     for split in (training, validation):
+        split.check_both_streams()
+        _check_made_by(data.backbone, split)
         check_resampled(split.fingerprint, align=data.align, direction=encoders.pre_resample)
     setup = Setup(config, encoders, objective, training, validation)
     # Sizes that do not fit fail here.
     parameter_shapes(training_encoders(setup), objective, widths(setup))
     return setup
+
+
+def _check_made_by(backbone: str, split: datasets.Split) -> None:
+    """Raises `InputError` where features are another backbone's than the config declares."""
+    about = split.fingerprint.get("backbone")
+    made_by = about.get("name") if isinstance(about, dict) else about
+    if backbone and made_by != backbone:
+        raise InputError(
+            f"data.backbone: expected features of {backbone!r}, {split.data} has those of "
+            f"{made_by!r}; extract with --backbone {backbone}, or train on what is there with "
+            "--config.data.backbone="
+        )
 
 
 def training_encoders(setup: Setup) -> Encoders:

@@ -20,5 +20,5 @@ if [ -n "${MERGE:-}" ]; then
     exec python -m scav_jax.extract "${what[@]}" --num-shards "$MERGE" --merge "$@"
 fi
 exec srun python -m scav_jax.extract "${what[@]}" \
-    --backbone clip_beats --clip-weights "$CLIP" --beats-weights "$BEATS" --dtype bfloat16 \
+    --backbone clip_beats --weights "clip=$CLIP" --weights "beats=$BEATS" --option dtype=bfloat16 \
     --num-shards "${SHARDS:-$SLURM_ARRAY_TASK_COUNT}" --shard-index "$SLURM_ARRAY_TASK_ID" "$@"

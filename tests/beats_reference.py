@@ -135,12 +135,6 @@ def tokens(log_mel, weights, config):
     return x
 
 
-def probabilities(tokens, weights):
-    """Logits of every token, their mean, then the sigmoid."""
-    logits = tokens @ weights["predictor.weight"].T + weights["predictor.bias"]
-    return sigmoid(logits.mean(axis=0))
-
-
 def torch_tokens(log_mel, weights, config):
     """The same with torch's convolutions, weight_norm, norms, GELU and softmax, in float32."""
     import warnings

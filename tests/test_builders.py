@@ -14,12 +14,16 @@ import numpy as np
 import pytest
 
 from scav_jax import batches, datasets, metrics
+from scav_jax import config as configs
 from scav_jax.datasets import __main__ as program
 from scav_jax.datasets import clip_lists, music, sizes, vggsound, vggsounder
 from scav_jax.errors import InputError
+from scav_jax.extract import __main__ as extract_program
 from scav_jax.extract import manifest
+from scav_jax.extract.backbones import PAIRS, parse_weights
 from scav_jax.features import Clip, check_clip, trim
 
+ROOT = Path(__file__).parents[1]
 ALPHABET = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_"
 
 
@@ -170,7 +174,13 @@ def test_what_is_there_is_listed_and_what_is_not_is_said(official, tmp_path, cap
     assert not out.parent.exists()
     said = capsys.readouterr().out
     run(*arguments)
-    assert capsys.readouterr().out.startswith(said)
+    done = capsys.readouterr().out
+    assert done.startswith(said)
+    # What it says to do next makes what configs/vggsound.py trains on.
+    words = extract_program.parse(re.search(r"next: .*\.extract (.*)\n", done)[1].split())
+    config = configs.load_file(str(ROOT / "configs/vggsound.py")).data
+    assert (str(words.out), words.backbone) == (config.path, config.backbone)
+    assert parse_weights(words.weights).keys() == set(PAIRS[words.backbone])
     drawn = "12345678901_000000" if "12345678901_000000" in missing_of(out) else ""
     rows = {row["id"]: row for row in rows_of(out)}
     assert {name: row["file"] for name, row in rows.items()} == {

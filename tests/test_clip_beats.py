@@ -20,11 +20,12 @@ from test_extract import content, finished, good_video, read_rejected, wait_for
 from scav_jax import datasets
 from scav_jax.errors import InputError
 from scav_jax.extract import backbones, jobs, media, program, shards
-from scav_jax.extract.backbones import Prepared, beats, clip_beats, weights
-from scav_jax.extract.backbones.clip import Clip
-from scav_jax.extract.backbones.clip_beats import FRAMES_A_BLOCK, ClipBeats, ClipBeatsPreparer
+from scav_jax.extract.backbones import Prepared, Preparer, beats, weights
+from scav_jax.extract.backbones.beats_audio import BeatsPreparer
+from scav_jax.extract.backbones.clip_model import ClipModel
 from scav_jax.extract.backbones.clip_pixels import Preprocessing
 from scav_jax.extract.backbones.clip_towers import ClipConfig, VisionConfig
+from scav_jax.extract.backbones.clip_visual import FRAMES_A_BLOCK, ClipPreparer, ClipVisual
 from scav_jax.extract.backbones.clip_weights import random_weights
 from scav_jax.extract.ledger import Ledger
 from scav_jax.extract.manifest import ClipRequest
@@ -45,7 +46,7 @@ def write_weights(folder, seed=0):
     about = json.dumps({"cfg": BEATS.checkpoint_cfg(), "label_dict": None})
     file = folder / "beats.safetensors"
     file.write_bytes(safetensors.numpy.save(dict(checkpoint.state), {"beats": about}))
-    return {"clip_weights": clip_folder, "beats_weights": file}
+    return {"clip": clip_folder, "beats": file}
 
 
 @pytest.fixture(scope="module")
@@ -55,7 +56,7 @@ def files(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def model(files):
-    return backbones.load("clip_beats", **files)
+    return backbones.load("clip_beats", weights=files)
 
 
 @pytest.fixture(scope="module")
@@ -107,8 +108,8 @@ def test_features_are_those_of_the_two_models(videos, model, whole):
             decoded = reader.cut(0.0, None)
         assert decoded.frames.shape[1:] == (64, 96, 3)
         clip = stored[index]
-        visual = model._clip.encode_images(decoded.frames)
-        audio = model._beats.encode([decoded.waveform])[0]
+        visual = model.visual.model.encode_images(decoded.frames)
+        audio = model.audio.model.encode([decoded.waveform])[0]
         np.testing.assert_allclose(clip.visual, visual, rtol=2e-3, atol=2e-3)
         np.testing.assert_allclose(clip.audio, audio, rtol=2e-3, atol=2e-3)
         assert clip.audio_span == (0.0, pytest.approx(0.16 * len(audio)))
@@ -118,16 +119,16 @@ def test_features_are_those_of_the_two_models(videos, model, whole):
 
 def test_frames_are_cropped_as_they_are_decoded(videos):
     """Not one by one later: a clip of whole frames would be gigabytes."""
-    preparer = ClipBeatsPreparer(Preprocessing(32, (32, 32)))
+    preparer = ClipPreparer(Preprocessing(32, (32, 32)))
     job = jobs.Job(0, ((0, ClipRequest("0.mp4", 0.0, None, "x")),))
     shapes = []
 
-    class Watching(ClipBeatsPreparer):
+    class Watching(ClipPreparer):
         def shrink(self, frame):
             shapes.append(frame.shape)
             return super().shrink(frame)
 
-    watching = Watching(preparer.preprocessing)
+    watching = Preparer(Watching(preparer.preprocessing), BeatsPreparer(), 60.0, 0.16)
     (outcome,) = jobs.prepare(job, videos=videos, preparer=watching)
     assert set(shapes) == {(64, 96, 3)} and len(shapes) >= len(outcome.prepared.visual)
     with media.Reader(videos / "0.mp4", None) as reader:
@@ -154,38 +155,40 @@ def test_batches_change_no_bit(model):
 
 def clip_of_devices(count):
     """The model of seed 0 on so many devices."""
-    clip = Clip(
+    clip = ClipModel(
         ClipConfig(vision=VISION),
         random_weights(ClipConfig(vision=VISION), 0),
         frames_per_device=FRAMES_A_BLOCK,
         devices=jax.local_devices()[:count],
         resize="pil",
     )
-    model = ClipBeats(clip, beats.Beats(beats.random_checkpoint(BEATS, 0), devices=count))
-    model._devices = model._devices[:count]
+    sound = beats.Beats(beats.random_checkpoint(BEATS, 0), devices=count)
+    model = backbones.load("clip_beats", weights={"clip": clip, "beats": sound})
+    model.audio.sounds_at_once = count
     return model
 
 
 def test_blocks_are_the_towers_own_features(model):
     clips = prepared(1, FRAMES_A_BLOCK, 3 * FRAMES_A_BLOCK + 7, 38, 2 * FRAMES_A_BLOCK - 1)
-    blocks = model._clip.encode_blocks([clip.visual for clip in clips])
+    blocks = model.visual.model.encode_blocks([clip.visual for clip in clips])
     for clip, found in zip(clips, blocks, strict=True):
-        expected = model._clip.encode_crops(clip.visual)
+        expected = model.visual.model.encode_crops(clip.visual)
         np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4)
-    assert model._clip.encode_blocks([]) == []
+    assert model.visual.model.encode_blocks([]) == []
     with pytest.raises(InputError, match=r"crops: expected uint8 \[N, 32, 32, 3\]"):
-        model._clip.encode_blocks([np.zeros((2, 31, 31, 3), np.uint8)])
+        model.visual.model.encode_blocks([np.zeros((2, 31, 31, 3), np.uint8)])
 
 
 def test_a_minute_is_the_longest_clip(videos):
-    short = dataclasses.replace(ClipBeatsPreparer(Preprocessing(32, (32, 32))), max_seconds=1.5)
+    picture = ClipPreparer(Preprocessing(32, (32, 32)))
+    short = Preparer(picture, BeatsPreparer(max_seconds=1.5), 1.5, 0.16)
     job = jobs.Job(0, ((0, ClipRequest("2.mp4", 0.0, None, "x")),))
     (outcome,) = jobs.prepare(job, videos=videos, preparer=short)
     assert outcome.rejection["reason"].startswith("too long: 3.5 s, a clip has at most 1.5 s; cut")
     job = jobs.Job(0, ((0, ClipRequest("0.mp4", 0.0, None, "x")),))
     (outcome,) = jobs.prepare(job, videos=videos, preparer=short)  # 1.5 s and a little sound more
     assert len(outcome.prepared.audio) <= 1.5 * 16_000
-    assert ClipBeatsPreparer().max_seconds == beats.MAX_SECONDS
+    assert BeatsPreparer().max_seconds == beats.MAX_SECONDS
 
 
 # -- workers ----------------------------------------------------------------------------------
@@ -194,7 +197,8 @@ def test_a_minute_is_the_longest_clip(videos):
 def test_a_worker_imports_no_jax(videos):
     """It would take a second and 100 MB each, or the memory of the accelerator."""
     job = jobs.Job(0, ((0, ClipRequest("0.mp4", 0.0, None, "x")),))
-    work = pickle.dumps((job, videos, ClipBeatsPreparer()))
+    preparer = Preparer(ClipPreparer(), BeatsPreparer(), 60.0, 0.16)
+    work = pickle.dumps((job, videos, preparer))
     code = (
         "import pickle, sys; from scav_jax.extract import jobs, pool;"
         "job, videos, preparer = pickle.load(sys.stdin.buffer);"
@@ -211,7 +215,7 @@ def test_a_worker_imports_no_jax(videos):
 
 
 def command(videos, out, files, *more):
-    options = [f"--{name.replace('_', '-')}={value}" for name, value in files.items()]
+    options = [f"--weights={name}={value}" for name, value in files.items()]
     base = ["--videos", videos, "--out", out, "--backbone", "clip_beats", *options, *more]
     return [sys.executable, "-m", "scav_jax.extract", *map(str, base)]
 
@@ -263,15 +267,15 @@ def test_shards_join_to_the_same_bytes(videos, model, whole, tmp_path, capsys):
 
 
 def test_features_that_are_not_finite_reject_their_clip(videos, model, tmp_path):
-    class Broken(ClipBeats):
+    class Broken(ClipVisual):
         def encode(self, clips):
             features = super().encode(clips)
-            for clip, (visual, _) in zip(clips, features, strict=True):
-                if len(clip.visual) > 70:
+            for visual in features:
+                if len(visual) > 70:
                     visual[3] = np.nan
             return features
 
-    broken = Broken(model._clip, model._beats)
+    broken = dataclasses.replace(model, visual=Broken(model.visual.model))
     program.extract(videos, tmp_path / "data", backbone=broken, workers=1)
     rows = read_rejected(tmp_path / "data" / "rejected.csv")
     assert sorted(rows) == ["2.mp4", "5.mp4", "8.mp4", "bad.mp4"]
@@ -280,7 +284,7 @@ def test_features_that_are_not_finite_reject_their_clip(videos, model, tmp_path)
 
 
 def test_an_encoder_that_fails_ends_the_run_and_keeps_what_was_done(videos, model, whole, tmp_path):
-    class Failing(ClipBeats):
+    class Failing(ClipVisual):
         calls = 0
 
         def encode(self, clips):
@@ -289,7 +293,7 @@ def test_an_encoder_that_fails_ends_the_run_and_keeps_what_was_done(videos, mode
                 raise RuntimeError("out of memory on the accelerator")
             return super().encode(clips)
 
-    failing = Failing(model._clip, model._beats)
+    failing = dataclasses.replace(model, visual=Failing(model.visual.model))
     with pytest.raises(RuntimeError, match="out of memory on the accelerator"):
         program.extract(videos, tmp_path / "data", backbone=failing, workers=1)
     assert 3 <= len(finished(tmp_path)) < 10 and not (tmp_path / "data").exists()
@@ -298,16 +302,18 @@ def test_an_encoder_that_fails_ends_the_run_and_keeps_what_was_done(videos, mode
 
 
 def test_other_weights_are_named(videos, model, whole, tmp_path):
-    other = backbones.load("clip_beats", **write_weights(tmp_path, seed=1))
+    other = backbones.load("clip_beats", weights=write_weights(tmp_path, seed=1))
     with pytest.raises(
         InputError,
-        match=r"another extractor \(backbone\.beats\.weights: expected '\w{64}', got '\w{64}'; "
-        r"backbone\.clip\.weights_sha256: expected '\w{64}', got '\w{64}'\)",
+        match=r"another extractor \(backbone\.audio\.weights: expected '\w{64}', got '\w{64}'; "
+        r"backbone\.visual\.weights_sha256: expected '\w{64}', got '\w{64}'\)",
     ):
         program.extract(videos, whole, backbone=other)
-    half = backbones.load("clip_beats", **write_weights(tmp_path), dtype="bfloat16")
+    half = backbones.load(
+        "clip_beats", weights=write_weights(tmp_path), options={"": {"dtype": "bfloat16"}}
+    )
     with pytest.raises(
-        InputError, match=r"backbone\.clip\.dtype: expected 'float32', got 'bfloat16'"
+        InputError, match=r"backbone\.visual\.dtype: expected 'float32', got 'bfloat16'"
     ):
         program.extract(videos, whole, backbone=half)
     with pytest.raises(InputError, match=r"backbone\.name: expected 'clip_beats', got 'plain'"):
@@ -315,11 +321,12 @@ def test_other_weights_are_named(videos, model, whole, tmp_path):
 
 
 def test_the_fingerprint_says_what_features_depend_on(model):
-    found = program.make_fingerprint(model)
-    assert found["backbone"]["clip"]["weights_sha256"] != found["backbone"]["beats"]["weights"]
-    assert found["backbone"]["clip"]["preprocessing"]["mean"][0] == 0.48145466
-    assert found["backbone"]["clip"]["output"] == "pooled"
-    assert found["backbone"]["beats"]["fbank"]["mel_bins"] == 128
+    found = backbones.make_fingerprint(model)
+    picture, sound = found["backbone"]["visual"], found["backbone"]["audio"]
+    assert picture["weights_sha256"] != sound["weights"]
+    assert picture["preprocessing"]["mean"][0] == 0.48145466
+    assert picture["options"] == {"dtype": "float32", "output": "pooled"}
+    assert sound["fbank"]["mel_bins"] == 128 and found["audio_step_s"] == 0.16
     assert found["audio_rate_hz"] == 16_000 and "libswresample" in found["decoding"]
     assert json.loads(json.dumps(found)) == found
 
@@ -327,16 +334,20 @@ def test_the_fingerprint_says_what_features_depend_on(model):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"clip_weights": None}, "--clip-weights: expected the weights for clip_beats"),
-        ({"beats_weights": None}, "--beats-weights: expected the weights"),
-        ({"dtype": "float16"}, "--dtype: expected one of float32, bfloat16, got 'float16'"),
-        ({"output": "poolt"}, "--clip-output: expected one of pooled, projected, got 'poolt'"),
-        ({"beats_weights": "nowhere.safetensors"}, "nowhere.safetensors: expected a safetensors"),
+        ({"clip": None}, "--weights clip=PATH: expected the weights of clip"),
+        ({"beats": None}, "--weights beats=PATH: expected the weights"),
+        ({"dtype": "float16"}, "clip: dtype: expected one of float32, bfloat16, got 'float16'"),
+        ({"output": "poolt"}, "clip: output: expected one of pooled, projected, got 'poolt'"),
+        ({"ouput": "pooled"}, "--option ouput: expected .*dtype, output.* Did you mean 'output'"),
+        ({"beats": "nowhere.safetensors"}, "nowhere.safetensors: expected a safetensors"),
+        ({"dino": "x"}, r"--weights dino: expected the name of a side with .*clip, beats.*'dino'"),
     ],
 )
 def test_wrong_settings_get_one_line(files, change, message):
+    given = {k: v for k, v in (files | change).items() if v is not None}
+    options = {k: given.pop(k) for k in ("dtype", "output", "ouput") if k in given}
     with pytest.raises(InputError, match=message):
-        clip_beats.load(**{**files, **change})
+        backbones.load("clip_beats", weights=given, options={"": options})
 
 
 def test_a_job_without_all_of_its_clips_is_never_kept(tmp_path):

@@ -174,7 +174,7 @@ def test_reading_says_what_is_wrong(data, tmp_path):
         with pytest.raises(InputError, match=message):
             call()
     edit_about(data, format_version=99)
-    with pytest.raises(InputError, match="format version 1, got 99"):
+    with pytest.raises(InputError, match="format version 2, got 99"):
         datasets.read(data, "train")
 
 
@@ -200,7 +200,7 @@ def test_a_nan_in_a_record_names_the_clip_and_the_file(tmp_path, clips, monkeypa
     split, clip = clips[1]
     visual = clip.visual.copy()
     visual[3, 2] = np.nan
-    monkeypatch.setattr(datasets, "check_clip", lambda clip: None)
+    monkeypatch.setattr(datasets, "check_clip", lambda *_: None)
     data = write([clips[0], (split, replace(clip, visual=visual))], tmp_path / "data")
     monkeypatch.undo()
     with pytest.raises(InputError, match=rf"{data.name}.*{re.escape(repr(clip.id))}.*step 3"):

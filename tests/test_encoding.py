@@ -191,7 +191,8 @@ def request(name):
 
 def outcome(place):
     features = np.full((5, 2), place, np.float32)
-    return jobs.Outcome(place, request(f"c{place}"), Prepared(features, features), (0.0, 2.0), 2.0)
+    prepared = Prepared(features, features)
+    return jobs.Outcome(place, request(f"c{place}"), prepared, (0.0, 2.0), 2.0, 0.16)
 
 
 class Echo(Model):
@@ -199,7 +200,7 @@ class Echo(Model):
         return [(clip.visual, clip.audio) for clip in clips]
 
 
-def test_what_a_lost_worker_had_sent_is_forgotten(tmp_path):
+def test_what_a_lost_worker_had_sent_is_forgotten(tmp_path, monkeypatch):
     """Its job is done again from the start: nothing is kept twice, counted twice or lost."""
     job = jobs.Job(0, tuple((place, request(f"c{place}")) for place in range(3)))
     rejection = {"id": "c2"}
@@ -218,7 +219,8 @@ def test_what_a_lost_worker_had_sent_is_forgotten(tmp_path):
         Results(ledger, lambda clips, seconds: counted.append((clips, seconds))) as results,
         encoder_of(Echo(), 10**9) as encoder,
     ):
-        program._run_with_encoder(iter(events), waiting, encoder, results)
+        monkeypatch.setattr(pool, "run", lambda *_, **__: (event for event in events))
+        program._encode(jobs.run(iter, waiting, workers=1, timeout_s=1.0), encoder, results)
     assert list(waiting) == [second]
     assert ledger.rejected(0) == {2: rejection}
     assert [float(ledger.clip(0, place).visual[0, 0]) for place in (0, 1)] == [0.0, 1.0]
@@ -249,7 +251,7 @@ def test_decoding_goes_on_while_encoding(tmp_path):
         Results(Ledger(tmp_path), lambda *_: None) as results,
         encoder_of(Waits(), 10**9) as encoder,
     ):
-        program._run_with_encoder(steps(), deque(), encoder, results)
+        program._encode(steps(), encoder, results)
     assert all(Ledger(tmp_path).is_done(job) for job in range(3))
 
 
@@ -263,4 +265,4 @@ def test_a_ledger_that_cannot_write_ends_the_run(tmp_path):
         Results(Ledger(file), lambda *_: None) as results,
         encoder_of(Echo(), 10**9) as encoder,
     ):
-        program._run_with_encoder(iter(events), deque(), encoder, results)
+        program._encode(iter(events), encoder, results)

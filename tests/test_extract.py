@@ -1,5 +1,6 @@
 """The extraction program: lists, workers that fail, resuming, and clips that cannot be used."""
 
+import dataclasses
 import errno
 import os
 import random as stdlib_random
@@ -19,6 +20,7 @@ from test_media import click_track, flash_frames, write_video
 from scav_jax import datasets, errors
 from scav_jax.errors import InputError
 from scav_jax.extract import backbones, jobs, manifest, pool, program
+from scav_jax.extract.backbones.plain import PlainAudio
 from scav_jax.extract.ledger import Ledger
 from scav_jax.extract.manifest import ClipRequest, list_clips
 
@@ -257,42 +259,38 @@ def test_a_full_disk_in_a_worker_ends_the_run():
     assert (raised.value.errno, raised.value.filename) == (errno.ENOSPC, "somewhere")
 
 
-def test_a_clip_that_kills_its_worker_is_rejected_and_those_before_it_are_kept(videos, tmp_path):
+def test_a_clip_that_kills_its_worker_is_rejected_and_those_before_it_are_kept(videos):
     clips = [ClipRequest("a/c.mkv", s, s + 2.0, f"c{s:g}") for s in (0.0, 2.0, 4.0)]
     job = jobs.Job(0, tuple(enumerate(clips)))
     lost = pool.Lost("crashed: the decoding process died (SIGSEGV)", steps=1)
     again = jobs.again(job, lost)
     assert (again.attempt, again.lost) == (2, "")  # once more as it was: it may have been chance
     last = jobs.again(again, lost)
-    plain = backbones.load("plain")
-    steps = list(jobs.extract(last, videos=videos, preparer=plain, folder=tmp_path))
-    assert len(steps) == 2
-    ledger = Ledger(tmp_path)
-    rejected = ledger.rejected(0)
-    assert rejected[1]["reason"] == lost.reason
-    assert rejected[2]["reason"].startswith("not reached")
-    assert ledger.clip(0, 0).id == "c0" and 0 not in rejected
+    model = backbones.load("plain")
+    result = jobs.JobResult()
+    for outcome in jobs.prepare(last, videos=videos, preparer=model.preparer):
+        features = outcome.prepared and model.encode([outcome.prepared])[0]
+        result.add(outcome, features)
+    assert result.rejected[1]["reason"] == lost.reason
+    assert result.rejected[2]["reason"].startswith("not reached")
+    assert result.clips[0].id == "c0" and 0 not in result.rejected
 
 
-def test_a_step_is_told_before_the_next_clip_is_touched(videos, tmp_path):
+def test_a_step_is_told_before_the_next_clip_is_touched(videos):
     """Or a worker that dies would lose a clip that it had done, and another one be blamed."""
     done = []
 
-    class Counting(type(backbones.load("plain"))):
-        def audio(self, waveform):
+    class Counting(PlainAudio):
+        def prepare(self, waveform):
             done.append(len(waveform))
-            return super().audio(waveform)
+            return super().prepare(waveform)
 
     clips = [ClipRequest("a/c.mkv", s, s + 2.0, f"c{s:g}") for s in (0.0, 2.0, 4.0)]
     job = jobs.Job(0, tuple(enumerate(clips)))
-    for count, steps in (
-        (2, jobs.extract(job, videos=videos, preparer=Counting(), folder=tmp_path)),
-        (3, jobs.prepare(job, videos=videos, preparer=Counting())),
-    ):
-        done.clear()
-        for number, _ in enumerate(steps, 1):
-            assert len(done) == number
-        assert (number, len(done)) == (count, 3)
+    counting = dataclasses.replace(backbones.load("plain"), audio=Counting()).preparer
+    for number, _ in enumerate(jobs.prepare(job, videos=videos, preparer=counting), 1):
+        assert len(done) == number
+    assert (number, len(done)) == (3, 3)
 
 
 # The whole program -------------------------------------------------------------------------

@@ -487,7 +487,3 @@ def test_pictures_are_stored_on_the_grid_of_their_own_sound(tmp_path, random):
     hit = index.search(clips, "a2v", 1, "sequence")[0][0]
     by_hand = np.mean((np.asarray(expected)[:, :, :] - clips.audio.values[0]) ** 2, axis=(1, 2))
     assert hit.score == pytest.approx(by_hand.min(), rel=1e-5)
-
-
-def test_audio_steps_are_those_of_the_features():
-    assert [grids.audio_steps(s) for s in (10.0, 4.0, 0.1)] == [62, 24, 1]

@@ -135,7 +135,7 @@ def test_flash_and_click_land_on_the_same_step_of_both_features(tmp_path):
     path = write_video(
         tmp_path / "a.mp4", flash_frames(4, [moment]), click_track(4, 44_100, [moment])
     )
-    clip, plain = cut(path, 0.0, 4.0, (64, 64)), backbones.load("plain")
+    clip, plain = cut(path, 0.0, 4.0, (64, 64)), backbones.load("plain").preparer
     visual = plain.visual(clip.frames, clip.previous)
     audio = plain.audio(clip.waveform)
     assert visual.shape == (100, 384) and audio.shape == (24, 2048)
@@ -344,7 +344,7 @@ def test_plain_equals_naive_loops(random):
     frames = random.integers(0, 256, (5, 64, 64, 3), dtype=np.uint8)
     previous = random.integers(0, 256, (64, 64, 3), dtype=np.uint8)
     waveform = (0.1 * random.standard_normal(9_000)).astype(np.float32)
-    plain = backbones.load("plain")
+    plain = backbones.load("plain").preparer
     for before in (None, previous):
         got = plain.visual(frames, before)
         for step in range(5):
@@ -374,6 +374,6 @@ def test_plain_is_the_same_in_blocks(monkeypatch):
 
     random = np.random.default_rng(0)
     frames = random.integers(0, 256, (23, 64, 64, 3), dtype=np.uint8)
-    whole = plain.Plain().visual(frames, None)
+    whole = plain.PlainVisual().prepare(frames, None)
     monkeypatch.setattr(plain, "FRAMES_AT_ONCE", 4)
-    np.testing.assert_array_equal(plain.Plain().visual(frames, None), whole)
+    np.testing.assert_array_equal(plain.PlainVisual().prepare(frames, None), whole)

@@ -16,7 +16,7 @@ from scav_jax import datasets, embed, embed_files, model, runs
 from scav_jax.config import Config, as_dict
 from scav_jax.errors import InputError
 from scav_jax.extract import backbones, fbank, media, program
-from scav_jax.extract.backbones.plain import Plain
+from scav_jax.extract.backbones.plain import PlainVisual
 from scav_jax.extract.manifest import cut_whole_videos, list_clips
 from scav_jax.files import write_json
 
@@ -357,43 +357,42 @@ def test_another_extractor_is_named(tmp_path, folder):
         model.load(older).embed(folder / "b.mp4")
 
 
-class Weighted(Plain):
-    """Stands for `clip_beats`: what workers prepare goes through an encoder."""
+class Halved(PlainVisual):
+    """A side with weights: what workers prepare goes through an encoder."""
 
-    name = "clip_beats"
-
-    def __init__(self, digest="c0ffee"):
-        self.digest = digest
+    def __init__(self, weights, share=0.5):
+        self.digest, self.share = str(weights), share
 
     def fingerprint(self):
-        clip = {"weights_sha256": self.digest, "dtype": "bfloat16", "output": "pooled"}
-        return {"name": self.name, "clip": clip, "beats": {"weights": "b"}}
+        return {"weights_sha256": self.digest}
 
     def encode(self, clips):
-        return [(clip.visual * 0.5, clip.audio * 0.25) for clip in clips]
+        return [clip * self.share for clip in clips]
 
 
-def test_weights_are_given_and_checked(tmp_path, folder, made, monkeypatch):
-    without = made.embed(folder / "b.mp4")  # now: a model loads its backbone when it first embeds
-    asked = []
-    backbone = Weighted()
-    monkeypatch.setattr(
-        backbones, "load", lambda name, **options: asked.append((name, options)) or backbone
+def test_weights_are_given_and_checked(tmp_path, folder, made):
+    without = made.embed(folder / "b.mp4", streams=STREAMS)
+    name = "test_model:Halved"
+    side = backbones.load(
+        visual=name, audio="plain", weights={name: "c0ffee"}, options={"visual": {"share": 0.25}}
     )
-    other = write_run(tmp_path / "run", fingerprint=program.make_fingerprint(Weighted()))
-    with pytest.raises(InputError, match="give --clip-weights and --beats-weights"):
+    other = write_run(tmp_path / "run", fingerprint=program.make_fingerprint(side))
+    with pytest.raises(InputError, match=rf"run: {name}: .* not part of this package; .*--trust"):
         model.load(other).embed(folder / "b.mp4")
-    weighted = model.load(other, clip_weights="c", beats_weights="b")
-    options = {"clip_weights": "c", "beats_weights": "b", "dtype": "bfloat16", "output": "pooled"}
-    assert asked == [("clip_beats", options)]
-    got = weighted.embed(folder / "b.mp4")
-    assert np.isfinite(got.audio_embeddings).all()
-    assert not np.allclose(got.audio_embeddings, without.audio_embeddings)
-    backbone.digest = "decaf"
-    with pytest.raises(InputError, match=r"clip\.weights_sha256: expected 'c0ffee', got 'decaf'"):
-        model.load(other, clip_weights="c", beats_weights="b")
-    with pytest.raises(InputError, match="expected no weights, got some"):
-        model.load(made.run.path, clip_weights="c")
+    with pytest.raises(InputError, match=rf"run: .*give --weights {name}=PATH \(in Python"):
+        model.load(other, trust=[name]).embed(folder / "b.mp4")
+    weighted = model.load(other, weights={name: "c0ffee"})
+    assert weighted.backbone.visual.share == 0.25
+    got = weighted.embed(folder / "b.mp4", streams=STREAMS)
+    assert not np.allclose(got.visual_embeddings, without.visual_embeddings)
+    np.testing.assert_array_equal(got.audio_embeddings, without.audio_embeddings)
+    with pytest.raises(InputError, match=r"visual\.weights_sha256: expected 'c0ffee', got 'decaf'"):
+        model.load(other, weights={name: "decaf"})
+    with pytest.raises(InputError, match="here none has"):
+        model.load(made.run.path, weights={"clip": "c"})
+    former = write_run(tmp_path / "old", fingerprint={"format_version": 1, "backbone": {}})
+    with pytest.raises(InputError, match="expected a model of features of format version 2, got 1"):
+        model.load(former).embed(folder / "b.mp4")
 
 
 def test_a_warning_free_load(run):

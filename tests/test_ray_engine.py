@@ -19,7 +19,7 @@ def test_ray_writes_the_same_bytes(tmp_path):
         good_video(videos / f"{number}.mp4", 2 + number, seed=number)
     (videos / "bad.mp4").write_text("hello")
     files = write_weights(tmp_path)
-    model = backbones.load("clip_beats", **files)
+    model = backbones.load("clip_beats", weights=files)
     program.extract(videos, tmp_path / "whole", backbone=model, clip_seconds=1.5, workers=1)
     line = command(videos, tmp_path / "data", files, "--clip-seconds", 1.5, "--workers", 2)
     environment = {**os.environ, "JAX_NUM_CPU_DEVICES": "1"}

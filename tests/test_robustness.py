@@ -6,6 +6,7 @@ follow below it.
 """
 
 import csv
+import dataclasses
 import os
 import time
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ from test_media import click_track, cut, flash_frames, write_video
 
 from scav_jax import datasets
 from scav_jax.extract import backbones, manifest, media, program
+from scav_jax.extract.backbones.plain import PlainAudio
 from scav_jax.extract.streams import Unusable
 
 RATE = 16_000
@@ -257,23 +259,22 @@ def test_a_file_that_breaks_off_anywhere_never_gives_other_features(tmp_path, la
     assert kept < len(offsets) or whole.suffix == ".ts"
 
 
-class Sleepy(type(backbones.load("plain").preparer)):
-    """A preparer that hangs, as a decoder does, on sound that lasts about 2 s."""
+class Sleepy(PlainAudio):
+    """A side that hangs, as a decoder does, on sound that lasts about 2 s."""
 
-    def audio(self, waveform):
+    def prepare(self, waveform):
         if len(waveform) < 2.5 * RATE:
             time.sleep(60)
-        return super().audio(waveform)
+        return super().prepare(waveform)
 
 
-def test_a_decoder_that_hangs_costs_its_own_clip_only(tmp_path, monkeypatch, capsys):
+def test_a_decoder_that_hangs_costs_its_own_clip_only(tmp_path, capsys):
     videos = tmp_path / "videos"
     videos.mkdir()
     write(videos, "a.mp4")
     write(videos, "hangs.mp4", flash_frames(2, [1.0]), click_track(2, RATE, [1.0]))
     write(videos, "z.mp4")
-    model = backbones.load("plain")
-    monkeypatch.setattr(type(model), "preparer", Sleepy())
+    model = dataclasses.replace(backbones.load("plain"), audio=Sleepy())
     begin = time.monotonic()
     program.extract(videos, tmp_path / "data", backbone=model, workers=1, timeout_s=3.0)
     assert 6.0 < time.monotonic() - begin < 60  # tried twice

@@ -9,7 +9,7 @@ import pytest
 from test_extract import run_program
 
 from scav_jax.extract import media, selfcheck
-from scav_jax.extract.backbones import beats, clip_beats, clip_pixels
+from scav_jax.extract.backbones import beats, clip_pixels, clip_visual
 
 STORED = json.loads(resources.files("scav_jax.extract").joinpath("golden.json").read_text())
 
@@ -84,7 +84,7 @@ def test_another_pillow_is_noticed(monkeypatch):
         out[:, 0, 0, 0] ^= 1
         return out
 
-    monkeypatch.setattr(clip_beats, "resize_crop_pil", shifted)
+    monkeypatch.setattr(clip_visual, "resize_crop_pil", shifted)
     assert failures() == {"crops, exact frames (sums of pixels)"}
 
 

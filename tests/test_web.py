@@ -118,7 +118,7 @@ def test_clips_that_are_added_are_found_without_a_restart(made, films, tmp_path)
     from scav_jax.index import create, open_index
 
     first, second = made.embed(films / "c.mkv"), made.embed(films / "d.mp4")
-    writer = create(tmp_path / "i", identity=made.identity, distance=made.distance)
+    writer = create(tmp_path / "i", identity=made.identity, model=made)
     writer.add(first)
     served = open_index(tmp_path / "i", made.identity)
     app = app_module.create_app(made, served, workers=0, max_bytes=2**20)
@@ -387,7 +387,7 @@ def random_pair(seed=0):
 def test_the_mean_of_the_curve_is_the_distance(direction):
     visual, audio = random_pair()
     curve = match.match_curve(
-        "euclidean", {"resample": direction}, visual, audio, visual_seconds=0.7
+        "euclidean", {"resample": direction}, visual, audio, visual_seconds=0.7, audio_step_s=0.16
     )
     distance = distances.find("euclidean", {}).pair(visual, audio, resample=direction)
     np.testing.assert_allclose(curve.values.mean(), distance, rtol=1e-5)
@@ -400,7 +400,7 @@ def test_the_mean_of_the_curve_is_the_distance(direction):
 
 def test_the_curve_of_a_path_is_the_cost_along_it():
     visual, audio = random_pair(1)
-    curve = match.match_curve("dtw", {}, visual, audio, visual_seconds=1.0)
+    curve = match.match_curve("dtw", {}, visual, audio, visual_seconds=1.0, audio_step_s=0.16)
     v, a = np.asarray(visual.values)[:7], np.asarray(audio.values)[:5]
     cost = ((v[:, None] - a[None]) ** 2).mean(axis=-1)
     on_path = np.asarray(distances.alignment("dtw", visual, audio))[:7, :5] > 0
@@ -435,7 +435,7 @@ def found_page(made, index, films):
         (hits,) = index.search(query, direction, 3, "exact", None)
         latents = match.latents_of(made, hits, stream)
         hits[-1] = Hit(**{**vars(hits[-1]), "source": "/gone/x.mp4"})
-        options = {"direction": direction, "distance": made.distance, "latents": latents}
+        options = {"direction": direction, "model": made, "latents": latents}
         searches.append(search_page.make_search(query, 0, hits, **options))
         means = [result.curve.values.mean() for result in searches[-1].results]
         np.testing.assert_allclose(means, [hit.score for hit in hits], rtol=1e-4)
@@ -458,12 +458,10 @@ def test_searches_that_cannot_be_shown_say_so(made, index, films):
     query = made.embed(films / "c.mkv", streams=["audio"])
     (hits,) = index.search(query, "a2v", 2, "exact", None)
     with pytest.raises(InputError, match="expected a query with a picture"):
-        search_page.make_search(query, 0, hits, direction="v2a", distance=made.distance)
+        search_page.make_search(query, 0, hits, direction="v2a", model=made)
     with pytest.raises(InputError, match="expected latents of the 2 hits, got 1"):
-        search_page.make_search(
-            query, 0, hits, direction="a2v", distance=made.distance, latents=[None]
-        )
-    none = search_page.make_search(query, 0, [], direction="a2v", distance=made.distance)
+        search_page.make_search(query, 0, hits, direction="a2v", model=made, latents=[None])
+    none = search_page.make_search(query, 0, [], direction="a2v", model=made)
     assert "Nothing was found" in search_page.results_page([none])
 
 

@@ -25,7 +25,7 @@ from typing import Any
 import numpy as np
 
 from scav_jax.errors import InputError, did_you_mean
-from scav_jax.features import FORMAT_VERSION, Clip, check_clip, fingerprint_id
+from scav_jax.features import FORMAT_VERSION, Clip, check_clip, fingerprint_id, streams_of
 
 ABOUT, CLIPS, REJECTED = "scav.json", "clips.csv", "rejected.csv"
 CLIP_COLUMNS = [
@@ -112,7 +112,6 @@ def _write_records(
     with contextlib.ExitStack() as stack:
         records, widths = None, (0, 0)
         for split, clip in clips:
-            check_clip(clip)
             if records is None:
                 widths = clip.visual.shape[1], clip.audio.shape[1]
                 resampled = clip.shared is not None
@@ -122,6 +121,7 @@ def _write_records(
                     f"clip {clip.id!r}: expected features of width {widths}, got "
                     f"{(clip.visual.shape[1], clip.audio.shape[1])}; one extractor per data set"
                 )
+            check_clip(clip, streams_of(*widths))
             if clip.id in seen:
                 raise InputError(f"ids must be unique, {clip.id!r} came twice; rename one clip")
             seen.add(clip.id)
@@ -173,7 +173,7 @@ class Split:
       visual_lengths, audio_lengths: int32 `[n]`, steps before any trimming to shared time.
       visual_spans, audio_spans: float64 `[n, 2]`, the seconds that the steps cover.
       fingerprint, fingerprint_id: the extractor's settings and their name.
-      visual_width, audio_width: Dv and Da.
+      visual_width, audio_width: Dv and Da; 0 for a stream that the data set does not have.
       videos: the folder that sources are relative to, or "".
     """
 
@@ -206,10 +206,24 @@ class Split:
         clip = self._records[int(self._rows[index])]
         self._check_listed(clip, index)
         try:
-            check_clip(clip)
+            check_clip(clip, self.streams)
         except InputError as error:
             raise InputError(f"{self.data} ({self.split}): {error}") from None
         return clip
+
+    @property
+    def streams(self) -> tuple[str, ...]:
+        """ "visual", "audio" or both: what the data set has features of."""
+        return streams_of(self.visual_width, self.audio_width)
+
+    def check_both_streams(self) -> None:
+        """Raises `InputError` where there are pictures alone, or sound alone."""
+        if len(self.streams) < 2:
+            raise InputError(
+                f"{self.data}: expected features of picture and sound, which are compared with "
+                f"each other, got {self.streams[0]} features alone; extract with a side for both: "
+                "--visual and --audio"
+            )
 
     def take(self, numbers: Sequence[int] | np.ndarray) -> "Split":
         """Some of the clips as a split of their own; the records are shared."""

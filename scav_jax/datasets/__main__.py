@@ -13,6 +13,9 @@ from scav_jax.datasets import clip_lists, music, sizes, vggsound, vggsounder
 from scav_jax.datasets.clip_lists import Located, Wanted
 from scav_jax.errors import InputError, run_program
 
+VGGSOUND_DATA = "data/vggsound"  # and these weights: what configs/vggsound.py trains on
+BEATS_FILE = "BEATs_iter3_plus_AS2M_finetuned_on_AS2M_cpt2.pt"
+
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
@@ -87,7 +90,11 @@ def build_vggsound(options: argparse.Namespace) -> None:
         ids = [clip.id for clip in wanted]
         known, others = vggsounder.write_annotations(path, annotations, ids)
         print(f"{path}: {known:,} clips annotated ({others:,} annotated clips are not in the list)")
-    print(f"next: {_extract(options)}")
+    print(
+        f"next: {_extract(options, VGGSOUND_DATA)} --backbone clip_beats "
+        f"--weights clip=openai/clip-vit-base-patch32 --weights beats={BEATS_FILE}\n"
+        f"then: python -m scav_jax.train --config configs/vggsound.py --workdir RUN"
+    )
 
 
 def build_music(options: argparse.Namespace) -> None:
@@ -177,8 +184,10 @@ def _say_written(out: Path, wanted: Sequence[Wanted], located: Located) -> None:
     print(f"{clip_lists.beside(out, 'missing')}: {missing:,} of the list are not on disk")
 
 
-def _extract(options: argparse.Namespace) -> str:
-    return f"python -m scav_jax.extract --videos {options.videos} --clips {options.out} --out DATA"
+def _extract(options: argparse.Namespace, data: str = "DATA") -> str:
+    return (
+        f"python -m scav_jax.extract --videos {options.videos} --clips {options.out} --out {data}"
+    )
 
 
 if __name__ == "__main__":

@@ -238,7 +238,8 @@ def clip_of(fields: Mapping[str, memoryview], widths: Mapping[str, int]) -> Clip
         return tuple(np.frombuffer(fields[name], "<f4").tolist())
 
     def stream(name: str) -> np.ndarray:
-        return np.frombuffer(fields[name], STORED_DTYPE).reshape(-1, widths[name])
+        values = np.frombuffer(fields[name], STORED_DTYPE)
+        return values.reshape(-1, widths[name]) if widths[name] else values.reshape(0, 0)
 
     (start,), (end,) = floats("start"), floats("end")
     return Clip(

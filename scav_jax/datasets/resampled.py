@@ -60,6 +60,7 @@ def _clips(data: Path, align: str) -> Iterator[tuple[str, Clip]]:
     with progress_bar("resampling", sum(counts.values()), "clip") as bar:
         for name in counts:
             split = datasets.read(data, name)
+            split.check_both_streams()
             for number in range(len(split)):
                 yield name, resampled(split[number], align)
                 bar.update()

@@ -2,6 +2,7 @@
 
 import argparse
 from pathlib import Path
+from typing import Any
 
 from scav_jax.errors import InputError, run_program
 
@@ -12,7 +13,11 @@ out); without --clips, clips.csv in the folder of videos is taken if it is there
 
 The paper's features:
   python -m scav_jax.extract --videos DIR --out DATA --backbone clip_beats \\
-      --clip-weights openai/clip-vit-base-patch32 --beats-weights BEATs_iter3_plus_AS2M.pt
+      --weights clip=openai/clip-vit-base-patch32 --weights beats=BEATs_iter3_plus_AS2M.pt
+
+Other pairs, and frames by a class of one's own (see scav_jax/extract/backbones/sides.py):
+  ... --visual plain --audio beats --weights beats=BEATs_iter3_plus_AS2M.pt
+  ... --visual my_package.dino:Dino --audio plain --weights my_package.dino:Dino=FILE
 
 Many machines: each runs a part, on a file system that all see, and one of them joins the parts.
   python -m scav_jax.extract ... --num-shards 8 --shard-index 3      # and 0, 1, 2, 4, 5, 6, 7
@@ -23,11 +28,10 @@ As a SLURM array (scripts/slurm_extract.sh):
 `python -m scav_jax.extract --selfcheck` compares this machine's decoders, resizing and models with
 values that were stored with the program: before a hundred hours of extraction, and after updates.
 """
-WEIGHTED = ("clip_weights", "beats_weights", "dtype", "clip_output")
 
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
-    from scav_jax.extract.backbones import BACKBONES
+    from scav_jax.extract.backbones import AUDIO, PAIRS, VISUAL
     from scav_jax.extract.program import ENGINES
 
     parser = argparse.ArgumentParser(
@@ -49,15 +53,25 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
         help="cut the files into splits, as in: --split train=0.8 validation=0.1 test=0.1",
     )
     models = parser.add_argument_group("models")
-    models.add_argument("--backbone", default="plain", help=f"one of {', '.join(BACKBONES)}")
+    models.add_argument("--backbone", help=f"a pair: {', '.join(PAIRS)} (default: plain)")
+    for stream, known in (("visual", VISUAL), ("audio", AUDIO)):
+        models.add_argument(
+            f"--{stream}", help=f"a side: {', '.join(known)}, package.module:Class, or none"
+        )
     models.add_argument(
-        "--clip-weights", help="a folder with config.json and safetensors, a hub id"
+        "--weights",
+        action="append",
+        default=[],
+        metavar="NAME=PATH",
+        help="clip=FOLDER (config.json, safetensors) or a hub id, beats=FILE (.pt, .safetensors)",
     )
-    models.add_argument("--beats-weights", type=Path, help="a .pt or .safetensors file")
-    models.add_argument("--dtype", help="of matrix products: float32 (default) or bfloat16")
     models.add_argument(
-        "--clip-output",
-        help="pooled (default, as in the paper) or projected (to compare with text)",
+        "--option",
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        help="dtype=bfloat16, output=projected (of clip: to compare frames with text); audio.dtype "
+        "or visual.dtype for that side only",
     )
     work = parser.add_argument_group("work")
     work.add_argument("--workers", type=int, help="decoding processes (default: one for each core)")
@@ -99,12 +113,23 @@ def check(options: argparse.Namespace) -> None:
             "--num-shards: expected together with --shard-index (one part) or --merge (all), got "
             f"{'one' if options.num_shards is not None else 'neither'} without the other"
         )
-    given = [name for name in WEIGHTED if getattr(options, name) is not None]
-    if options.backbone == "plain" and given and not options.merge:
-        raise InputError(
-            f"--{given[0].replace('_', '-')}: expected with --backbone clip_beats, got backbone "
-            "plain, which has no weights"
-        )
+    if options.backbone and (options.visual or options.audio):
+        raise InputError("--backbone: expected no --visual and no --audio beside it, got some")
+    if bool(options.visual) != bool(options.audio):
+        raise InputError("--visual, --audio: expected both, got one; 'none' leaves a stream out")
+
+
+def load_backbone(options: argparse.Namespace) -> Any:
+    """The `Backbone` that the command line names."""
+    from scav_jax.extract import backbones
+
+    both = {"visual": options.visual, "audio": options.audio} if options.visual else {}
+    return backbones.load(
+        "" if both else options.backbone or "plain",
+        **both,
+        weights=backbones.parse_weights(options.weights),
+        options=backbones.parse_options(options.option),
+    )
 
 
 def main() -> int:
@@ -114,7 +139,7 @@ def main() -> int:
 
         return 0 if selfcheck() else 1
     check(options)
-    from scav_jax.extract import backbones, program
+    from scav_jax.extract import program
     from scav_jax.extract.manifest import parse_shares
     from scav_jax.extract.shards import Shard
 
@@ -131,14 +156,11 @@ def main() -> int:
         shard = Shard(options.shard_index, options.num_shards)
     if not options.videos.is_dir():  # before minutes of loading
         raise InputError(f"--videos: expected a folder of videos, {options.videos} is not one")
-    settings = {name: getattr(options, name) for name in WEIGHTED}
-    settings["output"] = settings.pop("clip_output")
-    settings = {name: value for name, value in settings.items() if value is not None}
     program.extract(
         options.videos,
         options.out,
         **wanted,
-        backbone=backbones.load(options.backbone, **settings),
+        backbone=load_backbone(options),
         workers=options.workers,
         timeout_s=options.timeout_seconds,
         shard=shard,

@@ -1,7 +1,8 @@
 """A job is some clips of one file, which a worker process decodes one after the other."""
 
 import contextlib
-from collections.abc import Collection, Iterator
+from collections import deque
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -11,12 +12,10 @@ from scav_jax.errors import InputError
 from scav_jax.extract import media, pool
 from scav_jax.extract.backbones import Features, Prepared, Preparer
 from scav_jax.extract.fbank import RATE_HZ
-from scav_jax.extract.ledger import Ledger
 from scav_jax.extract.manifest import ClipRequest
-from scav_jax.extract.streams import KINDS, Unusable
-from scav_jax.features import STORED_DTYPE, Clip, check_clip
+from scav_jax.extract.streams import Unusable
+from scav_jax.features import STORED_DTYPE, Clip, check_clip, streams_of
 
-AUDIO_STEP_S = 0.16
 CLIPS_A_JOB = 32  # what a worker does at a time, and what a kill loses at most for each worker
 ATTEMPTS = 2
 
@@ -45,6 +44,22 @@ def make_jobs(wanted: list[ClipRequest]) -> list[Job]:
     return jobs
 
 
+def run(
+    work: Callable[[Job], Iterator], waiting: deque[Job], *, workers: int, timeout_s: float
+) -> Iterator[tuple[Job, pool.Step | pool.Done | pool.Lost]]:
+    """What happens to jobs in worker processes (`pool.run`); those that are lost come again.
+
+    The caller forgets what a lost job gave: it is done again from its start.
+    """
+    with contextlib.closing(
+        pool.run(work, waiting, workers=workers, timeout_s=timeout_s)
+    ) as events:
+        for job, event in events:
+            yield job, event
+            if isinstance(event, pool.Lost):
+                waiting.appendleft(again(job, event))
+
+
 def again(job: Job, lost: pool.Lost) -> Job:
     """The job that lost its worker, to be tried again: at last without the clip that did it.
 
@@ -62,9 +77,10 @@ class Outcome:
     Attributes:
       place: in the list of clips.
       request: what was asked for.
-      prepared: for the backbone's encoder, or features where it has none; None if rejected.
+      prepared: for the backbone's `encode`; None if rejected.
       visual_span: the seconds from the clip's start that the frames cover.
       end: where the clip ends in the file, in seconds.
+      audio_step_s: seconds a step of sound.
       rejection: its row of rejected.csv, or None.
     """
 
@@ -73,6 +89,7 @@ class Outcome:
     prepared: Prepared | None = None
     visual_span: tuple[float, float] = (0.0, 0.0)
     end: float = 0.0
+    audio_step_s: float = 0.0
     rejection: dict | None = None
 
     @property
@@ -91,14 +108,14 @@ class Outcome:
             visual=visual,
             visual_span=self.visual_span,
             audio=audio,
-            audio_span=(0.0, len(audio) * AUDIO_STEP_S),
+            audio_span=(0.0, len(audio) * self.audio_step_s),
             source=request.file,
             start=request.start,
             end=self.end,
             label=request.label,
         )
         try:
-            check_clip(clip)
+            check_clip(clip, streams_of(visual.shape[1], audio.shape[1]))
         except InputError as error:
             raise Unusable("features", f"unusable features: {error}") from None
         return clip
@@ -138,12 +155,14 @@ class JobResult:
 
 
 def prepare(
-    job: Job, *, videos: Path, preparer: Preparer, kinds: Collection[str] = KINDS
+    job: Job, *, videos: Path, preparer: Preparer, kinds: Collection[str] | None = None
 ) -> Iterator[Outcome]:
     """Decodes a job's clips, an outcome for each; the parent encodes them.
 
-    Where only one of `kinds` is wanted, the other is a black frame or silence of the same length.
+    Where fewer `kinds` are decoded than the backbone takes, the other one is a black frame or
+    silence of the same length.
     """
+    kinds = preparer.kinds if kinds is None else kinds
     with contextlib.ExitStack() as stack:
         reader = None
         for number, (place, request) in enumerate(job.clips):
@@ -171,25 +190,6 @@ def prepare(
             del outcome  # tens of megabytes, while the next one is decoded
 
 
-def extract(
-    job: Job, *, videos: Path, preparer: Preparer, folder: Path
-) -> Iterator[tuple[int, float]]:
-    """Makes a job's features where there is nothing to encode, and keeps them in the ledger.
-
-    Yields, and for the last one returns, 1 clip and its seconds of video: the last clip counts when
-    the ledger has the job.
-    """
-    result, told_s = JobResult(), 0.0
-    for outcome in prepare(job, videos=videos, preparer=preparer):
-        prepared = outcome.prepared
-        result.add(outcome, prepared and (prepared.visual, prepared.audio))
-        if len(result) < len(job.clips):
-            yield 1, result.seconds - told_s
-            told_s = result.seconds
-    Ledger(folder).save(job.number, result.clips, result.rejected)
-    return 1, result.seconds - told_s
-
-
 def _prepare_clip(
     reader: media.Reader, place: int, request: ClipRequest, preparer: Preparer
 ) -> Outcome:
@@ -202,7 +202,8 @@ def _prepare_clip(
     if waveform is None:
         waveform = np.zeros(round(decoded.frames_span[1] * RATE_HZ), np.float32)
     prepared = Prepared(preparer.visual(frames, decoded.previous), preparer.audio(waveform))
-    return Outcome(place, request, prepared, decoded.frames_span, decoded.end)
+    span = decoded.frames_span if preparer.visual_side else (0.0, 0.0)
+    return Outcome(place, request, prepared, span, decoded.end, preparer.audio_step_s)
 
 
 def _refuse_lost(job: Job, number: int) -> None:

@@ -27,6 +27,7 @@ from jaxtyping import Float, UInt8
 from scav_jax.extract.fbank import RATE_HZ
 from scav_jax.extract.streams import KINDS, Stream, Unusable, decoder_errors, frame_rate
 
+DECODING_RULES = 3  # raise it when streams.py or this file gives other frames or samples
 MIN_CLIP_S = 1.0  # less picture and sound than this together has nothing to contrast
 MAX_CLIP_S = 600.0  # a clip is held in memory whole
 LENGTH_MARGIN_S = 1.0  # half of it is let pass: a video of a minute has some frames more

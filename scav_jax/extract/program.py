@@ -1,7 +1,6 @@
 """A folder of videos -> a data set of features: what to do, what is done, workers, the result."""
 
 import contextlib
-import json
 import os
 import threading
 import time
@@ -14,19 +13,18 @@ from tqdm import tqdm
 
 from scav_jax import datasets
 from scav_jax.errors import InputError
-from scav_jax.extract import backbones, jobs, media, pool, shards, streams
-from scav_jax.extract.backbones import Backbone
+from scav_jax.extract import backbones, jobs, pool, shards, streams
+from scav_jax.extract.backbones import Backbone, make_fingerprint
 from scav_jax.extract.encoding import QUEUE_BYTES, Encoder, Results
-from scav_jax.extract.jobs import AUDIO_STEP_S, Job, Outcome, again, make_jobs
+from scav_jax.extract.jobs import Job, Outcome, make_jobs
 from scav_jax.extract.ledger import Ledger
 from scav_jax.extract.manifest import ClipRequest, Listing, cut_whole_videos, list_clips
 from scav_jax.extract.shards import Shard
 from scav_jax.extract.streams import Unusable
-from scav_jax.features import FORMAT_VERSION, Clip, fingerprint_difference, fingerprint_id
+from scav_jax.features import Clip, fingerprint_difference, fingerprint_id
 from scav_jax.progress import progress_bar
 
 ENGINES = ("local", "ray")
-DECODING_RULES = 3  # raise it when streams.py or media.py gives other frames or samples
 SMOOTHING = 0.05  # clips come in bursts
 
 
@@ -52,7 +50,7 @@ def extract(
       clips: a CSV that says which clips (see `manifest.list_clips`).
       clip_seconds: cut whole videos into clips of this length.
       shares: `{split: share of the files}`; all clips of a file land in one split.
-      backbone: one of `backbones.BACKBONES`, or what `backbones.load` made of one.
+      backbone: one of `backbones.PAIRS`, or what `backbones.load` made.
       workers: processes that decode; None takes one for each core.
       timeout_s: the wall-clock limit for decoding one clip.
       shard: does this part only and writes no data set: `merge` does, when all are finished.
@@ -149,21 +147,6 @@ def _cores() -> int:
     return os.cpu_count() or 1
 
 
-def make_fingerprint(backbone: str | Backbone) -> dict:
-    """Everything that features depend on: the backbone's constants, rates, decoder versions."""
-    model = backbones.load(backbone) if isinstance(backbone, str) else backbone
-    fingerprint = {
-        "format_version": FORMAT_VERSION,
-        "backbone": model.fingerprint(),
-        "frame_rate": "native",
-        "audio_rate_hz": media.RATE_HZ,
-        "audio_step_s": AUDIO_STEP_S,
-        "channels": "mean",
-        "decoding": {"rules": DECODING_RULES, **streams.libraries()},
-    }
-    return json.loads(json.dumps(fingerprint))
-
-
 # What is there, and what is wanted ---------------------------------------------------------
 
 
@@ -254,8 +237,6 @@ def _run(
 ) -> None:
     """Does the jobs that are not done, with progress; retries what a lost worker was at."""
     waiting = _to_do(all_jobs, ledger)
-    settings = {"videos": videos.absolute(), "preparer": model.preparer}
-    limits = {"workers": min(workers, len(waiting)), "timeout_s": timeout_s}
     with _bar_of(all_jobs, waiting) as bar:
         progress = _Progress(bar)
         if engine == "ray":
@@ -263,18 +244,17 @@ def _run(
 
             place = videos.absolute()
             ray_engine.run(waiting, place, ledger, model, workers, timeout_s, progress.add)
-        elif model.encode is None:
-            work = partial(jobs.extract, folder=ledger.folder, **settings)
-            with contextlib.closing(pool.run(work, waiting, **limits)) as events:
-                _run_in_workers(events, waiting, progress)
         elif waiting:
-            work = partial(jobs.prepare, **settings)
+            work = partial(jobs.prepare, videos=videos.absolute(), preparer=model.preparer)
+            workers = min(workers, len(waiting))
             with (
                 Results(ledger, progress.add) as results,
                 Encoder(model.encode, model.clips_at_once, queue_bytes) as encoder,
-                contextlib.closing(pool.run(work, waiting, **limits)) as events,
+                contextlib.closing(
+                    jobs.run(work, waiting, workers=workers, timeout_s=timeout_s)
+                ) as events,
             ):
-                _run_with_encoder(events, waiting, encoder, results)
+                _encode(events, encoder, results)
 
 
 def _to_do(all_jobs: list[Job], ledger: Ledger) -> deque[Job]:
@@ -296,23 +276,7 @@ def _bar_of(all_jobs: list[Job], waiting: Iterable[Job]) -> tqdm:
     return progress_bar("extracting", total, "clip", initial=done, smoothing=SMOOTHING)
 
 
-def _run_in_workers(events: Iterator, waiting: deque[Job], progress: _Progress) -> None:
-    """Workers make features and keep them."""
-    seconds: dict[int, float] = {}
-    for job, event in events:
-        if isinstance(event, pool.Lost):
-            progress.add(-event.steps, -seconds.pop(job.number, 0.0))
-            waiting.appendleft(again(job, event))
-        else:
-            progress.add(*event.result)
-            seconds[job.number] = seconds.get(job.number, 0.0) + event.result[1]
-            if isinstance(event, pool.Done):
-                del seconds[job.number]
-
-
-def _run_with_encoder(
-    events: Iterator, waiting: deque[Job], encoder: Encoder, results: Results
-) -> None:
+def _encode(events: Iterator, encoder: Encoder, results: Results) -> None:
     """Workers prepare clips, the encoder makes features; a job is kept when all of it came back.
 
     The queue keeps the order, so that what a lost worker left behind is forgotten before its job
@@ -321,7 +285,6 @@ def _run_with_encoder(
     for job, event in events:
         if isinstance(event, pool.Lost):
             encoder.call(partial(results.forget, job.number))
-            waiting.appendleft(again(job, event))
         elif isinstance(event, pool.Done):
             encoder.call(partial(results.keep, job))
         else:

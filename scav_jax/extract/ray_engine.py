@@ -21,7 +21,7 @@ import numpy as np
 from scav_jax.errors import InputError
 from scav_jax.extract import backbones, jobs, pool
 from scav_jax.extract.backbones import Backbone
-from scav_jax.extract.jobs import Job, JobResult, Outcome, again
+from scav_jax.extract.jobs import Job, JobResult, Outcome
 from scav_jax.extract.ledger import Ledger
 
 JOBS_A_TASK = 16  # starting a process that may hang or crash is worth it for several
@@ -82,11 +82,15 @@ def _rows(
         num_cpus=1,
         compute=ray.data.TaskPoolStrategy(size=workers),
     )
-    if model.encode is not None:
+    if model.encodes:
         gpus = int(ray.cluster_resources().get("GPU", 0))
         clips = clips.map_batches(
             _Encode,
-            fn_constructor_args=model.origin,
+            fn_constructor_kwargs={
+                **model.names,
+                "weights": model.weights,
+                "options": model.options,
+            },
             batch_size=CLIPS_A_BATCH,
             num_gpus=1 if gpus else 0,
             num_cpus=0,
@@ -119,10 +123,8 @@ def _decode(batch: dict, *, work: Callable, timeout_s: float) -> Iterator[dict]:
     """
     waiting = deque(pickle.loads(job) for job in batch[COLUMN])
     sent: set[tuple[int, int]] = set()
-    for job, event in pool.run(work, waiting, workers=1, timeout_s=timeout_s):
-        if isinstance(event, pool.Lost):
-            waiting.appendleft(again(job, event))
-        elif isinstance(event, pool.Step):
+    for job, event in jobs.run(work, waiting, workers=1, timeout_s=timeout_s):
+        if isinstance(event, pool.Step):
             outcome: Outcome = event.result
             if (job.number, outcome.place) not in sent:
                 sent.add((job.number, outcome.place))
@@ -134,8 +136,8 @@ def _decode(batch: dict, *, work: Callable, timeout_s: float) -> Iterator[dict]:
 class _Encode:
     """An actor that holds the models."""
 
-    def __init__(self, name: str, options: dict):
-        self._model = backbones.load(name, **options)
+    def __init__(self, **origin):
+        self._model = backbones.load(**origin)
 
     def __call__(self, batch: dict) -> dict:
         rows = [pickle.loads(row) for row in batch[COLUMN]]

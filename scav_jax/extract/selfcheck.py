@@ -230,13 +230,14 @@ def write_clip(path: Path) -> None:
 def small_clip_beats() -> backbones.Backbone:
     """CLIP and BEATs of two narrow layers with seeded random weights."""
     from scav_jax.extract.backbones import beats
-    from scav_jax.extract.backbones.clip import Clip
-    from scav_jax.extract.backbones.clip_beats import FRAMES_A_BLOCK, ClipBeats
+    from scav_jax.extract.backbones.clip_model import ClipModel
     from scav_jax.extract.backbones.clip_towers import ClipConfig, VisionConfig
+    from scav_jax.extract.backbones.clip_visual import FRAMES_A_BLOCK
     from scav_jax.extract.backbones.clip_weights import random_weights
 
     vision = ClipConfig(vision=VisionConfig(64, 128, 32, 2, 4, 224, 32))
-    clip = Clip(vision, random_weights(vision), frames_per_device=FRAMES_A_BLOCK, resize="pil")
+    sizes = {"frames_per_device": FRAMES_A_BLOCK, "resize": "pil"}
+    model = ClipModel(vision, random_weights(vision), **sizes)
     config = dataclasses.replace(
         beats.ITER3_PLUS,
         embed_dim=64,
@@ -247,7 +248,8 @@ def small_clip_beats() -> backbones.Backbone:
         conv_pos=16,
         conv_pos_groups=4,
     )
-    return ClipBeats(clip, beats.Beats(beats.random_checkpoint(config, seed=0)))
+    sound = beats.Beats(beats.random_checkpoint(config, seed=0))
+    return backbones.load("clip_beats", weights={"clip": model, "beats": sound})
 
 
 def main() -> None:

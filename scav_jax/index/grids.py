@@ -1,9 +1,9 @@
 """Which sequences are stored, and how queries meet them.
 
 The interpolated Euclidean distance compares step by step on the grid of its target stream (audio,
-for `visual_to_audio`). An index stores both streams of a clip on that clip's own target grid: for
-audio one step in 0.16 s, 6.25 a second. A clip's own pair is then compared as it was in training;
-all clips of one duration are compared by one product of matrices.
+for `visual_to_audio`). An index stores both streams of a clip on that clip's own target grid. A
+clip's own pair is then compared as it was in training; all clips of one duration are compared by
+one product of matrices.
 
 At search time a query has no partner. A query of the target stream brings the grid: candidates of
 another length are stretched onto it, from their own. A query of the other stream is interpolated
@@ -23,19 +23,7 @@ from scav_jax.errors import InputError
 from scav_jax.index.layout import STREAMS, Header
 from scav_jax.sequences import Sequences, resample_like
 
-AUDIO_STEP_S = 0.16
 AT_ONCE = 256  # clips
-
-
-def audio_steps(seconds: float) -> int:
-    """How many audio steps of 0.16 s a clip of this duration has.
-
-    One step is 16 log-mel frames of 10 ms; two frames are lost at the end.
-
-    >>> audio_steps(10.0), audio_steps(4.0)
-    (62, 24)
-    """
-    return max(int(round(seconds * 100) - 2) // 16, 1)
 
 
 def stored_sequences(embedded: Embedded, header: Header) -> dict[str, Sequences]:

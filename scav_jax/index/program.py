@@ -4,6 +4,7 @@ import argparse
 from pathlib import Path
 
 from scav_jax.errors import InputError
+from scav_jax.extract.backbones import parse_weights
 from scav_jax.model import Model, load
 
 
@@ -17,14 +18,23 @@ class Parser(argparse.ArgumentParser):
 def add_model(parser: argparse.ArgumentParser, required: bool = True) -> None:
     """The options that say which model."""
     parser.add_argument("--model", type=Path, required=required, help="a run, or an export")
-    parser.add_argument("--clip-weights", help="of the backbone clip_beats")
-    parser.add_argument("--beats-weights", help="of the backbone clip_beats")
+    parser.add_argument(
+        "--weights",
+        action="append",
+        default=[],
+        metavar="NAME=PATH",
+        help="of the model's backbone, as in clip=FOLDER; once for each of its sides with weights",
+    )
+    parser.add_argument(
+        "--trust",
+        action="append",
+        default=[],
+        metavar="PACKAGE.MODULE:NAME",
+        help="a side of the model's backbone that is not of scav_jax, and may be imported",
+    )
 
 
 def load_model(arguments: argparse.Namespace) -> Model:
     """The model that the command line names."""
-    return load(
-        arguments.model,
-        clip_weights=arguments.clip_weights,
-        beats_weights=arguments.beats_weights,
-    )
+    weights = parse_weights(arguments.weights)
+    return load(arguments.model, weights=weights, trust=arguments.trust)

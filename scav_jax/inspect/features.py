@@ -69,18 +69,19 @@ def inspect_clip(split: datasets.Split, number: int) -> tuple[Clip | None, list[
         stored = split[number]
     except InputError as error:
         return None, [Fault(name, split.split, "read", f"unreadable: {error}")]
-    seconds = stored.visual_span[1] - stored.visual_span[0]
-    picture, sound = _digest(stored.visual), _digest(stored.audio)
+    begin, end = stored.visual_span
+    streams = {"picture": stored.visual, "sound": stored.audio}
+    streams = {what: values for what, values in streams.items() if len(values)}
+    digests = {what: _digest(values) for what, values in streams.items()}
     clip = Clip(
         id=name,
         split=split.split,
         label=stored.label,
         source=stored.source,
         seconds=stored.end - stored.start,
-        frame_rate=round(len(stored.visual) / seconds, 3),
-        digests={"picture and sound": picture + sound, "picture": picture, "sound": sound},
+        frame_rate=round(len(stored.visual) / (end - begin), 3) if end > begin else 0.0,
+        digests={" and ".join(digests): "".join(digests.values()), **digests},
     )
-    streams = {"picture": stored.visual, "sound": stored.audio}
     faults = [
         Fault(name, split.split, "features", f"constant {what}: {share:.2%} change")
         for what, values in streams.items()

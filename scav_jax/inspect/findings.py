@@ -28,7 +28,7 @@ class Clip:
     Attributes:
       id, split, label, source: as listed.
       seconds: how long it is.
-      frame_rate: in Hz.
+      frame_rate: in Hz; 0 where there is no picture.
       digests: what -> a digest of its content; clips with the same are duplicates in that.
       variable: its frames are not evenly spaced.
     """

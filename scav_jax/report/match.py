@@ -11,7 +11,6 @@ import numpy as np
 from jaxtyping import Float
 
 from scav_jax.distances import alignment, find
-from scav_jax.extract.jobs import AUDIO_STEP_S
 from scav_jax.extract.manifest import ClipRequest
 from scav_jax.model import Model
 from scav_jax.sequences import Sequences, resample_like
@@ -74,14 +73,15 @@ def match_curve(
     audio: Sequences,
     *,
     visual_seconds: float,
+    audio_step_s: float,
 ) -> Curve:
     """The terms of a distance between one picture `[N, C]` and one sound `[M, C]`.
 
     Args:
       name, options: the distance that ranked.
       visual, audio: latents of one clip each.
-      visual_seconds: how long the picture's clip is, for the times of its steps; those of sound
-        are 0.16 s.
+      visual_seconds: how long the picture's clip is, for the times of its steps.
+      audio_step_s: seconds a step of sound.
 
     Raises:
       InputError: an unknown distance or option.
@@ -93,7 +93,7 @@ def match_curve(
         moved = resample_like(moved, target)
         values = jnp.mean(jnp.square(moved.values - target.values), axis=-1)
         steps = int(target.lengths)
-        times = _times(steps, AUDIO_STEP_S if to_audio else visual_seconds / steps)
+        times = _times(steps, audio_step_s if to_audio else visual_seconds / steps)
         return Curve(times, np.asarray(values)[:steps].astype(np.float64))
     n, m = int(visual.lengths), int(audio.lengths)
     weights = np.asarray(alignment(name, visual, audio, **options), np.float64)[:n, :m]
@@ -102,7 +102,7 @@ def match_curve(
     weights = np.maximum(weights, 0)
     total = weights.sum(axis=0)
     values = np.divide((weights * costs).sum(axis=0), total, out=np.zeros(m), where=total > 0)
-    return Curve(_times(m, AUDIO_STEP_S), values)
+    return Curve(_times(m, audio_step_s), values)
 
 
 def _times(steps: int, step_s: float) -> Float[np.ndarray, " T"]:

@@ -1,7 +1,7 @@
 """What a search found, to see and hear: the query and the results play in sync.
 
     latents = latents_of(model, hits, "visual")   # of scav_jax.report.match, for the curves
-    search = make_search(query, 0, hits, direction="a2v", distance=model.distance, latents=latents)
+    search = make_search(query, 0, hits, direction="a2v", model=model, latents=latents)
     Path("found.html").write_text(results_page([search]))
 
 One self-contained page: clips are embedded as data, nothing is loaded from elsewhere. Under each
@@ -22,6 +22,7 @@ from jaxtyping import Float
 from scav_jax.embed import Embedded
 from scav_jax.errors import InputError
 from scav_jax.extract.streams import KINDS, Unusable
+from scav_jax.model import Model
 from scav_jax.report import markup
 from scav_jax.report.match import Curve, match_curve, one
 from scav_jax.report.playable import playable
@@ -109,7 +110,7 @@ def make_search(
     hits: Sequence[Found],
     *,
     direction: str,
-    distance: tuple[str, dict],
+    model: Model,
     latents: Sequence[Sequences | None] | None = None,
     score_name: str = "distance",
     address: Address = embedded_media,
@@ -122,7 +123,7 @@ def make_search(
       number: which of them.
       hits: what was found for it, the closest first.
       direction: "a2v" (a sound finds videos) or "v2a" (a video finds sounds).
-      distance: (name, options) that compares sequences, for the curves.
+      model: whose latents they are; its distance draws the curves.
       latents: `[T, C]` of each hit, in their order: visual for "a2v", audio for "v2a"; None draws
         no curve.
       score_name: what the hits' scores are: "distance", or "cosine" for aggregation.
@@ -157,11 +158,12 @@ def make_search(
             pair = [one(asking, number), latents[place]]
             visual, audio = pair[::-1] if direction == "a2v" else pair
             seconds = hit.end - hit.start if direction == "a2v" else end - start
-            curve = match_curve(*distance, visual, audio, visual_seconds=seconds)
+            steps = {"visual_seconds": seconds, "audio_step_s": model.audio_step_s}
+            curve = match_curve(*model.distance, visual, audio, **steps)
         where = address(hit.source, float(hit.start), float(hit.end), KINDS)
         clip = Shown(hit.id, hit.source, float(hit.start), float(hit.end), hit.label or "", *where)
         results.append(Result(clip, hit.rank, f"{score_name} {hit.score:.4g}", curve))
-    name, options = distance
+    name, options = model.distance
     told = ", ".join(f"{key}={value}" for key, value in sorted(options.items()))
     return Search(asked, results, direction, f"{name} ({told})" if told else name)
 

@@ -12,9 +12,11 @@ PORT = 7860
 
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
+    from scav_jax.index.program import add_model
+
     parser = argparse.ArgumentParser(prog="python -m scav_jax.web", description=__doc__)
     parser.add_argument("--index", type=Path, required=True, help="of scav_jax.index")
-    parser.add_argument("--model", type=Path, required=True, help="a run or an exported model")
+    add_model(parser)
     parser.add_argument("--port", type=int, default=PORT, help=f"0: a free one (default: {PORT})")
     parser.add_argument("--host", default="127.0.0.1", help="default: 127.0.0.1, this machine only")
     parser.add_argument(
@@ -26,8 +28,6 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
         help="play clips below these folders only (default: any source of the index)",
     )
     parser.add_argument("--max-megabytes", type=int, default=256, help="of a query (default: 256)")
-    parser.add_argument("--clip-weights", help="of the backbone clip_beats, see scav_jax.extract")
-    parser.add_argument("--beats-weights", type=Path, help="of the backbone clip_beats")
     return parser.parse_args(arguments)
 
 
@@ -62,12 +62,10 @@ def main(arguments: list[str] | None = None) -> int:
     options = parse(arguments)
     bound = bind(options.host, options.port)  # before minutes of loading
     from scav_jax.index import open_index
-    from scav_jax.model import load
+    from scav_jax.index.program import load_model
     from scav_jax.web.app import LOOPBACK_NAMES, create_app, serve
 
-    model = load(
-        options.model, clip_weights=options.clip_weights, beats_weights=options.beats_weights
-    )
+    model = load_model(options)
     _ = model.backbone  # says now what is missing
     index = open_index(options.index, identity=model.identity)
     local = is_loopback(options.host)

@@ -135,7 +135,7 @@ class Searcher:
             0,
             placed,
             direction=direction,
-            distance=self.model.distance,
+            model=self.model,
             latents=latents,
             score_name="cosine" if retrieval == "aggregation" else "distance",
             address=self._address,

@@ -22,7 +22,7 @@ import numpy as np
 
 from scav_jax.extract import fbank
 from scav_jax.extract.backbones import beats
-from scav_jax.extract.log_mel import log_mel
+from scav_jax.extract.fbank_on_device import log_mel_on_device
 
 SECONDS = 10
 SAMPLES = SECONDS * fbank.RATE_HZ
@@ -74,7 +74,7 @@ def measure(config: beats.BeatsConfig, clips: int, repeats: int) -> dict:
     waveforms = rng.uniform(-0.5, 0.5, (clips, SAMPLES)).astype(np.float32)
     flops = flops_of_a_clip(config)
     on_device = jnp.asarray(waveforms)
-    frames = jax.jit(log_mel)
+    frames = jax.jit(log_mel_on_device)
     peaks = {dtype: gemm_peak(clips * 512, config, dtype, repeats) for dtype in DTYPES}
     rows = {}
 

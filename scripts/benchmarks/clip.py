@@ -30,8 +30,8 @@ import PIL
 from PIL import Image
 
 from scav_jax.extract.backbones import clip_images
-from scav_jax.extract.backbones.clip import Clip
 from scav_jax.extract.backbones.clip_images import Preprocessing
+from scav_jax.extract.backbones.clip_model import ClipModel
 from scav_jax.extract.backbones.clip_towers import ClipConfig, VisionConfig
 from scav_jax.extract.backbones.clip_weights import random_weights
 
@@ -91,7 +91,7 @@ def on_device(frames: np.ndarray, dtype: str) -> Callable[[], np.ndarray]:
     return lambda: np.asarray(clip_images.resize_crop(frames[:, *kept], rows, columns))
 
 
-def compare_pixels(arguments, clock, model: Clip) -> list[dict]:
+def compare_pixels(arguments, clock, model: ClipModel) -> list[dict]:
     """One row for every size and way to resize."""
     print(f"\npixels against transformers' processor, Pillow {PIL.__version__}")
     print(
@@ -189,7 +189,7 @@ def compare_encoding(arguments, clock, tensors: dict) -> list[dict]:
     for dtype in ("float32", "bfloat16"):
         peak = gemm_peak(dtype, clock)
         print(f"{'GEMM ' + dtype:24} {'':>9} {peak / 1e9:9.0f}")
-        model = Clip(
+        model = ClipModel(
             ClipConfig(vision=VisionConfig()),
             tensors,
             dtype=dtype,
@@ -233,7 +233,7 @@ def main() -> None:
     )
     config = ClipConfig(vision=VisionConfig())
     tensors = random_weights(config)
-    model = Clip(config, tensors, frames_per_device=8, devices=jax.local_devices()[:1])
+    model = ClipModel(config, tensors, frames_per_device=8, devices=jax.local_devices()[:1])
     results = {
         "device": f"{device.platform} {device.device_kind}",
         "jax": jax.__version__,

@@ -36,11 +36,11 @@ import contest
 import jax
 import numpy as np
 
-from scav_jax.extract import handover, media, pool, program
-from scav_jax.extract.backbones import Prepared, beats
-from scav_jax.extract.backbones.clip import Clip
-from scav_jax.extract.backbones.clip_beats import FRAMES_A_BLOCK, ClipBeats
+from scav_jax.extract import backbones, handover, media, pool, program
+from scav_jax.extract.backbones import Backbone, Prepared, beats
+from scav_jax.extract.backbones.clip_model import ClipModel
 from scav_jax.extract.backbones.clip_towers import ClipConfig, VisionConfig
+from scav_jax.extract.backbones.clip_visual import FRAMES_A_BLOCK
 from scav_jax.extract.backbones.clip_weights import random_weights
 from scav_jax.extract.manifest import find_videos
 from scav_jax.extract.selfcheck import small_clip_beats
@@ -49,16 +49,18 @@ PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
 PARTS = 10  # of a run's course, in the table of its memory
 
 
-def full_model(dtype: str) -> ClipBeats:
+def full_model(dtype: str) -> Backbone:
     vision = ClipConfig(vision=VisionConfig())
-    clip = Clip(
+    clip = ClipModel(
         vision,
         random_weights(vision),
         dtype=dtype,
         frames_per_device=FRAMES_A_BLOCK,
         resize="pil",
     )
-    return ClipBeats(clip, beats.Beats(beats.random_checkpoint(beats.ITER3_PLUS, 0), dtype))
+    sound = beats.Beats(beats.random_checkpoint(beats.ITER3_PLUS, 0), dtype)
+    options = {"": {"dtype": dtype}}
+    return backbones.load("clip_beats", weights={"clip": clip, "beats": sound}, options=options)
 
 
 def seconds(call) -> float:
@@ -76,7 +78,7 @@ def gemm(dtype: str) -> float:
 # ---- stages ------------------------------------------------------------------------------------
 
 
-def stages(paths: list[Path], model: ClipBeats, dtype: str) -> dict:
+def stages(paths: list[Path], model: Backbone, dtype: str) -> dict:
     """Seconds a clip of each stage, alone, and the encoders' share of the GEMM peak."""
     shrink, clips, video_s = model.preparer.shrink, [], 0.0
     took = dict.fromkeys(("decode", "resize", "hand over", "CLIP", "BEATs"), 0.0)
@@ -101,9 +103,9 @@ def stages(paths: list[Path], model: ClipBeats, dtype: str) -> dict:
         clips.append(clip)
     frames = sum(len(clip.visual) for clip in clips)
     model.encode(clips[:1])  # compiles
-    model._encode_audio([clip.audio for clip in clips])
-    took["CLIP"] = seconds(lambda: model._clip.encode_blocks([clip.visual for clip in clips]))
-    took["BEATs"] = seconds(lambda: model._encode_audio([clip.audio for clip in clips]))
+    model.audio.encode([clip.audio for clip in clips])
+    took["CLIP"] = seconds(lambda: model.visual.encode([clip.visual for clip in clips]))
+    took["BEATs"] = seconds(lambda: model.audio.encode([clip.audio for clip in clips]))
     peak = gemm(dtype)
     samples = sum(len(clip.audio) for clip in clips)
     flops = {
@@ -137,7 +139,7 @@ def hand_over(clip: Prepared) -> None:
 # ---- overlap -----------------------------------------------------------------------------------
 
 
-class Watched(ClipBeats):
+class Watched(Backbone):
     """Notes the seconds that encoding took, and waits as long as it is told to."""
 
     busy_s = 0.0
@@ -151,8 +153,8 @@ class Watched(ClipBeats):
         return features
 
 
-def watched(model: ClipBeats) -> Watched:
-    return Watched(model._clip, model._beats)
+def watched(model: Backbone) -> Watched:
+    return Watched(**vars(model))
 
 
 @contextlib.contextmanager
@@ -175,9 +177,9 @@ class Waiting(Watched):
         return [(np.ones((9, 3)), np.ones((9, 3))) for _ in clips]
 
 
-def overlap(paths: list[Path], every: list[Path], model: ClipBeats, workers: int) -> dict:
+def overlap(paths: list[Path], every: list[Path], model: Backbone, workers: int) -> dict:
     """The whole program beside its two halves: with the model, and with one that waits."""
-    idle = Waiting(model._clip, model._beats)
+    idle = Waiting(**vars(model))
     with folder_of(every) as folder:
         every_s = run_program(folder, "alone", idle, workers)
         idle.pause_s, idle.busy_s = every_s / len(every), 0.0
@@ -204,7 +206,7 @@ def overlap(paths: list[Path], every: list[Path], model: ClipBeats, workers: int
     }
 
 
-def run_program(folder: Path, name: str, model: ClipBeats, workers: int, **options) -> float:
+def run_program(folder: Path, name: str, model: Backbone, workers: int, **options) -> float:
     with contextlib.redirect_stdout(open(os.devnull, "w")):
         return seconds(
             lambda: program.extract(

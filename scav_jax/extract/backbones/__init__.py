@@ -1,67 +1,50 @@
-"""Frozen models that turn frames and sound into features, in two halves.
+"""Frozen models that turn frames and sound into features: a side for each, in any pairing.
 
-The worker's half decodes and shrinks: NumPy and PIL only, many processes. The parent's half encodes
-what workers prepared: one process that owns the accelerators. A backbone without weights needs no
-second half; its workers make the features.
+`VISUAL` and `AUDIO` name the sides that are here, `PAIRS` gives the usual pairings short names. A
+side of one's own is a class of `sides.Visual` or `sides.Audio` in any module that can be imported:
+it is named by its path, `my_package.dino:Dino`, and nothing here changes.
 
-`BACKBONES` names where each one lives, so that a model's libraries are imported only when it is
-used.
+Features carry a fingerprint that says how they were made, and a model that was trained on them
+carries it on, so that files become the same features wherever it is used (`from_fingerprint`). A
+model may come from elsewhere: code that is not of this package is imported only where whoever runs
+the program names it too.
 """
 
-import importlib
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+import inspect
+import json
+from collections.abc import Collection, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float, UInt8
 
+from scav_jax import doors
 from scav_jax.errors import InputError, did_you_mean
+from scav_jax.extract import media, streams
+from scav_jax.extract.backbones.beats_audio import BeatsAudio
+from scav_jax.extract.backbones.clip_visual import ClipVisual
+from scav_jax.extract.backbones.plain import PlainAudio, PlainVisual
+from scav_jax.extract.backbones.sides import Audio, Side, Visual
+from scav_jax.features import FORMAT_VERSION
 
-BACKBONES = {
-    "plain": "scav_jax.extract.backbones.plain:Plain",
-    "clip_beats": "scav_jax.extract.backbones.clip_beats:load",
-}
+VISUAL: dict[str, type[Visual]] = {"clip": ClipVisual, "plain": PlainVisual}
+AUDIO: dict[str, type[Audio]] = {"beats": BeatsAudio, "plain": PlainAudio}
+PAIRS = {"clip_beats": ("clip", "beats"), "plain": ("plain", "plain")}
+REQUIRED = inspect.Parameter.empty
+NONE = "none"  # instead of a side: features of sound or of pictures alone
+SIDES = {"visual": (VISUAL, Visual), "audio": (AUDIO, Audio)}
+KINDS = {"visual": "video", "audio": "audio"}  # what a stream is called in a file
 
-
-@runtime_checkable
-class Preparer(Protocol):
-    """What a decode worker does. It is sent to worker processes: small, and no JAX behind it.
-
-    Attributes:
-      frame_size: (width, height) in pixels that frames are scaled to while they are decoded, or
-        None for the video's own size.
-      max_seconds: the longest clip.
-    """
-
-    frame_size: tuple[int, int] | None
-    max_seconds: float
-
-    def shrink(self, frame: UInt8[np.ndarray, "height width 3"]) -> UInt8[np.ndarray, "h w 3"]:
-        """What is kept of a frame as soon as it is decoded: a clip of whole frames is gigabytes."""
-        ...
-
-    def visual(
-        self, frames: UInt8[np.ndarray, "N h w 3"], previous: UInt8[np.ndarray, "h w 3"] | None
-    ) -> np.ndarray:
-        """One row for every frame: features `[N, Dv]`, or what `encode` takes.
-
-        `frames` went through `shrink`, and so did `previous`, the frame before the first one.
-        """
-        ...
-
-    def audio(self, waveform: Float[np.ndarray, " S"]) -> np.ndarray:
-        """Of mono sound at 16 kHz in [-1, 1]: features `[M, Da]`, or what `encode` takes.
-
-        A step is 0.16 s, whole steps only: `features` on disk say that step m covers
-        `0.16 m .. 0.16 (m + 1)` seconds.
-        """
-        ...
+Features = tuple[Float[np.ndarray, "_N Dv"], Float[np.ndarray, "_M Da"]]
+Weights = Mapping[str, Any]
 
 
 @dataclass(frozen=True)
 class Prepared:
-    """One clip as a worker leaves it: what `Preparer.visual` and `Preparer.audio` gave."""
+    """One clip as a worker leaves it: what the sides' `prepare` gave."""
 
     visual: np.ndarray
     audio: np.ndarray
@@ -71,45 +54,309 @@ class Prepared:
         return self.visual.nbytes + self.audio.nbytes
 
 
-Features = tuple[Float[np.ndarray, "_N Dv"], Float[np.ndarray, "_M Da"]]
-
-
-@runtime_checkable
-class Backbone(Protocol):
-    """A pair of frozen models, one for frames and one for sound.
+@dataclass(frozen=True)
+class Preparer:
+    """The workers' halves of both sides (see `sides`), which are sent to worker processes.
 
     Attributes:
-      name: its key in `BACKBONES`.
-      visual_width, audio_width: Dv and Da, the features' widths.
-      preparer: the worker's half.
-      encode: the parent's half, float32 features of any number of clips, in their order; or None
-        where the worker's half makes them. A clip's features are the same bytes whatever it is
-        encoded together with. An exception ends the run.
-      clips_at_once: how many clips fill the devices.
-      origin: the name and options of `load`, to load it elsewhere.
+      visual_side, audio_side: None where that stream is not wanted.
+      max_seconds: the longest clip.
+      audio_step_s: seconds a step of sound.
     """
 
-    name: str
-    visual_width: int
-    audio_width: int
-    preparer: Preparer
-    encode: Callable[[Sequence[Prepared]], list[Features]] | None
-    clips_at_once: int
-    origin: tuple[str, dict]
+    visual_side: Visual | None
+    audio_side: Audio | None
+    max_seconds: float
+    audio_step_s: float
+
+    @property
+    def frame_size(self) -> tuple[int, int] | None:
+        return self.visual_side and self.visual_side.frame_size
+
+    @property
+    def kinds(self) -> tuple[str, ...]:
+        """The streams of a file that are wanted."""
+        return tuple(KINDS[name] for name in KINDS if getattr(self, f"{name}_side"))
+
+    def shrink(self, frame: UInt8[np.ndarray, "height width 3"]) -> UInt8[np.ndarray, "h w 3"]:
+        return self.visual_side.shrink(frame) if self.visual_side else frame
+
+    def visual(
+        self, frames: UInt8[np.ndarray, "N h w 3"], previous: UInt8[np.ndarray, "h w 3"] | None
+    ) -> np.ndarray:
+        return self.visual_side.prepare(frames, previous) if self.visual_side else _nothing()
+
+    def audio(self, waveform: Float[np.ndarray, " S"]) -> np.ndarray:
+        return self.audio_side.prepare(waveform) if self.audio_side else _nothing()
+
+
+def _nothing() -> Float[np.ndarray, "0 0"]:
+    """The features of a stream that has no side."""
+    return np.zeros((0, 0), np.float32)
+
+
+@dataclass
+class Backbone:
+    """A side for frames and one for sound, or one of them alone.
+
+    Attributes:
+      visual, audio: the sides, ready for use.
+      names: of the sides by stream, as `load` takes them.
+      options: of the sides by stream, with all that was left open written out.
+      weights: what was given for each name.
+    """
+
+    visual: Visual | None
+    audio: Audio | None
+    names: dict[str, str]
+    options: dict[str, dict] = field(default_factory=dict)
+    weights: Weights = field(default_factory=dict)
+
+    @property
+    def name(self) -> str:
+        """The short name of the pair, or both sides' names."""
+        both = tuple(self.names.values())
+        short = [name for name, pair in PAIRS.items() if pair == both]
+        return short[0] if short else "+".join(both)
+
+    @property
+    def sides(self) -> list[Side]:
+        return [side for side in (self.visual, self.audio) if side is not None]
+
+    @property
+    def preparer(self) -> Preparer:
+        return Preparer(
+            self.visual and self.visual.preparer,
+            self.audio and self.audio.preparer,
+            min(side.max_seconds for side in self.sides),
+            self.audio.step_s if self.audio else 0.0,
+        )
+
+    @property
+    def encodes(self) -> bool:
+        """Whether the parent has a half of the work."""
+        return any(side.encode is not None for side in self.sides)
+
+    @property
+    def clips_at_once(self) -> int:
+        """How many clips fill the devices."""
+        return max(side.clips_at_once for side in self.sides)
+
+    def encode(self, clips: Sequence[Prepared]) -> list[Features]:
+        """Float32 features of each clip, `[N, Dv]` and `[M, Da]`.
+
+        Two sides, two threads: one prepares and fetches while the other one computes.
+        """
+        with ThreadPoolExecutor(1) as beside:
+            audio = beside.submit(_encoded, self.audio, [clip.audio for clip in clips])
+            visual = _encoded(self.visual, [clip.visual for clip in clips])
+            return list(zip(visual, audio.result(), strict=True))
 
     def fingerprint(self) -> dict:
-        """Everything that the features depend on: weights, constants; JSON types only."""
-        ...
+        """What features depend on, for each stream; JSON types only."""
+        found: dict[str, Any] = {"name": self.name}
+        for stream in SIDES:
+            side: Side | None = getattr(self, stream)
+            found[stream] = side and {
+                **side.fingerprint(),
+                "name": self.names[stream],
+                "options": self.options.get(stream, {}),
+                "has_weights": self.names[stream] in self.weights,
+            }
+        return json.loads(json.dumps(found))
 
 
-def load(name: str, **options) -> Backbone:
-    """The backbone of that name, ready for use; `options` are its own."""
-    if name not in BACKBONES:
+def _encoded(side: Side | None, prepared: list[np.ndarray]) -> list[np.ndarray]:
+    return prepared if side is None or side.encode is None else side.encode(prepared)
+
+
+def make_fingerprint(backbone: "str | Backbone") -> dict:
+    """Everything that features depend on: the backbone's constants, rates, decoder versions."""
+    model = load(backbone) if isinstance(backbone, str) else backbone
+    fingerprint = {
+        "format_version": FORMAT_VERSION,
+        "backbone": model.fingerprint(),
+        "frame_rate": "native",
+        "audio_rate_hz": media.RATE_HZ,
+        "audio_step_s": model.audio and model.audio.step_s,
+        "channels": "mean",
+        "decoding": {"rules": media.DECODING_RULES, **streams.libraries()},
+    }
+    return json.loads(json.dumps(fingerprint))
+
+
+# ---- from names to models -----------------------------------------------------------------------
+
+
+def load(
+    pair: str = "",
+    *,
+    visual: str = NONE,
+    audio: str = NONE,
+    weights: Weights | None = None,
+    options: Mapping[str, Mapping[str, Any]] | None = None,
+) -> Backbone:
+    """A backbone, ready for use.
+
+    Args:
+      pair: one of `PAIRS`, instead of both sides.
+      visual, audio: of `VISUAL` and `AUDIO`, a dotted path (`my_package.dino:Dino`), or "none".
+      weights: by the sides' names, a path or what else a side takes.
+      options: by stream, such as `{"visual": {"output": "projected"}}`; under "" those of every
+        side that has them.
+
+    Raises:
+      InputError: a name, option or weights that there are not; weights that are missing.
+    """
+    if pair:
+        if pair not in PAIRS:
+            raise InputError(
+                f"--backbone: expected one of {', '.join(PAIRS)}, or --visual and --audio, got "
+                f"{pair!r}.{did_you_mean(pair, list(PAIRS))}"
+            )
+        visual, audio = PAIRS[pair]
+    names = {"visual": visual, "audio": audio}
+    if set(names.values()) == {NONE}:
+        raise InputError("--visual, --audio: expected a side for one of them at least, got none")
+    weights = dict(weights or {})
+    classes = {s: _side_class(s, name) for s, name in names.items() if name != NONE}
+    takers = [names[stream] for stream, cls in classes.items() if "weights" in _parameters(cls)]
+    for name in weights:
+        if name not in takers:
+            raise InputError(
+                f"--weights {name}: expected the name of a side with weights "
+                f"({', '.join(takers) or 'here none has'}), got {name!r}"
+            )
+    resolved = _resolved(classes, options or {})
+    made = {stream: None for stream in SIDES}
+    for stream, cls in classes.items():
+        name = names[stream]
+        given = {"weights": weights[name]} if name in takers and name in weights else {}
+        if not given and name in takers and _parameters(cls)["weights"].default is REQUIRED:
+            raise InputError(
+                f"--weights {name}=PATH: expected the weights of {name}, which are not part of "
+                "this package, got none"
+            )
+        made[stream] = cls(**given, **resolved[stream])
+    return Backbone(**made, names=names, options=resolved, weights=weights)
+
+
+def from_fingerprint(
+    about: Mapping[str, Any], weights: Weights | None = None, trust: Collection[str] = ()
+) -> Backbone:
+    """The backbone that `Backbone.fingerprint` told of.
+
+    Args:
+      about: what it told.
+      weights: by the sides' names.
+      trust: dotted paths that may be imported, besides those that `weights` has. Fingerprints come
+        with models, and models from anywhere: a path that only a fingerprint names is not imported.
+
+    Raises:
+      InputError: a dotted path that nobody named, weights that are missing.
+    """
+    weights = dict(weights or {})
+    sides = {stream: about.get(stream) for stream in SIDES}
+    known = {*VISUAL, *AUDIO}
+    for side in filter(None, sides.values()):
+        name = side["name"]
+        if name not in {*known, *trust, *weights}:
+            raise InputError(
+                f"{name}: the features were made by code that is not part of this package; if it "
+                f"is yours or you trust it, say so with --trust {name} (in Python: "
+                f"load(..., trust=[{name!r}]))"
+            )
+    needed = [side["name"] for side in sides.values() if side and side["has_weights"]]
+    missing = [name for name in dict.fromkeys(needed) if name not in weights]
+    if missing:
+        flags = " ".join(f"--weights {name}=PATH" for name in missing)
+        pairs = ", ".join(f"{name!r}: PATH" for name in missing)
         raise InputError(
-            f"backbone: expected one of {sorted(BACKBONES)}, got {name!r}."
-            f"{did_you_mean(name, list(BACKBONES))}"
+            f"backbone {about['name']}: expected its weights, which are not part of a model; give "
+            f"{flags} (in Python: load(..., weights={{{pairs}}}))"
         )
-    module, _, attribute = BACKBONES[name].partition(":")
-    backbone = getattr(importlib.import_module(module), attribute)(**options)
-    backbone.origin = (name, options)
-    return backbone
+    return load(
+        **{stream: side["name"] if side else NONE for stream, side in sides.items()},
+        weights=weights,
+        options={stream: side["options"] for stream, side in sides.items() if side},
+    )
+
+
+def _side_class(stream: str, name: str) -> type[Side]:
+    known, kind = SIDES[stream]
+    cls = doors.find(f"--{stream}", name, known)
+    if not (isinstance(cls, type) and issubclass(cls, kind)):
+        raise InputError(
+            f"--{stream} {name}: expected a class of scav_jax.extract.backbones.sides."
+            f"{kind.__name__}, got {cls!r:.80}"
+        )
+    return cls
+
+
+def _parameters(cls: type[Side]) -> Mapping[str, inspect.Parameter]:
+    return inspect.signature(cls).parameters
+
+
+def _resolved(
+    classes: Mapping[str, type[Side]], given: Mapping[str, Mapping[str, Any]]
+) -> dict[str, dict[str, Any]]:
+    """All options of each side: what was given, and the defaults of the others."""
+    found = {
+        stream: {n: p.default for n, p in _parameters(cls).items() if n != "weights"}
+        for stream, cls in classes.items()
+    }
+    for stream, options in given.items():
+        for name, value in options.items():
+            takers = [s for s in found if stream in ("", s) and name in found[s]]
+            if not takers:
+                known = [n for s in found if stream in ("", s) for n in found[s]]
+                raise InputError(
+                    f"--option {name}: expected one that the {stream or 'visual or audio'} side "
+                    f"has ({', '.join(dict.fromkeys(known)) or 'none'}), got {name!r}."
+                    f"{did_you_mean(name, known)}"
+                )
+            for taker in takers:
+                found[taker][name] = value
+    return found
+
+
+# ---- on the command line ------------------------------------------------------------------------
+
+
+def parse_weights(words: Sequence[str]) -> dict[str, Path | str]:
+    """`["clip=FOLDER", "beats=FILE"]` taken apart.
+
+    >>> parse_weights(["clip=openai/clip-vit-base-patch32"])
+    {'clip': 'openai/clip-vit-base-patch32'}
+    """
+    found = {}
+    for word in words:
+        name, equals, path = word.partition("=")
+        if not (name and equals and path) or name in found:
+            raise InputError(
+                f"--weights: expected NAME=PATH, once for each name, as in clip=FOLDER, got {word}"
+            )
+        found[name] = path
+    return found
+
+
+def parse_options(words: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """`["visual.output=projected"]` taken apart for `load`; values are JSON, or else text.
+
+    >>> parse_options(["dtype=bfloat16", "visual.size=224"])
+    {'': {'dtype': 'bfloat16'}, 'visual': {'size': 224}}
+    """
+    found: dict[str, dict[str, Any]] = {}
+    for word in words:
+        key, equals, text = word.partition("=")
+        stream, _, name = key.rpartition(".")
+        if not (name and equals) or stream not in ("", *SIDES):
+            raise InputError(
+                f"--option: expected NAME=VALUE, visual.NAME=VALUE or audio.NAME=VALUE, got {word}"
+            )
+        try:
+            value = json.loads(text)
+        except ValueError:
+            value = text
+        found.setdefault(stream, {})[name] = value
+    return found

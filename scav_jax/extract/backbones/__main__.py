@@ -1,6 +1,6 @@
 """`python -m scav_jax.extract.backbones SOURCE TARGET`: released weights -> safetensors, once.
 
-BEATs, a `.pt` file      -> TARGET.safetensors, with its configuration and labels
+BEATs, a `.pt` file      -> TARGET.safetensors, with its configuration
 CLIP, a folder or hub id -> the folder TARGET with model.safetensors, configuration and tokenizer
 
 Nothing that is pickled in a source is executed. What comes out is mapped into memory when it is

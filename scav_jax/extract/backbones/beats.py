@@ -36,7 +36,7 @@ from scav_jax.extract.backbones.beats_weights import (
     read_checkpoint,
     to_params,
 )
-from scav_jax.extract.log_mel import log_mel
+from scav_jax.extract.fbank_on_device import log_mel_on_device
 from scav_jax.positions import offset_buckets
 from scav_jax.sequences import step_mask, zero_padding
 
@@ -190,21 +190,17 @@ class BeatsModel(nn.Module):
         self,
         log_mels: Float[Array, "B frames 128"],
         lengths: Int[Array, " B"],
-        *,
-        classify: bool = False,
-    ) -> Float[Array, "..."]:
-        """Log-mel frames -> steps of eight tokens, or the classifier's logits.
+    ) -> Float[Array, "B T D"]:
+        """Log-mel frames -> steps of eight tokens.
 
         Padding is exact: what lies beyond a sound's length, NaN included, changes nothing.
 
         Args:
           log_mels: of `fbank`, not normalised; `16 T` frames.
           lengths: real steps of each sound, 0..T.
-          classify: the mean over tokens of the classifier's logits, for fine-tuned models.
 
         Returns:
-          `[B, T, 8 * width]` in the dtype, `feature = f * width + channel`, zero in the padding;
-          or `[B, classes]` in float32.
+          `[B, T, 8 * width]` in the dtype, `feature = f * width + channel`, zero in the padding.
         """
         c = self.config
         tokens = log_mels.shape[1] // PATCH_SIDE * PATCHES_A_STEP
@@ -229,8 +225,6 @@ class BeatsModel(nn.Module):
         for index in range(c.encoder_layers):
             x = _Layer(c, self.dtype, name=f"layer_{index}")(x, mask, bias)
         x = zero_padding(x, token_lengths)
-        if classify:
-            return self._mean_logits(x, mask)
         return x.reshape(len(x), -1, PATCHES_A_STEP * c.encoder_embed_dim)
 
     def _conv_position(self) -> nn.Conv:
@@ -247,24 +241,15 @@ class BeatsModel(nn.Module):
             name="conv_position",
         )
 
-    def _mean_logits(
-        self, x: Float[Array, "B T C"], mask: Bool[Array, "B T"]
-    ) -> Float[Array, "B classes"]:
-        logits = _dense(self.config.predictor_class, self.dtype, "predictor")(x)
-        logits = jnp.where(mask[..., None], logits.astype(jnp.float32), 0.0)
-        count = jnp.maximum(jnp.sum(mask, axis=1, keepdims=True), 1)
-        return jnp.sum(logits, axis=1) / count.astype(jnp.float32)
 
-
-@partial(jax.jit, static_argnames=("model", "classify"))
+@partial(jax.jit, static_argnames=("model",))
 def _forward(
     model: BeatsModel,
     params: Any,
     waveforms: Float[Array, "B S"],
     lengths: Int[Array, " B"],
-    classify: bool = False,
-) -> Float[Array, "..."]:
-    return model.apply({"params": params}, log_mel(waveforms), lengths, classify=classify)
+) -> Float[Array, "B T D"]:
+    return model.apply({"params": params}, log_mel_on_device(waveforms), lengths)
 
 
 # -- sounds in, features out ----------------------------------------------------------------------
@@ -275,7 +260,6 @@ class Beats:
 
     Attributes:
       config: the architecture.
-      labels: the classes of a fine-tuned model (AudioSet ids), or None.
       width: of a step, 6144 for the released models.
     """
 
@@ -292,24 +276,20 @@ class Beats:
         name = jnp.dtype(dtype).name
         if name not in DTYPES:
             raise InputError(f"BEATs: expected dtype float32 or bfloat16, got {name}")
-        self.config, self.labels = checkpoint.config, checkpoint.labels
+        self.config = checkpoint.config
         self.width = PATCHES_A_STEP * self.config.encoder_embed_dim
         self._model = BeatsModel(self.config, jnp.dtype(dtype))
         self._weights = checkpoint.fingerprint()
         self._mesh: Mesh = sharding.local_mesh(devices)
         self._params = sharding.put_replicated(to_params(checkpoint), self._mesh)
 
-    def encode(
-        self, waveforms: Sequence[np.ndarray] | np.ndarray, lengths: Sequence[int] | None = None
-    ) -> list[Float[np.ndarray, "steps width"]]:
+    def encode(self, waveforms: Sequence[np.ndarray]) -> list[Float[np.ndarray, "_steps width"]]:
         """Every sound's features, `width` numbers for each 0.16 s.
 
         A sound's features do not depend on the sounds beside it (but for float32 rounding).
 
         Args:
-          waveforms: mono, 16 kHz, in [-1, 1], at most 60 s: a list of `[S]`, or padded `[B, S]`
-            with `lengths`.
-          lengths: samples of each padded waveform; what lies beyond is not read.
+          waveforms: `[S]` each: mono, 16 kHz, in [-1, 1], at most 60 s.
 
         Returns:
           float32 `[step_count(S), width]` each; no rows for a sound of less than 175 ms.
@@ -317,38 +297,13 @@ class Beats:
         Raises:
           InputError: too long, not finite, or not one-dimensional floats.
         """
-        sounds = _checked_sounds(waveforms, lengths)
+        sounds = _checked_sounds(waveforms)
         features = [np.zeros((0, self.width), np.float32) for _ in sounds]
-        for indices, values in self._run(sounds, classify=False):
+        for indices, values in self._run(sounds):
             for row, index in enumerate(indices):
                 steps = step_count(len(sounds[index]))
                 features[index] = values[row, :steps].astype(np.float32)
         return features
-
-    def classify(
-        self, waveforms: Sequence[np.ndarray] | np.ndarray, lengths: Sequence[int] | None = None
-    ) -> Float[np.ndarray, "B classes"]:
-        """The probability of each of `labels` for every sound; arguments as for `encode`.
-
-        Classes do not exclude each other. Only for fine-tuned models, and for sounds of at least
-        175 ms.
-        """
-        if not self.config.finetuned_model:
-            raise InputError(
-                "BEATs: expected a fine-tuned checkpoint to classify with, got a pretrained one; "
-                "load BEATs_iter3_plus_AS2M_finetuned_on_AS2M_cpt2.pt"
-            )
-        sounds = _checked_sounds(waveforms, lengths)
-        for index, sound in enumerate(sounds):
-            if step_count(len(sound)) == 0:
-                raise InputError(
-                    f"sound {index}: expected at least 2800 samples (175 ms) to classify, "
-                    f"got {len(sound)}; leave it out"
-                )
-        out = np.zeros((len(sounds), self.config.predictor_class), np.float32)
-        for indices, logits in self._run(sounds, classify=True):
-            out[indices] = 1 / (1 + np.exp(-logits[: len(indices)]))
-        return out
 
     def fingerprint(self) -> dict:
         """Everything that features depend on; JSON types only."""
@@ -370,9 +325,7 @@ class Beats:
             },
         }
 
-    def _run(
-        self, sounds: list[np.ndarray], classify: bool
-    ) -> Iterable[tuple[list[int], np.ndarray]]:
+    def _run(self, sounds: list[np.ndarray]) -> Iterable[tuple[list[int], np.ndarray]]:
         """Batches of one shape: (which sounds, the model's rows); the next one runs already."""
         running = None
         for indices, steps, rows in _batches([len(sound) for sound in sounds], self._mesh.size):
@@ -383,7 +336,7 @@ class Beats:
                 waveforms[row, : len(sound)] = sound
                 lengths[row] = step_count(len(sounds[index]))
             inputs = sharding.put_batch((waveforms, lengths), self._mesh)
-            result = _forward(self._model, self._params, *inputs, classify)
+            result = _forward(self._model, self._params, *inputs)
             if running is not None:
                 yield running[0], np.asarray(running[1])
             running = indices, result
@@ -427,16 +380,7 @@ def _batches(samples: list[int], devices: int) -> Iterable[tuple[list[int], int,
             yield chunk, bucket, devices * 2 ** (each - 1).bit_length()
 
 
-def _checked_sounds(
-    waveforms: Sequence[np.ndarray] | np.ndarray, lengths: Sequence[int] | None
-) -> list[np.ndarray]:
-    if lengths is not None:
-        if len(lengths) != len(waveforms):
-            raise InputError(f"expected {len(waveforms)} lengths, got {len(lengths)}")
-        for index, (row, length) in enumerate(zip(waveforms, lengths, strict=True)):
-            if not 0 <= length <= len(row):
-                raise InputError(f"sound {index}: expected 0..{len(row)} samples, got {length}")
-        waveforms = [row[:length] for row, length in zip(waveforms, lengths, strict=True)]
+def _checked_sounds(waveforms: Sequence[np.ndarray]) -> list[np.ndarray]:
     sounds = [np.asarray(waveform) for waveform in waveforms]
     for index, sound in enumerate(sounds):
         if sound.ndim != 1 or sound.dtype.kind != "f":

@@ -18,7 +18,7 @@ from scav_jax.extract.backbones import torch_files
 from scav_jax.files import write_atomically
 
 PATCH_SIDE = 16  # frames and mel bins of a patch
-METADATA_KEY = "beats"  # of the safetensors file: JSON with cfg and label_dict
+METADATA_KEY = "beats"  # of the safetensors file: JSON with cfg
 TABLE = "encoder.layers.{}.self_attn.relative_attention_bias.weight"
 # Settings whose other values no released checkpoint has, and which we do not implement. A setting
 # that a checkpoint leaves out has the default of BEATs' own code.
@@ -116,12 +116,10 @@ class Checkpoint:
     Attributes:
       config: the architecture.
       state: float32 arrays by the checkpoint's names; the position table once, under layer 0.
-      labels: the name of every class of a fine-tuned model (AudioSet ids), or None.
     """
 
     config: BeatsConfig
     state: State
-    labels: tuple[str, ...] | None
 
     def fingerprint(self) -> str:
         """A hash of what tokens depend on: every tensor but the classifier's."""
@@ -188,7 +186,7 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
     """
     path = Path(path)
     if path.suffix == ".safetensors":
-        cfg, state, labels = _read_safetensors(path)
+        cfg, state = _read_safetensors(path)
     else:
         content = torch_files.read(path)
         if not (isinstance(content.get("cfg"), dict) and isinstance(content.get("model"), dict)):
@@ -196,29 +194,17 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
                 f"{path}: expected BEATs' checkpoint with 'cfg' and 'model', got "
                 f"{sorted(map(str, content))[:NAMES_SHOWN]}; is it another model's?"
             )
-        cfg, state, labels = content["cfg"], content["model"], content.get("label_dict")
+        cfg, state = content["cfg"], content["model"]
     try:
-        return make_checkpoint(cfg, state, labels)
+        return make_checkpoint(cfg, state)
     except InputError as error:
         raise InputError(f"{path}: {error}") from None
 
 
-def make_checkpoint(
-    cfg: Mapping[str, Any], state: Mapping[str, Any], label_dict: Mapping | None = None
-) -> Checkpoint:
+def make_checkpoint(cfg: Mapping[str, Any], state: Mapping[str, Any]) -> Checkpoint:
     """Checks the parts of a checkpoint against each other."""
     config = BeatsConfig.from_checkpoint(cfg)
-    checked = _checked(_without_copies(state, config), expected_shapes(config))
-    labels = None
-    if config.finetuned_model and label_dict is not None:
-        named = {int(index): str(name) for index, name in label_dict.items()}
-        if sorted(named) != list(range(config.predictor_class)):
-            raise InputError(
-                f"label_dict: expected a name for each of 0..{config.predictor_class - 1}, got "
-                f"{len(named)} names"
-            )
-        labels = tuple(named[index] for index in range(config.predictor_class))
-    return Checkpoint(config, checked, labels)
+    return Checkpoint(config, _checked(_without_copies(state, config), expected_shapes(config)))
 
 
 def _without_copies(state: Mapping[str, Any], config: BeatsConfig) -> dict[str, Any]:
@@ -257,8 +243,7 @@ def _checked(state: dict[str, Any], shapes: dict[str, tuple[int, ...]]) -> State
 def convert(source: str | Path, target: str | Path) -> None:
     """Writes a `.pt` checkpoint as safetensors, which opens faster; `read_checkpoint` reads both.
 
-    The metadata hold `cfg` and `label_dict` as JSON under "beats". The file appears whole or not
-    at all.
+    The metadata hold `cfg` as JSON under "beats". The file appears whole or not at all.
     """
     import safetensors.numpy
 
@@ -266,17 +251,13 @@ def convert(source: str | Path, target: str | Path) -> None:
     if target.suffix != ".safetensors":
         raise InputError(f"{target}: expected a name that ends in .safetensors; choose one")
     checkpoint = read_checkpoint(source)
-    labels = checkpoint.labels
-    about = {
-        "cfg": checkpoint.config.checkpoint_cfg(),
-        "label_dict": None if labels is None else dict(enumerate(labels)),
-    }
+    about = {"cfg": checkpoint.config.checkpoint_cfg()}
     metadata = {METADATA_KEY: json.dumps(about, sort_keys=True)}
     state = {name: np.ascontiguousarray(array) for name, array in checkpoint.state.items()}
     write_atomically(target, safetensors.numpy.save(state, metadata))
 
 
-def _read_safetensors(path: Path) -> tuple[dict, dict[str, np.ndarray], dict | None]:
+def _read_safetensors(path: Path) -> tuple[dict, dict[str, np.ndarray]]:
     import safetensors
 
     if not path.is_file():
@@ -295,7 +276,7 @@ def _read_safetensors(path: Path) -> tuple[dict, dict[str, np.ndarray], dict | N
             f"{path}: expected BEATs' cfg in the metadata under {METADATA_KEY!r}, got none; "
             "make the file with python -m scav_jax.extract.backbones"
         )
-    return about["cfg"], state, about.get("label_dict")
+    return about["cfg"], state
 
 
 # -- parameters -----------------------------------------------------------------------------------
@@ -330,8 +311,6 @@ def to_params(checkpoint: Checkpoint) -> dict[str, Any]:
     }
     if config.embed_dim != config.encoder_embed_dim:
         params["projection"] = _linear_params(state, "post_extract_proj")
-    if config.finetuned_model:
-        params["predictor"] = _linear_params(state, "predictor")
     for index in range(config.encoder_layers):
         params[f"layer_{index}"] = _layer_params(state, f"encoder.layers.{index}")
     return params
@@ -362,8 +341,8 @@ def _norm_params(state: State, name: str) -> dict[str, np.ndarray]:
 
 
 def random_checkpoint(config: BeatsConfig, seed: int) -> Checkpoint:
-    """`random_weights` as a checkpoint without class names."""
-    return Checkpoint(config, random_weights(config, seed), None)
+    """`random_weights` as a checkpoint."""
+    return Checkpoint(config, random_weights(config, seed))
 
 
 def random_weights(config: BeatsConfig, seed: int) -> dict[str, np.ndarray]:

@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Float, UInt8
 
 from scav_jax.extract import fbank
-from scav_jax.extract.media import MAX_CLIP_S
+from scav_jax.extract.backbones.sides import Audio, Visual
 
 SIDE = 64  # frames are scaled to SIDE x SIDE pixels, whatever their shape
 GRID = 8
@@ -22,40 +22,23 @@ STACKED_FRAMES = 16
 LOG_MEL_CENTRE, LOG_MEL_SCALE = 15.41663, 2 * 6.55582  # BEATs' constants
 
 
-class Plain:
-    """The weight-free backbone: its workers make the features (see `backbones.Backbone`)."""
+class PlainVisual(Visual):
+    """Colours and their changes."""
 
-    name = "plain"
-    visual_width = 2 * GRID * GRID * 3
-    audio_width = STACKED_FRAMES * fbank.MEL_BINS
+    width = 2 * GRID * GRID * 3
     frame_size = (SIDE, SIDE)
-    max_seconds = MAX_CLIP_S
-    encode = None
-    clips_at_once = 1
-    origin = ("plain", {})
-
-    @property
-    def preparer(self) -> "Plain":
-        return self
-
-    def shrink(self, frame: UInt8[np.ndarray, "64 64 3"]) -> UInt8[np.ndarray, "64 64 3"]:
-        return frame  # the decoder has scaled it
 
     def fingerprint(self) -> dict:
         return {
-            "name": self.name,
             "revision": 1,  # raise it when the features' values change
             "frame_size": list(self.frame_size),
             "frame_scaling": "swscale area",
             "grid": GRID,
             "colour": [COLOUR_CENTRE, COLOUR_SCALE],
             "difference": [0.0, DIFFERENCE_SCALE],
-            "log_mel": [LOG_MEL_CENTRE, LOG_MEL_SCALE],
-            "mel_bins": fbank.MEL_BINS,
-            "stacked_frames": STACKED_FRAMES,
         }
 
-    def visual(
+    def prepare(
         self,
         frames: UInt8[np.ndarray, "N 64 64 3"],
         previous: UInt8[np.ndarray, "64 64 3"] | None,
@@ -68,8 +51,8 @@ class Plain:
         if frames.shape[1:] != (SIDE, SIDE, 3):
             raise ValueError(f"frames: expected [N, {SIDE}, {SIDE}, 3], got {frames.shape}")
         before = frames[:1] if previous is None else previous[None]
-        out = np.empty((len(frames), self.visual_width), np.float32)
-        half = self.visual_width // 2
+        out = np.empty((len(frames), self.width), np.float32)
+        half = self.width // 2
         for begin in range(0, len(frames), FRAMES_AT_ONCE):
             now = frames[begin : begin + FRAMES_AT_ONCE]
             earlier = np.concatenate([before, now[:-1]])
@@ -80,13 +63,6 @@ class Plain:
             block[:, half:] = _grid_means(difference) / 255 / DIFFERENCE_SCALE
             before = now[-1:]
         return out
-
-    def audio(self, waveform: Float[np.ndarray, " S"]) -> Float[np.ndarray, "M 2048"]:
-        """Normalised log-mel, 16 frames of 10 ms side by side; what is left over is dropped."""
-        steps = fbank.frame_count(len(waveform)) // STACKED_FRAMES
-        log_mel = fbank.log_mel(waveform)[: steps * STACKED_FRAMES]
-        normalised = (log_mel - np.float32(LOG_MEL_CENTRE)) / np.float32(LOG_MEL_SCALE)
-        return normalised.reshape(steps, self.audio_width)
 
 
 def _grid_means(images: UInt8[np.ndarray, "n 64 64 3"]) -> Float[np.ndarray, "n 192"]:
@@ -106,3 +82,25 @@ def _column_sums() -> Float[np.ndarray, "192 24"]:
     """1 where a pixel column and channel lies in a grid column of the same channel."""
     cells = np.kron(np.eye(GRID, dtype=np.float32), np.ones((SIDE // GRID, 1), np.float32))
     return np.kron(cells, np.eye(3, dtype=np.float32))
+
+
+class PlainAudio(Audio):
+    """Log-mel frames side by side."""
+
+    width = STACKED_FRAMES * fbank.MEL_BINS
+    step_s = STACKED_FRAMES * fbank.HOP_SAMPLES / fbank.RATE_HZ  # 0.16
+
+    def fingerprint(self) -> dict:
+        return {
+            "revision": 1,  # raise it when the features' values change
+            "log_mel": [LOG_MEL_CENTRE, LOG_MEL_SCALE],
+            "mel_bins": fbank.MEL_BINS,
+            "stacked_frames": STACKED_FRAMES,
+        }
+
+    def prepare(self, waveform: Float[np.ndarray, " S"]) -> Float[np.ndarray, "M 2048"]:
+        """Normalised log-mel, 16 frames of 10 ms side by side; what is left over is dropped."""
+        steps = fbank.frame_count(len(waveform)) // STACKED_FRAMES
+        log_mel = fbank.log_mel(waveform)[: steps * STACKED_FRAMES]
+        normalised = (log_mel - np.float32(LOG_MEL_CENTRE)) / np.float32(LOG_MEL_SCALE)
+        return normalised.reshape(steps, self.width)

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 from scav_jax.errors import InputError
-from scav_jax.extract.backbones import clip, clip_weights, weights
-from scav_jax.extract.backbones.clip import Clip
+from scav_jax.extract.backbones import clip_model, clip_weights, weights
+from scav_jax.extract.backbones.clip_model import ClipModel
 from scav_jax.extract.backbones.clip_towers import (
     ClipConfig,
     TextConfig,
@@ -43,7 +43,7 @@ def one_device(frames=2):
 
 
 def small(tensors, **options):
-    return Clip(SMALL, tensors, **{**one_device(), **options})
+    return ClipModel(SMALL, tensors, **{**one_device(), **options})
 
 
 def pixels_of(random, count, size):
@@ -145,8 +145,8 @@ def test_vision_tower_is_its_transcription(random, tensors, hidden_act):
     config = dataclasses.replace(VISION, hidden_act=hidden_act)
     crops = pixels_of(random, 3, 26)
     expected = [vision_reference(crop, tensors, config) for crop in crops]
-    for output, rows in zip(clip.OUTPUTS, zip(*expected, strict=True), strict=True):
-        model = Clip(ClipConfig(config, TEXT), tensors, output=output, frames_per_device=2)
+    for output, rows in zip(clip_model.OUTPUTS, zip(*expected, strict=True), strict=True):
+        model = ClipModel(ClipConfig(config, TEXT), tensors, output=output, frames_per_device=2)
         found = model.encode_crops(crops)
         assert found.dtype == np.float32 and found.shape == (3, model.visual_width)
         np.testing.assert_allclose(found, np.stack(rows), rtol=0, atol=2e-5)
@@ -162,8 +162,8 @@ LEGACY_ROWS = [([1, 5, 40, 7, 7, 7], 2), ([1, 2, 3, 49, 49, 8], 3)]
 def test_text_tower_is_its_transcription(tensors, hidden_act, eos, rows):
     config = dataclasses.replace(TEXT, hidden_act=hidden_act, eos_token_id=eos)
     expected = [text_reference(np.asarray(i), end, tensors, config) for i, end in rows]
-    for output, features in zip(clip.OUTPUTS, zip(*expected, strict=True), strict=True):
-        model = Clip(ClipConfig(VISION, config), tensors, output=output, frames_per_device=1)
+    for output, features in zip(clip_model.OUTPUTS, zip(*expected, strict=True), strict=True):
+        model = ClipModel(ClipConfig(VISION, config), tensors, output=output, frames_per_device=1)
         found = model.encode_ids(np.asarray([ids for ids, _ in rows], np.int32))
         assert found.dtype == np.float32 and found.shape == (len(rows), model.text_width)
         np.testing.assert_allclose(found, np.stack(features), rtol=0, atol=2e-5)
@@ -202,7 +202,7 @@ def compare_vision(config, crops, seed, outputs):
     assert np.abs(pooled).mean() > 0.3 and pooled.std(axis=0).mean() > 0.1  # no collapse
     expected = {"pooled": pooled, "projected": found.image_embeds.numpy()}
     for output in outputs:
-        ours = Clip(ClipConfig(vision=config), tensors, output=output, **one_device())
+        ours = ClipModel(ClipConfig(vision=config), tensors, output=output, **one_device())
         assert np.abs(ours.encode_crops(crops) - expected[output]).max() <= TOLERANCE
 
 
@@ -212,12 +212,12 @@ def test_b32_is_torch(random):
 
 def test_l14_is_torch(random):
     config = dataclasses.replace(L14, num_hidden_layers=2, hidden_act="gelu")
-    compare_vision(config, pictures_of(random, 2), seed=2, outputs=clip.OUTPUTS)
+    compare_vision(config, pictures_of(random, 2), seed=2, outputs=clip_model.OUTPUTS)
 
 
 @pytest.mark.slow
 def test_l14_in_full_depth_is_torch(random):
-    compare_vision(L14, pictures_of(random, 2), seed=3, outputs=clip.OUTPUTS)
+    compare_vision(L14, pictures_of(random, 2), seed=3, outputs=clip_model.OUTPUTS)
 
 
 def compare_text(config, ids):
@@ -229,7 +229,7 @@ def compare_text(config, ids):
         pooled = model.text_model(torch.from_numpy(ids.astype(np.int64))).pooler_output.numpy()
     assert np.abs(pooled).mean() > 0.3 and pooled.std(axis=0).mean() > 0.1
     for output, expected in (("pooled", pooled), ("projected", found.text_embeds.numpy())):
-        ours = Clip(ClipConfig(text=config), tensors, output=output, **one_device())
+        ours = ClipModel(ClipConfig(text=config), tensors, output=output, **one_device())
         assert np.abs(ours.encode_ids(ids) - expected).max() <= TOLERANCE
 
 
@@ -257,7 +257,7 @@ def test_directories_that_transformers_writes(random, tensors, tmp_path, kind):
     else:
         model = torch_model(kind, VISION, tensors, "vision_model." * (kind == "CLIPVisionModel"))
     model.save_pretrained(tmp_path)
-    ours = clip.load(tmp_path, frames_per_device=3)
+    ours = clip_model.load(tmp_path, frames_per_device=3)
     assert ours.config.vision == VISION
     crops = pixels_of(random, 2, 26)
     pixels = torch.from_numpy(normalised(crops).astype(np.float32)).permute(0, 3, 1, 2)
@@ -269,7 +269,7 @@ def test_directories_that_transformers_writes(random, tensors, tmp_path, kind):
         ids = np.asarray([row for row, _ in ROWS], np.int32)
         with torch.no_grad():
             expected = model.get_text_features(torch.from_numpy(ids.astype(np.int64)))
-        projected = clip.load(tmp_path, output="projected", **one_device())
+        projected = clip_model.load(tmp_path, output="projected", **one_device())
         expected = expected.pooler_output.numpy()
         np.testing.assert_allclose(projected.encode_ids(ids), expected, rtol=0, atol=2e-5)
 
@@ -369,7 +369,7 @@ def test_a_bare_tower_may_lack_the_prefix(random, tensors):
     only = {n: x for n, x in tensors.items() if n.startswith("vision_model.")}
     bare = {name.removeprefix("vision_model."): x for name, x in only.items()}
     for arrays in (only, bare):
-        model = Clip(ClipConfig(vision=VISION), arrays, **one_device())
+        model = ClipModel(ClipConfig(vision=VISION), arrays, **one_device())
         np.testing.assert_array_equal(model.encode_crops(crops), expected)
         assert model.fingerprint() == small(tensors).fingerprint()
     with pytest.raises(InputError, match="expected a model with a text tower, got one without"):
@@ -438,17 +438,17 @@ def test_a_directory_without_config_is_named(tmp_path):
     with pytest.raises(
         InputError, match=r"config\.json: expected CLIP's configuration, got no such"
     ):
-        clip.load(tmp_path)
+        clip_model.load(tmp_path)
     (tmp_path / "config.json").write_text("[]")
     with pytest.raises(InputError, match=r"config\.json: expected a JSON object, got list"):
-        clip.load(tmp_path)
+        clip_model.load(tmp_path)
 
 
 def test_options_are_checked(tensors):
     for option, value in (("dtype", "float16"), ("output", "mean"), ("resize", "opencv")):
         with pytest.raises(InputError, match=f"{option}: expected one of .* got '{value}'"):
             small(tensors, **{option: value})
-    other = clip.clip_images.Preprocessing(30, (30, 30))
+    other = clip_model.clip_images.Preprocessing(30, (30, 30))
     with pytest.raises(InputError, match=r"crop_size .* to equal image_size 26 .* \[30, 30\]"):
         small(tensors, preprocessing=other)
 
@@ -522,9 +522,9 @@ def test_frames_of_another_kind_are_named(tensors):
 
 
 def test_a_pillow_that_resizes_differently_is_noticed(monkeypatch, random, tensors):
-    clip._check_pil.cache_clear()
-    original = clip.clip_images.resize_crop_pil
-    monkeypatch.setattr(clip.clip_images, "resize_crop_pil", lambda *a: original(*a) ^ 1)
+    clip_model._check_pil.cache_clear()
+    original = clip_model.clip_images.resize_crop_pil
+    monkeypatch.setattr(clip_model.clip_images, "resize_crop_pil", lambda *a: original(*a) ^ 1)
     with pytest.raises(InputError, match="expected Pillow to resize with 22-bit weights"):
         small(tensors).encode_images(np.zeros((1, 30, 30, 3), np.uint8))
 
@@ -552,7 +552,7 @@ def directory(tensors, tmp_path):
 
 
 def test_texts_are_tokenized_and_padding_changes_nothing(directory):
-    model = clip.load(directory, **one_device())
+    model = clip_model.load(directory, **one_device())
     texts = ["ab a", "B", "a b c a b c a b c a b c"]
     found = model.encode_texts(texts)
     ids = [[6, 4, 2, 7], [6, 3, 7], [6, 2, 3, 5, 2, 3, 5, 2, 7]]  # the last is cut to 9
@@ -569,7 +569,7 @@ def test_texts_are_tokenized_and_padding_changes_nothing(directory):
 
 
 def test_texts_that_do_not_fit_are_named(directory):
-    model = clip.load(directory, **one_device())
+    model = clip_model.load(directory, **one_device())
     for ids, words in (
         ([[1] * 10], r"ids: expected \[N, 1\.\.9\], got \[1, 10\]"),
         ([[50, 7]], "ids: expected 0 to 49, got 7 to 50"),
@@ -586,7 +586,7 @@ def test_texts_that_do_not_fit_are_named(directory):
 
 
 def test_fingerprint_is_what_features_depend_on(directory, tensors):
-    model = clip.load(directory, **one_device())
+    model = clip_model.load(directory, **one_device())
     found = model.fingerprint()
     assert json.loads(json.dumps(found)) == found
     assert found["config"] == dataclasses.asdict(VISION)
@@ -596,7 +596,7 @@ def test_fingerprint_is_what_features_depend_on(directory, tensors):
     assert small(text_only).fingerprint() == found == small(tensors).fingerprint()
     name = "vision_model.encoder.layers.1.mlp.fc2.bias"
     changed = {**tensors, name: np.nextafter(tensors[name], np.float32(9))}
-    preprocessing = clip.clip_images.Preprocessing(30, (26, 26))
+    preprocessing = clip_model.clip_images.Preprocessing(30, (26, 26))
     different = [
         found,
         small(changed).fingerprint(),
@@ -610,11 +610,11 @@ def test_fingerprint_is_what_features_depend_on(directory, tensors):
 
 def test_preprocessor_config_is_read(directory, random):
     frames = random.integers(0, 256, (2, 50, 60, 3)).astype(np.uint8)
-    plain = clip.load(directory, **one_device())
+    plain = clip_model.load(directory, **one_device())
     content = {"size": {"shortest_edge": 40}, "crop_size": 26, "image_mean": [0, 0, 0.5]}
     (directory / "preprocessor_config.json").write_text(json.dumps(content))
-    other = clip.load(directory, **one_device())
+    other = clip_model.load(directory, **one_device())
     assert other.preprocessing.mean == (0.0, 0.0, 0.5)
-    expected = clip.clip_images.resize_crop_pil(frames, other.preprocessing)
+    expected = clip_model.clip_images.resize_crop_pil(frames, other.preprocessing)
     np.testing.assert_array_equal(other.crop(frames), expected)
     assert np.abs(other.encode_images(frames) - plain.encode_images(frames)).max() > 0.01

@@ -6,9 +6,9 @@ import pytest
 from test_fbank import kaldi_log_mel, sound
 
 from scav_jax.extract import fbank
-from scav_jax.extract import log_mel as module
+from scav_jax.extract.fbank_on_device import log_mel_on_device
 
-log_mel = jax.jit(module.log_mel)
+log_mel = jax.jit(log_mel_on_device)
 FLOOR = np.log(np.float32(fbank.ENERGY_FLOOR))
 
 

@@ -42,14 +42,14 @@ def load(
     dtype: str = "float32",
     output: str = "pooled",
     **options,
-) -> "Clip":
+) -> "ClipModel":
     """CLIP with the weights of that directory, or of a model on the Hugging Face hub.
 
     Args:
       directory_or_hub_id: a folder with config.json and safetensors, or `owner/name[@revision]`.
       dtype: of the matrix products, "float32" or "bfloat16".
       output: "pooled" or "projected".
-      options: further attributes of `Clip`.
+      options: further attributes of `ClipModel`.
 
     Raises:
       InputError: missing or unfit files, config values or tensors, named one by one.
@@ -57,7 +57,7 @@ def load(
     directory = weights.locate(directory_or_hub_id)
     config = read_config(directory)
     size = config.vision.image_size if config.vision else 224
-    return Clip(
+    return ClipModel(
         config,
         weights.read(directory),
         clip_images.read_preprocessing(directory, size),
@@ -68,7 +68,7 @@ def load(
     )
 
 
-class Clip:
+class ClipModel:
     """Both towers, ready for use; each is put on the devices when it is first needed.
 
     Args:
@@ -360,7 +360,7 @@ def _features(
     params: dict,
     batch: jax.Array,
 ) -> jax.Array:
-    """Crops or token ids -> features; one program for all `Clip`s of that shape."""
+    """Crops or token ids -> features; one program for all `ClipModel`s of that shape."""
     if preprocessing is not None:
         batch = clip_images.normalise(batch, preprocessing)
     return model.apply({"params": params}, batch)

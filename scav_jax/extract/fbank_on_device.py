@@ -1,4 +1,7 @@
-"""The log-mel frames of `fbank` in JAX: jitted, batched, on the device that runs the model."""
+"""The log-mel frames of `fbank` in JAX: jitted, batched, on the device that runs the model.
+
+Decode workers have no JAX, so both forms exist; a test holds them together.
+"""
 
 import jax
 import jax.numpy as jnp
@@ -9,7 +12,7 @@ from scav_jax.extract import fbank
 HOPS_A_WINDOW = -(-fbank.WINDOW_SAMPLES // fbank.HOP_SAMPLES)  # 3: windows are 2.5 hops long
 
 
-def log_mel(waveforms: Float[Array, "B S"]) -> Float[Array, "B frames 128"]:
+def log_mel_on_device(waveforms: Float[Array, "B S"]) -> Float[Array, "B frames 128"]:
     """`fbank.log_mel` of every row: the same numbers within float32 rounding (tested).
 
     Everything is float32, matrix products at full precision. A frame reads its own 25 ms only, so

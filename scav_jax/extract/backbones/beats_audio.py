@@ -1,0 +1,66 @@
+"""`beats`: BEATs for every 0.16 s of sound, as in the paper. Its weights are not shipped."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float
+
+from scav_jax.errors import InputError
+from scav_jax.extract.backbones.sides import Audio
+from scav_jax.extract.fbank import RATE_HZ
+
+MAX_SECONDS = 60.0  # BEATs attends over a whole clip at once
+
+
+@dataclass(frozen=True)
+class BeatsPreparer(Audio):
+    """The worker's half: the waveform, nothing else."""
+
+    max_seconds: float = MAX_SECONDS
+
+    def prepare(self, waveform: Float[np.ndarray, " S"]) -> Float[np.ndarray, " S_kept"]:
+        return np.asarray(waveform[: round(self.max_seconds * RATE_HZ)], np.float32)
+
+
+class BeatsAudio(Audio):
+    """BEATs' tokens, eight side by side.
+
+    Args:
+      weights: a released `.pt` file, the `.safetensors` that `beats.convert` made of it, or a
+        loaded `beats.Beats`.
+      dtype: of the matrix products, "float32" or "bfloat16".
+    """
+
+    max_seconds = MAX_SECONDS
+    step_s = 0.16  # a patch of 16 log-mel frames of 10 ms
+
+    def __init__(self, weights: Any, dtype: str = "float32"):
+        from jax import local_devices  # not above: workers import this module
+
+        from scav_jax.extract.backbones import beats
+
+        if dtype not in beats.DTYPES:
+            known = ", ".join(beats.DTYPES)
+            raise InputError(f"beats: dtype: expected one of {known}, got {dtype!r}")
+        loaded = isinstance(weights, beats.Beats)
+        self.model = weights if loaded else beats.load(weights, dtype)
+        self.width = self.model.width
+        devices = local_devices()
+        self.sounds_at_once = len(devices)
+        self.clips_at_once = 1 if devices[0].platform == "cpu" else len(devices)
+
+    @property
+    def preparer(self) -> BeatsPreparer:
+        return BeatsPreparer()
+
+    def fingerprint(self) -> dict:
+        return self.model.fingerprint() | {"max_seconds": MAX_SECONDS}
+
+    def encode(self, clips: Sequence[np.ndarray]) -> list[Float[np.ndarray, "_M D"]]:
+        """One sound a device at a time, so that what it is computed beside changes nothing."""
+        features, count = [], self.sounds_at_once
+        for begin in range(0, len(clips), count):
+            features += self.model.encode(clips[begin : begin + count])
+        return features

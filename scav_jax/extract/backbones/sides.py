@@ -1,0 +1,93 @@
+"""What a backbone of one's own is written against: one side of it, for frames or for sound.
+
+A side has two halves. The worker's half prepares: NumPy and PIL only, many processes. The parent's
+half encodes what workers prepared: one process that owns the accelerators. A side without weights
+needs no second half; its workers make the features.
+
+A side is one class. Its `__init__` takes its options as keywords (JSON types, each with a default)
+and, where it has weights, `weights`: a path. It is made again from its name, these options and the
+weights, and must then have the same fingerprint:
+
+    class Dino(Visual):
+        width = 384
+
+        def __init__(self, weights, side=224): ...
+        def fingerprint(self): return {"weights_sha256": ...}
+        def shrink(self, frame): ...               # in workers
+        def encode(self, clips): ...               # in the parent
+
+    python -m scav_jax.extract --visual my_package.dino:Dino --audio plain \\
+        --weights my_package.dino:Dino=dino.safetensors ...
+"""
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+from jaxtyping import Float, UInt8
+
+from scav_jax.extract.media import MAX_CLIP_S
+
+
+class Side:
+    """What both kinds have in common.
+
+    Attributes:
+      width: of the features: numbers a step.
+      max_seconds: the longest clip.
+      encode: the parent's half: what workers prepared of any number of clips -> float32 features
+        `[steps, width]` of each, in their order; None where workers make the features. A clip's
+        features are the same bytes whatever it is encoded together with. An exception ends the run.
+      clips_at_once: how many clips fill the devices.
+    """
+
+    width: int
+    max_seconds: float = MAX_CLIP_S
+    encode: Callable[[Sequence[np.ndarray]], list[np.ndarray]] | None = None
+    clips_at_once: int = 1
+
+    @property
+    def preparer(self) -> "Side":
+        """The worker's half, which is sent to worker processes: small, and no JAX behind it."""
+        return self
+
+    def fingerprint(self) -> dict:
+        """All that features depend on besides the options: weights, constants; JSON types only."""
+        raise NotImplementedError
+
+
+class Visual(Side):
+    """Frames -> features, a step for each frame at the video's own rate.
+
+    Attributes:
+      frame_size: (width, height) in pixels that frames are scaled to while they are decoded, or
+        None for the video's own size.
+    """
+
+    frame_size: tuple[int, int] | None = None
+
+    def shrink(self, frame: UInt8[np.ndarray, "height width 3"]) -> UInt8[np.ndarray, "h w 3"]:
+        """What is kept of a frame as soon as it is decoded: a clip of whole frames is gigabytes."""
+        return frame
+
+    def prepare(
+        self, frames: UInt8[np.ndarray, "N h w 3"], previous: UInt8[np.ndarray, "h w 3"] | None
+    ) -> np.ndarray:
+        """One row for every frame: features `[N, width]`, or what `encode` takes.
+
+        `frames` went through `shrink`, and so did `previous`, the frame before the first one.
+        """
+        return frames
+
+
+class Audio(Side):
+    """Sound -> features.
+
+    Attributes:
+      step_s: seconds a step; step m covers `m step_s .. (m + 1) step_s`, whole steps only.
+    """
+
+    step_s: float
+
+    def prepare(self, waveform: Float[np.ndarray, " S"]) -> np.ndarray:
+        """Of mono sound at 16 kHz in [-1, 1]: features `[M, width]`, or what `encode` takes."""
+        return waveform

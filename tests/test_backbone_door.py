@@ -1,0 +1,291 @@
+"""The backbone's door: a stranger's side goes the whole way, pairs mix, a stream may lack."""
+
+import json
+import sys
+
+import numpy as np
+import pytest
+from test_clip_beats import write_weights
+from test_extract import good_video
+from test_train import ROOT, small_config
+
+from scav_jax import config as configs
+from scav_jax import datasets, embed, evaluate, model, processes, search, train
+from scav_jax.datasets.resampled import write_resampled
+from scav_jax.errors import InputError
+from scav_jax.extract import __main__ as extract_program
+from scav_jax.extract import backbones, media, program
+from scav_jax.extract.backbones.plain import PlainAudio
+from scav_jax.index import __main__ as index_program
+from scav_jax.index import open_index
+from scav_jax.inspect.features import inspect_features
+from scav_jax.runs import load_run
+
+pytestmark = pytest.mark.usefixtures("compiled_sooner")
+
+STRANGER = '''
+import numpy as np
+
+from scav_jax.extract.backbones.sides import Visual
+
+
+class Thumbnail(Visual):
+    """A grid of grey levels of each frame, less the mean of the frame."""
+
+    frame_size = (32, 32)
+
+    def __init__(self, cells=4):
+        self.cells, self.width = cells, cells * cells
+
+    def fingerprint(self):
+        return {"revision": 1}
+
+    def prepare(self, frames, previous):
+        side = 32 // self.cells
+        grey = frames.mean(axis=-1).reshape(-1, self.cells, side, self.cells, side)
+        grid = grey.mean(axis=(2, 4)).reshape(len(frames), -1) / 64
+        return (grid - grid.mean(axis=1, keepdims=True)).astype(np.float32)
+'''
+NAME = "stranger_side:Thumbnail"
+
+
+@pytest.fixture(scope="module")
+def package(tmp_path_factory):
+    """The stranger's module, where this process and those that it starts find it."""
+    folder = tmp_path_factory.mktemp("package")
+    (folder / "stranger_side.py").write_text(STRANGER)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(folder))
+        yield folder
+    sys.modules.pop("stranger_side", None)
+
+
+@pytest.fixture(scope="module")
+def videos(tmp_path_factory):
+    """Ten films of 2 s; which are for what."""
+    folder = tmp_path_factory.mktemp("films")
+    rows = ["file,split"]
+    for number in range(10):
+        good_video(folder / f"{number}.mp4", 2, seed=number)
+        rows.append(f"{number}.mp4,{'validation' if number >= 6 else 'train'}")
+    (folder / "clips.csv").write_text("\n".join(rows) + "\n")
+    return folder
+
+
+def extract(videos, out, *words):
+    """The program, in this process."""
+    with pytest.MonkeyPatch.context() as patch:
+        line = ["--videos", videos, "--out", out, "--workers", "1", *words]
+        patch.setattr("sys.argv", ["extract", *map(str, line)])
+        assert extract_program.main() == 0
+    return out
+
+
+@pytest.fixture(scope="module")
+def features(package, videos, tmp_path_factory):
+    out = tmp_path_factory.mktemp("features") / "data"
+    side = ["--visual", NAME, "--audio", "plain", "--option", "visual.cells=2"]
+    return extract(videos, out, *side)
+
+
+def trained(features, run, until=None):
+    """Some steps on them; told to stop after step `until`."""
+    with pytest.MonkeyPatch.context() as patch:
+        if until is not None:
+            patch.setattr(processes, "Preemption", lambda *_: Stop(until))
+        config = small_config(features, **{"train.steps": 8, "train.validate_every": 4})
+        return train.train(config, run)
+
+
+class Stop:
+    """Stands for a SIGTERM after a step."""
+
+    def __init__(self, step):
+        self._step = step
+
+    def __call__(self, step):
+        return step == self._step
+
+    def close(self):
+        pass
+
+
+@pytest.fixture(scope="module")
+def run(features, tmp_path_factory):
+    """Stopped on the way, and gone on with."""
+    run = tmp_path_factory.mktemp("run") / "stranger"
+    assert trained(features, run, until=3) is None
+    assert not (run / "averaged").exists()
+    assert trained(features, run) is not None
+    return run
+
+
+# ---- a side of a stranger's -----------------------------------------------------------------
+
+
+def test_a_stranger_is_extracted_with_his_options(features, videos):
+    split = datasets.read(features, "train")
+    assert (split.visual_width, split.audio_width, len(split)) == (4, 2048, 6)
+    about = split.fingerprint["backbone"]
+    assert about["name"] == f"{NAME}+plain"
+    assert about["visual"] == {
+        "revision": 1,
+        "name": NAME,
+        "options": {"cells": 2},
+        "has_weights": False,
+    }
+    with media.Reader(videos / split.sources[1], (32, 32)) as reader:
+        frames = reader.cut(0.0, None).frames
+    grey = frames.mean(axis=-1)
+    corners = np.stack(
+        [grey[:, r : r + 16, c : c + 16].mean(axis=(1, 2)) for r in (0, 16) for c in (0, 16)], 1
+    )
+    expected = (corners - corners.mean(axis=1, keepdims=True)) / 64
+    np.testing.assert_allclose(split[1].visual, expected, atol=2e-3)
+    other = dict(visual=NAME, audio="plain", options={"visual": {"cells": 8}})
+    with pytest.raises(InputError, match=r"visual\.options\.cells: expected 2, got 8"):
+        program.extract(videos, features, backbone=backbones.load(**other))
+
+
+def test_a_stranger_trains_and_resumes(run):
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines if line["kind"] == "validation"] == [4, 8]
+    first = load_run(run).params["encoders"]["visual"]["projection_in"]["kernel"]
+    assert first.shape[0] == 4 and np.isfinite(first).all()
+
+
+def test_a_stranger_is_evaluated(features, run, tmp_path):
+    words = ["--run", run, "--split", "validation", "--out", tmp_path / "e", "--bootstrap", 0]
+    assert not evaluate.main([*map(str, words)])
+    document = json.loads((tmp_path / "e" / "metrics.json").read_text())
+    assert document["data"]["n"] == 4
+    assert document["data"]["fingerprint"]["backbone"]["visual"]["name"] == NAME
+
+
+def test_a_stranger_is_indexed_from_videos_and_searched(features, run, videos, tmp_path, capsys):
+    given = ["--model", str(run), "--trust", NAME]
+    path = str(tmp_path / "index")
+    assert index_program.main(["build", path, *given, "--videos", str(videos)]) == 0
+    assert sorted(open_index(path).ids()) == [f"{number}.mp4" for number in range(10)]
+    capsys.readouterr()
+    assert search.main([path, str(videos / "7.mp4"), *given, "--video", "--k", "4", "--json"]) == 0
+    (query,) = json.loads(capsys.readouterr().out)["queries"]
+    # From files as from the features that it was trained on.
+    stored = embed.embed(load_run(run), datasets.read(features, "validation"))
+    made = model.load(run, trust=[NAME]).embed(videos / "7.mp4")
+    np.testing.assert_allclose(made.visual_embeddings[0], stored.visual_embeddings[1], atol=1e-4)
+    (hits,) = open_index(path).search(made, "v2a", 4)
+    assert [hit["id"] for hit in query["hits"]] == [hit.id for hit in hits]
+
+
+def test_code_that_a_model_names_is_not_imported_unasked(run, videos, monkeypatch):
+    monkeypatch.delitem(sys.modules, "stranger_side", raising=False)
+    with pytest.raises(InputError, match=rf"{NAME}: .*not part of this package.*--trust {NAME}"):
+        model.load(run).embed(videos / "1.mp4")
+    with pytest.raises(InputError, match="not part of this package"):
+        model.load(run, trust=["stranger_side:Other"]).embed(videos / "1.mp4")
+    assert "stranger_side" not in sys.modules
+    assert model.load(run, trust=[NAME]).backbone.name == f"{NAME}+plain"
+    assert "stranger_side" in sys.modules
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("stranger_side:Thumbnial", "--visual: .*Thumbnial"),
+        ("no_such_package:Side", "--visual: .*no_such_package"),
+        ("stranger_side:np", "--visual stranger_side:np: expected a class of .*Visual"),
+        ("scav_jax.extract.backbones.plain:PlainAudio", "expected a class of .*Visual"),
+    ],
+)
+def test_what_is_no_side_says_so(package, name, words):
+    with pytest.raises(InputError, match=words):
+        backbones.load(visual=name, audio="plain")
+
+
+# ---- any pairing ----------------------------------------------------------------------------
+
+
+def test_sides_are_the_same_in_any_pair(videos, tmp_path):
+    files = write_weights(tmp_path)
+    pairs = {
+        "plain": backbones.load("plain"),
+        "clip_beats": backbones.load("clip_beats", weights=files),
+        "plain+beats": backbones.load(
+            visual="plain", audio="beats", weights={"beats": files["beats"]}
+        ),
+        "clip+plain": backbones.load(visual="clip", audio="plain", weights={"clip": files["clip"]}),
+    }
+    made = {}
+    for name, pair in pairs.items():
+        assert pair.name == name
+        program.extract(videos, tmp_path / name, backbone=pair, workers=1)
+        made[name] = datasets.read(tmp_path / name, "validation")[2]
+        about = made_by = datasets.read(tmp_path / name, "validation").fingerprint["backbone"]
+        weights = {key: files[key] for key in pair.weights}
+        assert backbones.from_fingerprint(about, weights).fingerprint() == made_by
+    for name, (visual, audio) in {
+        "plain+beats": ("plain", "clip_beats"),
+        "clip+plain": ("clip_beats", "plain"),
+    }.items():
+        np.testing.assert_array_equal(made[name].visual, made[visual].visual)
+        np.testing.assert_array_equal(made[name].audio, made[audio].audio)
+        assert made[name].audio_span == made[audio].audio_span
+    with pytest.raises(InputError, match=r"--weights beats=PATH .*\{'beats': PATH\}"):
+        backbones.from_fingerprint(pairs["plain+beats"].fingerprint())
+
+
+class Ticks(PlainAudio):
+    """Steps of another length."""
+
+    width, step_s = 1, 0.05
+
+    def prepare(self, waveform):
+        return waveform[: len(waveform) // 800 * 800].reshape(-1, 800).std(axis=1, keepdims=True)
+
+
+def test_the_step_of_sound_is_its_sides_own(videos, tmp_path):
+    pair = backbones.load(visual="plain", audio="test_backbone_door:Ticks")
+    program.extract(videos, tmp_path / "data", backbone=pair, workers=1)
+    split = datasets.read(tmp_path / "data", "train")
+    clip = split[0]
+    assert split.fingerprint["audio_step_s"] == 0.05
+    assert 39 <= len(clip.audio) <= 41
+    assert clip.audio_span == (0.0, pytest.approx(0.05 * len(clip.audio)))
+
+
+# ---- one stream, and features of another backbone -------------------------------------------
+
+
+@pytest.mark.parametrize("stream", ["visual", "audio"])
+def test_a_data_set_may_see_or_hear_alone(features, videos, stream, tmp_path):
+    sides = {"visual": "none", "audio": "none", stream: "plain"}
+    words = [word for name, side in sides.items() for word in (f"--{name}", side)]
+    alone = datasets.read(extract(videos, tmp_path / "data", *words), "train")
+    assert alone.streams == (stream,) and len(alone) == 6
+    program.extract(videos, tmp_path / "both", workers=1)
+    both = datasets.read(tmp_path / "both", "train")
+    other = "audio" if stream == "visual" else "visual"
+    for number in (0, 5):
+        clip = alone[number]
+        np.testing.assert_array_equal(getattr(clip, stream), getattr(both[number], stream))
+        assert getattr(clip, f"{stream}_span") == getattr(both[number], f"{stream}_span")
+        assert getattr(clip, other).shape == (0, 0)
+        assert getattr(clip, f"{other}_span") == (0.0, 0.0)
+    words = f"expected features of picture and sound, .* got {stream} features alone"
+    with pytest.raises(InputError, match=words):
+        trained(tmp_path / "data", tmp_path / "run")
+    with pytest.raises(InputError, match=words):
+        write_resampled(tmp_path / "data", tmp_path / "copy")
+    found = inspect_features(tmp_path / "data")
+    assert found["clips"] == 10 and not found["faults"]
+
+
+def test_training_refuses_features_of_another_backbone(features, tmp_path):
+    config = small_config(features, **{"data.backbone": "clip_beats"})
+    with pytest.raises(
+        InputError, match=rf"data\.backbone: expected features of 'clip_beats', .* '{NAME}\+plain'"
+    ):
+        train.train(config, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+    assert configs.load_file(str(ROOT / "configs/vggsound.py")).data.backbone == "clip_beats"

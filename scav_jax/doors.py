@@ -1,0 +1,49 @@
+"""Doors: a name is an entry of ours, or a dotted path to something that a user wrote."""
+
+import importlib
+import re
+from collections.abc import Mapping
+from typing import TypeVar
+
+from scav_jax.errors import InputError, did_you_mean
+
+T = TypeVar("T")
+PATH = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*")
+
+
+def find(what: str, name: str, known: Mapping[str, T]) -> T:
+    """`known[name]`, or what a dotted path names.
+
+    Args:
+      what: what is looked for, as messages call it: `"distance"`.
+      name: a key of `known`, or `"package.module:Name"` of a module that can be imported (it is
+        installed, or its folder is on PYTHONPATH).
+      known: the entries of this project.
+
+    Raises:
+      InputError: neither; no such module, or nothing of that name in it.
+    """
+    if isinstance(name, str) and name in known:
+        return known[name]
+    if not isinstance(name, str) or not PATH.fullmatch(name):
+        raise InputError(
+            f"{what}: expected one of {', '.join(known)}, or package.module:Name, got {name!r}."
+            + did_you_mean(str(name), list(known))
+        )
+    path, _, wanted = name.partition(":")
+    try:
+        module = importlib.import_module(path)
+    except ModuleNotFoundError as error:
+        missing = error.name or path
+        if path != missing and not path.startswith(f"{missing}."):
+            raise  # the user's module is there; what it imports is not
+        raise InputError(
+            f"{what}: expected package.module:Name of a module that can be imported, got {name!r}: "
+            f"there is no module {missing!r}; install it or put its folder on PYTHONPATH"
+        ) from None
+    if not hasattr(module, wanted):
+        names = [public for public in vars(module) if not public.startswith("_")]
+        raise InputError(
+            f"{what}: expected a name in {path}, got {wanted!r}.{did_you_mean(wanted, names)}"
+        )
+    return getattr(module, wanted)

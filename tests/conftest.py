@@ -4,10 +4,13 @@ The settings are made before any test module is imported, thus before any device
 dtypes in signatures are checked by jaxtyping and beartype (`addopts` in pyproject.toml).
 """
 
+import fcntl
 import os
 
-# Programs that tests start inherit this. JAX_PLATFORMS=cuda runs the tests on a GPU.
+# Programs that tests start inherit these. JAX_PLATFORMS=cuda runs the tests on a GPU.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
+# Machine code that is made sooner and runs slower: most tests compile longer than they compute.
+os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
 
 import flax.struct
 import jax
@@ -45,15 +48,27 @@ def random() -> np.random.Generator:
 
 
 @pytest.fixture(scope="module")
-def compiled_sooner():
-    """Machine code that is made sooner and runs slower, here and in the programs that tests start.
-
-    For modules that compare the numbers of large programs with those of others, which then are
-    compiled so too.
-    """
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
-        jax.config.update("jax_disable_most_optimizations", True)
-        yield
+def optimized():
+    """Machine code as users have it, for modules that ask how it rounds or what memory it needs."""
+    before = jax.config.jax_disable_most_optimizations
     jax.config.update("jax_disable_most_optimizations", False)
-    jax.clear_caches()  # the next module's code is optimized
+    jax.clear_caches()
+    yield
+    jax.config.update("jax_disable_most_optimizations", before)
+    jax.clear_caches()
+
+
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory):
+    """The folder of `small_run`'s data and of its finished run, for tests that only read it.
+
+    The first worker that needs it trains; the others wait for it.
+    """
+    from small_run import train_once
+
+    folder = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        folder = folder.parent
+    with open(folder / "trained.lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        return train_once(folder / "trained")

@@ -1,6 +1,5 @@
 """The plan's arithmetic beside what XLA says of the compiled step, and beside hand counts."""
 
-import contextlib
 import dataclasses
 import json
 import math
@@ -293,16 +292,6 @@ def test_on_a_v100_nothing_needs_bfloat16_or_triton(microbatch):
     assert "bf16" in text(half)
 
 
-@contextlib.contextmanager
-def quickly_compiled():
-    """Machine code that is made sooner and runs slower."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    try:
-        yield
-    finally:
-        jax.config.update("jax_disable_most_optimizations", False)
-
-
 def test_the_program_runs_the_step_and_says_how_fast(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     path = tmp_path / "plan.json"
@@ -310,8 +299,7 @@ def test_the_program_runs_the_step_and_says_how_fast(tmp_path, monkeypatch, caps
     tower |= {"visual_hidden": 16, "audio_hidden": 16}
     shrunk = [f"--config.encoders.{name}={value}" for name, value in tower.items()]
     shrunk += ["--config.data.batch_size=4"]
-    with quickly_compiled():
-        assert plan.main(words("--run", "--peak-tflops", "0.1", "--json", str(path), *shrunk)) == 0
+    assert plan.main(words("--run", "--peak-tflops", "0.1", "--json", str(path), *shrunk)) == 0
     found, shown = json.loads(path.read_text()), capsys.readouterr().out
     share = found["run"]["flops_per_s"] / 1e11
     assert f"{share:.1%} of the peak" in shown and "XLA (" in shown

@@ -11,21 +11,13 @@ import time
 import jax
 import numpy as np
 import pytest
-from test_train import ROOT, command, parameters, records, run, small_config, write_data
+from small_run import ROOT, STEPS, command, parameters, records, run, saved_steps, small_config
 
 from scav_jax import processes, train
 from scav_jax.errors import EXIT_INPUT, InputError
 
-STEPS = 30
-CHANGES = {
-    "data.buckets": 1,  # one program
-    "train.steps": STEPS,
-    "train.log_every": 1,
-    "train.validate_every": 15,
-    "train.checkpoint_every": 1,
-    "train.devices": 0,
-}
-pytestmark = pytest.mark.usefixtures("compiled_sooner")
+# Processes that start, import and talk to each other take seconds each.
+slow = pytest.mark.slow
 # A program of several processes without a model: `python -c WORKER PLAN --coordinator ...`.
 WORKER = """
 import argparse, os, signal, sys, time
@@ -99,28 +91,21 @@ def ended(process, seconds):
     return process.returncode, said, errors
 
 
-@pytest.fixture(scope="module")
-def data(tmp_path_factory):
-    return write_data(tmp_path_factory.mktemp("processes") / "data")
+@pytest.fixture
+def data(trained):
+    return trained / "data"
 
 
 @pytest.fixture(scope="module", autouse=True)
-def small_environment(tmp_path_factory):
-    """What is compiled is shared, and every process has one device."""
+def small_environment():
+    """Every process has one device."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("JAX_COMPILATION_CACHE_DIR", str(tmp_path_factory.mktemp("compiled")))
-        patch.setenv("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
-        patch.setenv("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "0")
         patch.setenv("JAX_NUM_CPU_DEVICES", "1")
         patch.setenv("PYTHONPATH", str(ROOT))
         yield
 
 
 # ---- training --------------------------------------------------------------------------------
-
-
-def saved_steps(workdir):
-    return [int(p.name) for p in (workdir / "checkpoints").glob("*") if p.name.isdigit()]
 
 
 def wait_for_step(workdir, step, started):
@@ -141,11 +126,10 @@ def assert_close(workdir, expected, atol):
             np.testing.assert_allclose(ours[name], theirs[name], rtol=0, atol=atol, err_msg=name)
 
 
-def test_two_processes_terminated_and_killed_then_one_equal_one_uninterrupted(tmp_path, data):
-    done = run(command(data, tmp_path / "one", **CHANGES))
-    assert done.returncode == 0, done.stderr
+@slow
+def test_two_processes_terminated_and_killed_then_one_equal_one_uninterrupted(tmp_path, trained):
     workdir = tmp_path / "two"
-    words = command(data, workdir, **CHANGES)
+    words = command(trained / "data", workdir, **{"train.devices": 0})
 
     started = joined(words)
     wait_for_step(workdir, 3, started)
@@ -159,7 +143,7 @@ def test_two_processes_terminated_and_killed_then_one_equal_one_uninterrupted(tm
 
     # Where process 0 does not wait for the other one, only its silence tells.
     started = joined(words, **{"heartbeat-timeout-seconds": 15})
-    wait_for_step(workdir, stopped + 5, started)
+    wait_for_step(workdir, stopped + 3, started)
     started[1].kill()
     code, _, said = ended(started[0], 90)
     ended(started[1], 10)
@@ -170,8 +154,8 @@ def test_two_processes_terminated_and_killed_then_one_equal_one_uninterrupted(tm
 
     done = run(words)
     assert done.returncode == 0 and "resuming at step" in done.stderr, done.stderr
-    assert_close(workdir, tmp_path / "one", 1e-5)
-    mine, reference = records(workdir), records(tmp_path / "one")
+    assert_close(workdir, trained / "run", 1e-5)
+    mine, reference = records(workdir), records(trained / "run")
     assert [line["step"] for line in mine] == [line["step"] for line in reference]
     for line, expected in zip(mine, reference, strict=True):  # each batch has the same clips
         if line["kind"] == "train":
@@ -179,6 +163,7 @@ def test_two_processes_terminated_and_killed_then_one_equal_one_uninterrupted(tm
             np.testing.assert_allclose(line["distance_mean"], expected["distance_mean"], rtol=1e-5)
 
 
+@slow
 def test_processes_that_differ_all_end_and_say_in_what(tmp_path, data):
     def words(index):
         return command(data, tmp_path / "run", **{"train.steps": 40 + index, "train.devices": 0})
@@ -191,6 +176,7 @@ def test_processes_that_differ_all_end_and_say_in_what(tmp_path, data):
     assert not (tmp_path / "run").exists()
 
 
+@slow
 def test_a_batch_that_cannot_be_cut_is_refused_by_all(tmp_path, data):
     changes = {"train.devices": 0, "data.batch_size": 5}
     for process in joined(command(data, tmp_path / "run", **changes)):
@@ -207,37 +193,33 @@ class StopAfter(processes.Preemption):
         return step == StopAfter.step
 
 
-def test_other_devices_at_every_resume_change_nothing(tmp_path, data, monkeypatch):
-    changes = {
-        "data.batch_size": 8,
-        "data.buckets": 1,
-        "train.steps": 9,
-        "train.log_every": 1,
-        "train.validate_every": 9,
-        "train.checkpoint_every": 0,
-    }
-    train.train(small_config(data, **changes), tmp_path / "one")
+@slow
+def test_other_devices_at_every_resume_change_nothing(tmp_path, trained, monkeypatch):
+    """Eight, two and one of them, against the run on one."""
     monkeypatch.setattr(processes, "Preemption", StopAfter)
     for devices, stop in ((8, 3), (2, 6), (1, 0)):
         StopAfter.step = stop
-        config = small_config(data, **(changes | {"train.devices": devices}))
+        config = small_config(trained / "data", **{"train.devices": devices})
         assert (train.train(config, tmp_path / "many") is None) == bool(stop)
-    assert_close(tmp_path / "many", tmp_path / "one", 1e-6)
+    assert_close(tmp_path / "many", trained / "run", 1e-5)
     losses = [
-        [r["loss"] for r in records(tmp_path / w) if r["kind"] == "train"] for w in ("many", "one")
+        [r["loss"] for r in records(w) if r["kind"] == "train"]
+        for w in (tmp_path / "many", trained / "run")
     ]
-    np.testing.assert_allclose(*losses, rtol=1e-6)
+    np.testing.assert_allclose(*losses, rtol=1e-5)
 
 
 # ---- without a model -------------------------------------------------------------------------
 
 
+@slow
 def test_what_process_0_computes_is_everyones():
     for process in joined(worker("value")):
         code, said, errors = ended(process, 60)
         assert code == 0 and "value 41" in said, errors
 
 
+@slow
 def test_documents_that_differ_end_all():
     for process in joined(worker("differ")):
         code, _, errors = ended(process, 60)
@@ -249,12 +231,14 @@ def test_documents_that_differ_end_all():
         assert "devices" not in errors and "Traceback" not in errors
 
 
+@slow
 def test_an_input_error_of_one_ends_all():
     for process in joined(worker("one fails")):
         code, _, errors = ended(process, 60)
         assert code == EXIT_INPUT and "error: process 1: no such folder" in errors
 
 
+@slow
 def test_a_crash_of_one_ends_the_other_with_its_words():
     first, second = (ended(process, 60) for process in joined(worker("raise")))
     assert second[0] == 1 and "ZeroDivisionError" in second[2]
@@ -262,11 +246,10 @@ def test_a_crash_of_one_ends_the_other_with_its_words():
     assert "another process was lost: process 1 ended: by zero" in first[2]
 
 
+@slow
 @pytest.mark.parametrize("lost", [0, 1])
 def test_a_silent_process_ends_the_other(lost):
     started = joined(worker("sleep"), **{"heartbeat-timeout-seconds": 2})
-    for process in started:
-        process.stdout.readline() if False else None
     assert "value 41" in started[1].stdout.readline()
     time.sleep(1.5)  # some heartbeats
     started[lost].send_signal(signal.SIGSTOP)
@@ -279,6 +262,7 @@ def test_a_silent_process_ends_the_other(lost):
     assert time.monotonic() - begin < 20
 
 
+@slow
 @pytest.mark.parametrize("lost", [0, 1])
 def test_a_killed_process_ends_the_other_with_a_word(lost):
     started = joined(worker("sleep"), **{"heartbeat-timeout-seconds": 2})
@@ -292,6 +276,7 @@ def test_a_killed_process_ends_the_other_with_a_word(lost):
     assert f"error: process {lost} of 2 ended without a word" in own
 
 
+@slow
 @pytest.mark.parametrize("alone", [0, 1])
 def test_a_coordinator_that_does_not_answer_is_one_line(alone):
     begin = time.monotonic()
@@ -303,6 +288,7 @@ def test_a_coordinator_that_does_not_answer_is_one_line(alone):
     assert time.monotonic() - begin < 30
 
 
+@slow
 def test_a_deadline_that_passes_says_what_is_kept():
     done = run(worker("deadline"))
     assert done.returncode == processes.EXIT_TERMINATED

@@ -1,0 +1,103 @@
+"""A small run, the one that tests of training start from: data, config, command, what it leaves.
+
+Its batch can be cut over 1, 2, 4 or 8 devices, and every step is saved and written down, so that
+runs that were stopped anywhere can be compared with it.
+"""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+
+from scav_jax import datasets
+from scav_jax.config import override
+from scav_jax.config_files import load_file
+from scav_jax.features import Clip
+from scav_jax.runs import load_run
+
+ROOT = Path(__file__).parents[1]
+FINGERPRINT = {"backbone": "random", "rate_hz": 16000}
+STEPS = 24
+SMALL = {
+    "data.batch_size": 8,
+    "data.buckets": 1,  # one program
+    "encoders.width": 12,
+    "encoders.heads": 2,
+    "encoders.visual_blocks": 1,
+    "encoders.audio_blocks": 1,
+    "encoders.visual_hidden": 10,
+    "encoders.audio_hidden": 9,
+    "encoders.feedforward": 14,
+    "optimizer.warmup_steps": 3,
+    "train.steps": STEPS,
+    "train.log_every": 1,
+    "train.validate_every": 8,
+    "train.checkpoint_every": 1,
+    "train.keep_best": 2,
+    "train.devices": 1,
+}
+# What differs between two runs of the same numbers.
+TIMINGS = {"examples_per_s", "input_share", "input_ms", "host_ms"}
+
+
+def write_data(folder, clips=29, fingerprint=FINGERPRINT, scale=1.0):
+    random = np.random.default_rng(0)
+    made = []
+    for number in range(clips):
+        n, m = int(random.integers(9, 13)), int(random.integers(4, 6))
+        clip = Clip(
+            id=f"clip {number}",
+            visual=(scale * random.normal(size=(n, 7))).astype(np.float16),
+            visual_span=(0.0, 2.0),
+            audio=random.normal(size=(m, 6)).astype(np.float16),
+            audio_span=(0.0, 1.9),
+            source="a.mp4",
+            start=2.0 * number,
+            end=2.0 * number + 2.0,
+        )
+        made.append(("validation" if number >= clips - 5 else "train", clip))
+    datasets.write(made, folder, fingerprint=fingerprint, videos="", rejected=[])
+    return folder
+
+
+def small_config(data, **changes):
+    loaded = load_file(str(ROOT / "configs/demo.py"))
+    return override(loaded, SMALL | {"data.path": str(data)} | changes)
+
+
+def command(data, workdir, **changes):
+    words = [sys.executable, "-m", "scav_jax.train", "--config", "configs/demo.py"]
+    words += ["--workdir", str(workdir)]
+    settings = SMALL | {"data.path": str(data)} | changes
+    return words + [f"--config.{key}={value}" for key, value in settings.items()]
+
+
+def run(words):
+    return subprocess.run(words, cwd=ROOT, capture_output=True, text=True, timeout=240)
+
+
+def train_once(folder):
+    """The folder with `data` and the finished `run`, made where it is missing."""
+    if not (folder / "run" / "averaged").exists():
+        done = run(command(write_data(folder / "data"), folder / "run"))
+        assert done.returncode == 0, done.stderr
+    return folder
+
+
+def parameters(workdir):
+    return {
+        jax.tree_util.keystr(path): np.asarray(leaf)
+        for path, leaf in jax.tree_util.tree_leaves_with_path(load_run(workdir).params)
+    }
+
+
+def records(workdir):
+    lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    return [{k: v for k, v in line.items() if k not in TIMINGS} for line in lines]
+
+
+def saved_steps(workdir):
+    return [int(p.name) for p in (workdir / "checkpoints").glob("*") if p.name.isdigit()]

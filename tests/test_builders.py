@@ -13,12 +13,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from scav_jax import batches, datasets, metrics
+from scav_jax import batches, datasets
 from scav_jax.datasets import __main__ as program
 from scav_jax.datasets import clip_lists, music, sizes, vggsound, vggsounder
 from scav_jax.errors import InputError
 from scav_jax.extract import manifest
 from scav_jax.features import Clip, check_clip, trim
+from scav_jax.files import ids_sha256
 
 ALPHABET = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_"
 
@@ -291,7 +292,7 @@ def test_validation_does_not_depend_on_the_disk(tmp_path, capsys):
     assert splits[0] == splits[1] and Counter(splits[0].values())["validation"] == 20
     hashes = re.findall(r"validation: 20 drawn .*sha256 of the ids (\w+)", capsys.readouterr().out)
     validation = [name for name, split in splits[0].items() if split == "validation"]
-    assert hashes == [metrics.ids_sha256(validation)] * 2  # as evaluation prints it
+    assert hashes == [ids_sha256(validation)] * 2  # as evaluation prints it
     with pytest.raises(InputError, match="--validation: expected fewer than the 60 train"):
         vggsound.hold_out(read([str(path)]), 60)
     untouched = vggsound.hold_out(read([str(path)]), 0)
@@ -323,8 +324,8 @@ def test_music_is_parted_by_video(tmp_path, videos, train):
 
 def test_a_published_music_list_is_recognised(tmp_path, monkeypatch):
     wanted = music.partition(music.read_list(music_list(tmp_path / "list.json", 200)))
-    test = clip_lists.ids_sha256(c.id for c in wanted if c.split == "test")
-    every = clip_lists.ids_sha256(c.id for c in wanted)
+    test = ids_sha256(c.id for c in wanted if c.split == "test")
+    every = ids_sha256(c.id for c in wanted)
     monkeypatch.setitem(music.PUBLISHED, every, ("MUSIC99", test))
     assert music.describe_list(wanted) == "MUSIC99 as published; the test partition is ours"
     other = music.partition(wanted, 102)

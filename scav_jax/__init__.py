@@ -6,7 +6,7 @@ from modules above it in this list, and `tests/test_architecture.py` keeps that 
 words shared by all
     errors         InputError: what a person can mend; how a program reports it
     doors          a name of ours, or a dotted path to what a user wrote
-    files          files that appear whole or not at all
+    files          files and folders that appear whole or not at all
     progress       one kind of progress bar
     containers     a media file opened for reading, the same with every version of PyAV
     sequences      padded sequences and their lengths: masks, means, resampling in time
@@ -33,10 +33,10 @@ programs
     processes      one process or many: starting, agreeing, stopping, when one is lost
     checkpoints    save, resume, keep the latest and the best, average
     runs           a run on disk: its config, and its model once it is trained
+    retrieve       aggregation, sequence and hybrid(k) retrieval: functions of arrays
     embed          a model + features -> latents, embeddings, ids
     embed_files    files, and windows of them -> latents
     model          three lines: load a model, embed files
-    retrieve       aggregation, sequence and hybrid(k) retrieval: functions of arrays
     metrics        ranks and recall
     index          clips on disk, and the search in them: `python -m scav_jax.index`
     records        what a run writes while it trains: metrics.jsonl, TensorBoard, rates

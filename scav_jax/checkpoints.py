@@ -7,14 +7,11 @@ aside in `broken_checkpoints/`, and the run goes on from the one before. Orbax i
 is used: an exported model is loaded without it.
 """
 
-import contextlib
-import errno
 import json
 import os
 import shutil
 import sys
 import zlib
-from collections.abc import Iterator
 from pathlib import Path
 
 import jax
@@ -24,6 +21,7 @@ from jaxtyping import Array, PyTree, UInt32
 
 from scav_jax import processes
 from scav_jax.errors import OUR_FAULTS, InputError
+from scav_jax.files import full_disk_is_an_oserror
 from scav_jax.train_step import TrainState
 
 CHECKPOINTS = "checkpoints"
@@ -227,16 +225,9 @@ class Checkpoints:
         with self._disk_errors():
             self._manager.close()
 
-    @contextlib.contextmanager
-    def _disk_errors(self) -> Iterator[None]:
-        """tensorstore reports a full disk as text in a ValueError: make it the OSError it is."""
-        try:
-            yield
-        except Exception as error:
-            if "No space left on device" not in str(error):
-                raise
-            directory = str(self._manager.directory)
-            raise OSError(errno.ENOSPC, "No space left on device", directory) from error
+    def _disk_errors(self):
+        """tensorstore reports a full disk as text in a ValueError: makes it the OSError it is."""
+        return full_disk_is_an_oserror(self._manager.directory)
 
     def _path(self, step: int, item: str) -> Path:
         return Path(self._manager.directory) / str(step) / item

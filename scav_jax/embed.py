@@ -10,7 +10,7 @@ a clip's padding depends on itself only, to the bit.
 import operator
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
@@ -26,6 +26,7 @@ from scav_jax.encoders import STREAMS, Encoders
 from scav_jax.errors import InputError
 from scav_jax.features import Clip, check_resampled, fingerprint_difference, original, trim
 from scav_jax.progress import progress_bar
+from scav_jax.retrieve import aggregation_similarities, sequence_distances
 from scav_jax.runs import Run
 from scav_jax.sequences import AudioVisual, Sequences, masked_mean
 
@@ -65,6 +66,18 @@ class Embedded:
 
     def __len__(self) -> int:
         return len(self.ids)
+
+    def take(self, numbers: Sequence[int]) -> "Embedded":
+        """Some of the clips."""
+
+        def part(value):
+            if isinstance(value, list):
+                return [value[number] for number in numbers]
+            return jax.tree.map(lambda leaf: np.asarray(leaf)[numbers], value)
+
+        names = ("ids", "sources", "starts", "ends", "labels")
+        names += (*STREAMS, *(f"{stream}_embeddings" for stream in STREAMS))
+        return replace(self, **{name: part(getattr(self, name)) for name in names})
 
     @property
     def latents(self) -> AudioVisual:
@@ -215,6 +228,21 @@ def join(parts: Sequence[Embedded]) -> Embedded:
         seconds=sum(part.seconds for part in parts),
         rejected=[row for part in parts for row in part.rejected],
     )
+
+
+def all_against_all(
+    embedded: Embedded, name: str, options: dict, *, progress: bool = False
+) -> tuple[Float[np.ndarray, "V A"], Float[np.ndarray, "V A"]]:
+    """Similarities of embeddings and distances of latents: what every method ranks by.
+
+    Args:
+      embedded: all clips.
+      name: a distance of `scav_jax.distances`.
+      options: its options.
+      progress: show a bar with the rate and the time left.
+    """
+    similarities = aggregation_similarities(embedded.visual_embeddings, embedded.audio_embeddings)
+    return similarities, sequence_distances(embedded.latents, name, options, progress=progress)
 
 
 def check_features(run: Run, split: Split) -> None:

@@ -3,7 +3,7 @@
 import errno
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 
 EXIT_INPUT = 2  # bad input: nothing is wrong with the program
 EXIT_SYSTEM = 3  # the machine refused: disk full, no permission
@@ -37,6 +37,26 @@ def did_you_mean(word: str, known: "list[str] | tuple[str, ...]") -> str:
 
     close = difflib.get_close_matches(word, known, n=1)
     return f" Did you mean {close[0]!r}?" if close else ""
+
+
+def listed(names: Sequence[str], most: int = 5) -> str:
+    """The first few names, and how many more there are."""
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return (", ".join(names[:most]) or "none") + more
+
+
+def check_unique(ids: Sequence[str], places: Iterable[str] | None = None) -> None:
+    """Raises `InputError` for the first id that comes twice; `places` says where each is."""
+    if places is None:
+        places = (f"clip {number}" for number in range(1, len(ids) + 1))
+    first: dict[str, str] = {}
+    for name, where in zip(ids, places, strict=True):
+        if name in first:
+            raise InputError(
+                f"{where}: expected every id once, {name!r} came before in {first[name]}; remove "
+                "or change one of them"
+            )
+        first[name] = where
 
 
 def _input_error(error: BaseException | None) -> InputError | None:

@@ -20,13 +20,12 @@ from tqdm import tqdm
 
 from scav_jax import datasets, metrics
 from scav_jax.distances import find, option_names, retrieval_form
-from scav_jax.embed import Embedded, check_features, embed
+from scav_jax.embed import Embedded, all_against_all, check_features, embed
 from scav_jax.errors import InputError, run_program
-from scav_jax.files import write_atomically, write_json
+from scav_jax.files import ids_sha256, write_atomically, write_json
 from scav_jax.report import page, pictures, results
 from scav_jax.retrieve import (
     DIRECTIONS,
-    all_against_all,
     check_ks,
     hybrid_ranks,
     queries_first,
@@ -256,7 +255,7 @@ def evaluate(
             "split": split.split,
             "n": len(split),
             "sources": len(set(split.sources)),
-            "ids_sha256": metrics.ids_sha256(split.ids),
+            "ids_sha256": ids_sha256(split.ids),
             "fingerprint": split.fingerprint,
             "fingerprint_id": split.fingerprint_id,
             "rendered": pictures.is_rendered(split),

@@ -13,8 +13,6 @@
 import argparse
 import contextlib
 import json
-import os
-import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -26,7 +24,7 @@ from jaxtyping import Array, Float, Int, PyTree
 from scav_jax.encoders import STREAMS, Encoders, Tower
 from scav_jax.errors import InputError, run_program
 from scav_jax.features import fingerprint_id
-from scav_jax.files import write_atomically, write_json
+from scav_jax.files import folder_atomically, write_atomically, write_json
 from scav_jax.model import (
     EXPORT_VERSION,
     PARAMETERS_FILE,
@@ -62,16 +60,9 @@ def export(run: str | Path, out: str | Path, *, licence: str = UNKNOWN_LICENCE) 
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise InputError(f"--out: expected a new or empty folder, {out} is not; choose another")
     model = Model(load_run(run))
-    partial = out.with_name(f".{out.name}.{os.getpid()}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    try:
-        (partial / TOWERS).mkdir(parents=True)
+    with folder_atomically(out) as partial:
+        (partial / TOWERS).mkdir()
         _write(model, partial, card(model, run, licence))
-        if out.is_dir():
-            out.rmdir()
-        os.replace(partial, out)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
     return model
 
 

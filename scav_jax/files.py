@@ -1,9 +1,22 @@
-"""Files that appear whole or not at all."""
+"""Files and folders that appear whole or not at all; a full disk, said in one way."""
 
+import contextlib
+import errno
+import hashlib
 import json
 import os
+import shutil
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
+
+from scav_jax.errors import InputError
+
+_DISK_ERRORS = {
+    "no space left": errno.ENOSPC,
+    "quota exceeded": errno.EDQUOT,
+    "file too large": errno.EFBIG,
+}
 
 
 def write_atomically(path: str | Path, content: bytes | str) -> None:
@@ -34,3 +47,71 @@ def write_json(path: str | Path, value: Any) -> None:
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(path, json.dumps(value, indent=2, sort_keys=True) + "\n")
+
+
+@contextlib.contextmanager
+def folder_atomically(path: str | Path) -> Iterator[Path]:
+    """A folder to fill; at the end it becomes `path`, where nothing or an empty folder may be.
+
+    A kill or a power cut leaves all of it or nothing under that name. After an error nothing is
+    left; what a kill leaves goes when the same folder is written again.
+    """
+    path = Path(path)
+    partial = path.with_name(f".{path.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    try:
+        yield partial
+        sync(partial)
+        os.replace(partial, path)
+        _sync_one(path.parent)
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
+
+
+def sync(folder: str | Path) -> None:
+    """Makes a folder and all that is below it survive a power cut."""
+    for below, _, names in os.walk(folder):
+        for name in names:
+            _sync_one(Path(below, name))
+        _sync_one(below)
+
+
+def _sync_one(path: str | Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+@contextlib.contextmanager
+def full_disk_is_an_oserror(folder: str | Path, room: int = 0) -> Iterator[None]:
+    """Says a full disk as the system does, whatever words a library has for it.
+
+    Args:
+      folder: where is written.
+      room: with fewer free bytes than this, any error is that of a full disk.
+    """
+    try:
+        yield
+    except InputError:
+        raise
+    except Exception as error:
+        if isinstance(error, OSError) and error.errno:
+            raise
+        said = [number for words, number in _DISK_ERRORS.items() if words in str(error).lower()]
+        if not said and room and shutil.disk_usage(folder).free < room:
+            said = [errno.ENOSPC]
+        if said:
+            raise OSError(said[0], os.strerror(said[0]), str(folder)) from error
+        raise
+
+
+def ids_sha256(ids: Iterable[str]) -> str:
+    """The SHA-256 of a set of clips: equal means that two figures are over the same clips.
+
+    The ids are sorted by code point, one a line: `LC_ALL=C sort ids.txt | sha256sum`.
+    """
+    return hashlib.sha256("".join(f"{name}\n" for name in sorted(ids)).encode()).hexdigest()

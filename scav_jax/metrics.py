@@ -6,7 +6,6 @@ R@1 = 0 and not 1. Ranks are counted, never read off a sort, and a NaN is an err
 that quietly disappears.
 """
 
-import hashlib
 from collections.abc import Sequence
 
 import numpy as np
@@ -147,15 +146,6 @@ def per_class(ranks: Int[np.ndarray, " Q"], labels: Sequence[str]) -> dict[str, 
     return {
         str(name): summary(ranks[names == name], bootstrap=0) for name in np.unique(names) if name
     }
-
-
-def ids_sha256(ids: Sequence[str]) -> str:
-    """The SHA-256 of a set of clips: equal means that two figures are over the same gallery.
-
-    The ids are sorted by code point, one a line, as `LC_ALL=C sort ids.txt | sha256sum` has it, so
-    the order in which they lie on disk does not matter, as it does not for the ranks.
-    """
-    return hashlib.sha256("".join(f"{name}\n" for name in sorted(ids)).encode()).hexdigest()
 
 
 def _checked_ranks(ranks: Int[np.ndarray, " Q"]) -> Int[np.ndarray, " Q"]:

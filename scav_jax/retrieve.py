@@ -14,10 +14,9 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from scav_jax.distances import pairwise
-from scav_jax.embed import Embedded
 from scav_jax.errors import InputError
 from scav_jax.progress import progress_bar
-from scav_jax.sequences import AudioVisual, Sequences
+from scav_jax.sequences import AudioVisual, Sequences, unit
 
 DIRECTIONS = ("a2v", "v2a")
 TIMED_QUERIES = 32  # asked at once while timing
@@ -47,40 +46,6 @@ def aggregation_similarities(
       InputError: an embedding without a direction (all zero, or not finite).
     """
     return unit(visual_embeddings, "visual") @ unit(audio_embeddings, "audio").T
-
-
-def unit(embeddings: Float[np.ndarray, "K C"], stream: str = "") -> Float[np.ndarray, "K C"]:
-    """Embeddings of length 1, float32; `stream` is what an error calls them.
-
-    Raises:
-      InputError: an embedding without a direction (all zero, or not finite).
-    """
-    embeddings = np.asarray(embeddings, np.float64)
-    norms = np.linalg.norm(embeddings, axis=1, keepdims=True)
-    bad = np.flatnonzero(~np.isfinite(norms[:, 0]) | (norms[:, 0] == 0))
-    if bad.size:
-        what = f"{stream} embeddings".strip()
-        raise InputError(
-            f"expected {what} with a finite, positive length, got {norms[bad[0], 0]} for number "
-            f"{bad[0]} ({bad.size} of {len(norms)}); the model or its features hold NaN: look at "
-            "the training log"
-        )
-    return (embeddings / norms).astype(np.float32)
-
-
-def all_against_all(
-    embedded: Embedded, name: str, options: dict, *, progress: bool = False
-) -> tuple[Float[np.ndarray, "V A"], Float[np.ndarray, "V A"]]:
-    """Similarities of embeddings and distances of latents: what every method ranks by.
-
-    Args:
-      embedded: all clips.
-      name: a distance of `scav_jax.distances`.
-      options: its options.
-      progress: show a bar with the rate and the time left.
-    """
-    similarities = aggregation_similarities(embedded.visual_embeddings, embedded.audio_embeddings)
-    return similarities, sequence_distances(embedded.latents, name, options, progress=progress)
 
 
 def sequence_distances(

@@ -5,7 +5,6 @@ A run directory holds `config.json` (the resolved config and the data's fingerpr
 """
 
 import json
-import os
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,7 +27,7 @@ from scav_jax.config import Config, as_dict, difference, flatten, from_dict
 from scav_jax.encoders import Encoders
 from scav_jax.errors import InputError
 from scav_jax.features import fingerprint_difference
-from scav_jax.files import write_json
+from scav_jax.files import folder_atomically, write_json
 from scav_jax.sequences import AudioVisual, sequences
 from scav_jax.train_step import Objective, init_params
 
@@ -95,13 +94,11 @@ def save_averaged(run: Path, params: PyTree, steps: list[int]) -> None:
     """Writes `RUN/averaged` atomically; replaces an older one."""
     import orbax.checkpoint as ocp
 
-    final, partial = run / AVERAGED, run / f".{AVERAGED}.partial"
-    shutil.rmtree(partial, ignore_errors=True)
-    with checkpointer() as orbax:
-        orbax.save((partial / "params").absolute(), args=ocp.args.PyTreeSave(params))
-    write_json(partial / "steps.json", {"averaged_steps": steps, "checks": checksums(params)})
-    shutil.rmtree(final, ignore_errors=True)
-    os.replace(partial, final)
+    with folder_atomically(run / AVERAGED) as partial:
+        with checkpointer() as orbax:
+            orbax.save((partial / "params").absolute(), args=ocp.args.PyTreeSave(params))
+        write_json(partial / "steps.json", {"averaged_steps": steps, "checks": checksums(params)})
+        shutil.rmtree(run / AVERAGED, ignore_errors=True)
 
 
 def open_workdir(workdir: Path, resolved: dict) -> None:

@@ -14,6 +14,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
+from scav_jax.errors import InputError
+
 AnyArray = Array | np.ndarray  # batches are NumPy until they are put on a device
 DIRECTIONS = ("visual_to_audio", "audio_to_visual")
 
@@ -93,6 +95,25 @@ def masked_mean(
     """The mean over real steps: the paper's temporal aggregation (section III-B)."""
     total = jnp.sum(zero_padding(values, lengths), axis=-2)
     return total / jnp.expand_dims(lengths, -1).astype(values.dtype)
+
+
+def unit(embeddings: Float[np.ndarray, "K C"], stream: str = "") -> Float[np.ndarray, "K C"]:
+    """Embeddings of length 1, float32; `stream` is what an error calls them.
+
+    Raises:
+      InputError: an embedding without a direction (all zero, or not finite).
+    """
+    embeddings = np.asarray(embeddings, np.float64)
+    norms = np.linalg.norm(embeddings, axis=1, keepdims=True)
+    bad = np.flatnonzero(~np.isfinite(norms[:, 0]) | (norms[:, 0] == 0))
+    if bad.size:
+        what = f"{stream} embeddings".strip()
+        raise InputError(
+            f"expected {what} with a finite, positive length, got {norms[bad[0], 0]} for number "
+            f"{bad[0]} ({bad.size} of {len(norms)}); the model or its features hold NaN: look at "
+            "the training log"
+        )
+    return (embeddings / norms).astype(np.float32)
 
 
 def resample_positions(

@@ -22,7 +22,7 @@ def validate(setup: Setup, params) -> dict[str, float]:
         mesh=mesh,
     )
     ranks_by = retrieval_form(setup.objective.distance, setup.objective.distance_options)
-    similarities, distances = retrieve.all_against_all(embedded, *ranks_by)
+    similarities, distances = embed.all_against_all(embedded, *ranks_by)
     matrices = {"sequence": distances, "aggregation": -similarities}
     return {
         f"{method}_{direction}": metrics.recall_at_k(

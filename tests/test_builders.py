@@ -13,8 +13,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from scav_jax import batches, datasets, metrics
-from scav_jax import config as configs
+from scav_jax import batches, datasets
+from scav_jax.config_files import load_file
 from scav_jax.datasets import __main__ as program
 from scav_jax.datasets import clip_lists, music, sizes, vggsound, vggsounder
 from scav_jax.errors import InputError
@@ -22,6 +22,7 @@ from scav_jax.extract import __main__ as extract_program
 from scav_jax.extract import manifest
 from scav_jax.extract.backbones import PAIRS, parse_weights
 from scav_jax.features import Clip, check_clip, trim
+from scav_jax.files import ids_sha256
 
 ROOT = Path(__file__).parents[1]
 ALPHABET = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_"
@@ -178,7 +179,7 @@ def test_what_is_there_is_listed_and_what_is_not_is_said(official, tmp_path, cap
     assert done.startswith(said)
     # What it says to do next makes what configs/vggsound.py trains on.
     words = extract_program.parse(re.search(r"next: .*\.extract (.*)\n", done)[1].split())
-    config = configs.load_file(str(ROOT / "configs/vggsound.py")).data
+    config = load_file(str(ROOT / "configs/vggsound.py")).data
     assert (str(words.out), words.backbone) == (config.path, config.backbone)
     assert parse_weights(words.weights).keys() == set(PAIRS[words.backbone])
     drawn = "12345678901_000000" if "12345678901_000000" in missing_of(out) else ""
@@ -301,7 +302,7 @@ def test_validation_does_not_depend_on_the_disk(tmp_path, capsys):
     assert splits[0] == splits[1] and Counter(splits[0].values())["validation"] == 20
     hashes = re.findall(r"validation: 20 drawn .*sha256 of the ids (\w+)", capsys.readouterr().out)
     validation = [name for name, split in splits[0].items() if split == "validation"]
-    assert hashes == [metrics.ids_sha256(validation)] * 2  # as evaluation prints it
+    assert hashes == [ids_sha256(validation)] * 2  # as evaluation prints it
     with pytest.raises(InputError, match="--validation: expected fewer than the 60 train"):
         vggsound.hold_out(read([str(path)]), 60)
     untouched = vggsound.hold_out(read([str(path)]), 0)
@@ -333,8 +334,8 @@ def test_music_is_parted_by_video(tmp_path, videos, train):
 
 def test_a_published_music_list_is_recognised(tmp_path, monkeypatch):
     wanted = music.partition(music.read_list(music_list(tmp_path / "list.json", 200)))
-    test = clip_lists.ids_sha256(c.id for c in wanted if c.split == "test")
-    every = clip_lists.ids_sha256(c.id for c in wanted)
+    test = ids_sha256(c.id for c in wanted if c.split == "test")
+    every = ids_sha256(c.id for c in wanted)
     monkeypatch.setitem(music.PUBLISHED, every, ("MUSIC99", test))
     assert music.describe_list(wanted) == "MUSIC99 as published; the test partition is ours"
     other = music.partition(wanted, 102)

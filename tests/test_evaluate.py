@@ -7,13 +7,13 @@ import jax
 import numpy as np
 import pytest
 
-from scav_jax import datasets, evaluate, metrics, retrieve, runs
+from scav_jax import datasets, evaluate, retrieve, runs
 from scav_jax.config import Config, as_dict
 from scav_jax.embed import embed
 from scav_jax.encoders import Encoders
 from scav_jax.errors import InputError
 from scav_jax.features import Clip
-from scav_jax.files import write_json
+from scav_jax.files import ids_sha256, write_json
 from scav_jax.report import pictures
 from scav_jax.train_step import Objective
 
@@ -124,7 +124,7 @@ def test_the_document_says_what_was_measured(document, data):
     about = document["data"]
     ids = [f"clip {number}" for number in range(10)]
     assert (about["n"], about["sources"]) == (10, 3)
-    assert about["ids_sha256"] == metrics.ids_sha256(ids)
+    assert about["ids_sha256"] == ids_sha256(ids)
     assert about["fingerprint"] == FINGERPRINT
     assert about["rendered"] is False
     run = document["runs"][0]

@@ -8,6 +8,7 @@ import pytrec_eval
 
 from scav_jax import metrics
 from scav_jax.errors import InputError
+from scav_jax.files import ids_sha256
 
 # Four queries, eight candidates; the right ones are 0, 1, 2, 3. Rows by hand:
 # 0: nothing is closer                      -> 1
@@ -167,6 +168,6 @@ def test_per_class_divides_the_queries_only():
 
 def test_hash_of_the_ids_is_of_the_set():
     expected = hashlib.sha256(b"a\nb\nc\n").hexdigest()
-    assert metrics.ids_sha256(["b", "a", "c"]) == expected
-    assert metrics.ids_sha256(["b", "a"]) != expected
-    assert metrics.ids_sha256(["ab"]) != metrics.ids_sha256(["a", "b"])
+    assert ids_sha256(["b", "a", "c"]) == expected
+    assert ids_sha256(["b", "a"]) != expected
+    assert ids_sha256(["ab"]) != ids_sha256(["a", "b"])

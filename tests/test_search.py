@@ -10,25 +10,22 @@ from test_index import embedded, made
 
 from scav_jax import search as program
 from scav_jax.errors import InputError
+from scav_jax.index import __main__ as index_program
 from scav_jax.index import (
-    any_distance,
-    bounds,
-    cosine,
+    catalog,
     create,
+    mesh,
     open_index,
     products,
     pruned,
-    rows,
     scan,
     searching,
-    second_stage,
     sketches,
 )
-from scav_jax.index import tune as tuning
-from scav_jax.index.bounds import Bounds
-from scav_jax.index.running import Running
-from scav_jax.index.scan import Scan
-from scav_jax.index.segments import Stream
+from scav_jax.index.products import NearestSoFar
+from scav_jax.index.pruned import Bounds
+from scav_jax.index.scan import Queries, Scan
+from scav_jax.index.segments import StoredStream
 from scav_jax.model import Model
 from scav_jax.sequences import Sequences
 from scav_jax.sharding import make_mesh
@@ -123,26 +120,32 @@ def test_hybrid_of_all_is_sequence(tmp_path):
 
 def test_a_hybrid_search_switches_by_what_a_pair_costs():
     """Short sequences are compared outright from fewer candidates on than long ones."""
-    assert searching._worth(1024, 1000) < 0.005 < 0.05 < searching._worth(62 * 512, 1000) < 0.1
-    assert searching._worth(1024, 1) > 0.2  # products of one query read everything, too
+
+    def done(chosen, numbers, queries):
+        header = catalog.Header("model")
+        return searching.switched("hybrid", chosen, 100_000, queries, header, numbers)
+
+    assert done(500, 1024, 1000) == "sequence" == done(10_000, 62 * 512, 1000)
+    assert done(5000, 62 * 512, 1000) == "hybrid"
+    assert done(20_000, 1024, 1) == "hybrid"  # products of one query read everything, too
 
 
 def test_second_stage_over_all_candidates_is_sequence(tmp_path, monkeypatch):
     """Pairs alone and by products of all, with bounds and without, and no switch to all."""
     asking, index = embedded(70, seed=7), made(tmp_path / "i", 40)
     everything = index.search(asking, "a2v", 10, "sequence")
-    monkeypatch.setattr(searching, "_switched", lambda method, *_: method)
+    monkeypatch.setattr(searching, "switched", lambda method, *_: method)
     for pair, worth, sketch in ((0, 0, 0), (1000, 0, 0), (1000, 0, 99), (0, 99, 0)):
-        monkeypatch.setattr(second_stage, "alone", lambda *_, pair=pair: pair)
-        monkeypatch.setattr(second_stage, "WORTH", worth)
-        monkeypatch.setattr(second_stage, "SKETCH", sketch)
+        monkeypatch.setattr(pruned, "pair_cost", lambda *_, pair=pair: pair)
+        monkeypatch.setattr(pruned, "WORTH", worth)
+        monkeypatch.setattr(pruned, "SKETCH", sketch)
         assert index.search(asking, "a2v", 10, "hybrid:40") == everything
 
 
 @pytest.mark.parametrize("stored", ["float32", "int8"])
 def test_the_second_stage_compares_few_of_the_chosen(tmp_path, monkeypatch, stored):
     """What its bounds rule out is not read, and the result is that of comparing all of them."""
-    monkeypatch.setattr(searching, "_switched", lambda method, *_: method)
+    monkeypatch.setattr(searching, "switched", lambda method, *_: method)
     index = create(tmp_path / "i", identity="m", storage=stored)
     index.add(clustered(300, 20, 12, 4))
     asking = clustered(9, 20, 12, 4, prefix="q")
@@ -156,7 +159,7 @@ def test_the_second_stage_compares_few_of_the_chosen(tmp_path, monkeypatch, stor
     found = index.search(asking, "a2v", 5, "hybrid:200")
     assert sum(compared) < 0.5 * 9 * 200
     compared.clear()
-    monkeypatch.setattr(second_stage, "WORTH", 10**6)
+    monkeypatch.setattr(pruned, "WORTH", 10**6)
     assert index.search(asking, "a2v", 5, "hybrid:200") == found and sum(compared) == 9 * 200
 
 
@@ -166,9 +169,9 @@ def test_long_sequences_are_compared_alone_with_the_same_scores(tmp_path, monkey
     together = index.search(asking, "a2v", 30, "sequence")
     monkeypatch.setattr(scan, "LONG", 1)
     alone = []
-    differences = Stream.differences
+    differences = StoredStream.differences
     monkeypatch.setattr(
-        Stream, "differences", lambda *given: alone.append(1) or differences(*given)
+        StoredStream, "differences", lambda *given: alone.append(1) or differences(*given)
     )
     assert index.search(asking, "a2v", 30, "sequence") == together and alone
 
@@ -178,7 +181,7 @@ def test_hits_are_read_by_name_or_all_at_once(tmp_path, monkeypatch):
     index.add(embedded(40, seed=5, prefix="late"))
     found = index.search(asking, "a2v", 3, "sequence")
     for named in (0, 10**6):  # never all; always
-        monkeypatch.setattr(rows, "NAMED", named)
+        monkeypatch.setattr(catalog, "NAMED", named)
         assert index.search(asking, "a2v", 3, "sequence") == found
     assert {one.id[:4] for hits in found for one in hits} == {"clip", "late"}
 
@@ -199,9 +202,9 @@ def test_exact_search_compares_all_where_that_is_faster(tmp_path, monkeypatch):
     assert index.report.method == "sequence" and index.report.pruning.pairs == 0
     assert index.search(few, "a2v", 3, "sequence") == index.search(few, "a2v", 3, "exact")
     assert index.report.method == "exact" and index.report.pruning.pairs == 7 * 30
-    assert searching._bounds_pay(62 * 512, 10_000, 1000)
-    assert not searching._bounds_pay(62 * 512, 500, 1000)
-    assert not searching._bounds_pay(16 * 64, 100_000, 1000)
+    numbers = ((62 * 512, 10_000), (62 * 512, 500), (16 * 64, 100_000))
+    done = [searching.switched("exact", 10, n, 1000, index.header, size) for size, n in numbers]
+    assert done == ["exact", "sequence", "sequence"]
 
 
 # ---- exactness -------------------------------------------------------------------------------
@@ -209,7 +212,7 @@ def test_exact_search_compares_all_where_that_is_faster(tmp_path, monkeypatch):
 
 def test_exact_is_sequence_on_a_hundred_seeds(tmp_path, monkeypatch):
     # So few clips are compared outright: here, what bounds save is taken to be worth it.
-    monkeypatch.setattr(pruned, "alone", lambda *_: 0)
+    monkeypatch.setattr(pruned, "pair_cost", lambda *_: 0)
     pruned_shares = []
     stored = ("float32", "bfloat16", "int8")
     for seed in range(100):
@@ -232,10 +235,10 @@ def test_bounds_are_below_the_scores(tmp_path, monkeypatch):
         index = create(tmp_path / stored, identity="m", storage=stored)
         clips = clustered(60, 13, 9, 5)
         index.add(clips)
-        asking = searching.queries_of(clustered(8, 13, 9, 6), "a2v", index.header)
-        scanned = searching.Scan(asking, "visual", index._segments, index._live)
+        asking = Queries.of(clustered(8, 13, 9, 6), "a2v", index.header)
+        scanned = Scan(asking, index.snapshot)
         (tile,) = scanned.tiles()
-        (grid,) = scanned.grids(tile.steps, tile.segment.centre)
+        (grid,) = scanned.grids(tile.steps, tile.segment.encoding.centre)
         stream = tile.segment.streams["visual"]
         about = stream.rows[tile.rows]
         pairs = [one.ravel() for one in np.meshgrid(np.arange(8), np.arange(60), indexing="ij")]
@@ -250,17 +253,17 @@ def test_bounds_are_below_the_scores(tmp_path, monkeypatch):
                 # A pair is never left out while the limit is its own score or more.
                 assert (squared[:, number] <= asked.thresholds(about, exact[:, number])).all()
             for each in (0, 10**6):  # pairs alone; by products
-                monkeypatch.setattr(bounds, "waste", lambda _, each=each: each)
+                monkeypatch.setattr(pruned, "sketch_pair_cost", lambda _, each=each: each)
                 low = of.pairs(column, *places).reshape(8, 60)
                 assert (low <= exact).all()
             # Nor are bounds too low: hardly below what the definition says.
-            basis = tile.segment.basis
-            kept, both = basis.kept(column, 13), []
+            basis = tile.segment.encoding.basis
+            selection, both = basis.selection(column, 13), []
             for one in (grid.values, values):
                 turned = np.einsum("ntc,ft->nfc", one.reshape(-1, 13, 9), sketches._cosines(13))
                 turned = turned @ basis.directions
                 order = np.sort(np.argsort(-basis.table[9:][sketches._bins(13)].ravel(),
-                                           kind="stable")[: kept.count])  # fmt: skip
+                                           kind="stable")[: selection.count])  # fmt: skip
                 own = turned.reshape(len(one), -1)[:, order]
                 rest = np.square(one).sum(axis=1) - np.square(own).sum(axis=1)
                 both.append(np.column_stack([own, np.sqrt(np.maximum(rest, 0))]))
@@ -282,8 +285,8 @@ def test_bounds_that_hold_all_of_a_sequence_are_below_its_scores(tmp_path, store
     clips = replace(clips, **flat)
     index = create(tmp_path / "i", identity="m", storage=stored)
     index.add(clips)
-    asking = searching.queries_of(clips, "a2v", index.header)
-    scanned = Scan(asking, "visual", index._segments, index._live)
+    asking = Queries.of(clips, "a2v", index.header)
+    scanned = Scan(asking, index.snapshot)
     pairs = [one.ravel() for one in np.meshgrid(np.arange(60), np.arange(60), indexing="ij")]
     places = (pairs[0], 0 * pairs[0], pairs[1])
     exact = scanned.scores(*places)
@@ -293,7 +296,7 @@ def test_bounds_that_hold_all_of_a_sequence_are_below_its_scores(tmp_path, store
 
 def test_limits_are_the_kth_score_and_not_a_better_one(tmp_path, monkeypatch):
     """The pairs with the lowest bounds hold one of the five nearest; the others come later."""
-    monkeypatch.setattr(searching, "_switched", lambda method, *_: method)
+    monkeypatch.setattr(searching, "switched", lambda method, *_: method)
     random = np.random.default_rng(0)
     clips = embedded(160, 20, 12)
     noise = random.standard_normal((160, 20, 12))
@@ -314,11 +317,10 @@ def test_limits_are_the_kth_score_and_not_a_better_one(tmp_path, monkeypatch):
         if method == "exact":
             assert found == index.search(asking, "a2v", 5, "sequence")
     everything = (np.zeros(160, np.int64), np.zeros(160, np.int64), np.arange(160))
-    scanned = Scan(searching.queries_of(asking, "a2v", index.header), "visual",
-                   index._segments, index._live)  # fmt: skip
-    monkeypatch.setattr(second_stage, "SKETCH", 0)
-    found = second_stage.nearest_of(scanned, *everything, 5, np.arange(1))
-    assert sorted(index._segments[0].keys[found[2]].tolist()) == [0, 6, 7, 8, 9]
+    scanned = Scan(Queries.of(asking, "a2v", index.header), index.snapshot)
+    monkeypatch.setattr(pruned, "SKETCH", 0)
+    found = pruned.nearest_of_chosen(scanned, *everything, 5, np.arange(1))
+    assert sorted(index.snapshot.segments[0].keys[found[2]].tolist()) == [0, 6, 7, 8, 9]
 
 
 @pytest.mark.parametrize("steps", [1, 3, 8, 62])
@@ -350,7 +352,7 @@ def test_sketches_are_never_further_apart_than_sequences(steps):
 
 def test_principal_directions_rule_out_what_means_do_not(tmp_path, monkeypatch):
     """Clips with the same mean over any part of the time that differ in a few directions."""
-    monkeypatch.setattr(pruned, "alone", lambda *_: 0)
+    monkeypatch.setattr(pruned, "pair_cost", lambda *_: 0)
     random = np.random.default_rng(0)
     signs = np.tile([1.0, -1.0], 12)[None, :, None]
     few = random.standard_normal((200, 1, 3)) @ random.standard_normal((3, 24)) * 3
@@ -377,9 +379,10 @@ def test_the_chosen_are_the_nearest_also_where_cosines_tie(tmp_path, k, random):
     index = create(tmp_path / "i", identity="m")
     index.add(replace(clips, visual_embeddings=values))
     asking = random.standard_normal((9, values.shape[1])).astype(np.float32)
-    given = (asking, "visual", index._segments, index._live, k)
-    query, segment, row, _ = cosine.nearest(*given)
-    found = cosine.chosen(*given)
+    queries = Queries.of(replace(embedded(9), audio_embeddings=asking), "a2v", index.header)
+    report = searching.Report("aggregation")
+    query, segment, row, _ = searching._nearest_by_cosine(index.snapshot, queries, k, k, report)
+    found = searching.most_similar(queries, index.snapshot, k)
     assert (np.diff(found[0]) >= 0).all() and len(found[0]) == 9 * k
     expected = sorted(zip(query.tolist(), segment.tolist(), row.tolist(), strict=True))
     assert sorted(zip(*(column.tolist() for column in found), strict=True)) == expected
@@ -417,14 +420,14 @@ def test_products_stay_within_their_bound(random):
             assert (error <= bound).all() and bound.max() < 0.01 * np.max(own + squares[:1])
 
 
-def test_running_keeps_all_that_can_be_near(random):
+def test_nearest_so_far_keeps_all_that_can_be_near(random):
     distances = random.standard_normal((4, 300))
     errors = np.full(4, 0.05)
-    running = Running(4, 5)
+    nearest = NearestSoFar(4, 5)
     for begin in range(0, 300, 60):
         block = distances[:, begin : begin + 60].astype(np.float32)
-        running.offer(np.arange(4), block, errors, 0, np.arange(begin, begin + 60))
-    query, _, row = running.candidates()
+        nearest.offer(np.arange(4), block, errors, 0, np.arange(begin, begin + 60))
+    query, _, row = nearest.candidates()
     for number in range(4):
         kth = np.sort(distances[number])[4]
         sure = set(np.flatnonzero(distances[number] <= kth))
@@ -439,7 +442,7 @@ def test_running_keeps_all_that_can_be_near(random):
 @pytest.mark.parametrize("direction", ["a2v", "v2a"])
 def test_padding_and_company_change_nothing(tmp_path, monkeypatch, method, direction):
     # Whether a hybrid search compares all depends on how many ask; what it finds otherwise not.
-    monkeypatch.setattr(searching, "_switched", lambda method, *_: method)
+    monkeypatch.setattr(searching, "switched", lambda method, *_: method)
     lengths = np.random.default_rng(1).integers(1, 8, 25)
     index = made(tmp_path / "i", 25, lengths=lengths)
     asking = embedded(6, seed=4, lengths=[7, 3, 3, 1, 7, 5])
@@ -557,7 +560,7 @@ def test_any_distance_in_both_stages(tmp_path, monkeypatch):
     index = create(tmp_path / "i", identity="m", distance=("dtw", {}))
     index.add(clips)
     asking = embedded(3, seed=4, lengths=[6, 4, 7])
-    monkeypatch.setattr(any_distance, "ROWS", 4)
+    monkeypatch.setattr(searching, "PAIRWISE_ROWS", 4)
     from reference import dtw
 
     for direction in ("a2v", "v2a"):
@@ -607,7 +610,7 @@ def test_devices_ask_for_more_where_rounding_needs_it(tmp_path, monkeypatch, ran
     close = (close + 1e-6 * random.standard_normal(close.shape)).astype(np.float32)
     index = create(tmp_path / "i", identity="m")
     index.add(replace(clips, visual=replace_values(clips.visual, close)))
-    monkeypatch.setattr("scav_jax.index.mesh.SLACK", 0)
+    monkeypatch.setattr(mesh, "SLACK", 0)
     asking = embedded(9, seed=3)
     found = index.on_mesh(make_mesh(2), "a2v").search(asking, 3)
     assert index.hits_of(found, 9) == index.search(asking, "a2v", 3, "sequence")
@@ -620,9 +623,12 @@ def test_parts_find_what_the_whole_finds(tmp_path, method):
     asking = clustered(11, 9, 12, 4, prefix="q")
     retrieval = method.replace("4", "99")
     whole = index.search(asking, "a2v", 7, retrieval)
-    parts = index.search_parts(3, asking, "a2v", 7, retrieval, only=[0])
-    parts += index.search_parts(3, asking, "a2v", 7, retrieval, only=[2, 1])
-    assert len(parts) == 3 and index.merge_parts(parts, 11, 7) == whole
+    parts = [
+        searching.search(mesh.part_of(index.snapshot, part, 3), asking, "a2v", 7, retrieval)[0]
+        for part in (0, 2, 1)
+    ]
+    merged = mesh.merged(parts, index.snapshot, 7, index.report.method)
+    assert index.hits_of(merged, 11) == whole
 
 
 # ---- storage ---------------------------------------------------------------------------------
@@ -648,15 +654,15 @@ def test_rounded_storage_scores_nearly_the_same(tmp_path, stored, share):
 
 def test_tune_proposes_a_k_that_serves(tmp_path):
     index = made(tmp_path / "i", 60)
-    asking = tuning.sample(embedded(60), 20)
-    found = tuning.tune(index, asking, k=1, ks=[1, 3, 60])
+    asking = embedded(60).take(range(0, 60, 3))
+    found = index_program.tuned(index, asking, k=1, ks=[1, 3, 60])
     assert [row["k"] for row in found["rows"]] == [1, 3, 60]
     assert found["rows"][-1]["recall"] == 1.0 and found["rows"][-1]["method"] == "sequence"
-    assert "proposed: --retrieval" in tuning.table(found) and json.dumps(found)
-    good = [row["k"] for row in found["rows"] if row["recall"] >= tuning.WANTED]
+    assert "proposed: --retrieval" in index_program.tuning_table(found) and json.dumps(found)
+    good = [row["k"] for row in found["rows"] if row["recall"] >= index_program.WANTED]
     assert found["proposed"] in {f"hybrid:{min(good)}", "exact", "sequence"}
     with pytest.raises(InputError, match="the index is empty"):
-        tuning.tune(made(tmp_path / "e", 0), asking)
+        index_program.tuned(made(tmp_path / "e", 0), asking)
 
 
 class Stand(Model):

@@ -13,12 +13,9 @@ TFDS is imported when records are written or read, not before.
 import contextlib
 import copy
 import csv
-import errno
 import json
-import os
-import shutil
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +23,7 @@ import numpy as np
 
 from scav_jax.errors import InputError, did_you_mean
 from scav_jax.features import FORMAT_VERSION, Clip, check_clip, fingerprint_id, streams_of
+from scav_jax.files import folder_atomically, full_disk_is_an_oserror
 
 ABOUT, CLIPS, REJECTED = "scav.json", "clips.csv", "rejected.csv"
 CLIP_COLUMNS = [
@@ -76,11 +74,8 @@ def write(
     out = Path(out)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise InputError(f"{out}: expected a path where nothing is; remove it or use another")
-    building = out.with_name(out.name + ".partial-dataset")
-    shutil.rmtree(building, ignore_errors=True)
-    building.mkdir(parents=True)
-    try:
-        with _disk_full_is_an_oserror(building):
+    with folder_atomically(out) as building:
+        with full_disk_is_an_oserror(building, DISK_FULL_BYTES):
             rows, widths = _write_records(clips, building, name)
         about = {
             "format_version": FORMAT_VERSION,
@@ -94,11 +89,6 @@ def write(
         (building / ABOUT).write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")
         _write_csv(building / CLIPS, CLIP_COLUMNS, rows)
         write_rejected(building / REJECTED, rejected)
-        _sync(building)
-        os.replace(building, out)
-    except BaseException:
-        shutil.rmtree(building, ignore_errors=True)
-        raise
 
 
 def _write_records(
@@ -398,29 +388,3 @@ def _write_csv(path: Path, columns: Iterable[str], rows: Iterable[dict]) -> None
         writer = csv.DictWriter(file, list(columns), lineterminator="\n")
         writer.writeheader()
         writer.writerows(rows)
-
-
-def _sync(folder: Path) -> None:
-    """Makes a folder's files survive a power cut, before it gets its name."""
-    for path in [*folder.iterdir(), folder]:
-        descriptor = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
-
-
-@contextlib.contextmanager
-def _disk_full_is_an_oserror(folder: Path) -> Iterator[None]:
-    """Record writers report a full disk in words of their own: says it as the system does."""
-    try:
-        yield
-    except InputError:
-        raise
-    except Exception as error:
-        if isinstance(error, OSError) and error.errno:
-            raise
-        full = shutil.disk_usage(folder).free < DISK_FULL_BYTES
-        if full or "No space left" in str(error):
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(folder)) from error
-        raise

@@ -12,6 +12,7 @@ from scav_jax.containers import declared_seconds
 from scav_jax.datasets import clip_lists, music, sizes, vggsound, vggsounder
 from scav_jax.datasets.clip_lists import Located, Wanted
 from scav_jax.errors import InputError, run_program
+from scav_jax.files import ids_sha256
 
 VGGSOUND_DATA = "data/vggsound"  # and these weights: what configs/vggsound.py trains on
 BEATS_FILE = "BEATs_iter3_plus_AS2M_finetuned_on_AS2M_cpt2.pt"
@@ -157,7 +158,7 @@ def _say_drawn(wanted: Sequence[Wanted], split: str, seed: str) -> None:
     if ids:
         print(
             f"{split}: {len(ids):,} drawn from the list with the seed {seed!r}, sha256 of the ids "
-            f"{clip_lists.ids_sha256(ids)}"
+            f"{ids_sha256(ids)}"
         )
 
 

@@ -52,18 +52,6 @@ def read_text(path: Path, what: str) -> str:
         raise InputError(f"{path}: expected {what} in UTF-8: {error}") from None
 
 
-def check_unique(ids: Sequence[str], places: Sequence[str]) -> None:
-    """Raises `InputError` for the first id that comes twice; `places` says where each is."""
-    first: dict[str, str] = {}
-    for name, where in zip(ids, places, strict=True):
-        if name in first:
-            raise InputError(
-                f"{where}: expected every id once, {name!r} came before in {first[name]}; remove "
-                "one of them"
-            )
-        first[name] = where
-
-
 def draw(names: Iterable[str], count: int, seed: str) -> list[str]:
     """`count` of the names, those whose hash with the seed comes first.
 
@@ -72,11 +60,6 @@ def draw(names: Iterable[str], count: int, seed: str) -> list[str]:
     """
     names = sorted(set(names), key=lambda name: hashlib.sha256(f"{seed}\n{name}".encode()).digest())
     return names[:count]
-
-
-def ids_sha256(ids: Iterable[str]) -> str:
-    """SHA-256 of sorted ids, one a line: what `LC_ALL=C sort ids.txt | sha256sum` prints."""
-    return hashlib.sha256("".join(f"{name}\n" for name in sorted(ids)).encode()).hexdigest()
 
 
 def video_files(videos: Path) -> list[str]:

@@ -19,7 +19,8 @@ from pathlib import Path
 
 from scav_jax.datasets import clip_lists
 from scav_jax.datasets.clip_lists import Wanted
-from scav_jax.errors import InputError
+from scav_jax.errors import InputError, check_unique
+from scav_jax.files import ids_sha256
 
 CLIP_SECONDS = 10
 TEST_VIDEOS = 103  # the paper's number (section IV)
@@ -59,7 +60,7 @@ def read_list(path: Path) -> list[Wanted]:
     if not pairs:
         raise InputError(f"{expected}, got no video")
     ids = [video for video, _ in pairs]
-    clip_lists.check_unique(ids, [f"{path}, {label}" for _, label in pairs])
+    check_unique(ids, [f"{path}, {label}" for _, label in pairs])
     return [Wanted(v, v, label, "train", f"{v}.mp4", v) for v, label in pairs]
 
 
@@ -83,9 +84,9 @@ def partition(
 
 def describe_list(wanted: Sequence[Wanted]) -> str:
     """Which published list this is, by its ids, and whether its test partition is the declared."""
-    known = PUBLISHED.get(clip_lists.ids_sha256(clip.id for clip in wanted))
+    known = PUBLISHED.get(ids_sha256(clip.id for clip in wanted))
     if known is None:
         return "not one of the two published lists: partitions are of this list only"
     name, declared = known
-    test = clip_lists.ids_sha256(clip.id for clip in wanted if clip.split == "test")
+    test = ids_sha256(clip.id for clip in wanted if clip.split == "test")
     return f"{name} as published; the test partition is {'' if test == declared else 'NOT '}ours"

@@ -21,7 +21,7 @@ from pathlib import Path
 
 from scav_jax.datasets import clip_lists
 from scav_jax.datasets.clip_lists import Wanted
-from scav_jax.errors import InputError
+from scav_jax.errors import InputError, check_unique
 
 CLIP_SECONDS = 10
 VALIDATION_CLIPS = 550  # the paper's number (section IV)
@@ -79,7 +79,7 @@ def read_lists(lists: Sequence[str]) -> tuple[list[Wanted], int]:
             rows += 1
     if not places:
         raise InputError(f"{lists[0]}: expected at least one clip, got none")
-    clip_lists.check_unique([clip.id for clip in places], list(places.values()))
+    check_unique([clip.id for clip in places], list(places.values()))
     return list(places), rows - len(places)
 
 

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-from scav_jax.errors import InputError, did_you_mean
+from scav_jax.errors import InputError, check_unique, did_you_mean
 
 COLUMNS = ("file", "start", "end", "id", "label", "split")
 DEFAULT_SPLIT = "all"
@@ -239,7 +239,7 @@ def read_csv(path: Path) -> list[ClipRequest]:
     clips = [_parse_row(row, where) for where, row in numbered]
     if not clips:
         raise InputError(f"{path}: expected at least one clip after the header, got none")
-    _check_unique(clips, [where for where, _ in numbered])
+    check_unique([clip.id for clip in clips], [where for where, _ in numbered])
     splits = sorted({clip.split for clip in clips})
     if DEFAULT_SPLIT in splits and len(splits) > 1:
         raise InputError(
@@ -282,17 +282,6 @@ def _parse_row(row: dict, where: str) -> ClipRequest:
     return ClipRequest(file, start, end, name, cells.get("label", ""), split)
 
 
-def _check_unique(clips: list[ClipRequest], places: Iterable[str]) -> None:
-    first: dict[str, str] = {}
-    for clip, where in zip(clips, places, strict=True):
-        if clip.id in first:
-            raise InputError(
-                f"{where}: id {clip.id!r} was already used in {first[clip.id]}; ids must be "
-                "unique: change one of them"
-            )
-        first[clip.id] = where
-
-
 def cut_id(name: str, start: float) -> str:
     """The id of a clip that was cut out of a longer video: `file.mp4#12.000`."""
     return f"{name}#{start:.3f}"
@@ -326,6 +315,7 @@ def cut_whole_videos(
             for start in starts
         ]
         rests.append(max(seconds - count * length, 0.0))
-    _check_unique(clips, [f"{clip.file} from {clip.start:g} s" for clip in clips])
+    places = [f"{clip.file} from {clip.start:g} s" for clip in clips]
+    check_unique([clip.id for clip in clips], places)
     dropped = [rest for rest in rests if rest > LAST_CLIP_TOLERANCE_S]
     return clips, len(dropped), sum(dropped)

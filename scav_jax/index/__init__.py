@@ -4,15 +4,15 @@
     index.add(model.embed("videos"))
     hits = index.search(model.embed("dog.wav"), direction="a2v", k=10)
 
-layout, lock, rows, segments, storage     what is on disk, and how it is written and read
-grids                                     which sequences are stored, how queries meet them
-products, running, scan                   distances by products of matrices, with error bounds
-sketches, bounds                          short vectors, and lower bounds on distances from them
-cosine, second_stage, pruned              first stage, hybrid, exact search
-any_distance                              distances that are no product of matrices
-searching, store                          one search; an index
-adding, compaction                        new segments: of new clips, of what is live
-tune                                      recall of the first stage over k
+catalog     the header, a row for each clip, one writer at a time
+products    distances by products of matrices, with error bounds; the nearest so far
+sketches    short vectors that bound distances from below
+segments    the sequences: encoded, written, mapped, checked; a snapshot of them
+scan        queries against stored sequences under the Euclidean distance
+pruned      exact search and second stage: what bounds rule out is not compared
+searching   one search: its method, cosines of embeddings, any distance
+mesh        a search over devices, or over parts
+store       an index: create, open, add, delete, compact, search
 """
 
 from scav_jax.index.store import Hit, Index, create, open_index

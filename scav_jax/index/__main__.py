@@ -10,6 +10,7 @@ A build that was interrupted goes on with the same command: what was committed s
 import argparse
 import json
 import sys
+import time
 from collections.abc import Container, Iterator, Sequence
 from pathlib import Path
 
@@ -19,14 +20,15 @@ from scav_jax import datasets
 from scav_jax.embed import Embedded, embed
 from scav_jax.errors import InputError, run_program
 from scav_jax.files import write_json
-from scav_jax.index import tune as tuning
-from scav_jax.index.layout import STORAGES, read_header
+from scav_jax.index.catalog import STORAGES, read_header
 from scav_jax.index.program import Parser, add_model, load_model
 from scav_jax.index.store import Index, create, open_index
 from scav_jax.model import Model
 from scav_jax.progress import progress_bar
 
 CLIPS_AT_ONCE = 1024  # of features on disk: their latents are in memory together
+TUNED_ON = 100  # clips
+WANTED = 0.99  # recall that a proposed k has
 
 
 def _clips(parser: argparse.ArgumentParser) -> None:
@@ -67,7 +69,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     tune = add["tune"]
     tune.add_argument("--direction", choices=("a2v", "v2a"), default="a2v")
     tune.add_argument("--k", type=int, default=10, help="how many clips are wanted (default 10)")
-    tune.add_argument("--queries", type=int, default=tuning.SAMPLE, help="at random (default 100)")
+    tune.add_argument("--queries", type=int, default=TUNED_ON, help="at random (default 100)")
     tune.add_argument("--out", type=Path, help="writes the result as JSON")
     return parser.parse_args(argv)
 
@@ -188,20 +190,115 @@ def tune(arguments: argparse.Namespace) -> int:
     model = load_model(arguments)
     index = open_index(arguments.index, model.identity)
     queries = _sampled(arguments, model)
-    found = tuning.tune(index, queries, arguments.direction, k=arguments.k)
+    found = tuned(index, queries, arguments.direction, k=arguments.k)
     if arguments.out is not None:
         write_json(arguments.out, found)
-    print(tuning.table(found))
+    print(tuning_table(found))
     return 0
 
 
 def _sampled(arguments: argparse.Namespace, model: Model) -> Embedded:
     """Some clips at random; of features on disk, no others are embedded."""
     split = split_of(arguments)
+    clips = next(parts(arguments, model)) if split is None else split
+    count = min(arguments.queries, len(clips))
+    numbers = np.sort(np.random.default_rng(0).choice(len(clips), count, replace=False))
     if split is None:
-        return tuning.sample(next(parts(arguments, model)), arguments.queries)
-    numbers = tuning.chosen(len(split), arguments.queries)
+        return clips.take(numbers)
     return embed(model.run, split.take(numbers), progress=True)
+
+
+def tuned(
+    index: Index,
+    queries: Embedded,
+    direction: str = "a2v",
+    *,
+    k: int = 10,
+    ks: list[int] | None = None,
+    wanted: float = WANTED,
+) -> dict:
+    """Recall of hybrid search against exact, and seconds a query, over K.
+
+    Args:
+      index: not empty.
+      queries: what people will ask, or the clips themselves.
+      direction: "a2v" or "v2a".
+      k: how many are wanted.
+      ks: of hybrid search; by default 10, 20, 50, 100, ... up to all.
+      wanted: the recall that the proposed K has.
+
+    Returns:
+      `rows` with k, recall, seconds and what was done; `exact` and `sequence` (seconds, and the
+      pruned share); `proposed`, "hybrid:K", or "exact" where that is faster or no K serves.
+    """
+    if not len(index):
+        raise InputError(f"{index.path}: expected clips to tune on, the index is empty; add some")
+    ks = sorted(set(ks or _proposed_ks(len(index), k)))
+    truth, exact = _timed(index, queries, direction, k, "exact" if index.header.one_grid else "")
+    _, sequence = _timed(index, queries, direction, k, "sequence")
+    rows = []
+    for chosen in ks:
+        hits, seconds = _timed(index, queries, direction, k, f"hybrid:{chosen}")
+        recall = _recall(truth, hits)
+        rows.append(
+            {"k": chosen, "recall": recall, "seconds": seconds, "method": index.report.method}
+        )
+    good = [row for row in rows if row["recall"] >= wanted]
+    best = min(good, key=lambda row: row["k"], default=None)
+    fast = min(exact, sequence)
+    proposed = f"hybrid:{best['k']}" if best and best["seconds"] < fast else "exact"
+    if proposed == "exact" and (not index.header.one_grid or sequence < exact):
+        proposed = "sequence"
+    return {
+        "clips": len(index),
+        "queries": len(queries.ids),
+        "direction": direction,
+        "wanted": k,
+        "rows": rows,
+        "exact": exact,
+        "sequence": sequence,
+        "proposed": proposed,
+    }
+
+
+def _proposed_ks(clips: int, k: int) -> list[int]:
+    found, size = [], 1
+    while size <= clips:
+        found += [size * one for one in (1, 2, 5)]
+        size *= 10
+    return [one for one in found if k <= one < clips] + [clips]
+
+
+def _timed(index: Index, queries: Embedded, direction: str, k: int, retrieval: str):
+    """Hits, and seconds a query at best of two."""
+    seconds = []
+    for _ in range(2):
+        begin = time.perf_counter()
+        hits = index.search(queries, direction, k, retrieval or "sequence")
+        seconds.append(time.perf_counter() - begin)
+    return hits, min(seconds) / len(queries.ids)
+
+
+def _recall(truth, hits) -> float:
+    """The share of the right k that is among those found."""
+    shares = [
+        len({one.id for one in right} & {one.id for one in found}) / max(len(right), 1)
+        for right, found in zip(truth, hits, strict=True)
+    ]
+    return float(np.mean(shares))
+
+
+def tuning_table(found: dict) -> str:
+    """The result for people."""
+    lines = [f"{found['clips']:,} clips, {found['queries']} queries {found['direction']}", ""]
+    lines.append(f"{'retrieval':>14} {'recall@' + str(found['wanted']):>10} {'ms/query':>9}")
+    for row in found["rows"]:
+        note = "  (compares all)" if row["method"] == "sequence" else ""
+        name = f"hybrid:{row['k']}"
+        lines.append(f"{name:>14} {row['recall']:>10.3f} {1e3 * row['seconds']:>9.2f}{note}")
+    for name in ("exact", "sequence"):
+        lines.append(f"{name:>14} {1:>10.3f} {1e3 * found[name]:>9.2f}")
+    return "\n".join([*lines, "", f"proposed: --retrieval {found['proposed']}"])
 
 
 COMMANDS = {

@@ -1,31 +1,203 @@
 """Queries against stored sequences under the Euclidean distance: tiles, chosen pairs, final scores.
 
-Everything here reads one stream of a snapshot through memory maps, a tile at a time.
+The interpolated Euclidean distance compares step by step on the grid of its target stream (audio,
+for `visual_to_audio`). An index stores both streams of a clip on that clip's own target grid. A
+clip's own pair is then compared as it was in training; all clips of one duration are compared by
+one product of matrices.
+
+At search time a query has no partner. A query of the target stream brings the grid: candidates of
+another length are stretched onto it, from their own. A query of the other stream is interpolated
+at the grid of each candidate, as the definition says. Windows are whole on a stored grid: a part
+of a step at the ends, which trimming left, is not told apart.
+
+All other distances compare sequences of any lengths, and store them as they are.
+
+A scan reads one stream of a snapshot through memory maps, a tile at a time.
 """
 
 import functools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
+import jax
+import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 
+from scav_jax.embed import Embedded
+from scav_jax.errors import InputError
 from scav_jax.index import products
-from scav_jax.index.grids import Queries, interpolate
-from scav_jax.index.running import Running
-from scav_jax.index.segments import Segment
-from scav_jax.index.storage import widen
+from scav_jax.index.catalog import STREAMS, Header
+from scav_jax.index.products import NearestSoFar, widen
+from scav_jax.index.segments import Segment, Snapshot
+from scav_jax.sequences import Sequences, resample_like
 
 TILE_BYTES = 2**28  # of one tile of candidates, as float32
 TILE_ROWS = 4096
 TILE_PAIRS = 2**22  # with few queries, a tile has more rows
 LONG = 4096  # numbers of a sequence that is compared alone; shorter ones together
 TOGETHER = 8  # queries
+CLIPS_AT_ONCE = 256
 _KEPT_BYTES = 2**29  # of queries on the grids of candidates
 
 
+def stored_sequences(embedded: Embedded, header: Header) -> dict[str, Sequences]:
+    """Both streams as an index stores them.
+
+    Raises:
+      InputError: a clip without one of the streams.
+    """
+    streams = {name: getattr(embedded, name) for name in STREAMS}
+    missing = [name for name, stream in streams.items() if stream is None]
+    if missing:
+        raise InputError(
+            f"expected clips with picture and sound to index, got no {missing[0]} latents; embed "
+            "both streams"
+        )
+    if header.one_grid:
+        moved = "visual" if header.target == "audio" else "audio"
+        streams[moved] = _on_grid_of(streams[moved], streams[header.target])
+    return streams
+
+
+def _on_grid_of(moved: Sequences, target: Sequences) -> Sequences:
+    """Each sequence interpolated at the steps of its own partner."""
+    if moved.values.shape == target.values.shape and all(
+        np.array_equal(getattr(moved, name), getattr(target, name))
+        for name in ("lengths", "windows")
+    ):
+        return moved
+    parts = []
+    for begin in range(0, len(moved.lengths), CLIPS_AT_ONCE):
+        cut = slice(begin, begin + CLIPS_AT_ONCE)
+        pair = jax.tree.map(lambda leaf, cut=cut: jnp.asarray(leaf[cut]), (moved, target))
+        parts.append(jax.device_get(_resample_pairs(*pair)))
+    return jax.tree.map(lambda *leaves: np.concatenate(leaves), *parts)
+
+
+_resample_pairs = jax.jit(jax.vmap(resample_like))
+
+
+def are_finite(sequences: Sequences) -> Bool[np.ndarray, " K"]:
+    """Which sequences have no NaN or infinity in their real steps."""
+    values = np.asarray(sequences.values)
+    real = np.arange(values.shape[1]) < np.asarray(sequences.lengths)[:, None]
+    return (np.isfinite(values).all(axis=2) | ~real).all(axis=1)
+
+
+def interpolate(
+    values: Float[np.ndarray, "n S C"], begin: float, extent: float, steps: int
+) -> Float[np.ndarray, "n steps C"]:
+    """`sequences.resample` of sequences of one length and window to a whole grid, in NumPy."""
+    last = values.shape[1] - 1
+    pace = np.float32(extent) / np.float32(steps)
+    centres = np.arange(steps, dtype=np.float32) + np.float32(0.5)
+    positions = np.float32(begin) + centres * pace - np.float32(0.5)
+    positions = np.clip(positions, np.float32(0), np.float32(last))
+    left = np.minimum(np.floor(positions).astype(np.int64), last)
+    weight = (positions - left.astype(np.float32))[None, :, None]
+    lower, upper = values[:, left], values[:, np.minimum(left + 1, last)]
+    return lower + weight * (upper - lower)
+
+
 @dataclass(frozen=True)
-class Grid:
+class Queries:
+    """Query sequences of one stream, and their form on the grids of candidates.
+
+    Attributes:
+      stream: "visual" or "audio".
+      is_target: whether candidates are brought to their grid, or they to that of candidates.
+      sequences: `[Q, T, C]` with lengths and windows, on the host.
+      embeddings: `[Q, C]`.
+    """
+
+    stream: str
+    is_target: bool
+    sequences: Sequences
+    embeddings: Float[np.ndarray, "Q C"]
+
+    @classmethod
+    def of(cls, embedded: Embedded, direction: str, header: Header) -> "Queries":
+        """The clips that ask.
+
+        Raises:
+          InputError: they were not embedded, are of another width, or not finite.
+        """
+        stream = query_streams(direction)[0]
+        sequences, embeddings = getattr(embedded, stream), getattr(embedded, f"{stream}_embeddings")
+        if sequences is None or embeddings is None:
+            what = "sound" if stream == "audio" else "picture"
+            raise InputError(
+                f"expected queries with {stream} latents for {direction}, got none; embed the "
+                f"{what} of the query, or search in the other direction"
+            )
+        width = sequences.values.shape[2]
+        if header.width and width != header.width:
+            raise InputError(
+                f"expected queries of width {header.width}, got {width}; embed them with the model "
+                "of the index"
+            )
+        finite = are_finite(sequences)
+        if not finite.all():
+            raise InputError(
+                f"query {embedded.ids[int(np.flatnonzero(~finite)[0])]!r}: expected finite "
+                "latents, got NaN or infinity; look at the model's training log"
+            )
+        sequences, embeddings = jax.tree.map(np.asarray, (sequences, embeddings))
+        return cls(stream, header.target == stream, sequences, embeddings)
+
+    @property
+    def asked(self) -> str:
+        """The stream that is searched."""
+        return "visual" if self.stream == "audio" else "audio"
+
+    def __len__(self) -> int:
+        return len(self.sequences.lengths)
+
+    def part(self, rows: slice) -> "Queries":
+        """Some of the queries."""
+        cut = jax.tree.map(lambda leaf: leaf[rows], (self.sequences, self.embeddings))
+        return Queries(self.stream, self.is_target, *cut)
+
+    def groups(self, steps: int) -> list[tuple[Int[np.ndarray, " n"], Float[np.ndarray, "n T C"]]]:
+        """Queries that are compared with candidates of `steps` steps on one grid.
+
+        Returns:
+          For each grid, the numbers of the queries and their values on it. A grid that is not of
+          `steps` steps is one that candidates are brought to.
+        """
+        values, lengths = self.sequences.values, self.sequences.lengths
+        if self.is_target:
+            different = np.unique(lengths)
+            if len(different) == 1:  # most often, and then nothing need be copied
+                whole = np.ascontiguousarray(values[:, : different[0]], np.float32)
+                return [(np.arange(len(self)), whole)]
+            return [
+                (numbers, np.ascontiguousarray(values[numbers, :length], np.float32))
+                for length in different
+                for numbers in [np.flatnonzero(lengths == length)]
+            ]
+        result = np.empty((len(self), steps, values.shape[2]), np.float32)
+        keys = np.column_stack([lengths, self.sequences.windows])
+        for key in np.unique(keys, axis=0):
+            same = np.flatnonzero((keys == key).all(axis=1))
+            source = values[same, : int(key[0])].astype(np.float32)
+            if key[0] == steps and abs(key[1]) <= 0.5 and abs(key[1] + key[2] - steps) <= 0.5:
+                result[same] = source  # on that grid already
+            else:
+                result[same] = interpolate(source, key[1], key[2], steps)
+        return [(np.arange(len(self)), result)]
+
+
+def query_streams(direction: str) -> tuple[str, str]:
+    """(the stream that asks, the one that is asked)."""
+    if direction not in ("a2v", "v2a"):
+        raise InputError(f"direction: expected a2v or v2a, got {direction!r}")
+    return ("audio", "visual") if direction == "a2v" else ("visual", "audio")
+
+
+@dataclass(frozen=True)
+class QueriesOnGrid:
     """Queries on one grid, less the centre.
 
     Attributes:
@@ -41,14 +213,23 @@ class Grid:
     squares: Float[np.ndarray, " n"]
 
     @functools.cached_property
-    def placed(self):
+    def on_device(self):
         """The values where large products are computed; they go there once."""
-        return products.place(self.values)
+        return products.to_device(self.values)
 
 
 @dataclass(frozen=True)
-class Block:
-    """Distances of a block of candidates on one grid, under way."""
+class Tile:
+    """Some rows of one run of a segment: candidates of one length."""
+
+    segment: Segment
+    rows: slice
+    steps: int
+
+
+@dataclass(frozen=True)
+class PendingDistances:
+    """Distances of queries on one grid and of a tile, under way."""
 
     numbers: Int[np.ndarray, " Q"]
     finish: Callable[[], Float[np.ndarray, "Q r"]]
@@ -56,39 +237,48 @@ class Block:
     segment: int
     rows: Int[np.ndarray, " r"]
 
-    def offer(self, running: Running) -> None:
+    def offer(self, nearest: NearestSoFar) -> None:
         """Waits for the distances."""
-        running.offer(self.numbers, self.finish(), self.errors, self.segment, self.rows)
+        nearest.offer(self.numbers, self.finish(), self.errors, self.segment, self.rows)
 
 
-@dataclass(frozen=True)
-class Tile:
-    """Some rows of one run of a segment."""
-
-    segment: Segment
-    rows: slice
-    steps: int
-
-
-def numbers_of(segments: dict[int, Segment], asked: str) -> int:
+def numbers_of(snapshot: Snapshot, asked: str) -> int:
     """How many numbers the sequences of one of the segments have, about: the middle one's."""
-    for segment in segments.values():
+    for segment in snapshot.segments.values():
         steps = segment.streams[asked].rows["steps"]
         return int(steps[len(steps) // 2]) * segment.width
     return 1
 
 
+def ranked(query, segment, row, scores, snapshot: Snapshot, k: int):
+    """The k smallest scores of each query; of equal ones, those that were added first.
+
+    Returns:
+      query, segment, row, score; by query, then rank.
+    """
+    keys = np.empty(len(query), np.int64)
+    for number in np.unique(segment):
+        here = segment == number
+        keys[here] = snapshot.segments[int(number)].keys[row[here]]
+    order = np.lexsort((keys, scores, query))
+    query = query[order]
+    rank = np.arange(len(query)) - np.searchsorted(query, query)
+    best = rank < k
+    chosen = order[best]
+    return query[best], segment[chosen], row[chosen], scores[chosen]
+
+
 class Scan:
     """One batch of queries against the live (and wanted) rows of a snapshot."""
 
-    def __init__(self, queries: Queries, asked: str, segments: dict[int, Segment], live: dict):
-        self.queries, self.asked = queries, asked
-        self.segments, self.live = segments, live
-        self._grids: dict[tuple, list[Grid]] = {}
+    def __init__(self, queries: Queries, snapshot: Snapshot):
+        self.queries, self.asked, self.snapshot = queries, queries.asked, snapshot
+        self.segments, self.live = snapshot.segments, snapshot.live
+        self.count = len(snapshot)  # candidates
+        self.numbers = numbers_of(snapshot, queries.asked)  # of a candidate, about
+        self._grids: dict[tuple, list[QueriesOnGrid]] = {}
 
-    # -- queries ----------------------------------------------------------------------------------
-
-    def grids(self, steps: int, centre: Float[np.ndarray, " C"]) -> list[Grid]:
+    def grids(self, steps: int, centre: Float[np.ndarray, " C"]) -> list[QueriesOnGrid]:
         """The queries as they are compared with candidates of `steps` steps."""
         key = (None if self.queries.is_target else steps, centre.tobytes())
         if key not in self._grids:
@@ -98,37 +288,15 @@ class Scan:
             found = []
             for numbers, values in self.queries.groups(steps):
                 flat = (values - centre if centre.any() else values).reshape(len(values), -1)
-                found.append(Grid(numbers, values.shape[1], flat, products.squares_of(flat)))
+                squares = products.squares_of(flat)
+                found.append(QueriesOnGrid(numbers, values.shape[1], flat, squares))
             self._grids[key] = found
         return self._grids[key]
-
-    def grid_rows(
-        self, steps: int, centre: Float[np.ndarray, " C"]
-    ) -> list[tuple[Grid, Int[np.ndarray, " Q"]]]:
-        """Grids, each with the place of every query in it, -1 where it is not."""
-        result = []
-        for grid in self.grids(steps, centre):
-            places = np.full(len(self.queries), -1)
-            places[grid.numbers] = np.arange(len(grid.numbers))
-            result.append((grid, places))
-        return result
-
-    @functools.cached_property
-    def count(self) -> int:
-        """How many candidates there are."""
-        return sum(int(live.sum()) for live in self.live.values())
-
-    @property
-    def numbers(self) -> int:
-        """How many numbers a candidate has, about."""
-        return numbers_of(self.segments, self.asked)
 
     @property
     def has_bounds(self) -> bool:
         """Whether sketches of the candidates are stored."""
-        return all(segment.basis is not None for segment in self.segments.values())
-
-    # -- candidates -------------------------------------------------------------------------------
+        return all(segment.encoding.basis is not None for segment in self.segments.values())
 
     def tiles(self, tile_bytes: int = TILE_BYTES) -> Iterator[Tile]:
         """All rows, in stretches of one length."""
@@ -143,29 +311,35 @@ class Scan:
                     if live[rows].any():
                         yield Tile(segment, rows, steps)
 
-    def live_in(self, tile: Tile) -> np.ndarray:
+    def live_in(self, tile: Tile) -> Bool[np.ndarray, " r"]:
         """Which rows of a tile count."""
         return self.live[tile.segment.number][tile.rows]
 
-    def every(self, running: Running) -> None:
+    def compare_all(self, nearest: NearestSoFar) -> None:
         """Offers all rows to all queries: while one tile is multiplied, the last one is sorted."""
-        waiting: list[Block] = []
+        waiting: list[PendingDistances] = []
         for tile in self.tiles():
-            begun = self.begun(tile)
-            for block in waiting:
-                block.offer(running)
-            waiting = begun
-        for block in waiting:
-            block.offer(running)
+            started = self.start(tile)
+            for distances in waiting:
+                distances.offer(nearest)
+            waiting = started
+        for distances in waiting:
+            distances.offer(nearest)
 
-    def dense(self, tile: Tile, running: Running, wanted: np.ndarray | None = None) -> None:
-        """Offers every row of a tile to every query, or to the `wanted` ones."""
-        for block in self.begun(tile, wanted):
-            block.offer(running)
+    def compare_tile(
+        self,
+        tile: Tile,
+        nearest: NearestSoFar,
+        wanted: np.ndarray | None = None,
+        allowed: np.ndarray | None = None,
+    ) -> None:
+        """Offers every row of a tile; see `start`."""
+        for distances in self.start(tile, wanted, allowed):
+            distances.offer(nearest)
 
-    def begun(
+    def start(
         self, tile: Tile, wanted: np.ndarray | None = None, allowed: np.ndarray | None = None
-    ) -> list[Block]:
+    ) -> list[PendingDistances]:
         """Every row of a tile with every query, or with the `wanted` ones, under way.
 
         Args:
@@ -184,34 +358,22 @@ class Scan:
         else:
             rows, dead = np.arange(tile.rows.start, tile.rows.stop), ~live
         about, found = stream.rows[rows], []
-        for grid in self.grids(tile.steps, tile.segment.centre):
-            values, squares, scales = stored, about["square"], about["scale"]
-            mine = slice(None) if wanted is None else wanted[grid.numbers]
+        for grid in self.grids(tile.steps, tile.segment.encoding.centre):
+            mine = slice(None)
+            if wanted is not None and not wanted[grid.numbers].all():
+                mine = wanted[grid.numbers]
             numbers = grid.numbers[mine]
             if not len(numbers):
                 continue
+            values, squares, scales = stored, about["square"], about["scale"]
             if grid.steps != tile.steps:
                 values = self._stretched(values, scales, tile, grid.steps)
                 squares, scales = products.squares_of(values), np.ones_like(scales)
-            everyone = len(numbers) == len(grid.numbers)
-            queries = grid.values if everyone else grid.values[mine]
-            large = everyone and len(queries) * values.size > products.LARGE
-            inner = products.started(queries, values, grid.placed if large else None)
-            count, own = grid.values.shape[1], grid.squares[mine]
-            largest = float(squares.max(initial=0.0))
-            errors = products.rounding(count, tile.segment.width) * (own + largest) / count
             apart = dead[None] if dead.any() else None
             if allowed is not None:
                 apart = ~allowed[numbers] if apart is None else ~allowed[numbers] | apart
-
-            def finish(inner=inner, own=own, squares=squares, scales=scales, apart=apart, n=count):
-                distances = products.squared(inner(), own, squares, scales)
-                distances /= np.float32(n)
-                if apart is not None:
-                    np.copyto(distances, np.float32(np.inf), where=apart)
-                return distances
-
-            found.append(Block(numbers, finish, errors, tile.segment.number, rows))
+            finish, errors = _start(grid, mine, values, squares, scales, apart, tile.segment.width)
+            found.append(PendingDistances(numbers, finish, errors, tile.segment.number, rows))
         return found
 
     def _stretched(self, stored, scales, tile: Tile, steps: int) -> Float[np.ndarray, "r n"]:
@@ -220,20 +382,19 @@ class Scan:
         values = values.reshape(len(values), tile.steps, tile.segment.width)
         return interpolate(values, 0.0, float(tile.steps), steps).reshape(len(values), -1)
 
-    # -- chosen pairs -----------------------------------------------------------------------------
-
     def pairs(
         self,
         queries: Int[np.ndarray, " p"],
         segments: Int[np.ndarray, " p"],
         rows: Int[np.ndarray, " p"],
-    ) -> Iterator[tuple[Tile, Grid, np.ndarray, np.ndarray, np.ndarray]]:
+    ) -> Iterator[tuple[Tile, QueriesOnGrid, np.ndarray, np.ndarray, np.ndarray]]:
         """Pairs by run and grid, in the order of their places: reads go one way through a file.
 
         Yields:
           The run as a tile, the grid, which pairs, the place of each one's query in the grid, and
           its row.
         """
+        places = np.empty(len(self.queries), np.int64)
         for number in np.unique(segments):
             segment = self.segments[int(number)]
             stream = segment.streams[self.asked]
@@ -242,11 +403,14 @@ class Scan:
             for run in np.unique(of):
                 steps = int(stream.rows["steps"][runs[run].start])
                 inside = own[of == run]
-                tile = Tile(segment, runs[run], steps)
-                for grid, places in self.grid_rows(steps, segment.centre):
+                for grid in self.grids(steps, segment.encoding.centre):
+                    places[:] = -1
+                    places[grid.numbers] = np.arange(len(grid.numbers))
                     place = places[queries[inside]]
                     here = place >= 0
-                    yield tile, grid, inside[here], place[here], rows[inside[here]]
+                    if here.any():
+                        which = inside[here]
+                        yield Tile(segment, runs[run], steps), grid, which, place[here], rows[which]
 
     def scores(
         self,
@@ -263,10 +427,8 @@ class Scan:
             one after the other then stay in the cache.
         """
         result = np.full(len(queries), np.nan, np.float32)
-        with products.pool() as threads:
+        with products.thread_pool() as threads:
             for tile, grid, which, place, row in self.pairs(queries, segments, rows):
-                if not len(which):
-                    continue
                 numbers = grid.values.shape[1]
                 long = numbers >= LONG and grid.steps == tile.steps
                 if long and order is not None:
@@ -279,27 +441,45 @@ class Scan:
                 if long:
                     size = max(size, -(-len(sort) // (8 * products.THREADS)))
                 parts = [sort[b : b + size] for b in range(0, len(sort), size)]
+                compare = self._differences_alone if long else self._differences_together
 
-                def some(part, tile=tile, grid=grid, place=place, row=row, which=which, long=long):
-                    if long:
-                        stream = tile.segment.streams[self.asked]
-                        scores = stream.differences(tile.rows, row[part], grid.values, place[part])
-                    else:
-                        x = self._values(tile, row[part], grid.steps)
-                        np.subtract(x, grid.values[place[part]], out=x)
-                        scores = products.mean_square(x, tile.segment.width)
+                def some(part, tile=tile, grid=grid, place=place, row=row, compare=compare):
+                    return compare(tile, row[part], grid, place[part])
+
+                for part, scores in zip(parts, threads.map(some, parts), strict=True):
                     result[which[part]] = scores
-
-                list(threads.map(some, parts))
         return result
 
-    def _values(self, tile: Tile, rows: Int[np.ndarray, " r"], steps: int):
-        """A copy of what is stored, on a grid, as float32."""
+    def _differences_alone(self, tile: Tile, rows, grid: QueriesOnGrid, place):
         stream = tile.segment.streams[self.asked]
-        stored = stream.gather("values", tile.rows, rows)
-        scales = stream.rows["scale"][rows]
-        if steps != tile.steps:
-            return self._stretched(stored, scales, tile, steps)
-        values = widen(stored)
-        values *= scales[:, None]
-        return values
+        return stream.differences(tile.rows, rows, grid.values, place)
+
+    def _differences_together(self, tile: Tile, rows, grid: QueriesOnGrid, place):
+        stream = tile.segment.streams[self.asked]
+        stored, scales = stream.gather("values", tile.rows, rows), stream.rows["scale"][rows]
+        if grid.steps != tile.steps:
+            values = self._stretched(stored, scales, tile, grid.steps)
+        else:
+            values = widen(stored)
+            values *= scales[:, None]
+        np.subtract(values, grid.values[place], out=values)
+        return products.mean_square(values, tile.segment.width)
+
+
+def _start(grid: QueriesOnGrid, mine, values, squares, scales, apart, width: int):
+    """What waits for mean squared distances of some queries on a grid, and their errors."""
+    queries, own, count = grid.values[mine], grid.squares[mine], grid.values.shape[1]
+    everyone = len(queries) == len(grid.values)
+    large = everyone and len(queries) * values.size > products.LARGE
+    inner = products.start_inner(queries, values, grid.on_device if large else None)
+    largest = float(squares.max(initial=0.0))
+    errors = products.rounding(count, width) * (own + largest) / count
+
+    def finish() -> Float[np.ndarray, "Q r"]:
+        distances = products.squared(inner(), own, squares, scales)
+        distances /= np.float32(count)
+        if apart is not None:
+            np.copyto(distances, np.float32(np.inf), where=apart)
+        return distances
+
+    return finish, errors

@@ -1,22 +1,31 @@
-"""One search over a snapshot: which method, which rows, what comes back."""
+"""One search over a snapshot: which method, which rows, what comes back.
 
+The first stage of hybrid search, which is also the whole of `aggregation`, is cosines of
+embeddings: a product of matrices over mapped files. Distances that are no product of matrices are
+computed by `pairwise`, some pairs at a time.
+"""
+
+import functools
 import re
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
+import jax
+import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 
+from scav_jax.distances import pairwise
 from scav_jax.embed import Embedded
 from scav_jax.errors import InputError
-from scav_jax.index import any_distance, cosine, second_stage
-from scav_jax.index.cosine import ranked
-from scav_jax.index.grids import Queries, queries_of, query_streams
-from scav_jax.index.layout import Header
-from scav_jax.index.pruned import ExactSearch, Pruning
-from scav_jax.index.running import Running
-from scav_jax.index.scan import Scan, numbers_of
-from scav_jax.index.segments import Segment
+from scav_jax.index import products
+from scav_jax.index.catalog import Header
+from scav_jax.index.products import NearestSoFar, widen
+from scav_jax.index.pruned import ExactSearch, Pruning, nearest_of_chosen
+from scav_jax.index.scan import Queries, Scan, numbers_of, ranked
+from scav_jax.index.segments import Segment, Snapshot
+from scav_jax.sequences import Sequences, unit
 
 METHODS = ("aggregation", "sequence", "exact", "hybrid:K")
 QUERIES_AT_ONCE = 1024
@@ -25,6 +34,9 @@ FEW_SHARE = 0.035
 # What bounds cost, in numbers of sequences that a product multiplies in that time; measured on two
 # cores with many queries: the sketches of a query and its first limits, and the bound of one pair.
 SKETCHING, BOUNDING = 18e6, 900
+COSINE_ROWS = 16384  # candidates at a time
+COSINE_PAIRS = 2**22  # with few queries, more
+PAIRWISE_ROWS, PAIRWISE_QUERIES = 256, 32  # at a time
 
 
 @dataclass(frozen=True)
@@ -71,20 +83,12 @@ def parse_retrieval(text: str) -> tuple[str, int]:
 
 
 def search(
-    header: Header,
-    segments: dict[int, Segment],
-    live: dict[int, Bool[np.ndarray, " rows"]],
-    queries: Embedded,
-    direction: str,
-    k: int,
-    retrieval: str,
+    snapshot: Snapshot, queries: Embedded, direction: str, k: int, retrieval: str
 ) -> tuple[Found, Report]:
     """The k nearest live rows of each query, fewer where there are fewer.
 
     Args:
-      header: of the index.
-      segments: those with live rows.
-      live: which rows count, by segment.
+      snapshot: what is searched.
       queries: embedded by the model of the index.
       direction: "a2v" or "v2a".
       k: how many.
@@ -94,20 +98,19 @@ def search(
         raise InputError(f"k: expected at least 1, got {k}")
     method, chosen = parse_retrieval(retrieval)
     begin = time.perf_counter()
-    asking, asked = query_streams(direction)
-    sequences = queries_of(queries, direction, header)
-    embeddings = np.asarray(getattr(queries, f"{asking}_embeddings"))
-    report = Report(retrieval, candidates=sum(int(one.sum()) for one in live.values()))
-    report.method = _switched(
-        *(method, chosen, k, report.candidates, len(sequences), header),
-        numbers_of(segments, asked),
-    )
+    asking = Queries.of(queries, direction, snapshot.header)
+    report = Report(retrieval, candidates=len(snapshot))
+    numbers = numbers_of(snapshot, asking.asked)
+    most = max(chosen, k)
+    report.method = switched(method, most, report.candidates, len(asking), snapshot.header, numbers)
     parts = []
-    for first in range(0, len(sequences) if report.candidates else 0, QUERIES_AT_ONCE):
-        rows = slice(first, first + QUERIES_AT_ONCE)
-        batch = Batch(header, segments, live, sequences.part(rows), embeddings[rows], asked, k)
-        found = batch.find(report, max(chosen, k))
-        parts.append((found[0] + first, *found[1:]))
+    for first in range(0, len(asking) if report.candidates else 0, QUERIES_AT_ONCE):
+        batch = asking.part(slice(first, first + QUERIES_AT_ONCE))
+        find = _nearest if snapshot.header.one_grid else _nearest_by_any_distance
+        if report.method == "aggregation":
+            find = _nearest_by_cosine
+        query, *places = find(snapshot, batch, k, most, report)
+        parts.append((query + first, *places))
     report.seconds = time.perf_counter() - begin
     if not parts:
         none = np.zeros(0, np.int64)
@@ -115,101 +118,206 @@ def search(
     return Found(*(np.concatenate(column) for column in zip(*parts, strict=True))), report
 
 
-def _switched(
-    method: str,
-    chosen: int,
-    k: int,
-    candidates: int,
-    queries: int,
-    header: Header,
-    numbers: int,
+def switched(
+    method: str, most: int, candidates: int, queries: int, header: Header, numbers: int
 ) -> str:
-    """What is done for what was asked."""
+    """What is done for what was asked: comparing all may be faster.
+
+    A pair that is chosen costs something whatever its length, and little more for its numbers,
+    since bounds rule out most; a pair of a product costs its numbers. All shares are measured.
+
+    Args:
+      method: what was asked.
+      most: candidates of each query that the first stage chooses.
+      candidates, queries: how many there are.
+      header: of the index.
+      numbers: of a sequence.
+    """
     if method == "exact" and not header.one_grid:
         raise InputError(
             f"retrieval exact: expected an index with the Euclidean distance, whose bounds are "
             f"known, this one has {header.distance!r}; use sequence, which compares all"
         )
     if method == "exact":
-        return "exact" if _bounds_pay(numbers, candidates, queries) else "sequence"
+        pays = queries < FEW or candidates * (numbers - BOUNDING) > SKETCHING
+        return "exact" if pays else "sequence"
     if method != "hybrid":
         return method
-    share = _worth(numbers, queries) if header.one_grid else 0.9
-    return "sequence" if max(chosen, k) >= share * candidates else "hybrid"
+    share = 0.9
+    if header.one_grid:
+        share = numbers / (330_000 + 3.3 * numbers)
+        if queries < FEW:
+            share = max(share, FEW_SHARE * FEW / max(queries, 1))
+    return "sequence" if most >= share * candidates else "hybrid"
 
 
-def _bounds_pay(numbers: int, candidates: int, queries: int) -> bool:
-    """Whether ruling out is faster than comparing all, for one query of many."""
-    return queries < FEW or candidates * (numbers - BOUNDING) > SKETCHING
+def like_follow_like(embeddings: Float[np.ndarray, "Q C"]) -> Int[np.ndarray, " Q"]:
+    """The queries, such that like ones follow each other: by the most similar of a few of them."""
+    pivots = embeddings[:: max(len(embeddings) // 64, 1)]
+    norms = np.linalg.norm(pivots, axis=1, keepdims=True)
+    return np.argsort(np.argmax(embeddings @ (pivots / norms).T, axis=1), kind="stable")
 
 
-def _worth(numbers: int, queries: int) -> float:
-    """From which share of the clips on comparing all is faster than choosing; measured.
+def _nearest(snapshot: Snapshot, queries: Queries, k: int, most: int, report: Report):
+    """(query, segment, row, score) by query and rank, under the Euclidean distance."""
+    scan, order = Scan(queries, snapshot), like_follow_like(queries.embeddings)
+    if report.method == "hybrid":
+        return nearest_of_chosen(scan, *most_similar(queries, snapshot, most), k, order)
+    if report.method == "exact":
+        nearest = ExactSearch(scan, k, order, report.pruning).run()
+    else:
+        nearest = NearestSoFar(len(queries), k)
+        scan.compare_all(nearest)
+    places = nearest.candidates()
+    return ranked(*places, scan.scores(*places, order), snapshot, k)
 
-    A pair that is chosen costs something whatever its length, and little more for its numbers,
-    since bounds rule out most; a pair of a product costs its numbers.
+
+# Cosines of embeddings
+
+
+def _nearest_by_cosine(snapshot: Snapshot, queries: Queries, k: int, most: int, report: Report):
+    """The same by cosine, the largest first; equal ones are in the order of keys."""
+    embeddings = unit(queries.embeddings)
+    places = _possible(embeddings, queries.asked, snapshot, k)
+    cosines = _cosines(embeddings, queries.asked, snapshot, *places)
+    *places, far = ranked(*places, -cosines, snapshot, k)
+    return *places, -far
+
+
+def most_similar(
+    queries: Queries, snapshot: Snapshot, k: int
+) -> tuple[Int[np.ndarray, " p"], Int[np.ndarray, " p"], Int[np.ndarray, " p"]]:
+    """query, segment and row of the k largest cosines, by query but in no order of ranks.
+
+    Where rounding leaves no doubt about which k they are, no cosine is computed again.
     """
-    share = numbers / (330_000 + 3.3 * numbers)
-    return max(share, FEW_SHARE * FEW / max(queries, 1)) if queries < FEW else share
+    embeddings = unit(queries.embeddings)
+    places = _possible(embeddings, queries.asked, snapshot, k)
+    doubtful = np.bincount(places[0], minlength=len(queries))[places[0]] > k
+    unsure = [column[doubtful] for column in places]
+    cosines = _cosines(embeddings, queries.asked, snapshot, *unsure)
+    found = ranked(*unsure, -cosines, snapshot, k)[:3]
+    together = [
+        np.concatenate([column[~doubtful], more])
+        for column, more in zip(places, found, strict=True)
+    ]
+    order = np.argsort(together[0], kind="stable")
+    query, segment, row = (column[order] for column in together)
+    return query, segment, row
 
 
-@dataclass
-class Batch:
-    """Some queries against the live rows."""
+def _possible(
+    embeddings: Float[np.ndarray, "Q C"], asked: str, snapshot: Snapshot, k: int
+) -> tuple[Int[np.ndarray, " p"], ...]:
+    """(query, segment, row) of all that can be among the k nearest, whatever products round."""
+    nearest, numbers = NearestSoFar(len(embeddings), k), np.arange(len(embeddings))
+    width = embeddings.shape[1]
+    errors = np.full(len(embeddings), products.rounding(width, width) * 2)
+    size = max(COSINE_ROWS, COSINE_PAIRS // max(len(embeddings), 1))
+    for number, segment in snapshot.segments.items():
+        alive, stream = snapshot.live[number], segment.streams[asked]
+        for begin in range(0, len(segment), size):
+            rows = slice(begin, min(begin + size, len(segment)))
+            if not alive[rows].any():
+                continue
+            similar = products.inner(embeddings, stream.read("embeddings", rows))
+            distances = np.negative(similar, out=similar)
+            distances[:, ~alive[rows]] = np.inf
+            nearest.offer(numbers, distances, errors, number, np.arange(rows.start, rows.stop))
+    return nearest.candidates()
 
-    header: Header
-    segments: dict[int, Segment]
-    live: dict[int, np.ndarray]
-    queries: Queries
-    embeddings: np.ndarray
-    asked: str
-    k: int
 
-    def find(self, report: Report, chosen: int):
-        """(query, segment, row, score) by query and rank."""
-        method = report.method
-        if method == "aggregation":
-            *places, far = cosine.nearest(
-                self.embeddings, self.asked, self.segments, self.live, self.k
-            )
-            return *places, -far
-        if not self.header.one_grid:
-            return self._any_distance(method, chosen)
-        scan = Scan(self.queries, self.asked, self.segments, self.live)
-        order = second_stage.order_of(self.embeddings)
-        if method == "exact":
-            search = ExactSearch(scan, self.k, order)
-            running = search.run()
-            for name in ("pairs", "after_coarse", "after_fine"):
-                sums = getattr(report.pruning, name) + getattr(search.pruning, name)
-                setattr(report.pruning, name, sums)
-        elif method == "sequence":
-            running = Running(len(self.queries), self.k)
-            scan.every(running)
-        else:
-            return second_stage.nearest_of(scan, *self._first_stage(chosen), self.k, order)
-        query, segment, row = running.candidates()
-        scores = scan.scores(query, segment, row, order)
-        return ranked(query, segment, row, scores, self.segments, self.k)
+def _cosines(
+    embeddings: Float[np.ndarray, "Q C"], asked: str, snapshot: Snapshot, query, segment, row
+) -> Float[np.ndarray, " p"]:
+    """Cosines, each by its own sum: the same whatever tile found the pair."""
+    result = np.empty(len(query), np.float32)
+    for number in np.unique(segment):
+        here = np.flatnonzero(segment == number)
+        here = here[np.argsort(row[here], kind="stable")]
+        stream = snapshot.segments[int(number)].streams[asked]
+        for begin in range(0, len(here), COSINE_ROWS):
+            part = here[begin : begin + COSINE_ROWS]
+            stored = stream.gather("embeddings", slice(0, len(stream.rows)), row[part])
+            result[part] = np.vecdot(widen(stored), embeddings[query[part]])
+    return result
 
-    def _first_stage(self, count: int):
-        return cosine.chosen(self.embeddings, self.asked, self.segments, self.live, count)
 
-    def _any_distance(self, method: str, chosen: int):
-        running = Running(len(self.queries), self.k)
-        everything = np.arange(len(self.queries))
-        give = (self.queries, self.asked, self.segments)
-        if method == "sequence":
-            rows = {number: np.flatnonzero(live) for number, live in self.live.items()}
-            any_distance.evaluate(*give, rows, self.header, running, everything)
-        else:
-            query, segment, row = self._first_stage(chosen)
-            for number in everything:
-                own = query == number
-                rows = {
-                    int(one): np.sort(row[own][segment[own] == one])
-                    for one in np.unique(segment[own])
-                }
-                asking = everything[number : number + 1]
-                any_distance.evaluate(*give, rows, self.header, running, asking)
-        return ranked(*any_distance.scored(running), self.segments, self.k)
+# Any distance
+
+
+def _nearest_by_any_distance(
+    snapshot: Snapshot, queries: Queries, k: int, most: int, report: Report
+):
+    """The same by a distance that is no product of matrices."""
+    nearest, everyone = NearestSoFar(len(queries), k), np.arange(len(queries))
+    if report.method == "sequence":
+        rows = {number: np.flatnonzero(live) for number, live in snapshot.live.items()}
+        compare(queries, snapshot, rows, nearest, everyone)
+    else:
+        query, segment, row = most_similar(queries, snapshot, most)
+        for number in everyone:
+            own = query == number
+            rows = {
+                int(one): np.sort(row[own][segment[own] == one]) for one in np.unique(segment[own])
+            }
+            compare(queries, snapshot, rows, nearest, everyone[number : number + 1])
+    places = nearest.candidates()
+    return ranked(*places, nearest.distances().astype(np.float32), snapshot, k)
+
+
+def compare(
+    queries: Queries,
+    snapshot: Snapshot,
+    chosen: dict[int, Int[np.ndarray, " n"]],
+    nearest: NearestSoFar,
+    numbers: Int[np.ndarray, " Q"],
+) -> None:
+    """Offers chosen rows of each segment to the queries of some numbers.
+
+    All are padded to one shape, so there is one program, and a pair's distance does not depend on
+    how many others are asked for.
+    """
+    header, v2a = snapshot.header, queries.stream == "visual"
+    distances_of = _distances(header.distance, tuple(sorted(header.options.items())))
+    streams = [one.streams[queries.asked] for one in snapshot.segments.values()]
+    steps = max(int(stream.rows["steps"].max()) for stream in streams)
+    for number, rows in chosen.items():
+        for begin in range(0, len(rows), PAIRWISE_ROWS):
+            part = rows[begin : begin + PAIRWISE_ROWS]
+            candidates = _stored(snapshot.segments[number], queries.asked, part, steps)
+            for first in range(0, len(numbers), PAIRWISE_QUERIES):
+                asking = numbers[first : first + PAIRWISE_QUERIES]
+                filled = np.resize(asking, PAIRWISE_QUERIES)
+                filled[len(asking) :] = asking[-1]
+                sequences = _whole(
+                    queries.sequences.values[filled].astype(np.float32),
+                    queries.sequences.lengths[filled],
+                )
+                distances = distances_of(*((sequences, candidates)[:: 1 if v2a else -1]))
+                distances = np.asarray(distances if v2a else distances.T)
+                distances = np.ascontiguousarray(distances[: len(asking), : len(part)])
+                nearest.offer(asking, distances, np.zeros(len(asking)), number, part)
+
+
+@functools.cache
+def _distances(name: str, options: tuple) -> Callable:
+    return jax.jit(functools.partial(pairwise, name, **dict(options)))
+
+
+def _stored(segment: Segment, asked: str, rows: Int[np.ndarray, " r"], steps: int) -> Sequences:
+    """Stored sequences, padded to `steps` steps and all rows (with the last one again)."""
+    stream, width = segment.streams[asked], segment.width
+    lengths = np.full(PAIRWISE_ROWS, stream.rows["steps"][rows[-1]], np.int32)
+    lengths[: len(rows)] = stream.rows["steps"][rows]
+    values = np.zeros((PAIRWISE_ROWS, steps, width), np.float32)
+    for place, (row, length) in enumerate(zip(rows.tolist(), lengths.tolist(), strict=False)):
+        stored = widen(stream.read("values", slice(row, row + 1))[0]) * stream.rows["scale"][row]
+        values[place, :length] = stored.reshape(length, width) + segment.encoding.centre
+    values[len(rows) :] = values[len(rows) - 1]
+    return _whole(values, lengths)
+
+
+def _whole(values: np.ndarray, lengths: np.ndarray) -> Sequences:
+    windows = np.stack([np.zeros(len(lengths)), lengths], axis=1).astype(np.float32)
+    return jax.tree.map(jnp.asarray, Sequences(values, lengths.astype(np.int32), windows))

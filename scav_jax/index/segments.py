@@ -3,7 +3,7 @@
 segments/00000007/
    segment.json        rows, width, storage; checksums of the small files
    keys.npy            `[rows]` int64: in which order clips were added, over the whole index
-   centre.npy          `[C]`, see `storage`
+   centre.npy          `[C]`, see `Encoding`
    basis.npy           what sketches are coefficients of, see `sketches`
    visual.rows.npy     one `ROW` for each clip: lengths, places, scales, norms, checksums
    visual.values       stored sequences, one record after the other
@@ -19,22 +19,30 @@ readable after the files are gone.
 
 import itertools
 import json
-import os
 import shutil
 import zlib
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+import ml_dtypes
 import numpy as np
 from jaxtyping import Float, Int, Shaped
 
 from scav_jax.errors import InputError
-from scav_jax.index import storage as stored_as
-from scav_jax.index.layout import SEGMENTS, STREAMS, sync_folder
-from scav_jax.index.products import mean_square
+from scav_jax.files import folder_atomically
+from scav_jax.index.catalog import SEGMENTS, STREAMS, Header
+from scav_jax.index.products import mean_square, widen
 from scav_jax.index.sketches import Basis, sizes
-from scav_jax.retrieve import unit
+from scav_jax.sequences import Sequences, unit
 
+DTYPES = {
+    "float32": np.dtype(np.float32),
+    "bfloat16": np.dtype(ml_dtypes.bfloat16),
+    "int8": np.dtype(np.int8),
+}
+SKETCH_STORAGES = {"coarse": "bfloat16", "fine": "int8"}
+ALIGNMENT = 64  # bytes; records begin on it, so that arithmetic never depends on the place
 ROW = np.dtype(
     [
         ("values_offset", "<i8"),
@@ -74,64 +82,146 @@ class DamagedRow(InputError):
         )
 
 
-# -- writing --------------------------------------------------------------------------------------
+# Writing
+
+
+def rounded(
+    values: Float[np.ndarray, "n width"], storage: str
+) -> tuple[Shaped[np.ndarray, "n width"], Float[np.ndarray, " n"]]:
+    """Numbers as they are stored, and the scale of each row: value = stored * scale."""
+    ones = np.ones(len(values), np.float32)
+    if storage != "int8":
+        return np.ascontiguousarray(values, DTYPES[storage]), ones
+    largest = np.abs(values).max(axis=1)
+    scales = np.where(largest > 0, largest / np.float32(127), 1).astype(np.float32)
+    return np.rint(values / scales[:, None]).astype(np.int8), scales
+
+
+def padded_bytes(count: int) -> int:
+    """The size of a record of `count` bytes on disk."""
+    return -(-count // ALIGNMENT) * ALIGNMENT
+
+
+def as_records(stored: Shaped[np.ndarray, "n width"]) -> Shaped[np.ndarray, "n padded"]:
+    """Rows as the bytes of records, uint8."""
+    width = stored.shape[1] * stored.dtype.itemsize
+    padded = np.zeros((len(stored), padded_bytes(width)), np.uint8)
+    padded[:, :width] = np.ascontiguousarray(stored).view(np.uint8).reshape(len(stored), width)
+    return padded
+
+
+def word_sums(data: Shaped[np.ndarray, "n padded"]) -> Int[np.ndarray, " n"]:
+    """The sum of the 64-bit words of each record, modulo 2^64.
+
+    It changes with any change inside one word, so with every flipped bit or byte, and it is as
+    fast as memory.
+    """
+    return np.add.reduce(data.view(np.uint64), axis=1)
 
 
 @dataclass
-class StreamRows:
-    """One stream of clips, as it is written: `[n]` of `ROW`, and the records of each column."""
+class EncodedStream:
+    """One stream of clips as it is written: `[n]` of `ROW`, and the records of each column."""
 
     rows: np.ndarray
     records: dict[str, list[np.ndarray]]
 
+    @classmethod
+    def join(cls, parts: "list[EncodedStream]") -> "EncodedStream":
+        """Parts one after the other, with the places that their records get."""
+        rows = np.concatenate([part.rows for part in parts])
+        columns = parts[0].records
+        records = {name: [one for part in parts for one in part.records[name]] for name in columns}
+        for column in {"values", "fine"} & set(records):
+            lengths = [np.full(len(data), data.shape[1], np.int64) for data in records[column]]
+            ends = np.cumsum(np.concatenate(lengths))
+            rows[f"{column}_offset"] = ends - np.concatenate(lengths)
+        return cls(rows, records)
 
-def encode_run(
-    run: Float[np.ndarray, "n T C"],
-    embeddings: Float[np.ndarray, "n C"],
-    storage: str,
-    centre: Float[np.ndarray, " C"],
-    basis: Basis | None,
-) -> StreamRows:
-    """Encodes sequences of one length.
 
-    Args:
-      run: the sequences.
-      embeddings: of the same clips, not normalised; they need a direction.
-      storage: one of `layout.STORAGES`.
-      centre: see `storage`.
-      basis: of the sketches that exact search prunes by; None stores none.
+@dataclass(frozen=True)
+class Encoding:
+    """How the sequences of an index are stored: decided by the clips that came first.
+
+    What is stored *is* the sequence: distances are of the stored values, and exact for them. The
+    centre is one vector for all clips and both streams, so differences do not see it.
+
+    Attributes:
+      storage: "float32", "bfloat16" (less the centre) or "int8" (less the centre, and with one
+        scale for each clip).
+      centre: `[C]`, taken off before rounding; zeros for float32.
+      basis: of the sketches that exact search prunes by; None where there are none.
     """
-    count, steps, width = run.shape
-    rows = np.zeros(count, ROW)
-    rows["steps"] = steps
-    stored, scales = stored_as.encode(
-        run.reshape(count, steps * width), storage, np.tile(centre, steps)
-    )
-    rows["scale"] = scales
-    wide = stored_as.widen(stored).astype(np.float64) * scales[:, None].astype(np.float64)
-    rows["square"] = np.einsum("ij,ij->i", wide, wide)
-    records = {"values": stored_as.records(stored)}
-    kind = "float32" if storage == "float32" else "bfloat16"
-    records["embeddings"] = stored_as.records(unit(embeddings).astype(stored_as.DTYPES[kind]))
-    if basis is not None:
-        records |= _sketches(rows, wide.reshape(run.shape), basis)
-    for column, data in records.items():
-        rows[f"{column}_sum"] = stored_as.word_sums(data)
-    rows["checksum"] = [zlib.crc32(record) for record in records["values"]]
-    return StreamRows(rows, {column: [data] for column, data in records.items()})
 
+    storage: str
+    centre: Float[np.ndarray, " C"]
+    basis: Basis | None
 
-def _sketches(
-    rows: np.ndarray, sequences: Float[np.ndarray, "n T C"], basis: Basis
-) -> dict[str, np.ndarray]:
-    """Records of both sketches; what is known of them goes into `rows`."""
-    result = {}
-    for column, kind in (("coarse", "bfloat16"), ("fine", "int8")):
-        weights = stored_weights(basis, column, sequences.shape[1])
-        zero, parts = np.zeros(weights.size, np.float32), []
-        for part, exact, off in basis.sketch(column, sequences):
-            rounded, scales = stored_as.encode((exact / weights).astype(np.float32), kind, zero)
-            wide = stored_as.widen(rounded).astype(np.float64)
+    @classmethod
+    def of(cls, streams: dict[str, Sequences], header: Header) -> "Encoding":
+        """That of an index whose first clips these are."""
+        width = np.asarray(streams["audio"].values).shape[2]
+        centre = np.zeros(width, np.float32)
+        if header.storage != "float32":
+            total, steps = np.zeros(width), 0
+            for stream in streams.values():
+                for values, length in zip(stream.values, stream.lengths, strict=True):
+                    total += np.sum(values[: int(length)], axis=0, dtype=np.float64)
+                    steps += int(length)
+            centre = (total / steps).astype(np.float32)
+        return cls(header.storage, centre, Basis.of(streams, centre) if header.one_grid else None)
+
+    def encode(
+        self,
+        stream: Sequences,
+        embeddings: Float[np.ndarray, "K C"],
+        clips: Int[np.ndarray, " n"],
+    ) -> EncodedStream:
+        """One stream of some clips; those of one length follow each other."""
+        lengths = np.asarray(stream.lengths)[clips]
+        runs = [clips[a:b] for a, b in itertools.pairwise(_edges(lengths))]
+        return EncodedStream.join(
+            [
+                self._encode_run(
+                    np.asarray(stream.values)[run, : int(stream.lengths[run[0]])],
+                    np.asarray(embeddings)[run],
+                )
+                for run in runs
+            ]
+        )
+
+    def _encode_run(
+        self, run: Float[np.ndarray, "n T C"], embeddings: Float[np.ndarray, "n C"]
+    ) -> EncodedStream:
+        count, steps, width = run.shape
+        rows = np.zeros(count, ROW)
+        rows["steps"] = steps
+        flat = run.reshape(count, steps * width)
+        if self.storage != "float32":
+            flat = flat - np.tile(self.centre, steps)
+        stored, scales = rounded(flat, self.storage)
+        rows["scale"] = scales
+        wide = widen(stored).astype(np.float64) * scales[:, None].astype(np.float64)
+        rows["square"] = np.einsum("ij,ij->i", wide, wide)
+        records = {"values": as_records(stored)}
+        kind = "float32" if self.storage == "float32" else "bfloat16"
+        records["embeddings"] = as_records(unit(embeddings).astype(DTYPES[kind]))
+        if self.basis is not None:
+            for column in SKETCH_STORAGES:
+                records[column] = self._sketches(column, rows, wide.reshape(run.shape))
+        for column, data in records.items():
+            rows[f"{column}_sum"] = word_sums(data)
+        rows["checksum"] = [zlib.crc32(record) for record in records["values"]]
+        return EncodedStream(rows, {column: [data] for column, data in records.items()})
+
+    def _sketches(
+        self, column: str, rows: np.ndarray, sequences: Float[np.ndarray, "n T C"]
+    ) -> np.ndarray:
+        """Records of sketches; what is known of them goes into `rows`."""
+        weights, parts = self.basis.stored_weights(column, sequences.shape[1]), []
+        for part, exact, off in self.basis.sketch(column, sequences):
+            stored, scales = rounded((exact / weights).astype(np.float32), SKETCH_STORAGES[column])
+            wide = widen(stored).astype(np.float64)
             wide *= weights * scales[:, None].astype(np.float64)
             rows[f"{column}_square"][part] = np.vecdot(wide, wide)
             moved = (np.linalg.norm(exact - wide, axis=1) + off) * (1 + 1e-6)
@@ -139,122 +229,78 @@ def _sketches(
             rows[f"{column}_residual"][part] = moved
             if column == "fine":
                 rows["fine_scale"][part] = scales
-            parts.append(stored_as.records(rounded))
-        result[column] = np.concatenate(parts)
-    return result
+            parts.append(as_records(stored))
+        return np.concatenate(parts)
 
 
-def stored_weights(basis: Basis, column: str, steps: int) -> Float[np.ndarray, " m"]:
-    """What the numbers of stored sketches are to be multiplied with, and the scale of each clip.
-
-    Bytes have one step for all numbers of a clip, which differ in size; other numbers have none.
-    """
-    weights = basis.kept(column, steps).weights
-    return weights if column == "fine" else np.ones_like(weights)
-
-
-def join(parts: list[StreamRows]) -> StreamRows:
-    """Runs one after the other, with the places that their records get."""
-    rows = np.concatenate([part.rows for part in parts])
-    columns = parts[0].records
-    records = {name: [data for part in parts for data in part.records[name]] for name in columns}
-    for column in ("values", "fine"):
-        sizes = np.concatenate(
-            [np.full(len(data), data.shape[1], np.int64) for data in records.get(column, [])]
-            or [np.zeros(0, np.int64)]
-        )
-        if sizes.size:
-            rows[f"{column}_offset"] = np.cumsum(sizes) - sizes
-    return StreamRows(rows, records)
+def _edges(steps: Int[np.ndarray, " n"]) -> Int[np.ndarray, " runs+1"]:
+    """Where stretches of one length begin, and where the last ends."""
+    return np.concatenate([[0], np.flatnonzero(np.diff(steps)) + 1, [len(steps)]])
 
 
 def write_segment(
     index: Path,
     number: int,
-    streams: dict[str, StreamRows],
+    streams: dict[str, EncodedStream],
     keys: Int[np.ndarray, " n"],
-    centre: Float[np.ndarray, " C"],
-    storage: str,
-    basis: Basis | None = None,
-) -> Path:
+    encoding: Encoding,
+) -> None:
     """Writes a segment; it appears whole or not at all, and survives a power cut.
 
     Raises:
       OSError: the disk is full; nothing is left behind.
     """
-    final = index / SEGMENTS / f"{number:08d}"
-    partial = final.with_name(f"{final.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    try:
-        small = {"keys.npy": keys.astype(np.int64), "centre.npy": centre.astype(np.float32)}
-        if basis is not None:
-            small["basis.npy"] = basis.table
+    with folder_atomically(_folder(index, number)) as folder:
+        small = {"keys.npy": keys.astype(np.int64), "centre.npy": encoding.centre}
+        if encoding.basis is not None:
+            small["basis.npy"] = encoding.basis.table
         for name, stream in streams.items():
             small[f"{name}.rows.npy"] = stream.rows
             for column, records in stream.records.items():
-                _write(partial / f"{name}.{column}", records)
-        checksums = {}
-        for file, array in small.items():
-            checksums[file] = zlib.crc32(np.ascontiguousarray(array).view(np.uint8))
-            with open(partial / file, "wb") as handle:
-                np.save(handle, array)
-                _sync(handle)
-        sizes = {file.name: file.stat().st_size for file in partial.iterdir()}
+                with open(folder / f"{name}.{column}", "wb") as file:
+                    file.writelines(records)
+        for name, array in small.items():
+            np.save(folder / name, array)
         about = {
             "rows": len(keys),
-            "width": len(centre),
-            "storage": storage,
-            "small": checksums,
-            "bytes": sizes,
+            "width": len(encoding.centre),
+            "storage": encoding.storage,
+            "small": {name: _checksum(array) for name, array in small.items()},
+            "bytes": {file.name: file.stat().st_size for file in folder.iterdir()},
         }
-        _write(partial / "segment.json", [json.dumps(about, indent=1).encode()])
-        sync_folder(partial)
-        os.rename(partial, final)
-        sync_folder(final.parent)
-    except BaseException:
-        shutil.rmtree(partial, ignore_errors=True)
-        raise
-    return final
+        (folder / "segment.json").write_text(json.dumps(about, indent=1))
 
 
-def _write(path: Path, records: list) -> None:
-    with open(path, "wb") as handle:
-        for part in records:
-            handle.write(part)
-        _sync(handle)
+def _folder(index: Path, number: int) -> Path:
+    return index / SEGMENTS / f"{number:08d}"
 
 
-def _sync(handle) -> None:
-    handle.flush()
-    os.fsync(handle.fileno())
+def _checksum(array: np.ndarray) -> int:
+    return zlib.crc32(np.ascontiguousarray(array).view(np.uint8))
 
 
-# -- reading --------------------------------------------------------------------------------------
+# Reading
 
 
-class Stream:
+class StoredStream:
     """One stream of a segment, mapped."""
 
     def __init__(self, folder: Path, name: str, rows: np.ndarray, storage: str, width: int):
-        self.folder, self.name, self.rows = folder, name, rows
-        self.width = width
-        kind = "float32" if storage == "float32" else "bfloat16"
-        self._dtypes = {
-            "values": stored_as.DTYPES[storage],
-            "embeddings": stored_as.DTYPES[kind],
-            "coarse": stored_as.DTYPES["bfloat16"],
-            "fine": stored_as.DTYPES["int8"],
-        }
+        self.folder, self.name, self.rows, self.width = folder, name, rows, width
+        kinds = {"values": storage, **SKETCH_STORAGES}
+        kinds["embeddings"] = "float32" if storage == "float32" else "bfloat16"
+        self._dtypes = {column: DTYPES[kind] for column, kind in kinds.items()}
         self._data = {column: _mapped(folder / f"{name}.{column}") for column in COLUMNS}
         self._checked = {column: np.zeros(len(rows), bool) for column in COLUMNS}
-        steps = rows["steps"]
-        self._edges = np.concatenate([[0], np.flatnonzero(np.diff(steps)) + 1, [len(rows)]])
+        self._edges = _edges(rows["steps"])
 
     def runs(self) -> list[slice]:
         """Stretches of rows whose sequences have one length."""
-        edges = self._edges
-        return [slice(int(a), int(b)) for a, b in itertools.pairwise(edges) if b > a]
+        return [slice(int(a), int(b)) for a, b in itertools.pairwise(self._edges) if b > a]
+
+    def run_of(self, rows: Int[np.ndarray, " n"]) -> Int[np.ndarray, " n"]:
+        """The number of the run that each row is in."""
+        return np.searchsorted(self._edges, rows, side="right") - 1
 
     def read(self, column: str, rows: slice) -> Shaped[np.ndarray, "n columns"]:
         """Stored numbers of some rows of one run: a view of the file, its checksums looked at.
@@ -262,42 +308,27 @@ class Stream:
         Raises:
           DamagedRow: bytes have changed since they were written.
         """
-        columns, size = self._shape(column, int(self.rows["steps"][rows.start]))
-        offset = self._offset(column, rows.start, size)
-        count = rows.stop - rows.start
-        data = self._data[column][offset : offset + count * size]
-        if len(data) != count * size:
-            raise DamagedRow(self.folder, self.name, column, rows.start)
-        data = data.reshape(count, size)
+        data = self._bytes(column, rows)
         self._check(column, rows, data)
-        return data.view(self._dtypes[column])[:, :columns]
-
-    def record(self, column: str, row: int) -> np.ndarray:
-        """The bytes of one record, checked; none where the column is not stored."""
-        if not len(self._data[column]):
-            return self._data[column]
-        _, size = self._shape(column, int(self.rows["steps"][row]))
-        offset = self._offset(column, row, size)
-        data = self._data[column][offset : offset + size]
-        self._check(column, slice(row, row + 1), data.reshape(1, size))
-        return data
+        return self._numbers(column, rows, data)
 
     def gather(
         self, column: str, run: slice, rows: Int[np.ndarray, " n"]
     ) -> Shaped[np.ndarray, "n columns"]:
         """A copy of the stored numbers of chosen rows of one run."""
-        columns, size = self._shape(column, int(self.rows["steps"][run.start]))
-        offset = self._offset(column, run.start, size)
-        data = self._data[column][offset : offset + (run.stop - run.start) * size]
-        if len(data) != (run.stop - run.start) * size:
-            raise DamagedRow(self.folder, self.name, column, run.start)
-        data = data.reshape(-1, size)[rows - run.start]
-        wrong = stored_as.word_sums(data) != self.rows[f"{column}_sum"][rows]
-        if wrong.any():
-            raise DamagedRow(
-                self.folder, self.name, column, int(rows[int(np.flatnonzero(wrong)[0])])
-            )
-        return data.view(self._dtypes[column])[:, :columns]
+        data = self._bytes(column, run)[rows - run.start]
+        wrong = np.flatnonzero(word_sums(data) != self.rows[f"{column}_sum"][rows])
+        if len(wrong):
+            raise self._damaged(column, rows[wrong[0]])
+        return self._numbers(column, run, data)
+
+    def record(self, column: str, row: int) -> Shaped[np.ndarray, " padded"]:
+        """The bytes of one record, checked; none where the column is not stored."""
+        if not len(self._data[column]):
+            return self._data[column]
+        data = self._bytes(column, slice(row, row + 1))
+        self._check(column, slice(row, row + 1), data)
+        return data[0]
 
     def differences(
         self,
@@ -314,12 +345,9 @@ class Stream:
           queries: all of them, on the grid of the run.
           places: which of them.
         """
-        columns, size = self._shape("values", int(self.rows["steps"][run.start]))
-        offset = self._offset("values", run.start, size)
-        data = self._data["values"][offset : offset + (run.stop - run.start) * size]
-        data = data.reshape(-1, size)
-        checked, sums = self._checked["values"], self.rows["values_sum"]
-        scales, dtype = self.rows["scale"], self._dtypes["values"]
+        data, sums = self._bytes("values", run), self.rows["values_sum"]
+        checked, scales = self._checked["values"], self.rows["scale"]
+        columns, dtype = queries.shape[1], self._dtypes["values"]
         result, wide = np.empty(len(rows), np.float32), np.empty(columns, np.float32)
         room, last = np.empty((1, columns), np.float32), -1
         for number, (row, place) in enumerate(zip(rows.tolist(), places.tolist(), strict=True)):
@@ -327,32 +355,45 @@ class Stream:
                 record, last = data[row - run.start], row
                 if not checked[row]:
                     if np.add.reduce(record.view(np.uint64)) != sums[row]:
-                        raise DamagedRow(self.folder, self.name, "values", row)
+                        raise self._damaged("values", row)
                     checked[row] = True
-                values = stored_as.widen(record.view(dtype)[:columns], wide)
+                values = widen(record.view(dtype)[:columns], wide)
                 if scales[row] != 1:
                     values = np.multiply(values, scales[row], out=wide)
             np.subtract(values, queries[place], out=room[0])
             result[number] = mean_square(room, self.width)[0]
         return result
 
-    def run_of(self, rows: Int[np.ndarray, " n"]) -> Int[np.ndarray, " n"]:
-        """The number of the run that each row is in."""
-        return np.searchsorted(self._edges, rows, side="right") - 1
+    def verify(self, rows: Int[np.ndarray, " n"]) -> None:
+        """Reads every record of some rows anew; raises `DamagedRow`."""
+        for checked in self._checked.values():
+            checked[:] = False
+        for row in rows.tolist():
+            for column in COLUMNS:
+                self.record(column, row)
+            if zlib.crc32(self.record("values", row)) != int(self.rows["checksum"][row]):
+                raise self._damaged("values", row)
 
-    def _shape(self, column: str, steps: int) -> tuple[int, int]:
-        """How many numbers a record has, and its bytes."""
-        columns = self.width
-        if column == "values":
-            columns *= steps
-        elif column in ("coarse", "fine"):
-            columns = sizes(steps, self.width)[column == "fine"]
-        return columns, stored_as.padded_bytes(columns * self._dtypes[column].itemsize)
+    def _count(self, column: str, rows: slice) -> int:
+        """How many numbers a record of a run has."""
+        steps = int(self.rows["steps"][rows.start])
+        if column in SKETCH_STORAGES:
+            return sizes(steps, self.width)[column == "fine"]
+        return self.width * (steps if column == "values" else 1)
 
-    def _offset(self, column: str, row: int, size: int) -> int:
+    def _bytes(self, column: str, rows: slice) -> Shaped[np.ndarray, "n padded"]:
+        """Records of rows of one run, as they lie in the file."""
+        size = padded_bytes(self._count(column, rows) * self._dtypes[column].itemsize)
+        count, offset = rows.stop - rows.start, rows.start * size
         if column in ("values", "fine"):
-            return int(self.rows[f"{column}_offset"][row])
-        return row * size
+            offset = int(self.rows[f"{column}_offset"][rows.start])
+        data = self._data[column][offset : offset + count * size]
+        if len(data) != count * size:
+            raise self._damaged(column, rows.start)
+        return data.reshape(count, size)
+
+    def _numbers(self, column: str, rows: slice, data) -> Shaped[np.ndarray, "n columns"]:
+        return data.view(self._dtypes[column])[:, : self._count(column, rows)]
 
     def _check(self, column: str, rows: slice, data: np.ndarray) -> None:
         """Once for each row: the pages that were read then are what is used from now on."""
@@ -361,42 +402,45 @@ class Stream:
             return
         for begin in range(0, len(data), CHECKED_AT_ONCE):
             part = slice(begin, begin + CHECKED_AT_ONCE)
-            wrong = stored_as.word_sums(data[part]) != self.rows[f"{column}_sum"][rows][part]
+            wrong = word_sums(data[part]) != self.rows[f"{column}_sum"][rows][part]
             if wrong.any():
-                row = rows.start + begin + int(np.flatnonzero(wrong)[0])
-                raise DamagedRow(self.folder, self.name, column, row)
+                raise self._damaged(column, rows.start + begin + np.flatnonzero(wrong)[0])
         self._checked[column][rows] = True
 
-    def forget_checks(self) -> None:
-        """Looks at every checksum anew."""
-        for checked in self._checked.values():
-            checked[:] = False
+    def _damaged(self, column: str, row: int) -> DamagedRow:
+        return DamagedRow(self.folder, self.name, column, int(row))
 
 
 class Segment:
-    """A segment, mapped."""
+    """A segment, mapped.
+
+    Attributes:
+      number: its name.
+      width: latent channels C.
+      bytes: on disk.
+      encoding: of its sequences.
+      keys: `[rows]`, in which order clips were added.
+      streams: "visual" and "audio".
+    """
 
     def __init__(self, index: Path, number: int):
-        self.number = number
-        self.folder = index / SEGMENTS / f"{number:08d}"
+        self.number, self.folder = number, _folder(index, number)
         about = json.loads((self.folder / "segment.json").read_text())
-        self.storage, self.width = about["storage"], about["width"]
-        self._checksums = about["small"]
+        self.width, self._checksums = about["width"], about["small"]
         self.bytes = sum(about["bytes"].values())
         for file, size in about["bytes"].items():
-            if (self.folder / file).stat().st_size != size:
+            there = (self.folder / file).stat().st_size
+            if there != size:
                 raise InputError(
-                    f"{self.folder / file}: expected {size} bytes, got "
-                    f"{(self.folder / file).stat().st_size}; it was cut off: build the index again"
+                    f"{self.folder / file}: expected {size} bytes, got {there}; it was cut off: "
+                    "build the index again"
                 )
         self.keys = self._small("keys.npy")
-        self.centre = self._small("centre.npy")
-        self.basis = None
-        if "basis.npy" in self._checksums:
-            self.basis = Basis(self._small("basis.npy"))
+        basis = Basis(self._small("basis.npy")) if "basis.npy" in self._checksums else None
+        self.encoding = Encoding(about["storage"], self._small("centre.npy"), basis)
         self.streams = {
-            name: Stream(
-                self.folder, name, self._small(f"{name}.rows.npy"), self.storage, self.width
+            name: StoredStream(
+                self.folder, name, self._small(f"{name}.rows.npy"), about["storage"], self.width
             )
             for name in STREAMS
             if f"{name}.rows.npy" in self._checksums
@@ -407,18 +451,16 @@ class Segment:
 
     def _small(self, file: str) -> np.ndarray:
         """A small file, mapped, once its checksum is right."""
-        damaged = InputError(
-            f"{self.folder / file}: expected the bytes that were written, they have changed; the "
-            "disk is failing or the file was edited: build the index again"
-        )
         try:
             array = np.load(self.folder / file, mmap_mode="r", allow_pickle=False)
         except (ValueError, EOFError):
-            raise damaged from None
-        array = array.view(np.ndarray)
-        if zlib.crc32(np.ascontiguousarray(array).view(np.uint8)) != self._checksums[file]:
-            raise damaged
-        return array
+            array = None
+        if array is None or _checksum(array) != self._checksums[file]:
+            raise InputError(
+                f"{self.folder / file}: expected the bytes that were written, they have changed; "
+                "the disk is failing or the file was edited: build the index again"
+            )
+        return array.view(np.ndarray)
 
 
 def _mapped(path: Path) -> np.ndarray:
@@ -426,6 +468,43 @@ def _mapped(path: Path) -> np.ndarray:
     if not path.exists() or path.stat().st_size == 0:
         return np.zeros(0, np.uint8)
     return np.memmap(path, np.uint8, mode="r").view(np.ndarray)
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """What a reader sees of an index.
+
+    Attributes:
+      header: of the index.
+      segments: mapped, by number; those with live rows.
+      live: `[rows]` bool of each segment: which of its rows are clips, and wanted.
+    """
+
+    header: Header
+    segments: dict[int, Segment]
+    live: dict[int, np.ndarray]
+
+    @classmethod
+    def of(
+        cls,
+        index: Path,
+        header: Header,
+        places: Iterable[Int[np.ndarray, "n 2"]],
+        known: dict[int, Segment],
+    ) -> "Snapshot":
+        """The clips at some places, given as (segment, row); `known` segments are mapped."""
+        segments: dict[int, Segment] = {}
+        live: dict[int, np.ndarray] = {}
+        for part in places:
+            for number in np.unique(part[:, 0]).tolist():
+                if number not in live:
+                    segments[number] = known.get(number) or Segment(index, number)
+                    live[number] = np.zeros(len(segments[number]), bool)
+                live[number][part[part[:, 0] == number, 1]] = True
+        return cls(header, segments, live)
+
+    def __len__(self) -> int:
+        return sum(int(live.sum()) for live in self.live.values())
 
 
 def segment_numbers(index: Path) -> list[int]:
@@ -443,44 +522,3 @@ def sweep(index: Path, used: set[int]) -> list[str]:
             shutil.rmtree(one, ignore_errors=True)
             removed.append(one.name)
     return removed
-
-
-def copied(
-    sources: dict[int, Segment],
-    name: str,
-    places: Int[np.ndarray, "n 2"],
-    steps: Int[np.ndarray, " n"],
-) -> StreamRows:
-    """One stream of chosen rows of some segments as it is written again, byte for byte.
-
-    Args:
-      sources: the segments.
-      name: of the stream.
-      places: (segment, row), sorted by length.
-      steps: the lengths.
-    """
-    rows = np.empty(len(places), ROW)
-    records: dict[str, list[np.ndarray]] = {}
-    edges = np.flatnonzero(np.diff(steps, prepend=-1, append=-1))
-    for begin, end in itertools.pairwise(edges):
-        for number in np.unique(places[begin:end, 0]):
-            here = begin + np.flatnonzero(places[begin:end, 0] == number)
-            rows[here] = sources[int(number)].streams[name].rows[places[here, 1]]
-    for begin, end in itertools.pairwise(edges):
-        for column in COLUMNS:
-            data = [
-                sources[int(number)].streams[name].record(column, int(row))
-                for number, row in places[begin:end]
-            ]
-            if len(data[0]):
-                records.setdefault(column, []).append(np.stack(data))
-    return join([StreamRows(rows, records)])
-
-
-def check_all(stream: Stream, live: np.ndarray) -> None:
-    """Reads every live record of a stream; raises `DamagedRow`."""
-    for row in np.flatnonzero(live).tolist():
-        for column in COLUMNS:
-            stream.record(column, row)
-        if zlib.crc32(stream.record("values", row)) != int(stream.rows["checksum"][row]):
-            raise DamagedRow(stream.folder, stream.name, "values", row)

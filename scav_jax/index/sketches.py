@@ -56,7 +56,7 @@ def _bins(steps: int) -> Int[np.ndarray, " f"]:
 
 
 @dataclass(frozen=True)
-class Kept:
+class Selection:
     """Which coefficients of sequences of one length are kept, by frequency.
 
     Attributes:
@@ -91,7 +91,7 @@ class Basis:
         own = self.directions.T @ self.directions
         self.loose = 1.01 * float(np.linalg.norm(own - np.eye(width))) + ROUNDING
         self.key = hashlib.blake2b(np.ascontiguousarray(table).tobytes()).digest()
-        self._kept: dict[tuple[str, int], Kept] = {}
+        self._selections: dict[tuple[str, int], Selection] = {}
 
     @classmethod
     def of(cls, streams: dict[str, Sequences], centre: Float[np.ndarray, " C"]) -> "Basis":
@@ -117,9 +117,9 @@ class Basis:
             )
         return cls(np.concatenate([directions, energy.astype(np.float32)]))
 
-    def kept(self, column: str, steps: int) -> Kept:
+    def selection(self, column: str, steps: int) -> Selection:
         """What a sketch keeps of sequences of a length: `coarse` or `fine`."""
-        if (column, steps) not in self._kept:
+        if (column, steps) not in self._selections:
             width = self.table.shape[1]
             energy = self.table[width:][_bins(steps)].ravel()
             count = sizes(steps, width)[column == "fine"] - 1
@@ -134,8 +134,19 @@ class Basis:
             widest = min(-(-(int((chosen % width).max()) + 1) // 64) * 64, width)
             large = np.sqrt(np.append(energy[chosen], rest))
             weights = np.maximum(large, 1e-3 * large.max() + 1e-30).astype(np.float32)
-            self._kept[column, steps] = Kept(count, _cosines(steps)[used], widest, parts, weights)
-        return self._kept[column, steps]
+            self._selections[column, steps] = Selection(
+                count, _cosines(steps)[used], widest, parts, weights
+            )
+        return self._selections[column, steps]
+
+    def stored_weights(self, column: str, steps: int) -> Float[np.ndarray, " m"]:
+        """What stored numbers are to be multiplied with, besides the scale of each clip.
+
+        Bytes have one step for all numbers of a clip, which differ in size; other numbers have
+        none.
+        """
+        weights = self.selection(column, steps).weights
+        return weights if column == "fine" else np.ones_like(weights)
 
     def sketch(
         self, column: str, sequences: Float[np.ndarray, "n T C"]
@@ -149,27 +160,27 @@ class Basis:
             slice(begin, min(begin + AT_ONCE, len(sequences)))
             for begin in range(0, len(sequences), AT_ONCE)
         ]
-        kept = self.kept(column, sequences.shape[1])
+        selection = self.selection(column, sequences.shape[1])
         if len(parts) == 1:
-            yield parts[0], *self._sketch(kept, sequences)
+            yield parts[0], *self._sketch(selection, sequences)
             return
-        with products.pool() as threads:
+        with products.thread_pool() as threads:
             for begin in range(0, len(parts), products.THREADS):
                 pair = parts[begin : begin + products.THREADS]
-                made = threads.map(lambda part: self._sketch(kept, sequences[part]), pair)
+                made = threads.map(lambda part: self._sketch(selection, sequences[part]), pair)
                 for part, one in zip(pair, made, strict=True):
                     yield part, *one
 
-    def _sketch(self, kept: Kept, sequences) -> tuple[np.ndarray, np.ndarray]:
+    def _sketch(self, selection: Selection, sequences) -> tuple[np.ndarray, np.ndarray]:
         values = sequences.transpose(1, 0, 2).astype(np.float64, order="C")
         squares = sum(np.vecdot(step, step) for step in values)
         steps, count, width = values.shape
-        waves = kept.cosines @ values.reshape(steps, -1)
+        waves = selection.cosines @ values.reshape(steps, -1)
         # One product of a round width: BLAS takes six times as long for several of odd ones.
-        turned = waves.reshape(-1, width) @ self.directions[:, : kept.widest]
-        turned = turned.reshape(-1, count, kept.widest)
-        result = np.empty((count, kept.count + 1))
-        for one, (directions, columns) in zip(turned, kept.parts, strict=True):
+        turned = waves.reshape(-1, width) @ self.directions[:, : selection.widest]
+        turned = turned.reshape(-1, count, selection.widest)
+        result = np.empty((count, selection.count + 1))
+        for one, (directions, columns) in zip(turned, selection.parts, strict=True):
             result[:, columns] = one[:, directions]
         inside = np.vecdot(result[:, :-1], result[:, :-1])
         rest = np.sqrt(np.maximum(squares - inside, 0.0))

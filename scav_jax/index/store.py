@@ -1,22 +1,39 @@
-"""An index: create, open, add, delete, compact, search."""
+"""An index: create, open, add, delete, compact, search.
+
+What is added goes into new segments, cut by size; compaction writes what is live of segments that
+are small or have dead rows together in new ones. Segments that no row names are nobody's: they
+come from a change that failed or was killed, and the next compaction takes them away.
+"""
 
 import contextlib
+import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
+from jaxtyping import Int
 
 from scav_jax.embed import Embedded
-from scav_jax.errors import InputError
-from scav_jax.index import adding, compaction, layout, lock, searching, segments
-from scav_jax.index.adding import take
-from scav_jax.index.grids import stored_sequences
-from scav_jax.index.rows import Rows, live_rows
-from scav_jax.index.segments import DamagedRow, Segment
+from scav_jax.errors import InputError, check_unique, listed
+from scav_jax.files import sync
+from scav_jax.index import catalog, searching
+from scav_jax.index.catalog import STREAMS, Header, Rows, schema
+from scav_jax.index.scan import are_finite, stored_sequences
+from scav_jax.index.segments import (
+    COLUMNS,
+    DamagedRow,
+    EncodedStream,
+    Encoding,
+    Snapshot,
+    segment_numbers,
+    sweep,
+    write_segment,
+)
+from scav_jax.sequences import Sequences
 
-SHOWN = 5
 DUPLICATES = ("refuse", "replace", "skip")
+SEGMENT_BYTES = 2**28  # of one stream's sequences in one segment, about
 
 
 @dataclass(frozen=True)
@@ -60,16 +77,17 @@ def create(
       InputError: something is there, an unknown distance or storage, or lancedb is missing.
     """
     path = Path(path)
-    header = layout.make_header(identity, distance, storage)
-    begun = {layout.LOCK, layout.SEGMENTS, f"{layout.TABLE}.lance"}  # of a create that was killed
+    header = catalog.make_header(identity, distance, storage)
+    # What a create that was killed leaves.
+    begun = {catalog.LOCK, catalog.SEGMENTS, f"{catalog.TABLE}.lance"}
     if path.exists() and (not path.is_dir() or {one.name for one in path.iterdir()} - begun):
         raise InputError(f"{path}: expected a path where nothing is; remove it or use another")
     path.mkdir(parents=True, exist_ok=True)
-    with lock.writing(path):
-        (path / layout.SEGMENTS).mkdir(exist_ok=True)
+    with catalog.one_writer(path):
+        (path / catalog.SEGMENTS).mkdir(exist_ok=True)
         Rows.create(path)
-        layout.write_header(path, header)  # last: without it there is no index
-        layout.sync_folder(path)
+        catalog.write_header(path, header)  # last: without it there is no index
+        sync(path)
     return open_index(path)
 
 
@@ -84,7 +102,7 @@ def open_index(path: str | Path, identity: str | None = None) -> "Index":
       InputError: no index there, one of another model, or a damaged one.
     """
     path = Path(path)
-    header = layout.read_header(path)
+    header = catalog.read_header(path)
     if identity is not None and identity != header.identity:
         raise InputError(
             f"{path}: expected an index of the model {identity}, it was built with "
@@ -102,28 +120,27 @@ class Index:
       report: of the last search.
     """
 
-    def __init__(self, path: Path, header: layout.Header):
+    def __init__(self, path: Path, header: Header):
         self.path, self.header = path, header
         self.report = searching.Report("")
         self._rows = Rows.open(path)
         self.refresh()
 
     def __len__(self) -> int:
-        return sum(int(live.sum()) for live in self._live.values())
+        return len(self.snapshot)
 
     def refresh(self) -> None:
         """Goes to the newest committed state."""
         for attempt in range(5):  # a compaction may take segments away in between
             self._rows.latest()
             self._rows.hold()
+            self.header = catalog.read_header(self.path)
             try:
-                self._map_segments()
+                self.snapshot = Snapshot.of(self.path, self.header, self._rows.places(), {})
+                return
             except FileNotFoundError:
                 if attempt == 4:
                     raise
-                continue
-            break
-        self.header = layout.read_header(self.path)
 
     def follow(self) -> bool:
         """Goes to the newest committed state if there is a newer one, which is quick to say."""
@@ -134,13 +151,6 @@ class Index:
             return False
         self.refresh()
         return True
-
-    def _map_segments(self) -> None:
-        sizes = _Sizes(self.path)
-        self._live = live_rows(self._rows.places(), sizes)
-        self._segments = {number: sizes.segments[number] for number in self._live}
-
-    # -- writing ----------------------------------------------------------------------------------
 
     def add(self, embedded: Embedded, on_duplicate: str = "refuse") -> int:
         """Adds clips, all or none; they are durable when this returns.
@@ -160,61 +170,48 @@ class Index:
         if on_duplicate not in DUPLICATES:
             raise InputError(f"on_duplicate: expected one of {DUPLICATES}, got {on_duplicate!r}")
         with self._writing():
-            embedded = self._new(embedded, on_duplicate)
-            if len(embedded.ids):
+            if on_duplicate == "refuse":
+                self.check_new(embedded.ids)
+            check_unique(embedded.ids)
+            if on_duplicate == "skip":
+                there = set(self._rows.existing(list(embedded.ids)))
+                embedded = embedded.take(
+                    [number for number, one in enumerate(embedded.ids) if one not in there]
+                )
+            if len(embedded):
                 self._add(embedded, on_duplicate == "replace")
         self.refresh()
-        return len(embedded.ids)
+        return len(embedded)
 
-    def _new(self, embedded: Embedded, on_duplicate: str) -> Embedded:
-        """What is to be added; an error where that is refused."""
-        ids = list(embedded.ids)
-        if on_duplicate == "refuse":
-            self.check_new(ids)
-            return embedded
-        _check_unique(ids)
-        there = set() if on_duplicate == "replace" else set(self._rows.existing(ids))
-        return take(embedded, [number for number, one in enumerate(ids) if one not in there])
-
-    def check_new(self, ids: list[str]) -> None:
+    def check_new(self, ids: Sequence[str]) -> None:
         """Raises `InputError` for ids that come twice, or that are in the index."""
-        _check_unique(ids)
-        there = set(self._rows.existing(ids))
+        check_unique(ids)
+        there = set(self._rows.existing(list(ids)))
         if there:
             raise InputError(
                 f"{self.path}: expected new ids, {len(there)} of {len(ids)} are there already: "
-                f"{_named([one for one in ids if one in there])}; nothing was added, use "
+                f"{listed([repr(one) for one in ids if one in there])}; nothing was added, use "
                 'on_duplicate="replace" (--replace) to take the new ones'
             )
 
     def _add(self, embedded: Embedded, replacing: bool) -> None:
         streams = stored_sequences(embedded, self.header)
-        adding.check_streams(embedded, streams, self.header)
-        centre = adding.centre_of(streams, self._segments, self.header.storage)
-        basis = adding.basis_of(streams, self._segments, self.header, centre)
-        keys = (int(one.keys.max(initial=-1)) for one in self._segments.values())
-        key, number = 1 + max(keys, default=-1), self._next_segment()
+        _check_streams(embedded, streams, self.header)
+        present = list(self.snapshot.segments.values())
+        encoding = present[0].encoding if present else Encoding.of(streams, self.header)
+        key = 1 + max((int(one.keys.max(initial=-1)) for one in present), default=-1)
         if not self.header.width:
-            self.header = replace(self.header, width=len(centre))
-            layout.write_header(self.path, self.header)
+            self.header = replace(self.header, width=len(encoding.centre))
+            catalog.write_header(self.path, self.header)
         try:
-            rows = adding.write_clips(
-                self.path, self.header, embedded, streams, centre, basis, number, key
-            )
-            (self._rows.replace if replacing else self._rows.add)(rows)
+            rows = _write_clips(self.path, embedded, streams, encoding, key)
+            self._rows.add(rows, replacing)
         except BaseException:
-            self._sweep_uncommitted()
+            self._rows.latest()
+            used = {int(n) for part in self._rows.places() for n in np.unique(part[:, 0])}
+            sweep(self.path, used)
             raise
-        layout.sync_table(self.path)
-
-    def _sweep_uncommitted(self) -> None:
-        """Removes what a change that failed left: segments that no row names."""
-        self._rows.latest()
-        used = {int(n) for part in self._rows.places() for n in np.unique(part[:, 0])}
-        segments.sweep(self.path, used)
-
-    def _next_segment(self) -> int:
-        return 1 + max(segments.segment_numbers(self.path), default=-1)
+        self._sync_rows()
 
     def delete(self, ids: Sequence[str]) -> int:
         """Deletes clips, all or none; `compact` frees their bytes.
@@ -226,14 +223,14 @@ class Index:
         with self._writing():
             there = set(self._rows.existing(ids))
             if len(there) < len(ids):
-                missing = [one for one in ids if one not in there]
+                missing = [repr(one) for one in ids if one not in there]
                 raise InputError(
                     f"{self.path}: expected ids of the index, {len(missing)} of {len(ids)} are not "
-                    f"there: {_named(missing)}; nothing was deleted"
+                    f"there: {listed(missing)}; nothing was deleted"
                 )
             if ids:
                 self._rows.delete(ids)
-                layout.sync_table(self.path)
+                self._sync_rows()
         self.refresh()
         return len(ids)
 
@@ -246,32 +243,32 @@ class Index:
           `bytes_before`, `bytes_after`, and the `swept` segments that no row named.
         """
         with self._writing():
-            before = layout.bytes_of(self.path)
-            with self._naming():
-                compaction.rewrite(
-                    self.path,
-                    self.header.storage,
-                    self._rows,
-                    self._segments,
-                    self._live,
-                    self._next_segment(),
-                )
-            layout.sync_table(self.path)
+            before = self._bytes()
+            with self._naming_damaged_clips():
+                moved = _compacted(self.path, self.snapshot)
+            if moved:
+                self._rows.overwrite(_with_new_places(self._rows, moved))
+            self._sync_rows()
             self.refresh()
-            swept = segments.sweep(self.path, set(self._segments))
+            swept = sweep(self.path, set(self.snapshot.segments))
             self._rows.latest()
             self._rows.clean()
         self.refresh()
-        return {"bytes_before": before, "bytes_after": layout.bytes_of(self.path), "swept": swept}
+        return {"bytes_before": before, "bytes_after": self._bytes(), "swept": swept}
 
     @contextlib.contextmanager
     def _writing(self) -> Iterator[None]:
-        with lock.writing(self.path):
+        with catalog.one_writer(self.path):
             self.refresh()
             self._rows.latest()
             yield
 
-    # -- reading ----------------------------------------------------------------------------------
+    def _sync_rows(self) -> None:
+        """Makes a commit durable: LanceDB leaves that to the system."""
+        sync(self.path / f"{catalog.TABLE}.lance")
+
+    def _bytes(self) -> int:
+        return sum(file.stat().st_size for file in self.path.rglob("*") if file.is_file())
 
     def search(
         self,
@@ -295,87 +292,35 @@ class Index:
         Raises:
           InputError: see each argument; or a damaged row, with the clip's id.
         """
-        live = self._live_where(where)
-        mapped = {number: self._segments[number] for number in live}
-        with self._naming():
-            found, self.report = searching.search(
-                self.header, mapped, live, queries, direction, k, retrieval
-            )
+        snapshot = self.snapshot
+        if where is not None:
+            places = self._rows.places(where)
+            snapshot = Snapshot.of(self.path, self.header, places, snapshot.segments)
+        with self._naming_damaged_clips():
+            found, self.report = searching.search(snapshot, queries, direction, k, retrieval)
         return self.hits_of(found, len(queries.ids))
 
     def on_mesh(self, mesh, direction: str):
         """The sequences on the devices of a mesh; `hits_of` reads what its `search` finds."""
         from scav_jax.index.mesh import OnMesh
 
-        with self._naming():
-            return OnMesh(self.header, self._segments, self._live, direction, mesh)
-
-    def search_parts(
-        self,
-        parts: int,
-        queries: Embedded,
-        direction: str = "a2v",
-        k: int = 10,
-        retrieval: str = "sequence",
-        only: Sequence[int] | None = None,
-    ) -> list[searching.Found]:
-        """What each part of the index finds alone, as processes or machines would divide it.
-
-        Args:
-          parts: how many.
-          queries, direction, k, retrieval: see `search`.
-          only: the parts that this process searches; None is all.
-
-        Returns:
-          Results of the parts; `merge_parts` makes one of them, equal to `search`.
-        """
-        found = []
-        for part in range(parts) if only is None else only:
-            live = {n: _every(one, part, parts) for n, one in self._live.items()}
-            with self._naming():
-                one, self.report = searching.search(
-                    self.header, self._segments, live, queries, direction, k, retrieval
-                )
-            found.append(one)
-        return found
-
-    def merge_parts(self, found: Sequence[searching.Found], queries: int, k: int = 10):
-        """The k best of what parts found, as hits of each query."""
-        columns = [
-            np.concatenate([getattr(one, name) for one in found])
-            for name in ("query", "segment", "row", "score")
-        ]
-        similar = -1 if self.report.method == "aggregation" else 1
-        query, segment, row, score = searching.ranked(
-            *columns[:3], similar * columns[3], self._segments, k
-        )
-        return self.hits_of(searching.Found(query, segment, row, similar * score), queries)
-
-    def _live_where(self, where: str | None) -> dict[int, np.ndarray]:
-        if where is None:
-            return self._live
-        sizes = {number: len(segment) for number, segment in self._segments.items()}
-        return live_rows(self._rows.places(where), sizes)
+        with self._naming_damaged_clips():
+            return OnMesh(self.snapshot, direction, mesh)
 
     def hits_of(self, found: searching.Found, queries: int) -> list[list[Hit]]:
         """What was found, with what is known of each clip."""
-        about = self._rows.at(np.stack([found.segment, found.row], axis=1).astype(np.int64))
+        places = np.stack([found.segment, found.row], axis=1).astype(np.int64)
+        about = self._rows.at(places)
         hits: list[list[Hit]] = [[] for _ in range(queries)]
-        for query, segment, row, score in zip(
-            found.query.tolist(),
-            found.segment.tolist(),
-            found.row.tolist(),
-            found.score.tolist(),
-            strict=True,
+        for query, place, score in zip(
+            found.query.tolist(), places.tolist(), found.score.tolist(), strict=True
         ):
-            clip = about[segment, row]
-            named = {name: clip[name] for name in ("id", "source", "start", "end", "label")}
-            hits[query].append(Hit(**named, score=score, rank=len(hits[query]) + 1))
+            clip = about[tuple(place)]
+            hits[query].append(Hit(**clip, score=score, rank=len(hits[query]) + 1))
         return hits
 
     @contextlib.contextmanager
-    def _naming(self) -> Iterator[None]:
-        """Puts the clip's id into the message of a damaged row."""
+    def _naming_damaged_clips(self) -> Iterator[None]:
         try:
             yield
         except DamagedRow as error:
@@ -393,25 +338,23 @@ class Index:
         Raises:
           InputError: the first row that differs, by name.
         """
-        with self._naming():
-            for number, segment in self._segments.items():
+        with self._naming_damaged_clips():
+            for number, segment in self.snapshot.segments.items():
                 for stream in segment.streams.values():
-                    stream.forget_checks()
-                    segments.check_all(stream, self._live[number])
+                    stream.verify(np.flatnonzero(self.snapshot.live[number]))
         return len(self)
 
     def info(self) -> dict:
         """What the index holds and how large it is."""
-        rows = sum(len(segment) for segment in self._segments.values())
-        orphans = set(segments.segment_numbers(self.path)) - set(self._segments)
+        mapped = self.snapshot.segments
         return {
             "path": str(self.path),
             "clips": len(self),
-            "deleted": rows - len(self),
+            "deleted": sum(len(segment) for segment in mapped.values()) - len(self),
             "version": self._rows.version,
-            "segments": len(self._segments),
-            "orphan_segments": len(orphans),
-            "bytes": layout.bytes_of(self.path),
+            "segments": len(mapped),
+            "orphan_segments": len(set(segment_numbers(self.path)) - set(mapped)),
+            "bytes": self._bytes(),
             "identity": self.header.identity,
             "distance": self.header.distance,
             "options": self.header.options,
@@ -420,31 +363,145 @@ class Index:
         }
 
 
-class _Sizes(dict):
-    """How many rows a segment has, mapping it when that is first asked."""
-
-    def __init__(self, path: Path):
-        self.path, self.segments = path, {}
-
-    def __missing__(self, number: int) -> int:
-        self.segments[number] = Segment(self.path, number)
-        self[number] = len(self.segments[number])
-        return self[number]
+# Adding
 
 
-def _every(live: np.ndarray, part: int, parts: int) -> np.ndarray:
-    """One in `parts` rows."""
-    mine = np.zeros_like(live)
-    mine[part::parts] = live[part::parts]
-    return mine
+def _check_streams(embedded: Embedded, streams: dict[str, Sequences], header: Header) -> None:
+    """Raises `InputError` for latents that are not finite, empty, or of another width."""
+    widths = {np.asarray(stream.values).shape[2] for stream in streams.values()}
+    if len(widths) > 1 or (header.width and widths != {header.width}):
+        raise InputError(
+            f"expected latents of width {header.width or 'one'}, got {sorted(widths)}; embed them "
+            "with the model of the index"
+        )
+    for name, stream in streams.items():
+        good = are_finite(stream) & (np.asarray(stream.lengths) >= 1)
+        if not good.all():
+            raise InputError(
+                f"clip {embedded.ids[int(np.flatnonzero(~good)[0])]!r}: expected finite {name} "
+                "latents of at least a step, got NaN, infinity or none; nothing was added"
+            )
 
 
-def _check_unique(ids: list[str]) -> None:
-    twice = {one for one in ids if ids.count(one) > 1} if len(set(ids)) < len(ids) else set()
-    if twice:
-        raise InputError(f"ids must be unique, these came twice: {_named(sorted(twice))}")
+def _write_clips(
+    index: Path,
+    embedded: Embedded,
+    streams: dict[str, Sequences],
+    encoding: Encoding,
+    first_key: int,
+):
+    """Writes the sequences of clips into new segments; without their rows nobody sees them.
+
+    Args:
+      index: its folder.
+      embedded, streams: the clips, and their sequences as they are stored.
+      encoding: of the index.
+      first_key: of the first clip; the others follow in their order.
+
+    Returns:
+      Their rows, an Arrow table.
+    """
+    import pyarrow as pa
+
+    order = np.lexsort((streams["visual"].lengths, streams["audio"].lengths))
+    steps = np.maximum(*(np.asarray(stream.lengths)[order] for stream in streams.values()))
+    sizes = np.cumsum(steps.astype(np.int64)) * len(encoding.centre) * 4
+    parts = np.split(order, np.flatnonzero(np.diff(sizes // SEGMENT_BYTES)) + 1)
+    batches = []
+    for number, part in enumerate(parts, _next_segment(index)):
+        encoded = {
+            name: encoding.encode(stream, getattr(embedded, f"{name}_embeddings"), part)
+            for name, stream in streams.items()
+        }
+        write_segment(index, number, encoded, first_key + part, encoding)
+        columns = {
+            "id": [embedded.ids[clip] for clip in part],
+            "source": [str(embedded.sources[clip]) for clip in part],
+            "start": np.asarray(embedded.starts, np.float64)[part],
+            "end": np.asarray(embedded.ends, np.float64)[part],
+            "label": [str(embedded.labels[clip]) for clip in part],
+            "key": first_key + part,
+            "segment": np.full(len(part), number, np.int32),
+            "row": np.arange(len(part), dtype=np.int32),
+            **{f"checksum_{name}": encoded[name].rows["checksum"] for name in STREAMS},
+        }
+        batches.append(pa.RecordBatch.from_pydict(columns, schema=schema()))
+    return pa.Table.from_batches(batches)
 
 
-def _named(ids: list[str]) -> str:
-    more = f" and {len(ids) - SHOWN} more" if len(ids) > SHOWN else ""
-    return ", ".join(repr(one) for one in ids[:SHOWN]) + more
+def _next_segment(index: Path) -> int:
+    return 1 + max(segment_numbers(index), default=-1)
+
+
+# Compaction
+
+
+def _compacted(index: Path, snapshot: Snapshot) -> dict[tuple[int, int], tuple[int, int]]:
+    """Writes what is worth moving into new segments: (segment, row) before -> after."""
+    mapped, live, batches, size = snapshot.segments, snapshot.live, [], 0
+    for number, segment in mapped.items():
+        if live[number].all() and (len(mapped) == 1 or segment.bytes >= SEGMENT_BYTES):
+            continue
+        share = live[number].mean() * segment.bytes
+        if not batches or size + share > 2 * SEGMENT_BYTES:
+            batches.append([])
+            size = 0
+        batches[-1].append(number)
+        size += share
+    moved = {}
+    for number, sources in enumerate(batches, _next_segment(index)):
+        places = _copy_live(index, snapshot, sources, number)
+        moved.update((tuple(place), (number, row)) for row, place in enumerate(places.tolist()))
+    return moved
+
+
+def _copy_live(
+    index: Path, snapshot: Snapshot, sources: list[int], number: int
+) -> Int[np.ndarray, "n 2"]:
+    """Writes live rows of some segments as one, sorted by length, then key; where they were."""
+    rows = {one: np.flatnonzero(snapshot.live[one]) for one in sources}
+    places = np.concatenate(
+        [np.stack([np.full(len(some), one), some], axis=1) for one, some in rows.items()]
+    )
+    keys = np.concatenate([snapshot.segments[one].keys[some] for one, some in rows.items()])
+    about = {
+        name: np.concatenate(
+            [snapshot.segments[one].streams[name].rows[some] for one, some in rows.items()]
+        )
+        for name in STREAMS
+    }
+    order = np.lexsort((keys, about["visual"]["steps"], about["audio"]["steps"]))
+    places = places[order]
+    streams = {name: _copied(snapshot, name, places, about[name][order]) for name in STREAMS}
+    encoding = snapshot.segments[sources[0]].encoding
+    write_segment(index, number, streams, keys[order], encoding)
+    return places
+
+
+def _copied(
+    snapshot: Snapshot, name: str, places: Int[np.ndarray, "n 2"], rows: np.ndarray
+) -> EncodedStream:
+    """One stream of clips at some places as it is written again, byte for byte."""
+    records: dict[str, list[np.ndarray]] = {}
+    edges = np.flatnonzero(np.diff(rows["steps"], prepend=-1, append=-1))
+    for begin, end in itertools.pairwise(edges):
+        for column in COLUMNS:
+            data = [
+                snapshot.segments[number].streams[name].record(column, row)
+                for number, row in places[begin:end].tolist()
+            ]
+            if len(data[0]):
+                records.setdefault(column, []).append(np.stack(data))
+    return EncodedStream.join([EncodedStream(rows, records)])
+
+
+def _with_new_places(rows: Rows, moved: dict[tuple[int, int], tuple[int, int]]) -> Iterator:
+    """The table after a compaction, as Arrow record batches."""
+    import pyarrow as pa
+
+    for batch in rows.tables():
+        old = zip(batch.column("segment").to_pylist(), batch.column("row").to_pylist(), strict=True)
+        new = np.array([moved.get(place, place) for place in old], np.int32).reshape(-1, 2)
+        columns = {name: batch.column(name) for name in batch.schema.names}
+        columns |= {"segment": pa.array(new[:, 0]), "row": pa.array(new[:, 1])}
+        yield pa.RecordBatch.from_pydict(columns, schema=schema())

@@ -27,7 +27,7 @@ from scav_jax.config import override
 from scav_jax.config_files import load_file
 from scav_jax.distances import retrieval_form
 from scav_jax.errors import run_program
-from scav_jax.files import write_json
+from scav_jax.files import ids_sha256, write_json
 from scav_jax.runs import AVERAGED, load_run
 
 ROWS = {
@@ -108,7 +108,7 @@ def evaluated(workdir: Path, data: str, split_name: str) -> dict:
     split = datasets.read(Path(data), split_name)
     embedded = embed.embed(run, split)
     ranks_by = retrieval_form(run.objective.distance, run.objective.distance_options)
-    similarities, distances = retrieve.all_against_all(embedded, *ranks_by)
+    similarities, distances = embed.all_against_all(embedded, *ranks_by)
     ks = [k for k in KS if k < len(split)] + [len(split)]
     result = {}
     for direction in retrieve.DIRECTIONS:
@@ -123,7 +123,7 @@ def evaluated(workdir: Path, data: str, split_name: str) -> dict:
             **{f"hybrid {k}": metrics.recall_at_k(h, 1) for k, h in zip(ks, hybrid, strict=True)},
             "first stage @100": metrics.recall_at_k(by_aggregation, min(100, len(split))),
         }
-    return {"clips": len(split), "ids": metrics.ids_sha256(split.ids), "recall": result}
+    return {"clips": len(split), "ids": ids_sha256(split.ids), "recall": result}
 
 
 def seconds_per_step(row: str, data: str) -> float:

@@ -177,7 +177,10 @@ def naive(index: Index, asking: Embedded, clips: int) -> dict:
     import jax.numpy as jnp
 
     q = asking.audio.values.reshape(len(asking.ids), -1)
-    parts = [s.streams["visual"].read("values", slice(0, len(s))) for s in index._segments.values()]
+    parts = [
+        s.streams["visual"].read("values", slice(0, len(s)))
+        for s in index.snapshot.segments.values()
+    ]
     x = np.concatenate(parts)
     found = {"gemm_numpy": best(lambda: q @ x.T)}
     multiply = jax.jit(lambda a, b: jnp.matmul(a, b.T, precision=jax.lax.Precision.HIGHEST))
@@ -368,9 +371,8 @@ def scale(arguments, folder: Path) -> dict:
 
 def latency(path: Path, many: Embedded, method: str, quick: bool) -> dict:
     """Seconds of one query, cold and warm, and of all together."""
-    from scav_jax.index.store import take
 
-    single = [take(many, [number]) for number in range(10 if quick else 50)]
+    single = [many.take([number]) for number in range(10 if quick else 50)]
     forget(path)
     index = open_index(path)
     begin = time.perf_counter()
@@ -401,9 +403,8 @@ def latency(path: Path, many: Embedded, method: str, quick: bool) -> dict:
 
 def recalls(index: Index, many: Embedded) -> dict:
     """Of the exact ten and of the exact first, how many the first stage has."""
-    from scav_jax.index.store import take
 
-    some = take(many, list(range(min(100, len(many.ids)))))
+    some = many.take(list(range(min(100, len(many.ids)))))
     truth = index.search(some, "a2v", 10, "exact")
     first = index.search(some, "a2v", min(3000, len(index)), "aggregation")
     result = {}
@@ -423,7 +424,7 @@ def first(arguments, folder: Path) -> dict:
     import lancedb
     import pyarrow as pa
 
-    from scav_jax.retrieve import unit
+    from scav_jax.sequences import unit
 
     clips, width = (3000, 64) if arguments.quick else (100_000, 512)
     path = folder / "first"
@@ -431,12 +432,14 @@ def first(arguments, folder: Path) -> dict:
     index, asking = open_index(path), ask(100, 2, width, arguments.spread)
     index.search(asking, "a2v", 100, "aggregation")
     found = {"ours_100": best(lambda: index.search(asking, "a2v", 100, "aggregation")) / 100}
-    from scav_jax.index.store import take
 
-    one = take(asking, [0])
+    one = asking.take([0])
     found["ours_1"] = best(lambda: index.search(one, "a2v", 100, "aggregation"))
     vectors = np.concatenate(
-        [s.streams["visual"].read("embeddings", slice(0, len(s))) for s in index._segments.values()]
+        [
+            s.streams["visual"].read("embeddings", slice(0, len(s)))
+            for s in index.snapshot.segments.values()
+        ]
     )
     values = pa.FixedSizeListArray.from_arrays(pa.array(vectors.ravel()), width)
     table = lancedb.connect(str(folder / "first.lance")).create_table(

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from scav_jax.errors import InputError
+from scav_jax.errors import InputError, listed
 from scav_jax.extract.backbones.clip_towers import ClipConfig, TextConfig, VisionConfig
 
 PREFIXES = {"vision": "vision_model.", "text": "text_model."}
@@ -79,8 +79,8 @@ def select(
     if missing or surplus:
         raise InputError(
             f"{where}: expected the tensors that config.json implies, got {len(missing)} missing "
-            f"({_few(missing)}) and {len(surplus)} unknown ({_few(surplus)}); do config.json and "
-            "the weights belong together?"
+            f"({listed(missing)}) and {len(surplus)} unknown ({listed(surplus)}); do config.json "
+            "and the weights belong together?"
         )
     for name, shape in shapes.items():
         if arrays[name].shape != shape:
@@ -205,7 +205,3 @@ def _random(name: str, shape: tuple[int, ...], seed: int) -> np.ndarray:
     else:
         centre, spread = 0.0, 0.1
     return (np.float32(centre) + np.float32(spread) * uniform).reshape(shape)
-
-
-def _few(names: list[str], count: int = 3) -> str:
-    return ", ".join(names[:count]) + (", ..." if len(names) > count else "") or "none"

@@ -16,7 +16,7 @@ from pathlib import Path
 import jax.numpy as jnp
 import numpy as np
 
-from scav_jax.errors import OUR_FAULTS, InputError
+from scav_jax.errors import OUR_FAULTS, InputError, listed
 from scav_jax.extract.backbones import torch_files
 from scav_jax.files import write_atomically
 
@@ -71,7 +71,7 @@ def read(path: str | Path) -> dict[str, np.ndarray]:
     if len(files) != 1:
         others = sorted(p.name for p in path.iterdir())
         raise InputError(
-            f"{path}: expected {FILE}, {INDEX} or {TORCH_FILE}, got {_few(others)}; "
+            f"{path}: expected {FILE}, {INDEX} or {TORCH_FILE}, got {listed(others)}; "
             "weights in another format have to be converted to safetensors first"
         )
     return _read_file(files[0])
@@ -183,8 +183,8 @@ def _read_torch(path: Path) -> dict[str, np.ndarray]:
     other = [str(name) for name, value in state.items() if not isinstance(value, np.ndarray)]
     if other or not state:
         raise InputError(
-            f"{path}: expected a tensor under every name, got something else under {_few(other)}; "
-            "is it the state of one model?"
+            f"{path}: expected a tensor under every name, got something else under {listed(other)}"
+            "; is it the state of one model?"
         )
     return state
 
@@ -221,18 +221,12 @@ def _read_shards(index: Path) -> dict[str, np.ndarray]:
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise InputError(f"{index}: expected JSON with a weight_map, got {error!r}") from error
     if not plain:
-        raise InputError(f"{index}: expected names of files beside it, got {_few(names)}")
+        raise InputError(f"{index}: expected names of files beside it, got {listed(names)}")
     shards = {name: _read_file(index.with_name(name)) for name in names}
     lost = [name for name, shard in places.items() if name not in shards[shard]]
     if lost:
         raise InputError(
-            f"{index}: expected every tensor in its shard, got none of {_few(lost)}; "
+            f"{index}: expected every tensor in its shard, got none of {listed(lost)}; "
             "download the shards again"
         )
     return {name: shards[shard][name] for name, shard in places.items()}
-
-
-def _few(names: list[str], count: int = 5) -> str:
-    """The first few names, and how many more there are."""
-    more = f" and {len(names) - count} more" if len(names) > count else ""
-    return (", ".join(names[:count]) or "nothing") + more

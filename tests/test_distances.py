@@ -12,7 +12,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import reference
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jax.test_util import check_grads
 
 from scav_jax import distances
@@ -274,41 +273,6 @@ def test_other_lengths_of_one_shape_compile_nothing(row):
         expected = by_formula(row, visual)
         np.testing.assert_allclose(result, expected, **scaled_tolerance(expected, row.tolerance))
     assert len(traced) == 1
-
-
-# -- many devices ---------------------------------------------------------------------------------
-
-
-@each_row
-@pytest.mark.parametrize("how", ["shard_map", pytest.param("jit", marks=pytest.mark.slow)])
-def test_rows_on_eight_devices_are_those_of_one(row, how):
-    """Visual rows on their own device, audio on all; values and gradients."""
-    visual = stream([7, 1, 4, 6, 2, 8, 3, 5], VISUAL_STEPS, seed=21).padded()
-    audio = AUDIO.padded()
-    mesh = Mesh(np.asarray(jax.devices()[:8]), ("data",))
-    rows, whole = PartitionSpec("data"), PartitionSpec()
-    distances_of = partial(pairwise, row.name, **row.options)
-    if how == "shard_map":
-        distances_of = jax.shard_map(
-            distances_of, mesh=mesh, in_specs=(rows, whole), out_specs=rows, check_vma=False
-        )
-    else:
-        visual = jax.device_put(visual, NamedSharding(mesh, rows))
-        audio = jax.device_put(audio, NamedSharding(mesh, whole))
-
-    def weighted(visual_values, audio_values):
-        result = distances_of(
-            visual.replace(values=visual_values), audio.replace(values=audio_values)
-        )
-        weights = np.random.default_rng(9).normal(size=result.shape).astype(np.float32)
-        return jnp.sum(result * weights), result
-
-    sharded = jax.jit(jax.value_and_grad(weighted, argnums=(0, 1), has_aux=True))
-    (_, result), gradients = sharded(visual.values, audio.values)
-    expected, expected_gradients = value_and_gradients(row, *jax.device_put((visual, audio)))
-    np.testing.assert_allclose(result, expected, **scaled_tolerance(expected, row.noise))
-    for ours, theirs in zip(gradients, expected_gradients, strict=True):
-        np.testing.assert_allclose(ours, theirs, **scaled_tolerance(theirs, 20 * row.noise))
 
 
 @each_row

@@ -7,8 +7,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import reference
-from jax.sharding import NamedSharding
-from jax.sharding import PartitionSpec as P
 from jax.test_util import check_grads
 
 from scav_jax.distances import dtw, warping
@@ -147,20 +145,6 @@ def test_tiles_are_even_and_within_the_block():
         rows, columns = -(-queries // (stream * group)), -(-candidates // across)
         in_vain = rows * stream * group * columns * across / (queries * candidates)
         assert in_vain < 1.2
-
-
-@each_gamma
-def test_padding_reaches_nothing(gamma):
-    visual, audio = streams()
-    results = run(all_pairs, visual, audio, gamma=gamma)
-    for fill in (0.0, np.inf):
-        others = run(all_pairs, *streams(fill=fill), gamma=gamma)
-        for result, other in zip(results, others, strict=True):
-            np.testing.assert_array_equal(result, other)
-    for gradient, lengths in zip(results[1:], (LONG, SHORT), strict=True):
-        for item, length in zip(gradient, lengths, strict=True):
-            assert not np.any(item[length:])
-            assert np.all(np.any(item[:length], axis=-1))
 
 
 @each_gamma
@@ -366,25 +350,7 @@ def test_hard_path_prefers_the_diagonal():
     assert path[:cells].tolist() == [[0, 0], [1, 1], [2, 2], [2, 3]]
 
 
-# -- compilation, memory, devices -----------------------------------------------------------------
-
-
-def test_new_lengths_are_not_a_new_program():
-    visual, audio = streams()
-    traces = []
-
-    @jax.jit
-    def distances(visual, audio):
-        traces.append(None)
-        return jax.value_and_grad(
-            lambda v: jnp.sum(all_pairs(visual.replace(values=v), audio, 0.1))
-        )(visual.values)
-
-    first, _ = distances(visual, audio)
-    others = padded(clips([2, 10, 10, 1, 4], 3), 10)
-    second, _ = distances(others, audio)
-    assert len(traces) == 1
-    assert first != second
+# -- memory -----------------------------------------------------------------
 
 
 def temporary_bytes(batch, n, m, memory_bytes, backward=True, block=None):
@@ -418,25 +384,6 @@ def test_memory_does_not_grow_with_the_number_of_pairs():
     budget = 2**23
     small, large = (temporary_bytes(batch, 20, 50, budget) for batch in (32, 128))
     assert large - small <= 6 * 4 * (128 - 32) * 70 * 16 + 2 * 4 * 128**2
-
-
-@pytest.mark.parametrize(("order", "memory_bytes"), [("long first", AMPLE), ("short first", TIGHT)])
-def test_eight_devices_are_one(order, memory_bytes):
-    """Rows of D on their own devices, by `shard_map` and by `jit`."""
-    long, short = (
-        padded(clips([9, 1, 6, 8, 3, 2, 10, 5], 1), 10),
-        padded(clips([5, 2, 1, 4, 6, 3, 5, 6], 2), 6),
-    )
-    visual, audio = (long, short) if order == "long first" else (short, long)
-    function = partial(all_pairs, gamma=0.1, memory_bytes=memory_bytes)
-    expected = run(function, visual, audio)
-    mesh = jax.make_mesh((8,), ("devices",), axis_types=(jax.sharding.AxisType.Auto,))
-    by_rows = jax.shard_map(
-        function, mesh=mesh, in_specs=(P("devices"), P()), out_specs=P("devices")
-    )
-    assert_close(run(by_rows, visual, audio), expected, 2e-6)
-    sharded = jax.device_put(visual, NamedSharding(mesh, P("devices")))
-    assert_close(run(function, sharded, audio), expected, 2e-6)
 
 
 # -- what a person gets wrong ---------------------------------------------------------------------

@@ -9,8 +9,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import reference
-from jax.sharding import Mesh, NamedSharding
-from jax.sharding import PartitionSpec as P
 from jax.test_util import check_grads
 
 from scav_jax.distances.sinkhorn import absorb_minima, fixed_potentials, largest_exponent
@@ -172,17 +170,6 @@ def test_a_large_common_offset_changes_nothing(form):
     assert_close(gradients, right, 1e-4 if form == "sinkhorn" else 3e-2)
 
 
-@pytest.mark.parametrize("form", FORMS)
-def test_a_sequence_is_at_distance_zero_from_itself(form):
-    """The three sequences of the audio once more among the five of the other side."""
-    options = DEBIASED if form == "sinkhorn" else {}
-    visual = padded([*AUDIO, *VISUAL[:2]], VISUAL_STEPS)
-    result, _ = result_and_gradients(form, options, visual, both()[1])
-    own = np.eye(len(VISUAL), len(AUDIO), dtype=bool)
-    np.testing.assert_allclose(result[own], 0.0, atol=2e-6)
-    assert np.all(result[~own] > 0.01)
-
-
 # -- the matrix is the definition -----------------------------------------------------------------
 
 
@@ -217,21 +204,6 @@ def test_matrix_is_the_definition_in_float64_and_with_self_terms(form, how):
         assert result.dtype == np.float64
         assert_close([result], [expected], 1e-12)
         assert_close(gradients, right, 1e-10)
-
-
-@pytest.mark.parametrize("form", FORMS)
-def test_padding_reaches_neither_value_nor_gradient(form):
-    options = DEBIASED if form == "sinkhorn" else {}
-    result, gradients = result_and_gradients(form, options, *both())
-    for fill in (0.0, np.inf):
-        other, other_gradients = result_and_gradients(form, options, *both(fill=fill))
-        np.testing.assert_array_equal(result, other)
-        for ours, theirs in zip(gradients, other_gradients, strict=True):
-            np.testing.assert_array_equal(ours, theirs)
-    for gradient, lengths in zip(gradients, (VISUAL_LENGTHS, AUDIO_LENGTHS), strict=True):
-        for clip, length in zip(gradient, lengths, strict=True):
-            assert not np.any(clip[length:])
-            assert np.all(np.any(clip[:length], axis=-1))
 
 
 # -- gradients ------------------------------------------------------------------------------------
@@ -436,7 +408,7 @@ def test_self_terms_that_do_not_converge_are_told():
     assert aux["marginal_error"] > 1e-6
 
 
-# -- compilation, memory, devices -----------------------------------------------------------------
+# -- compilation, memory -----------------------------------------------------------------
 
 
 def test_new_lengths_do_not_compile_again():
@@ -473,45 +445,6 @@ def test_memory_is_a_setting():
     assert nothing < costs / 10
     assert potentials < only_potentials < nothing + 2 * potentials
     assert costs < everything < 2 * costs
-
-
-def test_eight_devices_are_one():
-    """Rows of D over a mesh, audio whole on every device: under `shard_map` and under `jit`."""
-    mesh = Mesh(np.array(jax.devices()), ("data",))
-    visual = padded(clips([7, 1, 4, 6, 8, 2, 5, 3], 7), VISUAL_STEPS)
-    audio = padded(AUDIO, AUDIO_STEPS)
-    matrix = partial(sinkhorn_matrix, **PLAIN)
-    spread = jax.shard_map(
-        matrix, mesh=mesh, in_specs=(P("data"), P()), out_specs=(P("data"), P("data"))
-    )
-    weights = np.random.default_rng(8).normal(size=(8, 3)).astype(np.float32)
-
-    def gradients(function, v, a):
-        def total(v, a):
-            result, aux = function(visual.replace(values=v), audio.replace(values=a))
-            return jnp.sum(result * weights), (result, aux["marginal_error"])
-
-        return jax.jit(jax.grad(total, (0, 1), has_aux=True))(v, a)
-
-    right, expected = gradients(matrix, visual.values, audio.values)
-    sharded = jax.device_put(visual.values, NamedSharding(mesh, P("data")))
-    for function, v in ((spread, visual.values), (matrix, sharded)):
-        ours, results = gradients(function, v, audio.values)
-        assert_close(results[:1], expected[:1], 1e-5)
-        np.testing.assert_allclose(results[1], expected[1], atol=1e-5)
-        assert_close(ours, right, 1e-5)
-
-
-def test_eight_devices_are_one_for_wasserstein():
-    """Its self terms as well."""
-    mesh = Mesh(np.array(jax.devices()), ("data",))
-    visual = padded(clips([7, 1, 4, 6, 8, 2, 5, 3], 7), VISUAL_STEPS)
-    audio = padded(AUDIO, AUDIO_STEPS)
-    spread = jax.shard_map(
-        wasserstein_matrix, mesh=mesh, in_specs=(P("data"), P()), out_specs=(P("data"), P("data"))
-    )
-    results = [jax.jit(function)(visual, audio)[0] for function in (spread, wasserstein_matrix)]
-    np.testing.assert_allclose(*results, rtol=1e-5)
 
 
 def test_ott_is_imported_only_where_it_is_used():

@@ -29,6 +29,7 @@ from scav_jax.extract.backbones.clip_visual import FRAMES_A_BLOCK, ClipPreparer,
 from scav_jax.extract.backbones.clip_weights import random_weights
 from scav_jax.extract.ledger import Ledger
 from scav_jax.extract.manifest import ClipRequest
+from scav_jax.extract.streams import KINDS
 
 VISION = VisionConfig(24, 40, 10, 2, 3, 32, 8)
 BEATS = dataclasses.replace(SMALL, encoder_layers=2)
@@ -128,7 +129,7 @@ def test_frames_are_cropped_as_they_are_decoded(videos):
             shapes.append(frame.shape)
             return super().shrink(frame)
 
-    watching = Preparer(Watching(preparer.preprocessing), BeatsPreparer(), 60.0, 0.16)
+    watching = Preparer(Watching(preparer.preprocessing), BeatsPreparer(), KINDS, 60.0, 0.16)
     (outcome,) = jobs.prepare(job, videos=videos, preparer=watching)
     assert set(shapes) == {(64, 96, 3)} and len(shapes) >= len(outcome.prepared.visual)
     with media.Reader(videos / "0.mp4", None) as reader:
@@ -181,7 +182,7 @@ def test_blocks_are_the_towers_own_features(model):
 
 def test_a_minute_is_the_longest_clip(videos):
     picture = ClipPreparer(Preprocessing(32, (32, 32)))
-    short = Preparer(picture, BeatsPreparer(max_seconds=1.5), 1.5, 0.16)
+    short = Preparer(picture, BeatsPreparer(max_seconds=1.5), KINDS, 1.5, 0.16)
     job = jobs.Job(0, ((0, ClipRequest("2.mp4", 0.0, None, "x")),))
     (outcome,) = jobs.prepare(job, videos=videos, preparer=short)
     assert outcome.rejection["reason"].startswith("too long: 3.5 s, a clip has at most 1.5 s; cut")
@@ -197,7 +198,7 @@ def test_a_minute_is_the_longest_clip(videos):
 def test_a_worker_imports_no_jax(videos):
     """It would take a second and 100 MB each, or the memory of the accelerator."""
     job = jobs.Job(0, ((0, ClipRequest("0.mp4", 0.0, None, "x")),))
-    preparer = Preparer(ClipPreparer(), BeatsPreparer(), 60.0, 0.16)
+    preparer = Preparer(ClipPreparer(), BeatsPreparer(), KINDS, 60.0, 0.16)
     work = pickle.dumps((job, videos, preparer))
     code = (
         "import pickle, sys; from scav_jax.extract import jobs, pool;"

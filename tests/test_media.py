@@ -136,8 +136,8 @@ def test_flash_and_click_land_on_the_same_step_of_both_features(tmp_path):
         tmp_path / "a.mp4", flash_frames(4, [moment]), click_track(4, 44_100, [moment])
     )
     clip, plain = cut(path, 0.0, 4.0, (64, 64)), backbones.load("plain").preparer
-    visual = plain.visual(clip.frames, clip.previous)
-    audio = plain.audio(clip.waveform)
+    visual = plain.visual.prepare(clip.frames, clip.previous)
+    audio = plain.audio.prepare(clip.waveform)
     assert visual.shape == (100, 384) and audio.shape == (24, 2048)
     assert visual[:, :192].mean(axis=1).argmax() == 49
     frame = audio.reshape(24 * 16, 128).mean(axis=1).argmax()
@@ -346,7 +346,7 @@ def test_plain_equals_naive_loops(random):
     waveform = (0.1 * random.standard_normal(9_000)).astype(np.float32)
     plain = backbones.load("plain").preparer
     for before in (None, previous):
-        got = plain.visual(frames, before)
+        got = plain.visual.prepare(frames, before)
         for step in range(5):
             last = frames[step - 1] if step else (frames[0] if before is None else before)
             now, last = frames[step].astype(int), last.astype(int)
@@ -359,7 +359,7 @@ def test_plain_equals_naive_loops(random):
                         change = np.abs(now[cell] - last[cell]).mean() / 255 / 0.05
                         assert got[step, place] == pytest.approx(colour, abs=1e-5)
                         assert got[step, 192 + place] == pytest.approx(change, abs=1e-4)
-    audio = plain.audio(waveform)
+    audio = plain.audio.prepare(waveform)
     log_mel = fbank.log_mel(waveform)
     assert len(log_mel) == 54 and audio.shape == (3, 2048)
     for step in range(3):

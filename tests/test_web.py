@@ -118,7 +118,7 @@ def test_clips_that_are_added_are_found_without_a_restart(made, films, tmp_path)
     from scav_jax.index import create, open_index
 
     first, second = made.embed(films / "c.mkv"), made.embed(films / "d.mp4")
-    writer = create(tmp_path / "i", identity=made.identity, model=made)
+    writer = create(tmp_path / "i", identity=made.identity, distance=made.distance)
     writer.add(first)
     served = open_index(tmp_path / "i", made.identity)
     app = app_module.create_app(made, served, workers=0, max_bytes=2**20)

@@ -56,7 +56,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     models.add_argument("--backbone", help=f"a pair: {', '.join(PAIRS)} (default: plain)")
     for stream, known in (("visual", VISUAL), ("audio", AUDIO)):
         models.add_argument(
-            f"--{stream}", help=f"a side: {', '.join(known)}, package.module:Class, or none"
+            f"--{stream}", help=f"a side: {', '.join(known)} or package.module:Class"
         )
     models.add_argument(
         "--weights",

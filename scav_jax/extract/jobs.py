@@ -171,8 +171,8 @@ def prepare(
                 reader = reader or stack.enter_context(
                     media.Reader(
                         videos / request.file,
-                        preparer.frame_size,
-                        preparer.shrink,
+                        preparer.visual.frame_size,
+                        preparer.visual.shrink,
                         preparer.max_seconds,
                         kinds,
                     )
@@ -197,12 +197,14 @@ def _prepare_clip(
     media.check_usable(decoded)
     frames, waveform = decoded.frames, decoded.waveform
     if frames is None:
-        width, height = preparer.frame_size or (64, 64)
-        frames = preparer.shrink(np.zeros((height, width, 3), np.uint8))[None]
+        width, height = preparer.visual.frame_size or (64, 64)
+        frames = preparer.visual.shrink(np.zeros((height, width, 3), np.uint8))[None]
     if waveform is None:
         waveform = np.zeros(round(decoded.frames_span[1] * RATE_HZ), np.float32)
-    prepared = Prepared(preparer.visual(frames, decoded.previous), preparer.audio(waveform))
-    span = decoded.frames_span if preparer.visual_side else (0.0, 0.0)
+    prepared = Prepared(
+        preparer.visual.prepare(frames, decoded.previous), preparer.audio.prepare(waveform)
+    )
+    span = decoded.frames_span if len(prepared.visual) else (0.0, 0.0)
     return Outcome(place, request, prepared, span, decoded.end, preparer.audio_step_s)
 
 

@@ -95,7 +95,7 @@ def checks() -> list[Check]:
         with media.Reader(path, None) as reader:
             whole = reader.cut(0.0, None)
         plain = backbones.load("plain")
-        with media.Reader(path, plain.preparer.frame_size) as reader:
+        with media.Reader(path, plain.visual.frame_size) as reader:
             small = reader.cut(0.0, None)
     frames, sound = pattern(), tones(fbank.RATE_HZ)
     return [
@@ -128,23 +128,23 @@ def _plain(
     plain: backbones.Backbone, clip: media.Media, frames: np.ndarray, sound: np.ndarray
 ) -> list[Check]:
     """Features of the decoded clip, and of what no codec has touched."""
-    prepare = plain.preparer
+    picture, sound_of = plain.visual.prepare, plain.audio.prepare
     small = np.ascontiguousarray(frames[:, :64, :64])
     make = partial(Check, why="NumPy, or this program, computes something else")
     return [
-        Check("plain, decoded frames", _shown(prepare.visual(clip.frames, None)), 0.06, "scaling"),
-        Check("plain, decoded sound", _shown(prepare.audio(clip.waveform)), 0.05, "resampling"),
-        make("plain, exact frames", _shown(prepare.visual(small, None)), 1e-5),
-        make("plain, exact sound", _shown(prepare.audio(sound)), 1e-3),
+        Check("plain, decoded frames", _shown(picture(clip.frames, None)), 0.06, "scaling"),
+        Check("plain, decoded sound", _shown(sound_of(clip.waveform)), 0.05, "resampling"),
+        make("plain, exact frames", _shown(picture(small, None)), 1e-5),
+        make("plain, exact sound", _shown(sound_of(sound)), 1e-3),
     ]
 
 
 def _models(clip: media.Media, frames: np.ndarray, sound: np.ndarray) -> list[Check]:
     model = small_clip_beats()
-    prepare = model.preparer
-    crops = np.stack([prepare.shrink(frame) for frame in frames])
-    decoded = np.stack([prepare.shrink(frame) for frame in clip.frames])
-    rough = backbones.Prepared(decoded[::5], prepare.audio(clip.waveform))
+    shrink, sound_of = model.preparer.visual.shrink, model.preparer.audio.prepare
+    crops = np.stack([shrink(frame) for frame in frames])
+    decoded = np.stack([shrink(frame) for frame in clip.frames])
+    rough = backbones.Prepared(decoded[::5], sound_of(clip.waveform))
     exact = backbones.Prepared(crops[::5], sound)
     (rough_visual, rough_audio), (visual, audio) = model.encode([rough, exact])
     sums = [float(part.sum()) for part in np.array_split(crops.astype(np.int64).ravel(), SHOWN)]

@@ -80,7 +80,7 @@ def gemm(dtype: str) -> float:
 
 def stages(paths: list[Path], model: Backbone, dtype: str) -> dict:
     """Seconds a clip of each stage, alone, and the encoders' share of the GEMM peak."""
-    shrink, clips, video_s = model.preparer.shrink, [], 0.0
+    shrink, clips, video_s = model.preparer.visual.shrink, [], 0.0
     took = dict.fromkeys(("decode", "resize", "hand over", "CLIP", "BEATs"), 0.0)
     for path in paths:
         resizing = 0.0
@@ -98,7 +98,7 @@ def stages(paths: list[Path], model: Backbone, dtype: str) -> dict:
         took["decode"] += time.perf_counter() - begin - resizing
         took["resize"] += resizing
         video_s += decoded.frames_span[1]
-        clip = Prepared(decoded.frames, model.preparer.audio(decoded.waveform))
+        clip = Prepared(decoded.frames, model.preparer.audio.prepare(decoded.waveform))
         took["hand over"] += seconds(lambda clip=clip: hand_over(clip))
         clips.append(clip)
     frames = sum(len(clip.visual) for clip in clips)

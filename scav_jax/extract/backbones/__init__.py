@@ -14,12 +14,12 @@ import inspect
 import json
 from collections.abc import Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float, UInt8
+from jaxtyping import Float
 
 from scav_jax import doors
 from scav_jax.errors import InputError, did_you_mean
@@ -27,14 +27,13 @@ from scav_jax.extract import media, streams
 from scav_jax.extract.backbones.beats_audio import BeatsAudio
 from scav_jax.extract.backbones.clip_visual import ClipVisual
 from scav_jax.extract.backbones.plain import PlainAudio, PlainVisual
-from scav_jax.extract.backbones.sides import Audio, Side, Visual
+from scav_jax.extract.backbones.sides import Audio, NoAudio, NoVisual, Side, Visual
 from scav_jax.features import FORMAT_VERSION
 
-VISUAL: dict[str, type[Visual]] = {"clip": ClipVisual, "plain": PlainVisual}
-AUDIO: dict[str, type[Audio]] = {"beats": BeatsAudio, "plain": PlainAudio}
+VISUAL: dict[str, type[Visual]] = {"clip": ClipVisual, "plain": PlainVisual, "none": NoVisual}
+AUDIO: dict[str, type[Audio]] = {"beats": BeatsAudio, "plain": PlainAudio, "none": NoAudio}
 PAIRS = {"clip_beats": ("clip", "beats"), "plain": ("plain", "plain")}
 REQUIRED = inspect.Parameter.empty
-NONE = "none"  # instead of a side: features of sound or of pictures alone
 SIDES = {"visual": (VISUAL, Visual), "audio": (AUDIO, Audio)}
 KINDS = {"visual": "video", "audio": "audio"}  # what a stream is called in a file
 
@@ -59,45 +58,22 @@ class Preparer:
     """The workers' halves of both sides (see `sides`), which are sent to worker processes.
 
     Attributes:
-      visual_side, audio_side: None where that stream is not wanted.
+      visual, audio: the halves.
+      kinds: the streams of a file that are wanted.
       max_seconds: the longest clip.
       audio_step_s: seconds a step of sound.
     """
 
-    visual_side: Visual | None
-    audio_side: Audio | None
+    visual: Visual
+    audio: Audio
+    kinds: tuple[str, ...]
     max_seconds: float
     audio_step_s: float
-
-    @property
-    def frame_size(self) -> tuple[int, int] | None:
-        return self.visual_side and self.visual_side.frame_size
-
-    @property
-    def kinds(self) -> tuple[str, ...]:
-        """The streams of a file that are wanted."""
-        return tuple(KINDS[name] for name in KINDS if getattr(self, f"{name}_side"))
-
-    def shrink(self, frame: UInt8[np.ndarray, "height width 3"]) -> UInt8[np.ndarray, "h w 3"]:
-        return self.visual_side.shrink(frame) if self.visual_side else frame
-
-    def visual(
-        self, frames: UInt8[np.ndarray, "N h w 3"], previous: UInt8[np.ndarray, "h w 3"] | None
-    ) -> np.ndarray:
-        return self.visual_side.prepare(frames, previous) if self.visual_side else _nothing()
-
-    def audio(self, waveform: Float[np.ndarray, " S"]) -> np.ndarray:
-        return self.audio_side.prepare(waveform) if self.audio_side else _nothing()
-
-
-def _nothing() -> Float[np.ndarray, "0 0"]:
-    """The features of a stream that has no side."""
-    return np.zeros((0, 0), np.float32)
 
 
 @dataclass
 class Backbone:
-    """A side for frames and one for sound, or one of them alone.
+    """A side for frames and one for sound.
 
     Attributes:
       visual, audio: the sides, ready for use.
@@ -106,11 +82,11 @@ class Backbone:
       weights: what was given for each name.
     """
 
-    visual: Visual | None
-    audio: Audio | None
+    visual: Visual
+    audio: Audio
     names: dict[str, str]
-    options: dict[str, dict] = field(default_factory=dict)
-    weights: Weights = field(default_factory=dict)
+    options: dict[str, dict]
+    weights: Weights
 
     @property
     def name(self) -> str:
@@ -120,27 +96,29 @@ class Backbone:
         return short[0] if short else "+".join(both)
 
     @property
-    def sides(self) -> list[Side]:
-        return [side for side in (self.visual, self.audio) if side is not None]
+    def sides(self) -> dict[str, Side]:
+        """Both, by stream."""
+        return {"visual": self.visual, "audio": self.audio}
 
     @property
     def preparer(self) -> Preparer:
         return Preparer(
-            self.visual and self.visual.preparer,
-            self.audio and self.audio.preparer,
-            min(side.max_seconds for side in self.sides),
-            self.audio.step_s if self.audio else 0.0,
+            self.visual.preparer,
+            self.audio.preparer,
+            tuple(KINDS[stream] for stream, side in self.sides.items() if side.width),
+            min(side.max_seconds for side in self.sides.values()),
+            self.audio.step_s,
         )
 
     @property
     def encodes(self) -> bool:
         """Whether the parent has a half of the work."""
-        return any(side.encode is not None for side in self.sides)
+        return any(side.encode is not None for side in self.sides.values())
 
     @property
     def clips_at_once(self) -> int:
         """How many clips fill the devices."""
-        return max(side.clips_at_once for side in self.sides)
+        return max(side.clips_at_once for side in self.sides.values())
 
     def encode(self, clips: Sequence[Prepared]) -> list[Features]:
         """Float32 features of each clip, `[N, Dv]` and `[M, Da]`.
@@ -155,19 +133,18 @@ class Backbone:
     def fingerprint(self) -> dict:
         """What features depend on, for each stream; JSON types only."""
         found: dict[str, Any] = {"name": self.name}
-        for stream in SIDES:
-            side: Side | None = getattr(self, stream)
-            found[stream] = side and {
+        for stream, side in self.sides.items():
+            found[stream] = {
                 **side.fingerprint(),
                 "name": self.names[stream],
-                "options": self.options.get(stream, {}),
+                "options": self.options[stream],
                 "has_weights": self.names[stream] in self.weights,
             }
         return json.loads(json.dumps(found))
 
 
-def _encoded(side: Side | None, prepared: list[np.ndarray]) -> list[np.ndarray]:
-    return prepared if side is None or side.encode is None else side.encode(prepared)
+def _encoded(side: Side, prepared: list[np.ndarray]) -> list[np.ndarray]:
+    return prepared if side.encode is None else side.encode(prepared)
 
 
 def make_fingerprint(backbone: "str | Backbone") -> dict:
@@ -178,7 +155,7 @@ def make_fingerprint(backbone: "str | Backbone") -> dict:
         "backbone": model.fingerprint(),
         "frame_rate": "native",
         "audio_rate_hz": media.RATE_HZ,
-        "audio_step_s": model.audio and model.audio.step_s,
+        "audio_step_s": model.audio.step_s,
         "channels": "mean",
         "decoding": {"rules": media.DECODING_RULES, **streams.libraries()},
     }
@@ -191,8 +168,8 @@ def make_fingerprint(backbone: "str | Backbone") -> dict:
 def load(
     pair: str = "",
     *,
-    visual: str = NONE,
-    audio: str = NONE,
+    visual: str = "none",
+    audio: str = "none",
     weights: Weights | None = None,
     options: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> Backbone:
@@ -200,7 +177,7 @@ def load(
 
     Args:
       pair: one of `PAIRS`, instead of both sides.
-      visual, audio: of `VISUAL` and `AUDIO`, a dotted path (`my_package.dino:Dino`), or "none".
+      visual, audio: of `VISUAL` and `AUDIO`, or a dotted path (`my_package.dino:Dino`).
       weights: by the sides' names, a path or what else a side takes.
       options: by stream, such as `{"visual": {"output": "projected"}}`; under "" those of every
         side that has them.
@@ -215,30 +192,29 @@ def load(
                 f"{pair!r}.{did_you_mean(pair, list(PAIRS))}"
             )
         visual, audio = PAIRS[pair]
-    names = {"visual": visual, "audio": audio}
-    if set(names.values()) == {NONE}:
+    names, given = {"visual": visual, "audio": audio}, dict(weights or {})
+    if visual == audio == "none":
         raise InputError("--visual, --audio: expected a side for one of them at least, got none")
-    weights = dict(weights or {})
-    classes = {s: _side_class(s, name) for s, name in names.items() if name != NONE}
+    classes = {stream: _side_class(stream, name) for stream, name in names.items()}
     takers = [names[stream] for stream, cls in classes.items() if "weights" in _parameters(cls)]
-    for name in weights:
+    for name in given:
         if name not in takers:
             raise InputError(
                 f"--weights {name}: expected the name of a side with weights "
                 f"({', '.join(takers) or 'here none has'}), got {name!r}"
             )
-    resolved = _resolved(classes, options or {})
-    made = {stream: None for stream in SIDES}
+    resolved, made = _resolved(classes, options or {}), {}
     for stream, cls in classes.items():
-        name = names[stream]
-        given = {"weights": weights[name]} if name in takers and name in weights else {}
-        if not given and name in takers and _parameters(cls)["weights"].default is REQUIRED:
+        own, name = dict(resolved[stream]), names[stream]
+        if name in takers and name in given:
+            own["weights"] = given[name]
+        elif name in takers and _parameters(cls)["weights"].default is REQUIRED:
             raise InputError(
                 f"--weights {name}=PATH: expected the weights of {name}, which are not part of "
                 "this package, got none"
             )
-        made[stream] = cls(**given, **resolved[stream])
-    return Backbone(**made, names=names, options=resolved, weights=weights)
+        made[stream] = cls(**own)
+    return Backbone(**made, names=names, options=resolved, weights=given)
 
 
 def from_fingerprint(
@@ -256,17 +232,15 @@ def from_fingerprint(
       InputError: a dotted path that nobody named, weights that are missing.
     """
     weights = dict(weights or {})
-    sides = {stream: about.get(stream) for stream in SIDES}
-    known = {*VISUAL, *AUDIO}
-    for side in filter(None, sides.values()):
-        name = side["name"]
-        if name not in {*known, *trust, *weights}:
+    sides = {stream: about[stream] for stream in SIDES}
+    for name in [side["name"] for side in sides.values()]:
+        if name not in {*VISUAL, *AUDIO, *trust, *weights}:
             raise InputError(
                 f"{name}: the features were made by code that is not part of this package; if it "
                 f"is yours or you trust it, say so with --trust {name} (in Python: "
                 f"load(..., trust=[{name!r}]))"
             )
-    needed = [side["name"] for side in sides.values() if side and side["has_weights"]]
+    needed = [side["name"] for side in sides.values() if side["has_weights"]]
     missing = [name for name in dict.fromkeys(needed) if name not in weights]
     if missing:
         flags = " ".join(f"--weights {name}=PATH" for name in missing)
@@ -276,9 +250,9 @@ def from_fingerprint(
             f"{flags} (in Python: load(..., weights={{{pairs}}}))"
         )
     return load(
-        **{stream: side["name"] if side else NONE for stream, side in sides.items()},
+        **{stream: side["name"] for stream, side in sides.items()},
         weights=weights,
-        options={stream: side["options"] for stream, side in sides.items() if side},
+        options={stream: side["options"] for stream, side in sides.items()},
     )
 
 

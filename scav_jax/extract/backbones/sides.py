@@ -91,3 +91,27 @@ class Audio(Side):
     def prepare(self, waveform: Float[np.ndarray, " S"]) -> np.ndarray:
         """Of mono sound at 16 kHz in [-1, 1]: features `[M, width]`, or what `encode` takes."""
         return waveform
+
+
+class NoVisual(Visual):
+    """No features of frames: a data set of sound alone."""
+
+    width = 0
+
+    def fingerprint(self) -> dict:
+        return {}
+
+    def prepare(self, frames: np.ndarray, previous: np.ndarray | None) -> np.ndarray:
+        return np.zeros((0, 0), np.float32)
+
+
+class NoAudio(Audio):
+    """No features of sound: a data set of pictures alone."""
+
+    width, step_s = 0, 0.0
+
+    def fingerprint(self) -> dict:
+        return {}
+
+    def prepare(self, waveform: np.ndarray) -> np.ndarray:
+        return np.zeros((0, 0), np.float32)

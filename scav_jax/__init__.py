@@ -6,6 +6,7 @@ from modules above it in this list, and `tests/test_architecture.py` keeps that 
 words shared by all
     errors         InputError: what a person can mend; how a program reports it
     doors          a name of ours, or a dotted path to what a user wrote
+    commands       the programs, and the one parser of their command lines
     files          files that appear whole or not at all
     progress       one kind of progress bar
     containers     a media file opened for reading, the same with every version of PyAV

@@ -7,6 +7,7 @@ words shared by all
     errors         InputError: what a person can mend; how a program reports it
     doors          a name of ours, or a dotted path to what a user wrote
     files          files and folders that appear whole or not at all
+    commands       the programs, and the one parser of their command lines
     progress       one kind of progress bar
     containers     a media file opened for reading, the same with every version of PyAV
     sequences      padded sequences and their lengths: masks, means, resampling in time

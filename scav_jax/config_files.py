@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import scav_jax
 from scav_jax.config import Config, as_dict, flatten, override
 from scav_jax.errors import InputError, did_you_mean
 
@@ -22,12 +23,53 @@ FILE:VARIANT chooses a variant of a config, for example configs/table1/cav.py:ba
 """
 
 
+def installed() -> Path:
+    """The folder of the configs that came with scav_jax: in its wheel, or beside its sources."""
+    package = Path(scav_jax.__file__).resolve().parent
+    inside = package / "configs"
+    return inside if inside.is_dir() else package.parent / "configs"
+
+
+def names() -> list[str]:
+    """What `--config` calls the configs that came with scav_jax: `demo`, `table1/cav`, ..."""
+    files = (file.relative_to(installed()) for file in installed().rglob("*.py"))
+    return sorted(file.with_suffix("").as_posix() for file in files if file.name != "base.py")
+
+
+def find(name: str) -> tuple[Path, str | None]:
+    """The file and the variant that `--config` names.
+
+    Args:
+      name: `demo` or `vggsound:38m`, a config that came with scav_jax; or a path that ends in
+        `.py`, `mine.py` or `configs/mine.py:small`.
+
+    Raises:
+      InputError: there is no such file.
+    """
+    path, is_path, variant = name.partition(".py")
+    if is_path and variant[:1] in ("", ":"):
+        file, variant = Path(f"{path}.py"), variant[1:]
+        near = sorted(str(other) for other in file.parent.glob("*.py")) if file.parent.name else []
+    else:
+        path, _, variant = name.partition(":")
+        file, near = installed() / f"{path}.py", []
+    if not file.is_file():
+        known = ", ".join(names())
+        word = path.removeprefix("configs/")
+        hint = did_you_mean(str(file), near) or did_you_mean(word, names())
+        raise InputError(
+            f"--config: expected the path of a Python file or one of {known}, got {name!r}.{hint}"
+        )
+    return file, variant or None
+
+
 @contextlib.contextmanager
 def _importable(file: Path) -> Iterator[None]:
     """Lets a config file say `from configs import base`, and leaves no trace of it afterwards.
 
     `configs` is the nearest folder of that name above the file, else the one in the working
-    directory; a package of the same name elsewhere is not touched.
+    directory, and for what is not there the one that came with scav_jax; a package of the same name
+    elsewhere is not touched.
     """
 
     def of_configs(name: str) -> bool:
@@ -35,7 +77,7 @@ def _importable(file: Path) -> Iterator[None]:
 
     above = [parent for parent in file.resolve().parents if parent.name == "configs"]
     package = types.ModuleType("configs")
-    package.__path__ = [str(above[0] if above else Path("configs").resolve())]
+    package.__path__ = [str(above[0] if above else Path("configs").resolve()), str(installed())]
     before = {name: module for name, module in sys.modules.items() if of_configs(name)}
     for name in before:
         del sys.modules[name]
@@ -65,7 +107,7 @@ def _run_file(file: Path, variant: str | None) -> Any:
 
 
 def load_file(path: str) -> Config:
-    """Runs a config file: `configs/x.py`, or `configs/x.py:variant`.
+    """Runs a config file, named as `find` takes it.
 
     Returns:
       What its `get_config(variant)` returns.
@@ -73,16 +115,9 @@ def load_file(path: str) -> Config:
     Raises:
       InputError: no such file, an error in it (with its line), no such variant, or no `Config`.
     """
-    name, _, variant = path.partition(".py:")
-    file = Path(f"{name}.py" if variant else path)
-    if not file.is_file():
-        others = sorted(str(other) for other in file.parent.glob("*.py"))
-        raise InputError(
-            f"config file: expected a Python file, {str(file)!r} is none."
-            + did_you_mean(str(file), others)
-        )
+    file, variant = find(path)
     try:
-        config = _run_file(file, variant or None)
+        config = _run_file(file, variant)
     except Exception as error:
         raise _in_its_line(file, error) or error from None
     if not isinstance(config, Config):

@@ -1,0 +1,158 @@
+"""The command line: the programs and their one parser.
+
+Every program is `scav NAME` and `python -m scav_jax.NAME`. Its `__main__.py` reads the command line
+before it imports what the work needs: `--help` and a mistake are answered at once.
+"""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from scav_jax.errors import InputError, did_you_mean
+
+PROGRAMS = {  # in the order of the work
+    "datasets chimes": "render videos of struck bars: data to try everything on",
+    "datasets": "lists of the clips of VGGSound and MUSIC; smaller copies of features",
+    "extract": "videos -> features",
+    "extract backbones": "released weights -> safetensors, which open at once",
+    "inspect": "what is in features or videos, and what is wrong with it",
+    "plan": "memory, time and disk of a training, before it runs",
+    "train": "features -> a run",
+    "evaluate": "a run -> retrieval metrics and a report",
+    "export": "a run -> a model as files that others can load",
+    "index": "an index of one's own videos: build, add, delete, compact, info, tune",
+    "search": "a sound or a video -> ranked clips of an index",
+    "web": "a local page to search with",
+}
+USAGE = """\
+--config NAME_OR_FILE[:VARIANT], for example demo, vggsound:v100_4096 or mine.py. Any key of it can
+be set with --config.SECTION.KEY=VALUE, for example --config.train.steps=100; `--config FILE --help`
+lists the keys of FILE. Another distance.name or objective.name brings that one's own options, at
+their defaults.
+"""
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse whose every complaint is one line, an `InputError`."""
+
+    def __init__(self, **more):
+        more.setdefault("formatter_class", argparse.RawDescriptionHelpFormatter)
+        super().__init__(allow_abbrev=False, **more)
+
+    def error(self, message: str):
+        raise InputError(f"{message}; --help says what there is")
+
+    def parse_args(self, args: Sequence[str] | None = None, namespace=None) -> argparse.Namespace:
+        """As argparse; an unknown option names the nearest."""
+        arguments, unknown = self.parse_known_args(args, namespace)
+        if unknown:
+            options = _options(self)
+            hint = did_you_mean(unknown[0].split("=")[0], options)
+            self.error(f"unknown argument {unknown[0]!r}.{hint} There are {', '.join(options)}")
+        return arguments
+
+
+def _options(parser: argparse.ArgumentParser) -> list[str]:
+    """Every option, those of subcommands too."""
+    found = []
+    for action in parser._actions:
+        found += action.option_strings
+        if isinstance(action, argparse._SubParsersAction):
+            found += [option for below in action.choices.values() for option in _options(below)]
+    return list(dict.fromkeys(found))
+
+
+class ConfigParser(Parser):
+    """A parser of a program that takes `--config` and `--config.SECTION.KEY=VALUE`.
+
+    The namespace has `config`, the name as given, and `overrides`, the values by dotted key as
+    text; `config_files.load` makes the config of it. Where `--config FILE --help` asks for the keys
+    of a file, the namespace has `keys_wanted` and nothing of the program's own.
+    """
+
+    def __init__(self, **more):
+        super().__init__(epilog=USAGE, **more)
+        self.add_argument(
+            "--config",
+            required=True,
+            metavar="FILE[:VARIANT]",
+            help="the config, for example demo",
+        )
+
+    def parse_args(self, args: Sequence[str] | None = None, namespace=None) -> argparse.Namespace:
+        words, overrides = split_overrides(sys.argv[1:] if args is None else list(args))
+        finder = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
+        finder.add_argument("--config", nargs="?")
+        name = finder.parse_known_args(words)[0].config
+        if name is not None and {"-h", "--help"} & set(words):
+            self.print_help()
+            return argparse.Namespace(config=name, overrides=overrides, keys_wanted=True)
+        arguments = super().parse_args(words, namespace)
+        arguments.overrides, arguments.keys_wanted = overrides, False
+        return arguments
+
+
+def split_overrides(words: Sequence[str]) -> tuple[list[str], dict[str, str]]:
+    """Takes `--config.a.b=v` and `--config.a.b v` out of a command line."""
+    rest, overrides = [], {}
+    queue = iter(words)
+    for word in queue:
+        if not word.startswith("--config."):
+            rest.append(word)
+            continue
+        key, equals, value = word.removeprefix("--config.").partition("=")
+        if not equals:
+            value = next(queue, "--")
+            if value.startswith("--"):
+                raise InputError(f"--config.{key}: expected a value, as in --config.{key}=VALUE")
+        overrides[key] = value
+    return rest, overrides
+
+
+# ---- options that several programs have ------------------------------------------------------
+
+
+def add_model(parser: argparse.ArgumentParser) -> None:
+    """The options that `model.load_as_asked` reads."""
+    parser.add_argument("--model", type=Path, required=True, help="a run, or an export")
+    parser.add_argument(
+        "--weights",
+        action="append",
+        default=[],
+        metavar="NAME=PATH",
+        help="of the model's backbone, as in clip=FOLDER; once for each of its sides with weights",
+    )
+    parser.add_argument(
+        "--trust",
+        action="append",
+        default=[],
+        metavar="PACKAGE.MODULE:NAME",
+        help="a side of the model's backbone that is not of scav_jax, and may be imported",
+    )
+
+
+def add_processes(parser: argparse.ArgumentParser) -> None:
+    """The options that `processes.start` reads."""
+    group = parser.add_argument_group("many processes (found by itself on SLURM, GKE, Open MPI)")
+    group.add_argument(
+        "--coordinator",
+        metavar="HOST:PORT",
+        help="address of process 0 and a free port there; 'auto' leaves all to JAX (Cloud TPU VMs)",
+    )
+    group.add_argument("--num-processes", type=int, metavar="N", help="how many take part")
+    group.add_argument("--process-id", type=int, metavar="I", help="which this is, 0 to N - 1")
+    group.add_argument(
+        "--coordinator-timeout-seconds",
+        type=float,
+        default=300.0,
+        metavar="S",
+        help="how long to wait until all processes have come (default: %(default)s)",
+    )
+    group.add_argument(
+        "--heartbeat-timeout-seconds",
+        type=float,
+        default=60.0,
+        metavar="S",
+        help="after how long without a word a process is lost (default: %(default)s)",
+    )

@@ -11,7 +11,7 @@ host's work and of the copy to the devices; the towers widen it there to the sam
 
 import math
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, NamedTuple
 
 import grain
@@ -20,14 +20,16 @@ from jaxtyping import Float, Int
 
 from scav_jax.errors import InputError, did_you_mean
 from scav_jax.features import (
+    Clip,
     Window,
     all_finite,
     check_resampled,
     overlap_window,
     shared_span,
     trim,
+    used_span,
 )
-from scav_jax.sequences import AudioVisual, Sequences
+from scav_jax.sequences import AudioVisual, Batch, Sequences
 
 if TYPE_CHECKING:
     from scav_jax.datasets import Split
@@ -214,7 +216,7 @@ def load_batch(
     padding: Padding,
     align: str = "time",
     dtype: str = "float32",
-) -> AudioVisual:
+) -> Batch:
     """Reads, trims and pads the clips of one batch.
 
     Args:
@@ -225,20 +227,36 @@ def load_batch(
       dtype: "float32", or "float16" as stored, for the device to widen; exact either way.
 
     Returns:
-      NumPy `Sequences`: values `[batch, steps, width]` of `dtype` with zeros in the padding,
-      lengths `[batch]` int32, windows `[batch, 2]` float32 in steps.
+      NumPy leaves: values `[batch, steps, width]` of `dtype` with zeros in the padding, lengths
+      `[batch]` int32, windows `[batch, 2]` float32 in steps; numbers and seconds, see `Batch`.
 
     Raises:
       InputError: a clip is broken (`split` says which, and why) or longer than the plan says.
     """
-    visual = _empty(len(indices), padding.visual_steps, split.visual_width, dtype)
-    audio = _empty(len(indices), padding.audio_steps, split.audio_width, dtype)
-    for row, index in enumerate(indices.tolist()):
-        clip = split[index]
+    clips = (split[index] for index in indices.tolist())
+    widths = split.visual_width, split.audio_width
+    return stack(clips, indices, widths, padding, align, dtype)
+
+
+def stack(
+    clips: Iterable[Clip],
+    numbers: Int[np.ndarray, " batch"],
+    widths: tuple[int, int],
+    padding: Padding,
+    align: str,
+    dtype: str = "float32",
+) -> Batch:
+    """Trims and pads clips; see `load_batch`."""
+    visual = _empty(len(numbers), padding.visual_steps, widths[0], dtype)
+    audio = _empty(len(numbers), padding.audio_steps, widths[1], dtype)
+    seconds = np.full((len(numbers), 2), np.nan, np.float32)
+    for row, clip in enumerate(clips):
         visual_values, visual_window, audio_values, audio_window = trim(clip, align)
         _put(visual, row, visual_values, visual_window, f"clip {clip.id!r}: visual")
         _put(audio, row, audio_values, audio_window, f"clip {clip.id!r}: audio")
-    return AudioVisual(visual, audio)
+        if align == "time":
+            seconds[row] = used_span(clip)
+    return Batch(AudioVisual(visual, audio), numbers.astype(np.int32), seconds)
 
 
 def _empty(batch: int, steps: int, width: int, dtype: str) -> Sequences:
@@ -307,7 +325,7 @@ def training_batches(
     process_count: int = 1,
     read_threads: int = 2,
     dtype: str = "float32",
-) -> grain.IterDataset[AudioVisual]:
+) -> grain.IterDataset[Batch]:
     """Shuffled training batches without end; what a restart needs is the iterator's one integer.
 
     Args:
@@ -323,7 +341,7 @@ def training_batches(
       dtype: of the features, "float32" or "float16" (as stored).
 
     Returns:
-      A grain dataset of `AudioVisual` with NumPy leaves (see `load_batch`). Its iterators have
+      A grain dataset of `Batch` with NumPy leaves (see `load_batch`). Its iterators have
       `get_state()` and `set_state()`.
 
     Raises:
@@ -335,7 +353,7 @@ def training_batches(
     rows = batch_size // process_count
     own = slice(process_index * rows, (process_index + 1) * rows)
 
-    def load(planned: tuple[np.ndarray, Padding]) -> AudioVisual:
+    def load(planned: tuple[np.ndarray, Padding]) -> Batch:
         indices, padding = planned
         return load_batch(split, indices[own], padding, align, dtype)
 
@@ -349,8 +367,8 @@ def evaluation_batches(
     align: str = "time",
     buckets: int = 4,
     read_threads: int = 2,
-) -> Iterator[tuple[AudioVisual, Int[np.ndarray, " batch"]]]:
-    """All clips once, in the order of the split, with their indices; the last batch is smaller.
+) -> Iterator[Batch]:
+    """All clips once, in the order of the split; the last batch is smaller.
 
     A batch has the smallest of at most `buckets` padded shapes that holds its clips, so few
     programs are compiled. Args as for `training_batches`.
@@ -374,9 +392,9 @@ def evaluation_batches(
         for first, bucket in zip(firsts, smallest_fitting(longest, paddings), strict=True)
     ]
 
-    def load(batch: tuple[np.ndarray, Padding]) -> tuple[AudioVisual, np.ndarray]:
+    def load(batch: tuple[np.ndarray, Padding]) -> Batch:
         indices, padding = batch
-        return load_batch(split, indices, padding, align), indices
+        return load_batch(split, indices, padding, align)
 
     dataset = grain.MapDataset.source(planned).map(load)
     return iter(dataset.to_iter_dataset(_read_options(read_threads)))

@@ -26,7 +26,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from scav_jax import distances
+from scav_jax import distances, objectives
 from scav_jax.encoders import Encoders
 from scav_jax.errors import InputError, did_you_mean
 from scav_jax.optimizer import make_optimizer
@@ -145,14 +145,7 @@ def distance_section(name: str) -> Any:
 def objective_section(name: str) -> Any:
     """The `objective` section of a name: its options, with their defaults."""
     ours = ("name", "distance", "distance_options")
-    return settings_of("objective", _objective_class(name), ours, name=name)
-
-
-def _objective_class(name):  # objectives.find at the merge
-    from scav_jax.train_step import Objective
-
-    Objective(name)
-    return Objective
+    return settings_of("objective", objectives.find(name), ours, name=name)
 
 
 # Sections that belong to what their key `name` says.

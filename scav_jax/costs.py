@@ -6,15 +6,19 @@ and fused kernels need less.
 """
 
 import dataclasses
+import functools
 import math
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import jax
+import jax.numpy as jnp
 
 from scav_jax.encoders import GATE_WIDTH, Encoders
-from scav_jax.runs import parameter_shapes
-from scav_jax.train_step import Objective
+from scav_jax.objectives import Objective
+from scav_jax.objectives.objective import Cost, Work
+from scav_jax.runs import example_batch, parameter_shapes
+from scav_jax.sequences import AudioVisual
 
 FLOAT = 4  # bytes
 GIB = 2**30
@@ -52,13 +56,36 @@ class Workload:
     shard_params: bool = False
     shard_optimizer: bool = False
 
-    @property
-    def tower_steps(self) -> dict[str, int]:
-        """Steps that each tower sees: 'pre' resampling brings both streams to one length."""
-        steps = {"visual": self.visual[0], "audio": self.audio[0]}
+    @functools.cached_property
+    def passes(self) -> tuple[dict[str, tuple[int, int]], ...]:
+        """(steps, width) that each tower sees in every pass: the objective's views of a clip.
+
+        'pre' resampling brings both streams to one length.
+        """
+        batch = example_batch({"visual": self.visual[1], "audio": self.audio[1]})
+        features = [
+            stream.replace(values=jax.ShapeDtypeStruct((1, *shape), jnp.float32))
+            for stream, shape in zip(batch.features, (self.visual, self.audio), strict=True)
+        ]
+        batch = batch._replace(features=AudioVisual(*features))
+        views = jax.eval_shape(lambda b: self.objective.views(b, jax.random.key(0)), batch)
+        return tuple(self._resampled(view) for view in views.features.values())
+
+    def _resampled(self, view: AudioVisual) -> dict[str, tuple[int, int]]:
+        shapes = {name: getattr(view, name).values.shape[1:] for name in ("visual", "audio")}
         to = {"visual_to_audio": "audio", "audio_to_visual": "visual"}
         target = to.get(self.encoders.pre_resample)
-        return steps if target is None else dict.fromkeys(steps, steps[target])
+        if target is None:
+            return shapes
+        return {name: (shapes[target][0], width) for name, (_, width) in shapes.items()}
+
+    @property
+    def loss_cost(self) -> Cost:
+        """What the objective says of its loss."""
+        first = self.passes[0]
+        steps = first["visual"][0], first["audio"][0]
+        rows, width = self.batch / self.devices, self.encoders.width
+        return self.objective.cost(Work(self.batch, rows, steps, width, self.distance_bytes))
 
 
 def parameters(work: Workload) -> int:
@@ -108,8 +135,7 @@ def flops(work: Workload) -> Flops:
     is counted as about 100 operations an entry of D.
     """
     forward = first = blocks = 0.0
-    for name, (_, feature_width) in (("visual", work.visual), ("audio", work.audio)):
-        steps = work.tower_steps[name]
+    for name, (steps, feature_width) in _tower_passes(work):
         of_all, of_first, of_block = _tower_products(work.encoders, steps, feature_width, name)
         forward, first = forward + of_all, first + of_first
         blocks += getattr(work.encoders, f"{name}_blocks") * of_block
@@ -119,26 +145,14 @@ def flops(work: Workload) -> Flops:
         towers_forward=scale * forward,
         towers_backward=scale * (2 * forward - first),
         recomputed=again,
-        distance=_distance_flops(work),
-        loss=100.0 * len(work.objective.losses) * work.batch**2,
+        distance=work.loss_cost.distance,
+        loss=work.loss_cost.loss,
     )
 
 
-def _distance_flops(work: Workload) -> float:
-    """Forward and backward of all pairs; for Wasserstein the products and its 50 iterations."""
-    width, pairs = work.encoders.width, float(work.batch) ** 2
-    n, m = work.tower_steps["visual"], work.tower_steps["audio"]
-    total = 0.0
-    if "aggregation" in work.objective.losses:
-        total += 6.0 * pairs * width
-    if "sequence" not in work.objective.losses:
-        return total
-    if work.objective.distance == "euclidean":
-        target = work.objective.distance_options.get("resample", "visual_to_audio")
-        steps = min(n, m) if target == "visual_to_audio" else n
-        return total + 6.0 * pairs * steps * width
-    per_cell = {"soft_dtw": 40.0, "dtw": 10.0}.get(work.objective.distance, 400.0)
-    return total + pairs * n * m * (6.0 * width + per_cell)
+def _tower_passes(work: Workload) -> list[tuple[str, tuple[int, int]]]:
+    """Every pass of every tower, with (steps, width) of what it sees."""
+    return [item for view in work.passes for item in view.items()]
 
 
 # ---- memory -------------------------------------------------------------------------------------
@@ -204,15 +218,16 @@ def memory(work: Workload) -> Memory:
     rows = work.batch / work.devices
     encoded = (work.microbatch or work.batch) / work.devices
     kept = lambda sharded: 1 / work.devices if sharded else 1.0  # noqa: E731
-    streams = (("visual", work.visual), ("audio", work.audio))
+    seen = _tower_passes(work)
     activations = encoded * sum(
-        _tower_bytes(work.encoders, work.tower_steps[name], width, name)
-        for name, (_, width) in streams
+        _tower_bytes(work.encoders, steps, width, name) for name, (steps, width) in seen
     )
-    features = rows * sum(steps * width for _, (steps, width) in streams) * work.feature_bytes
-    latents = {n: FLOAT * work.tower_steps[n] * work.encoders.width for n, _ in streams}
-    whole_audio = latents["audio"] * work.batch if work.devices > 1 else 0.0
-    both = rows * sum(latents.values())
+    stored = work.visual, work.audio
+    features = rows * sum(steps * width for steps, width in stored) * work.feature_bytes
+    latents = [(name, FLOAT * steps * work.encoders.width) for name, (steps, _) in seen]
+    audio = sum(size for name, size in latents if name == "audio")
+    whole_audio = audio * work.batch if work.devices > 1 else 0.0
+    both = rows * sum(size for _, size in latents)
     return Memory(
         parameters=FLOAT * count * kept(work.shard_params),
         optimizer=2 * FLOAT * count * kept(work.shard_optimizer),
@@ -220,20 +235,8 @@ def memory(work: Workload) -> Memory:
         features=work.batches * features,
         activations=activations,
         latents=(3 if work.microbatch else 1) * both + 2 * whole_audio,
-        loss=_loss_bytes(work, rows),
+        loss=work.loss_cost.memory,
     )
-
-
-LOSS_MATRICES = 11  # D, z-scores, logits, softmaxes, what metrics read: as XLA has them at B 2,048
-
-
-def _loss_bytes(work: Workload, rows: float) -> float:
-    """The `[rows, B]` matrices of the loss, and the distances' working memory."""
-    matrices = FLOAT * LOSS_MATRICES * rows * work.batch * len(work.objective.losses)
-    if "sequence" not in work.objective.losses or work.objective.distance == "euclidean":
-        return matrices
-    n, m = work.tower_steps["visual"], work.tower_steps["audio"]
-    return matrices + min(work.distance_bytes, 8 * FLOAT * rows * work.batch * n * m)
 
 
 def largest_batch(work: Workload, limit: float) -> int:

@@ -9,7 +9,7 @@ a clip's padding depends on itself only, to the bit.
 
 import operator
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -17,18 +17,20 @@ from pathlib import Path
 import jax
 import numpy as np
 from jax.sharding import Mesh
-from jaxtyping import Array, Float, Int, PyTree
+from jaxtyping import Array, Float, PyTree
 
 from scav_jax import sharding
-from scav_jax.batches import evaluation_batches, widen
+from scav_jax.batches import Padding, evaluation_batches, stack
 from scav_jax.datasets import Split
 from scav_jax.encoders import STREAMS, Encoders
 from scav_jax.errors import InputError
 from scav_jax.features import Clip, check_resampled, fingerprint_difference, original, trim
+from scav_jax.objectives import Objective
 from scav_jax.progress import progress_bar
 from scav_jax.retrieve import aggregation_similarities, sequence_distances
 from scav_jax.runs import Run
-from scav_jax.sequences import AudioVisual, Sequences, masked_mean
+from scav_jax.sequences import AudioVisual, Batch, Sequences
+from scav_jax.train_step import bound_heads
 
 SHORTEST_PADDING = 16  # steps
 
@@ -46,8 +48,8 @@ class Embedded:
       labels: "" where none is known.
       visual: `[K, N, C]` float32, zero in the padding.
       audio: `[K, M, C]` float32, zero in the padding.
-      visual_embeddings: `[K, C]`, the mean over time, not normalised.
-      audio_embeddings: `[K, C]`.
+      visual_embeddings: `[K, E]`, as the objective embeds: the mean over time, not normalised.
+      audio_embeddings: `[K, E]`.
       seconds: how long it took, compiling and reading included.
       rejected: what could not be embedded: rows of `datasets.REJECTED_COLUMNS`.
     """
@@ -59,8 +61,8 @@ class Embedded:
     labels: list[str]
     visual: Sequences | None
     audio: Sequences | None
-    visual_embeddings: Float[np.ndarray, "K C"] | None
-    audio_embeddings: Float[np.ndarray, "K C"] | None
+    visual_embeddings: Float[np.ndarray, "K E"] | None
+    audio_embeddings: Float[np.ndarray, "K E"] | None
     seconds: float = 0.0
     rejected: list[dict] = field(default_factory=list)
 
@@ -87,13 +89,6 @@ class Embedded:
         return AudioVisual(self.visual, self.audio)
 
 
-def batches(
-    split: Split, batch_size: int, align: str, buckets: int = 4
-) -> Iterator[tuple[AudioVisual, Int[np.ndarray, " batch"]]]:
-    """All clips of a split once, in order, with their numbers; the last batch is smaller."""
-    return evaluation_batches(split, batch_size=batch_size, align=align, buckets=buckets)
-
-
 def embed(
     run: Run,
     split: Split,
@@ -116,7 +111,7 @@ def embed(
     """
     check_features(run, split)
     begin = time.perf_counter()
-    size, params, place = min(batch_size, len(split)), run.params["encoders"], lambda batch: batch
+    size, params, place = min(batch_size, len(split)), run.params, lambda batch: batch
     if mesh is not None:
         size = -(-size // mesh.size) * mesh.size  # every device gets as many clips
         params = sharding.put_replicated(params, mesh)
@@ -125,13 +120,17 @@ def embed(
     seen: list[np.ndarray] = []
     data = run.config["data"]
     with progress_bar(f"embed {split.split}", len(split), "clip", shown=progress) as bar:
-        for batch, numbers in batches(split, size, data["align"], data["buckets"]):
+        for batch in evaluation_batches(
+            split, batch_size=size, align=data["align"], buckets=data["buckets"]
+        ):
             full = jax.tree.map(partial(_fill, size=size), batch)
-            encoded = jax.device_get(_encode(run.encoders, STREAMS, params, place(full)))
-            real = slice(len(numbers))
+            encoded = jax.device_get(
+                _encode(run.encoders, run.objective, STREAMS, params, place(full))
+            )
+            real = slice(len(batch.numbers))
             parts.append(jax.tree.map(operator.itemgetter(real), encoded))
-            seen.append(numbers)
-            bar.update(len(numbers))
+            seen.append(batch.numbers)
+            bar.update(len(batch.numbers))
     assert np.array_equal(np.concatenate(seen), np.arange(len(split))), "clips lost on the way"
     folder = Path(split.videos) if split.videos else None
     result = Embedded(
@@ -167,20 +166,21 @@ def embed_clips(
     """
     begin = time.perf_counter()
     align = run.config["data"]["align"]
-    groups: dict[tuple[int, int], list[tuple[int, tuple]]] = {}
+    groups: dict[Padding, list[int]] = {}
     for number, clip in enumerate(clips):
-        trimmed = trim(clip, align)
-        shape = padded_steps(len(trimmed[0])), padded_steps(len(trimmed[2]))
-        groups.setdefault(shape, []).append((number, trimmed))
+        visual, _, audio, _ = trim(clip, align)
+        groups.setdefault(Padding(*map(padded_steps, (len(visual), len(audio)))), []).append(number)
+    widths = clips[0].visual.shape[1], clips[0].audio.shape[1]
     parts: list[_Encoded] = []
-    for shape, members in groups.items():
+    for padding, members in groups.items():
         for first in range(0, len(members), batch_size):
-            some = [trimmed for _, trimmed in members[first : first + batch_size]]
-            full = jax.tree.map(partial(_fill, size=batch_size), _stack(some, shape))
-            encoded = _encode(run.encoders, tuple(streams), run.params["encoders"], full)
+            some = np.asarray(members[first : first + batch_size])
+            batch = stack((clips[number] for number in some), some, widths, padding, align)
+            full = jax.tree.map(partial(_fill, size=batch_size), batch)
+            encoded = _encode(run.encoders, run.objective, tuple(streams), run.params, full)
             encoded = jax.device_get(encoded)
             parts.append(jax.tree.map(operator.itemgetter(slice(len(some))), encoded))
-    numbers = [number for members in groups.values() for number, _ in members]
+    numbers = [number for members in groups.values() for number in members]
     in_order = operator.itemgetter(np.argsort(numbers))
     result = Embedded(
         ids=[clip.id for clip in clips],
@@ -267,13 +267,15 @@ def check_features(run: Run, split: Split) -> None:
 _Encoded = dict[str, tuple[Sequences, np.ndarray]]
 
 
-@partial(jax.jit, static_argnums=(0, 1))
+@partial(jax.jit, static_argnums=(0, 1, 2))
 def _encode(
-    encoders: Encoders, streams: tuple[str, ...], params: PyTree, features: AudioVisual
-) -> dict[str, tuple[Sequences, Float[Array, "B C"]]]:
-    encoded = encoders.apply({"params": params}, features, deterministic=True)
+    encoders: Encoders, objective: Objective, streams: tuple[str, ...], params: PyTree, batch: Batch
+) -> dict[str, tuple[Sequences, Float[Array, "B E"]]]:
+    shown, variables = objective.shown(batch), {"params": params["encoders"]}
+    encoded = encoders.apply(variables, shown, deterministic=True)
+    heads = bound_heads(encoders, objective, params)
     chosen = {stream: getattr(encoded, stream) for stream in streams}
-    return {name: (one, masked_mean(one.values, one.lengths)) for name, one in chosen.items()}
+    return {name: (one, objective.embed(heads, name, one)) for name, one in chosen.items()}
 
 
 def _streams(parts: list[_Encoded]) -> dict[str, Sequences | np.ndarray | None]:
@@ -285,20 +287,6 @@ def _streams(parts: list[_Encoded]) -> dict[str, Sequences | np.ndarray | None]:
         means = np.concatenate([mean for _, mean in there]) if there else None
         found[f"{stream}_embeddings"] = means
     return found
-
-
-def _stack(trimmed: list[tuple], shape: tuple[int, int]) -> AudioVisual:
-    """What `features.trim` gave of some clips, padded to `shape` steps."""
-    streams = []
-    for place, steps in ((0, shape[0]), (2, shape[1])):
-        width = trimmed[0][place].shape[1]
-        values = np.zeros((len(trimmed), steps, width), np.float32)
-        for row, clip in enumerate(trimmed):
-            widen(np.ascontiguousarray(clip[place]), values[row, : len(clip[place])])
-        lengths = np.array([len(clip[place]) for clip in trimmed], np.int32)
-        windows = np.array([clip[place + 1] for clip in trimmed], np.float32)
-        streams.append(Sequences(values=values, lengths=lengths, windows=windows))
-    return AudioVisual(*streams)
 
 
 def _fill(leaf: np.ndarray, size: int) -> np.ndarray:

@@ -34,8 +34,6 @@ from scav_jax.retrieve import (
 from scav_jax.runs import Run, load_run
 from scav_jax.sequences import DIRECTIONS as RESAMPLINGS
 
-NAMES = {"sequence": "SCAV", "aggregation": "CAV", "sequence+aggregation": "CAV+SCAV"}
-
 
 @dataclass(frozen=True)
 class Settings:
@@ -91,7 +89,7 @@ def retrieval_distance(
       InputError: an unknown distance, or one that does not resample.
     """
     trained = run.objective.distance, run.objective.distance_options
-    if "sequence" not in run.objective.losses and trained[0] != "euclidean":
+    if run.objective.methods[0] != "sequence" and trained[0] != "euclidean":
         trained = "euclidean", {}
     name = retrieval_form(*trained)[0] if distance is None else distance
     find(name, {})
@@ -146,9 +144,10 @@ def evaluate_run(run: Run, split: datasets.Split, settings: Settings) -> Ranked:
     # The extremes need no second, or no first, stage.
     times |= {"hybrid 1": times["aggregation"], f"hybrid {len(split)}": times["sequence"]}
     document = {
-        "name": run_name(run),
+        "name": run.objective.title,
         "run": str(run.path),
         "objective": run.objective.name,
+        "own_method": run.objective.methods[0],
         "trained_with": trained_with(run),
         "config": run.config,
         "distance": {"name": name, "options": options},
@@ -209,21 +208,12 @@ def _figures_of(
     }
 
 
-def run_name(run: Run) -> str:
-    """CAV, SCAV or both, with the ablation if it is one."""
-    name = NAMES[run.objective.name]
-    return name if run.objective.normalize or name == "CAV" else f"{name} without z-score"
-
-
 def trained_with(run: Run) -> str:
     """What distinguishes one run from another, in words."""
     objective, config = run.objective, run.config
     distance = {"name": objective.distance, "options": objective.distance_options}
     parts = [f"{objective.name} objective"]
-    if "sequence" in objective.losses:
-        parts += [results.distance_name(distance)]
-        parts += [f"{'with' if objective.normalize else 'without'} z-score"]
-        parts += [f"temperature from {objective.temperature:g}"]
+    parts += objective.in_words(results.distance_name(distance))
     if config["encoders"]["pre_resample"]:
         parts += [f"features resampled {config['encoders']['pre_resample']}"]
     parts += [f"batch {config['data']['batch_size']}", f"{config['train']['steps']} steps"]

@@ -32,9 +32,11 @@ from scav_jax.model import (
     Model,
     flat_parameters,
 )
+from scav_jax.objectives.objective import embeds_its_own_way
 from scav_jax.report.results import FORMAT_VERSION, main_methods, method_name
 from scav_jax.runs import CONFIG_FILE, load_run
 from scav_jax.sequences import Sequences
+from scav_jax.train_step import bound_heads
 
 TOWERS = "towers"
 PLATFORMS = ("cpu", "cuda", "tpu")
@@ -79,6 +81,9 @@ def _write(model: Model, folder: Path, readme: str) -> None:
     for stream in STREAMS:
         content = serialized_tower(model, stream)
         write_atomically(folder / TOWERS / f"{stream}.jaxexport", content)
+        if embeds_its_own_way(model.run.objective):
+            content = serialized_embedding(model, stream)
+            write_atomically(folder / TOWERS / f"{stream}_embedding.jaxexport", content)
     write_atomically(folder / "README.md", readme)
 
 
@@ -127,19 +132,37 @@ def serialized_tower(model: Model, stream: str) -> bytes:
     Raises:
       InputError: the library that JAX needs for that is missing.
     """
-    from jax import export as jax_export
-
     params = model.run.params["encoders"][stream]
     width = model.run.config["features"]["widths"][stream]
+    return _serialized(tower_function(model.run.encoders, stream), params, width)
+
+
+def serialized_embedding(model: Model, stream: str) -> bytes:
+    """`(parameters of the heads, latents [b, n, C], lengths [b]) -> embeddings [b, E]`, as a tower.
+
+    Written where the objective embeds otherwise than by the mean over time.
+    """
+    run = model.run
+
+    def embed(params: PyTree, latents: Float[Array, "b n C"], lengths: Int[Array, " b"]):
+        heads = bound_heads(run.encoders, run.objective, {"heads": params})
+        windows = jnp.zeros((*lengths.shape, 2), latents.dtype)
+        return run.objective.embed(heads, stream, Sequences(latents, lengths, windows))
+
+    return _serialized(embed, run.params.get("heads", {}), run.encoders.width)
+
+
+def _serialized(function: Callable, params: PyTree, width: int) -> bytes:
+    from jax import export as jax_export
+
     batch, steps = jax_export.symbolic_shape("b, n", constraints=["b >= 1", "n >= 1"])
     shapes = (
         jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), params),
         jax.ShapeDtypeStruct((batch, steps, width), jnp.float32),
         jax.ShapeDtypeStruct((batch,), jnp.int32),
     )
-    function = jax.jit(tower_function(model.run.encoders, stream))
     with _without_source_lines():
-        exported = jax_export.export(function, platforms=PLATFORMS)(*shapes)
+        exported = jax_export.export(jax.jit(function), platforms=PLATFORMS)(*shapes)
     try:
         return bytes(exported.serialize())
     except ImportError as error:
@@ -212,6 +235,7 @@ latents = tower.call(params, features, lengths)  # float32 [b, n, {audio_width}]
 ```
 
 What lies at or beyond a length is not read, and zero in the result. {resampling}
+{embedding}
 
 ## Limits
 
@@ -257,6 +281,10 @@ def card(model: Model, run: Path, licence: str) -> str:
         platforms=", ".join(platform.upper() for platform in PLATFORMS),
         audio_width=widths["audio"],
         resampling=resampling,
+        embedding="The embedding of a clip is not the mean of its latents: "
+        "`towers/*_embedding.jaxexport` make it, with the parameters below `heads`."
+        if embeds_its_own_way(model.run.objective)
+        else "The embedding of a clip is the mean of its latents over time.",
     )
 
 

@@ -31,6 +31,7 @@ from scav_jax.extract import backbones
 from scav_jax.extract.backbones import Backbone, make_fingerprint
 from scav_jax.extract.manifest import ClipRequest
 from scav_jax.features import FORMAT_VERSION, fingerprint_difference, fingerprint_id, original
+from scav_jax.objectives.objective import embeds_its_own_way
 from scav_jax.runs import CONFIG_FILE, Run, build, load_run, parameter_shapes, read_config
 
 PARAMETERS_FILE = "model.safetensors"
@@ -69,8 +70,9 @@ class Model:
     def identity(self) -> str:
         """16 hexadecimal digits: models with the same digits give the same latents and ranks.
 
-        Of the parameters, of what the config says of towers, alignment and distance, and of the
-        extractor; where a run lies and how it was trained are no part of it.
+        Of the parameters, of what the config says of towers, alignment and distance, of the
+        extractor, and of an objective that embeds in a way of its own; where a run lies and how it
+        was trained are no part of it.
         """
         config = self.run.config
         told = {
@@ -79,6 +81,9 @@ class Model:
             "align": config["data"]["align"],
             "features": fingerprint_id(self.fingerprint),
         }
+        objective = self.run.objective
+        if embeds_its_own_way(objective):
+            told["objective"] = config["objective"]
         digest = hashlib.sha256(json.dumps(told, sort_keys=True).encode())
         for name, values in sorted(flat_parameters(self.run.params).items()):
             digest.update(f"{name} {values.dtype} {values.shape}\n".encode())
@@ -199,16 +204,16 @@ def load(
       path: of the directory.
       weights: of the backbone, by its sides' names (`{"clip": FOLDER, "beats": FILE}`), for a model
         that is to embed files; they must be those that made the training data.
-      trust: sides of the backbone that are not of this package, by dotted path, which may be
-        imported. A model that comes from elsewhere names code as it likes, and it is not imported
-        without this word (or weights given under that name).
+      trust: sides of the backbone, objectives and distances that are not of this package, by dotted
+        path, which may be imported. A model that comes from elsewhere names code as it likes, and it
+        is not imported without this word (or weights given under that name).
 
     Raises:
       InputError: no model there, an unfinished one, or weights of another backbone (named).
     """
     path = Path(path)
     exported = (path / PARAMETERS_FILE).is_file()
-    run = load_exported(path) if exported else load_run(path)
+    run = load_exported(path, trust) if exported else load_run(path)
     model = Model(run, weights, trust)
     if exported:
         _check_whole(model)
@@ -255,11 +260,16 @@ def flat_parameters(params: PyTree) -> dict[str, np.ndarray]:
     return {name: np.asarray(leaf) for name, leaf in flatten_dict(params, sep=".").items()}
 
 
-def load_exported(path: Path) -> Run:
+def load_exported(path: Path, trust: Collection[str] = ()) -> Run:
     """A model that `scav_jax.export` wrote; needs no orbax.
 
+    Args:
+      path: of the directory.
+      trust: as for `load`.
+
     Raises:
-      InputError: it holds other parameters than its config describes, or cannot be read.
+      InputError: it holds other parameters than its config describes, or cannot be read, or names
+        code that nobody trusts.
     """
     from safetensors import SafetensorError
     from safetensors.numpy import load_file
@@ -277,6 +287,14 @@ def load_exported(path: Path) -> Run:
         fingerprint = json.loads((path / PREPROCESSING_FILE).read_text())["fingerprint"]
     except (SafetensorError, OSError, ValueError, KeyError) as error:
         raise InputError(f"{path}: expected an exported model ({error}); export it again") from None
+    for section in ("objective", "distance"):
+        name = str(config[section]["name"])
+        if ":" in name and name not in trust:
+            raise InputError(
+                f"{path}: its {section} is code that is not part of this package, {name}; if it is "
+                f"yours or you trust it, say so with --trust {name} (in Python: "
+                f"load(..., trust=[{name!r}]))"
+            )
     encoders, objective = build(from_dict(config, path / CONFIG_FILE))
     like = parameter_shapes(encoders, objective, config["features"]["widths"])
     shapes = {name.replace(".", "/"): tuple(values.shape) for name, values in stored.items()}

@@ -5,9 +5,9 @@ import optax
 
 from scav_jax.errors import InputError
 
-# Norms, biases, temperatures, position tables and gates' scales: decay would only pull them
-# towards a value that means nothing.
-NOT_DECAYED = ("bias", "scale", "position_table", "head_scale", "sequence", "aggregation")
+# Norms, biases, position tables and gates' scales, and everything below `log_temperature`: decay
+# would only pull them towards a value that means nothing.
+NOT_DECAYED = ("bias", "scale", "position_table", "head_scale")
 
 
 def learning_rate_schedule(
@@ -26,7 +26,7 @@ def is_decayed(params) -> dict:
     """The tree of `params` with True where weight decay applies: matrices of the layers only."""
 
     def decayed(path, _) -> bool:
-        return str(path[-1].key) not in NOT_DECAYED
+        return str(path[-1].key) not in NOT_DECAYED and path[0].key != "log_temperature"
 
     return jax.tree_util.tree_map_with_path(decayed, params)
 

@@ -8,6 +8,7 @@ as a program of its own. Fused, a step can take less than their sum.
 import re
 import time
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 
 import jax
@@ -15,12 +16,11 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from scav_jax.distances import pairwise
 from scav_jax.encoders import Encoders
 from scav_jax.errors import InputError
-from scav_jax.objectives import aggregation_loss, sequence_loss
-from scav_jax.sequences import AudioVisual, masked_mean
-from scav_jax.train_step import Objective, TrainState
+from scav_jax.objectives import Objective, Place
+from scav_jax.sequences import Batch
+from scav_jax.train_step import TrainState, of_clips
 
 FOLDER = "profile"
 REPEATS = 3
@@ -92,7 +92,7 @@ def parts_of_step(
     objective: Objective,
     optimizer: optax.GradientTransformation,
     state: TrainState,
-    batch: AudioVisual,
+    batch: Batch,
     *,
     memory_bytes: int,
     microbatch: int = 0,
@@ -103,76 +103,41 @@ def parts_of_step(
     caching the towers are timed on one microbatch and multiplied.
 
     Returns:
-      "towers, forward", "towers, backward", "distance", "loss" (both with their gradients) and
-      "optimizer"; without caching's second forward pass.
+      "towers, forward", "towers, backward" (views and heads included), "loss" (distances and
+      gradients included) and "optimizer"; without caching's second forward pass.
     """
-    size = len(batch.visual.lengths)
+    size = len(batch.numbers)
     part = microbatch or size
     some = jax.tree.map(lambda x: x[:part], batch)
-    variables = state.params["encoders"]
-    key = jax.random.key(0)
+    encode = partial(of_clips, encoders, objective, batch=some, rows=None, key=jax.random.key(0))
+    per_clip = {name: state.params[name] for name in ("encoders", "heads") if name in state.params}
 
-    def encode(params, some):
-        return encoders.apply({"params": params}, some, deterministic=False, rngs={"dropout": key})
+    def pulled(params):
+        values, back = jax.vjp(lambda p: encode(params=p).values, params)
+        return back(values)
 
-    def pulled(params, some):
-        latents, back = jax.vjp(lambda p: [s.values for s in encode(p, some)], params)
-        return back(latents)
-
-    latents = jax.jit(encode)(variables, some)
-    # Every clip's latents are of one shape: those of one part stand for all.
-    latents = jax.tree.map(lambda x: jnp.concatenate([x] * (size // part)), latents)
-    scale = size / part
-    forward = scale * _seconds(encode, variables, some)
-    both = scale * _seconds(pulled, variables, some)
-    found = {"towers, forward": forward, "towers, backward": max(both - forward, 0.0)}
-    found |= _loss_seconds(objective, state.params["log_temperature"], latents, memory_bytes)
+    def loss(log_temperature, values):
+        found = outputs._replace(values=values)
+        return objective.loss(log_temperature, found, state.memory, Place(memory_bytes))[0]
 
     def update(gradients, opt_state, params):
         with jax.numpy_dtype_promotion("standard"):  # as in `train_step`
             updates, opt_state = optimizer.update(gradients, opt_state, params)
         return optax.apply_updates(params, updates), opt_state
 
-    return found | {"optimizer": _seconds(update, state.params, state.opt_state, state.params)}
-
-
-def _loss_seconds(objective: Objective, log_temperature, latents: AudioVisual, memory_bytes: int):
-    """Distances and losses with their gradients."""
-    found = {"distance": 0.0, "loss": 0.0}
-    if "sequence" in objective.losses:
-
-        def distances(visual, audio):
-            streams = latents.visual.replace(values=visual), latents.audio.replace(values=audio)
-            return pairwise(
-                objective.distance,
-                *streams,
-                memory_bytes=memory_bytes,
-                **objective.distance_options,
-            )
-
-        def pulled(visual, audio):
-            value, back = jax.vjp(distances, visual, audio)
-            return back(value)
-
-        def loss(matrix, temperature):
-            return sequence_loss(matrix, temperature, normalize=objective.normalize)[0]
-
-        values = [stream.values for stream in latents]
-        matrix = jax.jit(distances)(*values)
-        found["distance"] = _seconds(pulled, *values)
-        temperature = log_temperature["sequence"]
-        found["loss"] += _seconds(jax.value_and_grad(loss), matrix, temperature)
-    if "aggregation" in objective.losses:
-
-        def of_embeddings(values, temperature):
-            streams = [s.replace(values=v) for s, v in zip(latents, values, strict=True)]
-            pooled = [masked_mean(stream.values, stream.lengths) for stream in streams]
-            return aggregation_loss(*pooled, temperature)[0]
-
-        values = [stream.values for stream in latents]
-        temperature = log_temperature["aggregation"]
-        found["loss"] += _seconds(jax.value_and_grad(of_embeddings), values, temperature)
-    return found
+    outputs = jax.jit(lambda params: encode(params=params))(per_clip)
+    # Every clip's outputs are of one shape: those of one part stand for all.
+    outputs = jax.tree.map(lambda x: jnp.concatenate([x] * (size // part)), outputs)
+    scale = size / part
+    forward = scale * _seconds(lambda params: encode(params=params), per_clip)
+    both = scale * _seconds(pulled, per_clip)
+    temperatures = state.params.get("log_temperature", {})
+    return {
+        "towers, forward": forward,
+        "towers, backward": max(both - forward, 0.0),
+        "loss": _seconds(jax.value_and_grad(loss, (0, 1)), temperatures, outputs.values),
+        "optimizer": _seconds(update, state.params, state.opt_state, state.params),
+    }
 
 
 def _seconds(function: Callable, *arguments) -> float:

@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import PyTree
 
+from scav_jax import objectives
 from scav_jax.checkpoints import (
     CHECKPOINTS,
     NOT_DAMAGE,
@@ -28,8 +29,9 @@ from scav_jax.encoders import Encoders
 from scav_jax.errors import InputError
 from scav_jax.features import fingerprint_difference
 from scav_jax.files import folder_atomically, write_json
-from scav_jax.sequences import AudioVisual, sequences
-from scav_jax.train_step import Objective, init_params
+from scav_jax.objectives import Objective
+from scav_jax.sequences import AudioVisual, Batch, sequences
+from scav_jax.train_step import init_params
 
 CONFIG_FILE = "config.json"
 AVERAGED = "averaged"
@@ -66,9 +68,7 @@ class Run:
 def build(config: Config) -> tuple[Encoders, Objective]:
     """The towers and the objective that a config describes."""
     sections = as_dict(config)
-    distance = sections["distance"]
-    name = distance.pop("name")
-    objective = Objective(distance=name, distance_options=distance, **sections["objective"])
+    objective = objectives.make(sections["objective"], sections["distance"])
     return Encoders(**sections["encoders"]), objective
 
 
@@ -83,11 +83,11 @@ def parameter_shapes(encoders: Encoders, objective: Objective, widths: dict) -> 
     return jax.eval_shape(lambda: init_params(encoders, objective, example_batch(widths), 0))
 
 
-def example_batch(widths: dict) -> AudioVisual:
+def example_batch(widths: dict) -> Batch:
     """The smallest batch of features with these widths; parameters depend on nothing else."""
-    return AudioVisual(
-        *(sequences(jnp.zeros((1, 2, widths[name]))) for name in ("visual", "audio"))
-    )
+    streams = (sequences(jnp.zeros((1, 2, widths[name]))) for name in ("visual", "audio"))
+    seconds = jnp.asarray([[0.0, 1.0]], jnp.float32)
+    return Batch(AudioVisual(*streams), jnp.zeros((1,), jnp.int32), seconds)
 
 
 def save_averaged(run: Path, params: PyTree, steps: list[int]) -> None:

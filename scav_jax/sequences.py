@@ -44,6 +44,29 @@ class AudioVisual(NamedTuple):
     audio: Sequences
 
 
+class Batch(NamedTuple):
+    """B clips of a batch.
+
+    Attributes:
+      features: both streams, padded.
+      numbers: `[B]` int32, which clip of its split each is: what is random in a view follows from
+        it, so that microbatches, devices and a resume change nothing.
+      seconds: `[B, 2]` float32, begin and end of what both windows cover, from the clip's start;
+        NaN where streams are not laid onto each other by time.
+    """
+
+    features: AudioVisual
+    numbers: Int[Array, " B"]
+    seconds: Float[Array, "B 2"]
+
+
+def as_batch(features: AudioVisual) -> Batch:
+    """Features as a batch of clips that are numbered in order, with no clock."""
+    size = len(features.visual.lengths)
+    seconds = jnp.full((size, 2), jnp.nan, jnp.float32)
+    return Batch(features, jnp.arange(size, dtype=jnp.int32), seconds)
+
+
 def sequences(
     values: Float[Array, "*batch steps channels"],
     lengths: Int[Array, "*batch"] | None = None,

@@ -16,9 +16,9 @@ from scav_jax.config import Config, Data, Train, as_dict
 from scav_jax.encoders import Encoders
 from scav_jax.errors import InputError
 from scav_jax.features import check_resampled
+from scav_jax.objectives.objective import Material, Objective
 from scav_jax.optimizer import learning_rate_schedule, make_optimizer
 from scav_jax.runs import build, parameter_shapes
-from scav_jax.train_step import Objective
 
 
 @dataclass(frozen=True)
@@ -52,6 +52,7 @@ def set_up(config: Config) -> Setup:
         split.check_both_streams()
         _check_made_by(data.backbone, split)
         check_resampled(split.fingerprint, align=data.align, direction=encoders.pre_resample)
+        objective.check(Material(split.fingerprint, data.align))
     setup = Setup(config, encoders, objective, training, validation)
     # Sizes that do not fit fail here.
     parameter_shapes(training_encoders(setup), objective, widths(setup))

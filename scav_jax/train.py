@@ -40,7 +40,7 @@ from scav_jax.settings import (
     widths,
 )
 from scav_jax.train_step import TrainState, init_state, make_train_step, state_shardings
-from scav_jax.validation import in_words, run_of, score, validate
+from scav_jax.validation import in_words, run_of, validate
 
 COLLAPSED_SPREAD = 1e-3  # embeddings this close, relative to their length, are one point
 
@@ -172,7 +172,7 @@ def _log(step: int, values: dict, setup: Setup, records: Records, bar: tqdm, bat
     bar.set_postfix_str(f"loss {values['loss']:.3f}, {values['examples_per_s']:.0f} clips/s")
     if values["skipped_in_row"] >= setup.settings.max_skipped_in_row:
         raise InputError(_diagnosis(step, values, batch, state))
-    if values["embedding_spread"] < COLLAPSED_SPREAD:
+    if values.get("embedding_spread", np.inf) < COLLAPSED_SPREAD:
         _say(
             f"step {step}: collapse: all clips of a batch have nearly one embedding (relative "
             f"spread {values['embedding_spread']:.1e}); lower optimizer.learning_rate or lengthen "
@@ -185,7 +185,7 @@ def _validate(step: int, setup: Setup, params, records: Records, bar: tqdm) -> f
     values = processes.from_first(lambda: validate(setup, params))
     records.write("validation", step, values)
     _say(f"step {step}: validation {in_words(values)}", bar)
-    return score(setup.objective, values)
+    return setup.objective.score(values)
 
 
 def _finish(setup: Setup, workdir: Path, checkpoints: Checkpoints, records: Records, params) -> Run:
@@ -208,7 +208,7 @@ def _finish(setup: Setup, workdir: Path, checkpoints: Checkpoints, records: Reco
 
 
 def _diagnosis(step: int, values: dict, batch, state: TrainState) -> str:
-    shards = (shard.data for stream in batch for shard in stream.values.addressable_shards)
+    shards = (shard.data for stream in batch.features for shard in stream.values.addressable_shards)
     largest = max(float(np.abs(np.asarray(values)).max()) for values in shards)
     leaves = (np.asarray(leaf, np.float64).ravel() for leaf in jax.tree.leaves(state.params))
     norm = float(np.sqrt(sum(leaf @ leaf for leaf in leaves)))

@@ -12,8 +12,10 @@ from scav_jax.compiled import memory_of
 from scav_jax.costs import Workload, flops, memory
 from scav_jax.profiling import memory_in_use
 from scav_jax.runs import example_batch
-from scav_jax.sequences import AudioVisual, Sequences
+from scav_jax.sequences import AudioVisual, Batch, Sequences
 from scav_jax.train_step import init_state, make_train_step, state_shardings
+
+SECONDS = 10.0  # that a random clip lasts
 
 
 def _shapes(work: Workload, optimizer, seed: int):
@@ -37,7 +39,11 @@ def _shapes(work: Workload, optimizer, seed: int):
             jax.ShapeDtypeStruct((work.batch, 2), jnp.float32, sharding=rows),
         )
 
-    batch = AudioVisual(stream(*work.visual), stream(*work.audio))
+    batch = Batch(
+        AudioVisual(stream(*work.visual), stream(*work.audio)),
+        jax.ShapeDtypeStruct((work.batch,), jnp.int32, sharding=rows),
+        jax.ShapeDtypeStruct((work.batch, 2), jnp.float32, sharding=rows),
+    )
     return jax.tree.map(shaped, state, places), batch, places, mesh
 
 
@@ -118,7 +124,7 @@ def run(
     }
 
 
-def random_batch(work: Workload) -> AudioVisual:
+def random_batch(work: Workload) -> Batch:
     """Whole sequences of random features, on the host."""
     random = np.random.default_rng(0)
     dtype = np.float16 if work.feature_bytes == 2 else np.float32
@@ -128,4 +134,8 @@ def random_batch(work: Workload) -> AudioVisual:
         windows = np.tile(np.float32([0, steps]), (work.batch, 1))
         return Sequences(values, np.full(work.batch, steps, np.int32), windows)
 
-    return AudioVisual(stream(*work.visual), stream(*work.audio))
+    return Batch(
+        AudioVisual(stream(*work.visual), stream(*work.audio)),
+        np.arange(work.batch, dtype=np.int32),
+        np.tile(np.float32([0, SECONDS]), (work.batch, 1)),
+    )

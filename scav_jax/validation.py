@@ -9,11 +9,10 @@ from scav_jax.config import as_dict
 from scav_jax.distances import retrieval_form
 from scav_jax.runs import Run
 from scav_jax.settings import Setup
-from scav_jax.train_step import Objective
 
 
 def validate(setup: Setup, params) -> dict[str, float]:
-    """R@1 in both directions by sequence and by aggregation, over the whole validation split."""
+    """R@1 in both directions over the validation split, by each method of the objective."""
     mesh = sharding.local_mesh(min(jax.local_device_count(), setup.settings.devices or sys.maxsize))
     embedded = embed.embed(
         run_of(setup, jax.device_get(params)),
@@ -29,6 +28,7 @@ def validate(setup: Setup, params) -> dict[str, float]:
             metrics.ranks(retrieve.queries_first(matrix, direction)), 1
         )
         for method, matrix in matrices.items()
+        if method in setup.objective.methods
         for direction in retrieve.DIRECTIONS
     }
 
@@ -39,15 +39,10 @@ def run_of(setup: Setup, params) -> Run:
     return Run(None, as_dict(setup.config), setup.encoders, setup.objective, params, fingerprint)
 
 
-def score(objective: Objective, values: dict[str, float]) -> float:
-    """What ranks checkpoints: the mean of both R@1, by the method that was trained for."""
-    method = objective.losses[0]
-    return 0.5 * (values[f"{method}_v2a"] + values[f"{method}_a2v"])
-
-
 def in_words(values: dict[str, float]) -> str:
     """What `validate` found, for people."""
     return ", ".join(
         f"{method} R@1 A->V {values[f'{method}_a2v']:.1%} V->A {values[f'{method}_v2a']:.1%}"
         for method in ("sequence", "aggregation")
+        if f"{method}_a2v" in values
     )

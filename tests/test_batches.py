@@ -76,13 +76,15 @@ def first(iterable, count):
 
 def clips_of(batch):
     """The clips in a batch, read from the features themselves; both streams must agree."""
-    visual, audio = (stream.values[:, 0, 0].astype(int).tolist() for stream in batch)
-    assert visual == audio
+    visual, audio = (stream.values[:, 0, 0].astype(int).tolist() for stream in batch.features)
+    assert visual == audio == batch.numbers.tolist()
     return visual
 
 
 def assert_same(batch, other):
-    for stream, expected in zip(batch, other, strict=True):
+    np.testing.assert_array_equal(batch.numbers, other.numbers)
+    np.testing.assert_array_equal(batch.seconds, other.seconds)
+    for stream, expected in zip(batch.features, other.features, strict=True):
         for name in ("values", "lengths", "windows"):
             np.testing.assert_array_equal(getattr(stream, name), getattr(expected, name))
 
@@ -193,10 +195,10 @@ def test_few_static_shapes_that_hold_every_clip():
     shapes = set()
     for (indices, padding), batch in zip(plan.epoch(0), first(dataset, 13), strict=True):
         assert clips_of(batch) == indices.tolist()
-        assert batch.visual.values.shape == (7, padding.visual_steps, VISUAL_WIDTH)
-        assert batch.audio.values.shape == (7, padding.audio_steps, AUDIO_WIDTH)
-        assert batch.visual.lengths.max() <= padding.visual_steps
-        assert batch.audio.lengths.max() <= padding.audio_steps
+        assert batch.features.visual.values.shape == (7, padding.visual_steps, VISUAL_WIDTH)
+        assert batch.features.audio.values.shape == (7, padding.audio_steps, AUDIO_WIDTH)
+        assert batch.features.visual.lengths.max() <= padding.visual_steps
+        assert batch.features.audio.lengths.max() <= padding.audio_steps
         shapes.add(padding)
     assert shapes == set(plan.paddings)
 
@@ -314,7 +316,7 @@ def test_index_alignment_keeps_whole_streams():
 
 def test_content_of_a_batch_is_the_clips_and_zeros():
     split = ragged_split(11)
-    batch = batches.load_batch(split, np.array([4, 9, 2]), batches.Padding(70, 20))
+    batch = batches.load_batch(split, np.array([4, 9, 2]), batches.Padding(70, 20)).features
     for row, index in enumerate([4, 9, 2]):
         clip = split[index]
         shared = shared_span(clip.visual_span, clip.audio_span)
@@ -352,11 +354,12 @@ def test_every_float16_becomes_its_float32():
 def test_evaluation_has_every_clip_once_in_order_with_a_smaller_last_batch(batch_size):
     split = ragged_split(29)
     seen, shapes = [], set()
-    for batch, indices in batches.evaluation_batches(split, batch_size=batch_size, buckets=3):
+    for batch in batches.evaluation_batches(split, batch_size=batch_size, buckets=3):
+        indices = batch.numbers
         assert clips_of(batch) == indices.tolist()
-        assert len(batch.visual.lengths) == len(indices) == min(batch_size, 29 - len(seen))
+        assert len(batch.features.visual.lengths) == len(indices) == min(batch_size, 29 - len(seen))
         seen += indices.tolist()
-        shapes.add((batch.visual.values.shape[1], batch.audio.values.shape[1]))
+        shapes.add(tuple(stream.values.shape[1] for stream in batch.features))
     assert seen == list(range(29))
     assert len(shapes) <= 3
 
@@ -427,5 +430,5 @@ def test_batches_of_a_data_set_on_disk(tmp_path):
                 np.testing.assert_array_equal(stream.values, expected.values)
                 np.testing.assert_array_equal(stream.lengths, expected.lengths)
                 np.testing.assert_allclose(stream.windows, expected.windows, rtol=1e-5, atol=1e-5)
-    seen = [clips_of(batch) for batch, _ in batches.evaluation_batches(disk, batch_size=5)]
+    seen = [clips_of(batch) for batch in batches.evaluation_batches(disk, batch_size=5)]
     assert list(itertools.chain(*seen)) == list(range(14))

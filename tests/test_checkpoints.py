@@ -16,8 +16,9 @@ from scav_jax import runs, sharding
 from scav_jax.encoders import Encoders
 from scav_jax.errors import InputError
 from scav_jax.files import write_json
+from scav_jax.objectives import Sequential
 from scav_jax.optimizer import make_optimizer
-from scav_jax.train_step import Objective, TrainState, init_state
+from scav_jax.train_step import TrainState, init_state
 
 WIDTHS = {"visual": 7, "audio": 6}
 SIZES = {
@@ -34,7 +35,7 @@ SIZES = {
 @pytest.fixture(scope="module")
 def state():
     optimizer = make_optimizer(learning_rate=1e-3, warmup_steps=1, steps=9)
-    return init_state(Encoders(**SIZES), Objective(), optimizer, runs.example_batch(WIDTHS), 0)
+    return init_state(Encoders(**SIZES), Sequential(), optimizer, runs.example_batch(WIDTHS), 0)
 
 
 def shifted(state, by):
@@ -80,7 +81,7 @@ def test_average_is_the_mean_of_the_best(saved, state):
 def test_a_checkpoint_of_another_shape_is_refused_by_name(saved, state):
     other = Encoders(**(SIZES | {"feedforward": 11}))
     optimizer = make_optimizer(learning_rate=1e-3, warmup_steps=1, steps=9)
-    like = init_state(other, Objective(), optimizer, runs.example_batch(WIDTHS), 0)
+    like = init_state(other, Sequential(), optimizer, runs.example_batch(WIDTHS), 0)
     with pytest.raises(InputError, match=r"another model.*feedforward_in.*\(11,\).*\(10,\)"):
         saved.restore(55, like)
     with pytest.raises(InputError, match="another model"):
@@ -90,7 +91,7 @@ def test_a_checkpoint_of_another_shape_is_refused_by_name(saved, state):
 def test_another_optimizer_is_refused_by_name(saved, state):
     optimizer = make_optimizer(learning_rate=1e-3, warmup_steps=1, steps=9)
     one_more = optax.chain(optimizer, optax.trace(0.5))
-    like = init_state(Encoders(**SIZES), Objective(), one_more, runs.example_batch(WIDTHS), 0)
+    like = init_state(Encoders(**SIZES), Sequential(), one_more, runs.example_batch(WIDTHS), 0)
     with pytest.raises(InputError, match=r"another model: parameter 'opt_state/"):
         saved.restore(55, like)
     with pytest.raises(InputError, match=r"another model: parameter 'opt_state/"):

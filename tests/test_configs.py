@@ -11,7 +11,7 @@ import pytest
 from scav_jax import config, config_files
 from scav_jax.errors import InputError
 from scav_jax.runs import build
-from scav_jax.sequences import AudioVisual, sequences
+from scav_jax.sequences import AudioVisual, as_batch, sequences
 from scav_jax.settings import optimizer_of
 from scav_jax.train_step import compute_loss, init_params
 
@@ -212,9 +212,8 @@ def trace(document):
     optimizer_of(document)
 
     def run():
-        batch = AudioVisual(
-            sequences(jnp.zeros((batch_size, n, dv))), sequences(jnp.zeros((batch_size, m, da)))
-        )
+        streams = jnp.zeros((batch_size, n, dv)), jnp.zeros((batch_size, m, da))
+        batch = as_batch(AudioVisual(*map(sequences, streams)))
         params = init_params(encoders, objective, batch, seed=0)
         loss, aux = compute_loss(encoders, objective, params, batch, jax.random.key(1))
         return params, loss, {name: aux[name]["logits_v2a"] for name in objective.losses}

@@ -14,8 +14,8 @@ from scav_jax.encoders import Encoders
 from scav_jax.errors import InputError
 from scav_jax.features import Clip
 from scav_jax.files import ids_sha256, write_json
+from scav_jax.objectives import Sequential
 from scav_jax.report import pictures
-from scav_jax.train_step import Objective
 
 FINGERPRINT = {"backbone": "random", "rate_hz": 16000}
 CLIPS = 13
@@ -168,7 +168,7 @@ def test_runs_side_by_side_with_another_distance(scav, data, tmp_path, capsys):
 
 
 def fake_run(distance, options=None, name="sequence"):
-    objective = Objective(name=name, distance=distance, distance_options=options or {})
+    objective = Sequential(name=name, distance=distance, distance_options=options or {})
     return runs.Run(None, {}, Encoders(), objective, {}, FINGERPRINT)
 
 

@@ -18,10 +18,11 @@ from scav_jax.config_files import load_file
 from scav_jax.encoders import Encoders
 from scav_jax.errors import InputError
 from scav_jax.features import Clip
+from scav_jax.objectives import Sequential
 from scav_jax.optimizer import make_optimizer
 from scav_jax.runs import build, example_batch
 from scav_jax.sequences import AudioVisual, sequences
-from scav_jax.train_step import Objective, init_params
+from scav_jax.train_step import init_params
 
 ROOT = Path(__file__).resolve().parents[1]
 SMALL = {
@@ -41,7 +42,7 @@ FLOPS_TOLERANCE = 0.05
 def small(batch=32, visual=(24, 48), audio=(13, 64), microbatch=0, devices=1, **encoders):
     made = Encoders(**(SMALL | encoders))
     return costs.Workload(
-        made, Objective(), batch, visual, audio, microbatch=microbatch, devices=devices, batches=1
+        made, Sequential(), batch, visual, audio, microbatch=microbatch, devices=devices, batches=1
     )
 
 
@@ -94,9 +95,9 @@ def lowered_flops(work, backward):
 @pytest.mark.parametrize(
     "work",
     [
-        costs.Workload(Encoders(pre_resample="visual_to_audio"), Objective(), 4),
-        costs.Workload(Encoders(visual_blocks=2), Objective(), 3, (100, 512), (31, 1024)),
-        costs.Workload(Encoders(width=384, heads=6, feedforward=1024), Objective(), 2, (90, 512)),
+        costs.Workload(Encoders(pre_resample="visual_to_audio"), Sequential(), 4),
+        costs.Workload(Encoders(visual_blocks=2), Sequential(), 3, (100, 512), (31, 1024)),
+        costs.Workload(Encoders(width=384, heads=6, feedforward=1024), Sequential(), 2, (90, 512)),
     ],
     ids=["paper", "post", "narrow"],
 )
@@ -109,7 +110,7 @@ def test_flops_of_the_towers_are_those_of_xla(work):
 
 
 def test_the_paper_s_model_has_the_parameters_that_the_readme_says():
-    work = costs.Workload(Encoders(pre_resample="visual_to_audio"), Objective(), 256)
+    work = costs.Workload(Encoders(pre_resample="visual_to_audio"), Sequential(), 256)
     assert costs.parameters(work) / 1e6 == pytest.approx(39.3, abs=0.05)
 
 

@@ -153,6 +153,8 @@ def test_a_resumed_pipeline_gives_the_batches_of_an_uninterrupted_one(stop):
     for batch, same in zip(first(resumed, 9 - stop), expected[stop:], strict=True):
         assert_same(batch, same)
         assert all(isinstance(leaf, jax.Array) for leaf in jax.tree.leaves(batch))
-        assert batch.visual.values.sharding.is_equivalent_to(sharding.batch_sharded(mesh), 3)
-        assert batch.visual.values.dtype == np.float16
+        assert batch.features.visual.values.sharding.is_equivalent_to(
+            sharding.batch_sharded(mesh), 3
+        )
+        assert batch.features.visual.values.dtype == np.float16
     resumed.close()

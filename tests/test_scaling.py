@@ -20,13 +20,11 @@ from scav_jax.compiled import communication_bytes
 from scav_jax.distances import pairwise
 from scav_jax.encoders import Dropout, Encoders
 from scav_jax.errors import InputError
-from scav_jax.objectives import cross_entropy, sequence_loss
+from scav_jax.objectives import Place, Sequential, cross_entropy, sequence_loss
 from scav_jax.optimizer import make_optimizer
-from scav_jax.sequences import AudioVisual, sequences
+from scav_jax.sequences import AudioVisual, as_batch, sequences
 from scav_jax.train_step import (
-    Objective,
     TrainState,
-    _loss_of_latents,
     init_params,
     loss_and_gradients,
     make_train_step,
@@ -52,12 +50,12 @@ PRE = Encoders(
 POST = PRE.clone(pre_resample=None)
 WASSERSTEIN = {"blur": 1.0, "position_weight": 2.0, "diameter": 16.0}
 CASES = {
-    "pre": (PRE, Objective()),
-    "post": (POST, Objective(distance_options={"resample": "audio_to_visual"})),
-    "soft_dtw": (POST, Objective(distance="soft_dtw")),
-    "wasserstein": (POST, Objective(distance="wasserstein", distance_options=WASSERSTEIN)),
-    "sinkhorn": (POST, Objective(distance="sinkhorn", distance_options={"epsilon": 0.5})),
-    "both": (PRE, Objective("sequence+aggregation")),
+    "pre": (PRE, Sequential()),
+    "post": (POST, Sequential(distance_options={"resample": "audio_to_visual"})),
+    "soft_dtw": (POST, Sequential(distance="soft_dtw")),
+    "wasserstein": (POST, Sequential(distance="wasserstein", distance_options=WASSERSTEIN)),
+    "sinkhorn": (POST, Sequential(distance="sinkhorn", distance_options={"epsilon": 0.5})),
+    "both": (PRE, Sequential("sequence+aggregation")),
 }
 EVERY = [(devices, parts) for devices in (1, 2, 4, MANY) for parts in (1, 2, 4)][1:]
 WHOLE_TABLE = [(case, *where) for case in CASES for where in EVERY]
@@ -78,7 +76,7 @@ def batch(seed=0, dtype=np.float32):
         for row, length in zip(values, lengths, strict=True):
             row[length:] = np.nan
         streams.append(sequences(jnp.asarray(values), jnp.asarray(lengths, jnp.int32)))
-    return jax.tree.map(np.asarray, AudioVisual(*streams))
+    return jax.tree.map(np.asarray, as_batch(AudioVisual(*streams)))
 
 
 def optimizer():
@@ -97,7 +95,7 @@ def keeping_gradients(optimizer):
 @cache
 def params_at_start():
     """Of all cases: they have one tower."""
-    init = partial(init_params, PRE, Objective("sequence+aggregation"), seed=0)
+    init = partial(init_params, PRE, Sequential("sequence+aggregation"), seed=0)
     params = jax.jit(init)
     return jax.device_get(params(batch()))
 
@@ -108,7 +106,7 @@ def start(objective, optimizer):
     log_temperature = {name: params["log_temperature"][name] for name in objective.losses}
     params = jax.tree.map(jnp.asarray, params | {"log_temperature": log_temperature})
     step, skipped, in_row = (jnp.zeros((), jnp.int32) for _ in range(3))
-    return TrainState(step, params, optimizer.init(params), skipped, in_row)
+    return TrainState(step, params, optimizer.init(params), {}, skipped, in_row)
 
 
 def train(case, devices=1, parts=1, settings=(), steps=STEPS):
@@ -300,12 +298,12 @@ def test_a_mask_belongs_to_its_clip_and_its_step():
 
 @cache
 def gradient_program(encoders):
-    return jax.jit(partial(loss_and_gradients, encoders, Objective()))
+    return jax.jit(partial(loss_and_gradients, encoders, Sequential()))
 
 
 def one_gradient(features=None, **settings):
     """Loss and gradients at the start, as settings have it."""
-    params = start(Objective(), optimizer()).params
+    params = start(Sequential(), optimizer()).params
     compute = gradient_program(PRE.clone(**settings))
     (loss, _), gradients = compute(params, features or batch(), jax.random.key(5))
     return float(loss), jax.device_get(gradients)
@@ -313,13 +311,13 @@ def one_gradient(features=None, **settings):
 
 def kept_bytes(encoders):
     """Of what the forward pass keeps for the gradient."""
-    example = partial(init_params, encoders, Objective(), seed=0)
+    example = partial(init_params, encoders, Sequential(), seed=0)
     features = jax.tree.map(jnp.asarray, batch())
     params = jax.eval_shape(example, features)["encoders"]
 
     def pull_back(params):
         def latents(params):
-            return [s.values for s in encoders.apply({"params": params}, features)]
+            return [s.values for s in encoders.apply({"params": params}, features.features)]
 
         return jax.vjp(latents, params)[1]
 
@@ -339,7 +337,8 @@ def test_rematerialisation_changes_no_number_and_keeps_less():
 
 def test_stored_float16_gives_the_numbers_of_its_float32():
     half = batch(dtype=np.float16)
-    wide = AudioVisual(*(s.replace(values=s.values.astype(np.float32)) for s in half))
+    streams = (s.replace(values=s.values.astype(np.float32)) for s in half.features)
+    wide = half._replace(features=AudioVisual(*streams))
     loss, gradients = one_gradient(features=half)
     expected_loss, expected_gradients = one_gradient(features=wide)
     assert loss == pytest.approx(expected_loss, rel=1e-6)
@@ -351,9 +350,9 @@ def products(precision):
     """(dtype, precision) of every product of the towers, forward and backward."""
     encoders = PRE.clone(precision=precision, conv_position=True, width=16)
     params = jax.eval_shape(
-        partial(init_params, encoders, Objective("aggregation"), seed=0), batch()
+        partial(init_params, encoders, Sequential("aggregation"), seed=0), batch()
     )
-    jaxpr = jax.make_jaxpr(partial(loss_and_gradients, encoders, Objective("aggregation")))(
+    jaxpr = jax.make_jaxpr(partial(loss_and_gradients, encoders, Sequential("aggregation")))(
         params, batch()
     )
     return {
@@ -390,7 +389,7 @@ def test_bfloat16_is_near_float32_and_leaves_parameters_and_latents_alone():
     )
     cosine = flat @ rounded_flat / np.linalg.norm(flat) / np.linalg.norm(rounded_flat)
     assert cosine > 0.99
-    params = start(Objective(), optimizer()).params["encoders"]
+    params = start(Sequential(), optimizer()).params["encoders"]
     features = jax.tree.map(jnp.asarray, batch())
     latents = PRE.clone(precision="bfloat16").apply({"params": params}, features)
     assert {stream.values.dtype for stream in latents} == {jnp.dtype(jnp.float32)}
@@ -398,7 +397,7 @@ def test_bfloat16_is_near_float32_and_leaves_parameters_and_latents_alone():
 
 def test_an_unknown_precision_is_named():
     with pytest.raises(InputError, match=r"train\.precision: .*got 'bfloat'.*bfloat16"):
-        init_params(PRE.clone(precision="bfloat"), Objective(), batch(), seed=0)
+        init_params(PRE.clone(precision="bfloat"), Sequential(), batch(), seed=0)
 
 
 # -- where arrays live -----------------------------------------------------------------------------
@@ -407,7 +406,7 @@ def test_an_unknown_precision_is_named():
 @needs_devices
 @pytest.mark.parametrize("params", [False, True])
 def test_a_state_that_is_cut_over_devices_trains_the_same(params):
-    encoders, objective = PRE, Objective()
+    encoders, objective = PRE, Sequential()
     mesh = sharding.make_mesh(4)
     state = start(objective, optimizer())
     places = state_shardings(state, mesh, shard_params=params, shard_optimizer=True)
@@ -438,7 +437,7 @@ def test_features_stay_on_their_device_and_gradients_travel_once():
     """Of a microbatched step: what travels does not grow with features or with microbatches."""
     mesh = sharding.make_mesh(MANY)
     whole, rows = sharding.replicated(mesh), sharding.batch_sharded(mesh)
-    objective = Objective("aggregation")
+    objective = Sequential("aggregation")
 
     def received(parts):
         state = start(objective, optimizer())
@@ -473,7 +472,8 @@ def test_audio_is_gathered_once_and_its_gradient_travels_once(case):
     def loss(values):
         streams = zip(latents, values, strict=True)
         cut = AudioVisual(*(s.replace(values=v) for s, v in streams))
-        return _loss_of_latents(objective, temperatures, cut, memory_bytes=2**20, mesh=mesh)[0]
+        outputs = objective.of_clips(None, {"clip": cut}, ())
+        return objective.loss(temperatures, outputs, {}, Place(2**20, mesh))[0]
 
     rows, whole = sharding.batch_sharded(mesh), sharding.replicated(mesh)
     program = jax.jit(

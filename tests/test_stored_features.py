@@ -97,7 +97,7 @@ def test_float16_batches_hold_what_is_stored_and_widen_to_the_float32_ones(data)
     folder, clips = data
     split = datasets.read(folder, "train")
     order = np.array([4, 9, 2])
-    half, wide = (load_batch(split, order, Padding(17, 9), "index", d) for d in DTYPES)
+    half, wide = (load_batch(split, order, Padding(17, 9), "index", d).features for d in DTYPES)
     for row, number in enumerate(order):
         for name in ("visual", "audio"):
             stored, values = getattr(clips[number], name), getattr(half, name).values

@@ -12,9 +12,10 @@ import reference
 
 from scav_jax.encoders import Encoders
 from scav_jax.errors import InputError
+from scav_jax.objectives import Sequential
 from scav_jax.optimizer import make_optimizer
-from scav_jax.sequences import AudioVisual, sequences, zero_padding
-from scav_jax.train_step import Objective, compute_loss, init_params, init_state, make_train_step
+from scav_jax.sequences import AudioVisual, as_batch, sequences, zero_padding
+from scav_jax.train_step import compute_loss, init_params, init_state, make_train_step
 
 CLIPS = 5
 VISUAL_LENGTHS, AUDIO_LENGTHS = [7, 3, 1, 6, 5], [4, 2, 3, 1, 4]
@@ -28,7 +29,7 @@ def batch(seed=0, fill=np.nan):
         for row, length in zip(values, lengths, strict=True):
             row[length:] = fill
         streams.append(sequences(jnp.asarray(values), jnp.array(lengths)))
-    return AudioVisual(*streams)
+    return as_batch(AudioVisual(*streams))
 
 
 class OneLayer(Encoders):
@@ -49,10 +50,10 @@ ENCODERS = OneLayer(width=8, dropout=0.2)
 PLAIN = OneLayer(width=8, dropout=0.0)
 OPTIMIZER = make_optimizer(learning_rate=0.01, warmup_steps=0, steps=100)
 OBJECTIVES = [
-    Objective(distance="euclidean", distance_options={"resample": "audio_to_visual"}),
-    Objective(distance="soft_dtw", temperature=0.07, normalize=False),
-    Objective("aggregation"),
-    Objective("sequence+aggregation", temperature=2.0),
+    Sequential(distance="euclidean", distance_options={"resample": "audio_to_visual"}),
+    Sequential(distance="soft_dtw", temperature=0.07, normalize=False),
+    Sequential("aggregation"),
+    Sequential("sequence+aggregation", temperature=2.0),
 ]
 
 
@@ -81,7 +82,7 @@ def test_loss_is_the_formula_on_the_latents(index):
     params = init_params(ENCODERS, objective, batch(), seed=1)
     features = batch(seed=4)
     loss, aux = jax.jit(partial(compute_loss, ENCODERS, objective))(params, features)
-    latents = compiled_latents()(params["encoders"], features)
+    latents = compiled_latents()(params["encoders"], features.features)
     clips = [
         [np.asarray(v[:n], float) for v, n in zip(stream.values, stream.lengths, strict=True)]
         for stream in latents
@@ -185,7 +186,7 @@ def test_dropout_depends_on_seed_and_step_only():
 
 
 def test_without_jit_it_is_the_same_step():
-    objective = Objective("aggregation")
+    objective = Sequential("aggregation")
     optimizer = optax.sgd(0.1)
     state = init_state(PLAIN, objective, optimizer, batch(), seed=0)
     step = make_train_step(PLAIN, objective, optimizer, seed=0)
@@ -239,7 +240,7 @@ def test_metrics_are_finite_scalars(index):
 
 def test_metrics_say_what_they_are_called():
     """Against the matrices of the same batch, without dropout."""
-    objective = Objective(distance="dtw")
+    objective = Sequential(distance="dtw")
     state = init_state(PLAIN, objective, OPTIMIZER, batch(), seed=0)
     loss = jax.jit(partial(compute_loss, PLAIN, objective))
     step = jax.jit(make_train_step(PLAIN, objective, OPTIMIZER, seed=0))
@@ -264,7 +265,7 @@ def test_collapse_shows_and_ties_count_against_the_query():
     """All clips alike: every distance is the same, nothing is retrieved, nothing is spread."""
     features = batch(fill=0.0)
     same = jax.tree.map(lambda x: jnp.broadcast_to(x[:1], x.shape), features)
-    objective = Objective(distance="dtw")
+    objective = Sequential(distance="dtw")
     state = init_state(PLAIN, objective, OPTIMIZER, features, seed=0)
     step = jax.jit(make_train_step(PLAIN, objective, OPTIMIZER, seed=0))
     new, metrics = step(state, same)
@@ -278,7 +279,7 @@ def test_collapse_shows_and_ties_count_against_the_query():
 
 def test_training_learns_the_pairs():
     """30 steps on one batch bring its loss well below where it started."""
-    objective = Objective()
+    objective = Sequential()
     optimizer = make_optimizer(learning_rate=0.02, warmup_steps=0, steps=200)
     state = init_state(PLAIN, objective, optimizer, batch(), seed=0)
     step = jax.jit(make_train_step(PLAIN, objective, optimizer, seed=0))
@@ -292,8 +293,8 @@ def test_training_learns_the_pairs():
 
 def test_mistakes_are_named():
     with pytest.raises(InputError, match="sequence"):
-        Objective("sequnce")
+        Sequential("sequnce")
     with pytest.raises(InputError, match="euclidean"):
-        Objective(distance="euclid")
+        Sequential(distance="euclid")
     with pytest.raises(InputError, match="gamma"):
-        Objective(distance="soft_dtw", distance_options={"gama": 1.0})
+        Sequential(distance="soft_dtw", distance_options={"gama": 1.0})

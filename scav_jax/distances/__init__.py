@@ -1,7 +1,8 @@
 """Sequential distances, each defined for one pair and lifted to all pairs by `pairwise`.
 
 `D[i, j]` is visual sequence i against audio sequence j; smaller is closer. To add a distance:
-one file with a function of two `Sequences`, one line in `DISTANCES`, one row in its tests.
+one file with a function of two `Sequences`, one line in `DISTANCES`, one row in its tests; or a
+function of one's own, named `package.module:function`.
 
 euclidean      the definition, and which form of all pairs fits; `euclidean_one_grid` for clips of
                one length, `euclidean_many_grids` for ragged ones, `euclidean_blocks`, `resampling`
@@ -19,6 +20,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from scav_jax import doors
 from scav_jax.distances import dtw as _dtw
 from scav_jax.distances import euclidean as _euclidean
 from scav_jax.distances import wasserstein as _wasserstein
@@ -35,7 +37,8 @@ class Distance(NamedTuple):
 
     Attributes:
       pair: `(visual, audio, **options) -> scalar` for one pair `[N, C]`, `[M, C]`: the definition.
-      alignment: the same arguments -> `[N, M]`, which steps it compares, for plotting.
+      alignment: the same arguments -> `[N, M]`, which steps it compares, for plotting; of a user's
+        own distance, steps at the same time.
       matrix: `(visual, audio, *, block, memory_bytes, **options) -> (D, aux)`: a faster form of
         all pairs, equal to the definition; None lifts the definition.
       retrieval: the name of the form that is used for retrieval, or None for itself.
@@ -156,23 +159,40 @@ def retrieval_form(name: str, options: dict) -> tuple[str, dict]:
 
 def option_names(name: str) -> tuple[str, ...]:
     """The options that a distance takes."""
-    parameters = inspect.signature(find(name, {}).pair).parameters.values()
+    return _options(find(name, {}))
+
+
+def _options(distance: Distance) -> tuple[str, ...]:
+    parameters = inspect.signature(distance.pair).parameters.values()
     return tuple(p.name for p in parameters if p.kind is inspect.Parameter.KEYWORD_ONLY)
 
 
 def find(name: str, options: dict) -> Distance:
-    """The named distance, once it is known to take these options; else `InputError`."""
-    if name not in DISTANCES:
-        raise InputError(
-            f"distance: expected one of {', '.join(DISTANCES)}, got {name!r}."
-            + did_you_mean(name, list(DISTANCES))
-        )
+    """The named distance, once it is known to take these options.
+
+    Args:
+      name: a key of `DISTANCES`, or `package.module:function` of one pair, which is lifted.
+      options: keyword arguments of its definition.
+
+    Raises:
+      InputError: no such distance, or no such option.
+    """
+    found = doors.find("distance", name, DISTANCES)
+    distance = found if isinstance(found, Distance) else _of_a_user(name, found)
     if options:
-        known = option_names(name)
+        known = _options(distance)
         for option in options:
             if option not in known:
                 raise InputError(
                     f"distance {name!r}: expected options among {', '.join(known) or '(none)'}, "
                     f"got {option!r}." + did_you_mean(option, known)
                 )
-    return DISTANCES[name]
+    return distance
+
+
+def _of_a_user(name: str, pair: Callable) -> Distance:
+    if not callable(pair):
+        raise InputError(f"distance: expected a function of two sequences, {name} is {pair!r}")
+    return Distance(
+        pair, lambda visual, audio, **_: _euclidean.interpolation_weights(visual, audio)
+    )

@@ -1,10 +1,72 @@
-"""Training objectives as pure functions: `(loss, aux)`, aux holds every intermediate."""
+"""What is minimised. An objective is one file and one line here, or a user's dotted path.
 
+objective      what every objective is: views, heads, loss, memory, health, score, cost, embedding
+sequential     SCAV, CAV and both
+contrastive    their two losses; `cross_entropy`: the softmax over a matrix of distances
+"""
+
+import inspect
+from collections.abc import Mapping
+from typing import Any
+
+from scav_jax import distances, doors
+from scav_jax.errors import InputError
 from scav_jax.objectives.contrastive import (
     aggregation_loss,
     normalize_distances,
     sequence_loss,
     temperature,
 )
+from scav_jax.objectives.objective import Objective, Outputs, Place, Views, clip_keys
+from scav_jax.objectives.sequential import Sequential
+from scav_jax.sequences import Batch
 
-__all__ = ["aggregation_loss", "normalize_distances", "sequence_loss", "temperature"]
+__all__ = [
+    "OBJECTIVES",
+    "Batch",
+    "Objective",
+    "Outputs",
+    "Place",
+    "Sequential",
+    "Views",
+    "aggregation_loss",
+    "clip_keys",
+    "find",
+    "make",
+    "normalize_distances",
+    "sequence_loss",
+    "temperature",
+]
+
+OBJECTIVES: dict[str, type[Objective]] = {
+    "sequence": Sequential,
+    "aggregation": Sequential,
+    "sequence+aggregation": Sequential,
+}
+
+
+def find(name: str) -> type[Objective]:
+    """The class of an objective: a key of `OBJECTIVES`, or `package.module:Class`.
+
+    Raises:
+      InputError: neither, or what the path names is no objective.
+    """
+    found = doors.find("objective.name", name, OBJECTIVES)
+    if not (inspect.isclass(found) and issubclass(found, Objective)):
+        raise InputError(
+            f"objective.name: expected a subclass of scav_jax.objectives.Objective, {name} is "
+            f"{found!r}"
+        )
+    return found
+
+
+def make(objective: Mapping[str, Any], distance: Mapping[str, Any]) -> Objective:
+    """The objective that two sections of a config describe.
+
+    Args:
+      objective: its `name`, and its own options.
+      distance: the distance's `name`, and its options.
+    """
+    options = {key: value for key, value in distance.items() if key != "name"}
+    distances.find(distance["name"], options)
+    return find(objective["name"])(**objective, distance=distance["name"], distance_options=options)

@@ -183,7 +183,7 @@ def _recall_section(runs: Sequence[dict]) -> str:
 
 
 def _hybrid_section(runs: Sequence[dict]) -> str:
-    run = next((run for run in runs if run["objective"] != "aggregation"), runs[0])
+    run = next((run for run in runs if run["own_method"] != "aggregation"), runs[0])
     methods = [method for method in run["methods"] if method["method"] == "hybrid"]
     if not methods:
         return ""

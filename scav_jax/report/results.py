@@ -13,7 +13,7 @@ and a run holds `name`, `run`, `config`, `objective`, `trained_with`, `distance`
 
 from collections.abc import Sequence
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 RENDERED = "Rendered data set of this project; figures are ours."
 DIRECTIONS = {"a2v": "A->V", "v2a": "V->A"}
 
@@ -36,9 +36,8 @@ def main_methods(run: dict) -> list[dict]:
 
 
 def own_method(run: dict) -> dict:
-    """The method that a run was trained for: aggregation for CAV, else sequence."""
-    own = "aggregation" if run["objective"] == "aggregation" else "sequence"
-    return next(method for method in run["methods"] if method["method"] == own)
+    """The method that a run was trained for."""
+    return next(method for method in run["methods"] if method["method"] == run["own_method"])
 
 
 def percent(share: float) -> str:

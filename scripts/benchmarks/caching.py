@@ -28,7 +28,7 @@ from scav_jax.compiled import communication_bytes, memory_of
 from scav_jax.distances import pairwise
 from scav_jax.objectives import sequence_loss
 from scav_jax.runs import build, example_batch
-from scav_jax.sequences import AudioVisual, Sequences, sequences
+from scav_jax.sequences import AudioVisual, Batch, Sequences, as_batch, sequences
 from scav_jax.settings import optimizer_of
 from scav_jax.train_step import init_state, make_train_step
 
@@ -51,7 +51,7 @@ def model(**changes):
     return encoders.clone(**changes), objective, optimizer
 
 
-def features(batch: int, visual_steps: int, dtype) -> AudioVisual:
+def features(batch: int, visual_steps: int, dtype) -> Batch:
     """The shapes of a batch."""
 
     def stream(steps, width):
@@ -59,20 +59,19 @@ def features(batch: int, visual_steps: int, dtype) -> AudioVisual:
         lengths = jax.ShapeDtypeStruct((batch,), jnp.int32)
         return Sequences(values, lengths, jax.ShapeDtypeStruct((batch, 2), jnp.float32))
 
-    return AudioVisual(stream(visual_steps, WIDTHS["visual"]), stream(STEPS, WIDTHS["audio"]))
+    streams = stream(visual_steps, WIDTHS["visual"]), stream(STEPS, WIDTHS["audio"])
+    numbers = jax.ShapeDtypeStruct((batch,), jnp.int32)
+    return Batch(AudioVisual(*streams), numbers, jax.ShapeDtypeStruct((batch, 2), jnp.float32))
 
 
 def random_like(shapes):
     """Random values of those shapes, whole sequences."""
     rng = np.random.default_rng(0)
-    return AudioVisual(
-        *(
-            sequences(
-                jnp.asarray(rng.normal(size=s.values.shape), jnp.float32).astype(s.values.dtype)
-            )
-            for s in shapes
-        )
+    streams = (
+        sequences(jnp.asarray(rng.normal(size=s.values.shape), jnp.float32).astype(s.values.dtype))
+        for s in shapes.features
     )
+    return as_batch(AudioVisual(*streams))
 
 
 def state_of(parts):
@@ -165,7 +164,7 @@ def loss_cost(quick: bool, clock) -> tuple[list[dict], list[dict]]:
         distances = pairwise("euclidean", *(sequences(x) for x in values))
         return sequence_loss(distances, jnp.zeros(()))[0]
 
-    clips = random_like(features(some, STEPS, jnp.float16))
+    clips = random_like(features(some, STEPS, jnp.float16)).features
     state = init_state(encoders, objective, optimizer, example_batch(WIDTHS), seed=0)
     params = state.params["encoders"]
 

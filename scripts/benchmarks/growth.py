@@ -28,9 +28,9 @@ from scav_jax.compiled import communication_bytes, memory_of
 from scav_jax.encoders import Encoders
 from scav_jax.errors import run_program
 from scav_jax.files import write_json
+from scav_jax.objectives import Sequential
 from scav_jax.optimizer import make_optimizer
 from scav_jax.report.results import aligned
-from scav_jax.train_step import Objective
 
 DEVICES = 8
 BATCHES = (32, 128, 512, 1024, 4096)
@@ -45,7 +45,7 @@ def work(batch: int, steps: int, microbatch: int = 0, devices: int = 1, **encode
     towers = Encoders(**{"pre_resample": "visual_to_audio", **encoders})
     return costs.Workload(
         towers,
-        Objective(),
+        Sequential(),
         batch,
         (steps, 768),
         (steps, 6144),

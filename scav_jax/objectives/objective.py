@@ -1,0 +1,235 @@
+"""What an objective is: views of each clip -> towers -> heads -> a loss across clips.
+
+The first three are of each clip alone, the loss is across clips, and everything that a training
+step must keep single hangs on that cut: gradient caching repeats the part of each clip, devices
+share the loss only, and what is random follows from the clip's number. An objective is one file
+with a subclass of `Objective` and one line in `OBJECTIVES`, or a dotted path to a user's own.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
+from jaxtyping import Array, Float, Int, PyTree
+
+from scav_jax.sequences import AudioVisual, Batch, Sequences, masked_mean
+
+Metrics = dict[str, Float[Array, ""]]
+FLOAT = 4  # bytes
+LOSS_MATRICES = 11  # D, z-scores, logits, softmaxes, what metrics read: as XLA has them at B 2,048
+LOSS_OPERATIONS = 100.0  # on an entry of D, about
+
+
+class Views(NamedTuple):
+    """What the towers see of each clip.
+
+    Attributes:
+      features: by name, one pass of the towers each; "clip" is the clip as it is.
+      about: leaves `[B, ...]` that `of_clips` needs besides: parameters, times, labels.
+    """
+
+    features: dict[str, AudioVisual]
+    about: PyTree = ()
+
+
+class Outputs(NamedTuple):
+    """What the loss sees of each clip; every leaf is `[B, ...]`.
+
+    Attributes:
+      values: floating point, differentiated.
+      about: anything else: lengths, labels, numbers.
+    """
+
+    values: PyTree
+    about: PyTree = ()
+
+
+class Place(NamedTuple):
+    """Where a loss is computed; it changes no number.
+
+    Attributes:
+      memory_bytes: working memory of distances.
+      mesh: over which the batch is cut; each device compares its visual rows with all audio.
+    """
+
+    memory_bytes: int
+    mesh: Mesh | None = None
+
+
+class Material(NamedTuple):
+    """The features that a run trains on.
+
+    Attributes:
+      fingerprint: of their extractor.
+      align: how streams are laid onto each other, "time" or "index".
+    """
+
+    fingerprint: Mapping[str, Any]
+    align: str
+
+
+class Work(NamedTuple):
+    """One step's loss, as far as its cost goes.
+
+    Attributes:
+      clips: in a global batch.
+      rows: clips on a device.
+      steps: of the visual and the audio latents.
+      width: of latents.
+      memory_bytes: at most this much working memory for distances.
+    """
+
+    clips: int
+    rows: float
+    steps: tuple[int, int]
+    width: int
+    memory_bytes: int
+
+
+class Cost(NamedTuple):
+    """What a loss costs beside the towers: operations of its distances and of the rest, bytes."""
+
+    distance: float
+    loss: float
+    memory: float
+
+
+@dataclass(frozen=True)
+class Objective:
+    """What is minimised; a subclass says of_clips and loss, and what else differs.
+
+    Fields of a subclass are options of the config's section `objective`, with their defaults.
+
+    Attributes:
+      name: of the section: a key of `OBJECTIVES`, or a dotted path.
+      distance: ranks sequences in logs and in retrieval, and trains where the objective uses it.
+      distance_options: its options, for example `{"resample": "visual_to_audio"}`.
+    """
+
+    name: str = ""
+    distance: str = "euclidean"
+    distance_options: dict = field(default_factory=dict, hash=False)
+
+    # Ways of retrieval that make sense; the first is what it trains for.
+    methods: ClassVar[tuple[str, ...]] = ("aggregation", "sequence")
+
+    # ---- what it learns besides the towers -------------------------------------------------------
+
+    def temperatures(self) -> dict[str, float]:
+        """Learned temperatures at the start; their logarithms are `params["log_temperature"]`."""
+        return {}
+
+    def heads(self, width: int) -> nn.Module | None:
+        """Learned layers behind the towers, of latents of this width: `params["heads"]`."""
+        return None
+
+    # ---- of each clip alone ----------------------------------------------------------------------
+
+    def views(self, batch: Batch, key: Array) -> Views:
+        """What the towers see; here the clip as it is.
+
+        Args:
+          batch: some clips.
+          key: the step's. Random numbers come from `clip_keys(key, batch.numbers)`, never from a
+            clip's row, which microbatches and devices change.
+        """
+        return Views({"clip": batch.features})
+
+    def of_clips(
+        self, heads: nn.Module | None, latents: dict[str, AudioVisual], about: PyTree
+    ) -> Outputs:
+        """What the loss needs of each clip; it may not mix clips.
+
+        Args:
+          heads: the module of `heads`, bound to its parameters, or None.
+          latents: of each view.
+          about: of the views.
+        """
+        raise NotImplementedError(f"{type(self).__name__} should define of_clips")
+
+    # ---- across clips: the global batch under jit, so that devices change nothing ----------------
+
+    def loss(
+        self, log_temperature: dict[str, Array], outputs: Outputs, memory: PyTree, place: Place
+    ) -> tuple[Float[Array, ""], dict]:
+        """The loss of a batch, and aux: whatever `health` needs."""
+        raise NotImplementedError(f"{type(self).__name__} should define loss")
+
+    # ---- without gradient: in the training state, checkpointed, left alone by a skipped step -----
+
+    def memory(self) -> PyTree:
+        """What is kept from step to step, at the start."""
+        return {}
+
+    def remember(self, memory: PyTree, outputs: Outputs) -> PyTree:
+        """The memory after a step."""
+        return memory
+
+    # ---- what it says, and which checkpoint is better --------------------------------------------
+
+    def health(self, aux: dict) -> Metrics:
+        """Scalars for the log; one called "embedding_spread" is watched for a collapse."""
+        return {}
+
+    def score(self, found: Mapping[str, float]) -> float:
+        """What ranks checkpoints: the mean of both R@1, by the way of retrieval it trains for.
+
+        Args:
+          found: R@1 on validation, as `"sequence_v2a"`.
+        """
+        method = self.methods[0]
+        return 0.5 * (found[f"{method}_v2a"] + found[f"{method}_a2v"])
+
+    def check(self, material: Material) -> None:
+        """Raises `InputError` where it cannot train on these features."""
+
+    def cost(self, work: Work) -> Cost:
+        """What its loss costs; here a contrast of one vector for each clip and stream."""
+        pairs = float(work.clips) ** 2
+        return Cost(
+            distance=6.0 * pairs * work.width,
+            loss=LOSS_OPERATIONS * pairs,
+            memory=FLOAT * LOSS_MATRICES * work.rows * work.clips,
+        )
+
+    @property
+    def title(self) -> str:
+        """Its name in tables."""
+        return self.name
+
+    def in_words(self, distance: str) -> list[str]:
+        """What distinguishes it from others of its kind; `distance` is its distance in words."""
+        return []
+
+    # ---- when it is used: what the towers see, then one vector a clip, of one stream alone ------
+
+    def shown(self, batch: Batch) -> AudioVisual:
+        """What the towers see of a clip after training."""
+        return batch.features
+
+    def embed(
+        self, heads: nn.Module | None, stream: str, latents: Sequences
+    ) -> Float[Array, "B E"]:
+        """The embedding of one stream; here the mean over time of its latents."""
+        return masked_mean(latents.values, latents.lengths)
+
+
+def embeds_its_own_way(objective: Objective) -> bool:
+    """Whether its embedding is something else than the mean of the latents of a whole clip."""
+    own = type(objective)
+    return own.embed is not Objective.embed or own.shown is not Objective.shown
+
+
+def clip_keys(key: Array, numbers: Int[Array, " B"]) -> Array:
+    """A random key for each clip, from the step's key and the clips' numbers."""
+    return jax.vmap(jax.random.fold_in, (None, 0))(key, numbers)
+
+
+def spread(embeddings: Float[Array, "B C"]) -> Float[Array, ""]:
+    """How far a batch's embeddings lie apart, relative to their length; 0 when all are equal."""
+    deviation = jnp.sum(jnp.var(embeddings, axis=0))
+    return jnp.sqrt(deviation / (jnp.mean(jnp.sum(embeddings**2, axis=-1)) + 1e-12))

@@ -1,0 +1,168 @@
+"""SCAV, CAV and both (paper sections III-B, III-C): they differ by the losses that are summed."""
+
+from dataclasses import dataclass
+from functools import partial
+
+import flax.linen as nn
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int, PyTree
+
+from scav_jax import sharding
+from scav_jax.distances import pairwise_with_aux
+from scav_jax.objectives.contrastive import aggregation_loss, sequence_loss
+from scav_jax.objectives.cross_entropy import block_of, over_blocks
+from scav_jax.objectives.objective import (
+    FLOAT,
+    LOSS_MATRICES,
+    LOSS_OPERATIONS,
+    Cost,
+    Metrics,
+    Objective,
+    Outputs,
+    Place,
+    Work,
+    spread,
+)
+from scav_jax.sequences import AudioVisual, Sequences, masked_mean
+
+TITLES = {"sequence": "SCAV", "aggregation": "CAV", "sequence+aggregation": "CAV+SCAV"}
+
+
+@dataclass(frozen=True)
+class Sequential(Objective):
+    """L_seq (SCAV), L_agg (CAV) or their sum, as the name says.
+
+    Attributes:
+      name: "sequence" (SCAV), "aggregation" (CAV) or "sequence+aggregation" (the multitask
+        ablation, equal weights and a temperature each).
+      distance: the distance of L_seq, a key of `distances.DISTANCES`. CAV does not train with it.
+      normalize: z-score the distance matrix (False: an ablation of Table IV).
+      temperature: lambda at the start (paper: 1).
+      aggregation_temperature: tau at the start (paper: 0.07).
+    """
+
+    name: str = "sequence"
+    normalize: bool = True
+    temperature: float = 1.0
+    aggregation_temperature: float = 0.07
+
+    @property
+    def losses(self) -> tuple[str, ...]:
+        """The losses that are summed: "sequence", "aggregation" or both."""
+        return tuple(self.name.split("+"))
+
+    @property
+    def methods(self) -> tuple[str, ...]:
+        """The way of retrieval that it trains for, then the other one."""
+        first = self.losses[0]
+        return first, "aggregation" if first == "sequence" else "sequence"
+
+    def temperatures(self) -> dict[str, float]:
+        every = {"sequence": self.temperature, "aggregation": self.aggregation_temperature}
+        return {name: every[name] for name in self.losses}
+
+    def of_clips(
+        self, heads: nn.Module | None, latents: dict[str, AudioVisual], about: PyTree
+    ) -> Outputs:
+        """The latents of both streams."""
+        streams = latents["clip"]
+        return Outputs(
+            [stream.values for stream in streams],
+            [(stream.lengths, stream.windows) for stream in streams],
+        )
+
+    def loss(
+        self, log_temperature: dict[str, Array], outputs: Outputs, memory: PyTree, place: Place
+    ) -> tuple[Float[Array, ""], dict]:
+        """The sum of its losses.
+
+        Returns:
+          The loss, and aux: `latents`, `embeddings` (visual, audio), the aux of each loss under its
+          name ("sequence", "aggregation"), and that of the distance ("distance").
+        """
+        latents = AudioVisual(
+            *(
+                Sequences(values, *rest)
+                for values, rest in zip(outputs.values, outputs.about, strict=True)
+            )
+        )
+        embeddings = [masked_mean(stream.values, stream.lengths) for stream in latents]
+        aux = {"latents": latents, "embeddings": embeddings}
+        loss = jnp.zeros((), jnp.float32)
+        if "sequence" in self.losses:
+            compare = partial(self._distances, place.memory_bytes)
+            (distances, of_rows), of_audio = sharding.against_all(compare, place.mesh)(*latents)
+            aux["distance"] = of_rows | of_audio
+            part, aux["sequence"] = sequence_loss(
+                distances, log_temperature["sequence"], normalize=self.normalize
+            )
+            loss = loss + part
+        if "aggregation" in self.losses:
+            part, aux["aggregation"] = aggregation_loss(*embeddings, log_temperature["aggregation"])
+            loss = loss + part
+        return loss, aux
+
+    def _distances(self, memory_bytes: int, visual: Sequences, audio: Sequences):
+        """-> (D of these visual clips, what is known of it), what follows from the audio alone."""
+        distances, aux = pairwise_with_aux(
+            self.distance, visual, audio, memory_bytes=memory_bytes, **self.distance_options
+        )
+        of_audio = {"usable_audio": aux.pop("usable_audio")}
+        return (distances, aux), of_audio
+
+    def health(self, aux: dict) -> Metrics:
+        metrics = {}
+        for name in self.losses:
+            prefix = "" if name == self.losses[0] else f"{name}_"
+            part = aux[name]
+            metrics[f"{prefix}temperature"] = part["temperature"]
+            # As the logits rank, which fall with D along each row and column.
+            distances = part["distances"] if name == "sequence" else -part["similarities"]
+            metrics[f"{prefix}recall_v2a"] = recall_at_1(distances, axis=1)
+            metrics[f"{prefix}recall_a2v"] = recall_at_1(distances, axis=0)
+        if "sequence" in aux:
+            distances = aux["sequence"]["distances"]
+            metrics["distance_mean"] = jnp.mean(distances)
+            metrics["distance_spread"] = jnp.std(distances)
+        metrics["embedding_spread"] = jnp.minimum(*(spread(e) for e in aux["embeddings"]))
+        return metrics
+
+    def cost(self, work: Work) -> Cost:
+        """Forward and backward of all pairs; for Wasserstein the products and its 50 iterations."""
+        pairs, count = float(work.clips) ** 2, len(self.losses)
+        distance = 6.0 * pairs * work.width if "aggregation" in self.losses else 0.0
+        memory = FLOAT * LOSS_MATRICES * work.rows * work.clips * count
+        if "sequence" in self.losses:
+            n, m = work.steps
+            if self.distance == "euclidean":
+                to_audio = self.distance_options.get("resample") != "audio_to_visual"
+                distance += 6.0 * pairs * (min(n, m) if to_audio else n) * work.width
+            else:
+                per_cell = {"soft_dtw": 40.0, "dtw": 10.0}.get(self.distance, 400.0)
+                distance += pairs * n * m * (6.0 * work.width + per_cell)
+                memory += min(work.memory_bytes, 8 * FLOAT * work.rows * work.clips * n * m)
+        return Cost(distance, LOSS_OPERATIONS * count * pairs, memory)
+
+    @property
+    def title(self) -> str:
+        """CAV, SCAV or both, with the ablation if it is one."""
+        name = TITLES[self.name]
+        return name if self.normalize or name == "CAV" else f"{name} without z-score"
+
+    def in_words(self, distance: str) -> list[str]:
+        if "sequence" not in self.losses:
+            return []
+        score = "with" if self.normalize else "without"
+        return [distance, f"{score} z-score", f"temperature from {self.temperature:g}"]
+
+
+def recall_at_1(distances: Float[Array, "B B"], axis: int) -> Float[Array, ""]:
+    """The share of queries whose own pair beats every other; a tie counts against the query."""
+
+    def add(number: Int[Array, ""], found: Int[Array, ""]) -> Int[Array, ""]:
+        some, is_own = block_of(distances, axis, number)
+        own = jnp.min(jnp.where(is_own, some, jnp.inf), axis=axis, keepdims=True)
+        return found + jnp.sum(jnp.sum(some <= own, axis=axis) == 1)
+
+    found = over_blocks(distances, add, jnp.zeros((), jnp.int32))
+    return found.astype(jnp.float32) / len(distances)

@@ -205,8 +205,8 @@ def load(
       weights: of the backbone, by its sides' names (`{"clip": FOLDER, "beats": FILE}`), for a model
         that is to embed files; they must be those that made the training data.
       trust: sides of the backbone, objectives and distances that are not of this package, by dotted
-        path, which may be imported. A model that comes from elsewhere names code as it likes, and it
-        is not imported without this word (or weights given under that name).
+        path, which may be imported. A model that comes from elsewhere names code as it likes, and
+        it is not imported without this word (or weights given under that name).
 
     Raises:
       InputError: no model there, an unfinished one, or weights of another backbone (named).

@@ -203,8 +203,11 @@ def test_without_jit_it_is_the_same_step():
 def test_a_non_finite_batch_changes_nothing_and_is_counted(bad):
     state, _ = compiled_step()(initial(), batch())
     features = batch()
+    audio = features.features.audio
     poisoned = features._replace(
-        audio=features.audio.replace(values=features.audio.values.at[2, 0, 4].set(bad))
+        features=features.features._replace(
+            audio=audio.replace(values=audio.values.at[2, 0, 4].set(bad))
+        )
     )
     skipped, metrics = compiled_step()(state, poisoned)
     # tanh takes infinity to 1: the loss is finite, its gradient is not

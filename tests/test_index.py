@@ -177,44 +177,62 @@ def test_a_second_writer_is_refused(tmp_path):
     index.add(embedded(1, prefix="x"))
 
 
-WRITER = """
-import sys, pathlib
+WRITERS = """
+import os, pathlib, sys
 sys.path[:0] = [{tests!r}]
 from test_index import embedded, made
 from scav_jax.index import open_index
-path = pathlib.Path({path!r})
-index = open_index(path) if path.exists() else made(path, 0)
-print("ready", flush=True)
-number = {first}
-while True:
-    index.add(embedded(10, 40, 64, seed=number, prefix=f"part{{number}}-"))
-    if {compacting}:
-        index.delete([f"part{{number}}-0"])
-        index.compact()
-        index.add(embedded(1, 40, 64, seed=number, prefix=f"part{{number}}-"))
-    print(number, flush=True)
-    number += 1
+
+def write(path, number, compacting):
+    index = open_index(path) if path.exists() else made(path, 0)
+    print("ready", flush=True)
+    while True:
+        index.add(embedded(10, 40, 64, seed=number, prefix=f"part{{number}}-"))
+        if compacting:
+            index.delete([f"part{{number}}-0"])
+            index.compact()
+            index.add(embedded(1, 40, 64, seed=number, prefix=f"part{{number}}-"))
+        print(number, flush=True)
+        number += 1
+
+for line in sys.stdin:
+    path, number, compacting = line.split("|")
+    if os.fork() == 0:
+        try:
+            print(os.getpid(), flush=True)
+            write(pathlib.Path(path), int(number), bool(int(compacting)))
+        finally:
+            os._exit(1)
+    os.wait()
+    print("killed", flush=True)
 """
 
 
+@pytest.fixture(scope="module")
+def writers():
+    """A process that has imported everything, and makes a writer for each line that it reads."""
+    with subprocess.Popen(
+        [sys.executable, "-c", WRITERS.format(tests=str(ROOT / "tests"))],
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as process:
+        yield process
+        process.stdin.close()
+
+
 @pytest.mark.parametrize("compacting", [False, True], ids=["add", "compact"])
-def test_kill_at_any_moment_leaves_an_index(tmp_path, compacting):
+def test_kill_at_any_moment_leaves_an_index(tmp_path, writers, compacting):
     path, chance = tmp_path / "i", randomness.Random(11 + compacting)
     said, under_way = -1, set()
     for _ in range(2):
-        code = WRITER.format(
-            tests=str(ROOT / "tests"), path=str(path), first=said + 1, compacting=compacting
-        )
-        with subprocess.Popen(
-            [sys.executable, "-c", textwrap.dedent(code)],
-            env={**os.environ, "PYTHONPATH": str(ROOT)},
-            stdout=subprocess.PIPE,
-            text=True,
-        ) as child:
-            assert child.stdout.readline() == "ready\n"
-            time.sleep(chance.uniform(0.1, 0.9))
-            child.send_signal(signal.SIGKILL)
-            lines = child.stdout.read().split()
+        print(f"{path}|{said + 1}|{int(compacting)}", file=writers.stdin, flush=True)
+        pid = int(writers.stdout.readline())
+        assert writers.stdout.readline() == "ready\n"
+        time.sleep(chance.uniform(0.1, 0.9))
+        os.kill(pid, signal.SIGKILL)
+        lines = list(iter(writers.stdout.readline, "killed\n"))
         said = max([said, *(int(line) for line in lines)])
         index = open_index(path)
         parts = {}

@@ -244,10 +244,11 @@ def test_kill_at_any_moment_leaves_an_index(tmp_path, writers, compacting):
         assert all(len(ids) == 10 for ids in finished)
         assert all(len(ids) in ((9, 10) if compacting else (10,)) for ids in parts.values())
         assert index.verify() == len(index)
-        clips = embedded(10, 40, 64, seed=0, prefix="part0-")
-        assert own_ranks(index, clips)[1:] == clips.ids[1:]
+        if said >= 0:  # on a slow machine it may have been killed before
+            clips = embedded(10, 40, 64, seed=0, prefix="part0-")
+            assert own_ranks(index, clips)[1:] == clips.ids[1:]
         under_way.add(said + 1)  # nobody goes on with it
-        said = max(parts)
+        said = max(parts, default=-1)
     (path / "segments" / "00099999").mkdir()  # as a kill between the segment and its rows leaves
     (path / "segments" / ".00200000.partial").mkdir()
     assert open_index(path).info()["orphan_segments"] >= 1

@@ -71,11 +71,12 @@ class Embedded:
 
     def take(self, numbers: Sequence[int]) -> "Embedded":
         """Some of the clips."""
+        chosen = np.asarray(numbers, int)
 
         def part(value):
             if isinstance(value, list):
-                return [value[number] for number in numbers]
-            return jax.tree.map(lambda leaf: np.asarray(leaf)[numbers], value)
+                return [value[number] for number in chosen]
+            return jax.tree.map(lambda leaf: np.asarray(leaf)[chosen], value)
 
         names = ("ids", "sources", "starts", "ends", "labels")
         names += (*STREAMS, *(f"{stream}_embeddings" for stream in STREAMS))

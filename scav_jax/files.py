@@ -50,8 +50,10 @@ def write_json(path: str | Path, value: Any) -> None:
 
 
 @contextlib.contextmanager
-def folder_atomically(path: str | Path) -> Iterator[Path]:
-    """A folder to fill; at the end it becomes `path`, where nothing or an empty folder may be.
+def folder_atomically(path: str | Path, *, replacing: bool = False) -> Iterator[Path]:
+    """A folder to fill; at the end it becomes `path`.
+
+    Nothing or an empty folder may be there, with `replacing` anything.
 
     A kill or a power cut leaves all of it or nothing under that name. After an error nothing is
     left; what a kill leaves goes when the same folder is written again.
@@ -63,6 +65,8 @@ def folder_atomically(path: str | Path) -> Iterator[Path]:
     try:
         yield partial
         sync(partial)
+        if replacing:
+            shutil.rmtree(path, ignore_errors=True)
         os.replace(partial, path)
         _sync_one(path.parent)
     except BaseException:

@@ -5,7 +5,6 @@ A run directory holds `config.json` (the resolved config and the data's fingerpr
 """
 
 import json
-import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -94,11 +93,10 @@ def save_averaged(run: Path, params: PyTree, steps: list[int]) -> None:
     """Writes `RUN/averaged` atomically; replaces an older one."""
     import orbax.checkpoint as ocp
 
-    with folder_atomically(run / AVERAGED) as partial:
+    with folder_atomically(run / AVERAGED, replacing=True) as partial:
         with checkpointer() as orbax:
             orbax.save((partial / "params").absolute(), args=ocp.args.PyTreeSave(params))
         write_json(partial / "steps.json", {"averaged_steps": steps, "checks": checksums(params)})
-        shutil.rmtree(run / AVERAGED, ignore_errors=True)
 
 
 def open_workdir(workdir: Path, resolved: dict) -> None:

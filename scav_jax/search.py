@@ -139,8 +139,7 @@ def page(
     stream = "visual" if asked and asked[0].direction == "a2v" else "audio"
     searches = [
         make_search(
-            queries,
-            number,
+            queries.take([number]),
             one.hits,
             direction=one.direction,
             model=model,

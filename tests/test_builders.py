@@ -535,7 +535,7 @@ def test_a_copy_gives_what_resampling_in_training_gives(originals, tmp_path, ali
         np.testing.assert_allclose(again.visual.values, new.visual.values, atol=1e-4)
         assert np.ptp(np.asarray(new.visual.windows)[:, 0]) > 0.05 or align == "index"
     assert datasets.read_rejected(copy) == datasets.read_rejected(originals)
-    assert not list(tmp_path.glob("*.partial-dataset"))
+    assert not list(tmp_path.glob(".*.partial"))
 
 
 def test_a_copy_serves_its_own_setting_only(originals, tmp_path):

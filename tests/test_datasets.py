@@ -211,7 +211,7 @@ def test_a_full_disk_leaves_nothing_behind(tmp_path, clips, monkeypatch):
     def no_space(*_):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr(datasets.os, "replace", no_space)
+    monkeypatch.setattr(os, "replace", no_space)
     with pytest.raises(OSError, match="No space left"):
         write(clips, tmp_path / "data")
     assert list(tmp_path.iterdir()) == []

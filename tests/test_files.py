@@ -5,7 +5,7 @@ import os
 
 import pytest
 
-from scav_jax.files import write_atomically, write_json
+from scav_jax.files import folder_atomically, write_atomically, write_json
 
 
 def test_text_and_bytes_are_written_and_replaced(tmp_path):
@@ -38,3 +38,40 @@ def test_json_makes_its_folder_and_does_not_depend_on_the_order_of_keys(tmp_path
     write_json(tmp_path / "y.json", {"a": [2], "b": 1})
     assert json.loads((tmp_path / "y.json").read_text()) == {"a": [2], "b": 1}
     assert (tmp_path / "a" / "x.json").read_text() == (tmp_path / "y.json").read_text()
+
+
+@pytest.mark.parametrize("broken", ["fsync", "replace", None])
+def test_a_folder_appears_whole_and_durable_or_not_at_all(tmp_path, monkeypatch, broken):
+    path, calls = tmp_path / "x", []
+    (tmp_path / ".x.partial" / "of a kill").mkdir(parents=True)
+
+    def fill():
+        with folder_atomically(path) as folder:
+            (folder / "below").mkdir()
+            (folder / "below" / "y.txt").write_text("y")
+            assert not path.exists()
+
+    with monkeypatch.context() as patch:
+        for name in ("fsync", "replace"):
+            act = getattr(os, name)
+
+            def told(*given, name=name, act=act):
+                calls.append(name)
+                if name == broken:
+                    raise OSError(28, "No space left on device")
+                return act(*given)
+
+            patch.setattr(os, name, told)
+        if broken:
+            with pytest.raises(OSError, match="No space"):
+                fill()
+            assert not list(tmp_path.iterdir())
+            return
+        fill()
+    assert calls == ["fsync"] * 3 + ["replace", "fsync"]  # the file, two folders; the name
+    assert [str(p.relative_to(tmp_path)) for p in sorted(tmp_path.rglob("*"))] == [
+        *("x", "x/below", "x/below/y.txt")
+    ]
+    with folder_atomically(path, replacing=True) as folder:
+        (folder / "z.txt").write_text("z")
+    assert [p.name for p in path.iterdir()] == ["z.txt"]

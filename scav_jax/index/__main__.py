@@ -215,7 +215,6 @@ def tuned(
     *,
     k: int = 10,
     ks: list[int] | None = None,
-    wanted: float = WANTED,
 ) -> dict:
     """Recall of hybrid search against exact, and seconds a query, over K.
 
@@ -225,7 +224,6 @@ def tuned(
       direction: "a2v" or "v2a".
       k: how many are wanted.
       ks: of hybrid search; by default 10, 20, 50, 100, ... up to all.
-      wanted: the recall that the proposed K has.
 
     Returns:
       `rows` with k, recall, seconds and what was done; `exact` and `sequence` (seconds, and the
@@ -234,21 +232,18 @@ def tuned(
     if not len(index):
         raise InputError(f"{index.path}: expected clips to tune on, the index is empty; add some")
     ks = sorted(set(ks or _proposed_ks(len(index), k)))
-    truth, exact = _timed(index, queries, direction, k, "exact" if index.header.one_grid else "")
+    certain = "exact" if index.header.one_grid else "sequence"
+    truth, exact = _timed(index, queries, direction, k, certain)
     _, sequence = _timed(index, queries, direction, k, "sequence")
     rows = []
     for chosen in ks:
         hits, seconds = _timed(index, queries, direction, k, f"hybrid:{chosen}")
-        recall = _recall(truth, hits)
-        rows.append(
-            {"k": chosen, "recall": recall, "seconds": seconds, "method": index.report.method}
-        )
-    good = [row for row in rows if row["recall"] >= wanted]
-    best = min(good, key=lambda row: row["k"], default=None)
-    fast = min(exact, sequence)
-    proposed = f"hybrid:{best['k']}" if best and best["seconds"] < fast else "exact"
-    if proposed == "exact" and (not index.header.one_grid or sequence < exact):
-        proposed = "sequence"
+        row = {"k": chosen, "recall": _recall(truth, hits), "seconds": seconds}
+        rows.append({**row, "method": index.report.method})
+    best = next((row for row in rows if row["recall"] >= WANTED), None)
+    proposed = "exact" if index.header.one_grid and exact <= sequence else "sequence"
+    if best and best["seconds"] < min(exact, sequence):
+        proposed = f"hybrid:{best['k']}"
     return {
         "clips": len(index),
         "queries": len(queries.ids),
@@ -274,7 +269,7 @@ def _timed(index: Index, queries: Embedded, direction: str, k: int, retrieval: s
     seconds = []
     for _ in range(2):
         begin = time.perf_counter()
-        hits = index.search(queries, direction, k, retrieval or "sequence")
+        hits = index.search(queries, direction, k, retrieval)
         seconds.append(time.perf_counter() - begin)
     return hits, min(seconds) / len(queries.ids)
 
@@ -301,19 +296,10 @@ def tuning_table(found: dict) -> str:
     return "\n".join([*lines, "", f"proposed: --retrieval {found['proposed']}"])
 
 
-COMMANDS = {
-    "build": build,
-    "add": add,
-    "delete": delete,
-    "compact": compact,
-    "info": info,
-    "tune": tune,
-}
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     arguments = parse(argv)
-    return COMMANDS[arguments.command](arguments)
+    commands = (build, add, delete, compact, info, tune)
+    return {command.__name__: command for command in commands}[arguments.command](arguments)
 
 
 if __name__ == "__main__":

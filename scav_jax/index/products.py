@@ -129,7 +129,7 @@ def _inner_of_few(queries, stored) -> Float[np.ndarray, "Q r"]:
     def some(begin: int) -> None:
         tile = widen(stored[begin : begin + size])
         for number, query in enumerate(queries):
-            total[number, begin : begin + size] = dots(tile, query[None])
+            total[number, begin : begin + size] = dots(query[None], tile)
 
     with thread_pool() as threads:
         list(threads.map(some, range(0, rows, size)))
@@ -137,9 +137,9 @@ def _inner_of_few(queries, stored) -> Float[np.ndarray, "Q r"]:
 
 
 def dots(
-    queries: Float[np.ndarray, "p n"], values: Float[np.ndarray, "p n"]
+    queries: Float[np.ndarray, "#p n"], values: Float[np.ndarray, "p n"]
 ) -> Float[np.ndarray, " p"]:
-    """Products of pairs, summed piece by piece."""
+    """Products of pairs, summed piece by piece; one query is paired with all."""
     pieces = [slice(begin, begin + PIECE) for begin in range(0, values.shape[1], PIECE)]
     return sum(np.vecdot(queries[:, piece], values[:, piece]) for piece in pieces)
 

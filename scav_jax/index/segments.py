@@ -110,7 +110,7 @@ def as_records(stored: Shaped[np.ndarray, "n width"]) -> Shaped[np.ndarray, "n p
     return padded
 
 
-def word_sums(data: Shaped[np.ndarray, "n padded"]) -> Int[np.ndarray, " n"]:
+def word_sums(data: Shaped[np.ndarray, "n padded"]) -> Shaped[np.ndarray, " n"]:
     """The sum of the 64-bit words of each record, modulo 2^64.
 
     It changes with any change inside one word, so with every flipped bit or byte, and it is as
@@ -233,7 +233,7 @@ class Encoding:
         return np.concatenate(parts)
 
 
-def _edges(steps: Int[np.ndarray, " n"]) -> Int[np.ndarray, " runs+1"]:
+def _edges(steps: Int[np.ndarray, " n"]) -> Int[np.ndarray, " edges"]:
     """Where stretches of one length begin, and where the last ends."""
     return np.concatenate([[0], np.flatnonzero(np.diff(steps)) + 1, [len(steps)]])
 
@@ -407,7 +407,7 @@ class StoredStream:
                 raise self._damaged(column, rows.start + begin + np.flatnonzero(wrong)[0])
         self._checked[column][rows] = True
 
-    def _damaged(self, column: str, row: int) -> DamagedRow:
+    def _damaged(self, column: str, row: int | np.integer) -> DamagedRow:
         return DamagedRow(self.folder, self.name, column, int(row))
 
 

@@ -1,7 +1,7 @@
 """What a search found, to see and hear: the query and the results play in sync.
 
     latents = latents_of(model, hits, "visual")   # of scav_jax.report.match, for the curves
-    search = make_search(query, 0, hits, direction="a2v", model=model, latents=latents)
+    search = make_search(query, hits, direction="a2v", model=model, latents=latents)
     Path("found.html").write_text(results_page([search]))
 
 One self-contained page: clips are embedded as data, nothing is loaded from elsewhere. Under each
@@ -14,7 +14,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
-from typing import Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Float
@@ -23,6 +22,7 @@ from scav_jax.embed import Embedded
 from scav_jax.errors import InputError
 from scav_jax.extract.streams import KINDS, Unusable
 from scav_jax.model import Model
+from scav_jax.index import Hit
 from scav_jax.report import markup
 from scav_jax.report.match import Curve, match_curve, one
 from scav_jax.report.playable import playable
@@ -31,19 +31,6 @@ from scav_jax.sequences import Sequences
 CURVE_WIDTH, CURVE_HEIGHT = 320, 56
 ASKED = {"a2v": "Videos found for a sound", "v2a": "Sounds found for a video"}
 QUERY_KINDS = {"a2v": ("audio",), "v2a": ("video",)}  # what of the query asks
-
-
-@runtime_checkable
-class Found(Protocol):
-    """One result, as `scav_jax.index` gives it."""
-
-    id: str
-    source: str
-    start: float
-    end: float
-    label: str
-    score: float
-    rank: int
 
 
 @dataclass(frozen=True)
@@ -106,8 +93,7 @@ def embedded_media(
 
 def make_search(
     query: Embedded,
-    number: int,
-    hits: Sequence[Found],
+    hits: Sequence[Hit],
     *,
     direction: str,
     model: Model,
@@ -119,8 +105,7 @@ def make_search(
     """What is shown of one query.
 
     Args:
-      query: embedded queries.
-      number: which of them.
+      query: one clip.
       hits: what was found for it, the closest first.
       direction: "a2v" (a sound finds videos) or "v2a" (a video finds sounds).
       model: whose latents they are; its distance draws the curves.
@@ -142,20 +127,20 @@ def make_search(
     if asking is None:
         stream = "sound" if direction == "a2v" else "picture"
         raise InputError(f"expected a query with a {stream}, it was embedded without")
-    start, end = float(query.starts[number]), float(query.ends[number])
+    start, end = float(query.starts[0]), float(query.ends[0])
     asked = Shown(
-        query_name or query.ids[number],
-        query_name or query.sources[number],
+        query_name or query.ids[0],
+        query_name or query.sources[0],
         start,
         end,
-        query.labels[number],
-        *address(query.sources[number], start, end, QUERY_KINDS[direction]),
+        query.labels[0],
+        *address(query.sources[0], start, end, QUERY_KINDS[direction]),
     )
     results = []
-    for place, hit in enumerate(hits):
+    for hit, found in zip(hits, latents or [None] * len(hits), strict=True):
         curve = None
-        if latents is not None and latents[place] is not None:
-            pair = [one(asking, number), latents[place]]
+        if found is not None:
+            pair = [one(asking, 0), found]
             visual, audio = pair[::-1] if direction == "a2v" else pair
             seconds = hit.end - hit.start if direction == "a2v" else end - start
             steps = {"visual_seconds": seconds, "audio_step_s": model.audio_step_s}
@@ -167,8 +152,6 @@ def make_search(
     told = ", ".join(f"{key}={value}" for key, value in sorted(options.items()))
     return Search(asked, results, direction, f"{name} ({told})" if told else name)
 
-
-# ---- the page ---------------------------------------------------------------------------------
 
 STYLE = """\
 .search { outline-offset: 4px; }

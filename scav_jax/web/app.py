@@ -23,10 +23,12 @@ from typing import Any, Protocol, runtime_checkable
 from scav_jax.embed import Embedded
 from scav_jax.errors import InputError
 from scav_jax.extract.streams import Unusable
+from scav_jax.index import Hit
 from scav_jax.model import Model
 from scav_jax.report import search_page
 from scav_jax.report.match import latents_of
 from scav_jax.report.playable import playable
+from scav_jax.sequences import Sequences
 from scav_jax.web import page, uploads
 from scav_jax.web.library import Library
 
@@ -54,7 +56,7 @@ class Searchable(Protocol):
 
     def search(
         self, queries: Embedded, direction: str, k: int, retrieval: str, where: str | None
-    ) -> list[list[Any]]: ...
+    ) -> list[list[Hit]]: ...
 
     def follow(self) -> bool: ...
 
@@ -100,7 +102,7 @@ class Searcher:
             "direction": direction,
             "query": {"name": name, "start": float(query.starts[0]), "end": float(query.ends[0])},
             "hits": [
-                {**_fields(hit), "source": result.clip.source, "clip": result.clip.address}
+                {**asdict(hit), "source": result.clip.source, "clip": result.clip.address}
                 for hit, result in zip(hits, shown.results, strict=True)
             ],
             "html": search_page.search_html(shown),
@@ -127,12 +129,11 @@ class Searcher:
         return replace(parts[0], ids=[name])
 
     def _shown(
-        self, query: Embedded, hits: Sequence[Any], direction: str, retrieval: str, name: str
+        self, query: Embedded, hits: Sequence[Hit], direction: str, retrieval: str, name: str
     ) -> search_page.Search:
         placed, latents = self._placed(hits, "visual" if direction == "a2v" else "audio")
         search = search_page.make_search(
             query,
-            0,
             placed,
             direction=direction,
             model=self.model,
@@ -147,7 +148,7 @@ class Searcher:
         ]
         return replace(search, results=results)
 
-    def _placed(self, hits: Sequence[Any], stream: str) -> tuple[list[Any], list[Any]]:
+    def _placed(self, hits: Sequence[Hit], stream: str) -> tuple[list[Hit], list[Sequences | None]]:
         """Hits with the files that they are in, and the latents of those that can be read."""
         placed, readable = [], []
         for hit in hits:
@@ -156,7 +157,7 @@ class Searcher:
                 readable.append(len(placed))
             placed.append(hit)
         found = latents_of(self.model, [placed[number] for number in readable], stream)
-        latents: list[Any] = [None] * len(hits)
+        latents: list[Sequences | None] = [None] * len(hits)
         for number, one in zip(readable, found, strict=True):
             latents[number] = one
         return placed, latents
@@ -175,10 +176,6 @@ class Searcher:
         return kind, f"/clip/{self.library.offer(path, start, end, kinds)}"
 
 
-def _fields(hit: Any) -> dict:
-    return asdict(hit)
-
-
 def serve(app: Any, bound: socket.socket) -> None:
     """Answers on a bound socket until Ctrl-C."""
     import uvicorn
@@ -186,22 +183,6 @@ def serve(app: Any, bound: socket.socket) -> None:
     config = uvicorn.Config(app, log_level="warning", server_header=False)
     with contextlib.suppress(KeyboardInterrupt):  # it has answered what it was asked by then
         uvicorn.Server(config).run(sockets=[bound])
-
-
-# ---- requests ---------------------------------------------------------------------------------
-
-
-def _toolkit() -> None:
-    try:
-        import starlette
-        import uvicorn
-
-        del starlette, uvicorn
-    except ModuleNotFoundError as error:
-        raise InputError(
-            f"the web page needs the library {error.name}, it is not installed; "
-            "`pip install 'scav_jax[web]'` brings it"
-        ) from error
 
 
 def create_app(
@@ -226,10 +207,16 @@ def create_app(
     Raises:
       InputError: the toolkit is missing, or a root is no folder.
     """
-    _toolkit()
-    from starlette.applications import Starlette
-    from starlette.middleware import Middleware
-    from starlette.routing import Route
+    try:
+        import uvicorn  # noqa: F401
+        from starlette.applications import Starlette
+        from starlette.middleware import Middleware
+        from starlette.routing import Route
+    except ModuleNotFoundError as error:
+        raise InputError(
+            f"the web page needs the library {error.name}, it is not installed; "
+            "`pip install 'scav_jax[web]'` brings it"
+        ) from error
 
     library = Library(roots)
     searcher = Searcher(model, index, library, workers)
@@ -240,7 +227,7 @@ def create_app(
             app.state.folder = library.folder = Path(kept).resolve()
             yield
 
-    app = Starlette(
+    return Starlette(
         routes=[
             Route("/", _page(searcher)),
             Route("/app.js", _text(page.SCRIPT, "text/javascript")),
@@ -251,7 +238,6 @@ def create_app(
         middleware=[Middleware(_KnownHosts, hosts=frozenset(hosts))],
         lifespan=lifespan,
     )
-    return app
 
 
 class _KnownHosts:

@@ -201,7 +201,6 @@ def plan_training(
       InputError: the split is empty or smaller than a batch, or an option is not valid.
     """
     _check_options(align, buckets)
-    split.check_both_streams()
     check_batch_size(batch_size, len(split))
     check_resampled(split.fingerprint, align=align)
     if seed < 0:
@@ -381,7 +380,6 @@ def evaluation_batches(
         raise InputError(f"batch size: expected at least 1, got {batch_size}")
     if len(split) == 0:
         raise InputError(f"expected clips to evaluate, split {split.split!r} is empty")
-    split.check_both_streams()
     check_resampled(split.fingerprint, align=align)
     lengths = trimmed_lengths(split, align)
     paddings = choose_paddings(lengths, buckets)

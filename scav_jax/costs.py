@@ -207,14 +207,18 @@ def _tower_bytes(encoders: Encoders, steps: int, feature_width: int, name: str) 
     return projection + norm_and_latents + kept
 
 
-def memory(work: Workload) -> Memory:
+def memory(work: Workload, count: int | None = None) -> Memory:
     """What each device holds at the fullest moment, by arithmetic (see the module).
 
     Without gradient caching that is when the backward pass begins: all activations are there, and
     gradients take the place of what they free. With it, the second pass over one microbatch,
     beside the latents of the whole batch and their gradients.
+
+    Args:
+      work: the step.
+      count: its `parameters`, where they are known: to find them the towers are traced.
     """
-    count = parameters(work)
+    count = parameters(work) if count is None else count
     rows = work.batch / work.devices
     encoded = (work.microbatch or work.batch) / work.devices
     kept = lambda sharded: 1 / work.devices if sharded else 1.0  # noqa: E731
@@ -242,9 +246,10 @@ def memory(work: Workload) -> Memory:
 def largest_batch(work: Workload, limit: float) -> int:
     """The largest multiple of devices (and of the microbatch) that fits in `limit` bytes; or 0."""
     unit = work.microbatch or work.devices
+    count = parameters(work)
 
     def fits(units: int) -> bool:
-        return memory(dataclasses.replace(work, batch=units * unit)).total <= limit
+        return memory(dataclasses.replace(work, batch=units * unit), count).total <= limit
 
     if not fits(1):
         return 0

@@ -221,6 +221,7 @@ def command(videos, out, files, *more):
     return [sys.executable, "-m", "scav_jax.extract", *map(str, base)]
 
 
+@pytest.mark.slow
 def test_killed_runs_go_on_and_end_the_same(videos, files, whole, tmp_path):
     out = tmp_path / "data"
     line = command(videos, out, files, "--workers", 1)

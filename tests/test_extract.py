@@ -369,6 +369,7 @@ def test_any_number_of_workers_gives_the_same(videos, tmp_path):
     assert len(datasets.read(tmp_path / "1", "all")) == 4 + 1 + 2
 
 
+@pytest.mark.slow
 def test_killed_runs_go_on_and_end_the_same(tmp_path):
     folder = tmp_path / "videos"
     for number in range(12):

@@ -222,6 +222,7 @@ def writers():
         process.stdin.close()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("compacting", [False, True], ids=["add", "compact"])
 def test_kill_at_any_moment_leaves_an_index(tmp_path, writers, compacting):
     path, chance = tmp_path / "i", randomness.Random(11 + compacting)

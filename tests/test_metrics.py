@@ -140,6 +140,13 @@ def test_intervals_do_not_depend_on_the_block(monkeypatch):
     assert metrics.summary(RANKS, bootstrap=50) == whole
 
 
+def test_an_interval_leaves_as_much_out_above_as_below():
+    ranks = np.array([1, 2] * 500)
+    low, high = metrics.summary(ranks, bootstrap=20_000)["recall_at_1_interval"]
+    deviation = np.sqrt(0.25 / 1000)
+    np.testing.assert_allclose([0.5 - low, high - 0.5], 1.96 * deviation, rtol=0.08)
+
+
 def test_interval_has_the_binomial_width_and_covers():
     """95 % of the intervals of repeated experiments hold the true recall (within chance)."""
     random, truth, n = np.random.default_rng(0), 0.3, 250

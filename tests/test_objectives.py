@@ -9,6 +9,7 @@ from jax.test_util import check_grads
 
 from scav_jax.objectives import (
     aggregation_loss,
+    cross_entropy,
     normalize_distances,
     sequence_loss,
     temperature,
@@ -55,6 +56,22 @@ def test_visual_queries_normalize_rows_and_audio_queries_columns():
     np.testing.assert_allclose(aux["logits_a2v"], -columns / 0.5, atol=2e-4)
     np.testing.assert_array_equal(aux["distances"], distances)
     np.testing.assert_allclose(aux["temperature"], 0.5, rtol=1e-6)
+
+
+@pytest.mark.parametrize("normalize", [True, False])
+def test_blocks_of_rows_and_columns_change_nothing(normalize, monkeypatch):
+    """Three of two, as where D is too large to be worked on at once."""
+    distances = jnp.asarray(asymmetric())
+
+    def loss(distances, log_temperature):
+        return sequence_loss(distances, log_temperature, normalize=normalize)[0]
+
+    expected = jax.value_and_grad(loss, (0, 1))(distances, log(0.5))
+    monkeypatch.setattr(cross_entropy, "BLOCK_BYTES", distances.nbytes // 3)
+    assert cross_entropy.count_blocks(distances) == 3
+    found = jax.value_and_grad(loss, (0, 1))(distances, log(0.5))
+    for ours, theirs in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("direction", ["v2a", "a2v"])

@@ -293,6 +293,7 @@ def test_on_a_v100_nothing_needs_bfloat16_or_triton(microbatch):
     assert "bf16" in text(half)
 
 
+@pytest.mark.slow
 def test_the_program_runs_the_step_and_says_how_fast(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     path = tmp_path / "plan.json"

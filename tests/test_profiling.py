@@ -208,7 +208,7 @@ def test_every_part_of_a_step_is_timed(random, name, microbatch):
         width=8, heads=2, visual_blocks=1, audio_blocks=1, visual_hidden=6, audio_hidden=6,
         feedforward=10,
     )  # fmt: skip
-    objective = Sequential(name=name)
+    objective = Sequential(name=name, distance="soft_dtw")  # compiles in a third of the time
     optimizer = make_optimizer(learning_rate=1e-3, warmup_steps=1, steps=5)
     streams = (
         sequences(jnp.asarray(random.normal(size=(4, steps, width)), jnp.float16))

@@ -228,6 +228,7 @@ def test_clips_of_three_sparse_hours_are_told_apart_quickly(folder):
     assert time.monotonic() - begin < 20
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("layout", ["moov-last.mp4", "moov-first.mp4", "a.mkv", "a.ts"])
 def test_a_file_that_breaks_off_anywhere_never_gives_other_features(tmp_path, layout):
     """At 24 offsets: refused with a reason, or what is left is that part of the whole."""

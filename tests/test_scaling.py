@@ -60,7 +60,8 @@ CASES = {
 EVERY = [(devices, parts) for devices in (1, 2, 4, MANY) for parts in (1, 2, 4)][1:]
 WHOLE_TABLE = [(case, *where) for case in CASES for where in EVERY]
 # A program of eight devices in loops takes long on two cores: `SCAV_WHOLE_TABLE=1` tests all.
-CHOSEN = [("pre", 1, 4), ("pre", 4, 2), ("both", MANY, 1), ("post", 2, 2), ("soft_dtw", 2, 2)]
+BOTH = pytest.param("both", MANY, 1, marks=pytest.mark.slow)
+CHOSEN = [("pre", 1, 4), ("pre", 4, 2), BOTH, ("post", 2, 2), ("soft_dtw", 2, 2)]
 TABLE = WHOLE_TABLE if os.environ.get("SCAV_WHOLE_TABLE") else CHOSEN
 # Softmax does not see what a key's bias adds: its gradient is rounding, which Adam makes a step of.
 ROUNDING_ONLY = "['key']['bias']"

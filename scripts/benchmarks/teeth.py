@@ -1,7 +1,7 @@
 """Which breakages of the mathematics the tests notice: one text is replaced, the tests must fail.
 
 ./.venv/bin/python scripts/benchmarks/teeth.py --json teeth.json       all of them, about 15 minutes
-./.venv/bin/python scripts/benchmarks/teeth.py --only ddof --only mask some, by their names
+./.venv/bin/python scripts/benchmarks/teeth.py --only ddof --only metrics some, by name or place
 ./.venv/bin/python scripts/benchmarks/teeth.py --root ../before        the tests of another checkout
 
 Each breakage is the kind of mistake that a person makes and a glance does not see: a sign, a mask
@@ -416,11 +416,15 @@ def pytest(files: list[str], root: Path, cache: Path) -> tuple[int, str]:
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--root", type=Path, default=Path(__file__).resolve().parents[2])
-    parser.add_argument("--only", action="append", help="part of a breakage's name")
+    parser.add_argument("--only", action="append", help="part of a breakage's 'place: name'")
     parser.add_argument("--cache", type=Path, help="a folder to keep what is compiled")
     parser.add_argument("--json", type=Path, help="where the results go")
     chosen = parser.parse_args(arguments)
-    wanted = [b for b in BREAKAGES if not chosen.only or any(o in b.name for o in chosen.only)]
+    wanted = [
+        b
+        for b in BREAKAGES
+        if not chosen.only or any(word in f"{b.where}: {b.name}" for word in chosen.only)
+    ]
     rows = []
     with tempfile.TemporaryDirectory() as folder:
         copy = Path(folder) / "project"

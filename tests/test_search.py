@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 from test_index import embedded, made
 
-from scav_jax import search as program
 from scav_jax.errors import InputError
 from scav_jax.index import (
     any_distance,
@@ -30,6 +29,7 @@ from scav_jax.index.running import Running
 from scav_jax.index.scan import Scan
 from scav_jax.index.segments import Stream
 from scav_jax.model import Model
+from scav_jax.search import __main__ as program
 from scav_jax.sequences import Sequences
 from scav_jax.sharding import make_mesh
 

@@ -22,4 +22,3 @@ from configs.table1 import cav as table1
 def get_config(variant: str = "max"):
     base.check_variant(variant, ("max", "demo"))
     return table1.get_config(variant)
-    return config

@@ -9,7 +9,7 @@ all rows. The data set is rendered and ours: so are the figures.
     python scripts/benchmarks/chimes_rows.py --table distances
 
 Finished runs are kept and reused, so the command resumes. At last `TIMED_STEPS` steps of each row
-are timed, one after the other, on the machine as it is. Prints a table of the README, writes
+are timed, one after the other, on the machine as it is. Prints a table of docs/results.md, writes
 `OUT/<table>.json`. On two CPU cores, a run takes 80 s with the Euclidean distance and 5 min with
 the others.
 """

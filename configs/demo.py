@@ -1,7 +1,7 @@
 """SCAV on `chimes`, rendered videos of struck bars that ship with us: `./scripts/demo`.
 
 Reproduces: no figure of the paper. Its test is the situation of the paper's MUSIC test, clips of
-one performance that differ only in what is struck when; the figures are ours, see the README.
+one performance that differ only in what is struck when; the figures are ours, see docs/results.md.
 
 Command:   python -m scav_jax.train --config configs/demo.py --workdir runs/demo
 Hardware:  two CPU cores; a small tower, 325 steps, minutes.

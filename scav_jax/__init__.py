@@ -17,7 +17,7 @@ words shared by all
     compiled       what a compiled program needs: memory, communication
 video files -> features on disk
     datasets       features on disk as TFDS data sets; `chimes`, rendered data that ships with us
-    extract        decode, frozen backbones: `python -m scav_jax.extract`
+    extract        decode, frozen backbones: `scav extract`
 features on disk -> batches on devices
     batches        the Grain pipeline: shuffle, bucket, pad, shard, checkpoint
     prefetch       the next batch on the devices while the step runs
@@ -39,21 +39,21 @@ programs
     embed_files    files, and windows of them -> latents
     model          three lines: load a model, embed files
     metrics        ranks and recall
-    index          clips on disk, and the search in them: `python -m scav_jax.index`
+    index          clips on disk, and the search in them: `scav index`
     records        what a run writes while it trains: metrics.jsonl, TensorBoard, rates
     profiling      where the time goes: a trace, and a table by part
     costs          FLOPs and memory of a training step, by arithmetic
     trial          that step compiled, and run on random features
-    plan           memory, FLOPs, time and input before a run: `python -m scav_jax.plan`
+    plan           memory, FLOPs, time and input before a run: `scav plan`
     settings       a run's config sections, checked: data, towers, objective, ready to train
     validation     recall of a model in training, and which checkpoint is better
-    train          `python -m scav_jax.train --config configs/vggsound.py`
+    train          the loop: `scav train --config vggsound`
     report         the results as document, table and report.html
-    search         a file in, ranked clips out: `python -m scav_jax.search`
-    export         a trained model as files: `python -m scav_jax.export`
-    inspect        what is in a data set or a folder of videos: `python -m scav_jax.inspect`
-    evaluate       the paper's tables on any data set: `python -m scav_jax.evaluate`
-    web            a local page to search with: `python -m scav_jax.web`
+    search         a file in, ranked clips out: `scav search`
+    export         a trained model as files: `scav export`
+    inspect        what is in a data set or a folder of videos: `scav inspect`
+    evaluate       the paper's tables on any data set: `scav evaluate`
+    web            a local page to search with: `scav web`
 
 Importing `scav_jax` touches no device, no file and no flag.
 """

@@ -7,20 +7,13 @@ import inspect
 import sys
 import traceback
 import types
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import scav_jax
 from scav_jax.config import Config, as_dict, flatten, override
 from scav_jax.errors import InputError, did_you_mean
-
-USAGE = """\
-Any key of the config can be set with --config.SECTION.KEY=VALUE, for example
---config.train.steps=100. `--config FILE --help` lists the keys of FILE. Another distance.name or
-objective.name brings that one's own options, at their defaults.
-FILE:VARIANT chooses a variant of a config, for example configs/table1/cav.py:batch32.
-"""
 
 
 def installed() -> Path:
@@ -144,77 +137,18 @@ def _in_its_line(file: Path, error: Exception) -> InputError | None:
 # ---- command line --------------------------------------------------------------------------
 
 
-class ArgumentParser(argparse.ArgumentParser):
-    """argparse with `--config` in it, and one-line errors (`InputError`) instead of usage dumps."""
+def load(arguments: argparse.Namespace) -> Config:
+    """The config of a command line that a `commands.ConfigParser` read.
 
-    def __init__(self, description: str):
-        super().__init__(
-            description=description,
-            epilog=USAGE,
-            formatter_class=argparse.RawDescriptionHelpFormatter,
-            allow_abbrev=False,
-        )
-        self.add_argument(
-            "--config",
-            required=True,
-            metavar="FILE[:VARIANT]",
-            help="the config, for example configs/demo.py",
-        )
-
-    def error(self, message: str):
-        raise InputError(f"{message}; --help says what there is")
-
-
-def parse(
-    parser: ArgumentParser, argv: Sequence[str] | None = None
-) -> tuple[Config, argparse.Namespace]:
-    """Reads a command line: the config with its overrides, and the program's own arguments.
-
-    Args:
-      parser: a `config.ArgumentParser` with the program's arguments added.
-      argv: the words after the program's name; by default the process's own.
-
-    Returns:
-      The resolved config, and the namespace (`namespace.config` is the file as given).
+    Where it asks for the keys of a file (`--config FILE --help`) they are printed and it ends.
 
     Raises:
-      InputError: anything wrong with the arguments, the file or an override.
+      InputError: anything wrong with the file or an override.
     """
-    words, overrides = _split_overrides(sys.argv[1:] if argv is None else list(argv))
-    if {"-h", "--help"} & set(words):
-        _print_help(parser, words)
-        raise SystemExit(0)
-    arguments, unknown = parser.parse_known_args(words)
-    if unknown:
-        options = [option for action in parser._actions for option in action.option_strings]
-        hint = did_you_mean(unknown[0].split("=")[0], options)
-        parser.error(f"unknown argument {unknown[0]!r}.{hint} There are {', '.join(options)}")
-    return override(load_file(arguments.config), overrides), arguments
-
-
-def _split_overrides(words: list[str]) -> tuple[list[str], dict[str, str]]:
-    """Takes `--config.a.b=v` and `--config.a.b v` out of a command line."""
-    rest, overrides = [], {}
-    queue = iter(words)
-    for word in queue:
-        if not word.startswith("--config."):
-            rest.append(word)
-            continue
-        key, equals, value = word.removeprefix("--config.").partition("=")
-        if not equals:
-            value = next(queue, "--")
-            if value.startswith("--"):
-                raise InputError(f"--config.{key}: expected a value, as in --config.{key}=VALUE")
-        overrides[key] = value
-    return rest, overrides
-
-
-def _print_help(parser: ArgumentParser, words: list[str]) -> None:
-    finder = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    finder.add_argument("--config")
-    path = finder.parse_known_args(words)[0].config
-    print(parser.format_help())
-    if path is not None:
-        print(f"{path}:")
-        for key, value in flatten(as_dict(load_file(path))).items():
+    config = override(load_file(arguments.config), arguments.overrides)
+    if arguments.keys_wanted:
+        print(f"\n{arguments.config}:")
+        for key, value in flatten(as_dict(config)).items():
             print(f"  --config.{key}={value}")
+        raise SystemExit(0)
+    return config

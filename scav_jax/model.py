@@ -7,6 +7,7 @@
 What becomes of a file, and of a query that has one stream only: see `embed_files`.
 """
 
+import argparse
 import functools
 import hashlib
 import json
@@ -220,6 +221,12 @@ def load(
     if weights:
         _ = model.backbone  # says now what is wrong with them
     return model
+
+
+def load_as_asked(arguments: argparse.Namespace) -> Model:
+    """The model that a command line with the options of `commands.add_model` names."""
+    weights = backbones.parse_weights(arguments.weights)
+    return load(arguments.model, weights=weights, trust=arguments.trust)
 
 
 def _check_backbone(backbone: Backbone, expected: dict) -> None:

@@ -63,34 +63,11 @@ _shell: list[subprocess.Popen] = []  # see `_leave_last_words`
 # ---- starting ------------------------------------------------------------------------------
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Adds the command-line arguments that `start` takes."""
-    group = parser.add_argument_group("many processes (found by itself on SLURM, GKE, Open MPI)")
-    group.add_argument(
-        "--coordinator",
-        metavar="HOST:PORT",
-        help="address of process 0 and a free port there; 'auto' leaves all to JAX (Cloud TPU VMs)",
-    )
-    group.add_argument("--num-processes", type=int, metavar="N", help="how many take part")
-    group.add_argument("--process-id", type=int, metavar="I", help="which this is, 0 to N - 1")
-    group.add_argument(
-        "--coordinator-timeout-seconds",
-        type=float,
-        default=300.0,
-        metavar="S",
-        help="how long to wait until all processes have come (default: %(default)s)",
-    )
-    group.add_argument(
-        "--heartbeat-timeout-seconds",
-        type=float,
-        default=60.0,
-        metavar="S",
-        help="after how long without a word a process is lost (default: %(default)s)",
-    )
-
-
 def start(arguments: argparse.Namespace) -> None:
     """Joins the other processes, if there are any; before anything else touches a device.
+
+    Args:
+      arguments: with those of `commands.add_processes`.
 
     Raises:
       InputError: arguments that do not fit each other. If the others do not come in time, the

@@ -10,9 +10,10 @@ from test_extract import good_video
 from test_train import ROOT, small_config
 
 from scav_jax import config as configs
-from scav_jax import datasets, embed, evaluate, model, processes, search, train
+from scav_jax import datasets, embed, model, processes
 from scav_jax.datasets.resampled import write_resampled
 from scav_jax.errors import InputError
+from scav_jax.evaluate import __main__ as evaluate_program
 from scav_jax.extract import __main__ as extract_program
 from scav_jax.extract import backbones, media, program
 from scav_jax.extract.backbones.plain import PlainAudio
@@ -20,6 +21,8 @@ from scav_jax.index import __main__ as index_program
 from scav_jax.index import open_index
 from scav_jax.inspect.features import inspect_features
 from scav_jax.runs import load_run
+from scav_jax.search import __main__ as search_program
+from scav_jax.train.loop import train
 
 pytestmark = pytest.mark.usefixtures("compiled_sooner")
 
@@ -94,7 +97,7 @@ def trained(features, run, until=None):
         if until is not None:
             patch.setattr(processes, "Preemption", lambda *_: Stop(until))
         config = small_config(features, **{"train.steps": 8, "train.validate_every": 4})
-        return train.train(config, run)
+        return train(config, run)
 
 
 class Stop:
@@ -156,7 +159,7 @@ def test_a_stranger_trains_and_resumes(run):
 
 def test_a_stranger_is_evaluated(features, run, tmp_path):
     words = ["--run", run, "--split", "validation", "--out", tmp_path / "e", "--bootstrap", 0]
-    assert not evaluate.main([*map(str, words)])
+    assert not evaluate_program.main([*map(str, words)])
     document = json.loads((tmp_path / "e" / "metrics.json").read_text())
     assert document["data"]["n"] == 4
     assert document["data"]["fingerprint"]["backbone"]["visual"]["name"] == NAME
@@ -168,7 +171,10 @@ def test_a_stranger_is_indexed_from_videos_and_searched(features, run, videos, t
     assert index_program.main(["build", path, *given, "--videos", str(videos)]) == 0
     assert sorted(open_index(path).ids()) == [f"{number}.mp4" for number in range(10)]
     capsys.readouterr()
-    assert search.main([path, str(videos / "7.mp4"), *given, "--video", "--k", "4", "--json"]) == 0
+    assert (
+        search_program.main([path, str(videos / "7.mp4"), *given, "--video", "--k", "4", "--json"])
+        == 0
+    )
     (query,) = json.loads(capsys.readouterr().out)["queries"]
     # From files as from the features that it was trained on.
     stored = embed.embed(load_run(run), datasets.read(features, "validation"))
@@ -286,6 +292,6 @@ def test_training_refuses_features_of_another_backbone(features, tmp_path):
     with pytest.raises(
         InputError, match=rf"data\.backbone: expected features of 'clip_beats', .* '{NAME}\+plain'"
     ):
-        train.train(config, tmp_path / "run")
+        train(config, tmp_path / "run")
     assert not (tmp_path / "run").exists()
     assert configs.load_file(str(ROOT / "configs/vggsound.py")).data.backbone == "clip_beats"

@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from scav_jax import config, config_files
+from scav_jax import commands, config, config_files
 from scav_jax.config import Config
 from scav_jax.errors import InputError
 
@@ -229,10 +229,15 @@ def test_another_name_brings_its_own_options_at_their_defaults():
 
 
 def parser():
-    made = config_files.ArgumentParser("Trains.")
+    made = commands.ConfigParser(description="Trains.")
     made.add_argument("--workdir", default="run", help="where the run is kept")
     made.add_argument("--quiet", action="store_true")
     return made
+
+
+def read(argv):
+    arguments = parser().parse_args(argv)
+    return config_files.load(arguments), arguments
 
 
 def test_a_command_line_is_read_and_can_be_read_again(file):
@@ -241,10 +246,10 @@ def test_a_command_line_is_read_and_can_be_read_again(file):
         "--config.train.steps", "6",
     ]  # fmt: skip
     for _ in range(2):
-        document, arguments = config_files.parse(parser(), argv)
+        document, arguments = read(argv)
         assert (document.train.steps, document.seed) == (6, -1)
         assert (arguments.config, arguments.workdir, arguments.quiet) == (file, "here", False)
-    document, arguments = config_files.parse(parser(), [f"--config={file}", "--quiet"])
+    document, arguments = read([f"--config={file}", "--quiet"])
     assert (document.train.steps, arguments.quiet) == (100, True)
 
 
@@ -262,14 +267,14 @@ def test_a_command_line_is_read_and_can_be_read_again(file):
 )
 def test_a_mistaken_command_line_is_one_line(file, argv, message):
     with pytest.raises(InputError, match=message) as caught:
-        config_files.parse(parser(), [file if word == "FILE" else word for word in argv])
+        read([file if word == "FILE" else word for word in argv])
     assert "\n" not in str(caught.value)
 
 
 def test_help_lists_the_flags_and_the_keys_of_a_file(file, capsys):
     for argv, lists_keys in [(["--help"], False), (["--config", file, "-h"], True)]:
         with pytest.raises(SystemExit) as caught:
-            config_files.parse(parser(), argv)
+            read(argv)
         assert caught.value.code == 0
         printed = capsys.readouterr().out
         assert "--workdir" in printed and "--config.SECTION.KEY=VALUE" in printed

@@ -7,11 +7,13 @@ import jax
 import numpy as np
 import pytest
 
-from scav_jax import datasets, evaluate, retrieve, runs
+from scav_jax import datasets, retrieve, runs
 from scav_jax.config import Config, as_dict
 from scav_jax.embed import embed
 from scav_jax.encoders import Encoders
 from scav_jax.errors import InputError
+from scav_jax.evaluate import __main__ as program
+from scav_jax.evaluate import evaluation as evaluate
 from scav_jax.features import Clip
 from scav_jax.files import ids_sha256, write_json
 from scav_jax.objectives import Sequential
@@ -83,7 +85,7 @@ def scav(tmp_path_factory, data):
 @pytest.fixture(scope="module")
 def document(scav, data):
     arguments = ["--run", str(scav), "--split", "test", "--hybrid", "1,3,10", "--bootstrap", "50"]
-    assert evaluate.main(arguments) == 0
+    assert program.main(arguments) == 0
     return json.loads((scav / "evaluation" / "data-test" / "metrics.json").read_text())
 
 
@@ -148,7 +150,7 @@ def test_the_report_and_the_table(scav, document, capsys):
     assert document["data"]["ids_sha256"] in html
     assert "http" not in re.sub(r"base64,[A-Za-z0-9+/=]+", "", html)
     assert "There is no metrics.jsonl" in html
-    evaluate.main(["--run", str(scav), "--split", "three", "--bootstrap", "0"])
+    program.main(["--run", str(scav), "--split", "three", "--bootstrap", "0"])
     printed = capsys.readouterr().out
     assert "N = 3 clips" in printed
     assert "SCAV  aggregation" in printed
@@ -159,7 +161,7 @@ def test_runs_side_by_side_with_another_distance(scav, data, tmp_path, capsys):
     cav = write_run(tmp_path / "cav", data, seed=1, name="aggregation")
     other = write_run(tmp_path / "other", data, seed=2)
     arguments = ["--run", str(scav), "--data", str(data), "--split", "three", "--bootstrap", "0"]
-    evaluate.main([*arguments, "--distance", "dtw", "--compare", str(cav), str(other)])
+    program.main([*arguments, "--distance", "dtw", "--compare", str(cav), str(other)])
     folder = scav / "evaluation" / "data-three-dtw"
     compared = json.loads((folder / "metrics.json").read_text())
     assert [run["name"] for run in compared["runs"]] == ["SCAV (scav)", "CAV", "SCAV (other)"]
@@ -211,13 +213,13 @@ def test_default_ks():
 )
 def test_bad_arguments_are_one_line(scav, arguments, message):
     with pytest.raises(InputError, match=message):
-        evaluate.main(["--run", str(scav), *arguments])
+        program.main(["--run", str(scav), *arguments])
 
 
 def test_features_of_another_extractor_are_named(scav, tmp_path):
     other = write_data(tmp_path / "other", fingerprint=FINGERPRINT | {"rate_hz": 8000})
     with pytest.raises(InputError, match="rate_hz: expected 16000, got 8000"):
-        evaluate.main(["--run", str(scav), "--data", str(other), "--split", "test"])
+        program.main(["--run", str(scav), "--data", str(other), "--split", "test"])
     assert not (scav / "evaluation" / "other-test").exists()
 
 

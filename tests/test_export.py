@@ -17,8 +17,10 @@ from safetensors.numpy import load_file, save_file
 from test_evaluate import write_data
 from test_model import film, write_run
 
-from scav_jax import export, model
+from scav_jax import model
 from scav_jax.errors import InputError
+from scav_jax.export import __main__ as program
+from scav_jax.export import writing as export
 from scav_jax.report.results import FORMAT_VERSION
 from scav_jax.sequences import AudioVisual, Sequences
 
@@ -61,7 +63,7 @@ def run(tmp_path_factory):
 @pytest.fixture(scope="module")
 def exported(run, tmp_path_factory):
     out = tmp_path_factory.mktemp("exported") / "model"
-    assert export.main(["--run", str(run), "--out", str(out), "--licence", "cc-by-4.0"]) == 0
+    assert program.main(["--run", str(run), "--out", str(out), "--licence", "cc-by-4.0"]) == 0
     return out
 
 

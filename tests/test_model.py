@@ -408,13 +408,14 @@ def test_no_model_says_so(tmp_path):
 
 def test_the_index_program_goes_on_where_it_was_killed(made, folder, tmp_path, monkeypatch, capsys):
     """From features on disk, some clips at a time, of which none is embedded twice."""
-    from scav_jax.index import __main__ as index_program
+    from scav_jax.index import __main__ as index_main
     from scav_jax.index import open_index
+    from scav_jax.index import program as index_program
 
     program.extract(folder, tmp_path / "data", clip_seconds=2, workers=1)
     run = made.run.path
     given = ["--model", str(run), "--data", str(tmp_path / "data"), "--split", "all"]
-    assert index_program.main(["build", str(tmp_path / "whole"), *given]) == 0
+    assert index_main.main(["build", str(tmp_path / "whole"), *given]) == 0
 
     monkeypatch.setattr(index_program, "CLIPS_AT_ONCE", 2)
     embedded_ids = []
@@ -427,10 +428,10 @@ def test_the_index_program_goes_on_where_it_was_killed(made, folder, tmp_path, m
 
     monkeypatch.setattr(index_program, "embed", until_killed)
     with pytest.raises(KeyboardInterrupt):
-        index_program.main(["build", str(tmp_path / "parts"), *given])
+        index_main.main(["build", str(tmp_path / "parts"), *given])
     assert len(open_index(tmp_path / "parts")) == 4
     embedded_ids.clear()
-    assert index_program.main(["build", str(tmp_path / "parts"), *given]) == 0
+    assert index_main.main(["build", str(tmp_path / "parts"), *given]) == 0
     assert embedded_ids == ["d.mp4#0.000"]
     assert "1 clips added, 5 in all" in capsys.readouterr().out
     whole, parts = open_index(tmp_path / "whole"), open_index(tmp_path / "parts")
@@ -444,14 +445,15 @@ def test_the_index_program_goes_on_where_it_was_killed(made, folder, tmp_path, m
 
     embedded_ids.clear()
     tuning = ["--queries", "2", "--k", "2", "--out", str(tmp_path / "tuned.json")]
-    assert index_program.main(["tune", str(tmp_path / "parts"), *given, *tuning]) == 0
+    assert index_main.main(["tune", str(tmp_path / "parts"), *given, *tuning]) == 0
     assert len(embedded_ids) == 2 and "proposed" in (tmp_path / "tuned.json").read_text()
 
 
 def test_the_index_program_adds_all_of_a_split_or_none(made, folder, tmp_path, monkeypatch):
     """Also where a part of it that came earlier had no clip that is there."""
-    from scav_jax.index import __main__ as index_program
+    from scav_jax.index import __main__ as index_main
     from scav_jax.index import create, open_index
+    from scav_jax.index import program as index_program
 
     program.extract(folder, tmp_path / "data", clip_seconds=2, workers=1)
     monkeypatch.setattr(index_program, "CLIPS_AT_ONCE", 2)
@@ -463,10 +465,10 @@ def test_the_index_program_adds_all_of_a_split_or_none(made, folder, tmp_path, m
     there = open_index(path).ids()
     assert there == split.ids[4:]
     with pytest.raises(InputError, match="nothing was added"):
-        index_program.main(["add", path, *of_model, *data, "--split", "all"])
+        index_main.main(["add", path, *of_model, *data, "--split", "all"])
     assert open_index(path).ids() == there
     for command in ("build", "add", "tune"):
         with pytest.raises(InputError, match="one of them"):
-            index_program.main([command, path, *of_model, *data, "--split", "all", *videos])
+            index_main.main([command, path, *of_model, *data, "--split", "all", *videos])
         with pytest.raises(InputError, match="expected --split"):
-            index_program.main([command, path, *of_model, *data])
+            index_main.main([command, path, *of_model, *data])

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from scav_jax import costs, plan, trial
+from scav_jax import costs, trial
 from scav_jax.compiled import memory_of
 from scav_jax.config import override
 from scav_jax.config_files import load_file
@@ -20,6 +20,8 @@ from scav_jax.errors import InputError
 from scav_jax.features import Clip
 from scav_jax.objectives import Sequential
 from scav_jax.optimizer import make_optimizer
+from scav_jax.plan import __main__ as program
+from scav_jax.plan import devices, estimate
 from scav_jax.runs import build, example_batch
 from scav_jax.sequences import AudioVisual, sequences
 from scav_jax.train_step import init_params
@@ -151,18 +153,18 @@ def test_largest_batches_grow_with_devices_and_with_caching():
 
 
 def test_a_step_takes_its_flops_at_the_peak_s_share():
-    device = plan.Device(1e9, 1e12, 4e12, 8e12)
+    device = devices.Device(1e9, 1e12, 4e12, 8e12)
     work = small(batch=64)
     count = costs.flops(work)
     exact = count.distance + count.loss
-    assert plan.step_seconds(work, device, 0.5) == pytest.approx(count.total / 0.5e12)
+    assert estimate.step_seconds(work, device, 0.5) == pytest.approx(count.total / 0.5e12)
     half = dataclasses.replace(work, encoders=work.encoders.clone(precision="bfloat16"))
     expected = ((count.total - exact) / 8e12 + exact / 1e12) / 0.5
-    assert plan.step_seconds(half, device, 0.5) == pytest.approx(expected)
+    assert estimate.step_seconds(half, device, 0.5) == pytest.approx(expected)
     four = dataclasses.replace(work, devices=4)
-    assert plan.step_seconds(four, device, 0.5) == pytest.approx(count.total / 2e12)
+    assert estimate.step_seconds(four, device, 0.5) == pytest.approx(count.total / 2e12)
     with pytest.raises(InputError, match="it has no bfloat16; use float32"):
-        plan.step_seconds(half, plan.DEVICES["v100"], 0.4)
+        estimate.step_seconds(half, devices.DEVICES["v100"], 0.4)
 
 
 @pytest.mark.parametrize(
@@ -170,13 +172,13 @@ def test_a_step_takes_its_flops_at_the_peak_s_share():
     [("32GiB", 2**35), ("16 GB", 16e9), ("512MiB", 2**29), ("1.5T", 1.5e12), ("1000", 1000)],
 )
 def test_sizes(text, size):
-    assert plan.bytes_of(text) == size
+    assert estimate.bytes_of(text) == size
 
 
 @pytest.mark.parametrize("text", ["", "GiB", "-1GB", "32 GiBs", "1.2.3G", "."])
 def test_no_sizes(text):
     with pytest.raises(InputError, match=r"--memory: expected a size such as 32GiB"):
-        plan.bytes_of(text)
+        estimate.bytes_of(text)
 
 
 def words(*more):
@@ -186,7 +188,7 @@ def words(*more):
 def test_the_program_plans_the_paper_s_run_without_data(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     path = tmp_path / "plan.json"
-    assert plan.main(words("--device", "h200", "--devices", "8", "--json", str(path))) == 0
+    assert program.main(words("--device", "h200", "--devices", "8", "--json", str(path))) == 0
     shown, found = capsys.readouterr().out, json.loads(path.read_text())
     assert "39.3 M" in shown and "the paper's VGGSound is assumed" in shown
     assert found["batch"] == 256 and found["devices"] == 8
@@ -204,7 +206,7 @@ def test_the_program_plans_the_paper_s_run_without_data(tmp_path, monkeypatch, c
 def test_memory_and_peak_can_be_given(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     path = tmp_path / "plan.json"
-    plan.main(words("--memory", "1GiB", "--peak-tflops", "2", "--json", str(path)))
+    program.main(words("--memory", "1GiB", "--peak-tflops", "2", "--json", str(path)))
     found = json.loads(path.read_text())
     assert "DOES NOT FIT in 1.00 GiB" in capsys.readouterr().out
     assert found["available_bytes"] == 2**30
@@ -222,7 +224,7 @@ def test_memory_and_peak_can_be_given(tmp_path, monkeypatch, capsys):
 )
 def test_mistakes_are_one_line(more, message):
     with pytest.raises(InputError, match=message) as caught:
-        plan.main(words(*more))
+        program.main(words(*more))
     assert "\n" not in str(caught.value)
 
 
@@ -239,7 +241,7 @@ def test_a_data_set_on_disk_is_read_instead(tmp_path):
     datasets.write(made, tmp_path / "data", fingerprint={}, videos="", rejected=[])
     document = load_file(str(ROOT / "configs/demo.py"))
     changes = {"data.path": str(tmp_path / "data"), "data.batch_size": 4}
-    stored = plan.stored_features(override(document, changes))
+    stored = estimate.stored_features(override(document, changes))
     assert stored.clips == 9
     assert stored.clip_bytes == 2 * (11 * 7 + 4 * 5)
     assert (stored.visual, stored.audio) == ((12, 7), (4, 5))
@@ -301,9 +303,9 @@ def test_the_program_runs_the_step_and_says_how_fast(tmp_path, monkeypatch, caps
     tower |= {"visual_hidden": 16, "audio_hidden": 16}
     shrunk = [f"--config.encoders.{name}={value}" for name, value in tower.items()]
     shrunk += ["--config.data.batch_size=4"]
-    assert plan.main(words("--run", "--peak-tflops", "0.1", "--json", str(path), *shrunk)) == 0
+    assert program.main(words("--run", "--peak-tflops", "0.1", "--json", str(path), *shrunk)) == 0
     found, shown = json.loads(path.read_text()), capsys.readouterr().out
     share = found["run"]["flops_per_s"] / 1e11
     assert f"{share:.1%} of the peak" in shown and "XLA (" in shown
     with pytest.raises(InputError, match="at most the 8 device"):
-        plan.main(words("--compile", "--devices", "16", "--config.data.batch_size=16"))
+        program.main(words("--compile", "--devices", "16", "--config.data.batch_size=16"))

@@ -13,8 +13,10 @@ import numpy as np
 import pytest
 from small_run import ROOT, STEPS, command, parameters, records, run, saved_steps, small_config
 
-from scav_jax import processes, train
+from scav_jax import processes
+from scav_jax.commands import add_processes
 from scav_jax.errors import EXIT_INPUT, InputError
+from scav_jax.train.loop import train
 
 # Processes that start, import and talk to each other take seconds each.
 slow = pytest.mark.slow
@@ -22,12 +24,13 @@ slow = pytest.mark.slow
 WORKER = """
 import argparse, os, signal, sys, time
 from scav_jax import processes
+from scav_jax.commands import add_processes
 from scav_jax.errors import InputError
 
 def main():
     parser = argparse.ArgumentParser()
     parser.add_argument("plan")
-    processes.add_arguments(parser)
+    add_processes(parser)
     arguments = parser.parse_args()
     processes.start(arguments)
     own = arguments.process_id or 0
@@ -200,7 +203,7 @@ def test_other_devices_at_every_resume_change_nothing(tmp_path, trained, monkeyp
     for devices, stop in ((8, 3), (2, 6), (1, 0)):
         StopAfter.step = stop
         config = small_config(trained / "data", **{"train.devices": devices})
-        assert (train.train(config, tmp_path / "many") is None) == bool(stop)
+        assert (train(config, tmp_path / "many") is None) == bool(stop)
     assert_close(tmp_path / "many", trained / "run", 1e-5)
     losses = [
         [r["loss"] for r in records(w) if r["kind"] == "train"]
@@ -301,7 +304,7 @@ def test_a_deadline_that_passes_says_what_is_kept():
 
 def arguments(*words):
     parser = argparse.ArgumentParser()
-    processes.add_arguments(parser)
+    add_processes(parser)
     return parser.parse_args(words)
 
 

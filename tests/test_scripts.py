@@ -305,11 +305,11 @@ def test_set_ups_at_once_wait_for_each_other(bootstrap, tmp_path, capsys):
 
 
 def modules(steps) -> list[str]:
-    return [command[0] for _, command in steps]
+    return [command[0] for _, command in steps]  # of `scav`
 
 
 def test_demo_renders_and_extracts_until_features_are_complete(demo, tmp_path, capsys):
-    assert modules(demo.data_steps()) == ["scav_jax.datasets.chimes", "scav_jax.extract"]
+    assert modules(demo.data_steps()) == ["datasets", "extract"]
     features = tmp_path / demo.FEATURES
     features.mkdir(parents=True)
     assert len(demo.data_steps()) == 2  # a folder alone is no data set
@@ -318,7 +318,7 @@ def test_demo_renders_and_extracts_until_features_are_complete(demo, tmp_path, c
 
 
 def test_demo_trains_once_resumes_and_retrains_on_demand(demo, tmp_path, capsys):
-    train = ["scav_jax.train", "--config", "configs/demo.py", "--workdir", "runs/demo"]
+    train = ["train", "--config", "demo", "--workdir", "runs/demo"]
     assert demo.training_steps(compare=False, retrain=False) == [("train", train)]
     (tmp_path / "runs/demo/checkpoints").mkdir(parents=True)
     assert demo.training_steps(compare=False, retrain=False) == [("train", train)]  # resumes
@@ -332,10 +332,7 @@ def test_demo_trains_once_resumes_and_retrains_on_demand(demo, tmp_path, capsys)
 
 def test_demo_compares_with_the_baseline(demo, tmp_path):
     trained = demo.training_steps(compare=True, retrain=False)
-    assert [command[2] for _, command in trained] == [
-        "configs/demo.py",
-        "configs/table1/cav.py:demo",
-    ]
+    assert [command[2] for _, command in trained] == ["demo", "table1/cav:demo"]
     for _, command in demo.evaluation_steps(compare=True):
         assert command[-2:] == ["--compare", "runs/demo-cav"]
     splits = [command[command.index("--split") + 1] for _, command in demo.evaluation_steps(False)]
@@ -348,10 +345,18 @@ def test_quick_demo_goes_from_rendering_to_a_search(demo, bootstrap, monkeypatch
     monkeypatch.setattr(bootstrap.subprocess, "call", lambda command, **_: ran.append(command) or 0)
     (tmp_path / "runs/demo").mkdir(parents=True)
     assert demo.main(["--quick"]) == 0
-    names = [command[2].removeprefix("scav_jax.") for command in ran]
-    order = ["datasets.chimes", "extract", "train", "evaluate", "index", "search"]
-    assert (names, extras) == (order, ["index"])
+    names = [command[1] for command in ran]
+    assert {command[0] for command in ran} == {str(tmp_path / ".venv/bin/scav")}
+    order = ["datasets", "extract", "train", "evaluate", "index", "search"]
+    assert (names, extras) == (order, ["index", "web"])
     assert (tmp_path / "runs/demo").is_dir()  # another run than the demo's
+
+
+def test_next_steps_of_the_demo_are_commands_that_parse(demo):
+    for command, _ in demo.next_steps(compare=True):
+        scav, name, *words = command.split()
+        assert scav == ".venv/bin/scav"
+        importlib.import_module(f"scav_jax.{name}.__main__").parse(words)
 
 
 @pytest.mark.parametrize("version", [(3, 10, 4), (3, 14, 0)])
@@ -369,12 +374,12 @@ def test_demo_stops_at_the_first_step_that_fails(demo, bootstrap, monkeypatch, c
     monkeypatch.setattr(bootstrap, "ensure", lambda extras: "python")
 
     def call(command, **_):
-        ran.append(command[2])
-        return 2 if command[2] == "scav_jax.extract" else 0
+        ran.append(command[1])
+        return 2 if command[1] == "extract" else 0
 
     monkeypatch.setattr(bootstrap.subprocess, "call", call)
     assert demo.main([]) == 2
-    assert ran == ["scav_jax.datasets.chimes", "scav_jax.extract"]
+    assert ran == ["datasets", "extract"]
     assert "stopped in step 2 of 5 (extract)" in capsys.readouterr().err
 
 

@@ -9,9 +9,7 @@ import numpy as np
 import pytest
 from test_index import embedded, made
 
-from scav_jax import search as program
 from scav_jax.errors import InputError
-from scav_jax.index import __main__ as index_program
 from scav_jax.index import (
     catalog,
     create,
@@ -23,11 +21,13 @@ from scav_jax.index import (
     searching,
     sketches,
 )
+from scav_jax.index import program as index_commands
 from scav_jax.index.products import NearestSoFar
 from scav_jax.index.pruned import Bounds
 from scav_jax.index.scan import Queries, Scan
 from scav_jax.index.segments import StoredStream
 from scav_jax.model import Model
+from scav_jax.search import __main__ as program
 from scav_jax.sequences import Sequences
 from scav_jax.sharding import make_mesh
 
@@ -656,14 +656,14 @@ def test_rounded_storage_scores_nearly_the_same(tmp_path, stored, share):
 def test_tune_proposes_a_k_that_serves(tmp_path):
     index = made(tmp_path / "i", 60)
     asking = embedded(60).take(range(0, 60, 3))
-    found = index_program.tuned(index, asking, k=1, ks=[1, 3, 60])
+    found = index_commands.tuned(index, asking, k=1, ks=[1, 3, 60])
     assert [row["k"] for row in found["rows"]] == [1, 3, 60]
     assert found["rows"][-1]["recall"] == 1.0 and found["rows"][-1]["method"] == "sequence"
-    assert "proposed: --retrieval" in index_program.tuning_table(found) and json.dumps(found)
-    good = [row["k"] for row in found["rows"] if row["recall"] >= index_program.WANTED]
+    assert "proposed: --retrieval" in index_commands.tuning_table(found) and json.dumps(found)
+    good = [row["k"] for row in found["rows"] if row["recall"] >= index_commands.WANTED]
     assert found["proposed"] in {f"hybrid:{min(good)}", "exact", "sequence"}
     with pytest.raises(InputError, match="the index is empty"):
-        index_program.tuned(made(tmp_path / "e", 0), asking)
+        index_commands.tuned(made(tmp_path / "e", 0), asking)
 
 
 class Stand(Model):

@@ -24,9 +24,10 @@ from small_run import (
     write_data,
 )
 
-from scav_jax import datasets, processes, train
+from scav_jax import datasets, processes
 from scav_jax.errors import InputError
 from scav_jax.runs import load_run
+from scav_jax.train.loop import train
 
 
 @pytest.fixture
@@ -131,7 +132,7 @@ def test_features_that_overflow_end_the_run_with_a_diagnosis(tmp_path, data):
     changes = {"optimizer.learning_rate": 1e30, "train.log_every": 10, "train.validate_every": 20}
     changes |= {"data.buckets": 1, "train.steps": 40}
     with pytest.raises(InputError, match=r"steps in a row .* optimizer\.learning_rate"):
-        train.train(small_config(data, **changes), tmp_path / "run")
+        train(small_config(data, **changes), tmp_path / "run")
 
 
 def mistakes(tmp_path, data):
@@ -152,7 +153,7 @@ def mistakes(tmp_path, data):
 def test_mistakes_are_one_line_and_make_no_run(tmp_path, data):
     for name, changes, words in mistakes(tmp_path, data):
         with pytest.raises(InputError) as caught:
-            train.train(small_config(data, **changes), tmp_path / "run")
+            train(small_config(data, **changes), tmp_path / "run")
         assert "\n" not in str(caught.value), name
         for word in words:
             assert word in str(caught.value), (name, str(caught.value))
@@ -161,10 +162,10 @@ def test_mistakes_are_one_line_and_make_no_run(tmp_path, data):
 
 def test_another_config_or_extractor_in_the_same_workdir_is_refused(tmp_path, data, uninterrupted):
     with pytest.raises(InputError, match=r"another run .*learning_rate"):
-        train.train(small_config(data, **{"optimizer.learning_rate": 5e-4}), uninterrupted)
+        train(small_config(data, **{"optimizer.learning_rate": 5e-4}), uninterrupted)
     other = write_data(tmp_path / "other", fingerprint={"backbone": "other", "rate_hz": 16000})
     with pytest.raises(InputError, match="backbone: expected 'random', got 'other'"):
-        train.train(small_config(other), uninterrupted)
+        train(small_config(other), uninterrupted)
 
 
 def test_a_nan_in_a_feature_file_names_the_clip(tmp_path, monkeypatch):
@@ -184,7 +185,7 @@ def test_a_nan_in_a_feature_file_names_the_clip(tmp_path, monkeypatch):
 
     monkeypatch.setattr(datasets.Split, "__getitem__", spoilt)
     with pytest.raises(InputError, match=r"clip 3.*finite.*NaN"):
-        train.train(small_config(folder), tmp_path / "run")
+        train(small_config(folder), tmp_path / "run")
 
 
 def test_the_program_prints_one_line_and_exits_with_2(data, tmp_path):

@@ -22,3 +22,4 @@ def get_config(variant: str = "max"):
     config = base.cav(config)
     if variant == "demo":
         return config.replace(optimizer={"learning_rate": 5e-4})  # ours, chosen on validation
+    return config

@@ -20,3 +20,4 @@ def get_config(variant: str = "max"):
     config = config.replace(objective={"temperature": 0.07})
     if variant == "demo":
         return config.replace(optimizer={"learning_rate": 2e-3})  # ours, chosen on validation
+    return config

@@ -21,3 +21,4 @@ def get_config(variant: str = "max"):
     config = config.replace(objective={"normalize": False})
     if variant == "demo":
         return config.replace(optimizer={"learning_rate": 4e-3})  # ours, chosen on validation
+    return config

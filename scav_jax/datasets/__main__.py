@@ -1,6 +1,6 @@
-"""`python -m scav_jax.datasets vggsound|music|resample`: lists of clips, and smaller copies.
+"""`scav datasets vggsound|music|resample`: lists of clips, and smaller copies.
 
-vggsound, music   a published list and a folder -> the list that `scav_jax.extract --clips` takes
+vggsound, music   a published list and a folder -> the list that `scav extract --clips` takes
 resample          features on disk -> a copy whose visual steps lie at the audio steps
 """
 
@@ -8,6 +8,7 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
+from scav_jax.commands import Parser
 from scav_jax.containers import declared_seconds
 from scav_jax.datasets import clip_lists, music, sizes, vggsound, vggsounder
 from scav_jax.datasets.clip_lists import Located, Wanted
@@ -19,12 +20,8 @@ BEATS_FILE = "BEATs_iter3_plus_AS2M_finetuned_on_AS2M_cpt2.pt"
 
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="python -m scav_jax.datasets",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    programs = parser.add_subparsers(required=True)
+    parser = Parser(prog="scav datasets", description=__doc__)
+    programs = parser.add_subparsers(required=True, metavar="vggsound|music|resample")
     one = programs.add_parser("vggsound", help="VGGSound from its lists and a folder of clips")
     one.add_argument(
         "lists", nargs="+", metavar="LIST", help="vggsound.csv, or train=LIST test=LIST"
@@ -94,7 +91,7 @@ def build_vggsound(options: argparse.Namespace) -> None:
     print(
         f"next: {_extract(options, VGGSOUND_DATA)} --backbone clip_beats "
         f"--weights clip=openai/clip-vit-base-patch32 --weights beats={BEATS_FILE}\n"
-        f"then: python -m scav_jax.train --config configs/vggsound.py --workdir RUN"
+        f"then: scav train --config vggsound --workdir RUN"
     )
 
 
@@ -186,9 +183,7 @@ def _say_written(out: Path, wanted: Sequence[Wanted], located: Located) -> None:
 
 
 def _extract(options: argparse.Namespace, data: str = "DATA") -> str:
-    return (
-        f"python -m scav_jax.extract --videos {options.videos} --clips {options.out} --out {data}"
-    )
+    return f"scav extract --videos {options.videos} --clips {options.out} --out {data}"
 
 
 if __name__ == "__main__":

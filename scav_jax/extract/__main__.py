@@ -1,9 +1,10 @@
-"""`python -m scav_jax.extract --videos DIR --out DATA`: a folder of videos -> a data set."""
+"""`scav extract --videos DIR --out DATA`: a folder of videos -> a data set."""
 
 import argparse
 from pathlib import Path
 from typing import Any
 
+from scav_jax.commands import Parser
 from scav_jax.errors import InputError, run_program
 
 EPILOG = """\
@@ -12,7 +13,7 @@ in DATA/rejected.csv. A CSV has the columns file,start,end,id,label,split (all b
 out); without --clips, clips.csv in the folder of videos is taken if it is there.
 
 The paper's features:
-  python -m scav_jax.extract --videos DIR --out DATA --backbone clip_beats \\
+  scav extract --videos DIR --out DATA --backbone clip_beats \\
       --weights clip=openai/clip-vit-base-patch32 --weights beats=BEATs_iter3_plus_AS2M.pt
 
 Other pairs, and frames by a class of one's own (see scav_jax/extract/backbones/sides.py):
@@ -20,12 +21,12 @@ Other pairs, and frames by a class of one's own (see scav_jax/extract/backbones/
   ... --visual my_package.dino:Dino --audio plain --weights my_package.dino:Dino=FILE
 
 Many machines: each runs a part, on a file system that all see, and one of them joins the parts.
-  python -m scav_jax.extract ... --num-shards 8 --shard-index 3      # and 0, 1, 2, 4, 5, 6, 7
-  python -m scav_jax.extract --videos DIR --out DATA --num-shards 8 --merge
+  scav extract ... --num-shards 8 --shard-index 3      # and 0, 1, 2, 4, 5, 6, 7
+  scav extract --videos DIR --out DATA --num-shards 8 --merge
 As a SLURM array (scripts/slurm_extract.sh):
   sbatch --array=0-7 scripts/slurm_extract.sh
 
-`python -m scav_jax.extract --selfcheck` compares this machine's decoders, resizing and models with
+`scav extract --selfcheck` compares this machine's decoders, resizing and models with
 values that were stored with the program: before a hundred hours of extraction, and after updates.
 """
 
@@ -34,12 +35,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     from scav_jax.extract.backbones import AUDIO, PAIRS, VISUAL
     from scav_jax.extract.program import ENGINES
 
-    parser = argparse.ArgumentParser(
-        prog="python -m scav_jax.extract",
-        description=__doc__,
-        epilog=EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = Parser(prog="scav extract", description=__doc__, epilog=EPILOG)
     parser.add_argument("--videos", type=Path, help="a folder of videos")
     parser.add_argument("--out", type=Path, help="the data set to write")
     parser.add_argument("--clips", type=Path, help="a CSV of clips instead of the whole folder")
@@ -132,8 +128,8 @@ def load_backbone(options: argparse.Namespace) -> Any:
     )
 
 
-def main() -> int:
-    options = parse()
+def main(arguments: list[str] | None = None) -> int:
+    options = parse(arguments)
     if options.selfcheck:
         from scav_jax.extract.selfcheck import selfcheck
 

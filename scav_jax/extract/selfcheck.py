@@ -1,4 +1,4 @@
-"""Does this machine still make the features it made? `python -m scav_jax.extract --selfcheck`.
+"""Does this machine still make the features it made? `scav extract --selfcheck`.
 
 A changed FFmpeg, Pillow or JAX should be noticed before a hundred hours of extraction, not after.
 A short clip of a moving pattern and two tones is encoded with fixed settings, decoded, and embedded
@@ -8,12 +8,11 @@ golden.json. The tolerances let other builds of FFmpeg pass, whose lossy codecs 
 or so, and fail what would matter: another colour matrix, a shifted clock, another resampling.
 (FFmpeg of PyAV 18.1 and 19.0 decode the same bits.)
 
-    python -m scav_jax.extract.selfcheck FILE.json      writes the values of this machine
+    write_golden("golden.json")      writes the values of this machine
 """
 
 import dataclasses
 import json
-import sys
 import tempfile
 from fractions import Fraction
 from functools import partial
@@ -24,6 +23,7 @@ import numpy as np
 from jaxtyping import Float, UInt8
 
 from scav_jax.extract import backbones, fbank, media, streams
+from scav_jax.files import write_json
 
 GOLDEN = "golden.json"
 SIZE = (160, 120)  # width, height
@@ -252,12 +252,7 @@ def small_clip_beats() -> backbones.Backbone:
     return backbones.load("clip_beats", weights={"clip": model, "beats": sound})
 
 
-def main() -> None:
-    from scav_jax.files import write_json
-
+def write_golden(path: str | Path) -> None:
+    """Writes the values of this machine, as they are stored with the program."""
     values = {check.name: [round(value, 6) for value in check.values] for check in checks()}
-    write_json(sys.argv[1], {"versions": versions(), **values})
-
-
-if __name__ == "__main__":
-    main()
+    write_json(path, {"versions": versions(), **values})

@@ -15,6 +15,13 @@ mesh        a search over devices, or over parts
 store       an index: create, open, add, delete, compact, search
 """
 
-from scav_jax.index.store import Hit, Index, create, open_index
+import importlib
 
 __all__ = ["Hit", "Index", "create", "open_index"]
+
+
+def __getattr__(name: str):
+    """What is above, imported when it is asked for: a command line is read before that."""
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module("scav_jax.index.store"), name)

@@ -1,34 +1,18 @@
-"""The index on the command line: `python -m scav_jax.index build|add|delete|compact|info|tune`.
+"""The index on the command line: `scav index build|add|delete|compact|info|tune`.
 
-    python -m scav_jax.index build my.index --model runs/demo --videos VIDEOS
-    python -m scav_jax.index build my.index --model runs/demo --data DATA --split test
-    python -m scav_jax.index tune my.index --model runs/demo --data DATA --split test
+    scav index build my.index --model runs/demo --videos VIDEOS
+    scav index build my.index --model runs/demo --data DATA --split test
+    scav index tune my.index --model runs/demo --data DATA --split test
 
 A build that was interrupted goes on with the same command: what was committed stays.
 """
 
 import argparse
-import json
-import sys
-import time
-from collections.abc import Container, Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
-
-from scav_jax import datasets
-from scav_jax.embed import Embedded, embed
-from scav_jax.errors import InputError, run_program
-from scav_jax.files import write_json
-from scav_jax.index.catalog import STORAGES, read_header
-from scav_jax.index.program import Parser, add_model, load_model
-from scav_jax.index.store import Index, create, open_index
-from scav_jax.model import Model
-from scav_jax.progress import progress_bar
-
-CLIPS_AT_ONCE = 1024  # of features on disk: their latents are in memory together
-TUNED_ON = 100  # clips
-WANTED = 0.99  # recall that a proposed k has
+from scav_jax.commands import Parser, add_model
+from scav_jax.errors import run_program
 
 
 def _clips(parser: argparse.ArgumentParser) -> None:
@@ -39,9 +23,9 @@ def _clips(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--split", help="of --data")
 
 
-def parse(argv: Sequence[str] | None) -> argparse.Namespace:
+def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """The command line."""
-    parser = Parser(prog="python -m scav_jax.index", description="An index of one's own videos.")
+    parser = Parser(prog="scav index", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True, parser_class=Parser)
     add = {
         name: commands.add_parser(name, help=words, description=words)
@@ -60,7 +44,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         add_model(add[name])
         _clips(add[name])
     add["build"].add_argument(
-        "--storage", choices=STORAGES, default="float32", help="of sequences (default float32)"
+        "--storage", default="float32", help="of sequences: float32 (default), bfloat16, int8"
     )
     add["add"].add_argument("--replace", action="store_true", help="clips whose id is there")
     add["delete"].add_argument("ids", nargs="+", help="of the clips")
@@ -69,237 +53,16 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     tune = add["tune"]
     tune.add_argument("--direction", choices=("a2v", "v2a"), default="a2v")
     tune.add_argument("--k", type=int, default=10, help="how many clips are wanted (default 10)")
-    tune.add_argument("--queries", type=int, default=TUNED_ON, help="at random (default 100)")
+    tune.add_argument("--queries", type=int, default=100, help="at random (default 100)")
     tune.add_argument("--out", type=Path, help="writes the result as JSON")
     return parser.parse_args(argv)
 
 
-def split_of(arguments: argparse.Namespace) -> datasets.Split | None:
-    """The features on disk that the command line names; None where it names videos."""
-    if (arguments.data is None) == (arguments.videos is None):
-        raise InputError("expected --videos FOLDER or --data DATA --split SPLIT, one of them")
-    if arguments.data is None:
-        return None
-    if arguments.split is None:
-        raise InputError("--data: expected --split too, for example --split test")
-    return datasets.read(arguments.data, arguments.split)
-
-
-def parts(
-    arguments: argparse.Namespace, model: Model, done: Container[str] = ()
-) -> Iterator[Embedded]:
-    """The clips that the command line names, embedded, some at a time; ids in `done` are left."""
-    split = split_of(arguments)
-    if split is not None:
-        yield from _of_split(split, model, done)
-        return
-    videos = arguments.videos[0] if len(arguments.videos) == 1 else arguments.videos
-    for part in model.stream(
-        videos,
-        clip_seconds=arguments.clip_seconds,
-        workers=arguments.workers,
-        streams=("visual", "audio"),
-    ):
-        for row in part.rejected:
-            print(f"rejected {row['file']}: {row['reason']}", file=sys.stderr)
-        if len(part.ids):
-            yield part
-
-
-def _of_split(split: datasets.Split, model: Model, done: Container[str]) -> Iterator[Embedded]:
-    left = np.array([number for number, name in enumerate(split.ids) if name not in done], int)
-    with progress_bar(f"embed {split.split}", len(left), "clip") as bar:
-        for first in range(0, len(left), CLIPS_AT_ONCE):
-            some = split.take(left[first : first + CLIPS_AT_ONCE])
-            yield embed(model.run, some)
-            bar.update(len(some))
-
-
-def _grow(index: Index, clips: Iterator[Embedded], on_duplicate: str) -> int:
-    """Adds what comes, a commit for each part."""
-    count = 0
-    for part in clips:
-        count += index.add(part, on_duplicate)
-        print(f"{len(index):,} clips in {index.path}", file=sys.stderr)
-    return count
-
-
-def build(arguments: argparse.Namespace) -> int:
-    model = load_model(arguments)
-    if (arguments.index / "index.json").exists():
-        header = read_header(arguments.index)
-        if header.storage != arguments.storage:
-            raise InputError(
-                f"{arguments.index}: expected storage {header.storage}, as it was begun, got "
-                f"{arguments.storage}; remove the index to build it anew"
-            )
-        index = open_index(arguments.index, model.identity)
-    else:
-        index = create(
-            arguments.index,
-            identity=model.identity,
-            distance=model.distance,
-            storage=arguments.storage,
-        )
-    count = _grow(index, parts(arguments, model, set(index.ids())), "skip")
-    print(f"{arguments.index}: {count:,} clips added, {len(index):,} in all")
-    return 0
-
-
-def add(arguments: argparse.Namespace) -> int:
-    model = load_model(arguments)
-    index = open_index(arguments.index, model.identity)
-    split = split_of(arguments)
-    if split is not None and not arguments.replace:
-        index.check_new(split.ids)  # before any part of it is added
-    count = _grow(index, parts(arguments, model), "replace" if arguments.replace else "refuse")
-    print(f"{arguments.index}: {count:,} clips added, {len(index):,} in all")
-    return 0
-
-
-def delete(arguments: argparse.Namespace) -> int:
-    index = open_index(arguments.index)
-    count = index.delete(arguments.ids)
-    print(f"{arguments.index}: {count:,} clips deleted, {len(index):,} left")
-    return 0
-
-
-def compact(arguments: argparse.Namespace) -> int:
-    done = open_index(arguments.index).compact()
-    print(
-        f"{arguments.index}: {done['bytes_before']:,} -> {done['bytes_after']:,} bytes, "
-        f"{len(done['swept'])} segments removed"
-    )
-    return 0
-
-
-def info(arguments: argparse.Namespace) -> int:
-    index = open_index(arguments.index)
-    about = index.info()
-    if arguments.verify:
-        about["verified"] = index.verify()
-    if arguments.json:
-        print(json.dumps(about, indent=2))
-        return 0
-    for name, value in about.items():
-        print(f"{name:16} {value:,}" if isinstance(value, int) else f"{name:16} {value}")
-    return 0
-
-
-def tune(arguments: argparse.Namespace) -> int:
-    model = load_model(arguments)
-    index = open_index(arguments.index, model.identity)
-    queries = _sampled(arguments, model)
-    found = tuned(index, queries, arguments.direction, k=arguments.k)
-    if arguments.out is not None:
-        write_json(arguments.out, found)
-    print(tuning_table(found))
-    return 0
-
-
-def _sampled(arguments: argparse.Namespace, model: Model) -> Embedded:
-    """Some clips at random; of features on disk, no others are embedded."""
-    split = split_of(arguments)
-    clips = next(parts(arguments, model)) if split is None else split
-    count = min(arguments.queries, len(clips))
-    numbers = np.sort(np.random.default_rng(0).choice(len(clips), count, replace=False))
-    if split is None:
-        return clips.take(numbers)
-    return embed(model.run, split.take(numbers), progress=True)
-
-
-def tuned(
-    index: Index,
-    queries: Embedded,
-    direction: str = "a2v",
-    *,
-    k: int = 10,
-    ks: list[int] | None = None,
-) -> dict:
-    """Recall of hybrid search against exact, and seconds a query, over K.
-
-    Args:
-      index: not empty.
-      queries: what people will ask, or the clips themselves.
-      direction: "a2v" or "v2a".
-      k: how many are wanted.
-      ks: of hybrid search; by default 10, 20, 50, 100, ... up to all.
-
-    Returns:
-      `rows` with k, recall, seconds and what was done; `exact` and `sequence` (seconds, and the
-      pruned share); `proposed`, "hybrid:K", or "exact" where that is faster or no K serves.
-    """
-    if not len(index):
-        raise InputError(f"{index.path}: expected clips to tune on, the index is empty; add some")
-    ks = sorted(set(ks or _proposed_ks(len(index), k)))
-    certain = "exact" if index.header.one_grid else "sequence"
-    truth, exact = _timed(index, queries, direction, k, certain)
-    _, sequence = _timed(index, queries, direction, k, "sequence")
-    rows = []
-    for chosen in ks:
-        hits, seconds = _timed(index, queries, direction, k, f"hybrid:{chosen}")
-        row = {"k": chosen, "recall": _recall(truth, hits), "seconds": seconds}
-        rows.append({**row, "method": index.report.method})
-    best = next((row for row in rows if row["recall"] >= WANTED), None)
-    proposed = "exact" if index.header.one_grid and exact <= sequence else "sequence"
-    if best and best["seconds"] < min(exact, sequence):
-        proposed = f"hybrid:{best['k']}"
-    return {
-        "clips": len(index),
-        "queries": len(queries.ids),
-        "direction": direction,
-        "wanted": k,
-        "rows": rows,
-        "exact": exact,
-        "sequence": sequence,
-        "proposed": proposed,
-    }
-
-
-def _proposed_ks(clips: int, k: int) -> list[int]:
-    found, size = [], 1
-    while size <= clips:
-        found += [size * one for one in (1, 2, 5)]
-        size *= 10
-    return [one for one in found if k <= one < clips] + [clips]
-
-
-def _timed(index: Index, queries: Embedded, direction: str, k: int, retrieval: str):
-    """Hits, and seconds a query at best of two."""
-    seconds = []
-    for _ in range(2):
-        begin = time.perf_counter()
-        hits = index.search(queries, direction, k, retrieval)
-        seconds.append(time.perf_counter() - begin)
-    return hits, min(seconds) / len(queries.ids)
-
-
-def _recall(truth, hits) -> float:
-    """The share of the right k that is among those found."""
-    shares = [
-        len({one.id for one in right} & {one.id for one in found}) / max(len(right), 1)
-        for right, found in zip(truth, hits, strict=True)
-    ]
-    return float(np.mean(shares))
-
-
-def tuning_table(found: dict) -> str:
-    """The result for people."""
-    lines = [f"{found['clips']:,} clips, {found['queries']} queries {found['direction']}", ""]
-    lines.append(f"{'retrieval':>14} {'recall@' + str(found['wanted']):>10} {'ms/query':>9}")
-    for row in found["rows"]:
-        note = "  (compares all)" if row["method"] == "sequence" else ""
-        name = f"hybrid:{row['k']}"
-        lines.append(f"{name:>14} {row['recall']:>10.3f} {1e3 * row['seconds']:>9.2f}{note}")
-    for name in ("exact", "sequence"):
-        lines.append(f"{name:>14} {1:>10.3f} {1e3 * found[name]:>9.2f}")
-    return "\n".join([*lines, "", f"proposed: --retrieval {found['proposed']}"])
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     arguments = parse(argv)
-    commands = (build, add, delete, compact, info, tune)
-    return {command.__name__: command for command in commands}[arguments.command](arguments)
+    from scav_jax.index.program import COMMANDS
+
+    return COMMANDS[arguments.command](arguments)
 
 
 if __name__ == "__main__":

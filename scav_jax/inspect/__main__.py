@@ -1,11 +1,11 @@
-"""`python -m scav_jax.inspect DATA` or `--videos DIR`: what is in it, and what is wrong with it."""
+"""`scav inspect DATA` or `--videos DIR`: what is in it, and what is wrong with it."""
 
 import argparse
 import os
 from pathlib import Path
 
+from scav_jax.commands import Parser
 from scav_jax.errors import InputError, run_program
-from scav_jax.files import write_atomically, write_json
 
 EPILOG = """\
 Counts by split and label, lengths, frame rates, what is silent, still, too short or damaged,
@@ -14,9 +14,7 @@ duplicates within and across splits, sources that several splits share, and disk
 
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="python -m scav_jax.inspect", description=__doc__, epilog=EPILOG
-    )
+    parser = Parser(prog="scav inspect", description=__doc__, epilog=EPILOG)
     parser.add_argument("data", nargs="?", type=Path, metavar="DATA", help="a data set of features")
     parser.add_argument("--videos", type=Path, help="a folder of videos instead")
     parser.add_argument("--clips", type=Path, help="with --videos: a CSV of clips")
@@ -37,6 +35,7 @@ def main(arguments: list[str] | None = None) -> None:
     if options.workers is not None and options.workers < 1:
         raise InputError(f"--workers: expected 1 or more, got {options.workers}")
     found = _inspect(options)
+    from scav_jax.files import write_atomically, write_json
     from scav_jax.inspect import page
 
     print(page.text(found))

@@ -1,4 +1,4 @@
-"""`python -m scav_jax.web --index INDEX --model RUN`: the search page, on this machine only."""
+"""`scav web --index INDEX --model RUN`: the search page, on this machine only."""
 
 import argparse
 import ipaddress
@@ -6,15 +6,14 @@ import socket
 import sys
 from pathlib import Path
 
+from scav_jax.commands import Parser, add_model
 from scav_jax.errors import InputError, run_program
 
 PORT = 7860
 
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
-    from scav_jax.index.program import add_model
-
-    parser = argparse.ArgumentParser(prog="python -m scav_jax.web", description=__doc__)
+    parser = Parser(prog="scav web", description=__doc__)
     parser.add_argument("--index", type=Path, required=True, help="of scav_jax.index")
     add_model(parser)
     parser.add_argument("--port", type=int, default=PORT, help=f"0: a free one (default: {PORT})")
@@ -62,10 +61,10 @@ def main(arguments: list[str] | None = None) -> int:
     options = parse(arguments)
     bound = bind(options.host, options.port)  # before minutes of loading
     from scav_jax.index import open_index
-    from scav_jax.index.program import load_model
+    from scav_jax.model import load_as_asked
     from scav_jax.web.app import LOOPBACK_NAMES, create_app, serve
 
-    model = load_model(options)
+    model = load_as_asked(options)
     _ = model.backbone  # says now what is missing
     index = open_index(options.index, identity=model.identity)
     local = is_loopback(options.host)

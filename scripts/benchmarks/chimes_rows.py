@@ -9,7 +9,7 @@ all rows. The data set is rendered and ours: so are the figures.
     python scripts/benchmarks/chimes_rows.py --table distances
 
 Finished runs are kept and reused, so the command resumes. At last `TIMED_STEPS` steps of each row
-are timed, one after the other, on the machine as it is. Prints a table of the README, writes
+are timed, one after the other, on the machine as it is. Prints a table of docs/results.md, writes
 `OUT/<table>.json`. On two CPU cores, a run takes 80 s with the Euclidean distance and 5 min with
 the others.
 """
@@ -22,13 +22,15 @@ from pathlib import Path
 
 import numpy as np
 
-from scav_jax import datasets, embed, metrics, retrieve, train
+from scav_jax import datasets, embed, metrics, retrieve
 from scav_jax.config import override
 from scav_jax.config_files import load_file
 from scav_jax.distances import retrieval_form
 from scav_jax.errors import run_program
 from scav_jax.files import ids_sha256, write_json
 from scav_jax.runs import AVERAGED, load_run
+from scav_jax.train.loop import train
+from scav_jax.validation import score
 
 ROWS = {
     "CAV": "configs/table1/cav.py:demo",
@@ -75,7 +77,7 @@ def finished(workdir: Path, title: str, config: str, changes: dict) -> Path:
     """A run's directory: of a config with some changes, trained now if it is not finished."""
     if not (workdir / AVERAGED).is_dir():
         print(f"== {title}", file=sys.stderr)
-        if train.train(override(load_file(config), changes), workdir) is None:
+        if train(override(load_file(config), changes), workdir) is None:
             sys.exit("terminated; the same command resumes")
     return workdir
 
@@ -84,7 +86,7 @@ def validation_score(workdir: Path) -> float:
     """The mean of both R@1 of the averaged model on validation, by the method it trains for."""
     run = load_run(workdir)
     lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
-    return train.score(run.objective, next(x for x in lines if x["kind"] == "averaged"))
+    return score(run.objective, next(x for x in lines if x["kind"] == "averaged"))
 
 
 def validation_scores(out: Path, row: str, data: str) -> dict[float, float]:
@@ -131,7 +133,7 @@ def seconds_per_step(row: str, data: str) -> float:
     config = load_file(ROWS[row])
     changes = {"data.path": data, "train.steps": TIMED_STEPS, "train.validate_every": TIMED_STEPS}
     with tempfile.TemporaryDirectory() as workdir:
-        if train.train(override(config, changes), Path(workdir)) is None:
+        if train(override(config, changes), Path(workdir)) is None:
             sys.exit("terminated; the same command resumes")
         lines = (Path(workdir) / "metrics.jsonl").read_text().splitlines()
     records = [json.loads(line) for line in lines]

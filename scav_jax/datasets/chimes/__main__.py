@@ -1,8 +1,6 @@
-"""`python -m scav_jax.datasets.chimes --preset demo --out VIDEOS`: renders the data set."""
+"""`scav datasets chimes --preset demo --out VIDEOS`: renders the data set."""
 
-import argparse
-import sys
-
+from scav_jax.commands import Parser
 from scav_jax.datasets.chimes.presets import PRESETS, clips, override, preset
 from scav_jax.datasets.chimes.rendering import render
 from scav_jax.errors import run_program
@@ -10,8 +8,8 @@ from scav_jax.errors import run_program
 
 def main(arguments: list[str] | None = None) -> int:
     """Parses the command line, renders, and says where the clips are."""
-    parser = argparse.ArgumentParser(
-        prog="python -m scav_jax.datasets.chimes",
+    parser = Parser(
+        prog="scav datasets chimes",
         description="Renders the chimes videos: instruments struck by mallets, seen and heard.",
     )
     parser.add_argument("--preset", default="demo", help=f"one of {', '.join(PRESETS)}")
@@ -43,4 +41,4 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    run_program(lambda: main(sys.argv[1:]))
+    run_program(main)

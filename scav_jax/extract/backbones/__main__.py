@@ -1,4 +1,4 @@
-"""`python -m scav_jax.extract.backbones SOURCE TARGET`: released weights -> safetensors, once.
+"""`scav extract backbones SOURCE TARGET`: released weights -> safetensors, once.
 
 BEATs, a `.pt` file      -> TARGET.safetensors, with its configuration
 CLIP, a folder or hub id -> the folder TARGET with model.safetensors, configuration and tokenizer
@@ -7,16 +7,17 @@ Nothing that is pickled in a source is executed. What comes out is mapped into m
 opened, and is the same model: neither features nor their fingerprint change.
 """
 
-import argparse
 import shutil
 from pathlib import Path
 
+from scav_jax.commands import Parser
 from scav_jax.errors import InputError, run_program
-from scav_jax.extract.backbones import beats_weights, weights
 
 
 def convert(source: str, target: Path) -> None:
     """Writes what `source` holds as safetensors to `target`; see above."""
+    from scav_jax.extract.backbones import beats_weights, weights
+
     if Path(source).is_file():
         beats_weights.convert(source, target)
         return
@@ -31,15 +32,11 @@ def convert(source: str, target: Path) -> None:
             shutil.copyfile(path, target / path.name)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(
-        prog="python -m scav_jax.extract.backbones",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+def main(argv: list[str] | None = None) -> None:
+    parser = Parser(prog="scav extract backbones", description=__doc__)
     parser.add_argument("source", help="a .pt file, a folder, or a hub id like owner/name")
     parser.add_argument("target", type=Path, help="a .safetensors file (BEATs), a folder (CLIP)")
-    options = parser.parse_args()
+    options = parser.parse_args(argv)
     convert(options.source, options.target)
     print(f"{options.target}: written")
 

@@ -1,4 +1,4 @@
-"""`python -m scav_jax.export --run RUN --out DIR`: a trained model as files that others can load.
+"""A trained model as files that others can load.
 
     DIR/README.md                     the model card
     DIR/model.safetensors             parameters, as encoders.visual.block_0.attention.query.kernel
@@ -10,7 +10,6 @@
 `scav_jax.model.load(DIR)` needs no orbax. The same run gives the same bytes.
 """
 
-import argparse
 import contextlib
 import json
 from collections.abc import Callable, Iterator
@@ -22,7 +21,8 @@ import numpy as np
 from jaxtyping import Array, Float, Int, PyTree
 
 from scav_jax.encoders import STREAMS, Encoders, Tower
-from scav_jax.errors import InputError, run_program
+from scav_jax.errors import InputError
+from scav_jax.export import UNKNOWN_LICENCE
 from scav_jax.features import fingerprint_id
 from scav_jax.files import folder_atomically, write_atomically, write_json
 from scav_jax.model import (
@@ -40,7 +40,6 @@ from scav_jax.train_step import bound_heads
 
 TOWERS = "towers"
 PLATFORMS = ("cpu", "cuda", "tpu")
-UNKNOWN_LICENCE = "unknown"
 EVALUATIONS = "evaluation"
 
 
@@ -338,31 +337,3 @@ def _table(document: dict) -> str:
         ]
         lines.append(f"| {method_name(method)} | {' | '.join(cells)} |")
     return "\n".join(lines)
-
-
-# ---- the command line -------------------------------------------------------------------------
-
-
-def parse(arguments: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="python -m scav_jax.export",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("--run", type=Path, required=True, help="a finished training")
-    parser.add_argument("--out", type=Path, required=True, help="the directory to write")
-    parser.add_argument(
-        "--licence", default=UNKNOWN_LICENCE, help="of the parameters, for the card: an SPDX name"
-    )
-    return parser.parse_args(arguments)
-
-
-def main(arguments: list[str] | None = None) -> int:
-    options = parse(arguments)
-    model = export(options.run, options.out, licence=options.licence)
-    print(f"wrote {options.out}: model {model.identity}")
-    return 0
-
-
-if __name__ == "__main__":
-    run_program(main)

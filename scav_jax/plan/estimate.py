@@ -1,9 +1,5 @@
-"""A plan before the run: `python -m scav_jax.plan --config configs/vggsound.py --device v100`.
-
-Memory, FLOPs, time and input of a config by arithmetic from its modules (`costs`): nothing is
-computed, no data need be there. `--compile` asks XLA too, without running anything; `--run` runs
-the step a few times on random features: seconds, share of the peak and, on an accelerator, the
-memory that was in use.
+"""Memory, FLOPs, time and input of a config by arithmetic from its modules (`costs`): nothing is
+computed, no data need be there.
 """
 
 import dataclasses
@@ -11,46 +7,18 @@ import math
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
 
 import jax
 import numpy as np
 
-from scav_jax import datasets, trial
+from scav_jax import datasets
 from scav_jax.batches import plan_training
 from scav_jax.config import Config
-from scav_jax.config_files import ArgumentParser, parse
 from scav_jax.costs import FLOAT, GIB, PAPER, Workload, flops, largest_batch, memory, parameters
-from scav_jax.errors import InputError, did_you_mean, run_program
-from scav_jax.files import write_json
+from scav_jax.errors import InputError
+from scav_jax.plan.devices import TERA, Device
 from scav_jax.runs import build
-from scav_jax.settings import optimizer_of
 
-TERA = 1e12
-
-
-class Device(NamedTuple):
-    """One accelerator: memory in bytes, dense peaks in FLOP/s by what products are computed in."""
-
-    memory: float
-    float32: float
-    tensorfloat32: float
-    bfloat16: float | None
-
-
-# Dense peaks, and memory as the driver reports it. NVIDIA: data sheets of V100 SXM2 (2017), A100
-# SXM (2020), H100 SXM and H200 SXM (2022, 2023; their figures "with sparsity" halved). A V100 has
-# neither TF32 nor bfloat16. TPU: Google Cloud's pages "TPU v4" and "TPU v5e"; a float32 product
-# (Precision.HIGHEST) is six bfloat16 passes of the matrix unit there, and the default is one.
-DEVICES = {
-    "v100": Device(32 * GIB, 15.7 * TERA, 15.7 * TERA, None),
-    "a100": Device(80 * GIB, 19.5 * TERA, 156 * TERA, 312 * TERA),
-    "h100": Device(80 * GIB, 66.9 * TERA, 494.7 * TERA, 989.4 * TERA),
-    "h200": Device(140 * GIB, 66.9 * TERA, 494.7 * TERA, 989.4 * TERA),
-    "tpu-v4": Device(32 * GIB, 275 / 6 * TERA, 275 * TERA, 275 * TERA),
-    "tpu-v5e": Device(16 * GIB, 197 / 6 * TERA, 197 * TERA, 197 * TERA),
-}
-EFFICIENCY = 0.4  # of the peak, where nothing was measured
 PAPER_CLIPS = 153_000  # of VGGSound, for training
 
 # ---- what a config asks for ---------------------------------------------------------------------
@@ -217,27 +185,7 @@ def bytes_of(text: str) -> float:
     return number * base ** ("KMGT".index(unit[0]) + 1 if unit else 0)
 
 
-def _device(arguments) -> Device:
-    if arguments.device not in DEVICES:
-        raise InputError(
-            f"--device: expected one of {', '.join(DEVICES)}, got {arguments.device!r}."
-            + did_you_mean(arguments.device, list(DEVICES))
-        )
-    device = DEVICES[arguments.device]
-    if arguments.memory:
-        device = device._replace(memory=bytes_of(arguments.memory))
-    if arguments.peak_tflops is not None:
-        peak = arguments.peak_tflops * TERA
-        device = device._replace(float32=peak, tensorfloat32=peak, bfloat16=peak)
-    if device.float32 <= 0 or not 0 < arguments.efficiency <= 1 or arguments.devices < 1:
-        raise InputError(
-            "expected --peak-tflops above 0, --efficiency in (0, 1] and --devices of at least 1, "
-            f"got {arguments.peak_tflops}, {arguments.efficiency:g} and {arguments.devices}"
-        )
-    return device
-
-
-def _check_devices(work: Workload) -> None:
+def check_devices(work: Workload) -> None:
     here = len(jax.devices())
     if work.devices > here:
         raise InputError(
@@ -300,35 +248,3 @@ def _run_in_words(run: dict, peak: float) -> list[str]:
         f"run              {seconds:.3g} s a step, {run['flops_per_s'] / TERA:.3g} TFLOP/s: "
         f"{share:.1%} of the peak{memory}"
     ]
-
-
-def main(argv: list[str] | None = None) -> int:
-    parser = ArgumentParser("Memory, FLOPs, time and input of a config, before it runs.")
-    parser.add_argument("--devices", type=int, default=1)
-    parser.add_argument("--device", default="v100", help=f"one of {', '.join(DEVICES)}")
-    parser.add_argument("--memory", help="of each device, such as 32GiB; else the device's")
-    parser.add_argument("--peak-tflops", type=float, help="of each device; else the device's")
-    parser.add_argument("--efficiency", type=float, default=EFFICIENCY, help="share of the peak")
-    parser.add_argument("--compile", action="store_true", help="asks XLA too, on this machine")
-    parser.add_argument("--run", action="store_true", help="runs the step here, a few times")
-    parser.add_argument("--json", type=Path, help="writes every figure there")
-    config, arguments = parse(parser, argv)
-    device = _device(arguments)
-    stored = stored_features(config)
-    work = workload(config, arguments.devices, stored)
-    found = report(config, work, stored, device, arguments.efficiency)
-    if arguments.compile or arguments.run:
-        optimizer = optimizer_of(config)
-        _check_devices(work)
-        step = trial.lowered_step(work, optimizer).compile()
-        found["xla"] = trial.compared(step, work)
-        if arguments.run:
-            found["run"] = trial.run(step, work, optimizer)
-    print(in_words(found))
-    if arguments.json:
-        write_json(arguments.json, found)
-    return 0
-
-
-if __name__ == "__main__":
-    run_program(main)

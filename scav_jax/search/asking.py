@@ -1,25 +1,11 @@
-"""Search on the command line: `python -m scav_jax.search INDEX FILE... --model RUN`.
-
-    python -m scav_jax.search my.index door.wav --model runs/demo
-    python -m scav_jax.search my.index street.mp4 --model runs/demo --video --k 5 --html found.html
-
-A file with both picture and sound asks by its sound, unless --video says by its picture. Sounds
-find videos, and pictures find sounds.
-"""
+"""Queries of an index: files in, ranked clips out, as text, as a document and as a page."""
 
 import argparse
-import json
-import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 
 from scav_jax.embed import Embedded
-from scav_jax.errors import InputError, run_program
-from scav_jax.files import write_atomically
-from scav_jax.index import Hit, Index, open_index
-from scav_jax.index.program import Parser, add_model, load_model
-from scav_jax.index.searching import METHODS, parse_retrieval
+from scav_jax.index import Hit, Index
 from scav_jax.model import Model
 from scav_jax.report.match import latents_of
 from scav_jax.report.search_page import make_search, results_page
@@ -41,31 +27,6 @@ class Asked:
     end: float
     direction: str
     hits: list[Hit]
-
-
-def parse(argv: Sequence[str] | None) -> argparse.Namespace:
-    """The command line."""
-    parser = Parser(
-        prog="python -m scav_jax.search",
-        description="Finds videos by sound and sounds by video in an index.",
-        allow_abbrev=False,
-    )
-    add = parser.add_argument
-    add("index", type=Path, help="made by `python -m scav_jax.index build`")
-    add("files", type=Path, nargs="+", metavar="FILE", help="sounds or videos that ask")
-    add_model(parser)
-    by = parser.add_mutually_exclusive_group()
-    by.add_argument("--sound", action="store_true", help="the sound asks (the default)")
-    by.add_argument("--video", action="store_true", help="the picture asks")
-    add("--retrieval", default="exact", metavar="METHOD", help=f"{', '.join(METHODS)}")
-    add("--filter", metavar="CONDITION", help="such as \"label = 'dog' AND start < 60\"")
-    add("--k", type=int, default=10, help="clips of each query (default 10)")
-    add("--clip-seconds", type=float, help="cut the files into windows, each asks for itself")
-    add("--start", type=float, default=0.0, help="of the part that asks, in seconds")
-    add("--end", type=float, help="of the part that asks, in seconds")
-    add("--json", action="store_true", help="for programs")
-    add("--html", type=Path, metavar="FILE", help="a page: queries and results in sync")
-    return parser.parse_args(argv)
 
 
 def embed_queries(model: Model, arguments: argparse.Namespace) -> tuple[Embedded, str]:
@@ -149,37 +110,3 @@ def page(
         for number, one in enumerate(asked)
     ]
     return results_page(searches, title=f"Search in {index.path.name}")
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    arguments = parse(argv)
-    parse_retrieval(arguments.retrieval)
-    if arguments.k < 1:
-        raise InputError(f"--k: expected at least 1, got {arguments.k}")
-    model = load_model(arguments)
-    index = open_index(arguments.index, model.identity)
-    if not len(index):
-        raise InputError(
-            f"{arguments.index}: expected clips to search, the index is empty; add some with "
-            "`python -m scav_jax.index add`"
-        )
-    retrieval = arguments.retrieval
-    if retrieval == "exact" and not index.header.one_grid:
-        retrieval = "sequence"  # the same result; there are no bounds for this distance
-    queries, direction = embed_queries(model, arguments)
-    asked = ask(index, queries, direction, arguments.k, retrieval, arguments.filter)
-    if arguments.json:
-        print(json.dumps(document(asked, index), indent=2))
-    else:
-        print(text(asked, retrieval))
-        if index.report.method == "exact":
-            print(f"\n{index.report.pruning.share:.1%} of {len(index):,} clips were ruled out")
-    if arguments.html:
-        html = page(asked, queries, model, index, retrieval)
-        write_atomically(arguments.html, html.encode())
-        print(arguments.html, file=sys.stderr)
-    return 0
-
-
-if __name__ == "__main__":
-    run_program(main)

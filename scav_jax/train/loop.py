@@ -1,6 +1,5 @@
-"""Training: `python -m scav_jax.train --config configs/demo.py --workdir runs/demo`.
+"""Training, top to bottom: data, model, state, loop, average.
 
-`main` reads the command line; `train` reads top to bottom: data, model, state, loop, average.
 Everything that makes up the run is in `WORKDIR`: `config.json`, `metrics.jsonl`, `tensorboard/`,
 `checkpoints/`, `averaged/`. The same command resumes an interrupted run, bit for bit.
 """
@@ -8,33 +7,28 @@ Everything that makes up the run is in `WORKDIR`: `config.json`, `metrics.jsonl`
 import contextlib
 import dataclasses
 import functools
-import logging
 import sys
-import threading
 from pathlib import Path
 
 import jax
 import numpy as np
-from absl import logging as absl_logging
 from tqdm import tqdm
 
 from scav_jax import processes, profiling, sharding
 from scav_jax.checkpoints import Checkpoints
 from scav_jax.config import Config
-from scav_jax.config_files import ArgumentParser, parse
 from scav_jax.errors import InputError
 from scav_jax.prefetch import Prefetch
 from scav_jax.profiling import Trace
 from scav_jax.progress import progress_bar
 from scav_jax.records import InputWarning, Meter, NoRecords, Records
-from scav_jax.runs import AVERAGED, Run, example_batch, open_workdir, save_averaged
+from scav_jax.runs import Run, example_batch, open_workdir, save_averaged
 from scav_jax.settings import (
     Setup,
     learning_rates,
     optimizer_of,
     prepare,
     resolved_config,
-    set_up,
     shared_document,
     training_encoders,
     widths,
@@ -234,48 +228,3 @@ def _say(words: str, bar: tqdm | None = None) -> None:
     """A line on stderr, above the bar; one process says it for all."""
     if processes.is_first():
         (bar or tqdm).write(words, file=sys.stderr)
-
-
-# ---- the program -----------------------------------------------------------------------------
-
-
-def _silence_threads() -> None:
-    """Orbax and its threads log what is then raised; one line is enough."""
-    absl_logging.set_verbosity(absl_logging.FATAL)
-    for name in ("asyncio", "concurrent.futures"):
-        logging.getLogger(name).setLevel(logging.CRITICAL + 1)
-    threading.excepthook = lambda _: None
-    sys.unraisablehook = _not_of_closed_loops
-
-
-def _not_of_closed_loops(unraisable) -> None:
-    """tensorstore answers a write that was given up in a loop that is closed: nobody waits."""
-    if str(unraisable.exc_value) != "Event loop is closed":
-        sys.__unraisablehook__(unraisable)
-
-
-def main(argv: list[str] | None = None) -> int:
-    """Trains as the command line says; the exit code."""
-    parser = ArgumentParser("Train SCAV, CAV or both on extracted features; resumes by itself.")
-    parser.add_argument(
-        "--workdir", type=Path, required=True, help="where the run is kept, e.g. runs/demo"
-    )
-    processes.add_arguments(parser)
-    config, arguments = parse(parser, argv)
-    processes.start(arguments)
-    _silence_threads()
-    if (arguments.workdir / AVERAGED).is_dir():
-        setup = set_up(config)
-        open_workdir(arguments.workdir, resolved_config(setup))
-        if processes.is_first():
-            print(
-                f"{arguments.workdir}: training is finished; evaluate it with "
-                f"`python -m scav_jax.evaluate --run {arguments.workdir} --split test`"
-            )
-        return 0
-    done = train(config, arguments.workdir)
-    return 0 if done else processes.EXIT_TERMINATED
-
-
-if __name__ == "__main__":
-    processes.run_program(main)

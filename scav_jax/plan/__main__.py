@@ -1,0 +1,78 @@
+"""A plan before the run: `scav plan --config vggsound --device v100`.
+
+Memory, FLOPs, time and input of a config by arithmetic: nothing is computed, no data need be there.
+`--compile` asks XLA too, without running anything; `--run` runs the step a few times on random
+features: seconds, share of the peak and, on an accelerator, the memory that was in use.
+"""
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+from scav_jax.commands import ConfigParser
+from scav_jax.errors import InputError, did_you_mean, run_program
+from scav_jax.plan.devices import DEVICES, EFFICIENCY, TERA, Device
+
+
+def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    parser = ConfigParser(prog="scav plan", description=__doc__)
+    parser.add_argument("--devices", type=int, default=1, help="how many (default 1)")
+    parser.add_argument("--device", default="v100", help=f"one of {', '.join(DEVICES)}")
+    parser.add_argument("--memory", help="of each device, such as 32GiB; else the device's")
+    parser.add_argument("--peak-tflops", type=float, help="of each device; else the device's")
+    parser.add_argument("--efficiency", type=float, default=EFFICIENCY, help="share of the peak")
+    parser.add_argument("--compile", action="store_true", help="asks XLA too, on this machine")
+    parser.add_argument("--run", action="store_true", help="runs the step here, a few times")
+    parser.add_argument("--json", type=Path, help="writes every figure there")
+    return parser.parse_args(argv)
+
+
+def _device(arguments: argparse.Namespace) -> Device:
+    from scav_jax.plan import estimate
+
+    if arguments.device not in DEVICES:
+        raise InputError(
+            f"--device: expected one of {', '.join(DEVICES)}, got {arguments.device!r}."
+            + did_you_mean(arguments.device, list(DEVICES))
+        )
+    device = DEVICES[arguments.device]
+    if arguments.memory:
+        device = device._replace(memory=estimate.bytes_of(arguments.memory))
+    if arguments.peak_tflops is not None:
+        peak = arguments.peak_tflops * TERA
+        device = device._replace(float32=peak, tensorfloat32=peak, bfloat16=peak)
+    if device.float32 <= 0 or not 0 < arguments.efficiency <= 1 or arguments.devices < 1:
+        raise InputError(
+            "expected --peak-tflops above 0, --efficiency in (0, 1] and --devices of at least 1, "
+            f"got {arguments.peak_tflops}, {arguments.efficiency:g} and {arguments.devices}"
+        )
+    return device
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    arguments = parse(argv)
+    from scav_jax import config_files, trial
+    from scav_jax.files import write_json
+    from scav_jax.plan import estimate
+    from scav_jax.settings import optimizer_of
+
+    config = config_files.load(arguments)
+    device = _device(arguments)
+    stored = estimate.stored_features(config)
+    work = estimate.workload(config, arguments.devices, stored)
+    found = estimate.report(config, work, stored, device, arguments.efficiency)
+    if arguments.compile or arguments.run:
+        optimizer = optimizer_of(config)
+        estimate.check_devices(work)
+        step = trial.lowered_step(work, optimizer).compile()
+        found["xla"] = trial.compared(step, work)
+        if arguments.run:
+            found["run"] = trial.run(step, work, optimizer)
+    print(estimate.in_words(found))
+    if arguments.json:
+        write_json(arguments.json, found)
+    return 0
+
+
+if __name__ == "__main__":
+    run_program(main)

@@ -1,0 +1,30 @@
+"""Accelerators: memory and peaks, as their makers publish them."""
+
+from typing import NamedTuple
+
+GIB = 2**30
+TERA = 1e12
+
+
+class Device(NamedTuple):
+    """One accelerator: memory in bytes, dense peaks in FLOP/s by what products are computed in."""
+
+    memory: float
+    float32: float
+    tensorfloat32: float
+    bfloat16: float | None
+
+
+# Dense peaks, and memory as the driver reports it. NVIDIA: data sheets of V100 SXM2 (2017), A100
+# SXM (2020), H100 SXM and H200 SXM (2022, 2023; their figures "with sparsity" halved). A V100 has
+# neither TF32 nor bfloat16. TPU: Google Cloud's pages "TPU v4" and "TPU v5e"; a float32 product
+# (Precision.HIGHEST) is six bfloat16 passes of the matrix unit there, and the default is one.
+DEVICES = {
+    "v100": Device(32 * GIB, 15.7 * TERA, 15.7 * TERA, None),
+    "a100": Device(80 * GIB, 19.5 * TERA, 156 * TERA, 312 * TERA),
+    "h100": Device(80 * GIB, 66.9 * TERA, 494.7 * TERA, 989.4 * TERA),
+    "h200": Device(140 * GIB, 66.9 * TERA, 494.7 * TERA, 989.4 * TERA),
+    "tpu-v4": Device(32 * GIB, 275 / 6 * TERA, 275 * TERA, 275 * TERA),
+    "tpu-v5e": Device(16 * GIB, 197 / 6 * TERA, 197 * TERA, 197 * TERA),
+}
+EFFICIENCY = 0.4  # of the peak, where nothing was measured

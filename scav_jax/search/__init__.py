@@ -1,0 +1,1 @@
+"""A file in, ranked clips out: `scav search INDEX FILE... --model RUN`."""

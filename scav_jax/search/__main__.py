@@ -1,0 +1,82 @@
+"""Search on the command line: `scav search INDEX FILE... --model RUN`.
+
+    scav search my.index door.wav --model runs/demo
+    scav search my.index street.mp4 --model runs/demo --video --k 5 --html found.html
+
+A file with both picture and sound asks by its sound, unless --video says by its picture. Sounds
+find videos, and pictures find sounds.
+"""
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from scav_jax.commands import Parser, add_model
+from scav_jax.errors import InputError, run_program
+
+
+def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """The command line."""
+    parser = Parser(
+        prog="scav search",
+        description="Finds videos by sound and sounds by video in an index.",
+    )
+    add = parser.add_argument
+    add("index", type=Path, help="made by `scav index build`")
+    add("files", type=Path, nargs="+", metavar="FILE", help="sounds or videos that ask")
+    add_model(parser)
+    by = parser.add_mutually_exclusive_group()
+    by.add_argument("--sound", action="store_true", help="the sound asks (the default)")
+    by.add_argument("--video", action="store_true", help="the picture asks")
+    methods = "exact (default), sequence, hybrid:K or aggregation"
+    add("--retrieval", default="exact", metavar="METHOD", help=methods)
+    add("--filter", metavar="CONDITION", help="such as \"label = 'dog' AND start < 60\"")
+    add("--k", type=int, default=10, help="clips of each query (default 10)")
+    add("--clip-seconds", type=float, help="cut the files into windows, each asks for itself")
+    add("--start", type=float, default=0.0, help="of the part that asks, in seconds")
+    add("--end", type=float, help="of the part that asks, in seconds")
+    add("--json", action="store_true", help="for programs")
+    add("--html", type=Path, metavar="FILE", help="a page: queries and results in sync")
+    return parser.parse_args(argv)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    arguments = parse(argv)
+    from scav_jax.files import write_atomically
+    from scav_jax.index import open_index
+    from scav_jax.index.searching import parse_retrieval
+    from scav_jax.model import load_as_asked
+    from scav_jax.search import asking
+
+    parse_retrieval(arguments.retrieval)
+    if arguments.k < 1:
+        raise InputError(f"--k: expected at least 1, got {arguments.k}")
+    model = load_as_asked(arguments)
+    index = open_index(arguments.index, model.identity)
+    if not len(index):
+        raise InputError(
+            f"{arguments.index}: expected clips to search, the index is empty; add some with "
+            "`scav index add`"
+        )
+    retrieval = arguments.retrieval
+    if retrieval == "exact" and not index.header.one_grid:
+        retrieval = "sequence"  # the same result; there are no bounds for this distance
+    queries, direction = asking.embed_queries(model, arguments)
+    asked = asking.ask(index, queries, direction, arguments.k, retrieval, arguments.filter)
+    if arguments.json:
+        print(json.dumps(asking.document(asked, index), indent=2))
+    else:
+        print(asking.text(asked, retrieval))
+        if index.report.method == "exact":
+            print(f"\n{index.report.pruning.share:.1%} of {len(index):,} clips were ruled out")
+    if arguments.html:
+        html = asking.page(asked, queries, model, index, retrieval)
+        write_atomically(arguments.html, html.encode())
+        print(arguments.html, file=sys.stderr)
+    return 0
+
+
+if __name__ == "__main__":
+    run_program(main)

@@ -1,0 +1,1 @@
+"""Training: `scav train --config demo --workdir runs/demo`. `loop` reads top to bottom."""

@@ -1,0 +1,78 @@
+"""`scav train --config demo --workdir runs/demo`: trains, or goes on with an interrupted run."""
+
+import argparse
+import logging
+import sys
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+
+from scav_jax.commands import ConfigParser, add_processes
+from scav_jax.errors import run_program
+
+
+def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    parser = ConfigParser(
+        prog="scav train",
+        description="Train SCAV, CAV or both on extracted features; resumes by itself.",
+    )
+    parser.add_argument(
+        "--workdir", type=Path, required=True, help="where the run is kept, e.g. runs/demo"
+    )
+    add_processes(parser)
+    return parser.parse_args(argv)
+
+
+def work(arguments: argparse.Namespace) -> int:
+    """Trains as the command line says; the exit code."""
+    from scav_jax import config_files, processes
+    from scav_jax.runs import AVERAGED, open_workdir
+    from scav_jax.settings import resolved_config, set_up
+    from scav_jax.train.loop import train
+
+    config = config_files.load(arguments)
+    processes.start(arguments)
+    _silence_threads()
+    if (arguments.workdir / AVERAGED).is_dir():
+        open_workdir(arguments.workdir, resolved_config(set_up(config)))
+        if processes.is_first():
+            print(
+                f"{arguments.workdir}: training is finished; evaluate it with "
+                f"`scav evaluate --run {arguments.workdir} --split test`"
+            )
+        return 0
+    done = train(config, arguments.workdir)
+    return 0 if done else processes.EXIT_TERMINATED
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    return work(parse(argv))
+
+
+def program() -> None:
+    """`main`, as one process of many where there are others."""
+    arguments = parse()
+    from scav_jax import processes
+
+    processes.run_program(lambda: work(arguments))
+
+
+def _silence_threads() -> None:
+    """Orbax and its threads log what is then raised; one line is enough."""
+    from absl import logging as absl_logging
+
+    absl_logging.set_verbosity(absl_logging.FATAL)
+    for name in ("asyncio", "concurrent.futures"):
+        logging.getLogger(name).setLevel(logging.CRITICAL + 1)
+    threading.excepthook = lambda _: None
+    sys.unraisablehook = _not_of_closed_loops
+
+
+def _not_of_closed_loops(unraisable) -> None:
+    """tensorstore answers a write that was given up in a loop that is closed: nobody waits."""
+    if str(unraisable.exc_value) != "Event loop is closed":
+        sys.__unraisablehook__(unraisable)
+
+
+if __name__ == "__main__":
+    run_program(program)

@@ -1,0 +1,139 @@
+"""The programs: which there are, how fast they answer, what the wheel carries."""
+
+import ast
+import json
+import os
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+
+import scav_jax
+from scav_jax.__main__ import listing, program
+from scav_jax.commands import PROGRAMS
+from scav_jax.config_files import find, load_file, names
+from scav_jax.errors import EXIT_INPUT, InputError
+
+ROOT = Path(__file__).resolve().parents[1]
+MODULES = {name: "scav_jax." + name.replace(" ", ".") for name in PROGRAMS}
+HEAVY = ("jax", "flax", "optax", "orbax", "grain", "tensorflow_datasets", "matplotlib", "lancedb")
+ANSWER_S = 1.0  # of CPU
+ANSWER = """
+import atexit, json, os, runpy, sys, time
+
+def tell():
+    with open(os.environ["ANSWERED"], "w") as file:
+        json.dump({"modules": list(sys.modules), "seconds": time.process_time()}, file)
+
+atexit.register(tell)
+sys.argv[0] = "-m"
+module, sys.argv[1:] = sys.argv[1], sys.argv[2:]
+runpy.run_module(module, run_name="__main__", alter_sys=True)
+"""
+
+
+def answer(folder: Path, *words: str) -> tuple[subprocess.CompletedProcess, dict]:
+    """A program run in an empty folder; and what it imported, in how many seconds of CPU."""
+    told = folder / "told.json"
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "ANSWERED": str(told)}
+    done = subprocess.run(
+        [sys.executable, "-c", ANSWER, *words],
+        cwd=folder,
+        env=environment,
+        capture_output=True,
+        text=True,
+    )
+    return done, json.loads(told.read_text())
+
+
+@pytest.mark.parametrize("name", PROGRAMS)
+def test_help_and_a_usage_error_come_before_everything_is_imported(name, tmp_path):
+    done, told = answer(tmp_path, MODULES[name], "--help")
+    assert done.returncode == 0 and done.stdout.startswith(f"usage: scav {name} ")
+    wrong, told_too = answer(tmp_path, MODULES[name], "--hlep")
+    assert wrong.returncode == EXIT_INPUT and wrong.stdout == ""
+    assert wrong.stderr.startswith("error: ") and wrong.stderr.count("\n") == 1
+    for answered in (told, told_too):
+        assert set(HEAVY) & set(answered["modules"]) == set()
+        assert answered["seconds"] < ANSWER_S
+
+
+def test_scav_is_the_same_programs(tmp_path):
+    done, told = answer(tmp_path, "scav_jax", "--help")
+    assert done.returncode == 0 and done.stdout == listing() + "\n"
+    assert "numpy" not in told["modules"]
+    by_scav, _ = answer(tmp_path, "scav_jax", "index", "build", "--help")
+    by_module, _ = answer(tmp_path, "scav_jax.index", "build", "--help")
+    assert by_scav.stdout == by_module.stdout and by_scav.returncode == 0
+    wrong, _ = answer(tmp_path, "scav_jax", "trian", "--config", "demo")
+    assert wrong.returncode == EXIT_INPUT and wrong.stderr.count("\n") == 1
+    assert "Did you mean 'train'?" in wrong.stderr
+
+
+def test_two_words_name_a_program_before_one():
+    assert program(["datasets", "chimes", "--out", "x"]) == ("datasets chimes", ["--out", "x"])
+    assert program(["datasets", "music"]) == ("datasets", ["music"])
+    for word in ("embed", "model", "train.loop", "extract.selfcheck"):
+        with pytest.raises(InputError, match="expected a program"):
+            program([word])
+
+
+def test_only_programs_answer_as_programs():
+    """`if __name__ == "__main__"` stands in what `scav` lists, and nowhere else."""
+
+    def answers(path: Path) -> bool:
+        tests = [node.test for node in ast.parse(path.read_text()).body if isinstance(node, ast.If)]
+        return any(ast.unparse(test) == "__name__ == '__main__'" for test in tests)
+
+    package = Path(scav_jax.__file__).parent
+    found = {
+        ".".join(path.relative_to(package.parent).with_suffix("").parts)
+        for path in package.rglob("*.py")
+        if answers(path)
+    }
+    assert found == {"scav_jax.__main__"} | {f"{module}.__main__" for module in MODULES.values()}
+
+
+# ---- what the wheel carries --------------------------------------------------------------------
+
+
+def test_every_package_is_in_the_wheel_and_the_configs_too():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    packages = project["tool"]["setuptools"]["packages"]
+    folders = {path.parent for path in (ROOT / "scav_jax").rglob("*.py")}
+    expected = {".".join(folder.relative_to(ROOT).parts) for folder in folders}
+    configs = {path.parent.relative_to(ROOT) for path in (ROOT / "configs").rglob("*.py")}
+    expected |= {".".join(("scav_jax", *folder.parts)) for folder in configs}
+    assert sorted(packages) == sorted(expected)
+    assert project["tool"]["setuptools"]["package-dir"] == {"scav_jax.configs": "configs"}
+
+
+def test_configs_are_found_by_name_from_any_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert load_file("demo").train.steps == 325
+    assert find("vggsound:v100_4096") == (ROOT / "configs/vggsound.py", "v100_4096")
+    assert load_file("vggsound:v100_4096").data.batch_size == 4096
+    assert {"demo", "vggsound", "table1/cav"} <= set(names()) and "base" not in names()
+    (tmp_path / "mine.py").write_text(
+        "from configs import base\n\ndef get_config(variant='a'):\n"
+        "    return base.chimes_demo().replace(train={'steps': {'a': 3, 'b': 4}[variant]})\n"
+    )
+    assert [load_file(name).train.steps for name in ("mine.py", "mine.py:b")] == [3, 4]
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("dmo", "Did you mean 'demo'"),
+        ("table1/cab", "Did you mean 'table1/cav'"),
+        ("configs/demo", "Did you mean 'demo'"),
+        ("./configs/vgsound.py", r"one of demo, .*, vggsound, got './configs/vgsound.py'"),
+        ("vggsound:39n", "Did you mean '39m'"),
+    ],
+)
+def test_a_config_that_is_none_names_the_nearest(name, message, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(InputError, match=message):
+        load_file(name)

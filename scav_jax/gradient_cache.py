@@ -16,9 +16,9 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int, PyTree
 
 from scav_jax import sharding
-from scav_jax.objectives import Outputs
 from scav_jax.sequences import Batch
 
+Outputs = PyTree  # of arrays with the clips first: `values`, differentiated, and `about`
 # (parameters, some clips, their rows in the global batch, key or None) -> their outputs
 Encode = Callable[[PyTree, Batch, Int[Array, " B"], Array | None], Outputs]
 # (what else the loss has parameters for, outputs of all clips) -> (loss, aux)

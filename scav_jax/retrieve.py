@@ -7,6 +7,7 @@ for a video, "a2v" videos for a sound. It has nothing to do with which stream a 
 import functools
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import jax
 import jax.numpy as jnp
@@ -21,6 +22,28 @@ from scav_jax.sequences import AudioVisual, Sequences, unit
 DIRECTIONS = ("a2v", "v2a")
 TIMED_QUERIES = 32  # asked at once while timing
 _ROWS, _COLUMNS = 256, 4096  # of one block of the distance matrix
+
+
+@dataclass(frozen=True)
+class Hit:
+    """One clip that was found.
+
+    Attributes:
+      id: the clip.
+      source: its file.
+      start, end: where it is in the file, in seconds.
+      label: its class, or "".
+      score: a distance (smaller is closer), or for aggregation a cosine (larger is closer).
+      rank: from 1.
+    """
+
+    id: str
+    source: str
+    start: float
+    end: float
+    label: str
+    score: float
+    rank: int
 
 
 def queries_first(

@@ -8,7 +8,7 @@ come from a change that failed or was killed, and the next compaction takes them
 import contextlib
 import itertools
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -30,32 +30,11 @@ from scav_jax.index.segments import (
     sweep,
     write_segment,
 )
+from scav_jax.retrieve import Hit
 from scav_jax.sequences import Sequences
 
 DUPLICATES = ("refuse", "replace", "skip")
 SEGMENT_BYTES = 2**28  # of one stream's sequences in one segment, about
-
-
-@dataclass(frozen=True)
-class Hit:
-    """One clip that was found.
-
-    Attributes:
-      id: the clip.
-      source: its file.
-      start, end: where it is in the file, in seconds.
-      label: its class, or "".
-      score: a distance (smaller is closer), or for aggregation a cosine (larger is closer).
-      rank: from 1.
-    """
-
-    id: str
-    source: str
-    start: float
-    end: float
-    label: str
-    score: float
-    rank: int
 
 
 def create(

@@ -5,12 +5,12 @@ Euclidean distance interpolated visual-to-audio before the towers, plus what the
 row's file is a sentence or two. "Ours" marks what the paper leaves open.
 """
 
-from scav_jax.config import Config
-from scav_jax.errors import InputError, did_you_mean
+from scav_jax.base.errors import InputError, did_you_mean
+from scav_jax.training.config import Config
 
 
 def vggsound(batch_size: int) -> Config:
-    """The paper's set-up (section IV) at a given batch size: the defaults of `scav_jax.config`.
+    """The paper's set-up (section IV) at a given batch size: the defaults of `training.config`.
 
     AdamW (0.95, 0.98), learning rate 7e-4, cosine with linear warm-up over 250 k iterations,
     dropout 0.1, visual and audio Transformers of 8 and 2 blocks and width 512, MLPs of hidden

@@ -4,8 +4,8 @@ import os
 import runpy
 import sys
 
-from scav_jax.commands import PROGRAMS
-from scav_jax.errors import InputError, did_you_mean, run_program
+from scav_jax.base.commands import PROGRAMS
+from scav_jax.base.errors import InputError, did_you_mean, run_program
 
 
 def listing() -> str:

@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from scav_jax.errors import InputError, did_you_mean
+from scav_jax.base.errors import InputError, did_you_mean
 from scav_jax.positions import relative_buckets
 from scav_jax.sequences import AudioVisual, Sequences, resample_pairs, step_mask, zero_padding
 

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import numpy as np
 from jaxtyping import Float, Int
 
-from scav_jax.errors import InputError
+from scav_jax.base.errors import InputError
 
 RECALLS = (1, 5, 10)
 INTERVAL = 0.95

@@ -3,7 +3,7 @@
 import jax
 import optax
 
-from scav_jax.errors import InputError
+from scav_jax.base.errors import InputError
 
 # Norms, biases, position tables and gates' scales, and everything below `log_temperature`: decay
 # would only pull them towards a value that means nothing.

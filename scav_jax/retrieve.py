@@ -14,9 +14,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
+from scav_jax.base.errors import InputError
+from scav_jax.base.progress import progress_bar
 from scav_jax.distances import pairwise
-from scav_jax.errors import InputError
-from scav_jax.progress import progress_bar
 from scav_jax.sequences import AudioVisual, Sequences, unit
 
 DIRECTIONS = ("a2v", "v2a")

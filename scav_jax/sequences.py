@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
-from scav_jax.errors import InputError
+from scav_jax.base.errors import InputError
 
 AnyArray = Array | np.ndarray  # batches are NumPy until they are put on a device
 DIRECTIONS = ("visual_to_audio", "audio_to_visual")

@@ -12,7 +12,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import PyTree
 
-from scav_jax.errors import InputError
+from scav_jax.base.errors import InputError
 
 DATA_AXIS = "data"
 

@@ -12,11 +12,11 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from scav_jax import datasets
-from scav_jax.config import override
-from scav_jax.config_files import load_file
-from scav_jax.features import Clip
-from scav_jax.runs import load_run
+from scav_jax.features import store
+from scav_jax.features.clip import Clip
+from scav_jax.training.config import override
+from scav_jax.training.config_files import load_file
+from scav_jax.training.runs import load_run
 
 ROOT = Path(__file__).parents[1]
 FINGERPRINT = {"backbone": "random", "rate_hz": 16000}
@@ -59,7 +59,7 @@ def write_data(folder, clips=29, fingerprint=FINGERPRINT, scale=1.0):
             end=2.0 * number + 2.0,
         )
         made.append(("validation" if number >= clips - 5 else "train", clip))
-    datasets.write(made, folder, fingerprint=fingerprint, videos="", rejected=[])
+    store.write(made, folder, fingerprint=fingerprint, videos="", rejected=[])
     return folder
 
 

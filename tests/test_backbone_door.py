@@ -9,20 +9,22 @@ from test_clip_beats import write_weights
 from test_extract import good_video
 from test_train import ROOT, small_config
 
-from scav_jax import config as configs
-from scav_jax import datasets, embed, model, processes
-from scav_jax.datasets.resampled import write_resampled
-from scav_jax.errors import InputError
+from scav_jax.base.errors import InputError
 from scav_jax.evaluate import __main__ as evaluate_program
 from scav_jax.extract import __main__ as extract_program
 from scav_jax.extract import backbones, media, program
 from scav_jax.extract.backbones.plain import PlainAudio
+from scav_jax.features import store
+from scav_jax.features.resampled import write_resampled
 from scav_jax.index import __main__ as index_program
 from scav_jax.index import open_index
 from scav_jax.inspect.features import inspect_features
-from scav_jax.runs import load_run
+from scav_jax.retrieval import embed, model
 from scav_jax.search import __main__ as search_program
 from scav_jax.train.loop import train
+from scav_jax.training import config as configs
+from scav_jax.training import processes
+from scav_jax.training.runs import load_run
 
 pytestmark = pytest.mark.usefixtures("compiled_sooner")
 
@@ -127,7 +129,7 @@ def run(features, tmp_path_factory):
 
 
 def test_a_stranger_is_extracted_with_his_options(features, videos):
-    split = datasets.read(features, "train")
+    split = store.read(features, "train")
     assert (split.visual_width, split.audio_width, len(split)) == (4, 2048, 6)
     about = split.fingerprint["backbone"]
     assert about["name"] == f"{NAME}+plain"
@@ -177,7 +179,7 @@ def test_a_stranger_is_indexed_from_videos_and_searched(features, run, videos, t
     )
     (query,) = json.loads(capsys.readouterr().out)["queries"]
     # From files as from the features that it was trained on.
-    stored = embed.embed(load_run(run), datasets.read(features, "validation"))
+    stored = embed.embed(load_run(run), store.read(features, "validation"))
     made = model.load(run, trust=[NAME]).embed(videos / "7.mp4")
     np.testing.assert_allclose(made.visual_embeddings[0], stored.visual_embeddings[1], atol=1e-4)
     (hits,) = open_index(path).search(made, "v2a", 4)
@@ -226,8 +228,8 @@ def test_sides_are_the_same_in_any_pair(videos, tmp_path):
     for name, pair in pairs.items():
         assert pair.name == name
         program.extract(videos, tmp_path / name, backbone=pair, workers=1)
-        made[name] = datasets.read(tmp_path / name, "validation")[2]
-        about = made_by = datasets.read(tmp_path / name, "validation").fingerprint["backbone"]
+        made[name] = store.read(tmp_path / name, "validation")[2]
+        about = made_by = store.read(tmp_path / name, "validation").fingerprint["backbone"]
         weights = {key: files[key] for key in pair.weights}
         assert backbones.from_fingerprint(about, weights).fingerprint() == made_by
     for name, (visual, audio) in {
@@ -253,7 +255,7 @@ class Ticks(PlainAudio):
 def test_the_step_of_sound_is_its_sides_own(videos, tmp_path):
     pair = backbones.load(visual="plain", audio="test_backbone_door:Ticks")
     program.extract(videos, tmp_path / "data", backbone=pair, workers=1)
-    split = datasets.read(tmp_path / "data", "train")
+    split = store.read(tmp_path / "data", "train")
     clip = split[0]
     assert split.fingerprint["audio_step_s"] == 0.05
     assert 39 <= len(clip.audio) <= 41
@@ -267,10 +269,10 @@ def test_the_step_of_sound_is_its_sides_own(videos, tmp_path):
 def test_a_data_set_may_see_or_hear_alone(features, videos, stream, tmp_path):
     sides = {"visual": "none", "audio": "none", stream: "plain"}
     words = [word for name, side in sides.items() for word in (f"--{name}", side)]
-    alone = datasets.read(extract(videos, tmp_path / "data", *words), "train")
+    alone = store.read(extract(videos, tmp_path / "data", *words), "train")
     assert alone.streams == (stream,) and len(alone) == 6
     program.extract(videos, tmp_path / "both", workers=1)
-    both = datasets.read(tmp_path / "both", "train")
+    both = store.read(tmp_path / "both", "train")
     other = "audio" if stream == "visual" else "visual"
     for number in (0, 5):
         clip = alone[number]

@@ -7,15 +7,16 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from scav_jax import batches, datasets, sequences
-from scav_jax.errors import InputError
-from scav_jax.features import Clip, check_clip, overlap_window, shared_span
+from scav_jax import sequences
+from scav_jax.base.errors import InputError
+from scav_jax.features import batches, store
+from scav_jax.features.clip import Clip, check_clip, overlap_window, shared_span
 
 VISUAL_WIDTH, AUDIO_WIDTH = 5, 3
 
 
 class FakeSplit:
-    """What `scav_jax.datasets.Split` promises, in memory; feature 0 of every step is the index."""
+    """What `features.store.Split` promises, in memory; feature 0 of every step is the index."""
 
     def __init__(self, visual_lengths, audio_lengths, visual_spans=None, audio_spans=None):
         self.split, self.data = "train", "fake"
@@ -420,8 +421,8 @@ def test_an_empty_split_is_an_error():
 def test_batches_of_a_data_set_on_disk(tmp_path):
     memory = ragged_split(14)
     clips = [("train", memory[index]) for index in range(14)]
-    datasets.write(clips, tmp_path / "data", fingerprint={"rate_hz": 1}, videos="", rejected=[])
-    disk = datasets.read(tmp_path / "data", "train")
+    store.write(clips, tmp_path / "data", fingerprint={"rate_hz": 1}, videos="", rejected=[])
+    disk = store.read(tmp_path / "data", "train")
     for align in batches.ALIGNMENTS:
         options = {"batch_size": 4, "seed": 3, "align": align, "buckets": 2}
         stored = first(batches.training_batches(disk, **options), 5)

@@ -14,7 +14,7 @@ from beats_reference import SMALL
 from test_fbank import sound
 from test_torch_files import write_new
 
-from scav_jax.errors import InputError
+from scav_jax.base.errors import InputError
 from scav_jax.extract import fbank
 from scav_jax.extract.backbones import beats, beats_weights
 

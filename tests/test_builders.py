@@ -13,16 +13,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from scav_jax import batches, datasets
-from scav_jax.config_files import load_file
+from scav_jax.base.errors import InputError
+from scav_jax.base.files import ids_sha256
 from scav_jax.datasets import __main__ as program
 from scav_jax.datasets import clip_lists, music, sizes, vggsound, vggsounder
-from scav_jax.errors import InputError
 from scav_jax.extract import __main__ as extract_program
 from scav_jax.extract import manifest
 from scav_jax.extract.backbones import PAIRS, parse_weights
-from scav_jax.features import Clip, check_clip, trim
-from scav_jax.files import ids_sha256
+from scav_jax.features import batches, store
+from scav_jax.features.clip import Clip, check_clip, trim
+from scav_jax.training.config_files import load_file
 
 ROOT = Path(__file__).parents[1]
 ALPHABET = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_"
@@ -223,7 +223,7 @@ def test_a_wrong_folder_is_one_line(official, tmp_path):
     with pytest.raises(InputError, match="another file than the list"):
         build(other, "vggsound.csv")
     assert official.read_text() == OFFICIAL
-    script = [sys.executable, "-m", "scav_jax.datasets", "vggsound", str(official)]
+    script = [sys.executable, "-m", "scav_jax.features.store", "vggsound", str(official)]
     script += ["--videos", str(other), "--out", str(tmp_path / "clips.csv"), "--validation", "0"]
     done = subprocess.run(script, capture_output=True, text=True)
     assert (done.returncode, done.stdout) == (2, "")
@@ -449,7 +449,7 @@ def test_predicted_sizes_are_what_is_written(tmp_path, random, frames):
         audio = random.standard_normal((62, sizes.AUDIO_WIDTH)).astype(np.float16)
         clip = Clip(f"{number}", visual, (0.0, 10.0), audio, (0.0, 9.92), "a.mp4", 0.0, 10.0)
         clips.append(("train", clip))
-    datasets.write(clips, tmp_path / "data", fingerprint={}, videos="", rejected=[])
+    store.write(clips, tmp_path / "data", fingerprint={}, videos="", rejected=[])
     stored = sum(file.stat().st_size for file in (tmp_path / "data").iterdir())
     predicted = 4 * sizes.clip_bytes(10, frames and frames / 10)
     assert predicted < stored < 1.01 * predicted + 2**17
@@ -489,7 +489,7 @@ def originals(tmp_path, random):
     written = [("test" if n % 4 == 0 else "train", clip) for n, clip in enumerate(clips)]
     fingerprint = {"backbone": {"name": "test"}}
     data = tmp_path / "data"
-    datasets.write(written, data, fingerprint=fingerprint, videos="v", rejected=rejected)
+    store.write(written, data, fingerprint=fingerprint, videos="v", rejected=rejected)
     return data
 
 
@@ -501,9 +501,9 @@ def test_a_copy_gives_what_resampling_in_training_gives(originals, tmp_path, ali
 
     copy = tmp_path / "copy"
     run("resample", originals, "--out", copy, "--align", align)
-    assert datasets.splits(copy) == datasets.splits(originals)
+    assert store.splits(copy) == store.splits(originals)
     for name in ("train", "test"):
-        before, after = datasets.read(originals, name), datasets.read(copy, name)
+        before, after = store.read(originals, name), store.read(copy, name)
         assert (after.ids, after.labels, after.sources) == (
             before.ids,
             before.labels,
@@ -534,16 +534,16 @@ def test_a_copy_gives_what_resampling_in_training_gives(originals, tmp_path, ali
         again = resample_pairs(jax.tree.map(jax.numpy.asarray, new), "visual_to_audio")
         np.testing.assert_allclose(again.visual.values, new.visual.values, atol=1e-4)
         assert np.ptp(np.asarray(new.visual.windows)[:, 0]) > 0.05 or align == "index"
-    assert datasets.read_rejected(copy) == datasets.read_rejected(originals)
+    assert store.read_rejected(copy) == store.read_rejected(originals)
     assert not list(tmp_path.glob(".*.partial"))
 
 
 def test_a_copy_serves_its_own_setting_only(originals, tmp_path):
-    from scav_jax.features import check_resampled, original
+    from scav_jax.features.clip import check_resampled, original
 
     copy = tmp_path / "copy"
     run("resample", originals, "--out", copy)
-    split = datasets.read(copy, "train")
+    split = store.read(copy, "train")
     with pytest.raises(InputError, match="align: expected 'time', got 'index'"):
         batches.training_batches(split, batch_size=2, seed=0, align="index")
     with pytest.raises(InputError, match="align: expected 'time', got 'index'"):
@@ -551,7 +551,7 @@ def test_a_copy_serves_its_own_setting_only(originals, tmp_path):
     check_resampled(split.fingerprint, align="time", direction="visual_to_audio")
     with pytest.raises(InputError, match="expected 'visual_to_audio', got None"):
         check_resampled(split.fingerprint, align="time", direction=None)
-    before = datasets.read(originals, "train").fingerprint
+    before = store.read(originals, "train").fingerprint
     check_resampled(before, align="index", direction=None)
     assert original(split.fingerprint) == before == original(before)
     with pytest.raises(InputError, match="a resampled copy already"):
@@ -562,7 +562,7 @@ def test_a_copy_serves_its_own_setting_only(originals, tmp_path):
 
 
 def test_a_clip_with_little_in_common_can_be_copied(random):
-    from scav_jax.datasets.resampled import resampled
+    from scav_jax.features.resampled import resampled
 
     clip = make_clip(random, 0, 100, 24, begin=3.84 - 0.51)
     copy = resampled(clip)
@@ -577,5 +577,5 @@ def test_a_clip_with_little_in_common_can_be_copied(random):
 
 def test_lists_of_the_project_are_not_in_it():
     """The lists are others': the project holds only what recognises them."""
-    package = Path(datasets.__file__).parent
+    package = Path(store.__file__).parent
     assert not [path for path in package.rglob("*") if path.suffix in (".csv", ".json")]

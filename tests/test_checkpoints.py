@@ -11,14 +11,15 @@ import numpy as np
 import optax
 import pytest
 
-from scav_jax import checkpoints as ck
-from scav_jax import runs, sharding
+from scav_jax import sharding
+from scav_jax.base.errors import InputError
+from scav_jax.base.files import write_json
 from scav_jax.encoders import Encoders
-from scav_jax.errors import InputError
-from scav_jax.files import write_json
 from scav_jax.objectives import Sequential
 from scav_jax.optimizer import make_optimizer
 from scav_jax.train_step import TrainState, init_state
+from scav_jax.training import checkpoints as ck
+from scav_jax.training import runs
 
 WIDTHS = {"visual": 7, "audio": 6}
 SIZES = {

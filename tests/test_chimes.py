@@ -13,13 +13,13 @@ import av
 import numpy as np
 import pytest
 
+from scav_jax.base.errors import InputError
 from scav_jax.datasets import chimes
 from scav_jax.datasets.chimes.instrument import make_instrument
 from scav_jax.datasets.chimes.performance import compose, move
 from scav_jax.datasets.chimes.picture import Camera, paint_scene
 from scav_jax.datasets.chimes.sound import make_notes, play
 from scav_jax.datasets.chimes.video import encode
-from scav_jax.errors import InputError
 
 # Ten short performances: every split, two instruments of training and one unseen.
 SMALL = (

@@ -17,8 +17,7 @@ import safetensors.numpy
 from beats_reference import SMALL
 from test_extract import content, finished, good_video, read_rejected, wait_for
 
-from scav_jax import datasets
-from scav_jax.errors import InputError
+from scav_jax.base.errors import InputError
 from scav_jax.extract import backbones, jobs, media, program, shards
 from scav_jax.extract.backbones import Prepared, Preparer, beats, weights
 from scav_jax.extract.backbones.beats_audio import BeatsPreparer
@@ -30,6 +29,7 @@ from scav_jax.extract.backbones.clip_weights import random_weights
 from scav_jax.extract.ledger import Ledger
 from scav_jax.extract.manifest import ClipRequest
 from scav_jax.extract.streams import KINDS
+from scav_jax.features import store
 
 VISION = VisionConfig(24, 40, 10, 2, 3, 32, 8)
 BEATS = dataclasses.replace(SMALL, encoder_layers=2)
@@ -101,7 +101,7 @@ def prepared(*steps):
 
 def test_features_are_those_of_the_two_models(videos, model, whole):
     """Decoded at the videos' own size and encoded by the models' own interfaces."""
-    stored = datasets.read(whole, "all")
+    stored = store.read(whole, "all")
     assert len(stored) == 9 and (stored.visual_width, stored.audio_width) == (24, 256)
     assert stored.fingerprint["backbone"] == model.fingerprint()
     for index in (0, 5):

@@ -9,7 +9,7 @@ import PIL
 import pytest
 from PIL import Image
 
-from scav_jax.errors import InputError
+from scav_jax.base.errors import InputError
 from scav_jax.extract.backbones import clip_images
 from scav_jax.extract.backbones.clip_images import Preprocessing, read_preprocessing
 

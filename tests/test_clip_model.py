@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from scav_jax.errors import InputError
+from scav_jax.base.errors import InputError
 from scav_jax.extract.backbones import clip_model, clip_weights, weights
 from scav_jax.extract.backbones.clip_model import ClipModel
 from scav_jax.extract.backbones.clip_towers import (

@@ -12,9 +12,9 @@ import pytest
 
 import scav_jax
 from scav_jax.__main__ import listing, program
-from scav_jax.commands import PROGRAMS
-from scav_jax.config_files import find, load_file, names
-from scav_jax.errors import EXIT_INPUT, InputError
+from scav_jax.base.commands import PROGRAMS
+from scav_jax.base.errors import EXIT_INPUT, InputError
+from scav_jax.training.config_files import find, load_file, names
 
 ROOT = Path(__file__).resolve().parents[1]
 MODULES = {name: "scav_jax." + name.replace(" ", ".") for name in PROGRAMS}

@@ -7,7 +7,7 @@ import pytest
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from scav_jax.compiled import RING, communication_bytes, memory_of
+from scav_jax.plan.compiled import RING, communication_bytes, memory_of
 
 DEVICES = 4
 SIZE = 24  # floats on each device

@@ -6,11 +6,12 @@ import sys
 
 import pytest
 
-from scav_jax import commands, config, config_files
-from scav_jax.config import Config
-from scav_jax.errors import InputError
+from scav_jax.base import commands
+from scav_jax.base.errors import InputError
+from scav_jax.training import config, config_files
+from scav_jax.training.config import Config
 
-IMPORT = "from scav_jax.config import Config\n"
+IMPORT = "from scav_jax.training.config import Config\n"
 BODY = "return Config().replace(train={'steps': 100}, seed=0)\n"
 
 

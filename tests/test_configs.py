@@ -8,12 +8,12 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from scav_jax import config, config_files
-from scav_jax.errors import InputError
-from scav_jax.runs import build
+from scav_jax.base.errors import InputError
 from scav_jax.sequences import AudioVisual, as_batch, sequences
-from scav_jax.settings import optimizer_of
 from scav_jax.train_step import compute_loss, init_params
+from scav_jax.training import config, config_files
+from scav_jax.training.runs import build
+from scav_jax.training.setup import optimizer_of
 
 ROOT = Path(__file__).parents[1]
 V2A, A2V = "visual_to_audio", "audio_to_visual"

@@ -15,9 +15,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from scav_jax import datasets
-from scav_jax.errors import InputError
-from scav_jax.features import Clip, fingerprint_id
+from scav_jax.base.errors import InputError
+from scav_jax.features import store
+from scav_jax.features.clip import Clip, fingerprint_id
 
 FINGERPRINT = {"backbone": {"name": "test"}, "audio_rate_hz": 16_000}
 
@@ -50,7 +50,7 @@ def data(tmp_path, clips):
 
 def write(clips, out, **settings):
     settings = {"fingerprint": FINGERPRINT, "videos": "videos", "rejected": [], **settings}
-    datasets.write(clips, out, **settings)
+    store.write(clips, out, **settings)
     return out
 
 
@@ -69,10 +69,10 @@ def assert_same_clip(got, expected):
 
 
 def test_read_gives_what_was_written(data, clips):
-    assert datasets.splits(data) == {"test": 3, "train": 6}
+    assert store.splits(data) == {"test": 3, "train": 6}
     for split in ("train", "test"):
         expected = [clip for name, clip in clips if name == split]
-        got = datasets.read(data, split)
+        got = store.read(data, split)
         assert len(got) == len(expected)
         assert got.ids == [clip.id for clip in expected]
         assert got.labels == [clip.label for clip in expected]
@@ -94,7 +94,7 @@ def test_read_gives_what_was_written(data, clips):
 
 
 def test_a_split_can_be_pickled_after_use(data):
-    split = datasets.read(data, "train")
+    split = store.read(data, "train")
     first = split[0]
     assert_same_clip(pickle.loads(pickle.dumps(split))[0], first)
 
@@ -115,14 +115,14 @@ assert "tensorflow" not in sys.modules
     expected = clips[1][1]
     assert run.stdout.split("\n")[0] == f"6 {expected.id} {expected.visual.shape}"
     assert run.stdout.split("\n")[1] == "9"
-    assert_same_clip(datasets.read(tmp_path / "whole", "all")[1], expected)
+    assert_same_clip(store.read(tmp_path / "whole", "all")[1], expected)
     write([("clips", clip) for _, clip in clips], tmp_path / "named")  # as "all" is stored
-    assert_same_clip(datasets.read(tmp_path / "named", "clips")[1], expected)
+    assert_same_clip(store.read(tmp_path / "named", "clips")[1], expected)
 
 
 def test_importing_is_light():
     code = (
-        "import scav_jax.datasets, scav_jax.extract.program, sys; "
+        "import scav_jax.features.store, scav_jax.extract.program, sys; "
         "print([m for m in ('jax', 'tensorflow_datasets', 'grain') if m in sys.modules])"
     )
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
@@ -130,12 +130,12 @@ def test_importing_is_light():
 
 
 def test_many_shards_keep_the_order(tmp_path, clips, monkeypatch):
-    from scav_jax.datasets import folder
+    from scav_jax.features import records
 
-    monkeypatch.setattr(folder, "CLIPS_A_SHARD", 2)
+    monkeypatch.setattr(records, "CLIPS_A_SHARD", 2)
     data = write(clips, tmp_path / "data")
     assert len(list(data.glob("*train*"))) == 3
-    got = datasets.read(data, "train")
+    got = store.read(data, "train")
     assert [got[i].id for i in range(len(got))] == got.ids
 
 
@@ -167,15 +167,15 @@ def test_writing_refuses_what_is_wrong(tmp_path, clips):
 
 def test_reading_says_what_is_wrong(data, tmp_path):
     for call, message in [
-        (lambda: datasets.read(tmp_path / "absent", "train"), "does not exist"),
-        (lambda: datasets.read(tmp_path, "train"), "has no scav.json"),
-        (lambda: datasets.read(data, "trian"), r"no split 'trian'.*train \(6 clips\).*'train'\?"),
+        (lambda: store.read(tmp_path / "absent", "train"), "does not exist"),
+        (lambda: store.read(tmp_path, "train"), "has no scav.json"),
+        (lambda: store.read(data, "trian"), r"no split 'trian'.*train \(6 clips\).*'train'\?"),
     ]:
         with pytest.raises(InputError, match=message):
             call()
     edit_about(data, format_version=99)
     with pytest.raises(InputError, match="format version 2, got 99"):
-        datasets.read(data, "train")
+        store.read(data, "train")
 
 
 def test_lists_that_do_not_fit_the_records_are_refused(data):
@@ -184,27 +184,27 @@ def test_lists_that_do_not_fit_the_records_are_refused(data):
     rows = good.splitlines(keepends=True)
     path.write_text("".join(rows[:-1]))
     with pytest.raises(InputError, match="disagree"):
-        datasets.read(data, "train")
+        store.read(data, "train")
     path.write_text("".join([*rows[:-1], rows[-2]]))
     with pytest.raises(InputError, match="more than once"):
-        datasets.read(data, "train")
+        store.read(data, "train")
     path.write_text(good.replace("clip 1, é", "another"))
     with pytest.raises(InputError, match=r"disagree at clip 0.*another.*clip 1, é"):
-        datasets.read(data, "train")[0]
+        store.read(data, "train")[0]
     path.write_text(good.replace("audio_steps", "steps"))
     with pytest.raises(InputError, match="expected the columns"):
-        datasets.read(data, "train")
+        store.read(data, "train")
 
 
 def test_a_nan_in_a_record_names_the_clip_and_the_file(tmp_path, clips, monkeypatch):
     split, clip = clips[1]
     visual = clip.visual.copy()
     visual[3, 2] = np.nan
-    monkeypatch.setattr(datasets, "check_clip", lambda *_: None)
+    monkeypatch.setattr(store, "check_clip", lambda *_: None)
     data = write([clips[0], (split, replace(clip, visual=visual))], tmp_path / "data")
     monkeypatch.undo()
     with pytest.raises(InputError, match=rf"{data.name}.*{re.escape(repr(clip.id))}.*step 3"):
-        datasets.read(data, split)[0]
+        store.read(data, split)[0]
 
 
 def test_a_full_disk_leaves_nothing_behind(tmp_path, clips, monkeypatch):
@@ -241,7 +241,7 @@ def test_a_disk_that_is_really_full_is_said_as_such(small_disk, random):
 @pytest.mark.parametrize("arrived", [False, True])
 def test_reading_a_clip_imports_nothing(data, arrived, monkeypatch):
     """In a thread it would race with the modules that TFDS loads lazily."""
-    split = datasets.read(data, "train")
+    split = store.read(data, "train")
     split = pickle.loads(pickle.dumps(split)) if arrived else split
 
     usual = builtins.__import__
@@ -256,7 +256,7 @@ def test_reading_a_clip_imports_nothing(data, arrived, monkeypatch):
 
 
 def test_some_clips_are_a_split_of_their_own(data):
-    split = datasets.read(data, "train")
+    split = store.read(data, "train")
     numbers = np.arange(len(split))[::-2]
     some = pickle.loads(pickle.dumps(split.take(numbers))).take(np.arange(len(numbers)))
     assert len(some) == len(numbers) and some.ids == [split.ids[n] for n in numbers]

@@ -15,8 +15,8 @@ import reference
 from jax.test_util import check_grads
 
 from scav_jax import distances
+from scav_jax.base.errors import InputError
 from scav_jax.distances import DISTANCES, pairwise
-from scav_jax.errors import InputError
 from scav_jax.sequences import sequences
 
 WIDTH = 5

@@ -9,8 +9,8 @@ import pytest
 import reference
 from jax.test_util import check_grads
 
+from scav_jax.base.errors import InputError
 from scav_jax.distances import dtw, warping
-from scav_jax.errors import InputError
 from scav_jax.sequences import Sequences, sequences
 
 WIDTH = 4

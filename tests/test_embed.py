@@ -6,13 +6,13 @@ import jax
 import numpy as np
 import pytest
 
-from scav_jax import datasets
-from scav_jax.config import Config, as_dict
-from scav_jax.datasets.resampled import write_resampled
-from scav_jax.embed import embed
-from scav_jax.errors import InputError
-from scav_jax.features import Clip
-from scav_jax.runs import Run, build, parameter_shapes
+from scav_jax.base.errors import InputError
+from scav_jax.features import store
+from scav_jax.features.clip import Clip
+from scav_jax.features.resampled import write_resampled
+from scav_jax.retrieval.embed import embed
+from scav_jax.training.config import Config, as_dict
+from scav_jax.training.runs import Run, build, parameter_shapes
 
 FINGERPRINT = {"backbone": "random", "rate_hz": 16000}
 CONFIG = Config().replace(
@@ -52,8 +52,8 @@ def data(tmp_path_factory):
         for number, steps in enumerate(random.integers(3, 8, 11))
     ]
     folder = tmp_path_factory.mktemp("embed") / "data"
-    datasets.write(clips, folder, fingerprint=FINGERPRINT, videos="", rejected=[])
-    return datasets.read(folder, "test")
+    store.write(clips, folder, fingerprint=FINGERPRINT, videos="", rejected=[])
+    return store.read(folder, "test")
 
 
 @pytest.fixture(scope="module")
@@ -123,7 +123,7 @@ def test_a_model_with_nan_is_an_error(run, data):
 def test_a_resampled_copy_serves_as_its_original(run, data, tmp_path):
     """Latents too, where the model resamples as the copy was; other models refuse it."""
     write_resampled(data.data, tmp_path / "copy")
-    copy = datasets.read(tmp_path / "copy", "test")
+    copy = store.read(tmp_path / "copy", "test")
     config = CONFIG.replace(encoders={"pre_resample": "visual_to_audio"})
     resampling = replace(run, config=as_dict(config), encoders=build(config)[0])
     expected, got = (embed(resampling, split, batch_size=11) for split in (data, copy))

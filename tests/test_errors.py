@@ -4,8 +4,8 @@ import errno
 
 import pytest
 
-from scav_jax import errors
-from scav_jax.errors import InputError, ProgramFault
+from scav_jax.base import errors
+from scav_jax.base.errors import InputError, ProgramFault
 
 
 def wrapped(inner, outer, explicit=True):

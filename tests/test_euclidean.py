@@ -10,12 +10,12 @@ import reference
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from scav_jax.base.errors import InputError
 from scav_jax.distances import euclidean as module
 from scav_jax.distances import euclidean_many_grids, pairwise, resampling
 from scav_jax.distances.euclidean import euclidean, euclidean_matrix, interpolation_weights
 from scav_jax.distances.euclidean_blocks import Plan
 from scav_jax.distances.resampling import Block, Grid
-from scav_jax.errors import InputError
 from scav_jax.sequences import DIRECTIONS, Sequences, sequences
 
 WIDTH = 3

@@ -7,17 +7,19 @@ import jax
 import numpy as np
 import pytest
 
-from scav_jax import datasets, retrieve, runs
-from scav_jax.config import Config, as_dict
-from scav_jax.embed import embed
+from scav_jax import retrieve
+from scav_jax.base.errors import InputError
+from scav_jax.base.files import ids_sha256, write_json
 from scav_jax.encoders import Encoders
-from scav_jax.errors import InputError
 from scav_jax.evaluate import __main__ as program
 from scav_jax.evaluate import evaluation as evaluate
-from scav_jax.features import Clip
-from scav_jax.files import ids_sha256, write_json
+from scav_jax.features import store
+from scav_jax.features.clip import Clip
 from scav_jax.objectives import Sequential
 from scav_jax.report import pictures
+from scav_jax.retrieval.embed import embed
+from scav_jax.training import runs
+from scav_jax.training.config import Config, as_dict
 
 FINGERPRINT = {"backbone": "random", "rate_hz": 16000}
 CLIPS = 13
@@ -41,7 +43,7 @@ def write_data(folder, seed=0, labels=("drum", ""), fingerprint=FINGERPRINT):
             label=labels[number % len(labels)],
         )
         clips.append(("test" if number < CLIPS - 3 else "three", clip))
-    datasets.write(clips, folder, fingerprint=fingerprint, videos="", rejected=[])
+    store.write(clips, folder, fingerprint=fingerprint, videos="", rejected=[])
     return folder
 
 
@@ -95,7 +97,7 @@ def method(document, kind, k=None, run=0):
 
 
 def test_figures_are_those_of_a_naive_evaluation(document, scav, data):
-    run, split = runs.load_run(scav), datasets.read(data, "test")
+    run, split = runs.load_run(scav), store.read(data, "test")
     embedded = embed(run, split, batch_size=3)
     unit = [
         e / np.linalg.norm(e, axis=1, keepdims=True)

@@ -17,11 +17,11 @@ from safetensors.numpy import load_file, save_file
 from test_evaluate import write_data
 from test_model import film, write_run
 
-from scav_jax import model
-from scav_jax.errors import InputError
+from scav_jax.base.errors import InputError
 from scav_jax.export import __main__ as program
 from scav_jax.export import writing as export
-from scav_jax.report.results import FORMAT_VERSION
+from scav_jax.retrieval import model
+from scav_jax.retrieval.results import FORMAT_VERSION
 from scav_jax.sequences import AudioVisual, Sequences
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -103,7 +103,7 @@ class Absent:
             raise ModuleNotFoundError(f"No module named {name!r} (absent on purpose)", name=name)
 
 sys.meta_path.insert(0, Absent())
-from scav_jax.model import load
+from scav_jax.retrieval.model import load
 model = load(sys.argv[1])
 query = model.embed(sys.argv[2])
 print(model.identity, query.audio_embeddings.tobytes().hex(), query.visual.values.sum())

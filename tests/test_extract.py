@@ -17,12 +17,13 @@ import numpy as np
 import pytest
 from test_media import click_track, flash_frames, write_video
 
-from scav_jax import datasets, errors
-from scav_jax.errors import InputError
+from scav_jax.base import errors
+from scav_jax.base.errors import InputError
 from scav_jax.extract import backbones, jobs, manifest, pool, program
 from scav_jax.extract.backbones.plain import PlainAudio
 from scav_jax.extract.ledger import Ledger
 from scav_jax.extract.manifest import ClipRequest, list_clips
+from scav_jax.features import store
 
 RATE = 16_000
 
@@ -101,7 +102,7 @@ def run_program(*arguments):
 
 def content(data, split="all"):
     """Everything in a data set, in a form that compares exactly."""
-    clips = datasets.read(data, split)
+    clips = store.read(data, split)
     features = [
         (c.visual.tobytes(), c.audio.tobytes()) for c in (clips[i] for i in range(len(clips)))
     ]
@@ -304,7 +305,7 @@ def test_bad_files_are_rejected_with_their_reason(bad_videos, tmp_path, capsys):
     for file, (stage, reason) in reasons.items():
         assert rows[file]["stage"] == stage, rows[file]
         assert rows[file]["reason"].startswith(reason), rows[file]
-    assert datasets.read(tmp_path / "data", "all").ids == ["good.mp4"]
+    assert store.read(tmp_path / "data", "all").ids == ["good.mp4"]
     said = capsys.readouterr().out
     assert "rejected 11" in said and "too short 2" in said and "1 clips" in said
 
@@ -344,12 +345,12 @@ def test_a_csv_of_clips(videos, tmp_path, capsys):
     )
     program.extract(videos, tmp_path / "data", clips=path, workers=1)
     data = tmp_path / "data"
-    train = datasets.read(data, "train")
+    train = store.read(data, "train")
     assert train.ids == ["late", "early"]  # in the order of the CSV
     assert train.visual_lengths.tolist() == [50, 50] and train.audio_lengths.tolist() == [12, 12]
     assert train.starts.tolist() == [4, 0] and train.labels == ["x", "x"]
-    assert datasets.splits(data) == {"train": 2, "test": 1}
-    whole = datasets.read(data, "test")
+    assert store.splits(data) == {"train": 2, "test": 1}
+    whole = store.read(data, "test")
     assert whole[0].end == pytest.approx(2.0, abs=0.07)
     rows = read_rejected(data / "rejected.csv")
     assert rows["gone.mp4"]["reason"].startswith("missing")
@@ -366,7 +367,7 @@ def test_any_number_of_workers_gives_the_same(videos, tmp_path):
     assert content(tmp_path / "1") == content(tmp_path / "2")
     records = [sorted((tmp_path / n).glob("*array_record*")) for n in "12"]
     assert [p.read_bytes() for p in records[0]] == [p.read_bytes() for p in records[1]]
-    assert len(datasets.read(tmp_path / "1", "all")) == 4 + 1 + 2
+    assert len(store.read(tmp_path / "1", "all")) == 4 + 1 + 2
 
 
 @pytest.mark.slow
@@ -415,7 +416,7 @@ def test_a_killed_writer_is_repeated_without_extracting_again(videos, tmp_path, 
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(
-        datasets.os, "replace", lambda a, b: no_space() if str(b) == str(out) else os.rename(a, b)
+        store.os, "replace", lambda a, b: no_space() if str(b) == str(out) else os.rename(a, b)
     )
     with pytest.raises(OSError, match="No space left"):
         program.extract(videos, out, workers=1)
@@ -423,7 +424,7 @@ def test_a_killed_writer_is_repeated_without_extracting_again(videos, tmp_path, 
     monkeypatch.undo()
     monkeypatch.setattr(pool, "_Worker", None)  # no worker is needed any more
     program.extract(videos, out, workers=1)
-    assert len(datasets.read(out, "all")) == 3
+    assert len(store.read(out, "all")) == 3
 
 
 def test_what_is_complete_is_left_alone_and_what_differs_is_refused(
@@ -528,7 +529,7 @@ def test_a_fault_of_ours_rejects_nothing_and_ends_in_one_line(videos, tmp_path, 
     assert len(list(tmp_path.rglob("jobs/**/*.npz"))) == 2  # the films before it are kept
     monkeypatch.delenv("PYTHONPATH")
     assert run_program(*arguments).returncode == 0
-    assert datasets.read_rejected(out) == [] and len(datasets.read(out, "all")) == 3
+    assert store.read_rejected(out) == [] and len(store.read(out, "all")) == 3
 
 
 @pytest.mark.parametrize(

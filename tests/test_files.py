@@ -5,7 +5,7 @@ import os
 
 import pytest
 
-from scav_jax.files import folder_atomically, write_atomically, write_json
+from scav_jax.base.files import folder_atomically, write_atomically, write_json
 
 
 def test_text_and_bytes_are_written_and_replaced(tmp_path):

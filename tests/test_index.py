@@ -16,11 +16,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from scav_jax import files
-from scav_jax.embed import Embedded
-from scav_jax.errors import InputError
+from scav_jax.base import files
+from scav_jax.base.errors import InputError
 from scav_jax.index import catalog, create, open_index, scan, segments, store
 from scav_jax.index.products import widen
+from scav_jax.retrieval.embed import Embedded
 from scav_jax.sequences import Sequences, resample_like
 from scav_jax.sequences import sequences as whole
 

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from test_media import click_track, flash_frames, write_video
 
-from scav_jax import datasets
-from scav_jax.errors import InputError
-from scav_jax.features import Clip
+from scav_jax.base.errors import InputError
+from scav_jax.features import store
+from scav_jax.features.clip import Clip
 from scav_jax.inspect import __main__ as program
 from scav_jax.inspect import page
 from scav_jax.inspect.features import change, inspect_features
@@ -146,7 +146,7 @@ def data(tmp_path, random):
     ]
     out = tmp_path / "data"
     pairs = list(zip(splits, clips, strict=True))
-    datasets.write(pairs, out, fingerprint={"rate_hz": 1}, videos="v", rejected=rejected)
+    store.write(pairs, out, fingerprint={"rate_hz": 1}, videos="v", rejected=rejected)
     return out
 
 
@@ -171,14 +171,14 @@ def test_a_data_set_is_inspected(data):
 
 
 def test_a_clip_that_cannot_be_read_is_a_fault(data, monkeypatch):
-    read = datasets.Split.__getitem__
+    read = store.Split.__getitem__
 
     def broken(self, index):
         if self.ids[index] == "clip 3":
             raise InputError("clip 'clip 3': spoilt")
         return read(self, index)
 
-    monkeypatch.setattr(datasets.Split, "__getitem__", broken)
+    monkeypatch.setattr(store.Split, "__getitem__", broken)
     found = inspect_features(data)
     assert found["clips"] == 8
     assert ["clip 3", "unreadable: clip 'clip 3': spoilt"] in [

@@ -7,7 +7,7 @@ import av
 import numpy as np
 import pytest
 
-from scav_jax.errors import ProgramFault
+from scav_jax.base.errors import ProgramFault
 from scav_jax.extract import backbones, fbank, media
 from scav_jax.extract.streams import Unusable, decoder_errors, video_seconds
 

@@ -7,8 +7,8 @@ import pytest
 import pytrec_eval
 
 from scav_jax import metrics
-from scav_jax.errors import InputError
-from scav_jax.files import ids_sha256
+from scav_jax.base.errors import InputError
+from scav_jax.base.files import ids_sha256
 
 # Four queries, eight candidates; the right ones are 0, 1, 2, 3. Rows by hand:
 # 0: nothing is closer                      -> 1

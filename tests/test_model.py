@@ -12,13 +12,15 @@ import numpy as np
 import pytest
 from test_media import click_track, flash_frames, write_video
 
-from scav_jax import datasets, embed, embed_files, model, runs
-from scav_jax.config import Config, as_dict
-from scav_jax.errors import InputError
+from scav_jax.base.errors import InputError
+from scav_jax.base.files import write_json
 from scav_jax.extract import backbones, fbank, media, program
 from scav_jax.extract.backbones.plain import PlainVisual
 from scav_jax.extract.manifest import cut_whole_videos, list_clips
-from scav_jax.files import write_json
+from scav_jax.features import store
+from scav_jax.retrieval import embed, files, model
+from scav_jax.training import runs
+from scav_jax.training.config import Config, as_dict
 
 RATE = 16_000
 WIDTHS = {"visual": 384, "audio": 2048}
@@ -144,7 +146,7 @@ def take(whole, number):
 
 def test_files_become_what_extraction_and_embedding_make_of_them(made, folder, embedded, tmp_path):
     program.extract(folder, tmp_path / "data", clip_seconds=2, workers=1)
-    split = datasets.read(tmp_path / "data", "all")
+    split = store.read(tmp_path / "data", "all")
     expected = embed.embed(made.run, split, batch_size=3)
     assert embedded.ids == expected.ids == [
         "a/c.mkv#0.000", "a/c.mkv#2.000", "a/c.mkv#4.000", "b.mp4#0.000", "d.mp4#0.000"
@@ -156,7 +158,7 @@ def test_files_become_what_extraction_and_embedding_make_of_them(made, folder, e
     assert_same(embedded, expected, exactly=False)
     assert np.abs(embedded.visual.values).max() > 0.5
     assert len(np.unique(embedded.audio_embeddings.round(4), axis=0)) == 5
-    expected_rows = datasets.read_rejected(tmp_path / "data")
+    expected_rows = store.read_rejected(tmp_path / "data")
     assert [(row["id"], row["reason"]) for row in embedded.rejected] == [
         (row["id"], row["reason"]) for row in expected_rows
     ]
@@ -186,7 +188,7 @@ def test_the_batch_size_and_padding_change_rounding_only(made, folder, embedded,
 
 @pytest.mark.parametrize("at_once", [1, 2])
 def test_a_stream_of_a_folder_is_the_whole(made, folder, embedded, monkeypatch, at_once):
-    monkeypatch.setattr(embed_files, "CLIPS_AT_ONCE", at_once)
+    monkeypatch.setattr(files, "CLIPS_AT_ONCE", at_once)
     parts = list(made.stream(folder, clip_seconds=2))
     assert [len(part) for part in parts][:2] == [at_once] * 2
     assert [name for part in parts for name in part.ids] == embedded.ids
@@ -459,7 +461,7 @@ def test_the_index_program_adds_all_of_a_split_or_none(made, folder, tmp_path, m
     monkeypatch.setattr(index_program, "CLIPS_AT_ONCE", 2)
     path, videos = str(tmp_path / "i"), ["--videos", str(folder)]
     of_model, data = ["--model", str(made.run.path)], ["--data", str(tmp_path / "data")]
-    split = datasets.read(tmp_path / "data", "all")
+    split = store.read(tmp_path / "data", "all")
     index = create(path, identity=made.identity, distance=made.distance)
     index.add(embed.embed(made.run, split.take([4])))
     there = open_index(path).ids()

@@ -7,8 +7,8 @@ import optax
 import pytest
 import reference
 
+from scav_jax.base.errors import InputError
 from scav_jax.encoders import Encoders
-from scav_jax.errors import InputError
 from scav_jax.optimizer import is_decayed, learning_rate_schedule, make_optimizer
 from scav_jax.sequences import AudioVisual, sequences
 

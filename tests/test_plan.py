@@ -11,20 +11,19 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from scav_jax import costs, trial
-from scav_jax.compiled import memory_of
-from scav_jax.config import override
-from scav_jax.config_files import load_file
+from scav_jax.base.errors import InputError
 from scav_jax.encoders import Encoders
-from scav_jax.errors import InputError
-from scav_jax.features import Clip
+from scav_jax.features.clip import Clip
 from scav_jax.objectives import Sequential
 from scav_jax.optimizer import make_optimizer
 from scav_jax.plan import __main__ as program
-from scav_jax.plan import devices, estimate
-from scav_jax.runs import build, example_batch
+from scav_jax.plan import costs, devices, estimate, trial
+from scav_jax.plan.compiled import memory_of
 from scav_jax.sequences import AudioVisual, sequences
 from scav_jax.train_step import init_params
+from scav_jax.training.config import override
+from scav_jax.training.config_files import load_file
+from scav_jax.training.runs import build, example_batch
 
 ROOT = Path(__file__).resolve().parents[1]
 SMALL = {
@@ -229,7 +228,7 @@ def test_mistakes_are_one_line(more, message):
 
 
 def test_a_data_set_on_disk_is_read_instead(tmp_path):
-    from scav_jax import datasets
+    from scav_jax.features import store
 
     def clip(number, n, m):
         return Clip(
@@ -238,7 +237,7 @@ def test_a_data_set_on_disk_is_read_instead(tmp_path):
         )  # fmt: skip
 
     made = [("train", clip(number, 10 + number % 3, 4)) for number in range(9)]
-    datasets.write(made, tmp_path / "data", fingerprint={}, videos="", rejected=[])
+    store.write(made, tmp_path / "data", fingerprint={}, videos="", rejected=[])
     document = load_file(str(ROOT / "configs/demo.py"))
     changes = {"data.path": str(tmp_path / "data"), "data.batch_size": 4}
     stored = estimate.stored_features(override(document, changes))

@@ -9,9 +9,9 @@ import pytest
 from test_batches import FakeSplit, assert_same
 
 from scav_jax import sharding
-from scav_jax.batches import training_batches
-from scav_jax.errors import InputError
-from scav_jax.prefetch import Prefetch
+from scav_jax.base.errors import InputError
+from scav_jax.features.batches import training_batches
+from scav_jax.features.prefetch import Prefetch
 
 
 class Numbers:

@@ -13,19 +13,19 @@ import numpy as np
 import pytest
 from small_run import ROOT, STEPS, command, parameters, records, run, saved_steps, small_config
 
-from scav_jax import processes
-from scav_jax.commands import add_processes
-from scav_jax.errors import EXIT_INPUT, InputError
+from scav_jax.base.commands import add_processes
+from scav_jax.base.errors import EXIT_INPUT, InputError
 from scav_jax.train.loop import train
+from scav_jax.training import processes
 
 # Processes that start, import and talk to each other take seconds each.
 slow = pytest.mark.slow
 # A program of several processes without a model: `python -c WORKER PLAN --coordinator ...`.
 WORKER = """
 import argparse, os, signal, sys, time
-from scav_jax import processes
-from scav_jax.commands import add_processes
-from scav_jax.errors import InputError
+from scav_jax.training import processes
+from scav_jax.base.commands import add_processes
+from scav_jax.base.errors import InputError
 
 def main():
     parser = argparse.ArgumentParser()

@@ -9,14 +9,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from scav_jax import profiling, records
+from scav_jax.base.errors import InputError
 from scav_jax.encoders import Encoders
-from scav_jax.errors import InputError
 from scav_jax.objectives import Sequential
 from scav_jax.optimizer import make_optimizer
-from scav_jax.records import InputWarning, Meter
 from scav_jax.sequences import AudioVisual, as_batch, sequences
 from scav_jax.train_step import init_state
+from scav_jax.training import profiling, records
+from scav_jax.training.records import InputWarning, Meter
 
 
 class Clock:

@@ -18,7 +18,7 @@ import yaml
 
 import scav_jax
 from scav_jax.__main__ import program
-from scav_jax.config_files import find
+from scav_jax.training.config_files import find
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text()

@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from scav_jax.records import Meter, Records
+from scav_jax.training.records import Meter, Records
 
 
 def lines(path):

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from scav_jax import metrics, retrieve
-from scav_jax.report import figures, markup, page, results
+from scav_jax.report import figures, markup, page
+from scav_jax.retrieval import results
 
 DIRECTIONS = ("a2v", "v2a")
 

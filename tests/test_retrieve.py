@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from scav_jax import metrics, retrieve
+from scav_jax.base.errors import InputError
 from scav_jax.distances import DISTANCES
-from scav_jax.errors import InputError
 from scav_jax.sequences import AudioVisual, Sequences
 
 DIRECTIONS = ("v2a", "a2v")

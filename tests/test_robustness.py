@@ -17,10 +17,10 @@ import numpy as np
 import pytest
 from test_media import click_track, cut, flash_frames, write_video
 
-from scav_jax import datasets
 from scav_jax.extract import backbones, manifest, media, program
 from scav_jax.extract.backbones.plain import PlainAudio
 from scav_jax.extract.streams import Unusable
+from scav_jax.features import store
 
 RATE = 16_000
 LOUD = click_track(3, RATE, [1.0])
@@ -159,7 +159,7 @@ def extraction(folder, tmp_path_factory):
     program.extract(folder, out, workers=2)
     with open(out / "rejected.csv", newline="") as file:
         rejected = {row["file"]: row for row in csv.DictReader(file)}
-    clips = datasets.read(out, "all")
+    clips = store.read(out, "all")
     return rejected, {clips[i].id: clips[i] for i in range(len(clips))}
 
 
@@ -279,7 +279,7 @@ def test_a_decoder_that_hangs_costs_its_own_clip_only(tmp_path, capsys):
     begin = time.monotonic()
     program.extract(videos, tmp_path / "data", backbone=model, workers=1, timeout_s=3.0)
     assert 6.0 < time.monotonic() - begin < 60  # tried twice
-    assert datasets.read(tmp_path / "data", "all").ids == ["a.mp4", "z.mp4"]
+    assert store.read(tmp_path / "data", "all").ids == ["a.mp4", "z.mp4"]
     with open(tmp_path / "data" / "rejected.csv", newline="") as file:
         rows = list(csv.DictReader(file))
     assert [row["file"] for row in rows] == ["hangs.mp4"]
@@ -307,4 +307,4 @@ def test_a_folder_that_may_not_be_read_is_listed_and_the_rest_is_done(tmp_path, 
         rows = list(csv.DictReader(file))
     assert [(row["file"], row["stage"]) for row in rows] == [("closed", "list")]
     assert rows[0]["reason"].startswith("no permission to read it")
-    assert datasets.read(tmp_path / "data", "all").ids == ["good.mp4"]
+    assert store.read(tmp_path / "data", "all").ids == ["good.mp4"]

@@ -16,12 +16,12 @@ import optax
 import pytest
 
 from scav_jax import sharding
-from scav_jax.compiled import communication_bytes
+from scav_jax.base.errors import InputError
 from scav_jax.distances import pairwise
 from scav_jax.encoders import Dropout, Encoders
-from scav_jax.errors import InputError
 from scav_jax.objectives import Place, Sequential, cross_entropy, sequence_loss
 from scav_jax.optimizer import make_optimizer
+from scav_jax.plan.compiled import communication_bytes
 from scav_jax.sequences import AudioVisual, as_batch, sequences
 from scav_jax.train_step import (
     TrainState,

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from test_index import embedded, made
 
-from scav_jax.errors import InputError
+from scav_jax.base.errors import InputError
 from scav_jax.index import (
     catalog,
     create,
@@ -26,7 +26,7 @@ from scav_jax.index.products import NearestSoFar
 from scav_jax.index.pruned import Bounds
 from scav_jax.index.scan import Queries, Scan
 from scav_jax.index.segments import StoredStream
-from scav_jax.model import Model
+from scav_jax.retrieval.model import Model
 from scav_jax.search import __main__ as program
 from scav_jax.sequences import Sequences
 from scav_jax.sharding import make_mesh

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from scav_jax import sharding
-from scav_jax.errors import InputError
+from scav_jax.base.errors import InputError
 from scav_jax.sequences import AudioVisual, sequences
 
 DEVICES = 8

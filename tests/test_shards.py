@@ -5,7 +5,7 @@ import json
 import pytest
 from test_extract import content, good_video, read_rejected, run_program
 
-from scav_jax.errors import InputError
+from scav_jax.base.errors import InputError
 from scav_jax.extract import program, shards
 from scav_jax.extract.ledger import Ledger
 from scav_jax.extract.manifest import list_clips

@@ -4,11 +4,11 @@ import numpy as np
 import pytest
 import tensorflow_datasets as tfds
 
-from scav_jax import datasets
-from scav_jax.batches import Padding, load_batch, training_batches
-from scav_jax.datasets.folder import ClipRecords, clip_of, fields_of
-from scav_jax.errors import InputError
-from scav_jax.features import Clip, all_finite
+from scav_jax.base.errors import InputError
+from scav_jax.features import store
+from scav_jax.features.batches import Padding, load_batch, training_batches
+from scav_jax.features.clip import Clip, all_finite
+from scav_jax.features.records import ClipRecords, clip_of, fields_of
 
 
 def clip(number, random):
@@ -29,7 +29,7 @@ def clip(number, random):
 @pytest.fixture
 def data(tmp_path, random):
     clips = [clip(number, random) for number in range(11)]
-    datasets.write(
+    store.write(
         [("train", c) for c in clips], tmp_path / "data", fingerprint={}, videos="", rejected=[]
     )
     return tmp_path / "data", clips
@@ -95,7 +95,7 @@ def test_a_damaged_record_is_an_input_error(data, cut):
 
 def test_float16_batches_hold_what_is_stored_and_widen_to_the_float32_ones(data):
     folder, clips = data
-    split = datasets.read(folder, "train")
+    split = store.read(folder, "train")
     order = np.array([4, 9, 2])
     half, wide = (load_batch(split, order, Padding(17, 9), "index", d).features for d in DTYPES)
     for row, number in enumerate(order):
@@ -115,6 +115,6 @@ DTYPES = ("float16", "float32")
 
 
 def test_another_dtype_is_refused(data):
-    split = datasets.read(data[0], "train")
+    split = store.read(data[0], "train")
     with pytest.raises(InputError, match=r"data\.features: .*Did you mean 'float16'"):
         training_batches(split, batch_size=2, seed=0, dtype="flaot16")

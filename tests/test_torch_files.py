@@ -18,7 +18,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from scav_jax.errors import InputError
+from scav_jax.base.errors import InputError
 from scav_jax.extract.backbones import torch_files
 
 FIXTURES = Path(__file__).parent / "fixtures"

@@ -24,10 +24,11 @@ from small_run import (
     write_data,
 )
 
-from scav_jax import datasets, processes
-from scav_jax.errors import InputError
-from scav_jax.runs import load_run
+from scav_jax.base.errors import InputError
+from scav_jax.features import store
 from scav_jax.train.loop import train
+from scav_jax.training import processes
+from scav_jax.training.runs import load_run
 
 
 @pytest.fixture
@@ -171,10 +172,10 @@ def test_another_config_or_extractor_in_the_same_workdir_is_refused(tmp_path, da
 def test_a_nan_in_a_feature_file_names_the_clip(tmp_path, monkeypatch):
     folder = write_data(tmp_path / "data")
     # The writer refuses such a clip, so the record is spoilt as a broken disk would: on reading.
-    read = datasets.Split.__getitem__
+    read = store.Split.__getitem__
 
     def spoilt(self, index):
-        from scav_jax.features import check_clip
+        from scav_jax.features.clip import check_clip
 
         clip = read(self, index)
         if clip.id == "clip 3":
@@ -183,7 +184,7 @@ def test_a_nan_in_a_feature_file_names_the_clip(tmp_path, monkeypatch):
             check_clip(dataclasses.replace(clip, visual=visual))
         return clip
 
-    monkeypatch.setattr(datasets.Split, "__getitem__", spoilt)
+    monkeypatch.setattr(store.Split, "__getitem__", spoilt)
     with pytest.raises(InputError, match=r"clip 3.*finite.*NaN"):
         train(small_config(folder), tmp_path / "run")
 

@@ -10,8 +10,8 @@ import optax
 import pytest
 import reference
 
+from scav_jax.base.errors import InputError
 from scav_jax.encoders import Encoders
-from scav_jax.errors import InputError
 from scav_jax.objectives import Sequential
 from scav_jax.optimizer import make_optimizer
 from scav_jax.sequences import AudioVisual, as_batch, sequences, zero_padding

@@ -11,6 +11,7 @@ import pytest
 import reference
 from jax.test_util import check_grads
 
+from scav_jax.base.errors import InputError
 from scav_jax.distances.sinkhorn import absorb_minima, fixed_potentials, largest_exponent
 from scav_jax.distances.wasserstein import (
     FixedEpsilon,
@@ -21,7 +22,6 @@ from scav_jax.distances.wasserstein import (
     wasserstein,
     wasserstein_matrix,
 )
-from scav_jax.errors import InputError
 from scav_jax.sequences import sequences
 
 WIDTH = 5

@@ -20,11 +20,12 @@ from starlette.testclient import TestClient
 from test_media import click_track
 from test_model import RATE, film, write_run, write_sound
 
-from scav_jax import distances, model
-from scav_jax.errors import InputError
+from scav_jax import distances
+from scav_jax.base.errors import InputError
 from scav_jax.extract.streams import Unusable
 from scav_jax.index import Hit
 from scav_jax.report import match, playable, search_page
+from scav_jax.retrieval import model
 from scav_jax.retrieve import sequence_distances
 from scav_jax.sequences import AudioVisual, sequences
 from scav_jax.web import __main__ as program

@@ -8,12 +8,12 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from scav_jax.commands import Parser
-from scav_jax.containers import declared_seconds
+from scav_jax.base.commands import Parser
+from scav_jax.base.containers import declared_seconds
+from scav_jax.base.errors import InputError, run_program
+from scav_jax.base.files import ids_sha256
 from scav_jax.datasets import clip_lists, music, sizes, vggsound, vggsounder
 from scav_jax.datasets.clip_lists import Located, Wanted
-from scav_jax.errors import InputError, run_program
-from scav_jax.files import ids_sha256
 
 VGGSOUND_DATA = "data/vggsound"  # and these weights: what configs/vggsound.py trains on
 BEATS_FILE = "BEATs_iter3_plus_AS2M_finetuned_on_AS2M_cpt2.pt"
@@ -120,7 +120,7 @@ def build_music(options: argparse.Namespace) -> None:
 
 
 def resample(options: argparse.Namespace) -> None:
-    from scav_jax.datasets.resampled import write_resampled
+    from scav_jax.features.resampled import write_resampled
 
     write_resampled(options.data, options.out, align=options.align)
     before, after = (

@@ -13,8 +13,8 @@ from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from scav_jax.errors import InputError
-from scav_jax.files import write_atomically
+from scav_jax.base.errors import InputError
+from scav_jax.base.files import write_atomically
 
 COLUMNS = ("file", "start", "end", "id", "label", "split")  # of a list of clips
 MISSING_COLUMNS = ("file", "id", "label", "split")

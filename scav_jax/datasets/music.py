@@ -17,10 +17,10 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from scav_jax.base.errors import InputError, check_unique
+from scav_jax.base.files import ids_sha256
 from scav_jax.datasets import clip_lists
 from scav_jax.datasets.clip_lists import Wanted
-from scav_jax.errors import InputError, check_unique
-from scav_jax.files import ids_sha256
 
 CLIP_SECONDS = 10
 TEST_VIDEOS = 103  # the paper's number (section IV)

@@ -19,9 +19,9 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from scav_jax.base.errors import InputError, check_unique
 from scav_jax.datasets import clip_lists
 from scav_jax.datasets.clip_lists import Wanted
-from scav_jax.errors import InputError, check_unique
 
 CLIP_SECONDS = 10
 VALIDATION_CLIPS = 550  # the paper's number (section IV)

@@ -11,9 +11,9 @@ from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+from scav_jax.base.errors import InputError
 from scav_jax.datasets import clip_lists
 from scav_jax.datasets.vggsound import clip_id, key_of
-from scav_jax.errors import InputError
 
 FACTS = ("background_music", "static_image", "voice_over")
 SOURCE_COLUMNS = ("video_id", "label", "modality", *FACTS)

@@ -20,13 +20,13 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from scav_jax import doors
+from scav_jax.base import doors
+from scav_jax.base.errors import InputError, did_you_mean
 from scav_jax.distances import dtw as _dtw
 from scav_jax.distances import euclidean as _euclidean
 from scav_jax.distances import wasserstein as _wasserstein
 from scav_jax.distances.checks import check_streams, in_range, usable
 from scav_jax.distances.lift import all_pairs
-from scav_jax.errors import InputError, did_you_mean
 from scav_jax.sequences import Sequences
 
 MEMORY_BYTES = 2**30

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool
 
-from scav_jax.errors import InputError
+from scav_jax.base.errors import InputError
 from scav_jax.sequences import Sequences, step_mask
 
 

@@ -22,8 +22,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from scav_jax.base.errors import InputError
 from scav_jax.distances import warping
-from scav_jax.errors import InputError
 from scav_jax.sequences import Sequences, zero_padding
 
 # TF32 and bf16, the accelerators' defaults, lose what the z-score then amplifies.

@@ -29,12 +29,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from scav_jax.base.errors import InputError, did_you_mean
 from scav_jax.distances import resampling
-from scav_jax.distances.euclidean_blocks import (
-    Plan,
-    moved_and_target,
-    sum_dtype,
-)
+from scav_jax.distances.euclidean_blocks import Plan, moved_and_target, sum_dtype
 from scav_jax.distances.euclidean_many_grids import (
     distances_by_pairs,
     ragged_distances,
@@ -47,7 +44,6 @@ from scav_jax.distances.euclidean_one_grid import (
     one_grid_gradients,
 )
 from scav_jax.distances.resampling import grid_of
-from scav_jax.errors import InputError, did_you_mean
 from scav_jax.sequences import (
     DIRECTIONS,
     Sequences,

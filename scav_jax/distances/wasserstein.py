@@ -32,8 +32,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
+from scav_jax.base.errors import InputError
 from scav_jax.distances.transport import FULL_PRECISION, Method, positions, transport_matrix
-from scav_jax.errors import InputError
 from scav_jax.sequences import Sequences, step_mask, zero_padding
 
 

@@ -4,8 +4,8 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from scav_jax.commands import Parser
-from scav_jax.errors import run_program
+from scav_jax.base.commands import Parser
+from scav_jax.base.errors import run_program
 
 
 def _ks(text: str) -> tuple[int, ...]:
@@ -48,10 +48,10 @@ def output_folder(arguments: argparse.Namespace, split) -> Path:
 
 def main(argv: Sequence[str] | None = None) -> int:
     arguments = parse(argv)
-    from scav_jax import datasets
     from scav_jax.evaluate.evaluation import Settings, evaluate, write
-    from scav_jax.report import results
-    from scav_jax.runs import load_run
+    from scav_jax.features import store
+    from scav_jax.retrieval import results
+    from scav_jax.training.runs import load_run
 
     settings = Settings(
         distance=arguments.distance,
@@ -63,7 +63,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     runs = [load_run(path) for path in (arguments.run, *arguments.compare)]
     data = arguments.data or Path(runs[0].config["data"]["path"])
-    split = datasets.read(data, arguments.split)
+    split = store.read(data, arguments.split)
     folder = output_folder(arguments, split)
     document, shown = evaluate(runs, split, settings)
     write(folder, document, shown)

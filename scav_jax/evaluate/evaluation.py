@@ -17,21 +17,17 @@ import numpy as np
 from jaxtyping import Float, Int
 from tqdm import tqdm
 
-from scav_jax import datasets, metrics
+from scav_jax import metrics
+from scav_jax.base.errors import InputError
+from scav_jax.base.files import ids_sha256, write_atomically, write_json
 from scav_jax.distances import find, option_names, retrieval_form
-from scav_jax.embed import Embedded, all_against_all, check_features, embed
-from scav_jax.errors import InputError
-from scav_jax.files import ids_sha256, write_atomically, write_json
-from scav_jax.report import page, pictures, results
-from scav_jax.retrieve import (
-    DIRECTIONS,
-    check_ks,
-    hybrid_ranks,
-    queries_first,
-    seconds_per_query,
-)
-from scav_jax.runs import Run
+from scav_jax.features import store
+from scav_jax.report import page, pictures
+from scav_jax.retrieval import results
+from scav_jax.retrieval.embed import Embedded, all_against_all, check_features, embed
+from scav_jax.retrieve import DIRECTIONS, check_ks, hybrid_ranks, queries_first, seconds_per_query
 from scav_jax.sequences import DIRECTIONS as RESAMPLINGS
+from scav_jax.training.runs import Run
 
 
 @dataclass(frozen=True)
@@ -120,7 +116,7 @@ def hybrid_ks(ks: Sequence[int] | None, candidates: int) -> list[int]:
     return sorted({power for power in powers if 2 * power <= candidates} | {candidates})
 
 
-def evaluate_run(run: Run, split: datasets.Split, settings: Settings) -> Ranked:
+def evaluate_run(run: Run, split: store.Split, settings: Settings) -> Ranked:
     """Every figure of one run on one split."""
     name, options = retrieval_distance(run, settings.distance, settings.resample)
     ks = hybrid_ks(settings.ks, len(split))
@@ -174,7 +170,7 @@ def rank_by_method(
 def _figures_of(
     ranks: dict[str, dict[str, np.ndarray]],
     ks: Sequence[int],
-    split: datasets.Split,
+    split: store.Split,
     settings: Settings,
     times: dict[str, float],
 ) -> dict:
@@ -221,7 +217,7 @@ def trained_with(run: Run) -> str:
 
 
 def evaluate(
-    runs: Sequence[Run], split: datasets.Split, settings: Settings
+    runs: Sequence[Run], split: store.Split, settings: Settings
 ) -> tuple[dict, page.Pictures]:
     """Evaluates runs on one split.
 
@@ -260,7 +256,7 @@ def evaluate(
 
 
 def _pictures(
-    runs: Sequence[Run], ranked: Sequence[Ranked], split: datasets.Split, seed: int
+    runs: Sequence[Run], ranked: Sequence[Ranked], split: store.Split, seed: int
 ) -> page.Pictures:
     """The training curves of every run, and what else is shown of the first one."""
     first = ranked[0]

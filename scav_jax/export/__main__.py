@@ -7,15 +7,15 @@
     DIR/towers/visual.jaxexport       each tower as StableHLO for CPU, CUDA and TPU, of any batch
     DIR/towers/audio.jaxexport          and number of steps, without its parameters
 
-`scav_jax.model.load(DIR)` needs no orbax. The same run gives the same bytes.
+`scav_jax.retrieval.model.load(DIR)` needs no orbax. The same run gives the same bytes.
 """
 
 import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from scav_jax.commands import Parser
-from scav_jax.errors import run_program
+from scav_jax.base.commands import Parser
+from scav_jax.base.errors import run_program
 from scav_jax.export import UNKNOWN_LICENCE
 
 

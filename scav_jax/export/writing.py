@@ -7,7 +7,7 @@
     DIR/towers/visual.jaxexport       each tower as StableHLO for CPU, CUDA and TPU, of any batch
     DIR/towers/audio.jaxexport          and number of steps, without its parameters
 
-`scav_jax.model.load(DIR)` needs no orbax. The same run gives the same bytes.
+`scav_jax.retrieval.model.load(DIR)` needs no orbax. The same run gives the same bytes.
 """
 
 import contextlib
@@ -20,23 +20,23 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, PyTree
 
+from scav_jax.base.errors import InputError
+from scav_jax.base.files import folder_atomically, write_atomically, write_json
 from scav_jax.encoders import STREAMS, Encoders, Tower
-from scav_jax.errors import InputError
 from scav_jax.export import UNKNOWN_LICENCE
-from scav_jax.features import fingerprint_id
-from scav_jax.files import folder_atomically, write_atomically, write_json
-from scav_jax.model import (
+from scav_jax.features.clip import fingerprint_id
+from scav_jax.objectives.objective import embeds_its_own_way
+from scav_jax.retrieval.model import (
     EXPORT_VERSION,
     PARAMETERS_FILE,
     PREPROCESSING_FILE,
     Model,
     flat_parameters,
 )
-from scav_jax.objectives.objective import embeds_its_own_way
-from scav_jax.report.results import FORMAT_VERSION, main_methods, method_name
-from scav_jax.runs import CONFIG_FILE, load_run
+from scav_jax.retrieval.results import FORMAT_VERSION, main_methods, method_name
 from scav_jax.sequences import Sequences
 from scav_jax.train_step import bound_heads
+from scav_jax.training.runs import CONFIG_FILE, load_run
 
 TOWERS = "towers"
 PLATFORMS = ("cpu", "cuda", "tpu")
@@ -196,7 +196,7 @@ step, so that videos are found by sound and sounds by video: Sequential Contrast
 Learning (SCAV, https://arxiv.org/abs/2407.05782), trained with scav_jax.
 
 ```python
-from scav_jax.model import load
+from scav_jax.retrieval.model import load
 
 model = load("DIR")          # this directory{weights}
 query = model.embed("door.wav")  # latents [clips, steps, {width}] and their means

@@ -4,8 +4,8 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from scav_jax.commands import Parser
-from scav_jax.errors import InputError, run_program
+from scav_jax.base.commands import Parser
+from scav_jax.base.errors import InputError, run_program
 
 EPILOG = """\
 The same command goes on where a killed one stopped. What cannot be used is listed with its reason
@@ -86,7 +86,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
 
 def check(options: argparse.Namespace) -> None:
     """Raises `InputError` for options that do not make sense, alone or together."""
-    from scav_jax.errors import did_you_mean
+    from scav_jax.base.errors import did_you_mean
     from scav_jax.extract.program import ENGINES
 
     for name in ("videos", "out"):

@@ -8,13 +8,13 @@ from pathlib import Path
 
 import numpy as np
 
-from scav_jax.errors import InputError
+from scav_jax.base.errors import InputError
 from scav_jax.extract import media, pool
 from scav_jax.extract.backbones import Features, Prepared, Preparer
 from scav_jax.extract.fbank import RATE_HZ
 from scav_jax.extract.manifest import ClipRequest
 from scav_jax.extract.streams import Unusable
-from scav_jax.features import STORED_DTYPE, Clip, check_clip, streams_of
+from scav_jax.features.clip import STORED_DTYPE, Clip, check_clip, streams_of
 
 CLIPS_A_JOB = 32  # what a worker does at a time, and what a kill loses at most for each worker
 ATTEMPTS = 2

@@ -17,9 +17,9 @@ from typing import Any
 
 import numpy as np
 
-from scav_jax.errors import InputError
-from scav_jax.features import Clip, fingerprint_difference
-from scav_jax.files import write_atomically
+from scav_jax.base.errors import InputError
+from scav_jax.base.files import write_atomically
+from scav_jax.features.clip import Clip, fingerprint_difference
 
 RUN_FILE, LENGTHS_FILE = "run.json", "lengths.json"
 JOBS_A_FOLDER = 1000

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-from scav_jax.errors import InputError, check_unique, did_you_mean
+from scav_jax.base.errors import InputError, check_unique, did_you_mean
 
 COLUMNS = ("file", "start", "end", "id", "label", "split")
 DEFAULT_SPLIT = "all"

@@ -11,8 +11,8 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from scav_jax import datasets
-from scav_jax.errors import InputError
+from scav_jax.base.errors import InputError
+from scav_jax.base.progress import progress_bar
 from scav_jax.extract import backbones, jobs, pool, shards, streams
 from scav_jax.extract.backbones import Backbone, make_fingerprint
 from scav_jax.extract.encoding import QUEUE_BYTES, Encoder, Results
@@ -21,8 +21,8 @@ from scav_jax.extract.ledger import Ledger
 from scav_jax.extract.manifest import ClipRequest, Listing, cut_whole_videos, list_clips
 from scav_jax.extract.shards import Shard
 from scav_jax.extract.streams import Unusable
-from scav_jax.features import Clip, fingerprint_difference, fingerprint_id
-from scav_jax.progress import progress_bar
+from scav_jax.features import store
+from scav_jax.features.clip import Clip, fingerprint_difference, fingerprint_id
 
 ENGINES = ("local", "ray")
 SMOOTHING = 0.05  # clips come in bursts
@@ -157,7 +157,7 @@ def _is_complete(out: Path, fingerprint: dict | None, manifest: str) -> bool:
     """
     if not out.exists() or (out.is_dir() and not any(out.iterdir())):
         return False
-    about = datasets.read_about(out)
+    about = store.read_about(out)
     if fingerprint is not None and about["fingerprint_id"] != fingerprint_id(fingerprint):
         raise InputError(
             f"{out} was made by another extractor "
@@ -315,7 +315,7 @@ def _write(
     usable = len(wanted) - len(rejected)
     if not usable:
         _nothing_usable(rows, Ledger.beside(out), videos)
-    datasets.write(
+    store.write(
         _usable(wanted, stored, rejected, usable),
         out,
         fingerprint=fingerprint,
@@ -372,8 +372,8 @@ def _finish_shard(shard: Shard, whole: Ledger, out: Path, done: list[Job], start
 def _nothing_usable(rows: list[dict], ledger: Ledger, videos: Path) -> None:
     ledger.remove()
     ledger.folder.mkdir(parents=True)
-    path = ledger.folder / datasets.REJECTED
-    datasets.write_rejected(path, rows)
+    path = ledger.folder / store.REJECTED
+    store.write_rejected(path, rows)
     raise InputError(
         f"no usable clip under {videos}: expected videos with moving pictures and sound, all "
         f"{len(rows):,} were rejected ({_reasons(rows)}); see {path}"
@@ -398,12 +398,12 @@ def _say_listing(listing: Listing) -> None:
 
 
 def _say_complete(out: Path, whole: Ledger) -> None:
-    counts = datasets.splits(out)
+    counts = store.splits(out)
     _say(f"{out} is complete: {sum(counts.values()):,} clips {counts}; nothing to do")
     whole.remove()
 
 
 def _say_summary(out: Path, usable: int, rows: list[dict], seconds: float) -> None:
-    _say(f"{out}: {usable:,} clips {datasets.splits(out)} in {seconds:.1f} s")
+    _say(f"{out}: {usable:,} clips {store.splits(out)} in {seconds:.1f} s")
     if rows:
-        _say(f"rejected {len(rows):,}: {_reasons(rows)}; why: {out / datasets.REJECTED}")
+        _say(f"rejected {len(rows):,}: {_reasons(rows)}; why: {out / store.REJECTED}")

@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from scav_jax.errors import InputError
+from scav_jax.base.errors import InputError
 from scav_jax.extract import backbones, jobs, pool
 from scav_jax.extract.backbones import Backbone
 from scav_jax.extract.jobs import Job, JobResult, Outcome

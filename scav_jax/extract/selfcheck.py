@@ -22,8 +22,8 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Float, UInt8
 
+from scav_jax.base.files import write_json
 from scav_jax.extract import backbones, fbank, media, streams
-from scav_jax.files import write_json
 
 GOLDEN = "golden.json"
 SIZE = (160, 120)  # width, height

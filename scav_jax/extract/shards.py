@@ -9,10 +9,10 @@ from collections import Counter
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from scav_jax.errors import InputError
+from scav_jax.base.errors import InputError
 from scav_jax.extract.ledger import Ledger
 from scav_jax.extract.manifest import Listing
-from scav_jax.features import fingerprint_difference
+from scav_jax.features.clip import fingerprint_difference
 
 FINISHED_FILE = "finished.json"
 

@@ -9,8 +9,8 @@ from pathlib import Path
 import av
 from av.stream import Disposition
 
-from scav_jax import containers
-from scav_jax.errors import ProgramFault
+from scav_jax.base import containers
+from scav_jax.base.errors import ProgramFault
 
 NO_SUCH_RESOURCE = (errno.EMFILE, errno.ENFILE)  # the machine's limits, not the file's
 KINDS = ("video", "audio")

@@ -11,8 +11,8 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from scav_jax.commands import Parser, add_model
-from scav_jax.errors import run_program
+from scav_jax.base.commands import Parser, add_model
+from scav_jax.base.errors import run_program
 
 
 def _clips(parser: argparse.ArgumentParser) -> None:

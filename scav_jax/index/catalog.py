@@ -22,9 +22,9 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Int
 
+from scav_jax.base.errors import InputError, did_you_mean
+from scav_jax.base.files import full_disk_is_an_oserror, write_json
 from scav_jax.distances import find, option_names
-from scav_jax.errors import InputError, did_you_mean
-from scav_jax.files import full_disk_is_an_oserror, write_json
 from scav_jax.sequences import DIRECTIONS as RESAMPLINGS
 
 FORMAT_VERSION = 2

@@ -13,13 +13,13 @@ from functools import cache
 import jax
 import numpy as np
 
-from scav_jax.embed import Embedded
-from scav_jax.errors import InputError
+from scav_jax.base.errors import InputError
 from scav_jax.index import products
 from scav_jax.index.products import NearestSoFar
 from scav_jax.index.scan import Queries, QueriesOnGrid, Scan, query_streams, ranked
 from scav_jax.index.searching import Found
 from scav_jax.index.segments import Snapshot
+from scav_jax.retrieval.embed import Embedded
 from scav_jax.sharding import batch_sharded, map_shards, put_replicated
 
 SLACK = 8  # candidates of each device beyond k

@@ -8,20 +8,20 @@ from collections.abc import Container, Iterator
 
 import numpy as np
 
-from scav_jax import datasets
-from scav_jax.embed import Embedded, embed
-from scav_jax.errors import InputError
-from scav_jax.files import write_json
+from scav_jax.base.errors import InputError
+from scav_jax.base.files import write_json
+from scav_jax.base.progress import progress_bar
+from scav_jax.features import store
 from scav_jax.index.catalog import read_header
 from scav_jax.index.store import Index, create, open_index
-from scav_jax.model import Model, load_as_asked
-from scav_jax.progress import progress_bar
+from scav_jax.retrieval.embed import Embedded, embed
+from scav_jax.retrieval.model import Model, load_as_asked
 
 CLIPS_AT_ONCE = 1024  # of features on disk: their latents are in memory together
 WANTED = 0.99  # recall that a proposed k has
 
 
-def split_of(arguments: argparse.Namespace) -> datasets.Split | None:
+def split_of(arguments: argparse.Namespace) -> store.Split | None:
     """The features on disk that the command line names; None where it names videos."""
     if (arguments.data is None) == (arguments.videos is None):
         raise InputError("expected --videos FOLDER or --data DATA --split SPLIT, one of them")
@@ -29,7 +29,7 @@ def split_of(arguments: argparse.Namespace) -> datasets.Split | None:
         return None
     if arguments.split is None:
         raise InputError("--data: expected --split too, for example --split test")
-    return datasets.read(arguments.data, arguments.split)
+    return store.read(arguments.data, arguments.split)
 
 
 def parts(
@@ -53,7 +53,7 @@ def parts(
             yield part
 
 
-def _of_split(split: datasets.Split, model: Model, done: Container[str]) -> Iterator[Embedded]:
+def _of_split(split: store.Split, model: Model, done: Container[str]) -> Iterator[Embedded]:
     left = np.array([number for number, name in enumerate(split.ids) if name not in done], int)
     with progress_bar(f"embed {split.split}", len(left), "clip") as bar:
         for first in range(0, len(left), CLIPS_AT_ONCE):

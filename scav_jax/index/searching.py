@@ -16,15 +16,15 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float, Int
 
+from scav_jax.base.errors import InputError
 from scav_jax.distances import pairwise
-from scav_jax.embed import Embedded
-from scav_jax.errors import InputError
 from scav_jax.index import products
 from scav_jax.index.catalog import Header
 from scav_jax.index.products import NearestSoFar, widen
 from scav_jax.index.pruned import ExactSearch, Pruning, nearest_of_chosen
 from scav_jax.index.scan import Queries, Scan, numbers_of, ranked
 from scav_jax.index.segments import Segment, Snapshot
+from scav_jax.retrieval.embed import Embedded
 from scav_jax.sequences import Sequences, unit
 
 METHODS = ("aggregation", "sequence", "exact", "hybrid:K")

@@ -29,8 +29,8 @@ import ml_dtypes
 import numpy as np
 from jaxtyping import Float, Int, Shaped
 
-from scav_jax.errors import InputError
-from scav_jax.files import folder_atomically
+from scav_jax.base.errors import InputError
+from scav_jax.base.files import folder_atomically
 from scav_jax.index.catalog import SEGMENTS, STREAMS, Header
 from scav_jax.index.products import mean_square, widen
 from scav_jax.index.sketches import Basis, sizes

@@ -14,9 +14,8 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Int
 
-from scav_jax.embed import Embedded
-from scav_jax.errors import InputError, check_unique, listed
-from scav_jax.files import sync
+from scav_jax.base.errors import InputError, check_unique, listed
+from scav_jax.base.files import sync
 from scav_jax.index import catalog, searching
 from scav_jax.index.catalog import STREAMS, Header, Rows, schema
 from scav_jax.index.scan import are_finite, stored_sequences
@@ -30,6 +29,7 @@ from scav_jax.index.segments import (
     sweep,
     write_segment,
 )
+from scav_jax.retrieval.embed import Embedded
 from scav_jax.retrieve import Hit
 from scav_jax.sequences import Sequences
 

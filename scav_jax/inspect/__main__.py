@@ -4,8 +4,8 @@ import argparse
 import os
 from pathlib import Path
 
-from scav_jax.commands import Parser
-from scav_jax.errors import InputError, run_program
+from scav_jax.base.commands import Parser
+from scav_jax.base.errors import InputError, run_program
 
 EPILOG = """\
 Counts by split and label, lengths, frame rates, what is silent, still, too short or damaged,
@@ -35,7 +35,7 @@ def main(arguments: list[str] | None = None) -> None:
     if options.workers is not None and options.workers < 1:
         raise InputError(f"--workers: expected 1 or more, got {options.workers}")
     found = _inspect(options)
-    from scav_jax.files import write_atomically, write_json
+    from scav_jax.base.files import write_atomically, write_json
     from scav_jax.inspect import page
 
     print(page.text(found))

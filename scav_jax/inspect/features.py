@@ -8,11 +8,11 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Shaped
 
-from scav_jax import datasets
-from scav_jax.errors import InputError
+from scav_jax.base.errors import InputError
+from scav_jax.base.progress import progress_bar
 from scav_jax.extract.media import MIN_CLIP_S, SILENT_PEAK, STILL_LEVELS
+from scav_jax.features import store
 from scav_jax.inspect.findings import Clip, Fault, document
-from scav_jax.progress import progress_bar
 
 CONSTANT_SHARE = 0.01  # talking heads before a still camera have 0.026 (features of `plain`)
 THREADS = 4
@@ -33,15 +33,15 @@ def inspect_features(data: Path) -> dict:
       InputError: it is no data set, or its lists do not fit its records.
     """
     data = Path(data)
-    about = datasets.read_about(data)
-    counts = datasets.splits(data)
+    about = store.read_about(data)
+    counts = store.splits(data)
     clips: list[Clip] = []
     faults = [
-        Fault(row["id"], "", row["stage"], row["reason"]) for row in datasets.read_rejected(data)
+        Fault(row["id"], "", row["stage"], row["reason"]) for row in store.read_rejected(data)
     ]
     with progress_bar("inspecting", sum(counts.values()), "clip") as bar:
         for name in counts:
-            for clip, found in _inspect_split(datasets.read(data, name)):
+            for clip, found in _inspect_split(store.read(data, name)):
                 clips += [clip] if clip else []
                 faults += found
                 bar.update()
@@ -57,12 +57,12 @@ def inspect_features(data: Path) -> dict:
     )
 
 
-def _inspect_split(split: datasets.Split) -> Iterator[tuple[Clip | None, list[Fault]]]:
+def _inspect_split(split: store.Split) -> Iterator[tuple[Clip | None, list[Fault]]]:
     with ThreadPoolExecutor(THREADS) as threads:
         yield from threads.map(lambda number: inspect_clip(split, number), range(len(split)))
 
 
-def inspect_clip(split: datasets.Split, number: int) -> tuple[Clip | None, list[Fault]]:
+def inspect_clip(split: store.Split, number: int) -> tuple[Clip | None, list[Fault]]:
     """The facts of one clip, None where it cannot be read, and its faults."""
     name = split.ids[number]
     try:

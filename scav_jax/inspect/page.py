@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from scav_jax.report import figures, markup
-from scav_jax.report.results import aligned
+from scav_jax.retrieval.results import aligned
 
 LABELS_SHOWN = 24
 SPLIT_COLOURS = ("#0072b2", "#e69f00", "#009e73", "#cc79a7", "#7f7f7f")

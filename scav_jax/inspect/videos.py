@@ -11,11 +11,11 @@ from pathlib import Path
 import av
 import numpy as np
 
+from scav_jax.base.progress import progress_bar
 from scav_jax.extract import media, pool, streams
 from scav_jax.extract.manifest import ClipRequest, cut_whole_videos, list_clips
 from scav_jax.extract.streams import Unusable
 from scav_jax.inspect.findings import Clip, Fault, document
-from scav_jax.progress import progress_bar
 
 FRAME_SIZE = (64, 64)  # frames are scaled to it, as the weight-free backbone has them
 UNEVEN_SHARE, UNEVEN_INTERVALS = 0.25, 0.02

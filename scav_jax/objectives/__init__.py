@@ -9,8 +9,9 @@ import inspect
 from collections.abc import Mapping
 from typing import Any
 
-from scav_jax import distances, doors
-from scav_jax.errors import InputError
+from scav_jax import distances
+from scav_jax.base import doors
+from scav_jax.base.errors import InputError
 from scav_jax.objectives.contrastive import (
     aggregation_loss,
     normalize_distances,

@@ -9,8 +9,8 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from scav_jax.commands import ConfigParser
-from scav_jax.errors import InputError, did_you_mean, run_program
+from scav_jax.base.commands import ConfigParser
+from scav_jax.base.errors import InputError, did_you_mean, run_program
 from scav_jax.plan.devices import DEVICES, EFFICIENCY, TERA, Device
 
 
@@ -51,10 +51,10 @@ def _device(arguments: argparse.Namespace) -> Device:
 
 def main(argv: Sequence[str] | None = None) -> int:
     arguments = parse(argv)
-    from scav_jax import config_files, trial
-    from scav_jax.files import write_json
-    from scav_jax.plan import estimate
-    from scav_jax.settings import optimizer_of
+    from scav_jax.base.files import write_json
+    from scav_jax.plan import estimate, trial
+    from scav_jax.training import config_files
+    from scav_jax.training.setup import optimizer_of
 
     config = config_files.load(arguments)
     device = _device(arguments)

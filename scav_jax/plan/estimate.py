@@ -11,13 +11,22 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from scav_jax import datasets
-from scav_jax.batches import plan_training
-from scav_jax.config import Config
-from scav_jax.costs import FLOAT, GIB, PAPER, Workload, flops, largest_batch, memory, parameters
-from scav_jax.errors import InputError
+from scav_jax.base.errors import InputError
+from scav_jax.features import store
+from scav_jax.features.batches import plan_training
+from scav_jax.plan.costs import (
+    FLOAT,
+    GIB,
+    PAPER,
+    Workload,
+    flops,
+    largest_batch,
+    memory,
+    parameters,
+)
 from scav_jax.plan.devices import TERA, Device
-from scav_jax.runs import build
+from scav_jax.training.config import Config
+from scav_jax.training.runs import build
 
 PAPER_CLIPS = 153_000  # of VGGSound, for training
 
@@ -45,11 +54,11 @@ class Stored:
 def stored_features(config: Config) -> Stored:
     """Of the config's data set where it is on disk, else of VGGSound with the paper's features."""
     data = config.data
-    if not (Path(data.path) / datasets.ABOUT).is_file():
+    if not (Path(data.path) / store.ABOUT).is_file():
         numbers = sum(steps * width for steps, width in PAPER.values())
         source = f"{data.path} is not there: the paper's VGGSound is assumed"
         return Stored(PAPER_CLIPS, 2.0 * numbers, *PAPER.values(), source)
-    split = datasets.read(Path(data.path), data.train_split)
+    split = store.read(Path(data.path), data.train_split)
     widths = split.visual_width, split.audio_width
     plan = plan_training(
         split,

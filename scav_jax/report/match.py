@@ -12,7 +12,7 @@ from jaxtyping import Float
 
 from scav_jax.distances import alignment, find
 from scav_jax.extract.manifest import ClipRequest
-from scav_jax.model import Model
+from scav_jax.retrieval.model import Model
 from scav_jax.sequences import Sequences, resample_like
 
 EUCLIDEAN = "euclidean"

@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import Float
 
 from scav_jax.report import figures, markup
-from scav_jax.report.results import (
+from scav_jax.retrieval.results import (
     DIRECTIONS,
     RENDERED,
     distance_name,

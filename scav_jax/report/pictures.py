@@ -12,14 +12,14 @@ import numpy as np
 from jaxtyping import Float, Int
 from tqdm import tqdm
 
-from scav_jax.datasets import Split
 from scav_jax.distances import alignment
 from scav_jax.distances.dtw import hard_path
+from scav_jax.features.store import Split
 from scav_jax.objectives import normalize_distances
-from scav_jax.records import METRICS_FILE
 from scav_jax.report import figures, page
 from scav_jax.retrieve import DIRECTIONS, queries_first
 from scav_jax.sequences import AudioVisual, Sequences, resample_like
+from scav_jax.training.records import METRICS_FILE
 
 MATRIX_CLIPS, MATRIX_CLIPS_A_SOURCE = 48, 8
 SEARCHES, FOUND = 3, 5  # shown for each direction

@@ -18,13 +18,13 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Float
 
-from scav_jax.embed import Embedded
-from scav_jax.errors import InputError
+from scav_jax.base.errors import InputError
 from scav_jax.extract.streams import KINDS, Unusable
-from scav_jax.model import Model
 from scav_jax.report import markup
 from scav_jax.report.match import Curve, match_curve, one
 from scav_jax.report.playable import playable
+from scav_jax.retrieval.embed import Embedded
+from scav_jax.retrieval.model import Model
 from scav_jax.retrieve import Hit
 from scav_jax.sequences import Sequences
 

@@ -13,8 +13,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from scav_jax.commands import Parser, add_model
-from scav_jax.errors import InputError, run_program
+from scav_jax.base.commands import Parser, add_model
+from scav_jax.base.errors import InputError, run_program
 
 
 def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -44,10 +44,10 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
 
 def main(argv: Sequence[str] | None = None) -> int:
     arguments = parse(argv)
-    from scav_jax.files import write_atomically
+    from scav_jax.base.files import write_atomically
     from scav_jax.index import open_index
     from scav_jax.index.searching import parse_retrieval
-    from scav_jax.model import load_as_asked
+    from scav_jax.retrieval.model import load_as_asked
     from scav_jax.search import asking
 
     parse_retrieval(arguments.retrieval)

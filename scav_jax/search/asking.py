@@ -4,11 +4,11 @@ import argparse
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
-from scav_jax.embed import Embedded
 from scav_jax.index import Hit, Index
-from scav_jax.model import Model
 from scav_jax.report.match import latents_of
 from scav_jax.report.search_page import make_search, results_page
+from scav_jax.retrieval.embed import Embedded
+from scav_jax.retrieval.model import Model
 
 
 @dataclass(frozen=True)

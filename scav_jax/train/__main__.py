@@ -7,8 +7,8 @@ import threading
 from collections.abc import Sequence
 from pathlib import Path
 
-from scav_jax.commands import ConfigParser, add_processes
-from scav_jax.errors import run_program
+from scav_jax.base.commands import ConfigParser, add_processes
+from scav_jax.base.errors import run_program
 
 
 def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -25,10 +25,10 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
 
 def work(arguments: argparse.Namespace) -> int:
     """Trains as the command line says; the exit code."""
-    from scav_jax import config_files, processes
-    from scav_jax.runs import AVERAGED, open_workdir
-    from scav_jax.settings import resolved_config, set_up
     from scav_jax.train.loop import train
+    from scav_jax.training import config_files, processes
+    from scav_jax.training.runs import AVERAGED, open_workdir
+    from scav_jax.training.setup import resolved_config, set_up
 
     config = config_files.load(arguments)
     processes.start(arguments)
@@ -52,7 +52,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def program() -> None:
     """`main`, as one process of many where there are others."""
     arguments = parse()
-    from scav_jax import processes
+    from scav_jax.training import processes
 
     processes.run_program(lambda: work(arguments))
 

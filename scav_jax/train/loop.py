@@ -14,16 +14,19 @@ import jax
 import numpy as np
 from tqdm import tqdm
 
-from scav_jax import processes, profiling, sharding
-from scav_jax.checkpoints import Checkpoints
-from scav_jax.config import Config
-from scav_jax.errors import InputError
-from scav_jax.prefetch import Prefetch
-from scav_jax.profiling import Trace
-from scav_jax.progress import progress_bar
-from scav_jax.records import InputWarning, Meter, NoRecords, Records
-from scav_jax.runs import Run, example_batch, open_workdir, save_averaged
-from scav_jax.settings import (
+from scav_jax import sharding
+from scav_jax.base.errors import InputError
+from scav_jax.base.progress import progress_bar
+from scav_jax.features.prefetch import Prefetch
+from scav_jax.retrieval.validation import in_words, run_of, validate
+from scav_jax.train_step import TrainState, init_state, make_train_step, state_shardings
+from scav_jax.training import processes, profiling
+from scav_jax.training.checkpoints import Checkpoints
+from scav_jax.training.config import Config
+from scav_jax.training.profiling import Trace
+from scav_jax.training.records import InputWarning, Meter, NoRecords, Records
+from scav_jax.training.runs import Run, example_batch, open_workdir, save_averaged
+from scav_jax.training.setup import (
     Setup,
     learning_rates,
     optimizer_of,
@@ -33,8 +36,6 @@ from scav_jax.settings import (
     training_encoders,
     widths,
 )
-from scav_jax.train_step import TrainState, init_state, make_train_step, state_shardings
-from scav_jax.validation import in_words, run_of, validate
 
 COLLAPSED_SPREAD = 1e-3  # embeddings this close, relative to their length, are one point
 

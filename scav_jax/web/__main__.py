@@ -6,8 +6,8 @@ import socket
 import sys
 from pathlib import Path
 
-from scav_jax.commands import Parser, add_model
-from scav_jax.errors import InputError, run_program
+from scav_jax.base.commands import Parser, add_model
+from scav_jax.base.errors import InputError, run_program
 
 PORT = 7860
 
@@ -61,7 +61,7 @@ def main(arguments: list[str] | None = None) -> int:
     options = parse(arguments)
     bound = bind(options.host, options.port)  # before minutes of loading
     from scav_jax.index import open_index
-    from scav_jax.model import load_as_asked
+    from scav_jax.retrieval.model import load_as_asked
     from scav_jax.web.app import LOOPBACK_NAMES, create_app, serve
 
     model = load_as_asked(options)

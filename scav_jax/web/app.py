@@ -20,14 +20,14 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
-from scav_jax.embed import Embedded
-from scav_jax.errors import InputError
+from scav_jax.base.errors import InputError
 from scav_jax.extract.streams import Unusable
 from scav_jax.index import Hit
-from scav_jax.model import Model
 from scav_jax.report import search_page
 from scav_jax.report.match import latents_of
 from scav_jax.report.playable import playable
+from scav_jax.retrieval.embed import Embedded
+from scav_jax.retrieval.model import Model
 from scav_jax.sequences import Sequences
 from scav_jax.web import page, uploads
 from scav_jax.web.library import Library

@@ -12,7 +12,7 @@ from collections import OrderedDict
 from collections.abc import Sequence
 from pathlib import Path
 
-from scav_jax.errors import InputError
+from scav_jax.base.errors import InputError
 from scav_jax.extract.streams import Unusable
 from scav_jax.report.playable import Playable, playable
 

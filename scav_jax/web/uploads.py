@@ -5,9 +5,9 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
-from scav_jax.embed_files import KINDS
-from scav_jax.errors import InputError
+from scav_jax.base.errors import InputError
 from scav_jax.extract.streams import Unusable, stream_kinds, stream_seconds
+from scav_jax.retrieval.files import KINDS
 
 NEEDED = {"a2v": "audio", "v2a": "visual"}  # the stream that asks
 WORDS = {"audio": "sound", "visual": "picture"}

@@ -23,14 +23,15 @@ import jax.numpy as jnp
 import numpy as np
 from contest import Contestant, compiled, race, table, verdict
 
-from scav_jax import config_files, sharding
-from scav_jax.compiled import communication_bytes, memory_of
+from scav_jax import sharding
 from scav_jax.distances import pairwise
 from scav_jax.objectives import sequence_loss
-from scav_jax.runs import build, example_batch
+from scav_jax.plan.compiled import communication_bytes, memory_of
 from scav_jax.sequences import AudioVisual, Batch, Sequences, as_batch, sequences
-from scav_jax.settings import optimizer_of
 from scav_jax.train_step import init_state, make_train_step
+from scav_jax.training import config_files
+from scav_jax.training.runs import build, example_batch
+from scav_jax.training.setup import optimizer_of
 
 WIDTHS = {"visual": 768, "audio": 6144}
 STEPS, NATIVE = 62, 250

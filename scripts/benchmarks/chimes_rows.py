@@ -22,15 +22,17 @@ from pathlib import Path
 
 import numpy as np
 
-from scav_jax import datasets, embed, metrics, retrieve
-from scav_jax.config import override
-from scav_jax.config_files import load_file
+from scav_jax import metrics, retrieve
+from scav_jax.base.errors import run_program
+from scav_jax.base.files import ids_sha256, write_json
 from scav_jax.distances import retrieval_form
-from scav_jax.errors import run_program
-from scav_jax.files import ids_sha256, write_json
-from scav_jax.runs import AVERAGED, load_run
+from scav_jax.features import store
+from scav_jax.retrieval import embed
+from scav_jax.retrieval.validation import score
 from scav_jax.train.loop import train
-from scav_jax.validation import score
+from scav_jax.training.config import override
+from scav_jax.training.config_files import load_file
+from scav_jax.training.runs import AVERAGED, load_run
 
 ROWS = {
     "CAV": "configs/table1/cav.py:demo",
@@ -107,7 +109,7 @@ def validation_scores(out: Path, row: str, data: str) -> dict[float, float]:
 def evaluated(workdir: Path, data: str, split_name: str) -> dict:
     """Ranks of every method and direction on a split: `{method: {direction: [ranks]}}`."""
     run = load_run(workdir)
-    split = datasets.read(Path(data), split_name)
+    split = store.read(Path(data), split_name)
     embedded = embed.embed(run, split)
     ranks_by = retrieval_form(run.objective.distance, run.objective.distance_options)
     similarities, distances = embed.all_against_all(embedded, *ranks_by)

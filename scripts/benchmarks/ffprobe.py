@@ -15,7 +15,7 @@ import sys
 from collections import Counter
 from pathlib import Path
 
-from scav_jax import datasets
+from scav_jax.features import store
 
 TOLERANCE_S = 0.04  # one frame at 25 Hz
 
@@ -36,8 +36,8 @@ def main() -> None:
     parser.add_argument("--ffprobe", default="ffprobe")
     arguments = parser.parse_args()
     differences, steps_less, checked = [], Counter(), 0
-    for split in datasets.splits(arguments.data):
-        clips = datasets.read(arguments.data, split)
+    for split in store.splits(arguments.data):
+        clips = store.read(arguments.data, split)
         for index in range(len(clips)):
             clip = clips[index]
             if clip.id != clip.source:

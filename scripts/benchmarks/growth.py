@@ -4,7 +4,7 @@
 
 Batch 32 to 4,096, without and with gradient caching; 62 and 250 steps; 1 to 8 devices, virtual ones
 on a CPU. Memory is that of the compiled step (XLA's buffers on each device) beside what
-`scav_jax.costs` says; communication is counted from the compiled program; both with the paper's
+`plan.costs` says; communication is counted from the compiled program; both with the paper's
 towers and features. Time is measured where a step is fast enough on the machine at hand and marked
 as computed (FLOPs at the speed that was measured) where it is not. Virtual devices share the cores:
 their times say nothing about devices, so none are measured.
@@ -23,14 +23,14 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from scav_jax import costs, trial
-from scav_jax.compiled import communication_bytes, memory_of
+from scav_jax.base.errors import run_program
+from scav_jax.base.files import write_json
 from scav_jax.encoders import Encoders
-from scav_jax.errors import run_program
-from scav_jax.files import write_json
 from scav_jax.objectives import Sequential
 from scav_jax.optimizer import make_optimizer
-from scav_jax.report.results import aligned
+from scav_jax.plan import costs, trial
+from scav_jax.plan.compiled import communication_bytes, memory_of
+from scav_jax.retrieval.results import aligned
 
 DEVICES = 8
 BATCHES = (32, 128, 512, 1024, 4096)

@@ -27,13 +27,13 @@ import numpy as np
 from array_record.python.array_record_data_source import ArrayRecordDataSource
 from reading import record_files
 
-from scav_jax import datasets
-from scav_jax.batches import load_batch, plan_training, training_batches
-from scav_jax.datasets.folder import clip_of, fields_of
-from scav_jax.errors import InputError, run_program
-from scav_jax.features import Clip, check_clip
-from scav_jax.files import write_json
-from scav_jax.report.results import aligned
+from scav_jax.base.errors import InputError, run_program
+from scav_jax.base.files import write_json
+from scav_jax.features import store
+from scav_jax.features.batches import load_batch, plan_training, training_batches
+from scav_jax.features.clip import Clip, check_clip
+from scav_jax.features.records import clip_of, fields_of
+from scav_jax.retrieval.results import aligned
 
 BAR = 0.8
 PAPER = {"visual": (250, 768), "audio": (62, 6144)}
@@ -75,7 +75,7 @@ def bare_reads(source: ArrayRecordDataSource, random: bool, threads: int) -> int
     return len(source)
 
 
-def batches(split: datasets.Split, batch_size: int, dtype: str, threads: int) -> int:
+def batches(split: store.Split, batch_size: int, dtype: str, threads: int) -> int:
     """An epoch of training batches, from a new iterator."""
     made = iter(
         training_batches(split, batch_size=batch_size, seed=0, read_threads=threads, dtype=dtype)
@@ -90,7 +90,7 @@ def batches(split: datasets.Split, batch_size: int, dtype: str, threads: int) ->
 
 def contestants(data: Path, batch_size: int) -> dict[str, Callable[[], int]]:
     files = [str(path) for path in record_files(data) if "train" in path.name]
-    source, split = ArrayRecordDataSource(files), datasets.read(data, "train")
+    source, split = ArrayRecordDataSource(files), store.read(data, "train")
     found: dict[str, Callable[[], int]] = {}
     for threads in (1, 2):
         for order, random in (("random", True), ("front to back", False)):
@@ -127,7 +127,7 @@ def race(ways: dict[str, Callable[[], int]], turns: int) -> dict[str, dict[str, 
 
 def stages(data: Path, turns: int) -> dict[str, float]:
     """Milliseconds of CPU time of each stage of a clip, one thread; the best of several turns."""
-    split = datasets.read(data, "train")
+    split = store.read(data, "train")
     count = min(64, len(split))
     plan = plan_training(split, batch_size=count, seed=0)
     files = [str(path) for path in record_files(data) if "train" in path.name]
@@ -173,7 +173,7 @@ def measured(data: Path, name: str, batch_size: int, turns: int) -> dict:
         rate = row["clips_per_s"]
         shares = f"{rate / one:.0%}", f"{rate / two:.0%}"
         lines.append([way, f"{rate:,.0f}", f"{row['cpu_ms']:.3f}", *shares])
-    size = sum(p.stat().st_size for p in record_files(data)) / len(datasets.read(data, "train"))
+    size = sum(p.stat().st_size for p in record_files(data)) / len(store.read(data, "train"))
     print(f"\n{name}: {size / 1e6:.2f} MB a clip, batches of {batch_size}\n")
     print("\n".join(aligned(lines, words=1)))
     parts = stages(data, turns)
@@ -210,7 +210,7 @@ def main() -> None:
     found = {}
     with tempfile.TemporaryDirectory(prefix="input-", dir=options.folder) as folder:
         data = Path(folder) / "paper"
-        datasets.write(generated(options.clips), data, fingerprint={}, videos="", rejected=[])
+        store.write(generated(options.clips), data, fingerprint={}, videos="", rejected=[])
         sizes = options.batch_size, options.turns
         found["paper"] = measured(data, f"{options.clips} clips of the paper's size", *sizes)
     if options.chimes:

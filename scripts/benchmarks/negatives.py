@@ -30,10 +30,10 @@ from pathlib import Path
 import numpy as np
 from chimes_rows import TINY, evaluated, finished, interval, validation_score
 
-from scav_jax import datasets
-from scav_jax.config_files import load_file
-from scav_jax.errors import InputError, run_program
-from scav_jax.files import write_json
+from scav_jax.base.errors import InputError, run_program
+from scav_jax.base.files import write_json
+from scav_jax.features import store
+from scav_jax.training.config_files import load_file
 
 CONFIG = "configs/demo.py"
 BATCHES = (32, 128, 512, 2048)
@@ -188,7 +188,7 @@ def main() -> None:
         options.factors, wanted = (1.0,), (8, 16)
         options.clips_seen = options.clips_seen or 96
         options.changes = TINY
-    clips = len(datasets.read(options.data, "train"))
+    clips = len(store.read(options.data, "train"))
     sizes = batch_sizes(wanted, clips)
     if max(wanted) > max(sizes):
         print(f"{options.data} has {clips:,} training clips: the largest batch is {max(sizes):,}")

@@ -17,9 +17,9 @@ import jax
 import numpy as np
 from chimes_rows import TINY, finished, validation_score
 
-from scav_jax.errors import run_program
-from scav_jax.files import write_json
-from scav_jax.report.results import aligned
+from scav_jax.base.errors import run_program
+from scav_jax.base.files import write_json
+from scav_jax.retrieval.results import aligned
 
 CONFIG = "configs/demo.py"
 REFERENCE = ("float32", 0)

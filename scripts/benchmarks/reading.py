@@ -26,13 +26,13 @@ from pathlib import Path
 
 import numpy as np
 
-from scav_jax import batches, datasets
-from scav_jax.datasets.resampled import write_resampled
-from scav_jax.errors import InputError, run_program
-from scav_jax.features import Clip
-from scav_jax.files import write_json
-from scav_jax.progress import progress_bar
-from scav_jax.report.results import aligned
+from scav_jax.base.errors import InputError, run_program
+from scav_jax.base.files import write_json
+from scav_jax.base.progress import progress_bar
+from scav_jax.features import batches, store
+from scav_jax.features.clip import Clip
+from scav_jax.features.resampled import write_resampled
+from scav_jax.retrieval.results import aligned
 
 VISUAL_STEPS, AUDIO_STEPS = 300, 62  # 10 s at 30 frames a second
 VISUAL_WIDTH, AUDIO_WIDTH = 768, 6144
@@ -96,7 +96,7 @@ def read_files(data: Path) -> int:
         with open(path, "rb", buffering=0) as file:
             while file.readinto(buffer):
                 pass
-    return len(datasets.read(data, "train"))
+    return len(store.read(data, "train"))
 
 
 def read_records(data: Path) -> int:
@@ -111,7 +111,7 @@ def read_records(data: Path) -> int:
 
 def read_clips(data: Path) -> int:
     """Clips, decoded and checked, in random order."""
-    split = datasets.read(data, "train")
+    split = store.read(data, "train")
     for number in np.random.default_rng(1).permutation(len(split)).tolist():
         split[number]
     return len(split)
@@ -119,7 +119,7 @@ def read_clips(data: Path) -> int:
 
 def read_batches(data: Path, batch_size: int, threads: int) -> int:
     """An epoch of training batches."""
-    split = datasets.read(data, "train")
+    split = store.read(data, "train")
     made = iter(
         batches.training_batches(split, batch_size=batch_size, seed=0, read_threads=threads)
     )
@@ -141,7 +141,7 @@ def measure(data: Path, name: str, batch_size: int, repeats: int) -> list[dict]:
         label = "batches, in the loop" if threads == 0 else f"batches, {threads} threads"
         ways[label] = lambda data, threads=threads: read_batches(data, batch_size, threads)
     size = sum(path.stat().st_size for path in record_files(data))
-    clip_bytes = size / len(datasets.read(data, "train"))
+    clip_bytes = size / len(store.read(data, "train"))
     read_batches(data, batch_size, 1)  # imports and first uses are not measured
     rows = []
     for way, call in ways.items():
@@ -254,7 +254,7 @@ def main() -> None:
     if not 2 <= options.batch_size <= options.clips or options.repeats < 1:
         raise InputError("expected 2 <= --batch-size <= --clips and --repeats of at least 1")
     with working_folder(options.folder) as folder:
-        datasets.write(
+        store.write(
             generated(options.clips), folder / "whole", fingerprint={}, videos="", rejected=[]
         )
         write_resampled(folder / "whole", folder / "copies")

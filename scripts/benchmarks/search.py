@@ -29,9 +29,9 @@ from pathlib import Path
 
 import numpy as np
 
-from scav_jax.embed import Embedded
-from scav_jax.files import write_json
+from scav_jax.base.files import write_json
 from scav_jax.index import Index, create, open_index
+from scav_jax.retrieval.embed import Embedded
 from scav_jax.sequences import Sequences
 
 KINDS = 500
@@ -263,11 +263,11 @@ def trained_clips(arguments) -> Embedded:
         print("no --run: generated latents")
         clips = generate(0, 300 if arguments.quick else 3000, 24, 64, arguments.spread)
         return replace(clips, ids=list(clips.ids))
-    from scav_jax import datasets
-    from scav_jax.embed import embed
-    from scav_jax.runs import load_run
+    from scav_jax.features import store
+    from scav_jax.retrieval.embed import embed
+    from scav_jax.training.runs import load_run
 
-    return embed(load_run(arguments.run), datasets.read(arguments.data, arguments.split))
+    return embed(load_run(arguments.run), store.read(arguments.data, arguments.split))
 
 
 def table(arguments, folder: Path) -> dict:

@@ -1,9 +1,9 @@
 """`scav datasets chimes --preset demo --out VIDEOS`: renders the data set."""
 
-from scav_jax.commands import Parser
+from scav_jax.base.commands import Parser
+from scav_jax.base.errors import run_program
 from scav_jax.datasets.chimes.presets import PRESETS, clips, override, preset
 from scav_jax.datasets.chimes.rendering import render
-from scav_jax.errors import run_program
 
 
 def main(arguments: list[str] | None = None) -> int:

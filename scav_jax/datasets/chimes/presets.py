@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 from dataclasses import dataclass, fields, replace
 
-from scav_jax.errors import InputError, did_you_mean
+from scav_jax.base.errors import InputError, did_you_mean
 
 SPLITS = ("train", "validation", "test", "unseen_instruments")
 

@@ -19,22 +19,17 @@ import av
 import numpy as np
 
 from scav_jax import __version__
+from scav_jax.base.errors import InputError
+from scav_jax.base.files import write_atomically
+from scav_jax.base.progress import progress_bar
 from scav_jax.datasets.chimes.instrument import Instrument, make_instrument
 from scav_jax.datasets.chimes.performance import Score, compose, move
 from scav_jax.datasets.chimes.picture import Camera, Scene, paint_scene
-from scav_jax.datasets.chimes.presets import (
-    Parameters,
-    Performance,
-    clips,
-    performances,
-)
+from scav_jax.datasets.chimes.presets import Parameters, Performance, clips, performances
 from scav_jax.datasets.chimes.presets import override as override_parameters
 from scav_jax.datasets.chimes.presets import preset as preset_parameters
 from scav_jax.datasets.chimes.sound import make_notes, play
 from scav_jax.datasets.chimes.video import encode
-from scav_jax.errors import InputError
-from scav_jax.files import write_atomically
-from scav_jax.progress import progress_bar
 
 RENDERER = 1  # raise it whenever the same parameters come to mean other pictures or sounds
 DESCRIPTION, CLIPS = "chimes.json", "clips.csv"

@@ -21,14 +21,14 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
-from scav_jax import doors
-from scav_jax.errors import InputError, did_you_mean
+from scav_jax.base import doors
+from scav_jax.base.errors import InputError, did_you_mean
 from scav_jax.extract import media, streams
 from scav_jax.extract.backbones.beats_audio import BeatsAudio
 from scav_jax.extract.backbones.clip_visual import ClipVisual
 from scav_jax.extract.backbones.plain import PlainAudio, PlainVisual
 from scav_jax.extract.backbones.sides import Audio, NoAudio, NoVisual, Side, Visual
-from scav_jax.features import FORMAT_VERSION
+from scav_jax.features.clip import FORMAT_VERSION
 
 VISUAL: dict[str, type[Visual]] = {"clip": ClipVisual, "plain": PlainVisual, "none": NoVisual}
 AUDIO: dict[str, type[Audio]] = {"beats": BeatsAudio, "plain": PlainAudio, "none": NoAudio}

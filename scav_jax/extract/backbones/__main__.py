@@ -10,8 +10,8 @@ opened, and is the same model: neither features nor their fingerprint change.
 import shutil
 from pathlib import Path
 
-from scav_jax.commands import Parser
-from scav_jax.errors import InputError, run_program
+from scav_jax.base.commands import Parser
+from scav_jax.base.errors import InputError, run_program
 
 
 def convert(source: str, target: Path) -> None:

@@ -23,7 +23,7 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float, Int
 
 from scav_jax import sharding
-from scav_jax.errors import InputError
+from scav_jax.base.errors import InputError
 from scav_jax.extract import fbank
 from scav_jax.extract.backbones.beats_weights import (
     ITER3_PLUS,

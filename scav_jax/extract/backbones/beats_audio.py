@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
-from scav_jax.errors import InputError
+from scav_jax.base.errors import InputError
 from scav_jax.extract.backbones.sides import Audio
 from scav_jax.extract.fbank import RATE_HZ
 

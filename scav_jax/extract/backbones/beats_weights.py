@@ -13,9 +13,9 @@ from typing import Any
 
 import numpy as np
 
-from scav_jax.errors import InputError
+from scav_jax.base.errors import InputError
+from scav_jax.base.files import write_atomically
 from scav_jax.extract.backbones import torch_files
-from scav_jax.files import write_atomically
 
 PATCH_SIDE = 16  # frames and mel bins of a patch
 METADATA_KEY = "beats"  # of the safetensors file: JSON with cfg

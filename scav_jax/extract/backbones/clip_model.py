@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float, Int, UInt8
 
-from scav_jax.errors import InputError
+from scav_jax.base.errors import InputError
 from scav_jax.extract.backbones import clip_images, clip_weights, weights
 from scav_jax.extract.backbones.clip_towers import (
     LEGACY_EOS,

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Float, Int32, UInt8
 
-from scav_jax.errors import InputError
+from scav_jax.base.errors import InputError
 
 BICUBIC = 3  # PIL's number for it
 BICUBIC_A = -0.5

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float, UInt8
 
-from scav_jax.errors import InputError
+from scav_jax.base.errors import InputError
 from scav_jax.extract.backbones.clip_pixels import Preprocessing, resize_crop_pil
 from scav_jax.extract.backbones.sides import Visual
 

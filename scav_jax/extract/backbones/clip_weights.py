@@ -8,7 +8,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from scav_jax.errors import InputError, listed
+from scav_jax.base.errors import InputError, listed
 from scav_jax.extract.backbones.clip_towers import ClipConfig, TextConfig, VisionConfig
 
 PREFIXES = {"vision": "vision_model.", "text": "text_model."}

@@ -23,7 +23,7 @@ from typing import Any, NamedTuple
 import ml_dtypes
 import numpy as np
 
-from scav_jax.errors import InputError
+from scav_jax.base.errors import InputError
 
 MAGIC = 0x1950A86A20F9469CFC6C  # opens the old format
 PROTOCOL = 1001

@@ -16,9 +16,9 @@ from pathlib import Path
 import jax.numpy as jnp
 import numpy as np
 
-from scav_jax.errors import OUR_FAULTS, InputError, listed
+from scav_jax.base.errors import OUR_FAULTS, InputError, listed
+from scav_jax.base.files import write_atomically
 from scav_jax.extract.backbones import torch_files
-from scav_jax.files import write_atomically
 
 FILE = "model.safetensors"
 INDEX = "model.safetensors.index.json"

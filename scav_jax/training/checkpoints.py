@@ -19,10 +19,10 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, PyTree, UInt32
 
-from scav_jax import processes
-from scav_jax.errors import OUR_FAULTS, InputError
-from scav_jax.files import full_disk_is_an_oserror
+from scav_jax.base.errors import OUR_FAULTS, InputError
+from scav_jax.base.files import full_disk_is_an_oserror
 from scav_jax.train_step import TrainState
+from scav_jax.training import processes
 
 CHECKPOINTS = "checkpoints"
 BROKEN = "broken_checkpoints"

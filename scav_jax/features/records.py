@@ -13,8 +13,8 @@ import tensorflow_datasets as tfds
 from array_record.python.array_record_module import ArrayRecordWriter
 from tensorflow_datasets.core import dataset_info, example_serializer, naming
 
-from scav_jax.errors import InputError
-from scav_jax.features import STORED_DTYPE, Clip
+from scav_jax.base.errors import InputError
+from scav_jax.features.clip import STORED_DTYPE, Clip
 
 VERSION = "1.0.0"
 CLIPS_A_SHARD = 1024

@@ -1,8 +1,10 @@
 """How long work shows itself: one kind of bar, on stderr, with a rate and the time left."""
 
 import sys
+from typing import TYPE_CHECKING
 
-from tqdm import tqdm
+if TYPE_CHECKING:
+    from tqdm import tqdm
 
 
 def progress_bar(
@@ -14,7 +16,7 @@ def progress_bar(
     shown: bool = True,
     scale: bool = False,
     smoothing: float = 0.3,
-) -> tqdm:
+) -> "tqdm":
     """A bar on stderr; where that is not a terminal, at most a line every ten seconds.
 
     Args:
@@ -26,6 +28,8 @@ def progress_bar(
       scale: write large numbers as 1.2M.
       smoothing: of the rate, from 0 (mean of all) to 1 (the last one only).
     """
+    from tqdm import tqdm  # the mathematics goes without it
+
     return tqdm(
         desc=what,
         total=total,

@@ -18,8 +18,8 @@ import grain
 import numpy as np
 from jaxtyping import Float, Int
 
-from scav_jax.errors import InputError, did_you_mean
-from scav_jax.features import (
+from scav_jax.base.errors import InputError, did_you_mean
+from scav_jax.features.clip import (
     Clip,
     Window,
     all_finite,
@@ -32,7 +32,7 @@ from scav_jax.features import (
 from scav_jax.sequences import AudioVisual, Batch, Sequences
 
 if TYPE_CHECKING:
-    from scav_jax.datasets import Split
+    from scav_jax.features.store import Split
 
 ALIGNMENTS = ("time", "index")
 DTYPES = {"float32": np.float32, "float16": np.float16}
@@ -328,7 +328,7 @@ def training_batches(
     """Shuffled training batches without end; what a restart needs is the iterator's one integer.
 
     Args:
-      split: the clips, as `scav_jax.datasets.read` opens them.
+      split: the clips, as `scav_jax.features.store.read` opens them.
       batch_size: clips in a global batch, over all processes.
       seed: the same seed gives the same batches, whatever the number of processes or threads.
       align: "time" or "index", see `trim`.

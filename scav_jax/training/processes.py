@@ -25,9 +25,9 @@ from typing import Any, NoReturn, TypeVar
 import jax
 from jax.experimental import multihost_utils
 
-from scav_jax import errors
-from scav_jax.config import difference
-from scav_jax.errors import InputError
+from scav_jax.base import errors
+from scav_jax.base.errors import InputError
+from scav_jax.training.config import difference
 
 EXIT_LOST = 4  # another process ended
 EXIT_TERMINATED = 143  # SIGTERM, as shells report it

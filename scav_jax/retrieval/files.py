@@ -19,8 +19,7 @@ from pathlib import Path
 
 import numpy as np
 
-from scav_jax.embed import STREAMS, Embedded, embed_clips
-from scav_jax.errors import InputError
+from scav_jax.base.errors import InputError
 from scav_jax.extract import jobs, pool
 from scav_jax.extract.backbones import KINDS, Backbone, Features
 from scav_jax.extract.jobs import Job, Outcome, make_jobs
@@ -32,8 +31,9 @@ from scav_jax.extract.manifest import (
     list_clips,
 )
 from scav_jax.extract.streams import Unusable, stream_kinds, stream_seconds
-from scav_jax.features import Clip
-from scav_jax.runs import Run
+from scav_jax.features.clip import Clip
+from scav_jax.retrieval.embed import STREAMS, Embedded, embed_clips
+from scav_jax.training.runs import Run
 
 CLIPS_AT_ONCE = 64  # what `embed_requests` holds in memory
 PICTURE_HZ = 25.0  # the frames that a sound without a picture is taken to have

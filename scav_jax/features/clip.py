@@ -1,7 +1,7 @@
 """What one clip is on disk: keys, shapes, units, format version and the extractor's fingerprint.
 
 The first of the two seams that are file formats. A data set of clips is a TFDS data set in
-array_record form; `scav_jax.datasets` writes and reads it, this module says what is in it.
+array_record form; `scav_jax.features.store` writes and reads it, this module says what is in it.
 """
 
 import hashlib
@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float
 
-from scav_jax.errors import InputError
+from scav_jax.base.errors import InputError
 
 FORMAT_VERSION = 2
 STREAMS = ("visual", "audio")

@@ -4,11 +4,12 @@ import sys
 
 import jax
 
-from scav_jax import embed, metrics, retrieve, sharding
-from scav_jax.config import as_dict
+from scav_jax import metrics, retrieve, sharding
 from scav_jax.distances import retrieval_form
-from scav_jax.runs import Run
-from scav_jax.settings import Setup
+from scav_jax.retrieval import embed
+from scav_jax.training.config import as_dict
+from scav_jax.training.runs import Run
+from scav_jax.training.setup import Setup
 
 
 def validate(setup: Setup, params) -> dict[str, float]:

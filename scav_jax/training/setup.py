@@ -10,15 +10,17 @@ import jax
 import optax
 
 import scav_jax
-from scav_jax import datasets, processes, profiling, sharding
-from scav_jax.batches import training_batches
-from scav_jax.config import Config, Data, Train, as_dict
+from scav_jax import sharding
+from scav_jax.base.errors import InputError
 from scav_jax.encoders import Encoders
-from scav_jax.errors import InputError
-from scav_jax.features import check_resampled
+from scav_jax.features import store
+from scav_jax.features.batches import training_batches
+from scav_jax.features.clip import check_resampled
 from scav_jax.objectives.objective import Material, Objective
 from scav_jax.optimizer import learning_rate_schedule, make_optimizer
-from scav_jax.runs import build, parameter_shapes
+from scav_jax.training import processes, profiling
+from scav_jax.training.config import Config, Data, Train, as_dict
+from scav_jax.training.runs import build, parameter_shapes
 
 
 @dataclass(frozen=True)
@@ -28,8 +30,8 @@ class Setup:
     config: Config
     encoders: Encoders
     objective: Objective
-    training: datasets.Split
-    validation: datasets.Split
+    training: store.Split
+    validation: store.Split
 
     @property
     def data(self) -> Data:
@@ -46,8 +48,8 @@ def set_up(config: Config) -> Setup:
     """Builds everything that a config names; every mistake is an `InputError`."""
     data = config.data
     encoders, objective = build(config)
-    training = datasets.read(Path(data.path), data.train_split)
-    validation = datasets.read(Path(data.path), data.validation_split)
+    training = store.read(Path(data.path), data.train_split)
+    validation = store.read(Path(data.path), data.validation_split)
     for split in (training, validation):
         split.check_both_streams()
         _check_made_by(data.backbone, split)
@@ -59,7 +61,7 @@ def set_up(config: Config) -> Setup:
     return setup
 
 
-def _check_made_by(backbone: str, split: datasets.Split) -> None:
+def _check_made_by(backbone: str, split: store.Split) -> None:
     """Raises `InputError` where features are another backbone's than the config declares."""
     about = split.fingerprint.get("backbone")
     made_by = about.get("name") if isinstance(about, dict) else about

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import scav_jax
-from scav_jax.config import Config, as_dict, flatten, override
-from scav_jax.errors import InputError, did_you_mean
+from scav_jax.base.errors import InputError, did_you_mean
+from scav_jax.training.config import Config, as_dict, flatten, override
 
 
 def installed() -> Path:
@@ -115,7 +115,7 @@ def load_file(path: str) -> Config:
         raise _in_its_line(file, error) or error from None
     if not isinstance(config, Config):
         raise InputError(
-            f"{file}: expected get_config() to return a scav_jax.config.Config, "
+            f"{file}: expected get_config() to return a scav_jax.training.config.Config, "
             f"got {type(config).__name__}"
         )
     return config

@@ -9,7 +9,7 @@ import threading
 from collections.abc import Callable, Iterator
 from typing import Any, Generic, Protocol, TypeVar, runtime_checkable
 
-from scav_jax.errors import InputError
+from scav_jax.base.errors import InputError
 
 _T = TypeVar("_T")
 

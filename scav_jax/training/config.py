@@ -27,8 +27,8 @@ from pathlib import Path
 from typing import Any
 
 from scav_jax import distances, objectives
+from scav_jax.base.errors import InputError, did_you_mean
 from scav_jax.encoders import Encoders
-from scav_jax.errors import InputError, did_you_mean
 from scav_jax.optimizer import make_optimizer
 
 # ---- the tree ------------------------------------------------------------------------------

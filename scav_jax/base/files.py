@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from scav_jax.errors import InputError
+from scav_jax.base.errors import InputError
 
 _DISK_ERRORS = {
     "no space left": errno.ENOSPC,

@@ -16,8 +16,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from scav_jax.base.errors import InputError
 from scav_jax.encoders import Encoders
-from scav_jax.errors import InputError
 from scav_jax.objectives import Objective, Place
 from scav_jax.sequences import Batch
 from scav_jax.train_step import TrainState, of_clips

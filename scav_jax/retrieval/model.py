@@ -21,19 +21,19 @@ import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 from jaxtyping import PyTree
 
-from scav_jax import embed_files
-from scav_jax.checkpoints import check_same_shapes
-from scav_jax.config import from_dict
+from scav_jax.base.errors import InputError
 from scav_jax.distances import retrieval_form
-from scav_jax.embed import STREAMS, Embedded, join
-from scav_jax.embed_files import TIMEOUT_S, check_times, nothing_usable, requests_for
-from scav_jax.errors import InputError
 from scav_jax.extract import backbones
 from scav_jax.extract.backbones import Backbone, make_fingerprint
 from scav_jax.extract.manifest import ClipRequest
-from scav_jax.features import FORMAT_VERSION, fingerprint_difference, fingerprint_id, original
+from scav_jax.features.clip import FORMAT_VERSION, fingerprint_difference, fingerprint_id, original
 from scav_jax.objectives.objective import embeds_its_own_way
-from scav_jax.runs import CONFIG_FILE, Run, build, load_run, parameter_shapes, read_config
+from scav_jax.retrieval import files
+from scav_jax.retrieval.embed import STREAMS, Embedded, join
+from scav_jax.retrieval.files import TIMEOUT_S, check_times, nothing_usable, requests_for
+from scav_jax.training.checkpoints import check_same_shapes
+from scav_jax.training.config import from_dict
+from scav_jax.training.runs import CONFIG_FILE, Run, build, load_run, parameter_shapes, read_config
 
 PARAMETERS_FILE = "model.safetensors"
 PREPROCESSING_FILE = "preprocessing.json"
@@ -181,7 +181,7 @@ class Model:
         timeout_s: float = TIMEOUT_S,
     ) -> Iterator[Embedded]:
         """The same for a list of clips, as `extract.manifest` makes it; see `stream`."""
-        yield from embed_files.embed_requests(
+        yield from files.embed_requests(
             self.run,
             self.backbone,
             requests,

@@ -13,7 +13,14 @@ import jax.numpy as jnp
 from jaxtyping import PyTree
 
 from scav_jax import objectives
-from scav_jax.checkpoints import (
+from scav_jax.base.errors import InputError
+from scav_jax.base.files import folder_atomically, write_json
+from scav_jax.encoders import Encoders
+from scav_jax.features.clip import fingerprint_difference
+from scav_jax.objectives import Objective
+from scav_jax.sequences import AudioVisual, Batch, sequences
+from scav_jax.train_step import init_params
+from scav_jax.training.checkpoints import (
     CHECKPOINTS,
     NOT_DAMAGE,
     OtherModel,
@@ -23,14 +30,7 @@ from scav_jax.checkpoints import (
     in_a_line,
     restore_params,
 )
-from scav_jax.config import Config, as_dict, difference, flatten, from_dict
-from scav_jax.encoders import Encoders
-from scav_jax.errors import InputError
-from scav_jax.features import fingerprint_difference
-from scav_jax.files import folder_atomically, write_json
-from scav_jax.objectives import Objective
-from scav_jax.sequences import AudioVisual, Batch, sequences
-from scav_jax.train_step import init_params
+from scav_jax.training.config import Config, as_dict, difference, flatten, from_dict
 
 CONFIG_FILE = "config.json"
 AVERAGED = "averaged"

@@ -9,7 +9,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from scav_jax.errors import InputError, did_you_mean
+from scav_jax.base.errors import InputError, did_you_mean
 
 PROGRAMS = {  # in the order of the work
     "datasets chimes": "render videos of struck bars: data to try everything on",

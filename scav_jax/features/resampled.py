@@ -18,10 +18,10 @@ import jax
 import numpy as np
 from jaxtyping import Float
 
-from scav_jax import datasets
-from scav_jax.errors import InputError
-from scav_jax.features import STORED_DTYPE, Clip, Window, trim, used_span
-from scav_jax.progress import progress_bar
+from scav_jax.base.errors import InputError
+from scav_jax.base.progress import progress_bar
+from scav_jax.features import store
+from scav_jax.features.clip import STORED_DTYPE, Clip, Window, trim, used_span
 from scav_jax.sequences import Sequences
 from scav_jax.sequences import resample as resample_sequence
 
@@ -40,26 +40,26 @@ def write_resampled(data: Path, out: Path, *, align: str = "time") -> None:
       InputError: `data` is no data set, or is a copy already; `out` exists.
     """
     data = Path(data)
-    about = datasets.read_about(data)
+    about = store.read_about(data)
     fingerprint = about["fingerprint"]
     if "resampled" in fingerprint:
         raise InputError(f"{data}: expected original features, these are a resampled copy already")
     how = {"direction": "visual_to_audio", "align": align, "revision": 1}
-    datasets.write(
+    store.write(
         _clips(data, align),
         out,
         fingerprint={**fingerprint, "resampled": how},
         videos=about["videos"],
-        rejected=datasets.read_rejected(data),
+        rejected=store.read_rejected(data),
         manifest=about["manifest"],
     )
 
 
 def _clips(data: Path, align: str) -> Iterator[tuple[str, Clip]]:
-    counts = datasets.splits(data)
+    counts = store.splits(data)
     with progress_bar("resampling", sum(counts.values()), "clip") as bar:
         for name in counts:
-            split = datasets.read(data, name)
+            split = store.read(data, name)
             split.check_both_streams()
             for number in range(len(split)):
                 yield name, resampled(split[number], align)

@@ -15,7 +15,7 @@ import jax
 import numpy as np
 from tensorboardX import SummaryWriter
 
-from scav_jax.files import write_atomically
+from scav_jax.base.files import write_atomically
 
 METRICS_FILE = "metrics.jsonl"
 

@@ -8,12 +8,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from scav_jax import sharding
-from scav_jax.compiled import memory_of
-from scav_jax.costs import Workload, flops, memory
-from scav_jax.profiling import memory_in_use
-from scav_jax.runs import example_batch
+from scav_jax.plan.compiled import memory_of
+from scav_jax.plan.costs import Workload, flops, memory
 from scav_jax.sequences import AudioVisual, Batch, Sequences
 from scav_jax.train_step import init_state, make_train_step, state_shardings
+from scav_jax.training.profiling import memory_in_use
+from scav_jax.training.runs import example_batch
 
 SECONDS = 10.0  # that a random clip lasts
 

@@ -17,8 +17,8 @@ import jax.numpy as jnp
 from scav_jax.encoders import GATE_WIDTH, Encoders
 from scav_jax.objectives import Objective
 from scav_jax.objectives.objective import Cost, Work
-from scav_jax.runs import example_batch, parameter_shapes
 from scav_jax.sequences import AudioVisual
+from scav_jax.training.runs import example_batch, parameter_shapes
 
 FLOAT = 4  # bytes
 GIB = 2**30

@@ -1,0 +1,1 @@
+"""Features: what one clip is on disk, data sets of clips, batches of them."""

@@ -1,0 +1,390 @@
+"""Data sets of clips on disk: a TFDS data set in array_record form, with a list of its clips.
+
+DATA/
+    dataset_info.json, features.json, *.array_record-*   what `tfds.builder_from_directory` opens
+    scav.json     format version, the extractor's fingerprint, widths
+    clips.csv     one row for each clip in record order: ids, labels, lengths and spans without
+                  reading features
+    rejected.csv  what could not be used, and why
+
+TFDS is imported when records are written or read, not before.
+"""
+
+import contextlib
+import copy
+import csv
+import json
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from scav_jax.base.errors import InputError, did_you_mean
+from scav_jax.base.files import folder_atomically, full_disk_is_an_oserror
+from scav_jax.features.clip import FORMAT_VERSION, Clip, check_clip, fingerprint_id, streams_of
+
+ABOUT, CLIPS, REJECTED = "scav.json", "clips.csv", "rejected.csv"
+CLIP_COLUMNS = [
+    "split",
+    "id",
+    "label",
+    "source",
+    "start",
+    "end",
+    "visual_steps",
+    "audio_steps",
+    "visual_begin",
+    "visual_end",
+    "audio_begin",
+    "audio_end",
+]
+REJECTED_COLUMNS = ("file", "start", "end", "id", "stage", "reason")
+EVERY_CLIP = "clips"  # what the split "all" is called in TFDS, where "all" means all splits
+DISK_FULL_BYTES = 2**20
+
+
+def write(
+    clips: Iterable[tuple[str, Clip]],
+    out: Path,
+    *,
+    fingerprint: dict,
+    videos: str,
+    rejected: list[dict],
+    name: str = "folder",
+    manifest: str = "",
+) -> None:
+    """Writes a data set; it appears at `out` whole or not at all.
+
+    Args:
+      clips: (split, clip), in the order that records are to have within each split.
+      out: a path where nothing is, or an empty folder.
+      fingerprint: the extractor's settings (JSON types only).
+      videos: the folder that sources are relative to; for thumbnails only.
+      rejected: rows of `REJECTED_COLUMNS`.
+      name: the TFDS name of the data set.
+      manifest: an identity of the list of clips that were asked for, to recognise it.
+
+    Raises:
+      InputError: `out` exists, no clips, duplicate ids, clips of unequal width, a clip that
+        `features.check_clip` refuses.
+      OSError: the disk is full; nothing is left behind.
+    """
+    out = Path(out)
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise InputError(f"{out}: expected a path where nothing is; remove it or use another")
+    with folder_atomically(out) as building:
+        with full_disk_is_an_oserror(building, DISK_FULL_BYTES):
+            rows, widths = _write_records(clips, building, name)
+        about = {
+            "format_version": FORMAT_VERSION,
+            "fingerprint": fingerprint,
+            "fingerprint_id": fingerprint_id(fingerprint),
+            "visual_width": widths[0],
+            "audio_width": widths[1],
+            "videos": videos,
+            "manifest": manifest,
+        }
+        (building / ABOUT).write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")
+        _write_csv(building / CLIPS, CLIP_COLUMNS, rows)
+        write_rejected(building / REJECTED, rejected)
+
+
+def _write_records(
+    clips: Iterable[tuple[str, Clip]], folder: Path, name: str
+) -> tuple[list[dict], tuple[int, int]]:
+    """Writes the records; returns the rows of clips.csv and both widths."""
+    from scav_jax.features.records import RecordWriter
+
+    rows: dict[str, list[dict]] = {}
+    seen: set[str] = set()
+    with contextlib.ExitStack() as stack:
+        records, widths = None, (0, 0)
+        for split, clip in clips:
+            if records is None:
+                widths = clip.visual.shape[1], clip.audio.shape[1]
+                resampled = clip.shared is not None
+                records = stack.enter_context(RecordWriter(folder, name, *widths, resampled))
+            if (clip.visual.shape[1], clip.audio.shape[1]) != widths:
+                raise InputError(
+                    f"clip {clip.id!r}: expected features of width {widths}, got "
+                    f"{(clip.visual.shape[1], clip.audio.shape[1])}; one extractor per data set"
+                )
+            check_clip(clip, streams_of(*widths))
+            if clip.id in seen:
+                raise InputError(f"ids must be unique, {clip.id!r} came twice; rename one clip")
+            seen.add(clip.id)
+            records.add(_stored_name(split), clip)
+            rows.setdefault(split, []).append(_clip_row(split, clip))
+    if records is None:
+        raise InputError(f"{name}: expected at least one clip to write, got none")
+    return [row for split in rows for row in rows[split]], widths
+
+
+def _stored_name(split: str) -> str:
+    """What TFDS calls a split: it cannot read one that is named "all" (it recurses for ever)."""
+    return EVERY_CLIP if split == "all" else split
+
+
+def _clip_row(split: str, clip: Clip) -> dict[str, Any]:
+    """A row of clips.csv. Times are written as the float32 that the record holds, exactly."""
+    (visual_begin, visual_end), (audio_begin, audio_end) = clip.visual_span, clip.audio_span
+    times = dict(
+        start=clip.start,
+        end=clip.end,
+        visual_begin=visual_begin,
+        visual_end=visual_end,
+        audio_begin=audio_begin,
+        audio_end=audio_end,
+    )
+    return {
+        "split": split,
+        "id": clip.id,
+        "label": clip.label,
+        "source": clip.source,
+        "visual_steps": len(clip.visual),
+        "audio_steps": len(clip.audio),
+        **{key: str(np.float32(value)) for key, value in times.items()},
+    }
+
+
+class Split:
+    """The clips of one split: random access to features, and everything else without reading.
+
+    `split[i]` is a checked `Clip`; it raises `InputError` where a record cannot be used. Cheap to
+    open, picklable, safe to read from several threads.
+
+    Attributes:
+      data: the data set's folder.
+      split: its name.
+      ids, labels, sources: one string for each clip.
+      starts, ends: float64 `[n]`, seconds in the source.
+      visual_lengths, audio_lengths: int32 `[n]`, steps before any trimming to shared time.
+      visual_spans, audio_spans: float64 `[n, 2]`, the seconds that the steps cover.
+      fingerprint, fingerprint_id: the extractor's settings and their name.
+      visual_width, audio_width: Dv and Da; 0 for a stream that the data set does not have.
+      videos: the folder that sources are relative to, or "".
+    """
+
+    def __init__(self, data: Path, split: str, about: dict, rows: list[dict]):
+        self.data, self.split = data, split
+        self.fingerprint: dict = about["fingerprint"]
+        self.fingerprint_id: str = about["fingerprint_id"]
+        self.visual_width: int = about["visual_width"]
+        self.audio_width: int = about["audio_width"]
+        self.videos: str = about["videos"]
+        self.ids = [row["id"] for row in rows]
+        self.labels = [row["label"] for row in rows]
+        self.sources = [row["source"] for row in rows]
+        self.starts = _times(rows, "start")
+        self.ends = _times(rows, "end")
+        self.visual_lengths = _counts(rows, "visual_steps")
+        self.audio_lengths = _counts(rows, "audio_steps")
+        self.visual_spans = _spans(rows, "visual_begin", "visual_end")
+        self.audio_spans = _spans(rows, "audio_begin", "audio_end")
+        self._records = _open_records(data, split)
+        self._rows = np.arange(len(self.ids))  # of the records
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def __getitem__(self, index: int) -> Clip:
+        index = int(index)
+        if not -len(self) <= index < len(self):
+            raise IndexError(f"clip {index} of {len(self)}")
+        clip = self._records[int(self._rows[index])]
+        self._check_listed(clip, index)
+        try:
+            check_clip(clip, self.streams)
+        except InputError as error:
+            raise InputError(f"{self.data} ({self.split}): {error}") from None
+        return clip
+
+    @property
+    def streams(self) -> tuple[str, ...]:
+        """ "visual", "audio" or both: what the data set has features of."""
+        return streams_of(self.visual_width, self.audio_width)
+
+    def check_both_streams(self) -> None:
+        """Raises `InputError` where there are pictures alone, or sound alone."""
+        if len(self.streams) < 2:
+            raise InputError(
+                f"{self.data}: expected features of picture and sound, which are compared with "
+                f"each other, got {self.streams[0]} features alone; extract with a side for both: "
+                "--visual and --audio"
+            )
+
+    def take(self, numbers: Sequence[int] | np.ndarray) -> "Split":
+        """Some of the clips as a split of their own; the records are shared."""
+        numbers = np.asarray(numbers, np.int64)
+        result = copy.copy(self)
+        for name in ("ids", "labels", "sources"):
+            values = getattr(self, name)
+            setattr(result, name, [values[number] for number in numbers])
+        for name in ("starts", "ends", "visual_lengths", "audio_lengths"):
+            setattr(result, name, getattr(self, name)[numbers])
+        result.visual_spans = self.visual_spans[numbers]
+        result.audio_spans = self.audio_spans[numbers]
+        result._rows = self._rows[numbers]
+        return result
+
+    def __getstate__(self) -> dict:
+        return {**self.__dict__, "_records": None}
+
+    def __setstate__(self, state: dict) -> None:
+        self.__dict__.update(state)
+        self._records = _open_records(self.data, self.split)
+
+    def __repr__(self) -> str:
+        return f"Split({str(self.data)!r}, {self.split!r}, {len(self)} clips)"
+
+    def _check_listed(self, clip: Clip, index: int) -> None:
+        listed = (self.ids[index], self.visual_lengths[index], self.audio_lengths[index])
+        stored = (clip.id, len(clip.visual), len(clip.audio))
+        if listed != stored:
+            raise InputError(
+                f"{self.data} ({self.split}): clips.csv and the records disagree at clip {index}: "
+                f"expected id and steps {tuple(map(str, listed))}, got {tuple(map(str, stored))}; "
+                "extract the data set again"
+            )
+
+
+def _open_records(data: Path, split: str):
+    """Opened here, not by the threads that read.
+
+    While TFDS loads its modules it replaces Python's import for all threads, so that an import in
+    another one may get a placeholder.
+    """
+    from scav_jax.features.records import ClipRecords
+
+    return ClipRecords(data, _stored_name(split))
+
+
+def read(data: Path, split: str) -> Split:
+    """Opens one split of a data set.
+
+    Raises:
+      InputError: no such folder, not a data set, written in another format version, no such
+        split, duplicate ids, or a list of clips that does not fit the records.
+    """
+    data = Path(data)
+    about = read_about(data)
+    rows = _read_rows(data)
+    counts = Counter(row["split"] for row in rows)
+    if split not in counts:
+        known = ", ".join(f"{name} ({count} clips)" for name, count in counts.items())
+        raise InputError(
+            f"{data}: no split {split!r}, it has {known}."
+            f"{did_you_mean(split, list(counts)) or _how_to_split(counts)}"
+        )
+    stored = _stored_counts(data)
+    listed = {_stored_name(name): count for name, count in counts.items()}
+    if listed != stored:
+        raise InputError(
+            f"{data}: clips.csv and the records disagree: expected {listed} clips, got "
+            f"{stored}; extract the data set again"
+        )
+    repeated = [name for name, n in Counter(row["id"] for row in rows).items() if n > 1]
+    if repeated:
+        raise InputError(f"{data / CLIPS}: ids must be unique, got {repeated[:3]} more than once")
+    return Split(data, split, about, [row for row in rows if row["split"] == split])
+
+
+def _how_to_split(counts: dict[str, int]) -> str:
+    if set(counts) != {"all"}:
+        return ""
+    return (
+        " To have splits, extract again with --split train=0.8 validation=0.1 test=0.1, or with "
+        "a CSV that has a column 'split'"
+    )
+
+
+def splits(data: Path) -> dict[str, int]:
+    """The splits of a data set and how many clips each has."""
+    data = Path(data)
+    read_about(data)
+    return dict(Counter(row["split"] for row in _read_rows(data)))
+
+
+def read_about(data: Path) -> dict:
+    """The content of scav.json, checked."""
+    path = Path(data) / ABOUT
+    make = "`python -m scav_jax.extract --videos FOLDER --out DATA` makes one"
+    if not Path(data).is_dir():
+        raise InputError(f"{data}: expected the folder of a data set, it does not exist; {make}")
+    try:
+        about = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise InputError(
+            f"{data}: expected a data set of features, it has no {ABOUT}; {make}"
+        ) from None
+    except ValueError as error:
+        raise InputError(f"{path}: expected JSON: {error}; extract the data set again") from None
+    version = about.get("format_version")
+    if version != FORMAT_VERSION:
+        raise InputError(
+            f"{data}: expected features of format version {FORMAT_VERSION}, got {version}; extract "
+            "them again with this version of scav_jax"
+        )
+    return about
+
+
+def _read_rows(data: Path) -> list[dict]:
+    path = data / CLIPS
+    try:
+        with open(path, newline="", encoding="utf-8") as file:
+            reader = csv.DictReader(file)
+            rows = list(reader)
+    except FileNotFoundError:
+        raise InputError(f"{path} is missing; extract the data set again") from None
+    if reader.fieldnames != CLIP_COLUMNS or any(None in row.values() for row in rows):
+        raise InputError(
+            f"{path}: expected the columns {','.join(CLIP_COLUMNS)} in every row, got "
+            f"{reader.fieldnames}; extract the data set again"
+        )
+    return rows
+
+
+def _stored_counts(data: Path) -> dict[str, int]:
+    """How many records each split has, from the data set's own metadata."""
+    path = data / "dataset_info.json"
+    try:
+        info = json.loads(path.read_text(encoding="utf-8"))
+        return {split["name"]: sum(map(int, split["shardLengths"])) for split in info["splits"]}
+    except (OSError, ValueError, KeyError) as error:
+        raise InputError(f"{path}: expected TFDS metadata ({error}); extract it again") from None
+
+
+def _counts(rows: list[dict], name: str) -> np.ndarray:
+    return np.array([row[name] for row in rows]).astype(np.int32)
+
+
+def _times(rows: list[dict], name: str) -> np.ndarray:
+    """The same numbers as the records hold: float32, in float64."""
+    return np.array([row[name] for row in rows]).astype(np.float32).astype(np.float64)
+
+
+def _spans(rows: list[dict], begin: str, end: str) -> np.ndarray:
+    return np.stack([_times(rows, begin), _times(rows, end)], axis=1)
+
+
+def write_rejected(path: Path, rows: Iterable[dict]) -> None:
+    """Writes rejected.csv: what could not be used, at which stage, and why."""
+    _write_csv(path, REJECTED_COLUMNS, rows)
+
+
+def read_rejected(data: Path) -> list[dict]:
+    """The rows of rejected.csv; none where the file is missing."""
+    path = Path(data) / REJECTED
+    if not path.exists():
+        return []
+    with open(path, newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+def _write_csv(path: Path, columns: Iterable[str], rows: Iterable[dict]) -> None:
+    with open(path, "w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, list(columns), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)

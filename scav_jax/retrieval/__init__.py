@@ -1,0 +1,1 @@
+"""A trained model in use: embeddings of clips and files, validation, results."""

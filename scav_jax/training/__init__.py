@@ -1,0 +1,1 @@
+"""A run: its config, its processes, its checkpoints, what it writes."""

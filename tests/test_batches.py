@@ -144,9 +144,11 @@ def test_processes_together_have_the_rows_of_one(process_count):
     for number, batch in enumerate(alone):
         for stream in (0, 1):
             for name in ("values", "lengths", "windows"):
-                rows = [getattr(share[number][stream], name) for share in shares]
+                rows = [getattr(share[number].features[stream], name) for share in shares]
                 assert all(len(row) == 6 // process_count for row in rows)
-                np.testing.assert_array_equal(np.concatenate(rows), getattr(batch[stream], name))
+                np.testing.assert_array_equal(
+                    np.concatenate(rows), getattr(batch.features[stream], name)
+                )
 
 
 def test_a_process_reads_only_its_own_clips():
@@ -427,7 +429,7 @@ def test_batches_of_a_data_set_on_disk(tmp_path):
         options = {"batch_size": 4, "seed": 3, "align": align, "buckets": 2}
         stored = first(batches.training_batches(disk, **options), 5)
         for batch, same in zip(stored, batches.training_batches(memory, **options), strict=False):
-            for stream, expected in zip(batch, same, strict=True):
+            for stream, expected in zip(batch.features, same.features, strict=True):
                 np.testing.assert_array_equal(stream.values, expected.values)
                 np.testing.assert_array_equal(stream.lengths, expected.lengths)
                 np.testing.assert_allclose(stream.windows, expected.windows, rtol=1e-5, atol=1e-5)

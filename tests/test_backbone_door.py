@@ -26,8 +26,6 @@ from scav_jax.training import config as configs
 from scav_jax.training import processes
 from scav_jax.training.runs import load_run
 
-pytestmark = pytest.mark.usefixtures("compiled_sooner")
-
 STRANGER = '''
 import numpy as np
 

@@ -14,7 +14,7 @@ checks, lift   what no distance can compare; all pairs of a distance that has a 
 import inspect
 from collections.abc import Callable
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -190,7 +190,7 @@ def find(name: str, options: dict) -> Distance:
     return distance
 
 
-def _of_a_user(name: str, pair: Callable) -> Distance:
+def _of_a_user(name: str, pair: Any) -> Distance:
     if not callable(pair):
         raise InputError(f"distance: expected a function of two sequences, {name} is {pair!r}")
     return Distance(

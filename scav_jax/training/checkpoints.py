@@ -227,7 +227,7 @@ class Checkpoints:
 
     def _disk_errors(self):
         """tensorstore reports a full disk as text in a ValueError: makes it the OSError it is."""
-        return full_disk_is_an_oserror(self._manager.directory)
+        return full_disk_is_an_oserror(str(self._manager.directory))
 
     def _path(self, step: int, item: str) -> Path:
         return Path(self._manager.directory) / str(step) / item

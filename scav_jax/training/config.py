@@ -129,7 +129,11 @@ def settings_of(
       name: of a section that belongs to what it names: the section's first key.
     """
     settings = [
-        (p.name, p.annotation, field(default=p.default))
+        (
+            p.name,
+            type(p.default) if p.annotation is p.empty else p.annotation,
+            field(default=p.default),
+        )
         for p in inspect.signature(constructor).parameters.values()
         if p.default is not p.empty and p.name not in without
     ]

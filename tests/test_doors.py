@@ -1,0 +1,268 @@
+"""Two strangers, by dotted path: a distance, and an objective with all that one may have.
+
+Each trains, is stopped, goes on to the same bits, and is evaluated. Then what holds for every
+objective of ours: nothing of a clip depends on its row or its neighbours.
+"""
+
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from small_run import parameters, records, small_config, write_data
+
+from scav_jax import objectives
+from scav_jax.base import doors
+from scav_jax.base.errors import InputError
+from scav_jax.distances import alignment, find, pairwise
+from scav_jax.encoders import Encoders
+from scav_jax.evaluate import __main__ as evaluate_program
+from scav_jax.export.writing import export
+from scav_jax.extract.backbones import load, make_fingerprint
+from scav_jax.retrieval import model
+from scav_jax.sequences import AudioVisual, as_batch, sequences
+from scav_jax.train.loop import train
+from scav_jax.train_step import (
+    compute_loss,
+    init_params,
+    init_state,
+    loss_and_gradients,
+    make_train_step,
+    of_clips,
+)
+from scav_jax.training import processes
+
+DISTANCE = """
+import jax.numpy as jnp
+from scav_jax.sequences import masked_mean
+
+
+def of_means(visual, audio, *, power=1.0):
+    means = [masked_mean(stream.values, stream.lengths) for stream in (visual, audio)]
+    return jnp.sum((jnp.abs(means[0] - means[1]) + 1e-6) ** power)
+
+
+NUMBER = 3
+"""
+
+OBJECTIVE = """
+from dataclasses import dataclass
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from scav_jax.objectives import Objective, Outputs, Views, aggregation_loss, clip_keys
+from scav_jax.objectives.objective import spread
+from scav_jax.sequences import masked_mean
+
+
+@dataclass(frozen=True)
+class Noisy(Objective):
+    noise: float = 0.1
+    tau: float = 0.2
+    methods = ("aggregation", "sequence")
+
+    def temperatures(self):
+        return {"noisy": self.tau}
+
+    def heads(self, width):
+        return nn.Dense(6)
+
+    def views(self, batch, key):
+        def noisy(key, values):
+            return values.astype(jnp.float32) + self.noise * jax.random.normal(key, values.shape)
+
+        keys, visual = clip_keys(key, batch.numbers), batch.features.visual
+        visual = visual.replace(values=jax.vmap(noisy)(keys, visual.values))
+        return Views({"clip": batch.features, "noisy": batch.features._replace(visual=visual)})
+
+    def of_clips(self, heads, latents, about):
+        return Outputs({k: [self.embed(heads, "", s) for s in latents[k]] for k in latents})
+
+    def loss(self, log_temperature, outputs, memory, place):
+        clip, noisy = outputs.values["clip"], outputs.values["noisy"]
+        parts = [aggregation_loss(*view, log_temperature["noisy"])[0] for view in (clip, noisy)]
+        return sum(parts) + jnp.mean((clip[0] - memory["mean"][None]) ** 2), {"embeddings": clip}
+
+    def memory(self):
+        return {"mean": jnp.ones(6)}
+
+    def remember(self, memory, outputs):
+        return {"mean": 0.9 * memory["mean"] + 0.1 * jnp.mean(outputs.values["clip"][0], axis=0)}
+
+    def health(self, aux):
+        return {"embedding_spread": spread(aux["embeddings"][0])}
+
+    def embed(self, heads, stream, latents):
+        return heads(masked_mean(latents.values, latents.lengths))
+"""
+
+
+@pytest.fixture(autouse=True)
+def strangers(tmp_path, monkeypatch):
+    folder = tmp_path / "strangers"
+    folder.mkdir()
+    (folder / "stranger_distance.py").write_text(DISTANCE)
+    (folder / "stranger_objective.py").write_text(OBJECTIVE)
+    monkeypatch.syspath_prepend(str(folder))
+
+
+def trained(data, workdir, stop_after=None, **changes):
+    """Whether a training of 10 steps came to its end; SIGTERM comes after a step."""
+    settings = {"train.steps": 10, "train.validate_every": 5, "train.checkpoint_every": 0}
+    with pytest.MonkeyPatch.context() as patch:
+        if stop_after is not None:
+            patch.setattr(processes.Preemption, "__call__", lambda _, step: step == stop_after)
+        return train(small_config(data, **settings, **changes), workdir) is not None
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"distance.name": "stranger_distance:of_means", "distance.power": "2.0"},
+        {"objective.name": "stranger_objective:Noisy", "objective.noise": "0.3"},
+    ],
+    ids=["distance", "objective"],
+)
+def test_a_stranger_trains_goes_on_and_is_evaluated(tmp_path, changes):
+    data = write_data(tmp_path / "data")
+    assert trained(data, tmp_path / "whole", **changes)
+    assert not trained(data, tmp_path / "stopped", stop_after=7, **changes)
+    assert trained(data, tmp_path / "stopped", **changes)
+    jax.tree.map(
+        np.testing.assert_array_equal,
+        *(parameters(tmp_path / name) for name in ("whole", "stopped")),
+    )
+    assert records(tmp_path / "whole") == records(tmp_path / "stopped")
+    said = ["--run", str(tmp_path / "whole"), "--split", "validation", "--bootstrap", "0"]
+    assert evaluate_program.main(said) == 0
+    found = json.loads(next((tmp_path / "whole").glob("evaluation/*/metrics.json")).read_text())
+    run = found["runs"][0]
+    assert run["objective"] == changes.get("objective.name", "sequence")
+    assert run["distance"]["name"] == changes.get("distance.name", "euclidean")
+
+
+def test_an_exported_stranger_is_loaded_by_who_trusts_it(tmp_path):
+    name, extractor = "stranger_objective:Noisy", make_fingerprint(load("plain"))
+    data = write_data(tmp_path / "data", fingerprint=extractor)
+    assert trained(data, tmp_path / "run", **{"objective.name": name})
+    made = export(tmp_path / "run", tmp_path / "out")
+    with pytest.raises(InputError, match=f"objective is code .* say so with --trust {name}"):
+        model.load(tmp_path / "out")
+    read = model.load(tmp_path / "out", trust=[name])
+    assert read.identity == made.identity
+    latents = sequences(jnp.ones((2, 3, 12)), jnp.array([3, 2]))
+    head = read.run.params["heads"]
+    tower = jax.export.deserialize(
+        bytearray((tmp_path / "out" / "towers" / "audio_embedding.jaxexport").read_bytes())
+    )
+    found = tower.call(head, latents.values, latents.lengths)
+    np.testing.assert_allclose(found, np.ones((2, 12)) @ head["kernel"] + head["bias"], rtol=1e-5)
+
+
+def test_a_strangers_distance_is_lifted_and_aligned_in_time():
+    visual = sequences(jnp.ones((2, 4, 3)), jnp.array([4, 2]))
+    audio = sequences(jnp.full((3, 2, 3), 3.0))
+    found = pairwise("stranger_distance:of_means", visual, audio, power=2.0)
+    np.testing.assert_allclose(found, np.full((2, 3), 12.0), rtol=1e-5)
+    one, other = (jax.tree.map(lambda leaf: leaf[0], stream) for stream in (visual, audio))
+    weights = alignment("stranger_distance:of_means", one, other, power=2.0)
+    np.testing.assert_allclose(weights.sum(axis=0), 1.0)
+
+
+@pytest.mark.parametrize(
+    ("look", "message"),
+    [
+        (lambda: find("euclidian", {}), "Did you mean 'euclidean'"),
+        (lambda: find("no_such_module:x", {}), "there is no module 'no_such_module'"),
+        (lambda: find("stranger_distance:off_means", {}), "Did you mean 'of_means'"),
+        (lambda: find("stranger_distance:NUMBER", {}), "expected a function of two sequences"),
+        (lambda: find("stranger_distance:of_means", {"pwer": 1}), "Did you mean 'power'"),
+        (lambda: objectives.find("sequense"), "Did you mean 'sequence'"),
+        (lambda: objectives.find("stranger_distance:of_means"), "expected a subclass of"),
+        (lambda: doors.find("x", "a b", {"c": 1}), "expected one of c, or package.module:Name"),
+    ],
+)
+def test_a_door_that_leads_nowhere_is_named(look, message):
+    with pytest.raises(InputError, match=message):
+        look()
+
+
+# ---- every objective ---------------------------------------------------------------------------
+
+ENCODERS = Encoders(
+    width=8,
+    heads=2,
+    feedforward=6,
+    visual_blocks=1,
+    audio_blocks=1,
+    visual_hidden=7,
+    audio_hidden=6,
+    position_buckets=8,
+    position_max_distance=12,
+)
+EVERY = [*objectives.OBJECTIVES, "stranger_objective:Noisy"]
+
+
+def batch(clips=8):
+    rng = np.random.default_rng(4)
+    streams = []
+    for steps, width in ((6, 5), (4, 9)):
+        lengths = jnp.asarray(rng.integers(1, steps + 1, clips), jnp.int32)
+        values = jnp.asarray(rng.normal(size=(clips, steps, width)), jnp.float32)
+        streams.append(sequences(values, lengths))
+    return as_batch(AudioVisual(*streams))
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_what_is_of_a_clip_alone_depends_on_nothing_else(name):
+    """Clips in another order give their outputs in that order, and a part gives its own."""
+    objective, clips = objectives.find(name)(name=name), batch()
+    params = init_params(ENCODERS, objective, clips, seed=0)
+    order = jnp.asarray([5, 2, 7, 0, 1, 6, 4, 3])
+    key = jax.random.key(3)
+    outputs = jax.jit(lambda b, rows: of_clips(ENCODERS, objective, params, b, rows, key))
+    whole = outputs(clips, clips.numbers)
+    for some in (order, order[:3]):
+        found = outputs(jax.tree.map(lambda leaf, some=some: leaf[some], clips), some)
+        expected = jax.tree.map(lambda leaf, some=some: leaf[some], whole)
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), found, expected)
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_microbatches_change_no_number_of_any_objective(name):
+    objective, clips = objectives.find(name)(name=name), batch()
+    params, key = init_params(ENCODERS, objective, clips, seed=0), jax.random.key(3)
+    settings = {"memory": objective.memory()}
+    (loss, (_, outputs)), gradients = jax.jit(
+        lambda p: loss_and_gradients(ENCODERS, objective, p, clips, key, **settings)
+    )(params)
+    (cut_loss, (_, cut_outputs)), cut_gradients = jax.jit(
+        lambda p: loss_and_gradients(ENCODERS, objective, p, clips, key, microbatch=2, **settings)
+    )(params)
+    np.testing.assert_allclose(cut_loss, loss, rtol=1e-5)
+    plain, _ = compute_loss(ENCODERS, objective, params, clips, key, **settings)
+    np.testing.assert_allclose(plain, loss, rtol=1e-5)
+    for one, other in ((outputs, cut_outputs), (gradients, cut_gradients)):
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-5), one, other)
+
+
+def test_a_memory_is_kept_learned_from_and_left_alone_by_a_bad_step():
+    import optax
+
+    objective = objectives.find("stranger_objective:Noisy")(name="stranger_objective:Noisy")
+    clips, optimizer = batch(), optax.sgd(0.1)
+    state = init_state(ENCODERS, objective, optimizer, clips, seed=0)
+    step = jax.jit(make_train_step(ENCODERS, objective, optimizer, seed=0))
+    after, _ = step(state, clips)
+    key = jax.random.fold_in(jax.random.key(0), 0)
+    seen = of_clips(ENCODERS, objective, state.params, clips, None, key).values["clip"][0]
+    expected = 0.9 * np.ones(6) + 0.1 * np.asarray(seen).mean(axis=0)
+    np.testing.assert_allclose(after.memory["mean"], expected, rtol=1e-5)
+    audio = clips.features.audio
+    poisoned = audio.replace(values=audio.values.at[0].set(jnp.nan))
+    bad = clips._replace(features=clips.features._replace(audio=poisoned))
+    skipped, metrics = step(after, bad)
+    assert metrics["skipped"] == 1
+    np.testing.assert_array_equal(skipped.memory["mean"], after.memory["mean"])

@@ -251,9 +251,8 @@ def make_train_step(
     """`step(state, batch) -> (state, metrics)`, pure and ready for `jit`.
 
     A step whose loss or gradient is not finite changes neither parameters, optimizer nor memory: it
-    is counted instead. Dropout depends on the seed, the step and a clip's row in the batch only,
-    views on the clip's number instead of its row, so a resumed run is the same, and so is one with
-    another `microbatch` (see `loss_and_gradients`).
+    is counted instead. Dropout depends on the seed, the step and a clip's row, views on its number:
+    so a resumed run is the same, and so is one with another `microbatch`.
     """
     key = jax.random.key(seed)
     place = Place(memory_bytes, mesh)

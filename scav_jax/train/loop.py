@@ -95,14 +95,18 @@ def train(config: Config, workdir: Path) -> Run | None:
                 with meter.part("checkpoint"):
                     checkpoints.save(step, state, batches.get_state(), points)
             if stopping and not last:
-                checkpoints.close()
-                stop.close()
-                _say(f"terminated: saved step {step}; the same command resumes", bar)
-                return None
+                return _stopped(step, checkpoints, stop, bar)
         stop.close()
         if meter.steps:
             _say(_time_by_part(setup, optimizer, meter, state, batch), bar)
         return _finish(setup, workdir, checkpoints, records, state.params)
+
+
+def _stopped(step: int, checkpoints: Checkpoints, stop: processes.Preemption, bar: tqdm) -> None:
+    """What there is to do once the last step before the end is saved."""
+    checkpoints.close()
+    stop.close()
+    _say(f"terminated: saved step {step}; the same command resumes", bar)
 
 
 def _time_by_part(setup: Setup, optimizer, meter: Meter, state: TrainState, batch) -> str:

@@ -5,9 +5,9 @@ import sys
 
 import numpy as np
 import pytest
+from small_run import ROOT, small_config
 from test_clip_beats import write_weights
 from test_extract import good_video
-from test_train import ROOT, small_config
 
 from scav_jax.base.errors import InputError
 from scav_jax.evaluate import __main__ as evaluate_program
@@ -96,7 +96,9 @@ def trained(features, run, until=None):
     with pytest.MonkeyPatch.context() as patch:
         if until is not None:
             patch.setattr(processes, "Preemption", lambda *_: Stop(until))
-        config = small_config(features, **{"train.steps": 8, "train.validate_every": 4})
+        config = small_config(
+            features, **{"data.batch_size": 4, "train.steps": 8, "train.validate_every": 4}
+        )
         return train(config, run)
 
 

@@ -75,7 +75,7 @@ def test_equals_torch(config):
 
 def equals_numpy(config, state):
     """On the shortest sound of more than one step."""
-    made = beats_weights.Checkpoint(config, state, None)
+    made = beats_weights.Checkpoint(config, state)
     ours = beats.Beats(made, devices=1).encode(sounds()[4:])[0]
     theirs = reference.tokens(log_mel(sounds()[4]), state, config)
     np.testing.assert_allclose(ours, theirs.reshape(ours.shape), rtol=0, atol=1e-4)

@@ -178,7 +178,7 @@ def test_what_is_there_is_listed_and_what_is_not_is_said(official, tmp_path, cap
     done = capsys.readouterr().out
     assert done.startswith(said)
     # What it says to do next makes what configs/vggsound.py trains on.
-    words = extract_program.parse(re.search(r"next: .*\.extract (.*)\n", done)[1].split())
+    words = extract_program.parse(re.search(r"next: .*\bextract (.*)\n", done)[1].split())
     config = load_file(str(ROOT / "configs/vggsound.py")).data
     assert (str(words.out), words.backbone) == (config.path, config.backbone)
     assert parse_weights(words.weights).keys() == set(PAIRS[words.backbone])
@@ -223,7 +223,7 @@ def test_a_wrong_folder_is_one_line(official, tmp_path):
     with pytest.raises(InputError, match="another file than the list"):
         build(other, "vggsound.csv")
     assert official.read_text() == OFFICIAL
-    script = [sys.executable, "-m", "scav_jax.features.store", "vggsound", str(official)]
+    script = [sys.executable, "-m", "scav_jax.datasets", "vggsound", str(official)]
     script += ["--videos", str(other), "--out", str(tmp_path / "clips.csv"), "--validation", "0"]
     done = subprocess.run(script, capture_output=True, text=True)
     assert (done.returncode, done.stdout) == (2, "")

@@ -143,7 +143,7 @@ def few():
     params = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float32), params)
     optimizer = make_optimizer(learning_rate=1e-3, warmup_steps=1, steps=9)
     step, skipped, in_row = (jnp.zeros((), jnp.int32) for _ in range(3))
-    return TrainState(step, params, optimizer.init(params), skipped, in_row)
+    return TrainState(step, params, optimizer.init(params), {}, skipped, in_row)
 
 
 @pytest.fixture

@@ -129,7 +129,7 @@ each_case = pytest.mark.parametrize("case", list(CASES))
 def test_the_form_is_the_one_that_fits(case, resample):
     """So that the tests below test what they say."""
     forms, visual, audio = CASES[case]
-    plan = Plan(resample, "float32", None, AMPLE)
+    plan = Plan(resample, None, AMPLE)
     assert int(module._form(plan, visual, audio)) == forms[DIRECTIONS.index(resample)]
 
 

@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 from test_media import click_track, flash_frames, write_video
 
-from scav_jax.base import errors
+from scav_jax.base import errors, files
 from scav_jax.base.errors import InputError
 from scav_jax.extract import backbones, jobs, manifest, pool, program
 from scav_jax.extract.backbones.plain import PlainAudio
@@ -173,7 +173,7 @@ def test_a_csv_is_read_with_defaults(tmp_path):
         ("file,start\na,soon\n", "line 2.*start.*'soon'"),
         ("file,start\na,nan\n", "line 2.*start.*'nan'"),
         ("file,start\na,-1\n", "line 2.*start.*'-1'"),
-        ("file,id\na,x\nb,y\nc,x\n", r"line 4: id 'x'.*line 2"),
+        ("file,id\na,x\nb,y\nc,x\n", r"line 4: expected every id once, 'x'.*line 2"),
         ("file,split\na,x y\n", "line 2: split"),
         ("file,split\na,train\nb,\n", "split 'all'.*train"),
         ("file\n/a/b.mp4\n", "relative to --videos"),
@@ -416,7 +416,7 @@ def test_a_killed_writer_is_repeated_without_extracting_again(videos, tmp_path, 
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(
-        store.os, "replace", lambda a, b: no_space() if str(b) == str(out) else os.rename(a, b)
+        files.os, "replace", lambda a, b: no_space() if str(b) == str(out) else os.rename(a, b)
     )
     with pytest.raises(OSError, match="No space left"):
         program.extract(videos, out, workers=1)

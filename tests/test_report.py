@@ -55,6 +55,7 @@ def run_document(name, seed, clips, labels, bootstrap):
         "name": name,
         "run": "runs/x",
         "objective": "aggregation" if name == "CAV" else "sequence",
+        "own_method": "aggregation" if name == "CAV" else "sequence",
         "trained_with": "sequence objective, batch 64",
         "config": {"seed": 0},
         "distance": {"name": "euclidean", "options": {"resample": "visual_to_audio"}},

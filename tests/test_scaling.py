@@ -392,7 +392,7 @@ def test_bfloat16_is_near_float32_and_leaves_parameters_and_latents_alone():
     assert cosine > 0.99
     params = start(Sequential(), optimizer()).params["encoders"]
     features = jax.tree.map(jnp.asarray, batch())
-    latents = PRE.clone(precision="bfloat16").apply({"params": params}, features)
+    latents = PRE.clone(precision="bfloat16").apply({"params": params}, features.features)
     assert {stream.values.dtype for stream in latents} == {jnp.dtype(jnp.float32)}
 
 

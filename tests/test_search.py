@@ -26,6 +26,7 @@ from scav_jax.index.products import NearestSoFar
 from scav_jax.index.pruned import Bounds
 from scav_jax.index.scan import Queries, Scan
 from scav_jax.index.segments import StoredStream
+from scav_jax.retrieval import model as retrieval_model
 from scav_jax.retrieval.model import Model
 from scav_jax.search import __main__ as program
 from scav_jax.sequences import Sequences
@@ -683,7 +684,7 @@ class Stand(Model):
 
 @pytest.fixture
 def stand(monkeypatch):
-    monkeypatch.setattr(program, "load_model", lambda _: Stand())
+    monkeypatch.setattr(retrieval_model, "load_as_asked", lambda _: Stand())
 
 
 def test_search_program(tmp_path, capsys, stand):

@@ -265,6 +265,7 @@ def masks(costs, n, m):
     return jnp.broadcast_to(rows, (pairs, steps)), jnp.broadcast_to(columns, (pairs, others))
 
 
+@pytest.mark.usefixtures("optimized")  # to the last digits
 @pytest.mark.parametrize("iterations", [1, 30, 60])
 def test_both_domains_agree(iterations):
     """Plain and over-relaxed by one half and by three quarters."""

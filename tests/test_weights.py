@@ -121,7 +121,7 @@ def test_an_unknown_dtype_is_named(tmp_path):
 
 
 def test_a_directory_without_a_model_says_what_is_there(tmp_path):
-    with pytest.raises(InputError, match="got nothing"):
+    with pytest.raises(InputError, match="got none"):
         weights.read(tmp_path)
     (tmp_path / "flax_model.msgpack").write_bytes(b"x")
     with pytest.raises(InputError, match=r"flax_model\.msgpack.*converted to safetensors"):

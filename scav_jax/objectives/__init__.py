@@ -9,7 +9,6 @@ import inspect
 from collections.abc import Mapping
 from typing import Any
 
-from scav_jax import distances
 from scav_jax.base import doors
 from scav_jax.base.errors import InputError
 from scav_jax.objectives.contrastive import (
@@ -69,5 +68,4 @@ def make(objective: Mapping[str, Any], distance: Mapping[str, Any]) -> Objective
       distance: the distance's `name`, and its options.
     """
     options = {key: value for key, value in distance.items() if key != "name"}
-    distances.find(distance["name"], options)
     return find(objective["name"])(**objective, distance=distance["name"], distance_options=options)

@@ -16,6 +16,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int, PyTree
 
+from scav_jax.distances import find
 from scav_jax.sequences import AudioVisual, Batch, Sequences, masked_mean
 
 Metrics = dict[str, Float[Array, ""]]
@@ -113,6 +114,9 @@ class Objective:
     name: str = ""
     distance: str = "euclidean"
     distance_options: dict = field(default_factory=dict, hash=False)
+
+    def __post_init__(self):
+        find(self.distance, self.distance_options)
 
     # Ways of retrieval that make sense; the first is what it trains for.
     methods: ClassVar[tuple[str, ...]] = ("aggregation", "sequence")

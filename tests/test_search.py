@@ -29,6 +29,7 @@ from scav_jax.index.segments import StoredStream
 from scav_jax.retrieval import model as retrieval_model
 from scav_jax.retrieval.model import Model
 from scav_jax.search import __main__ as program
+from scav_jax.search import asking as asking_module
 from scav_jax.sequences import Sequences
 from scav_jax.sharding import make_mesh
 
@@ -705,7 +706,7 @@ def test_search_program(tmp_path, capsys, stand):
 
 def test_search_program_writes_a_page(tmp_path, capsys, stand, monkeypatch):
     index = made(tmp_path / "i", 9)
-    monkeypatch.setattr(program, "latents_of", lambda model, hits, stream: [None] * len(hits))
+    monkeypatch.setattr(asking_module, "latents_of", lambda model, hits, stream: [None] * len(hits))
     page = tmp_path / "found.html"
     given = [str(tmp_path / "i"), "a.wav", "b.wav", "--model", "m", "--k", "2"]
     assert program.main([*given, "--html", str(page)]) == 0

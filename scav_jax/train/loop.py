@@ -102,7 +102,7 @@ def train(config: Config, workdir: Path) -> Run | None:
         return _finish(setup, workdir, checkpoints, records, state.params)
 
 
-def _stopped(step: int, checkpoints: Checkpoints, stop: processes.Preemption, bar: tqdm) -> None:
+def _stopped(step: int, checkpoints: Checkpoints, stop, bar: tqdm) -> None:
     """What there is to do once the last step before the end is saved."""
     checkpoints.close()
     stop.close()

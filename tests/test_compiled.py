@@ -4,10 +4,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from communication import RING, communication_bytes
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from scav_jax.plan.compiled import RING, communication_bytes, memory_of
+from scav_jax.plan.compiled import memory_of
 
 DEVICES = 4
 SIZE = 24  # floats on each device

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from communication import communication_bytes
 
 from scav_jax import sharding
 from scav_jax.base.errors import InputError
@@ -21,7 +22,6 @@ from scav_jax.distances import pairwise
 from scav_jax.encoders import Dropout, Encoders
 from scav_jax.objectives import Place, Sequential, cross_entropy, sequence_loss
 from scav_jax.optimizer import make_optimizer
-from scav_jax.plan.compiled import communication_bytes
 from scav_jax.sequences import AudioVisual, as_batch, sequences
 from scav_jax.train_step import (
     TrainState,

@@ -21,12 +21,13 @@ import jax
 import jax.extend.core
 import jax.numpy as jnp
 import numpy as np
+from communication import communication_bytes
 from contest import Contestant, compiled, race, table, verdict
 
 from scav_jax import sharding
 from scav_jax.distances import pairwise
 from scav_jax.objectives import sequence_loss
-from scav_jax.plan.compiled import communication_bytes, memory_of
+from scav_jax.plan.compiled import memory_of
 from scav_jax.sequences import AudioVisual, Batch, Sequences, as_batch, sequences
 from scav_jax.train_step import init_state, make_train_step
 from scav_jax.training import config_files

@@ -22,6 +22,7 @@ from pathlib import Path
 
 import jax
 import numpy as np
+from communication import communication_bytes
 
 from scav_jax.base.errors import run_program
 from scav_jax.base.files import write_json
@@ -29,7 +30,7 @@ from scav_jax.encoders import Encoders
 from scav_jax.objectives import Sequential
 from scav_jax.optimizer import make_optimizer
 from scav_jax.plan import costs, trial
-from scav_jax.plan.compiled import communication_bytes, memory_of
+from scav_jax.plan.compiled import memory_of
 from scav_jax.retrieval.results import aligned
 
 DEVICES = 8

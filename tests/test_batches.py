@@ -134,9 +134,7 @@ def test_processes_together_have_the_rows_of_one(process_count):
     alone = first(batches.training_batches(split, **options), 9)
     shares = [
         first(
-            batches.training_batches(
-                split, process_index=index, process_count=process_count, **options
-            ),
+            batches.training_batches(split, process=(index, process_count), **options),
             9,
         )
         for index in range(process_count)
@@ -153,9 +151,7 @@ def test_processes_together_have_the_rows_of_one(process_count):
 
 def test_a_process_reads_only_its_own_clips():
     split = ragged_split(24)
-    dataset = batches.training_batches(
-        split, batch_size=6, seed=0, process_index=1, process_count=3, read_threads=0
-    )
+    dataset = batches.training_batches(split, batch_size=6, seed=0, process=(1, 3), read_threads=0)
     first(dataset, 2)
     assert len(split.read) == 2 * 2
 
@@ -392,15 +388,15 @@ def test_a_clip_longer_than_listed_is_an_error_that_names_it():
         ({"batch_size": 13}, "at most the 12 clips.* got 13"),
         ({"batch_size": 1}, "at least 2, got 1"),
         (
-            {"batch_size": 10, "process_count": 4},
+            {"batch_size": 10, "process": (0, 4)},
             "of the 4 processes, got 10; use 8 or 12",
         ),
         (
-            {"batch_size": 11, "process_count": 6},
+            {"batch_size": 11, "process": (0, 6)},
             "of the 6 processes, got 11; use 6 or 12",
         ),
-        ({"batch_size": 12, "process_count": 5}, "5 processes, got 12; use 10$"),
-        ({"batch_size": 4, "process_count": 20}, "use fewer processes"),
+        ({"batch_size": 12, "process": (0, 5)}, "5 processes, got 12; use 10$"),
+        ({"batch_size": 4, "process": (0, 20)}, "use fewer processes"),
         ({"batch_size": 4, "align": "tiem"}, "expected one of time, index, got 'tiem'.*'time'"),
         ({"batch_size": 4, "buckets": 0}, "buckets: expected at least 1, got 0"),
         ({"batch_size": 4, "seed": -1}, "seed: expected 0 or more, got -1"),

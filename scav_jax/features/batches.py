@@ -320,8 +320,7 @@ def training_batches(
     seed: int,
     align: str = "time",
     buckets: int = 4,
-    process_index: int = 0,
-    process_count: int = 1,
+    process: tuple[int, int] = (0, 1),
     read_threads: int = 2,
     dtype: str = "float32",
 ) -> grain.IterDataset[Batch]:
@@ -333,8 +332,7 @@ def training_batches(
       seed: the same seed gives the same batches, whatever the number of processes or threads.
       align: "time" or "index", see `trim`.
       buckets: at most this many padded shapes, hence compiled programs.
-      process_index: which process this is.
-      process_count: how many share a batch; each yields its `batch_size / process_count`
+      process: which one this is, and how many share a batch; each yields its `batch_size / count`
         consecutive rows.
       read_threads: how many threads read ahead.
       dtype: of the features, "float32" or "float16" (as stored).
@@ -348,9 +346,10 @@ def training_batches(
     """
     plan = plan_training(split, batch_size=batch_size, seed=seed, align=align, buckets=buckets)
     _check_options(align, buckets, dtype)
-    check_batch_size(batch_size, len(split), process_count)
-    rows = batch_size // process_count
-    own = slice(process_index * rows, (process_index + 1) * rows)
+    index, count = process
+    check_batch_size(batch_size, len(split), count)
+    rows = batch_size // count
+    own = slice(index * rows, (index + 1) * rows)
 
     def load(planned: tuple[np.ndarray, Padding]) -> Batch:
         indices, padding = planned

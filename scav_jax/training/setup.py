@@ -126,8 +126,7 @@ def training_dataset(setup: Setup):
         seed=setup.config.seed,
         align=setup.data.align,
         buckets=setup.data.buckets,
-        process_index=jax.process_index(),
-        process_count=jax.process_count(),
+        process=(jax.process_index(), jax.process_count()),
         read_threads=setup.data.read_threads,
         dtype=setup.data.features,
     )

@@ -275,3 +275,16 @@ def test_a_memory_is_kept_learned_from_and_left_alone_by_a_bad_step():
     skipped, metrics = step(after, bad)
     assert metrics["skipped"] == 1
     np.testing.assert_array_equal(skipped.memory["mean"], after.memory["mean"])
+
+
+def test_views_are_drawn_anew_in_every_step():
+    objective = objectives.find("stranger_objective:Noisy")(name="stranger_objective:Noisy")
+    clips, still = batch(), ENCODERS.clone(dropout=0.0)
+    params = init_params(still, objective, clips, seed=0)
+    first, again, second = (
+        of_clips(still, objective, params, clips, None, jax.random.key(seed)).values
+        for seed in (0, 0, 1)
+    )
+    jax.tree.map(np.testing.assert_array_equal, first, again)
+    np.testing.assert_array_equal(first["clip"][0], second["clip"][0])
+    assert np.abs(np.asarray(first["noisy"][0] - second["noisy"][0])).min() > 1e-6

@@ -314,12 +314,15 @@ BREAKAGES = [
         ),
         ("recall below k", "_checked_ranks(ranks) <= k))", "_checked_ranks(ranks) < k))"),
         ("an interval of one side", "100 * (1 + INTERVAL) / 2", "100 * INTERVAL"),
-        ("ids as they lie", "for name in sorted(ids)", "for name in ids"),
+    ),
+    *of(
+        "base/files", "evaluate", ("ids as they lie", "for name in sorted(ids)", "for name in ids")
     ),
     *of(
         "optimizer",
         "optimizer",
-        ("scales of heads decayed", '"position_table", "head_scale",', '"position_table",'),
+        ("scales of heads decayed", '"position_table", "head_scale")', '"position_table")'),
+        ("temperatures decayed", ' and path[0].key != "log_temperature"', ""),
         (
             "a cosine that ends too early",
             "warmup_steps, steps, 0.0)",
@@ -331,19 +334,38 @@ BREAKAGES = [
         "scaling",
         (
             "the last part only",
-            "jax.tree.map(jnp.add, total, *pull_back(of_latents))",
-            "jax.tree.map(lambda _, new: new, total, *pull_back(of_latents))",
+            "jax.tree.map(jnp.add, total, *pull_back(of_outputs))",
+            "jax.tree.map(lambda _, new: new, total, *pull_back(of_outputs))",
         ),
         (
             "no dropout in the second pass",
-            "encode(params, features, own_rows, dropout_key)",
-            "encode(params, features, own_rows, None)",
+            "encode(params, some, own_rows, key)",
+            "encode(params, some, own_rows, None)",
         ),
         (
             "rows of a part for rows of the batch",
-            "of_params = second_pass((params, dropout_key), (batch, rows, of_latents))",
-            "of_params = second_pass((params, dropout_key), (batch, 0 * rows, of_latents))",
+            "of_params = second_pass((params, key), (batch, rows, of_outputs))",
+            "of_params = second_pass((params, key), (batch, 0 * rows, of_outputs))",
         ),
+    ),
+    *of(
+        "train_step",
+        "doors",
+        (
+            "a bad step is remembered",
+            "keep(\n                objective.remember(",
+            "(lambda n, o: n)(\n                objective.remember(",
+        ),
+        (
+            "one key for all steps' views",
+            "jax.random.key(0) if key is None else key, VIEWS",
+            "jax.random.key(0), VIEWS",
+        ),
+    ),
+    *of(
+        "objectives/objective",
+        "doors",
+        ("views by place in the batch", "(key, numbers)", "(key, jnp.arange(len(numbers)))"),
     ),
     *of(
         "sharding",

@@ -19,6 +19,8 @@ sys.path.insert(0, os.path.join(ROOT, "scripts"))
 
 import bootstrap  # noqa: E402
 
+# CI gives 25 minutes; the newest takes three of them. On a slower machine it is named, not run.
+LATEST_START_S = 21.5 * 60
 NOT_COPIED = shutil.ignore_patterns(".venv", ".git", "data", "runs", "__pycache__")
 
 
@@ -51,8 +53,12 @@ def main(arguments):
     oldest, newest = min(found, default=None), max(found, default=None)
     if oldest is None:
         bootstrap.stop(f"{bootstrap.SUPPORTED} is needed, none is on this machine")
+    began = time.monotonic()
     passed = run(found[oldest], ROOT, "scripts/test", *arguments)
-    if newest != oldest and not arguments:
+    late = time.monotonic() - began > LATEST_START_S
+    if late and newest != oldest:
+        print(f"Python {newest[0]}.{newest[1]}: no time left: NOT TESTED")
+    if newest != oldest and not arguments and not late:
         with tempfile.TemporaryDirectory() as folder:
             copy = os.path.join(folder, "scav_jax")
             shutil.copytree(ROOT, copy, ignore=NOT_COPIED)

@@ -33,22 +33,31 @@ from scav_jax.train_step import (
     of_clips,
 )
 from scav_jax.training import processes
+from scav_jax.training.config import distance_section
 
 DISTANCE = """
+from __future__ import annotations
+
 import jax.numpy as jnp
 from scav_jax.sequences import masked_mean
 
 
-def of_means(visual, audio, *, power=1.0):
+def of_means(visual, audio, power: float = 1.0):
     means = [masked_mean(stream.values, stream.lengths) for stream in (visual, audio)]
     return jnp.sum((jnp.abs(means[0] - means[1]) + 1e-6) ** power)
+
+
+def of_powers(visual, audio, powers=[1.0]):
+    pass
 
 
 NUMBER = 3
 """
 
 OBJECTIVE = """
-from dataclasses import dataclass
+from __future__ import annotations
+
+from dataclasses import dataclass, field
 
 import flax.linen as nn
 import jax
@@ -61,7 +70,7 @@ from scav_jax.sequences import masked_mean
 @dataclass(frozen=True)
 class Noisy(Objective):
     noise: float = 0.1
-    tau: float = 0.2
+    tau: float = field(default_factory=lambda: 0.2)
     methods = ("aggregation", "sequence")
 
     def temperatures(self):
@@ -122,7 +131,11 @@ def trained(data, workdir, stop_after=None, **changes):
     "changes",
     [
         {"distance.name": "stranger_distance:of_means", "distance.power": "2.0"},
-        {"objective.name": "stranger_objective:Noisy", "objective.noise": "0.3"},
+        {
+            "objective.name": "stranger_objective:Noisy",
+            "objective.noise": "0.3",
+            "distance.name": "stranger_distance:of_means",
+        },
     ],
     ids=["distance", "objective"],
 )
@@ -188,6 +201,7 @@ def test_a_strangers_distance_is_lifted_and_aligned_in_time():
         (lambda: find("stranger_distance:off_means", {}), "Did you mean 'of_means'"),
         (lambda: find("stranger_distance:NUMBER", {}), "expected a function of two sequences"),
         (lambda: find("stranger_distance:of_means", {"pwer": 1}), "Did you mean 'power'"),
+        (lambda: distance_section("stranger_distance:of_powers"), "powers of .* is a list"),
         (lambda: objectives.find("sequense"), "Did you mean 'sequence'"),
         (lambda: objectives.find("stranger_distance:of_means"), "expected a subclass of"),
         (lambda: doors.find("x", "a b", {"c": 1}), "expected one of c, or package.module:Name"),

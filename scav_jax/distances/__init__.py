@@ -163,8 +163,7 @@ def option_names(name: str) -> tuple[str, ...]:
 
 
 def _options(distance: Distance) -> tuple[str, ...]:
-    parameters = inspect.signature(distance.pair).parameters.values()
-    return tuple(p.name for p in parameters if p.kind is inspect.Parameter.KEYWORD_ONLY)
+    return tuple(inspect.signature(distance.pair).parameters)[2:]  # after visual and audio
 
 
 def find(name: str, options: dict) -> Distance:

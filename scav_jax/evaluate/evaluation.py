@@ -20,7 +20,7 @@ from tqdm import tqdm
 from scav_jax import metrics
 from scav_jax.base.errors import InputError
 from scav_jax.base.files import ids_sha256, write_atomically, write_json
-from scav_jax.distances import find, option_names, retrieval_form
+from scav_jax.distances import find, option_names
 from scav_jax.features import store
 from scav_jax.report import page, pictures
 from scav_jax.retrieval import results
@@ -77,18 +77,15 @@ def retrieval_distance(
 ) -> tuple[str, dict]:
     """The distance that ranks sequences, and all its options.
 
-    By default the training's in its retrieval form (DTW for soft-DTW); what was trained without a
-    distance (CAV) ranks by the interpolated Euclidean, as in the paper's Table I.
+    By default the one that the objective ranks by: the training's, DTW for soft-DTW.
 
     Raises:
       InputError: an unknown distance, or one that does not resample.
     """
-    trained = run.objective.distance, run.objective.distance_options
-    if run.objective.methods[0] != "sequence" and trained[0] != "euclidean":
-        trained = "euclidean", {}
-    name = retrieval_form(*trained)[0] if distance is None else distance
+    name = run.objective.ranks_by()[0] if distance is None else distance
     find(name, {})
-    options = {key: trained[1][key] for key in option_names(name) if key in trained[1]}
+    trained = run.objective.distance_options
+    options = {key: trained[key] for key in option_names(name) if key in trained}
     if "resample" in option_names(name):
         options.setdefault("resample", RESAMPLINGS[0])
         options["resample"] = resample or options["resample"]

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int, PyTree
 
-from scav_jax.distances import find
+from scav_jax.distances import find, retrieval_form
 from scav_jax.sequences import AudioVisual, Batch, Sequences, masked_mean
 
 Metrics = dict[str, Float[Array, ""]]
@@ -210,6 +210,10 @@ class Objective:
         return []
 
     # ---- when it is used: what the towers see, then one vector a clip, of one stream alone ------
+
+    def ranks_by(self) -> tuple[str, dict]:
+        """The distance that ranks sequences in validation and retrieval, and its options."""
+        return retrieval_form(self.distance, self.distance_options)
 
     def shown(self, batch: Batch) -> AudioVisual:
         """What the towers see of a clip after training."""

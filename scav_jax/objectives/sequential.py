@@ -136,6 +136,12 @@ class Sequential(Objective):
         metrics["embedding_spread"] = jnp.minimum(*(spread(e) for e in aux["embeddings"]))
         return metrics
 
+    def ranks_by(self) -> tuple[str, dict]:
+        """CAV trains with no distance: the interpolated Euclidean, as in the paper's Table I."""
+        if "sequence" not in self.losses and self.distance != "euclidean":
+            return "euclidean", {}
+        return super().ranks_by()
+
     def cost(self, work: Work) -> Cost:
         """Forward and backward of all pairs; for Wasserstein the products and its 50 iterations."""
         pairs, count = float(work.clips) ** 2, len(self.losses)

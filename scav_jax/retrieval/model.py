@@ -22,7 +22,6 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from jaxtyping import PyTree
 
 from scav_jax.base.errors import InputError
-from scav_jax.distances import retrieval_form
 from scav_jax.extract import backbones
 from scav_jax.extract.backbones import Backbone, make_fingerprint
 from scav_jax.extract.manifest import ClipRequest
@@ -48,7 +47,7 @@ class Model:
     Attributes:
       run: the towers, parameters and config (see `checkpoints.Run`).
       fingerprint: of the extractor that its features come from.
-      distance: (name, options) that ranks: what it was trained with, in its retrieval form.
+      distance: (name, options) that the objective ranks by.
       batch_size: how many clips are encoded at once; part of what makes latents equal to the bit.
     """
 
@@ -60,7 +59,7 @@ class Model:
     ):
         self.run = run
         self.fingerprint = original(run.fingerprint)
-        self.distance = retrieval_form(run.objective.distance, run.objective.distance_options)
+        self.distance = run.objective.ranks_by()
         self.batch_size = BATCH_SIZES.get(jax.default_backend(), BATCH_SIZE)
         self._weights, self._trust = weights, trust
 

@@ -5,7 +5,6 @@ import sys
 import jax
 
 from scav_jax import metrics, retrieve, sharding
-from scav_jax.distances import retrieval_form
 from scav_jax.retrieval import embed
 from scav_jax.training.config import as_dict
 from scav_jax.training.runs import Run
@@ -21,8 +20,7 @@ def validate(setup: Setup, params) -> dict[str, float]:
         batch_size=setup.data.batch_size,
         mesh=mesh,
     )
-    ranks_by = retrieval_form(setup.objective.distance, setup.objective.distance_options)
-    similarities, distances = embed.all_against_all(embedded, *ranks_by)
+    similarities, distances = embed.all_against_all(embedded, *setup.objective.ranks_by())
     matrices = {"sequence": distances, "aggregation": -similarities}
     return {
         f"{method}_{direction}": metrics.recall_at_k(

@@ -22,7 +22,7 @@ import re
 import types
 import typing
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import MISSING, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -127,18 +127,36 @@ def settings_of(
       constructor: its arguments with a default are settings.
       without: arguments that come from elsewhere.
       name: of a section that belongs to what it names: the section's first key.
+
+    Raises:
+      InputError: a default that could be changed, such as a list.
     """
-    settings = [
-        (
-            p.name,
-            type(p.default) if p.annotation is p.empty else p.annotation,
-            field(default=p.default),
-        )
-        for p in inspect.signature(constructor).parameters.values()
-        if p.default is not p.empty and p.name not in without
-    ]
+    fields = dataclasses.fields(constructor) if dataclasses.is_dataclass(constructor) else ()
+    made = {f.name: f.default_factory for f in fields if f.default_factory is not MISSING}
+    settings = []
+    for p in _signature(constructor).parameters.values():
+        if p.default is p.empty or p.name in without:
+            continue
+        default = made[p.name]() if p.name in made else p.default
+        if type(default).__hash__ is None:
+            raise InputError(
+                f"config.{section}: expected options that are numbers, words or tuples, {p.name} "
+                f"of {name or section} is a {type(default).__name__}"
+            )
+        kind = type(default) if p.annotation is p.empty else p.annotation
+        settings.append((p.name, kind, field(default=default)))
     named = [] if name is None else [("name", str, field(default=name))]
     return dataclasses.make_dataclass(section, [*named, *settings], frozen=True)()
+
+
+def _signature(constructor: Callable) -> inspect.Signature:
+    """With annotations that `from __future__ import annotations` keeps as text read again."""
+    try:
+        return inspect.signature(constructor, eval_str=True)
+    except NameError:  # of an import for type checkers: a default says enough
+        plain = inspect.signature(constructor)
+        free = [p.replace(annotation=p.empty) for p in plain.parameters.values()]
+        return plain.replace(parameters=free)
 
 
 def distance_section(name: str) -> Any:

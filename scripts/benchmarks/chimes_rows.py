@@ -25,7 +25,6 @@ import numpy as np
 from scav_jax import metrics, retrieve
 from scav_jax.base.errors import run_program
 from scav_jax.base.files import ids_sha256, write_json
-from scav_jax.distances import retrieval_form
 from scav_jax.features import store
 from scav_jax.retrieval import embed
 from scav_jax.retrieval.validation import score
@@ -111,7 +110,7 @@ def evaluated(workdir: Path, data: str, split_name: str) -> dict:
     run = load_run(workdir)
     split = store.read(Path(data), split_name)
     embedded = embed.embed(run, split)
-    ranks_by = retrieval_form(run.objective.distance, run.objective.distance_options)
+    ranks_by = run.objective.ranks_by()
     similarities, distances = embed.all_against_all(embedded, *ranks_by)
     ks = [k for k in KS if k < len(split)] + [len(split)]
     result = {}

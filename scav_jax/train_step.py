@@ -123,11 +123,11 @@ def compute_loss(
     Returns:
       The loss, and the objective's aux.
     """
-    outputs = of_clips(encoders, objective, _per_clip(params), batch, None, key)
+    outputs = of_clips(encoders, objective, per_clip(params), batch, None, key)
     return objective.loss(params.get("log_temperature", {}), outputs, memory, place)
 
 
-def _per_clip(params: PyTree) -> PyTree:
+def per_clip(params: PyTree) -> PyTree:
     """The parameters of what is done with each clip alone."""
     return {name: params[name] for name in ("encoders", "heads") if name in params}
 
@@ -200,14 +200,14 @@ def loss_and_gradients(
     if not microbatch:
 
         def of_params(params):
-            outputs = encode(_per_clip(params), batch, None, key)
+            outputs = encode(per_clip(params), batch, None, key)
             return loss(params.get("log_temperature", {}), outputs)
 
         return jax.value_and_grad(of_params, has_aux=True)(params)
     result, (of_clip_params, of_temperature) = gradient_cache.value_and_gradients(
         encode,
         loss,
-        _per_clip(params),
+        per_clip(params),
         params.get("log_temperature", {}),
         batch,
         key,

@@ -21,16 +21,19 @@ from scav_jax.training.runs import load_run
 ROOT = Path(__file__).parents[1]
 FINGERPRINT = {"backbone": "random", "rate_hz": 16000}
 STEPS = 24
+TOWERS = {
+    "width": 12,
+    "visual_blocks": 1,
+    "audio_blocks": 1,
+    "visual_hidden": 10,
+    "audio_hidden": 9,
+    "heads": 2,
+    "feedforward": 14,
+}
 SMALL = {
     "data.batch_size": 8,
     "data.buckets": 1,  # one program
-    "encoders.width": 12,
-    "encoders.heads": 2,
-    "encoders.visual_blocks": 1,
-    "encoders.audio_blocks": 1,
-    "encoders.visual_hidden": 10,
-    "encoders.audio_hidden": 9,
-    "encoders.feedforward": 14,
+    **{f"encoders.{name}": value for name, value in TOWERS.items()},
     "optimizer.warmup_steps": 3,
     "train.steps": STEPS,
     "train.log_every": 1,

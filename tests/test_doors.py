@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import jaxtyping
 import numpy as np
 import pytest
-from small_run import parameters, records, small_config, write_data
+from small_run import TOWERS, parameters, records, small_config, write_data
 
 from scav_jax import objectives
 from scav_jax.base import doors
@@ -214,17 +214,7 @@ def test_a_door_that_leads_nowhere_is_named(look, message):
 
 # ---- every objective ---------------------------------------------------------------------------
 
-ENCODERS = Encoders(
-    width=8,
-    heads=2,
-    feedforward=6,
-    visual_blocks=1,
-    audio_blocks=1,
-    visual_hidden=7,
-    audio_hidden=6,
-    position_buckets=8,
-    position_max_distance=12,
-)
+ENCODERS = Encoders(**TOWERS)
 EVERY = [*objectives.OBJECTIVES, "stranger_objective:Noisy"]
 
 

@@ -5,6 +5,7 @@ from dataclasses import replace
 import jax
 import numpy as np
 import pytest
+from small_run import TOWERS
 
 from scav_jax.base.errors import InputError
 from scav_jax.features import store
@@ -18,15 +19,7 @@ FINGERPRINT = {"backbone": "random", "rate_hz": 16000}
 CONFIG = Config().replace(
     seed=3,
     data={"buckets": 2},
-    encoders={
-        "width": 12,
-        "visual_blocks": 1,
-        "audio_blocks": 1,
-        "visual_hidden": 10,
-        "audio_hidden": 9,
-        "heads": 2,
-        "feedforward": 14,
-    },
+    encoders=TOWERS,
 )
 
 

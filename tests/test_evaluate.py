@@ -6,6 +6,7 @@ import re
 import jax
 import numpy as np
 import pytest
+from small_run import TOWERS
 
 from scav_jax import retrieve
 from scav_jax.base.errors import InputError
@@ -52,15 +53,7 @@ def write_run(folder, data, seed=0, distance=None, **objective):
     config = Config().replace(
         seed=seed,
         data={"path": str(data), "buckets": 2, "batch_size": 4},
-        encoders={
-            "width": 12,
-            "visual_blocks": 1,
-            "audio_blocks": 1,
-            "visual_hidden": 10,
-            "audio_hidden": 9,
-            "heads": 2,
-            "feedforward": 14,
-        },
+        encoders=TOWERS,
         distance=distance or {"resample": "audio_to_visual"},
         objective=objective,
     )

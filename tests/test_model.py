@@ -10,6 +10,7 @@ import av
 import jax
 import numpy as np
 import pytest
+from small_run import TOWERS
 from test_media import click_track, flash_frames, write_video
 
 from scav_jax.base.errors import InputError
@@ -25,15 +26,6 @@ from scav_jax.training.config import Config, as_dict
 RATE = 16_000
 WIDTHS = {"visual": 384, "audio": 2048}
 STREAMS = ("visual", "audio")
-TOWERS = {
-    "width": 12,
-    "visual_blocks": 1,
-    "audio_blocks": 1,
-    "visual_hidden": 10,
-    "audio_hidden": 9,
-    "heads": 2,
-    "feedforward": 14,
-}
 
 
 def write_run(folder, seed=0, pre_resample="visual_to_audio", fingerprint=None, **distance):

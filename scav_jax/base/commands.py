@@ -128,7 +128,7 @@ def add_model(parser: argparse.ArgumentParser) -> None:
         action="append",
         default=[],
         metavar="PACKAGE.MODULE:NAME",
-        help="a side of the model's backbone that is not of scav_jax, and may be imported",
+        help="code that the model names and that is not of scav_jax, and may be imported",
     )
 
 

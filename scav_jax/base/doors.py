@@ -2,7 +2,7 @@
 
 import importlib
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import TypeVar
 
 from scav_jax.base.errors import InputError, did_you_mean
@@ -47,3 +47,18 @@ def find(what: str, name: str, known: Mapping[str, T]) -> T:
             f"{what}: expected a name in {path}, got {wanted!r}.{did_you_mean(wanted, names)}"
         )
     return getattr(module, wanted)
+
+
+def check_trusted(name: str, allowed: Collection[str], said: str) -> None:
+    """Raises `InputError` for code that only a model names: models come from anywhere.
+
+    Args:
+      name: what the model names.
+      allowed: entries of ours, and what the user trusts.
+      said: the beginning of the message, what the model has it for.
+    """
+    if name not in allowed:
+        raise InputError(
+            f"{said}; if it is yours or you trust it, say so with --trust {name} (in Python: "
+            f"load(..., trust=[{name!r}]))"
+        )

@@ -1,14 +1,4 @@
-"""A trained model as files that others can load.
-
-    DIR/README.md                     the model card
-    DIR/model.safetensors             parameters, as encoders.visual.block_0.attention.query.kernel
-    DIR/config.json                   the resolved config, and what was exported
-    DIR/preprocessing.json            the fingerprint of the extractor
-    DIR/towers/visual.jaxexport       each tower as StableHLO for CPU, CUDA and TPU, of any batch
-    DIR/towers/audio.jaxexport          and number of steps, without its parameters
-
-`scav_jax.retrieval.model.load(DIR)` needs no orbax. The same run gives the same bytes.
-"""
+"""Writing a trained model as files that others can load; `export.__main__` says which they are."""
 
 import contextlib
 import json

@@ -56,23 +56,16 @@ class Workload:
     shard_params: bool = False
     shard_optimizer: bool = False
 
-    @functools.cached_property
+    @property
     def passes(self) -> tuple[dict[str, tuple[int, int]], ...]:
         """(steps, width) that each tower sees in every pass: the objective's views of a clip.
 
         'pre' resampling brings both streams to one length.
         """
-        batch = example_batch({"visual": self.visual[1], "audio": self.audio[1]})
-        features = [
-            stream.replace(values=jax.ShapeDtypeStruct((1, *shape), jnp.float32))
-            for stream, shape in zip(batch.features, (self.visual, self.audio), strict=True)
-        ]
-        batch = batch._replace(features=AudioVisual(*features))
-        views = jax.eval_shape(lambda b: self.objective.views(b, jax.random.key(0)), batch)
-        return tuple(self._resampled(view) for view in views.features.values())
+        views = _view_shapes(self.objective, self.visual, self.audio)
+        return tuple(self._resampled(view) for view in views)
 
-    def _resampled(self, view: AudioVisual) -> dict[str, tuple[int, int]]:
-        shapes = {name: getattr(view, name).values.shape[1:] for name in ("visual", "audio")}
+    def _resampled(self, shapes: dict[str, tuple[int, int]]) -> dict[str, tuple[int, int]]:
         to = {"visual_to_audio": "audio", "audio_to_visual": "visual"}
         target = to.get(self.encoders.pre_resample)
         if target is None:
@@ -86,6 +79,24 @@ class Workload:
         steps = first["visual"][0], first["audio"][0]
         rows, width = self.batch / self.devices, self.encoders.width
         return self.objective.cost(Work(self.batch, rows, steps, width, self.distance_bytes))
+
+
+@functools.cache  # a search for the largest batch asks again and again
+def _view_shapes(
+    objective: Objective, visual: tuple[int, int], audio: tuple[int, int]
+) -> tuple[dict[str, tuple[int, int]], ...]:
+    """(steps, width) of both streams in every view of a clip."""
+    batch = example_batch({"visual": visual[1], "audio": audio[1]})
+    features = [
+        stream.replace(values=jax.ShapeDtypeStruct((1, *shape), jnp.float32))
+        for stream, shape in zip(batch.features, (visual, audio), strict=True)
+    ]
+    batch = batch._replace(features=AudioVisual(*features))
+    views = jax.eval_shape(lambda b: objective.views(b, jax.random.key(0)), batch)
+    return tuple(
+        {name: getattr(view, name).values.shape[1:] for name in ("visual", "audio")}
+        for view in views.features.values()
+    )
 
 
 def parameters(work: Workload) -> int:

@@ -21,6 +21,7 @@ import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 from jaxtyping import PyTree
 
+from scav_jax.base import doors
 from scav_jax.base.errors import InputError
 from scav_jax.extract import backbones
 from scav_jax.extract.backbones import Backbone, make_fingerprint
@@ -295,12 +296,9 @@ def load_exported(path: Path, trust: Collection[str] = ()) -> Run:
         raise InputError(f"{path}: expected an exported model ({error}); export it again") from None
     for section in ("objective", "distance"):
         name = str(config[section]["name"])
-        if ":" in name and name not in trust:
-            raise InputError(
-                f"{path}: its {section} is code that is not part of this package, {name}; if it is "
-                f"yours or you trust it, say so with --trust {name} (in Python: "
-                f"load(..., trust=[{name!r}]))"
-            )
+        if ":" in name:
+            said = f"{path}: its {section} is code that is not part of this package, {name}"
+            doors.check_trusted(name, trust, said)
     encoders, objective = build(from_dict(config, path / CONFIG_FILE))
     like = parameter_shapes(encoders, objective, config["features"]["widths"])
     shapes = {name.replace(".", "/"): tuple(values.shape) for name, values in stored.items()}

@@ -316,8 +316,9 @@ def _with(present: Any, section: str, rest: str, key: str, value: Any, config: C
             f"config.{key}: expected a key of this section, as in config.{section}.{first}; "
             f"it has {', '.join(kinds)}"
         )
-    if rest.partition(".")[0] in kinds and "." in rest:
-        raise InputError(f"config.{key}: {section}.{rest.partition('.')[0]} is a value")
+    first, dot, _ = rest.partition(".")
+    if dot and first in kinds:
+        raise InputError(f"config.{key}: {section}.{first} is a value")
     if rest not in kinds:
         _unknown(config, key, rest, section, list(kinds))
     return dataclasses.replace(present, **{rest: _read(key, value, kinds[rest])})

@@ -20,7 +20,7 @@ from scav_jax.base.errors import InputError
 from scav_jax.encoders import Encoders
 from scav_jax.objectives import Objective, Place
 from scav_jax.sequences import Batch
-from scav_jax.train_step import TrainState, of_clips
+from scav_jax.train_step import TrainState, of_clips, per_clip
 
 FOLDER = "profile"
 REPEATS = 3
@@ -110,7 +110,7 @@ def parts_of_step(
     part = microbatch or size
     some = jax.tree.map(lambda x: x[:part], batch)
     encode = partial(of_clips, encoders, objective, batch=some, rows=None, key=jax.random.key(0))
-    per_clip = {name: state.params[name] for name in ("encoders", "heads") if name in state.params}
+    params = per_clip(state.params)
 
     def pulled(params):
         values, back = jax.vjp(lambda p: encode(params=p).values, params)
@@ -125,12 +125,12 @@ def parts_of_step(
             updates, opt_state = optimizer.update(gradients, opt_state, params)
         return optax.apply_updates(params, updates), opt_state
 
-    outputs = jax.jit(lambda params: encode(params=params))(per_clip)
+    outputs = jax.jit(lambda params: encode(params=params))(params)
     # Every clip's outputs are of one shape: those of one part stand for all.
     outputs = jax.tree.map(lambda x: jnp.concatenate([x] * (size // part)), outputs)
     scale = size / part
-    forward = scale * _seconds(lambda params: encode(params=params), per_clip)
-    both = scale * _seconds(pulled, per_clip)
+    forward = scale * _seconds(lambda params: encode(params=params), params)
+    both = scale * _seconds(pulled, params)
     temperatures = state.params.get("log_temperature", {})
     return {
         "towers, forward": forward,

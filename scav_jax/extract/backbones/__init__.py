@@ -234,12 +234,8 @@ def from_fingerprint(
     weights = dict(weights or {})
     sides = {stream: about[stream] for stream in SIDES}
     for name in [side["name"] for side in sides.values()]:
-        if name not in {*VISUAL, *AUDIO, *trust, *weights}:
-            raise InputError(
-                f"{name}: the features were made by code that is not part of this package; if it "
-                f"is yours or you trust it, say so with --trust {name} (in Python: "
-                f"load(..., trust=[{name!r}]))"
-            )
+        said = f"{name}: the features were made by code that is not part of this package"
+        doors.check_trusted(name, {*VISUAL, *AUDIO, *trust, *weights}, said)
     needed = [side["name"] for side in sides.values() if side["has_weights"]]
     missing = [name for name in dict.fromkeys(needed) if name not in weights]
     if missing:

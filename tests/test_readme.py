@@ -12,12 +12,18 @@ import sysconfig
 import zipfile
 from pathlib import Path
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import yaml
 
 import scav_jax
+from scav_jax import objectives
 from scav_jax.__main__ import program
+from scav_jax.distances import pairwise
+from scav_jax.extract import backbones
+from scav_jax.objectives.objective import Place
+from scav_jax.sequences import AudioVisual, sequences
 from scav_jax.training.config_files import find
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -62,6 +68,52 @@ def test_example_runs():
     assert np.isfinite(distances).all() and distances.std() > 0
     assert np.isfinite(float(names["loss"]))
     assert printed.getvalue().startswith("(4, 4) ")
+
+
+# What a reader's module imports around the README's three doors.
+OWN_MODULE = """
+from dataclasses import dataclass
+import jax.numpy as jnp
+from scav_jax.extract.backbones.sides import Visual
+from scav_jax.objectives import Objective, Outputs
+from scav_jax.sequences import masked_mean
+"""
+
+
+@pytest.fixture
+def own_module(tmp_path, monkeypatch) -> str:
+    """The name of a module in which the README's distance, objective and backbone stand."""
+    doors = [
+        next(block for block in code_blocks("python") if start in block)
+        for start in ("def distance(", "class Margin(", "class Dino(")
+    ]
+    (tmp_path / "of_the_readme.py").write_text("\n\n".join([OWN_MODULE, *doors]))
+    monkeypatch.syspath_prepend(tmp_path)
+    yield "of_the_readme"
+    sys.modules.pop("of_the_readme", None)
+
+
+def test_the_doors_open(own_module, random):
+    lengths = np.array([5, 3, 4])
+    values = random.normal(size=(2, 3, 5, 4)).astype(np.float32)
+    means = np.array([[one[i, :n].mean(0) for i, n in enumerate(lengths)] for one in values])
+    values[:, np.arange(5) >= lengths[:, None]] = np.nan
+    clips = [sequences(jnp.asarray(one), jnp.asarray(lengths)) for one in values]
+    apart = means[0][:, None] - means[1][None]
+    D = pairwise(f"{own_module}:distance", *clips, power=1.5)
+    np.testing.assert_allclose(D, (np.abs(apart) ** 1.5).mean(-1), rtol=1e-5)
+
+    name = f"{own_module}:Margin"
+    objective = objectives.make({"name": name, "margin": 0.2}, {"name": "euclidean"})
+    outputs = objective.of_clips(None, {"clip": AudioVisual(*clips)}, ())
+    loss, _ = objective.loss({}, outputs, {}, Place(2**30, None))
+    D = (apart**2).sum(-1)
+    hinge = np.maximum(np.diag(D)[:, None] - D + 0.2, 0).mean()
+    np.testing.assert_allclose(loss, hinge, rtol=1e-5)
+
+    weights = {f"{own_module}:Dino": "dino.safetensors"}
+    made = backbones.load(visual=f"{own_module}:Dino", audio="plain", weights=weights)
+    assert made.visual.width == 384
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)

@@ -59,6 +59,8 @@ def log_mel(waveform: Float[np.ndarray, " S"]) -> Float[np.ndarray, "frames 128"
 
 def _log_mel_of_windows(windows: Float[np.ndarray, "n 400"]) -> Float[np.ndarray, "n 128"]:
     centred = windows - windows.mean(axis=1, keepdims=True)  # Kaldi's remove_dc_offset
+    # What the mean was rounded by; of a constant it were all that is left, far above the floor.
+    centred -= centred.mean(axis=1, keepdims=True)
     padded = np.zeros((len(windows), FFT_SAMPLES), np.float32)
     emphasised = padded[:, :WINDOW_SAMPLES]
     emphasised[:, 1:] = centred[:, 1:] - np.float32(PREEMPHASIS) * centred[:, :-1]

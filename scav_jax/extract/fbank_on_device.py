@@ -27,6 +27,8 @@ def log_mel_on_device(waveforms: Float[Array, "B S"]) -> Float[Array, "B frames 
     frames = fbank.frame_count(waveforms.shape[1])
     windows = _windows(waveforms.astype(jnp.float32) * fbank.FULL_SCALE, frames)
     centred = windows - jnp.mean(windows, axis=-1, keepdims=True)  # Kaldi's remove_dc_offset
+    # What the mean was rounded by; of a constant it were all that is left, far above the floor.
+    centred = centred - jnp.mean(centred, axis=-1, keepdims=True)
     # The first sample is its own predecessor.
     before = jnp.concatenate([centred[..., :1], centred[..., :-1]], axis=-1)
     emphasised = (centred - fbank.PREEMPHASIS * before) * fbank.povey_window()[None, None]

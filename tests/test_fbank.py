@@ -80,7 +80,10 @@ def test_means_are_taken_off_to_the_last_digit(kind):
     ("waveform", "words"),
     [
         (np.zeros(800, np.int16), r"mono floats .* of int16; divide 16-bit samples by 32768"),
-        (np.full(800, 3000.0, np.float32), r"in \[-1, 1\], got a peak of 3000; divide by full scale"),
+        (
+            np.full(800, 3000.0, np.float32),
+            r"\[-1, 1\], got a peak of 3000; divide by full",
+        ),
         (np.full(800, np.nan, np.float32), "finite samples"),
         (np.zeros((2, 800), np.float32), r"shape \(2, 800\)"),
     ],

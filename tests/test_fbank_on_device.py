@@ -38,7 +38,7 @@ def test_means_are_taken_off_to_the_last_digit(kind):
 def test_what_is_no_sound_in_full_scale_is_refused():
     with pytest.raises(InputError, match="got int16; divide 16-bit samples"):
         log_mel(np.zeros((2, 800), np.int16))
-    with pytest.raises(InputError, match="waveform 1: .* got a peak of 3000"):
+    with pytest.raises(InputError, match=r"waveform 1: .* got a peak of 3000"):
         log_mel_on_device(np.float32([[0.0] * 800, [3000.0] * 800]))
 
 

@@ -277,17 +277,17 @@ def read_csv_with_groups(
     reader = csv.DictReader(text.splitlines(), skipinitialspace=True)
     columns = [name.strip() for name in reader.fieldnames or []]
     reader.fieldnames = columns
+    if column is not None and column not in columns:
+        raise InputError(
+            f"--split-by: expected file, folder or a column of {path} ({', '.join(columns)}), got "
+            f"{column!r}.{did_you_mean(column, ['file', 'folder', *columns])}"
+        )
     for name in columns:
         if name not in COLUMNS and name != column:
             raise InputError(
                 f"{path}: unknown column {name!r}, expected {','.join(COLUMNS)}."
                 f"{did_you_mean(name, COLUMNS)}"
             )
-    if column is not None and column not in columns:
-        raise InputError(
-            f"--split-by: expected file, folder or a column of {path} ({', '.join(columns)}), got "
-            f"{column!r}.{did_you_mean(column, ['file', 'folder', *columns])}"
-        )
     if "file" not in columns:
         raise InputError(f"{path}: expected a header with a column 'file', got {columns}")
     if len(set(columns)) < len(columns):

@@ -16,6 +16,7 @@ from scav_jax.encoders import Encoders
 from scav_jax.features.clip import Clip
 from scav_jax.objectives import Sequential
 from scav_jax.objectives.objective import Work
+from scav_jax.objectives.sequential import TITLES
 from scav_jax.optimizer import make_optimizer
 from scav_jax.plan import __main__ as program
 from scav_jax.plan import costs, devices, estimate, trial
@@ -79,7 +80,8 @@ def test_blocks_of_the_loss_are_planned():
     """As compiled (`scripts/benchmarks/plan_memory.py`): MiB of the loss alone, within 10 %."""
     scav = (1024, 45.2), (2048, 178.4), (4096, 644.8), (8192, 1033.4), (16384, 3093.2)
     cav = (4096, 578.9), (16384, 2315.2)
-    for name, figures in (("sequence", scav), ("aggregation", cav)):
+    both = (4096, 646.5), (16384, 5143.3)
+    for name, figures in zip(TITLES, (scav, cav, both), strict=True):
         for batch, found in figures:
             planned = Sequential(name=name).cost(Work(batch, batch, (6, 6), 16, 2**30)).memory
             assert planned / 2**20 == pytest.approx(found, rel=0.1)

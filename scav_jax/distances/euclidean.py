@@ -31,11 +31,17 @@ from functools import partial
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from scav_jax.base.errors import InputError, did_you_mean
 from scav_jax.distances import resampling
-from scav_jax.distances.euclidean_blocks import Plan, moved_and_target, sum_dtype
+from scav_jax.distances.euclidean_blocks import (
+    FULL_PRECISION,
+    Plan,
+    moved_and_target,
+    sum_dtype,
+)
 from scav_jax.distances.euclidean_many_grids import (
     distances_by_pairs,
     ragged_distances,
@@ -57,6 +63,7 @@ from scav_jax.sequences import (
 )
 
 PIVOTS = 16  # groups of clips, or clips far from all others, that are told apart
+SKETCHED_STEPS, SKETCH_WIDTH = 8, 16
 SCATTERED = 1e4  # squared distances from the centre, in those within groups: costs four digits
 FEW_GRIDS = 0.4  # audio grids per audio sequence, beyond which a product serves too few of them
 
@@ -198,11 +205,11 @@ def _switch(form: Int[Array, ""], plan: Plan, forms, *arguments):
 def _scattered(visual: Sequences, audio: Sequences) -> Bool[Array, ""]:
     """Whether clips lie in a few groups much farther apart than the clips of a group.
 
-    Seen from the clips' means, plain and with alternating signs, by pivots, each the clip that is
-    farthest from those before it (Gonzalez 1985).
+    Seen from sketches of the clips, by pivots, each the clip that is farthest from those before it
+    (Gonzalez 1985).
     """
-    points = jax.lax.stop_gradient(jnp.concatenate([_means(visual), _means(audio)]))
-    centre = jnp.mean(_means(audio), axis=0, keepdims=True)
+    points = jax.lax.stop_gradient(jnp.concatenate([_sketches(visual), _sketches(audio)]))
+    centre = jnp.mean(points[len(visual.lengths) :], axis=0, keepdims=True)
     from_centre = jnp.sum((points - centre) ** 2, axis=1)
 
     def to_nearest(nearest, _):
@@ -213,13 +220,25 @@ def _scattered(visual: Sequences, audio: Sequences) -> Bool[Array, ""]:
     return jnp.max(from_centre) > SCATTERED * jnp.mean(nearest)
 
 
-def _means(stream: Sequences) -> Float[Array, "B 2C"]:
-    """Of each clip, over its real steps."""
-    values = zero_padding(stream.values.astype(sum_dtype(stream)), stream.lengths)
-    signs = 1.0 - 2.0 * (jnp.arange(values.shape[1]) % 2).astype(values.dtype)
-    means = jnp.einsum("st,btc->bsc", jnp.stack([jnp.ones_like(signs), signs]), values)
-    means = means / stream.lengths[:, None, None].astype(values.dtype)
-    return means.reshape(len(means), -1)
+def _sketches(stream: Sequences) -> Float[Array, "B 32"]:
+    """Of each clip: means over some steps, plain and with alternating signs, projected at random.
+
+    Cheap beside a product of all pairs, and clips that are far apart stay so.
+    """
+    stride = max(1, stream.values.shape[1] // SKETCHED_STEPS)
+    lengths = -(-stream.lengths // stride)
+    values = zero_padding(stream.values[:, ::stride].astype(sum_dtype(stream)), lengths)
+    signs = np.random.default_rng(0).choice([-1.0, 1.0], (values.shape[2], SKETCH_WIDTH))
+    turns = 1 - 2 * (np.arange(values.shape[1]) % 2)
+    count = lengths[:, None].astype(values.dtype)
+    sums = [jnp.sum(values, axis=1), jnp.sum(values * _constant(turns[None, :, None], values), 1)]
+    return jnp.concatenate(
+        [jnp.matmul(x / count, _constant(signs, x), precision=FULL_PRECISION) for x in sums], axis=1
+    )
+
+
+def _constant(numbers: np.ndarray, like: Array) -> Array:
+    return jnp.asarray(numbers, like.dtype)
 
 
 def _form(plan: Plan, visual: Sequences, audio: Sequences) -> Int[Array, ""]:

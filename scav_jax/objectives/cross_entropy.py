@@ -119,16 +119,19 @@ class Matrices(NamedTuple):
     of_block: float
 
 
-def memory_of_loss(clips: int, rows: float, kept: Matrices) -> float:
+def memory_of_losses(clips: int, rows: float, *kept: Matrices) -> float:
     """Bytes of value, gradient and metrics.
 
     Args:
       clips: in a global batch.
       rows: of D on this device.
-      kept: by the loss.
+      kept: by each loss; XLA computes one after the other, but what is whole of each stays.
     """
     blocks = _blocks(clips, clips * clips * FLOAT)
-    matrices = kept.at_once if blocks == 1 else kept.whole + kept.of_block / blocks
+    if blocks == 1:
+        matrices = max(loss.at_once for loss in kept)
+    else:
+        matrices = sum(loss.whole + loss.of_block / blocks for loss in kept)
     return FLOAT * rows * clips * matrices
 
 

@@ -11,7 +11,7 @@ from scav_jax import sharding
 from scav_jax.base.errors import InputError, did_you_mean
 from scav_jax.distances import pairwise_with_aux
 from scav_jax.objectives.contrastive import aggregation_loss, sequence_loss
-from scav_jax.objectives.cross_entropy import Matrices, block_of, memory_of_loss, over_blocks
+from scav_jax.objectives.cross_entropy import Matrices, block_of, memory_of_losses, over_blocks
 from scav_jax.objectives.objective import (
     FLOAT,
     LOSS_OPERATIONS,
@@ -146,7 +146,7 @@ class Sequential(Objective):
         """Forward and backward of all pairs; for Wasserstein the products and its 50 iterations."""
         pairs, count = float(work.clips) ** 2, len(self.losses)
         distance = 6.0 * pairs * work.width if "aggregation" in self.losses else 0.0
-        memory = sum(memory_of_loss(work.clips, work.rows, KEPT[name]) for name in self.losses)
+        memory = memory_of_losses(work.clips, work.rows, *(KEPT[name] for name in self.losses))
         if "sequence" in self.losses:
             n, m = work.steps
             if self.distance == "euclidean":

@@ -15,6 +15,7 @@ from scav_jax.base.errors import InputError
 
 RECALLS = (1, 5, 10)
 INTERVAL = 0.95
+FEW_QUERIES = 100  # below, R@1 may be off by 10 points either way and more
 TIE_RULE = "a candidate exactly as close as the right one counts against the query"
 _BLOCK_VALUES = 1 << 24  # comparisons held at once while counting
 
@@ -104,6 +105,43 @@ def recall_at_k(ranks: Int[np.ndarray, " Q"], k: int) -> float:
     if k < 1:
         raise InputError(f"expected k of at least 1, got {k}")
     return float(np.mean(_checked_ranks(ranks) <= k))
+
+
+def margin(queries: int) -> float:
+    """How far a share of so many queries may be off either way, at worst (95 %, at a half).
+
+    >>> round(margin(13), 2), round(margin(550), 2)
+    (0.27, 0.04)
+    """
+    return 0.98 / queries**0.5
+
+
+def few_queries(queries: int) -> str:
+    """What so few queries cannot tell, in words; "" where there are enough.
+
+    >>> few_queries(13)
+    'N = 13 is few: R@1 may be off by 27 points either way, differences below that say nothing'
+    """
+    if queries >= FEW_QUERIES:
+        return ""
+    return (
+        f"N = {queries} is few: R@1 may be off by {100 * margin(queries):.0f} points either way, "
+        "differences below that say nothing"
+    )
+
+
+def told_apart(share: float, queries: int) -> float:
+    """A share rounded down to what so few queries tell apart, their standard error; as it is else.
+
+    So a checkpoint is not better than a later one by the luck of one query in thirteen.
+
+    >>> told_apart(5 / 13, 13) == told_apart(4 / 13, 13), told_apart(0.1234, 550)
+    (True, 0.1234)
+    """
+    if queries >= FEW_QUERIES:
+        return share
+    step = 0.5 / queries**0.5
+    return int(share / step + 1e-9) * step
 
 
 def summary(

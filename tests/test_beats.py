@@ -260,8 +260,9 @@ def test_nothing_in_is_nothing_out():
     [
         ([np.zeros(960_001, np.float32)], r"at most 60 s.*got 60\.0 s; cut it into clips"),
         ([np.zeros(10**6, np.float32)], r"at most 60 s.*got 62\.5 s; cut it into clips"),
-        ([np.zeros((2, 9), np.float32)], r"mono floats \[S\].*shape \(2, 9\)"),
-        ([np.zeros(9, np.int16)], "got shape .* of int16"),
+        ([np.zeros((2, 9), np.float32)], r"mono floats \[samples\].*shape \(2, 9\)"),
+        ([np.zeros(9, np.int16)], "got shape .* of int16; divide 16-bit samples by 32768"),
+        ([np.full(9, -300.0, np.float32)], r"in \[-1, 1\], got a peak of 300; divide by full"),
         ([np.ones(9, np.float32), np.full(9, np.nan, np.float32)], "sound 1: .*NaN"),
     ],
 )

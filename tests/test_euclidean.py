@@ -334,6 +334,43 @@ def test_a_common_mean_takes_no_digits(lengths):
             assert abs(distance - expected) <= 2e-6 * expected
 
 
+@each_direction
+@pytest.mark.parametrize("lengths", ["equal", "ragged"])
+@pytest.mark.parametrize("kind", ["outlier", "groups", "both", "alternating"])
+def test_clips_far_from_others_take_no_digits(kind, lengths, resample):
+    """Ranks among near clips survive one that is 10,000 away, and groups at +-1,000."""
+    rng = np.random.default_rng(36)
+    count, steps, width = 24, 8, 16
+    values = 0.05 * rng.normal(size=(2, count, steps, width))
+    if kind in ("groups", "both"):
+        values[:, ::2] += 1_000.0 / width**0.5
+        values[:, 1::2] -= 1_000.0 / width**0.5
+    if kind in ("outlier", "both"):
+        values[:, 7] += 10_000.0 / width**0.5
+    if kind == "alternating":
+        values[:, 7] += 3_000.0 * (-1.0) ** np.arange(steps)[:, None]
+    cut = [steps] * count if lengths == "equal" else [8, 5, 7, 8, 6, 8] * 4
+    visual, audio = (
+        sequences(jnp.asarray(one, jnp.float32), jnp.asarray(cut, jnp.int32)) for one in values
+    )
+    distances, *gradients = results(visual, audio, resample)
+    expected = in_loops(visual, audio, resample)
+    np.testing.assert_allclose(distances, expected, rtol=2e-6)
+    assert_close(gradients, results(visual, audio, resample, definition=True)[1:], 3e-6)
+
+
+def test_ordinary_clips_are_not_scattered():
+    """Else products would be given up: trained latents, classes and matches close together."""
+    rng = np.random.default_rng(37)
+    latents = rng.normal(size=(2, 48, 8, 16))
+    classes = rng.normal(size=(6, 8, 16))[rng.integers(0, 6, 48)]
+    for spread in (1.0, 0.1, 0.03):
+        both = classes + spread * latents
+        both[1] = both[0] + 1e-3 * latents[1]  # matches nearly found
+        visual, audio = (sequences(jnp.asarray(one, jnp.float32)) for one in both)
+        assert not jax.jit(module._scattered)(visual, audio)
+
+
 # -- memory, devices, mistakes --------------------------------------------------------------------
 
 

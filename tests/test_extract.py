@@ -204,6 +204,36 @@ def test_every_file_belongs_to_one_split_and_shares_are_kept():
     assert {c.id: c.split for c in again} == {c.id: c.split for c in assigned}
 
 
+def test_splits_keep_folders_or_what_a_column_says_together(tmp_path):
+    folders = [f"{folder}/{n}.mp4" for folder in "abcdefgh" for n in range(5)]
+    for file in folders:
+        path = tmp_path / file
+        path.parent.mkdir(exist_ok=True)
+        path.touch()
+    listed = manifest.list_clips(tmp_path, None, None, SHARES, "folder").clips
+    split_of = {(clip.file[0], clip.split) for clip in listed}
+    assert len(split_of) == 8 and {split for _, split in split_of} == set(SHARES)
+
+    # Session 0 is in files 0 and 1, and file 1 in sessions 0 and 9: all three go together.
+    rows = [f"{n}.mp4,{n},{n + 1},s{n // 2}" for n in range(20)] + ["1.mp4,5,6,s9"]
+    path = write_csv(tmp_path / "list.csv", "\n".join(["file,start,end,session", *rows]))
+    listed = manifest.list_clips(tmp_path, path, None, SHARES, "session").clips
+    groups = {}
+    for n, clip in enumerate(listed[:20]):
+        groups.setdefault(n // 2, set()).add(clip.split)
+    assert all(len(splits) == 1 for splits in groups.values())
+    assert groups[0] == groups[9] == {listed[20].split}
+    for word, said in (
+        ("sesion", r"expected file, folder or a column of .*Did you mean 'session'"),
+    ):
+        with pytest.raises(InputError, match=said):
+            manifest.list_clips(tmp_path, path, None, SHARES, word)
+    with pytest.raises(InputError, match="unknown column 'session'"):
+        manifest.list_clips(tmp_path, path, None, SHARES)
+    with pytest.raises(InputError, match="together with --split"):
+        manifest.list_clips(tmp_path, path, None, None, "folder")
+
+
 def test_splits_that_cannot_be_made_are_refused():
     whole = [ClipRequest(f"{n}.mp4", 0.0, None, str(n)) for n in range(4)]
     with pytest.raises(InputError, match=r"test=0\.1 of 4 videos is none; give it a larger"):

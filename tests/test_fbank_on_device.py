@@ -3,8 +3,9 @@
 import jax
 import numpy as np
 import pytest
-from test_fbank import kaldi_log_mel, sound
+from test_fbank import in_float64, kaldi_log_mel, nearly_constant, sound
 
+from scav_jax.base.errors import InputError
 from scav_jax.extract import fbank
 from scav_jax.extract.fbank_on_device import log_mel_on_device
 
@@ -24,6 +25,21 @@ def test_equals_numpy_and_kaldi(samples, reference):
     assert error.mean() <= 1e-4
     assert error.max() <= 1e-2
     np.testing.assert_array_equal(ours <= FLOOR + 1e-3, expected <= FLOOR + 1e-3)
+
+
+@pytest.mark.usefixtures("optimized")  # XLA divides by 400 as a product with 1/400
+@pytest.mark.parametrize("kind", nearly_constant())
+def test_means_are_taken_off_to_the_last_digit(kind):
+    waveforms, tolerance = nearly_constant()[kind]
+    expected = np.stack([in_float64(waveform) for waveform in waveforms])
+    np.testing.assert_allclose(jax.jit(log_mel_on_device)(waveforms), expected, atol=tolerance)
+
+
+def test_what_is_no_sound_in_full_scale_is_refused():
+    with pytest.raises(InputError, match="got int16; divide 16-bit samples"):
+        log_mel(np.zeros((2, 800), np.int16))
+    with pytest.raises(InputError, match=r"waveform 1: .* got a peak of 3000"):
+        log_mel_on_device(np.float32([[0.0] * 800, [3000.0] * 800]))
 
 
 def test_silence_is_the_floor_and_short_sounds_have_no_frames():

@@ -13,7 +13,7 @@ from scav_jax.base.errors import InputError
 from scav_jax.features import store
 from scav_jax.features.clip import Clip
 from scav_jax.inspect import __main__ as program
-from scav_jax.inspect import page
+from scav_jax.inspect import near, page
 from scav_jax.inspect.features import change, inspect_features
 from scav_jax.inspect.findings import Clip as Facts
 from scav_jax.inspect.findings import Fault, document
@@ -70,6 +70,46 @@ def test_clips_of_one_file_are_no_copies_of_it():
     assert found_in(one)["duplicates"]["file"]["groups"] == 0
     two = [*one, facts("c", source="two.mp4", file="1")]
     assert found_in(two)["duplicates"]["file"]["clips"] == 3
+
+
+def sounding(random, steps=50, width=40):
+    return 3.0 + np.cumsum(random.normal(size=(steps, width)), axis=0)
+
+
+def test_copies_that_were_encoded_again_are_near(random):
+    """By how they change, in both streams; neither a common constant nor one stream is enough."""
+    streams = [{"picture": sounding(random), "sound": sounding(random, 24)} for _ in range(5)]
+    again = {w: v + 0.1 * random.normal(size=v.shape) for w, v in streams[1].items()}
+    faster = {"picture": again["picture"][::2], "sound": again["sound"]}  # another frame rate
+    half = {"picture": streams[2]["picture"], "sound": sounding(random, 24)}
+    still = [{w: np.full((20, 40), 3.0 + k) for w in ("picture", "sound")} for k in (0, 0)]
+    signatures = [
+        {w: s for w, v in one.items() if (s := near.signature(v)) is not None}
+        for one in (*streams, again, faster, half, *still)
+    ]
+    pairs = near.near_pairs(signatures)
+    assert sorted(pair[:2] for pair in pairs) == [(1, 5), (1, 6), (5, 6)]
+    assert all(0.95 <= similarity <= 1.0 for *_, similarity in pairs)
+
+    def clip(number, split, source, **digests):
+        return Facts(f"c{number}", split, "", source, 2.0, 25.0, digests, False, signatures[number])
+
+    clips = [
+        clip(0, "train", "x"),
+        clip(1, "train", "y"),
+        clip(5, "test", "z"),
+        clip(6, "test", "z"),
+    ]
+    found = found_in(clips)
+    close = found["near_duplicates"]
+    assert (close["pairs"], close["across_splits"]) == (2, 2)  # c5 and c6 are of one file
+    assert close["examples"][0][:4] in (
+        ["c1", "train", "c5", "test"],
+        ["c1", "train", "c6", "test"],
+    )
+    assert "LEAK: near-duplicates across splits: 2 pairs" in page.text(found)
+    equal = [clip(1, "train", "y", both="1"), clip(5, "test", "z", both="1")]
+    assert found_in(equal)["near_duplicates"]["pairs"] == 0  # said already
 
 
 def test_sources_in_several_splits_are_leaks():

@@ -15,6 +15,8 @@ from scav_jax.base.errors import InputError
 from scav_jax.encoders import Encoders
 from scav_jax.features.clip import Clip
 from scav_jax.objectives import Sequential
+from scav_jax.objectives.objective import Work
+from scav_jax.objectives.sequential import TITLES
 from scav_jax.optimizer import make_optimizer
 from scav_jax.plan import __main__ as program
 from scav_jax.plan import costs, devices, estimate, trial
@@ -72,6 +74,17 @@ def test_memory_is_what_xla_allocates(work):
     assert planned.total == pytest.approx(found.total, rel=MEMORY_TOLERANCE)
     beside = found.results + found.temporary
     assert planned.total - standing == pytest.approx(beside, rel=MEMORY_TOLERANCE)
+
+
+def test_blocks_of_the_loss_are_planned():
+    """As compiled (`scripts/benchmarks/plan_memory.py`): MiB of the loss alone, within 10 %."""
+    scav = (1024, 45.2), (2048, 178.4), (4096, 644.8), (8192, 1033.4), (16384, 3093.2)
+    cav = (4096, 578.9), (16384, 2315.2)
+    both = (4096, 646.5), (16384, 5143.3)
+    for name, figures in zip(TITLES, (scav, cav, both), strict=True):
+        for batch, found in figures:
+            planned = Sequential(name=name).cost(Work(batch, batch, (6, 6), 16, 2**30)).memory
+            assert planned / 2**20 == pytest.approx(found, rel=0.1)
 
 
 def lowered_flops(work, backward):

@@ -8,12 +8,15 @@ import shutil
 import signal
 import subprocess
 import time
+from functools import partial
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from small_run import (
     FINGERPRINT,
     ROOT,
+    SMALL,
     STEPS,
     command,
     parameters,
@@ -26,8 +29,12 @@ from small_run import (
 
 from scav_jax.base.errors import InputError
 from scav_jax.features import store
+from scav_jax.metrics import told_apart
+from scav_jax.objectives import Sequential
+from scav_jax.train import loop
 from scav_jax.train.loop import train
 from scav_jax.training import processes
+from scav_jax.training.records import NoRecords
 from scav_jax.training.runs import load_run
 
 
@@ -96,11 +103,28 @@ def test_a_finished_run_is_left_alone(data, uninterrupted):
 
 def test_the_best_checkpoints_are_averaged_and_only_they_and_the_latest_two_are_kept(uninterrupted):
     validations = [line for line in records(uninterrupted) if line["kind"] == "validation"]
-    scores = {v["step"]: 0.5 * (v["sequence_v2a"] + v["sequence_a2v"]) for v in validations}
+    assert {v["n"] for v in validations} == {5.0}
+    scores = {
+        v["step"]: told_apart(0.5 * (v["sequence_v2a"] + v["sequence_a2v"]), 5)
+        for v in validations
+        if v["step"] > SMALL["optimizer.warmup_steps"]
+    }
     best = sorted(sorted(scores, key=lambda step: (scores[step], step))[-2:])
     assert load_run(uninterrupted).steps == tuple(best)
     kept = {int(p.name) for p in (uninterrupted / "checkpoints").iterdir() if p.name.isdigit()}
     assert kept == {*best, STEPS - 3, STEPS}  # the latest two: one to go back to
+
+
+def test_no_checkpoint_of_the_warm_up_is_among_the_best(monkeypatch):
+    """However well it scores; and one query of five makes no checkpoint better than a later one."""
+    found = {"n": 5.0, "sequence_v2a": 0.6, "sequence_a2v": 0.4}
+    monkeypatch.setattr(loop, "validate", lambda setup, params: found)
+    setup = SimpleNamespace(
+        config=small_config("data"), objective=Sequential(), validation=range(5)
+    )
+    score = partial(loop._validate, setup=setup, params=None, records=NoRecords(), bar=None)
+    assert [score(step) is None for step in (1, 3, 4)] == [True, True, False]
+    assert score(4) == told_apart(0.55, 5) == told_apart(0.5, 5) > told_apart(0.4, 5)
 
 
 @pytest.mark.slow

@@ -143,18 +143,39 @@ def test_sinkhorn_and_its_plan_equal_pot():
     assert not np.any(plan[:, len(audio) :])
 
 
-def test_wasserstein_matrix_is_the_iteration_of_geomloss():
-    expected = np.array(
-        [
-            [reference.geomloss_wasserstein(v, a, 0.05, 10.0, diameter=256.0) for a in AUDIO]
-            for v in VISUAL
-        ]
-    )
-    single, _ = result_and_gradients("wasserstein", {}, *both())
-    np.testing.assert_allclose(single, expected, rtol=5e-5)
+@pytest.mark.usefixtures("optimized")  # to the last digits
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"diameter": 9.0}, {"blur": 0.5, "diameter": 30.0, "position_weight": 2.0}],
+    ids=str,
+)
+def test_wasserstein_is_geomloss(options):
+    """Values and gradients of ragged pairs; the fewer epsilons, the more each of them counts."""
+    settings = {"blur": 0.05, "position_weight": 10.0, "diameter": 256.0} | options
+    single, gradients = result_and_gradients("wasserstein", options, *both())
+    weights = np.random.default_rng(9).normal(size=single.shape)
+    expected = np.zeros(single.shape)
+    right = [np.zeros(gradient.shape) for gradient in gradients]
+    for i, v in enumerate(VISUAL):
+        for j, a in enumerate(AUDIO):
+            found = reference.geomloss_with_gradients(
+                v.astype(np.float32), a.astype(np.float32), **settings
+            )
+            expected[i, j] = found[0]
+            right[0][i, : len(v)] += weights[i, j] * found[1]
+            right[1][j, : len(a)] += weights[i, j] * found[2]
+    np.testing.assert_allclose(single, expected, rtol=1e-5)
+    assert_close(gradients, right, 3e-5)
+
+
+def test_wasserstein_in_float64_is_geomloss_to_its_last_digits():
+    options = {"diameter": 9.0}
+    expected = [
+        [reference.geomloss_wasserstein(v, a, 0.05, 10.0, **options) for a in AUDIO] for v in VISUAL
+    ]
     with jax.enable_x64(True):
-        double, _ = result_and_gradients("wasserstein", {}, *both(np.float64))
-        np.testing.assert_allclose(double, expected, rtol=1e-6)
+        double, _ = result_and_gradients("wasserstein", options, *both(np.float64))
+        np.testing.assert_allclose(double, expected, rtol=1e-11)
 
 
 @pytest.mark.parametrize("form", FORMS)

@@ -95,22 +95,30 @@ def ragged_distances(plan: Plan, visual: Sequences, audio: Sequences) -> Float[A
 
 
 def distances_by_pairs(plan: Plan, visual: Sequences, audio: Sequences) -> Float[Array, "Q K"]:
-    """visual_to_audio as it is defined: a visual sequence is read once for every audio one.
+    """As it is defined: what is moved is read once for every target.
 
     Differences need no centring.
     """
-    (queries, _, width), (candidates, m, _) = visual.values.shape, audio.values.shape
-    dtype = sum_dtype(visual)
-    pair_bytes = candidates * m * width * dtype.itemsize  # where XLA does not fuse it all
-    on_cpu = jax.default_backend() == "cpu"
-    rows = 1 if on_cpu else divisor(queries, queries, plan.memory_bytes // pair_bytes)
-    steps = jnp.arange(m, dtype=jnp.int32)
+    moved, target = moved_and_target(visual, audio, plan.resample)
+    squared = _squared_by_pairs(plan, moved, target)
+    squared = squared if plan.resample == "visual_to_audio" else squared.T
+    return squared / _counts(plan, visual, audio, squared.dtype)
 
-    def distances_of(number: Int[Array, ""]) -> Float[Array, "rows K"]:
-        some = part_of(visual, rows, number)
+
+def _squared_by_pairs(plan: Plan, moved: Sequences, target: Sequences) -> Float[Array, "X Y"]:
+    """`|W x - y|^2` of every moved x and target y."""
+    (total, _, width), (targets, length, _) = moved.values.shape, target.values.shape
+    dtype = sum_dtype(moved)
+    pair_bytes = targets * length * width * dtype.itemsize  # where XLA does not fuse it all
+    on_cpu = jax.default_backend() == "cpu"
+    rows = 1 if on_cpu else divisor(total, total, plan.memory_bytes // pair_bytes)
+    steps = jnp.arange(length, dtype=jnp.int32)
+
+    def distances_of(number: Int[Array, ""]) -> Float[Array, "rows Y"]:
+        some = part_of(moved, rows, number)
 
         def each(sequences: Grid, axis: int) -> Grid:
-            shape = (candidates, rows)
+            shape = (targets, rows)
             return jax.tree.map(
                 lambda leaf: jnp.broadcast_to(
                     jnp.expand_dims(leaf, axis), (*shape, *leaf.shape[1:])
@@ -118,16 +126,15 @@ def distances_by_pairs(plan: Plan, visual: Sequences, audio: Sequences) -> Float
                 sequences,
             )
 
-        def squared(values: Float[Array, "M C"], taps: resampling.Taps) -> Float[Array, " rows"]:
+        def squared(values: Float[Array, "T C"], taps: resampling.Taps) -> Float[Array, " rows"]:
             difference = read(some.block, taps) - values.astype(dtype)[None]
             return jnp.sum(jnp.where(taps.real[..., None], difference**2, 0.0), (1, 2))
 
-        taps = taps_of_many(each(some.grid, 0), each(grid_of(audio), 1), steps, dtype)
-        taps = jax.tree.map(lambda leaf: leaf.reshape(candidates, rows, *leaf.shape[1:]), taps)
-        return jax.vmap(squared)(audio.values, taps).T
+        taps = taps_of_many(each(some.grid, 0), each(grid_of(target), 1), steps, dtype)
+        taps = jax.tree.map(lambda leaf: leaf.reshape(targets, rows, *leaf.shape[1:]), taps)
+        return jax.vmap(squared)(target.values, taps).T
 
-    squared = distances_by_block(rows, queries, distances_of)
-    return squared / _counts(plan, visual, audio, dtype)
+    return distances_by_block(rows, total, distances_of)
 
 
 def _counts(plan: Plan, visual: Sequences, audio: Sequences, dtype: jnp.dtype):

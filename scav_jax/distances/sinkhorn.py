@@ -15,9 +15,9 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
-from ott.geometry import epsilon_scheduler, geometry
+from ott.geometry import geometry
 from ott.problems.linear import linear_problem
-from ott.solvers.linear import acceleration, sinkhorn
+from ott.solvers.linear import sinkhorn
 
 PLAIN_ITERATIONS = 10  # before over-relaxation: far from the solution it may diverge
 # Over-relaxation by 1 + excess overshoots, which decays by `excess` an iteration: the excess is as
@@ -44,9 +44,6 @@ def uniform(mask: Bool[Array, "*problems T"], dtype) -> Float[Array, "*problems 
     """Equal weights on real steps, which sum to 1, and 0 on padding."""
     count = jnp.maximum(jnp.sum(mask, axis=-1, keepdims=True), 1)
     return mask.astype(dtype) / count.astype(dtype)
-
-
-# -- a fixed epsilon ------------------------------------------------------------------------------
 
 
 def fixed_potentials(
@@ -225,66 +222,3 @@ def _solved(kind: type, iterations: int, geom, rows, columns, start, **options):
 def _wrong_mass(sums: Float[Array, " M"], columns: Bool[Array, " M"]) -> Float[Array, ""]:
     """How far the column sums of a plan are from where they should be, in total."""
     return jnp.sum(jnp.where(columns, jnp.abs(sums - uniform(columns, sums.dtype)), 0.0))
-
-
-# -- annealed, as geomloss does it ----------------------------------------------------------------
-
-
-def annealed_potentials(
-    costs: Float[Array, "N M"],
-    rows: Bool[Array, " N"],
-    columns: Bool[Array, " M"],
-    *,
-    blur: float,
-    scaling: float,
-    diameter: float,
-) -> tuple[Float[Array, " N"], Float[Array, " M"]]:
-    """(f, g) of one problem after geomloss' loop: simultaneous, averaged updates, once an epsilon.
-
-    In geomloss' convention, `P = a b exp((f + g - C) / epsilon)`; ott's f + g carries
-    `epsilon (log a + log b)` as well. Half of it is put on either side: any other share would stay
-    in f and, with the other sign, in g for ever, and large as the first epsilon is, it would cost
-    float32 its digits.
-    """
-    epsilon, iterations = _schedule(blur, scaling, diameter)
-    averaged = {
-        "lse_mode": True,
-        "parallel_dual_updates": True,
-        "momentum": acceleration.Momentum(value=0.5),
-    }
-    counts = [jnp.maximum(jnp.sum(mask), 1).astype(costs.dtype) for mask in (rows, columns)]
-    half = -0.5 * (jnp.log(counts[0]) + jnp.log(counts[1]))
-    start = _first_potentials(costs, rows, columns, epsilon(0), epsilon(0) * half)
-    geom = geometry.Geometry(cost_matrix=costs, epsilon=epsilon)
-    f, g = _solved(Unmeasured, iterations, geom, rows, columns, start, **averaged)
-    shift = epsilon.target * half
-    return jnp.where(rows, f - shift, 0.0), jnp.where(columns, g - shift, 0.0)
-
-
-def _schedule(blur: float, scaling: float, diameter: float):
-    """(ott's epsilon schedule, the number of iterations until its end was used once)."""
-    first = (diameter / blur) ** 2
-    annealing = math.ceil(math.log(first) / (-2.0 * math.log(scaling)))
-    schedule = epsilon_scheduler.Epsilon(target=blur**2, init=first, decay=scaling**2)
-    return schedule, annealing + 1
-
-
-def _first_potentials(costs, rows, columns, epsilon, shift):
-    """geomloss' start, one softmin each way from potentials of zero, in ott's convention."""
-    f = softmin(costs, jnp.zeros_like(costs[0]), columns, epsilon) + shift
-    g = softmin(costs.T, jnp.zeros_like(costs[:, 0]), rows, epsilon) + shift
-    return jnp.where(rows, f, -jnp.inf), jnp.where(columns, g, -jnp.inf)
-
-
-def softmin(
-    costs: Float[Array, "*problems N M"],
-    g: Float[Array, "*problems M"],
-    columns: Bool[Array, "*problems M"],
-    epsilon,
-) -> Float[Array, "*problems N"]:
-    """`f_i = -epsilon log sum_j b_j exp((g_j - C_ij) / epsilon)` over real columns."""
-    exponents = (g[..., None, :] - costs) / epsilon
-    lowest = jnp.finfo(exponents.dtype).min
-    exponents = jnp.where(columns[..., None, :], exponents, lowest)
-    count = jnp.maximum(jnp.sum(columns, axis=-1, keepdims=True), 1).astype(exponents.dtype)
-    return -epsilon * (jax.nn.logsumexp(exponents, axis=-1) - jnp.log(count))

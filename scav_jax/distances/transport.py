@@ -24,31 +24,58 @@ POTENTIALS = "potentials"
 KEEP_POTENTIALS = jax.checkpoint_policies.save_only_these_names(POTENTIALS)
 
 
+class Costs(NamedTuple):
+    """The costs `reduced + of_rows + of_columns` of a batch of problems.
+
+    What depends on one side only moves that side's potential by as much, and nothing else. It is
+    kept apart: `|v|^2` and `|a|^2` are many times what differs between pairs, and float32 would
+    round that away.
+
+    Attributes:
+      reduced: `[P, N, M]`, the scaled products of both sides, negative.
+      of_rows: `[P, N]`, 0 in the padding.
+      of_columns: `[P, M]`, 0 in the padding.
+    """
+
+    reduced: Float[Array, "*P N M"]
+    of_rows: Float[Array, "*P N"]
+    of_columns: Float[Array, "*P M"]
+
+    @property
+    def whole(self) -> Float[Array, "*P N M"]:
+        return self.reduced + self.of_rows[..., :, None] + self.of_columns[..., None, :]
+
+
 @runtime_checkable
 class Method(Protocol):
-    """How problems with costs `[P, N, M]` and masks of real rows and columns are solved.
+    """How problems with `Costs` and masks of real rows and columns are solved.
 
-    Hashable. No method needs a gradient of its own: `plans` and `half_self` say what it is.
+    Hashable. No method needs a gradient of its own: `plans` and `half_self` say what it is. All
+    potentials are those of the reduced costs, in the form in which the method wants them back.
     """
 
     def scales(self, width: int) -> tuple[float, float]:
         """What squared differences of latents and of positions (in 0..1) count in the costs."""
         ...
 
-    def potentials(self, costs, rows, columns) -> tuple[Array, Array, Array]:
-        """(f `[P, N]`, g `[P, M]`, 0 in the padding; the plan's mass in wrong columns `[P]`)."""
+    def potentials(self, costs: Costs, rows, columns) -> tuple[Array, Array, Array]:
+        """(f `[P, N, ...]`, g `[P, M, ...]`; the plan's mass in wrong columns `[P]`)."""
         ...
 
-    def values(self, costs, f, g, rows, columns) -> Float[Array, " P"]:
-        """OT of every problem."""
+    def values(self, reduced, f, g, rows, columns) -> Float[Array, " P"]:
+        """OT of every problem with the reduced costs alone."""
         ...
 
-    def plans(self, costs, f, g, rows, columns) -> tuple[Array, Array]:
+    def plans(self, reduced, f, g, rows, columns) -> tuple[Array, Array]:
         """The gradients `[P, N, M]` of the values for costs that move with rows, with columns."""
         ...
 
-    def half_self(self, costs, f, g, mask) -> tuple[Array, Array]:
-        """(OT(X, X) / 2 of problems of items with themselves, its gradient for their rows)."""
+    def self_potentials(self, costs: Costs, mask) -> tuple[Array, Array, Array]:
+        """`potentials` of problems of items with themselves."""
+        ...
+
+    def half_self(self, reduced, f, g, mask) -> tuple[Array, Array]:
+        """(OT(X, X) / 2 with the reduced costs alone, its gradient for the items' rows)."""
         ...
 
 
@@ -65,7 +92,7 @@ def transport_matrix(
 
     The terms that depend on one item only are computed once an item. The backward pass computes
     plans again, tile by tile; between the passes costs and potentials are kept, or only potentials
-    (N + M numbers a pair), or nothing, whichever fits half of `memory_bytes`.
+    (at most 2 (N + M) numbers a pair), or nothing, whichever fits half of `memory_bytes`.
 
     Args:
       method: of the distance.
@@ -87,9 +114,9 @@ def transport_matrix(
     distances, errors = _cross_terms(method, tile, visual, audio, centre)
     if debiased:
         pairs = tile.rows * tile.columns
-        of_visual, error = _self_terms(method, visual, centre, pairs)
+        of_visual, error = _self_terms(method, visual, pairs)
         distances, errors = distances - of_visual[:, None], jnp.maximum(errors, error[:, None])
-        of_audio, error = _self_terms(method, audio, centre, pairs)
+        of_audio, error = _self_terms(method, audio, pairs)
         distances, errors = distances - of_audio[None], jnp.maximum(errors, error[None])
     return distances, {"marginal_error": errors, "converged": errors < CONVERGED}
 
@@ -127,9 +154,10 @@ def _tile(visual: Sequences, audio: Sequences, block: int | None, memory_bytes: 
 
 def _kept(n: int, m: int, numbers: int) -> tuple[str, ...]:
     """What is kept of every pair, of as many numbers as that."""
-    if n * m + n + m <= numbers:
+    potentials = 2 * (n + m)
+    if n * m + potentials <= numbers:
         return "f", "g", "costs"
-    return ("f", "g") if n + m <= numbers else ()
+    return ("f", "g") if potentials <= numbers else ()
 
 
 def _even(total: int, most: int) -> int:
@@ -164,9 +192,22 @@ def _zeros_like(x):
 
 
 def positions(lengths: Int[Array, "*B"], steps: int, dtype) -> Float[Array, "*B T"]:
-    """0 at the first step, 1 at the last real one; 0 for a single step."""
+    """-1/2 at the first step, 1/2 at the last real one; -1/2 for a single step."""
     last = jnp.maximum(lengths - 1, 1).astype(dtype)[..., None]
-    return jnp.arange(steps, dtype=dtype).reshape((1,) * lengths.ndim + (-1,)) / last
+    return jnp.arange(steps, dtype=dtype).reshape((1,) * lengths.ndim + (-1,)) / last - 0.5
+
+
+def one_sided(scales, values, lengths) -> Float[Array, "*B T"]:
+    """What the costs of steps hold of one side alone: `|x|^2` and its position's; 0 in padding."""
+    at = positions(lengths, values.shape[-2], values.dtype)
+    costs = scales[0] * jnp.sum(values * values, axis=-1) + scales[1] * at * at
+    return zero_padding(costs[..., None], lengths)[..., 0]
+
+
+def mean_of_real(values: Float[Array, "*P T"], mask: Bool[Array, "*P T"]) -> Float[Array, "*P"]:
+    """The mean over real steps."""
+    count = jnp.maximum(jnp.sum(mask, axis=-1), 1)
+    return jnp.sum(jnp.where(mask, values, 0.0), axis=-1) / count.astype(values.dtype)
 
 
 def _centre(visual: Sequences, audio: Sequences) -> Float[Array, " C"]:
@@ -183,18 +224,21 @@ def _centred(values, lengths, centre) -> Float[Array, "B T C"]:
     return zero_padding(values, lengths) - centre[None, None]
 
 
-def _tile_costs(scales, visual, audio, visual_lengths, audio_lengths, centre):
+def _tile_costs(scales, visual, audio, visual_lengths, audio_lengths, centre) -> Costs:
     """Costs `[q k, N, M']` of q by k pairs; M' is M padded to whole vector lanes."""
     v = _centred(visual, visual_lengths, centre)
     a = _centred(audio, audio_lengths, centre)
     a = jnp.pad(a, ((0, 0), (0, -a.shape[1] % LANES), (0, 0)))
+    at_v = positions(visual_lengths, v.shape[1], v.dtype)
+    at_a = positions(audio_lengths, a.shape[1], a.dtype)
     products = jnp.einsum("qnc,kmc->qknm", v, a, precision=FULL_PRECISION)
-    v_squared = jnp.sum(v * v, axis=-1)[:, None, :, None]
-    a_squared = jnp.sum(a * a, axis=-1)[None, :, None, :]
-    apart = positions(visual_lengths, v.shape[1], v.dtype)[:, None, :, None]
-    apart = apart - positions(audio_lengths, a.shape[1], a.dtype)[None, :, None, :]
-    costs = scales[0] * (v_squared + a_squared - 2.0 * products) + scales[1] * apart**2
-    return costs.reshape(-1, *costs.shape[2:])
+    at_both = at_v[:, None, :, None] * at_a[None, :, None, :]
+    reduced = -2.0 * (scales[0] * products + scales[1] * at_both)
+    return Costs(
+        reduced.reshape(-1, *reduced.shape[2:]),
+        jnp.repeat(one_sided(scales, v, visual_lengths), len(a), axis=0),
+        jnp.tile(one_sided(scales, a, audio_lengths), (len(v), 1)),
+    )
 
 
 def _tile_masks(
@@ -239,8 +283,9 @@ def _solve(method: Method, kept, visual, audio, visual_lengths, audio_lengths, c
         costs = _tile_costs(scales, v, a, v_lengths, a_lengths, centre)
         rows, columns = masks(v_lengths, a_lengths)
         f, g, errors = method.potentials(costs, rows, columns)
-        values = method.values(costs, f, g, rows, columns)
-        found = {"f": f, "g": g, "costs": costs}
+        values = method.values(costs.reduced, f, g, rows, columns)
+        values += mean_of_real(costs.of_rows, rows) + mean_of_real(costs.of_columns, columns)
+        found = {"f": f, "g": g, "costs": costs.reduced}
         return (values, errors), {name: found[name] for name in kept}
 
     def row(part):
@@ -262,16 +307,17 @@ def _tiles_backward(method, kept, residuals, cotangents):
 
     def tile(v, v_lengths, a, a_lengths, weights, found):
         def costs_of(v, a):
-            return _tile_costs(scales, v, a, v_lengths, a_lengths, centre)
+            costs = _tile_costs(scales, v, a, v_lengths, a_lengths, centre)
+            return costs.whole, costs
 
-        costs, pull = jax.vjp(costs_of, v, a)
-        costs = found.get("costs", costs)
+        _, pull, costs = jax.vjp(costs_of, v, a, has_aux=True)
         rows, columns = masks(v_lengths, a_lengths)
         if kept:
             f, g = found["f"], found["g"]
         else:
             f, g, _ = method.potentials(costs, rows, columns)
-        of_visual, of_audio = method.plans(costs, f, g, rows, columns)
+        reduced = found.get("costs", costs.reduced)
+        of_visual, of_audio = method.plans(reduced, f, g, rows, columns)
         weights = weights[:, None, None]
         return pull(weights * of_visual)[0], pull(weights * of_audio)[1]
 
@@ -298,30 +344,33 @@ _tiles.defvjp(_tiles_forward, _tiles_backward)
 # -- OT(X, X) / 2 of all items --------------------------------------------------------------------
 
 
-def _self_terms(method: Method, stream: Sequences, centre, items: int):
+def _self_terms(method: Method, stream: Sequences, items: int):
     """(OT(X, X) / 2, its error) `[Q]`, at most so many items at a time."""
     total = len(stream.lengths)
     scales = method.scales(stream.values.shape[-1])
 
     @partial(jax.checkpoint, policy=KEEP_POTENTIALS)
     def part(inputs):
-        costs = _item_costs(scales, *inputs, centre)
+        costs = _item_costs(scales, *inputs)
         held = jax.lax.stop_gradient(costs)
-        mask = step_mask(inputs[1], costs.shape[-1])
-        f, g, error = checkpoint_name(method.potentials(held, mask, mask), POTENTIALS)
-        value, plan = method.half_self(held, f, g, mask)
-        return value + jnp.sum(plan * (costs - held), axis=(1, 2)), error
+        mask = step_mask(inputs[1], costs.reduced.shape[-1])
+        f, g, error = checkpoint_name(method.self_potentials(held, mask), POTENTIALS)
+        value, plan = method.half_self(held.reduced, f, g, mask)
+        value += mean_of_real(held.of_rows, mask)
+        return value + jnp.sum(plan * (costs.whole - held.whole), axis=(1, 2)), error
 
-    *parts, centre = _alike(*_in_parts(stream, _even(total, min(items, total))), centre)
+    parts = _alike(*_in_parts(stream, _even(total, min(items, total))))
     return tuple(x.reshape(-1)[:total] for x in jax.lax.map(part, tuple(parts)))
 
 
-def _item_costs(scales, values, lengths, centre) -> Float[Array, "B T T"]:
-    """Costs of items to themselves, which move with the rows only."""
-    x = _centred(values, lengths, centre)
+def _item_costs(scales, values, lengths) -> Costs:
+    """Costs of items to themselves, about their own means; they move with the rows only."""
+    x = zero_padding(values, lengths)
+    mean = jnp.sum(x, axis=1, keepdims=True) / lengths[:, None, None].astype(x.dtype)
+    x = zero_padding(x - jax.lax.stop_gradient(mean), lengths)
     y = jax.lax.stop_gradient(x)
-    products = jnp.einsum("bnc,bmc->bnm", x, y, precision=FULL_PRECISION)
-    squares = jnp.sum(x * x, axis=-1)[:, :, None] + jnp.sum(y * y, axis=-1)[:, None, :]
     at = positions(lengths, x.shape[1], x.dtype)
-    apart = at[:, :, None] - at[:, None, :]
-    return scales[0] * (squares - 2.0 * products) + scales[1] * apart**2
+    products = jnp.einsum("bnc,bmc->bnm", x, y, precision=FULL_PRECISION)
+    reduced = -2.0 * (scales[0] * products + scales[1] * at[:, :, None] * at[:, None, :])
+    of_columns = one_sided(scales, y, lengths)
+    return Costs(reduced, one_sided(scales, x, lengths), of_columns)

@@ -33,7 +33,23 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from scav_jax.base.errors import InputError
-from scav_jax.distances.transport import FULL_PRECISION, Method, positions, transport_matrix
+from scav_jax.distances.annealing import (
+    annealed_potentials,
+    annealed_self_potential,
+    epsilons,
+    further_step,
+    less_potentials,
+    plan_with_exact_rows,
+)
+from scav_jax.distances.transport import (
+    FULL_PRECISION,
+    Costs,
+    Method,
+    mean_of_real,
+    one_sided,
+    positions,
+    transport_matrix,
+)
 from scav_jax.sequences import Sequences, step_mask, zero_padding
 
 
@@ -117,7 +133,7 @@ def transport_plan(visual: Sequences, audio: Sequences, **options) -> Float[Arra
     method = Annealed(**options)
     costs, rows, columns = _one_problem(method, visual, audio)
     f, g, _ = method.potentials(costs, rows, columns)
-    return method.plans(costs, f, g, rows, columns)[0][0]
+    return method.plans(costs.reduced, f, g, rows, columns)[0][0]
 
 
 def sinkhorn_plan(
@@ -132,7 +148,7 @@ def sinkhorn_plan(
     method = FixedEpsilon(**options)
     costs, rows, columns = _one_problem(method, visual, audio)
     f, g, _ = method.potentials(costs, rows, columns)
-    return method.plans(costs, f, g, rows, columns)[0][0]
+    return method.plans(costs.reduced, f, g, rows, columns)[0][0]
 
 
 def wasserstein_matrix(
@@ -195,40 +211,41 @@ class Annealed:
         del width
         return 0.5, 0.5 * self.position_weight**2
 
+    @property
+    def schedule(self) -> list[float]:
+        """The epsilon of every iteration."""
+        return epsilons(self.blur, self.scaling, self.diameter)
+
     def potentials(self, costs, rows, columns):
         """Dual potentials after the annealed loop, and the error of the plan of its last step."""
-        from scav_jax.distances.sinkhorn import Potentials, annealed_potentials
+        f, g = annealed_potentials(costs, rows, columns, self.schedule)
+        plan, _ = self.plans(costs.reduced, f, g, rows, columns)
+        return f, g, _wrong_mass(plan, columns)
 
-        def one(*problem):
-            return annealed_potentials(
-                *problem, blur=self.blur, scaling=self.scaling, diameter=self.diameter
-            )
+    def values(self, reduced, f, g, rows, columns) -> Float[Array, " P"]:
+        """One further step from both sides: `<a, softmin(C - g)> + <b, softmin(C' - f)>`."""
+        rest, last = less_potentials(reduced, f, g, rows, columns), self.blur**2
+        by_row = further_step(rest, f, columns, last)
+        by_column = further_step(rest.swapaxes(1, 2), g, rows, last)
+        return mean_of_real(by_row, rows) + mean_of_real(by_column, columns)
 
-        f, g = jax.vmap(one)(costs, rows, columns)
-        return Potentials(f, g, _wrong_mass(self.plans(costs, f, g, rows, columns)[0], columns))
-
-    def values(self, costs, f, g, rows, columns) -> Float[Array, " P"]:
-        """One further step from both sides: `<a, softmin(C, g)> + <b, softmin(C', f)>`."""
-        from scav_jax.distances.sinkhorn import softmin
-
-        by_row = softmin(costs, g, columns, self.blur**2)
-        by_column = softmin(costs.swapaxes(1, 2), f, rows, self.blur**2)
-        return _mean(by_row, rows) + _mean(by_column, columns)
-
-    def plans(self, costs, f, g, rows, columns):
+    def plans(self, reduced, f, g, rows, columns):
         """The gradients of the two terms of `values`: a plan with exact rows, one with columns."""
-        return (
-            _exact_rows(costs, g, rows, columns, self.blur**2),
-            _exact_rows(costs.swapaxes(1, 2), f, columns, rows, self.blur**2).swapaxes(1, 2),
-        )
+        rest, last = less_potentials(reduced, f, g, rows, columns), self.blur**2
+        by_column = plan_with_exact_rows(rest.swapaxes(1, 2), columns, last)
+        return plan_with_exact_rows(rest, rows, last), by_column.swapaxes(1, 2)
 
-    def half_self(self, costs, f, g, mask):
-        """(OT(X, X) / 2, its gradient for costs of held columns), by the mean of f and g."""
-        from scav_jax.distances.sinkhorn import softmin
+    def self_potentials(self, costs, mask):
+        """The same of items with themselves, where f and g are one."""
+        f = annealed_self_potential(costs, mask, self.schedule)
+        _, plan = self.half_self(costs.reduced, f, f, mask)
+        return f, f, _wrong_mass(plan, mask)
 
-        both = 0.5 * (f + g)
-        value = _mean(softmin(costs, both, mask, self.blur**2), mask)
-        return value, _exact_rows(costs, both, mask, mask, self.blur**2)
+    def half_self(self, reduced, f, g, mask):
+        """(OT(X, X) / 2, its gradient for costs of held columns)."""
+        rest, last = less_potentials(reduced, f, g, mask, mask), self.blur**2
+        value = mean_of_real(further_step(rest, f, mask, last), mask)
+        return value, plan_with_exact_rows(rest, mask, last)
 
 
 @dataclass(frozen=True)
@@ -255,56 +272,52 @@ class FixedEpsilon:
         """Dual potentials after the iterations, and the error of their plan."""
         from scav_jax.distances.sinkhorn import fixed_potentials
 
-        return fixed_potentials(
-            costs,
+        f, g, error = fixed_potentials(
+            costs.whole,
             rows,
             columns,
             epsilon=self.epsilon,
             iterations=self.iterations,
             kernel=self.kernel,
         )
+        f = jnp.where(rows, f - costs.of_rows, 0.0)
+        return f, jnp.where(columns, g - costs.of_columns, 0.0), error
 
-    def values(self, costs, f, g, rows, columns) -> Float[Array, " P"]:
+    def values(self, reduced, f, g, rows, columns) -> Float[Array, " P"]:
         """`<a, f> + <b, g>` of KL-regularised transport; ott's potentials carry the marginals."""
-        del costs
+        del reduced
         counts = (
             jnp.maximum(jnp.sum(mask, axis=-1), 1).astype(f.dtype) for mask in (rows, columns)
         )
         entropy = sum(jnp.log(count) for count in counts)
-        return _mean(f, rows) + _mean(g, columns) + self.epsilon * entropy
+        return mean_of_real(f, rows) + mean_of_real(g, columns) + self.epsilon * entropy
 
-    def plans(self, costs, f, g, rows, columns):
+    def plans(self, reduced, f, g, rows, columns):
         """The plan, which is the gradient of `values` from either side."""
-        exponents = (f[:, :, None] + g[:, None, :] - costs) / self.epsilon
+        exponents = (f[:, :, None] + g[:, None, :] - reduced) / self.epsilon
         real = rows[:, :, None] & columns[:, None, :]
         plan = jnp.exp(jnp.where(real, exponents, -jnp.inf))
         return plan, plan
 
-    def half_self(self, costs, f, g, mask):
+    def self_potentials(self, costs, mask):
+        """The same of items with themselves."""
+        return self.potentials(costs, mask, mask)
+
+    def half_self(self, reduced, f, g, mask):
         """(OT(X, X) / 2, its gradient for costs of held columns)."""
-        plan, _ = self.plans(costs, f, g, mask, mask)
-        value = 0.5 * self.values(costs, f, g, mask, mask)
+        plan, _ = self.plans(reduced, f, g, mask, mask)
+        value = 0.5 * self.values(reduced, f, g, mask, mask)
         return value, 0.5 * (plan + plan.swapaxes(1, 2))
-
-
-def _exact_rows(costs, g, rows, columns, epsilon) -> Float[Array, "P N M"]:
-    """The plan of potentials g whose rows sum to 1/n."""
-    exponents = (g[:, None, :] - costs) / epsilon
-    shares = jax.nn.softmax(jnp.where(columns[:, None, :], exponents, -jnp.inf), axis=2)
-    count = jnp.maximum(jnp.sum(rows, axis=1), 1).astype(shares.dtype)
-    return jnp.where(rows[:, :, None], shares / count[:, None, None], 0.0)
 
 
 def _wrong_mass(plan: Float[Array, "P N M"], columns: Bool[Array, "P M"]) -> Float[Array, " P"]:
     """`sum_j |sum_i P_ij - 1/m|`, for a plan whose rows are exact."""
     count = jnp.maximum(jnp.sum(columns, axis=-1, keepdims=True), 1).astype(plan.dtype)
-    wrong = jnp.abs(jnp.sum(plan, axis=1) - 1.0 / count)
+    # A product, since XLA would make the plan again for every row of a sum.
+    ones = jnp.ones_like(plan[:, :, 0])
+    sums = jnp.einsum("pn,pnm->pm", ones, plan, precision=FULL_PRECISION)
+    wrong = jnp.abs(sums - 1.0 / count)
     return jnp.sum(jnp.where(columns, wrong, 0.0), axis=1)
-
-
-def _mean(values: Float[Array, "*P T"], mask: Bool[Array, "*P T"]) -> Float[Array, "*P"]:
-    count = jnp.maximum(jnp.sum(mask, axis=-1), 1)
-    return jnp.sum(jnp.where(mask, values, 0.0), axis=-1) / count.astype(values.dtype)
 
 
 def _check(distance: str, option: str, value, expected: str, holds: bool) -> None:
@@ -320,24 +333,27 @@ def _check_position_weight(distance: str, weight: float) -> None:
 
 
 def _one_problem(method: Method, visual: Sequences, audio: Sequences):
-    """(costs `[1, N, M]`, real rows `[1, N]`, real columns `[1, M]`) of one pair."""
+    """(costs of a batch of this one pair, real rows `[1, N]`, real columns `[1, M]`)."""
     rows = step_mask(visual.lengths, visual.values.shape[-2])
     columns = step_mask(audio.lengths, audio.values.shape[-2])
-    return _pair_costs(method, visual, audio)[None], rows[None], columns[None]
+    costs = _pair_costs(method, visual, audio)
+    return jax.tree.map(lambda x: x[None], costs), rows[None], columns[None]
 
 
-def _pair_costs(method: Method, visual: Sequences, audio: Sequences) -> Float[Array, "N M"]:
-    """The ground costs of one pair, by centred products at full precision."""
+def _pair_costs(method: Method, visual: Sequences, audio: Sequences) -> Costs:
+    """The ground costs of one pair, by products at full precision about the mean of all steps."""
     v, a = (zero_padding(x.values, x.lengths) for x in (visual, audio))
     count = (visual.lengths + audio.lengths).astype(v.dtype)
-    centre = jax.lax.stop_gradient((jnp.sum(v, axis=0) + jnp.sum(a, axis=0)) / count)[None]
+    centre = _held((jnp.sum(v, axis=0) + jnp.sum(a, axis=0)) / count)[None]
     v, a = zero_padding(v - centre, visual.lengths), zero_padding(a - centre, audio.lengths)
+    scales = method.scales(v.shape[-1])
+    at_v, at_a = (positions(x.lengths, len(y), y.dtype) for x, y in ((visual, v), (audio, a)))
     products = jnp.matmul(v, a.T, precision=FULL_PRECISION)
-    squared = jnp.sum(v * v, axis=1)[:, None] + jnp.sum(a * a, axis=1)[None] - 2.0 * products
-    apart = positions(visual.lengths, len(v), v.dtype)[:, None]
-    apart = apart - positions(audio.lengths, len(a), v.dtype)[None]
-    of_features, of_positions = method.scales(v.shape[-1])
-    return of_features * squared + of_positions * apart**2
+    return Costs(
+        -2.0 * (scales[0] * products + scales[1] * at_v[:, None] * at_a[None]),
+        one_sided(scales, v, visual.lengths),
+        one_sided(scales, a, audio.lengths),
+    )
 
 
 _held = jax.lax.stop_gradient
@@ -345,25 +361,27 @@ _held = jax.lax.stop_gradient
 
 def _annealed_cost(method: Annealed, visual: Sequences, audio: Sequences) -> Float[Array, ""]:
     """OT(V, A); each side's gradient comes from its own term, with the other held (geomloss)."""
-    from scav_jax.distances.sinkhorn import softmin
-
     costs, rows, columns = _one_problem(method, _held(visual), _held(audio))
     f, g, _ = method.potentials(costs, rows, columns)
+    f, g, rows, columns = f[0], g[0], rows[0], columns[0]
     of_visual = _pair_costs(method, visual, _held(audio))
     of_audio = _pair_costs(method, _held(visual), audio)
-    by_row = softmin(of_visual, g[0], columns[0], method.blur**2)
-    by_column = softmin(of_audio.T, f[0], rows[0], method.blur**2)
-    return _mean(by_row, rows[0]) + _mean(by_column, columns[0])
+    rest = less_potentials(of_visual.reduced, f, g, rows, columns)
+    by_row = further_step(rest, f, columns, method.blur**2) + of_visual.of_rows
+    rest = less_potentials(of_audio.reduced, f, g, rows, columns).T
+    by_column = further_step(rest, g, rows, method.blur**2) + of_audio.of_columns
+    return mean_of_real(by_row, rows) + mean_of_real(by_column, columns)
 
 
 def _annealed_self_cost(method: Annealed, sequence: Sequences) -> Float[Array, ""]:
     """OT(X, X) / 2."""
-    from scav_jax.distances.sinkhorn import softmin
-
     costs, mask, _ = _one_problem(method, _held(sequence), _held(sequence))
-    f, g, _ = method.potentials(costs, mask, mask)
+    f, g, _ = method.self_potentials(costs, mask)
     costs = _pair_costs(method, sequence, _held(sequence))
-    return _mean(softmin(costs, 0.5 * (f + g)[0], mask[0], method.blur**2), mask[0])
+    f, g, mask = f[0], g[0], mask[0]
+    rest = less_potentials(costs.reduced, f, g, mask, mask)
+    by_row = further_step(rest, f, mask, method.blur**2) + costs.of_rows
+    return mean_of_real(by_row, mask)
 
 
 def _fixed_cost(method: FixedEpsilon, visual: Sequences, audio: Sequences) -> Float[Array, ""]:
@@ -371,6 +389,7 @@ def _fixed_cost(method: FixedEpsilon, visual: Sequences, audio: Sequences) -> Fl
     in_log_domain = replace(method, kernel="log")
     costs, rows, columns = _one_problem(method, visual, audio)
     f, g, _ = _held(in_log_domain.potentials(_held(costs), rows, columns))
-    plan, _ = method.plans(costs, f, g, rows, columns)
-    value = method.values(costs, f, g, rows, columns)
+    plan, _ = method.plans(costs.reduced, f, g, rows, columns)
+    value = method.values(costs.reduced, f, g, rows, columns)
+    value += mean_of_real(costs.of_rows, rows) + mean_of_real(costs.of_columns, columns)
     return (value - method.epsilon * (jnp.sum(plan) - 1.0))[0]

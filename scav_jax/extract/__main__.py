@@ -48,6 +48,12 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
         metavar="NAME=SHARE",
         help="cut the files into splits, as in: --split train=0.8 validation=0.1 test=0.1",
     )
+    parser.add_argument(
+        "--split-by",
+        default="file",
+        metavar="WHAT",
+        help="what must not be in two splits: file, folder, or a column of --clips (default: file)",
+    )
     models = parser.add_argument_group("models")
     models.add_argument("--backbone", help=f"a pair: {', '.join(PAIRS)} (default: plain)")
     for stream, known in (("visual", VISUAL), ("audio", AUDIO)):
@@ -143,6 +149,7 @@ def main(arguments: list[str] | None = None) -> int:
         "clips": options.clips,
         "clip_seconds": options.clip_seconds,
         "shares": parse_shares(options.split) if options.split else None,
+        "split_by": options.split_by,
     }
     if options.merge:
         program.merge(options.videos, options.out, count=options.num_shards, **wanted)

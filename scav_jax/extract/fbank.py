@@ -9,6 +9,8 @@ from functools import cache
 import numpy as np
 from jaxtyping import Float
 
+from scav_jax.base.errors import InputError
+
 RATE_HZ = 16_000
 WINDOW_SAMPLES = 400  # 25 ms
 HOP_SAMPLES = 160  # 10 ms
@@ -20,6 +22,7 @@ POVEY_EXPONENT = 0.85
 FULL_SCALE = 32_768.0  # Kaldi counts in 16-bit steps
 ENERGY_FLOOR = 1.1920929e-07  # float32 epsilon
 FRAMES_AT_ONCE = 4096  # bounds the memory for long waveforms
+LOUDEST = 16.0  # 24 dB above full scale: no mix and no resampler gets there, 16-bit steps do
 
 
 def frame_count(samples: int) -> int:
@@ -31,20 +34,45 @@ def frame_count(samples: int) -> int:
     return 0 if samples < WINDOW_SAMPLES else 1 + (samples - WINDOW_SAMPLES) // HOP_SAMPLES
 
 
-def log_mel(waveform: Float[np.ndarray, " S"]) -> Float[np.ndarray, "frames 128"]:
+def check_waveform(waveform: np.ndarray, name: str = "waveform") -> None:
+    """Raises `InputError` unless it is finite mono floats in about [-1, 1].
+
+    Integers are refused rather than scaled: what full scale is, int16 alone does not say.
+    """
+    if waveform.ndim != 1 or waveform.dtype.kind != "f":
+        divide = "; divide 16-bit samples by 32768" if waveform.dtype.kind in "iu" else ""
+        raise InputError(
+            f"{name}: expected mono floats [samples] in [-1, 1], got shape {waveform.shape} of "
+            f"{waveform.dtype}{divide}"
+        )
+    if not waveform.size:
+        return
+    peak = max(float(waveform.max()), -float(waveform.min()))
+    if not np.isfinite(peak):
+        raise InputError(f"{name}: expected finite samples, got NaN or infinity")
+    if peak > LOUDEST:
+        raise InputError(
+            f"{name}: expected samples in [-1, 1], got a peak of {peak:.6g}; divide by full scale, "
+            "32768 for 16-bit samples"
+        )
+
+
+def log_mel(waveform: np.ndarray) -> Float[np.ndarray, "frames 128"]:
     """The natural logarithm of the energy in 128 mel bands, every 10 ms.
 
     Frame k sees the 25 ms from `10 k` ms, so its centre lies at `10 k + 12.5` ms. We say that it
     covers `10 k .. 10 (k + 1)` ms, as frame counts suggest and BEATs' users do: 7.5 ms early.
 
     Args:
-      waveform: mono, 16 kHz, in [-1, 1].
+      waveform: `[S]`, mono, 16 kHz, in [-1, 1].
 
     Returns:
       float32, at least log(1.19e-7) = -15.94; no rows for less than 25 ms.
+
+    Raises:
+      InputError: not mono floats, not finite, or far outside of [-1, 1] (`check_waveform`).
     """
-    if waveform.ndim != 1:
-        raise ValueError(f"waveform: expected [samples], got shape {waveform.shape}")
+    check_waveform(waveform)
     frames = frame_count(len(waveform))
     out = np.empty((frames, MEL_BINS), np.float32)
     if frames == 0:
@@ -59,6 +87,8 @@ def log_mel(waveform: Float[np.ndarray, " S"]) -> Float[np.ndarray, "frames 128"
 
 def _log_mel_of_windows(windows: Float[np.ndarray, "n 400"]) -> Float[np.ndarray, "n 128"]:
     centred = windows - windows.mean(axis=1, keepdims=True)  # Kaldi's remove_dc_offset
+    # What the mean was rounded by; of a constant it were all that is left, far above the floor.
+    centred -= centred.mean(axis=1, keepdims=True)
     padded = np.zeros((len(windows), FFT_SAMPLES), np.float32)
     emphasised = padded[:, :WINDOW_SAMPLES]
     emphasised[:, 1:] = centred[:, 1:] - np.float32(PREEMPHASIS) * centred[:, :-1]

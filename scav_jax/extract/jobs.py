@@ -11,7 +11,7 @@ import numpy as np
 from scav_jax.base.errors import InputError
 from scav_jax.extract import media, pool
 from scav_jax.extract.backbones import Features, Prepared, Preparer
-from scav_jax.extract.fbank import RATE_HZ
+from scav_jax.extract.fbank import RATE_HZ, check_waveform
 from scav_jax.extract.manifest import ClipRequest
 from scav_jax.extract.streams import Unusable
 from scav_jax.features.clip import STORED_DTYPE, Clip, check_clip, streams_of
@@ -201,6 +201,10 @@ def _prepare_clip(
         frames = preparer.visual.shrink(np.zeros((height, width, 3), np.uint8))[None]
     if waveform is None:
         waveform = np.zeros(round(decoded.frames_span[1] * RATE_HZ), np.float32)
+    try:
+        check_waveform(waveform, "sound")
+    except InputError as error:
+        raise Unusable("decode", str(error)) from None
     prepared = Prepared(
         preparer.visual.prepare(frames, decoded.previous), preparer.audio.prepare(waveform)
     )

@@ -84,6 +84,7 @@ def list_clips(
     csv_path: Path | None,
     clip_seconds: float | None,
     shares: dict[str, float] | None = None,
+    split_by: str = "file",
 ) -> Listing:
     """The clips to extract: the rows of a CSV, or every video below a folder.
 
@@ -93,6 +94,7 @@ def list_clips(
         `clips.csv` in the folder if there is one, else every video file in it.
       clip_seconds: cut whole videos into clips of this length.
       shares: of the files, for splits (see `assign_splits`).
+      split_by: what must not be in two splits: "file", "folder", or a column of the CSV.
 
     Raises:
       InputError: no such folder, nothing in it, or a CSV with a fault (the row is named).
@@ -103,11 +105,21 @@ def list_clips(
         raise InputError(f"--clip-seconds: expected at least 1, got {clip_seconds:g}")
     if csv_path is None and (videos / DEFAULT_CSV).is_file():
         csv_path = videos / DEFAULT_CSV
+    if split_by != "file" and not shares:
+        raise InputError("--split-by: expected together with --split NAME=SHARE ..., got it alone")
+    groups: dict[str, str] = {}
     unreadable: list[dict] = []
     passed_over: Counter = Counter()
     if csv_path is not None:
-        clips, origin = read_csv(csv_path), f"the rows of {csv_path}"
+        column = None if split_by in ("file", "folder") else split_by
+        clips, groups = read_csv_with_groups(csv_path, column)
+        origin = f"the rows of {csv_path}"
     else:
+        if split_by not in ("file", "folder"):
+            raise InputError(
+                f"--split-by: expected file or folder, or a column of --clips, got {split_by!r} "
+                "without --clips"
+            )
         files, unreadable, passed_over = find_videos(videos)
         clips = [ClipRequest(file, 0.0, None, file) for file in files]
         origin = f"every video below {videos}"
@@ -118,7 +130,9 @@ def list_clips(
                 f"containers that FFmpeg reads, found {kinds or 'an empty folder'}"
             )
     if shares:
-        clips = assign_splits(clips, shares)
+        if split_by == "folder":
+            groups = {clip.id: os.path.dirname(clip.file) for clip in clips}
+        clips = assign_splits(clips, shares, groups, split_by)
     sizes = {clip.file: -1 for clip in clips}
     for file in sizes:
         path = videos / file
@@ -156,14 +170,26 @@ def parse_shares(words: Iterable[str]) -> dict[str, float]:
     return shares
 
 
-def assign_splits(clips: list[ClipRequest], shares: dict[str, float]) -> list[ClipRequest]:
+def assign_splits(
+    clips: list[ClipRequest],
+    shares: dict[str, float],
+    groups: dict[str, str] | None = None,
+    split_by: str = "file",
+) -> list[ClipRequest]:
     """Gives every file to one split, so that no two splits show the same recording.
 
     Files are ordered by a hash of their names and cut by the shares of the number of files: the
     same folder gives the same splits everywhere, and names that count up are spread.
 
+    Args:
+      clips: without splits.
+      shares: of the files, or of the groups.
+      groups: id -> what must not be in two splits either: a folder, a recording session. Files
+        whose clips share a group go together.
+      split_by: what groups are called in messages.
+
     Raises:
-      InputError: the clips have splits already, or a split would get no file.
+      InputError: the clips have splits already, or a split would get nothing.
     """
     given = {clip.split for clip in clips} - {DEFAULT_SPLIT}
     if given:
@@ -171,17 +197,36 @@ def assign_splits(clips: list[ClipRequest], shares: dict[str, float]) -> list[Cl
             f"--split: expected clips without a split, the CSV gives {sorted(given)}; leave out "
             "--split or the column"
         )
-    files = sorted({clip.file for clip in clips}, key=_hash)
+    together = _together(clips, groups or {})
+    files = sorted(set(together.values()), key=_hash)
     ends = [round(share * len(files)) for share in itertools.accumulate(shares.values())]
     split_of: dict[str, str] = {}
     for name, begin, end in zip(shares, [0, *ends], ends, strict=False):
         if begin == end:
             raise InputError(
-                f"--split: {name}={shares[name]:g} of {len(files)} videos is none; give it a "
-                "larger share, or add videos"
+                f"--split: {name}={shares[name]:g} of {len(files)} "
+                f"{'videos' if split_by == 'file' else f'groups by {split_by}'} is none; give it "
+                "a larger share, or add videos"
             )
         split_of |= dict.fromkeys(files[begin:end], name)
-    return [replace(clip, split=split_of[clip.file]) for clip in clips]
+    return [replace(clip, split=split_of[together[clip.file]]) for clip in clips]
+
+
+def _together(clips: list[ClipRequest], groups: dict[str, str]) -> dict[str, str]:
+    """File -> the first name of all files that are tied to it by a group, over others too."""
+    parent = {clip.file: clip.file for clip in clips}
+
+    def root(file: str) -> str:
+        while parent[file] != file:
+            parent[file] = file = parent[parent[file]]
+        return file
+
+    first: dict[str, str] = {}
+    for clip in clips:
+        if clip.id in groups:
+            one, other = root(first.setdefault(groups[clip.id], clip.file)), root(clip.file)
+            parent[max(one, other)] = min(one, other)
+    return {file: root(file) for file in parent}
 
 
 def _hash(file: str) -> bytes:
@@ -218,6 +263,13 @@ def find_videos(videos: Path) -> tuple[list[str], list[dict], Counter]:
 
 def read_csv(path: Path) -> list[ClipRequest]:
     """The clips of a CSV, in its order; `InputError` names the first row with a fault."""
+    return read_csv_with_groups(path, None)[0]
+
+
+def read_csv_with_groups(
+    path: Path, column: str | None
+) -> tuple[list[ClipRequest], dict[str, str]]:
+    """The clips of a CSV, and what a further column of it says of each, by id (empty: nothing)."""
     try:
         text = path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
@@ -225,8 +277,13 @@ def read_csv(path: Path) -> list[ClipRequest]:
     reader = csv.DictReader(text.splitlines(), skipinitialspace=True)
     columns = [name.strip() for name in reader.fieldnames or []]
     reader.fieldnames = columns
+    if column is not None and column not in columns:
+        raise InputError(
+            f"--split-by: expected file, folder or a column of {path} ({', '.join(columns)}), got "
+            f"{column!r}.{did_you_mean(column, ['file', 'folder', *columns])}"
+        )
     for name in columns:
-        if name not in COLUMNS:
+        if name not in COLUMNS and name != column:
             raise InputError(
                 f"{path}: unknown column {name!r}, expected {','.join(COLUMNS)}."
                 f"{did_you_mean(name, COLUMNS)}"
@@ -247,7 +304,8 @@ def read_csv(path: Path) -> list[ClipRequest]:
             f"clip, so it cannot stand beside {[s for s in splits if s != DEFAULT_SPLIT]}; give "
             "every row a split of its own, or none"
         )
-    return clips
+    cells = [(row.get(column) or "").strip() if column else "" for _, row in numbered]
+    return clips, {clip.id: cell for clip, cell in zip(clips, cells, strict=True) if cell}
 
 
 def _parse_row(row: dict, where: str) -> ClipRequest:

@@ -35,6 +35,7 @@ def extract(
     clips: Path | None = None,
     clip_seconds: float | None = None,
     shares: dict[str, float] | None = None,
+    split_by: str = "file",
     backbone: str | Backbone = "plain",
     workers: int | None = None,
     timeout_s: float = 300.0,
@@ -50,6 +51,7 @@ def extract(
       clips: a CSV that says which clips (see `manifest.list_clips`).
       clip_seconds: cut whole videos into clips of this length.
       shares: `{split: share of the files}`; all clips of a file land in one split.
+      split_by: "file", or what else must not be in two splits: "folder", a column of the CSV.
       backbone: one of `backbones.PAIRS`, or what `backbones.load` made.
       workers: processes that decode; None takes one for each core.
       timeout_s: the wall-clock limit for decoding one clip.
@@ -63,7 +65,7 @@ def extract(
     """
     videos, out = Path(videos), Path(out)
     started = time.monotonic()
-    listing = list_clips(videos, clips, clip_seconds, shares)
+    listing = list_clips(videos, clips, clip_seconds, shares, split_by)
     model = backbones.load(backbone) if isinstance(backbone, str) else backbone
     fingerprint = make_fingerprint(model)
     whole = Ledger.beside(out)
@@ -97,13 +99,14 @@ def merge(
     clips: Path | None = None,
     clip_seconds: float | None = None,
     shares: dict[str, float] | None = None,
+    split_by: str = "file",
 ) -> None:
     """Writes the data set of `count` finished shards: the bytes that one run would have written.
 
     Neither weights nor accelerators are needed: the shards say which extractor made them.
 
     Args:
-      videos, out, clips, clip_seconds, shares: as for the shards.
+      videos, out, clips, clip_seconds, shares, split_by: as for the shards.
       count: how many there are.
 
     Raises:
@@ -111,7 +114,7 @@ def merge(
     """
     videos, out = Path(videos), Path(out)
     started = time.monotonic()
-    listing = list_clips(videos, clips, clip_seconds, shares)
+    listing = list_clips(videos, clips, clip_seconds, shares, split_by)
     whole, parts = Ledger.beside(out), shards.all_shards(count)
     if not whole.folder.exists() and _is_complete(out, None, listing.identity()):
         _say_complete(out, whole)

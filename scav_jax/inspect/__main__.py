@@ -9,7 +9,8 @@ from scav_jax.base.errors import InputError, run_program
 
 EPILOG = """\
 Counts by split and label, lengths, frame rates, what is silent, still, too short or damaged,
-duplicates within and across splits, sources that several splits share, and disk use.
+duplicates and near-duplicates within and across splits, sources that several splits share,
+and disk use.
 """
 
 

@@ -13,6 +13,7 @@ from scav_jax.base.progress import progress_bar
 from scav_jax.extract.media import MIN_CLIP_S, SILENT_PEAK, STILL_LEVELS
 from scav_jax.features import store
 from scav_jax.inspect.findings import Clip, Fault, document
+from scav_jax.inspect.near import NEAR, signature
 
 CONSTANT_SHARE = 0.01  # talking heads before a still camera have 0.026 (features of `plain`)
 THREADS = 4
@@ -23,6 +24,7 @@ THRESHOLDS = {
     f"{SILENT_PEAK:g} of full scale; no cell of an 8 x 8 grid that changes by {STILL_LEVELS:g} of "
     f"255; less than {MIN_CLIP_S:g} s with picture and sound",
     "duplicates": "equal bytes of the stored features of both streams, or of one",
+    "near-duplicates": NEAR,
 }
 
 
@@ -81,6 +83,7 @@ def inspect_clip(split: store.Split, number: int) -> tuple[Clip | None, list[Fau
         seconds=stored.end - stored.start,
         frame_rate=round(len(stored.visual) / (end - begin), 3) if end > begin else 0.0,
         digests={" and ".join(digests): "".join(digests.values()), **digests},
+        signatures={w: s for w, v in streams.items() if (s := signature(v)) is not None},
     )
     faults = [
         Fault(name, split.split, "features", f"constant {what}: {share:.2%} change")

@@ -4,7 +4,8 @@
     clips, hours, labels, sources, faults}, labels {name -> {split -> clips}}, seconds and
     frame_rate (least, median, mean, most, histogram), variable_frame_rate (clips), disk {bytes,
     bytes_per_clip}, faults [stage, reason, clips, examples], duplicates {what is equal -> groups,
-    clips, across_splits, examples}, shared_sources {count, examples}, thresholds, about
+    clips, across_splits, examples}, near_duplicates {pairs, across_splits, examples [id, split, id,
+    split, similarity]}, shared_sources {count, examples}, thresholds, about
 
 What cannot be used is counted under `faults` only: every other figure is of usable clips.
 """
@@ -16,7 +17,9 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-FORMAT_VERSION = 1
+from scav_jax.inspect.near import near_pairs
+
+FORMAT_VERSION = 2
 EXAMPLES = 20  # named of each fault, and groups of duplicates
 BINS = 24
 
@@ -31,6 +34,7 @@ class Clip:
       frame_rate: in Hz; 0 where there is no picture.
       digests: what -> a digest of its content; clips with the same are duplicates in that.
       variable: its frames are not evenly spaced.
+      signatures: of its streams, see `near`.
     """
 
     id: str
@@ -41,6 +45,7 @@ class Clip:
     frame_rate: float
     digests: dict[str, str] = field(default_factory=dict)
     variable: bool = False
+    signatures: dict[str, np.ndarray] = field(default_factory=dict, compare=False)
 
 
 @dataclass(frozen=True)
@@ -95,6 +100,7 @@ def document(
         "disk": {"bytes": disk_bytes, "bytes_per_clip": disk_bytes // max(len(clips), 1)},
         "faults": _faults(faults),
         "duplicates": _duplicates(clips),
+        "near_duplicates": _near_duplicates(clips),
         "shared_sources": _shared_sources(clips),
         "thresholds": thresholds,
         "about": about,
@@ -191,6 +197,25 @@ def _duplicates(clips: Sequence[Clip]) -> dict[str, dict]:
             "examples": [[[c.id, c.split] for c in g[:EXAMPLES]] for g in groups[:EXAMPLES]],
         }
     return found
+
+
+def _near_duplicates(clips: Sequence[Clip]) -> dict:
+    """Pairs that are alike but not equal, of different sources; those across splits come first."""
+    pairs = [
+        (clips[i], clips[j], similarity)
+        for i, j, similarity in near_pairs([clip.signatures for clip in clips])
+        if clips[i].source != clips[j].source
+        and not any(clips[i].digests.get(k) == d for k, d in clips[j].digests.items())
+    ]
+    pairs.sort(key=lambda pair: not _crosses(pair[:2]))
+    return {
+        "pairs": len(pairs),
+        "across_splits": sum(_crosses(pair[:2]) for pair in pairs),
+        "examples": [
+            [one.id, one.split, other.id, other.split, round(similarity, 4)]
+            for one, other, similarity in pairs[:EXAMPLES]
+        ],
+    }
 
 
 def _equal(clips: Sequence[Clip], kind: str) -> list[list[Clip]]:

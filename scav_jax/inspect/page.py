@@ -30,6 +30,7 @@ def text(found: dict) -> str:
         _said_variable(found),
         "faults:\n" + _table(_fault_rows(found)) if found["faults"] else "no faults",
         "duplicates:\n" + _table([["equal", "groups", "clips", "across splits"], *_copies(found)]),
+        _said_near(found),
         *_leaks(found),
         "\n".join(f"{name}: {words}" for name, words in found["thresholds"].items()),
     ]
@@ -40,6 +41,14 @@ def _said_variable(found: dict) -> str:
     if found["kind"] == "features":  # no longer to be seen
         return ""
     return f"variable frame rate: {found['variable_frame_rate']:,} clips"
+
+
+def _said_near(found: dict) -> str:
+    near = found["near_duplicates"]
+    return (
+        f"near-duplicates (re-encoded copies): {near['pairs']:,} pairs, "
+        f"{near['across_splits']:,} across splits"
+    )
 
 
 def _table(rows: Sequence[Sequence[str]]) -> str:
@@ -99,6 +108,13 @@ def _leaks(found: dict) -> list[str]:
             lines.append(
                 f"LEAK: groups of equal {kind} across splits: {row['across_splits']:,}, as {group}"
             )
+    near = found["near_duplicates"]
+    if near["across_splits"]:
+        one, split, other, other_split, similarity = near["examples"][0]
+        lines.append(
+            f"LEAK: near-duplicates across splits: {near['across_splits']:,} pairs, as {one} "
+            f"({split}) and {other} ({other_split}), similarity {similarity:.3f}"
+        )
     return lines
 
 
@@ -140,12 +156,14 @@ def _cards(found: dict) -> str:
     faults = sum(row["clips"] for row in found["faults"])
     copies = sum(row["clips"] for row in found["duplicates"].values())
     leaks = found["shared_sources"]["count"] + sum(
-        row["across_splits"] for row in found["duplicates"].values()
+        row["across_splits"] for row in (*found["duplicates"].values(), found["near_duplicates"])
     )
+    near = found["near_duplicates"]["pairs"]
     cards = [
         ("sequence", f"{found['clips']:,}", "usable clips", f"{found['hours']:,.2f} hours"),
         ("aggregation" if faults else "", f"{faults:,}", "faults", _most_frequent(found)),
         ("", f"{copies:,}", "clips with a duplicate", ", ".join(found["duplicates"])),
+        ("", f"{near:,}", "pairs of near-duplicates", "copies that were encoded again"),
         ("aggregation" if leaks else "", f"{leaks:,}", "leaks between splits", "sources, copies"),
     ]
     return (
@@ -279,6 +297,13 @@ def _duplicates_section(found: dict) -> str:
                 for number, group in enumerate(row["examples"], 1)
             }
             parts.append(markup.details(f"Equal {kind}: {row['groups']:,} groups", shown))
+    near = found["near_duplicates"]
+    if near["pairs"]:
+        rows = [
+            [escape(f"{one} ({split})"), escape(f"{other} ({other_split})"), f"{similarity:.3f}"]
+            for one, split, other, other_split, similarity in near["examples"]
+        ]
+        parts.append(markup.table(["near-duplicates", "and", "similarity"], rows))
     shared = found["shared_sources"]
     if shared["count"]:
         parts.append(
@@ -288,7 +313,8 @@ def _duplicates_section(found: dict) -> str:
         )
     return markup.section(
         "Duplicates and leaks",
-        "<p>Clips whose content is equal to the last bit. Those across splits, and sources that "
+        "<p>Clips whose content is equal to the last bit, and pairs that look and sound alike over "
+        "time, as copies that were encoded again do. Those across splits, and sources that "
         "several splits share, let a model be tested on what it was trained on.</p>",
         *parts,
     )

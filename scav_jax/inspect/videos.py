@@ -11,11 +11,14 @@ from pathlib import Path
 import av
 import numpy as np
 
+from scav_jax.base.errors import InputError
 from scav_jax.base.progress import progress_bar
 from scav_jax.extract import media, pool, streams
+from scav_jax.extract.backbones.plain import PlainAudio, PlainVisual
 from scav_jax.extract.manifest import ClipRequest, cut_whole_videos, list_clips
 from scav_jax.extract.streams import Unusable
 from scav_jax.inspect.findings import Clip, Fault, document
+from scav_jax.inspect.near import NEAR, signature
 
 FRAME_SIZE = (64, 64)  # frames are scaled to it, as the weight-free backbone has them
 UNEVEN_SHARE, UNEVEN_INTERVALS = 0.25, 0.02
@@ -28,6 +31,7 @@ THRESHOLDS = {
     f"differ from the median one by over {UNEVEN_SHARE:.0%}",
     "duplicates": "equal bytes of the files; equal frames (scaled to 64 x 64) or equal sound "
     "(mono, 16 kHz) of the clips",
+    "near-duplicates": NEAR,
 }
 
 
@@ -135,6 +139,13 @@ def _inspect_clip(
 ) -> Clip:
     decoded = reader.cut(request.start, request.end)
     media.check_usable(decoded)
+    try:
+        features = {
+            "picture": PlainVisual().prepare(decoded.frames, None),
+            "sound": PlainAudio().prepare(decoded.waveform),
+        }
+    except InputError as error:
+        raise Unusable("decode", str(error)) from None
     return Clip(
         id=request.id,
         split=request.split,
@@ -148,6 +159,7 @@ def _inspect_clip(
             "sound": _digest(decoded.waveform),
         },
         variable=variable,
+        signatures={w: s for w, v in features.items() if (s := signature(v)) is not None},
     )
 
 

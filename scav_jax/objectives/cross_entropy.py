@@ -13,6 +13,7 @@ where `mean(g)` is 0, and the gradient for lambda is `-sum(g z) / lambda`.
 """
 
 from functools import partial
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -20,6 +21,7 @@ from jaxtyping import Array, Float, Int, PyTree
 
 VARIANCE_FLOOR = 1e-12  # far below the spread of MSE distances; only a constant row notices it
 BLOCK_BYTES = 2**26  # of D that are worked on at once
+FLOAT = 4  # bytes
 
 
 def statistics(
@@ -96,8 +98,41 @@ def _z(some: Float[Array, "B K"], axis: int, normalize: bool) -> Float[Array, "B
 
 def count_blocks(distances: Float[Array, "B B"]) -> int:
     """How many blocks D is cut into: a divisor of B, 1 for small ones."""
-    wanted = -(-distances.size * distances.dtype.itemsize // BLOCK_BYTES)
-    return next(n for n in range(wanted, len(distances) + 1) if len(distances) % n == 0)
+    return _blocks(len(distances), distances.size * distances.dtype.itemsize)
+
+
+def _blocks(size: int, matrix_bytes: int) -> int:
+    return next(n for n in range(-(-matrix_bytes // BLOCK_BYTES), size + 1) if size % n == 0)
+
+
+class Matrices(NamedTuple):
+    """How many matrices as large as D XLA keeps for a loss (`scripts/benchmarks/plan_memory.py`).
+
+    Attributes:
+      at_once: z-scores, logits, softmaxes, what metrics read, where D is one block.
+      whole: D, its gradient and what it is updated from, where D is cut into blocks.
+      of_block: of the size of a block, besides.
+    """
+
+    at_once: float
+    whole: float
+    of_block: float
+
+
+def memory_of_losses(clips: int, rows: float, *kept: Matrices) -> float:
+    """Bytes of value, gradient and metrics.
+
+    Args:
+      clips: in a global batch.
+      rows: of D on this device.
+      kept: by each loss; XLA computes one after the other, but what is whole of each stays.
+    """
+    blocks = _blocks(clips, clips * clips * FLOAT)
+    if blocks == 1:
+        matrices = max(loss.at_once for loss in kept)
+    else:
+        matrices = sum(loss.whole + loss.of_block / blocks for loss in kept)
+    return FLOAT * rows * clips * matrices
 
 
 def over_blocks(distances: Float[Array, "B B"], add, start: PyTree) -> PyTree:

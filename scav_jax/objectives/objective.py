@@ -21,7 +21,7 @@ from scav_jax.sequences import AudioVisual, Batch, Sequences, masked_mean
 
 Metrics = dict[str, Float[Array, ""]]
 FLOAT = 4  # bytes
-LOSS_MATRICES = 11  # D, z-scores, logits, softmaxes, what metrics read: as XLA has them at B 2,048
+LOSS_MATRICES = 11  # that a contrast without blocks keeps, as XLA has it
 LOSS_OPERATIONS = 100.0  # on an entry of D, about
 
 

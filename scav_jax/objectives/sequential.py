@@ -11,10 +11,9 @@ from scav_jax import sharding
 from scav_jax.base.errors import InputError, did_you_mean
 from scav_jax.distances import pairwise_with_aux
 from scav_jax.objectives.contrastive import aggregation_loss, sequence_loss
-from scav_jax.objectives.cross_entropy import block_of, over_blocks
+from scav_jax.objectives.cross_entropy import Matrices, block_of, memory_of_losses, over_blocks
 from scav_jax.objectives.objective import (
     FLOAT,
-    LOSS_MATRICES,
     LOSS_OPERATIONS,
     Cost,
     Metrics,
@@ -26,6 +25,7 @@ from scav_jax.objectives.objective import (
 )
 from scav_jax.sequences import AudioVisual, Sequences, masked_mean
 
+KEPT = {"sequence": Matrices(11, 3, 4), "aggregation": Matrices(9, 2, 4)}
 TITLES = {"sequence": "SCAV", "aggregation": "CAV", "sequence+aggregation": "CAV+SCAV"}
 
 
@@ -146,7 +146,7 @@ class Sequential(Objective):
         """Forward and backward of all pairs; for Wasserstein the products and its 50 iterations."""
         pairs, count = float(work.clips) ** 2, len(self.losses)
         distance = 6.0 * pairs * work.width if "aggregation" in self.losses else 0.0
-        memory = FLOAT * LOSS_MATRICES * work.rows * work.clips * count
+        memory = memory_of_losses(work.clips, work.rows, *(KEPT[name] for name in self.losses))
         if "sequence" in self.losses:
             n, m = work.steps
             if self.distance == "euclidean":

@@ -104,8 +104,8 @@ def html(results: dict, pictures: Pictures) -> str:
     header = [
         '<p class="kicker">Audio-visual retrieval report</p>',
         f"<h1>{escape(title)}</h1>",
-        f'<p class="lead">{data["n"]:,} clips of {data["sources"]:,} videos. Each clip is a query '
-        f"once in each direction, and all {data['n']:,} are candidates: chance R@1 is "
+        f'<p class="lead">N = {data["n"]:,} clips of {data["sources"]:,} videos. Each clip is a '
+        f"query once in each direction, and all {data['n']:,} are candidates: chance R@1 is "
         f"{100 / data['n']:.2g} %.</p>",
         markup.note(RENDERED) if data["rendered"] else "",
         _cards(runs),

@@ -13,6 +13,8 @@ and a run holds `name`, `run`, `config`, `objective`, `trained_with`, `distance`
 
 from collections.abc import Sequence
 
+from scav_jax.metrics import few_queries
+
 FORMAT_VERSION = 2
 RENDERED = "Rendered data set of this project; figures are ours."
 DIRECTIONS = {"a2v": "A->V", "v2a": "V->A"}
@@ -56,13 +58,13 @@ def interval(summary: dict) -> str:
 def table(results: dict) -> str:
     """The results as aligned text, a row for each method of each run; recalls in percent."""
     data = results["data"]
-    head = ["run", "retrieval"]
+    head = ["run", "retrieval", "N"]
     for arrow in DIRECTIONS.values():
         head += [f"{arrow} R@1", "95 %", "R@5", "R@10", "MedR"]
     rows = [[*head, "ms/query"]]
     for run in results["runs"]:
         for method in main_methods(run):
-            cells = [run["name"], method_name(method)]
+            cells = [run["name"], method_name(method), f"{method['a2v']['n']:,}"]
             for direction in DIRECTIONS:
                 summary = method[direction]
                 cells += [percent(summary["recall_at_1"]), interval(summary)]
@@ -79,6 +81,8 @@ def table(results: dict) -> str:
             for run in results["runs"]
         ),
     ]
+    if word := few_queries(n):
+        notes.append(f"CAUTION: {word}")
     if data["rendered"]:
         notes.append(RENDERED)
     return "\n".join([lines[0], "-" * len(lines[0]), *lines[1:], "", *notes])

@@ -12,7 +12,7 @@ from scav_jax.training.setup import Setup
 
 
 def validate(setup: Setup, params) -> dict[str, float]:
-    """R@1 in both directions over the validation split, by each method of the objective."""
+    """R@1 in both directions over the validation split, by each method of the objective; and n."""
     mesh = sharding.local_mesh(min(jax.local_device_count(), setup.settings.devices or sys.maxsize))
     embedded = embed.embed(
         run_of(setup, jax.device_get(params)),
@@ -22,7 +22,7 @@ def validate(setup: Setup, params) -> dict[str, float]:
     )
     similarities, distances = embed.all_against_all(embedded, *setup.objective.ranks_by())
     matrices = {"sequence": distances, "aggregation": -similarities}
-    return {
+    return {"n": float(len(setup.validation))} | {
         f"{method}_{direction}": metrics.recall_at_k(
             metrics.ranks(retrieve.queries_first(matrix, direction)), 1
         )
@@ -40,7 +40,7 @@ def run_of(setup: Setup, params) -> Run:
 
 def in_words(values: dict[str, float]) -> str:
     """What `validate` found, for people."""
-    return ", ".join(
+    return f"N = {values['n']:,.0f}: " + ", ".join(
         f"{method} R@1 A->V {values[f'{method}_a2v']:.1%} V->A {values[f'{method}_v2a']:.1%}"
         for method in ("sequence", "aggregation")
         if f"{method}_a2v" in values

@@ -14,7 +14,7 @@ import jax
 import numpy as np
 from tqdm import tqdm
 
-from scav_jax import sharding
+from scav_jax import metrics, sharding
 from scav_jax.base.errors import InputError
 from scav_jax.base.progress import progress_bar
 from scav_jax.features.prefetch import Prefetch
@@ -83,15 +83,16 @@ def train(config: Config, workdir: Path) -> Run | None:
                 _log(step, values, setup, records, bar, batch, state)
                 if word := slow_input.words(values):
                     _say(word, bar)
-            points = None
+            points, validated = None, False
             if step % settings.validate_every == 0 or last:
                 with meter.part("validation"):
                     whole = sharding.put_replicated(state.params, mesh)
                     points = _validate(step, setup, whole, records, bar)
                 meter.restart()
+                validated = True
             due = settings.checkpoint_every and step % settings.checkpoint_every == 0
             stopping = stop(step)
-            if points is not None or due or stopping:
+            if validated or due or stopping:
                 with meter.part("checkpoint"):
                     checkpoints.save(step, state, batches.get_state(), points)
             if stopping and not last:
@@ -180,11 +181,17 @@ def _log(step: int, values: dict, setup: Setup, records: Records, bar: tqdm, bat
         )
 
 
-def _validate(step: int, setup: Setup, params, records: Records, bar: tqdm) -> float:
+def _validate(step: int, setup: Setup, params, records: Records, bar: tqdm) -> float | None:
+    """The score that enters a checkpoint among the best; None during the warm-up.
+
+    Of few clips it is rounded to what they tell apart; of equal scores the latest counts as best.
+    """
     values = processes.from_first(lambda: validate(setup, params))
     records.write("validation", step, values)
     _say(f"step {step}: validation {in_words(values)}", bar)
-    return setup.objective.score(values)
+    if step <= setup.config.optimizer.warmup_steps:
+        return None
+    return metrics.told_apart(setup.objective.score(values), len(setup.validation))
 
 
 def _finish(setup: Setup, workdir: Path, checkpoints: Checkpoints, records: Records, params) -> Run:
@@ -227,6 +234,8 @@ def _describe(setup: Setup, state: TrainState, mesh) -> None:
         f"{len(setup.training)} training and {len(setup.validation)} validation clips, "
         f"batch {setup.data.batch_size} on {mesh.size} {jax.devices()[0].platform} device(s){where}"
     )
+    if word := metrics.few_queries(len(setup.validation)):
+        _say(f"validation: {word}; the best checkpoints are the latest of those alike")
 
 
 def _say(words: str, bar: tqdm | None = None) -> None:

@@ -295,7 +295,7 @@ class Beats:
           float32 `[step_count(S), width]` each; no rows for a sound of less than 175 ms.
 
         Raises:
-          InputError: too long, not finite, or not one-dimensional floats.
+          InputError: too long, not finite, far outside of [-1, 1], or not one-dimensional floats.
         """
         sounds = _checked_sounds(waveforms)
         features = [np.zeros((0, self.width), np.float32) for _ in sounds]
@@ -383,16 +383,10 @@ def _batches(samples: list[int], devices: int) -> Iterable[tuple[list[int], int,
 def _checked_sounds(waveforms: Sequence[np.ndarray]) -> list[np.ndarray]:
     sounds = [np.asarray(waveform) for waveform in waveforms]
     for index, sound in enumerate(sounds):
-        if sound.ndim != 1 or sound.dtype.kind != "f":
-            raise InputError(
-                f"sound {index}: expected mono floats [S] in [-1, 1], got shape {sound.shape} of "
-                f"{sound.dtype}"
-            )
+        fbank.check_waveform(sound, f"sound {index}")
         if len(sound) > MAX_SECONDS * fbank.RATE_HZ:
             raise InputError(
                 f"sound {index}: expected at most {MAX_SECONDS} s, over which BEATs attends at "
                 f"once, got {len(sound) / fbank.RATE_HZ:.1f} s; cut it into clips, say of 10 s"
             )
-        if not np.isfinite(sound).all():
-            raise InputError(f"sound {index}: expected finite samples, got NaN or infinity")
     return sounds

@@ -9,7 +9,7 @@ from jaxtyping import Float
 
 from scav_jax.base.errors import InputError
 from scav_jax.extract.backbones.sides import Audio
-from scav_jax.extract.fbank import RATE_HZ
+from scav_jax.extract.fbank import RATE_HZ, check_waveform
 
 MAX_SECONDS = 60.0  # BEATs attends over a whole clip at once
 
@@ -21,6 +21,7 @@ class BeatsPreparer(Audio):
     max_seconds: float = MAX_SECONDS
 
     def prepare(self, waveform: Float[np.ndarray, " S"]) -> Float[np.ndarray, " S_kept"]:
+        check_waveform(waveform)
         return np.asarray(waveform[: round(self.max_seconds * RATE_HZ)], np.float32)
 
 

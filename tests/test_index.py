@@ -435,8 +435,8 @@ def test_another_format_is_refused(tmp_path):
     header = tmp_path / "i" / "index.json"
     text = header.read_text()
     for other in (1, 7):
-        header.write_text(text.replace('"format_version": 2', f'"format_version": {other}'))
-        with pytest.raises(InputError, match=f"format 2, got {other}; build it again"):
+        header.write_text(text.replace('"format_version": 3', f'"format_version": {other}'))
+        with pytest.raises(InputError, match=f"format 3, got {other}; build it again"):
             open_index(tmp_path / "i")
 
 

@@ -4,12 +4,14 @@ is not a page of searches, which plays clips.
 Plain pieces (section, figure, table, details) and how they look; `report` fills them.
 """
 
+import html
 import json
 from collections.abc import Sequence
-from html import escape
 
 import numpy as np
 from jaxtyping import Float
+
+from scav_jax.base.names import shown
 
 STYLE = """\
 :root { color-scheme: light; --ink: #1d2329; --soft: #5b646d; --line: #e1e5e9; --ground: #ffffff;
@@ -75,6 +77,11 @@ pre { font-size: 12.5px; line-height: 1.4; overflow-x: auto; background: #f5f6f8
 """
 
 
+def escape(name: object, quote: bool = True) -> str:
+    """A name, or a line with names, as text of a page: on one line, whatever letters it has."""
+    return html.escape(shown(name), quote)
+
+
 def document(
     title: str, header: str, sections: Sequence[str], *, head: str = "", style: str = ""
 ) -> str:
@@ -85,7 +92,7 @@ def document(
 <head>
 <meta charset="utf-8">
 <meta name="viewport" content="width=device-width, initial-scale=1">
-{head}<title>{escape(title)}</title>
+{head}<title>{html.escape(title)}</title>
 <style>
 {STYLE}{style}</style>
 </head>
@@ -104,20 +111,20 @@ def document(
 def section(title: str, *parts: str) -> str:
     """A titled part of the page."""
     body = "\n".join(part for part in parts if part)
-    return f"<section>\n<h2>{escape(title)}</h2>\n{body}\n</section>"
+    return f"<section>\n<h2>{html.escape(title)}</h2>\n{body}\n</section>"
 
 
 def figure(uri: str, alternative: str, caption: str) -> str:
     """An image, words for who cannot see it, and a caption (HTML) that says what it shows."""
     return (
-        f'<figure><img src="{uri}" alt="{escape(alternative, quote=True)}">'
+        f'<figure><img src="{uri}" alt="{html.escape(alternative, quote=True)}">'
         f"<figcaption>{caption}</figcaption></figure>"
     )
 
 
 def note(text: str) -> str:
     """Something the reader should know first."""
-    return f'<p class="note">{escape(text)}</p>'
+    return f'<p class="note">{html.escape(text)}</p>'
 
 
 def table(
@@ -157,7 +164,8 @@ def table(
 def details(title: str, content: dict) -> str:
     """A document that can be unfolded."""
     text = json.dumps(content, indent=1, sort_keys=True)
-    return f"<details><summary>{escape(title)}</summary><pre>{escape(text)}</pre></details>"
+    pre = f"<pre>{html.escape(text)}</pre>"
+    return f"<details><summary>{html.escape(title)}</summary>{pre}</details>"
 
 
 def envelope(levels: Float[np.ndarray, " bins"]) -> str:

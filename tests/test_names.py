@@ -130,7 +130,7 @@ def test_pages_show_them(index, videos, run, made, data, tmp_path):
     assert "caf\\xe9.mp4" in Path(few[-1]).read_text()
     inspect([str(data), "--html", str(tmp_path / "i.html"), "--json", str(tmp_path / "i.json")])
     inspect(["--videos", str(videos), "--workers", "1", "--html", str(tmp_path / "v.html")])
-    assert "caf\\xe9" in (tmp_path / "v.html").read_text()
+    assert "xe9.mp4" in (tmp_path / "v.html").read_text()
     app = web.create_app(made, open_index(index, made.identity), workers=0)
     with TestClient(app, base_url="http://127.0.0.1") as client:
         content = (videos / NAMES[0]).read_bytes()

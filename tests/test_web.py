@@ -17,11 +17,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from starlette.testclient import TestClient
-from test_media import click_track
+from test_media import click_track, flash_frames
 from test_model import RATE, film, write_run, write_sound
 
 from scav_jax import distances
 from scav_jax.base.errors import InputError
+from scav_jax.extract import jobs
 from scav_jax.extract.streams import Unusable
 from scav_jax.index import Hit
 from scav_jax.report import match, playable, search_page
@@ -30,7 +31,7 @@ from scav_jax.retrieve import sequence_distances
 from scav_jax.sequences import AudioVisual, sequences
 from scav_jax.web import __main__ as program
 from scav_jax.web import app as app_module
-from scav_jax.web import library
+from scav_jax.web import library, uploads
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 PAGE = "http://127.0.0.1"
@@ -50,9 +51,7 @@ class Everything:
 
     def search(self, queries, direction, k, retrieval, where):
         self.asked.append((direction, k, retrieval, where))
-        if where == "nonsense":
-            raise InputError("where: expected a condition, got 'nonsense'")
-        if where == "crash":
+        if where == "label = 'crash'":
             raise RuntimeError("a secret path /etc")
         e = self.embedded
         pair = (e.visual, queries.audio) if direction == "a2v" else (queries.visual, e.audio)
@@ -189,6 +188,83 @@ def test_in_a_process_of_its_own(made, index, films):
         assert [hit["id"] for hit in found["hits"]] != []
 
 
+def test_a_wide_film_is_small_on_the_page_and_too_many_pixels_are_refused(
+    client, tmp_path, monkeypatch
+):
+    size = (2048, 120)  # wider than any screen: only the height was bounded once
+    wide = film(
+        tmp_path / "wide.mp4", 2, seed=1, size=size, frames=flash_frames(2, [0.5], size=size)
+    )
+    found = ask(client, wide, name="wide.mp4", direction="v2a", k=1).json()
+    (own,) = re.findall(r'asking.*?src="(/clip/\w+)"', found["html"])
+    with av.open(io.BytesIO(client.get(own).content)) as container:
+        stream = container.streams.video[0]
+        assert (stream.width, stream.height) == (426, 24)
+    monkeypatch.setattr(playable, "MAX_PIXELS", 50 * 64 * 32)  # as a long clip has
+    with av.open(io.BytesIO(playable.playable(wide, 0.0, 2.0).content)) as container:
+        stream = container.streams.video[0]
+        assert stream.width * stream.height <= 1.3 * 64 * 32
+    for name, most in (("FRAME_PIXELS", 2048 * 120 - 1), ("PIXELS", 2048 * 120 * 49)):
+        with monkeypatch.context() as patch:
+            patch.setattr(uploads, name, most)
+            patch.setattr(jobs, "prepare", None)  # nothing is decoded
+            answer = ask(client, wide, name="wide.mp4", direction="v2a")
+            assert answer.status_code == 400
+            assert "million pixels a frame and" in answer.json()["error"]
+    assert ask(client, wide, name="wide.mp4", direction="a2v").status_code == 200  # its sound
+
+
+def hanging(upload, preparer):
+    """What a decoder does on some files, in its own process."""
+    if upload.name == "hangs":
+        time.sleep(60)
+    if upload.name == "eats":
+        bytearray(2**33)
+    if upload.name == "crashes":
+        os._exit(11)
+    yield from ORIGINAL(upload, preparer)
+
+
+ORIGINAL = uploads._steps
+
+
+def hanging_work(upload, *, preparer):
+    uploads._steps = hanging
+    uploads.MEMORY_BYTES = 2**30
+    yield from DECODING(upload, preparer=preparer)
+
+
+DECODING = uploads._decoding
+
+
+def test_a_file_that_hangs_holds_nobody_up(made, index, films, monkeypatch):
+    """Others search and read the page meanwhile; it ends with one line, and so do its like."""
+    monkeypatch.setattr(uploads, "_decoding", hanging_work)
+    monkeypatch.setattr(uploads, "TIMEOUT_S", 8.0)
+    app = app_module.create_app(made, index, workers=1)
+    with TestClient(app, base_url=PAGE) as client:
+        ends = {}
+
+        def search(name):
+            ends[name] = ask(client, films / "d.mp4", name=name), time.monotonic()
+
+        hangs = threading.Thread(target=search, args=("hangs",))
+        hangs.start()
+        time.sleep(0.5)
+        assert client.get("/").status_code == 200
+        search("d.mp4")
+        assert "hangs" not in ends and ends["d.mp4"][0].status_code == 200
+        for name, words in (("eats", "more than 1 GiB of memory"), ("crashes", "crashed")):
+            search(name)
+            assert ends[name][0].status_code == 400 and words in ends[name][0].json()["error"]
+        hangs.join()
+        assert ends["hangs"][0].json()["error"].startswith("hangs: cannot be used: timed out")
+        monkeypatch.setattr(app_module, "ASKING_AT_ONCE", 0)
+    full = app_module.create_app(made, index, workers=0)
+    with TestClient(full, base_url=PAGE) as client:
+        assert ask(client, films / "d.mp4", name="d.mp4").status_code == 503
+
+
 def test_bad_uploads_get_clear_words_and_leave_nothing(client, app, films):
     whole = (films / "d.mp4").read_bytes()
     playlist = b"#EXTM3U\n#EXT-X-VERSION:3\n#EXTINF:1,\nfile:///etc/passwd\n"
@@ -211,11 +287,14 @@ def test_bad_uploads_get_clear_words_and_leave_nothing(client, app, films):
         ({"direction": "up"}, "direction: expected a2v or v2a"),
         ({"start": -1}, "start: expected seconds"),
         ({"start": "nan"}, "start: expected seconds"),
-        ({"where": "nonsense"}, "where: expected a condition"),
+        ({"where": "nonsense"}, "filter 'nonsense': expected a condition"),
+        ({"where": "start < 1; DROP"}, "filter 'start < 1; DROP': expected a condition"),
+        ({"where": "regexp_match(label, '(a*)*b')"}, 'filter "regexp_match'),
+        ({"retrieval": "best"}, "retrieval: expected one of"),
     ):
-        answer = ask(client, films / "d.mp4", **options)
+        answer = ask(client, b"not read", **options)
         assert answer.status_code == 400 and answer.json()["error"].startswith(words)
-    answer = ask(client, films / "d.mp4", where="crash")
+    answer = ask(client, films / "d.mp4", where="label = 'crash'")
     assert answer.status_code == 500 and "secret" not in answer.text
     assert leftovers(app) == []
 

@@ -92,7 +92,7 @@ def document(
 <head>
 <meta charset="utf-8">
 <meta name="viewport" content="width=device-width, initial-scale=1">
-{head}<title>{html.escape(title)}</title>
+{head}<title>{escape(title)}</title>
 <style>
 {STYLE}{style}</style>
 </head>
@@ -111,20 +111,20 @@ def document(
 def section(title: str, *parts: str) -> str:
     """A titled part of the page."""
     body = "\n".join(part for part in parts if part)
-    return f"<section>\n<h2>{html.escape(title)}</h2>\n{body}\n</section>"
+    return f"<section>\n<h2>{escape(title)}</h2>\n{body}\n</section>"
 
 
 def figure(uri: str, alternative: str, caption: str) -> str:
     """An image, words for who cannot see it, and a caption (HTML) that says what it shows."""
     return (
-        f'<figure><img src="{uri}" alt="{html.escape(alternative, quote=True)}">'
+        f'<figure><img src="{uri}" alt="{escape(alternative, quote=True)}">'
         f"<figcaption>{caption}</figcaption></figure>"
     )
 
 
 def note(text: str) -> str:
     """Something the reader should know first."""
-    return f'<p class="note">{html.escape(text)}</p>'
+    return f'<p class="note">{escape(text)}</p>'
 
 
 def table(
@@ -165,7 +165,7 @@ def details(title: str, content: dict) -> str:
     """A document that can be unfolded."""
     text = json.dumps(content, indent=1, sort_keys=True)
     pre = f"<pre>{html.escape(text)}</pre>"
-    return f"<details><summary>{html.escape(title)}</summary>{pre}</details>"
+    return f"<details><summary>{escape(title)}</summary>{pre}</details>"
 
 
 def envelope(levels: Float[np.ndarray, " bins"]) -> str:

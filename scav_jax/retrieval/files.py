@@ -226,10 +226,27 @@ def embed_requests(
     kinds = tuple(KINDS[stream] for stream in streams)
     preparer = backbone.preparer
     work = functools.partial(jobs.prepare, videos=folder, preparer=preparer, kinds=kinds)
+    outcomes = _outcomes(make_jobs(list(requests)), work, workers, timeout_s)
+    yield from embed_outcomes(
+        run, backbone, outcomes, folder, streams=streams, batch_size=batch_size, rejected=rejected
+    )
+
+
+def embed_outcomes(
+    run: Run,
+    backbone: Backbone,
+    outcomes: Iterable[Outcome],
+    folder: Path,
+    *,
+    streams: Sequence[str] = STREAMS,
+    batch_size: int,
+    rejected: Sequence[dict] = (),
+) -> Iterator[Embedded]:
+    """The same of clips that somebody decodes (`extract.jobs.prepare`), as they come."""
     encoded = functools.partial(_encoded, run, streams=streams, batch_size=batch_size)
     clips: list[Clip] = []
     rejected = list(rejected)
-    for outcome in _outcomes(make_jobs(list(requests)), work, workers, timeout_s):
+    for outcome in outcomes:
         try:
             clips.append(_clip(backbone, outcome, streams, folder))
         except Unusable as unusable:

@@ -25,6 +25,7 @@ from scav_jax.base import doors
 from scav_jax.base.errors import InputError
 from scav_jax.extract import backbones
 from scav_jax.extract.backbones import Backbone, make_fingerprint
+from scav_jax.extract.jobs import Outcome
 from scav_jax.extract.manifest import ClipRequest
 from scav_jax.features.clip import FORMAT_VERSION, fingerprint_difference, fingerprint_id, original
 from scav_jax.objectives.objective import embeds_its_own_way
@@ -202,6 +203,13 @@ class Model:
             batch_size=self.batch_size,
             rejected=rejected,
         )
+
+    def embed_outcome(self, outcome: Outcome, folder: Path, streams: Sequence[str]) -> Embedded:
+        """The same for one clip that was decoded elsewhere, by `extract.jobs.prepare`."""
+        (found,) = files.embed_outcomes(
+            self.run, self.backbone, [outcome], folder, streams=streams, batch_size=self.batch_size
+        )
+        return found
 
 
 def load(

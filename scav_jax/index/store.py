@@ -66,7 +66,9 @@ def create(
     header = catalog.make_header(identity, distance, storage, root)
     # What a create that was killed leaves.
     begun = {catalog.LOCK, catalog.SEGMENTS, f"{catalog.TABLE}.lance"}
-    if path.exists() and (not path.is_dir() or {one.name for one in path.iterdir()} - begun):
+    names = {one.name for one in path.iterdir()} if path.is_dir() else set()
+    begun |= {name for name in names if name.startswith(catalog.HEADER) and _is_partial(name)}
+    if path.exists() and (not path.is_dir() or names - begun):
         raise InputError(f"{path}: expected a path where nothing is; remove it or use another")
     path.mkdir(parents=True, exist_ok=True)
     with catalog.one_writer(path):
@@ -75,6 +77,10 @@ def create(
         catalog.write_header(path, header)  # last: without it there is no index
         sync(path)
     return open_index(path)
+
+
+def _is_partial(name: str) -> bool:
+    return name.endswith(".partial")
 
 
 def open_index(path: str | Path, identity: str | None = None) -> "Index":
@@ -313,6 +319,8 @@ class Index:
             self._sync_rows()
             self.refresh()
             swept = sweep(self.path, set(self.snapshot.segments))
+            for file in filter(_is_partial, os.listdir(self.path)):  # of a write that was killed
+                (self.path / file).unlink(missing_ok=True)
             self._rows.latest()
             self._rows.clean()
         self.refresh()

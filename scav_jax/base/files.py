@@ -45,10 +45,9 @@ def write_atomically(path: str | Path, content: bytes | str) -> None:
             os.fsync(file.fileno())
         os.replace(partial, path)
     except BaseException as error:
-        partial.unlink(missing_ok=True)
-        if isinstance(error, OSError) and error.filename is None:
-            error.filename = str(path)
-        raise
+        with contextlib.suppress(OSError):
+            partial.unlink(missing_ok=True)
+        raise _at(error, path) from None
 
 
 def write_json(path: str | Path, value: Any) -> None:
@@ -84,9 +83,9 @@ def folder_atomically(path: str | Path, *, replacing: bool = False) -> Iterator[
             shutil.rmtree(path, ignore_errors=True)
         os.replace(partial, path)
         _sync_one(path.parent)
-    except BaseException:
+    except BaseException as error:
         shutil.rmtree(partial, ignore_errors=True)
-        raise
+        raise _at(error, path) from error.__cause__
 
 
 def sync(folder: str | Path) -> None:
@@ -125,9 +124,19 @@ def full_disk_is_an_oserror(folder: str | Path, room: int = 0) -> Iterator[None]
             number = errno.ENOSPC
         if number is not None:
             raise OSError(number, os.strerror(number), str(folder)) from error
-        if isinstance(error, OSError):  # fewer bytes were written than given, without a reason
-            raise OSError(errno.EIO, str(error), str(folder)) from error
-        raise
+        raise _at(error, folder) from error.__cause__
+
+
+def _at(error: BaseException, path: str | Path) -> BaseException:
+    """The error, with the file's name where it is the system's and has none.
+
+    Where fewer bytes were written than given, libraries raise an `OSError` without a number.
+    """
+    if isinstance(error, OSError) and error.errno is None:
+        return OSError(errno.EIO, str(error), str(path))
+    if isinstance(error, OSError) and error.filename is None:
+        error.filename = str(path)
+    return error
 
 
 def _system_error(words: str) -> int | None:

@@ -19,7 +19,7 @@ from typing import NamedTuple
 from scav_jax.base.errors import InputError, did_you_mean
 
 MOST_CHARACTERS = 100_000
-MOST_DEPTH = 32
+MOST_DEPTH = 12
 MOST_OPERATORS = 256  # lists of IN are free: they cost no depth where the condition is evaluated
 TEXT, NUMBER, TRUTH = "text", "number", "condition"
 FUNCTIONS = {"lower": TEXT, "upper": TEXT, "length": NUMBER}  # of text
@@ -205,12 +205,13 @@ class _Reader:
 
     def _operations(self, signs: tuple[str, ...], read: Callable[[], _Part]) -> _Part:
         found = read()
+        sql = [found.sql]
         while sign := self._take(*signs):
             right = read()
             _check(found, NUMBER)
             _check(right, NUMBER)
-            found = _Part(NUMBER, f"({found.sql} {sign} {right.sql})")
-        return found
+            sql += [sign, right.sql]
+        return found if len(sql) == 1 else _Part(NUMBER, f"({' '.join(sql)})")
 
     def _value(self) -> _Part:
         kind, value = self._next

@@ -331,7 +331,8 @@ class Rows:
         except (ValueError, RuntimeError) as error:
             if where is None:
                 raise _unreadable(self.path, error) from error
-            reason = str(error).splitlines()[0].removeprefix("Invalid input, ").strip()
+            reason = str(error).splitlines()[0].removeprefix("Invalid input, ")
+            reason = reason.partition(", /")[0].strip()[:300]  # without places in Lance's source
             if "timeout" in str(error).lower():
                 reason = f"no answer within {FILTER_SECONDS:g} s"
             raise InputError(f"filter {where[:200]!r}: {reason}; ask for less") from error

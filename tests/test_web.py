@@ -16,6 +16,7 @@ import av
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import uploads_that_hang
 from starlette.testclient import TestClient
 from test_media import click_track, flash_frames
 from test_model import RATE, film, write_run, write_sound
@@ -181,17 +182,10 @@ def test_long_files_are_cut_and_it_is_said(client, films, monkeypatch):
     assert answer.json()["error"].startswith("start: expected less than the 3.0 s")
 
 
-def test_in_a_process_of_its_own(made, index, films):
-    app = app_module.create_app(made, index, workers=1)
-    with TestClient(app, base_url=PAGE) as client:
-        found = ask(client, films / "d.mp4", name="d.mp4", k=1).json()
-        assert [hit["id"] for hit in found["hits"]] != []
-
-
 def test_a_wide_film_is_small_on_the_page_and_too_many_pixels_are_refused(
     client, tmp_path, monkeypatch
 ):
-    size = (2048, 120)  # wider than any screen: only the height was bounded once
+    size = (1024, 60)  # wider than any screen: only the height was bounded once
     wide = film(
         tmp_path / "wide.mp4", 2, seed=1, size=size, frames=flash_frames(2, [0.5], size=size)
     )
@@ -204,7 +198,7 @@ def test_a_wide_film_is_small_on_the_page_and_too_many_pixels_are_refused(
     with av.open(io.BytesIO(playable.playable(wide, 0.0, 2.0).content)) as container:
         stream = container.streams.video[0]
         assert stream.width * stream.height <= 1.3 * 64 * 32
-    for name, most in (("FRAME_PIXELS", 2048 * 120 - 1), ("PIXELS", 2048 * 120 * 49)):
+    for name, most in (("FRAME_PIXELS", 1024 * 60 - 1), ("PIXELS", 1024 * 60 * 49)):
         with monkeypatch.context() as patch:
             patch.setattr(uploads, name, most)
             patch.setattr(jobs, "prepare", None)  # nothing is decoded
@@ -214,52 +208,32 @@ def test_a_wide_film_is_small_on_the_page_and_too_many_pixels_are_refused(
     assert ask(client, wide, name="wide.mp4", direction="a2v").status_code == 200  # its sound
 
 
-def hanging(upload, preparer):
-    """What a decoder does on some files, in its own process."""
-    if upload.name == "hangs":
-        time.sleep(60)
-    if upload.name == "eats":
-        bytearray(2**33)
-    if upload.name == "crashes":
-        os._exit(11)
-    yield from ORIGINAL(upload, preparer)
-
-
-ORIGINAL = uploads._steps
-
-
-def hanging_work(upload, *, preparer):
-    uploads._steps = hanging
-    uploads.MEMORY_BYTES = 2**30
-    yield from DECODING(upload, preparer=preparer)
-
-
-DECODING = uploads._decoding
-
-
-def test_a_file_that_hangs_holds_nobody_up(made, index, films, monkeypatch):
-    """Others search and read the page meanwhile; it ends with one line, and so do its like."""
-    monkeypatch.setattr(uploads, "_decoding", hanging_work)
-    monkeypatch.setattr(uploads, "TIMEOUT_S", 8.0)
+def test_a_file_that_hangs_holds_nobody_up(made, index, films, monkeypatch, tmp_path):
+    """Others search and read the page meanwhile; what eats memory or crashes costs its answer."""
+    monkeypatch.setattr(uploads, "_decoding", uploads_that_hang.decoding)
+    monkeypatch.setenv("GO_ON", str(tmp_path / "go on"))
     app = app_module.create_app(made, index, workers=1)
+    ended = []
     with TestClient(app, base_url=PAGE) as client:
-        ends = {}
 
         def search(name):
-            ends[name] = ask(client, films / "d.mp4", name=name), time.monotonic()
+            answer = ask(client, films / "d.mp4", name=name, k=1)
+            ended.append(name)
+            return answer.status_code, answer.json().get("error", "")
 
         hangs = threading.Thread(target=search, args=("hangs",))
         hangs.start()
-        time.sleep(0.5)
         assert client.get("/").status_code == 200
-        search("d.mp4")
-        assert "hangs" not in ends and ends["d.mp4"][0].status_code == 200
-        for name, words in (("eats", "more than 1 GiB of memory"), ("crashes", "crashed")):
-            search(name)
-            assert ends[name][0].status_code == 400 and words in ends[name][0].json()["error"]
+        assert search("d.mp4") == (200, "")
+        for name, words in (("eats", "more than 3 GiB of memory"), ("crashes", "crashed: the dec")):
+            status, said = search(name)
+            assert (status, said.startswith(f"{name}: cannot be used: ")) == (400, True)
+            assert words in said
+        assert ended == ["d.mp4", "eats", "crashes"]
+        (tmp_path / "go on").touch()
         hangs.join()
-        assert ends["hangs"][0].json()["error"].startswith("hangs: cannot be used: timed out")
-        monkeypatch.setattr(app_module, "ASKING_AT_ONCE", 0)
+        assert ended[-1] == "hangs"
+    monkeypatch.setattr(app_module, "ASKING_AT_ONCE", 0)
     full = app_module.create_app(made, index, workers=0)
     with TestClient(full, base_url=PAGE) as client:
         assert ask(client, films / "d.mp4", name="d.mp4").status_code == 503

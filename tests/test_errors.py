@@ -1,11 +1,21 @@
 """How programs end: with one line and a code that says whose fault it was."""
 
+import atexit
 import errno
+import sys
+import threading
 
 import pytest
 
 from scav_jax.base import errors
 from scav_jax.base.errors import InputError, ProgramFault
+
+
+@pytest.fixture(autouse=True)
+def threads_say_what_they_did(monkeypatch):
+    for module, name in ((threading, "excepthook"), (sys, "unraisablehook")):
+        monkeypatch.setattr(module, name, getattr(module, name))  # and back again
+    monkeypatch.setattr(atexit, "_clear", lambda: None)
 
 
 def wrapped(inner, outer, explicit=True):

@@ -5,6 +5,7 @@ import csv
 import io
 import json
 import os
+import resource
 import shutil
 import subprocess
 import sys
@@ -271,6 +272,29 @@ def test_an_add_that_was_interrupted_goes_on(data, run, tmp_path, monkeypatch, c
     assert sorted(open_index(path).ids()) == sorted(NAMES)
     with pytest.raises(InputError, match="are there already"):
         command("add", path, *words)
+
+
+@pytest.mark.parametrize("limit", [200, 3000])
+def test_no_space_is_one_line_and_an_exit_code(data, run, tmp_path, limit, capsys, monkeypatch):
+    monkeypatch.setattr(errors, "_end_quietly", lambda error: None)
+    path, words = tmp_path / "i", ("--model", run, "--data", data, "--split", "all")
+    for _ in range(2):  # everything is compiled before: JAX's cache would keep what is cut off
+        command("build", path, *words)
+        command("delete", path, *NAMES[:3])
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    capsys.readouterr()
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, hard))
+        with pytest.raises(SystemExit) as ended:
+            errors.run_program(lambda: command("build", path, *words))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    said = [line for line in capsys.readouterr().err.splitlines() if "clip" not in line and line]
+    assert ended.value.code == errors.EXIT_SYSTEM
+    assert len(said) == 1 and said[0].startswith("error: the system does not take a file so large")
+    assert sorted(open_index(path).ids()) == sorted(NAMES[3:]) and open_index(path).verify()
+    command("build", path, *words)
+    assert sorted(open_index(path).ids()) == sorted(NAMES)
 
 
 def test_messages_and_stray_names_are_one_line(capsys, tmp_path):

@@ -1,5 +1,6 @@
 """What a person can mend, and how a program says so."""
 
+import atexit
 import contextlib
 import errno
 import os
@@ -147,7 +148,8 @@ def _refusal(error: OSError) -> str:
 
 def _end_quietly(error: Exception) -> None:
     """Nothing that still works in the background may say the same again, at length."""
-    threading.excepthook = lambda _: None
+    threading.excepthook = sys.unraisablehook = lambda _: None
+    atexit._clear()  # a log's own writes what it has once more
     sys.stderr.flush()
     if isinstance(error, BrokenPipeError):  # nobody reads: the interpreter would try once more
         with contextlib.suppress(OSError, ValueError):

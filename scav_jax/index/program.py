@@ -1,6 +1,7 @@
 """What the subcommands of `scav index` do."""
 
 import argparse
+import contextlib
 import functools
 import json
 import os
@@ -113,9 +114,10 @@ def _of_split(
 def _grow(index: Index, clips: Iterator[Embedded], on_duplicate: str) -> int:
     """Adds what comes, a commit for each part."""
     count = 0
-    for part in clips:
-        count += index.add(part, on_duplicate)
-        print(f"{len(index):,} clips in {index.path}", file=sys.stderr)
+    with contextlib.closing(clips):  # a bar of theirs ends before an error is said
+        for part in clips:
+            count += index.add(part, on_duplicate)
+            print(f"{len(index):,} clips in {index.path}", file=sys.stderr)
     return count
 
 

@@ -189,8 +189,9 @@ class Index:
             raise InputError(
                 f"{self.path}: expected new ids, {len(there)} of {len(ids)} are there already: "
                 f"{listed([repr(one) for one in ids if one in there])}; nothing was added, use "
-                'on_duplicate="replace" (--replace) to take the new ones; if these are other '
-                "files that are called alike, build the index with a root that holds both folders"
+                'on_duplicate="replace" (--replace) to take the new ones, or "skip" (`scav index '
+                "build`) to add what is not there yet; if these are other files that are called "
+                "alike, build the index with a root that holds both folders"
             )
 
     def check_new_files(self, clips: Mapping[str, tuple[str, float]]) -> None:

@@ -13,6 +13,7 @@ lines, and whether the result is that of an undisturbed run (see `kills.py`, who
 
 import argparse
 import json
+import os
 import random
 import resource
 import subprocess
@@ -40,8 +41,14 @@ def largest_file(folder: Path) -> int:
 
 def refused(task: Task, folder: Path, limit: int) -> str:
     """Runs a command under a limit: what it says, or "" where it goes through."""
+    # JAX's own cache of programs would keep what is cut off, for all who share it.
+    without = {k: v for k, v in os.environ.items() if k != "JAX_COMPILATION_CACHE_DIR"}
     done = subprocess.run(
-        task.words(folder), preexec_fn=limited(limit), capture_output=True, text=True
+        task.words(folder),
+        preexec_fn=limited(limit),
+        env=without,
+        capture_output=True,
+        text=True,
     )
     errors = [line for line in done.stderr.splitlines() if line.startswith("error:")]
     if done.returncode == 0 or DELETED_BEFORE in done.stderr:

@@ -79,13 +79,29 @@ def folder_atomically(path: str | Path, *, replacing: bool = False) -> Iterator[
     try:
         yield partial
         sync(partial)
-        if replacing:
-            shutil.rmtree(path, ignore_errors=True)
-        os.replace(partial, path)
+        with _out_of_the_way(path) if replacing else contextlib.nullcontext():
+            os.replace(partial, path)
         _sync_one(path.parent)
     except BaseException as error:
         shutil.rmtree(partial, ignore_errors=True)
         raise _at(error, path) from error.__cause__
+
+
+@contextlib.contextmanager
+def _out_of_the_way(path: Path) -> Iterator[None]:
+    """Puts a folder aside for another one of its name; it comes back if that fails."""
+    aside = path.with_name(f".{_short(path.name)}.old")
+    shutil.rmtree(aside, ignore_errors=True)
+    there = path.exists()
+    if there:
+        os.rename(path, aside)
+    try:
+        yield
+    except BaseException:
+        if there:
+            os.rename(aside, path)
+        raise
+    shutil.rmtree(aside, ignore_errors=True)
 
 
 def sync(folder: str | Path) -> None:

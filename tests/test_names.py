@@ -194,11 +194,29 @@ def test_ids_belong_to_the_root(cameras, run, tmp_path):
     for again in (cameras, cameras / "a", cameras / "a" / "IMG_0001.mp4"):
         with pytest.raises(InputError, match="are there already: 'a/IMG"):
             command("add", both, *by, "--videos", again)
-    (cameras / "link").symlink_to(cameras / "a")
+    (cameras / "a_link").symlink_to(cameras / "a")
     with pytest.raises(InputError, match="are there already"):
-        command("add", both, *by, "--videos", cameras / "link")
+        command("add", both, *by, "--videos", cameras / "a_link")
     command("build", both, *by, "--videos", cameras / "b")  # goes on: nothing left to do
     assert len(open_index(both)) == 2
+
+
+def test_links_are_followed_to_the_one_file(cameras, run, tmp_path, capsys):
+    """Folders and files that are links, within the root and out of it."""
+    (cameras / "0").symlink_to(cameras / "b")
+    (cameras / "a" / "same.mp4").symlink_to(cameras / "b" / "IMG_0001.mp4")
+    (tmp_path / "elsewhere").mkdir()
+    film(tmp_path / "elsewhere" / "c.mp4", 1.2, seed=5)
+    (cameras / "out").symlink_to(tmp_path / "elsewhere")
+    path, by = tmp_path / "i", ("--model", run)
+    command("build", path, *by, "--videos", cameras)
+    ids = ["a/IMG_0001.mp4", "b/IMG_0001.mp4", "out/c.mp4"]
+    assert sorted(open_index(path).ids()) == ids
+    assert "rejected a/same.mp4: link: it is the file b/IMG_0001.mp4" in capsys.readouterr().err
+    for again in (cameras / "0", cameras / "out", cameras / "a" / "same.mp4"):
+        with pytest.raises(InputError, match="are there already"):
+            command("add", path, *by, "--videos", again)
+    assert sorted(open_index(path).ids()) == ids
 
 
 def test_one_part_of_a_file_has_one_id(cameras, run, tmp_path):

@@ -119,20 +119,47 @@ def _of_folder(
 ) -> Wanted:
     listing = list_clips(folder, None, clip_seconds)
     clips, _, _ = cut_whole_videos(listing, lambda file: _seconds(folder / file, "video"))
-    if root is not None:
-        way = below(folder, root)
-        clips = [replace(clip, id=joined(way, clip.id)) for clip in clips]
-        folder = Path(root).absolute() / way
-    return Wanted(folder, clips, streams, listing.unreadable)
+    if root is None:
+        return Wanted(folder, clips, streams, listing.unreadable)
+    places, twice = _places(folder, [clip.file for clip in clips], root)
+    way, rejected = below(folder, root), list(listing.unreadable)
+    placed: list[ClipRequest] = []
+    for clip in clips:
+        if clip.file in twice:
+            reason = f"link: it is the file {places[clip.file]}, which is there already"
+            rejected.append(clip.rejection("list", reason))
+            continue
+        rest = clip.id.removeprefix(clip.file) if clip.id.startswith(clip.file) else None
+        name = joined(way, clip.id) if rest is None else places[clip.file] + rest
+        placed.append(replace(clip, file=places[clip.file], id=name))
+    return Wanted(Path(root).absolute(), placed, streams, rejected)
+
+
+def _places(
+    folder: Path, files: Sequence[str], root: str | Path
+) -> tuple[dict[str, str], set[str]]:
+    """The path of each file below the root; the files that are links to others of them."""
+    way = functools.cache(lambda parent: below(parent, root))
+    places: dict[str, str] = {}
+    for file in dict.fromkeys(files):
+        path = folder / file
+        linked = os.path.islink(path)
+        places[file] = below(path, root) if linked else joined(way(path.parent), path.name)
+    owners: dict[str, str] = {}
+    for file in sorted(places, key=lambda file: os.path.islink(folder / file)):
+        owners.setdefault(places[file], file)
+    return places, {file for file, place in places.items() if owners[place] != file}
 
 
 def below(path: str | Path, root: str | Path) -> str:
-    """The way from a root to what lies below it, "." for the root itself; links may lead there.
+    """The way from a root to what lies below it, "." for the root itself.
+
+    Links are followed, so that a file has one way, where they do not lead out of the root.
 
     Raises:
       InputError: it lies elsewhere.
     """
-    for resolve in (os.path.abspath, os.path.realpath):
+    for resolve in (os.path.realpath, os.path.abspath):
         one, other = Path(resolve(path)), Path(resolve(root))
         if one.is_relative_to(other):
             return one.relative_to(other).as_posix()

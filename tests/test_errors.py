@@ -1,11 +1,21 @@
 """How programs end: with one line and a code that says whose fault it was."""
 
+import atexit
 import errno
+import sys
+import threading
 
 import pytest
 
 from scav_jax.base import errors
 from scav_jax.base.errors import InputError, ProgramFault
+
+
+@pytest.fixture(autouse=True)
+def threads_say_what_they_did(monkeypatch):
+    for module, name in ((threading, "excepthook"), (sys, "unraisablehook")):
+        monkeypatch.setattr(module, name, getattr(module, name))  # and back again
+    monkeypatch.setattr(atexit, "_clear", lambda: None)
 
 
 def wrapped(inner, outer, explicit=True):
@@ -35,6 +45,13 @@ def failing(error):
         (failing(InputError("expected x, got y")), errors.EXIT_INPUT, "error: expected x, got y"),
         (wrapped(InputError("x"), RuntimeError("in a library")), errors.EXIT_INPUT, "error: x"),
         (failing(PermissionError(errno.EACCES, "no")), errors.EXIT_SYSTEM, "no permission"),
+        (failing(OSError(errno.EROFS, "no", "f")), errors.EXIT_SYSTEM, "read-only at f"),
+        (failing(OSError(errno.EFBIG, "no")), errors.EXIT_SYSTEM, "ulimit -f"),
+        (failing(OSError(errno.EIO, "Input/output")), errors.EXIT_SYSTEM, "refused: Input/output"),
+        (failing(OSError("9 requested and 4 written")), errors.EXIT_SYSTEM, "refused: 9 requested"),
+        (failing(MemoryError()), errors.EXIT_SYSTEM, "not enough memory"),
+        (lambda: "a\udce9".encode(), errors.EXIT_INPUT, "is text in UTF-8, got a\\xe9"),
+        (failing(InputError("two\nlines")), errors.EXIT_INPUT, "error: two\\nlines"),
         (failing(ProgramFault("decoding a: TypeError")), errors.EXIT_FAULT, "fault of scav_jax"),
         (wrapped(InputError("x"), ProgramFault("y")), errors.EXIT_FAULT, "error: y"),
     ],

@@ -72,6 +72,20 @@ def test_a_folder_appears_whole_and_durable_or_not_at_all(tmp_path, monkeypatch,
     assert [str(p.relative_to(tmp_path)) for p in sorted(tmp_path.rglob("*"))] == [
         *("x", "x/below", "x/below/y.txt")
     ]
+    with monkeypatch.context() as patch:
+
+        def refuse(old, new):
+            raise OSError(28, "No space left on device")
+
+        patch.setattr(os, "replace", refuse)
+        with (
+            pytest.raises(OSError, match="No space"),
+            folder_atomically(path, replacing=True) as folder,
+        ):
+            (folder / "z.txt").write_text("z")
+    assert [p.name for p in tmp_path.iterdir()] == ["x"]
+    assert [p.name for p in path.iterdir()] == ["below"]  # the old one is back
     with folder_atomically(path, replacing=True) as folder:
         (folder / "z.txt").write_text("z")
     assert [p.name for p in path.iterdir()] == ["z.txt"]
+    assert [p.name for p in tmp_path.iterdir()] == ["x"]

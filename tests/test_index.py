@@ -3,6 +3,8 @@
 import errno
 import os
 import random as randomness
+import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -398,7 +400,194 @@ def test_errors_of_the_table_are_system_errors():
     ):
         with pytest.raises(OSError) as raised, files.full_disk_is_an_oserror("somewhere"):
             raise RuntimeError(f"lance error: LanceError(IO): {words} (os error)")
-        assert raised.value.errno == number
+        assert raised.value.errno == (number or errno.EIO) and raised.value.filename
+
+
+CHANCE = randomness.Random(3)
+LIMITS = {  # of files, in bytes
+    "add": [*CHANCE.sample(range(9000), 6), 700],
+    "delete": [0, *CHANCE.sample(range(900), 3)],
+    "compact": [0, *CHANCE.sample(range(9000), 3)],
+}
+
+
+@pytest.mark.parametrize("operation", LIMITS)
+def test_no_space_at_any_byte_loses_nothing(tmp_path, operation):
+    """A real limit on the size of files: whatever it stops, all of it is done or nothing."""
+    index, clips = made(tmp_path / "i", 9), embedded(9)
+    index.add(embedded(5, seed=2, prefix="late"))
+    refused = 0
+    for number, limit in enumerate(LIMITS[operation], 1):
+        if operation == "compact":
+            index.delete([f"late{number}"])
+        more = embedded(3, seed=limit, prefix=f"m{limit}-")
+        work = {
+            "add": lambda more=more: index.add(more),
+            "delete": lambda: index.delete(["late0"]),
+            "compact": index.compact,
+        }[operation]
+        before = sorted(open_index(tmp_path / "i").ids())
+        soft = resource.getrlimit(resource.RLIMIT_FSIZE)
+        try:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (limit, soft[1]))
+            work()
+        except OSError as error:
+            refused += 1
+            assert error.errno == errno.EFBIG and error.filename
+            resource.setrlimit(resource.RLIMIT_FSIZE, soft)
+            assert sorted(open_index(tmp_path / "i").ids()) == before
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, soft)
+        again = open_index(tmp_path / "i")
+        assert again.verify() == len(again) and own_ranks(again, clips) == clips.ids
+        assert again.info()["orphan_segments"] == 0 or operation != "add"
+        index.refresh()
+        if "late0" not in index.ids():
+            index.add(embedded(1, seed=2, prefix="late"))
+    assert refused >= 2
+    index.compact()
+    assert open_index(tmp_path / "i").verify() == len(index)
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EROFS, errno.EDQUOT, errno.EIO, None])
+def test_what_the_machine_says_of_a_segment_is_said_and_nothing_is_lost(
+    tmp_path, monkeypatch, number
+):
+    index, clips = made(tmp_path / "i", 6), embedded(6)
+    short = OSError("24576 requested and 4064 written")
+    error = short if number is None else OSError(number, os.strerror(number))
+    write = Path.write_bytes
+
+    def refuse(path, content):
+        if path.name == "audio.rows.npy":
+            raise error
+        return write(path, content)
+
+    monkeypatch.setattr(Path, "write_bytes", refuse)
+    with pytest.raises(OSError) as raised:
+        index.add(embedded(4, prefix="more"))
+    monkeypatch.undo()
+    assert raised.value.errno == (number or errno.EIO) and raised.value.filename
+    assert os.listdir(tmp_path / "i" / "segments") == ["00000000"]
+    assert own_ranks(open_index(tmp_path / "i"), clips) == clips.ids
+
+
+def test_a_read_only_index_can_be_searched(tmp_path, monkeypatch):
+    made(tmp_path / "i", 4)
+    opened = os.open
+
+    def refuse(path, flags, *more, **named):
+        if flags & (os.O_WRONLY | os.O_RDWR | os.O_CREAT):
+            raise OSError(errno.EROFS, os.strerror(errno.EROFS), str(path))
+        return opened(path, flags, *more, **named)
+
+    monkeypatch.setattr(os, "open", refuse)
+    index = open_index(tmp_path / "i")
+    assert own_ranks(index, embedded(4)) == embedded(4).ids and index.verify() == 4
+    with pytest.raises(OSError, match="Read-only"):
+        index.add(embedded(1, prefix="x"))
+
+
+# ---- an index knows its own rows -------------------------------------------------------------
+
+
+def two_parts(path: Path, seed: int, stored="float32", **options):
+    index = create(path, identity="model", storage=stored, **options)
+    index.add(embedded(6, seed=seed))
+    index.add(embedded(4, seed=seed + 1, prefix="late"))
+    return index
+
+
+def put(source: Path, target: Path) -> None:
+    shutil.rmtree(target)
+    shutil.copytree(source, target)
+
+
+@pytest.mark.parametrize(
+    ("part", "words"),
+    [
+        ("rows.lance", r"00000000, row 0: .* names there \('clip0'\).*mixed-up copy"),
+        ("segments", r"00000000, row 0: .* names there \('clip0'\)"),
+        ("segments/00000001", r"00000001, row 0: .* names there \('late0'\)"),
+    ],
+)
+def test_a_part_of_another_index_is_named_when_it_is_opened(tmp_path, part, words):
+    """Of the same model, with as many clips that are called alike: other clips were found."""
+    two_parts(tmp_path / "one", seed=0)
+    two_parts(tmp_path / "other", seed=20)
+    reader = open_index(tmp_path / "one")
+    put(tmp_path / "other" / part, tmp_path / "one" / part)
+    for use in (lambda: open_index(tmp_path / "one"), reader.refresh):
+        with pytest.raises(InputError, match=words) as raised:
+            use()
+        assert "\n" not in str(raised.value)
+
+
+def test_segments_that_changed_places_are_named(tmp_path):
+    two_parts(tmp_path / "i", seed=0)
+    folder = tmp_path / "i" / "segments"
+    for old, new in (("00000000", "x"), ("00000001", "00000000"), ("x", "00000001")):
+        (folder / old).rename(folder / new)
+    with pytest.raises(InputError, match=r"00000000, row \d: .*'clip\d'"):
+        open_index(tmp_path / "i")
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"stored": "int8"}, "storage: expected 'float32', got 'int8'"),
+        (
+            {"distance": ("euclidean", {"resample": "audio_to_visual"})},
+            "options.resample: expected",
+        ),
+    ],
+)
+def test_a_segment_of_another_kind_of_index_is_named(tmp_path, options, words):
+    two_parts(tmp_path / "one", seed=0)
+    two_parts(tmp_path / "other", seed=0, **options)
+    put(tmp_path / "other" / "segments" / "00000001", tmp_path / "one" / "segments" / "00000001")
+    with pytest.raises(InputError, match=rf"segments/00000001: .*one of another \({words}"):
+        open_index(tmp_path / "one")
+
+
+def test_a_segment_that_is_rounded_otherwise_is_named(tmp_path):
+    """The same clips in another order of adding: what came first decides the centre."""
+    for name, order in (("one", (0, 9)), ("other", (9, 0))):
+        index = create(tmp_path / name, identity="model", storage="int8")
+        for seed in order:
+            index.add(embedded(5, seed=seed, prefix=f"s{seed}-"))
+    put(tmp_path / "other" / "segments" / "00000001", tmp_path / "one" / "segments" / "00000001")
+    with pytest.raises(InputError, match="00000001"):
+        open_index(tmp_path / "one")
+
+
+def test_a_table_of_another_moment_is_named(tmp_path):
+    index = two_parts(tmp_path / "i", seed=0)
+    shutil.copytree(tmp_path / "i" / "rows.lance", tmp_path / "rows.lance")
+    index.delete(["clip1"])
+    index.compact()
+    put(tmp_path / "rows.lance", tmp_path / "i" / "rows.lance")
+    with pytest.raises(InputError, match=r"segment.json: expected a file .*another moment"):
+        open_index(tmp_path / "i")
+
+
+def test_what_is_told_of_clips_is_verified(tmp_path):
+    """The same sequences under other names: the table of another person's index."""
+    for name, prefix in (("one", "clip"), ("other", "film")):
+        create(tmp_path / name, identity="model").add(embedded(5, prefix=prefix))
+    put(tmp_path / "other" / "rows.lance", tmp_path / "one" / "rows.lance")
+    index = open_index(tmp_path / "one")
+    with pytest.raises(InputError, match=r"00000000, row 0: .*\('film0'\)"):
+        index.verify()
+    assert open_index(tmp_path / "other").verify() == 5
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{}", "3", '{"format_version": 3}', "[" * 9999])
+def test_a_damaged_header_is_one_line(tmp_path, text):
+    made(tmp_path / "i", 1)
+    (tmp_path / "i" / "index.json").write_text(text)
+    with pytest.raises(InputError, match=r"index.json: expected what .* it is damaged"):
+        open_index(tmp_path / "i")
 
 
 # ---- what can be wrong -----------------------------------------------------------------------
@@ -435,8 +624,8 @@ def test_another_format_is_refused(tmp_path):
     header = tmp_path / "i" / "index.json"
     text = header.read_text()
     for other in (1, 7):
-        header.write_text(text.replace('"format_version": 2', f'"format_version": {other}'))
-        with pytest.raises(InputError, match=f"format 2, got {other}; build it again"):
+        header.write_text(text.replace('"format_version": 3', f'"format_version": {other}'))
+        with pytest.raises(InputError, match=f"format 3, got {other}; build it again"):
             open_index(tmp_path / "i")
 
 

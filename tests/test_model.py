@@ -51,7 +51,7 @@ def write_run(folder, seed=0, pre_resample="visual_to_audio", fingerprint=None, 
 
 
 def film(path, seconds, seed, **options):
-    frames = flash_frames(seconds, [0.48], seed=seed)
+    frames = options.pop("frames", None) or flash_frames(seconds, [0.48], seed=seed)
     track = options.pop("track", click_track(seconds, RATE, [0.5], seed=seed))
     return write_video(path, frames, track, audio_rate=RATE, **options)
 

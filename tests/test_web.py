@@ -16,12 +16,14 @@ import av
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import uploads_that_hang
 from starlette.testclient import TestClient
-from test_media import click_track
+from test_media import click_track, flash_frames
 from test_model import RATE, film, write_run, write_sound
 
 from scav_jax import distances
 from scav_jax.base.errors import InputError
+from scav_jax.extract import jobs
 from scav_jax.extract.streams import Unusable
 from scav_jax.index import Hit
 from scav_jax.report import match, playable, search_page
@@ -30,7 +32,7 @@ from scav_jax.retrieve import sequence_distances
 from scav_jax.sequences import AudioVisual, sequences
 from scav_jax.web import __main__ as program
 from scav_jax.web import app as app_module
-from scav_jax.web import library
+from scav_jax.web import library, uploads
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 PAGE = "http://127.0.0.1"
@@ -50,9 +52,7 @@ class Everything:
 
     def search(self, queries, direction, k, retrieval, where):
         self.asked.append((direction, k, retrieval, where))
-        if where == "nonsense":
-            raise InputError("where: expected a condition, got 'nonsense'")
-        if where == "crash":
+        if where == "label = 'crash'":
             raise RuntimeError("a secret path /etc")
         e = self.embedded
         pair = (e.visual, queries.audio) if direction == "a2v" else (queries.visual, e.audio)
@@ -182,11 +182,61 @@ def test_long_files_are_cut_and_it_is_said(client, films, monkeypatch):
     assert answer.json()["error"].startswith("start: expected less than the 3.0 s")
 
 
-def test_in_a_process_of_its_own(made, index, films):
+def test_a_wide_film_is_small_on_the_page_and_too_many_pixels_are_refused(
+    client, tmp_path, monkeypatch
+):
+    size = (1024, 60)  # wider than any screen: only the height was bounded once
+    wide = film(
+        tmp_path / "wide.mp4", 2, seed=1, size=size, frames=flash_frames(2, [0.5], size=size)
+    )
+    found = ask(client, wide, name="wide.mp4", direction="v2a", k=1).json()
+    (own,) = re.findall(r'asking.*?src="(/clip/\w+)"', found["html"])
+    with av.open(io.BytesIO(client.get(own).content)) as container:
+        stream = container.streams.video[0]
+        assert (stream.width, stream.height) == (426, 24)
+    monkeypatch.setattr(playable, "MAX_PIXELS", 50 * 64 * 32)  # as a long clip has
+    with av.open(io.BytesIO(playable.playable(wide, 0.0, 2.0).content)) as container:
+        stream = container.streams.video[0]
+        assert stream.width * stream.height <= 1.3 * 64 * 32
+    for name, most in (("FRAME_PIXELS", 1024 * 60 - 1), ("PIXELS", 1024 * 60 * 49)):
+        with monkeypatch.context() as patch:
+            patch.setattr(uploads, name, most)
+            patch.setattr(jobs, "prepare", None)  # nothing is decoded
+            answer = ask(client, wide, name="wide.mp4", direction="v2a")
+            assert answer.status_code == 400
+            assert "million pixels a frame and" in answer.json()["error"]
+    assert ask(client, wide, name="wide.mp4", direction="a2v").status_code == 200  # its sound
+
+
+def test_a_file_that_hangs_holds_nobody_up(made, index, films, monkeypatch, tmp_path):
+    """Others search and read the page meanwhile; what eats memory or crashes costs its answer."""
+    monkeypatch.setattr(uploads, "_decoding", uploads_that_hang.decoding)
+    monkeypatch.setenv("GO_ON", str(tmp_path / "go on"))
     app = app_module.create_app(made, index, workers=1)
+    ended = []
     with TestClient(app, base_url=PAGE) as client:
-        found = ask(client, films / "d.mp4", name="d.mp4", k=1).json()
-        assert [hit["id"] for hit in found["hits"]] != []
+
+        def search(name):
+            answer = ask(client, films / "d.mp4", name=name, k=1)
+            ended.append(name)
+            return answer.status_code, answer.json().get("error", "")
+
+        hangs = threading.Thread(target=search, args=("hangs",))
+        hangs.start()
+        assert client.get("/").status_code == 200
+        assert search("d.mp4") == (200, "")
+        for name, words in (("eats", "more than 3 GiB of memory"), ("crashes", "crashed: the dec")):
+            status, said = search(name)
+            assert (status, said.startswith(f"{name}: cannot be used: ")) == (400, True)
+            assert words in said
+        assert ended == ["d.mp4", "eats", "crashes"]
+        (tmp_path / "go on").touch()
+        hangs.join()
+        assert ended[-1] == "hangs"
+    monkeypatch.setattr(app_module, "ASKING_AT_ONCE", 0)
+    full = app_module.create_app(made, index, workers=0)
+    with TestClient(full, base_url=PAGE) as client:
+        assert ask(client, films / "d.mp4", name="d.mp4").status_code == 503
 
 
 def test_bad_uploads_get_clear_words_and_leave_nothing(client, app, films):
@@ -211,11 +261,14 @@ def test_bad_uploads_get_clear_words_and_leave_nothing(client, app, films):
         ({"direction": "up"}, "direction: expected a2v or v2a"),
         ({"start": -1}, "start: expected seconds"),
         ({"start": "nan"}, "start: expected seconds"),
-        ({"where": "nonsense"}, "where: expected a condition"),
+        ({"where": "nonsense"}, "filter 'nonsense': expected a condition"),
+        ({"where": "start < 1; DROP"}, "filter 'start < 1; DROP': expected a condition"),
+        ({"where": "regexp_match(label, '(a*)*b')"}, 'filter "regexp_match'),
+        ({"retrieval": "best"}, "retrieval: expected one of"),
     ):
-        answer = ask(client, films / "d.mp4", **options)
+        answer = ask(client, b"not read", **options)
         assert answer.status_code == 400 and answer.json()["error"].startswith(words)
-    answer = ask(client, films / "d.mp4", where="crash")
+    answer = ask(client, films / "d.mp4", where="label = 'crash'")
     assert answer.status_code == 500 and "secret" not in answer.text
     assert leftovers(app) == []
 

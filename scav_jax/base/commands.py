@@ -5,6 +5,7 @@ before it imports what the work needs: `--help` and a mistake are answered at on
 """
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -48,6 +49,8 @@ class Parser(argparse.ArgumentParser):
         arguments, unknown = self.parse_known_args(args, namespace)
         if unknown:
             options = _options(self)
+            if os.path.lexists(unknown[0]):
+                self.error(f"unknown argument {unknown[0]!r}: that file is called ./{unknown[0]}")
             hint = did_you_mean(unknown[0].split("=")[0], options)
             self.error(f"unknown argument {unknown[0]!r}.{hint} There are {', '.join(options)}")
         return arguments

@@ -1,12 +1,17 @@
 """What a person can mend, and how a program says so."""
 
+import atexit
+import contextlib
 import errno
 import os
 import sys
+import threading
 from collections.abc import Callable, Iterable, Sequence
 
+from scav_jax.base.names import is_text, shown
+
 EXIT_INPUT = 2  # bad input: nothing is wrong with the program
-EXIT_SYSTEM = 3  # the machine refused: disk full, no permission
+EXIT_SYSTEM = 3  # the machine refused: disk full or read-only, no permission, no memory
 EXIT_FAULT = 4  # the program or a package of it is wrong: no input mends that
 EXIT_INTERRUPTED = 130  # Ctrl-C, as shells report it
 
@@ -75,39 +80,79 @@ def run_program(main: Callable[[], int | None]) -> None:
 
     `SCAV_TRACEBACK=1` in the environment shows the whole traceback instead of the one line.
     """
+    _show_any_name()
     try:
         code = main() or 0
+        sys.stdout.flush()
     except KeyboardInterrupt:
         print("interrupted; the same command resumes", file=sys.stderr)
         code = EXIT_INTERRUPTED
     except Exception as error:
-        if os.environ.get("SCAV_TRACEBACK"):
+        found = None if os.environ.get("SCAV_TRACEBACK") else _code_and_words(error)
+        if found is None:
             raise
-        bad_input = _input_error(error)
-        if bad_input is not None:
-            print(f"error: {bad_input}", file=sys.stderr)
-            code = EXIT_INPUT
-        elif isinstance(error, ProgramFault):
-            print(
-                f"error: {error}; this is a fault of scav_jax or of a package that it uses, not of "
-                "your files: what was finished is kept. SCAV_TRACEBACK=1 before the same command "
-                "shows where it happened",
-                file=sys.stderr,
-            )
-            code = EXIT_FAULT
-        elif isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-            where = f" at {error.filename}" if error.filename else ""
-            print(
-                f"error: the disk is full{where}: what was finished is kept; "
-                "free some space and run the same command again",
-                file=sys.stderr,
-            )
-            sys.stderr.flush()
-            os._exit(EXIT_SYSTEM)  # a log's own thread would fail on the same disk, at length
-        elif isinstance(error, PermissionError):
-            print(f"error: no permission: {error}", file=sys.stderr)
-            code = EXIT_SYSTEM
-        else:
-            raise
-    sys.stdout.flush()
+        code, words = found
+        print(f"error: {shown(words)}", file=sys.stderr)
+        if code == EXIT_SYSTEM:
+            _end_quietly(error)
     sys.exit(code)
+
+
+def _show_any_name() -> None:
+    """Names of files may hold letters that a terminal cannot show: those are escaped."""
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(AttributeError, ValueError):  # somebody's own stream
+            stream.reconfigure(errors="backslashreplace")
+
+
+def _code_and_words(error: Exception) -> tuple[int, str] | None:
+    """How a program ends that failed so; None for what only a traceback explains."""
+    bad_input = _input_error(error)
+    if bad_input is not None:
+        return EXIT_INPUT, str(bad_input)
+    if isinstance(error, ProgramFault):
+        return EXIT_FAULT, (
+            f"{error}; this is a fault of scav_jax or of a package that it uses, not of your "
+            "files: what was finished is kept. SCAV_TRACEBACK=1 before the same command shows "
+            "where it happened"
+        )
+    if isinstance(error, UnicodeEncodeError) and not is_text(error.object):
+        return EXIT_INPUT, (
+            f"expected a name that is text in UTF-8, got {shown(error.object)}: rename it"
+        )
+    if isinstance(error, MemoryError):
+        return EXIT_SYSTEM, "there is not enough memory: what was finished is kept"
+    if isinstance(error, OSError):
+        return EXIT_SYSTEM, _refusal(error)
+    return None
+
+
+def _refusal(error: OSError) -> str:
+    """What the machine said no to, and what to do."""
+    where = f" at {error.filename}" if error.filename else ""
+    kept = "what was finished is kept; {} and run the same command again"
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        why = "" if error.errno == errno.ENOSPC else " (your quota is used up)"
+        return f"the disk is full{why}{where}: {kept.format('free some space')}"
+    if error.errno == errno.EROFS:
+        return f"the file system is read-only{where}: {kept.format('make it writable')}"
+    if error.errno == errno.EFBIG:
+        return f"the system does not take a file so large{where}: " + kept.format(
+            "raise its limit (ulimit -f), or use another file system,"
+        )
+    if isinstance(error, PermissionError):
+        return f"no permission: {error}"
+    said = error.strerror or str(error) or type(error).__name__
+    return f"the system refused{where}: {said}; {kept.format('mend that')}"
+
+
+def _end_quietly(error: Exception) -> None:
+    """Nothing that still works in the background may say the same again, at length."""
+    threading.excepthook = sys.unraisablehook = lambda _: None
+    atexit._clear()  # a log's own writes what it has once more
+    sys.stderr.flush()
+    if isinstance(error, BrokenPipeError):  # nobody reads: the interpreter would try once more
+        with contextlib.suppress(OSError, ValueError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        os._exit(EXIT_SYSTEM)  # a log's own thread would fail on the same disk

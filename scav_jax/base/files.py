@@ -5,6 +5,7 @@ import errno
 import hashlib
 import json
 import os
+import re
 import shutil
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -12,11 +13,18 @@ from typing import Any
 
 from scav_jax.base.errors import InputError
 
-_DISK_ERRORS = {
+_SAID = {  # what libraries make of the system's words
     "no space left": errno.ENOSPC,
     "quota exceeded": errno.EDQUOT,
     "file too large": errno.EFBIG,
+    "read-only file system": errno.EROFS,
+    "input/output error": errno.EIO,
+    "permission denied": errno.EACCES,
+    "operation not permitted": errno.EPERM,
+    "too many open files": errno.EMFILE,
 }
+_NUMBERED = re.compile(r"\bos error (\d+)\b")  # Rust's way to say it
+_LONGEST_NAME = 200  # bytes of a name that leave room for what is added
 
 
 def write_atomically(path: str | Path, content: bytes | str) -> None:
@@ -27,8 +35,9 @@ def write_atomically(path: str | Path, content: bytes | str) -> None:
         the space.
     """
     path = Path(path)
-    content = content.encode() if isinstance(content, str) else content
-    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
+    if isinstance(content, str):
+        content = content.encode(errors="backslashreplace")  # names of files may be no text
+    partial = path.with_name(f"{_short(path.name)}.{os.getpid()}.partial")
     try:
         with open(partial, "wb") as file:
             file.write(content)
@@ -36,10 +45,9 @@ def write_atomically(path: str | Path, content: bytes | str) -> None:
             os.fsync(file.fileno())
         os.replace(partial, path)
     except BaseException as error:
-        partial.unlink(missing_ok=True)
-        if isinstance(error, OSError) and error.filename is None:
-            error.filename = str(path)
-        raise
+        with contextlib.suppress(OSError):
+            partial.unlink(missing_ok=True)
+        raise _at(error, path) from None
 
 
 def write_json(path: str | Path, value: Any) -> None:
@@ -47,6 +55,12 @@ def write_json(path: str | Path, value: Any) -> None:
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(path, json.dumps(value, indent=2, sort_keys=True) + "\n")
+
+
+def _short(name: str) -> str:
+    """A name, or what stands for a long one: file systems take 255 bytes."""
+    encoded = os.fsencode(name)
+    return name if len(encoded) <= _LONGEST_NAME else hashlib.sha256(encoded).hexdigest()
 
 
 @contextlib.contextmanager
@@ -59,19 +73,35 @@ def folder_atomically(path: str | Path, *, replacing: bool = False) -> Iterator[
     left; what a kill leaves goes when the same folder is written again.
     """
     path = Path(path)
-    partial = path.with_name(f".{path.name}.partial")
+    partial = path.with_name(f".{_short(path.name)}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
     try:
         yield partial
         sync(partial)
-        if replacing:
-            shutil.rmtree(path, ignore_errors=True)
-        os.replace(partial, path)
+        with _out_of_the_way(path) if replacing else contextlib.nullcontext():
+            os.replace(partial, path)
         _sync_one(path.parent)
-    except BaseException:
+    except BaseException as error:
         shutil.rmtree(partial, ignore_errors=True)
+        raise _at(error, path) from error.__cause__
+
+
+@contextlib.contextmanager
+def _out_of_the_way(path: Path) -> Iterator[None]:
+    """Puts a folder aside for another one of its name; it comes back if that fails."""
+    aside = path.with_name(f".{_short(path.name)}.old")
+    shutil.rmtree(aside, ignore_errors=True)
+    there = path.exists()
+    if there:
+        os.rename(path, aside)
+    try:
+        yield
+    except BaseException:
+        if there:
+            os.rename(aside, path)
         raise
+    shutil.rmtree(aside, ignore_errors=True)
 
 
 def sync(folder: str | Path) -> None:
@@ -92,7 +122,7 @@ def _sync_one(path: str | Path) -> None:
 
 @contextlib.contextmanager
 def full_disk_is_an_oserror(folder: str | Path, room: int = 0) -> Iterator[None]:
-    """Says a full disk as the system does, whatever words a library has for it.
+    """Says what the machine refused as the system does, whatever words a library has for it.
 
     Args:
       folder: where is written.
@@ -105,12 +135,32 @@ def full_disk_is_an_oserror(folder: str | Path, room: int = 0) -> Iterator[None]
     except Exception as error:
         if isinstance(error, OSError) and error.errno:
             raise
-        said = [number for words, number in _DISK_ERRORS.items() if words in str(error).lower()]
-        if not said and room and shutil.disk_usage(folder).free < room:
-            said = [errno.ENOSPC]
-        if said:
-            raise OSError(said[0], os.strerror(said[0]), str(folder)) from error
-        raise
+        number = _system_error(str(error))
+        if number is None and room and shutil.disk_usage(folder).free < room:
+            number = errno.ENOSPC
+        if number is not None:
+            raise OSError(number, os.strerror(number), str(folder)) from error
+        raise _at(error, folder) from error.__cause__
+
+
+def _at(error: BaseException, path: str | Path) -> BaseException:
+    """The error, with the file's name where it is the system's and has none.
+
+    Where fewer bytes were written than given, libraries raise an `OSError` without a number.
+    """
+    if isinstance(error, OSError) and error.errno is None:
+        return OSError(errno.EIO, str(error), str(path))
+    if isinstance(error, OSError) and error.filename is None:
+        error.filename = str(path)
+    return error
+
+
+def _system_error(words: str) -> int | None:
+    """The number of the system's error that a message tells of."""
+    numbered = _NUMBERED.search(words)
+    if numbered:
+        return int(numbered[1])
+    return next((number for said, number in _SAID.items() if said in words.lower()), None)
 
 
 def ids_sha256(ids: Iterable[str]) -> str:

@@ -2,6 +2,7 @@
 
 import csv
 import hashlib
+import io
 import itertools
 import json
 import math
@@ -12,6 +13,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from scav_jax.base.errors import InputError, check_unique, did_you_mean
+from scav_jax.base.names import is_text, shown
 
 COLUMNS = ("file", "start", "end", "id", "label", "split")
 DEFAULT_SPLIT = "all"
@@ -22,6 +24,7 @@ _SUFFIXES = (
     ".nut .ogm .ogv .rm .rmvb .ts .vob .webm .wmv .wtv"
 )
 VIDEO_SUFFIXES = frozenset(_SUFFIXES.split())
+NO_TEXT = "name: its bytes are no text in UTF-8, which ids are; rename"
 LAST_CLIP_TOLERANCE_S = 0.1  # declared lengths fall short of whole clips by a few frames
 
 
@@ -60,7 +63,7 @@ class Listing:
       clips: whole videos (start 0, end None) are still to be cut when `clip_seconds` is given.
       clip_seconds: into clips of which length to cut them, or None.
       sizes: bytes of each file, -1 where it is missing.
-      unreadable: rows of rejected.csv for folders that may not be read.
+      unreadable: rows of rejected.csv for what may not be read, or has a name that is no text.
       passed_over: how many other files lay in the folder, by suffix.
       origin: for people: where the list comes from.
     """
@@ -112,7 +115,7 @@ def list_clips(
     passed_over: Counter = Counter()
     if csv_path is not None:
         column = None if split_by in ("file", "folder") else split_by
-        clips, groups = read_csv_with_groups(csv_path, column)
+        clips, groups = read_csv_with_groups(csv_path, column, videos)
         origin = f"the rows of {csv_path}"
     else:
         if split_by not in ("file", "folder"):
@@ -123,7 +126,7 @@ def list_clips(
         files, unreadable, passed_over = find_videos(videos)
         clips = [ClipRequest(file, 0.0, None, file) for file in files]
         origin = f"every video below {videos}"
-        if not clips:
+        if not clips and not unreadable:
             kinds = ", ".join(f"{n} x {suffix}" for suffix, n in passed_over.most_common(5))
             raise InputError(
                 f"no video files under {videos}: expected .mp4, .mkv, .webm, .mov, .avi or other "
@@ -234,16 +237,18 @@ def _hash(file: str) -> bytes:
 
 
 def find_videos(videos: Path) -> tuple[list[str], list[dict], Counter]:
-    """Video files below a folder, sorted; folders that may not be read; other files by suffix."""
+    """Video files below a folder, sorted; what may not be read, or named; other files by suffix."""
     files: list[str] = []
     unreadable: list[dict] = []
     passed_over: Counter = Counter()
     seen: set[str] = set()
 
+    def reject(path: str, reason: str) -> None:
+        name = shown(Path(path).relative_to(videos).as_posix())
+        unreadable.append(ClipRequest(name, 0.0, None, "").rejection("list", reason))
+
     def note(error: OSError) -> None:
-        folder = Path(error.filename).relative_to(videos).as_posix()
-        clip = ClipRequest(folder, 0.0, None, "")
-        unreadable.append(clip.rejection("list", f"no permission to read it: {error.strerror}"))
+        reject(error.filename, f"no permission to read it: {error.strerror}")
 
     for folder, folders, names in os.walk(videos, onerror=note, followlinks=True):
         real = os.path.realpath(folder)
@@ -252,29 +257,38 @@ def find_videos(videos: Path) -> tuple[list[str], list[dict], Counter]:
             continue
         seen.add(real)
         folders[:] = sorted(name for name in folders if not name.startswith("."))
+        for name in [name for name in folders if not is_text(name)]:
+            reject(os.path.join(folder, name), f"{NO_TEXT} the folder, what is in it is left out")
+            folders.remove(name)
         for name in names:
             suffix = os.path.splitext(name)[1].lower()
-            if suffix in VIDEO_SUFFIXES and not name.startswith("."):
+            if suffix not in VIDEO_SUFFIXES or name.startswith("."):
+                passed_over[shown(suffix or name)] += 1
+            elif is_text(name):
                 files.append((Path(folder) / name).relative_to(videos).as_posix())
             else:
-                passed_over[suffix or name] += 1
+                reject(os.path.join(folder, name), f"{NO_TEXT} the file")
     return sorted(files), sorted(unreadable, key=lambda row: row["file"]), passed_over
 
 
-def read_csv(path: Path) -> list[ClipRequest]:
-    """The clips of a CSV, in its order; `InputError` names the first row with a fault."""
-    return read_csv_with_groups(path, None)[0]
+def read_csv(path: Path, videos: Path | None = None) -> list[ClipRequest]:
+    """The clips of a CSV, in its order; `InputError` names the first row with a fault.
+
+    Spaces around cells are taken off; around the name of a file only where no file of `videos` is
+    called so, spaces included.
+    """
+    return read_csv_with_groups(path, None, videos)[0]
 
 
 def read_csv_with_groups(
-    path: Path, column: str | None
+    path: Path, column: str | None, videos: Path | None = None
 ) -> tuple[list[ClipRequest], dict[str, str]]:
     """The clips of a CSV, and what a further column of it says of each, by id (empty: nothing)."""
     try:
-        text = path.read_text(encoding="utf-8-sig")
+        text = path.read_bytes().decode("utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"--clips: expected a CSV in UTF-8 at {path}: {error}") from None
-    reader = csv.DictReader(text.splitlines(), skipinitialspace=True)
+    reader = csv.DictReader(io.StringIO(text, newline=""), skipinitialspace=True)
     columns = [name.strip() for name in reader.fieldnames or []]
     reader.fieldnames = columns
     if column is not None and column not in columns:
@@ -293,7 +307,7 @@ def read_csv_with_groups(
     if len(set(columns)) < len(columns):
         raise InputError(f"{path}: a column appears twice in the header {','.join(columns)}")
     numbered = [(f"{path}, line {reader.line_num}", row) for row in reader]
-    clips = [_parse_row(row, where) for where, row in numbered]
+    clips = [_parse_row(row, where, videos) for where, row in numbered]
     if not clips:
         raise InputError(f"{path}: expected at least one clip after the header, got none")
     check_unique([clip.id for clip in clips], [where for where, _ in numbered])
@@ -308,11 +322,13 @@ def read_csv_with_groups(
     return clips, {clip.id: cell for clip, cell in zip(clips, cells, strict=True) if cell}
 
 
-def _parse_row(row: dict, where: str) -> ClipRequest:
+def _parse_row(row: dict, where: str, videos: Path | None) -> ClipRequest:
     if None in row or None in row.values():
         raise InputError(f"{where}: expected as many cells as the header has; quote commas")
     cells = {name: value.strip() for name, value in row.items()}
-    file = cells["file"]
+    file, exact = cells["file"], row["file"]
+    if videos is not None and exact != file and os.path.lexists(videos / exact):
+        file = exact
     if not file or os.path.isabs(file):
         raise InputError(f"{where}: file: expected a path relative to --videos, got {file!r}")
     times: dict[str, float | None] = {"start": 0.0, "end": None}

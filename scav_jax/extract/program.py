@@ -12,6 +12,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from scav_jax.base.errors import InputError
+from scav_jax.base.names import is_text, shown
 from scav_jax.base.progress import progress_bar
 from scav_jax.extract import backbones, jobs, pool, shards, streams
 from scav_jax.extract.backbones import Backbone, make_fingerprint
@@ -65,6 +66,7 @@ def extract(
     """
     videos, out = Path(videos), Path(out)
     started = time.monotonic()
+    _check_named(out)
     listing = list_clips(videos, clips, clip_seconds, shares, split_by)
     model = backbones.load(backbone) if isinstance(backbone, str) else backbone
     fingerprint = make_fingerprint(model)
@@ -114,6 +116,7 @@ def merge(
     """
     videos, out = Path(videos), Path(out)
     started = time.monotonic()
+    _check_named(out)
     listing = list_clips(videos, clips, clip_seconds, shares, split_by)
     whole, parts = Ledger.beside(out), shards.all_shards(count)
     if not whole.folder.exists() and _is_complete(out, None, listing.identity()):
@@ -148,6 +151,14 @@ def _cores() -> int:
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
+
+
+def _check_named(out: Path) -> None:
+    """Raises `InputError` where records could not be written after all the work."""
+    if not is_text(str(out.absolute())):
+        raise InputError(
+            f"--out: expected a path that is text in UTF-8, got {shown(out)}; use another"
+        )
 
 
 # What is there, and what is wanted ---------------------------------------------------------
@@ -390,7 +401,7 @@ def _reasons(rows: list[dict]) -> str:
 
 
 def _say(line: str) -> None:
-    print(line, flush=True)
+    print(shown(line), flush=True)
 
 
 def _say_listing(listing: Listing) -> None:

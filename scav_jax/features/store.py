@@ -384,7 +384,12 @@ def read_rejected(data: Path) -> list[dict]:
 
 
 def _write_csv(path: Path, columns: Iterable[str], rows: Iterable[dict]) -> None:
-    with open(path, "w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, list(columns), lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
+    names = list(columns)
+    with open(path, "w", newline="", encoding="utf-8", errors="backslashreplace") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        # Python before 3.13 does not quote a carriage return, which ends a line when it is read.
+        quoting = csv.writer(file, lineterminator="\n", quoting=csv.QUOTE_ALL)
+        writer.writerow(names)
+        for row in rows:
+            cells = [row[name] for name in names]
+            (quoting if "\r" in "".join(map(str, cells)) else writer).writerow(cells)

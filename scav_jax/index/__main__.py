@@ -1,13 +1,19 @@
-"""The index on the command line: `scav index build|add|delete|compact|info|tune`.
+"""The index on the command line: `scav index build|add|delete|compact|move|info|tune`.
 
     scav index build my.index --model runs/demo --videos VIDEOS
     scav index build my.index --model runs/demo --data DATA --split test
     scav index tune my.index --model runs/demo --data DATA --split test
 
-A build that was interrupted goes on with the same command: what was committed stays.
+Ids belong to the root of the index: --root, or the folder of videos that it began with. A clip's id
+is its file's path below the root (or the id in the folder's clips.csv, behind the folder's path
+below the root), so `add --videos VIDEOS/holiday` knows what `build --videos VIDEOS` has added. What
+does not lie below the root, or is cut by another --clip-seconds, is refused.
+
+A build or an add that was interrupted goes on with the same command: what was committed stays.
 """
 
 import argparse
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -34,6 +40,7 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
             ("add", "add clips"),
             ("delete", "delete clips by id"),
             ("compact", "free the bytes of deleted clips and of what a kill left"),
+            ("move", "say where the folder of its videos lies now"),
             ("info", "what is in an index"),
             ("tune", "recall and speed of hybrid search over K, and a proposal"),
         )
@@ -43,11 +50,14 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     for name in ("build", "add", "tune"):
         add_model(add[name])
         _clips(add[name])
+    for name in ("build", "add"):
+        add[name].add_argument("--root", type=Path, help="the folder that ids are relative to")
+    add["move"].add_argument("root", type=Path, help="the folder that ids are relative to")
     add["build"].add_argument(
         "--storage", default="float32", help="of sequences: float32 (default), bfloat16, int8"
     )
     add["add"].add_argument("--replace", action="store_true", help="clips whose id is there")
-    add["delete"].add_argument("ids", nargs="+", help="of the clips")
+    add["delete"].add_argument("ids", nargs="+", help="of the clips, whatever they begin with")
     add["info"].add_argument("--json", action="store_true", help="for programs")
     add["info"].add_argument("--verify", action="store_true", help="read and check every byte")
     tune = add["tune"]
@@ -55,7 +65,25 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     tune.add_argument("--k", type=int, default=10, help="how many clips are wanted (default 10)")
     tune.add_argument("--queries", type=int, default=100, help="at random (default 100)")
     tune.add_argument("--out", type=Path, help="writes the result as JSON")
-    return parser.parse_args(argv)
+    words = list(sys.argv[1:] if argv is None else argv)
+    ids = _ids_to_delete(words)
+    if ids is None:
+        return parser.parse_args(words)
+    arguments = parser.parse_args(["delete", "INDEX", "ID"])
+    arguments.index, arguments.ids = Path(ids[0]), ids[1:]
+    return arguments
+
+
+def _ids_to_delete(words: list[str]) -> list[str] | None:
+    """The index and the ids of a `delete`, options in no way: an id may begin with a dash."""
+    if words[:1] != ["delete"]:
+        return None
+    given = words[1:]
+    if "--" in given:
+        given.remove("--")
+    elif {"-h", "--help"} & set(given):
+        return None
+    return given if len(given) > 1 else None
 
 
 def main(argv: Sequence[str] | None = None) -> int:

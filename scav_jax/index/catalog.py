@@ -1,10 +1,17 @@
 """What an index knows of its clips: the header that they share, a row for each, one writer's lock.
 
 INDEX/
-   index.json           the header: format version, the model's identity, distance, storage, width
+   index.json           the header: format version, the model's identity, distance, storage, width,
+                        the root of its videos and how they are cut
    rows.lance           a LanceDB table with a row for each clip
    segments/00000000/   sequences and what is computed from them, appended and never changed
    lock                 held by the one writer
+   adding.json          the clips of an `add` that has not ended
+
+Ids belong to the root. A clip's id is the one that it has in its folder of videos (the file's path
+below it, or what its clips.csv says), behind the way from the root to that folder; its source is
+the file's path below the root. So one file has one id whichever folder is given, and files that are
+called alike in two folders have two.
 
 A row says where a clip is from and where its sequences are. Each change is one commit, so a
 reader sees the table before it or after it; old versions stay readable.
@@ -15,23 +22,30 @@ import datetime
 import fcntl
 import json
 import os
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
+import zlib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
-from jaxtyping import Int
+from jaxtyping import Int, UInt32
 
+from scav_jax.base.conditions import NUMBER, TEXT, as_sql
 from scav_jax.base.errors import InputError, did_you_mean
 from scav_jax.base.files import full_disk_is_an_oserror, write_json
+from scav_jax.base.names import is_text
 from scav_jax.distances import find, option_names
 from scav_jax.sequences import DIRECTIONS as RESAMPLINGS
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 HEADER, SEGMENTS, LOCK, TABLE = "index.json", "segments", "lock", "rows"
+ADDING = "adding.json"
 STREAMS = ("visual", "audio")
 STORAGES = ("float32", "bfloat16", "int8")
 ABOUT = ("id", "source", "start", "end", "label")
+FILTERED = {"id": TEXT, "source": TEXT, "start": NUMBER, "end": NUMBER, "label": TEXT}
+FILTER_SECONDS = 20.0  # what a condition may take
+WHOLE = 0.0  # clip seconds of an index whose videos are not cut
 IDS_AT_ONCE = 4096  # in one condition
 NAMED = 16  # rows that are read as fast as one is named
 KEPT_HOURS = 24  # old versions, for readers that still use them
@@ -47,6 +61,8 @@ class Header:
       options: its options, all of them.
       storage: how sequences are stored, one of `STORAGES`.
       width: latent channels C; 0 until the first clips come.
+      root: the folder that ids and sources of videos are relative to; None where nobody said so.
+      clip_seconds: into which videos are cut; `WHOLE` where they are not, None where none came.
     """
 
     identity: str
@@ -54,6 +70,8 @@ class Header:
     options: dict = field(default_factory=dict)
     storage: str = "float32"
     width: int = 0
+    root: str | None = None
+    clip_seconds: float | None = None
     format_version: int = FORMAT_VERSION
 
     @property
@@ -67,8 +85,61 @@ class Header:
         resample = self.options.get("resample", RESAMPLINGS[0])
         return "audio" if resample == "visual_to_audio" else "visual"
 
+    @property
+    def stored_as(self) -> dict:
+        """What sequences depend on, as JSON: that of every segment."""
+        names = ("identity", "distance", "options", "storage")
+        return json.loads(json.dumps({name: getattr(self, name) for name in names}))
 
-def make_header(identity: str, distance: tuple[str, dict], storage: str) -> Header:
+    def declared(self, path: Path, root: str | None, clip_seconds: float | None) -> "Header":
+        """The header of an index to which such videos are added.
+
+        Args:
+          path: of the index, for messages.
+          root: the folder that was named as root; None keeps what is.
+          clip_seconds: see the attribute; None keeps what is.
+
+        Raises:
+          InputError: they contradict what the index was begun with.
+        """
+        if None not in (root, self.root) and not same_folder(root, self.root):
+            raise InputError(
+                f"{path}: expected the root {self.root}, to which the ids of the index are "
+                f"relative, got {root}; leave out --root, or build an index with that root. If the "
+                "videos have moved, `scav index move` says where to"
+            )
+        if None not in (clip_seconds, self.clip_seconds) and clip_seconds != self.clip_seconds:
+            raise InputError(
+                f"{path}: expected {_cut_words(self.clip_seconds)}, as its videos were cut, got "
+                f"{_cut_words(clip_seconds)}; give the same, or build another index"
+            )
+        return replace(
+            self,
+            root=root if self.root is None else self.root,
+            clip_seconds=clip_seconds if self.clip_seconds is None else self.clip_seconds,
+        )
+
+    def stored_source(self, source: str) -> str:
+        """A file's path as rows hold it: below the root, where it lies there."""
+        below = f"{self.root}/".replace("//", "/")
+        return source.removeprefix(below) if self.root else source
+
+    def full_source(self, source: str) -> str:
+        """A file's path with its folder, where that is known."""
+        return os.path.join(self.root, source) if self.root else source
+
+
+def same_folder(one: str, other: str) -> bool:
+    return os.path.realpath(one) == os.path.realpath(other)
+
+
+def _cut_words(clip_seconds: float) -> str:
+    return f"--clip-seconds {clip_seconds:g}" if clip_seconds else "no --clip-seconds"
+
+
+def make_header(
+    identity: str, distance: tuple[str, dict], storage: str, root: str | Path | None = None
+) -> Header:
     """A checked header."""
     name, options = distance
     find(name, options)
@@ -81,12 +152,20 @@ def make_header(identity: str, distance: tuple[str, dict], storage: str) -> Head
         options = {"resample": RESAMPLINGS[0], **options}
     # How the training multiplied is no business of the index: it has a storage of its own.
     options = {key: value for key, value in options.items() if key != "storage"}
-    return Header(str(identity), name, options, storage)
+    root = None if root is None else os.path.abspath(root)
+    return Header(str(identity), name, options, storage, root=root)
 
 
 def write_header(path: Path, header: Header) -> None:
     """Atomically."""
     write_json(path / HEADER, asdict(header))
+
+
+def about_checksums(rows: Mapping[str, Sequence]) -> UInt32[np.ndarray, " n"]:
+    """CRC-32 of what is known of each clip, uint32: its segment has it too."""
+    clips = zip(*(rows[name] for name in ABOUT), strict=True)
+    sums = [zlib.crc32(json.dumps(list(clip)).encode()) for clip in clips]
+    return np.array(sums, np.uint32)
 
 
 def read_header(path: Path) -> Header:
@@ -102,14 +181,37 @@ def read_header(path: Path) -> Header:
             f"{path}: expected an index (a folder with {HEADER}), found none; "
             "make one with `python -m scav_jax.index build`"
         ) from None
-    except ValueError:
-        raise InputError(f"{path / HEADER}: expected JSON, it is damaged; build again") from None
-    if document.get("format_version") != FORMAT_VERSION:
+    except (ValueError, RecursionError):
+        document = None
+    version = document.get("format_version") if isinstance(document, dict) else None
+    if isinstance(version, int) and version != FORMAT_VERSION:
         raise InputError(
-            f"{path}: expected an index of format {FORMAT_VERSION}, got "
-            f"{document.get('format_version')!r}; build it again with this version"
+            f"{path}: expected an index of format {FORMAT_VERSION}, got {version}; build it again "
+            "with this version"
+        )
+    if version is None or not _is_header(document):
+        raise InputError(
+            f"{path / HEADER}: expected what `scav index build` writes there, it is damaged; bring "
+            "it back from a copy, or build the index again"
         )
     return Header(**document)
+
+
+def _is_header(document: dict) -> bool:
+    """Whether every field is there and of its kind."""
+    kinds = {
+        **{name: str for name in ("identity", "distance", "storage")},
+        "options": dict,
+        "width": int,
+        "root": str | None,
+        "clip_seconds": float | int | None,
+        "format_version": int,
+    }
+    return (
+        document.keys() == kinds.keys()
+        and all(isinstance(document[name], kind) for name, kind in kinds.items())
+        and document["storage"] in STORAGES
+    )
 
 
 @contextlib.contextmanager
@@ -129,8 +231,9 @@ def one_writer(path: Path) -> Iterator[None]:
                 f"{path}: expected to be the only writer, process {holder or 'unknown'} is "
                 "writing; wait until it is done (readers need not)"
             ) from None
-        os.ftruncate(handle, 0)
-        os.pwrite(handle, f"{os.getpid()}\n".encode(), 0)
+        with contextlib.suppress(OSError):  # only for messages: a full disk may be compacted
+            os.ftruncate(handle, 0)
+            os.pwrite(handle, f"{os.getpid()}\n".encode(), 0)
         yield
     finally:
         os.close(handle)  # and with it the lock
@@ -145,6 +248,8 @@ def _connect(path: Path):
             "an index needs the library lancedb, it is not installed; "
             "`pip install 'scav_jax[index]'` brings it"
         ) from error
+    if not is_text(str(path.absolute())):
+        raise InputError(f"{path}: expected a path that is text in UTF-8 for an index; rename it")
     return lancedb.connect(str(path))
 
 
@@ -156,6 +261,9 @@ def schema():
     types |= {"label": pa.string(), "key": pa.int64(), "segment": pa.int32(), "row": pa.int32()}
     types |= {f"checksum_{stream}": pa.uint32() for stream in STREAMS}
     return pa.schema([pa.field(name, kind, nullable=False) for name, kind in types.items()])
+
+
+KNOWN = ("segment", "row", "key", "checksum_visual", "checksum_audio")
 
 
 class Rows:
@@ -174,12 +282,10 @@ class Rows:
     def open(cls, path: Path) -> "Rows":
         connection = _connect(path)
         try:
-            return cls(path, connection.open_table(TABLE))
-        except (ValueError, RuntimeError, OSError) as error:
-            raise InputError(
-                f"{path}: expected the table of rows of an index, it cannot be opened "
-                f"({str(error).splitlines()[0]}); build the index again"
-            ) from error
+            with full_disk_is_an_oserror(path):
+                return cls(path, connection.open_table(TABLE))
+        except (ValueError, RuntimeError) as error:
+            raise _unreadable(path, error) from error
 
     @property
     def version(self) -> int:
@@ -200,32 +306,43 @@ class Rows:
         """(segment, row) of the clips that a condition holds for, or of all, part by part.
 
         Raises:
-          InputError: a condition that is none.
+          InputError: a condition that is none (see `base.conditions`), or that takes too long.
         """
-        if len(self) == 0 and where is None:
-            return
         for batch in self._scan(["segment", "row"], where):
-            yield _places(batch)
+            yield numbers_in(batch, "segment", "row")
 
-    def _scan(self, columns: list[str], where: str | None):
+    def known(self) -> Iterator[Int[np.ndarray, "n 5"]]:
+        """Of all clips: segment, row, key, and the checksums of picture and sound."""
+        for batch in self._scan(list(KNOWN), None):
+            yield numbers_in(batch, *KNOWN)
+
+    def _scan(self, columns: list[str], where: str | None, inner: str | None = None):
+        """Rows that a condition of a user holds for, or one of ours (`inner`)."""
+        condition = inner if where is None else checked_filter(where)
+        if len(self) == 0:
+            return
         query = self._table.search().select(columns)
-        if where is not None:
-            query = query.where(where)
+        if condition is not None:
+            query = query.where(condition)
+        limit = None if where is None else datetime.timedelta(seconds=FILTER_SECONDS)
         try:
-            yield from query.limit(max(len(self), 1)).to_batches()
-        except (ValueError, RuntimeError, OSError) as error:
+            with full_disk_is_an_oserror(self.path):
+                yield from query.limit(len(self)).to_batches(timeout=limit)
+        except (ValueError, RuntimeError) as error:
             if where is None:
-                raise
+                raise _unreadable(self.path, error) from error
             reason = str(error).splitlines()[0].removeprefix("Invalid input, ")
-            raise InputError(
-                f"filter {where!r}: expected a condition on id, source, start, end or label such "
-                f"as \"label = 'dog' AND start < 60\", got: {reason.strip()}"
-            ) from error
+            reason = reason.partition(", /")[0].strip()[:300]  # without places in Lance's source
+            if "timeout" in str(error).lower():
+                reason = f"no answer within {FILTER_SECONDS:g} s"
+            raise InputError(f"filter {where[:200]!r}: {reason}; ask for less") from error
 
     def at(self, places: Int[np.ndarray, "n 2"]) -> dict[tuple[int, int], dict]:
         """What is known of the clips at some places: `ABOUT` of each."""
         found: dict[tuple[int, int], dict] = {}
         unique = np.unique(_place_numbers(places))
+        if not len(unique):
+            return found
         # A condition costs about as much as reading so many rows for each place that it names.
         if len(unique) * NAMED > len(self):
             conditions = [None]
@@ -233,24 +350,28 @@ class Rows:
             parts = np.split(unique, range(IDS_AT_ONCE, len(unique), IDS_AT_ONCE))
             conditions = [_condition(part) for part in parts if len(part)]
         for condition in conditions:
-            for batch in self._scan([*ABOUT, "segment", "row"], condition):
-                batch = batch.filter(np.isin(_place_numbers(_places(batch)), unique))
-                for place, row in zip(_places(batch).tolist(), batch.to_pylist(), strict=True):
+            for batch in self._scan([*ABOUT, "segment", "row"], None, condition):
+                here = numbers_in(batch, "segment", "row")
+                wanted = np.isin(_place_numbers(here), unique)
+                batch, here = batch.filter(wanted), here[wanted]
+                for place, row in zip(here.tolist(), batch.to_pylist(), strict=True):
                     found[tuple(place)] = {name: row[name] for name in ABOUT}
         return found
 
     def existing(self, ids: list[str]) -> list[str]:
         """Those of some ids that are in the table."""
-        found: list[str] = []
-        for begin in range(0, len(ids), IDS_AT_ONCE):
-            for batch in self._scan(["id"], _ids_in(ids[begin : begin + IDS_AT_ONCE])):
-                found += batch.column("id").to_pylist()
-        return found
+        return [row["id"] for row in self.with_values("id", ids)]
+
+    def with_values(self, column: str, values: Sequence[str]) -> Iterator[dict]:
+        """`ABOUT` of the clips whose id, or source, is one of some."""
+        for begin in range(0, len(values), IDS_AT_ONCE):
+            condition = _is_in(column, values[begin : begin + IDS_AT_ONCE])
+            for batch in self._scan(list(ABOUT), None, condition):
+                yield from batch.to_pylist()
 
     def tables(self) -> Iterator:
         """All rows as Arrow record batches."""
-        if len(self):
-            yield from self._scan(schema().names, None)
+        yield from self._scan(schema().names, None)
 
     def add(self, table, replace: bool = False) -> None:
         """Adds rows in one commit; with `replace`, those whose id is there take its place."""
@@ -263,7 +384,7 @@ class Rows:
 
     def delete(self, ids: list[str]) -> None:
         with full_disk_is_an_oserror(self.path):
-            self._table.delete(_ids_in(ids))
+            self._table.delete(_is_in("id", ids))
 
     def overwrite(self, batches: Iterator) -> None:
         """All rows anew, in one commit."""
@@ -277,8 +398,23 @@ class Rows:
         self._table.optimize(cleanup_older_than=datetime.timedelta(hours=KEPT_HOURS))
 
 
-def _places(batch) -> Int[np.ndarray, "n 2"]:
-    return np.stack([batch.column(name).to_numpy() for name in ("segment", "row")], axis=1)
+def checked_filter(where: str) -> str:
+    """A condition of a user as the table takes it; `InputError` for anything else."""
+    return as_sql(where, FILTERED)
+
+
+def _unreadable(path: Path, error: Exception) -> InputError:
+    return InputError(
+        f"{path}: expected the table of rows of an index, it cannot be read "
+        f"({str(error).splitlines()[0]}); bring {TABLE}.lance back from a copy, or build the index "
+        "again"
+    )
+
+
+def numbers_in(batch, *names: str) -> Int[np.ndarray, "n columns"]:
+    """Some columns of an Arrow record batch, int64."""
+    columns = [batch.column(name).to_numpy().astype(np.int64) for name in names]
+    return np.stack(columns, axis=1)
 
 
 def _place_numbers(places: Int[np.ndarray, "n 2"]) -> Int[np.ndarray, " n"]:
@@ -295,6 +431,6 @@ def _condition(numbers: Int[np.ndarray, " n"]) -> str:
     )
 
 
-def _ids_in(ids: list[str]) -> str:
-    texts = ("'" + one.replace("'", "''") + "'" for one in ids)
-    return f"id IN ({', '.join(texts)})"
+def _is_in(column: str, values: Sequence[str]) -> str:
+    texts = ("'" + one.replace("'", "''") + "'" for one in values)
+    return f"{column} IN ({', '.join(texts)})"

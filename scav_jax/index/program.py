@@ -1,20 +1,27 @@
 """What the subcommands of `scav index` do."""
 
 import argparse
+import contextlib
+import functools
 import json
+import os
 import sys
 import time
-from collections.abc import Container, Iterator
+from collections.abc import Callable, Container, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
 
 from scav_jax.base.errors import InputError
 from scav_jax.base.files import write_json
+from scav_jax.base.names import shown
 from scav_jax.base.progress import progress_bar
 from scav_jax.features import store
-from scav_jax.index.catalog import read_header
+from scav_jax.index.catalog import WHOLE, read_header
 from scav_jax.index.store import Index, create, open_index
-from scav_jax.retrieval.embed import Embedded, embed
+from scav_jax.retrieval.embed import STREAMS, Embedded, embed
+from scav_jax.retrieval.files import Wanted, below, check_times, joined, requests_for
 from scav_jax.retrieval.model import Model, load_as_asked
 
 CLIPS_AT_ONCE = 1024  # of features on disk: their latents are in memory together
@@ -32,47 +39,117 @@ def split_of(arguments: argparse.Namespace) -> store.Split | None:
     return store.read(arguments.data, arguments.split)
 
 
-def parts(
-    arguments: argparse.Namespace, model: Model, done: Container[str] = ()
-) -> Iterator[Embedded]:
-    """The clips that the command line names, embedded, some at a time; ids in `done` are left."""
-    split = split_of(arguments)
+@dataclass(frozen=True)
+class Source:
+    """The clips that the command line names, and where they belong in an index.
+
+    Attributes:
+      ids: of the clips, below the root.
+      files: id -> the file and where the clip begins in it; of videos only.
+      parts: embeds all but some, a part at a time.
+    """
+
+    ids: list[str]
+    files: dict[str, tuple[str, float]]
+    parts: Callable[[Container[str]], Iterator[Embedded]]
+
+
+def root_of(arguments: argparse.Namespace, split: store.Split | None) -> str | None:
+    """The root of an index that begins with these clips: what they have in common."""
+    if arguments.root is not None:
+        return os.path.abspath(arguments.root)
     if split is not None:
-        yield from _of_split(split, model, done)
-        return
-    videos = arguments.videos[0] if len(arguments.videos) == 1 else arguments.videos
-    for part in model.stream(
-        videos,
-        clip_seconds=arguments.clip_seconds,
+        return os.path.abspath(split.videos) if split.videos else None
+    videos = [os.path.abspath(path) for path in arguments.videos]
+    if len(videos) == 1 and os.path.isdir(videos[0]):
+        return videos[0]
+    return os.path.commonpath([os.path.dirname(path) for path in videos])
+
+
+def source_of(
+    arguments: argparse.Namespace, model: Model, split: store.Split | None, root: str | None
+) -> Source:
+    """What is to be added, with ids below the root of the index."""
+    if split is not None:
+        way = below(split.videos, root) if root and split.videos else "."
+        ids = [joined(way, name) for name in split.ids]
+        return Source(ids, {}, functools.partial(_of_split, split, ids, model))
+    check_times(0.0, None, arguments.clip_seconds)
+    wanted = requests_for(_videos(arguments), arguments.clip_seconds, 0.0, None, STREAMS, root)
+    files = {one.id: (str(wanted.folder / one.file), one.start) for one in wanted.requests}
+    return Source(list(files), files, functools.partial(_of_videos, arguments, wanted, model))
+
+
+def _videos(arguments: argparse.Namespace) -> Path | list[Path]:
+    return arguments.videos[0] if len(arguments.videos) == 1 else arguments.videos
+
+
+def _of_videos(
+    arguments: argparse.Namespace, wanted: Wanted, model: Model, done: Container[str]
+) -> Iterator[Embedded]:
+    for part in model.embed_requests(
+        [one for one in wanted.requests if one.id not in done],
+        wanted.folder,
+        streams=wanted.streams,
         workers=arguments.workers,
-        streams=("visual", "audio"),
+        rejected=wanted.rejected,
     ):
         for row in part.rejected:
-            print(f"rejected {row['file']}: {row['reason']}", file=sys.stderr)
+            print(shown(f"rejected {row['file']}: {row['reason']}"), file=sys.stderr)
         if len(part.ids):
             yield part
 
 
-def _of_split(split: store.Split, model: Model, done: Container[str]) -> Iterator[Embedded]:
-    left = np.array([number for number, name in enumerate(split.ids) if name not in done], int)
+def _of_split(
+    split: store.Split, ids: list[str], model: Model, done: Container[str]
+) -> Iterator[Embedded]:
+    left = np.array([number for number, name in enumerate(ids) if name not in done], int)
     with progress_bar(f"embed {split.split}", len(left), "clip") as bar:
         for first in range(0, len(left), CLIPS_AT_ONCE):
-            some = split.take(left[first : first + CLIPS_AT_ONCE])
-            yield embed(model.run, some)
+            some = left[first : first + CLIPS_AT_ONCE]
+            yield replace(embed(model.run, split.take(some)), ids=[ids[one] for one in some])
             bar.update(len(some))
 
 
 def _grow(index: Index, clips: Iterator[Embedded], on_duplicate: str) -> int:
     """Adds what comes, a commit for each part."""
     count = 0
-    for part in clips:
-        count += index.add(part, on_duplicate)
-        print(f"{len(index):,} clips in {index.path}", file=sys.stderr)
+    with contextlib.closing(clips):  # a bar of theirs ends before an error is said
+        for part in clips:
+            count += index.add(part, on_duplicate)
+            print(f"{len(index):,} clips in {index.path}", file=sys.stderr)
     return count
 
 
+def _sourced(
+    index: Index | None, arguments: argparse.Namespace, model: Model, split: store.Split | None
+) -> tuple[Index, Source]:
+    """The clips of the command line, once they are known to belong into the index.
+
+    Where there is none yet, it is made, after all that can be wrong with the clips has been said.
+    """
+    declared = None if index is None else index.header.root
+    root = arguments.root if declared is not None else root_of(arguments, split)
+    cut = None if split is not None else arguments.clip_seconds or WHOLE
+    if index is not None:
+        index.header.declared(index.path, root and os.path.abspath(root), cut)
+    source = source_of(arguments, model, split, declared or root)
+    if index is None:
+        index = create(
+            arguments.index,
+            identity=model.identity,
+            distance=model.distance,
+            storage=arguments.storage,
+            root=root,
+        )
+    index.declare(root, cut)
+    if source.files:
+        index.check_new_files(source.files)
+    return index, source
+
+
 def build(arguments: argparse.Namespace) -> int:
-    model = load_as_asked(arguments)
+    model, split, index = load_as_asked(arguments), split_of(arguments), None
     if (arguments.index / "index.json").exists():
         header = read_header(arguments.index)
         if header.storage != arguments.storage:
@@ -81,26 +158,33 @@ def build(arguments: argparse.Namespace) -> int:
                 f"{arguments.storage}; remove the index to build it anew"
             )
         index = open_index(arguments.index, model.identity)
-    else:
-        index = create(
-            arguments.index,
-            identity=model.identity,
-            distance=model.distance,
-            storage=arguments.storage,
-        )
-    count = _grow(index, parts(arguments, model, set(index.ids())), "skip")
+    index, source = _sourced(index, arguments, model, split)
+    count = _grow(index, source.parts(set(index.ids())), "skip")
     print(f"{arguments.index}: {count:,} clips added, {len(index):,} in all")
     return 0
 
 
 def add(arguments: argparse.Namespace) -> int:
-    model = load_as_asked(arguments)
+    model, split = load_as_asked(arguments), split_of(arguments)
     index = open_index(arguments.index, model.identity)
-    split = split_of(arguments)
-    if split is not None and not arguments.replace:
-        index.check_new(split.ids)  # before any part of it is added
-    count = _grow(index, parts(arguments, model), "replace" if arguments.replace else "refuse")
+    index, source = _sourced(index, arguments, model, split)
+    if arguments.replace:
+        count = _grow(index, source.parts(()), "replace")
+    else:
+        with index.adding(source.ids) as begun:  # before any part of it is added
+            done = set(index.ids()) if begun else set()
+            if begun:
+                there = len(done.intersection(source.ids))
+                print(f"going on: {there:,} of {len(source.ids):,} clips are there already")
+            count = _grow(index, source.parts(done), "refuse")
     print(f"{arguments.index}: {count:,} clips added, {len(index):,} in all")
+    return 0
+
+
+def move(arguments: argparse.Namespace) -> int:
+    index = open_index(arguments.index)
+    index.move(arguments.root)
+    print(f"{arguments.index}: its videos lie below {shown(index.header.root)}")
     return 0
 
 
@@ -129,7 +213,7 @@ def info(arguments: argparse.Namespace) -> int:
         print(json.dumps(about, indent=2))
         return 0
     for name, value in about.items():
-        print(f"{name:16} {value:,}" if isinstance(value, int) else f"{name:16} {value}")
+        print(f"{name:16} {value:,}" if isinstance(value, int) else f"{name:16} {shown(value)}")
     return 0
 
 
@@ -147,7 +231,11 @@ def tune(arguments: argparse.Namespace) -> int:
 def _sampled(arguments: argparse.Namespace, model: Model) -> Embedded:
     """Some clips at random; of features on disk, no others are embedded."""
     split = split_of(arguments)
-    clips = next(parts(arguments, model)) if split is None else split
+    clips = split
+    if split is None:
+        clips = next(source_of(arguments, model, None, None).parts(()), None)
+        if clips is None:
+            raise InputError("expected usable clips to tune with, there are none (see above)")
     count = min(arguments.queries, len(clips))
     numbers = np.sort(np.random.default_rng(0).choice(len(clips), count, replace=False))
     if split is None:
@@ -243,4 +331,6 @@ def tuning_table(found: dict) -> str:
     return "\n".join([*lines, "", f"proposed: --retrieval {found['proposed']}"])
 
 
-COMMANDS = {command.__name__: command for command in (build, add, delete, compact, info, tune)}
+COMMANDS = {
+    command.__name__: command for command in (build, add, delete, compact, move, info, tune)
+}

@@ -1,8 +1,9 @@
 """Segments: the sequences of some clips and what searches need of them, written once.
 
 segments/00000007/
-   segment.json        rows, width, storage; checksums of the small files
+   segment.json        rows, width, what its sequences depend on; checksums of the small files
    keys.npy            `[rows]` int64: in which order clips were added, over the whole index
+   clips.npy           `[rows]` uint32: checksums of what the table knows of each clip
    centre.npy          `[C]`, see `Encoding`
    basis.npy           what sketches are coefficients of, see `sketches`
    visual.rows.npy     one `ROW` for each clip: lengths, places, scales, norms, checksums
@@ -17,6 +18,7 @@ reader maps the files, so memory does not grow with the number of clips, and wha
 readable after the files are gone.
 """
 
+import io
 import itertools
 import json
 import shutil
@@ -31,6 +33,7 @@ from jaxtyping import Float, Int, Shaped
 
 from scav_jax.base.errors import InputError
 from scav_jax.base.files import folder_atomically
+from scav_jax.features.clip import fingerprint_difference
 from scav_jax.index.catalog import SEGMENTS, STREAMS, Header
 from scav_jax.index.products import mean_square, widen
 from scav_jax.index.sketches import Basis, sizes
@@ -66,20 +69,41 @@ COLUMNS = ("values", "embeddings", "coarse", "fine")
 CHECKED_AT_ONCE = 256  # rows
 
 
-class DamagedRow(InputError):
-    """A row whose bytes are not those that were written."""
+class WrongRow(InputError):
+    """A row that is not what was written, by its place; whoever has the table names the clip."""
 
-    def __init__(self, segment: Path, stream: str, column: str, row: int):
-        self.row, self.number = row, int(segment.name)
-        self.place = f"{segment / f'{stream}.{column}'}, row {row}"
+    told = "{place}: expected the bytes that were written, they have changed (clip {clip!r})"
+
+    def __init__(self, number: int, row: int, place: str):
+        self.number, self.row, self._place = number, row, place
         super().__init__(self.words("?"))
 
     def words(self, clip: str) -> str:
-        return (
-            f"{self.place}: expected the bytes that were written, they have changed (clip "
-            f"{clip!r}); the disk is failing or the file was edited: delete that clip and add it "
-            "again"
-        )
+        return self.told.format(place=self._place, clip=clip)
+
+
+class DamagedRow(WrongRow):
+    """A row whose bytes are not those that were written."""
+
+    told = WrongRow.told + (
+        "; the disk is failing or the file was edited: delete that clip and add it again"
+    )
+
+    def __init__(self, segment: Path, stream: str, column: str, row: int):
+        super().__init__(int(segment.name), row, f"{segment / f'{stream}.{column}'}, row {row}")
+
+
+class ForeignRow(WrongRow):
+    """A row of the table and one of a segment that do not belong together."""
+
+    told = (
+        "{place}: expected the clip that the table of rows names there ({clip!r}), it is another "
+        "one or of another moment: the table or the segment is not of this index (a mixed-up "
+        "copy?); bring both back from one copy, or build the index again"
+    )
+
+    def __init__(self, segment: Path, row: int):
+        super().__init__(int(segment.name), row, f"{segment}, row {row}")
 
 
 # Writing
@@ -242,16 +266,24 @@ def write_segment(
     index: Path,
     number: int,
     streams: dict[str, EncodedStream],
-    keys: Int[np.ndarray, " n"],
+    clips: dict[str, Shaped[np.ndarray, " n"]],
     encoding: Encoding,
+    header: Header,
 ) -> None:
     """Writes a segment; it appears whole or not at all, and survives a power cut.
+
+    Args:
+      index, number: where.
+      streams: the sequences.
+      clips: "keys", and "clips", the checksums of what the table knows of them.
+      encoding, header: of the index.
 
     Raises:
       OSError: the disk is full; nothing is left behind.
     """
     with folder_atomically(_folder(index, number)) as folder:
-        small = {"keys.npy": keys.astype(np.int64), "centre.npy": encoding.centre}
+        small = {"keys.npy": clips["keys"].astype(np.int64), "centre.npy": encoding.centre}
+        small["clips.npy"] = clips["clips"].astype(np.uint32)
         if encoding.basis is not None:
             small["basis.npy"] = encoding.basis.table
         for name, stream in streams.items():
@@ -260,11 +292,13 @@ def write_segment(
                 with open(folder / f"{name}.{column}", "wb") as file:
                     file.writelines(records)
         for name, array in small.items():
-            np.save(folder / name, array)
+            content = io.BytesIO()  # NumPy does not say why a file took fewer bytes
+            np.save(content, array)
+            (folder / name).write_bytes(content.getbuffer())
         about = {
-            "rows": len(keys),
+            "rows": len(clips["keys"]),
             "width": len(encoding.centre),
-            "storage": encoding.storage,
+            "of": header.stored_as,
             "small": {name: _checksum(array) for name, array in small.items()},
             "bytes": {file.name: file.stat().st_size for file in folder.iterdir()},
         }
@@ -420,12 +454,14 @@ class Segment:
       bytes: on disk.
       encoding: of its sequences.
       keys: `[rows]`, in which order clips were added.
+      clips: `[rows]`, checksums of what the table knows of each.
       streams: "visual" and "audio".
     """
 
-    def __init__(self, index: Path, number: int):
+    def __init__(self, index: Path, number: int, header: Header):
         self.number, self.folder = number, _folder(index, number)
-        about = json.loads((self.folder / "segment.json").read_text())
+        about = self._read_about(header)
+        storage = header.storage
         self.width, self._checksums = about["width"], about["small"]
         self.bytes = sum(about["bytes"].values())
         for file, size in about["bytes"].items():
@@ -435,12 +471,12 @@ class Segment:
                     f"{self.folder / file}: expected {size} bytes, got {there}; it was cut off: "
                     "build the index again"
                 )
-        self.keys = self._small("keys.npy")
+        self.keys, self.clips = self._small("keys.npy"), self._small("clips.npy")
         basis = Basis(self._small("basis.npy")) if "basis.npy" in self._checksums else None
-        self.encoding = Encoding(about["storage"], self._small("centre.npy"), basis)
+        self.encoding = Encoding(storage, self._small("centre.npy"), basis)
         self.streams = {
             name: StoredStream(
-                self.folder, name, self._small(f"{name}.rows.npy"), about["storage"], self.width
+                self.folder, name, self._small(f"{name}.rows.npy"), storage, self.width
             )
             for name in STREAMS
             if f"{name}.rows.npy" in self._checksums
@@ -448,6 +484,53 @@ class Segment:
 
     def __len__(self) -> int:
         return len(self.keys)
+
+    def _read_about(self, header: Header) -> dict:
+        """segment.json; `InputError` where it is damaged, or of an index of another kind."""
+        file = self.folder / "segment.json"
+        try:
+            about = json.loads(file.read_text())
+            whole = {"rows", "width", "of", "small", "bytes"} == set(about)
+        except (ValueError, TypeError, RecursionError):
+            whole = False
+        if not whole:
+            raise InputError(
+                f"{file}: expected what was written there, it is damaged; bring it back from a "
+                "copy, or build the index again"
+            )
+        if about["of"] != header.stored_as or header.width not in (0, about["width"]):
+            differs = fingerprint_difference(
+                {**header.stored_as, "width": header.width},
+                {**about["of"], "width": about["width"]},
+            )
+            raise InputError(
+                f"{self.folder}: expected a segment of this index, it is one of another "
+                f"({differs}); bring the index back from one copy, or build it again"
+            )
+        return about
+
+    def belongs(self, known: Int[np.ndarray, "n 4"]) -> None:
+        """Compares what the table says of rows with what this segment holds.
+
+        Args:
+          known: of each row its number, its key, and the checksums of picture and sound.
+
+        Raises:
+          ForeignRow: they differ.
+        """
+        rows = known[:, 0]
+        outside = (rows < 0) | (rows >= len(self))
+        inside = np.where(outside, 0, rows)
+        there = [self.keys, *(self.streams[name].rows["checksum"] for name in STREAMS)]
+        wrong = outside.copy()
+        for column, values in enumerate(there, 1):
+            wrong |= values[inside] != known[:, column] if len(self) else True
+        if wrong.any():
+            raise ForeignRow(self.folder, int(rows[np.flatnonzero(wrong)[0]]))
+
+    def checksum_of(self, file: str) -> int | None:
+        """Of a small file; None where there is none."""
+        return self._checksums.get(file)
 
     def _small(self, file: str) -> np.ndarray:
         """A small file, mapped, once its checksum is right."""
@@ -485,26 +568,50 @@ class Snapshot:
     live: dict[int, np.ndarray]
 
     @classmethod
-    def of(
-        cls,
-        index: Path,
-        header: Header,
-        places: Iterable[Int[np.ndarray, "n 2"]],
-        known: dict[int, Segment],
-    ) -> "Snapshot":
-        """The clips at some places, given as (segment, row); `known` segments are mapped."""
+    def of(cls, index: Path, header: Header, known: Iterable[Int[np.ndarray, "n 5"]]) -> "Snapshot":
+        """All clips of a table, given as (segment, row, key, two checksums), compared with theirs.
+
+        Raises:
+          InputError: table and segments do not belong together.
+          FileNotFoundError: a segment is not there (any more).
+        """
         segments: dict[int, Segment] = {}
         live: dict[int, np.ndarray] = {}
-        for part in places:
+        for part in known:
             for number in np.unique(part[:, 0]).tolist():
                 if number not in live:
-                    segments[number] = known.get(number) or Segment(index, number)
+                    segments[number] = Segment(index, number, header)
                     live[number] = np.zeros(len(segments[number]), bool)
-                live[number][part[part[:, 0] == number, 1]] = True
+                own = part[part[:, 0] == number, 1:]
+                segments[number].belongs(own)
+                if live[number][own[:, 0]].any() or len(np.unique(own[:, 0])) < len(own):
+                    raise ForeignRow(segments[number].folder, int(own[0, 0]))  # twice
+                live[number][own[:, 0]] = True
+        _check_one_encoding(list(segments.values()))
         return cls(header, segments, live)
+
+    def only(self, places: Iterable[Int[np.ndarray, "n 2"]]) -> "Snapshot":
+        """The clips at some places, given as (segment, row)."""
+        live = {number: np.zeros_like(rows) for number, rows in self.live.items()}
+        for part in places:
+            for number in np.unique(part[:, 0]).tolist():
+                live[number][part[part[:, 0] == number, 1]] = True
+        live = {number: rows for number, rows in live.items() if rows.any()}
+        return Snapshot(self.header, {number: self.segments[number] for number in live}, live)
 
     def __len__(self) -> int:
         return sum(int(live.sum()) for live in self.live.values())
+
+
+def _check_one_encoding(segments: list[Segment]) -> None:
+    """Raises `InputError` where segments are not rounded or sketched alike."""
+    for one in segments[1:]:
+        for file in ("centre.npy", "basis.npy"):
+            if one.checksum_of(file) != segments[0].checksum_of(file):
+                raise InputError(
+                    f"{one.folder}: expected a segment of the index of {segments[0].folder}, its "
+                    f"{file} is another; bring the index back from one copy, or build it again"
+                )
 
 
 def segment_numbers(index: Path) -> list[int]:

@@ -7,7 +7,9 @@ come from a change that failed or was killed, and the next compaction takes them
 
 import contextlib
 import itertools
-from collections.abc import Iterator, Sequence
+import json
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,16 +17,18 @@ import numpy as np
 from jaxtyping import Int
 
 from scav_jax.base.errors import InputError, check_unique, listed
-from scav_jax.base.files import sync
+from scav_jax.base.files import ids_sha256, sync, write_json
+from scav_jax.base.names import is_text, shown
 from scav_jax.index import catalog, searching
-from scav_jax.index.catalog import STREAMS, Header, Rows, schema
+from scav_jax.index.catalog import STREAMS, Header, Rows, about_checksums, schema
 from scav_jax.index.scan import are_finite, stored_sequences
 from scav_jax.index.segments import (
     COLUMNS,
-    DamagedRow,
     EncodedStream,
     Encoding,
+    ForeignRow,
     Snapshot,
+    WrongRow,
     segment_numbers,
     sweep,
     write_segment,
@@ -43,6 +47,7 @@ def create(
     identity: str,
     distance: tuple[str, dict] = ("euclidean", {}),
     storage: str = "float32",
+    root: str | Path | None = None,
 ) -> "Index":
     """A new, empty index.
 
@@ -51,15 +56,19 @@ def create(
       identity: of the model whose latents it will hold; queries must agree with it.
       distance: (name, options) in retrieval form.
       storage: of sequences: "float32", "bfloat16" (half) or "int8" (a quarter).
+      root: the folder that ids and sources are relative to (see `catalog`); None where ids are
+        the caller's business.
 
     Raises:
       InputError: something is there, an unknown distance or storage, or lancedb is missing.
     """
     path = Path(path)
-    header = catalog.make_header(identity, distance, storage)
+    header = catalog.make_header(identity, distance, storage, root)
     # What a create that was killed leaves.
     begun = {catalog.LOCK, catalog.SEGMENTS, f"{catalog.TABLE}.lance"}
-    if path.exists() and (not path.is_dir() or {one.name for one in path.iterdir()} - begun):
+    names = {one.name for one in path.iterdir()} if path.is_dir() else set()
+    begun |= {name for name in names if name.startswith(catalog.HEADER) and _is_partial(name)}
+    if path.exists() and (not path.is_dir() or names - begun):
         raise InputError(f"{path}: expected a path where nothing is; remove it or use another")
     path.mkdir(parents=True, exist_ok=True)
     with catalog.one_writer(path):
@@ -68,6 +77,10 @@ def create(
         catalog.write_header(path, header)  # last: without it there is no index
         sync(path)
     return open_index(path)
+
+
+def _is_partial(name: str) -> bool:
+    return name.endswith(".partial")
 
 
 def open_index(path: str | Path, identity: str | None = None) -> "Index":
@@ -115,11 +128,16 @@ class Index:
             self._rows.hold()
             self.header = catalog.read_header(self.path)
             try:
-                self.snapshot = Snapshot.of(self.path, self.header, self._rows.places(), {})
+                with self._naming_clips():
+                    self.snapshot = Snapshot.of(self.path, self.header, self._rows.known())
                 return
-            except FileNotFoundError:
+            except FileNotFoundError as error:
                 if attempt == 4:
-                    raise
+                    raise InputError(
+                        f"{error.filename}: expected a file of the index, it is not there: the "
+                        "table of rows is of another moment (a mixed-up copy?), or the file was "
+                        "removed; bring the index back from one copy, or build it again"
+                    ) from None
 
     def follow(self) -> bool:
         """Goes to the newest committed state if there is a newer one, which is quick to say."""
@@ -148,6 +166,7 @@ class Index:
         """
         if on_duplicate not in DUPLICATES:
             raise InputError(f"on_duplicate: expected one of {DUPLICATES}, got {on_duplicate!r}")
+        _check_texts(embedded, self.header)
         with self._writing():
             if on_duplicate == "refuse":
                 self.check_new(embedded.ids)
@@ -170,8 +189,78 @@ class Index:
             raise InputError(
                 f"{self.path}: expected new ids, {len(there)} of {len(ids)} are there already: "
                 f"{listed([repr(one) for one in ids if one in there])}; nothing was added, use "
-                'on_duplicate="replace" (--replace) to take the new ones'
+                'on_duplicate="replace" (--replace) to take the new ones, or "skip" (`scav index '
+                "build`) to add what is not there yet; if these are other files that are called "
+                "alike, build the index with a root that holds both folders"
             )
+
+    def check_new_files(self, clips: Mapping[str, tuple[str, float]]) -> None:
+        """Raises `InputError` where a part of a file is in the index under another id.
+
+        Args:
+          clips: id -> the file, with its folder, and where the clip begins in it.
+        """
+        ids = {
+            (self.header.stored_source(file), start): one for one, (file, start) in clips.items()
+        }
+        files = sorted({file for file, _ in ids})
+        for row in self._rows.with_values("source", files):
+            new = ids.get((row["source"], row["start"]))
+            if new is not None and row["id"] not in clips:
+                raise InputError(
+                    f"{self.path}: expected every clip of a file once, {row['source']} from "
+                    f"{row['start']:g} s is in the index as {row['id']!r}, it comes as {new!r}; "
+                    "delete that one first, or leave the file out"
+                )
+
+    def declare(self, root: str | Path | None, clip_seconds: float | None) -> None:
+        """Says what ids are relative to and how videos are cut, where that is not said yet.
+
+        Raises:
+          InputError: it contradicts what the index was begun with; or another writer.
+        """
+        root = None if root is None else os.path.abspath(root)
+        self._set_header(lambda header: header.declared(self.path, root, clip_seconds))
+
+    def move(self, root: str | Path) -> None:
+        """Says where the folder of the index's videos lies now; ids and sources are relative to it.
+
+        Raises:
+          InputError: no such folder, an index without a root, or another writer.
+        """
+        if not Path(root).is_dir():
+            raise InputError(f"expected the folder of the videos, {root} is none")
+        if self.header.root is None:
+            raise InputError(
+                f"{self.path}: expected an index of videos below a root, this one has none; build "
+                "it again with --root"
+            )
+        self._set_header(lambda header: replace(header, root=os.path.abspath(root)))
+
+    def _set_header(self, change: Callable[[Header], Header]) -> None:
+        with self._writing():
+            changed = change(self.header)
+            if changed != self.header:
+                catalog.write_header(self.path, changed)
+        self.refresh()
+
+    @contextlib.contextmanager
+    def adding(self, ids: Sequence[str]) -> Iterator[bool]:
+        """Notes that these clips are being added, in parts; whether that was begun and not ended.
+
+        A command that was interrupted and is given again goes on, where another one that brings
+        the same clips is refused.
+        """
+        note, asked = self.path / catalog.ADDING, {"clips": ids_sha256(ids)}
+        try:
+            begun = json.loads(note.read_text()) == asked
+        except (OSError, ValueError, RecursionError):
+            begun = False
+        if not begun:
+            self.check_new(ids)
+            write_json(note, asked)
+        yield begun
+        note.unlink(missing_ok=True)
 
     def _add(self, embedded: Embedded, replacing: bool) -> None:
         streams = stored_sequences(embedded, self.header)
@@ -183,12 +272,13 @@ class Index:
             self.header = replace(self.header, width=len(encoding.centre))
             catalog.write_header(self.path, self.header)
         try:
-            rows = _write_clips(self.path, embedded, streams, encoding, key)
+            rows = _write_clips(self.path, embedded, streams, encoding, key, self.header)
             self._rows.add(rows, replacing)
         except BaseException:
-            self._rows.latest()
-            used = {int(n) for part in self._rows.places() for n in np.unique(part[:, 0])}
-            sweep(self.path, used)
+            with contextlib.suppress(OSError, InputError):  # the disk may not be read either
+                self._rows.latest()
+                used = {int(n) for part in self._rows.places() for n in np.unique(part[:, 0])}
+                sweep(self.path, used)
             raise
         self._sync_rows()
 
@@ -223,13 +313,15 @@ class Index:
         """
         with self._writing():
             before = self._bytes()
-            with self._naming_damaged_clips():
+            with self._naming_clips():
                 moved = _compacted(self.path, self.snapshot)
             if moved:
                 self._rows.overwrite(_with_new_places(self._rows, moved))
             self._sync_rows()
             self.refresh()
             swept = sweep(self.path, set(self.snapshot.segments))
+            for file in filter(_is_partial, os.listdir(self.path)):  # of a write that was killed
+                (self.path / file).unlink(missing_ok=True)
             self._rows.latest()
             self._rows.clean()
         self.refresh()
@@ -273,9 +365,8 @@ class Index:
         """
         snapshot = self.snapshot
         if where is not None:
-            places = self._rows.places(where)
-            snapshot = Snapshot.of(self.path, self.header, places, snapshot.segments)
-        with self._naming_damaged_clips():
+            snapshot = snapshot.only(self._rows.places(where))
+        with self._naming_clips():
             found, self.report = searching.search(snapshot, queries, direction, k, retrieval)
         return self.hits_of(found, len(queries.ids))
 
@@ -283,7 +374,7 @@ class Index:
         """The sequences on the devices of a mesh; `hits_of` reads what its `search` finds."""
         from scav_jax.index.mesh import OnMesh
 
-        with self._naming_damaged_clips():
+        with self._naming_clips():
             return OnMesh(self.snapshot, direction, mesh)
 
     def hits_of(self, found: searching.Found, queries: int) -> list[list[Hit]]:
@@ -294,15 +385,16 @@ class Index:
         for query, place, score in zip(
             found.query.tolist(), places.tolist(), found.score.tolist(), strict=True
         ):
-            clip = about[tuple(place)]
+            clip = {**about[tuple(place)]}
+            clip["source"] = self.header.full_source(clip["source"])
             hits[query].append(Hit(**clip, score=score, rank=len(hits[query]) + 1))
         return hits
 
     @contextlib.contextmanager
-    def _naming_damaged_clips(self) -> Iterator[None]:
+    def _naming_clips(self) -> Iterator[None]:
         try:
             yield
-        except DamagedRow as error:
+        except WrongRow as error:
             place = np.asarray([[error.number, error.row]])
             clips = [row["id"] for row in self._rows.at(place).values()]
             raise InputError(error.words(clips[0] if clips else "?")) from error
@@ -317,11 +409,22 @@ class Index:
         Raises:
           InputError: the first row that differs, by name.
         """
-        with self._naming_damaged_clips():
+        with self._naming_clips():
+            for batch in self._rows.tables():
+                self._verify_about(batch)
             for number, segment in self.snapshot.segments.items():
                 for stream in segment.streams.values():
                     stream.verify(np.flatnonzero(self.snapshot.live[number]))
         return len(self)
+
+    def _verify_about(self, batch) -> None:
+        """Compares what the table knows of clips with what was known when they were written."""
+        sums = about_checksums({name: batch.column(name).to_pylist() for name in catalog.ABOUT})
+        places = catalog.numbers_in(batch, "segment", "row").tolist()
+        for (number, row), there in zip(places, sums.tolist(), strict=True):
+            segment = self.snapshot.segments[number]
+            if int(segment.clips[row]) != there:
+                raise ForeignRow(segment.folder, row)
 
     def info(self) -> dict:
         """What the index holds and how large it is."""
@@ -339,10 +442,24 @@ class Index:
             "options": self.header.options,
             "storage": self.header.storage,
             "width": self.header.width,
+            "root": self.header.root,
+            "clip_seconds": self.header.clip_seconds,
         }
 
 
 # Adding
+
+
+def _check_texts(embedded: Embedded, header: Header) -> None:
+    """Raises `InputError` for what no table can hold: names whose bytes are no text."""
+    sources = [header.stored_source(str(source)) for source in embedded.sources]
+    for name, texts in (("ids", embedded.ids), ("sources", sources), ("labels", embedded.labels)):
+        for text in map(str, texts):
+            if not is_text(text):
+                raise InputError(
+                    f"{name}: expected text in UTF-8, got {shown(text)}; rename the file, or build "
+                    "the index with a root below which all names are text"
+                )
 
 
 def _check_streams(embedded: Embedded, streams: dict[str, Sequences], header: Header) -> None:
@@ -368,13 +485,14 @@ def _write_clips(
     streams: dict[str, Sequences],
     encoding: Encoding,
     first_key: int,
+    header: Header,
 ):
     """Writes the sequences of clips into new segments; without their rows nobody sees them.
 
     Args:
       index: its folder.
       embedded, streams: the clips, and their sequences as they are stored.
-      encoding: of the index.
+      encoding, header: of the index.
       first_key: of the first clip; the others follow in their order.
 
     Returns:
@@ -392,13 +510,17 @@ def _write_clips(
             name: encoding.encode(stream, getattr(embedded, f"{name}_embeddings"), part)
             for name, stream in streams.items()
         }
-        write_segment(index, number, encoded, first_key + part, encoding)
-        columns = {
+        about = {
             "id": [embedded.ids[clip] for clip in part],
-            "source": [str(embedded.sources[clip]) for clip in part],
-            "start": np.asarray(embedded.starts, np.float64)[part],
-            "end": np.asarray(embedded.ends, np.float64)[part],
+            "source": [header.stored_source(str(embedded.sources[clip])) for clip in part],
+            "start": np.asarray(embedded.starts, np.float64)[part].tolist(),
+            "end": np.asarray(embedded.ends, np.float64)[part].tolist(),
             "label": [str(embedded.labels[clip]) for clip in part],
+        }
+        clips = {"keys": first_key + part, "clips": about_checksums(about)}
+        write_segment(index, number, encoded, clips, encoding, header)
+        columns = {
+            **about,
             "key": first_key + part,
             "segment": np.full(len(part), number, np.int32),
             "row": np.arange(len(part), dtype=np.int32),
@@ -442,18 +564,22 @@ def _copy_live(
     places = np.concatenate(
         [np.stack([np.full(len(some), one), some], axis=1) for one, some in rows.items()]
     )
-    keys = np.concatenate([snapshot.segments[one].keys[some] for one, some in rows.items()])
+    clips = {
+        name: np.concatenate([getattr(snapshot.segments[one], name)[r] for one, r in rows.items()])
+        for name in ("keys", "clips")
+    }
     about = {
         name: np.concatenate(
             [snapshot.segments[one].streams[name].rows[some] for one, some in rows.items()]
         )
         for name in STREAMS
     }
-    order = np.lexsort((keys, about["visual"]["steps"], about["audio"]["steps"]))
+    order = np.lexsort((clips["keys"], about["visual"]["steps"], about["audio"]["steps"]))
     places = places[order]
     streams = {name: _copied(snapshot, name, places, about[name][order]) for name in STREAMS}
     encoding = snapshot.segments[sources[0]].encoding
-    write_segment(index, number, streams, keys[order], encoding)
+    clips = {name: values[order] for name, values in clips.items()}
+    write_segment(index, number, streams, clips, encoding, snapshot.header)
     return places
 
 

@@ -2,13 +2,13 @@
 
 import itertools
 from collections.abc import Sequence
-from html import escape
 
 import matplotlib
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from scav_jax.report import figures, markup
+from scav_jax.report.markup import escape
 from scav_jax.retrieval.results import aligned
 
 LABELS_SHOWN = 24

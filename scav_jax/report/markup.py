@@ -4,12 +4,14 @@ is not a page of searches, which plays clips.
 Plain pieces (section, figure, table, details) and how they look; `report` fills them.
 """
 
+import html
 import json
 from collections.abc import Sequence
-from html import escape
 
 import numpy as np
 from jaxtyping import Float
+
+from scav_jax.base.names import shown
 
 STYLE = """\
 :root { color-scheme: light; --ink: #1d2329; --soft: #5b646d; --line: #e1e5e9; --ground: #ffffff;
@@ -73,6 +75,11 @@ pre { font-size: 12.5px; line-height: 1.4; overflow-x: auto; background: #f5f6f8
   header, section { padding: 18px; } }
 @media print { body { background: none; } section { break-inside: avoid; } }
 """
+
+
+def escape(name: object, quote: bool = True) -> str:
+    """A name, or a line with names, as text of a page: on one line, whatever letters it has."""
+    return html.escape(shown(name), quote)
 
 
 def document(
@@ -157,7 +164,8 @@ def table(
 def details(title: str, content: dict) -> str:
     """A document that can be unfolded."""
     text = json.dumps(content, indent=1, sort_keys=True)
-    return f"<details><summary>{escape(title)}</summary><pre>{escape(text)}</pre></details>"
+    pre = f"<pre>{html.escape(text)}</pre>"
+    return f"<details><summary>{escape(title)}</summary>{pre}</details>"
 
 
 def envelope(levels: Float[np.ndarray, " bins"]) -> str:

@@ -42,20 +42,23 @@ class Placed(Protocol):
     end: float
 
 
-def latents_of(model: Model, clips: Sequence[Placed], stream: str) -> list[Sequences | None]:
+def latents_of(
+    model: Model, clips: Sequence[Placed], stream: str, workers: int = 0
+) -> list[Sequences | None]:
     """The latents `[T, C]` of clips, embedded anew from their files; None where that fails.
 
     Args:
       model: the model that they were found with.
       clips: as an index gives them.
       stream: "visual" or "audio".
+      workers: processes that decode; 0 decodes here.
     """
     requests = [
         ClipRequest(str(Path(clip.source).absolute()), float(clip.start), float(clip.end), str(n))
         for n, clip in enumerate(clips)
     ]
     found: list[Sequences | None] = [None] * len(clips)
-    for part in model.embed_requests(requests, Path("/")):
+    for part in model.embed_requests(requests, Path("/"), workers=workers):
         for number, name in enumerate(part.ids):
             found[int(name)] = one(getattr(part, stream), number)
     return found

@@ -5,13 +5,13 @@ Every number comes from the `results` document (`metrics.json`), every picture f
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from html import escape
 from pathlib import Path
 
 import numpy as np
 from jaxtyping import Float
 
 from scav_jax.report import figures, markup
+from scav_jax.report.markup import escape
 from scav_jax.retrieval.results import (
     DIRECTIONS,
     RENDERED,

@@ -4,10 +4,12 @@ The picture is scaled down, the sound is what the backbone hears: one channel at
 itself is not handed out: any container plays, and nothing but the clip leaves the machine.
 """
 
+import contextlib
 import io
 from collections.abc import Collection
 from dataclasses import dataclass
 from fractions import Fraction
+from functools import partial
 from pathlib import Path
 
 import av
@@ -16,9 +18,16 @@ from jaxtyping import UInt8
 
 from scav_jax.extract.fbank import RATE_HZ
 from scav_jax.extract.media import Media, Reader
-from scav_jax.extract.streams import Unusable, stream_kinds
+from scav_jax.extract.streams import (
+    Stream,
+    Unusable,
+    decoder_errors,
+    frame_rate,
+    stream_kinds,
+)
 
-HEIGHT = 240
+WIDTH, HEIGHT = 426, 240
+MAX_PIXELS = 2**26  # of all frames together, while a clip is held in memory
 MAX_SECONDS = 60.0
 SOUND_FRAME = 1024
 MAX_RATE = 60
@@ -54,7 +63,8 @@ def playable(
       path: of the file.
       start, end: in seconds of the file; None is its end. Longer clips are cut short.
       kinds: "video", "audio" or both; None takes what the file has.
-      height: of the picture, in pixels.
+      height: of the picture at most, in pixels; its width is at most that of 16:9, and both are
+        less where a clip has so many frames that they are more than `MAX_PIXELS` in all.
       max_seconds: what is shown at most.
 
     Raises:
@@ -65,7 +75,13 @@ def playable(
     chosen = tuple(kinds) if kinds is not None else stream_kinds(path)
     if not chosen:
         raise Unusable("open", "neither picture nor sound")
-    with Reader(path, None, lambda frame: _scaled(frame, height), max_seconds, chosen) as reader:
+    shrink = None
+    if "video" in chosen:
+        seconds = max_seconds if end is None else end - start
+        _, rate = picture_load(path)
+        most = min(height * round(height * WIDTH / HEIGHT), MAX_PIXELS / max(rate * seconds, 1.0))
+        shrink = partial(_scaled, height=height, most=most)
+    with Reader(path, None, shrink, max_seconds, chosen) as reader:
         media = reader.cut(start, end)
     try:
         content = _encode(media)
@@ -75,12 +91,25 @@ def playable(
     return Playable(kind, f"{kind}/mp4", content)
 
 
-def _scaled(frame: UInt8[np.ndarray, "height width 3"], height: int) -> UInt8[np.ndarray, "h w 3"]:
-    """A frame of even sides, at most `height` high."""
+def picture_load(path: Path) -> tuple[int, float]:
+    """The pixels of a frame, and the frames a second, that a file declares.
+
+    Raises:
+      Unusable: it has no picture, or cannot be read.
+    """
+    with decoder_errors(path), contextlib.closing(Stream(path, "video")) as stream:
+        return stream.stream.width * stream.stream.height, frame_rate(stream.stream)
+
+
+def _scaled(
+    frame: UInt8[np.ndarray, "height width 3"], height: int, most: float
+) -> UInt8[np.ndarray, "h w 3"]:
+    """A frame of even sides, as large as fits `height`, its width at 16:9, and `most` pixels."""
     from PIL import Image
 
     rows, columns = frame.shape[:2]
-    factor = min(1.0, height / rows)
+    width = height * WIDTH / HEIGHT
+    factor = min(1.0, height / rows, width / columns, (most / (rows * columns)) ** 0.5)
     size = tuple(max(2, 2 * round(side * factor / 2)) for side in (columns, rows))
     return np.asarray(Image.fromarray(frame).resize(size, Image.Resampling.BILINEAR))
 

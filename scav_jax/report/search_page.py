@@ -12,7 +12,6 @@ move in time, figures choose what is heard (0 is the query).
 import base64
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from html import escape
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +20,7 @@ from jaxtyping import Float
 from scav_jax.base.errors import InputError
 from scav_jax.extract.streams import KINDS, Unusable
 from scav_jax.report import markup
+from scav_jax.report.markup import escape
 from scav_jax.report.match import Curve, match_curve, one
 from scav_jax.report.playable import playable
 from scav_jax.retrieval.embed import Embedded

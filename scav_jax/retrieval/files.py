@@ -12,19 +12,23 @@ which grid, where a model resamples before its towers.
 
 import functools
 import math
+import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
 from scav_jax.base.errors import InputError
+from scav_jax.base.names import is_text, shown
 from scav_jax.extract import jobs, pool
 from scav_jax.extract.backbones import KINDS, Backbone, Features
 from scav_jax.extract.jobs import Job, Outcome, make_jobs
 from scav_jax.extract.manifest import (
     LAST_CLIP_TOLERANCE_S,
+    NO_TEXT,
     ClipRequest,
     cut_id,
     cut_whole_videos,
@@ -53,6 +57,22 @@ def check_times(start: float, end: float | None, clip_seconds: float | None) -> 
         raise InputError(f"clip seconds: expected at least 1, got {clip_seconds:g}")
 
 
+class Wanted(NamedTuple):
+    """The clips that are wanted.
+
+    Attributes:
+      folder: what the files of `requests` are relative to.
+      requests: the clips.
+      streams: which of "visual" and "audio".
+      rejected: rows of rejected.csv: what may not be read, or has a name that cannot be an id.
+    """
+
+    folder: Path
+    requests: list[ClipRequest]
+    streams: tuple[str, ...]
+    rejected: list[dict]
+
+
 def requests_for(
     paths: str | Path | Iterable[str | Path],
     clip_seconds: float | None,
@@ -60,42 +80,98 @@ def requests_for(
     end: float | None,
     streams: Sequence[str] | None,
     root: str | Path | None,
-) -> tuple[Path, list[ClipRequest], tuple[str, ...]]:
-    """The clips that are wanted, the folder that their files are relative to, their streams."""
+) -> Wanted:
+    """The clips that are wanted of files, or of a folder; see `model.Model.stream`."""
     files = [Path(paths)] if isinstance(paths, str | Path) else [Path(path) for path in paths]
     if not files:
         raise InputError("expected a file or a folder to embed, got none")
     if len(files) == 1 and files[0].is_dir():
         if start != 0.0 or end is not None:
             raise InputError("start, end: expected with single files, got them with a folder")
-        listing = list_clips(files[0], None, clip_seconds)
-        requests, _, _ = cut_whole_videos(listing, lambda file: _seconds(files[0] / file, "video"))
-        return files[0], requests, _checked_streams(streams or STREAMS)
+        return _of_folder(files[0], clip_seconds, _checked_streams(streams or STREAMS), root)
     for file in files:
         if not file.is_file():
             what = "it is a folder (give one alone)" if file.is_dir() else "there is none"
             raise InputError(f"{file}: expected a video or a sound file, {what}")
     chosen = _checked_streams(streams or _common_streams(files))
+    ids = [file.as_posix() if root is None else below(file, root) for file in files]
     names = [Path(file).absolute().as_posix() for file in files]
+    if root is not None:
+        names = [(Path(root).absolute() / name).as_posix() for name in ids]
     if len(set(names)) < len(names):
         twice = next(name for name in names if names.count(name) > 1)
         raise InputError(f"expected each file once, got {twice} twice")
-    ids = [_relative(file, root) for file in files]
-    requests = [
-        replace(window, id=name if window.id == "" else cut_id(name, window.start))
-        for file, absolute, name in zip(files, names, ids, strict=True)
-        for window in _windows(file, absolute, clip_seconds, start, end, chosen)
-    ]
-    return Path("/"), requests, chosen
+    requests: list[ClipRequest] = []
+    rejected: list[dict] = []
+    for file, absolute, name in zip(files, names, ids, strict=True):
+        if root is not None and not is_text(name):  # of a query, nobody keeps the name
+            said = ClipRequest(shown(name), 0.0, None, "")
+            rejected.append(said.rejection("list", f"{NO_TEXT} the file"))
+            continue
+        for window in _windows(file, absolute, clip_seconds, start, end, chosen):
+            one = name if window.id == "" else cut_id(name, window.start)
+            requests.append(replace(window, id=one))
+    return Wanted(Path("/"), requests, chosen, rejected)
 
 
-def _relative(file: Path, root: str | Path | None) -> str:
+def _of_folder(
+    folder: Path, clip_seconds: float | None, streams: tuple[str, ...], root: str | Path | None
+) -> Wanted:
+    listing = list_clips(folder, None, clip_seconds)
+    clips, _, _ = cut_whole_videos(listing, lambda file: _seconds(folder / file, "video"))
     if root is None:
-        return file.as_posix()
-    try:
-        return file.absolute().relative_to(Path(root).absolute()).as_posix()
-    except ValueError:
-        raise InputError(f"{file}: expected a file below {root}, it lies elsewhere") from None
+        return Wanted(folder, clips, streams, listing.unreadable)
+    places, twice = _places(folder, [clip.file for clip in clips], root)
+    way, rejected = below(folder, root), list(listing.unreadable)
+    placed: list[ClipRequest] = []
+    for clip in clips:
+        if clip.file in twice:
+            reason = f"link: it is the file {places[clip.file]}, which is there already"
+            rejected.append(clip.rejection("list", reason))
+            continue
+        rest = clip.id.removeprefix(clip.file) if clip.id.startswith(clip.file) else None
+        name = joined(way, clip.id) if rest is None else places[clip.file] + rest
+        placed.append(replace(clip, file=places[clip.file], id=name))
+    return Wanted(Path(root).absolute(), placed, streams, rejected)
+
+
+def _places(
+    folder: Path, files: Sequence[str], root: str | Path
+) -> tuple[dict[str, str], set[str]]:
+    """The path of each file below the root; the files that are links to others of them."""
+    way = functools.cache(lambda parent: below(parent, root))
+    places: dict[str, str] = {}
+    for file in dict.fromkeys(files):
+        path = folder / file
+        linked = os.path.islink(path)
+        places[file] = below(path, root) if linked else joined(way(path.parent), path.name)
+    owners: dict[str, str] = {}
+    for file in sorted(places, key=lambda file: os.path.islink(folder / file)):
+        owners.setdefault(places[file], file)
+    return places, {file for file, place in places.items() if owners[place] != file}
+
+
+def below(path: str | Path, root: str | Path) -> str:
+    """The way from a root to what lies below it, "." for the root itself.
+
+    Links are followed, so that a file has one way, where they do not lead out of the root.
+
+    Raises:
+      InputError: it lies elsewhere.
+    """
+    for resolve in (os.path.realpath, os.path.abspath):
+        one, other = Path(resolve(path)), Path(resolve(root))
+        if one.is_relative_to(other):
+            return one.relative_to(other).as_posix()
+    raise InputError(
+        f"{path}: expected what lies below {root}, to which ids are relative, this lies elsewhere; "
+        "two folders go into one index whose root (--root) holds both"
+    )
+
+
+def joined(way: str, name: str) -> str:
+    """An id of a folder, behind the way from the root to that folder."""
+    return name if way == "." else f"{way}/{name}"
 
 
 def _windows(
@@ -161,6 +237,7 @@ def embed_requests(
     workers: int = 0,
     timeout_s: float = TIMEOUT_S,
     batch_size: int,
+    rejected: Sequence[dict] = (),
 ) -> Iterator[Embedded]:
     """Decodes and embeds clips, at most `CLIPS_AT_ONCE` together.
 
@@ -171,14 +248,32 @@ def embed_requests(
       folder: what their files are relative to.
       streams, workers, timeout_s: see `model.Model.stream`.
       batch_size: how many clips are encoded at once.
+      rejected: what was before anything is decoded; it comes with the first clips.
     """
     kinds = tuple(KINDS[stream] for stream in streams)
     preparer = backbone.preparer
     work = functools.partial(jobs.prepare, videos=folder, preparer=preparer, kinds=kinds)
+    outcomes = _outcomes(make_jobs(list(requests)), work, workers, timeout_s)
+    yield from embed_outcomes(
+        run, backbone, outcomes, folder, streams=streams, batch_size=batch_size, rejected=rejected
+    )
+
+
+def embed_outcomes(
+    run: Run,
+    backbone: Backbone,
+    outcomes: Iterable[Outcome],
+    folder: Path,
+    *,
+    streams: Sequence[str] = STREAMS,
+    batch_size: int,
+    rejected: Sequence[dict] = (),
+) -> Iterator[Embedded]:
+    """The same of clips that somebody decodes (`extract.jobs.prepare`), as they come."""
     encoded = functools.partial(_encoded, run, streams=streams, batch_size=batch_size)
     clips: list[Clip] = []
-    rejected: list[dict] = []
-    for outcome in _outcomes(make_jobs(list(requests)), work, workers, timeout_s):
+    rejected = list(rejected)
+    for outcome in outcomes:
         try:
             clips.append(_clip(backbone, outcome, streams, folder))
         except Unusable as unusable:

@@ -25,6 +25,7 @@ from scav_jax.base import doors
 from scav_jax.base.errors import InputError
 from scav_jax.extract import backbones
 from scav_jax.extract.backbones import Backbone, make_fingerprint
+from scav_jax.extract.jobs import Outcome
 from scav_jax.extract.manifest import ClipRequest
 from scav_jax.features.clip import FORMAT_VERSION, fingerprint_difference, fingerprint_id, original
 from scav_jax.objectives.objective import embeds_its_own_way
@@ -152,7 +153,8 @@ class Model:
           start, end: the part of each file that is used, in seconds; None: to its end.
           streams: "visual", "audio", or both. None: those that the files have, both if they
             differ, and both for a folder. Files that lack one are rejected.
-          root: what ids of single files are relative to; None takes the path as it is given.
+          root: what ids are relative to, a folder above what is given; None takes the folder that
+            is given, or the path of a single file as it is.
           workers: processes that decode. 0 decodes here; with one or more, a file that hangs or
             crashes the decoder is rejected too.
           timeout_s: the limit for one clip, with workers.
@@ -166,9 +168,14 @@ class Model:
             another extractor.
         """
         check_times(start, end, clip_seconds)
-        folder, requests, streams = requests_for(paths, clip_seconds, start, end, streams, root)
+        wanted = requests_for(paths, clip_seconds, start, end, streams, root)
         yield from self.embed_requests(
-            requests, folder, streams=streams, workers=workers, timeout_s=timeout_s
+            wanted.requests,
+            wanted.folder,
+            streams=wanted.streams,
+            workers=workers,
+            timeout_s=timeout_s,
+            rejected=wanted.rejected,
         )
 
     def embed_requests(
@@ -179,8 +186,12 @@ class Model:
         streams: Sequence[str] = STREAMS,
         workers: int = 0,
         timeout_s: float = TIMEOUT_S,
+        rejected: Sequence[dict] = (),
     ) -> Iterator[Embedded]:
-        """The same for a list of clips, as `extract.manifest` makes it; see `stream`."""
+        """The same for a list of clips, as `extract.manifest` makes it; see `stream`.
+
+        `rejected` comes with the first clips: what was rejected before anything is decoded.
+        """
         yield from files.embed_requests(
             self.run,
             self.backbone,
@@ -190,7 +201,15 @@ class Model:
             workers=workers,
             timeout_s=timeout_s,
             batch_size=self.batch_size,
+            rejected=rejected,
         )
+
+    def embed_outcome(self, outcome: Outcome, folder: Path, streams: Sequence[str]) -> Embedded:
+        """The same for one clip that was decoded elsewhere, by `extract.jobs.prepare`."""
+        (found,) = files.embed_outcomes(
+            self.run, self.backbone, [outcome], folder, streams=streams, batch_size=self.batch_size
+        )
+        return found
 
 
 def load(

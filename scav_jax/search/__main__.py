@@ -32,7 +32,11 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     by.add_argument("--video", action="store_true", help="the picture asks")
     methods = "exact (default), sequence, hybrid:K or aggregation"
     add("--retrieval", default="exact", metavar="METHOD", help=methods)
-    add("--filter", metavar="CONDITION", help="such as \"label = 'dog' AND start < 60\"")
+    add(
+        "--filter",
+        metavar="CONDITION",
+        help="such as \"label = 'dog' AND start < 60\"; on id, source, start, end, label",
+    )
     add("--k", type=int, default=10, help="clips of each query (default 10)")
     add("--clip-seconds", type=float, help="cut the files into windows, each asks for itself")
     add("--start", type=float, default=0.0, help="of the part that asks, in seconds")
@@ -46,11 +50,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = parse(argv)
     from scav_jax.base.files import write_atomically
     from scav_jax.index import open_index
+    from scav_jax.index.catalog import checked_filter
     from scav_jax.index.searching import parse_retrieval
     from scav_jax.retrieval.model import load_as_asked
     from scav_jax.search import asking
 
     parse_retrieval(arguments.retrieval)
+    if arguments.filter is not None:
+        checked_filter(arguments.filter)
     if arguments.k < 1:
         raise InputError(f"--k: expected at least 1, got {arguments.k}")
     model = load_as_asked(arguments)
@@ -73,7 +80,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             print(f"\n{index.report.pruning.share:.1%} of {len(index):,} clips were ruled out")
     if arguments.html:
         html = asking.page(asked, queries, model, index, retrieval)
-        write_atomically(arguments.html, html.encode())
+        write_atomically(arguments.html, html)
         print(arguments.html, file=sys.stderr)
     return 0
 

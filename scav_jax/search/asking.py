@@ -4,6 +4,7 @@ import argparse
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
+from scav_jax.base.names import shown
 from scav_jax.index import Hit, Index
 from scav_jax.report.match import latents_of
 from scav_jax.report.search_page import make_search, results_page
@@ -66,15 +67,15 @@ def text(asked: Sequence[Asked], retrieval: str) -> str:
     measure = "cosine" if retrieval == "aggregation" else "distance"
     for one in asked:
         what = "sound" if one.direction == "a2v" else "picture"
-        lines.append(f"{what} of {one.source} {one.start:.2f}-{one.end:.2f} s")
+        lines.append(f"{what} of {shown(one.source)} {one.start:.2f}-{one.end:.2f} s")
         if not one.hits:
             lines.append("  nothing: no clip of the index is left by the filter")
         else:
             lines.append(f"  {'rank':>4} {measure:>9}  {'seconds':>17}  file")
         for hit in one.hits:
-            label = f"  [{hit.label}]" if hit.label else ""
+            name = shown(f"{hit.source}  [{hit.label}]" if hit.label else hit.source)
             span = f"{hit.start:.2f}-{hit.end:.2f}"
-            lines.append(f"  {hit.rank:>4} {hit.score:>9.4f}  {span:>17}  {hit.source}{label}")
+            lines.append(f"  {hit.rank:>4} {hit.score:>9.4f}  {span:>17}  {name}")
         lines.append("")
     return "\n".join(lines).rstrip()
 

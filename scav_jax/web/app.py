@@ -6,8 +6,10 @@
          -> {"direction", "query", "hits": [...], "html", "note"}, or {"error"} in one line
 
 Requests, answers and the application are those of Starlette, which is imported when one is made.
-Everything that computes runs in a thread, one search at a time. Requests of other sites' pages are
-refused: a page that listens on loopback is reached by every site that one's browser has open.
+Everything that computes runs in a thread, and what is sent is decoded in a process of its own, so
+that one file holds nobody up. A filter and all other parameters are read before the file. Requests
+of other sites' pages are refused: a page that listens on loopback is reached by every site that
+one's browser has open.
 """
 
 import contextlib
@@ -15,28 +17,34 @@ import logging
 import socket
 import tempfile
 import threading
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 from scav_jax.base.errors import InputError
+from scav_jax.base.names import shown
 from scav_jax.extract.streams import Unusable
 from scav_jax.index import Hit
+from scav_jax.index.catalog import checked_filter
+from scav_jax.index.searching import parse_retrieval
 from scav_jax.report import search_page
 from scav_jax.report.match import latents_of
-from scav_jax.report.playable import playable
+from scav_jax.report.playable import Playable
 from scav_jax.retrieval.embed import Embedded
 from scav_jax.retrieval.model import Model
 from scav_jax.sequences import Sequences
 from scav_jax.web import page, uploads
 from scav_jax.web.library import Library
+from scav_jax.web.uploads import NEEDED, Decoded, Upload, decode
 
 LOOPBACK_NAMES = ("127.0.0.1", "localhost", "[::1]")
 MAX_BYTES = 256 * 2**20
 MAX_K = 50
 QUERY_SECONDS = 30.0  # of a longer file this much is used, from its start or from `start`
-TIMEOUT_S = 60.0
+DECODING_AT_ONCE = 2  # files; others wait
+ASKING_AT_ONCE = 12  # searches; others are told so
 HEADERS = {
     "Content-Security-Policy": (
         "default-src 'none'; script-src 'self'; style-src 'self'; media-src 'self'; "
@@ -63,8 +71,12 @@ class Searchable(Protocol):
     def __len__(self) -> int: ...
 
 
+class Busy(InputError):
+    """More is asked for than is done at a time."""
+
+
 class Searcher:
-    """A model and an index, behind one lock.
+    """A model and an index; only the index is behind a lock, which no file is decoded under.
 
     Args:
       model: embeds what is sent.
@@ -76,6 +88,18 @@ class Searcher:
     def __init__(self, model: Model, index: Searchable, library: Library, workers: int):
         self.model, self.index, self.library = model, index, library
         self._workers, self._lock = workers, threading.Lock()
+        self._decoding = threading.BoundedSemaphore(DECODING_AT_ONCE)
+        self._asking = threading.BoundedSemaphore(ASKING_AT_ONCE)
+
+    @contextlib.contextmanager
+    def admitted(self) -> Iterator[None]:
+        """For as long as a search takes; `Busy` where too many wait already."""
+        if not self._asking.acquire(blocking=False):
+            raise Busy("too many searches are under way; try again in a minute")
+        try:
+            yield
+        finally:
+            self._asking.release()
 
     def count(self) -> int:
         """Clips that are there now."""
@@ -85,52 +109,34 @@ class Searcher:
 
     def search(self, path: Path, name: str, wanted: dict) -> dict:
         """What is found for one file; see the module for the result."""
-        direction, seconds = uploads.check_media(path, name, wanted["direction"])
-        start, note, end = wanted["start"], "", None
-        if seconds is not None and start >= seconds:
-            raise InputError(f"start: expected less than the {seconds:.1f} s of {name}")
-        if seconds is not None and seconds - start > QUERY_SECONDS + 0.5:
-            end = start + QUERY_SECONDS
-            note = f"Only {start:g} to {end:g} s of {seconds:.1f} s were used."
+        upload = Upload(path, name, wanted["direction"], wanted["start"], QUERY_SECONDS)
+        with self._decoding:
+            decoded = decode(upload, self.model.backbone.preparer, apart=self._workers > 0)
+        direction, k, retrieval = decoded.direction, wanted["k"], wanted["retrieval"]
+        query = self.model.embed_outcome(decoded.outcome, Path("/"), [NEEDED[direction]])
+        if query.rejected:
+            raise InputError(f"{shown(name)}: cannot be used: {query.rejected[0]['reason']}")
+        query = replace(query, ids=[name])
         with self._lock:
-            query = self._embed(path, name, direction, start, end)
-            k, retrieval, where = wanted["k"], wanted["retrieval"], wanted["where"]
             self.index.follow()  # what was added or deleted since
-            (hits,) = self.index.search(query, direction, k, retrieval, where)
-            shown = self._shown(query, hits, direction, retrieval, name)
+            (hits,) = self.index.search(query, direction, k, retrieval, wanted["where"])
+        with self._decoding:
+            found = self._shown(query, hits, decoded, retrieval, name)
         return {
             "direction": direction,
             "query": {"name": name, "start": float(query.starts[0]), "end": float(query.ends[0])},
             "hits": [
                 {**asdict(hit), "source": result.clip.source, "clip": result.clip.address}
-                for hit, result in zip(hits, shown.results, strict=True)
+                for hit, result in zip(hits, found.results, strict=True)
             ],
-            "html": search_page.search_html(shown),
-            "note": note,
+            "html": search_page.search_html(found),
+            "note": decoded.note,
         }
 
-    def _embed(
-        self, path: Path, name: str, direction: str, start: float, end: float | None
-    ) -> Embedded:
-        needed = uploads.NEEDED[direction]
-        parts = list(
-            self.model.stream(
-                path,
-                start=start,
-                end=end,
-                streams=[needed],
-                workers=self._workers,
-                timeout_s=TIMEOUT_S,
-            )
-        )
-        rejected = [row for part in parts for row in part.rejected]
-        if rejected:
-            raise InputError(f"{name}: cannot be used: {rejected[0]['reason']}")
-        return replace(parts[0], ids=[name])
-
     def _shown(
-        self, query: Embedded, hits: Sequence[Hit], direction: str, retrieval: str, name: str
+        self, query: Embedded, hits: Sequence[Hit], decoded: Decoded, retrieval: str, name: str
     ) -> search_page.Search:
+        direction = decoded.direction
         placed, latents = self._placed(hits, "visual" if direction == "a2v" else "audio")
         search = search_page.make_search(
             query,
@@ -139,7 +145,7 @@ class Searcher:
             model=self.model,
             latents=latents,
             score_name="cosine" if retrieval == "aggregation" else "distance",
-            address=self._address,
+            address=partial(self._address, query.sources[0], decoded.played),
             query_name=name,
         )
         results = [
@@ -156,19 +162,27 @@ class Searcher:
                 hit = replace(hit, source=str(self.library.locate(hit.source)))
                 readable.append(len(placed))
             placed.append(hit)
-        found = latents_of(self.model, [placed[number] for number in readable], stream)
+        clips = [placed[number] for number in readable]
+        found = latents_of(self.model, clips, stream, self._workers)
         latents: list[Sequences | None] = [None] * len(hits)
         for number, one in zip(readable, found, strict=True):
             latents[number] = one
         return placed, latents
 
     def _address(
-        self, source: str, start: float, end: float, kinds: tuple[str, ...]
+        self,
+        query: str,
+        played: Playable | str,
+        source: str,
+        start: float,
+        end: float,
+        kinds: tuple[str, ...],
     ) -> tuple[str, str]:
+        if source == query:  # its file will be gone
+            if isinstance(played, str):
+                return "", played
+            return played.kind, f"/clip/{self.library.keep(played)}"
         try:
-            if Path(source).parent == self.library.folder:  # the query: its file will be gone
-                made = playable(Path(source), start, end, kinds=kinds)
-                return made.kind, f"/clip/{self.library.keep(made)}"
             path = self.library.locate(source)
         except Unusable as unusable:
             return "", unusable.reason
@@ -312,13 +326,17 @@ def _search(searcher: Searcher, max_bytes: int) -> Callable:
             declared = request.headers.get("content-length", "")
             if declared.isdecimal() and int(declared) > max_bytes:
                 raise uploads.too_large(max_bytes)
-            async with uploads.saved(request.stream(), searcher.library.folder, max_bytes) as path:
-                found = await run_in_threadpool(searcher.search, path, name, wanted)
+            with searcher.admitted():
+                folder = searcher.library.folder
+                async with uploads.saved(request.stream(), folder, max_bytes) as path:
+                    found = await run_in_threadpool(searcher.search, path, name, wanted)
             return JSONResponse(found, headers=HEADERS)
         except uploads.TooLarge as error:
             return _error(str(error), 413)
+        except Busy as error:
+            return _error(str(error), 503)
         except InputError as error:
-            return _error(str(error), 400)
+            return _error(shown(error), 400)
         except ClientDisconnect:
             return _error("the file did not come whole", 400)
         except OSError:
@@ -352,10 +370,14 @@ def _wanted(query) -> dict:
         raise InputError(f"k: expected 1 to {MAX_K}, got {k}")
     if not 0 <= start < 1e7:
         raise InputError(f"start: expected seconds (0 or more), got {start:g}")
+    retrieval, where = query.get("retrieval") or "exact", query.get("where") or None
+    parse_retrieval(retrieval)
+    if where is not None:
+        checked_filter(where)
     return {
         "direction": direction,
         "k": k,
         "start": start,
-        "retrieval": query.get("retrieval") or "exact",
-        "where": query.get("where") or None,
+        "retrieval": retrieval,
+        "where": where,
     }

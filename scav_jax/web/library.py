@@ -6,6 +6,7 @@ one of them.
 """
 
 import hashlib
+import os
 import secrets
 import threading
 from collections import OrderedDict
@@ -76,7 +77,7 @@ class Library:
 
     def offer(self, path: Path, start: float, end: float, kinds: tuple[str, ...]) -> str:
         """A token for a clip that may be played from now on; it is encoded when it is asked for."""
-        words = "\n".join([str(path), repr(start), repr(end), *kinds]).encode()
+        words = os.fsencode("\n".join([str(path), repr(start), repr(end), *kinds]))
         token = hashlib.blake2b(words, key=self._secret, digest_size=16).hexdigest()
         with self._lock:
             self._clips[token] = (path, start, end, kinds)

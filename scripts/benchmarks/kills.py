@@ -1,15 +1,19 @@
-"""Does an extraction that is killed again and again end with the same bytes?
+"""Does a command that is killed again and again end as one that is not?
 
-    python scripts/benchmarks/kills.py --videos DIR [--kills 10] [--seed 0] [-- EXTRACT OPTIONS]
+    python scripts/benchmarks/kills.py extract --videos DIR [--kills 20] [-- EXTRACT OPTIONS]
+    python scripts/benchmarks/kills.py index --model RUN --data DATA [--kills 20]
 
 One run goes through undisturbed. A second one is killed (SIGKILL, the whole program with its
-workers) at random moments, among them while it starts and while it writes, and started again each
-time; the last start goes on to the end. Shown: how many clips were done at each kill (a kill loses
-what is in flight, and nothing that was done), and whether every file of the two data sets is equal
-byte for byte.
+workers) at random moments and started again each time; the last start goes on to the end. Shown:
+how much was done at each kill (a kill loses what is in flight, and nothing that was done), and
+whether the two end alike: a data set byte for byte, an index clip for clip (`index_content`).
+
+`index` does so for build, add, delete and compact; every index is read and verified after every
+kill, and DATA has two splits, the second of which is added.
 """
 
 import argparse
+import contextlib
 import hashlib
 import json
 import os
@@ -21,9 +25,33 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 GOING_ON = re.compile(r"going on: ([\d,]+) of ([\d,]+) clips")
+DELETED_BEFORE = "are not there: "  # what a delete says that was killed after its commit
+
+
+@dataclass(frozen=True)
+class Task:
+    """A command whose killed runs are compared with one that goes through.
+
+    Attributes:
+      name: of the command.
+      words: the command, for a folder to work in.
+      begin: makes what is there before it, in an empty folder.
+      begun: a path in that folder that changes when the work begins; None counts from the start.
+      content: what the command has made, to be compared.
+      done: how much of it is there after a kill; raises where what is there is broken.
+    """
+
+    name: str
+    words: Callable[[Path], list[str]]
+    begin: Callable[[Path], None]
+    begun: str | None
+    content: Callable[[Path], dict[str, str]]
+    done: Callable[[Path], int]
 
 
 def start(command: list[str], log: Path) -> subprocess.Popen:
@@ -32,22 +60,17 @@ def start(command: list[str], log: Path) -> subprocess.Popen:
 
 
 def finish(process: subprocess.Popen, log: Path) -> None:
-    if process.wait():
-        sys.exit(f"extraction ended with exit code {process.returncode}:\n{log.read_text()}")
+    if process.wait() and DELETED_BEFORE not in log.read_text():
+        sys.exit(f"the command ended with exit code {process.returncode}:\n{log.read_text()}")
 
 
-def done_before(log: Path) -> int:
-    """How many clips a run found done when it started."""
-    found = GOING_ON.search(log.read_text())
-    return int(found[1].replace(",", "")) if found else 0
-
-
-def hashes(folder: Path) -> dict[str, str]:
-    return {
-        path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
-        for path in sorted(folder.rglob("*"))
-        if path.is_file()
-    }
+def wait_for_work(process: subprocess.Popen, path: Path | None, since: float) -> None:
+    """Returns when a path was changed after a moment, or the process has ended."""
+    while path is not None and process.poll() is None:
+        with contextlib.suppress(FileNotFoundError):
+            if path.stat().st_mtime >= since:
+                return
+        time.sleep(0.002)
 
 
 def ends_within(process: subprocess.Popen, seconds: float) -> bool:
@@ -61,63 +84,170 @@ def ends_within(process: subprocess.Popen, seconds: float) -> bool:
         return False
 
 
-def killed_runs(command: list[str], folder: Path, kills: int, seconds: float, chance) -> list[dict]:
+def undisturbed(task: Task, folder: Path) -> float:
+    """Runs a task once in a folder; how long it worked, in seconds."""
+    folder.mkdir()
+    task.begin(folder)
+    since, log = time.time(), folder.with_suffix(".log")
+    process = start(task.words(folder), log)
+    wait_for_work(process, task.begun and folder / task.begun, since)
+    begin = time.perf_counter()
+    finish(process, log)
+    return time.perf_counter() - begin
+
+
+def killed(task: Task, folder: Path, kills: int, seconds: float, chance) -> list[dict]:
     """Kills at random moments; a run that ends before its moment is begun anew, from nothing."""
     rows: list[dict] = []
-    out, log = folder / "killed", folder / "log"
-    found = 0
+    log = folder.with_suffix(".log")
+    folder.mkdir()
+    task.begin(folder)
+    before = task.done(folder)
     while len(rows) < kills:
-        process = start([*command, "--out", str(out)], log)
-        moment = chance.uniform(0.0, seconds / 2)
+        since = time.time()
+        process = start(task.words(folder), log)
+        wait_for_work(process, task.begun and folder / task.begun, since)
+        moment = chance.uniform(0.0, seconds)
         if ends_within(process, moment):
             finish(process, log)
-            shutil.rmtree(out)
-            print("     (ended before its moment; begun anew)", flush=True)
-            found = 0
+            shutil.rmtree(folder)
+            folder.mkdir()
+            task.begin(folder)
+            before = task.done(folder)
             continue
-        text = log.read_text()
-        if GOING_ON.search(text):  # it came so far as to look
-            before, found = found, done_before(log)
-            if found < before:
-                sys.exit(f"{before} clips were done, now {found}: the killed run lost something")
-        rows.append({"after_s": moment, "found_done": found, "writing": "writing:" in text})
-        words = "while writing" if rows[-1]["writing"] else ""
-        print(f"{len(rows):4} {moment:10.2f} {found:28,}  {words}", flush=True)
+        done = task.done(folder)
+        if done < before:
+            sys.exit(f"{before} clips were done, now {done}: the killed run lost something")
+        rows.append({"after_s": moment, "done": done})
+        before = done
+    finish(start(task.words(folder), log), log)
     return rows
+
+
+def compared(task: Task, kills: int, seed: int) -> dict:
+    """Kills one task; the figures."""
+    with tempfile.TemporaryDirectory() as name:
+        whole, other = Path(name, "whole"), Path(name, "killed")
+        seconds = undisturbed(task, whole)
+        rows = killed(task, other, kills, seconds, random.Random(seed))
+        one, two = task.content(whole), task.content(other)
+    differ = sorted(name for name in one.keys() | two.keys() if one.get(name) != two.get(name))
+    between = len({row["done"] for row in rows})
+    print(
+        f"{task.name:10} {seconds:6.2f} s of work, {len(rows)} kills, {between} states seen, "
+        f"{len(one)} compared, {len(differ)} differ {differ[:5]}",
+        flush=True,
+    )
+    return {"seconds": seconds, "kills": rows, "compared": len(one), "differ": differ}
+
+
+def hashes(folder: Path) -> dict[str, str]:
+    return {
+        path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
+
+
+# Tasks -------------------------------------------------------------------------------------------
+
+
+def extraction(videos: Path, options: list[str]) -> Task:
+    def words(folder: Path) -> list[str]:
+        command = [sys.executable, "-m", "scav_jax.extract", "--videos", str(videos)]
+        return [*command, *options, "--out", str(folder / "data")]
+
+    def done(folder: Path) -> int:
+        return len(list((folder / "data.partial").rglob("*.npz")))
+
+    return Task(
+        "extract", words, lambda folder: None, None, lambda folder: hashes(folder / "data"), done
+    )
+
+
+def index_content(path: Path) -> dict[str, str]:
+    """What an index holds, by id: what is known of each clip, and its stored bytes."""
+    import numpy as np
+
+    from scav_jax.index import open_index
+
+    index = open_index(path)
+    index.verify()
+    content = {}
+    for number, segment in index.snapshot.segments.items():
+        for row in np.flatnonzero(index.snapshot.live[number]).tolist():
+            (about,) = index._rows.at(np.asarray([[number, row]])).values()
+            digest = hashlib.sha256(repr(sorted(about.items())).encode())
+            for name in sorted(segment.streams):
+                for column in ("values", "embeddings"):
+                    digest.update(segment.streams[name].record(column, row).tobytes())
+            content[about["id"]] = digest.hexdigest()
+    return content
+
+
+def index_tasks(model: Path, data: Path) -> list[Task]:
+    """Build, add, delete and compact, each on an index as the one before would leave it."""
+    from scav_jax.features import store
+
+    first, second = list(store.splits(data))[:2]
+    ids = store.read(data, first).ids[::2]
+    source = ["--model", str(model), "--data", str(data), "--split"]
+
+    def index(*words: str) -> Callable[[Path], list[str]]:
+        command = [sys.executable, "-m", "scav_jax.index", words[0]]
+        return lambda folder: [*command, str(folder / "i"), *words[1:]]
+
+    build, add = index("build", *source, first), index("add", *source, second)
+    delete, compact = index("delete", *ids), index("compact")
+
+    def after(*commands: Callable[[Path], list[str]]) -> Callable[[Path], None]:
+        """Copies what these commands leave; they run once."""
+        kept = Path(tempfile.mkdtemp())
+
+        def begin(folder: Path) -> None:
+            if not (kept / "i").exists():
+                for words in commands:
+                    subprocess.run(words(kept), check=True, capture_output=True)
+            shutil.copytree(kept / "i", folder / "i")
+
+        return begin
+
+    def count(folder: Path) -> int:
+        ready = (folder / "i" / "index.json").exists()
+        return len(index_content(folder / "i")) if ready else 0
+
+    def contents(folder: Path) -> dict[str, str]:
+        return index_content(folder / "i")
+
+    return [
+        Task("build", build, lambda folder: None, "i/lock", contents, count),
+        Task("add", add, after(build), "i/lock", contents, count),
+        Task("delete", delete, after(build, add), "i/lock", contents, lambda f: -count(f)),
+        Task("compact", compact, after(build, add, delete), "i/lock", contents, count),
+    ]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--videos", type=Path, required=True, help="a folder of videos")
-    parser.add_argument("--kills", type=int, default=10)
+    parser.add_argument("what", choices=("extract", "index"))
+    parser.add_argument("--videos", type=Path, help="a folder of videos, of extract")
+    parser.add_argument("--model", type=Path, help="a run, of index")
+    parser.add_argument("--data", type=Path, help="a data set with two splits, of index")
+    parser.add_argument("--only", help="of index: build, add, delete or compact")
+    parser.add_argument("--kills", type=int, default=20)
     parser.add_argument("--seed", type=int, default=0, help="of the moments")
     parser.add_argument("--out", help="also write the figures to this JSON file")
     arguments, options = parser.parse_known_args()
-    options = [option for option in options if option != "--"]
-    command = [sys.executable, "-m", "scav_jax.extract", "--videos", str(arguments.videos)]
-    command += options
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        begin = time.perf_counter()
-        finish(start([*command, "--out", str(folder / "whole")], folder / "log"), folder / "log")
-        seconds = time.perf_counter() - begin
-        print(f"undisturbed: {seconds:.1f} s\n\nkill  after (s)  clips found done at its start")
-        chance = random.Random(arguments.seed)
-        rows = killed_runs(command, folder, arguments.kills, seconds, chance)
-        last = start([*command, "--out", str(folder / "killed")], folder / "log")
-        finish(last, folder / "log")
-        found = done_before(folder / "log")
-        print(f"last {'to the end':>10} {found:28,}")
-        whole, killed = hashes(folder / "whole"), hashes(folder / "killed")
-    differing = sorted(
-        name for name in whole.keys() | killed.keys() if whole.get(name) != killed.get(name)
-    )
-    print(f"\n{len(rows)} kills; {len(whole)} files, {len(differing)} differ {differing[:5]}")
+    if arguments.what == "extract":
+        tasks = [extraction(arguments.videos, [one for one in options if one != "--"])]
+    else:
+        tasks = index_tasks(arguments.model, arguments.data)
+        tasks = [task for task in tasks if arguments.only in (None, task.name)]
+    found = {task.name: compared(task, arguments.kills, arguments.seed) for task in tasks}
     if arguments.out:
-        figures = {"seconds": seconds, "kills": rows, "files": len(whole), "differ": differing}
-        Path(arguments.out).write_text(json.dumps(figures, indent=1))
-    if differing:
-        sys.exit("the killed run did not end as the undisturbed one")
+        Path(arguments.out).write_text(json.dumps(found, indent=1))
+    if any(one["differ"] for one in found.values()):
+        sys.exit("a killed run did not end as the undisturbed one")
 
 
 if __name__ == "__main__":

@@ -5,10 +5,11 @@ import os
 import sys
 from collections.abc import Callable, Iterable, Sequence
 
+from scav_jax.base import interrupts
+
 EXIT_INPUT = 2  # bad input: nothing is wrong with the program
 EXIT_SYSTEM = 3  # the machine refused: disk full, no permission
 EXIT_FAULT = 4  # the program or a package of it is wrong: no input mends that
-EXIT_INTERRUPTED = 130  # Ctrl-C, as shells report it
 
 # What our own wrong call, or a package of another version, raises: whoever turns exceptions into a
 # rejection, a skip or a fallback lets these pass, unless a damaged file is known to provoke them.
@@ -76,10 +77,10 @@ def run_program(main: Callable[[], int | None]) -> None:
     `SCAV_TRACEBACK=1` in the environment shows the whole traceback instead of the one line.
     """
     try:
-        code = main() or 0
+        with interrupts.second_ends():
+            code = main() or 0
     except KeyboardInterrupt:
-        print("interrupted; the same command resumes", file=sys.stderr)
-        code = EXIT_INTERRUPTED
+        interrupts.leave(interrupts.WORDS)
     except Exception as error:
         if os.environ.get("SCAV_TRACEBACK"):
             raise

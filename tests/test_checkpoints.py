@@ -12,8 +12,8 @@ import optax
 import pytest
 
 from scav_jax import sharding
-from scav_jax.base.errors import InputError
 from scav_jax.base.documents import write_document
+from scav_jax.base.errors import InputError
 from scav_jax.encoders import Encoders
 from scav_jax.objectives import Sequential
 from scav_jax.optimizer import make_optimizer

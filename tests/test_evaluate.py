@@ -9,8 +9,8 @@ import pytest
 from small_run import TOWERS
 
 from scav_jax import retrieve
-from scav_jax.base.errors import InputError
 from scav_jax.base.documents import write_document
+from scav_jax.base.errors import InputError
 from scav_jax.base.files import ids_sha256
 from scav_jax.encoders import Encoders
 from scav_jax.evaluate import __main__ as program

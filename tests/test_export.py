@@ -233,7 +233,7 @@ def test_damage_is_seen(exported, tmp_path):
 
     cut = copy("cut")
     (cut / "model.safetensors").write_bytes(bytes(content[:1000]))
-    with pytest.raises(InputError, match="expected an exported model"):
+    with pytest.raises(InputError, match="expected a safetensors file"):
         model.load(cut)
 
     other = copy("other")

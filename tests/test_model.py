@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import json
 import shutil
 import warnings
 
@@ -13,8 +12,8 @@ import pytest
 from small_run import TOWERS
 from test_media import click_track, flash_frames, write_video
 
-from scav_jax.base.errors import InputError
 from scav_jax.base.documents import read_document, write_document
+from scav_jax.base.errors import InputError
 from scav_jax.extract import backbones, fbank, media, program
 from scav_jax.extract.backbones.plain import PlainVisual
 from scav_jax.extract.manifest import cut_whole_videos, list_clips
@@ -385,7 +384,7 @@ def test_weights_are_given_and_checked(tmp_path, folder, made):
     with pytest.raises(InputError, match="here none has"):
         model.load(made.run.path, weights={"clip": "c"})
     former = write_run(tmp_path / "old", fingerprint={"format_version": 1, "backbone": {}})
-    with pytest.raises(InputError, match="expected a model of features of format version 2, got 1"):
+    with pytest.raises(InputError, match="expected a model of features of format version 3, got 1"):
         model.load(former).embed(folder / "b.mp4")
 
 

@@ -12,28 +12,30 @@ reader sees the table before it or after it; old versions stay readable.
 
 import contextlib
 import datetime
-import fcntl
-import json
 import os
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from reprlib import repr as short
 
 import numpy as np
 from jaxtyping import Int
 
-from scav_jax.base.errors import InputError, did_you_mean
-from scav_jax.base.files import full_disk_is_an_oserror, write_json
+from scav_jax.base.documents import read_object, unsealed, write_document
+from scav_jax.base.errors import OUR_FAULTS, InputError, did_you_mean
+from scav_jax.base.files import full_disk_is_an_oserror
+from scav_jax.base.locks import only_one
 from scav_jax.distances import find, option_names
 from scav_jax.sequences import DIRECTIONS as RESAMPLINGS
 
 FORMAT_VERSION = 2
-HEADER, SEGMENTS, LOCK, TABLE = "index.json", "segments", "lock", "rows"
+HEADER, SEGMENTS, TABLE = "index.json", "segments", "rows"
 STREAMS = ("visual", "audio")
 STORAGES = ("float32", "bfloat16", "int8")
 ABOUT = ("id", "source", "start", "end", "label")
 IDS_AT_ONCE = 4096  # in one condition
 NAMED = 16  # rows that are read as fast as one is named
+MEND = "bring it back from a copy, or build the index again"
 KEPT_HOURS = 24  # old versions, for readers that still use them
 
 
@@ -86,7 +88,7 @@ def make_header(identity: str, distance: tuple[str, dict], storage: str) -> Head
 
 def write_header(path: Path, header: Header) -> None:
     """Atomically."""
-    write_json(path / HEADER, asdict(header))
+    write_document(path / HEADER, asdict(header))
 
 
 def read_header(path: Path) -> Header:
@@ -95,45 +97,54 @@ def read_header(path: Path) -> Header:
     Raises:
       InputError: no index there, or one of another format.
     """
+    what = "the header of an index"
     try:
-        document = json.loads((path / HEADER).read_text())
+        document = read_object(path / HEADER, what, MEND)
     except (FileNotFoundError, NotADirectoryError):
         raise InputError(
             f"{path}: expected an index (a folder with {HEADER}), found none; "
             "make one with `python -m scav_jax.index build`"
         ) from None
-    except ValueError:
-        raise InputError(f"{path / HEADER}: expected JSON, it is damaged; build again") from None
-    if document.get("format_version") != FORMAT_VERSION:
+    version = document.get("format_version")
+    if version != FORMAT_VERSION:
         raise InputError(
-            f"{path}: expected an index of format {FORMAT_VERSION}, got "
-            f"{document.get('format_version')!r}; build it again with this version"
+            f"{path}: expected an index of format {FORMAT_VERSION}, got {short(version)}; build it "
+            "again with this version"
         )
-    return Header(**document)
+    return Header(**unsealed(document, f"{path / HEADER}: expected {what}", MEND))
 
 
-@contextlib.contextmanager
-def one_writer(path: Path) -> Iterator[None]:
+def one_writer(path: Path) -> contextlib.AbstractContextManager[None]:
     """Holds the index for writing; the system lets go of it when the holder ends, however it ends.
 
     Raises:
       InputError: another writer holds it.
     """
-    handle = os.open(path / LOCK, os.O_RDWR | os.O_CREAT, 0o644)
+    return only_one(
+        path,
+        f"{path}: expected to be the only writer, another process is writing; wait until it is "
+        "done (readers need not)",
+    )
+
+
+@contextlib.contextmanager
+def _damage_named(path: Path) -> Iterator[None]:
+    """Says in a line that the table cannot be read, whatever LanceDB makes of damaged files.
+
+    A panic of its Rust code is no `Exception`; KeyboardInterrupt and the like pass.
+    """
     try:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            holder = os.read(handle, 32).decode(errors="replace").strip()
-            raise InputError(
-                f"{path}: expected to be the only writer, process {holder or 'unknown'} is "
-                "writing; wait until it is done (readers need not)"
-            ) from None
-        os.ftruncate(handle, 0)
-        os.pwrite(handle, f"{os.getpid()}\n".encode(), 0)
         yield
-    finally:
-        os.close(handle)  # and with it the lock
+    except (InputError, PermissionError, MemoryError, *OUR_FAULTS):
+        raise
+    except BaseException as error:
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise
+        reason = " ".join(str(error).split())[:200]
+        raise InputError(
+            f"{path / TABLE}.lance: expected the rows of an index, they cannot be read ({reason}); "
+            f"{MEND}"
+        ) from error
 
 
 def _connect(path: Path):
@@ -173,13 +184,8 @@ class Rows:
     @classmethod
     def open(cls, path: Path) -> "Rows":
         connection = _connect(path)
-        try:
+        with _damage_named(path):
             return cls(path, connection.open_table(TABLE))
-        except (ValueError, RuntimeError, OSError) as error:
-            raise InputError(
-                f"{path}: expected the table of rows of an index, it cannot be opened "
-                f"({str(error).splitlines()[0]}); build the index again"
-            ) from error
 
     @property
     def version(self) -> int:
@@ -212,7 +218,8 @@ class Rows:
         if where is not None:
             query = query.where(where)
         try:
-            yield from query.limit(max(len(self), 1)).to_batches()
+            with _damage_named(self.path) if where is None else contextlib.nullcontext():
+                yield from query.limit(max(len(self), 1)).to_batches()
         except (ValueError, RuntimeError, OSError) as error:
             if where is None:
                 raise

@@ -18,7 +18,7 @@ readable after the files are gone.
 """
 
 import itertools
-import json
+import os
 import shutil
 import zlib
 from collections.abc import Iterable
@@ -29,9 +29,10 @@ import ml_dtypes
 import numpy as np
 from jaxtyping import Float, Int, Shaped
 
+from scav_jax.base.documents import read_document, regular_file, write_document
 from scav_jax.base.errors import InputError
 from scav_jax.base.files import folder_atomically
-from scav_jax.index.catalog import SEGMENTS, STREAMS, Header
+from scav_jax.index.catalog import MEND, SEGMENTS, STREAMS, Header
 from scav_jax.index.products import mean_square, widen
 from scav_jax.index.sketches import Basis, sizes
 from scav_jax.sequences import Sequences, unit
@@ -261,22 +262,19 @@ def write_segment(
                     file.writelines(records)
         for name, array in small.items():
             np.save(folder / name, array)
+        sums = {name: zlib.crc32((folder / name).read_bytes()) for name in small}
         about = {
             "rows": len(keys),
             "width": len(encoding.centre),
             "storage": encoding.storage,
-            "small": {name: _checksum(array) for name, array in small.items()},
+            "small": sums,
             "bytes": {file.name: file.stat().st_size for file in folder.iterdir()},
         }
-        (folder / "segment.json").write_text(json.dumps(about, indent=1))
+        write_document(folder / "segment.json", about)
 
 
 def _folder(index: Path, number: int) -> Path:
     return index / SEGMENTS / f"{number:08d}"
-
-
-def _checksum(array: np.ndarray) -> int:
-    return zlib.crc32(np.ascontiguousarray(array).view(np.uint8))
 
 
 # Reading
@@ -425,11 +423,12 @@ class Segment:
 
     def __init__(self, index: Path, number: int):
         self.number, self.folder = number, _folder(index, number)
-        about = json.loads((self.folder / "segment.json").read_text())
+        about = read_document(self.folder / "segment.json", "what a segment holds", MEND)
         self.width, self._checksums = about["width"], about["small"]
         self.bytes = sum(about["bytes"].values())
         for file, size in about["bytes"].items():
-            there = (self.folder / file).stat().st_size
+            with regular_file(self.folder / file, f"a file of {size} bytes", MEND) as opened:
+                there = os.fstat(opened.fileno()).st_size
             if there != size:
                 raise InputError(
                     f"{self.folder / file}: expected {size} bytes, got {there}; it was cut off: "
@@ -451,15 +450,12 @@ class Segment:
 
     def _small(self, file: str) -> np.ndarray:
         """A small file, mapped, once its checksum is right."""
-        try:
-            array = np.load(self.folder / file, mmap_mode="r", allow_pickle=False)
-        except (ValueError, EOFError):
-            array = None
-        if array is None or _checksum(array) != self._checksums[file]:
+        if zlib.crc32(_mapped(self.folder / file)) != self._checksums[file]:
             raise InputError(
                 f"{self.folder / file}: expected the bytes that were written, they have changed; "
                 "the disk is failing or the file was edited: build the index again"
             )
+        array = np.load(self.folder / file, mmap_mode="r", allow_pickle=False)
         return array.view(np.ndarray)
 
 
@@ -500,7 +496,13 @@ class Snapshot:
                 if number not in live:
                     segments[number] = known.get(number) or Segment(index, number)
                     live[number] = np.zeros(len(segments[number]), bool)
-                live[number][part[part[:, 0] == number, 1]] = True
+                rows = part[part[:, 0] == number, 1]
+                if rows.min() < 0 or rows.max() >= len(live[number]):
+                    raise InputError(
+                        f"{_folder(index, number)}: expected the rows that the index names, it has "
+                        f"{len(live[number])} others; {MEND}"
+                    )
+                live[number][rows] = True
         return cls(header, segments, live)
 
     def __len__(self) -> int:

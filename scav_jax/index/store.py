@@ -16,6 +16,7 @@ from jaxtyping import Int
 
 from scav_jax.base.errors import InputError, check_unique, listed
 from scav_jax.base.files import sync
+from scav_jax.base.locks import LOCK
 from scav_jax.index import catalog, searching
 from scav_jax.index.catalog import STREAMS, Header, Rows, schema
 from scav_jax.index.scan import are_finite, stored_sequences
@@ -58,7 +59,7 @@ def create(
     path = Path(path)
     header = catalog.make_header(identity, distance, storage)
     # What a create that was killed leaves.
-    begun = {catalog.LOCK, catalog.SEGMENTS, f"{catalog.TABLE}.lance"}
+    begun = {LOCK, catalog.SEGMENTS, f"{catalog.TABLE}.lance"}
     if path.exists() and (not path.is_dir() or {one.name for one in path.iterdir()} - begun):
         raise InputError(f"{path}: expected a path where nothing is; remove it or use another")
     path.mkdir(parents=True, exist_ok=True)
@@ -117,9 +118,12 @@ class Index:
             try:
                 self.snapshot = Snapshot.of(self.path, self.header, self._rows.places(), {})
                 return
-            except FileNotFoundError:
+            except FileNotFoundError as error:
                 if attempt == 4:
-                    raise
+                    raise InputError(
+                        f"{error.filename}: expected a file of the index, there is none; "
+                        f"{catalog.MEND}"
+                    ) from None
 
     def follow(self) -> bool:
         """Goes to the newest committed state if there is a newer one, which is quick to say."""

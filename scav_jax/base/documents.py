@@ -6,6 +6,7 @@ bounded. JSON is strict: no key twice, no NaN, no infinity. What this project wr
 number.
 """
 
+import errno
 import hashlib
 import json
 import math
@@ -41,7 +42,12 @@ def regular_file(path: str | Path, what: str, mend: str) -> Iterator[IO[bytes]]:
       OSError: nothing is there, or it may not be read.
     """
     path = Path(path)
-    mode = os.stat(path).st_mode
+    try:
+        mode = os.stat(path).st_mode
+    except OSError as error:
+        if error.errno != errno.ELOOP:
+            raise
+        raise InputError(f"{path}: expected {what}, got a link to itself; {mend}") from None
     if stat.S_ISREG(mode):
         # Not to wait, should a pipe have come in between.
         handle = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))
@@ -132,6 +138,8 @@ def _finite(text: str) -> float:
 def write_document(path: str | Path, value: dict) -> None:
     """Writes a JSON object with a checksum of its content, atomically; makes the folder."""
     content = {key: item for key, item in value.items() if key != SEAL}
+    if Path(path).is_dir():
+        raise InputError(f"{path}: expected a file, or a place for one, got a folder; remove it")
     write_json(path, content | {SEAL: checksum(content)})
 
 

@@ -169,6 +169,28 @@ def schema():
     return pa.schema([pa.field(name, kind, nullable=False) for name, kind in types.items()])
 
 
+def _check_files(folder: Path) -> None:
+    """Raises `InputError` for what is no file below a folder: LanceDB would wait for a pipe."""
+    for below, _, names in os.walk(folder):
+        for name in names:
+            path = Path(below, name)
+            if path.exists() and not path.is_file():
+                raise InputError(f"{path}: expected a file of an index, got another thing; {MEND}")
+            if path.suffix == ".manifest" and not _is_manifest(path.read_bytes()):
+                raise InputError(f"{path}: expected a version of an index's rows, damaged; {MEND}")
+
+
+def _is_manifest(content: bytes) -> bool:
+    """Whether a version of a LanceDB table reaches no further than its file.
+
+    Its library does not look, and panics, at length. At the end: where the description lies, two
+    numbers of a version, four letters; the description begins with its length.
+    """
+    place = int.from_bytes(content[-16:-8], "little")
+    length = int.from_bytes(content[place : place + 4], "little")
+    return content[-4:] == b"LANC" and place + 4 + length <= len(content) - 16
+
+
 class Rows:
     """The table, at its latest version or at one that a reader holds on to."""
 
@@ -185,6 +207,7 @@ class Rows:
     def open(cls, path: Path) -> "Rows":
         connection = _connect(path)
         with _damage_named(path):
+            _check_files(path / f"{TABLE}.lance")
             return cls(path, connection.open_table(TABLE))
 
     @property

@@ -63,12 +63,15 @@ def read(path: str | Path) -> dict:
     carries beside its items (a module's `_metadata`) is left out.
 
     Raises:
-      InputError: no `.pt` file, truncated, or naming something that no file of tensors needs.
+      InputError: no file, no `.pt` file, truncated, or naming something that no file of tensors needs.
       OSError: the file cannot be opened or read.
     """
     path = Path(path)
-    with regular_file(path, "a .pt file", "check the path") as file:
-        start = file.read(len(ZIP_MAGIC))
+    try:
+        with regular_file(path, "a .pt file", "check the path") as file:
+            start = file.read(len(ZIP_MAGIC))
+    except FileNotFoundError:
+        raise InputError(f"{path}: expected a .pt file, got none; check the path") from None
     try:
         value = _read_zip(path) if start == ZIP_MAGIC else _read_stream(path)
     except InputError as error:

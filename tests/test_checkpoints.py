@@ -12,8 +12,8 @@ import optax
 import pytest
 
 from scav_jax import sharding
+from scav_jax.base.documents import write_document
 from scav_jax.base.errors import InputError
-from scav_jax.base.files import write_json
 from scav_jax.encoders import Encoders
 from scav_jax.objectives import Sequential
 from scav_jax.optimizer import make_optimizer
@@ -218,7 +218,7 @@ def test_a_fault_that_is_not_the_checkpoints_sets_none_aside(two_saved, few, err
     with contextlib.closing(ck.Checkpoints(two_saved, keep_best=1)) as manager:
         with monkeypatch.context() as patch:
             patch.setattr(ck.Checkpoints, "restore", restore)
-            patch.setattr(ck.Checkpoints, "_params", restore)
+            patch.setattr(ck, "_params", restore)
             with pytest.raises(error):
                 manager.restore_latest(few)
             with pytest.raises(error):
@@ -260,7 +260,7 @@ def test_a_checksum_does_not_depend_on_the_devices(random):
 def test_an_unfinished_or_missing_run_says_so(tmp_path):
     with pytest.raises(InputError, match=r"config\.json"):
         runs.load_run(tmp_path)
-    write_json(tmp_path / "config.json", {})
+    write_document(tmp_path / "config.json", {})
     with pytest.raises(InputError, match="not finished"):
         runs.load_run(tmp_path)
 
@@ -269,7 +269,7 @@ def test_an_unfinished_or_missing_run_says_so(tmp_path):
 def averaged_run(tmp_path, state):
     features = {"fingerprint": {"backbone": "x"}, "widths": WIDTHS}
     config = as_dict(Config().replace(encoders=SIZES)) | {"features": features}
-    write_json(tmp_path / "config.json", config)
+    write_document(tmp_path / "config.json", config)
     runs.save_averaged(tmp_path, state.params, [20, 40])
     return tmp_path
 

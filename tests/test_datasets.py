@@ -174,26 +174,54 @@ def test_reading_says_what_is_wrong(data, tmp_path):
         with pytest.raises(InputError, match=message):
             call()
     edit_about(data, format_version=99)
-    with pytest.raises(InputError, match="format version 2, got 99"):
+    with pytest.raises(InputError, match="format version 3, got 99"):
+        store.read(data, "train")
+    edit_about(data, format_version=3, visual_width=70)
+    with pytest.raises(InputError, match="its checksum says that it was damaged or edited"):
         store.read(data, "train")
 
 
-def test_lists_that_do_not_fit_the_records_are_refused(data):
+def test_a_list_that_contradicts_the_records_is_refused(data):
+    """Whatever it says otherwise, and before a batch is planned by it."""
     path = data / "clips.csv"
     good = path.read_text()
     rows = good.splitlines(keepends=True)
-    path.write_text("".join(rows[:-1]))
-    with pytest.raises(InputError, match="disagree"):
+    changes = [
+        "".join(rows[:-1]),
+        "".join([*rows[:-1], rows[-2]]),
+        good.replace("clip 1, é", "another"),
+        good.replace("audio_steps", "steps"),
+        good.replace(",40,", ",41,", 1),
+        good.replace("0.0", "nan", 1),
+    ]
+    for text in changes:
+        assert text != good
+        path.write_text(text)
+        with pytest.raises(InputError, match="changed since and may contradict the records"):
+            store.read(data, "train")
+    path.unlink()
+    with pytest.raises(InputError, match="is missing"):
         store.read(data, "train")
-    path.write_text("".join([*rows[:-1], rows[-2]]))
-    with pytest.raises(InputError, match="more than once"):
-        store.read(data, "train")
-    path.write_text(good.replace("clip 1, é", "another"))
-    with pytest.raises(InputError, match=r"disagree at clip 0.*another.*clip 1, é"):
-        store.read(data, "train")[0]
-    path.write_text(good.replace("audio_steps", "steps"))
-    with pytest.raises(InputError, match="expected the columns"):
-        store.read(data, "train")
+
+
+def test_records_of_other_clips_under_the_same_names_are_refused(data, clips, tmp_path):
+    """The same ids and lengths, other features: what a mixed-up copy leaves."""
+    others = [(split, replace(clip, visual=clip.visual[::-1])) for split, clip in clips]
+    other = write(others, tmp_path / "other")
+    assert store.read(other, "train").content != store.read(data, "train").content
+    for file in other.glob("*.array_record-*"):
+        shutil.copy(file, data / file.name)
+    split = store.read(data, "train")
+    with pytest.raises(InputError, match=r"record 0 as it was written, its checksum is another"):
+        split[0]
+
+
+def test_the_same_clips_elsewhere_are_the_same_content(data, clips, tmp_path):
+    again = write(clips, tmp_path / "again", videos="elsewhere", fingerprint={"other": 1})
+    assert store.read(again, "train").content == store.read(data, "train").content
+    some = store.read(data, "train").take([0, 1])
+    assert some.content == store.read(data, "train").take([0, 1]).content
+    assert some.content != store.read(data, "train").take([1, 0]).content
 
 
 def test_a_nan_in_a_record_names_the_clip_and_the_file(tmp_path, clips, monkeypatch):

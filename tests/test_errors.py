@@ -2,6 +2,7 @@
 
 import atexit
 import errno
+import os
 import sys
 import threading
 
@@ -9,6 +10,7 @@ import pytest
 
 from scav_jax.base import errors
 from scav_jax.base.errors import InputError, ProgramFault
+from scav_jax.base.interrupts import EXIT_INTERRUPTED
 
 
 @pytest.fixture(autouse=True)
@@ -41,7 +43,7 @@ def failing(error):
     ("main", "code", "words"),
     [
         (lambda: None, 0, ""),
-        (failing(KeyboardInterrupt()), errors.EXIT_INTERRUPTED, "interrupted"),
+        (failing(KeyboardInterrupt()), EXIT_INTERRUPTED, "interrupted"),
         (failing(InputError("expected x, got y")), errors.EXIT_INPUT, "error: expected x, got y"),
         (wrapped(InputError("x"), RuntimeError("in a library")), errors.EXIT_INPUT, "error: x"),
         (failing(PermissionError(errno.EACCES, "no")), errors.EXIT_SYSTEM, "no permission"),
@@ -56,7 +58,8 @@ def failing(error):
         (wrapped(InputError("x"), ProgramFault("y")), errors.EXIT_FAULT, "error: y"),
     ],
 )
-def test_each_end_has_its_code_and_at_most_one_line(main, code, words, capsys):
+def test_each_end_has_its_code_and_at_most_one_line(main, code, words, capsys, monkeypatch):
+    monkeypatch.setattr(os, "_exit", sys.exit)  # after Ctrl-C
     with pytest.raises(SystemExit) as ended:
         errors.run_program(main)
     said = capsys.readouterr().err

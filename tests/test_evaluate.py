@@ -9,8 +9,9 @@ import pytest
 from small_run import TOWERS
 
 from scav_jax import retrieve
+from scav_jax.base.documents import write_document
 from scav_jax.base.errors import InputError
-from scav_jax.base.files import ids_sha256, write_json
+from scav_jax.base.files import ids_sha256
 from scav_jax.encoders import Encoders
 from scav_jax.evaluate import __main__ as program
 from scav_jax.evaluate import evaluation as evaluate
@@ -58,7 +59,7 @@ def write_run(folder, data, seed=0, distance=None, **objective):
         objective=objective,
     )
     features = {"fingerprint": FINGERPRINT, "widths": WIDTHS}
-    write_json(folder / "config.json", as_dict(config) | {"features": features})
+    write_document(folder / "config.json", as_dict(config) | {"features": features})
     encoders, built = runs.build(config)
     shapes = runs.parameter_shapes(encoders, built, WIDTHS)
     random = np.random.default_rng(seed)
@@ -231,9 +232,3 @@ def test_closest_puts_the_right_one_last_among_equals():
     distances = np.array([0.3, 0.1, 0.1, 0.2])
     assert pictures.closest(distances, 1, 3) == [2, 1, 3]
     assert pictures.closest(distances, 2, 3) == [1, 2, 3]
-
-
-def test_history_survives_a_line_that_a_kill_cut_short(tmp_path):
-    assert pictures.read_history(tmp_path) == []
-    (tmp_path / "metrics.jsonl").write_text('{"kind": "train", "step": 1}\n{"kind": "tr')
-    assert pictures.read_history(tmp_path) == [{"kind": "train", "step": 1}]

@@ -17,6 +17,7 @@ from safetensors.numpy import load_file, save_file
 from test_evaluate import write_data
 from test_model import film, write_run
 
+from scav_jax.base.documents import write_document
 from scav_jax.base.errors import InputError
 from scav_jax.export import __main__ as program
 from scav_jax.export import writing as export
@@ -54,7 +55,7 @@ def run(tmp_path_factory):
     }
     document["format_version"] = FORMAT_VERSION
     (folder / "evaluation" / "x-test").mkdir(parents=True)
-    (folder / "evaluation" / "x-test" / "metrics.json").write_text(json.dumps(document))
+    write_document(folder / "evaluation" / "x-test" / "metrics.json", document)
     (folder / "evaluation" / "y-test").mkdir()
     (folder / "evaluation" / "y-test" / "metrics.json").write_text('{"format_version": 0}')
     return folder
@@ -222,13 +223,17 @@ def test_damage_is_seen(exported, tmp_path):
 
     edited = copy("edited")
     text = (edited / "preprocessing.json").read_text()
-    (edited / "preprocessing.json").write_text(text.replace('"audio_step_s": 0.16', '"a": 0.16'))
+    text = text.replace('"audio_step_s": 0.16', '"a": 0.16')
+    (edited / "preprocessing.json").write_text(text)
+    with pytest.raises(InputError, match="its checksum says that it was damaged or edited"):
+        model.load(edited)
+    write_document(edited / "preprocessing.json", json.loads(text))
     with pytest.raises(InputError, match="a file was damaged or edited"):
         model.load(edited)
 
     cut = copy("cut")
     (cut / "model.safetensors").write_bytes(bytes(content[:1000]))
-    with pytest.raises(InputError, match="expected an exported model"):
+    with pytest.raises(InputError, match="expected a safetensors file"):
         model.load(cut)
 
     other = copy("other")
@@ -242,7 +247,7 @@ def test_damage_is_seen(exported, tmp_path):
     config = json.loads((old / "config.json").read_text())
     config["export"]["format_version"] = 0
     (old / "config.json").write_text(json.dumps(config))
-    with pytest.raises(InputError, match="format version 2, got 0"):
+    with pytest.raises(InputError, match="format version 3, got 0"):
         model.load(old)
 
     (missing := copy("missing") / "preprocessing.json").unlink()

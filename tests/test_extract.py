@@ -528,6 +528,42 @@ def test_a_damaged_ledger_file_is_done_again(tmp_path, random):
         Ledger(tmp_path).rejected(3)
 
 
+def test_a_lost_run_file_adopts_no_job_blindly(tmp_path):
+    """The jobs of this very run are kept; with those of another one it is refused."""
+    one, other = ({"fingerprint": {}, "manifest": name} for name in ("one", "other"))
+    ledger = Ledger(tmp_path)
+    ledger.open(one)
+    ledger.save(3, {}, {6: {"id": "y"}})
+    ledger.save_lengths({"a.mp4": 1.5})
+    for damage in (lambda path: path.unlink(), lambda path: path.write_bytes(b"")):
+        damage(ledger.path_of_run())
+        again = Ledger(tmp_path)
+        with pytest.raises(InputError, match=r"lost its run\.json and holds the work of another"):
+            again.open(other)
+        again.open(one)
+        assert again.is_done(3) and again.lengths() == {"a.mp4": 1.5}
+    ledger.path_of_run().unlink()
+    ledger.path(3).unlink()
+    ledger.open(other)
+    assert ledger.lengths() is None  # they were of the other run
+
+
+def test_another_content_of_the_same_size_is_another_list(tmp_path, random):
+    (tmp_path / "videos").mkdir()
+    file = tmp_path / "videos" / "a.mp4"
+    file.write_bytes(random.bytes(50_000))
+    before = manifest.list_clips(tmp_path / "videos", None, None).identity()
+    shutil.copytree(tmp_path / "videos", tmp_path / "elsewhere")
+    assert manifest.list_clips(tmp_path / "elsewhere", None, None).identity() == before
+    for place in (0, 25_000, 49_999):
+        content = bytearray(file.read_bytes())
+        content[place] ^= 1
+        file.write_bytes(content)
+        now = manifest.list_clips(tmp_path / "videos", None, None).identity()
+        assert now != before
+        before = now
+
+
 PATCHED_DECODER = """
 import av
 

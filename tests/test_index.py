@@ -173,7 +173,7 @@ def test_a_second_writer_is_refused(tmp_path):
     index = made(tmp_path / "i", 2)
     with catalog.one_writer(tmp_path / "i"):
         for write in (index.compact, lambda: index.add(embedded(1, prefix="x"))):
-            with pytest.raises(InputError, match=f"only writer, process {os.getpid()} is"):
+            with pytest.raises(InputError, match="only writer, another process is"):
                 write()
         assert own_ranks(index, embedded(2)) == ["clip0", "clip1"]  # readers are not
     index.add(embedded(1, prefix="x"))

@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import json
 import shutil
 import warnings
 
@@ -13,8 +12,8 @@ import pytest
 from small_run import TOWERS
 from test_media import click_track, flash_frames, write_video
 
+from scav_jax.base.documents import read_document, write_document
 from scav_jax.base.errors import InputError
-from scav_jax.base.files import write_json
 from scav_jax.extract import backbones, fbank, media, program
 from scav_jax.extract.backbones.plain import PlainVisual
 from scav_jax.extract.manifest import cut_whole_videos, list_clips
@@ -41,7 +40,7 @@ def write_run(folder, seed=0, pre_resample="visual_to_audio", fingerprint=None, 
         "widths": WIDTHS,
         "clips": {"train": 1200},
     }
-    write_json(folder / "config.json", as_dict(config) | {"features": features})
+    write_document(folder / "config.json", as_dict(config) | {"features": features})
     encoders, objective = runs.build(config)
     random = np.random.default_rng(seed)
     shapes = runs.parameter_shapes(encoders, objective, WIDTHS)
@@ -310,11 +309,11 @@ def test_labels_of_a_list_are_kept(made, folder, tmp_path):
 
 def test_identity_is_of_what_decides_latents_and_ranks(run, made, tmp_path):
     def changed(change):
-        config = json.loads((run / "config.json").read_text())
+        config = read_document(run / "config.json", "a config", "")
         change(config)
         folder = tmp_path / str(len(list(tmp_path.iterdir())))
         shutil.copytree(run, folder)
-        write_json(folder / "config.json", config)
+        write_document(folder / "config.json", config)
         return model.load(folder).identity
 
     assert made.identity == model.load(run).identity and len(made.identity) == 16
@@ -333,9 +332,9 @@ def test_identity_is_of_what_decides_latents_and_ranks(run, made, tmp_path):
 def test_distance_is_the_one_that_retrieves(tmp_path, made):
     assert made.distance == ("euclidean", {"resample": "visual_to_audio"})
     folder = write_run(tmp_path / "dtw")
-    config = json.loads((folder / "config.json").read_text())
+    config = read_document(folder / "config.json", "a config", "")
     config["distance"] = {"name": "soft_dtw", "gamma": 0.2}
-    write_json(folder / "config.json", config)
+    write_document(folder / "config.json", config)
     assert model.load(folder).distance == ("dtw", {})
 
 
@@ -385,7 +384,7 @@ def test_weights_are_given_and_checked(tmp_path, folder, made):
     with pytest.raises(InputError, match="here none has"):
         model.load(made.run.path, weights={"clip": "c"})
     former = write_run(tmp_path / "old", fingerprint={"format_version": 1, "backbone": {}})
-    with pytest.raises(InputError, match="expected a model of features of format version 2, got 1"):
+    with pytest.raises(InputError, match="expected a model of features of format version 3, got 1"):
         model.load(former).embed(folder / "b.mp4")
 
 

@@ -5,6 +5,7 @@ import json
 import pytest
 from test_extract import content, good_video, read_rejected, run_program
 
+from scav_jax.base.documents import write_document
 from scav_jax.base.errors import InputError
 from scav_jax.extract import program, shards
 from scav_jax.extract.ledger import Ledger
@@ -86,7 +87,7 @@ def test_what_does_not_belong_together_is_refused(videos, tmp_path):
     path = Shard(1, 2).ledger(Ledger.beside(out)).path_of_run()
     run = json.loads(path.read_text())
     run["fingerprint"]["libavcodec"] = "1.2.3"
-    path.write_text(json.dumps(run))
+    write_document(path, run)
     with pytest.raises(InputError, match=r"shard 0 of 2 and shard 1 of 2.*libavcodec: .*'1\.2\.3'"):
         program.merge(videos, out, count=2)
     other = tmp_path / "other"

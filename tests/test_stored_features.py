@@ -8,7 +8,7 @@ from scav_jax.base.errors import InputError
 from scav_jax.features import store
 from scav_jax.features.batches import Padding, load_batch, training_batches
 from scav_jax.features.clip import Clip, all_finite
-from scav_jax.features.records import ClipRecords, clip_of, fields_of
+from scav_jax.features.records import ClipRecords, clip_of, fields_of, record_sum
 
 
 def clip(number, random):
@@ -38,11 +38,11 @@ def data(tmp_path, random):
 def test_records_are_read_as_tfds_reads_them(data):
     folder, clips = data
     theirs = tfds.builder_from_directory(str(folder)).as_data_source(split="train")
-    ours = ClipRecords(folder, "train")
+    ours, sums = ClipRecords(folder, "train"), store.read(folder, "train").checksums
     assert len(ours) == len(theirs) == len(clips)
     begins = set()
     for number, (record, written) in enumerate(zip(theirs, clips, strict=True)):
-        read = ours[number]
+        read = ours.read(number, int(sums[number]))
         for name, value in vars(written).items():
             expected = record[name] if name != "shared" else None
             expected = expected.decode() if isinstance(expected, bytes) else expected
@@ -79,6 +79,21 @@ def test_one_nan_among_many_is_found(place, at):
     assert all_finite(place(values))
     values.ravel()[at] = np.nan
     assert not all_finite(place(values))
+
+
+def test_a_checksum_is_what_the_formula_says_and_sees_every_flip(random):
+    for size in (0, 5, 8, 29, 64):
+        record = random.bytes(size)
+        words = [record[at : at + 8] for at in range(0, size - size % 8, 8)]
+        numbers = [int.from_bytes(word, "little") for word in words]
+        odd = [(i * 0x9E3779B97F4A7C15) % 2**64 | 1 for i in range(len(numbers))]
+        rest = int.from_bytes(record[8 * len(words) :], "little")
+        total = sum(n * o for n, o in zip(numbers, odd, strict=True)) + 2 * rest + size
+        assert record_sum(record) == total % 2**64
+        for bit in range(8 * size):
+            flipped = bytearray(record)
+            flipped[bit // 8] ^= 1 << bit % 8
+            assert record_sum(bytes(flipped)) != record_sum(record)
 
 
 @pytest.mark.parametrize("cut", [1, 2, 30, 200])

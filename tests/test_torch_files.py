@@ -185,9 +185,11 @@ def test_other_archives_and_other_values(tmp_path):
         torch_files.read(tmp_path / "b.pt")
 
 
-def test_missing_file_is_an_os_error(tmp_path):
-    with pytest.raises(FileNotFoundError):
-        torch_files.read(tmp_path / "none.pt")
+def test_what_is_no_file_is_named(tmp_path):
+    os.mkfifo(tmp_path / "pipe.pt")
+    for name, got in (("none.pt", "none"), ("pipe.pt", "a pipe"), ("", "a folder")):
+        with pytest.raises(InputError, match=f"expected a .pt file, got {got}; check the path"):
+            torch_files.read(tmp_path / name)
 
 
 # -- hostile files --------------------------------------------------------------------------------

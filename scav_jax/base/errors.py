@@ -8,12 +8,12 @@ import sys
 import threading
 from collections.abc import Callable, Iterable, Sequence
 
+from scav_jax.base import interrupts
 from scav_jax.base.names import is_text, shown
 
 EXIT_INPUT = 2  # bad input: nothing is wrong with the program
 EXIT_SYSTEM = 3  # the machine refused: disk full or read-only, no permission, no memory
 EXIT_FAULT = 4  # the program or a package of it is wrong: no input mends that
-EXIT_INTERRUPTED = 130  # Ctrl-C, as shells report it
 
 # What our own wrong call, or a package of another version, raises: whoever turns exceptions into a
 # rejection, a skip or a fallback lets these pass, unless a damaged file is known to provoke them.
@@ -82,11 +82,11 @@ def run_program(main: Callable[[], int | None]) -> None:
     """
     _show_any_name()
     try:
-        code = main() or 0
-        sys.stdout.flush()
+        with interrupts.second_ends():
+            code = main() or 0
+            sys.stdout.flush()
     except KeyboardInterrupt:
-        print("interrupted; the same command resumes", file=sys.stderr)
-        code = EXIT_INTERRUPTED
+        interrupts.leave(interrupts.WORDS)
     except Exception as error:
         found = None if os.environ.get("SCAV_TRACEBACK") else _code_and_words(error)
         if found is None:

@@ -13,6 +13,7 @@ from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
+from scav_jax.base import documents
 from scav_jax.base.errors import InputError
 from scav_jax.base.files import write_atomically
 
@@ -47,8 +48,8 @@ class Wanted:
 def read_text(path: Path, what: str) -> str:
     """The text of a list; `InputError` where there is none."""
     try:
-        return path.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
+        return documents.read_text(path, what, "give the list as it was published")
+    except OSError as error:
         raise InputError(f"{path}: expected {what} in UTF-8: {error}") from None
 
 

@@ -12,11 +12,12 @@ they are was never published, nor does the list say. Here videos are ordered by 
 the two lists differ, and MUSIC's videos are part of MUSIC21-solo: use one of them at a time.
 """
 
-import json
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from reprlib import repr as short
 
+from scav_jax.base.documents import parse_json
 from scav_jax.base.errors import InputError, check_unique
 from scav_jax.base.files import ids_sha256
 from scav_jax.datasets import clip_lists
@@ -48,15 +49,15 @@ def read_list(path: Path) -> list[Wanted]:
     text = clip_lists.read_text(path, "a list of MUSIC videos")
     expected = f'{path}: expected {{"videos": {{INSTRUMENT: [YouTube ids]}}}}'
     try:
-        videos = json.loads(text)["videos"]
-    except (ValueError, TypeError, KeyError) as error:
+        videos = parse_json(text)["videos"]
+    except (ValueError, TypeError, KeyError, IndexError) as error:
         raise InputError(f"{expected}, got {type(error).__name__}: {error}") from None
     if not isinstance(videos, dict) or not all(isinstance(ids, list) for ids in videos.values()):
         raise InputError(f"{expected}, got {type(videos).__name__} without lists of ids")
     pairs = [(video, label) for label, ids in videos.items() for video in ids]
     for video, label in pairs:
         if not isinstance(video, str) or not video or "/" in video or not label:
-            raise InputError(f"{expected}, got the id {video!r} under {label!r}")
+            raise InputError(f"{expected}, got the id {short(video)} under {short(label)}")
     if not pairs:
         raise InputError(f"{expected}, got no video")
     ids = [video for video, _ in pairs]

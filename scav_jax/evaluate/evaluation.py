@@ -18,8 +18,9 @@ from jaxtyping import Float, Int
 from tqdm import tqdm
 
 from scav_jax import metrics
+from scav_jax.base.documents import write_document
 from scav_jax.base.errors import InputError
-from scav_jax.base.files import ids_sha256, write_atomically, write_json
+from scav_jax.base.files import ids_sha256, write_atomically
 from scav_jax.distances import find, option_names
 from scav_jax.features import store
 from scav_jax.report import page, pictures
@@ -27,6 +28,7 @@ from scav_jax.retrieval import results
 from scav_jax.retrieval.embed import Embedded, all_against_all, check_features, embed
 from scav_jax.retrieve import DIRECTIONS, check_ks, hybrid_ranks, queries_first, seconds_per_query
 from scav_jax.sequences import DIRECTIONS as RESAMPLINGS
+from scav_jax.training.records import read_records
 from scav_jax.training.runs import Run
 
 
@@ -261,7 +263,7 @@ def _pictures(
     own = split.ids.index(searches[0].query.id)
     return page.Pictures(
         histories=[
-            (one.document["name"], pictures.read_history(run.path))
+            (one.document["name"], read_records(run.path))
             for run, one in zip(runs, ranked, strict=True)
         ],
         matrices=pictures.make_matrices(first.distances, split),
@@ -277,5 +279,5 @@ def _pictures(
 
 def write(folder: Path, document: dict, shown: page.Pictures) -> None:
     """Writes metrics.json and report.html, each whole or not at all."""
-    write_json(folder / "metrics.json", document)
+    write_document(folder / "metrics.json", document)
     write_atomically(folder / "report.html", page.html(document, shown))

@@ -10,8 +10,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, PyTree
 
+from scav_jax.base.documents import read_object, unsealed, write_document
 from scav_jax.base.errors import InputError
-from scav_jax.base.files import folder_atomically, write_atomically, write_json
+from scav_jax.base.files import folder_atomically, write_atomically
 from scav_jax.encoders import STREAMS, Encoders, Tower
 from scav_jax.export import UNKNOWN_LICENCE
 from scav_jax.features.clip import fingerprint_id
@@ -31,6 +32,7 @@ from scav_jax.training.runs import CONFIG_FILE, load_run
 TOWERS = "towers"
 PLATFORMS = ("cpu", "cuda", "tpu")
 EVALUATIONS = "evaluation"
+MOST_FIGURES = 2**26  # bytes of metrics.json: with figures for each class of many
 
 
 def export(run: str | Path, out: str | Path, *, licence: str = UNKNOWN_LICENCE) -> Model:
@@ -64,9 +66,9 @@ def _write(model: Model, folder: Path, readme: str) -> None:
     arrays = {name: np.array(parameters[name], order="C") for name in sorted(parameters)}
     metadata = {"identity": model.identity}  # one entry: several come in an order of chance
     write_atomically(folder / PARAMETERS_FILE, save(arrays, metadata))
-    write_json(folder / CONFIG_FILE, _config(model))
+    write_document(folder / CONFIG_FILE, _config(model))
     prepared = {"id": fingerprint_id(model.fingerprint), "fingerprint": model.fingerprint}
-    write_json(folder / PREPROCESSING_FILE, prepared)
+    write_document(folder / PREPROCESSING_FILE, prepared)
     for stream in STREAMS:
         content = serialized_tower(model, stream)
         write_atomically(folder / TOWERS / f"{stream}.jaxexport", content)
@@ -80,6 +82,7 @@ def _config(model: Model) -> dict:
     """The resolved config without what means nothing elsewhere: folders of this machine."""
     config = json.loads(json.dumps(model.run.config))
     config["data"]["path"] = _data_name(model)
+    config["train"]["init_from"] = ""
     del config["features"]["fingerprint"]
     config["export"] = {
         "format_version": EXPORT_VERSION,
@@ -293,15 +296,11 @@ def _figures(run: Path) -> str:
     """Tables of the run's evaluations, if there are any."""
     tables = []
     for path in sorted((run / EVALUATIONS).glob("*/metrics.json")):
-        try:
-            document = json.loads(path.read_text(encoding="utf-8"))
-        except ValueError as error:
-            raise InputError(
-                f"{path}: expected the figures of an evaluation ({error}); evaluate again, or "
-                "remove the folder"
-            ) from None
+        mend = "evaluate again, or remove the folder"
+        document = read_object(path, "the figures of an evaluation", mend, MOST_FIGURES)
         if document.get("format_version") == FORMAT_VERSION:
-            tables.append(_table(document))
+            expected = f"{path}: expected the figures of an evaluation"
+            tables.append(_table(unsealed(document, expected, mend)))
         else:
             tables.append(f"`{path.parent.name}` was evaluated by another version of scav_jax.")
     if not tables:

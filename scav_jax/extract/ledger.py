@@ -1,28 +1,39 @@
 """What is already done: finished jobs on disk, so that a run that was killed goes on from there.
 
 `DATA.partial/` holds `run.json` (which extractor and which clips) and a file for every finished
-job. Files appear whole or not at all; one that a power cut left damaged is done again.
+job. Files appear whole or not at all; one that a power cut left damaged is done again. Every file
+says of which run it is, and ends with a checksum: where `run.json` is lost, the jobs of this very
+run are kept, and those of another one are not taken for its own.
 """
 
 import contextlib
-import fcntl
+import hashlib
 import io
 import json
+import os
 import shutil
-import zipfile
-import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from scav_jax.base import locks
+from scav_jax.base.documents import checksum, read_document, regular_file, write_document
 from scav_jax.base.errors import InputError
 from scav_jax.base.files import write_atomically
 from scav_jax.features.clip import Clip, fingerprint_difference
 
 RUN_FILE, LENGTHS_FILE = "run.json", "lengths.json"
 JOBS_A_FOLDER = 1000
+MAGIC = b"scavjob3"
+NO_RUN = 16 * "0"  # before `open`
+TRAILER_BYTES = (
+    len(MAGIC) + len(NO_RUN) + 32
+)  # then the run's name and the SHA-256 of what is before it all
+REMOVE = "remove that folder to start again, or use another --out"
+A_JOB = ("a finished part of an extraction", "remove it and run the same command again")
+MOST_LENGTHS_BYTES = 2**28  # some two million videos
 
 
 class Ledger:
@@ -34,57 +45,68 @@ class Ledger:
 
     def __init__(self, folder: Path):
         self.folder = folder
+        self._run = NO_RUN
         self._last: tuple[int, np.lib.npyio.NpzFile] | None = None
 
     @classmethod
     def beside(cls, out: Path) -> "Ledger":
         return cls(out.with_name(out.name + ".partial"))
 
-    @contextlib.contextmanager
-    def locked(self) -> Iterator[None]:
+    def locked(self) -> contextlib.AbstractContextManager[None]:
         """Keeps a second run for the same data set out; the system frees it when we die."""
-        self.folder.mkdir(parents=True, exist_ok=True)
-        with open(self.folder / "lock", "w") as lock:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise InputError(
-                    f"another extraction is writing to {self.folder}: wait for it, or use "
-                    "another --out"
-                ) from None
-            yield
+        return locks.only_one(
+            self.folder,
+            f"another extraction is writing to {self.folder}: wait for it, or use another --out",
+        )
 
     def open(self, run: dict) -> None:
         """Starts this run, or checks that the work that is there belongs to it."""
-        path = self.path_of_run()
-        try:
-            found = json.loads(path.read_text())
-        except (FileNotFoundError, ValueError):
-            write_atomically(path, json.dumps(run, indent=1).encode())
+        self._run = checksum(run)
+        found = self.read_run()
+        if found is None:
+            self._check_jobs()
+            write_document(self.path_of_run(), run)
             return
-        if found == run:
+        if checksum(found) == self._run:
             return
         difference = (
             fingerprint_difference(found.get("fingerprint", {}), run["fingerprint"])
-            or "the list of clips is another (files, their sizes, or the CSV)"
+            or "the list of clips is another (files, what is in them, or the CSV)"
         )
         raise InputError(
-            f"{self.folder} holds unfinished work of another extraction ({difference}): remove "
-            "that folder to start again, or use another --out"
+            f"{self.folder} holds unfinished work of another extraction ({difference}): {REMOVE}"
         )
 
     def path_of_run(self) -> Path:
         """The file that says which extractor and which clips."""
         return self.folder / RUN_FILE
 
-    def note(self, name: str, value: Any) -> None:
+    def read_run(self) -> dict | None:
+        """What that file says; None where it is lost or damaged."""
+        with contextlib.suppress(FileNotFoundError, InputError):
+            return read_document(self.path_of_run(), "what a run is of", REMOVE)
+        return None
+
+    def _check_jobs(self) -> None:
+        """Raises `InputError` where there are jobs of another run."""
+        for path in sorted(self.folder.glob("jobs/*/*.npz")):
+            if _run_of(path) not in (None, self._run):
+                raise InputError(
+                    f"{self.folder} has lost its {RUN_FILE} and holds the work of another "
+                    f"extraction than this one: {REMOVE}"
+                )
+
+    def note(self, name: str, value: dict) -> None:
         """Keeps a small JSON file."""
-        write_atomically(self.folder / name, json.dumps(value).encode())
+        write_document(self.folder / name, {"run": self._run, "value": value})
 
     def lengths(self) -> dict[str, float | None] | None:
         """The lengths of the videos in seconds, if they have been measured."""
-        with contextlib.suppress(FileNotFoundError, ValueError):
-            return json.loads((self.folder / LENGTHS_FILE).read_text())
+        path = self.folder / LENGTHS_FILE
+        with contextlib.suppress(FileNotFoundError, InputError):
+            noted = read_document(path, "lengths of videos", REMOVE, MOST_LENGTHS_BYTES)
+            if noted["run"] == self._run:
+                return noted["value"]
         return None
 
     def save_lengths(self, lengths: dict[str, float | None]) -> None:
@@ -94,8 +116,7 @@ class Ledger:
         return self.folder / "jobs" / f"{job // JOBS_A_FOLDER:04d}" / f"{job:07d}.npz"
 
     def is_done(self, job: int) -> bool:
-        path = self.path(job)
-        return path.exists() and zipfile.is_zipfile(path)
+        return _run_of(self.path(job)) == self._run
 
     def save(self, job: int, clips: dict[int, Clip], rejected: dict[int, dict]) -> None:
         """Keeps a finished job; the keys are places in the list of clips."""
@@ -109,7 +130,8 @@ class Ledger:
         np.savez(buffer, **arrays)
         path = self.path(job)
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(path, buffer.getvalue())
+        content = buffer.getvalue() + MAGIC + self._run.encode()
+        write_atomically(path, content + hashlib.sha256(content).digest())
 
     def rejected(self, job: int) -> dict[int, dict]:
         """The rejections of a finished job, by place."""
@@ -127,20 +149,36 @@ class Ledger:
 
     @contextlib.contextmanager
     def _reading(self, job: int) -> Iterator[np.lib.npyio.NpzFile]:
-        path = self.path(job)
-        try:
-            if self._last is None or self._last[0] != job:  # clips of one job are read in a row
-                self._last = (job, np.load(io.BytesIO(path.read_bytes())))
-            yield self._last[1]
-        except (zipfile.BadZipFile, zlib.error, KeyError, ValueError, EOFError) as error:
-            path.unlink(missing_ok=True)
-            raise InputError(
-                f"{path} was damaged ({error}) and is removed: run the same command again, it "
-                "repeats that part only"
-            ) from None
+        if self._last is None or self._last[0] != job:  # clips of one job are read in a row
+            path = self.path(job)
+            with regular_file(path, *A_JOB) as file:
+                content = file.read()
+            if hashlib.sha256(content[:-32]).digest() != content[-32:]:
+                path.unlink(missing_ok=True)
+                raise InputError(
+                    f"{path} was damaged and is removed: run the same command again, it repeats "
+                    "that part only"
+                )
+            self._last = (job, np.load(io.BytesIO(content[:-TRAILER_BYTES])))
+        yield self._last[1]
 
     def remove(self) -> None:
         shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def _run_of(path: Path) -> str | None:
+    """The run that a finished job is of; None where there is none, or it was cut off."""
+    try:
+        with regular_file(path, *A_JOB) as file:
+            file.seek(-TRAILER_BYTES, os.SEEK_END)
+            trailer = file.read()
+    except PermissionError:
+        raise
+    except OSError:  # none, or shorter than that
+        return None
+    if not trailer.startswith(MAGIC):
+        return None
+    return trailer[len(MAGIC) : -32].decode("ascii", "replace")
 
 
 def _encoded(value: Any) -> np.ndarray:

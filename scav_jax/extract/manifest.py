@@ -1,6 +1,8 @@
 """What is to be extracted: a folder of videos, or a CSV of clips, as one checked list."""
 
+import contextlib
 import csv
+import functools
 import hashlib
 import io
 import itertools
@@ -9,9 +11,12 @@ import math
 import os
 from collections import Counter
 from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from reprlib import repr as short  # of cells, which may be as long as the file
 
+from scav_jax.base.documents import read_text
 from scav_jax.base.errors import InputError, check_unique, did_you_mean
 from scav_jax.base.names import is_text, shown
 
@@ -25,6 +30,9 @@ _SUFFIXES = (
 )
 VIDEO_SUFFIXES = frozenset(_SUFFIXES.split())
 NO_TEXT = "name: its bytes are no text in UTF-8, which ids are; rename"
+SAMPLE_BYTES, SAMPLERS = 4096, 16
+MOST_LIST_BYTES = 2**28  # of a CSV: a clip of a list takes about 500 bytes of memory
+MOST_SECONDS = 1e8
 LAST_CLIP_TOLERANCE_S = 0.1  # declared lengths fall short of whole clips by a few frames
 
 
@@ -66,6 +74,7 @@ class Listing:
       unreadable: rows of rejected.csv for what may not be read, or has a name that is no text.
       passed_over: how many other files lay in the folder, by suffix.
       origin: for people: where the list comes from.
+      root: the folder of the videos.
     """
 
     clips: list[ClipRequest]
@@ -74,12 +83,35 @@ class Listing:
     unreadable: list[dict]
     passed_over: Counter
     origin: str
+    root: Path
 
     def identity(self) -> str:
-        """16 hexadecimal digits: the same clips of files of the same size give the same."""
+        """16 hexadecimal digits: the same clips of the same files give the same, wherever they lie.
+
+        Of each file its size and three samples are looked at: reading all of it would take as long
+        as decoding.
+        """
+        return self._identity
+
+    @functools.cached_property
+    def _identity(self) -> str:
         rows = [list(asdict(clip).values()) for clip in self.clips]
-        described = [rows, self.clip_seconds, sorted(self.sizes.items())]
+        files = sorted(self.sizes)
+        with ThreadPoolExecutor(SAMPLERS) as pool:  # waiting for disks, mostly
+            samples = list(pool.map(self._sample, files))
+        sizes = [self.sizes[file] for file in files]
+        described = [rows, self.clip_seconds, list(zip(files, sizes, samples, strict=True))]
         return hashlib.sha256(json.dumps(described).encode()).hexdigest()[:16]
+
+    def _sample(self, file: str) -> str:
+        """A hash of the beginning, the middle and the end of a file; "" where it cannot be read."""
+        size, found = self.sizes[file], hashlib.sha256()
+        with contextlib.suppress(OSError, ValueError), open(self.root / file, "rb") as content:
+            for begin in (0, (size - SAMPLE_BYTES) // 2, size - SAMPLE_BYTES):
+                content.seek(max(begin, 0))
+                found.update(content.read(SAMPLE_BYTES))
+            return found.hexdigest()
+        return ""
 
 
 def list_clips(
@@ -140,7 +172,7 @@ def list_clips(
     for file in sizes:
         path = videos / file
         sizes[file] = path.stat().st_size if path.is_file() else -1
-    return Listing(clips, clip_seconds, sizes, unreadable, passed_over, origin)
+    return Listing(clips, clip_seconds, sizes, unreadable, passed_over, origin, videos)
 
 
 def parse_shares(words: Iterable[str]) -> dict[str, float]:
@@ -285,10 +317,19 @@ def read_csv_with_groups(
 ) -> tuple[list[ClipRequest], dict[str, str]]:
     """The clips of a CSV, and what a further column of it says of each, by id (empty: nothing)."""
     try:
-        text = path.read_bytes().decode("utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
+        text = read_text(path, "a CSV of clips", "correct the list", MOST_LIST_BYTES)
+    except OSError as error:
         raise InputError(f"--clips: expected a CSV in UTF-8 at {path}: {error}") from None
     reader = csv.DictReader(io.StringIO(text, newline=""), skipinitialspace=True)
+    try:
+        return _parse(reader, path, column, videos)
+    except csv.Error as error:
+        raise InputError(f"{path}, line {reader.line_num}: expected CSV: {error}") from None
+
+
+def _parse(
+    reader: csv.DictReader, path: Path, column: str | None, videos: Path | None
+) -> tuple[list[ClipRequest], dict[str, str]]:
     columns = [name.strip() for name in reader.fieldnames or []]
     reader.fieldnames = columns
     if column is not None and column not in columns:
@@ -299,18 +340,21 @@ def read_csv_with_groups(
     for name in columns:
         if name not in COLUMNS and name != column:
             raise InputError(
-                f"{path}: unknown column {name!r}, expected {','.join(COLUMNS)}."
-                f"{did_you_mean(name, COLUMNS)}"
+                f"{path}: unknown column {short(name)}, expected {','.join(COLUMNS)}."
+                f"{did_you_mean(name[:100], COLUMNS)}"
             )
     if "file" not in columns:
-        raise InputError(f"{path}: expected a header with a column 'file', got {columns}")
+        raise InputError(f"{path}: expected a header with a column 'file', got {short(columns)}")
     if len(set(columns)) < len(columns):
         raise InputError(f"{path}: a column appears twice in the header {','.join(columns)}")
-    numbered = [(f"{path}, line {reader.line_num}", row) for row in reader]
-    clips = [_parse_row(row, where, videos) for where, row in numbered]
+    clips, lines, cells = [], [], []
+    for row in reader:
+        clips.append(_parse_row(row, f"{path}, line {reader.line_num}", videos))
+        lines.append(reader.line_num)
+        cells.append((row.get(column) or "").strip() if column else "")
     if not clips:
         raise InputError(f"{path}: expected at least one clip after the header, got none")
-    check_unique([clip.id for clip in clips], [where for where, _ in numbered])
+    check_unique([clip.id for clip in clips], (f"{path}, line {number}" for number in lines))
     splits = sorted({clip.split for clip in clips})
     if DEFAULT_SPLIT in splits and len(splits) > 1:
         raise InputError(
@@ -318,7 +362,6 @@ def read_csv_with_groups(
             f"clip, so it cannot stand beside {[s for s in splits if s != DEFAULT_SPLIT]}; give "
             "every row a split of its own, or none"
         )
-    cells = [(row.get(column) or "").strip() if column else "" for _, row in numbered]
     return clips, {clip.id: cell for clip, cell in zip(clips, cells, strict=True) if cell}
 
 
@@ -329,8 +372,8 @@ def _parse_row(row: dict, where: str, videos: Path | None) -> ClipRequest:
     file, exact = cells["file"], row["file"]
     if videos is not None and exact != file and os.path.lexists(videos / exact):
         file = exact
-    if not file or os.path.isabs(file):
-        raise InputError(f"{where}: file: expected a path relative to --videos, got {file!r}")
+    if not file or os.path.isabs(file) or "\0" in file:
+        raise InputError(f"{where}: file: expected a path relative to --videos, got {short(file)}")
     times: dict[str, float | None] = {"start": 0.0, "end": None}
     for name in times:
         if cells.get(name):
@@ -338,9 +381,9 @@ def _parse_row(row: dict, where: str, videos: Path | None) -> ClipRequest:
                 times[name] = float(cells[name])
             except ValueError:
                 times[name] = math.nan
-            if not 0 <= times[name] < math.inf:
+            if not 0 <= times[name] < MOST_SECONDS:
                 raise InputError(
-                    f"{where}: {name}: expected seconds (0 or more), got {cells[name]!r}"
+                    f"{where}: {name}: expected seconds (0 or more), got {short(cells[name])}"
                 )
     start, end = times["start"], times["end"]
     if end is not None and start >= end:
@@ -349,7 +392,7 @@ def _parse_row(row: dict, where: str, videos: Path | None) -> ClipRequest:
     if not split.isidentifier() or not split.isascii():
         raise InputError(
             f"{where}: split: expected letters, digits and underscores such as 'train', "
-            f"got {split!r}"
+            f"got {short(split)}"
         )
     whole = start == 0 and end is None
     name = cells.get("id") or (file if whole else cut_id(file, start))

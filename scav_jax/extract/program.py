@@ -131,6 +131,7 @@ def merge(
         stored, lengths = [], {}
         for shard in parts:
             ledger = shard.ledger(whole)
+            ledger.open({"fingerprint": fingerprint, "manifest": listing.identity()})
             lengths |= ledger.lengths() or {}
             done = make_jobs(cut_whole_videos(shard.part(listing), lengths.get)[0])
             lost = sum(not ledger.is_done(job.number) for job in done)
@@ -180,7 +181,7 @@ def _is_complete(out: Path, fingerprint: dict | None, manifest: str) -> bool:
         )
     if about["manifest"] != manifest:
         raise InputError(
-            f"{out} was made from another list of clips (files, their sizes, the CSV or "
+            f"{out} was made from another list of clips (files, what is in them, the CSV or "
             "--clip-seconds): remove it, or use another --out"
         )
     return True

@@ -4,10 +4,8 @@ Videos are dealt out in turn, so that every shard has its share of every folder.
 work in a ledger of its own, `DATA.partial/shard-00003-of-00008`, and needs nothing of the others.
 """
 
-import json
 from collections import Counter
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 from scav_jax.base.errors import InputError
 from scav_jax.extract.ledger import Ledger
@@ -108,19 +106,19 @@ def check_complete(shards: list[Shard], whole: Ledger, manifest: str) -> dict:
             )
         if run["manifest"] != manifest:
             raise InputError(
-                f"{whole.folder}: {shard} was made from another list of clips (files, their sizes, "
-                "the CSV, --split or --clip-seconds): give the same options, or remove that "
+                f"{whole.folder}: {shard} was made from another list of clips (files, what is in "
+                "them, the CSV, --split or --clip-seconds): give the same options, or remove that "
                 "shard's folder and run it again"
             )
     return runs[0]["fingerprint"]
 
 
 def _run_of(shard: Shard, whole: Ledger) -> dict:
-    path: Path = shard.ledger(whole).path_of_run()
-    try:
-        return json.loads(path.read_text())
-    except (FileNotFoundError, ValueError) as error:
+    ledger = shard.ledger(whole)
+    found = ledger.read_run()
+    if found is None:
         raise InputError(
-            f"{path}: expected what {shard} was made of ({error}): remove its folder and run that "
-            "shard again"
-        ) from None
+            f"{ledger.path_of_run()}: expected what {shard} was made of, it is lost or damaged: "
+            "run that shard again, it finds out what is its own"
+        )
+    return found

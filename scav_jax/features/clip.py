@@ -14,7 +14,7 @@ from jaxtyping import Float
 
 from scav_jax.base.errors import InputError
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 STREAMS = ("visual", "audio")
 STORED_DTYPE = np.float16
 DIFFERENCES_SHOWN = 6

@@ -2,9 +2,10 @@
 
 DATA/
     dataset_info.json, features.json, *.array_record-*   what `tfds.builder_from_directory` opens
-    scav.json     format version, the extractor's fingerprint, widths
-    clips.csv     one row for each clip in record order: ids, labels, lengths and spans without
-                  reading features
+    scav.json     format version, the extractor's fingerprint, widths, SHA-256 of the files below
+                  and of both .json above, sizes of the records; sealed (`base.documents`)
+    clips.csv     one row for each clip in record order: ids, labels, lengths, spans and the
+                  checksum of the record, without reading features
     rejected.csv  what could not be used, and why
 
 TFDS is imported when records are written or read, not before.
@@ -13,14 +14,17 @@ TFDS is imported when records are written or read, not before.
 import contextlib
 import copy
 import csv
-import json
+import hashlib
+import io
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from reprlib import repr as short
 from typing import Any
 
 import numpy as np
 
+from scav_jax.base.documents import read_bytes, read_object, unsealed, write_document
 from scav_jax.base.errors import InputError, did_you_mean
 from scav_jax.base.files import folder_atomically, full_disk_is_an_oserror
 from scav_jax.features.clip import FORMAT_VERSION, Clip, check_clip, fingerprint_id, streams_of
@@ -39,10 +43,14 @@ CLIP_COLUMNS = [
     "visual_end",
     "audio_begin",
     "audio_end",
+    "checksum",
 ]
 REJECTED_COLUMNS = ("file", "start", "end", "id", "stage", "reason")
 EVERY_CLIP = "clips"  # what the split "all" is called in TFDS, where "all" means all splits
 DISK_FULL_BYTES = 2**20
+TFDS_FILES = ("dataset_info.json", "features.json")
+MOST_LIST_BYTES = 2**30  # of clips.csv: some five million clips
+MEND = "bring it back from a copy, or extract the data set again"
 
 
 def write(
@@ -86,9 +94,24 @@ def write(
             "videos": videos,
             "manifest": manifest,
         }
-        (building / ABOUT).write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")
         _write_csv(building / CLIPS, CLIP_COLUMNS, rows)
         write_rejected(building / REJECTED, rejected)
+        write_document(building / ABOUT, about | _files(building))
+
+
+def _files(folder: Path) -> dict[str, dict]:
+    """What scav.json says of the other files."""
+    names = (CLIPS, REJECTED, *TFDS_FILES)
+    return {
+        "sha256": {name: _sha256((folder / name).read_bytes()) for name in names},
+        "bytes": {
+            path.name: path.stat().st_size for path in sorted(folder.glob("*.array_record-*"))
+        },
+    }
+
+
+def _sha256(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
 
 
 def _write_records(
@@ -115,8 +138,8 @@ def _write_records(
             if clip.id in seen:
                 raise InputError(f"ids must be unique, {clip.id!r} came twice; rename one clip")
             seen.add(clip.id)
-            records.add(_stored_name(split), clip)
-            rows.setdefault(split, []).append(_clip_row(split, clip))
+            checksum = records.add(_stored_name(split), clip)
+            rows.setdefault(split, []).append(_clip_row(split, clip, checksum))
     if records is None:
         raise InputError(f"{name}: expected at least one clip to write, got none")
     return [row for split in rows for row in rows[split]], widths
@@ -127,7 +150,7 @@ def _stored_name(split: str) -> str:
     return EVERY_CLIP if split == "all" else split
 
 
-def _clip_row(split: str, clip: Clip) -> dict[str, Any]:
+def _clip_row(split: str, clip: Clip, checksum: int) -> dict[str, Any]:
     """A row of clips.csv. Times are written as the float32 that the record holds, exactly."""
     (visual_begin, visual_end), (audio_begin, audio_end) = clip.visual_span, clip.audio_span
     times = dict(
@@ -146,6 +169,7 @@ def _clip_row(split: str, clip: Clip) -> dict[str, Any]:
         "visual_steps": len(clip.visual),
         "audio_steps": len(clip.audio),
         **{key: str(np.float32(value)) for key, value in times.items()},
+        "checksum": f"{checksum:016x}",
     }
 
 
@@ -165,6 +189,7 @@ class Split:
       fingerprint, fingerprint_id: the extractor's settings and their name.
       visual_width, audio_width: Dv and Da; 0 for a stream that the data set does not have.
       videos: the folder that sources are relative to, or "".
+      checksums: uint64 `[n]`, of the records.
     """
 
     def __init__(self, data: Path, split: str, about: dict, rows: list[dict]):
@@ -183,6 +208,7 @@ class Split:
         self.audio_lengths = _counts(rows, "audio_steps")
         self.visual_spans = _spans(rows, "visual_begin", "visual_end")
         self.audio_spans = _spans(rows, "audio_begin", "audio_end")
+        self.checksums = np.array([int(row["checksum"], 16) for row in rows], np.uint64)
         self._records = _open_records(data, split)
         self._rows = np.arange(len(self.ids))  # of the records
 
@@ -193,13 +219,17 @@ class Split:
         index = int(index)
         if not -len(self) <= index < len(self):
             raise IndexError(f"clip {index} of {len(self)}")
-        clip = self._records[int(self._rows[index])]
-        self._check_listed(clip, index)
+        clip = self._records.read(int(self._rows[index]), int(self.checksums[index]))
         try:
             check_clip(clip, self.streams)
         except InputError as error:
             raise InputError(f"{self.data} ({self.split}): {error}") from None
         return clip
+
+    @property
+    def content(self) -> str:
+        """16 hexadecimal digits of the clips: their order, all that is known of them, features."""
+        return hashlib.sha256(self.checksums.astype("<u8").tobytes()).hexdigest()[:16]
 
     @property
     def streams(self) -> tuple[str, ...]:
@@ -222,7 +252,7 @@ class Split:
         for name in ("ids", "labels", "sources"):
             values = getattr(self, name)
             setattr(result, name, [values[number] for number in numbers])
-        for name in ("starts", "ends", "visual_lengths", "audio_lengths"):
+        for name in ("starts", "ends", "visual_lengths", "audio_lengths", "checksums"):
             setattr(result, name, getattr(self, name)[numbers])
         result.visual_spans = self.visual_spans[numbers]
         result.audio_spans = self.audio_spans[numbers]
@@ -238,16 +268,6 @@ class Split:
 
     def __repr__(self) -> str:
         return f"Split({str(self.data)!r}, {self.split!r}, {len(self)} clips)"
-
-    def _check_listed(self, clip: Clip, index: int) -> None:
-        listed = (self.ids[index], self.visual_lengths[index], self.audio_lengths[index])
-        stored = (clip.id, len(clip.visual), len(clip.audio))
-        if listed != stored:
-            raise InputError(
-                f"{self.data} ({self.split}): clips.csv and the records disagree at clip {index}: "
-                f"expected id and steps {tuple(map(str, listed))}, got {tuple(map(str, stored))}; "
-                "extract the data set again"
-            )
 
 
 def _open_records(data: Path, split: str):
@@ -270,7 +290,7 @@ def read(data: Path, split: str) -> Split:
     """
     data = Path(data)
     about = read_about(data)
-    rows = _read_rows(data)
+    rows = _read_rows(data, about)
     counts = Counter(row["split"] for row in rows)
     if split not in counts:
         known = ", ".join(f"{name} ({count} clips)" for name, count in counts.items())
@@ -278,17 +298,34 @@ def read(data: Path, split: str) -> Split:
             f"{data}: no split {split!r}, it has {known}."
             f"{did_you_mean(split, list(counts)) or _how_to_split(counts)}"
         )
-    stored = _stored_counts(data)
-    listed = {_stored_name(name): count for name, count in counts.items()}
-    if listed != stored:
-        raise InputError(
-            f"{data}: clips.csv and the records disagree: expected {listed} clips, got "
-            f"{stored}; extract the data set again"
-        )
-    repeated = [name for name, n in Counter(row["id"] for row in rows).items() if n > 1]
-    if repeated:
-        raise InputError(f"{data / CLIPS}: ids must be unique, got {repeated[:3]} more than once")
+    _check_files(data, about)
     return Split(data, split, about, [row for row in rows if row["split"] == split])
+
+
+def _check_files(data: Path, about: dict) -> None:
+    """Raises `InputError` where a file that TFDS reads is not the one that was written."""
+    for name in TFDS_FILES:
+        _read_checked(data, name, about)
+    for name, size in about["bytes"].items():
+        path = data / name
+        found = path.stat().st_size if path.is_file() else None
+        if found != size:
+            got = "none" if found is None else f"{found:,}"
+            raise InputError(f"{path}: expected a file of {size:,} bytes, got {got}; {MEND}")
+
+
+def _read_checked(data: Path, name: str, about: dict) -> bytes:
+    """A file whose SHA-256 is in scav.json."""
+    path, what = data / name, "the file that was written with this data set"
+    try:
+        content = read_bytes(path, what, MEND, MOST_LIST_BYTES)
+    except FileNotFoundError:
+        raise InputError(f"{path} is missing; {MEND}") from None
+    if _sha256(content) != about["sha256"][name]:
+        raise InputError(
+            f"{path}: expected {what}, it was changed since and may contradict the records; {MEND}"
+        )
+    return content
 
 
 def _how_to_split(counts: dict[str, int]) -> str:
@@ -303,8 +340,7 @@ def _how_to_split(counts: dict[str, int]) -> str:
 def splits(data: Path) -> dict[str, int]:
     """The splits of a data set and how many clips each has."""
     data = Path(data)
-    read_about(data)
-    return dict(Counter(row["split"] for row in _read_rows(data)))
+    return dict(Counter(row["split"] for row in _read_rows(data, read_about(data))))
 
 
 def read_about(data: Path) -> dict:
@@ -314,46 +350,24 @@ def read_about(data: Path) -> dict:
     if not Path(data).is_dir():
         raise InputError(f"{data}: expected the folder of a data set, it does not exist; {make}")
     try:
-        about = json.loads(path.read_text(encoding="utf-8"))
+        about = read_object(path, "what a data set was made of", MEND)
     except FileNotFoundError:
         raise InputError(
             f"{data}: expected a data set of features, it has no {ABOUT}; {make}"
         ) from None
-    except ValueError as error:
-        raise InputError(f"{path}: expected JSON: {error}; extract the data set again") from None
     version = about.get("format_version")
     if version != FORMAT_VERSION:
         raise InputError(
-            f"{data}: expected features of format version {FORMAT_VERSION}, got {version}; extract "
-            "them again with this version of scav_jax"
+            f"{data}: expected features of format version {FORMAT_VERSION}, got {short(version)}; "
+            "extract them again with this version of scav_jax"
         )
-    return about
+    return unsealed(about, f"{path}: expected what a data set was made of", MEND)
 
 
-def _read_rows(data: Path) -> list[dict]:
-    path = data / CLIPS
-    try:
-        with open(path, newline="", encoding="utf-8") as file:
-            reader = csv.DictReader(file)
-            rows = list(reader)
-    except FileNotFoundError:
-        raise InputError(f"{path} is missing; extract the data set again") from None
-    if reader.fieldnames != CLIP_COLUMNS or any(None in row.values() for row in rows):
-        raise InputError(
-            f"{path}: expected the columns {','.join(CLIP_COLUMNS)} in every row, got "
-            f"{reader.fieldnames}; extract the data set again"
-        )
-    return rows
-
-
-def _stored_counts(data: Path) -> dict[str, int]:
-    """How many records each split has, from the data set's own metadata."""
-    path = data / "dataset_info.json"
-    try:
-        info = json.loads(path.read_text(encoding="utf-8"))
-        return {split["name"]: sum(map(int, split["shardLengths"])) for split in info["splits"]}
-    except (OSError, ValueError, KeyError) as error:
-        raise InputError(f"{path}: expected TFDS metadata ({error}); extract it again") from None
+def _read_rows(data: Path, about: dict) -> list[dict]:
+    """The rows of clips.csv, as it was written."""
+    text = _read_checked(data, CLIPS, about).decode()
+    return list(csv.DictReader(io.StringIO(text, newline="")))
 
 
 def _counts(rows: list[dict], name: str) -> np.ndarray:
@@ -375,12 +389,9 @@ def write_rejected(path: Path, rows: Iterable[dict]) -> None:
 
 
 def read_rejected(data: Path) -> list[dict]:
-    """The rows of rejected.csv; none where the file is missing."""
-    path = Path(data) / REJECTED
-    if not path.exists():
-        return []
-    with open(path, newline="", encoding="utf-8") as file:
-        return list(csv.DictReader(file))
+    """The rows of rejected.csv."""
+    text = _read_checked(Path(data), REJECTED, read_about(data)).decode()
+    return list(csv.DictReader(io.StringIO(text, newline="")))
 
 
 def _write_csv(path: Path, columns: Iterable[str], rows: Iterable[dict]) -> None:

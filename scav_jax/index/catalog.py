@@ -19,26 +19,28 @@ reader sees the table before it or after it; old versions stay readable.
 
 import contextlib
 import datetime
-import fcntl
 import json
 import os
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+from reprlib import repr as short
 
 import numpy as np
 from jaxtyping import Int, UInt32
 
 from scav_jax.base.conditions import NUMBER, TEXT, as_sql
-from scav_jax.base.errors import InputError, did_you_mean
-from scav_jax.base.files import full_disk_is_an_oserror, write_json
+from scav_jax.base.documents import read_object, unsealed, write_document
+from scav_jax.base.errors import OUR_FAULTS, InputError, did_you_mean
+from scav_jax.base.files import full_disk_is_an_oserror
+from scav_jax.base.locks import only_one
 from scav_jax.base.names import is_text
 from scav_jax.distances import find, option_names
 from scav_jax.sequences import DIRECTIONS as RESAMPLINGS
 
 FORMAT_VERSION = 3
-HEADER, SEGMENTS, LOCK, TABLE = "index.json", "segments", "lock", "rows"
+HEADER, SEGMENTS, TABLE = "index.json", "segments", "rows"
 ADDING = "adding.json"
 STREAMS = ("visual", "audio")
 STORAGES = ("float32", "bfloat16", "int8")
@@ -48,6 +50,7 @@ FILTER_SECONDS = 20.0  # what a condition may take
 WHOLE = 0.0  # clip seconds of an index whose videos are not cut
 IDS_AT_ONCE = 4096  # in one condition
 NAMED = 16  # rows that are read as fast as one is named
+MEND = "bring it back from a copy, or build the index again"
 KEPT_HOURS = 24  # old versions, for readers that still use them
 
 
@@ -158,7 +161,7 @@ def make_header(
 
 def write_header(path: Path, header: Header) -> None:
     """Atomically."""
-    write_json(path / HEADER, asdict(header))
+    write_document(path / HEADER, asdict(header))
 
 
 def about_checksums(rows: Mapping[str, Sequence]) -> UInt32[np.ndarray, " n"]:
@@ -174,69 +177,56 @@ def read_header(path: Path) -> Header:
     Raises:
       InputError: no index there, or one of another format.
     """
+    what = "the header of an index"
     try:
-        document = json.loads((path / HEADER).read_text())
+        document = read_object(path / HEADER, what, MEND)
     except (FileNotFoundError, NotADirectoryError):
         raise InputError(
             f"{path}: expected an index (a folder with {HEADER}), found none; "
             "make one with `python -m scav_jax.index build`"
         ) from None
-    except (ValueError, RecursionError):
-        document = None
-    version = document.get("format_version") if isinstance(document, dict) else None
-    if isinstance(version, int) and version != FORMAT_VERSION:
+    version = document.get("format_version")
+    if version != FORMAT_VERSION:
         raise InputError(
-            f"{path}: expected an index of format {FORMAT_VERSION}, got {version}; build it again "
-            "with this version"
+            f"{path}: expected an index of format {FORMAT_VERSION}, got {short(version)}; build it "
+            "again with this version"
         )
-    if version is None or not _is_header(document):
-        raise InputError(
-            f"{path / HEADER}: expected what `scav index build` writes there, it is damaged; bring "
-            "it back from a copy, or build the index again"
-        )
-    return Header(**document)
+    return Header(**unsealed(document, f"{path / HEADER}: expected {what}", MEND))
 
 
-def _is_header(document: dict) -> bool:
-    """Whether every field is there and of its kind."""
-    kinds = {
-        **{name: str for name in ("identity", "distance", "storage")},
-        "options": dict,
-        "width": int,
-        "root": str | None,
-        "clip_seconds": float | int | None,
-        "format_version": int,
-    }
-    return (
-        document.keys() == kinds.keys()
-        and all(isinstance(document[name], kind) for name, kind in kinds.items())
-        and document["storage"] in STORAGES
-    )
-
-
-@contextlib.contextmanager
-def one_writer(path: Path) -> Iterator[None]:
+def one_writer(path: Path) -> contextlib.AbstractContextManager[None]:
     """Holds the index for writing; the system lets go of it when the holder ends, however it ends.
 
     Raises:
       InputError: another writer holds it.
     """
-    handle = os.open(path / LOCK, os.O_RDWR | os.O_CREAT, 0o644)
+    return only_one(
+        path,
+        f"{path}: expected to be the only writer, another process is writing; wait until it is "
+        "done (readers need not)",
+    )
+
+
+@contextlib.contextmanager
+def _damage_named(path: Path) -> Iterator[None]:
+    """Says in a line that the table cannot be read, whatever LanceDB makes of damaged files.
+
+    A panic of its Rust code is no `Exception`; KeyboardInterrupt and the like pass.
+    """
     try:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            holder = os.read(handle, 32).decode(errors="replace").strip()
-            raise InputError(
-                f"{path}: expected to be the only writer, process {holder or 'unknown'} is "
-                "writing; wait until it is done (readers need not)"
-            ) from None
-        with contextlib.suppress(OSError):  # only for messages: a full disk may be compacted
-            os.ftruncate(handle, 0)
-            os.pwrite(handle, f"{os.getpid()}\n".encode(), 0)
         yield
-    finally:
-        os.close(handle)  # and with it the lock
+    except (InputError, MemoryError, *OUR_FAULTS):
+        raise
+    except BaseException as error:
+        if isinstance(error, OSError) and error.errno:
+            raise  # the machine's word, not the file's
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise
+        reason = " ".join(str(error).split())[:200]
+        raise InputError(
+            f"{path / TABLE}.lance: expected the rows of an index, they cannot be read ({reason}); "
+            f"{MEND}"
+        ) from error
 
 
 def _connect(path: Path):
@@ -266,6 +256,28 @@ def schema():
 KNOWN = ("segment", "row", "key", "checksum_visual", "checksum_audio")
 
 
+def _check_files(folder: Path) -> None:
+    """Raises `InputError` for what is no file below a folder: LanceDB would wait for a pipe."""
+    for below, _, names in os.walk(folder):
+        for name in names:
+            path = Path(below, name)
+            if path.exists() and not path.is_file():
+                raise InputError(f"{path}: expected a file of an index, got another thing; {MEND}")
+            if path.suffix == ".manifest" and not _is_manifest(path.read_bytes()):
+                raise InputError(f"{path}: expected a version of an index's rows, damaged; {MEND}")
+
+
+def _is_manifest(content: bytes) -> bool:
+    """Whether a version of a LanceDB table reaches no further than its file.
+
+    Its library does not look, and panics, at length. At the end: where the description lies, two
+    numbers of a version, four letters; the description begins with its length.
+    """
+    place = int.from_bytes(content[-16:-8], "little")
+    length = int.from_bytes(content[place : place + 4], "little")
+    return content[-4:] == b"LANC" and place + 4 + length <= len(content) - 16
+
+
 class Rows:
     """The table, at its latest version or at one that a reader holds on to."""
 
@@ -281,11 +293,9 @@ class Rows:
     @classmethod
     def open(cls, path: Path) -> "Rows":
         connection = _connect(path)
-        try:
-            with full_disk_is_an_oserror(path):
-                return cls(path, connection.open_table(TABLE))
-        except (ValueError, RuntimeError) as error:
-            raise _unreadable(path, error) from error
+        with _damage_named(path):
+            _check_files(path / f"{TABLE}.lance")
+            return cls(path, connection.open_table(TABLE))
 
     @property
     def version(self) -> int:
@@ -326,11 +336,11 @@ class Rows:
             query = query.where(condition)
         limit = None if where is None else datetime.timedelta(seconds=FILTER_SECONDS)
         try:
-            with full_disk_is_an_oserror(self.path):
+            with _damage_named(self.path) if where is None else contextlib.nullcontext():
                 yield from query.limit(len(self)).to_batches(timeout=limit)
-        except (ValueError, RuntimeError) as error:
+        except (ValueError, RuntimeError, OSError) as error:
             if where is None:
-                raise _unreadable(self.path, error) from error
+                raise
             reason = str(error).splitlines()[0].removeprefix("Invalid input, ")
             reason = reason.partition(", /")[0].strip()[:300]  # without places in Lance's source
             if "timeout" in str(error).lower():
@@ -401,14 +411,6 @@ class Rows:
 def checked_filter(where: str) -> str:
     """A condition of a user as the table takes it; `InputError` for anything else."""
     return as_sql(where, FILTERED)
-
-
-def _unreadable(path: Path, error: Exception) -> InputError:
-    return InputError(
-        f"{path}: expected the table of rows of an index, it cannot be read "
-        f"({str(error).splitlines()[0]}); bring {TABLE}.lance back from a copy, or build the index "
-        "again"
-    )
 
 
 def numbers_in(batch, *names: str) -> Int[np.ndarray, "n columns"]:

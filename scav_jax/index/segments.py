@@ -20,7 +20,7 @@ readable after the files are gone.
 
 import io
 import itertools
-import json
+import os
 import shutil
 import zlib
 from collections.abc import Iterable
@@ -31,10 +31,11 @@ import ml_dtypes
 import numpy as np
 from jaxtyping import Float, Int, Shaped
 
+from scav_jax.base.documents import read_document, regular_file, write_document
 from scav_jax.base.errors import InputError
 from scav_jax.base.files import folder_atomically
 from scav_jax.features.clip import fingerprint_difference
-from scav_jax.index.catalog import SEGMENTS, STREAMS, Header
+from scav_jax.index.catalog import MEND, SEGMENTS, STREAMS, Header
 from scav_jax.index.products import mean_square, widen
 from scav_jax.index.sketches import Basis, sizes
 from scav_jax.sequences import Sequences, unit
@@ -295,22 +296,19 @@ def write_segment(
             content = io.BytesIO()  # NumPy does not say why a file took fewer bytes
             np.save(content, array)
             (folder / name).write_bytes(content.getbuffer())
+        sums = {name: zlib.crc32((folder / name).read_bytes()) for name in small}
         about = {
             "rows": len(clips["keys"]),
             "width": len(encoding.centre),
             "of": header.stored_as,
-            "small": {name: _checksum(array) for name, array in small.items()},
+            "small": sums,
             "bytes": {file.name: file.stat().st_size for file in folder.iterdir()},
         }
-        (folder / "segment.json").write_text(json.dumps(about, indent=1))
+        write_document(folder / "segment.json", about)
 
 
 def _folder(index: Path, number: int) -> Path:
     return index / SEGMENTS / f"{number:08d}"
-
-
-def _checksum(array: np.ndarray) -> int:
-    return zlib.crc32(np.ascontiguousarray(array).view(np.uint8))
 
 
 # Reading
@@ -465,7 +463,8 @@ class Segment:
         self.width, self._checksums = about["width"], about["small"]
         self.bytes = sum(about["bytes"].values())
         for file, size in about["bytes"].items():
-            there = (self.folder / file).stat().st_size
+            with regular_file(self.folder / file, f"a file of {size} bytes", MEND) as opened:
+                there = os.fstat(opened.fileno()).st_size
             if there != size:
                 raise InputError(
                     f"{self.folder / file}: expected {size} bytes, got {there}; it was cut off: "
@@ -487,17 +486,7 @@ class Segment:
 
     def _read_about(self, header: Header) -> dict:
         """segment.json; `InputError` where it is damaged, or of an index of another kind."""
-        file = self.folder / "segment.json"
-        try:
-            about = json.loads(file.read_text())
-            whole = {"rows", "width", "of", "small", "bytes"} == set(about)
-        except (ValueError, TypeError, RecursionError):
-            whole = False
-        if not whole:
-            raise InputError(
-                f"{file}: expected what was written there, it is damaged; bring it back from a "
-                "copy, or build the index again"
-            )
+        about = read_document(self.folder / "segment.json", "what a segment holds", MEND)
         if about["of"] != header.stored_as or header.width not in (0, about["width"]):
             differs = fingerprint_difference(
                 {**header.stored_as, "width": header.width},
@@ -534,15 +523,12 @@ class Segment:
 
     def _small(self, file: str) -> np.ndarray:
         """A small file, mapped, once its checksum is right."""
-        try:
-            array = np.load(self.folder / file, mmap_mode="r", allow_pickle=False)
-        except (ValueError, EOFError):
-            array = None
-        if array is None or _checksum(array) != self._checksums[file]:
+        if zlib.crc32(_mapped(self.folder / file)) != self._checksums[file]:
             raise InputError(
                 f"{self.folder / file}: expected the bytes that were written, they have changed; "
                 "the disk is failing or the file was edited: build the index again"
             )
+        array = np.load(self.folder / file, mmap_mode="r", allow_pickle=False)
         return array.view(np.ndarray)
 
 

@@ -18,6 +18,7 @@ from jaxtyping import Int
 
 from scav_jax.base.errors import InputError, check_unique, listed
 from scav_jax.base.files import ids_sha256, sync, write_json
+from scav_jax.base.locks import LOCK
 from scav_jax.base.names import is_text, shown
 from scav_jax.index import catalog, searching
 from scav_jax.index.catalog import STREAMS, Header, Rows, about_checksums, schema
@@ -65,7 +66,7 @@ def create(
     path = Path(path)
     header = catalog.make_header(identity, distance, storage, root)
     # What a create that was killed leaves.
-    begun = {catalog.LOCK, catalog.SEGMENTS, f"{catalog.TABLE}.lance"}
+    begun = {LOCK, catalog.SEGMENTS, f"{catalog.TABLE}.lance"}
     names = {one.name for one in path.iterdir()} if path.is_dir() else set()
     begun |= {name for name in names if name.startswith(catalog.HEADER) and _is_partial(name)}
     if path.exists() and (not path.is_dir() or names - begun):
@@ -134,9 +135,9 @@ class Index:
             except FileNotFoundError as error:
                 if attempt == 4:
                     raise InputError(
-                        f"{error.filename}: expected a file of the index, it is not there: the "
+                        f"{error.filename}: expected a file of the index, there is none: the "
                         "table of rows is of another moment (a mixed-up copy?), or the file was "
-                        "removed; bring the index back from one copy, or build it again"
+                        f"removed; {catalog.MEND}"
                     ) from None
 
     def follow(self) -> bool:

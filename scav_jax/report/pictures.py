@@ -1,7 +1,6 @@
 """What a report shows of one run: a few clips' distances, one alignment, some searches."""
 
 import dataclasses
-import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,7 +18,6 @@ from scav_jax.objectives import normalize_distances
 from scav_jax.report import figures, page
 from scav_jax.retrieve import DIRECTIONS, queries_first
 from scav_jax.sequences import AudioVisual, Sequences, resample_like
-from scav_jax.training.records import METRICS_FILE
 
 MATRIX_CLIPS, MATRIX_CLIPS_A_SOURCE = 48, 8
 SEARCHES, FOUND = 3, 5  # shown for each direction
@@ -29,18 +27,6 @@ CHANNELS = 24  # of the latents, in the picture of a resampled pair
 def is_rendered(split: Split) -> bool:
     """Whether the videos are `chimes`, which this project renders."""
     return bool(split.videos) and (Path(split.videos) / "chimes.json").is_file()
-
-
-def read_history(run: Path) -> list[dict]:
-    """The lines of a run's metrics.jsonl, or none; a line that a kill cut short is left out."""
-    path = run / METRICS_FILE
-    lines = []
-    for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else ():
-        try:
-            lines.append(json.loads(line))
-        except json.JSONDecodeError:
-            continue
-    return lines
 
 
 # ---- matrices -------------------------------------------------------------------------------

@@ -15,6 +15,7 @@ import warnings
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from reprlib import repr as short
 
 import jax
 import numpy as np
@@ -22,9 +23,11 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from jaxtyping import PyTree
 
 from scav_jax.base import doors
+from scav_jax.base.documents import read_document, read_object, unsealed
 from scav_jax.base.errors import InputError
 from scav_jax.extract import backbones
 from scav_jax.extract.backbones import Backbone, make_fingerprint
+from scav_jax.extract.backbones import weights as weights_files
 from scav_jax.extract.jobs import Outcome
 from scav_jax.extract.manifest import ClipRequest
 from scav_jax.features.clip import FORMAT_VERSION, fingerprint_difference, fingerprint_id, original
@@ -34,11 +37,12 @@ from scav_jax.retrieval.embed import STREAMS, Embedded, join
 from scav_jax.retrieval.files import TIMEOUT_S, check_times, nothing_usable, requests_for
 from scav_jax.training.checkpoints import check_same_shapes
 from scav_jax.training.config import from_dict
-from scav_jax.training.runs import CONFIG_FILE, Run, build, load_run, parameter_shapes, read_config
+from scav_jax.training.runs import CONFIG_FILE, Run, build, load_run, parameter_shapes
 
 PARAMETERS_FILE = "model.safetensors"
 PREPROCESSING_FILE = "preprocessing.json"
-EXPORT_VERSION = 2
+EXPORT_VERSION = 3
+MEND = "bring it back from a copy, or export the run again"
 BATCH_SIZES = {"cpu": 1}  # on a CPU, more at once is not faster
 BATCH_SIZE = 16
 
@@ -297,22 +301,15 @@ def load_exported(path: Path, trust: Collection[str] = ()) -> Run:
       InputError: it holds other parameters than its config describes, or cannot be read, or names
         code that nobody trusts.
     """
-    from safetensors import SafetensorError
-    from safetensors.numpy import load_file
-
-    config = read_config(path)
-    version = config.get("export", {}).get("format_version")
-    if version != EXPORT_VERSION:
-        raise InputError(
-            f"{path}: expected an exported model of format version {EXPORT_VERSION}, got "
-            f"{version}; export the run again with this version of scav_jax"
-        )
-    file = path / PARAMETERS_FILE
+    config = _exported_config(path)
+    stored = weights_files.read(path / PARAMETERS_FILE)
+    what = "the extractor of an exported model"
     try:
-        stored = load_file(file)
-        fingerprint = json.loads((path / PREPROCESSING_FILE).read_text())["fingerprint"]
-    except (SafetensorError, OSError, ValueError, KeyError) as error:
-        raise InputError(f"{path}: expected an exported model ({error}); export it again") from None
+        fingerprint = read_document(path / PREPROCESSING_FILE, what, MEND)["fingerprint"]
+    except FileNotFoundError:
+        raise InputError(
+            f"{path}: expected an exported model, it has no {PREPROCESSING_FILE}; {MEND}"
+        ) from None
     for section in ("objective", "distance"):
         name = str(config[section]["name"])
         if ":" in name:
@@ -326,6 +323,25 @@ def load_exported(path: Path, trust: Collection[str] = ()) -> Run:
     params = unflatten_dict(stored, sep=".")
     steps = tuple(config["export"]["averaged_steps"])
     return Run(path, config, encoders, objective, params, fingerprint, steps)
+
+
+def _exported_config(path: Path) -> dict:
+    """The config of an exported model."""
+    what = "the config of an exported model"
+    try:
+        config = read_object(path / CONFIG_FILE, what, MEND)
+    except FileNotFoundError:
+        raise InputError(
+            f"{path}: expected an exported model, it has no {CONFIG_FILE}; {MEND}"
+        ) from None
+    about = config.get("export")
+    version = about.get("format_version") if isinstance(about, dict) else None
+    if version != EXPORT_VERSION:
+        raise InputError(
+            f"{path}: expected an exported model of format version {EXPORT_VERSION}, got "
+            f"{short(version)}; export the run again with this version of scav_jax"
+        )
+    return unsealed(config, f"{path / CONFIG_FILE}: expected {what}", MEND)
 
 
 def _check_whole(model: Model) -> None:

@@ -29,12 +29,15 @@ def work(arguments: argparse.Namespace) -> int:
     from scav_jax.training import config_files, processes
     from scav_jax.training.runs import AVERAGED, open_workdir
     from scav_jax.training.setup import resolved_config, set_up
+    from scav_jax.training.start import weights_to_start_from
 
     config = config_files.load(arguments)
     processes.start(arguments)
     _silence_threads()
     if (arguments.workdir / AVERAGED).is_dir():
-        open_workdir(arguments.workdir, resolved_config(set_up(config)))
+        setup = set_up(config)
+        start = weights_to_start_from(setup, arguments.workdir)
+        open_workdir(arguments.workdir, resolved_config(setup, start and start.about))
         if processes.is_first():
             print(
                 f"{arguments.workdir}: training is finished; evaluate it with "
@@ -42,7 +45,7 @@ def work(arguments: argparse.Namespace) -> int:
             )
         return 0
     done = train(config, arguments.workdir)
-    return 0 if done else processes.EXIT_TERMINATED
+    return 0 if done else processes.stopped()[1]
 
 
 def main(argv: Sequence[str] | None = None) -> int:

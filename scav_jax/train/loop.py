@@ -25,7 +25,14 @@ from scav_jax.training.checkpoints import Checkpoints
 from scav_jax.training.config import Config
 from scav_jax.training.profiling import Trace
 from scav_jax.training.records import InputWarning, Meter, NoRecords, Records
-from scav_jax.training.runs import Run, example_batch, open_workdir, save_averaged
+from scav_jax.training.runs import (
+    Run,
+    example_batch,
+    identity,
+    only_trainer,
+    open_workdir,
+    save_averaged,
+)
 from scav_jax.training.setup import (
     Setup,
     learning_rates,
@@ -36,6 +43,7 @@ from scav_jax.training.setup import (
     training_encoders,
     widths,
 )
+from scav_jax.training.start import Start, weights_to_start_from
 
 COLLAPSED_SPREAD = 1e-3  # embeddings this close, relative to their length, are one point
 
@@ -49,17 +57,28 @@ def train(config: Config, workdir: Path) -> Run | None:
     """
     setup, mesh, dataset = processes.all_or_none(lambda: prepare(config))
     processes.check_same(shared_document(setup))
-    settings = config.train
-    optimizer, schedule = optimizer_of(config), learning_rates(config)
-    _in_first(lambda: open_workdir(workdir, resolved_config(setup)))
+    with contextlib.ExitStack() as held:
+        _in_first(lambda: held.enter_context(only_trainer(workdir)))
+        start = processes.all_or_none(lambda: weights_to_start_from(setup, workdir))
+        resolved = resolved_config(setup, start and start.about)
+        _in_first(lambda: open_workdir(workdir, resolved))
+        return _train(setup, mesh, dataset, workdir, resolved, start)
 
+
+def _train(
+    setup: Setup, mesh, dataset, workdir: Path, resolved: dict, start: Start | None
+) -> Run | None:
+    """`train`, in a directory that is ours."""
+    settings = setup.settings
+    optimizer, schedule = optimizer_of(setup.config), learning_rates(setup.config)
     put = functools.partial(sharding.put_batch, mesh=mesh)
     batches = Prefetch(iter(dataset), put, ahead=setup.data.prefetch)
     checkpoints = Checkpoints(workdir, settings.keep_best)
-    state, first = _start_or_resume(setup, optimizer, mesh, checkpoints, batches)
+    meter = Meter(setup.data.batch_size, in_flight=min(setup.data.prefetch, 1))
+    state, first = _start_or_resume(setup, optimizer, mesh, checkpoints, start, batches, meter)
     step_function = _step_on(mesh, setup, optimizer, state)
     records = Records(workdir, first) if processes.is_first() else NoRecords()
-    meter = Meter(setup.data.batch_size, in_flight=min(setup.data.prefetch, 1))
+    run = identity(resolved)
     slow_input = InputWarning(setup.data.read_threads)
     trace = Trace(workdir, profiling.steps_of(settings.profile, settings.steps))
     stop = processes.Preemption(settings.preemption_deadline_s, checkpoints.latest_written)
@@ -94,20 +113,21 @@ def train(config: Config, workdir: Path) -> Run | None:
             stopping = stop(step)
             if validated or due or stopping:
                 with meter.part("checkpoint"):
-                    checkpoints.save(step, state, batches.get_state(), points)
+                    there = {"batches": batches.get_state(), "meter": meter.pending()}
+                    checkpoints.save(step, state, {"run": run, **there}, points)
             if stopping and not last:
                 return _stopped(step, checkpoints, stop, bar)
         stop.close()
         if meter.steps:
             _say(_time_by_part(setup, optimizer, meter, state, batch), bar)
-        return _finish(setup, workdir, checkpoints, records, state.params)
+        return _finish(setup, workdir, resolved, checkpoints, records, state.params)
 
 
 def _stopped(step: int, checkpoints: Checkpoints, stop, bar: tqdm) -> None:
     """What there is to do once the last step before the end is saved."""
     checkpoints.close()
     stop.close()
-    _say(f"terminated: saved step {step}; the same command resumes", bar)
+    _say(f"{processes.stopped()[0]}: saved step {step}; the same command resumes", bar)
 
 
 def _time_by_part(setup: Setup, optimizer, meter: Meter, state: TrainState, batch) -> str:
@@ -150,18 +170,26 @@ def _step_on(mesh, setup: Setup, optimizer, state: TrainState):
     )
 
 
-def _start_or_resume(setup: Setup, optimizer, mesh, checkpoints: Checkpoints, batches):
-    """The state to go on from, and how many steps it has seen; moves the batches there too."""
+def _start_or_resume(
+    setup: Setup, optimizer, mesh, checkpoints: Checkpoints, start: Start | None, batches, meter
+):
+    """The state to go on from, and how many steps it has seen; moves batches and log there too."""
     example = example_batch(widths(setup))
     state = init_state(setup.encoders, setup.objective, optimizer, example, setup.config.seed)
+    if start is not None:
+        params, fresh = start.applied_to(state.params)
+        state = state.replace(params=params, opt_state=optimizer.init(params))
     cut = {name: getattr(setup.settings, name) for name in ("shard_params", "shard_optimizer")}
     state = sharding.put(state, state_shardings(state, mesh, **cut))
     latest = checkpoints.restore_latest(state)
     if latest is None:
         _describe(setup, state, mesh)
+        if start is not None:
+            _say(start.in_words(fresh))
         return state, 0
-    first, state, batches_state = latest
-    batches.set_state(batches_state)
+    first, state, there = latest
+    batches.set_state(there["batches"])
+    meter.go_on(there["meter"])
     _say(f"resuming at step {first} of {setup.settings.steps}")
     return state, first
 
@@ -194,7 +222,9 @@ def _validate(step: int, setup: Setup, params, records: Records, bar: tqdm) -> f
     return metrics.told_apart(setup.objective.score(values), len(setup.validation))
 
 
-def _finish(setup: Setup, workdir: Path, checkpoints: Checkpoints, records: Records, params) -> Run:
+def _finish(
+    setup: Setup, workdir: Path, resolved: dict, checkpoints: Checkpoints, records: Records, params
+) -> Run:
     """Averages the best checkpoints, validates the average and writes it."""
     checkpoints.wait()
     averaged, steps = checkpoints.average(params)
@@ -206,7 +236,7 @@ def _finish(setup: Setup, workdir: Path, checkpoints: Checkpoints, records: Reco
         print(f"averaged steps {', '.join(map(str, steps))}: validation {in_words(values)}")
         print(f"run: {workdir}")
     return dataclasses.replace(
-        run_of(setup, averaged), path=workdir, config=resolved_config(setup), steps=tuple(steps)
+        run_of(setup, averaged), path=workdir, config=resolved, steps=tuple(steps)
     )
 
 

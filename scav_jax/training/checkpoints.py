@@ -7,6 +7,7 @@ aside in `broken_checkpoints/`, and the run goes on from the one before. Orbax i
 is used: an exported model is loaded without it.
 """
 
+import contextlib
 import json
 import os
 import shutil
@@ -19,6 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, PyTree, UInt32
 
+from scav_jax.base.documents import read_object
 from scav_jax.base.errors import OUR_FAULTS, InputError
 from scav_jax.base.files import full_disk_is_an_oserror
 from scav_jax.train_step import TrainState
@@ -77,7 +79,7 @@ class Checkpoints:
         steps = (path.name for path in (self._run / CHECKPOINTS).glob("*"))
         return max((int(step) for step in steps if step.isdigit()), default=None)
 
-    def save(self, step: int, state: TrainState, batches_state: dict, score: float | None) -> None:
+    def save(self, step: int, state: TrainState, notes: dict, score: float | None) -> None:
         """Starts writing a checkpoint; a score (higher is better) enters it among the best.
 
         What is written last is waited for, so at most one is on its way.
@@ -85,7 +87,7 @@ class Checkpoints:
         Args:
           step: batches seen so far.
           state: the training state; copied before this returns.
-          batches_state: the data iterator's `get_state()`, JSON.
+          notes: what else there is to go on from, as JSON: where the data iterator is.
           score: of the validation at this step, or None if there was none.
         """
         import orbax.checkpoint as ocp
@@ -96,8 +98,8 @@ class Checkpoints:
                 args=ocp.args.Composite(
                     params=ocp.args.PyTreeSave(state.params),
                     rest=ocp.args.PyTreeSave(state.replace(params={})),
-                    batches=ocp.args.JsonSave(batches_state),
-                    checks=ocp.args.JsonSave(_checks(state, batches_state)),
+                    notes=ocp.args.JsonSave(notes),
+                    checks=ocp.args.JsonSave(_checks(state, notes)),
                 ),
                 metrics=None if score is None else {SCORE: score},
             )
@@ -111,7 +113,7 @@ class Checkpoints:
           like: as for `restore`.
 
         Returns:
-          Its step, the state and the data iterator's state; None if nothing was ever saved.
+          Its step, the state and the notes; None if nothing was ever saved.
 
         Raises:
           InputError: there are checkpoints and none can be read, or they are of another model.
@@ -145,7 +147,7 @@ class Checkpoints:
         return None
 
     def restore(self, step: int, like: TrainState) -> tuple[TrainState, dict]:
-        """The state and the data iterator's state of a step.
+        """The state and the notes of a step.
 
         Args:
           step: of a checkpoint that exists.
@@ -164,13 +166,13 @@ class Checkpoints:
             args=ocp.args.Composite(
                 params=_restore_args(like.params, self._path(step, "params")),
                 rest=_restore_args(rest, self._path(step, "rest")),
-                batches=ocp.args.JsonRestore(),
+                notes=ocp.args.JsonRestore(),
                 checks=ocp.args.JsonRestore(),
             ),
         )
         state = restored["rest"].replace(params=restored["params"])
-        check_sums(restored["checks"], _checks(state, restored["batches"]))
-        return state, restored["batches"]
+        check_sums(restored["checks"], _checks(state, restored["notes"]))
+        return state, restored["notes"]
 
     def best_steps(self) -> list[int]:
         """The steps of the best checkpoints, ascending."""
@@ -190,7 +192,7 @@ class Checkpoints:
         broken: Exception | None = None
         for step in self.best_steps():
             try:
-                params = self._params(step, like)
+                params = _params(self._run / CHECKPOINTS / str(step), like)
             except (OtherModel, *NOT_DAMAGE):
                 raise
             except Exception as error:
@@ -206,14 +208,6 @@ class Checkpoints:
                 "no checkpoint of this run was ever validated, or none can be read: train longer"
             )
         return jax.tree.map(lambda t: t / np.float32(len(steps)), total), steps
-
-    def _params(self, step: int, like: PyTree) -> PyTree:
-        """The parameters of a checkpoint, as they were written."""
-        params = restore_params(self._path(step, "params"), like)
-        written = json.loads((self._path(step, "checks") / "metadata").read_text())
-        own = {name: total for name, total in written.items() if name.startswith("params/")}
-        check_sums(own, checksums({"params": params}))
-        return params
 
     def wait(self) -> None:
         """Returns once everything is on disk."""
@@ -248,7 +242,7 @@ class Checkpoints:
             try:
                 file = path / "metrics" / "metrics"
                 if file.parent.exists():
-                    float(json.loads(file.read_text())[SCORE])
+                    float(read_object(file, "a score", "it is set aside")[SCORE])
             except (OSError, ValueError, KeyError, TypeError) as error:
                 broken[int(path.name)] = error
         if broken and len(broken) == len(steps):
@@ -259,6 +253,55 @@ class Checkpoints:
             )
         for step, error in broken.items():
             self._set_aside(step, error)
+
+
+def latest_params(run: Path, like: PyTree) -> tuple[PyTree, int] | None:
+    """The parameters of the newest checkpoint that can be read, and its step; changes nothing."""
+    for path in _newest_first(run):
+        try:
+            return _params(path, like), int(path.name)
+        except NOT_DAMAGE:
+            raise
+        except Exception as error:
+            _say_broken(int(path.name), error, "going back to the one before")
+    return None
+
+
+def _newest_first(run: Path) -> list[Path]:
+    """The folders of a run's checkpoints."""
+    steps = [path for path in (run / CHECKPOINTS).glob("*") if path.name.isdigit()]
+    return sorted(steps, key=lambda path: -int(path.name))
+
+
+def _params(checkpoint: Path, like: PyTree) -> PyTree:
+    """The parameters of a checkpoint, as they were written."""
+    params = restore_params(checkpoint / "params", like)
+    written = _read_item(checkpoint / "checks")
+    own = {name: total for name, total in written.items() if name.startswith("params/")}
+    check_sums(own, checksums({"params": params}))
+    return params
+
+
+def run_of_checkpoints(run: Path) -> str | None:
+    """The identity of the run that the checkpoints in a directory are of; None without any.
+
+    Raises:
+      InputError: there are checkpoints, and none says of which run it is.
+    """
+    paths = _newest_first(run)
+    for path in paths:
+        with contextlib.suppress(OSError, InputError, KeyError):
+            return str(_read_item(path / "notes")["run"])
+    if paths:
+        raise InputError(
+            f"{run}: has checkpoints that do not say of which run they are; use another --workdir"
+        )
+    return None
+
+
+def _read_item(folder: Path) -> dict:
+    """What orbax wrote of a JSON item of a checkpoint."""
+    return read_object(folder / "metadata", "a part of a checkpoint", "it is set aside")
 
 
 def _score(metrics: dict) -> float:
@@ -287,11 +330,9 @@ def checksums(tree: PyTree) -> dict[str, int]:
     return {name: int(total) for name, total in zip(_shapes(tree), sums, strict=True)}
 
 
-def _checks(state: TrainState, batches_state: dict) -> dict[str, int]:
+def _checks(state: TrainState, notes: dict) -> dict[str, int]:
     """Checksums of everything that a checkpoint holds."""
-    return checksums(state) | {
-        "batches": zlib.crc32(json.dumps(batches_state, sort_keys=True).encode())
-    }
+    return checksums(state) | {"notes": zlib.crc32(json.dumps(notes, sort_keys=True).encode())}
 
 
 @jax.jit

@@ -70,6 +70,8 @@ class Train:
 
     Attributes:
       steps: how many batches to train on (paper: 250 k).
+      init_from: another run, whose weights this one starts from with a new optimizer: the averaged
+        ones, or those of the latest checkpoint where it is not finished; "" starts anew.
       log_every: steps between lines of metrics.
       validate_every: steps between validations; each writes a checkpoint.
       checkpoint_every: steps between further checkpoints, or 0.
@@ -89,6 +91,7 @@ class Train:
     """
 
     steps: int = 250_000
+    init_from: str = ""
     log_every: int = 100
     validate_every: int = 5_000
     checkpoint_every: int = 1_000

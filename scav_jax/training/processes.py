@@ -25,7 +25,7 @@ from typing import Any, NoReturn, TypeVar
 import jax
 from jax.experimental import multihost_utils
 
-from scav_jax.base import errors
+from scav_jax.base import errors, interrupts
 from scav_jax.base.errors import InputError
 from scav_jax.training.config import difference
 
@@ -57,6 +57,7 @@ _COLLECTIVE_FAILED = re.compile(
 _T = TypeVar("_T")
 _numbers: dict[str, int] = {}  # how often each kind of agreement was made: names its keys
 _leaving = threading.Event()
+_stopped_by: list[int] = []  # the signals that `Preemption` saw
 _shell: list[subprocess.Popen] = []  # see `_leave_last_words`
 
 
@@ -233,11 +234,19 @@ def check_devices(devices: int) -> None:
 # ---- stopping ------------------------------------------------------------------------------
 
 
+def stopped() -> tuple[str, int]:
+    """A word for what stopped a training, and what the program exits with."""
+    if _stopped_by[-1:] == [signal.SIGINT]:
+        return "interrupted", interrupts.EXIT_INTERRUPTED
+    return "terminated", EXIT_TERMINATED
+
+
 class Preemption:
-    """Says after which step to stop once SIGTERM came: the same step in all processes.
+    """Says after which step to stop once SIGTERM or Ctrl-C came: the same step in all processes.
 
     One process stops after the step under way. Many agree, through JAX's preemption service, on
-    a step that none has passed; a signal to any one of them is enough.
+    a step that none has passed; a signal to any one of them is enough. A second Ctrl-C ends the
+    program at once (`base.interrupts`).
     """
 
     def __init__(self, deadline_s: float, saved: Callable[[], int | None]):
@@ -245,31 +254,44 @@ class Preemption:
         disk, for the words if that is too short."""
         self._deadline_s, self._saved = deadline_s, saved
         self._stopping, self._timer = False, None
-        if not many():  # else JAX has a handler of its own
-            signal.signal(signal.SIGTERM, lambda *_: self._begin())
+        self._before: dict[int, Any] = {}
+        if many():  # JAX has a handler of its own for SIGTERM
+            self._handle(signal.SIGINT, lambda *_: os.kill(os.getpid(), signal.SIGTERM))
+        else:
+            for number in (signal.SIGTERM, signal.SIGINT):
+                self._handle(number, self._begin)
+
+    def _handle(self, number: int, handler: Callable) -> None:
+        if threading.current_thread() is threading.main_thread():
+            self._before[number] = signal.signal(number, handler)
 
     def __call__(self, step: int) -> bool:
         """Whether to save after this step and stop; to be called once after every step."""
         if many() and multihost_utils.reached_preemption_sync_point(step):
-            self._begin()
+            self._begin(signal.SIGTERM)
         return self._stopping
 
     def close(self) -> None:
-        """Takes the deadline back: all is saved."""
+        """Takes the deadline back, and gives the signals back: all is saved."""
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+        self._before = {}
         if self._timer is not None:
             self._timer.cancel()
 
-    def _begin(self) -> None:
+    def _begin(self, number: int, *_) -> None:
         if not self._stopping:
             self._stopping = True
+            _stopped_by.append(number)
             self._timer = _after(self._deadline_s, self._give_up)
 
     def _give_up(self) -> None:
         saved = self._saved()
         kept = f"step {saved} is the last one saved" if saved else "nothing was saved before"
+        word, code = stopped()
         _end(
-            EXIT_TERMINATED,
-            f"terminated: no checkpoint could be written within the {self._deadline_s:g} s of "
+            code,
+            f"{word}: no checkpoint could be written within the {self._deadline_s:g} s of "
             f"train.preemption_deadline_s; {kept}, and the same command resumes",
         )
 

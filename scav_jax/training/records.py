@@ -5,6 +5,7 @@ import json
 import math
 import os
 import queue
+import sys
 import threading
 import time
 import weakref
@@ -15,9 +16,11 @@ import jax
 import numpy as np
 from tensorboardX import SummaryWriter
 
+from scav_jax.base.documents import parse_json, regular_file
 from scav_jax.base.files import write_atomically
 
 METRICS_FILE = "metrics.jsonl"
+MOST_LINE_BYTES, MOST_STEPS = 2**20, 2**53
 
 
 class Records:
@@ -25,8 +28,12 @@ class Records:
 
     def __init__(self, workdir: Path, resumed_at: int):
         path = workdir / METRICS_FILE
-        kept = _records_until(path, resumed_at)
-        write_atomically(path, "".join(json.dumps(record) + "\n" for record in kept))
+        kept, left_out = _records_until(path, resumed_at)
+        if left_out:
+            said = f"{path}: line {left_out[0]} is damaged"
+            more = f" and {len(left_out) - 1} more" if len(left_out) > 1 else ""
+            print(f"{said}{more}: left out, the run goes on", file=sys.stderr)
+        write_atomically(path, b"".join(kept))
         self._file = open(path, "a", encoding="utf-8")  # noqa: SIM115
         self._board = SummaryWriter(str(workdir / "tensorboard"), purge_step=resumed_at + 1)
 
@@ -51,16 +58,54 @@ class NoRecords:
         pass
 
 
-def _records_until(path: Path, step: int) -> list[dict]:
-    if not path.exists():
-        return []
-    records = []
-    for line in path.read_text().splitlines():
-        try:
-            records.append(json.loads(line))
-        except json.JSONDecodeError:  # the line that a kill cut short
-            continue
-    return [record for record in records if record["step"] <= step]
+def read_records(workdir: Path) -> list[dict]:
+    """The lines of a run's metrics.jsonl, or none; damaged ones are left out."""
+    return [record for _, _, record in _lines(workdir / METRICS_FILE) if record is not None]
+
+
+def _records_until(path: Path, step: int) -> tuple[list[bytes], list[int]]:
+    """The lines up to a step, as they are, and the numbers of damaged ones.
+
+    The last line is not counted among those: a kill cuts it short. Of the average there is a line
+    when it has been written, and it is written again.
+    """
+    lines = list(_lines(path))
+    kept = [
+        line.rstrip(b"\n") + b"\n"
+        for _, line, record in lines
+        if record is not None and record["step"] <= step and record["kind"] != "averaged"
+    ]
+    return kept, [number for number, _, record in lines[:-1] if record is None]
+
+
+def _lines(path: Path) -> Iterator[tuple[int, bytes, dict | None]]:
+    """The lines of a file: their numbers from 1, their bytes, and what they say if they say it."""
+    mend = "move it away and give the same command again"
+    try:
+        with regular_file(path, "the log of a run", mend) as file:
+            number, rest = 0, False
+            while line := file.readline(MOST_LINE_BYTES):
+                number += not rest
+                whole = not rest and (line.endswith(b"\n") or len(line) < MOST_LINE_BYTES)
+                if not rest:
+                    yield number, line, _record(line) if whole else None
+                rest = not line.endswith(b"\n")
+    except FileNotFoundError:
+        return
+
+
+def _record(line: bytes) -> dict | None:
+    """What a line says: its kind, its step and figures; None where it does not."""
+    try:
+        record = parse_json(line, finite=False)
+    except ValueError:
+        return None
+    if not isinstance(record, dict) or not isinstance(record.get("kind"), str):
+        return None
+    figures = [value for name, value in record.items() if name != "kind"]
+    good = all(type(value) in (int, float) for value in figures)
+    step = record.get("step")
+    return record if good and type(step) is int and 0 <= step < MOST_STEPS else None
 
 
 class Meter:
@@ -88,8 +133,31 @@ class Meter:
 
     def restart(self) -> None:
         """Forgets what was added: for what should not count, such as a validation."""
-        self._steps, self._since = [], time.perf_counter()
+        self._steps, self._before, self._since = [], 0, time.perf_counter()
         self._waited = self._stalled = self._blocked = self._elsewhere = 0.0
+
+    def pending(self) -> dict[str, list]:
+        """What was added since the last line, as JSON; exact, NaN and infinity too."""
+        steps = jax.device_get(self._steps)
+        return {
+            name: [
+                np.asarray(steps[0][name]).dtype.name,
+                [float(step[name]).hex() for step in steps],
+            ]
+            for name in (steps[0] if steps else ())
+        }
+
+    def go_on(self, pending: dict[str, list]) -> None:
+        """Takes what another process had added, so that the next line is of these steps too."""
+        columns = {
+            name: np.array([float.fromhex(value) for value in values]).astype(dtype)
+            for name, (dtype, values) in pending.items()
+        }
+        self._before = max(map(len, columns.values()), default=0)
+        self._steps = [
+            {name: values[number] for name, values in columns.items()}
+            for number in range(self._before)
+        ]
 
     @contextlib.contextmanager
     def waiting(self) -> Iterator[None]:
@@ -151,10 +219,11 @@ class Meter:
         values = {name: float(np.mean([s[name] for s in steps])) for name in steps[0]}
         values["skipped"] = int(steps[-1]["skipped"])
         values["skipped_in_row"] = int(max(s["skipped_in_row"] for s in steps))
-        values["examples_per_s"] = len(steps) * self._batch_size / seconds
+        own_steps = len(steps) - self._before
+        values["examples_per_s"] = own_steps * self._batch_size / seconds
         values["input_share"] = self._stalled / seconds
-        values["input_ms"] = 1e3 * self._waited / len(steps)
-        values["host_ms"] = 1e3 * max(own, 0.0) / len(steps)
+        values["input_ms"] = 1e3 * self._waited / own_steps
+        values["host_ms"] = 1e3 * max(own, 0.0) / own_steps
         self.restart()
         return values
 

@@ -1,7 +1,9 @@
 """A run on disk: its config, and its model once training is over.
 
-A run directory holds `config.json` (the resolved config and the data's fingerprint),
-`checkpoints/` and, at the end, `averaged/`: the averaged parameters and their checksums.
+A run directory holds `config.json` (the resolved config, what the features are and, where it began
+with another run's weights, which), `checkpoints/` and, at the end, `averaged/`: the averaged
+parameters and their checksums. What makes a run the same run is its content, not where things lie:
+another path to the same clips resumes, another content behind the same path does not.
 """
 
 import json
@@ -13,8 +15,10 @@ import jax.numpy as jnp
 from jaxtyping import PyTree
 
 from scav_jax import objectives
+from scav_jax.base import locks
+from scav_jax.base.documents import checksum, read_document, write_document
 from scav_jax.base.errors import InputError
-from scav_jax.base.files import folder_atomically, write_json
+from scav_jax.base.files import folder_atomically
 from scav_jax.encoders import Encoders
 from scav_jax.features.clip import fingerprint_difference
 from scav_jax.objectives import Objective
@@ -29,15 +33,20 @@ from scav_jax.training.checkpoints import (
     checksums,
     in_a_line,
     restore_params,
+    run_of_checkpoints,
 )
 from scav_jax.training.config import Config, as_dict, difference, flatten, from_dict
 
 CONFIG_FILE = "config.json"
 AVERAGED = "averaged"
-# Where and how fast a run is computed; all else in its config is what is computed.
+# Where and how fast a run is computed, and where things lie; all else is what is computed.
 MAY_CHANGE = (
     *("train.devices", "train.distance_memory_bytes", "train.preemption_deadline_s"),
-    "data.read_threads",
+    *("data.read_threads", "data.path", "train.init_from"),
+)
+MEND = (
+    "bring it back from a copy; or delete it and give the same `scav train` command again: its "
+    "checkpoints know which run they are of"
 )
 
 
@@ -96,15 +105,39 @@ def save_averaged(run: Path, params: PyTree, steps: list[int]) -> None:
     with folder_atomically(run / AVERAGED, replacing=True) as partial:
         with checkpointer() as orbax:
             orbax.save((partial / "params").absolute(), args=ocp.args.PyTreeSave(params))
-        write_json(partial / "steps.json", {"averaged_steps": steps, "checks": checksums(params)})
+        about = {"averaged_steps": steps, "checks": checksums(params)}
+        write_document(partial / "steps.json", about)
+
+
+def has_checkpoints(workdir: Path) -> bool:
+    """Whether a run has come so far as to save one."""
+    return any(path.name.isdigit() for path in (workdir / CHECKPOINTS).glob("*"))
+
+
+def only_trainer(workdir: Path):
+    """Holds a run directory for training; `InputError` where another process trains there."""
+    return locks.only_one(
+        workdir,
+        f"{workdir}: another `scav train` is at work in it; wait until it ends or end it, or use "
+        "another --workdir",
+    )
+
+
+def identity(resolved: dict) -> str:
+    """16 hexadecimal digits of what a run computes; its checkpoints carry them."""
+    return checksum(_what_is_computed(resolved))
 
 
 def open_workdir(workdir: Path, resolved: dict) -> None:
     """Claims a directory for this run, or recognises it; refuses another run's."""
     if not (workdir / CONFIG_FILE).exists():
-        if (workdir / CHECKPOINTS).exists():
-            raise InputError(f"{workdir}: has checkpoints but no {CONFIG_FILE}; use another")
-        write_json(workdir / CONFIG_FILE, resolved)
+        of = run_of_checkpoints(workdir)
+        if of not in (None, identity(resolved)):
+            raise InputError(
+                f"{workdir}: has no {CONFIG_FILE}, and its checkpoints are of another run than "
+                "this config and this data describe; give those of that run, or another --workdir"
+            )
+        write_document(workdir / CONFIG_FILE, resolved)
         return
     before = read_config(workdir)
     extractor = fingerprint_difference(
@@ -115,15 +148,38 @@ def open_workdir(workdir: Path, resolved: dict) -> None:
             f"{workdir}: this run was started on features of another extractor ({extractor}); "
             "use that data, or another --workdir"
         )
-    changed = difference(*(_what_is_computed(document) for document in (before, resolved)))
+    old, new = (_what_is_computed(document) for document in (before, resolved))
+    changed = difference(old, new)
     if changed:
-        raise InputError(
-            f"{workdir}: holds another run ({changed}); use another --workdir, or the same config"
+        raise InputError(f"{workdir}: holds another run ({changed}); {_way_on(workdir, old, new)}")
+    if before != as_read(resolved):  # another path, or another machine
+        write_document(workdir / CONFIG_FILE, resolved)
+
+
+def _way_on(workdir: Path, before: dict, now: dict) -> str:
+    """What to do, where a run is not the one that a directory holds."""
+    differing = {key for key in before | now if before.get(key, ...) != now.get(key, ...)}
+    if differing == {"train.steps"}:
+        return (
+            "the learning rate of every step depends on train.steps, so no run goes on with other "
+            "ones; to go on from its weights, train in another --workdir with "
+            f"--config.train.init_from={workdir}"
         )
+    if differing <= {f"features.content.{split}" for split in ("train", "validation")}:
+        return (
+            "the clips behind data.path are not those that it was started on; give the folder that "
+            "holds them, or use another --workdir"
+        )
+    return "use another --workdir, or the same config"
 
 
 def _what_is_computed(config: dict) -> dict:
-    return {key: value for key, value in flatten(config).items() if key not in MAY_CHANGE}
+    return {key: value for key, value in flatten(as_read(config)).items() if key not in MAY_CHANGE}
+
+
+def as_read(config: dict) -> dict:
+    """A resolved config as it comes back from its file."""
+    return json.loads(json.dumps(config))
 
 
 def load_run(run: str | Path) -> Run:
@@ -150,12 +206,10 @@ def load_run(run: str | Path) -> Run:
 def _restore_averaged(folder: Path, like: PyTree) -> tuple[PyTree, list[int]]:
     """Averaged parameters as they were written, and of which steps they are the mean."""
     try:
-        about = json.loads((folder / "steps.json").read_text())
+        about = read_document(folder / "steps.json", "what the parameters are", "train again")
         steps = about["averaged_steps"]
         params = restore_params(folder / "params", like)
-        check_sums(
-            about.get("checks", checksums(params)), checksums(params)
-        )  # once none were written
+        check_sums(about["checks"], checksums(params))
     except (OtherModel, *NOT_DAMAGE):
         raise
     except Exception as error:
@@ -169,9 +223,10 @@ def _restore_averaged(folder: Path, like: PyTree) -> tuple[PyTree, list[int]]:
 def read_config(run: Path) -> dict:
     """The resolved config of a run."""
     path = run / CONFIG_FILE
-    if not path.is_file():
+    try:
+        return read_document(path, "the config of a run", MEND)
+    except (FileNotFoundError, NotADirectoryError):
         raise InputError(
             f"{run}: expected a run directory with {CONFIG_FILE}, found none; "
             "give the --workdir of a `python -m scav_jax.train` command"
-        )
-    return json.loads(path.read_text())
+        ) from None

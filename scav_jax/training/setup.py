@@ -83,17 +83,24 @@ def widths(setup: Setup) -> dict[str, int]:
     return {"visual": setup.training.visual_width, "audio": setup.training.audio_width}
 
 
-def resolved_config(setup: Setup) -> dict:
-    """What `config.json` holds: the config, and the features it was resolved with."""
+def resolved_config(setup: Setup, start: dict | None = None) -> dict:
+    """What `config.json` holds: the config, and the features that it was resolved with.
+
+    Args:
+      setup: of the config.
+      start: of which weights it starts (see `training.start`); None for new ones.
+    """
     return as_dict(setup.config) | {
+        "start": start,
         "features": {
             "fingerprint": setup.training.fingerprint,
             "widths": widths(setup),
+            "content": {"train": setup.training.content, "validation": setup.validation.content},
             "clips": {
                 setup.data.train_split: len(setup.training),
                 setup.data.validation_split: len(setup.validation),
             },
-        }
+        },
     }
 
 

@@ -19,6 +19,7 @@ import av
 import numpy as np
 
 from scav_jax import __version__
+from scav_jax.base.documents import read_object
 from scav_jax.base.errors import InputError
 from scav_jax.base.files import write_atomically
 from scav_jax.base.progress import progress_bar
@@ -103,7 +104,7 @@ def _claim(out: Path, description: dict, complete: bool) -> None:
         write_atomically(path, json.dumps(description, indent=2).encode() + b"\n")
         return
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        found = read_object(path, "a description of rendered data", "give --out another folder")
         found["parameters"], found["versions"] = dict(found["parameters"]), dict(found["versions"])
     except (ValueError, KeyError, TypeError):
         raise InputError(

@@ -9,15 +9,18 @@ import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
+from reprlib import repr as short
 from typing import Any
 
 import numpy as np
 
+from scav_jax.base.documents import parse_json
 from scav_jax.base.errors import InputError
 from scav_jax.base.files import write_atomically
-from scav_jax.extract.backbones import torch_files
+from scav_jax.extract.backbones import torch_files, weights
 
 PATCH_SIDE = 16  # frames and mel bins of a patch
+MOST_LAYERS, MOST_SIZE = 1_000, 2**24  # of a model that there can be
 METADATA_KEY = "beats"  # of the safetensors file: JSON with cfg
 TABLE = "encoder.layers.{}.self_attn.relative_attention_bias.weight"
 # Settings whose other values no released checkpoint has, and which we do not implement. A setting
@@ -84,18 +87,20 @@ class BeatsConfig:
         """The configuration of a checkpoint; what only concerns training is passed over."""
         for name, (expected, default) in ONLY.items():
             value = cfg.get(name, default)
-            if value != expected:
+            if isinstance(value, np.ndarray) or value != expected:
                 raise InputError(
-                    f"BEATs cfg: expected {name} {expected!r}, got {value!r:.100}, which is not "
+                    f"BEATs cfg: expected {name} {expected!r}, got {short(value)}, which is not "
                     "implemented; use a released BEATs_iter checkpoint (tokenizers are others)"
                 )
         named = {field.name: cfg[field.name] for field in fields(cls) if field.name in cfg}
         for field in fields(cls):
             value = named.get(field.name, field.default)
-            if type(value) is not field.type or (field.type is int and value < 1):
+            most = MOST_LAYERS if field.name == "encoder_layers" else MOST_SIZE
+            if type(value) is not field.type or (field.type is int and not 1 <= value <= most):
                 raise InputError(
                     f"BEATs cfg: expected {field.name} to be a "
-                    f"{'positive int' if field.type is int else 'bool'}, got {value!r:.100}"
+                    f"{f'number from 1 to {most:,}' if field.type is int else 'bool'}, got "
+                    f"{short(value)}"
                 )
         return cls(**named)
 
@@ -260,17 +265,13 @@ def convert(source: str | Path, target: str | Path) -> None:
 def _read_safetensors(path: Path) -> tuple[dict, dict[str, np.ndarray]]:
     import safetensors
 
-    if not path.is_file():
-        raise InputError(f"{path}: expected a safetensors file, got none; check the path")
+    state = weights.read(path)
+    with safetensors.safe_open(path, framework="numpy") as file:
+        metadata = file.metadata() or {}
     try:
-        with safetensors.safe_open(path, framework="numpy") as file:
-            about = json.loads((file.metadata() or {}).get(METADATA_KEY, "null"))
-            state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except (safetensors.SafetensorError, ValueError) as error:
-        raise InputError(
-            f"{path}: expected a safetensors file, got something else or a truncated one "
-            f"({error}); convert or copy it again"
-        ) from None
+        about = parse_json(metadata.get(METADATA_KEY, "null"))
+    except ValueError:
+        about = None
     if not isinstance(about, dict) or not isinstance(about.get("cfg"), dict):
         raise InputError(
             f"{path}: expected BEATs' cfg in the metadata under {METADATA_KEY!r}, got none; "

@@ -9,16 +9,19 @@ import dataclasses
 import json
 from collections.abc import Mapping
 from pathlib import Path
+from reprlib import repr as shown
 
 import numpy as np
 from jaxtyping import Float, Int32, UInt8
 
+from scav_jax.base.documents import read_object
 from scav_jax.base.errors import InputError
 
 BICUBIC = 3  # PIL's number for it
 BICUBIC_A = -0.5
 BICUBIC_SUPPORT = 2.0
 FRACTION_BITS = 22  # of PIL's weights for 8-bit pixels
+MOST_PIXELS = 2**14  # along a side
 RESIZE_REVISION = 1  # raise it when pixels change
 
 
@@ -76,22 +79,19 @@ def read_preprocessing(source: str | Path | Mapping, image_size: int) -> Preproc
         if not path.exists():
             return Preprocessing(size=image_size, crop=(image_size, image_size))
         where = str(path)
-        try:
-            content = json.loads(path.read_text())
-        except ValueError as error:
-            raise InputError(f"{path}: expected JSON, got {error}") from error
+        content = read_object(path, "the constants of CLIP's preprocessing", "download it again")
     for step in ("do_resize", "do_center_crop", "do_rescale", "do_normalize"):
         if content.get(step, True) is not True:
-            raise InputError(f"{where}: {step}: expected true, got {content[step]!r}")
+            raise InputError(f"{where}: {step}: expected true, got {shown(content[step])}")
     if content.get("resample", BICUBIC) != BICUBIC:
         raise InputError(
-            f"{where}: resample: expected {BICUBIC} (bicubic), got {content['resample']!r}"
+            f"{where}: resample: expected {BICUBIC} (bicubic), got {shown(content['resample'])}"
         )
     usual = Preprocessing()
     return Preprocessing(
         size=_size(content.get("size", default), where),
         crop=_pair(content.get("crop_size", image_size), f"{where}: crop_size"),
-        scale=float(content.get("rescale_factor", usual.scale)),
+        scale=_number(content.get("rescale_factor", usual.scale), f"{where}: rescale_factor"),
         mean=_colours(content.get("image_mean", usual.mean), f"{where}: image_mean"),
         std=_colours(content.get("image_std", usual.std), f"{where}: image_std"),
     )
@@ -109,15 +109,27 @@ def _pair(value, where: str) -> tuple[int, int]:
     if isinstance(value, Mapping) and set(value) == {"height", "width"}:
         value = (value["height"], value["width"])
     pair = (value, value) if isinstance(value, int) else value
-    if not (isinstance(pair, tuple) and all(isinstance(x, int) and x > 0 for x in pair)):
-        raise InputError(f"{where}: expected a number of pixels or height and width, got {value}")
+    if not (isinstance(pair, tuple) and all(_is_size(x) for x in pair)):
+        raise InputError(
+            f"{where}: expected a number of pixels or height and width, got {shown(value)}"
+        )
     return pair
 
 
 def _colours(values, where: str) -> tuple[float, float, float]:
     if not isinstance(values, list | tuple) or len(values) != 3:
-        raise InputError(f"{where}: expected three numbers, got {values!r}")
-    return tuple(float(x) for x in values)
+        raise InputError(f"{where}: expected three numbers, got {shown(values)}")
+    return tuple(_number(x, where) for x in values)
+
+
+def _is_size(value) -> bool:
+    return type(value) is int and 0 < value <= MOST_PIXELS
+
+
+def _number(value, where: str) -> float:
+    if type(value) not in (int, float) or not abs(value) < 1e6:
+        raise InputError(f"{where}: expected a number, got {shown(value)}")
+    return float(value)
 
 
 # ---- PIL's weights -----------------------------------------------------------------------------

@@ -5,9 +5,9 @@ that of the matrix products. The residual stream, norms and softmax are float32 
 """
 
 import dataclasses
-import json
 from collections.abc import Mapping
 from pathlib import Path
+from reprlib import repr as short
 
 import flax.linen as nn
 import jax
@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
+from scav_jax.base.documents import read_object
 from scav_jax.base.errors import InputError
 
 ACTIVATIONS = {
@@ -22,6 +23,7 @@ ACTIVATIONS = {
     "gelu": lambda x: jax.nn.gelu(x, approximate=False),
 }
 FLOAT32 = np.dtype(np.float32)
+MOST_LAYERS, MOST_SIZE = 1_000, 2**24  # of a model that there can be
 LEGACY_EOS = 2  # in old files, whatever the tokenizer says: then EOS is the highest id of a row
 
 
@@ -87,12 +89,12 @@ def read_config(source: str | Path | Mapping) -> ClipConfig:
     if kind != "clip":
         raise InputError(
             f"{where}: model_type: expected clip, clip_vision_model or clip_text_model, "
-            f"got {kind!r}; only CLIP with a ViT is known here"
+            f"got {short(kind)}; only CLIP with a ViT is known here"
         )
     towers = {}
     for name, config in (("vision", VisionConfig), ("text", TextConfig)):
-        fields = dict(content.get(f"{name}_config") or {})
-        legacy = content.get(f"{name}_config_dict")
+        fields = _mapping(content, f"{name}_config", where) or {}
+        legacy = _mapping(content, f"{name}_config_dict", where)
         if legacy is not None:  # transformers lets it and its defaults win over the other
             fields = {**fields, **dataclasses.asdict(config()), **legacy}
         fields["projection_dim"] = content.get("projection_dim", 512)
@@ -104,14 +106,18 @@ def _read_json(path: str | Path) -> tuple[dict, str]:
     path = Path(path)
     path = path / "config.json" if path.is_dir() else path
     try:
-        content = json.loads(path.read_text())
+        content = read_object(path, "CLIP's configuration", "download it again")
     except FileNotFoundError:
         raise InputError(f"{path}: expected CLIP's configuration, got no such file") from None
-    except ValueError as error:
-        raise InputError(f"{path}: expected JSON, got {error}") from error
-    if not isinstance(content, dict):
-        raise InputError(f"{path}: expected a JSON object, got {type(content).__name__}")
     return content, str(path)
+
+
+def _mapping(content: Mapping, name: str, where: str) -> dict | None:
+    """A part of a configuration that is an object; None where it is left out."""
+    value = content.get(name)
+    if value is None or isinstance(value, Mapping):
+        return None if value is None else dict(value)
+    raise InputError(f"{where}: {name}: expected a JSON object, got {short(value)}")
 
 
 def _tower_config(config: type, fields: Mapping, where: str):
@@ -122,7 +128,7 @@ def _tower_config(config: type, fields: Mapping, where: str):
             values[field.name] = _value(field, fields[field.name], where)
     tower = config(**values)
     if fields.get("num_channels", 3) != 3:
-        raise InputError(f"{where}: num_channels: expected 3, got {fields['num_channels']!r}")
+        raise InputError(f"{where}: num_channels: expected 3, got {short(fields['num_channels'])}")
     if tower.hidden_size % tower.num_attention_heads:
         raise InputError(
             f"{where}: expected hidden_size divisible by num_attention_heads, got "
@@ -139,20 +145,23 @@ def _tower_config(config: type, fields: Mapping, where: str):
 def _value(field: dataclasses.Field, value, where: str):
     """One checked value of a configuration."""
     if field.name == "hidden_act":
-        if value not in ACTIVATIONS:
+        if not isinstance(value, str) or value not in ACTIVATIONS:
             raise InputError(
-                f"{where}: hidden_act: expected one of {sorted(ACTIVATIONS)}, got {value!r}"
+                f"{where}: hidden_act: expected one of {sorted(ACTIVATIONS)}, got {short(value)}"
             )
         return value
     if field.name == "projection_dim" and value is None:
         return None
     if field.name in ("image_size", "patch_size", "eos_token_id") and isinstance(value, list):
-        if len(set(value)) != 1:
-            raise InputError(f"{where}: {field.name}: expected one number, got {value}")
+        if not value or any(one != value[0] for one in value):
+            raise InputError(f"{where}: {field.name}: expected one number, got {short(value)}")
         value = value[0]
     kinds = (int, float) if field.type is float else (int,)
     if not isinstance(value, kinds) or isinstance(value, bool) or value <= 0:
-        raise InputError(f"{where}: {field.name}: expected a positive number, got {value!r}")
+        raise InputError(f"{where}: {field.name}: expected a positive number, got {short(value)}")
+    most = MOST_LAYERS if field.name == "num_hidden_layers" else MOST_SIZE
+    if value > most:
+        raise InputError(f"{where}: {field.name}: expected at most {most:,}, got {short(value)}")
     return value
 
 

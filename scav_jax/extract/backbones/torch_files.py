@@ -8,6 +8,10 @@ it allocate tens of gigabytes.
 
 Both formats are read: zip archives (torch 1.6 and later) and the pickle stream before it; tensors
 are mapped into memory. Layouts: torch/serialization.py.
+
+Whatever a file says of itself, reading it takes at most 64 MiB beside the mapped tensors, and what
+those come to is at most four times the file: sizes are looked at before anything is unpacked, and a
+pickle may take so many steps and no more.
 """
 
 import errno
@@ -18,18 +22,25 @@ import struct
 import zipfile
 from pathlib import Path
 from reprlib import repr as short  # of values that may be nested without end
-from typing import Any, NamedTuple
+from typing import IO, Any, NamedTuple
 
 import ml_dtypes
 import numpy as np
 
+from scav_jax.base.documents import regular_file
 from scav_jax.base.errors import InputError
 
 MAGIC = 0x1950A86A20F9469CFC6C  # opens the old format
 PROTOCOL = 1001
 ZIP_MAGIC = b"PK\x03\x04"
 ZIP_LOCAL_HEADER = struct.Struct("<4s22xHH")  # signature, .., lengths of name and extra field
-MAX_PICKLE_BYTES = 2**28  # structure and configuration only: tensors lie beside it
+MAX_PICKLE_BYTES = 2**23  # structure and configuration only: tensors lie beside it
+MAX_STEPS = 2**18  # opcodes, and items that they copy: some 8,000 tensors
+MAX_DIMENSIONS = 64
+MAX_DIRECTORY_BYTES = 2**22  # of a zip archive: some 60,000 entries
+MAX_PART_BYTES = 2**20  # that are unpacked at a time
+MAX_GROWTH = 4  # what tensors come to, as a multiple of the file
+SMALL_BYTES = 2**20  # what any file may come to
 STORAGE_DTYPES = {
     "FloatStorage": np.dtype(np.float32),
     "DoubleStorage": np.dtype(np.float64),
@@ -52,12 +63,16 @@ def read(path: str | Path) -> dict:
     carries beside its items (a module's `_metadata`) is left out.
 
     Raises:
-      InputError: no `.pt` file, truncated, or naming something that no file of tensors needs.
+      InputError: no file, no `.pt` file, truncated, or naming something that no file of tensors
+        needs.
       OSError: the file cannot be opened or read.
     """
     path = Path(path)
-    with open(path, "rb") as file:
-        start = file.read(len(ZIP_MAGIC))
+    try:
+        with regular_file(path, "a .pt file", "check the path") as file:
+            start = file.read(len(ZIP_MAGIC))
+    except FileNotFoundError:
+        raise InputError(f"{path}: expected a .pt file, got none; check the path") from None
     try:
         value = _read_zip(path) if start == ZIP_MAGIC else _read_stream(path)
     except InputError as error:
@@ -75,7 +90,8 @@ def read(path: str | Path) -> dict:
         ) from None
     if not isinstance(value, dict):
         raise InputError(
-            f"{path}: expected a checkpoint, which is a dictionary, got a {type(value).__name__}"
+            f"{path}: expected a checkpoint, which is a dictionary, got a {type(value).__name__}; "
+            "give another file"
         )
     return value
 
@@ -118,6 +134,8 @@ def _rebuild_tensor(storage, offset, shape, strides, *_ignored) -> _Tensor:
     # ignored: requires_grad, backward hooks, metadata
     if not isinstance(storage, _Storage):
         raise InputError("a tensor without a storage: damaged?")
+    if max(len(shape), len(strides)) > MAX_DIMENSIONS:
+        raise InputError(f"a tensor of {len(shape)} dimensions: damaged?")
     return _Tensor(storage, offset, tuple(shape), tuple(strides))
 
 
@@ -158,7 +176,36 @@ _NEW = {
     **{"NONE": lambda: None, "NEWTRUE": lambda: True, "NEWFALSE": lambda: False},
     **{"EMPTY_LIST": list, "EMPTY_DICT": dict, "EMPTY_TUPLE": tuple, "EMPTY_SET": set},
 }
+_COPIED = (list, tuple, dict, set, frozenset)
 _SHORT_TUPLES = {"TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3}
+
+
+class _Bounded:
+    """The beginning of a file, as much of it as a pickle may have."""
+
+    def __init__(self, file: io.BytesIO | mmap.mmap):
+        self._file, self.tell = file, file.tell
+        self._end = file.tell() + MAX_PICKLE_BYTES
+
+    def read(self, count: int) -> bytes:
+        return self._checked(self._file.read(min(count, self._left())))
+
+    def readline(self) -> bytes:
+        if isinstance(self._file, io.BytesIO):
+            return self._file.readline()
+        begin = self._file.tell()
+        end = self._file.find(b"\n", begin, begin + self._left())
+        return self.read(MAX_PICKLE_BYTES if end < 0 else end + 1 - begin)
+
+    def _left(self) -> int:
+        return self._end - self._file.tell()
+
+    def _checked(self, content: bytes) -> bytes:
+        if self._left() <= 0:
+            raise InputError(
+                f"expected a pickle of at most {MAX_PICKLE_BYTES:,} bytes, got more; refused"
+            )
+        return content
 
 
 class _Pickle:
@@ -174,9 +221,19 @@ class _Pickle:
         self.stack: list = []
         self.marked: list[list] = []  # the stacks below the marks
         self.memo: dict[int, Any] = {}
-        for opcode, argument, _ in pickletools.genops(file):
+        self.steps = 0
+        for opcode, argument, _ in pickletools.genops(_Bounded(file)):
+            self._spend(1)
             self._step(opcode.name, argument)
         (self.value,) = self.stack
+
+    def _spend(self, steps: int) -> None:
+        self.steps += steps
+        if self.steps > MAX_STEPS:
+            raise InputError(
+                f"expected tensors and a few plain values, got a pickle of more than {MAX_STEPS:,} "
+                "steps; refused"
+            )
 
     def _step(self, name: str, argument: Any) -> None:
         if name in _PUSH:
@@ -283,6 +340,7 @@ class _Pickle:
         known = _KNOWN[name] if isinstance(name, _Name) else None
         if known is None or not isinstance(arguments, tuple):
             raise InputError("a call of something that cannot be called: damaged?")
+        self._spend(sum(len(one) for one in arguments if isinstance(one, _COPIED)))
         self.stack.append(known(*arguments))
 
     def _newobj(self):
@@ -295,6 +353,7 @@ class _Pickle:
         state = self.stack.pop()
         # A state dictionary of torch's carries `_metadata` beside its items: of no use here.
         if isinstance(self._top(dict), _Bag):
+            self._spend(len(state))
             self.stack[-1].update(state)
 
     def _binpersid(self):
@@ -321,41 +380,89 @@ def _mapped(path: Path) -> mmap.mmap:
 
 
 def _read_zip(path: Path) -> Any:
-    with zipfile.ZipFile(path) as archive:
+    whole = np.frombuffer(_mapped(path), np.uint8)
+    with open(path, "rb") as file, zipfile.ZipFile(_SmallReads(file)) as archive:
         entries = {info.filename: info for info in archive.infolist()}
         pickles = [name for name in entries if name.split("/")[1:] == ["data.pkl"]]
         if len(pickles) != 1:
             raise InputError(
-                f"expected a .pt archive with one data.pkl, got entries {sorted(entries)[:5]}"
+                f"expected a .pt archive with one data.pkl, got entries {short(sorted(entries))}"
             )
         prefix = pickles[0].removesuffix("data.pkl")
         order = entries.get(f"{prefix}byteorder")
-        if order is not None and archive.read(order) != b"little":
+        if order is not None and _unpacked(archive, order, len("little")) != b"little":
             raise InputError("expected little-endian tensors; save it on such a machine")
-        if entries[pickles[0]].file_size > MAX_PICKLE_BYTES:
-            raise InputError(f"data.pkl has more than {MAX_PICKLE_BYTES} bytes")
-        content = _Pickle(io.BytesIO(archive.read(pickles[0])))
-        whole = np.frombuffer(_mapped(path), np.uint8)
+        content = _Pickle(io.BytesIO(_unpacked(archive, entries[pickles[0]], MAX_PICKLE_BYTES)))
+        # Storages lie as they are in torch's archives; what is packed is unpacked into memory.
+        packed = [
+            info.file_size
+            for key in content.storages
+            if (info := entries.get(f"{prefix}data/{key}")) and info.compress_type
+        ]
+        _check_growth(sum(packed), len(whole), "entries that unpack")
         data = {}
         for key, (dtype, numel) in content.storages.items():
             info = entries.get(f"{prefix}data/{key}")
             if info is None or info.file_size != numel * dtype.itemsize:
                 raise InputError(
-                    f"storage {key!r}: expected {numel * dtype.itemsize} bytes, got "
+                    f"storage {short(key)}: expected {short(numel * dtype.itemsize)} bytes, got "
                     f"{'none' if info is None else info.file_size}: truncated?"
                 )
             data[key] = _numbers(key, dtype, numel, _entry_bytes(archive, info, whole))
-    return _Resolver(data).plain(content.value)
+    return _Resolver(data, len(whole)).plain(content.value)
+
+
+def _check_growth(size: int, file: int, what: str) -> None:
+    """Raises `InputError` where a file of so many bytes would come to many more."""
+    if size > max(MAX_GROWTH * file, SMALL_BYTES):
+        raise InputError(
+            f"expected {what} to at most {MAX_GROWTH} times the {file:,} bytes of the file, got "
+            f"{short(size)}; refused"
+        )
+
+
+class _SmallReads:
+    """A file that is read a few MiB at a time, a zip archive's directory too."""
+
+    def __init__(self, file: IO[bytes]):
+        self.seek, self.tell, self.close, self._file = file.seek, file.tell, file.close, file
+        self.seekable = file.seekable
+
+    def read(self, count: int = -1) -> bytes:
+        content = self._file.read(count if count >= 0 else MAX_DIRECTORY_BYTES + 1)
+        if len(content) > MAX_DIRECTORY_BYTES:
+            raise InputError(
+                f"expected a .pt archive with a directory of at most {MAX_DIRECTORY_BYTES:,} "
+                "bytes, got a larger one; refused"
+            )
+        return content
+
+
+def _unpacked(archive: zipfile.ZipFile, info: zipfile.ZipInfo, most: int) -> bytes:
+    """The content of an entry, never more than `most` bytes of it, nor than it says."""
+    if info.file_size > most:
+        raise InputError(
+            f"{short(info.filename)}: expected at most {most:,} bytes, got {info.file_size:,}; "
+            "refused"
+        )
+    if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+        raise InputError(f"{short(info.filename)}: packed in an unknown way; refused")
+    parts, left = [], info.file_size
+    with archive.open(info) as entry:
+        while left and (part := entry.read(min(left, MAX_PART_BYTES))):
+            parts.append(part)
+            left -= len(part)
+    return b"".join(parts)
 
 
 def _entry_bytes(archive: zipfile.ZipFile, info: zipfile.ZipInfo, whole: np.ndarray) -> np.ndarray:
     """An entry's content: a part of the mapped file, or decompressed."""
     if info.compress_type != zipfile.ZIP_STORED:
-        return np.frombuffer(archive.read(info), np.uint8)
+        return np.frombuffer(_unpacked(archive, info, info.file_size), np.uint8)
     header = bytes(whole[info.header_offset : info.header_offset + ZIP_LOCAL_HEADER.size])
     signature, name, extra = ZIP_LOCAL_HEADER.unpack(header)
     if signature != ZIP_MAGIC:
-        raise InputError(f"zip entry {info.filename!r} has no header: damaged?")
+        raise InputError(f"zip entry {short(info.filename)} has no header: damaged?")
     begin = info.header_offset + ZIP_LOCAL_HEADER.size + name + extra
     return whole[begin : begin + info.file_size]
 
@@ -383,7 +490,7 @@ def _read_stream(path: Path) -> Any:
         end = begin + 8 + numel * dtype.itemsize
         data[key] = _numbers(key, dtype, numel, whole[begin + 8 : end])
         begin = end
-    return _Resolver(data).plain(content.value)
+    return _Resolver(data, len(whole)).plain(content.value)
 
 
 def _numbers(key: str, dtype: np.dtype, numel: int, raw: np.ndarray) -> np.ndarray:
@@ -400,8 +507,8 @@ def _numbers(key: str, dtype: np.dtype, numel: int, raw: np.ndarray) -> np.ndarr
 class _Resolver:
     """Replaces tensors by arrays and attribute bags by dictionaries, each object once."""
 
-    def __init__(self, storages: dict[str, np.ndarray]):
-        self.storages = storages
+    def __init__(self, storages: dict[str, np.ndarray], file: int):
+        self.storages, self.file, self.bytes = storages, file, 0
         self.done: dict[int, Any] = {}
 
     def plain(self, value: Any) -> Any:
@@ -413,7 +520,10 @@ class _Resolver:
 
     def _plain(self, value: Any) -> Any:
         if isinstance(value, _Tensor):
-            return _array(value, self.storages[value.storage.key])
+            array = _array(value, self.storages[value.storage.key])
+            self.bytes += array.nbytes
+            _check_growth(self.bytes, self.file, "tensors that come")
+            return array
         if isinstance(value, (_Name, _Storage)):
             raise InputError(f"expected tensors and plain values, got {short(value)}")
         if isinstance(value, dict):

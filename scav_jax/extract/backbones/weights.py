@@ -16,6 +16,7 @@ from pathlib import Path
 import jax.numpy as jnp
 import numpy as np
 
+from scav_jax.base.documents import parse_json, read_object, regular_file
 from scav_jax.base.errors import OUR_FAULTS, InputError, listed
 from scav_jax.base.files import write_atomically
 from scav_jax.extract.backbones import torch_files
@@ -45,6 +46,7 @@ DOWNLOADED = [
     *("tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt"),
     *("special_tokens_map.json", "added_tokens.json"),
 ]
+MOST_HEADER_BYTES = 2**23
 HUB_ID = re.compile(r"(?P<id>[\w.-]+/[\w.-]+)(@(?P<revision>[\w./-]+))?")
 
 
@@ -156,12 +158,33 @@ def download(hub_id: str, revision: str | None = None) -> Path:
 
 
 def _read_file(path: Path) -> dict[str, np.ndarray]:
+    size = check_header(path)
+    mapped = np.memmap(path, np.uint8, mode="r")
+    header = parse_json(mapped[8 : 8 + size].tobytes())
+    header.pop("__metadata__", None)
+    return {name: _view(mapped, 8 + size, name, entry, path) for name, entry in header.items()}
+
+
+def check_header(path: Path) -> int:
+    """The size of the header of a safetensors file, which fits the file.
+
+    Raises:
+      InputError: no such file, or another kind of file, or a part of one.
+    """
     from safetensors import SafetensorError, safe_open
 
+    mend = "download or convert it again"
     try:
-        with safe_open(path, framework="numpy"):  # checks the header against the file's size
-            pass
-        mapped = np.memmap(path, np.uint8, mode="r")
+        with regular_file(path, "a safetensors file", mend) as file:
+            size = int.from_bytes(file.read(8), "little")
+        if size > MOST_HEADER_BYTES:
+            raise ValueError(f"a header of more than {MOST_HEADER_BYTES:,} bytes")
+        with safe_open(path, framework="numpy") as opened:  # checks it against the file's size
+            opened.metadata()
+        with open(path, "rb") as file:
+            parse_json(file.read(8 + size)[8:])
+    except InputError:
+        raise
     except FileNotFoundError:
         raise InputError(f"{path}: expected a safetensors file, got no file of that name") from None
     except (SafetensorError, OSError, ValueError) as error:
@@ -169,12 +192,9 @@ def _read_file(path: Path) -> dict[str, np.ndarray]:
             raise
         raise InputError(
             f"{path}: expected a safetensors file, got something else or a part of one "
-            f"({_what(path, error)}); download or convert it again"
+            f"({_what(path, error)}); {mend}"
         ) from error
-    size = int.from_bytes(mapped[:8].tobytes(), "little")
-    header = json.loads(mapped[8 : 8 + size].tobytes())
-    header.pop("__metadata__", None)
-    return {name: _view(mapped, 8 + size, name, entry, path) for name, entry in header.items()}
+    return size
 
 
 def _read_torch(path: Path) -> dict[str, np.ndarray]:
@@ -214,13 +234,12 @@ def _what(path: Path, error: Exception) -> str:
 
 
 def _read_shards(index: Path) -> dict[str, np.ndarray]:
-    try:
-        places = json.loads(index.read_text())["weight_map"]
-        names = sorted(set(places.values()))
-        plain = all(Path(name).name == name for name in names)
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise InputError(f"{index}: expected JSON with a weight_map, got {error!r}") from error
-    if not plain:
+    what, mend = "the index of shards of a model", "download it again"
+    places = read_object(index, what, mend, MOST_HEADER_BYTES).get("weight_map")
+    if not isinstance(places, dict) or not all(isinstance(one, str) for one in places.values()):
+        raise InputError(f"{index}: expected {what} with a weight_map of names of files; {mend}")
+    names = sorted(set(places.values()))
+    if not all(Path(name).name == name and "\0" not in name for name in names):
         raise InputError(f"{index}: expected names of files beside it, got {listed(names)}")
     shards = {name: _read_file(index.with_name(name)) for name in names}
     lost = [name for name, shard in places.items() if name not in shards[shard]]

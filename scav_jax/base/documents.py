@@ -1,0 +1,182 @@
+"""Files that are read back: any bytes give their value, or one line that names the file.
+
+What is opened is a file (a pipe would wait for ever, a folder has no bytes), of a size that is
+bounded. JSON is strict: no key twice, no NaN, no infinity. What this project writes for itself is
+*sealed*: it carries a checksum of its content, so that a changed digit is an error and not another
+number.
+"""
+
+import errno
+import hashlib
+import json
+import math
+import os
+import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from reprlib import repr as short  # of what may be as long as the file
+from typing import IO, Any
+
+from scav_jax.base.errors import InputError
+from scav_jax.base.files import write_json
+
+# Python makes at most 32 bytes of a byte of JSON (`[[],[],...`), so 128 MiB of this.
+MOST_JSON_BYTES = 2**22
+MOST_TEXT_BYTES = 2**28
+SEAL = "checksum"
+_KINDS = {stat.S_IFDIR: "a folder", stat.S_IFIFO: "a pipe", stat.S_IFSOCK: "a socket"}
+
+
+@contextmanager
+def regular_file(path: str | Path, what: str, mend: str) -> Iterator[IO[bytes]]:
+    """A file, open for reading.
+
+    Args:
+      path: of the file.
+      what: it is expected to be, for messages: "the config of a run".
+      mend: what to do where it is not, for messages: "extract it again".
+
+    Raises:
+      InputError: a folder, a pipe, a device or a socket is there.
+      OSError: nothing is there, or it may not be read.
+    """
+    path = Path(path)
+    try:
+        mode = os.stat(path).st_mode
+    except OSError as error:
+        if error.errno != errno.ELOOP:
+            raise
+        raise InputError(f"{path}: expected {what}, got a link to itself; {mend}") from None
+    if stat.S_ISREG(mode):
+        # Not to wait, should a pipe have come in between.
+        handle = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))
+        with open(handle, "rb") as file:
+            yield file
+        return
+    kind = _KINDS.get(stat.S_IFMT(mode), "a device")
+    raise InputError(f"{path}: expected {what}, got {kind}; {mend}")
+
+
+def read_bytes(path: str | Path, what: str, mend: str, most: int = MOST_TEXT_BYTES) -> bytes:
+    """The bytes of a file, at most `most`; raises as `regular_file` does."""
+    with regular_file(path, what, mend) as file:
+        size = os.fstat(file.fileno()).st_size
+        if size > most:
+            raise InputError(
+                f"{path}: expected {what} of at most {most:,} bytes, got {size:,}; {mend}"
+            )
+        return file.read(most)
+
+
+def read_text(path: str | Path, what: str, mend: str, most: int = MOST_TEXT_BYTES) -> str:
+    """The same as text in UTF-8, without a byte order mark."""
+    try:
+        return read_bytes(path, what, mend, most).decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path}: expected {what} in UTF-8: {error}; {mend}") from None
+
+
+def read_json(path: str | Path, what: str, mend: str, most: int = MOST_JSON_BYTES) -> Any:
+    """What a JSON file holds; `InputError` where it is none, else as `regular_file`."""
+    content = read_bytes(path, what, mend, most)
+    try:
+        return parse_json(content)
+    except ValueError as error:
+        raise InputError(f"{path}: expected {what} as JSON: {error}; {mend}") from None
+
+
+def read_object(path: str | Path, what: str, mend: str, most: int = MOST_JSON_BYTES) -> dict:
+    """The same where it has to be a JSON object."""
+    value = read_json(path, what, mend, most)
+    if not isinstance(value, dict):
+        raise InputError(f"{path}: expected {what} as a JSON object, got {short(value)}; {mend}")
+    return value
+
+
+def parse_json(content: bytes | str, *, finite: bool = True) -> Any:
+    """The value of strict JSON.
+
+    Args:
+      content: UTF-8.
+      finite: refuses NaN, infinity and numbers that no float64 holds.
+
+    Raises:
+      ValueError: in a line: not JSON, nested too deeply, a key twice, or a number that is refused.
+    """
+    text = content if isinstance(content, str) else content.decode()
+    numbers = {"parse_constant": _constant, "parse_float": _finite} if finite else {}
+    try:
+        return json.loads(text, object_pairs_hook=_unique, **numbers)
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict:
+    found: dict[str, Any] = {}
+    for name, value in pairs:
+        if name in found:
+            raise ValueError(f"it has the key {short(name)} twice")
+        found[name] = value
+    return found
+
+
+def _constant(name: str) -> None:
+    raise ValueError(f"expected finite numbers, it has {name}")
+
+
+def _finite(text: str) -> float:
+    value = float(text)
+    if not math.isfinite(value):
+        raise ValueError(f"expected finite numbers, it has {short(text)}")
+    return value
+
+
+# ---- sealed documents ------------------------------------------------------------------------
+
+
+def write_document(path: str | Path, value: dict) -> None:
+    """Writes a JSON object with a checksum of its content, atomically; makes the folder."""
+    content = {key: item for key, item in value.items() if key != SEAL}
+    if Path(path).is_dir():
+        raise InputError(f"{path}: expected a file, or a place for one, got a folder; remove it")
+    write_json(path, content | {SEAL: checksum(content)})
+
+
+def read_document(path: str | Path, what: str, mend: str, most: int = MOST_JSON_BYTES) -> dict:
+    """What `write_document` wrote, without the checksum.
+
+    Raises:
+      InputError: it is not what was written; else as `regular_file`.
+    """
+    return unsealed(read_object(path, what, mend, most), f"{path}: expected {what}", mend)
+
+
+def unsealed(document: dict, expected: str, mend: str) -> dict:
+    """A document as it was read, without its checksum; `InputError` where that is wrong."""
+    written = document.get(SEAL)
+    content = {key: value for key, value in document.items() if key != SEAL}
+    if written is None:
+        raise InputError(
+            f"{expected} with its checksum, it has none: another version of scav_jax wrote it, or "
+            f"it was edited; {mend}"
+        )
+    if written != _checksum_or_none(content):
+        raise InputError(
+            f"{expected} as it was written, its checksum says that it was damaged or edited; {mend}"
+        )
+    return content
+
+
+def checksum(value: Any) -> str:
+    """16 hexadecimal digits of a JSON value, whatever the order of its keys."""
+    plain = json.loads(json.dumps(value))  # keys are strings from here on
+    canonical = json.dumps(plain, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(canonical.encode()).hexdigest()[:16]
+
+
+def _checksum_or_none(value: Any) -> str | None:
+    try:
+        return checksum(value)
+    except RecursionError:  # nested as deeply as can just be read: not by us
+        return None

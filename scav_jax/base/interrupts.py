@@ -1,0 +1,52 @@
+"""Ctrl-C: the first one stops quietly, the second one ends the program where it stands."""
+
+import contextlib
+import os
+import signal
+import sys
+import threading
+from collections.abc import Iterator
+
+EXIT_INTERRUPTED = 130  # as shells report it
+WORDS = "interrupted; the same command resumes"
+AT_ONCE = "interrupted at once; the same command resumes from what was kept"
+
+
+@contextlib.contextmanager
+def second_ends() -> Iterator[None]:
+    """Ends the process at the second Ctrl-C, whatever the main thread is doing.
+
+    Python tells a program of a signal between two of its instructions only, which a compilation or
+    a collective does not have for minutes. The system's own handler writes to a pipe at once.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    read, write = os.pipe()
+    os.set_blocking(write, False)
+    before = signal.set_wakeup_fd(write, warn_on_full_buffer=False)
+    threading.Thread(target=_watch, args=(read,), name="interrupts", daemon=True).start()
+    try:
+        yield
+    finally:
+        signal.set_wakeup_fd(before)
+        os.close(write)  # and the thread ends
+
+
+def leave(words: str = "") -> None:
+    """Ends the process with a line: an orderly end could wait, or be interrupted again."""
+    if words:
+        print(words, file=sys.stderr)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(EXIT_INTERRUPTED)
+
+
+def _watch(pipe: int) -> None:
+    count = 0
+    with os.fdopen(pipe, "rb", buffering=0) as signals:
+        while received := signals.read(64):
+            count += received.count(signal.SIGINT)
+            if count > 1:
+                os.write(2, f"\n{AT_ONCE}\n".encode())
+                os._exit(EXIT_INTERRUPTED)

@@ -586,7 +586,7 @@ def test_what_is_told_of_clips_is_verified(tmp_path):
 def test_a_damaged_header_is_one_line(tmp_path, text):
     made(tmp_path / "i", 1)
     (tmp_path / "i" / "index.json").write_text(text)
-    with pytest.raises(InputError, match=r"index.json: expected what .* it is damaged"):
+    with pytest.raises(InputError, match=r"expected (the header of )?an index"):
         open_index(tmp_path / "i")
 
 

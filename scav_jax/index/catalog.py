@@ -261,7 +261,7 @@ def _check_files(folder: Path) -> None:
     for below, _, names in os.walk(folder):
         for name in names:
             path = Path(below, name)
-            if path.exists() and not path.is_file():
+            if os.path.lexists(path) and not path.is_file():
                 raise InputError(f"{path}: expected a file of an index, got another thing; {MEND}")
             if path.suffix == ".manifest" and not _is_manifest(path.read_bytes()):
                 raise InputError(f"{path}: expected a version of an index's rows, damaged; {MEND}")

@@ -1,7 +1,6 @@
 """A media file, opened for reading (PyAV), the same with every version that we support."""
 
 import contextlib
-import shutil
 import stat
 import tempfile
 from collections.abc import Iterator
@@ -9,6 +8,9 @@ from pathlib import Path
 
 import av
 
+from scav_jax.base.errors import InputError
+
+PIPE_BYTES = 2**32
 # What FFmpeg takes for a film, though it is a list that opens other files, a device or a script.
 _OTHERS = (
     "alsa avisynth concat concatf dash fbdev hds hls image2 imf iec61883 jack kmsgrab lavfi "
@@ -35,15 +37,24 @@ def saved(path: Path) -> Iterator[Path]:
     """The file itself, or what comes out of a pipe as a file that is removed afterwards.
 
     A pipe can be read once only, from front to back; we read picture and sound each for itself.
+
+    Raises:
+      InputError: more came than is taken.
     """
     if not is_pipe(path):
         yield path
         return
-    with tempfile.NamedTemporaryFile(prefix="pipe-") as file:
-        with open(path, "rb") as pipe:
-            shutil.copyfileobj(pipe, file)
-        file.flush()
-        yield Path(file.name)
+    with tempfile.TemporaryDirectory(prefix="pipe-") as folder:
+        file = Path(folder) / path.name
+        with open(path, "rb") as pipe, open(file, "wb") as target:
+            while part := pipe.read(2**20):
+                target.write(part)
+                if target.tell() > PIPE_BYTES:
+                    raise InputError(
+                        f"{path}: expected at most {PIPE_BYTES / 2**30:g} GiB out of a pipe, more "
+                        "came: save it to a file first"
+                    )
+        yield file
 
 
 def is_pipe(path: Path) -> bool:

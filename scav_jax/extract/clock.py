@@ -9,8 +9,9 @@ file is in doubt. So is all that follows where the clock of one stream starts an
 does not.
 
 A stream's timestamps start anew where a packet comes before the one before it, or long after all
-that came before. The shift is the largest that one of the streams needs, so packets wait until all
-streams have arrived on the new side.
+that came before. Packets then wait until all streams have arrived on the new side, so that all of
+them that lie there get the same shift: the one that FFmpeg's program ends with. Where that leaves a
+hole, or lets a stream overlap by more than 0.1 s, the rest is in doubt too.
 """
 
 import math
@@ -24,6 +25,7 @@ BACKWARD_UNTRUSTED_S = 0.5  # timestamps that a container does not store are gue
 BACKWARD_SHOWN_S = 1.0  # packets that only say when they are shown come in another order
 LOOK_AHEAD = 1_024  # packets that wait at most until the other stream follows
 GAP_S = 0.25
+ROUNDING_S = 1e-3
 
 P = TypeVar("P")
 
@@ -100,10 +102,13 @@ class Clock(Generic[P]):
             return
         waiting, new = self._waiting, self._new
         self._waiting, self._new = [], {}
-        self._shift = max(need for _, need in new.values())
+        needed = max(need for _, need in new.values())
+        usual = self._shift_of_ffmpeg([stamp for stamp, _ in waiting])
         running = {kind for kind, side in self._sides.items() if side.last is not None}
         stayed = {stamp.kind for stamp, _ in waiting if stamp.seconds is not None} & running
-        self._doubt(max(side.end for side in self._sides.values()), stayed - set(new))
+        apart = abs(usual - needed) > BACKWARD_S + ROUNDING_S
+        self._doubt(max(side.end for side in self._sides.values()), stayed - set(new), apart)
+        self._shift = needed if apart else usual
         for number, (stamp, packet) in enumerate(waiting):
             side = self._sides[stamp.kind]
             if number == new.get(stamp.kind, (-1, 0.0))[0] or stamp.kind not in running:
@@ -134,12 +139,26 @@ class Clock(Generic[P]):
         side.last = time if side.last is None else max(side.last, time)
         side.end = max(side.end, time + stamp.duration)
 
-    def _doubt(self, joint: float, stayed: set[str]) -> None:
+    def _shift_of_ffmpeg(self, waiting: list[Stamp]) -> float:
+        """What FFmpeg's program shifts everything by in the end: it looks at each packet alone."""
+        shift = self._shift
+        last = {kind: (side.last, side.end) for kind, side in self._sides.items()}
+        for stamp in waiting:
+            if stamp.seconds is None:
+                continue
+            time = stamp.seconds + shift
+            before, due = last[stamp.kind]
+            if before is not None and (abs(time - due) > FORWARD_S or time + BACKWARD_S < before):
+                shift, time = shift - (time - due), due
+            last[stamp.kind] = time, time + stamp.duration
+        return shift
+
+    def _doubt(self, joint: float, stayed: set[str], apart: bool) -> None:
         if self.doubt is not None:
             return
         words = {"video": "picture", "audio": "sound"}
         if stayed:
             names = [words.get(kind, kind) for kind in sorted(stayed)]
-            self.doubt = joint, f"the timestamps start anew there, but not those of the {names[0]}"
-        elif not self._trusted:
-            self.doubt = joint, "the timestamps start anew there, as in files joined byte by byte"
+            self.doubt = joint, f"the timestamps start anew, but not those of the {names[0]}"
+        elif not self._trusted or apart:
+            self.doubt = joint, "the timestamps start anew, as in files joined byte by byte"

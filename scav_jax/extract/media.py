@@ -28,7 +28,6 @@ import numpy as np
 from av.audio.resampler import AudioResampler
 from jaxtyping import Float, UInt8
 
-from scav_jax.base.containers import saved
 from scav_jax.extract.fbank import RATE_HZ
 from scav_jax.extract.film import KINDS, film_of
 from scav_jax.extract.opening import Unusable, decoder_errors
@@ -80,7 +79,7 @@ class Reader:
     spoil the next one.
 
     Args:
-      path: of the video; what comes out of a pipe is saved to a temporary file first.
+      path: of the video.
       frame_size: (width, height) that upright frames are scaled to; None keeps their own.
       shrink: applied to every frame before the next one is decoded, so that a clip of large frames
         is never held whole; what it gives has one shape.
@@ -96,14 +95,13 @@ class Reader:
         max_seconds: float = MAX_CLIP_S,
         kinds: Collection[str] = KINDS,
     ):
-        self._max_seconds = max_seconds
+        self._path, self._max_seconds = path, max_seconds
         self._video: _VideoCutter | None = None
         self._audio: _AudioCutter | None = None
         with decoder_errors(path), contextlib.ExitStack() as stack:
-            self._path = stack.enter_context(saved(path))
-            film = film_of(self._path)
+            film = film_of(path)
             opened = {
-                kind: stack.enter_context(contextlib.closing(Stream(self._path, kind, film)))
+                kind: stack.enter_context(contextlib.closing(Stream(path, kind, film)))
                 for kind in KINDS
                 if kind in kinds
             }

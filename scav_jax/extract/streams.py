@@ -128,10 +128,15 @@ class Stream:
         if self.own_duration:
             return self._seconds((self.stream.start_time or 0) + self.stream.duration)
         container, zero = self._container, self._film.zero
-        guessed = max(stream.frames for stream in container.streams) >= UNKNOWN_FRAMES
-        if container.format.name not in LENGTH_IN_HEADER or guessed or not container.duration:
+        if container.format.name not in LENGTH_IN_HEADER or not container.duration:
             return None
         seconds = container.duration / av.time_base
+        if container.format.name == "avi":
+            streams = [container.streams[index] for index in self._film.indexes.values()]
+            if max(stream.frames for stream in streams) >= UNKNOWN_FRAMES:
+                return None
+            # A stream that begins late is given the frames that it lacks there.
+            seconds = min(float((s.duration or 0) * s.time_base) for s in streams)
         # Some muxers count from the clock's 0 and some from its start: this much both promise.
         return seconds - zero if seconds > zero > 0 else seconds
 
@@ -255,6 +260,15 @@ def stream_seconds(path: Path, kind: str) -> float | None:
     """The length of the picture ("video") or of the sound ("audio"), from its packets."""
     with decoder_errors(path), contextlib.closing(Stream(path, kind)) as stream:
         return stream.measured_end()
+
+
+def packet_times(path: Path, kind: str) -> list[float]:
+    """When the packets of the film's picture or sound are shown, in seconds, as they are stored."""
+    film = film_of(path)
+    with contextlib.closing(open_container(path)) as container:
+        base = container.streams[film.indexes[kind]].time_base
+        packets = Packets(container, film, kind)
+        return [float(one.pts * base) - film.zero for one in packets if one.pts is not None]
 
 
 def picture_ratio(path: Path) -> float:

@@ -91,4 +91,4 @@ class Upright:
             return (height, width) if how.transposed else (width, height)
         if self._ratio == 1.0:
             return None, None
-        return max(round(frame.width * self._ratio), 1), frame.height
+        return max(int(frame.width * self._ratio), 1), frame.height

@@ -1,10 +1,24 @@
 """A media file, opened for reading (PyAV), the same with every version that we support."""
 
+import contextlib
+import stat
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import av
 
-SAFE_OPTIONS = {"protocol_whitelist": "file"}  # a play list that calls itself .mp4 opens nothing
+from scav_jax.base.errors import InputError
+
+PIPE_BYTES = 2**32
+# What FFmpeg takes for a film, though it is a list that opens other files, a device or a script.
+_OTHERS = (
+    "alsa avisynth concat concatf dash fbdev hds hls image2 imf iec61883 jack kmsgrab lavfi "
+    "libcdio nc openal oss pulse rtp rtsp sap sdp sndio vapoursynth webm_dash_manifest x11grab "
+    "xcbgrab"
+)
+_FORMATS = sorted(av.formats_available - {*_OTHERS.split(), "video4linux2,v4l2"})
+SAFE_OPTIONS = {"protocol_whitelist": "file", "format_whitelist": ",".join(_FORMATS)}
 # PyAV before 19 fails on names that are no UTF-8 unless told not to, 19 has no such argument.
 _TEXT_OPTIONS = {} if int(av.__version__.split(".")[0]) >= 19 else {"metadata_errors": "ignore"}
 
@@ -16,6 +30,40 @@ def open_container(path: Path) -> av.container.InputContainer:
       av.FFmpegError: what FFmpeg says about it.
     """
     return av.open(str(path.absolute()), options=SAFE_OPTIONS, **_TEXT_OPTIONS)
+
+
+@contextlib.contextmanager
+def saved(path: Path) -> Iterator[Path]:
+    """The file itself, or what comes out of a pipe as a file that is removed afterwards.
+
+    A pipe can be read once only, from front to back; we read picture and sound each for itself.
+
+    Raises:
+      InputError: more came than is taken.
+    """
+    if not is_pipe(path):
+        yield path
+        return
+    with tempfile.TemporaryDirectory(prefix="pipe-") as folder:
+        file = Path(folder) / path.name
+        with open(path, "rb") as pipe, open(file, "wb") as target:
+            while part := pipe.read(2**20):
+                target.write(part)
+                if target.tell() > PIPE_BYTES:
+                    raise InputError(
+                        f"{path}: expected at most {PIPE_BYTES / 2**30:g} GiB out of a pipe, more "
+                        "came: save it to a file first"
+                    )
+        yield file
+
+
+def is_pipe(path: Path) -> bool:
+    """Whether what lies there is a pipe or a socket and no file."""
+    try:
+        mode = path.stat().st_mode
+    except OSError:
+        return False
+    return stat.S_ISFIFO(mode) or stat.S_ISSOCK(mode)
 
 
 def declared_seconds(path: Path) -> float | None:

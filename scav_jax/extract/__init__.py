@@ -1,7 +1,12 @@
 """Video files -> features on disk, `python -m scav_jax.extract --videos DIR --out DATA`.
 
 fbank        log-mel frames, Kaldi-compatible
-streams      one stream of a file: frames, their times, damage
+opening      a file opened, and whose fault it is where that fails
+film         which streams of a file are the film, and where its second 0 lies
+clock        one clock for all packets of a file, which runs forward
+packets      the packets of a stream on that clock
+upright      pictures as players show them: turned, mirrored, with square pixels
+streams      one stream of a film: frames, their times, damage, its length
 media        a file's clips: frames and sound on the clip's own clock
 backbones    frozen models in two halves: workers prepare clips, the parent encodes them
 manifest     which clips: a folder or a CSV

@@ -2,8 +2,13 @@
 
 The clock. Second 0 of a clip is its start in the file. A frame is shown from its timestamp until
 the next one; a sound sample stands where its timestamp says, so that codec priming and streams
-that start late do not shift sound against picture. Frames are turned upright where the file says
-so (a telephone held on end), as players and the FFmpeg program do.
+that start late do not shift sound against picture (`film` says where second 0 of a file lies, and
+`clock` what becomes of timestamps that start anew). Frames are as players show them (`upright`).
+
+What a header says is a claim; what is decoded is used. Headers are believed in two things only:
+that a file which ends before its header's length was broken off, and where in the last frame of an
+MP4's sound the padding begins. Sound that pauses is silent: encoders leave silence out. Where
+picture and sound are both missing, or a frame cannot be decoded, something was lost.
 
 Both streams are read once from front to back, each through a handle of its own, and cut as they
 pass: memory is bounded by the clip and not by the file, however the file is interleaved. One of
@@ -21,13 +26,15 @@ from pathlib import Path
 import av
 import numpy as np
 from av.audio.resampler import AudioResampler
-from av.video.reformatter import Interpolation, VideoReformatter
 from jaxtyping import Float, UInt8
 
 from scav_jax.extract.fbank import RATE_HZ
-from scav_jax.extract.streams import KINDS, Stream, Unusable, decoder_errors, frame_rate
+from scav_jax.extract.film import KINDS, film_of
+from scav_jax.extract.opening import Unusable, decoder_errors
+from scav_jax.extract.streams import Stream, frame_rate, stream_seconds
+from scav_jax.extract.upright import Upright
 
-DECODING_RULES = 3  # raise it when streams.py or this file gives other frames or samples
+DECODING_RULES = 4  # raise it when this room gives other frames or samples of some file
 MIN_CLIP_S = 1.0  # less picture and sound than this together has nothing to contrast
 MAX_CLIP_S = 600.0  # a clip is held in memory whole
 LENGTH_MARGIN_S = 1.0  # half of it is let pass: a video of a minute has some frames more
@@ -92,8 +99,9 @@ class Reader:
         self._video: _VideoCutter | None = None
         self._audio: _AudioCutter | None = None
         with decoder_errors(path), contextlib.ExitStack() as stack:
+            film = film_of(path)
             opened = {
-                kind: stack.enter_context(contextlib.closing(Stream(path, kind)))
+                kind: stack.enter_context(contextlib.closing(Stream(path, kind, film)))
                 for kind in KINDS
                 if kind in kinds
             }
@@ -120,10 +128,11 @@ class Reader:
             return self._cut(start, end)
 
     def _cut(self, start: float, end: float | None) -> Media:
-        declared = (self._video or self._audio).stream.declared_end
-        longest = (declared if end is None else end) or 0.0
-        self._check_length(longest - start)
-        # Where a header says nothing, the margin tells a clip that is too long from one that fits.
+        if end is None:
+            self._check_whole(start)
+        else:
+            self._check_length(end - start)
+        # The margin tells a clip that is too long from one that fits.
         stop = min(math.inf if end is None else end, start + self._max_seconds + LENGTH_MARGIN_S)
         frames = previous = waveform = None
         span, heard_s = (0.0, 0.0), 0.0
@@ -137,15 +146,38 @@ class Reader:
         if not self._video:
             span = (0.0, seconds)
         ended = start + seconds
-        # Where a header gives no length for each stream, the longer one has the file's length.
-        wanted = end if end is not None else max(declared or 0.0, start)
-        if ended < wanted - 2 * TRUNCATION_S:
-            raise Unusable(
-                "decode",
-                f"truncated: the clip should end at {wanted:g} s, picture and sound end at "
-                f"{ended:.2f} s",
-            )
+        self._check_complete(start, end, ended)
         return Media(frames, previous, span, waveform, ended if end is None else end)
+
+    def _declared_end(self) -> float | None:
+        return (self._video or self._audio).stream.declared_end
+
+    def _check_whole(self, start: float) -> None:
+        """Refuses a file that is too long before it is decoded, if it is as long as it says."""
+        declared = self._declared_end() or 0.0
+        if declared - start > self._max_seconds + LENGTH_MARGIN_S / 2:
+            self._check_length((stream_seconds(self._path, self._kind) or 0.0) - start)
+
+    def _check_complete(self, start: float, end: float | None, ended: float) -> None:
+        """Raises `Unusable` where picture and sound end before the clip should."""
+        wanted = end if end is not None else max(self._declared_end() or 0.0, start)
+        if ended >= wanted - 2 * TRUNCATION_S:
+            return
+        if end is None and self._longest() >= wanted - 2 * TRUNCATION_S:
+            return  # the other stream, which was not asked for, is as long as the file
+        raise Unusable(
+            "decode",
+            f"truncated: the clip should end at {wanted:g} s, picture and sound end at "
+            f"{ended:.2f} s",
+        )
+
+    def _longest(self) -> float:
+        kinds = film_of(self._path).indexes
+        return max(stream_seconds(self._path, kind) or 0.0 for kind in kinds)
+
+    @property
+    def _kind(self) -> str:
+        return "video" if self._video else "audio"
 
     def _check_length(self, seconds: float) -> None:
         if seconds > self._max_seconds + LENGTH_MARGIN_S / 2:
@@ -212,8 +244,7 @@ class _VideoCutter:
         self.stream = stream
         self._shrink = shrink
         self._rate = frame_rate(stream.stream)
-        self._width, self._height = frame_size or (None, None)
-        self._scaler = VideoReformatter()
+        self._upright = Upright(stream.stream, frame_size)
         self._kept: deque[tuple[float, np.ndarray]] = deque()
         self._skipped: tuple[float, av.VideoFrame] | None = None
         self._position = -math.inf  # the time of the last frame that was read
@@ -273,6 +304,8 @@ class _VideoCutter:
                 continue
             self._keep_skipped()
             self._keep(time, frame)
+        if self.stream.ended:
+            self._shown_until = max(self._shown_until, self.stream.repeated_until)
         if not self._kept:
             self._keep_skipped()
 
@@ -283,15 +316,11 @@ class _VideoCutter:
             self._skipped = None
 
     def _keep(self, time: float, frame: av.VideoFrame) -> None:
-        turns = round(frame.rotation / 90) % 4  # counterclockwise; other angles are not players'
-        size = (self._width, self._height) if turns % 2 == 0 else (self._height, self._width)
-        rgb = self._scaler.reformat(frame, *size, "rgb24", interpolation=Interpolation.AREA)
-        pixels = rgb.to_ndarray()
-        if turns:
-            pixels = np.ascontiguousarray(np.rot90(pixels, turns))
+        pixels = self._upright(frame)
         self._kept.append((time, self._shrink(pixels) if self._shrink else pixels))
 
     def _check(self, start: float, stop: float) -> None:
+        self.stream.check_clock(stop)
         if self.stream.damaged(start, stop):
             raise Unusable("decode", "corrupt: some frames cannot be decoded")
         if not self._kept:
@@ -316,6 +345,7 @@ class _AudioCutter:
     def cut(self, start: float, stop: float) -> Float[np.ndarray, " S"]:
         """Mono sound at 16 kHz from `start` to `stop` or to the stream's end."""
         self._read(start, stop)
+        self.stream.check_clock(stop)
         if self.stream.damaged(start, stop):
             raise Unusable("decode", "corrupt: some of the sound cannot be decoded")
         if self._rate is None:
@@ -339,13 +369,13 @@ class _AudioCutter:
         return resampled[margin_out : margin_out + round(seconds * RATE_HZ)]
 
     def _check_gaps(self, start: float, stop: float) -> None:
-        """Pictures may stay for long, but sound that stops between two samples was lost."""
+        """Sound may pause (DTX), and that is silence; what stops together was lost."""
         pairs = itertools.pairwise(self._kept)
         gaps = [(a + len(samples), b) for (a, samples), (b, _) in pairs]
         for begin, end in gaps:
             begin_s, end_s = max(begin / self._rate, start), min(end / self._rate, stop)
-            if end_s - begin_s > TRUNCATION_S:
-                missing = f"{end_s - begin_s:.2f} s of the sound are missing"
+            if end_s - begin_s > TRUNCATION_S and self.stream.lost(begin_s, end_s):
+                missing = f"{end_s - begin_s:.2f} s of picture and sound are missing"
                 raise Unusable("decode", f"corrupt: {missing} from {begin_s:.2f} s")
 
     def _samples(self, begin: int, count: int) -> Float[np.ndarray, " count"]:

@@ -1,98 +1,58 @@
 """One stream of a video file: decoded frames with their times, from front to back (PyAV)."""
 
 import contextlib
-import errno
 import itertools
+import math
 from collections.abc import Iterator
 from pathlib import Path
 
 import av
-from av.stream import Disposition
 
-from scav_jax.base import containers
-from scav_jax.base.errors import ProgramFault
+from scav_jax.extract.film import Film, film_of
+from scav_jax.extract.opening import Unusable, decoder_errors, open_container
+from scav_jax.extract.packets import Packets, known_rate, usual_duration
+from scav_jax.extract.upright import shown_ratio
 
-NO_SUCH_RESOURCE = (errno.EMFILE, errno.ENFILE)  # the machine's limits, not the file's
-KINDS = ("video", "audio")
 PREROLL_S = 0.5  # decoded before a seek's target: codecs whose frames overlap need it
-
-
-class Unusable(Exception):
-    """A clip that cannot be used.
-
-    Attributes:
-      stage: where it turned out: "list", "open", "decode" or "check".
-      reason: "category" or "category: details"; categories are counted in summaries.
-    """
-
-    def __init__(self, stage: str, reason: str):
-        super().__init__(stage, reason)
-        self.stage, self.reason = stage, reason
-
-
-@contextlib.contextmanager
-def decoder_errors(path: Path) -> Iterator[None]:
-    """What FFmpeg says about a file is a reason to reject a clip, not to end a run.
-
-    Raises:
-      Unusable: the file's fault, in FFmpeg's words.
-      ProgramFault: anything else that goes wrong in here is no file's fault, and would go wrong
-        with the next file too.
-    """
-    try:
-        yield
-    except (Unusable, ProgramFault):
-        raise
-    except av.FFmpegError as error:  # before OSError and MemoryError, which some of these are too
-        _raise_of_machine(error, path)
-        raise Unusable("decode", f"decoder error: {type(error).__name__}: {error}") from error
-    except (OSError, MemoryError):
-        raise
-    except Exception as error:
-        raise ProgramFault(f"decoding {path}: {type(error).__name__}: {error}") from error
-
-
-def _raise_of_machine(error: av.FFmpegError | OSError, path: Path) -> None:
-    """Raises an `OSError` where the machine's limits are the reason and not the file."""
-    if error.errno in NO_SUCH_RESOURCE:
-        raise OSError(error.errno, error.strerror, str(path)) from error
+PASSED_OVER_BYTES = 2**26  # packets since the last key frame that are kept at most
+MOV = "mov,mp4,m4a,3gp,3g2,mj2"
+INDEXED = frozenset({MOV, "matroska,webm"})  # seeking is exact
+# Their headers say how long the file is; for the others libavformat looks at the last timestamps,
+# or guesses.
+LENGTH_IN_HEADER = frozenset({"matroska,webm", "flv", "asf", "nut", "avi"})
+UNKNOWN_FRAMES = 2**30  # what an AVI says that was written to a pipe
+TAIL_S = 30.0  # of an indexed file, read to find its end
 
 
 class Stream:
-    """The picture ("video") or the sound ("audio") of a file.
+    """The picture ("video") or the sound ("audio") of a film.
 
-    Times are seconds of the file: 0 is the container's start time, or the timestamp 0 where that
-    is negative (codec priming, which decoders drop).
+    Times are seconds of the film (see `film`), on one clock that runs forward (see `clock`).
 
     Attributes:
       stream: PyAV's stream.
-      declared_begin, declared_end: what the header says, or None.
-      own_duration: whether the header says it of this stream, or only of the whole container.
+      declared_begin: when the header says that it begins, or None.
+      declared_end: when the header says that it, or the whole film, ends; None where it says
+        nothing that could be believed.
+      own_duration: whether the header says it of this stream.
       ends_within_frame: whether `declared_end` may lie inside the last frame of sound, whose rest
         is an encoder's padding.
       ended: whether the last frame has been read.
+      repeated_until: until when packets without content repeat the picture before them.
     """
 
-    def __init__(self, path: Path, kind: str):
+    def __init__(self, path: Path, kind: str, film: Film | None = None):
         self.kind = kind
+        self._film = film or film_of(path)
+        if kind not in self._film.indexes:
+            raise Unusable("open", f"no {kind} stream")
         self._container = open_container(path)
-        try:
-            self.stream = _choose_stream(self._container, kind)
-        except BaseException:
-            self._container.close()
-            raise
-        self._zero = max(self._container.start_time or 0, 0) / av.time_base
-        self.own_duration = bool(self.stream.duration)
-        self.ends_within_frame = (
-            kind == "audio" and self.own_duration and "mp4" in self._container.format.name
-        )
+        self.stream = self._container.streams[self._film.indexes[kind]]
+        self.stream.codec_context.thread_count = 1  # processes are the unit of parallel work
+        self.own_duration = self._container.format.name == MOV and bool(self.stream.duration)
+        self.ends_within_frame = kind == "audio" and self.own_duration
         self.declared_begin = self._seconds(self.stream.start_time)
-        self.declared_end = None
-        if self.own_duration:
-            begin = self.stream.start_time or 0
-            self.declared_end = self._seconds(begin + self.stream.duration)
-        elif self._container.duration:
-            self.declared_end = self._container.duration / av.time_base
+        self.declared_end = self._declared_end()
         self._damage: list[tuple[float, float]] = []
         self._restart()
 
@@ -106,10 +66,18 @@ class Stream:
         return found
 
     def seek(self, seconds: float) -> None:
-        """Goes on with a frame at or before `seconds`; from the front if the file cannot seek."""
-        for target in (seconds - PREROLL_S + self._zero, 0.0):
+        """Goes on with a frame at or before `seconds`, which lie ahead.
+
+        Where there is no index, or timestamps may start anew, the packets between are read but
+        not decoded.
+        """
+        if self._container.format.name not in INDEXED:
+            self._passed_over_until = seconds - PREROLL_S
+            return
+        for target in (seconds - PREROLL_S, 0.0):
             with contextlib.suppress(av.FFmpegError):
-                self._container.seek(int(max(target, 0.0) * av.time_base), backward=True)
+                place = max(target, 0.0) + self._film.zero
+                self._container.seek(int(place * av.time_base), backward=True)
             self._restart()
             first = self.next()
             if first is not None:
@@ -117,45 +85,120 @@ class Stream:
                 if first[0] <= seconds:
                     return
 
+    def measured_end(self) -> float | None:
+        """When its last packet ends, whatever headers say; None where it has none.
+
+        Nothing is decoded. Nothing can be read afterwards.
+        """
+        declared = (self._container.duration or 0) / av.time_base
+        if self._container.format.name in INDEXED and declared > TAIL_S:
+            place = (declared - TAIL_S + self._film.zero) / self.stream.time_base
+            with contextlib.suppress(av.FFmpegError):
+                self._container.seek(int(place), backward=True, stream=self.stream)
+        end = -math.inf
+        for packet in Packets(self._container, self._film, self.kind):
+            if packet.pts is not None and not packet.is_discard:
+                end = max(end, self._seconds(packet.pts) + self._duration(packet))
+        return end if end > -math.inf else None
+
     def damaged(self, start: float, stop: float) -> bool:
         """Whether anything in start..stop could not be decoded, or may look wrong for that."""
         waiting = self._broken_at is not None and self._broken_at < stop
         return waiting or any(begin < stop and end > start for begin, end in self._damage)
 
+    def lost(self, start: float, stop: float) -> bool:
+        """See `Packets.lost`."""
+        return self._packets.lost(start, stop)
+
+    def check_clock(self, stop: float) -> None:
+        """See `Packets.check_clock`."""
+        self._packets.check_clock(stop)
+
     def _restart(self) -> None:
         self.ended = False
+        self.repeated_until = -math.inf
         self._started = False
         self._broken_at: float | None = None
         self._following = 0.0  # when the next frame is due
+        self._passed_over_until: float | None = None
+        self._packets = Packets(self._container, self._film, self.kind)
         self._frames = self._decode()
+
+    def _declared_end(self) -> float | None:
+        if self.own_duration:
+            return self._seconds((self.stream.start_time or 0) + self.stream.duration)
+        container, zero = self._container, self._film.zero
+        if container.format.name not in LENGTH_IN_HEADER or not container.duration:
+            return None
+        seconds = container.duration / av.time_base
+        if container.format.name == "avi":
+            streams = [container.streams[index] for index in self._film.indexes.values()]
+            if max(stream.frames for stream in streams) >= UNKNOWN_FRAMES:
+                return None
+            # A stream that begins late is given the frames that it lacks there.
+            seconds = min(float((s.duration or 0) * s.time_base) for s in streams)
+        # Some muxers count from the clock's 0 and some from its start: this much both promise.
+        return seconds - zero if seconds > zero > 0 else seconds
 
     def _seconds(self, timestamp: int | None) -> float | None:
         if timestamp is None:
             return None
-        return float(timestamp * self.stream.time_base) - self._zero
+        return float(timestamp * self.stream.time_base) - self._film.zero
+
+    def _duration(self, packet: av.Packet) -> float:
+        seconds = float((packet.duration or 0) * self.stream.time_base)
+        return seconds or usual_duration(self.stream)
 
     def _decode(self) -> Iterator[tuple[float, av.VideoFrame | av.AudioFrame]]:
-        packets = self._container.demux(self.stream)
-        while True:
-            try:
-                packet = next(packets)
-            except (StopIteration, av.FFmpegError):
-                return  # where a file breaks off, what is missing shows as truncated
-            except IndexError:  # PyAV's answer where a damaged header numbers its streams wrongly
-                raise Unusable("open", "corrupt: its streams are numbered wrongly") from None
-            if self.ends_within_frame:
-                _keep_padding(packet)
-            try:
-                frames = packet.decode()
-            except EOFError:
-                return
-            except av.FFmpegError:
-                self._mark_broken(self._seconds(packet.pts))
+        kept: list[av.Packet] = []  # from the last key frame on, while packets are passed over
+        last = None
+        for packet in self._packets:
+            if packet.size == 0:  # FFmpeg takes it for the end of the stream
+                last = packet
+                if packet.pts is not None:
+                    end = self._seconds(packet.pts) + self._duration(packet)
+                    self.repeated_until = max(self.repeated_until, end)
                 continue
-            for frame in frames:
-                time = self._time_of(frame)
-                if self._is_sound(frame, time):
-                    yield time, frame
+            if self._passes_over(packet, kept):
+                continue
+            for one in (*kept, packet):
+                yield from self._decode_packet(one)
+            kept.clear()
+        for one in (*kept, *([last] if last is not None and last.pts is None else [])):
+            yield from self._decode_packet(one)
+
+    def _passes_over(self, packet: av.Packet, kept: list[av.Packet]) -> bool:
+        """Whether a packet comes too early to be decoded now; where not, nothing is any more."""
+        if self._passed_over_until is None:
+            return False
+        time = self._seconds(packet.pts if packet.pts is not None else packet.dts)
+        early = time is not None and time < self._passed_over_until
+        if early and sum(one.size for one in kept) < PASSED_OVER_BYTES:
+            if packet.is_keyframe:
+                kept.clear()
+            kept.append(packet)
+            return True
+        self._passed_over_until = None
+        self.stream.codec_context.flush_buffers()
+        self._started, self._broken_at = False, None
+        return False
+
+    def _decode_packet(
+        self, packet: av.Packet
+    ) -> Iterator[tuple[float, av.VideoFrame | av.AudioFrame]]:
+        if self.ends_within_frame:
+            _keep_padding(packet)
+        try:
+            frames = packet.decode()
+        except EOFError:
+            return
+        except av.FFmpegError:
+            self._mark_broken(self._seconds(packet.pts))
+            return
+        for frame in frames:
+            time = self._time_of(frame)
+            if self._is_sound(frame, time):
+                yield time, frame
 
     def _time_of(self, frame: av.VideoFrame | av.AudioFrame) -> float:
         time = self._seconds(frame.pts if frame.pts is not None else frame.dts)
@@ -201,36 +244,46 @@ def _keep_padding(packet: av.Packet) -> None:
 
 
 def frame_rate(stream: av.video.stream.VideoStream) -> float:
-    """A picture stream's average rate in Hz (its nominal rate where no average is known)."""
-    for rate in (stream.average_rate, stream.guessed_rate, stream.base_rate):
-        if rate and 0.5 <= rate <= 300:
-            return float(rate)
-    raise Unusable("open", "no frame rate")
+    """A picture stream's rate in Hz."""
+    rate = known_rate(stream)
+    if rate is None:
+        raise Unusable("open", "no frame rate")
+    return rate
 
 
 def video_seconds(path: Path) -> float | None:
-    """The length of the picture that a file declares, or None where it says nothing."""
+    """The length of the picture, from its packets; None where it has none."""
     return stream_seconds(path, "video")
 
 
 def stream_seconds(path: Path, kind: str) -> float | None:
-    """The length of the picture ("video") or of the sound ("audio") that a file declares."""
+    """The length of the picture ("video") or of the sound ("audio"), from its packets."""
     with decoder_errors(path), contextlib.closing(Stream(path, kind)) as stream:
-        return stream.declared_end
+        return stream.measured_end()
+
+
+def packet_times(path: Path, kind: str) -> list[float]:
+    """When the packets of the film's picture or sound are shown, in seconds, as they are stored."""
+    film = film_of(path)
+    with contextlib.closing(open_container(path)) as container:
+        base = container.streams[film.indexes[kind]].time_base
+        packets = Packets(container, film, kind)
+        return [float(one.pts * base) - film.zero for one in packets if one.pts is not None]
 
 
 def picture_ratio(path: Path) -> float:
-    """The width of a file's frames over their height."""
+    """The width of a film's pictures over their height, as they are shown."""
     with decoder_errors(path), contextlib.closing(Stream(path, "video")) as stream:
-        if not stream.stream.height:
-            raise Unusable("open", "no size of its frames")
-        return stream.stream.width / stream.stream.height
+        found = stream.next()
+        if found is None:
+            raise Unusable("decode", "no frames")
+        return shown_ratio(found[1], stream.stream)
 
 
 def stream_kinds(path: Path) -> tuple[str, ...]:
     """Which of "video" and "audio" a file has; the cover of a song is no picture."""
-    with decoder_errors(path), contextlib.closing(open_container(path)) as container:
-        return tuple(kind for kind in KINDS if _usable_streams(container, kind))
+    with decoder_errors(path):
+        return tuple(film_of(path).indexes)
 
 
 def libraries() -> dict[str, str]:
@@ -238,38 +291,3 @@ def libraries() -> dict[str, str]:
     names = ("libavcodec", "libavformat", "libswscale", "libswresample")
     versions = {name: ".".join(map(str, av.library_versions[name])) for name in names}
     return {"pyav": av.__version__, **versions}
-
-
-def open_container(path: Path) -> av.container.InputContainer:
-    """The file, opened for reading; `Unusable` where that cannot be."""
-    try:
-        if path.stat().st_size == 0:
-            raise Unusable("open", "empty: the file has no bytes")
-        return containers.open_container(path)
-    except FileNotFoundError:
-        raise Unusable("list", "missing: no such file") from None
-    except PermissionError:
-        raise Unusable("open", "no permission to read it") from None
-    except (av.FFmpegError, OSError) as error:
-        _raise_of_machine(error, path)
-        raise Unusable("open", f"not a readable video: {error.strerror}") from None
-
-
-def _usable_streams(container: av.container.InputContainer, kind: str) -> list[av.stream.Stream]:
-    return [
-        stream
-        for stream in container.streams
-        if stream.type == kind
-        and stream.codec_context is not None
-        and not stream.disposition & Disposition.attached_pic  # the cover of a song
-    ]
-
-
-def _choose_stream(container: av.container.InputContainer, kind: str) -> av.stream.Stream:
-    usable = _usable_streams(container, kind)
-    if not usable:
-        raise Unusable("open", f"no {kind} stream")
-    best = container.streams.best(kind)
-    stream = best if best in usable else usable[0]
-    stream.codec_context.thread_count = 1  # processes are the unit of parallel work
-    return stream

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-import av
 import numpy as np
 
 from scav_jax.base.errors import InputError
@@ -174,26 +173,16 @@ def _file_facts(path: Path) -> tuple[str, float, bool]:
     with streams.decoder_errors(path):
         with contextlib.closing(streams.Stream(path, "video")) as stream:
             rate = round(streams.frame_rate(stream.stream), 3)
-        return digest, rate, is_variable(_timestamps(path))
+        return digest, rate, is_variable(streams.packet_times(path, "video"))
 
 
-def _timestamps(path: Path) -> list[int]:
-    """When frames are shown, in units of the stream, without decoding them."""
-    times = []
-    with contextlib.suppress(av.FFmpegError), streams.open_container(path) as container:
-        for packet in container.demux(video=0):
-            if packet.pts is not None:
-                times.append(packet.pts)
-    return times
-
-
-def is_variable(timestamps: list[int]) -> bool:
+def is_variable(times: list[float]) -> bool:
     """Whether frames are not evenly spaced (see `THRESHOLDS`).
 
     >>> is_variable([0, 10, 20, 30, 40]), is_variable([0, 10, 20, 80, 90])
     (False, True)
     """
-    intervals = np.diff(np.unique(timestamps))
+    intervals = np.diff(np.unique(times))
     if len(intervals) < 2:
         return False
     usual = float(np.median(intervals))

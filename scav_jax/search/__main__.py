@@ -2,19 +2,26 @@
 
     scav search my.index door.wav --model runs/demo
     scav search my.index street.mp4 --model runs/demo --video --k 5 --html found.html
+    ssh camera cat now.mp4 | scav search my.index /dev/stdin --model runs/demo
 
 A file with both picture and sound asks by its sound, unless --video says by its picture. Sounds
 find videos, and pictures find sounds.
 """
 
 import argparse
+import contextlib
 import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from scav_jax.base.commands import Parser, add_model
 from scav_jax.base.errors import InputError, run_program
+
+if TYPE_CHECKING:
+    from scav_jax.index import Index
+    from scav_jax.retrieval.model import Model
 
 
 def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -48,12 +55,11 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
 
 def main(argv: Sequence[str] | None = None) -> int:
     arguments = parse(argv)
-    from scav_jax.base.files import write_atomically
+    from scav_jax.base.containers import saved
     from scav_jax.index import open_index
     from scav_jax.index.catalog import checked_filter
     from scav_jax.index.searching import parse_retrieval
     from scav_jax.retrieval.model import load_as_asked
-    from scav_jax.search import asking
 
     parse_retrieval(arguments.retrieval)
     if arguments.filter is not None:
@@ -70,6 +76,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     retrieval = arguments.retrieval
     if retrieval == "exact" and not index.header.one_grid:
         retrieval = "sequence"  # the same result; there are no bounds for this distance
+    with contextlib.ExitStack() as stack:
+        arguments.files = [stack.enter_context(saved(file)) for file in arguments.files]
+        return _search(model, index, retrieval, arguments)
+
+
+def _search(model: "Model", index: "Index", retrieval: str, arguments: argparse.Namespace) -> int:
+    from scav_jax.base.files import write_atomically
+    from scav_jax.search import asking
+
     queries, direction = asking.embed_queries(model, arguments)
     asked = asking.ask(index, queries, direction, arguments.k, retrieval, arguments.filter)
     if arguments.json:

@@ -1,0 +1,114 @@
+"""Which streams of a file are the film, and where its clock begins.
+
+Of several, those are taken that FFmpeg's program takes: the largest picture, the sound with the
+most channels, before them what is marked as the default. But covers and stills are no film: a
+picture stream with one picture only is passed over where another one moves.
+
+Second 0 is where the container says that it starts, as FFmpeg's program has it. Where that is
+before 0, it may be what decoders drop (an encoder's priming): then it is the first moment that is
+decoded.
+"""
+
+import contextlib
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import av
+from av.stream import Disposition
+
+from scav_jax.extract.opening import open_container
+
+KINDS = ("video", "audio")
+NO_FILM = Disposition.attached_pic | Disposition.timed_thumbnails | Disposition.still_image
+DEFAULT_BONUS = 5_000_000  # of FFmpeg's program
+PACKETS_PROBED = 512
+
+
+@dataclass(frozen=True)
+class Film:
+    """What of a file is decoded.
+
+    Attributes:
+      indexes: kind -> the stream's index in the file; kinds that it lacks are left out.
+      zero: second 0 of the film, in seconds of the file's own clock.
+    """
+
+    indexes: dict[str, int]
+    zero: float
+
+
+def film_of(path: Path) -> Film:
+    """Looks at a file; `Unusable` where it cannot be opened."""
+    with contextlib.closing(open_container(path)) as container:
+        start = container.start_time
+        indexes = {}
+        for kind in KINDS:
+            if usable := _usable_streams(container, kind):
+                indexes[kind] = _chosen(container, kind, usable).index
+    if start is not None and start >= 0:
+        return Film(indexes, start / av.time_base)
+    return Film(indexes, _first_moment(path, indexes))
+
+
+def _usable_streams(container: av.container.InputContainer, kind: str) -> list[av.stream.Stream]:
+    return [
+        stream
+        for stream in container.streams
+        if stream.type == kind and stream.codec_context is not None and not _is_still(stream)
+    ]
+
+
+def _is_still(stream: av.stream.Stream) -> bool:
+    return bool(stream.disposition & NO_FILM)
+
+
+def _chosen(
+    container: av.container.InputContainer, kind: str, usable: list[av.stream.Stream]
+) -> av.stream.Stream:
+    if kind == "video" and len(usable) > 1:
+        usable = _moving(container, usable) or usable
+    return max(usable, key=lambda stream: _size(stream) + _bonus(stream))
+
+
+def _size(stream: av.stream.Stream) -> int:
+    if stream.type == "video":
+        return stream.width * stream.height
+    return len(stream.layout.channels)
+
+
+def _bonus(stream: av.stream.Stream) -> int:
+    return DEFAULT_BONUS if stream.disposition & Disposition.default else 0
+
+
+def _moving(
+    container: av.container.InputContainer, streams: Sequence[av.stream.Stream]
+) -> list[av.stream.Stream]:
+    """The streams that have more than one picture near the file's begin."""
+    counts: Counter[int] = Counter()
+    with contextlib.suppress(av.FFmpegError):
+        for packet in container.demux(list(streams)):
+            counts[packet.stream.index] += packet.size > 0
+            enough = all(counts[stream.index] > 1 for stream in streams)
+            if enough or counts.total() >= PACKETS_PROBED:
+                break
+    return [stream for stream in streams if counts[stream.index] > 1]
+
+
+def _first_moment(path: Path, indexes: dict[str, int]) -> float:
+    """When the first picture or sound that is decoded stands in the file, in seconds."""
+    found: dict[int, float] = {}
+    with contextlib.closing(open_container(path)) as container:
+        streams = [container.streams[index] for index in indexes.values()]
+        with contextlib.suppress(av.FFmpegError):
+            for number, packet in enumerate(container.demux(streams)):
+                if packet.size == 0 or packet.stream.index in found:
+                    continue
+                for frame in packet.decode()[:1]:
+                    time = frame.pts if frame.pts is not None else frame.dts
+                    if time is not None:
+                        found[packet.stream.index] = float(time * packet.stream.time_base)
+                if len(found) == len(streams) or number >= PACKETS_PROBED:
+                    break
+    return min(found.values(), default=0.0)

@@ -1,0 +1,98 @@
+"""The packets of one stream of a film, in the file's order and on the film's clock (PyAV)."""
+
+from collections.abc import Iterator
+
+import av
+
+from scav_jax.extract.clock import Clock, Stamp
+from scav_jax.extract.film import Film
+from scav_jax.extract.opening import Unusable
+
+LOST_S = 0.25  # where picture and sound are both missing for longer, something was lost
+RESTARTING = 0x0200  # libavformat's AVFMT_TS_DISCONT: timestamps may start anew
+
+
+class Packets:
+    """Reads a container on from where it is, once.
+
+    The packets of the film's other stream are read too, and dropped: where timestamps start anew,
+    both are shifted alike.
+
+    Args:
+      container: open.
+      film: what of it is read.
+      kind: the stream whose packets come, with the clock's shifts in their timestamps.
+    """
+
+    def __init__(self, container: av.container.InputContainer, film: Film, kind: str):
+        self._container, self._kind, self._zero = container, kind, film.zero
+        self._streams = {kind: container.streams[index] for kind, index in film.indexes.items()}
+        self._kinds = {stream.index: kind for kind, stream in self._streams.items()}
+        self._clock: Clock[av.Packet] = Clock(bool(container.format.flags & RESTARTING))
+
+    def __iter__(self) -> Iterator[av.Packet]:
+        demuxer = self._container.demux(list(self._streams.values()))
+        while True:
+            try:
+                packet = next(demuxer)
+            except (StopIteration, av.FFmpegError):
+                break  # where a file breaks off, what is missing shows as truncated
+            except IndexError:  # PyAV's answer where a damaged header numbers its streams wrongly
+                raise Unusable("open", "corrupt: its streams are numbered wrongly") from None
+            yield from self._shifted(self._clock.push(self._stamp(packet), packet))
+        yield from self._shifted(self._clock.rest())
+
+    def check_clock(self, stop: float) -> None:
+        """Raises `Unusable` where times before `stop` (in seconds of the film) are not certain."""
+        if self._clock.doubt is None:
+            return
+        time, reason = self._clock.doubt
+        if time - self._zero < stop - LOST_S:
+            raise Unusable("decode", f"unclear times: from {time - self._zero:.2f} s on {reason}")
+
+    def lost(self, start: float, stop: float) -> bool:
+        """Whether the file has neither picture nor sound for a part of start..stop.
+
+        Either alone may pause: encoders leave silence and repeated pictures out.
+        """
+        begin, end = start + self._zero, stop + self._zero
+        return all(
+            any(min(b, end) - max(a, begin) > LOST_S for a, b in self._clock.gaps(kind))
+            for kind in self._streams
+        )
+
+    def _stamp(self, packet: av.Packet) -> Stamp:
+        kind = self._kinds[packet.stream.index]
+        base, time = float(self._streams[kind].time_base), packet.dts
+        if time is None:
+            time = packet.pts
+        duration = (packet.duration or 0) * base or usual_duration(self._streams[kind])
+        seconds = None if time is None else time * base
+        return Stamp(kind, seconds, duration, shown=packet.dts is None)
+
+    def _shifted(self, ready: Iterator[tuple[float, av.Packet]]) -> Iterator[av.Packet]:
+        for shift, packet in ready:
+            if self._kinds[packet.stream.index] != self._kind:
+                continue
+            ticks = round(shift / float(self._streams[self._kind].time_base))
+            if ticks and packet.pts is not None:
+                packet.pts += ticks
+            if ticks and packet.dts is not None:
+                packet.dts += ticks
+            yield packet
+
+
+def usual_duration(stream: av.stream.Stream) -> float:
+    """Seconds that a packet without a duration is taken to last: a picture, 0 for sound."""
+    if stream.type != "video":
+        return 0.0
+    rate = known_rate(stream)
+    return 1 / rate if rate else 0.0
+
+
+def known_rate(stream: av.video.stream.VideoStream) -> float | None:
+    """A picture stream's average rate in Hz (its nominal rate where no average is known)."""
+    for rate in (stream.average_rate, stream.guessed_rate, stream.base_rate):
+        if rate and 0.5 <= rate <= 300:
+            return float(rate)
+    return None

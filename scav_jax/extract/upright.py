@@ -1,0 +1,94 @@
+"""Pictures as players show them: turned, mirrored, and with pixels that are not square.
+
+A file may say by a display matrix how its pictures are to be turned (a telephone held on end) or
+mirrored (a front camera), and by a sample aspect ratio how wide a pixel is (broadcast, DVD).
+"""
+
+from dataclasses import dataclass
+
+import av
+import numpy as np
+from av.sidedata.sidedata import Type
+from av.video.reformatter import Interpolation, VideoReformatter
+from jaxtyping import UInt8
+
+WIDEST_PIXEL = 16.0  # a header that says more is wrong
+
+
+@dataclass(frozen=True)
+class Placement:
+    """How a stored picture becomes the one that is shown: transposed first, then mirrored."""
+
+    transposed: bool = False
+    left_right: bool = False
+    up_down: bool = False
+
+    def place(self, pixels: UInt8[np.ndarray, "h w 3"]) -> UInt8[np.ndarray, "height width 3"]:
+        if self.transposed:
+            pixels = pixels.swapaxes(0, 1)
+        if self.left_right:
+            pixels = pixels[:, ::-1]
+        if self.up_down:
+            pixels = pixels[::-1]
+        return np.ascontiguousarray(pixels)
+
+
+AS_STORED = Placement()
+
+
+def placement(frame: av.VideoFrame) -> Placement:
+    """What a frame's display matrix says, to the nearest quarter turn.
+
+    The matrix's a, b, c, d take the point (x, y) to (a x + c y, b x + d y).
+    """
+    data = frame.side_data.get(Type.DISPLAYMATRIX)
+    if data is None:
+        return AS_STORED
+    matrix = np.frombuffer(bytes(data), np.int32).astype(np.int64)
+    a, b, c, d = (int(matrix[index]) for index in (0, 1, 3, 4))
+    if abs(a) + abs(d) >= abs(b) + abs(c):
+        return Placement(False, a < 0, d < 0)
+    return Placement(True, c < 0, b < 0)
+
+
+def pixel_ratio(stream: av.video.stream.VideoStream) -> float:
+    """The width of a stored pixel over its height."""
+    ratio = float(stream.sample_aspect_ratio or 1)
+    return ratio if 1 / WIDEST_PIXEL <= ratio <= WIDEST_PIXEL else 1.0
+
+
+def shown_ratio(frame: av.VideoFrame, stream: av.video.stream.VideoStream) -> float:
+    """The width of a frame over its height, as it is shown."""
+    ratio = frame.width * pixel_ratio(stream) / frame.height
+    return 1 / ratio if placement(frame).transposed else ratio
+
+
+class Upright:
+    """Makes RGB pictures of decoded frames, as they are shown.
+
+    Args:
+      stream: that the frames are of.
+      size: (width, height) that whole pictures are scaled to; None gives each pixel of the height
+        a pixel, and the width that it is shown with.
+    """
+
+    def __init__(self, stream: av.video.stream.VideoStream, size: tuple[int, int] | None):
+        self._ratio, self._size = pixel_ratio(stream), size
+        self._scaler = VideoReformatter()
+
+    def __call__(self, frame: av.VideoFrame) -> UInt8[np.ndarray, "height width 3"]:
+        how = placement(frame)
+        width, height = self._stored_size(frame, how)
+        smooth = self._size is None and width is not None
+        interpolation = Interpolation.BICUBIC if smooth else Interpolation.AREA
+        rgb = self._scaler.reformat(frame, width, height, "rgb24", interpolation=interpolation)
+        return how.place(rgb.to_ndarray())
+
+    def _stored_size(self, frame: av.VideoFrame, how: Placement) -> tuple[int | None, int | None]:
+        """What the frame is scaled to before it is placed; None for as it is."""
+        if self._size is not None:
+            width, height = self._size
+            return (height, width) if how.transposed else (width, height)
+        if self._ratio == 1.0:
+            return None, None
+        return max(int(frame.width * self._ratio), 1), frame.height

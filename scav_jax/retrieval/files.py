@@ -164,7 +164,7 @@ def below(path: str | Path, root: str | Path) -> str:
         if one.is_relative_to(other):
             return one.relative_to(other).as_posix()
     raise InputError(
-        f"{path}: expected what lies below {root}, to which ids are relative, this lies elsewhere; "
+        f"{path}: expected a file below {root}, to which ids are relative, it lies elsewhere; "
         "two folders go into one index whose root (--root) holds both"
     )
 

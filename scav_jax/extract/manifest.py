@@ -271,7 +271,7 @@ def _parse_row(row: dict, where: str, videos: Path | None) -> ClipRequest:
     file, exact = cells["file"], row["file"]
     if videos is not None and exact != file and os.path.lexists(videos / exact):
         file = exact
-    if not file or os.path.isabs(file):
+    if not file or os.path.isabs(file) or "\0" in file:
         raise InputError(f"{where}: file: expected a path relative to --videos, got {file!r}")
     times: dict[str, float | None] = {"start": 0.0, "end": None}
     for name in times:

@@ -219,6 +219,6 @@ def _single_threaded() -> Iterator[None]:
     finally:
         for name, value in before.items():
             if value is None:
-                del os.environ[name]
+                os.environ.pop(name, None)  # another thread may have been here
             else:
                 os.environ[name] = value

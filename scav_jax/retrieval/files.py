@@ -164,7 +164,7 @@ def below(path: str | Path, root: str | Path) -> str:
         if one.is_relative_to(other):
             return one.relative_to(other).as_posix()
     raise InputError(
-        f"{path}: expected what lies below {root}, to which ids are relative, this lies elsewhere; "
+        f"{path}: expected a file below {root}, to which ids are relative, it lies elsewhere; "
         "two folders go into one index whose root (--root) holds both"
     )
 
@@ -237,7 +237,6 @@ def embed_requests(
     workers: int = 0,
     timeout_s: float = TIMEOUT_S,
     batch_size: int,
-    rejected: Sequence[dict] = (),
 ) -> Iterator[Embedded]:
     """Decodes and embeds clips, at most `CLIPS_AT_ONCE` together.
 
@@ -248,14 +247,13 @@ def embed_requests(
       folder: what their files are relative to.
       streams, workers, timeout_s: see `model.Model.stream`.
       batch_size: how many clips are encoded at once.
-      rejected: what was before anything is decoded; it comes with the first clips.
     """
     kinds = tuple(KINDS[stream] for stream in streams)
     preparer = backbone.preparer
     work = functools.partial(jobs.prepare, videos=folder, preparer=preparer, kinds=kinds)
     outcomes = _outcomes(make_jobs(list(requests)), work, workers, timeout_s)
     yield from embed_outcomes(
-        run, backbone, outcomes, folder, streams=streams, batch_size=batch_size, rejected=rejected
+        run, backbone, outcomes, folder, streams=streams, batch_size=batch_size
     )
 
 
@@ -267,12 +265,11 @@ def embed_outcomes(
     *,
     streams: Sequence[str] = STREAMS,
     batch_size: int,
-    rejected: Sequence[dict] = (),
 ) -> Iterator[Embedded]:
     """The same of clips that somebody decodes (`extract.jobs.prepare`), as they come."""
     encoded = functools.partial(_encoded, run, streams=streams, batch_size=batch_size)
     clips: list[Clip] = []
-    rejected = list(rejected)
+    rejected: list[dict] = []
     for outcome in outcomes:
         try:
             clips.append(_clip(backbone, outcome, streams, folder))
@@ -290,7 +287,7 @@ def _encoded(
     run: Run, clips: list[Clip], rejected: list[dict], *, streams: Sequence[str], batch_size: int
 ) -> Embedded:
     if not clips:
-        return _nothing(rejected)
+        return nothing_but(rejected)
     found = embed_clips(run, clips, streams, batch_size=batch_size)
     return replace(found, rejected=rejected)
 
@@ -343,7 +340,7 @@ def nothing_usable(rejected: list[dict]) -> str:
     """Why there is nothing, in words."""
     if not rejected:
         return "expected clips to embed, got none"
-    first = rejected[0]
+    first = {**rejected[0], "id": rejected[0]["id"] or rejected[0]["file"]}
     if len(rejected) == 1:
         return f"{first['id']}: cannot be used: {first['reason']}"
     return (
@@ -352,6 +349,7 @@ def nothing_usable(rejected: list[dict]) -> str:
     )
 
 
-def _nothing(rejected: list[dict]) -> Embedded:
+def nothing_but(rejected: list[dict]) -> Embedded:
+    """No clips, and what was rejected."""
     none = np.zeros(0)
     return Embedded([], [], none, none, [], None, None, None, None, rejected=rejected)

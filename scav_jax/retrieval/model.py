@@ -165,7 +165,7 @@ class Model:
 
         Yields:
           Embedded clips in the order of the files, at most 64 together, with the
-          rejected ones that came before them; the last may have rejected ones only.
+          rejected ones that came before them; the first and the last may have those only.
 
         Raises:
           InputError: no such file, times or streams that make no sense, features or weights of
@@ -194,8 +194,10 @@ class Model:
     ) -> Iterator[Embedded]:
         """The same for a list of clips, as `extract.manifest` makes it; see `stream`.
 
-        `rejected` comes with the first clips: what was rejected before anything is decoded.
+        `rejected`, what was rejected before anything is decoded, comes first, without clips.
         """
+        if rejected:
+            yield files.nothing_but(list(rejected))
         yield from files.embed_requests(
             self.run,
             self.backbone,
@@ -205,7 +207,6 @@ class Model:
             workers=workers,
             timeout_s=timeout_s,
             batch_size=self.batch_size,
-            rejected=rejected,
         )
 
     def embed_outcome(self, outcome: Outcome, folder: Path, streams: Sequence[str]) -> Embedded:

@@ -326,9 +326,8 @@ def _search(searcher: Searcher, max_bytes: int) -> Callable:
             declared = request.headers.get("content-length", "")
             if declared.isdecimal() and int(declared) > max_bytes:
                 raise uploads.too_large(max_bytes)
-            with searcher.admitted():
-                folder = searcher.library.folder
-                async with uploads.saved(request.stream(), folder, max_bytes) as path:
+            async with uploads.saved(request.stream(), searcher.library.folder, max_bytes) as path:
+                with searcher.admitted():  # who sends slowly keeps nobody out
                     found = await run_in_threadpool(searcher.search, path, name, wanted)
             return JSONResponse(found, headers=HEADERS)
         except uploads.TooLarge as error:

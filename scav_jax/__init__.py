@@ -11,7 +11,8 @@ the mathematics (jax, flax, optax, ott only)
     positions      relative positions: offsets between steps -> rows of a learned table
     encoders       projection MLPs, relative-position Transformers: features -> latents
     distances      euclidean, dtw, wasserstein; `pairwise` -> D[visual, audio]
-    objectives     L_agg (CAV) and L_seq (SCAV)
+    views          parts of a clip, played faster or backwards, made of stored features
+    objectives     L_agg (CAV), L_seq (SCAV), temporal tasks, and sums of them
     optimizer      AdamW, warm-up and cosine, what is not decayed
     gradient_cache  the gradient of a whole batch in the memory of a part
     train_step     the training state and its pure step function

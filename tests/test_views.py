@@ -99,7 +99,7 @@ def test_spans_lie_in_the_clip_and_in_their_order(begin):
     overlaps = order == views.OVERLAPPING
     assert (shared[overlaps] >= views.MIN_OVERLAP * shorter[overlaps] - 1e-4).all()
     assert (shared[~overlaps] <= 1e-4).all()
-    swapped = jax.jit(jax.vmap(views.order_of))(second.span, first.span)
+    swapped = jax.vmap(views.order_of)(jnp.asarray(second.span), jnp.asarray(first.span))
     np.testing.assert_array_equal(swapped, 2 - order)
 
 
@@ -121,36 +121,42 @@ def test_a_clip_that_is_too_short_says_so():
 # ---- what is read ---------------------------------------------------------------------------
 
 
-def ramp(steps, width=3, padded=0, fill=np.nan, begin=0.0, rate=25.0):
+def ramp(steps, width=3, padded=600, fill=np.nan, begin=0.0, rate=25.0):
     """Features that are their own step's number; the window begins in the middle of a step."""
-    values = np.full((steps + padded, width), fill, np.float32)
+    values = np.full((max(steps, padded), width), fill, np.float32)
     values[:steps] = np.arange(steps)[:, None]
     window = jnp.array([0.25, steps - 0.5], jnp.float32)
     seconds = jnp.array([begin, begin + (steps - 0.5) / rate], jnp.float32)
     return Sequences(jnp.asarray(values), jnp.asarray(steps, jnp.int32), window), seconds
 
 
-def some_views(source, seconds, tokens=8, count=500):
-    @jax.jit
-    @jax.vmap
-    def one(key):
-        segment, *_ = views.draw_pair(key, seconds, WINDOW_S, SPEEDS)
-        return segment, views.play(source, seconds, segment, tokens)
+@jax.jit
+@partial(jax.vmap, in_axes=(0, None, None))
+def segments_played(key, source, seconds):
+    segment, *_ = views.draw_pair(key, seconds, WINDOW_S, SPEEDS)
+    view = views.play(source, seconds, segment, 8)
+    return segment, view, views.speed_of(view.times, 0.08), views.direction_of(view.times)
 
-    return jax.device_get(one(jax.random.split(jax.random.key(1), count)))
+
+def some_views(source, seconds):
+    return jax.device_get(
+        segments_played(jax.random.split(jax.random.key(1), 500), source, seconds)
+    )
+
+
+play = jax.jit(views.play, static_argnums=(3, 4))
+at_rate = jax.jit(views.at_rate, static_argnums=(2, 3))
 
 
 @pytest.mark.parametrize("rate", [25.0, 30.0, 29.97, 24.0, 60.0])
 def test_times_are_those_of_the_steps_that_were_read(rate):
     """Speed, direction and nearness follow from times, at any frame rate that is high enough."""
-    source, seconds = ramp(int(9.9 * rate), padded=7, begin=0.1, rate=rate)
-    segment, view = some_views(source, seconds)
+    source, seconds = ramp(int(9.9 * rate), begin=0.1, rate=rate)
+    segment, view, speeds, directions = some_views(source, seconds)
     index = view.sequence.values[..., 0]
     assert np.isfinite(index).all() and (view.sequence.lengths == 8).all()
     np.testing.assert_allclose(view.times, 0.1 + (index + 0.5 - 0.25) / rate, atol=1e-4)
-    speeds = jax.vmap(partial(views.speed_of, token_s=0.08))(jnp.asarray(view.times))
     np.testing.assert_array_equal(np.round(speeds), segment.speed)
-    directions = jax.vmap(views.direction_of)(jnp.asarray(view.times))
     np.testing.assert_array_equal(directions, segment.direction)
     parts = np.where(segment.direction[:, None] == 1, np.arange(8)[::-1], np.arange(8)) + 0.5
     wanted = segment.span[:, :1] + parts * (0.08 * 2.0 ** segment.speed[:, None])
@@ -159,7 +165,7 @@ def test_times_are_those_of_the_steps_that_were_read(rate):
 
 
 def test_a_whole_pace_reads_at_equal_distances():
-    segment, view = some_views(*ramp(240), count=2000)
+    segment, view, *_ = some_views(*ramp(240))
     steps = np.abs(np.diff(view.sequence.values[..., 0], axis=1))
     assert (steps == 2 * 2.0 ** segment.speed[:, None]).all()
 
@@ -170,8 +176,8 @@ def segment(begin, end, speed, direction):
 
 
 def test_backward_is_forward_turned_round():
-    source, seconds = ramp(100, padded=3)
-    one, other = (views.play(source, seconds, segment(0.4, 2.96, 2, d), 8) for d in (0, 1))
+    source, seconds = ramp(100)
+    one, other = (play(source, seconds, segment(0.4, 2.96, 2, d), 8) for d in (0, 1))
     np.testing.assert_array_equal(one.sequence.values[::-1], other.sequence.values)
     np.testing.assert_array_equal(one.times[::-1], other.times)
 
@@ -182,9 +188,10 @@ def test_padding_changes_nothing_and_gets_no_gradient():
         return jnp.sum(view.sequence.values**2), view
 
     results = []
-    for padded, fill in ((0, 0.0), (9, np.nan)):
+    gradient = jax.jit(jax.value_and_grad(total, has_aux=True))
+    for padded, fill in ((97, 0.0), (106, np.nan)):
         source, seconds = ramp(97, padded=padded, fill=fill)
-        (_, view), slope = jax.value_and_grad(total, has_aux=True)(source.values, source, seconds)
+        (_, view), slope = gradient(source.values, source, seconds)
         assert not np.isnan(slope).any() and not slope[97:].any()
         results.append((view.sequence.values, view.times, slope[:97]))
     jax.tree.map(np.testing.assert_array_equal, *results)
@@ -205,17 +212,17 @@ def test_segments_are_drawn_where_there_are_steps():
     np.testing.assert_allclose(there, [0.05 + 0.3 * 0.16, 3.7], atol=1e-5)
     whole = segment(*there, 0, 0)
     count = 22 * frames
-    frames_read = views.play(sound, seconds, whole, 22, frames).sequence.values.reshape(-1)
+    frames_read = play(sound, seconds, whole, 22, frames).sequence.values.reshape(-1)
     assert len(set(frames_read.tolist())) == count and frames_read[0] == 0
-    shown = views.at_rate(sound, seconds, 0.16, frames)
+    shown = at_rate(sound, seconds, 0.16, frames)
     assert shown.lengths == 22 and shown.windows[0] == pytest.approx(-0.3)
     np.testing.assert_array_equal(shown.values[:22], sound.values[:22])
 
 
 @pytest.mark.parametrize("rate", [25.0, 30.0])
 def test_a_whole_clip_at_the_rate_of_views(rate):
-    source, seconds = ramp(int(4 * rate), padded=5, begin=0.2, rate=rate)
-    view = views.at_rate(source, seconds, 0.08)
+    source, seconds = ramp(int(4 * rate), begin=0.2, rate=rate)
+    view = at_rate(source, seconds, 0.08)
     length = int(view.lengths)
     assert length == int((4 * rate - 0.5) / rate / 0.08 + 1e-3)
     times = 0.2 + (view.values[:length, 0] + 0.25) / rate
@@ -225,11 +232,11 @@ def test_a_whole_clip_at_the_rate_of_views(rate):
 
 
 def test_controls_take_time_away():
-    source, seconds = ramp(40, width=6)
+    source, seconds = ramp(40, width=6, padded=40)
     source = source.replace(values=source.values + jnp.arange(6.0)[None] / 10)
-    still = views.still(source, 2)
+    still = jax.jit(views.still, static_argnums=1)(source, 2)
     assert len(np.unique(np.asarray(still.values).reshape(-1, 3), axis=0)) == 1
-    view = views.play(source, seconds, segment(0.0, 1.28, 1, 0), 4, 2).sequence
+    view = play(source, seconds, segment(0.0, 1.28, 1, 0), 4, 2).sequence
     turned = views.shuffled(jax.random.key(0), view, 2)
     one, other = (np.asarray(v.values).reshape(-1, 3) for v in (view, turned))
     assert not np.array_equal(one, other)
@@ -257,9 +264,9 @@ def test_log_mel_played_by_frames_is_the_log_mel_of_the_sound_played(random):
     )
     seconds = jnp.array([0.0, 0.16 * steps], jnp.float32)
     frames = stored.reshape(-1, 128)
-    faster = views.play(source, seconds, segment(0.0, 1.28, 1, 0), 4, 16).sequence.values
+    faster = play(source, seconds, segment(0.0, 1.28, 1, 0), 4, 16).sequence.values
     np.testing.assert_array_equal(np.reshape(faster, (-1, 128)), frames[1:129:2])
-    back = views.play(source, seconds, segment(0.0, 0.16 * steps, 0, 1), steps, 16)
+    back = play(source, seconds, segment(0.0, 0.16 * steps, 0, 1), steps, 16)
     np.testing.assert_array_equal(np.reshape(back.sequence.values, (-1, 128)), frames[::-1])
     turned = PlainAudio().prepare(np.ascontiguousarray(sound[::-1]))
     assert agreement(back.sequence.values, turned) > 0.9

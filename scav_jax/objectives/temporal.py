@@ -162,8 +162,7 @@ class Temporal(Objective):
         aux["losses"] |= {"vv": vv, "va": va}
         aux["similarities"] = jnp.matmul(seen, heard.T, precision=HIGHEST)
         aux["embeddings"] = [seen, heard]
-        prior = jnp.sum(about["speed_prior"], axis=0) / jnp.maximum(jnp.sum(about["usable"]), 1)
-        aux["speed_prior"] = jnp.max(prior)
+        aux["speed_prior"] = jnp.max(jnp.mean(about["speed_prior"], axis=0))
         return loss + self.weight_vv * vv + self.weight_va * va, aux
 
     def _contrast(self, about: PyTree, memory: PyTree, number: int, one, other):
@@ -334,7 +333,8 @@ def cross_entropy(task: Task) -> tuple[Float[Array, ""], Float[Array, ""]]:
     rows = (len(task.labels), -1)
     each = jnp.stack([wrong.reshape(rows).mean(axis=1), right.reshape(rows).mean(axis=1)])
     each = jnp.where(task.usable[None], each, 0.0)
-    loss, accuracy = jnp.sum(each, axis=1) / jnp.maximum(jnp.sum(task.usable), 1)
+    count = jnp.maximum(jnp.sum(task.usable.astype(each.dtype)), 1.0)
+    loss, accuracy = jnp.sum(each, axis=1) / count
     return loss, accuracy
 
 

@@ -36,7 +36,7 @@ WEIGHT = "weight"
 class Heads(nn.Module):
     """The heads of those that have any, by their names."""
 
-    parts: dict[str, nn.Module]
+    parts: Mapping[str, nn.Module]
 
     def of(self, part: str) -> nn.Module | None:
         """Those of one of them."""

@@ -31,6 +31,7 @@ programs
     plan           memory, FLOPs, time and input before a run: `python -m scav_jax.plan`
     train          `python -m scav_jax.train --config configs/vggsound.py`
     evaluate       the paper's tables on any data set: `python -m scav_jax.evaluate`
+    probe          what features tell beside retrieval: `python -m scav_jax.probe`
     search         a file in, ranked clips out: `python -m scav_jax.search`
     export         a trained model as files: `python -m scav_jax.export`
     inspect        what is in a data set or a folder of videos: `python -m scav_jax.inspect`

@@ -115,7 +115,7 @@ def params_at_start():
 def start(objective, optimizer, encoders=PRE):
     """What `init_state` returns, without initialising the towers each time."""
     if objective is TEMPORAL:
-        return jax.jit(lambda: init_state(encoders, objective, optimizer, batch(), seed=0))()
+        return jax.jit(partial(init_state, encoders, objective, optimizer, seed=0))(example=batch())
     params = params_at_start()
     log_temperature = {name: params["log_temperature"][name] for name in objective.losses}
     params = jax.tree.map(jnp.asarray, params | {"log_temperature": log_temperature})

@@ -27,7 +27,6 @@ from scav_jax.report import probed
 from scav_jax.retrieval.embed import Embedded, check_features, embed
 from scav_jax.retrieval.model import Model
 from scav_jax.retrieval.results import aligned
-from scav_jax.sequences import masked_mean
 from scav_jax.training.runs import Run
 
 FORMAT_VERSION = 1
@@ -130,7 +129,7 @@ def _means(embedded: Embedded, stream: str) -> np.ndarray:
     """The mean over time of the latents; of both streams, each of length 1, side by side."""
     if stream != "both":
         latents = getattr(embedded.latents, stream)
-        return np.asarray(masked_mean(latents.values, latents.lengths))
+        return latents.values.sum(axis=1) / latents.lengths[:, None]  # zero in the padding
     means = [_means(embedded, one) for one in STREAMS]
     return np.concatenate([m / np.linalg.norm(m, axis=1, keepdims=True) for m in means], axis=1)
 

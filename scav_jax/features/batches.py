@@ -73,7 +73,7 @@ def _by_geometry(split: "Split", of_one) -> np.ndarray:
         of_one(((tuple(seconds[:2]), int(n)), (tuple(seconds[2:]), int(m))))
         for n, m, *seconds in geometries.tolist()
     ]
-    return np.asarray(found)[which.reshape(-1)]
+    return np.asarray(found).reshape(len(found), -1)[which.reshape(-1)]
 
 
 def _kept_lengths(streams) -> tuple[int, ...]:

@@ -51,6 +51,7 @@ ORDERED = {  # task -> the stream of the first segment, of the second
     "order_va": ("visual", "audio"),
     "order_av": ("audio", "visual"),
 }
+TOLD_OF_A_VIEW = tuple(f"{task}_{stream}" for task in ("speed", "direction") for stream in STREAMS)
 SPACES = ("same_modality", "cross_modal")
 CONTROLS = ("none", "static", "shuffled")
 QUEUE_MATRICES = 8  # [clips, queue], as XLA has them
@@ -352,7 +353,7 @@ def _played(
     there = views.covered(clip, seconds)
     *segments, usable = views.draw_pair(pair_key, there, o.window_s, o.speeds)
     directions = jax.random.randint(direction_key, (2, 2), 0, 2)
-    features, labels = {}, {name: [] for name in _TASKS_OF_A_VIEW}
+    features, labels = {}, {name: [] for name in TOLD_OF_A_VIEW}
     for number, (name, segment) in enumerate(zip(SEGMENTS, segments, strict=True)):
         streams = []
         for column, stream in enumerate(STREAMS):
@@ -374,11 +375,6 @@ def _played(
     prior = views.speed_prior(there[1] - there[0], o.window_s, o.speeds)
     true |= dict.fromkeys(ORDERED, order)
     return features, {"labels": true, "usable": usable, "speed_prior": prior}
-
-
-_TASKS_OF_A_VIEW = tuple(
-    f"{task}_{stream}" for task in ("speed", "direction") for stream in STREAMS
-)
 
 
 # ---- what cannot be ---------------------------------------------------------------------------

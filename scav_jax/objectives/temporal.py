@@ -348,7 +348,6 @@ def _played(
     """Two segments of a clip, each seen and heard, each view with a direction of its own."""
     o = objective
     _check_width(clip.audio.values.shape[-1], o.audio_frames)
-    settings = {"visual": (o.visual_tokens, 1), "audio": (o.audio_tokens, o.audio_frames)}
     pair_key, direction_key, control_key = jax.random.split(key, 3)
     there = views.covered(clip, seconds)
     *segments, usable = views.draw_pair(pair_key, there, o.window_s, o.speeds)
@@ -357,17 +356,11 @@ def _played(
     for number, (name, segment) in enumerate(zip(SEGMENTS, segments, strict=True)):
         streams = []
         for column, stream in enumerate(STREAMS):
-            tokens, frames = settings[stream]
-            source = getattr(clip, stream)
-            source = views.still(source, frames) if o.control == "static" else source
             own = segment._replace(direction=directions[number, column])
-            view = views.play(source, seconds, own, tokens, frames)
             own_key = jax.random.fold_in(control_key, 2 * number + column)
-            shuffle = o.control == "shuffled"
-            streams.append(
-                views.shuffled(own_key, view.sequence, frames) if shuffle else view.sequence
-            )
-            labels[f"speed_{stream}"].append(segment.speed)
+            view = _view(o, stream, getattr(clip, stream), seconds, own, own_key)
+            streams.append(view.sequence)
+            labels[f"speed_{stream}"].append(own.speed)
             labels[f"direction_{stream}"].append(views.direction_of(view.times))
         features[name] = AudioVisual(*streams)
     true = {name: jnp.stack(of_views).astype(jnp.int32) for name, of_views in labels.items()}
@@ -375,6 +368,24 @@ def _played(
     prior = views.speed_prior(there[1] - there[0], o.window_s, o.speeds)
     true |= dict.fromkeys(ORDERED, order)
     return features, {"labels": true, "usable": usable, "speed_prior": prior}
+
+
+def _view(
+    o: Temporal,
+    stream: str,
+    source: Sequences,
+    seconds: Float[Array, "2"],
+    segment: views.Segment,
+    key: Array,
+) -> views.View:
+    """A segment of one stream, and what a control leaves of it."""
+    tokens = {"visual": o.visual_tokens, "audio": o.audio_tokens}[stream]
+    frames = {"visual": 1, "audio": o.audio_frames}[stream]
+    source = views.still(source, frames) if o.control == "static" else source
+    view = views.play(source, seconds, segment, tokens, frames)
+    if o.control != "shuffled":
+        return view
+    return view._replace(sequence=views.shuffled(key, view.sequence, frames))
 
 
 # ---- what cannot be ---------------------------------------------------------------------------

@@ -295,10 +295,14 @@ def test_what_it_shows_and_how_it_embeds():
     shown = jax.jit(TEMPORAL.shown)(batch())
     np.testing.assert_array_equal(shown.visual.lengths, int(2.0 / 0.16 + 1e-3))
     np.testing.assert_array_equal(shown.audio.lengths, int(2.0 / 0.16 + 1e-3))
-    state = started(TEMPORAL)
-    latents = ENCODERS.apply({"params": state.params["encoders"]}, shown)
-    heads = bound_heads(ENCODERS, TEMPORAL, state.params)
-    found = TEMPORAL.embed(heads, "audio", latents.audio)
+
+    @jax.jit
+    def embedded(params):
+        latents = WITHOUT_BLOCKS.apply({"params": params["encoders"]}, shown)
+        heads = bound_heads(WITHOUT_BLOCKS, TEMPORAL, params)
+        return TEMPORAL.embed(heads, "audio", latents.audio)
+
+    found = embedded(started(TEMPORAL, WITHOUT_BLOCKS).params)
     assert found.shape == (CLIPS, 6)
     np.testing.assert_allclose(jnp.linalg.norm(found, axis=1), 1.0, rtol=1e-4)
 

@@ -32,7 +32,7 @@ from scav_jax.training.runs import load_run
 from scav_jax.training.setup import optimizer_of, prepare
 
 CONFIG = "configs/temporal/demo.py"
-ROWS = {"SCAV": "scav", "CAV": "cav", "Temporal": "temporal", "SCAV + Temporal": "with_scav"}
+ROWS = {"SCAV": "scav", "SCAV + Temporal": "with_scav", "Temporal": "temporal", "CAV": "cav"}
 SPLITS = ("test", "unseen_instruments")
 TIMED_STEPS = 30
 
@@ -118,13 +118,15 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("runs/temporal"))
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--cost", action="store_true")
+    parser.add_argument("--rows", nargs="+", default=list(ROWS), choices=list(ROWS))
     arguments = parser.parse_args()
     if arguments.cost:
         cost(arguments.data)
         return
-    rows: dict[str, list[dict]] = {name: [] for name in ROWS}
+    rows: dict[str, list[dict]] = {name: [] for name in arguments.rows}
     for seed in range(arguments.seeds):
-        for name, variant in ROWS.items():
+        for name in rows:
+            variant = ROWS[name]
             workdir = arguments.out / f"{variant}-seed{seed}"
             changes = {"seed": seed, "data.path": arguments.data}
             finished(workdir, f"{name}, seed {seed}", f"{CONFIG}:{variant}", changes)

@@ -131,3 +131,20 @@ def towers_38m(config: Config) -> Config:
     second reading of the paper's 'after adding relative positional embeddings'.
     """
     return config.replace(encoders={"feedforward": 1536, "conv_position": True})
+
+
+def temporal(config: Config, **options) -> Config:
+    """With temporal self-supervision; nothing is interpolated before the towers.
+
+    Args:
+      config: to change.
+      options: of `objectives.temporal.Temporal`, all of them ours.
+    """
+    config = config.replace(objective={"name": "temporal", **options})
+    return interpolate(config, "visual_to_audio", when="post")
+
+
+def with_temporal(config: Config, **options) -> Config:
+    """With temporal self-supervision beside SCAV, whose towers and retrieval stay as they are."""
+    options = {f"temporal_{name}": value for name, value in options.items()}
+    return config.replace(objective={"name": "sequence+temporal", **options})

@@ -11,7 +11,8 @@ the mathematics (jax, flax, optax, ott only)
     positions      relative positions: offsets between steps -> rows of a learned table
     encoders       projection MLPs, relative-position Transformers: features -> latents
     distances      euclidean, dtw, wasserstein; `pairwise` -> D[visual, audio]
-    objectives     L_agg (CAV) and L_seq (SCAV)
+    views          parts of a clip, played faster or backwards, made of stored features
+    objectives     L_agg (CAV), L_seq (SCAV), temporal tasks, and sums of them
     optimizer      AdamW, warm-up and cosine, what is not decayed
     gradient_cache  the gradient of a whole batch in the memory of a part
     train_step     the training state and its pure step function
@@ -30,6 +31,7 @@ programs
     plan           memory, FLOPs, time and input before a run: `python -m scav_jax.plan`
     train          `python -m scav_jax.train --config configs/vggsound.py`
     evaluate       the paper's tables on any data set: `python -m scav_jax.evaluate`
+    probe          what features tell beside retrieval: `python -m scav_jax.probe`
     search         a file in, ranked clips out: `python -m scav_jax.search`
     export         a trained model as files: `python -m scav_jax.export`
     inspect        what is in a data set or a folder of videos: `python -m scav_jax.inspect`

@@ -56,13 +56,18 @@ def init_params(encoders: Encoders, objective: Objective, example: Batch, seed: 
         }
     heads = objective.heads(encoders.width)
     if heads is not None:
-        views = objective.views(tiny, jax.random.fold_in(key, VIEWS))
-        latents = {
-            name: encoders.apply({"params": params["encoders"]}, view)
-            for name, view in views.features.items()
-        }
-        start = nn.init(lambda heads: objective.of_clips(heads, latents, views.about), heads)
-        params["heads"] = start(jax.random.fold_in(key, HEADS))["params"]
+
+        @jax.jit  # one program, of which the towers' part is left out: parameters need shapes only
+        def start(tiny: Batch) -> PyTree:
+            views = objective.views(tiny, jax.random.fold_in(key, VIEWS))
+            latents = {
+                name: encoders.apply({"params": params["encoders"]}, view)
+                for name, view in views.features.items()
+            }
+            init = nn.init(lambda heads: objective.of_clips(heads, latents, views.about), heads)
+            return init(jax.random.fold_in(key, HEADS))["params"]
+
+        params["heads"] = start(tiny)
     return params
 
 

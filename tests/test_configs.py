@@ -59,6 +59,9 @@ VARIANTS = {
     "table4": ("max", "demo"),
     "vggsound.py": ("39m", "38m", "v100_4096", "h200", "8gpu", "pod"),
     "demo.py": (None,),
+    "temporal": ("temporal", "with_scav", "scav", "cav"),
+    "temporal/vggsound.py": (None,),
+    "temporal/vggsound_with_scav.py": (None,),
 }
 
 
@@ -66,11 +69,15 @@ def files():
     return sorted(path.relative_to(ROOT) for path in (ROOT / "configs").rglob("*.py"))
 
 
+def variants(path):
+    """Of a file, or else of all files in its folder."""
+    inside = Path(path).relative_to("configs")
+    return VARIANTS.get(inside.as_posix(), VARIANTS.get(inside.parts[0]))
+
+
 RUNNABLE = [path for path in files() if path.name != "base.py"]
 ALL = [
-    f"{path}:{variant}" if variant else str(path)
-    for path in RUNNABLE
-    for variant in VARIANTS[path.parts[1]]
+    f"{path}:{variant}" if variant else str(path) for path in RUNNABLE for variant in variants(path)
 ]
 
 
@@ -89,7 +96,7 @@ def docstring(path):
 def test_there_is_one_file_for_each_row():
     names = {table: set() for table in ("table1", "table2", "table4")}
     for path in RUNNABLE:
-        if len(path.parts) == 3:
+        if path.parts[1] in names:
             names[path.parts[1]].add(path.stem)
     assert names == {"table1": set(TABLE_1), "table2": set(TABLE_2), "table4": set(TABLE_4)}
 
@@ -105,7 +112,7 @@ def test_a_config_says_its_command_and_hardware(path):
 
 @pytest.mark.parametrize("path", [str(path) for path in RUNNABLE])
 def test_the_default_is_the_first_variant_and_a_wrong_one_is_named(path):
-    first, *_ = VARIANTS[Path(path).parts[1]]
+    first, *_ = variants(path)
     if first is None:
         return
     assert load(path) == load(f"{path}:{first}")
@@ -215,8 +222,13 @@ def trace(document):
         streams = jnp.zeros((batch_size, n, dv)), jnp.zeros((batch_size, m, da))
         batch = as_batch(AudioVisual(*map(sequences, streams)))
         params = init_params(encoders, objective, batch, seed=0)
-        loss, aux = compute_loss(encoders, objective, params, batch, jax.random.key(1))
-        return params, loss, {name: aux[name]["logits_v2a"] for name in objective.losses}
+        memory = {"memory": objective.memory()}
+        loss, aux = compute_loss(encoders, objective, params, batch, jax.random.key(1), **memory)
+        sequential = aux if "sequence_weight" not in vars(objective) else aux["sequence"]
+        parts = [
+            name for name in ("sequence", "aggregation") if "logits_v2a" in sequential.get(name, ())
+        ]
+        return params, loss, {name: sequential[name]["logits_v2a"] for name in parts}
 
     parts = (document.encoders, document.distance, document.objective, document.data.batch_size)
     key = repr(parts)
@@ -231,7 +243,9 @@ def test_a_config_builds(path):
     params, loss, logits = trace(document)
     batch_size = document.data.batch_size
     assert loss.shape == () and loss.dtype == jnp.float32
-    assert set(logits) == set(document.objective.name.split("+")) == set(params["log_temperature"])
+    parts = set(document.objective.name.split("+")) - {"temporal"}
+    assert set(logits) == parts
+    assert len(params.get("log_temperature", {})) == len(parts)
     assert all(matrix.shape == (batch_size, batch_size) for matrix in logits.values())
     assert document.optimizer.warmup_steps < document.train.steps
 

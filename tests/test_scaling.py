@@ -20,12 +20,13 @@ from scav_jax import sharding
 from scav_jax.base.errors import InputError
 from scav_jax.distances import pairwise
 from scav_jax.encoders import Dropout, Encoders
-from scav_jax.objectives import Place, Sequential, cross_entropy, sequence_loss
+from scav_jax.objectives import Place, Sequential, Temporal, cross_entropy, sequence_loss
 from scav_jax.optimizer import make_optimizer
 from scav_jax.sequences import AudioVisual, as_batch, sequences
 from scav_jax.train_step import (
     TrainState,
     init_params,
+    init_state,
     loss_and_gradients,
     make_train_step,
     state_shardings,
@@ -49,6 +50,10 @@ PRE = Encoders(
 )
 POST = PRE.clone(pre_resample=None)
 WASSERSTEIN = {"blur": 1.0, "position_weight": 2.0, "diameter": 16.0}
+TEMPORAL = Temporal(  # its queue wraps round in the second step
+    "temporal", visual_tokens=2, audio_tokens=2, audio_frames=3, speeds=2, hidden=6, width=5,
+    queue=40, positives=2, negatives=3,
+)  # fmt: skip
 CASES = {
     "pre": (PRE, Sequential()),
     "post": (POST, Sequential(distance_options={"resample": "audio_to_visual"})),
@@ -56,12 +61,14 @@ CASES = {
     "wasserstein": (POST, Sequential(distance="wasserstein", distance_options=WASSERSTEIN)),
     "sinkhorn": (POST, Sequential(distance="sinkhorn", distance_options={"epsilon": 0.5})),
     "both": (PRE, Sequential("sequence+aggregation")),
+    "temporal": (POST.clone(visual_blocks=0, audio_blocks=0), TEMPORAL),
 }
 EVERY = [(devices, parts) for devices in (1, 2, 4, MANY) for parts in (1, 2, 4)][1:]
 WHOLE_TABLE = [(case, *where) for case in CASES for where in EVERY]
 # A program of eight devices in loops takes long on two cores: `SCAV_WHOLE_TABLE=1` tests all.
 BOTH = pytest.param("both", MANY, 1, marks=pytest.mark.slow)
 CHOSEN = [("pre", 1, 4), ("pre", 4, 2), BOTH, ("post", 2, 2), ("soft_dtw", 2, 2)]
+CHOSEN += [("temporal", 2, 2)]
 TABLE = WHOLE_TABLE if os.environ.get("SCAV_WHOLE_TABLE") else CHOSEN
 # Softmax does not see what a key's bias adds: its gradient is rounding, which Adam makes a step of.
 ROUNDING_ONLY = "['key']['bias']"
@@ -77,7 +84,11 @@ def batch(seed=0, dtype=np.float32):
         for row, length in zip(values, lengths, strict=True):
             row[length:] = np.nan
         streams.append(sequences(jnp.asarray(values), jnp.asarray(lengths, jnp.int32)))
-    return jax.tree.map(np.asarray, as_batch(AudioVisual(*streams)))
+    # A clock for those that play parts: as long as both streams, whatever lengths they have.
+    seconds = np.tile(np.float32([0.0, 1.6]), (CLIPS, 1))
+    numbers = np.arange(CLIPS, dtype=np.int32) + seed * CLIPS
+    made = as_batch(AudioVisual(*streams))._replace(numbers=numbers, seconds=seconds)
+    return jax.tree.map(np.asarray, made)
 
 
 def optimizer():
@@ -101,8 +112,10 @@ def params_at_start():
     return jax.device_get(params(batch()))
 
 
-def start(objective, optimizer):
+def start(objective, optimizer, encoders=PRE):
     """What `init_state` returns, without initialising the towers each time."""
+    if objective is TEMPORAL:
+        return jax.jit(partial(init_state, encoders, objective, optimizer, seed=0))(example=batch())
     params = params_at_start()
     log_temperature = {name: params["log_temperature"][name] for name in objective.losses}
     params = jax.tree.map(jnp.asarray, params | {"log_temperature": log_temperature})
@@ -118,13 +131,14 @@ def train(case, devices=1, parts=1, settings=(), steps=STEPS):
     cut = {"microbatch": CLIPS // parts if parts > 1 else 0, "mesh": mesh}
     kept = keeping_gradients(optimizer())
     step = jax.jit(make_train_step(encoders, objective, kept, seed=0, **cut))
-    state = sharding.put_replicated(start(objective, kept), mesh)
+    state = sharding.put_replicated(start(objective, kept, encoders), mesh)
     losses, first = [], None
     for number in range(steps):
         state, metrics = step(state, sharding.put_batch(batch(number), mesh))
         first = first or jax.device_get(state.opt_state[0])
         losses.append(float(metrics["loss"]))
-    return first, losses, jax.device_get(state.params), jax.device_get(metrics)
+    memory, params = jax.device_get((state.memory, state.params))
+    return first, losses, params | {"memory": memory}, jax.device_get(metrics)
 
 
 @cache
@@ -160,7 +174,9 @@ def test_devices_and_microbatches_change_nothing(case, devices, parts):
 
 
 # From latents on. By `jit` alone, XLA cuts D; the trainer has each device compare its own rows.
-OF_DISTANCES = [(case, True) for case in CASES if case != "both"] + [("pre", False)]
+OF_DISTANCES = [(case, True) for case in CASES if case not in ("both", "temporal")] + [
+    ("pre", False)
+]
 
 
 @needs_devices

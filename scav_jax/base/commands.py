@@ -21,6 +21,7 @@ PROGRAMS = {  # in the order of the work
     "plan": "memory, time and disk of a training, before it runs",
     "train": "features -> a run",
     "evaluate": "a run -> retrieval metrics and a report",
+    "probe": "a run -> what its features tell: labels, its tasks, changed copies",
     "export": "a run -> a model as files that others can load",
     "index": "an index of one's own videos: build, add, delete, compact, info, tune",
     "search": "a sound or a video -> ranked clips of an index",

@@ -23,7 +23,7 @@ from scav_jax.base.errors import InputError
 from scav_jax.base.files import ids_sha256, write_atomically
 from scav_jax.distances import find, option_names
 from scav_jax.features import store
-from scav_jax.report import page, pictures
+from scav_jax.report import page, pictures, probed
 from scav_jax.retrieval import results
 from scav_jax.retrieval.embed import Embedded, all_against_all, check_features, embed
 from scav_jax.retrieve import DIRECTIONS, check_ks, hybrid_ranks, queries_first, seconds_per_query
@@ -261,6 +261,8 @@ def _pictures(
     first = ranked[0]
     searches, missing = pictures.make_searches(first.distances, first.sequence_ranks, split, seed)
     own = split.ids.index(searches[0].query.id)
+    ids = ids_sha256(split.ids)
+    probes = [probed.read(run.path, split.data, split.split, ids) for run in runs]
     return page.Pictures(
         histories=[
             (one.document["name"], read_records(run.path))
@@ -273,6 +275,7 @@ def _pictures(
         comparison=pictures.make_comparison(first.embedded.latents, own),
         resampled=pictures.make_resampled(first.embedded.latents, first.distances, own),
         searches=searches,
+        probes=[document for document in probes if document is not None],
         no_thumbnails=missing,
     )
 

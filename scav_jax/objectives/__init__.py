@@ -3,6 +3,9 @@
 objective      what every objective is: views, heads, loss, memory, health, score, cost, embedding
 sequential     SCAV, CAV and both
 contrastive    their two losses; `cross_entropy`: the softmax over a matrix of distances
+temporal       speed, direction and order of views, and contrast
+selection      its contrast, with positives and negatives from a queue
+sums           several in one training, by a name such as "sequence+temporal"
 """
 
 import inspect
@@ -19,6 +22,8 @@ from scav_jax.objectives.contrastive import (
 )
 from scav_jax.objectives.objective import Objective, Outputs, Place, Views, clip_keys
 from scav_jax.objectives.sequential import Sequential
+from scav_jax.objectives.sums import sum_of
+from scav_jax.objectives.temporal import Temporal
 from scav_jax.sequences import Batch
 
 __all__ = [
@@ -28,6 +33,7 @@ __all__ = [
     "Outputs",
     "Place",
     "Sequential",
+    "Temporal",
     "Views",
     "aggregation_loss",
     "clip_keys",
@@ -42,15 +48,22 @@ OBJECTIVES: dict[str, type[Objective]] = {
     "sequence": Sequential,
     "aggregation": Sequential,
     "sequence+aggregation": Sequential,
+    "temporal": Temporal,
 }
 
 
 def find(name: str) -> type[Objective]:
-    """The class of an objective: a key of `OBJECTIVES`, or `package.module:Class`.
+    """The class of an objective: a key of `OBJECTIVES`, a sum of keys, or `package.module:Class`.
 
     Raises:
       InputError: neither, or what the path names is no objective.
+
+    >>> find("sequence+temporal").__name__
+    'Sum'
     """
+    parts = name.split("+") if isinstance(name, str) and name not in OBJECTIVES else []
+    if len(parts) > 1 and len(set(parts)) == len(parts) and set(parts) <= OBJECTIVES.keys():
+        return sum_of(tuple((part, OBJECTIVES[part]) for part in parts))
     found = doors.find("objective.name", name, OBJECTIVES)
     if not (inspect.isclass(found) and issubclass(found, Objective)):
         raise InputError(

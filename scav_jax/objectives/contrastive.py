@@ -107,7 +107,7 @@ def aggregation_loss(
     }
 
 
-def unit(x: Float[Array, "B C"]) -> Float[Array, "B C"]:
+def unit(x: Float[Array, "*batch C"]) -> Float[Array, "*batch C"]:
     """Rows scaled to length 1; a zero row stays zero, with a finite gradient."""
     squared = jnp.sum(x * x, axis=-1, keepdims=True)
     return x * jax.lax.rsqrt(squared + NORM_FLOOR)

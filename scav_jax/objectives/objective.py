@@ -6,15 +6,16 @@ share the loss only, and what is random follows from the clip's number. An objec
 with a subclass of `Objective` and one line in `OBJECTIVES`, or a dotted path to a user's own.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, NamedTuple
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.sharding import Mesh
-from jaxtyping import Array, Float, Int, PyTree
+from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from scav_jax.distances import find, retrieval_form
 from scav_jax.sequences import AudioVisual, Batch, Sequences, masked_mean
@@ -67,10 +68,21 @@ class Material(NamedTuple):
     Attributes:
       fingerprint: of their extractor.
       align: how streams are laid onto each other, "time" or "index".
+      where: the data set and its split, for messages.
+      ids: of the clips.
+      seconds: `[K, 2]`, begin and end of what both streams of each clip cover.
+      rates: `[K, 2]`, visual and audio steps a second.
+      playable: by stream, how many frames of it lie side by side in a step and can be played, or
+        in words why they cannot (`features.playable`).
     """
 
     fingerprint: Mapping[str, Any]
     align: str
+    where: str
+    ids: Sequence[str]
+    seconds: Float[np.ndarray, "K 2"]
+    rates: Float[np.ndarray, "K 2"]
+    playable: Mapping[str, int | str]
 
 
 class Work(NamedTuple):
@@ -89,6 +101,20 @@ class Work(NamedTuple):
     steps: tuple[int, int]
     width: int
     memory_bytes: int
+
+
+class Task(NamedTuple):
+    """What a classifier says of B clips, and what is true.
+
+    Attributes:
+      logits: `[B, ..., classes]`.
+      labels: `[B, ...]`.
+      usable: `[B]`, whether the clip has that label at all.
+    """
+
+    logits: Float[Array, "B *views classes"]
+    labels: Int[Array, " B *views"]
+    usable: Bool[Array, " B"]
 
 
 class Cost(NamedTuple):
@@ -187,6 +213,17 @@ class Objective:
         """
         method = self.methods[0]
         return 0.5 * (found[f"{method}_v2a"] + found[f"{method}_a2v"])
+
+    # What `under` takes away from clips, to see what tasks rest on.
+    controls: ClassVar[tuple[str, ...]] = ()
+
+    def tasks(self, outputs: Outputs) -> dict[str, Task]:
+        """What its classifiers say of some clips, by the task's name; none here."""
+        return {}
+
+    def under(self, control: str) -> "Objective":
+        """The same objective with views that lack something, one of `controls`."""
+        raise NotImplementedError(f"{type(self).__name__} has no controls")
 
     def check(self, material: Material) -> None:
         """Raises `InputError` where it cannot train on these features."""

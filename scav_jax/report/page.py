@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Float
 
-from scav_jax.report import figures, markup
+from scav_jax.report import figures, markup, probed
 from scav_jax.report.markup import escape
 from scav_jax.retrieval.results import (
     DIRECTIONS,
@@ -82,6 +82,7 @@ class Pictures:
       comparison: one pair of the first run, as each distance aligns it.
       resampled: the same pair on one grid, or None.
       searches: of the first run, by sequence.
+      probes: documents of `scav probe` on the same clips, of the runs that have one.
       no_thumbnails: why clips have no pictures, or "".
     """
 
@@ -91,6 +92,7 @@ class Pictures:
     comparison: list[figures.Alignment] = field(default_factory=list)
     resampled: figures.Resampled | None = None
     searches: list[Search] = field(default_factory=list)
+    probes: list[dict] = field(default_factory=list)
     no_thumbnails: str = ""
 
 
@@ -118,6 +120,7 @@ def html(results: dict, pictures: Pictures) -> str:
         _alignment_section(pictures, runs[0]),
         _training_section(pictures.histories),
         _class_section(runs[0]),
+        *(probed.section(document) for document in pictures.probes),
         _facts_section(results),
     ]
     return markup.document(title, "\n".join(part for part in header if part), sections)

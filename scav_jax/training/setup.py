@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import jax
+import numpy as np
 import optax
 
 import scav_jax
@@ -14,8 +15,9 @@ from scav_jax import sharding
 from scav_jax.base.errors import InputError
 from scav_jax.encoders import Encoders
 from scav_jax.features import store
-from scav_jax.features.batches import training_batches
+from scav_jax.features.batches import covered_seconds, training_batches
 from scav_jax.features.clip import check_resampled
+from scav_jax.features.playable import playable
 from scav_jax.objectives.objective import Material, Objective
 from scav_jax.optimizer import learning_rate_schedule, make_optimizer
 from scav_jax.training import processes, profiling
@@ -54,11 +56,29 @@ def set_up(config: Config) -> Setup:
         split.check_both_streams()
         _check_made_by(data.backbone, split)
         check_resampled(split.fingerprint, align=data.align, direction=encoders.pre_resample)
-        objective.check(Material(split.fingerprint, data.align))
+        objective.check(material(split, data.align))
     setup = Setup(config, encoders, objective, training, validation)
     # Sizes that do not fit fail here.
     parameter_shapes(training_encoders(setup), objective, widths(setup))
     return setup
+
+
+def material(split: store.Split, align: str) -> Material:
+    """What an objective is told of the features that it is to train on."""
+    spans, lengths = (
+        (split.visual_spans, split.audio_spans),
+        (split.visual_lengths, split.audio_lengths),
+    )
+    rates = [n / (span[:, 1] - span[:, 0]) for span, n in zip(spans, lengths, strict=True)]
+    return Material(
+        split.fingerprint,
+        align,
+        f"{split.data} ({split.split})",
+        split.ids,
+        covered_seconds(split),
+        np.stack(rates, axis=1),
+        playable(split.fingerprint),
+    )
 
 
 def _check_made_by(backbone: str, split: store.Split) -> None:

@@ -27,7 +27,6 @@ from scav_jax.base.errors import run_program
 from scav_jax.base.files import ids_sha256, write_json
 from scav_jax.features import store
 from scav_jax.retrieval import embed
-from scav_jax.retrieval.validation import score
 from scav_jax.train.loop import train
 from scav_jax.training.config import override
 from scav_jax.training.config_files import load_file
@@ -87,7 +86,7 @@ def validation_score(workdir: Path) -> float:
     """The mean of both R@1 of the averaged model on validation, by the method it trains for."""
     run = load_run(workdir)
     lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
-    return score(run.objective, next(x for x in lines if x["kind"] == "averaged"))
+    return run.objective.score(next(x for x in lines if x["kind"] == "averaged"))
 
 
 def validation_scores(out: Path, row: str, data: str) -> dict[float, float]:

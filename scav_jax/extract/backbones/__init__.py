@@ -26,13 +26,23 @@ from scav_jax.base.errors import InputError, did_you_mean
 from scav_jax.extract import media, streams
 from scav_jax.extract.backbones.beats_audio import BeatsAudio
 from scav_jax.extract.backbones.clip_visual import ClipVisual
-from scav_jax.extract.backbones.plain import PlainAudio, PlainVisual
+from scav_jax.extract.backbones.plain import ColoursVisual, PlainAudio, PlainVisual
 from scav_jax.extract.backbones.sides import Audio, NoAudio, NoVisual, Side, Visual
 from scav_jax.features.clip import FORMAT_VERSION
 
-VISUAL: dict[str, type[Visual]] = {"clip": ClipVisual, "plain": PlainVisual, "none": NoVisual}
+VISUAL: dict[str, type[Visual]] = {
+    "clip": ClipVisual,
+    "plain": PlainVisual,
+    "colours": ColoursVisual,
+    "none": NoVisual,
+}
 AUDIO: dict[str, type[Audio]] = {"beats": BeatsAudio, "plain": PlainAudio, "none": NoAudio}
-PAIRS = {"clip_beats": ("clip", "beats"), "plain": ("plain", "plain")}
+PAIRS = {
+    "clip_beats": ("clip", "beats"),
+    "plain": ("plain", "plain"),
+    "clip_mel": ("clip", "plain"),  # what can be played, see `features.playable`
+    "colours": ("colours", "plain"),
+}
 REQUIRED = inspect.Parameter.empty
 SIDES = {"visual": (VISUAL, Visual), "audio": (AUDIO, Audio)}
 KINDS = {"visual": "video", "audio": "audio"}  # what a stream is called in a file

@@ -1,6 +1,7 @@
 """`plain`: features without weights, for a CPU, for tests and as a baseline that says something.
 
-Picture: an 8 x 8 grid of mean colours and of mean absolute frame differences (384 numbers).
+Picture: an 8 x 8 grid of mean colours and of mean absolute frame differences (384 numbers), or
+of the colours alone (`colours`, 192 numbers): those see one moment, so they can be played.
 Sound: Kaldi log-mel frames stacked 16 at a time (2048 numbers), in BEATs' geometry.
 """
 
@@ -62,6 +63,31 @@ class PlainVisual(Visual):
             block[:, :half] = (_grid_means(now) / 255 - COLOUR_CENTRE) / COLOUR_SCALE
             block[:, half:] = _grid_means(difference) / 255 / DIFFERENCE_SCALE
             before = now[-1:]
+        return out
+
+
+class ColoursVisual(Visual):
+    """Colours alone: each frame's features are of that frame."""
+
+    width = GRID * GRID * 3
+    frame_size = (SIDE, SIDE)
+
+    def fingerprint(self) -> dict:
+        told = PlainVisual().fingerprint()
+        return {
+            key: told[key] for key in ("revision", "frame_size", "frame_scaling", "grid", "colour")
+        }
+
+    def prepare(
+        self,
+        frames: UInt8[np.ndarray, "N 64 64 3"],
+        previous: UInt8[np.ndarray, "64 64 3"] | None,
+    ) -> Float[np.ndarray, "N 192"]:
+        """Grid of `(mean colour - 0.5) / 0.25`, as in `PlainVisual`."""
+        out = np.empty((len(frames), self.width), np.float32)
+        for begin in range(0, len(frames), FRAMES_AT_ONCE):
+            means = _grid_means(frames[begin : begin + FRAMES_AT_ONCE])
+            out[begin : begin + len(means)] = (means / 255 - COLOUR_CENTRE) / COLOUR_SCALE
         return out
 
 

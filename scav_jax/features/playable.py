@@ -1,0 +1,50 @@
+"""Which features can be played: where playing them is the same as playing the video.
+
+`E(x)[I] = E(x[I])` holds where each step has seen its own moment only. Then parts of a clip can be
+made faster, or turned round, from the features on disk (`scav_jax.views`). It fails for BEATs, each
+of whose tokens has heard the whole clip, and for frame differences, which know the speed that they
+were filmed at.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+from scav_jax.features.clip import STREAMS
+
+PLAYED = {  # (stream, side) -> frames that lie side by side in a step and can be told apart
+    ("visual", "clip"): 1,
+    ("visual", "colours"): 1,
+    ("audio", "plain"): 16,
+}
+WHY_NOT = {
+    ("visual", "plain"): "frame differences know the speed that they were filmed at",
+    ("audio", "beats"): "every token of BEATs has heard the whole clip",
+}
+UNKNOWN = "nothing says that each step has seen its own moment only ('playable' in a fingerprint)"
+ADVICE = "extract with --backbone colours (no weights) or --backbone clip_mel (CLIP, log-mel)"
+
+
+def playable(fingerprint: Mapping[str, Any]) -> dict[str, int | str]:
+    """How each stream of an extractor can be played.
+
+    A side of one's own says so in its fingerprint: `{"playable": 1}`, or how many frames it stacks.
+
+    Returns:
+      By stream, how many frames lie side by side in a step, 1 where a step is one; or why it cannot
+      be played and what to do, in words.
+
+    >>> playable({"backbone": {"visual": {"name": "colours"}, "audio": {"name": "plain"}}})
+    {'visual': 1, 'audio': 16}
+    """
+    if "resampled" in fingerprint:
+        words = "a resampled copy is interpolated, which tells the speed; use the original features"
+        return dict.fromkeys(STREAMS, words)
+    about = fingerprint.get("backbone")
+    sides = about if isinstance(about, Mapping) else {}
+    return {stream: _played(stream, sides.get(stream, {})) for stream in STREAMS}
+
+
+def _played(stream: str, side: Mapping[str, Any]) -> int | str:
+    key = stream, side.get("name", "")
+    frames = PLAYED.get(key, side.get("playable"))
+    return frames if isinstance(frames, int) else f"{WHY_NOT.get(key, UNKNOWN)}; {ADVICE}"

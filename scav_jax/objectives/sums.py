@@ -1,0 +1,228 @@
+"""The sum of several objectives, each with a weight, in one training.
+
+Its name is theirs, "sequence+temporal"; its options are theirs with their names before them,
+`temporal_queue`, and a weight for each, `temporal_weight`. The first one says how checkpoints are
+ranked and how the model is used. Views called "clip" are one pass of the towers for all of them.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Mapping
+from typing import ClassVar
+
+import flax.linen as nn
+import jax.numpy as jnp
+from jaxtyping import Array, Float, PyTree
+
+from scav_jax.base.errors import InputError
+from scav_jax.objectives.objective import (
+    Batch,
+    Cost,
+    Material,
+    Metrics,
+    Objective,
+    Outputs,
+    Place,
+    Task,
+    Views,
+    Work,
+)
+from scav_jax.sequences import AudioVisual, Sequences
+
+OURS = ("name", "distance", "distance_options")
+WEIGHT = "weight"
+
+
+class Heads(nn.Module):
+    """The heads of those that have any, by their names."""
+
+    parts: Mapping[str, nn.Module]
+
+    def of(self, part: str) -> nn.Module | None:
+        """Those of one of them."""
+        return self.parts.get(part)
+
+
+@dataclasses.dataclass(frozen=True)
+class Sum(Objective):
+    """What `sum_of` makes a class of, with `PARTS` and fields for their options."""
+
+    PARTS: ClassVar[Mapping[str, type[Objective]]] = {}
+
+    def __post_init__(self):
+        super().__post_init__()
+        if not sum(self._weight(name) for name in self.parts) > 0:
+            raise InputError(f"objective: expected a weight above 0 in {self.name}, got none")
+
+    @functools.cached_property
+    def parts(self) -> dict[str, Objective]:
+        """The objectives."""
+        found = {}
+        for name, kind in self.PARTS.items():
+            own = {f.name: getattr(self, f"{name}_{f.name}") for f in _options(kind)}
+            shared = {key: getattr(self, key) for key in OURS[1:]}
+            try:
+                found[name] = kind(name=name, **shared, **own)
+            except InputError as error:
+                words = str(error).replace("objective.", f"objective.{name}_", 1)
+                raise InputError(words) from None
+        return found
+
+    @property
+    def first(self) -> Objective:
+        """The one that says how the model is used."""
+        return next(iter(self.parts.values()))
+
+    def _weight(self, name: str) -> float:
+        weight = getattr(self, f"{name}_{WEIGHT}")
+        if weight < 0:
+            raise InputError(f"objective.{name}_{WEIGHT}: expected 0 or more, got {weight}")
+        return weight
+
+    @property
+    def methods(self) -> tuple[str, ...]:
+        return self.first.methods
+
+    @property
+    def controls(self) -> tuple[str, ...]:
+        return tuple(dict.fromkeys(c for part in self.parts.values() for c in part.controls))
+
+    def temperatures(self) -> dict[str, float]:
+        return {
+            f"{name}_{key}": value
+            for name, part in self.parts.items()
+            for key, value in part.temperatures().items()
+        }
+
+    def heads(self, width: int) -> nn.Module | None:
+        made = {name: part.heads(width) for name, part in self.parts.items()}
+        made = {name: heads for name, heads in made.items() if heads is not None}
+        return Heads(made) if made else None
+
+    def views(self, batch: Batch, key: Array) -> Views:
+        features: dict[str, AudioVisual] = {}
+        about = {}
+        for name, part in self.parts.items():
+            own = part.views(batch, key)
+            features |= {_view(name, view): streams for view, streams in own.features.items()}
+            about[name] = own.about
+        return Views(features, about)
+
+    def of_clips(
+        self, heads: nn.Module | None, latents: dict[str, AudioVisual], about: PyTree
+    ) -> Outputs:
+        values, rest = {}, {}
+        for name, part in self.parts.items():
+            prefix = _view(name, "")
+            own = {
+                view.removeprefix(prefix): streams
+                for view, streams in latents.items()
+                if view == "clip" or view.startswith(prefix)
+            }
+            own_heads = None if heads is None else heads.of(name)
+            values[name], rest[name] = part.of_clips(own_heads, own, about[name])
+        return Outputs(values, rest)
+
+    def loss(
+        self, log_temperature: dict[str, Array], outputs: Outputs, memory: PyTree, place: Place
+    ) -> tuple[Float[Array, ""], dict]:
+        """The weighted sum; aux has `losses` by name, and the aux of each under its name."""
+        total, aux = jnp.zeros((), jnp.float32), {"losses": {}}
+        for name, part in self.parts.items():
+            own = {key: log_temperature[f"{name}_{key}"] for key in part.temperatures()}
+            loss, aux[name] = part.loss(own, _own(outputs, name), memory[name], place)
+            aux["losses"][name] = loss
+            total += self._weight(name) * loss
+        return total, aux
+
+    def memory(self) -> PyTree:
+        return {name: part.memory() for name, part in self.parts.items()}
+
+    def remember(self, memory: PyTree, outputs: Outputs) -> PyTree:
+        return {
+            name: part.remember(memory[name], _own(outputs, name))
+            for name, part in self.parts.items()
+        }
+
+    def tasks(self, outputs: Outputs) -> dict[str, Task]:
+        return {
+            task: of_task
+            for name, part in self.parts.items()
+            for task, of_task in part.tasks(_own(outputs, name)).items()
+        }
+
+    def under(self, control: str) -> "Sum":
+        changes = {f"{n}_control": control for n, p in self.parts.items() if control in p.controls}
+        return dataclasses.replace(self, **changes)
+
+    def health(self, aux: dict) -> Metrics:
+        """Of the first as they are called there, of the others with their names before them."""
+        metrics = {f"loss_{name}": value for name, value in aux["losses"].items()}
+        spreads = []
+        for number, (name, part) in enumerate(self.parts.items()):
+            own = part.health(aux[name])
+            if "embedding_spread" in own:
+                spreads.append(own.pop("embedding_spread"))
+            metrics |= {f"{name}_{key}" if number else key: value for key, value in own.items()}
+        if spreads:
+            metrics["embedding_spread"] = jnp.min(jnp.stack(spreads))
+        return metrics
+
+    def score(self, found: Mapping[str, float]) -> float:
+        return self.first.score(found)
+
+    def check(self, material: Material) -> None:
+        for part in self.parts.values():
+            part.check(material)
+
+    def cost(self, work: Work) -> Cost:
+        costs = [part.cost(work) for part in self.parts.values()]
+        return Cost(*(sum(values) for values in zip(*costs, strict=True)))
+
+    @property
+    def title(self) -> str:
+        return " + ".join(part.title for part in self.parts.values())
+
+    def in_words(self, distance: str) -> list[str]:
+        words = [word for part in self.parts.values() for word in part.in_words(distance)]
+        return [*words, *(f"weight of {name} {self._weight(name):g}" for name in self.parts)]
+
+    def ranks_by(self) -> tuple[str, dict]:
+        return self.first.ranks_by()
+
+    def shown(self, batch: Batch) -> AudioVisual:
+        return self.first.shown(batch)
+
+    def embed(
+        self, heads: nn.Module | None, stream: str, latents: Sequences
+    ) -> Float[Array, "B E"]:
+        own = None if heads is None else heads.of(next(iter(self.parts)))
+        return self.first.embed(own, stream, latents)
+
+
+def _view(part: str, view: str) -> str:
+    """What a view of one of them is called: "clip" is everyone's."""
+    return view if view == "clip" else f"{part}/{view}"
+
+
+def _own(outputs: Outputs, name: str) -> Outputs:
+    return Outputs(outputs.values[name], outputs.about[name])
+
+
+def _options(kind: type[Objective]) -> list[dataclasses.Field]:
+    return [f for f in dataclasses.fields(kind) if f.name not in OURS]
+
+
+@functools.cache  # a class is the same whenever it is asked for: objectives are compared
+def sum_of(kinds: tuple[tuple[str, type[Objective]], ...]) -> type[Objective]:
+    """The class of a sum, of (name, class) of its parts; at least two, each once."""
+    fields = []
+    for name, kind in kinds:
+        fields.append((f"{name}_{WEIGHT}", float, dataclasses.field(default=1.0)))
+        for f in _options(kind):
+            copied = {key: getattr(f, key) for key in ("default", "default_factory", "hash")}
+            fields.append((f"{name}_{f.name}", f.type, dataclasses.field(**copied)))
+    made = dataclasses.make_dataclass(
+        "Sum", fields, bases=(Sum,), frozen=True, namespace={"PARTS": dict(kinds)}
+    )
+    return made

@@ -1,0 +1,58 @@
+"""`scav probe --run RUN --data DATA --split test`: a table, probe.json and probe.html."""
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+from scav_jax.base.commands import Parser
+from scav_jax.base.errors import run_program
+
+
+def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """The command line; anything wrong with it is an `InputError`."""
+    parser = Parser(
+        prog="scav probe",
+        description="What a finished run's features tell: labels (linear probe, neighbours), its "
+        "own tasks beside priors and controls, and changed copies of clips (fingerprinting).",
+    )
+    add = parser.add_argument
+    add("--run", type=Path, required=True, help="the --workdir of a finished training")
+    add("--data", type=Path, help="a data set; default: the one that the run was trained on")
+    add("--split", required=True, help="what is asked about, for example test")
+    add("--train-split", default="train", help="where labels are learned from (default train)")
+    add("--validation-split", default="validation", help="chooses C (default validation)")
+    add("--changed", type=int, default=100, help="clips that are changed; 0: none (default 100)")
+    add("--videos", type=Path, help="where the sources are; default: where they were extracted")
+    add("--weights", action="append", default=[], metavar="NAME=PATH", help="of the backbone")
+    add("--trust", action="append", default=[], metavar="MODULE:NAME", help="the model's code")
+    add("--out", type=Path, help="default: RUN/probe/<data>-<split>")
+    add("--batch-size", type=int, default=64, help="clips embedded at a time (default 64)")
+    return parser.parse_args(argv)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    arguments = parse(argv)
+    from scav_jax.extract.backbones import parse_weights
+    from scav_jax.probe.probing import Settings, probe, table, write
+    from scav_jax.training.runs import load_run
+
+    settings = Settings(
+        train_split=arguments.train_split,
+        validation_split=arguments.validation_split,
+        changed=arguments.changed,
+        videos=arguments.videos,
+        weights=parse_weights(arguments.weights),
+        trust=tuple(arguments.trust),
+        batch_size=arguments.batch_size,
+    )
+    run = load_run(arguments.run)
+    data = arguments.data or Path(run.config["data"]["path"])
+    document = probe(run, data, arguments.split, settings)
+    written = write(document, arguments.out)
+    print(table(document))
+    print("", *written, sep="\n")
+    return 0
+
+
+if __name__ == "__main__":
+    run_program(main)

@@ -1,0 +1,180 @@
+"""Video fingerprinting: is a clip still found when its copy was changed?
+
+Copies are video files, written and read again by the extractor as a user's would be. A copy asks
+with its picture, its sound, or both (the sum of the cosines); all clips of the split, as they were,
+answer.
+"""
+
+import tempfile
+from collections.abc import Callable, Sequence
+from fractions import Fraction
+from pathlib import Path
+from typing import NamedTuple
+
+import av
+import numpy as np
+from jaxtyping import Float, UInt8
+from tqdm import tqdm
+
+from scav_jax.base.errors import InputError
+from scav_jax.extract.media import RATE_HZ, Reader
+from scav_jax.extract.streams import Unusable
+from scav_jax.features.store import Split
+from scav_jax.retrieval.embed import Embedded
+from scav_jax.retrieval.model import Model
+
+STREAMS = ("visual", "audio")
+GOOD, BAD = (18, 96_000), (42, 16_000)  # constant rate factor of H.264, bits a second of AAC
+CROPPED = 0.1  # of each edge
+NOISE = 0.08  # of full scale, in picture
+NOISE_DB = -15  # of the sound's own level
+SPEED = 1.25
+AUDIO_FRAME = 1024
+CLIPS_AT_ONCE = 32
+
+
+class Film(NamedTuple):
+    """What becomes a file: frames at a rate, mono sound at 16 kHz, and how good it is."""
+
+    frames: UInt8[np.ndarray, "N h w 3"]
+    rate: float
+    sound: Float[np.ndarray, " S"]
+    quality: tuple[int, int] = GOOD
+
+
+def crop(film: Film, random: np.random.Generator) -> Film:
+    """A tenth of the picture's edges is gone."""
+    height, width = film.frames.shape[1:3]
+    top, left = int(CROPPED * height), int(CROPPED * width)
+    return film._replace(frames=film.frames[:, top : height - top, left : width - left])
+
+
+def reencode(film: Film, random: np.random.Generator) -> Film:
+    """Picture and sound in as few bits as a bad copy has."""
+    return film._replace(quality=BAD)
+
+
+def noise(film: Film, random: np.random.Generator) -> Film:
+    """Noise in picture and sound."""
+    grain = random.normal(scale=255 * NOISE, size=film.frames.shape)
+    frames = np.clip(film.frames + grain, 0, 255).astype(np.uint8)
+    level = np.sqrt(np.mean(film.sound**2)) * 10 ** (NOISE_DB / 20)
+    sound = film.sound + random.normal(scale=level, size=film.sound.shape)
+    return film._replace(frames=frames, sound=np.clip(sound, -1, 1).astype(np.float32))
+
+
+def speed(film: Film, random: np.random.Generator) -> Film:
+    """A quarter faster, as a tape: fewer frames, higher sounds."""
+    frames = np.arange(0, len(film.frames) - 1, SPEED).astype(int)
+    places = np.arange(0, len(film.sound) - 1, SPEED)
+    sound = np.interp(places, np.arange(len(film.sound)), film.sound).astype(np.float32)
+    return film._replace(frames=film.frames[frames], sound=sound)
+
+
+CHANGES: dict[str, Callable[[Film, np.random.Generator], Film]] = {
+    "crop": crop,
+    "reencode": reencode,
+    "noise": noise,
+    "speed": speed,
+}
+
+
+def fingerprint(
+    model: Model, originals: Embedded, split: Split, videos: Path, count: int
+) -> dict[str, dict]:
+    """R@1 of changed copies, by change and by what they ask with.
+
+    Args:
+      model: embeds the copies.
+      originals: of all clips of the split.
+      split: which clips.
+      videos: the folder of their sources.
+      count: of how many clips, evenly spread over the split, copies are made.
+
+    Returns:
+      By change, `visual`, `audio`, `both`: the share that finds its original; `n`, and `rejected`,
+      copies that could not be read.
+
+    Raises:
+      InputError: a source is not there.
+    """
+    numbers = np.unique(np.linspace(0, len(split) - 1, min(count, len(split))).astype(int))
+    keys = {stream: _unit(getattr(originals, f"{stream}_embeddings")) for stream in STREAMS}
+    right: dict[str, list] = {change: [] for change in CHANGES}
+    with tqdm(total=len(numbers), desc="changed copies", unit="clip") as bar:
+        for first in range(0, len(numbers), CLIPS_AT_ONCE):
+            some = numbers[first : first + CLIPS_AT_ONCE]
+            films = [_film(split, number, videos) for number in some]
+            for change in CHANGES:
+                right[change] += _found(model, films, some, change, keys)
+            bar.update(len(some))
+    return {
+        change: {
+            **{asked: float(np.mean([hit[asked] for hit in hits])) for asked in hits[0]},
+            "n": len(hits),
+            "rejected": len(numbers) - len(hits),
+        }
+        for change, hits in right.items()
+        if hits
+    }
+
+
+def _film(split: Split, number: int, videos: Path) -> Film:
+    """A clip as its source has it."""
+    source = videos / split.sources[number]
+    if not source.is_file():
+        raise InputError(f"{source}: expected a clip's source, there is none; give --videos FOLDER")
+    try:
+        with Reader(source, None) as reader:
+            media = reader.cut(float(split.starts[number]), float(split.ends[number]))
+    except Unusable as unusable:
+        raise InputError(f"{source}: {unusable.reason}") from None
+    begin, end = media.frames_span
+    return Film(media.frames, len(media.frames) / (end - begin), media.waveform)
+
+
+def _found(
+    model: Model, films: Sequence[Film], numbers: Sequence[int], change: str, keys: dict
+) -> list[dict[str, bool]]:
+    """Of each copy that can be read, whether its original is nearest, by what it asks with."""
+    with tempfile.TemporaryDirectory() as folder:
+        paths = {}
+        for film, number in zip(films, numbers, strict=True):
+            path = Path(folder) / f"{number}.mp4"
+            write(path, CHANGES[change](film, np.random.default_rng(int(number))))
+            paths[path.name] = int(number)
+        copies = model.embed(folder, streams=STREAMS)
+    own = np.array([paths[name] for name in copies.ids])
+    cosines = {
+        stream: _unit(getattr(copies, f"{stream}_embeddings")) @ keys[stream].T
+        for stream in STREAMS
+    }
+    cosines["both"] = cosines["visual"] + cosines["audio"]
+    hits = {asked: matrix.argmax(axis=1) == own for asked, matrix in cosines.items()}
+    return [{asked: bool(hit[row]) for asked, hit in hits.items()} for row in range(len(own))]
+
+
+def write(path: Path, film: Film) -> None:
+    """A film as MP4: H.264 and AAC, with even sides."""
+    rate = Fraction(film.rate).limit_denominator(1001)
+    height, width = (side // 2 * 2 for side in film.frames.shape[1:3])
+    crf, bits = film.quality
+    with av.open(str(path), "w") as container:
+        video = container.add_stream("libx264", rate=rate, options={"crf": str(crf)})
+        video.width, video.height, video.pix_fmt = width, height, "yuv420p"
+        audio = container.add_stream("aac", rate=RATE_HZ, layout="mono")
+        audio.bit_rate = bits
+        for pixels in film.frames:
+            pixels = np.ascontiguousarray(pixels[:height, :width])
+            container.mux(video.encode(av.VideoFrame.from_ndarray(pixels, format="rgb24")))
+        container.mux(video.encode(None))
+        for first in range(0, len(film.sound), AUDIO_FRAME):
+            samples = np.ascontiguousarray(film.sound[None, first : first + AUDIO_FRAME])
+            frame = av.AudioFrame.from_ndarray(samples, format="fltp", layout="mono")
+            frame.sample_rate, frame.pts = RATE_HZ, first
+            container.mux(audio.encode(frame))
+        container.mux(audio.encode(None))
+
+
+def _unit(vectors: Float[np.ndarray, "K E"]) -> Float[np.ndarray, "K E"]:
+    return vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)

@@ -1,0 +1,129 @@
+"""Labels from frozen features: a linear probe, and nearest neighbours.
+
+The probe is multinomial logistic regression on standardised features, with the L2 penalty
+`|W|^2 / (2 C n)`; C is what does best on validation.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Float, Int
+from scipy.optimize import minimize
+
+from scav_jax.base.errors import InputError
+
+STRENGTHS = tuple(10.0**power for power in range(-4, 3))  # C
+ITERATIONS = 300
+NEAREST = (1, 5, 10)
+BLOCK = 1024  # queries at a time
+
+
+@dataclass(frozen=True)
+class Labelled:
+    """Vectors of K clips and the class of each."""
+
+    vectors: Float[np.ndarray, "K E"]
+    labels: Sequence[str]
+
+    def numbers(self, classes: Sequence[str]) -> Int[np.ndarray, " K"]:
+        """Each clip's class by its number; -1 where it is none of these."""
+        known = {label: number for number, label in enumerate(classes)}
+        return np.array([known.get(label, -1) for label in self.labels])
+
+
+def linear_probe(train: Labelled, validation: Labelled, asked: Labelled) -> dict:
+    """Accuracy on `asked` of a probe that was fitted to `train`.
+
+    Clips without a label, or with one that train does not have, are left out and counted.
+
+    Returns:
+      `accuracy`, `chance` (of the most frequent class), `C`, `n`, `left_out`, `classes`.
+
+    Raises:
+      InputError: train has fewer than two classes, or the others have none of them.
+    """
+    classes = sorted({label for label in train.labels if label})
+    if len(classes) < 2:
+        raise InputError(f"labels: expected two classes or more to learn, got {len(classes)}")
+    mean, deviation = train.vectors.mean(axis=0), train.vectors.std(axis=0)
+    fitted, chosen, tested = (
+        _known(part, classes, mean, np.where(deviation > 0, deviation, 1.0))
+        for part in (train, validation, asked)
+    )
+    for name, (_, numbers) in (("validation", chosen), ("split", tested)):
+        if not len(numbers):
+            raise InputError(f"labels: expected clips of train's classes in the {name}, got none")
+    accuracies, start = {}, np.zeros((fitted[0].shape[1] + 1) * len(classes))
+    weights = {}
+    for strength in STRENGTHS:  # each starts where the one before ended
+        start = weights[strength] = _fit(*fitted, len(classes), strength, start)
+        accuracies[strength] = _accuracy(start, *chosen, len(classes))
+    best = max(STRENGTHS, key=lambda strength: (accuracies[strength], -strength))
+    counts = np.bincount(tested[1], minlength=len(classes))
+    return {
+        "accuracy": _accuracy(weights[best], *tested, len(classes)),
+        "chance": float(counts.max() / counts.sum()),
+        "C": best,
+        "n": len(tested[1]),
+        "left_out": len(asked.labels) - len(tested[1]),
+        "classes": len(classes),
+    }
+
+
+def _known(part: Labelled, classes: Sequence[str], mean, deviation):
+    numbers = part.numbers(classes)
+    return ((part.vectors - mean) / deviation)[numbers >= 0], numbers[numbers >= 0]
+
+
+def _fit(x: np.ndarray, y: np.ndarray, classes: int, strength: float, start: np.ndarray):
+    """Weights and biases `[(E + 1) classes]` of the least penalised loss."""
+    features, labels = jnp.asarray(x, jnp.float32), jnp.asarray(y, jnp.int32)
+    penalty = 0.5 / (strength * len(x))
+
+    @jax.jit
+    def loss(flat):
+        weights = flat.reshape(-1, classes)
+        products = jnp.matmul(features, weights[:-1], precision=jax.lax.Precision.HIGHEST)
+        log_p = jax.nn.log_softmax(products + weights[-1][None])
+        own = jnp.take_along_axis(log_p, labels[:, None], axis=1)
+        return penalty * jnp.sum(weights[:-1] ** 2) - jnp.mean(own)
+
+    value_and_gradient = jax.jit(jax.value_and_grad(loss))
+
+    def of_numpy(flat):
+        value, slope = value_and_gradient(jnp.asarray(flat, jnp.float32))
+        return float(value), np.asarray(slope, np.float64)
+
+    found = minimize(of_numpy, start, jac=True, method="L-BFGS-B", options={"maxiter": ITERATIONS})
+    return found.x
+
+
+def _accuracy(flat: np.ndarray, x: np.ndarray, y: np.ndarray, classes: int) -> float:
+    weights = flat.reshape(-1, classes)
+    return float(((x @ weights[:-1] + weights[-1]).argmax(axis=1) == y).mean())
+
+
+def neighbours(candidates: Labelled, asked: Labelled) -> dict:
+    """The share of clips that have one of their own class among the k nearest, by cosine.
+
+    Returns:
+      `n`, and by k the share; clips without a label ask nothing.
+    """
+    classes = sorted({label for label in candidates.labels if label})
+    own, others = asked.numbers(classes), candidates.numbers(classes)
+    queries, keys = (_unit(part.vectors) for part in (asked, candidates))
+    queries, own = queries[own >= 0], own[own >= 0]
+    found = np.zeros((len(own), max(NEAREST)), bool)
+    for first in range(0, len(own), BLOCK):
+        some = slice(first, first + BLOCK)
+        nearest = np.argsort(-(queries[some] @ keys.T), axis=1, kind="stable")[:, : max(NEAREST)]
+        found[some, : nearest.shape[1]] = others[nearest] == own[some, None]
+    shares = {str(k): float(found[:, :k].any(axis=1).mean()) for k in NEAREST} if len(own) else {}
+    return {"n": len(own), **shares}
+
+
+def _unit(vectors: Float[np.ndarray, "K E"]) -> Float[np.ndarray, "K E"]:
+    return vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)

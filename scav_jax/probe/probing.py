@@ -1,0 +1,160 @@
+"""A probe as one document, and as a table for a terminal.
+
+`probe.json` holds
+
+    format_version, name, run, data {path, split, n, ids_sha256},
+    labels {visual, audio, both: see `labels.linear_probe`}, neighbours {the same streams},
+    tasks {task: see `tasks.accuracies`}, changes {change: see `changes.fingerprint`},
+    left_out {part: why}
+
+Accuracies are shares in 0..1. Labels are told from the mean over time of the latents, tasks and
+changes from what the objective makes of them.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from scav_jax.base.errors import InputError
+from scav_jax.base.files import ids_sha256, write_atomically, write_json
+from scav_jax.features import store
+from scav_jax.features.store import Split
+from scav_jax.probe import changes, tasks
+from scav_jax.probe.labels import Labelled, linear_probe, neighbours
+from scav_jax.report import probed
+from scav_jax.retrieval.embed import Embedded, check_features, embed
+from scav_jax.retrieval.model import Model
+from scav_jax.retrieval.results import aligned
+from scav_jax.training.runs import Run
+
+FORMAT_VERSION = 1
+STREAMS = ("visual", "audio")
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How to probe.
+
+    Attributes:
+      train_split, validation_split: what labels are learned from.
+      changed: of how many clips changed copies are made; 0 makes none.
+      videos: the folder of the sources; None is where they were extracted from.
+      weights, trust: for the backbone of the copies, as `retrieval.model.load` takes them.
+      batch_size: clips embedded at a time.
+    """
+
+    train_split: str = "train"
+    validation_split: str = "validation"
+    changed: int = 100
+    videos: Path | None = None
+    weights: Mapping[str, str | Path] = field(default_factory=dict)
+    trust: tuple[str, ...] = ()
+    batch_size: int = 64
+
+    def __post_init__(self):
+        for name, least in (("changed", 0), ("batch_size", 1)):
+            if getattr(self, name) < least:
+                option = f"--{name.replace('_', '-')}"
+                raise InputError(f"{option}: expected at least {least}, got {getattr(self, name)}")
+
+
+def probe(run: Run, data: Path, split_name: str, settings: Settings) -> dict:
+    """Every figure of a run on a split.
+
+    Raises:
+      InputError: features of another extractor, a split that there is not, sources that are gone.
+    """
+    split = store.read(data, split_name)
+    check_features(run, split)
+    videos = _videos(split, settings)  # what can be wrong is said before the work
+    embedded = embed(run, split, settings.batch_size, progress=True)
+    left_out: dict[str, str] = {}
+    found = {"labels": {}, "neighbours": {}}
+    try:
+        found |= _labels(run, data, embedded, settings)
+    except InputError as error:
+        left_out["labels"] = str(error)
+    found["tasks"] = tasks.accuracies(run, split, settings.batch_size)
+    if not found["tasks"]:
+        left_out["tasks"] = f"the {run.objective.name} objective has none"
+    found["changes"] = {}
+    if videos is not None:
+        model = Model(run, settings.weights, settings.trust)
+        found["changes"] = changes.fingerprint(model, embedded, split, videos, settings.changed)
+    return {
+        "format_version": FORMAT_VERSION,
+        "name": run.objective.title,
+        "run": str(run.path),
+        "data": {
+            "path": str(split.data),
+            "split": split.split,
+            "n": len(split),
+            "ids_sha256": ids_sha256(split.ids),
+        },
+        **found,
+        "left_out": left_out,
+    }
+
+
+def _videos(split: Split, settings: Settings) -> Path | None:
+    """The folder of the sources, where copies are to be made."""
+    if not settings.changed:
+        return None
+    folder = settings.videos or (Path(split.videos) if split.videos else None)
+    if folder is None or not folder.is_dir():
+        raise InputError(
+            f"--videos: expected the folder that {split.data} was extracted from, to make changed "
+            f"copies of its clips, {folder} is not there; or --changed 0, for none"
+        )
+    return folder
+
+
+def _labels(run: Run, data: Path, asked: Embedded, settings: Settings) -> dict[str, dict]:
+    """Linear probe and neighbours of each stream and of both."""
+    named = (settings.train_split, settings.validation_split)
+    train, validation = (
+        embed(run, store.read(data, name), settings.batch_size, progress=True) for name in named
+    )
+    found: dict[str, dict] = {"labels": {}, "neighbours": {}}
+    for stream in (*STREAMS, "both"):
+        parts = [Labelled(_means(part, stream), part.labels) for part in (train, validation, asked)]
+        found["labels"][stream] = linear_probe(*parts)
+        found["neighbours"][stream] = neighbours(parts[0], parts[2])
+    return found
+
+
+def _means(embedded: Embedded, stream: str) -> np.ndarray:
+    """The mean over time of the latents; of both streams, each of length 1, side by side."""
+    if stream != "both":
+        latents = getattr(embedded.latents, stream)
+        return latents.values.sum(axis=1) / latents.lengths[:, None]  # zero in the padding
+    means = [_means(embedded, one) for one in STREAMS]
+    return np.concatenate([m / np.linalg.norm(m, axis=1, keepdims=True) for m in means], axis=1)
+
+
+def write(document: dict, folder: Path | None = None) -> tuple[Path, Path]:
+    """Writes probe.json and probe.html, each whole or not at all; where they are.
+
+    Args:
+      document: of `probe`.
+      folder: None is RUN/probe/<data>-<split>.
+    """
+    if folder is None:
+        data = document["data"]
+        folder = probed.folder(Path(document["run"]), Path(data["path"]), data["split"])
+    write_json(folder / probed.FILE, document)
+    write_atomically(folder / "probe.html", probed.html(document))
+    return folder / probed.FILE, folder / "probe.html"
+
+
+def table(document: dict) -> str:
+    """The document as aligned text; shares in percent."""
+    data = document["data"]
+    lines = [f"{document['name']} on {data['path']}, split {data['split']}: {data['n']:,} clips"]
+    for title, head, rows in probed.tables(document):
+        lines += ["", title, *aligned([head, *rows], words=1)]
+    for part, why in document["left_out"].items():
+        lines += ["", f"no {part}: {why}"]
+    return "\n".join(lines)

@@ -1,0 +1,204 @@
+"""The probe: labels, tasks beside priors and controls, changed copies, and the program."""
+
+import json
+from pathlib import Path
+from types import SimpleNamespace
+
+import jaxtyping
+import numpy as np
+import pytest
+from test_extract import good_video
+from test_temporal import config_of, write
+
+from scav_jax.base.errors import InputError
+from scav_jax.evaluate import __main__ as evaluate_program
+from scav_jax.extract.media import RATE_HZ, Reader
+from scav_jax.probe import __main__ as probe_program
+from scav_jax.probe import changes
+from scav_jax.probe.labels import NEAREST, Labelled, linear_probe, neighbours
+from scav_jax.train.loop import train
+
+# ---- labels -------------------------------------------------------------------------------------
+
+
+def clouds(random, count, spread, classes=3):
+    """Points around a centre for each class, one coordinate constant, scales far apart."""
+    labels = [f"class {number % classes}" for number in range(count)]
+    centres = np.eye(4)[[int(label[-1]) for label in labels]]
+    vectors = (centres + spread * random.normal(size=(count, 4))) * [1e3, 1.0, 1e-3, 1.0]
+    vectors[:, 3] = 7.0
+    return Labelled(vectors.astype(np.float32), labels)
+
+
+def test_what_a_line_separates_is_learned_and_chance_is_not(random):
+    train_, validation, asked = (clouds(random, n, 0.1) for n in (90, 30, 60))
+    found = linear_probe(train_, validation, asked)
+    assert found["accuracy"] == 1.0 and found["n"] == 60 and found["classes"] == 3
+    assert found["chance"] == pytest.approx(1 / 3)
+    shuffled = Labelled(train_.vectors, list(random.permutation(train_.labels)))
+    assert linear_probe(shuffled, validation, asked)["accuracy"] < 0.75
+
+
+def test_noise_gives_chance(random):
+    train_, validation, asked = (clouds(random, n, 50.0) for n in (60, 200, 300))
+    assert 0.2 < linear_probe(train_, validation, asked)["accuracy"] < 0.5
+
+
+def test_labels_that_were_not_learned_are_left_out_and_counted(random):
+    train_, validation, asked = (clouds(random, n, 0.1) for n in (30, 12, 12))
+    asked.labels[:3] = ["", "another", "another"]
+    found = linear_probe(train_, validation, asked)
+    assert (found["n"], found["left_out"]) == (9, 3)
+    strangers = Labelled(asked.vectors, ["another"] * 12)
+    with pytest.raises(InputError, match="expected clips of train's classes in the split, got no"):
+        linear_probe(train_, validation, strangers)
+    with pytest.raises(InputError, match="expected two classes or more to learn, got 1"):
+        linear_probe(strangers, validation, asked)
+    assert neighbours(train_, strangers) == {"n": 0}
+
+
+def test_neighbours_are_those_of_brute_force(random):
+    candidates, asked = clouds(random, 40, 0.7), clouds(random, 25, 0.7)
+    found = neighbours(candidates, asked)
+    for k in NEAREST:
+        hits = 0
+        for vector, label in zip(asked.vectors, asked.labels, strict=True):
+            cosines = [
+                vector @ other / np.linalg.norm(vector) / np.linalg.norm(other)
+                for other in candidates.vectors
+            ]
+            nearest = np.argsort(-np.array(cosines))[:k]
+            hits += any(candidates.labels[number] == label for number in nearest)
+        assert found[str(k)] == pytest.approx(hits / 25)
+
+
+# ---- changed copies -----------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def films(tmp_path_factory):
+    """A folder of six films of 2 s, each of its own noise."""
+    folder = tmp_path_factory.mktemp("films")
+    for number in range(6):
+        good_video(folder / f"{number}.mp4", 2, seed=number)
+    return folder
+
+
+class Split(SimpleNamespace):
+    """What is asked of a split here."""
+
+    def __len__(self):
+        return len(self.sources)
+
+
+def split_of(films):
+    files = sorted(path.name for path in films.glob("*.mp4"))
+    return Split(sources=files, starts=np.zeros(6), ends=np.full(6, 2.0))
+
+
+@pytest.fixture
+def stand_ins():
+    """What stands for a model and a split is neither."""
+    jaxtyping.config.update("jaxtyping_disable", True)
+    yield
+    jaxtyping.config.update("jaxtyping_disable", False)
+
+
+def test_a_change_is_what_it_is_called(films, tmp_path, random, stand_ins):
+    split = split_of(films)
+    film = changes._film(split, 2, films)
+    count, height, width = film.frames.shape[:3]
+    assert film.rate == pytest.approx(25, abs=0.5) and len(film.sound) >= 2 * RATE_HZ - 1
+    written = {}
+    for name, change in changes.CHANGES.items():
+        path = tmp_path / f"{name}.mp4"
+        changes.write(path, change(film, random))
+        with Reader(path, None) as reader:
+            written[name] = reader.cut(0.0, None)
+    shapes = {name: media.frames.shape for name, media in written.items()}
+    assert shapes["reencode"] == shapes["noise"] == (count, height, width, 3)
+    for side, whole in zip(shapes["crop"][1:3], (height, width), strict=True):
+        assert side == (whole - 2 * int(0.1 * whole)) // 2 * 2
+    assert shapes["speed"][0] == pytest.approx(count / 1.25, abs=1)
+    seconds = {name: len(media.waveform) / RATE_HZ for name, media in written.items()}
+    assert seconds["speed"] == pytest.approx(2 / 1.25, abs=0.1)
+    assert seconds["noise"] == pytest.approx(2.0, abs=0.1)
+    sizes = {name: (tmp_path / f"{name}.mp4").stat().st_size for name in written}
+    assert sizes["reencode"] < 0.3 * sizes["noise"]
+    level = np.sqrt(np.mean((written["noise"].waveform[: len(film.sound)] - film.sound) ** 2))
+    assert level > 0.5 * np.sqrt(np.mean(film.sound**2)) * 10 ** (-15 / 20)
+
+
+class ColoursOnly:
+    """Stands for a model: small pictures of first and last frames, and the sound's envelope."""
+
+    def embed(self, folder, streams):
+        folder = Path(folder)
+        files = sorted(path.name for path in folder.glob("*.mp4"))
+        rows = [self.one(folder, name) for name in files]
+        visual, audio = (np.stack(part) for part in zip(*rows, strict=True))
+        return SimpleNamespace(ids=files, visual_embeddings=visual, audio_embeddings=audio)
+
+    def one(self, folder, name):
+        with Reader(folder / name, (8, 8)) as reader:
+            media = reader.cut(0.0, None)
+        sound = np.abs(media.waveform[:24_000]).reshape(24, -1).mean(axis=1)
+        picture = media.frames[:30].mean(axis=0).ravel() - 128.0
+        return picture, sound - sound.mean()
+
+
+def test_copies_ask_for_their_originals(films, stand_ins):
+    """And for no other: with the originals turned round nothing is found."""
+    split, model = split_of(films), ColoursOnly()
+    originals = model.embed(films, changes.STREAMS)
+    found = changes.fingerprint(model, originals, split, films, 4)
+    assert set(found) == set(changes.CHANGES)
+    assert all(one["n"] == 4 and one["rejected"] == 0 for one in found.values())
+    assert found["noise"]["both"] >= 0.75  # what tells these films apart is noise: no other lasts
+    turned = SimpleNamespace(
+        visual_embeddings=np.roll(originals.visual_embeddings, 1, axis=0),
+        audio_embeddings=np.roll(originals.audio_embeddings, 1, axis=0),
+    )
+    assert changes.fingerprint(model, turned, split, films, 4)["noise"]["both"] <= 0.25
+    split.sources[0] = "gone.mp4"
+    with pytest.raises(InputError, match=r"gone\.mp4: expected a clip's source, .* --videos"):
+        changes.fingerprint(model, originals, split, films, 4)
+
+
+# ---- the program --------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """The folder of a finished run of SCAV + Temporal, and its data."""
+    folder = tmp_path_factory.mktemp("temporal")
+    small = {"encoders.visual_blocks": 0, "encoders.audio_blocks": 0, "train.steps": 4}
+    assert train(config_of(write(folder / "data"), "sequence+temporal", **small), folder / "run")
+    return folder
+
+
+def test_a_run_is_probed_and_its_report_says_so(run, capsys):
+    words = ["--run", str(run / "run"), "--split", "validation"]
+    with pytest.raises(InputError, match=r"--videos: expected the folder .* or --changed 0"):
+        probe_program.main(words)
+    assert probe_program.main([*words, "--changed", "0"]) == 0
+    said = capsys.readouterr().out
+    file = run / "run" / "probe" / "data-validation" / "probe.json"
+    assert str(file) in said and "SCAV + Temporal" in said and "order va" in said
+    document = json.loads(file.read_text())
+    assert document["left_out"] == {} and document["changes"] == {}
+    assert set(document["labels"]) == {"visual", "audio", "both"}
+    tasks = document["tasks"]
+    assert set(tasks) == {
+        *(f"{task}_{stream}" for task in ("speed", "direction") for stream in ("visual", "audio")),
+        *(f"order_{pair}" for pair in ("vv", "aa", "va", "av")),
+    }
+    for task in tasks.values():
+        assert set(task) == {"accuracy", "error", "prior", "static", "shuffled", "n"}
+        assert task["n"] == 5 and 0 <= task["accuracy"] <= 1 and task["prior"] > 0.3
+    assert probe_program.main([*words, "--changed", "0"]) == 0
+    assert json.loads(file.read_text()) == document
+    told = ["--run", str(run / "run"), "--split", "validation", "--bootstrap", "0"]
+    assert evaluate_program.main(told) == 0
+    report = next((run / "run" / "evaluation").glob("*/report.html")).read_text()
+    assert "What the features tell (SCAV + Temporal)" in report and "shuffled" in report

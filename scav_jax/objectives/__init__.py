@@ -2,6 +2,7 @@
 
 objective      what every objective is: views, heads, loss, memory, health, score, cost, embedding
 sequential     SCAV, CAV and both
+equivariant    EquiAV; `augment`: what it does to pictures and log-mels, as vectors say
 contrastive    their two losses; `cross_entropy`: the softmax over a matrix of distances
 """
 
@@ -17,6 +18,7 @@ from scav_jax.objectives.contrastive import (
     sequence_loss,
     temperature,
 )
+from scav_jax.objectives.equivariant import Equivariant
 from scav_jax.objectives.objective import Objective, Outputs, Place, Views, clip_keys
 from scav_jax.objectives.sequential import Sequential
 from scav_jax.sequences import Batch
@@ -24,6 +26,7 @@ from scav_jax.sequences import Batch
 __all__ = [
     "OBJECTIVES",
     "Batch",
+    "Equivariant",
     "Objective",
     "Outputs",
     "Place",
@@ -42,6 +45,7 @@ OBJECTIVES: dict[str, type[Objective]] = {
     "sequence": Sequential,
     "aggregation": Sequential,
     "sequence+aggregation": Sequential,
+    "equivariant": Equivariant,
 }
 
 

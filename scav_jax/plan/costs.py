@@ -14,7 +14,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from scav_jax.encoders import GATE_WIDTH, Encoders
+from scav_jax.encoders import GATE_WIDTH, Towers
 from scav_jax.objectives import Objective
 from scav_jax.objectives.objective import Cost, Work
 from scav_jax.sequences import AudioVisual
@@ -43,7 +43,7 @@ class Workload:
       shard_params, shard_optimizer: cut over devices instead of replicated.
     """
 
-    encoders: Encoders
+    encoders: Towers
     objective: Objective
     batch: int
     visual: tuple[int, int] = PAPER["visual"]
@@ -123,7 +123,7 @@ class Flops(NamedTuple):
         return sum(self)
 
 
-def _tower_products(encoders: Encoders, steps: int, feature_width: int, name: str):
+def _tower_products(encoders: Towers, steps: int, feature_width: int, name: str):
     """Multiply-adds for one clip: of the tower, of its first layer, of one block."""
     width, hidden = encoders.width, getattr(encoders, f"{name}_hidden")
     block = (
@@ -194,7 +194,7 @@ FLOAT_MAPS = 2  # logits and gains, float32 in any precision
 DROPPED_BYTES = 8  # of every number that dropout sees: two words of random bits, not one bit
 
 
-def _block_bytes(encoders: Encoders, steps: int) -> float:
+def _block_bytes(encoders: Towers, steps: int) -> float:
     """What is kept of one block for one clip."""
     number = 2 if encoders.precision == "bfloat16" else FLOAT
     width, hidden = steps * encoders.width, steps * encoders.feedforward
@@ -205,7 +205,7 @@ def _block_bytes(encoders: Encoders, steps: int) -> float:
     return always_float32 + by_precision + dropped
 
 
-def _tower_bytes(encoders: Encoders, steps: int, feature_width: int, name: str) -> float:
+def _tower_bytes(encoders: Towers, steps: int, feature_width: int, name: str) -> float:
     """What is kept of one tower for one clip, at the fullest moment: when backward begins."""
     number = 2 if encoders.precision == "bfloat16" else FLOAT
     width, hidden = steps * encoders.width, steps * getattr(encoders, f"{name}_hidden")

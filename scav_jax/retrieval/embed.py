@@ -22,7 +22,7 @@ from jaxtyping import Array, Float, PyTree
 from scav_jax import sharding
 from scav_jax.base.errors import InputError
 from scav_jax.base.progress import progress_bar
-from scav_jax.encoders import STREAMS, Encoders
+from scav_jax.encoders import STREAMS, Towers
 from scav_jax.features.batches import Padding, evaluation_batches, stack
 from scav_jax.features.clip import Clip, check_resampled, fingerprint_difference, original, trim
 from scav_jax.features.store import Split
@@ -270,7 +270,7 @@ _Encoded = dict[str, tuple[Sequences, np.ndarray]]
 
 @partial(jax.jit, static_argnums=(0, 1, 2))
 def _encode(
-    encoders: Encoders, objective: Objective, streams: tuple[str, ...], params: PyTree, batch: Batch
+    encoders: Towers, objective: Objective, streams: tuple[str, ...], params: PyTree, batch: Batch
 ) -> dict[str, tuple[Sequences, Float[Array, "B E"]]]:
     shown, variables = objective.shown(batch), {"params": params["encoders"]}
     encoded = encoders.apply(variables, shown, deterministic=True)

@@ -142,5 +142,6 @@ def learning_rates(config: Config) -> optax.Schedule:
     return learning_rate_schedule(
         learning_rate=config.optimizer.learning_rate,
         warmup_steps=config.optimizer.warmup_steps,
+        final_learning_rate=config.optimizer.final_learning_rate,
         steps=config.train.steps,
     )

@@ -2,8 +2,8 @@
 
 A row of the table is a run, or a file of anyone's embeddings (see `sources`). Embeds a split, ranks
 it by aggregation, sequence and hybrid(k) retrieval, prints the table, and writes `metrics.json` and
-`report.html` to `RUN/evaluation/<data>-<split>/`. Any distance can rank, whatever the training used;
-by default it is the training's own. Where a clip is one vector, it is ranked by aggregation alone.
+`report.html` to `RUN/evaluation/<data>-<split>/`. Any distance can rank, whatever the training
+used; by default it is the training's own. Where a clip is one vector, aggregation alone ranks.
 """
 
 import os
@@ -359,6 +359,16 @@ def _pictures(
     first = rows[0]
     searches, missing = pictures.make_searches(first.distances, first.sequence_ranks, split, seed)
     own = split.ids.index(searches[0].query.id)
+    pairs = {}
+    if len(first.document["per_class"]) > 1:  # there is a sequence to show
+        latents = first.embedded.latents
+        pairs = {
+            "alignments": pictures.make_alignments(
+                latents, first.distances, first.name, first.options, own
+            ),
+            "comparison": pictures.make_comparison(latents, own),
+            "resampled": pictures.make_resampled(latents, first.distances, own),
+        }
     return page.Pictures(
         histories=[
             (one.document["name"], pictures.read_history(source.path))
@@ -366,11 +376,7 @@ def _pictures(
             if isinstance(source, Run)
         ],
         matrices=pictures.make_matrices(first.distances, split),
-        alignments=pictures.make_alignments(
-            first.embedded.latents, first.distances, first.name, first.options, own
-        ),
-        comparison=pictures.make_comparison(first.embedded.latents, own),
-        resampled=pictures.make_resampled(first.embedded.latents, first.distances, own),
+        **pairs,
         searches=searches,
         no_thumbnails=missing,
     )

@@ -117,11 +117,11 @@ def _optional(path: Path, found: dict, what: str, shape: tuple) -> dict[str, np.
     there = {stream: found.get(f"{stream}_{what}") for stream in STREAMS}
     there = {stream: values for stream, values in there.items() if values is not None}
     for stream, values in there.items():
-        fits = values.ndim == 2 and all(e in (None, g) for e, g in zip(shape, values.shape))
+        fits = values.ndim == 2 and len(values) == shape[0] and shape[1] in (None, values.shape[1])
         if len(there) < len(STREAMS) or not fits or not np.isfinite(values).all():
             raise InputError(
-                f"{path}: expected finite {stream}_{what} of shape "
-                f"{list(shape)} for both streams, got {list(values.shape)}"
+                f"{path}: expected finite {stream}_{what} with a row for each of the {shape[0]} "
+                f"ids, for both streams, got {list(values.shape)}"
             )
     return {stream: np.asarray(values, np.float32) for stream, values in there.items()}
 
@@ -135,7 +135,7 @@ def _distance(path: Path, found: dict) -> tuple[str, dict]:
     except (ValueError, KeyError, TypeError) as error:
         raise InputError(
             f"{path}: expected distance as JSON with name and options ({error})"
-        ) from (None)
+        ) from None
 
 
 def _checked(path: Path, stream: str, values: np.ndarray, clips: int) -> np.ndarray:

@@ -12,7 +12,7 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float, Int, Num
 
 from scav_jax.base.errors import InputError
 
@@ -32,7 +32,7 @@ class Sequences:
         The whole sequence is (0, length).
     """
 
-    values: Float[AnyArray, "*batch steps channels"]
+    values: Num[AnyArray, "*batch steps channels"]  # pixels are uint8, all else floating
     lengths: Int[AnyArray, "*batch"]
     windows: Float[AnyArray, "*batch 2"]
 
@@ -68,7 +68,7 @@ def as_batch(features: AudioVisual) -> Batch:
 
 
 def sequences(
-    values: Float[Array, "*batch steps channels"],
+    values: Num[Array, "*batch steps channels"],
     lengths: Int[Array, "*batch"] | None = None,
     windows: Float[Array, "*batch 2"] | None = None,
 ) -> Sequences:

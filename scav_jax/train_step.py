@@ -17,7 +17,7 @@ from jaxtyping import Array, Float, Int, PyTree
 
 from scav_jax import gradient_cache, sharding
 from scav_jax.distances import MEMORY_BYTES
-from scav_jax.encoders import Encoders
+from scav_jax.encoders import Towers
 from scav_jax.objectives.objective import Metrics, Objective, Outputs, Place
 from scav_jax.sequences import AudioVisual, Batch
 
@@ -45,7 +45,7 @@ class TrainState:
     skipped_in_row: Int[Array, ""]
 
 
-def init_params(encoders: Encoders, objective: Objective, example: Batch, seed: int) -> PyTree:
+def init_params(encoders: Towers, objective: Objective, example: Batch, seed: int) -> PyTree:
     """Parameters at the start; `example` gives the feature widths, its content is not read."""
     key = jax.random.key(seed)
     tiny = _first_clip(example)
@@ -90,7 +90,7 @@ def _first_clip(batch: Batch) -> Batch:
 
 
 def init_state(
-    encoders: Encoders,
+    encoders: Towers,
     objective: Objective,
     optimizer: optax.GradientTransformation,
     example: Batch,
@@ -105,7 +105,7 @@ def init_state(
 
 
 def compute_loss(
-    encoders: Encoders,
+    encoders: Towers,
     objective: Objective,
     params: PyTree,
     batch: Batch,
@@ -138,7 +138,7 @@ def per_clip(params: PyTree) -> PyTree:
 
 
 def of_clips(
-    encoders: Encoders,
+    encoders: Towers,
     objective: Objective,
     params: PyTree,
     batch: Batch,
@@ -169,14 +169,14 @@ def of_clips(
     return objective.of_clips(bound_heads(encoders, objective, params), latents, views.about)
 
 
-def bound_heads(encoders: Encoders, objective: Objective, params: PyTree) -> nn.Module | None:
+def bound_heads(encoders: Towers, objective: Objective, params: PyTree) -> nn.Module | None:
     """The objective's heads with their parameters, or None."""
     heads = objective.heads(encoders.width)
     return None if heads is None else heads.bind({"params": params["heads"]})
 
 
 def loss_and_gradients(
-    encoders: Encoders,
+    encoders: Towers,
     objective: Objective,
     params: PyTree,
     batch: Batch,
@@ -244,7 +244,7 @@ def state_shardings(
 
 
 def make_train_step(
-    encoders: Encoders,
+    encoders: Towers,
     objective: Objective,
     optimizer: optax.GradientTransformation,
     seed: int,

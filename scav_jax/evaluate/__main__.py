@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from scav_jax.base.commands import Parser
-from scav_jax.base.errors import run_program
+from scav_jax.base.errors import InputError, run_program
 
 
 def _ks(text: str) -> tuple[int, ...]:
@@ -21,12 +21,23 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """The command line; anything wrong with it is an `InputError`."""
     parser = Parser(
         prog="scav evaluate",
-        description="Retrieval metrics of a finished run: a table, metrics.json and report.html.",
+        description="Retrieval metrics of finished runs, and of embeddings that anything else has "
+        "made: a table, metrics.json and report.html.",
     )
     add = parser.add_argument
-    add("--run", type=Path, required=True, help="the --workdir of a finished training")
+    add("--run", type=Path, help="the --workdir of a finished training")
+    add(
+        "--embeddings",
+        type=Path,
+        nargs="+",
+        default=[],
+        metavar="FILE.npz",
+        help="embeddings of the same clips, a row each (scav_jax/evaluate/sources.py)",
+    )
     add("--data", type=Path, help="a data set; default: the one that the run was trained on")
     add("--split", required=True, help="which of its splits, for example test")
+    add("--ids", type=Path, metavar="FILE", help="the clips of the split to use, an id a line")
+    add("--save", type=Path, metavar="FILE.npz", help="writes the run's embeddings")
     add("--distance", help="ranks sequences; default: the training's (DTW for soft-DTW)")
     add("--resample", help="of the Euclidean distance: visual_to_audio or audio_to_visual")
     add("--hybrid", type=_ks, metavar="K,K,...", help="default: 1, 10, 100, ... and all")
@@ -34,8 +45,25 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     add("--bootstrap", type=int, default=1000, help="resamples; 0: no intervals (default 1000)")
     add("--seed", type=int, default=0, help="of the resampling and of the clips shown")
     add("--batch-size", type=int, default=64, help="clips embedded at a time (default 64)")
-    add("--compare", type=Path, nargs="+", default=[], metavar="RUN", help="more runs, beside it")
-    return parser.parse_args(argv)
+    add(
+        "--compare",
+        nargs="+",
+        default=[],
+        metavar="RUN[=DATA]",
+        help="more runs, beside it; DATA has the same clips in features that the run takes",
+    )
+    arguments = parser.parse_args(argv)
+    if arguments.run is None and not arguments.embeddings:
+        raise InputError("--run: expected a run, or --embeddings, got neither")
+    for option in ("data", "save", "compare"):
+        needs_run = option != "data" and getattr(arguments, option) and arguments.run is None
+        if needs_run or (option == "data" and arguments.run is None and arguments.data is None):
+            raise InputError(
+                "--data: expected a data set with --embeddings, got none"
+                if option == "data"
+                else f"--{option}: expected --run with it, got none"
+            )
+    return arguments
 
 
 def output_folder(arguments: argparse.Namespace, split) -> Path:
@@ -43,11 +71,16 @@ def output_folder(arguments: argparse.Namespace, split) -> Path:
     if arguments.out is not None:
         return arguments.out
     words = [split.data.resolve().name, split.split, arguments.distance, arguments.resample]
-    return arguments.run / "evaluation" / "-".join(word for word in words if word)
+    words += [arguments.ids and arguments.ids.stem]
+    name = "-".join(word for word in words if word)
+    if arguments.run is None:
+        return arguments.embeddings[0].with_suffix(".evaluation") / name
+    return arguments.run / "evaluation" / name
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     arguments = parse(argv)
+    from scav_jax.evaluate import sources
     from scav_jax.evaluate.evaluation import Settings, evaluate, write
     from scav_jax.features import store
     from scav_jax.retrieval import results
@@ -61,11 +94,19 @@ def main(argv: Sequence[str] | None = None) -> int:
         seed=arguments.seed,
         batch_size=arguments.batch_size,
     )
-    runs = [load_run(path) for path in (arguments.run, *arguments.compare)]
-    data = arguments.data or Path(runs[0].config["data"]["path"])
-    split = store.read(data, arguments.split)
+    run = [load_run(arguments.run)] if arguments.run else []
+    data = arguments.data or Path(run[0].config["data"]["path"])
+    split = sources.chosen(store.read(data, arguments.split), arguments.ids)
+    rows, splits = list(run), [split] * len(run)
+    for text in arguments.compare:
+        path, _, other = text.partition("=")
+        rows.append(load_run(path))
+        splits.append(sources.same_clips(store.read(Path(other), split.split), split)
+                      if other else split)  # fmt: skip
+    rows += [sources.load(path) for path in arguments.embeddings]
+    splits += [split] * len(arguments.embeddings)
     folder = output_folder(arguments, split)
-    document, shown = evaluate(runs, split, settings)
+    document, shown = evaluate(rows, splits, settings, arguments.save)
     write(folder, document, shown)
     print(results.table(document))
     print(f"\n{folder / 'metrics.json'}\n{folder / 'report.html'}")

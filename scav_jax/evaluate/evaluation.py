@@ -1,8 +1,9 @@
 """Evaluation: `python -m scav_jax.evaluate --run RUN --data DATA --split test`.
 
-Embeds a split, ranks it by aggregation, sequence and hybrid(k) retrieval, prints the table, and
-writes `metrics.json` and `report.html` to `RUN/evaluation/<data>-<split>/`. Any distance can rank,
-whatever the training used; by default it is the training's own.
+A row of the table is a run, or a file of anyone's embeddings (see `sources`). Embeds a split, ranks
+it by aggregation, sequence and hybrid(k) retrieval, prints the table, and writes `metrics.json` and
+`report.html` to `RUN/evaluation/<data>-<split>/`. Any distance can rank, whatever the training
+used; by default it is the training's own. Where a clip is one vector, aggregation alone ranks.
 """
 
 import os
@@ -22,6 +23,8 @@ from scav_jax.base.documents import write_document
 from scav_jax.base.errors import InputError
 from scav_jax.base.files import ids_sha256, write_atomically
 from scav_jax.distances import find, option_names
+from scav_jax.evaluate.sources import EmbeddingsFile, embedded_from, parameters_of, seen_by
+from scav_jax.evaluate.sources import write as write_embeddings
 from scav_jax.features import store
 from scav_jax.report import page, pictures, probed
 from scav_jax.retrieval import results
@@ -59,9 +62,12 @@ class Settings:
                 raise InputError(f"{option}: expected at least {least}, got {getattr(self, name)}")
 
 
+Source = Run | EmbeddingsFile
+
+
 @dataclass(frozen=True)
 class Ranked:
-    """What one run makes of a split: its part of the results, and what pictures are made of."""
+    """What one source makes of a split: its part of the results, and what pictures are made of."""
 
     name: str
     options: dict
@@ -75,7 +81,7 @@ class Ranked:
 
 
 def retrieval_distance(
-    run: Run, distance: str | None = None, resample: str | None = None
+    source: Source, distance: str | None = None, resample: str | None = None
 ) -> tuple[str, dict]:
     """The distance that ranks sequences, and all its options.
 
@@ -84,9 +90,12 @@ def retrieval_distance(
     Raises:
       InputError: an unknown distance, or one that does not resample.
     """
-    name = run.objective.ranks_by()[0] if distance is None else distance
+    if isinstance(source, EmbeddingsFile):
+        own, trained = source.distance
+    else:
+        own, trained = source.objective.ranks_by()[0], source.objective.distance_options
+    name = own if distance is None else distance
     find(name, {})
-    trained = run.objective.distance_options
     options = {key: trained[key] for key in option_names(name) if key in trained}
     if "resample" in option_names(name):
         options.setdefault("resample", RESAMPLINGS[0])
@@ -115,16 +124,88 @@ def hybrid_ks(ks: Sequence[int] | None, candidates: int) -> list[int]:
     return sorted({power for power in powers if 2 * power <= candidates} | {candidates})
 
 
-def evaluate_run(run: Run, split: store.Split, settings: Settings) -> Ranked:
-    """Every figure of one run on one split."""
-    name, options = retrieval_distance(run, settings.distance, settings.resample)
-    ks = hybrid_ks(settings.ks, len(split))
-    embedded = embed(run, split, settings.batch_size, progress=True)
+def evaluate_source(
+    source: Source, split: store.Split, settings: Settings, save: Path | None = None
+) -> Ranked:
+    """Every figure of one run, or of one file of embeddings, on one split.
+
+    Args:
+      source: the run, or the file.
+      split: the clips.
+      settings: how to rank.
+      save: writes the run's embeddings there, see `sources`.
+    """
+    if isinstance(source, EmbeddingsFile):
+        embedded, methods, about = embedded_from(source, split), source.methods, _of_file(source)
+    else:
+        embedded = embed(source, split, settings.batch_size, progress=True)
+        methods, about = source.objective.methods, _of_run(source)
+        if save is not None:
+            write_embeddings(save, embedded, source)
+    return ranked(
+        embedded, methods, about, retrieval_distance_of(source, settings), split, settings
+    )
+
+
+def retrieval_distance_of(source: Source, settings: Settings) -> tuple[str, dict]:
+    """What ranks sequences of a source, as the settings have it."""
+    return retrieval_distance(source, settings.distance, settings.resample)
+
+
+def _of_run(run: Run) -> dict:
+    """A run's part of the document that says what it is."""
+    return {
+        "name": run.objective.title,
+        "run": str(run.path),
+        "objective": run.objective.name,
+        "own_method": run.objective.methods[0],
+        "trained_with": trained_with(run),
+        "training": seen_by(run),
+        "parameters": parameters_of(run),
+        "config": run.config,
+    }
+
+
+def _of_file(file: EmbeddingsFile) -> dict:
+    return {
+        "name": file.name,
+        "run": str(file.path),
+        "objective": "embeddings",
+        "own_method": file.methods[-1],
+        "trained_with": f"embeddings of {file.path.name}",
+        "training": file.training,
+        "parameters": file.parameters,
+        "config": {},
+    }
+
+
+def ranked(
+    embedded: Embedded,
+    methods: Sequence[str],
+    about: dict,
+    distance: tuple[str, dict],
+    split: store.Split,
+    settings: Settings,
+) -> Ranked:
+    """Every figure of embedded clips.
+
+    Args:
+      embedded: all clips of the split.
+      methods: "aggregation", and "sequence" where that makes sense; then hybrid does too.
+      about: what the document says of where they are from.
+      distance: (name, options) that ranks sequences.
+      split: the clips.
+      settings: how to rank.
+    """
+    name, options = distance
+    sequences = "sequence" in methods
+    ks = hybrid_ks(settings.ks, len(split)) if sequences else [1]
     begin = time.perf_counter()
     similarities, distances = all_against_all(embedded, name, options, progress=True)
     distances_done = time.perf_counter()
+    by_sequence = distances if sequences else None
     ranks = {
-        direction: rank_by_method(similarities, distances, ks, direction)
+        direction: rank_by_method(similarities, by_sequence, ks, direction)
         for direction in tqdm(DIRECTIONS, desc="rank", unit="direction", file=sys.stderr)
     }
     seconds = {
@@ -137,29 +218,29 @@ def evaluate_run(run: Run, split: store.Split, settings: Settings) -> Ranked:
     times = seconds_per_query(embedded.latents, *embeddings, name, options, between)
     # The extremes need no second, or no first, stage.
     times |= {"hybrid 1": times["aggregation"], f"hybrid {len(split)}": times["sequence"]}
-    document = {
-        "name": run.objective.title,
-        "run": str(run.path),
-        "objective": run.objective.name,
-        "own_method": run.objective.methods[0],
-        "trained_with": trained_with(run),
-        "config": run.config,
+    document = about | {
         "distance": {"name": name, "options": options},
         "seconds": seconds,
         **_figures_of(ranks, ks, split, settings, times),
     }
-    own = {direction: ranks[direction]["sequence"] for direction in DIRECTIONS}
+    method = "sequence" if sequences else "aggregation"
+    own = {direction: ranks[direction][method] for direction in DIRECTIONS}
     return Ranked(name, options, embedded, distances, own, document)
 
 
 def rank_by_method(
     similarities: Float[np.ndarray, "K K"],
-    distances: Float[np.ndarray, "K K"],
+    distances: Float[np.ndarray, "K K"] | None,
     ks: Sequence[int],
     direction: str,
 ) -> dict[str, Int[np.ndarray, " K"]]:
-    """Ranks of every query under "aggregation", "hybrid <k>" and "sequence"."""
+    """Ranks of every query under "aggregation", "hybrid <k>" and "sequence".
+
+    Without distances, of one vector a clip, under "aggregation" alone.
+    """
     ranks = {"aggregation": metrics.ranks(-queries_first(similarities, direction))}
+    if distances is None:
+        return ranks
     hybrid = hybrid_ranks(similarities, distances, ks, direction)
     ranks |= {f"hybrid {k}": row for k, row in zip(ks, hybrid, strict=True)}
     ranks["sequence"] = metrics.ranks(queries_first(distances, direction))
@@ -176,6 +257,7 @@ def _figures_of(
     """The parts of a run's document that come from ranks."""
     count = len(split)
     methods = [("aggregation", 1), *((f"hybrid {k}", k) for k in ks), ("sequence", count)]
+    methods = [(key, k) for key, k in methods if key in ranks[DIRECTIONS[0]]]
     documents = []
     for key, k in methods:
         document = {"method": key.split()[0], "k": k, "seconds_per_query": times[key]}
@@ -189,6 +271,7 @@ def _figures_of(
     by_class = {
         method: {d: metrics.per_class(ranks[d][method], split.labels) for d in DIRECTIONS}
         for method in ("aggregation", "sequence")
+        if method in ranks[DIRECTIONS[0]]
     }
     return {
         "methods": documents,
@@ -208,7 +291,7 @@ def trained_with(run: Run) -> str:
     distance = {"name": objective.distance, "options": objective.distance_options}
     parts = [f"{objective.name} objective"]
     parts += objective.in_words(results.distance_name(distance))
-    if config["encoders"]["pre_resample"]:
+    if config["encoders"].get("pre_resample"):
         parts += [f"features resampled {config['encoders']['pre_resample']}"]
     parts += [f"batch {config['data']['batch_size']}", f"{config['train']['steps']} steps"]
     parts += [f"seed {config['seed']}", f"average of steps {', '.join(map(str, run.steps))}"]
@@ -216,21 +299,38 @@ def trained_with(run: Run) -> str:
 
 
 def evaluate(
-    runs: Sequence[Run], split: store.Split, settings: Settings
+    sources: Sequence[Source],
+    splits: Sequence[store.Split],
+    settings: Settings,
+    save: Path | None = None,
 ) -> tuple[dict, page.Pictures]:
-    """Evaluates runs on one split.
+    """Evaluates runs and files of embeddings on the same clips.
+
+    Args:
+      sources: one row each.
+      splits: the clips as each of them takes them: features differ, ids and their order do not.
+      settings: how to rank.
+      save: writes the embeddings of the first source, a run, there.
 
     Returns:
-      The results document (see `results`) and the `page.Pictures` of the first run.
+      The results document (see `results`) and the `page.Pictures` of the first source.
     """
-    for run in runs:  # what can be wrong is said before the first hour of work
-        check_features(run, split)
-        retrieval_distance(run, settings.distance, settings.resample)
-    ranked = [evaluate_run(run, split, settings) for run in runs]
-    names = [one.document["name"] for one in ranked]
-    for run, one in zip(runs, ranked, strict=True):
+    for source, split in zip(sources, splits, strict=True):
+        # What can be wrong is said before the first hour of work.
+        if isinstance(source, EmbeddingsFile):
+            embedded_from(source, split)
+        else:
+            check_features(source, split)
+        retrieval_distance_of(source, settings)
+    rows = [
+        evaluate_source(source, split, settings, save if number == 0 else None)
+        for number, (source, split) in enumerate(zip(sources, splits, strict=True))
+    ]
+    names = [one.document["name"] for one in rows]
+    for source, one in zip(sources, rows, strict=True):
         if names.count(one.document["name"]) > 1:
-            one.document["name"] += f" ({run.path.name})"
+            one.document["name"] += f" ({source.path.stem})"
+    split = splits[0]
     device = jax.devices()[0]
     document = {
         "format_version": results.FORMAT_VERSION,
@@ -249,31 +349,39 @@ def evaluate(
         "tie_rule": metrics.TIE_RULE,
         "machine": f"{len(jax.devices())} x {device.device_kind} ({device.platform}), "
         f"{os.cpu_count()} CPU cores, JAX {jax.__version__}",
-        "runs": [one.document for one in ranked],
+        "runs": [one.document for one in rows],
     }
-    return document, _pictures(runs, ranked, split, settings.seed)
+    return document, _pictures(sources, rows, split, settings.seed)
 
 
 def _pictures(
-    runs: Sequence[Run], ranked: Sequence[Ranked], split: store.Split, seed: int
+    sources: Sequence[Source], rows: Sequence[Ranked], split: store.Split, seed: int
 ) -> page.Pictures:
     """The training curves of every run, and what else is shown of the first one."""
-    first = ranked[0]
+    first = rows[0]
     searches, missing = pictures.make_searches(first.distances, first.sequence_ranks, split, seed)
     own = split.ids.index(searches[0].query.id)
     ids = ids_sha256(split.ids)
+    runs = [source for source in sources if isinstance(source, Run)]
     probes = [probed.read(run.path, split.data, split.split, ids) for run in runs]
+    pairs = {}
+    if len(first.document["per_class"]) > 1:  # there is a sequence to show
+        latents = first.embedded.latents
+        pairs = {
+            "alignments": pictures.make_alignments(
+                latents, first.distances, first.name, first.options, own
+            ),
+            "comparison": pictures.make_comparison(latents, own),
+            "resampled": pictures.make_resampled(latents, first.distances, own),
+        }
     return page.Pictures(
         histories=[
-            (one.document["name"], read_records(run.path))
-            for run, one in zip(runs, ranked, strict=True)
+            (one.document["name"], read_records(source.path))
+            for source, one in zip(sources, rows, strict=True)
+            if isinstance(source, Run)
         ],
         matrices=pictures.make_matrices(first.distances, split),
-        alignments=pictures.make_alignments(
-            first.embedded.latents, first.distances, first.name, first.options, own
-        ),
-        comparison=pictures.make_comparison(first.embedded.latents, own),
-        resampled=pictures.make_resampled(first.embedded.latents, first.distances, own),
+        **pairs,
         searches=searches,
         probes=[document for document in probes if document is not None],
         no_thumbnails=missing,

@@ -13,7 +13,7 @@ from jaxtyping import Array, Float, Int, PyTree
 from scav_jax.base.documents import read_object, unsealed, write_document
 from scav_jax.base.errors import InputError
 from scav_jax.base.files import folder_atomically, write_atomically
-from scav_jax.encoders import STREAMS, Encoders, Tower
+from scav_jax.encoders import STREAMS, Towers
 from scav_jax.export import UNKNOWN_LICENCE
 from scav_jax.features.clip import fingerprint_id
 from scav_jax.objectives.objective import embeds_its_own_way
@@ -99,13 +99,13 @@ def _data_name(model: Model) -> str:
 # ---- towers -----------------------------------------------------------------------------------
 
 
-def tower_function(encoders: Encoders, stream: str) -> Callable:
+def tower_function(encoders: Towers, stream: str) -> Callable:
     """`(parameters of the tower, features [b, n, D], lengths [b]) -> latents [b, n, C]`.
 
     Where the model resamples before its towers, the resampled stream comes at the steps of the
     other one, as `sequences.resample` gives it.
     """
-    tower = Tower(**encoders.tower_settings(stream))
+    tower = encoders.tower(stream)
 
     def latents(
         params: PyTree, features: Float[Array, "b n D"], lengths: Int[Array, " b"]

@@ -20,6 +20,9 @@ Other pairs, and frames by a class of one's own (see scav_jax/extract/backbones/
   ... --visual plain --audio beats --weights beats=BEATs_iter3_plus_AS2M.pt
   ... --visual my_package.dino:Dino --audio plain --weights my_package.dino:Dino=FILE
 
+Frames and log-mel as they are, for towers that are trained from pixels on (EquiAV):
+  ... --backbone pixels --frames 10 --side 224
+
 Many machines: each runs a part, on a file system that all see, and one of them joins the parts.
   scav extract ... --num-shards 8 --shard-index 3      # and 0, 1, 2, 4, 5, 6, 7
   scav extract --videos DIR --out DATA --num-shards 8 --merge
@@ -75,6 +78,10 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
         help="dtype=bfloat16, output=projected (of clip: to compare frames with text); audio.dtype "
         "or visual.dtype for that side only",
     )
+    for name, what in (("frames", "a clip"), ("side", "pixels along an edge")):
+        models.add_argument(
+            f"--{name}", type=int, metavar="N", help=f"of pixels: {what}, as --option {name}=N"
+        )
     work = parser.add_argument_group("work")
     work.add_argument("--workers", type=int, help="decoding processes (default: one for each core)")
     work.add_argument(
@@ -130,8 +137,17 @@ def load_backbone(options: argparse.Namespace) -> Any:
         "" if both else options.backbone or "plain",
         **both,
         weights=backbones.parse_weights(options.weights),
-        options=backbones.parse_options(options.option),
+        options=_side_options(options),
     )
+
+
+def _side_options(options: argparse.Namespace) -> dict[str, dict[str, Any]]:
+    from scav_jax.extract import backbones
+
+    found = backbones.parse_options(options.option)
+    given = {name: getattr(options, name) for name in ("frames", "side")}
+    given = {name: value for name, value in given.items() if value is not None}
+    return found | {"visual": found.get("visual", {}) | given} if given else found
 
 
 def main(arguments: list[str] | None = None) -> int:

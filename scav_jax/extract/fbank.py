@@ -57,7 +57,11 @@ def check_waveform(waveform: np.ndarray, name: str = "waveform") -> None:
         )
 
 
-def log_mel(waveform: np.ndarray) -> Float[np.ndarray, "frames 128"]:
+def log_mel(
+    waveform: np.ndarray,
+    window: Float[np.ndarray, "400"] | None = None,
+    full_scale: float = FULL_SCALE,
+) -> Float[np.ndarray, "frames 128"]:
     """The natural logarithm of the energy in 128 mel bands, every 10 ms.
 
     Frame k sees the 25 ms from `10 k` ms, so its centre lies at `10 k + 12.5` ms. We say that it
@@ -65,6 +69,8 @@ def log_mel(waveform: np.ndarray) -> Float[np.ndarray, "frames 128"]:
 
     Args:
       waveform: `[S]`, mono, 16 kHz, in [-1, 1].
+      window: of a frame; None is Kaldi's own, `povey_window`.
+      full_scale: what 1 of the waveform counts as; torchaudio's users leave it 1.
 
     Returns:
       float32, at least log(1.19e-7) = -15.94; no rows for less than 25 ms.
@@ -77,15 +83,18 @@ def log_mel(waveform: np.ndarray) -> Float[np.ndarray, "frames 128"]:
     out = np.empty((frames, MEL_BINS), np.float32)
     if frames == 0:
         return out
-    scaled = waveform.astype(np.float32) * np.float32(FULL_SCALE)
+    window = povey_window() if window is None else window
+    scaled = waveform.astype(np.float32) * np.float32(full_scale)
     windows = np.lib.stride_tricks.sliding_window_view(scaled, WINDOW_SAMPLES)[::HOP_SAMPLES]
     for begin in range(0, frames, FRAMES_AT_ONCE):
         stop = begin + FRAMES_AT_ONCE
-        out[begin:stop] = _log_mel_of_windows(windows[begin:stop])
+        out[begin:stop] = _log_mel_of_windows(windows[begin:stop], window)
     return out
 
 
-def _log_mel_of_windows(windows: Float[np.ndarray, "n 400"]) -> Float[np.ndarray, "n 128"]:
+def _log_mel_of_windows(
+    windows: Float[np.ndarray, "n 400"], window: Float[np.ndarray, "400"]
+) -> Float[np.ndarray, "n 128"]:
     centred = windows - windows.mean(axis=1, keepdims=True)  # Kaldi's remove_dc_offset
     # What the mean was rounded by; of a constant it were all that is left, far above the floor.
     centred -= centred.mean(axis=1, keepdims=True)
@@ -93,7 +102,7 @@ def _log_mel_of_windows(windows: Float[np.ndarray, "n 400"]) -> Float[np.ndarray
     emphasised = padded[:, :WINDOW_SAMPLES]
     emphasised[:, 1:] = centred[:, 1:] - np.float32(PREEMPHASIS) * centred[:, :-1]
     emphasised[:, 0] = np.float32(1 - PREEMPHASIS) * centred[:, 0]  # its own predecessor
-    emphasised *= povey_window()
+    emphasised *= window
     spectrum = np.fft.rfft(padded, axis=1)
     power = spectrum.real**2 + spectrum.imag**2
     # Kaldi's filters end before the Nyquist bin.
@@ -104,8 +113,14 @@ def _log_mel_of_windows(windows: Float[np.ndarray, "n 400"]) -> Float[np.ndarray
 @cache
 def povey_window() -> Float[np.ndarray, "400"]:
     """Symmetric Hann window to the power 0.85."""
+    return hann_window(POVEY_EXPONENT)
+
+
+@cache
+def hann_window(exponent: float = 1.0) -> Float[np.ndarray, "400"]:
+    """Symmetric Hann window, Kaldi's `hanning`, to a power."""
     phase = 2 * np.pi * np.arange(WINDOW_SAMPLES) / (WINDOW_SAMPLES - 1)
-    return ((0.5 - 0.5 * np.cos(phase)) ** POVEY_EXPONENT).astype(np.float32)
+    return ((0.5 - 0.5 * np.cos(phase)) ** exponent).astype(np.float32)
 
 
 @cache

@@ -14,7 +14,7 @@ from scav_jax.extract.backbones import Features, Prepared, Preparer
 from scav_jax.extract.fbank import RATE_HZ, check_waveform
 from scav_jax.extract.manifest import ClipRequest
 from scav_jax.extract.streams import Unusable
-from scav_jax.features.clip import STORED_DTYPE, Clip, check_clip, streams_of
+from scav_jax.features.clip import Clip, as_stored, check_clip, streams_of
 
 CLIPS_A_JOB = 32  # what a worker does at a time, and what a kill loses at most for each worker
 ATTEMPTS = 2
@@ -101,7 +101,7 @@ class Outcome:
         """The clip with its features as they are stored; `Unusable` if they are not finite."""
         visual, audio = features
         with np.errstate(over="ignore"):  # what float16 cannot hold is refused below
-            visual, audio = visual.astype(STORED_DTYPE), audio.astype(STORED_DTYPE)
+            visual, audio = as_stored(visual), as_stored(audio)
         request = self.request
         clip = Clip(
             id=request.id,

@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import shutil
 import threading
 import time
 from collections import Counter, deque
@@ -27,6 +28,7 @@ from scav_jax.features.clip import Clip, fingerprint_difference, fingerprint_id
 
 ENGINES = ("local", "ray")
 SMOOTHING = 0.05  # clips come in bursts
+DEFAULT_CLIP_S = 10.0  # for predicting sizes where nobody said how long clips are
 
 
 def extract(
@@ -82,6 +84,7 @@ def extract(
         ledger.open({"fingerprint": fingerprint, "manifest": listing.identity()})
         _say_listing(part)
         wanted = _cut(part, videos, ledger, workers, timeout_s)
+        _say_size(model, wanted, out)
         done = make_jobs(wanted)
         settings = {"workers": workers, "timeout_s": timeout_s, "queue_bytes": queue_bytes}
         _run(done, videos, ledger, model, engine, **settings)
@@ -410,6 +413,31 @@ def _say_listing(listing: Listing) -> None:
     if listing.passed_over:
         kinds = ", ".join(f"{suffix} {n:,}" for suffix, n in listing.passed_over.most_common(5))
         _say(f"passed over {listing.passed_over.total():,} other files: {kinds}")
+
+
+def _say_size(model: Backbone, wanted: list[ClipRequest], out: Path) -> None:
+    """Predicts what the data set takes, where its clips' sizes are known.
+
+    Raises:
+      InputError: more than is free. Finished work and the data set written from it are there at
+        the same time, so twice the size is needed.
+    """
+    seconds = [clip.end - clip.start for clip in wanted if clip.end is not None]
+    mean = sum(seconds) / len(seconds) if seconds else DEFAULT_CLIP_S
+    of_one = model.clip_bytes(mean)
+    if of_one is None or not wanted:
+        return
+    existing = next(path for path in (out, *out.absolute().parents) if path.exists())
+    free, size = shutil.disk_usage(existing).free, of_one * len(wanted)
+    _say(
+        f"about {size / 1e9:.3g} GB of features ({of_one / 1e6:.3g} MB a clip of {mean:g} s), and "
+        f"as much beside them until they are written; {free / 1e9:,.0f} GB are free"
+    )
+    if 2 * size > free:
+        raise InputError(
+            f"--out: expected {2 * size / 1e9:,.1f} GB of space below {existing}, got "
+            f"{free / 1e9:,.1f}; use another disk, fewer --frames or a smaller --side"
+        )
 
 
 def _say_complete(out: Path, whole: Ledger) -> None:

@@ -6,7 +6,8 @@ of the pipeline is one integer, a restart continues exactly, and every process o
 rows of the same global batch without talking to the others. The features of a batch are read,
 trimmed to the time that both streams cover, and padded by grain's read threads while the devices
 compute. Stored float16 becomes float32 here, or stays as it is (`dtype="float16"`), half of the
-host's work and of the copy to the devices; the towers widen it there to the same float32.
+host's work and of the copy to the devices; the towers widen it there to the same float32. Pixels,
+which are stored as uint8, stay uint8 in any case.
 """
 
 import math
@@ -20,6 +21,7 @@ from jaxtyping import Float, Int
 
 from scav_jax.base.errors import InputError, did_you_mean
 from scav_jax.features.clip import (
+    PIXELS_DTYPE,
     Clip,
     Window,
     all_finite,
@@ -248,7 +250,8 @@ def load_batch(
       indices: which of them.
       padding: the shape.
       align: "time" or "index", see `trim`.
-      dtype: "float32", or "float16" as stored, for the device to widen; exact either way.
+      dtype: "float32", or "float16" as stored, for the device to widen; exact either way. Pixels
+        stay uint8.
 
     Returns:
       NumPy leaves: values `[batch, steps, width]` of `dtype` with zeros in the padding, lengths
@@ -271,10 +274,15 @@ def stack(
     dtype: str = "float32",
 ) -> Batch:
     """Trims and pads clips; see `load_batch`."""
-    visual = _empty(len(numbers), padding.visual_steps, widths[0], dtype)
-    audio = _empty(len(numbers), padding.audio_steps, widths[1], dtype)
     seconds = np.full((len(numbers), 2), np.nan, np.float32)
     for row, clip in enumerate(clips):
+        if row == 0:
+            visual, audio = (
+                _empty(len(numbers), steps, width, _in_batch(values, dtype))
+                for steps, width, values in zip(
+                    padding, widths, (clip.visual, clip.audio), strict=True
+                )
+            )
         visual_values, visual_window, audio_values, audio_window = trim(clip, align)
         _put(visual, row, visual_values, visual_window, f"clip {clip.id!r}: visual")
         _put(audio, row, audio_values, audio_window, f"clip {clip.id!r}: audio")
@@ -283,9 +291,13 @@ def stack(
     return Batch(AudioVisual(visual, audio), numbers.astype(np.int32), seconds)
 
 
-def _empty(batch: int, steps: int, width: int, dtype: str) -> Sequences:
+def _in_batch(stored: np.ndarray, dtype: str) -> np.dtype:
+    return stored.dtype if stored.dtype == PIXELS_DTYPE else np.dtype(DTYPES[dtype])
+
+
+def _empty(batch: int, steps: int, width: int, dtype: np.dtype) -> Sequences:
     return Sequences(
-        values=np.empty((batch, steps, width), DTYPES[dtype]),  # `_put` writes all of it
+        values=np.empty((batch, steps, width), dtype),  # `_put` writes all of it
         lengths=np.zeros((batch,), np.int32),
         windows=np.zeros((batch, 2), np.float32),
     )
@@ -293,7 +305,11 @@ def _empty(batch: int, steps: int, width: int, dtype: str) -> Sequences:
 
 def _put(into: Sequences, row: int, values: np.ndarray, window: Window, what: str) -> None:
     _, steps, width = into.values.shape
-    if len(values) > steps or values.shape[1] != width:
+    if (
+        len(values) > steps
+        or values.shape[1] != width
+        or (values.dtype == PIXELS_DTYPE) != (into.values.dtype == PIXELS_DTYPE)
+    ):
         raise InputError(
             f"{what} features: expected at most {steps} steps of width {width} as the data set's "
             f"list of clips says, got {values.shape[0]} of {values.shape[1]}; extract it again"

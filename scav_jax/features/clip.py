@@ -10,13 +10,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Num
 
 from scav_jax.base.errors import InputError
 
 FORMAT_VERSION = 3
 STREAMS = ("visual", "audio")
 STORED_DTYPE = np.float16
+PIXELS_DTYPE = np.uint8  # of a stream of pictures as they are
 DIFFERENCES_SHOWN = 6
 Window = tuple[float, float]  # (begin, extent) in steps, see `sequences.Sequences.windows`
 FINITE_PIECE = 2**15
@@ -32,7 +33,8 @@ class Clip:
 
     Attributes:
       id: unique in the data set.
-      visual: `[N, Dv]` float16, one step a frame at the video's native rate.
+      visual: `[N, Dv]` float16, one step a frame at the video's native rate; of pixels uint8, and
+        as many steps as the backbone takes frames.
       visual_span: (begin, end) in seconds from the clip's start that the N steps cover evenly.
       audio: `[M, Da]` float16, a step for each `audio_step_s` of the fingerprint.
       audio_span: the same for the M audio steps; shorter than the clip by up to one step.
@@ -45,9 +47,9 @@ class Clip:
     """
 
     id: str
-    visual: Float[np.ndarray, "N Dv"]
+    visual: Num[np.ndarray, "N Dv"]
     visual_span: tuple[float, float]
-    audio: Float[np.ndarray, "M Da"]
+    audio: Num[np.ndarray, "M Da"]
     audio_span: tuple[float, float]
     source: str
     start: float
@@ -96,8 +98,15 @@ def check_clip(clip: Clip, streams: Sequence[str] = STREAMS) -> None:
         )
 
 
+def as_stored(values: np.ndarray) -> np.ndarray:
+    """Features in the dtype that they have on disk: pixels uint8, all else float16."""
+    return values if values.dtype == PIXELS_DTYPE else values.astype(STORED_DTYPE)
+
+
 def all_finite(values: np.ndarray) -> bool:
     """`np.isfinite(values).all()`; 20 times as fast for float16, which NumPy widens one by one."""
+    if values.dtype == PIXELS_DTYPE:
+        return True
     if values.dtype != np.float16 or not values.flags.c_contiguous:
         return bool(np.isfinite(values).all())
     octets, exponent = values.reshape(-1).view(np.uint8), 0x7C00  # its bits are all set
@@ -155,7 +164,7 @@ def used_span(clip: Clip) -> tuple[float, float]:
 
 def trim(
     clip: Clip, align: str = "time"
-) -> tuple[Float[np.ndarray, "n Dv"], Window, Float[np.ndarray, "m Da"], Window]:
+) -> tuple[Num[np.ndarray, "n Dv"], Window, Num[np.ndarray, "m Da"], Window]:
     """The steps of a clip that are used, and the windows that lay its streams onto each other.
 
     Args:

@@ -8,7 +8,7 @@ import contextlib
 import functools
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import tensorflow_datasets as tfds
@@ -17,7 +17,7 @@ from jaxtyping import UInt64
 from tensorflow_datasets.core import dataset_info, example_serializer, naming
 
 from scav_jax.base.errors import OUR_FAULTS, InputError
-from scav_jax.features.clip import STORED_DTYPE, Clip
+from scav_jax.features.clip import STORED_DTYPE, Clip, as_stored
 
 VERSION = "1.0.0"
 CLIPS_A_SHARD = 1024
@@ -25,8 +25,20 @@ STORAGE = "group_size:1,uncompressed"  # random access at full speed
 MEND = "bring the data set back from a copy, or extract it again"
 
 
+class Column(NamedTuple):
+    """A stream of a data set: numbers a step, and what they are stored in."""
+
+    width: int
+    dtype: np.dtype = np.dtype(STORED_DTYPE)
+
+    @classmethod
+    def of(cls, values: np.ndarray) -> "Column":
+        """That of some clip's features."""
+        return cls(values.shape[1], as_stored(values[:0]).dtype)
+
+
 def clip_features(
-    visual_width: int, audio_width: int, shared: bool = False
+    visual: Column, audio: Column, shared: bool = False
 ) -> tfds.features.FeaturesDict:
     """The record of one clip (see `features.Clip`); only resampled copies have `shared`."""
     text = tfds.features.Text
@@ -41,8 +53,8 @@ def clip_features(
             "source": text(),
             "start": tfds.features.Scalar(np.float32),
             "end": tfds.features.Scalar(np.float32),
-            "visual": tensor((None, visual_width), STORED_DTYPE),
-            "audio": tensor((None, audio_width), STORED_DTYPE),
+            "visual": tensor((None, visual.width), visual.dtype),
+            "audio": tensor((None, audio.width), audio.dtype),
             "visual_span": tensor((2,), np.float32),
             "audio_span": tensor((2,), np.float32),
             **({"shared": tensor((2,), np.float32)} if shared else {}),
@@ -53,7 +65,7 @@ def clip_features(
 class RecordWriter:
     """Appends clips to the splits of a new TFDS data set, in the order that they come.
 
-        with RecordWriter(folder, "folder", 384, 2048) as records:
+        with RecordWriter(folder, "folder", *map(Column.of, (visual, audio))) as records:
             records.add("train", clip)
 
     TFDS has a writer of its own, but it fixes the compression, which on float16 features saves a
@@ -61,7 +73,7 @@ class RecordWriter:
     """
 
     def __init__(
-        self, folder: Path, name: str, visual_width: int, audio_width: int, shared: bool = False
+        self, folder: Path, name: str, visual: Column, audio: Column, shared: bool = False
     ):
         identity = dataset_info.DatasetIdentity(
             name=name,
@@ -73,7 +85,7 @@ class RecordWriter:
         self._info = tfds.core.DatasetInfo(
             builder=identity,
             description="Audio-visual features of clips; scav.json says how they were made.",
-            features=clip_features(visual_width, audio_width, shared),
+            features=clip_features(visual, audio, shared),
             disable_shuffling=True,
         )
         self._info.set_file_format("array_record", override=True)
@@ -158,7 +170,7 @@ def _record(clip: Clip) -> dict[str, Any]:
     for name in record.keys() & {"visual_span", "audio_span", "shared"}:
         record[name] = np.array(record[name], np.float32)
     for name in ("visual", "audio"):
-        record[name] = np.ascontiguousarray(record[name], STORED_DTYPE)
+        record[name] = np.ascontiguousarray(as_stored(record[name]))
     return record
 
 
@@ -177,7 +189,10 @@ class ClipRecords:
                 split=split, deserialize_method=tfds.decode.DeserializeMethod.RAW_BYTES
             )
             features = builder.info.features
-            self._widths = {name: features[name].shape[-1] for name in ("visual", "audio")}
+            self._columns = {
+                name: Column(features[name].shape[-1], np.dtype(features[name].np_dtype))
+                for name in ("visual", "audio")
+            }
 
     def __len__(self) -> int:
         return len(self._records)
@@ -195,7 +210,7 @@ class ClipRecords:
                 f"{self._place}: expected record {index} as it was written, its checksum is "
                 f"another: the file is damaged, or that of another data set; {MEND}"
             )
-        return clip_of(fields_of(record), self._widths)
+        return clip_of(fields_of(record), self._columns)
 
     @contextlib.contextmanager
     def _naming(self, what: str) -> Iterator[None]:
@@ -281,7 +296,7 @@ def _varint(message: memoryview, at: int) -> tuple[int, int]:
         shift += 7
 
 
-def clip_of(fields: Mapping[str, memoryview], widths: Mapping[str, int]) -> Clip:
+def clip_of(fields: Mapping[str, memoryview], columns: Mapping[str, Column]) -> Clip:
     """The clip that a record's fields hold; its features are views of the record, at any byte."""
 
     def text(name: str) -> str:
@@ -291,8 +306,9 @@ def clip_of(fields: Mapping[str, memoryview], widths: Mapping[str, int]) -> Clip
         return tuple(np.frombuffer(fields[name], "<f4").tolist())
 
     def stream(name: str) -> np.ndarray:
-        values = np.frombuffer(fields[name], STORED_DTYPE)
-        return values.reshape(-1, widths[name]) if widths[name] else values.reshape(0, 0)
+        width, dtype = columns[name]
+        values = np.frombuffer(fields[name], dtype)
+        return values.reshape(-1, width) if width else values.reshape(0, 0)
 
     (start,), (end,) = floats("start"), floats("end")
     return Clip(

@@ -2,8 +2,9 @@
 
 DATA/
     dataset_info.json, features.json, *.array_record-*   what `tfds.builder_from_directory` opens
-    scav.json     format version, the extractor's fingerprint, widths, SHA-256 of the files below
-                  and of both .json above, sizes of the records; sealed (`base.documents`)
+    scav.json     format version, the extractor's fingerprint, widths and dtypes, SHA-256 of the
+                  files below and of both .json above, sizes of the records; sealed
+                  (`base.documents`)
     clips.csv     one row for each clip in record order: ids, labels, lengths, spans and the
                   checksum of the record, without reading features
     rejected.csv  what could not be used, and why
@@ -84,13 +85,15 @@ def write(
         raise InputError(f"{out}: expected a path where nothing is; remove it or use another")
     with folder_atomically(out) as building:
         with full_disk_is_an_oserror(building, DISK_FULL_BYTES):
-            rows, widths = _write_records(clips, building, name)
+            rows, columns = _write_records(clips, building, name)
         about = {
             "format_version": FORMAT_VERSION,
             "fingerprint": fingerprint,
             "fingerprint_id": fingerprint_id(fingerprint),
-            "visual_width": widths[0],
-            "audio_width": widths[1],
+            "visual_width": columns[0].width,
+            "audio_width": columns[1].width,
+            "visual_dtype": columns[0].dtype.name,
+            "audio_dtype": columns[1].dtype.name,
             "videos": videos,
             "manifest": manifest,
         }
@@ -116,25 +119,29 @@ def _sha256(content: bytes) -> str:
 
 def _write_records(
     clips: Iterable[tuple[str, Clip]], folder: Path, name: str
-) -> tuple[list[dict], tuple[int, int]]:
-    """Writes the records; returns the rows of clips.csv and both widths."""
-    from scav_jax.features.records import RecordWriter
+) -> tuple[list[dict], tuple]:
+    """Writes the records; returns the rows of clips.csv and both streams' columns."""
+    from scav_jax.features.records import Column, RecordWriter
 
     rows: dict[str, list[dict]] = {}
     seen: set[str] = set()
     with contextlib.ExitStack() as stack:
-        records, widths = None, (0, 0)
+        records, columns = None, (Column(0), Column(0))
         for split, clip in clips:
+            found = Column.of(clip.visual), Column.of(clip.audio)
             if records is None:
-                widths = clip.visual.shape[1], clip.audio.shape[1]
-                resampled = clip.shared is not None
-                records = stack.enter_context(RecordWriter(folder, name, *widths, resampled))
-            if (clip.visual.shape[1], clip.audio.shape[1]) != widths:
-                raise InputError(
-                    f"clip {clip.id!r}: expected features of width {widths}, got "
-                    f"{(clip.visual.shape[1], clip.audio.shape[1])}; one extractor per data set"
+                columns, resampled = found, clip.shared is not None
+                records = stack.enter_context(RecordWriter(folder, name, *columns, resampled))
+            if found != columns:
+                expected, got = (
+                    ", ".join(f"{column.width} {column.dtype}" for column in some)
+                    for some in (columns, found)
                 )
-            check_clip(clip, streams_of(*widths))
+                raise InputError(
+                    f"clip {clip.id!r}: expected features of width {expected}, got {got}; one "
+                    "extractor per data set"
+                )
+            check_clip(clip, streams_of(*(column.width for column in columns)))
             if clip.id in seen:
                 raise InputError(f"ids must be unique, {clip.id!r} came twice; rename one clip")
             seen.add(clip.id)
@@ -142,7 +149,7 @@ def _write_records(
             rows.setdefault(split, []).append(_clip_row(split, clip, checksum))
     if records is None:
         raise InputError(f"{name}: expected at least one clip to write, got none")
-    return [row for split in rows for row in rows[split]], widths
+    return [row for split in rows for row in rows[split]], columns
 
 
 def _stored_name(split: str) -> str:
@@ -188,6 +195,7 @@ class Split:
       visual_spans, audio_spans: float64 `[n, 2]`, the seconds that the steps cover.
       fingerprint, fingerprint_id: the extractor's settings and their name.
       visual_width, audio_width: Dv and Da; 0 for a stream that the data set does not have.
+      visual_dtype, audio_dtype: what they are stored in: float16, or uint8 for pixels.
       videos: the folder that sources are relative to, or "".
       checksums: uint64 `[n]`, of the records.
     """
@@ -198,6 +206,8 @@ class Split:
         self.fingerprint_id: str = about["fingerprint_id"]
         self.visual_width: int = about["visual_width"]
         self.audio_width: int = about["audio_width"]
+        self.visual_dtype = np.dtype(about["visual_dtype"])
+        self.audio_dtype = np.dtype(about["audio_dtype"])
         self.videos: str = about["videos"]
         self.ids = [row["id"] for row in rows]
         self.labels = [row["label"] for row in rows]

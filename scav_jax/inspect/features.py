@@ -47,7 +47,7 @@ def inspect_features(data: Path) -> dict:
                 clips += [clip] if clip else []
                 faults += found
                 bar.update()
-    shown = ("fingerprint", "visual_width", "audio_width", "videos")
+    shown = ("fingerprint", "visual_width", "audio_width", "visual_dtype", "audio_dtype", "videos")
     return document(
         clips,
         faults,

@@ -2,6 +2,7 @@
 
 objective      what every objective is: views, heads, loss, memory, health, score, cost, embedding
 sequential     SCAV, CAV and both
+equivariant    EquiAV; `augment`: what it does to pictures and log-mels, as vectors say
 contrastive    their two losses; `cross_entropy`: the softmax over a matrix of distances
 temporal       speed, direction and order of views, and contrast
 selection      its contrast, with positives and negatives from a queue
@@ -20,6 +21,7 @@ from scav_jax.objectives.contrastive import (
     sequence_loss,
     temperature,
 )
+from scav_jax.objectives.equivariant import Equivariant
 from scav_jax.objectives.objective import Objective, Outputs, Place, Views, clip_keys
 from scav_jax.objectives.sequential import Sequential
 from scav_jax.objectives.sums import sum_of
@@ -29,6 +31,7 @@ from scav_jax.sequences import Batch
 __all__ = [
     "OBJECTIVES",
     "Batch",
+    "Equivariant",
     "Objective",
     "Outputs",
     "Place",
@@ -49,6 +52,7 @@ OBJECTIVES: dict[str, type[Objective]] = {
     "aggregation": Sequential,
     "sequence+aggregation": Sequential,
     "temporal": Temporal,
+    "equivariant": Equivariant,
 }
 
 

@@ -147,6 +147,11 @@ class Objective:
     # Ways of retrieval that make sense; the first is what it trains for.
     methods: ClassVar[tuple[str, ...]] = ("aggregation", "sequence")
 
+    @property
+    def ranks_sequences(self) -> bool:
+        """Whether its latents are steps in time; else a clip is one vector, its embedding."""
+        return "sequence" in self.methods
+
     # ---- what it learns besides the towers -------------------------------------------------------
 
     def temperatures(self) -> dict[str, float]:

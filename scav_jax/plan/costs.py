@@ -14,7 +14,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from scav_jax.encoders import GATE_WIDTH, Encoders
+from scav_jax.encoders import GATE_WIDTH, PatchEncoders, Towers
 from scav_jax.objectives import Objective
 from scav_jax.objectives.objective import Cost, Work
 from scav_jax.sequences import AudioVisual
@@ -24,6 +24,7 @@ FLOAT = 4  # bytes
 GIB = 2**30
 
 # VGGSound with the paper's features (section IV): 10 s at 25 frames a second, CLIP and BEATs.
+PATCH_NUMBERS = 16 * 16 * 3
 PAPER = {"visual": (250, 768), "audio": (62, 6144)}
 
 
@@ -37,20 +38,21 @@ class Workload:
       visual, audio: (steps, width) of the padded features.
       microbatch: clips encoded at a time, over all devices; 0 is all, without gradient caching.
       devices: over how many the batch is cut.
-      feature_bytes: of one number of a batch on the device: 2 (as stored) or 4.
+      feature_bytes: of one number of a batch on the device, by stream: 2 (as stored) or 4; 1 of
+        pixels.
       batches: how many batches are on the devices at a time (2: double buffering).
       distance_bytes: at most this much working memory for distances.
       shard_params, shard_optimizer: cut over devices instead of replicated.
     """
 
-    encoders: Encoders
+    encoders: Towers
     objective: Objective
     batch: int
     visual: tuple[int, int] = PAPER["visual"]
     audio: tuple[int, int] = PAPER["audio"]
     microbatch: int = 0
     devices: int = 1
-    feature_bytes: int = FLOAT
+    feature_bytes: tuple[int, int] = (FLOAT, FLOAT)
     batches: int = 2
     distance_bytes: int = GIB
     shard_params: bool = False
@@ -123,8 +125,10 @@ class Flops(NamedTuple):
         return sum(self)
 
 
-def _tower_products(encoders: Encoders, steps: int, feature_width: int, name: str):
+def _tower_products(encoders: Towers, steps: int, feature_width: int, name: str):
     """Multiply-adds for one clip: of the tower, of its first layer, of one block."""
+    if isinstance(encoders, PatchEncoders):
+        return _patch_products(encoders, steps, feature_width, name)
     width, hidden = encoders.width, getattr(encoders, f"{name}_hidden")
     block = (
         4 * width * width  # query, key, value, out
@@ -136,6 +140,27 @@ def _tower_products(encoders: Encoders, steps: int, feature_width: int, name: st
     position = 128 * width * width // 16 if encoders.conv_position else 0
     rest = hidden * width + position + getattr(encoders, f"{name}_blocks") * block
     return steps * (first + rest), steps * first, steps * block
+
+
+def _patch_products(encoders: PatchEncoders, steps: int, feature_width: int, name: str):
+    """The same for towers of patches: a picture's tokens attend to each other, and so do a sound's.
+
+    Of a log-mel, three equal channels are multiplied.
+    """
+    width, tokens = encoders.width, _tokens(encoders, steps, feature_width, name)
+    attended = tokens if name == "audio" else tokens // steps
+    block = 4 * width**2 + 2 * attended * width + 2 * width * encoders.feedforward
+    first = tokens * PATCH_NUMBERS * width
+    blocks = getattr(encoders, f"{name}_blocks")
+    return first + tokens * blocks * block, first, tokens * block
+
+
+def _tokens(encoders: Towers, steps: int, feature_width: int, name: str) -> int:
+    """Steps of a tower's latents."""
+    if not isinstance(encoders, PatchEncoders):
+        return steps
+    channels = 3 if name == "visual" else 1
+    return steps * (feature_width * 3 // (channels * PATCH_NUMBERS))
 
 
 def flops(work: Workload) -> Flops:
@@ -194,20 +219,32 @@ FLOAT_MAPS = 2  # logits and gains, float32 in any precision
 DROPPED_BYTES = 8  # of every number that dropout sees: two words of random bits, not one bit
 
 
-def _block_bytes(encoders: Encoders, steps: int) -> float:
+def _block_bytes(encoders: Towers, steps: int) -> float:
     """What is kept of one block for one clip."""
     number = 2 if encoders.precision == "bfloat16" else FLOAT
     width, hidden = steps * encoders.width, steps * encoders.feedforward
     maps = encoders.heads * steps * steps
-    dropped = (2 * width + maps) * DROPPED_BYTES if encoders.dropout else 0
+    drops = not isinstance(encoders, PatchEncoders) and encoders.dropout
+    dropped = (2 * width + maps) * DROPPED_BYTES if drops else 0
     always_float32 = FLOAT * (NORM_SCALES * width + FLOAT_MAPS * maps)
     by_precision = number * (BLOCK_WIDTH * width + BLOCK_HIDDEN * hidden + BLOCK_MAPS * maps)
     return always_float32 + by_precision + dropped
 
 
-def _tower_bytes(encoders: Encoders, steps: int, feature_width: int, name: str) -> float:
+def _tower_bytes(encoders: Towers, steps: int, feature_width: int, name: str) -> float:
     """What is kept of one tower for one clip, at the fullest moment: when backward begins."""
     number = 2 if encoders.precision == "bfloat16" else FLOAT
+    if isinstance(encoders, PatchEncoders):
+        tokens, count = _tokens(encoders, steps, feature_width, name), 1
+        if name == "visual":  # a picture attends to itself
+            tokens, count = tokens // steps, steps
+        block, blocks = _block_bytes(encoders, tokens), getattr(encoders, f"{name}_blocks")
+        kept = (
+            blocks * number * tokens * encoders.width + block
+            if encoders.remat
+            else (blocks * block)
+        )
+        return count * (kept + number * tokens * (PATCH_NUMBERS + 2 * encoders.width))
     width, hidden = steps * encoders.width, steps * getattr(encoders, f"{name}_hidden")
     dropped = (width + hidden) * DROPPED_BYTES if encoders.dropout else 0
     projection = number * (BLOCK_HIDDEN * hidden + 2 * width + steps * feature_width) + dropped
@@ -238,8 +275,13 @@ def memory(work: Workload, count: int | None = None) -> Memory:
         _tower_bytes(work.encoders, steps, width, name) for name, (steps, width) in seen
     )
     stored = work.visual, work.audio
-    features = rows * sum(steps * width for steps, width in stored) * work.feature_bytes
-    latents = [(name, FLOAT * steps * work.encoders.width) for name, (steps, _) in seen]
+    features = rows * sum(
+        steps * width * size
+        for (steps, width), size in zip(stored, work.feature_bytes, strict=True)
+    )
+    latents = [
+        (name, FLOAT * _kept_numbers(work, steps, width, name)) for name, (steps, width) in seen
+    ]
     audio = sum(size for name, size in latents if name == "audio")
     whole_audio = audio * work.batch if work.devices > 1 else 0.0
     both = rows * sum(size for _, size in latents)
@@ -252,6 +294,13 @@ def memory(work: Workload, count: int | None = None) -> Memory:
         latents=(3 if work.microbatch else 1) * both + 2 * whole_audio,
         loss=work.loss_cost.memory,
     )
+
+
+def _kept_numbers(work: Workload, steps: int, width: int, name: str) -> int:
+    """What caching keeps of a clip's pass: latents, or what the objective makes of them alone."""
+    if not work.objective.ranks_sequences and work.microbatch:
+        return work.encoders.width
+    return _tokens(work.encoders, steps, width, name) * work.encoders.width
 
 
 def largest_batch(work: Workload, limit: float) -> int:

@@ -39,9 +39,10 @@ class Stored:
 
     Attributes:
       clips: of the training split.
-      clip_bytes: mean, float16 as stored.
+      clip_bytes: mean, as stored.
       visual, audio: (steps, width) of the largest padded shape.
       source: where these figures are from.
+      bytes: of a number, by stream, as stored.
     """
 
     clips: int
@@ -49,6 +50,7 @@ class Stored:
     visual: tuple[int, int]
     audio: tuple[int, int]
     source: str
+    bytes: tuple[int, int] = (2, 2)
 
 
 def stored_features(config: Config) -> Stored:
@@ -69,14 +71,17 @@ def stored_features(config: Config) -> Stored:
     )
     largest = plan.paddings[-1]
     means = split.visual_lengths.mean(), split.audio_lengths.mean()
-    clip_bytes = 2.0 * float(np.dot(means, widths))
+    sizes = split.visual_dtype.itemsize, split.audio_dtype.itemsize
+    clip_bytes = float(np.dot(means, np.multiply(widths, sizes)))
     visual, audio = zip(largest, widths, strict=True)
-    return Stored(len(split), clip_bytes, visual, audio, f"{data.path}, {len(split):,} clips")
+    source = f"{data.path}, {len(split):,} clips"
+    return Stored(len(split), clip_bytes, visual, audio, source, sizes)
 
 
 def workload(config: Config, devices: int, stored: Stored) -> Workload:
     """The step that a config describes, on so many devices."""
     train, data = config.train, config.data
+    number = 2 if data.features == "float16" else FLOAT
     encoders, objective = build(config)
     work = Workload(
         encoders=encoders.clone(precision=train.precision, remat=train.remat),
@@ -86,7 +91,7 @@ def workload(config: Config, devices: int, stored: Stored) -> Workload:
         audio=stored.audio,
         microbatch=train.microbatch,
         devices=devices,
-        feature_bytes=2 if data.features == "float16" else FLOAT,
+        feature_bytes=tuple(1 if size == 1 else number for size in stored.bytes),
         batches=1 + data.prefetch,
         distance_bytes=train.distance_memory_bytes,
         shard_params=train.shard_params,

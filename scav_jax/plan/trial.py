@@ -16,6 +16,7 @@ from scav_jax.training.profiling import memory_in_use
 from scav_jax.training.runs import example_batch
 
 SECONDS = 10.0  # that a random clip lasts
+DTYPES = {1: np.uint8, 2: np.float16, 4: np.float32}  # of a batch's numbers, by their bytes
 
 
 def _shapes(work: Workload, optimizer, seed: int):
@@ -29,10 +30,10 @@ def _shapes(work: Workload, optimizer, seed: int):
         state, mesh, shard_params=work.shard_params, shard_optimizer=work.shard_optimizer
     )
     shaped = lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s)  # noqa: E731
-    dtype = jnp.float16 if work.feature_bytes == 2 else jnp.float32
+    dtypes = [DTYPES[size] for size in work.feature_bytes]
     rows = sharding.batch_sharded(mesh)
 
-    def stream(steps: int, width: int) -> Sequences:
+    def stream(steps: int, width: int, dtype: type) -> Sequences:
         return Sequences(
             jax.ShapeDtypeStruct((work.batch, steps, width), dtype, sharding=rows),
             jax.ShapeDtypeStruct((work.batch,), jnp.int32, sharding=rows),
@@ -40,7 +41,7 @@ def _shapes(work: Workload, optimizer, seed: int):
         )
 
     batch = Batch(
-        AudioVisual(stream(*work.visual), stream(*work.audio)),
+        AudioVisual(stream(*work.visual, dtypes[0]), stream(*work.audio, dtypes[1])),
         jax.ShapeDtypeStruct((work.batch,), jnp.int32, sharding=rows),
         jax.ShapeDtypeStruct((work.batch, 2), jnp.float32, sharding=rows),
     )
@@ -127,15 +128,19 @@ def run(
 def random_batch(work: Workload) -> Batch:
     """Whole sequences of random features, on the host."""
     random = np.random.default_rng(0)
-    dtype = np.float16 if work.feature_bytes == 2 else np.float32
+    dtypes = [DTYPES[size] for size in work.feature_bytes]
 
-    def stream(steps: int, width: int) -> Sequences:
-        values = random.standard_normal((work.batch, steps, width), np.float32).astype(dtype)
+    def stream(steps: int, width: int, dtype: type) -> Sequences:
+        shape = work.batch, steps, width
+        if dtype == np.uint8:
+            values = random.integers(0, 256, shape, np.uint8)
+        else:
+            values = random.standard_normal(shape, np.float32).astype(dtype)
         windows = np.tile(np.float32([0, steps]), (work.batch, 1))
         return Sequences(values, np.full(work.batch, steps, np.int32), windows)
 
     return Batch(
-        AudioVisual(stream(*work.visual), stream(*work.audio)),
+        AudioVisual(stream(*work.visual, dtypes[0]), stream(*work.audio, dtypes[1])),
         np.arange(work.batch, dtype=np.int32),
         np.tile(np.float32([0, SECONDS]), (work.batch, 1)),
     )

@@ -334,7 +334,7 @@ def _search_section(pictures: Pictures, run: dict) -> str:
         parts += [f"<h3>{heading}</h3>", *map(_search, searches)] if searches else []
     why = pictures.no_thumbnails
     return markup.section(
-        f"Retrieved clips ({run['name']}, sequence)",
+        f"Retrieved clips ({run['name']}, {list(run['per_class'])[-1]})",
         "<p>Queries drawn at random; from left to right the query and the candidates that lie "
         "closest. A clip is shown by its first frame and by the loudness of its sound. Green is "
         "the query's own clip, amber another clip of its video.</p>",

@@ -22,13 +22,14 @@ from jaxtyping import Array, Float, PyTree
 from scav_jax import sharding
 from scav_jax.base.errors import InputError
 from scav_jax.base.progress import progress_bar
-from scav_jax.encoders import STREAMS, Encoders
+from scav_jax.encoders import STREAMS, Towers
 from scav_jax.features.batches import Padding, evaluation_batches, stack
 from scav_jax.features.clip import Clip, check_resampled, fingerprint_difference, original, trim
 from scav_jax.features.store import Split
 from scav_jax.objectives import Objective
+from scav_jax.objectives.contrastive import unit
 from scav_jax.retrieve import aggregation_similarities, sequence_distances
-from scav_jax.sequences import AudioVisual, Batch, Sequences
+from scav_jax.sequences import AudioVisual, Batch, Sequences, sequences
 from scav_jax.train_step import bound_heads
 from scav_jax.training.runs import Run
 
@@ -46,7 +47,8 @@ class Embedded:
       sources: the file of each, with its folder where that is known.
       starts, ends: `[K]` float64, of each clip in its source, in seconds.
       labels: "" where none is known.
-      visual: `[K, N, C]` float32, zero in the padding.
+      visual: `[K, N, C]` float32, zero in the padding. Of a model that gives one vector a clip,
+        the embedding is the sequence: one step, of length 1, so that its distances rank as cosines.
       audio: `[K, M, C]` float32, zero in the padding.
       visual_embeddings: `[K, E]`, as the objective embeds: the mean over time, not normalised.
       audio_embeddings: `[K, E]`.
@@ -215,9 +217,9 @@ def join(parts: Sequence[Embedded]) -> Embedded:
         present = [getattr(part, stream) is not None for part in parts]
         if any(present) != all(present):
             raise InputError(f"expected {stream} latents in every part, some have none")
-        sequences = [getattr(part, stream) for part in parts]
+        latents = [getattr(part, stream) for part in parts]
         means = [getattr(part, f"{stream}_embeddings") for part in parts]
-        joined[stream] = _join(sequences) if all(present) else None
+        joined[stream] = _join(latents) if all(present) else None
         joined[f"{stream}_embeddings"] = np.concatenate(means) if all(present) else None
     return Embedded(
         ids=[name for part in parts for name in part.ids],
@@ -270,13 +272,19 @@ _Encoded = dict[str, tuple[Sequences, np.ndarray]]
 
 @partial(jax.jit, static_argnums=(0, 1, 2))
 def _encode(
-    encoders: Encoders, objective: Objective, streams: tuple[str, ...], params: PyTree, batch: Batch
+    encoders: Towers, objective: Objective, streams: tuple[str, ...], params: PyTree, batch: Batch
 ) -> dict[str, tuple[Sequences, Float[Array, "B E"]]]:
     shown, variables = objective.shown(batch), {"params": params["encoders"]}
     encoded = encoders.apply(variables, shown, deterministic=True)
     heads = bound_heads(encoders, objective, params)
-    chosen = {stream: getattr(encoded, stream) for stream in streams}
-    return {name: (one, objective.embed(heads, name, one)) for name, one in chosen.items()}
+    found = {}
+    for stream in streams:
+        latents = getattr(encoded, stream)
+        embedding = objective.embed(heads, stream, latents)
+        if not objective.ranks_sequences:
+            latents = sequences(unit(embedding)[:, None])
+        found[stream] = latents, embedding
+    return found
 
 
 def _streams(parts: list[_Encoded]) -> dict[str, Sequences | np.ndarray | None]:

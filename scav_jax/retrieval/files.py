@@ -297,7 +297,7 @@ def _clip(backbone: Backbone, outcome: Outcome, streams: Sequence[str], folder: 
     if outcome.prepared is None:
         raise Unusable(outcome.rejection["stage"], outcome.rejection["reason"])
     (features,) = backbone.encode([outcome.prepared])
-    clip = outcome.clip(_stand_in(features, outcome, streams))
+    clip = outcome.clip(_stand_in(features, outcome, streams, backbone.visual.steps))
     return replace(clip, source=str((folder / clip.source).absolute()))
 
 
@@ -324,13 +324,15 @@ def _outcomes(
             yield from done.pop(order.popleft())
 
 
-def _stand_in(features: Features, outcome: Outcome, streams: Sequence[str]) -> Features:
+def _stand_in(
+    features: Features, outcome: Outcome, streams: Sequence[str], frames: int | None
+) -> Features:
     """Features with zeros in the stream that was not asked for; its steps are what counts."""
     visual, audio = features
     if "visual" not in streams:
         begin, end = outcome.visual_span
-        frames = max(math.ceil((end - begin) * PICTURE_HZ), 1)
-        visual = np.zeros((frames, visual.shape[1]), np.float32)
+        frames = frames or max(math.ceil((end - begin) * PICTURE_HZ), 1)
+        visual = np.zeros((frames, visual.shape[1]), visual.dtype)
     if "audio" not in streams:
         audio = np.zeros_like(audio)
     return visual, audio

@@ -5,7 +5,8 @@ The document is what `metrics.json` holds, and what `report` draws:
     format_version, data {path, split, n, sources, ids_sha256, fingerprint, fingerprint_id,
     rendered}, bootstrap, seed, tie_rule, machine, runs [one for each run]
 
-and a run holds `name`, `run`, `config`, `objective`, `trained_with`, `distance` {name, options},
+and a run holds `name`, `run`, `config`, `objective`, `trained_with`, `training` (what it has seen),
+`parameters` (how many), `distance` {name, options},
 `methods` (`method`, `k`, `a2v` and `v2a` of `metrics.summary`, `seconds_per_query`),
 `first_stage` (`k`, `a2v`, `v2a`: recall at k of aggregation), `per_class` (method -> class ->
 `a2v`, `v2a`) and `seconds` of each stage. Recalls are shares in 0..1, times are in seconds.
@@ -15,7 +16,7 @@ from collections.abc import Sequence
 
 from scav_jax.metrics import few_queries
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 RENDERED = "Rendered data set of this project; figures are ours."
 DIRECTIONS = {"a2v": "A->V", "v2a": "V->A"}
 
@@ -78,6 +79,11 @@ def table(results: dict) -> str:
         f"sha256 of the ids {data['ids_sha256'][:16]}",
         *(
             f"sequence distance of {run['name']}: {distance_name(run['distance'])}"
+            for run in results["runs"]
+            if any(method["method"] == "sequence" for method in run["methods"])
+        ),
+        *(
+            f"{run['name']}: {run['parameters']:,} parameters, has seen {run['training']}"
             for run in results["runs"]
         ),
     ]

@@ -6,9 +6,9 @@ set-up, so a file says what it changes:
     def get_config():
         return Config().replace(data={"path": "data/mine"}, train={"steps": 9_000})
 
-The sections `encoders` and `optimizer` are the arguments of `Encoders` and `make_optimizer`, and
-`distance` and `objective` those of the distance and the objective that they name: whatever has
-options says once what they are. Every mistake on the way is one line that names the key.
+The section `optimizer` is the arguments of `make_optimizer`, and `encoders`, `distance` and
+`objective` those of the towers, the distance and the objective that they name: whatever has options
+says once what they are. Every mistake on the way is one line that names the key.
 """
 
 import ast
@@ -26,9 +26,8 @@ from dataclasses import MISSING, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from scav_jax import distances, objectives
+from scav_jax import distances, encoders, objectives
 from scav_jax.base.errors import InputError, did_you_mean
-from scav_jax.encoders import Encoders
 from scav_jax.optimizer import make_optimizer
 
 # ---- the tree ------------------------------------------------------------------------------
@@ -173,8 +172,18 @@ def objective_section(name: str) -> Any:
     return settings_of("objective", objectives.find(name), ours, name=name)
 
 
+def encoders_section(name: str) -> Any:
+    """The `encoders` section of a name: the towers' sizes, with their defaults."""
+    of_train = ("name", "parent", "precision", "remat")
+    return settings_of("encoders", encoders.find(name), of_train, name=name)
+
+
 # Sections that belong to what their key `name` says.
-NAMED = {"distance": distance_section, "objective": objective_section}
+NAMED = {
+    "distance": distance_section,
+    "encoders": encoders_section,
+    "objective": objective_section,
+}
 
 
 @dataclass(frozen=True)
@@ -183,7 +192,7 @@ class Config:
 
     Attributes:
       data, train: see `Data`, `Train`.
-      encoders: the arguments of `Encoders`, but for those that `train` has.
+      encoders: which towers, and their arguments but for those that `train` has.
       distance: of which distance sequences are compared by, and its options.
       objective: what is minimised, and its options.
       optimizer: the arguments of `make_optimizer`; steps are `train.steps`.
@@ -191,11 +200,7 @@ class Config:
     """
 
     data: Data = Data()
-    encoders: Any = field(
-        default_factory=lambda: settings_of(
-            "encoders", Encoders, ("name", "parent", "precision", "remat")
-        )
-    )
+    encoders: Any = field(default_factory=lambda: encoders_section("sequence"))
     distance: Any = field(default_factory=lambda: distance_section("euclidean"))
     objective: Any = field(default_factory=lambda: objective_section("sequence"))
     optimizer: Any = field(default_factory=lambda: settings_of("optimizer", make_optimizer))
@@ -287,7 +292,7 @@ def override(config: Config, overrides: Mapping[str, Any]) -> Config:
       config: to change.
       overrides: values by dotted key, as text (`{"train.steps": "100"}`, read as the type that the
         key has) or as they are (`{"train.steps": 100}`). "none" empties a key that may be empty.
-        Names of distance and objective come first, whatever the order.
+        Names of towers, distance and objective come first, whatever the order.
 
     Raises:
       InputError: a key that the config does not have, a value of another type, or one out of range.

@@ -17,7 +17,7 @@ import numpy as np
 import optax
 
 from scav_jax.base.errors import InputError
-from scav_jax.encoders import Encoders
+from scav_jax.encoders import Towers
 from scav_jax.objectives import Objective, Place
 from scav_jax.sequences import Batch
 from scav_jax.train_step import TrainState, of_clips, per_clip
@@ -88,7 +88,7 @@ class Trace:
 
 
 def parts_of_step(
-    encoders: Encoders,
+    encoders: Towers,
     objective: Objective,
     optimizer: optax.GradientTransformation,
     state: TrainState,

@@ -14,12 +14,12 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import PyTree
 
-from scav_jax import objectives
+from scav_jax import encoders, objectives
 from scav_jax.base import locks
 from scav_jax.base.documents import checksum, read_document, write_document
 from scav_jax.base.errors import InputError
 from scav_jax.base.files import folder_atomically
-from scav_jax.encoders import Encoders
+from scav_jax.encoders import Towers
 from scav_jax.features.clip import fingerprint_difference
 from scav_jax.objectives import Objective
 from scav_jax.sequences import AudioVisual, Batch, sequences
@@ -66,21 +66,22 @@ class Run:
 
     path: Path | None
     config: dict
-    encoders: Encoders
+    encoders: Towers
     objective: Objective
     params: PyTree
     fingerprint: dict
     steps: tuple[int, ...] = ()
 
 
-def build(config: Config) -> tuple[Encoders, Objective]:
+def build(config: Config) -> tuple[Towers, Objective]:
     """The towers and the objective that a config describes."""
     sections = as_dict(config)
     objective = objectives.make(sections["objective"], sections["distance"])
-    return Encoders(**sections["encoders"]), objective
+    towers = dict(sections["encoders"])
+    return encoders.find(towers.pop("name"))(**towers), objective
 
 
-def parameter_shapes(encoders: Encoders, objective: Objective, widths: dict) -> PyTree:
+def parameter_shapes(encoders: Towers, objective: Objective, widths: dict) -> PyTree:
     """The parameters' shapes and dtypes, without computing any.
 
     Args:

@@ -13,7 +13,7 @@ import optax
 import scav_jax
 from scav_jax import sharding
 from scav_jax.base.errors import InputError
-from scav_jax.encoders import Encoders
+from scav_jax.encoders import Towers
 from scav_jax.features import store
 from scav_jax.features.batches import covered_seconds, training_batches
 from scav_jax.features.clip import check_resampled
@@ -30,7 +30,7 @@ class Setup:
     """What a config describes, ready to train."""
 
     config: Config
-    encoders: Encoders
+    encoders: Towers
     objective: Objective
     training: store.Split
     validation: store.Split
@@ -93,7 +93,7 @@ def _check_made_by(backbone: str, split: store.Split) -> None:
         )
 
 
-def training_encoders(setup: Setup) -> Encoders:
+def training_encoders(setup: Setup) -> Towers:
     """The towers as they are trained; everything else uses them in float32."""
     return setup.encoders.clone(precision=setup.settings.precision, remat=setup.settings.remat)
 
@@ -169,5 +169,6 @@ def learning_rates(config: Config) -> optax.Schedule:
     return learning_rate_schedule(
         learning_rate=config.optimizer.learning_rate,
         warmup_steps=config.optimizer.warmup_steps,
+        final_learning_rate=config.optimizer.final_learning_rate,
         steps=config.train.steps,
     )

@@ -52,7 +52,7 @@ def work(batch: int, steps: int, microbatch: int = 0, devices: int = 1, **encode
         (steps, 6144),
         microbatch=microbatch,
         devices=devices,
-        feature_bytes=2,
+        feature_bytes=(2, 2),
         batches=1,
     )
 

@@ -19,13 +19,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Num
 
 from scav_jax.base import doors
 from scav_jax.base.errors import InputError, did_you_mean
 from scav_jax.extract import media, streams
 from scav_jax.extract.backbones.beats_audio import BeatsAudio
 from scav_jax.extract.backbones.clip_visual import ClipVisual
+from scav_jax.extract.backbones.pixels import PixelsAudio, PixelsVisual
 from scav_jax.extract.backbones.plain import ColoursVisual, PlainAudio, PlainVisual
 from scav_jax.extract.backbones.sides import Audio, NoAudio, NoVisual, Side, Visual
 from scav_jax.features.clip import FORMAT_VERSION
@@ -34,20 +35,27 @@ VISUAL: dict[str, type[Visual]] = {
     "clip": ClipVisual,
     "plain": PlainVisual,
     "colours": ColoursVisual,
+    "pixels": PixelsVisual,
     "none": NoVisual,
 }
-AUDIO: dict[str, type[Audio]] = {"beats": BeatsAudio, "plain": PlainAudio, "none": NoAudio}
+AUDIO: dict[str, type[Audio]] = {
+    "beats": BeatsAudio,
+    "plain": PlainAudio,
+    "pixels": PixelsAudio,
+    "none": NoAudio,
+}
 PAIRS = {
     "clip_beats": ("clip", "beats"),
     "plain": ("plain", "plain"),
     "clip_mel": ("clip", "plain"),  # what can be played, see `features.playable`
     "colours": ("colours", "plain"),
+    "pixels": ("pixels", "pixels"),
 }
 REQUIRED = inspect.Parameter.empty
 SIDES = {"visual": (VISUAL, Visual), "audio": (AUDIO, Audio)}
 KINDS = {"visual": "video", "audio": "audio"}  # what a stream is called in a file
 
-Features = tuple[Float[np.ndarray, "_N Dv"], Float[np.ndarray, "_M Da"]]
+Features = tuple[Num[np.ndarray, "_N Dv"], Num[np.ndarray, "_M Da"]]
 Weights = Mapping[str, Any]
 
 
@@ -131,7 +139,7 @@ class Backbone:
         return max(side.clips_at_once for side in self.sides.values())
 
     def encode(self, clips: Sequence[Prepared]) -> list[Features]:
-        """Float32 features of each clip, `[N, Dv]` and `[M, Da]`.
+        """Features of each clip, `[N, Dv]` and `[M, Da]`: float32, or uint8 where they are pixels.
 
         Two sides, two threads: one prepares and fetches while the other one computes.
         """
@@ -139,6 +147,16 @@ class Backbone:
             audio = beside.submit(_encoded, self.audio, [clip.audio for clip in clips])
             visual = _encoded(self.visual, [clip.visual for clip in clips])
             return list(zip(visual, audio.result(), strict=True))
+
+    def clip_bytes(self, seconds: float) -> float | None:
+        """What a clip takes on disk, where that is known before its frames are counted."""
+        if self.visual.width and self.visual.steps is None:
+            return None
+        total = (self.visual.steps or 0) * self.visual.width * np.dtype(self.visual.dtype).itemsize
+        if self.audio.width:
+            each = self.audio.width * np.dtype(self.audio.dtype).itemsize
+            total += seconds / self.audio.step_s * each
+        return float(total)
 
     def fingerprint(self) -> dict:
         """What features depend on, for each stream; JSON types only."""

@@ -38,9 +38,13 @@ class Side:
         `[steps, width]` of each, in their order; None where workers make the features. A clip's
         features are the same bytes whatever it is encoded together with. An exception ends the run.
       clips_at_once: how many clips fill the devices.
+      steps: how many steps a clip has, where that is the same for all; else None.
+      dtype: what features are stored in: float16, or uint8 for pixels as they are.
     """
 
     width: int
+    steps: int | None = None
+    dtype: type = np.float16
     max_seconds: float = MAX_CLIP_S
     encode: Callable[[Sequence[np.ndarray]], list[np.ndarray]] | None = None
     clips_at_once: int = 1
@@ -72,7 +76,7 @@ class Visual(Side):
     def prepare(
         self, frames: UInt8[np.ndarray, "N h w 3"], previous: UInt8[np.ndarray, "h w 3"] | None
     ) -> np.ndarray:
-        """One row for every frame: features `[N, width]`, or what `encode` takes.
+        """One row for every frame (or `steps` rows): features `[N, width]`, or what `encode` takes.
 
         `frames` went through `shrink`, and so did `previous`, the frame before the first one.
         """

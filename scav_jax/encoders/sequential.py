@@ -1,4 +1,4 @@
-"""The two towers: features -> latents (paper section III-A).
+"""The paper's towers: features -> latents (paper section III-A).
 
 Each stream goes through a projection MLP and a pre-LN Transformer whose attention carries the
 gated relative position bias of BEATs (Chi et al. 2022, XLM-E; its form in WavLM and BEATs).
@@ -15,7 +15,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float, Int, Num
 
 from scav_jax.base.errors import InputError, did_you_mean
 from scav_jax.positions import relative_buckets
@@ -35,20 +35,34 @@ MATMUL_PRECISIONS = {
 }
 
 
-def _products(precision: str) -> dict[str, Any]:
+def products_in(precision: str) -> dict[str, Any]:
     """The arguments of a layer that say what it computes in; None is the dtype of its inputs."""
     dtype = jnp.bfloat16 if precision == "bfloat16" else None
     return {"dtype": dtype, "precision": MATMUL_PRECISIONS[precision]}
 
 
-def _wide(x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
-    """Half precision as float32, anything else as it is."""
-    return x.astype(jnp.float32) if x.dtype.itemsize == 2 else x
+def wide(x: Num[Array, "*shape"]) -> Float[Array, "*shape"]:
+    """Half precision and whole numbers as float32, anything else as it is."""
+    return x.astype(jnp.float32) if x.dtype.itemsize <= 2 else x
+
+
+def check_precision(precision: str) -> None:
+    """Raises `InputError` for what is no key of `MATMUL_PRECISIONS`."""
+    if precision not in MATMUL_PRECISIONS:
+        raise InputError(
+            f"train.precision: expected one of {', '.join(MATMUL_PRECISIONS)}, "
+            f"got {precision!r}." + did_you_mean(precision, list(MATMUL_PRECISIONS))
+        )
+
+
+def row_numbers(features: AudioVisual) -> Int[Array, " B"]:
+    """The rows of clips that are all of a batch."""
+    return jnp.arange(len(features.visual.lengths), dtype=jnp.int32)
 
 
 def _layer_norm(x: Float[Array, "B T C"], name: str) -> Float[Array, "B T C"]:
     """LayerNorm with statistics in float32, in a compact module; keeps the dtype of x."""
-    return nn.LayerNorm(LAYER_NORM_EPSILON, name=name)(_wide(x)).astype(x.dtype)
+    return nn.LayerNorm(LAYER_NORM_EPSILON, name=name)(wide(x)).astype(x.dtype)
 
 
 @jax.custom_vjp
@@ -117,13 +131,13 @@ class Attention(nn.Module):
         width = x.shape[-1]
         head_width = width // self.heads
         shape = (self.heads, head_width)
-        products = _products(self.precision)
+        products = products_in(self.precision)
         query = nn.DenseGeneral(shape, name="query", **products)(x)
         key = nn.DenseGeneral(shape, name="key", **products)(x)
         value = nn.DenseGeneral(shape, name="value", **products)(x)
 
         gates = nn.Dense(GATE_WIDTH, name="gate", **products)(query)  # [B, T, H, 8], heads share
-        gates = _wide(gates).reshape(*gates.shape[:-1], 2, GATE_WIDTH // 2)
+        gates = wide(gates).reshape(*gates.shape[:-1], 2, GATE_WIDTH // 2)
         gates = nn.sigmoid(jnp.sum(gates, axis=-1))
         head_scale = self.param("head_scale", nn.initializers.ones, (1, 1, self.heads))
         gain = gates[..., 0] * (gates[..., 1] * head_scale - 1.0) + 2.0  # [B, T, H]
@@ -131,7 +145,7 @@ class Attention(nn.Module):
 
         # Rounded to bfloat16 before the softmax, or the gradient's products would be in float32.
         logits = jnp.einsum("bqhd,bkhd->bhqk", query, key, precision=products["precision"])
-        logits = _wide(logits) / math.sqrt(head_width) + gain * bias[None]
+        logits = wide(logits) / math.sqrt(head_width) + gain * bias[None]
         lowest = jnp.finfo(logits.dtype).min
         logits = jnp.where(mask[:, None, None, :], logits, lowest)
         weights = jax.nn.softmax(logits, axis=-1).astype(value.dtype)
@@ -157,7 +171,7 @@ class Block(nn.Module):
         rows: Int[Array, " B"],
         deterministic: bool,
     ) -> Float[Array, "B T C"]:
-        products = _products(self.precision)
+        products = products_in(self.precision)
         drop = Dropout(self.dropout, name="drop")
         y = _layer_norm(x, "attention_norm")
         attention = Attention(self.heads, self.dropout, self.precision, name="attention")
@@ -186,7 +200,7 @@ class ConvPosition(nn.Module):
             feature_group_count=CONV_POSITION_GROUPS,
             padding=[(before, CONV_POSITION_KERNEL - 1 - before)],
             name="conv",
-            **_products(self.precision),
+            **products_in(self.precision),
         )
         return x + gelu(conv(x))
 
@@ -210,7 +224,7 @@ class Tower(nn.Module):
     def __call__(
         self, features: Sequences, rows: Int[Array, " B"], deterministic: bool
     ) -> Sequences:
-        products = _products(self.precision)
+        products = products_in(self.precision)
         lengths, steps = features.lengths, features.values.shape[-2]
         mask = step_mask(lengths, steps)
         x = zero_padding(features.values, lengths)
@@ -236,7 +250,7 @@ class Tower(nn.Module):
                 self.heads, self.feedforward, self.dropout, self.precision, name=f"block_{index}"
             )
             x = block(x, mask, bias, rows, deterministic)
-        x = nn.LayerNorm(LAYER_NORM_EPSILON, name="final_norm")(_wide(x))
+        x = nn.LayerNorm(LAYER_NORM_EPSILON, name="final_norm")(wide(x))
         return features.replace(values=zero_padding(x, lengths))
 
 
@@ -305,36 +319,32 @@ class Encoders(nn.Module):
                 f"encoders: width should be divisible by {CONV_POSITION_GROUPS} for conv_position, "
                 f"got width {self.width}"
             )
-        if self.precision not in MATMUL_PRECISIONS:
-            raise InputError(
-                f"train.precision: expected one of {', '.join(MATMUL_PRECISIONS)}, "
-                f"got {self.precision!r}." + did_you_mean(self.precision, list(MATMUL_PRECISIONS))
-            )
-        if rows is None:
-            rows = jnp.arange(len(features.visual.lengths), dtype=jnp.int32)
+        check_precision(self.precision)
+        rows = row_numbers(features) if rows is None else rows
         features = AudioVisual(
-            *(stream.replace(values=_wide(jnp.asarray(stream.values))) for stream in features)
+            *(stream.replace(values=wide(jnp.asarray(stream.values))) for stream in features)
         )
         if self.pre_resample is not None:
             features = resample_pairs(features, self.pre_resample)
-        visual, audio = (Tower(**self.tower_settings(name), name=name) for name in STREAMS)
+        visual, audio = (self.tower(name, name=name) for name in STREAMS)
         return AudioVisual(
             visual(features.visual, rows, deterministic), audio(features.audio, rows, deterministic)
         )
 
     @nn.nowrap
-    def tower_settings(self, stream: str) -> dict:
-        """What makes the `Tower` of "visual" or "audio", alone as in both."""
-        return {
-            "width": self.width,
-            "blocks": getattr(self, f"{stream}_blocks"),
-            "hidden": getattr(self, f"{stream}_hidden"),
-            "heads": self.heads,
-            "feedforward": self.feedforward,
-            "dropout": self.dropout,
-            "position_buckets": self.position_buckets,
-            "position_max_distance": self.position_max_distance,
-            "conv_position": self.conv_position,
-            "precision": self.precision,
-            "remat": self.remat,
-        }
+    def tower(self, stream: str, name: str | None = None) -> Tower:
+        """The tower of "visual" or "audio", alone as in both."""
+        return Tower(
+            width=self.width,
+            blocks=getattr(self, f"{stream}_blocks"),
+            hidden=getattr(self, f"{stream}_hidden"),
+            heads=self.heads,
+            feedforward=self.feedforward,
+            dropout=self.dropout,
+            position_buckets=self.position_buckets,
+            position_max_distance=self.position_max_distance,
+            conv_position=self.conv_position,
+            precision=self.precision,
+            remat=self.remat,
+            name=name,
+        )

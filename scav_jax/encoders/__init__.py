@@ -1,0 +1,38 @@
+"""The two towers: features -> latents. `ENCODERS` names the kinds; all are called in one way.
+
+sequential   the paper's: a projection MLP and a relative-position Transformer over steps
+patches      EquiAV's: a ViT over the patches of a picture, and one over those of a log-mel
+"""
+
+import flax.linen as nn
+
+from scav_jax.base.errors import InputError, did_you_mean
+from scav_jax.encoders.patches import PatchEncoders, PatchTower
+from scav_jax.encoders.sequential import GATE_WIDTH, STREAMS, Dropout, Encoders, Tower, gelu
+
+__all__ = [
+    "ENCODERS",
+    "GATE_WIDTH",
+    "STREAMS",
+    "Dropout",
+    "Encoders",
+    "PatchEncoders",
+    "PatchTower",
+    "Tower",
+    "Towers",
+    "find",
+    "gelu",
+]
+
+Towers = Encoders | PatchEncoders
+ENCODERS: dict[str, type[nn.Module]] = {"sequence": Encoders, "patches": PatchEncoders}
+
+
+def find(name: str) -> type[nn.Module]:
+    """The class of a kind of towers, a key of `ENCODERS`; `InputError` where there is none."""
+    if name not in ENCODERS:
+        raise InputError(
+            f"encoders.name: expected one of {', '.join(ENCODERS)}, got {name!r}."
+            + did_you_mean(name, list(ENCODERS))
+        )
+    return ENCODERS[name]

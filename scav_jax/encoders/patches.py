@@ -1,0 +1,276 @@
+"""Two Vision Transformers over 16 x 16 patches: EquiAV's towers (Kim et al., ICML 2024).
+
+A picture is a step of the visual stream, `[side, side, 3]` numbers in a row; a step of sound is 16
+frames of a log-mel side by side, so that it is a column of patches. Each step becomes as many
+tokens as it has patches: patch embedding, fixed sine-cosine position (of row and column, as in
+MAE), a learned vector of the modality, then pre-LN blocks. There is no last norm: it belongs to
+the objective, which has one for clips and another for augmented ones. Dosovitskiy et al. 2021 (An
+Image is Worth 16x16 Words), He et al. 2022 (Masked Autoencoders).
+"""
+
+import math
+from functools import partial
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int
+
+from scav_jax.base.errors import InputError
+from scav_jax.encoders.sequential import (
+    LAYER_NORM_EPSILON,
+    STREAMS,
+    check_precision,
+    gelu,
+    products_in,
+    row_numbers,
+    wide,
+)
+from scav_jax.sequences import AudioVisual, Sequences, step_mask, zero_padding
+
+PATCH = 16  # pixels, or frames and mel bins, along a side
+CHANNELS = 3  # of the patch embedding; a log-mel is three equal channels
+POSITION_BASE = 10_000.0
+GLOROT = nn.initializers.xavier_uniform()
+# Query, key and value are one layer in the public code, which starts it as such.
+GLOROT_OF_THREE = nn.initializers.variance_scaling(0.5, "fan_avg", "uniform")
+
+
+class PatchAttention(nn.Module):
+    """Self-attention, `softmax(q k / sqrt(d)) v`."""
+
+    heads: int
+    precision: str
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "B T C"], mask: Bool[Array, "B T"]) -> Float[Array, "B T C"]:
+        width, products = x.shape[-1], products_in(self.precision)
+        shape = (self.heads, width // self.heads)
+        query, key, value = (
+            nn.DenseGeneral(shape, kernel_init=GLOROT_OF_THREE, name=name, **products)(x)
+            for name in ("query", "key", "value")
+        )
+        logits = jnp.einsum("bqhd,bkhd->bhqk", query, key, precision=products["precision"])
+        logits = wide(logits) / math.sqrt(shape[1])
+        logits = jnp.where(mask[:, None, None, :], logits, jnp.finfo(logits.dtype).min)
+        weights = jax.nn.softmax(logits, axis=-1).astype(value.dtype)
+        mixed = jnp.einsum("bhqk,bkhd->bqhd", weights, value, precision=products["precision"])
+        out = nn.DenseGeneral(width, axis=(-2, -1), kernel_init=GLOROT, name="out", **products)
+        return out(mixed)
+
+
+class DropPath(nn.Module):
+    """Leaves a residual out for some clips (stochastic depth), and scales it up for the others."""
+
+    rate: float
+
+    @nn.compact
+    def __call__(
+        self, x: Float[Array, "B T C"], rows: Int[Array, " B"], deterministic: bool
+    ) -> Float[Array, "B T C"]:
+        if deterministic or self.rate == 0.0:
+            return x
+        keys = jax.vmap(partial(jax.random.fold_in, self.make_rng("dropout")))(rows)
+        keep = jax.vmap(partial(jax.random.bernoulli, p=1.0 - self.rate))(keys)
+        return jnp.where(keep[:, None, None], x / (1.0 - self.rate), jnp.zeros((), x.dtype))
+
+
+class PatchBlock(nn.Module):
+    """One pre-LN block: attention, then a GELU feed-forward layer."""
+
+    heads: int
+    feedforward: int
+    drop_path: float
+    precision: str
+
+    @nn.compact
+    def __call__(
+        self,
+        x: Float[Array, "B T C"],
+        mask: Bool[Array, "B T"],
+        rows: Int[Array, " B"],
+        deterministic: bool,
+    ) -> Float[Array, "B T C"]:
+        dense = partial(nn.Dense, kernel_init=GLOROT, **products_in(self.precision))
+        drop = DropPath(self.drop_path, name="drop_path")
+        y = _norm(x, "attention_norm")
+        y = PatchAttention(self.heads, self.precision, name="attention")(y, mask)
+        x = x + drop(y, rows, deterministic)
+        y = _norm(x, "feedforward_norm")
+        y = gelu(dense(self.feedforward, name="feedforward_in")(y))
+        y = dense(x.shape[-1], name="feedforward_out")(y)
+        return x + drop(y, rows, deterministic)
+
+
+def _norm(x: Float[Array, "B T C"], name: str) -> Float[Array, "B T C"]:
+    return nn.LayerNorm(LAYER_NORM_EPSILON, name=name)(wide(x)).astype(x.dtype)
+
+
+class PatchTower(nn.Module):
+    """One stream's ViT: steps `[B, T, D]` -> tokens `[B, T P, width]`, P patches a step."""
+
+    stream: str
+    width: int
+    blocks: int
+    heads: int
+    feedforward: int
+    side: int
+    drop_path: float
+    precision: str
+    remat: bool
+
+    @nn.compact
+    def __call__(
+        self, features: Sequences, rows: Int[Array, " B"], deterministic: bool
+    ) -> Sequences:
+        values = zero_padding(wide(jnp.asarray(features.values)), features.lengths)
+        clips, steps, _ = values.shape
+        cut = self._pictures if self.stream == "visual" else self._sound
+        patches, positions = cut(values)
+        dense = nn.Dense(
+            self.width, kernel_init=GLOROT, name="patches", **products_in(self.precision)
+        )
+        x = dense(patches)
+        each = patches.shape[-2] if self.stream == "visual" else patches.shape[-2] // steps
+        lengths = features.lengths * each
+        modality = self.param("modality", nn.initializers.normal(0.02), (self.width,))
+        x = x + (positions + modality[None])[None].astype(x.dtype)
+        # A picture attends to itself; a log-mel is one picture.
+        pictures = steps if self.stream == "visual" else 1
+        mask = step_mask(lengths, steps * each).reshape(clips * pictures, -1)
+        x = self._through_blocks(x, mask, jnp.repeat(rows, pictures), deterministic)
+        x = zero_padding(wide(x).reshape(clips, steps * each, self.width), lengths)
+        return Sequences(x, lengths, features.windows * each)
+
+    def _through_blocks(self, x, mask, rows, deterministic):
+        block_class = nn.remat(PatchBlock, static_argnums=(4,)) if self.remat else PatchBlock
+        for index in range(self.blocks):
+            rate = self.drop_path * index / max(self.blocks - 1, 1)  # deeper ones more often
+            block = block_class(
+                self.heads, self.feedforward, rate, self.precision, name=f"block_{index}"
+            )
+            x = block(x, mask, rows, deterministic)
+        return x
+
+    def _pictures(self, values: Float[Array, "B T D"]):
+        """-> patches `[B T, P, 16 16 3]` row by row, their positions `[P, width]`."""
+        count = self.side // PATCH
+        shape = (-1, count, PATCH, count, PATCH, CHANNELS)
+        cut = values.reshape(shape).transpose(0, 1, 3, 2, 4, 5)
+        rows, columns = jnp.divmod(jnp.arange(count * count), count)
+        patches = cut.reshape(-1, count * count, PATCH * PATCH * CHANNELS)
+        return patches, self._positions(rows, columns, values.dtype)
+
+    def _sound(self, values: Float[Array, "B T D"]):
+        """-> patches `[B, T P, 16 16 3]`, those of a step together; positions `[T P, width]`.
+
+        A patch has mel bins along its rows and frames along its columns.
+        """
+        clips, steps, numbers = values.shape
+        count = numbers // PATCH**2
+        cut = values.reshape(clips, steps, PATCH, count, PATCH).transpose(0, 1, 3, 4, 2)
+        patches = cut.reshape(clips, steps * count, PATCH * PATCH, 1)
+        patches = jnp.broadcast_to(patches, (*patches.shape[:-1], CHANNELS))
+        columns = jnp.repeat(jnp.arange(steps), count)
+        rows = jnp.tile(jnp.arange(count), steps)
+        flat = patches.reshape(clips, steps * count, PATCH * PATCH * CHANNELS)
+        return flat, self._positions(rows, columns, values.dtype)
+
+    def _positions(
+        self, rows: Int[Array, " P"], columns: Int[Array, " P"], dtype: jnp.dtype
+    ) -> Float[Array, "P C"]:
+        """Sine-cosine of the column in the first half of channels, of the row in the second."""
+        quarter = self.width // 4
+        omega = jnp.asarray(POSITION_BASE ** -(np.arange(quarter) / quarter), dtype)
+        halves = []
+        for place in (columns, rows):
+            angle = place.astype(dtype)[:, None] * omega[None]
+            halves += [jnp.sin(angle), jnp.cos(angle)]
+        return jnp.concatenate(halves, axis=-1)
+
+
+class PatchEncoders(nn.Module):
+    """Both ViTs. The defaults are ViT-B/16, as in the paper (Kim et al., ICML 2024).
+
+    Attributes:
+      width: of tokens; divisible by 4 (positions) and by heads.
+      visual_blocks, audio_blocks: of each tower (paper: 12).
+      heads, feedforward: of every block (paper: 12, 3072).
+      side: of pictures in pixels, a multiple of 16 (paper: 224).
+      drop_path: rate of stochastic depth in the last block, for fine-tuning (paper: 0.1 there).
+      precision, remat: as of `Encoders`.
+    """
+
+    width: int = 768
+    visual_blocks: int = 12
+    audio_blocks: int = 12
+    heads: int = 12
+    feedforward: int = 3072
+    side: int = 224
+    drop_path: float = 0.0
+    precision: str = "float32"
+    remat: bool = False
+
+    pre_resample = None  # steps are pictures: nothing lies between them
+
+    @nn.compact
+    def __call__(
+        self,
+        features: AudioVisual,
+        *,
+        deterministic: bool = True,
+        rows: Int[Array, " B"] | None = None,
+    ) -> AudioVisual:
+        """Pictures `[B, N, side side 3]` and log-mel `[B, M, 16 F]` -> tokens, zero in the padding.
+
+        Args: as of `Encoders`.
+        """
+        self._check(*(stream.values.shape[-1] for stream in features))
+        rows = row_numbers(features) if rows is None else rows
+        towers = (self.tower(name, name=name) for name in STREAMS)
+        return AudioVisual(
+            *(
+                tower(stream, rows, deterministic)
+                for tower, stream in zip(towers, features, strict=True)
+            )
+        )
+
+    @nn.nowrap
+    def _check(self, visual: int, audio: int) -> None:
+        check_precision(self.precision)
+        if self.width % 4 or self.width % self.heads or self.side % PATCH:
+            raise InputError(
+                "encoders: width should be divisible by 4 and by heads, and side by "
+                f"{PATCH}, got width {self.width}, {self.heads} heads and side {self.side}"
+            )
+        if visual != self.side**2 * CHANNELS:
+            got = math.isqrt(visual // CHANNELS)
+            what = f"{got}" if got**2 * CHANNELS == visual else f"none: {visual} numbers a step"
+            raise InputError(
+                f"encoders.side: expected pictures of {self.side} pixels a side, got {what}; set "
+                "encoders.side to that of the features, or extract with --backbone pixels "
+                f"--side {self.side}"
+            )
+        if audio % PATCH**2:
+            raise InputError(
+                f"encoders: expected sound in steps of {PATCH} frames of a log-mel with a multiple "
+                f"of {PATCH} bins, got {audio} numbers a step; extract with --backbone pixels"
+            )
+
+    @nn.nowrap
+    def tower(self, stream: str, name: str | None = None) -> PatchTower:
+        """The tower of "visual" or "audio", alone as in both."""
+        blocks = getattr(self, f"{stream}_blocks")
+        return PatchTower(
+            stream=stream,
+            width=self.width,
+            blocks=blocks,
+            heads=self.heads,
+            feedforward=self.feedforward,
+            side=self.side,
+            drop_path=self.drop_path,
+            precision=self.precision,
+            remat=self.remat,
+            name=name,
+        )

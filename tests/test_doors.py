@@ -17,7 +17,7 @@ from scav_jax import objectives
 from scav_jax.base import doors
 from scav_jax.base.errors import InputError
 from scav_jax.distances import alignment, find, pairwise
-from scav_jax.encoders import Encoders
+from scav_jax.encoders import Encoders, PatchEncoders
 from scav_jax.evaluate import __main__ as evaluate_program
 from scav_jax.export.writing import export
 from scav_jax.extract.backbones import load, make_fingerprint
@@ -218,12 +218,28 @@ ENCODERS = Encoders(**TOWERS | {"audio_blocks": 0})  # an objective asks for bot
 EVERY = [*objectives.OBJECTIVES, "stranger_objective:Noisy"]
 SMALL = {"visual_tokens": 2, "audio_tokens": 4, "audio_frames": 3, "speeds": 2, "hidden": 6}
 SMALL |= {"width": 5, "queue": 12, "positives": 2, "negatives": 3}
-OPTIONS = {"temporal": SMALL}
+PATCHES = PatchEncoders(width=8, heads=2, feedforward=12, visual_blocks=1, audio_blocks=1, side=32)
+OF_PIXELS = {"centroid": 2, "audio_frames": 48, "time_mask": 8, "frequency_mask": 4, "hidden": 6}
+OF_PIXELS |= {"intra_width": 6, "inter_width": 5, "code_width": 7}
+OPTIONS = {"temporal": SMALL, "equivariant": OF_PIXELS}
 
 
 def made(name):
-    """An objective of this name, small."""
-    return objectives.find(name)(name=name, **OPTIONS.get(name, {}))
+    """An objective of this name, small; towers that go with it, their parameters, and a batch."""
+    objective = objectives.find(name)(name=name, **OPTIONS.get(name, {}))
+    towers, clips = (PATCHES, pixels()) if name == "equivariant" else (ENCODERS, batch())
+    params = jax.jit(lambda clips: init_params(towers, objective, clips, seed=0))(clips)
+    return objective, towers, params, clips
+
+
+def pixels(clips=8):
+    """Clips of three frames of 32 x 32 and up to 64 frames of sound in 32 mel bins."""
+    rng = np.random.default_rng(5)
+    visual = rng.integers(0, 256, (clips, 3, 32 * 32 * 3)).astype(np.uint8)
+    audio = rng.normal(-4, 4, (clips, 4, 16 * 32)).astype(np.float16)
+    lengths = jnp.asarray(rng.integers(2, 5, clips), jnp.int32)
+    streams = sequences(jnp.asarray(visual)), sequences(jnp.asarray(audio), lengths)
+    return as_batch(AudioVisual(*streams))
 
 
 def batch(clips=8):
@@ -242,11 +258,10 @@ def batch(clips=8):
 @pytest.mark.parametrize("name", EVERY)
 def test_what_is_of_a_clip_alone_depends_on_nothing_else(name):
     """Clips in another order give their outputs in that order, and a part gives its own."""
-    objective, clips = made(name), batch()
-    params = init_params(ENCODERS, objective, clips, seed=0)
+    objective, towers, params, clips = made(name)
     order = jnp.asarray([5, 2, 7, 0, 1, 6, 4, 3])
     key = jax.random.key(3)
-    outputs = jax.jit(lambda b, rows: of_clips(ENCODERS, objective, params, b, rows, key))
+    outputs = jax.jit(lambda b, rows: of_clips(towers, objective, params, b, rows, key))
     whole = outputs(clips, clips.numbers)
     for some in (order, order[:3]):
         found = outputs(jax.tree.map(lambda leaf, some=some: leaf[some], clips), some)
@@ -254,25 +269,25 @@ def test_what_is_of_a_clip_alone_depends_on_nothing_else(name):
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), found, expected)
 
 
-# The temporal one, whose programs take longest, is in the table of test_scaling.
-@pytest.mark.parametrize("name", [name for name in EVERY if name != "temporal"])
+# The others, the temporal one too, are in the table of test_scaling.
+SLOW = pytest.param("equivariant", marks=pytest.mark.slow)  # its programs take a minute
+
+
+@pytest.mark.parametrize("name", ["sequence+aggregation", SLOW, "stranger_objective:Noisy"])
 def test_microbatches_change_no_number_of_any_objective(name):
     """With a memory that has seen other clips."""
-    objective, clips = made(name), batch()
-    params, key = init_params(ENCODERS, objective, clips, seed=0), jax.random.key(3)
+    (objective, towers, params, clips), key = made(name), jax.random.key(3)
     others = clips._replace(numbers=clips.numbers + 100)
-    see = jax.jit(lambda clips: of_clips(ENCODERS, objective, params, clips, None, key))
+    see = jax.jit(lambda clips: of_clips(towers, objective, params, clips, None, key))
     settings = {"memory": objective.remember(objective.memory(), see(others))}
     (loss, (_, outputs)), gradients = jax.jit(
-        lambda p: loss_and_gradients(ENCODERS, objective, p, clips, key, **settings)
+        lambda p: loss_and_gradients(towers, objective, p, clips, key, **settings)
     )(params)
     (cut_loss, (_, cut_outputs)), cut_gradients = jax.jit(
-        lambda p: loss_and_gradients(ENCODERS, objective, p, clips, key, microbatch=2, **settings)
+        lambda p: loss_and_gradients(towers, objective, p, clips, key, microbatch=2, **settings)
     )(params)
     np.testing.assert_allclose(cut_loss, loss, rtol=1e-5)
-    plain, _ = jax.jit(lambda p: compute_loss(ENCODERS, objective, p, clips, key, **settings))(
-        params
-    )
+    plain, _ = jax.jit(lambda p: compute_loss(towers, objective, p, clips, key, **settings))(params)
     np.testing.assert_allclose(plain, loss, rtol=1e-5)
     for one, other in ((outputs, cut_outputs), (gradients, cut_gradients)):
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-5), one, other)

@@ -293,8 +293,7 @@ def test_an_add_that_was_interrupted_goes_on(data, run, tmp_path, monkeypatch, c
 
 
 @pytest.mark.parametrize("limit", [200, 3000])
-def test_no_space_is_one_line_and_an_exit_code(data, run, tmp_path, limit, capsys, monkeypatch):
-    monkeypatch.setattr(errors, "_end_quietly", lambda error: None)
+def test_no_space_is_one_line_and_an_exit_code(data, run, tmp_path, limit, capsys):
     path, words = tmp_path / "i", ("--model", run, "--data", data, "--split", "all")
     for _ in range(2):  # everything is compiled before: JAX's cache would keep what is cut off
         command("build", path, *words)

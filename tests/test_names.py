@@ -24,6 +24,7 @@ from scav_jax.extract.manifest import read_csv
 from scav_jax.features import store
 from scav_jax.index import __main__ as index_program
 from scav_jax.index import open_index
+from scav_jax.index import program as index_commands
 from scav_jax.inspect.__main__ import main as inspect
 from scav_jax.retrieval import model
 from scav_jax.search.__main__ import main as search
@@ -158,6 +159,12 @@ def test_what_an_index_has_can_be_deleted(index, run, videos, tmp_path):
 # ---- roots -----------------------------------------------------------------------------------
 
 
+@pytest.fixture(autouse=True)
+def loaded_once(made, monkeypatch):
+    """Every command would load the same model, and compile it, anew."""
+    monkeypatch.setattr(index_commands, "load_as_asked", lambda _: made)
+
+
 def command(*words):
     return index_program.main([str(word) for word in words])
 
@@ -266,13 +273,11 @@ def test_features_bring_the_root_of_their_videos(data, videos, run, tmp_path):
 
 
 def test_an_add_that_was_interrupted_goes_on(data, run, tmp_path, monkeypatch, capsys):
-    from scav_jax.index import program
-
     path, words = tmp_path / "i", ("--model", run, "--data", data, "--split", "all")
     command("build", path, *words)
     command("delete", path, *open_index(path).ids())
-    monkeypatch.setattr(program, "CLIPS_AT_ONCE", 7)
-    add, calls = program.Index.add, []
+    monkeypatch.setattr(index_commands, "CLIPS_AT_ONCE", 7)
+    add, calls = index_commands.Index.add, []
 
     def interrupted(*given):
         calls.append(1)
@@ -280,7 +285,7 @@ def test_an_add_that_was_interrupted_goes_on(data, run, tmp_path, monkeypatch, c
             raise KeyboardInterrupt
         return add(*given)
 
-    monkeypatch.setattr(program.Index, "add", interrupted)
+    monkeypatch.setattr(index_commands.Index, "add", interrupted)
     with pytest.raises(KeyboardInterrupt):
         command("add", path, *words)
     assert len(open_index(path)) == 7

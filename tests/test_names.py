@@ -259,6 +259,24 @@ def test_videos_may_move(cameras, run, tmp_path, capsys):
         command("add", path, "--model", run, "--videos", tmp_path / "moved")
 
 
+def test_a_root_may_have_any_name(cameras, run, made, tmp_path, capsys):
+    """What is kept of its files is below it."""
+    folder, path = tmp_path / NO_TEXT, tmp_path / "i"
+    cameras.rename(folder)
+    command("build", path, "--model", run, "--videos", folder)
+    command("info", path)
+    assert "caf\\xe9.mp4" in capsys.readouterr().out
+    asked = folder / "a" / "IMG_0001.mp4"
+    search([str(path), str(asked), "--model", str(run), "--k", "1"])
+    assert "caf\\xe9.mp4/" in capsys.readouterr().out
+    app = web.create_app(made, open_index(path, made.identity), workers=0)
+    with TestClient(app, base_url="http://127.0.0.1") as client:
+        answer = client.post("/search", params={"name": "a"}, content=asked.read_bytes())
+        hits = answer.json()["hits"]
+        assert {hit["id"] for hit in hits} == {"a/IMG_0001.mp4", "b/IMG_0001.mp4"}
+        assert client.get(hits[0]["clip"]).status_code == 200
+
+
 def test_features_bring_the_root_of_their_videos(data, videos, run, tmp_path):
     path = tmp_path / "i"
     words = ("--model", run, "--data", data, "--split", "all")

@@ -1,23 +1,15 @@
 """How programs end: with one line and a code that says whose fault it was."""
 
-import atexit
 import errno
 import os
+import subprocess
 import sys
-import threading
 
 import pytest
 
 from scav_jax.base import errors
 from scav_jax.base.errors import InputError, ProgramFault
 from scav_jax.base.interrupts import EXIT_INTERRUPTED
-
-
-@pytest.fixture(autouse=True)
-def threads_say_what_they_did(monkeypatch):
-    for module, name in ((threading, "excepthook"), (sys, "unraisablehook")):
-        monkeypatch.setattr(module, name, getattr(module, name))  # and back again
-    monkeypatch.setattr(atexit, "_clear", lambda: None)
 
 
 def wrapped(inner, outer, explicit=True):
@@ -78,3 +70,34 @@ def test_tracebacks_can_be_asked_for(monkeypatch):
     monkeypatch.setenv("SCAV_TRACEBACK", "1")
     with pytest.raises(ProgramFault):
         errors.run_program(failing(ProgramFault("x")))
+
+
+ENDS = """
+import atexit, sys
+from scav_jax.base import errors
+
+def fail():
+    raise OSError(27, "File too large")
+
+def main():
+    atexit.register(fail)
+    print("x" * int(sys.argv[1]))
+    fail()
+
+errors.run_program(main)
+"""
+
+
+def test_what_fails_in_the_background_says_nothing_more():
+    """Nor does a pipe that nobody reads."""
+    words = [sys.executable, "-c", ENDS, "9"]
+    done = subprocess.run(words, capture_output=True, text=True)
+    assert done.returncode == errors.EXIT_SYSTEM and done.stdout == "x" * 9 + "\n"
+    assert (
+        done.stderr.startswith("error: the system does not take") and done.stderr.count("\n") == 1
+    )
+    words[-1] = "1000000"
+    with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        process.stdout.close()
+        said = process.stderr.read()
+    assert process.returncode == errors.EXIT_SYSTEM and said.count(b"\n") == 1

@@ -24,6 +24,7 @@ from scav_jax.extract.manifest import read_csv
 from scav_jax.features import store
 from scav_jax.index import __main__ as index_program
 from scav_jax.index import open_index
+from scav_jax.index import program as index_commands
 from scav_jax.inspect.__main__ import main as inspect
 from scav_jax.retrieval import model
 from scav_jax.search.__main__ import main as search
@@ -158,6 +159,12 @@ def test_what_an_index_has_can_be_deleted(index, run, videos, tmp_path):
 # ---- roots -----------------------------------------------------------------------------------
 
 
+@pytest.fixture(autouse=True)
+def loaded_once(made, monkeypatch):
+    """Every command would load the same model, and compile it, anew."""
+    monkeypatch.setattr(index_commands, "load_as_asked", lambda _: made)
+
+
 def command(*words):
     return index_program.main([str(word) for word in words])
 
@@ -252,6 +259,24 @@ def test_videos_may_move(cameras, run, tmp_path, capsys):
         command("add", path, "--model", run, "--videos", tmp_path / "moved")
 
 
+def test_a_root_may_have_any_name(cameras, run, made, tmp_path, capsys):
+    """What is kept of its files is below it."""
+    folder, path = tmp_path / NO_TEXT, tmp_path / "i"
+    cameras.rename(folder)
+    command("build", path, "--model", run, "--videos", folder)
+    command("info", path)
+    assert "caf\\xe9.mp4" in capsys.readouterr().out
+    asked = folder / "a" / "IMG_0001.mp4"
+    search([str(path), str(asked), "--model", str(run), "--k", "1"])
+    assert "caf\\xe9.mp4/" in capsys.readouterr().out
+    app = web.create_app(made, open_index(path, made.identity), workers=0)
+    with TestClient(app, base_url="http://127.0.0.1") as client:
+        answer = client.post("/search", params={"name": "a"}, content=asked.read_bytes())
+        hits = answer.json()["hits"]
+        assert {hit["id"] for hit in hits} == {"a/IMG_0001.mp4", "b/IMG_0001.mp4"}
+        assert client.get(hits[0]["clip"]).status_code == 200
+
+
 def test_features_bring_the_root_of_their_videos(data, videos, run, tmp_path):
     path = tmp_path / "i"
     words = ("--model", run, "--data", data, "--split", "all")
@@ -266,13 +291,11 @@ def test_features_bring_the_root_of_their_videos(data, videos, run, tmp_path):
 
 
 def test_an_add_that_was_interrupted_goes_on(data, run, tmp_path, monkeypatch, capsys):
-    from scav_jax.index import program
-
     path, words = tmp_path / "i", ("--model", run, "--data", data, "--split", "all")
     command("build", path, *words)
     command("delete", path, *open_index(path).ids())
-    monkeypatch.setattr(program, "CLIPS_AT_ONCE", 7)
-    add, calls = program.Index.add, []
+    monkeypatch.setattr(index_commands, "CLIPS_AT_ONCE", 7)
+    add, calls = index_commands.Index.add, []
 
     def interrupted(*given):
         calls.append(1)
@@ -280,7 +303,7 @@ def test_an_add_that_was_interrupted_goes_on(data, run, tmp_path, monkeypatch, c
             raise KeyboardInterrupt
         return add(*given)
 
-    monkeypatch.setattr(program.Index, "add", interrupted)
+    monkeypatch.setattr(index_commands.Index, "add", interrupted)
     with pytest.raises(KeyboardInterrupt):
         command("add", path, *words)
     assert len(open_index(path)) == 7
@@ -293,8 +316,7 @@ def test_an_add_that_was_interrupted_goes_on(data, run, tmp_path, monkeypatch, c
 
 
 @pytest.mark.parametrize("limit", [200, 3000])
-def test_no_space_is_one_line_and_an_exit_code(data, run, tmp_path, limit, capsys, monkeypatch):
-    monkeypatch.setattr(errors, "_end_quietly", lambda error: None)
+def test_no_space_is_one_line_and_an_exit_code(data, run, tmp_path, limit, capsys):
     path, words = tmp_path / "i", ("--model", run, "--data", data, "--split", "all")
     for _ in range(2):  # everything is compiled before: JAX's cache would keep what is cut off
         command("build", path, *words)

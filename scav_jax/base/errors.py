@@ -1,11 +1,9 @@
 """What a person can mend, and how a program says so."""
 
-import atexit
 import contextlib
 import errno
 import os
 import sys
-import threading
 from collections.abc import Callable, Iterable, Sequence
 
 from scav_jax.base import interrupts
@@ -147,12 +145,18 @@ def _refusal(error: OSError) -> str:
 
 
 def _end_quietly(error: Exception) -> None:
-    """Nothing that still works in the background may say the same again, at length."""
-    threading.excepthook = sys.unraisablehook = lambda _: None
-    atexit._clear()  # a log's own writes what it has once more
+    """What still works in the background shall not say the same again, at length.
+
+    Logs write what they have when the interpreter ends, and fail once more; so does standard output
+    that nobody reads.
+    """
     sys.stderr.flush()
-    if isinstance(error, BrokenPipeError):  # nobody reads: the interpreter would try once more
-        with contextlib.suppress(OSError, ValueError):
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-        os._exit(EXIT_SYSTEM)  # a log's own thread would fail on the same disk
+        os._exit(EXIT_SYSTEM)  # a log's own thread would fail on the same disk, for long
+    silent = [(2, sys.stderr, sys.__stderr__)]
+    if isinstance(error, BrokenPipeError):
+        silent.append((1, sys.stdout, sys.__stdout__))
+    for descriptor, stream, own in silent:
+        if stream is own:  # not that of a test, or of a notebook
+            with contextlib.suppress(OSError):
+                os.dup2(os.open(os.devnull, os.O_WRONLY), descriptor)

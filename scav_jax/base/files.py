@@ -156,9 +156,9 @@ def _at(error: BaseException, path: str | Path) -> BaseException:
 
 
 def _system_error(words: str) -> int | None:
-    """The number of the system's error that a message tells of."""
+    """The number of the system's error that a message tells of; None for what is no refusal."""
     numbered = _NUMBERED.search(words)
-    if numbered:
+    if numbered and int(numbered[1]) in _SAID.values():
         return int(numbered[1])
     return next((number for said, number in _SAID.items() if said in words.lower()), None)
 

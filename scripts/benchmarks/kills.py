@@ -18,18 +18,19 @@ import hashlib
 import json
 import os
 import random
-import re
 import shutil
 import signal
 import subprocess
 import sys
 import tempfile
 import time
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-GOING_ON = re.compile(r"going on: ([\d,]+) of ([\d,]+) clips")
+# Its table library warns where a process that has used it starts others.
+warnings.filterwarnings("ignore", message="lancedb fork support")
 DELETED_BEFORE = "are not there: "  # what a delete says that was killed after its commit
 
 

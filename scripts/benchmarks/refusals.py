@@ -15,6 +15,7 @@ import argparse
 import json
 import os
 import random
+import re
 import resource
 import subprocess
 import sys
@@ -72,7 +73,7 @@ def compared(task: Task, limits: int, seed: int) -> dict:
         task.begin(other)
         for limit in sorted(chance.sample(range(largest), limits)):
             said = refused(task, other, limit)
-            lines[" ".join(word for word in said.split() if "/" not in word)[:70]] += 1
+            lines[re.sub(r" at /\S+", " at FILE", said)[:72]] += 1
             there = task.done(other)
             if before is not None and there < before:
                 sys.exit(f"{task.name}: {before} were done, now {there}: something was lost")

@@ -17,7 +17,7 @@ from scav_jax import objectives
 from scav_jax.base import doors
 from scav_jax.base.errors import InputError
 from scav_jax.distances import alignment, find, pairwise
-from scav_jax.encoders import Encoders
+from scav_jax.encoders import Encoders, PatchEncoders
 from scav_jax.evaluate import __main__ as evaluate_program
 from scav_jax.export.writing import export
 from scav_jax.extract.backbones import load, make_fingerprint
@@ -215,6 +215,14 @@ def test_a_door_that_leads_nowhere_is_named(look, message):
 # ---- every objective ---------------------------------------------------------------------------
 
 ENCODERS = Encoders(**TOWERS)
+PATCHES = PatchEncoders(
+    width=8, heads=2, feedforward=9, visual_blocks=1, audio_blocks=1, side=16, drop_path=0.3
+)
+HEADS = {"hidden": 10, "intra_width": 6, "inter_width": 5, "code_width": 7, "centroid": 2}
+OF_PIXELS = {  # with the sizes of a test
+    "pixels": {"audio_frames": 32},
+    "equivariant": {"audio_frames": 32, "time_mask": 8, "frequency_mask": 3, **HEADS},
+}
 EVERY = [*objectives.OBJECTIVES, "stranger_objective:Noisy"]
 
 
@@ -228,14 +236,30 @@ def batch(clips=8):
     return as_batch(AudioVisual(*streams))
 
 
+def of_pixels(clips=8):
+    rng = np.random.default_rng(5)
+    visual = jnp.asarray(rng.integers(0, 256, (clips, 3, 16 * 16 * 3)), jnp.uint8)
+    lengths = jnp.asarray(rng.integers(1, 4, clips), jnp.int32)
+    audio = jnp.asarray(rng.normal(-4.0, 4.0, (clips, 2, 256)), jnp.float16)
+    return as_batch(AudioVisual(sequences(visual, lengths), sequences(audio)))
+
+
+def setting(name):
+    """The towers, the objective and a batch that go with it."""
+    objective = objectives.find(name)(name=name, **OF_PIXELS.get(name, {}))
+    if name in OF_PIXELS:
+        return PATCHES, objective, of_pixels()
+    return ENCODERS, objective, batch()
+
+
 @pytest.mark.parametrize("name", EVERY)
 def test_what_is_of_a_clip_alone_depends_on_nothing_else(name):
     """Clips in another order give their outputs in that order, and a part gives its own."""
-    objective, clips = objectives.find(name)(name=name), batch()
-    params = init_params(ENCODERS, objective, clips, seed=0)
+    encoders, objective, clips = setting(name)
+    params = jax.jit(lambda: init_params(encoders, objective, clips, seed=0))()
     order = jnp.asarray([5, 2, 7, 0, 1, 6, 4, 3])
     key = jax.random.key(3)
-    outputs = jax.jit(lambda b, rows: of_clips(ENCODERS, objective, params, b, rows, key))
+    outputs = jax.jit(lambda b, rows: of_clips(encoders, objective, params, b, rows, key))
     whole = outputs(clips, clips.numbers)
     for some in (order, order[:3]):
         found = outputs(jax.tree.map(lambda leaf, some=some: leaf[some], clips), some)
@@ -245,17 +269,20 @@ def test_what_is_of_a_clip_alone_depends_on_nothing_else(name):
 
 @pytest.mark.parametrize("name", EVERY)
 def test_microbatches_change_no_number_of_any_objective(name):
-    objective, clips = objectives.find(name)(name=name), batch()
-    params, key = init_params(ENCODERS, objective, clips, seed=0), jax.random.key(3)
+    encoders, objective, clips = setting(name)
+    params = jax.jit(lambda: init_params(encoders, objective, clips, seed=0))()
+    key = jax.random.key(3)
     settings = {"memory": objective.memory()}
     (loss, (_, outputs)), gradients = jax.jit(
-        lambda p: loss_and_gradients(ENCODERS, objective, p, clips, key, **settings)
+        lambda p: loss_and_gradients(encoders, objective, p, clips, key, **settings)
     )(params)
     (cut_loss, (_, cut_outputs)), cut_gradients = jax.jit(
-        lambda p: loss_and_gradients(ENCODERS, objective, p, clips, key, microbatch=2, **settings)
+        lambda p: loss_and_gradients(encoders, objective, p, clips, key, microbatch=2, **settings)
     )(params)
     np.testing.assert_allclose(cut_loss, loss, rtol=1e-5)
-    plain, _ = compute_loss(ENCODERS, objective, params, clips, key, **settings)
+    plain, _ = jax.jit(lambda p: compute_loss(encoders, objective, p, clips, key, **settings))(
+        params
+    )
     np.testing.assert_allclose(plain, loss, rtol=1e-5)
     for one, other in ((outputs, cut_outputs), (gradients, cut_gradients)):
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-5), one, other)

@@ -148,3 +148,26 @@ def with_temporal(config: Config, **options) -> Config:
     """With temporal self-supervision beside SCAV, whose towers and retrieval stay as they are."""
     options = {f"temporal_{name}": value for name, value in options.items()}
     return config.replace(objective={"name": "sequence+temporal", **options})
+
+
+def equiav(config: Config, **encoders) -> Config:
+    """With EquiAV (Kim et al., ICML 2024) trained from pixels on, by the released code's settings.
+
+    Two ViT-B/16, S = 16, tau 0.07, AdamW (0.9, 0.95) with weight decay 1e-5, the gradient clipped
+    at 0.01, a cosine to 1e-6. Ours: warm-up from 0, where theirs starts at 2e-7; norms, biases and
+    modalities' vectors are not decayed; pictures are stored at 224 pixels and crops taken of them,
+    where theirs crop the file's; validation by R@1 and the average of the best checkpoints.
+    """
+    return config.replace(
+        data={"backbone": "pixels"},
+        encoders={"name": "patches"} | encoders,
+        objective={"name": "equivariant"},
+        optimizer={
+            "learning_rate": 1e-4,
+            "final_learning_rate": 1e-6,
+            "b1": 0.9,
+            "b2": 0.95,
+            "weight_decay": 1e-5,
+            "clip_norm": 0.01,
+        },
+    )

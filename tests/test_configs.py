@@ -62,6 +62,8 @@ VARIANTS = {
     "temporal": ("temporal", "with_scav", "scav", "cav"),
     "temporal/vggsound.py": (None,),
     "temporal/vggsound_with_scav.py": (None,),
+    "equiav/audioset.py": ("128", "1024"),
+    "equiav/demo.py": ("equivariant", "contrast"),
 }
 
 
@@ -214,6 +216,9 @@ def trace(document):
     """(parameter shapes, loss shape) of one step at full size, without computing anything."""
     small = document.encoders.width < 512
     n, dv, m, da = (96, 384, 24, 2048) if small else (298, 768, 62, 6144)
+    of_pixels = document.encoders.name == "patches"
+    if of_pixels:
+        n, dv, da = 10, 3 * document.encoders.side**2, 2048
     batch_size = document.data.batch_size
     encoders, objective = build(document)
     optimizer_of(document)
@@ -224,6 +229,8 @@ def trace(document):
         params = init_params(encoders, objective, batch, seed=0)
         memory = {"memory": objective.memory()}
         loss, aux = compute_loss(encoders, objective, params, batch, jax.random.key(1), **memory)
+        if of_pixels:
+            return params, loss, aux["similarities"]
         sequential = aux if "sequence_weight" not in vars(objective) else aux["sequence"]
         parts = [
             name for name in ("sequence", "aggregation") if "logits_v2a" in sequential.get(name, ())
@@ -242,12 +249,15 @@ def test_a_config_builds(path):
     document = load(path)
     params, loss, logits = trace(document)
     batch_size = document.data.batch_size
+    assert document.optimizer.warmup_steps < document.train.steps
+    if document.encoders.name == "patches":
+        assert loss.shape == () and logits.shape == (batch_size, batch_size)
+        return
     assert loss.shape == () and loss.dtype == jnp.float32
     parts = set(document.objective.name.split("+")) - {"temporal"}
     assert set(logits) == parts
     assert len(params.get("log_temperature", {})) == len(parts)
     assert all(matrix.shape == (batch_size, batch_size) for matrix in logits.values())
-    assert document.optimizer.warmup_steps < document.train.steps
 
 
 @pytest.mark.parametrize(("variant", "millions"), [("39m", 39.27), ("38m", 38.22)])

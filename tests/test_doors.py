@@ -218,28 +218,23 @@ ENCODERS = Encoders(**TOWERS | {"audio_blocks": 0})  # an objective asks for bot
 EVERY = [*objectives.OBJECTIVES, "stranger_objective:Noisy"]
 SMALL = {"visual_tokens": 2, "audio_tokens": 4, "audio_frames": 3, "speeds": 2, "hidden": 6}
 SMALL |= {"width": 5, "queue": 12, "positives": 2, "negatives": 3}
-PATCHES = PatchEncoders(width=8, heads=2, feedforward=12, visual_blocks=1, audio_blocks=1, side=32)
-OF_PIXELS = {"centroid": 2, "audio_frames": 48, "time_mask": 8, "frequency_mask": 4, "hidden": 6}
-OF_PIXELS |= {"intra_width": 6, "inter_width": 5, "code_width": 7}
-OPTIONS = {"temporal": SMALL, "equivariant": OF_PIXELS}
+PATCHES = PatchEncoders(
+    width=8, heads=2, feedforward=9, visual_blocks=1, audio_blocks=1, side=16, drop_path=0.3
+)
+HEADS = {"hidden": 10, "intra_width": 6, "inter_width": 5, "code_width": 7, "centroid": 2}
+OF_PIXELS = {
+    "pixels": {"audio_frames": 32},
+    "equivariant": {"audio_frames": 32, "time_mask": 8, "frequency_mask": 3, **HEADS},
+}
+OPTIONS = {"temporal": SMALL, **OF_PIXELS}
 
 
 def made(name):
     """An objective of this name, small; towers that go with it, their parameters, and a batch."""
     objective = objectives.find(name)(name=name, **OPTIONS.get(name, {}))
-    towers, clips = (PATCHES, pixels()) if name == "equivariant" else (ENCODERS, batch())
+    towers, clips = (PATCHES, of_pixels()) if name in OF_PIXELS else (ENCODERS, batch())
     params = jax.jit(lambda clips: init_params(towers, objective, clips, seed=0))(clips)
     return objective, towers, params, clips
-
-
-def pixels(clips=8):
-    """Clips of three frames of 32 x 32 and up to 64 frames of sound in 32 mel bins."""
-    rng = np.random.default_rng(5)
-    visual = rng.integers(0, 256, (clips, 3, 32 * 32 * 3)).astype(np.uint8)
-    audio = rng.normal(-4, 4, (clips, 4, 16 * 32)).astype(np.float16)
-    lengths = jnp.asarray(rng.integers(2, 5, clips), jnp.int32)
-    streams = sequences(jnp.asarray(visual)), sequences(jnp.asarray(audio), lengths)
-    return as_batch(AudioVisual(*streams))
 
 
 def batch(clips=8):
@@ -253,6 +248,14 @@ def batch(clips=8):
         streams.append(sequences(values, lengths, jnp.asarray(windows)))
     seconds = jnp.asarray(np.stack([np.zeros_like(ends), ends], axis=1))
     return as_batch(AudioVisual(*streams))._replace(seconds=seconds)
+
+
+def of_pixels(clips=8):
+    rng = np.random.default_rng(5)
+    visual = jnp.asarray(rng.integers(0, 256, (clips, 3, 16 * 16 * 3)), jnp.uint8)
+    lengths = jnp.asarray(rng.integers(1, 4, clips), jnp.int32)
+    audio = jnp.asarray(rng.normal(-4.0, 4.0, (clips, 2, 256)), jnp.float16)
+    return as_batch(AudioVisual(sequences(visual, lengths), sequences(audio)))
 
 
 @pytest.mark.parametrize("name", EVERY)

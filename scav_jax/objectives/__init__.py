@@ -2,6 +2,7 @@
 
 objective      what every objective is: views, heads, loss, memory, health, score, cost, embedding
 sequential     SCAV, CAV and both
+pixels         what towers of patches see, and the contrast of it alone
 equivariant    EquiAV; `augment`: what it does to pictures and log-mels, as vectors say
 contrastive    their two losses; `cross_entropy`: the softmax over a matrix of distances
 temporal       speed, direction and order of views, and contrast
@@ -23,6 +24,7 @@ from scav_jax.objectives.contrastive import (
 )
 from scav_jax.objectives.equivariant import Equivariant
 from scav_jax.objectives.objective import Objective, Outputs, Place, Views, clip_keys
+from scav_jax.objectives.pixels import PixelContrast
 from scav_jax.objectives.sequential import Sequential
 from scav_jax.objectives.sums import sum_of
 from scav_jax.objectives.temporal import Temporal
@@ -34,6 +36,7 @@ __all__ = [
     "Equivariant",
     "Objective",
     "Outputs",
+    "PixelContrast",
     "Place",
     "Sequential",
     "Temporal",
@@ -52,6 +55,7 @@ OBJECTIVES: dict[str, type[Objective]] = {
     "aggregation": Sequential,
     "sequence+aggregation": Sequential,
     "temporal": Temporal,
+    "pixels": PixelContrast,
     "equivariant": Equivariant,
 }
 

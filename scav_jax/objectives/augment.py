@@ -241,9 +241,10 @@ def _blend(x: Array, other: Array, factor: Float[Array, ""]) -> Array:
 
 
 def _in_order(jitters: tuple[Callable, ...], order: Float[Array, "4"], x: Array) -> Array:
-    for slot in range(len(jitters)):
-        x = jax.lax.switch(order[slot].astype(jnp.int32), jitters, x)
-    return x
+    def one(slot: Int[Array, ""], x: Array) -> Array:
+        return jax.lax.switch(order[slot].astype(jnp.int32), jitters, x)
+
+    return jax.lax.fori_loop(0, len(jitters), one, x)
 
 
 def _masked(edges: Float[Array, "4"], x: LogMel) -> LogMel:
@@ -289,14 +290,27 @@ def _blurred(vector: Float[Array, "2"], x: Array, reach: int, sigmas: float, edg
     weights = weights / jnp.sum(weights)
     y = x
     for axis in (0, 1):
-        padding = [(reach, reach) if a == axis else (0, 0) for a in range(x.ndim)]
-        padded = jnp.pad(y, padding, mode=edges)
-        size = y.shape[axis]
-        y = sum(
-            weights[k] * jax.lax.slice_in_dim(padded, k, k + size, axis=axis)
-            for k in range(2 * reach + 1)
-        )
+        y = _along(_banded(weights, reach, y.shape[axis], edges), y, axis)
     return jnp.where(on, y, x)
+
+
+def _banded(
+    weights: Float[Array, " taps"], reach: int, count: int, edges: str
+) -> Float[Array, "n n"]:
+    """The matrix that a row is multiplied by, instead of many passes over the picture."""
+    place = np.arange(count)[:, None] + np.arange(-reach, reach + 1)[None]
+    if edges == "reflect":
+        place = np.abs(place)
+        place = np.where(place >= count, 2 * (count - 1) - place, place)
+    place = np.clip(place, 0, count - 1)
+    rows = np.broadcast_to(np.arange(count)[:, None], place.shape)
+    matrix = jnp.zeros((count, count), weights.dtype)
+    return matrix.at[rows, place].add(jnp.broadcast_to(weights[None], place.shape))
+
+
+def _along(matrix: Float[Array, "n n"], x: Array, axis: int) -> Array:
+    product = jnp.tensordot(matrix, x, axes=(1, axis), precision=jax.lax.Precision.HIGHEST)
+    return jnp.moveaxis(product, 0, axis)
 
 
 def _hue_shifted(x: Image, shift: Float[Array, ""]) -> Image:

@@ -13,12 +13,11 @@ The released code (JongSuk1/EquiAV, e6181c8) is the reference where the paper le
 """
 
 from dataclasses import dataclass
-from typing import ClassVar
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int, PyTree
+from jaxtyping import Array, Float, PyTree
 
 from scav_jax.base.errors import InputError
 from scav_jax.objectives import augment
@@ -27,15 +26,22 @@ from scav_jax.objectives.objective import (
     FLOAT,
     LOSS_OPERATIONS,
     Cost,
-    Material,
     Metrics,
-    Objective,
     Outputs,
     Place,
     Views,
     Work,
     clip_keys,
     spread,
+)
+from scav_jax.objectives.pixels import (
+    LAYER_NORM_EPSILON,
+    STREAMS,
+    OfPixels,
+    heard_in_training,
+    picture_of,
+    picture_step,
+    sound_steps,
 )
 from scav_jax.objectives.sequential import recall_at_1
 from scav_jax.sequences import (
@@ -44,22 +50,16 @@ from scav_jax.sequences import (
     Sequences,
     masked_mean,
     step_mask,
-    whole_windows,
     zero_padding,
 )
 
-STREAMS = ("visual", "audio")
 HIGHEST = jax.lax.Precision.HIGHEST
-LAYER_NORM_EPSILON = 1e-5  # torch's
 NORM_FLOOR = 1e-12  # torch's, of a vector's length
-STACKED_FRAMES = 16  # of the log-mel in a step of sound
-# ImageNet's mean and deviation of red, green and blue.
-COLOUR_MEAN, COLOUR_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 GLOROT = nn.initializers.xavier_uniform()
 
 
 @dataclass(frozen=True)
-class Equivariant(Objective):
+class Equivariant(OfPixels):
     """EquiAV on the features of `extract --backbone pixels`, with the towers `patches`.
 
     Attributes:
@@ -70,10 +70,6 @@ class Equivariant(Objective):
       detach_inter_keys: no gradient through what is compared with, across modalities: what the
         released code has on several GPUs. The loss is the same, its gradient is not.
       same_frame: augments the frame that is seen as it is; the released code draws another one.
-      roll: rolls the log-mel in time before both views, as the released code does in training.
-      audio_frames: of 10 ms, to which a log-mel is cut or filled up with zeros (paper: 1024).
-      audio_mean, audio_std: what a log-mel is normalised by (AudioSet's; VGGSound's are -4.956 and
-        4.486).
       time_mask, frequency_mask: masks are narrower than this (paper: 192 frames, 48 bins).
       legacy: the released code's augmentations to the letter, see `augment`.
       hidden, intra_width, inter_width: of the heads (paper: 2048, 512, 512).
@@ -86,10 +82,6 @@ class Equivariant(Objective):
     centroid: int = 16
     detach_inter_keys: bool = False
     same_frame: bool = False
-    roll: bool = True
-    audio_frames: int = 1024
-    audio_mean: float = -4.346
-    audio_std: float = 4.332
     time_mask: int = 192
     frequency_mask: int = 48
     legacy: bool = False
@@ -98,16 +90,9 @@ class Equivariant(Objective):
     inter_width: int = 512
     code_width: int = 256
 
-    methods: ClassVar[tuple[str, ...]] = ("aggregation",)  # tokens are places, not times
-
     def __post_init__(self):
         super().__post_init__()
-        if self.audio_frames < 1 or self.audio_frames % STACKED_FRAMES:
-            raise InputError(
-                f"objective.audio_frames: expected a multiple of {STACKED_FRAMES}, got "
-                f"{self.audio_frames}"
-            )
-        for name, least in (("centroid", 0), ("temperature", 1e-6), ("audio_std", 1e-6)):
+        for name, least in (("centroid", 0), ("temperature", 1e-6)):
             if getattr(self, name) < least:
                 raise InputError(
                     f"objective.{name}: expected at least {least:g}, got {getattr(self, name)}"
@@ -194,17 +179,6 @@ class Equivariant(Objective):
         metrics["embedding_spread"] = jnp.minimum(*(spread(e) for e in aux["embeddings"]))
         return metrics
 
-    def check(self, material: Material) -> None:
-        about = material.fingerprint.get("backbone")
-        sides = about if isinstance(about, dict) else {}
-        for stream in STREAMS:
-            name = str(sides.get(stream, {}).get("name", about))
-            if name != "pixels" and ":" not in name:  # a side of one's own may give pixels too
-                raise InputError(
-                    f"objective equivariant: expected {stream} features of the backbone 'pixels', "
-                    f"which it augments, got those of {name!r}; extract with --backbone pixels"
-                )
-
     def cost(self, work: Work) -> Cost:
         """Products of all embeddings with each other: [2B, 2B] twice, [B, B] once."""
         pairs = 9.0 * float(work.clips) ** 2
@@ -215,14 +189,6 @@ class Equivariant(Objective):
         )
 
     # ---- when it is used -------------------------------------------------------------------------
-
-    def shown(self, batch: Batch) -> AudioVisual:
-        """The middle frame and the whole log-mel, normalised."""
-        features = jax.tree.map(jnp.asarray, batch.features)
-        visual, audio = features
-        pictures = jax.vmap(lambda one: _picture(one, one.lengths // 2))(visual)
-        sounds = jax.vmap(lambda one: _log_mel(self, one))(audio)
-        return AudioVisual(jax.vmap(_picture_step)(pictures), jax.vmap(_sound_steps)(sounds))
 
     def embed(
         self, heads: nn.Module | None, stream: str, latents: Sequences
@@ -238,39 +204,6 @@ class Equivariant(Objective):
 # ---- views of a clip -----------------------------------------------------------------------------
 
 
-def _picture(frames: Sequences, number: Int[Array, ""]) -> Float[Array, "H W 3"]:
-    """A frame in [0, 1]."""
-    values = jnp.take(frames.values, number, axis=0).astype(jnp.float32)
-    side = round((values.shape[0] / 3) ** 0.5)
-    return values.reshape(side, side, 3) / 255.0
-
-
-def _log_mel(objective: Equivariant, sound: Sequences) -> Float[Array, "T F"]:
-    """The normalised log-mel, cut or filled up with zeros, which are filled in before."""
-    steps, numbers = sound.values.shape
-    real = step_mask(sound.lengths, steps)[:, None]
-    values = jnp.where(real, sound.values.astype(jnp.float32), jnp.zeros(()))
-    frames = values.reshape(steps * STACKED_FRAMES, numbers // STACKED_FRAMES)
-    frames = frames[: objective.audio_frames]
-    missing = objective.audio_frames - len(frames)
-    frames = jnp.pad(frames, ((0, missing), (0, 0)))
-    return (frames - objective.audio_mean) / objective.audio_std
-
-
-def _picture_step(picture: Float[Array, "H W 3"]) -> Sequences:
-    mean, std = (jnp.asarray(x, jnp.float32)[None, None] for x in (COLOUR_MEAN, COLOUR_STD))
-    return _whole(((picture - mean) / std).reshape(1, -1))
-
-
-def _sound_steps(log_mel: Float[Array, "T F"]) -> Sequences:
-    return _whole(log_mel.reshape(len(log_mel) // STACKED_FRAMES, -1))
-
-
-def _whole(values: Float[Array, "T D"]) -> Sequences:
-    lengths = jnp.full((), len(values), jnp.int32)
-    return Sequences(values, lengths, whole_windows(lengths))
-
-
 def _views_of(objective: Equivariant, key: Array, clip: AudioVisual):
     """-> one clip as it is, augmented, and its vectors: `vector` `[P]`, `vectors` `[S, P]`."""
     visual_key, audio_key = jax.random.split(key)
@@ -278,20 +211,18 @@ def _views_of(objective: Equivariant, key: Array, clip: AudioVisual):
     # -- picture
     own, other, draw, more = jax.random.split(visual_key, 4)
     number = jax.random.randint(own, (), 0, clip.visual.lengths)
-    seen = _picture(clip.visual, number)
+    seen = picture_of(clip.visual, number)
     another = jax.random.randint(other, (), 0, clip.visual.lengths)
-    source = seen if o.same_frame else _picture(clip.visual, another)
+    source = seen if o.same_frame else picture_of(clip.visual, another)
     vectors["visual"] = _drawn(o, "visual", draw, more, len(seen), 0)
-    picture = augment.augment_picture(vectors["visual"]["vector"], source)
+    picture = augment.augmentpicture_of(vectors["visual"]["vector"], source)
     # -- sound
     own, draw, more = jax.random.split(audio_key, 3)
-    heard = _log_mel(o, clip.audio)
-    if o.roll:
-        heard = jnp.roll(heard, jax.random.randint(own, (), -len(heard), len(heard)), axis=0)
+    heard = heard_in_training(o, own, clip.audio)
     vectors["audio"] = _drawn(o, "audio", draw, more, *heard.shape)
     sound = augment.augment_sound(vectors["audio"]["vector"], heard, legacy=o.legacy)
-    plain = AudioVisual(_picture_step(seen), _sound_steps(heard))
-    return plain, AudioVisual(_picture_step(picture), _sound_steps(sound)), vectors
+    plain = AudioVisual(picture_step(seen), sound_steps(heard))
+    return plain, AudioVisual(picture_step(picture), sound_steps(sound)), vectors
 
 
 def _drawn(o: Equivariant, stream: str, draw: Array, more: Array, rows: int, columns: int) -> dict:
@@ -305,7 +236,7 @@ def _drawn(o: Equivariant, stream: str, draw: Array, more: Array, rows: int, col
 
 def _sample(o: Equivariant, stream: str, key: Array, rows: int, columns: int) -> Array:
     if stream == "visual":
-        return augment.sample_picture(key, rows)
+        return augment.samplepicture_of(key, rows)
     masks = {"time_mask": o.time_mask, "frequency_mask": o.frequency_mask}
     return augment.sample_sound(key, rows, columns, legacy=o.legacy, **masks)
 

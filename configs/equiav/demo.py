@@ -1,0 +1,33 @@
+"""EquiAV on `chimes`, from pixels on, with small towers: minutes on two CPU cores.
+
+Reproduces: no figure of the paper; what it gives is in docs/results.md.
+
+Command:   python -m scav_jax.train --config configs/equiav/demo.py --workdir runs/equiav-demo
+Features:  scav extract --videos data/chimes-demo/videos --out data/chimes-demo/pixels \
+--backbone pixels --frames 10 --side 64
+Hardware:  two CPU cores.
+
+"contrast" is the same towers by the contrast across modalities alone, of clips as they are.
+"""
+
+from configs import base
+
+VARIANTS = ("equivariant", "contrast")
+
+
+def get_config(variant="equivariant"):
+    base.check_variant(variant, VARIANTS)
+    small = {"width": 96, "heads": 4, "visual_blocks": 2, "audio_blocks": 2, "feedforward": 192}
+    config = base.equiav(base.chimes_demo(), side=64, **small)
+    sizes = {"audio_frames": 384, "audio_mean": -8.0, "audio_std": 4.0}
+    if variant == "contrast":
+        objective = {"name": "pixels"} | sizes
+    else:
+        heads = {"hidden": 256, "intra_width": 128, "inter_width": 128, "code_width": 64}
+        objective = {"time_mask": 72, "frequency_mask": 32, "centroid": 8} | sizes | heads
+    return config.replace(
+        data={"path": "data/chimes-demo/pixels", "buckets": 1},
+        objective=objective,
+        optimizer={"learning_rate": 1e-3, "clip_norm": 1.0, "warmup_steps": 30},
+        train={"steps": 600, "validate_every": 100, "log_every": 20, "keep_best": 2},
+    )

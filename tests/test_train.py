@@ -8,8 +8,6 @@ import shutil
 import signal
 import subprocess
 import time
-from functools import partial
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -30,11 +28,9 @@ from small_run import (
 from scav_jax.base.errors import InputError
 from scav_jax.features import store
 from scav_jax.metrics import told_apart
-from scav_jax.objectives import Sequential
 from scav_jax.train import loop
 from scav_jax.train.loop import train
 from scav_jax.training import processes
-from scav_jax.training.records import NoRecords
 from scav_jax.training.runs import load_run
 
 
@@ -115,16 +111,12 @@ def test_the_best_checkpoints_are_averaged_and_only_they_and_the_latest_two_are_
     assert kept == {*best, STEPS - 3, STEPS}  # the latest two: one to go back to
 
 
-def test_no_checkpoint_of_the_warm_up_is_among_the_best(monkeypatch):
+def test_no_checkpoint_of_the_warm_up_is_among_the_best():
     """However well it scores; and one query of five makes no checkpoint better than a later one."""
-    found = {"n": 5.0, "sequence_v2a": 0.6, "sequence_a2v": 0.4}
-    monkeypatch.setattr(loop, "validate", lambda setup, params: found)
-    setup = SimpleNamespace(
-        config=small_config("data"), objective=Sequential(), validation=range(5)
-    )
-    score = partial(loop._validate, setup=setup, params=None, records=NoRecords(), bar=None)
-    assert [score(step) is None for step in (1, 3, 4)] == [True, True, False]
-    assert score(4) == told_apart(0.55, 5) == told_apart(0.5, 5) > told_apart(0.4, 5)
+    score = loop._score_among_best
+    assert score(1, 3, 0.9, 5) is None and score(3, 3, 0.9, 5) is None
+    assert score(4, 3, 0.5, 5) == score(4, 3, 0.6, 5) > score(4, 3, 0.4, 5)
+    assert score(4, 3, 0.501, 550) > score(4, 3, 0.5, 550)  # as it is
 
 
 @pytest.mark.slow

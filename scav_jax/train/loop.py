@@ -210,16 +210,20 @@ def _log(step: int, values: dict, setup: Setup, records: Records, bar: tqdm, bat
 
 
 def _validate(step: int, setup: Setup, params, records: Records, bar: tqdm) -> float | None:
-    """The score that enters a checkpoint among the best; None during the warm-up.
-
-    Of few clips it is rounded to what they tell apart; of equal scores the latest counts as best.
-    """
+    """Validates, writes it down and returns the checkpoint's score, see `_score_among_best`."""
     values = processes.from_first(lambda: validate(setup, params))
     records.write("validation", step, values)
     _say(f"step {step}: validation {in_words(values)}", bar)
-    if step <= setup.config.optimizer.warmup_steps:
-        return None
-    return metrics.told_apart(setup.objective.score(values), len(setup.validation))
+    warmup = setup.config.optimizer.warmup_steps
+    return _score_among_best(step, warmup, setup.objective.score(values), len(setup.validation))
+
+
+def _score_among_best(step: int, warmup: int, score: float, clips: int) -> float | None:
+    """What enters a checkpoint among the best; None, so that it does not, during the warm-up.
+
+    Of few clips it is rounded to what they tell apart; of equal scores the latest counts as best.
+    """
+    return None if step <= warmup else metrics.told_apart(score, clips)
 
 
 def _finish(

@@ -80,6 +80,7 @@ class Clock(Generic[P]):
         self._shift = 0.0
         self._waiting: list[tuple[Stamp, P]] = []
         self._new: dict[str, tuple[int, float]] = {}  # kind -> its first packet beyond, its need
+        self._reached = -math.inf  # what waits on this side
         self.doubt: tuple[float, str] | None = None
 
     def push(self, stamp: Stamp, packet: P) -> Iterator[tuple[float, P]]:
@@ -89,8 +90,11 @@ class Clock(Generic[P]):
             self._note(side, stamp)
             yield side.shift, packet
             return
-        if stamp.kind not in self._new and not self._follows(side, stamp):
-            self._new[stamp.kind] = (len(self._waiting), side.end - stamp.seconds)
+        if stamp.kind not in self._new and stamp.seconds is not None:
+            if self._follows(side, stamp):
+                self._reached = max(self._reached, stamp.seconds + side.shift + stamp.duration)
+            else:
+                self._new[stamp.kind] = (len(self._waiting), side.end - stamp.seconds)
         self._waiting.append((stamp, packet))
         started = [kind for kind, one in self._sides.items() if one.last is not None]
         if len(self._new) == len(started) or len(self._waiting) >= LOOK_AHEAD:
@@ -101,7 +105,7 @@ class Clock(Generic[P]):
         if not self._waiting:
             return
         waiting, new = self._waiting, self._new
-        self._waiting, self._new = [], {}
+        self._waiting, self._new, self._reached = [], {}, -math.inf
         needed = max(need for _, need in new.values())
         usual = self._shift_of_ffmpeg([stamp for stamp, _ in waiting])
         running = {kind for kind, side in self._sides.items() if side.last is not None}
@@ -127,7 +131,7 @@ class Clock(Generic[P]):
         back = BACKWARD_S if self._trusted else BACKWARD_UNTRUSTED_S
         if time < side.last - (BACKWARD_SHOWN_S if stamp.shown else back):
             return False
-        latest = max(one.end for one in self._sides.values())
+        latest = max(self._reached, *(one.end for one in self._sides.values()))
         return time <= latest + (FORWARD_S if self._trusted else FORWARD_UNTRUSTED_S)
 
     def _note(self, side: _Side, stamp: Stamp) -> None:

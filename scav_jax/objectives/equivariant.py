@@ -236,7 +236,7 @@ def _drawn(o: Equivariant, stream: str, draw: Array, more: Array, rows: int, col
 
 def _sample(o: Equivariant, stream: str, key: Array, rows: int, columns: int) -> Array:
     if stream == "visual":
-        return augment.samplepicture_of(key, rows)
+        return augment.sample_picture(key, rows)
     masks = {"time_mask": o.time_mask, "frequency_mask": o.frequency_mask}
     return augment.sample_sound(key, rows, columns, legacy=o.legacy, **masks)
 

@@ -1,10 +1,10 @@
-"""`scav NAME ...`, the same as `python -m scav_jax.NAME ...`."""
+"""`scav NAME ...`, the same as `python -m scav_jax.NAME ...`, but for those of `LIES_IN`."""
 
 import os
 import runpy
 import sys
 
-from scav_jax.base.commands import PROGRAMS
+from scav_jax.base.commands import LIES_IN, PROGRAMS
 from scav_jax.base.errors import InputError, did_you_mean, run_program
 
 
@@ -39,7 +39,7 @@ def main() -> int:
         return 0
     name, rest = program(words)
     sys.argv[1:] = rest
-    module = "scav_jax." + name.replace(" ", ".")
+    module = "scav_jax." + LIES_IN.get(name, name.replace(" ", "."))
     runpy.run_module(module, run_name="__main__", alter_sys=True)
     return 0
 

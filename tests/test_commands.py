@@ -12,12 +12,12 @@ import pytest
 
 import scav_jax
 from scav_jax.__main__ import listing, program
-from scav_jax.base.commands import PROGRAMS
+from scav_jax.base.commands import LIES_IN, PROGRAMS
 from scav_jax.base.errors import EXIT_INPUT, InputError
 from scav_jax.training.config_files import find, load_file, names
 
 ROOT = Path(__file__).resolve().parents[1]
-MODULES = {name: "scav_jax." + name.replace(" ", ".") for name in PROGRAMS}
+MODULES = {name: "scav_jax." + LIES_IN.get(name, name.replace(" ", ".")) for name in PROGRAMS}
 HEAVY = ("jax", "flax", "optax", "orbax", "grain", "tensorflow_datasets", "matplotlib", "lancedb")
 ANSWER_S = 1.0  # of CPU
 ANSWER = """

@@ -23,10 +23,12 @@ PROGRAMS = {  # in the order of the work
     "evaluate": "a run -> retrieval metrics and a report",
     "probe": "a run -> what its features tell: labels, its tasks, changed copies",
     "export": "a run -> a model as files that others can load",
+    "weights": "the released weights of EquiAV and CAV-MAE -> such a model",
     "index": "an index of one's own videos: build, add, delete, compact, info, tune",
     "search": "a sound or a video -> ranked clips of an index",
     "web": "a local page to search with",
 }
+LIES_IN = {"weights": "export.weights"}  # where a program's module has another name
 USAGE = """\
 --config NAME_OR_FILE[:VARIANT], for example demo, vggsound:v100_4096 or mine.py. Any key of it can
 be set with --config.SECTION.KEY=VALUE, for example --config.train.steps=100; `--config FILE --help`

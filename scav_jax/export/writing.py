@@ -27,7 +27,7 @@ from scav_jax.retrieval.model import (
 from scav_jax.retrieval.results import FORMAT_VERSION, main_methods, method_name
 from scav_jax.sequences import Sequences
 from scav_jax.train_step import bound_heads
-from scav_jax.training.runs import CONFIG_FILE, load_run
+from scav_jax.training.runs import CONFIG_FILE, Run, load_run
 
 TOWERS = "towers"
 PLATFORMS = ("cpu", "cuda", "tpu")
@@ -49,14 +49,23 @@ def export(run: str | Path, out: str | Path, *, licence: str = UNKNOWN_LICENCE) 
     Raises:
       InputError: no finished run, or `out` is not empty.
     """
-    run, out = Path(run), Path(out)
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise InputError(f"--out: expected a new or empty folder, {out} is not; choose another")
-    model = Model(load_run(run))
+    _check_free(Path(out))
+    return write_model(load_run(Path(run)), Path(out), licence=licence)
+
+
+def write_model(run: Run, out: Path, *, licence: str = UNKNOWN_LICENCE) -> Model:
+    """The same of a run that is in memory; its `path` is where its evaluations are."""
+    _check_free(out)
+    model = Model(run)
     with folder_atomically(out) as partial:
         (partial / TOWERS).mkdir()
-        _write(model, partial, card(model, run, licence))
+        _write(model, partial, card(model, run.path, licence))
     return model
+
+
+def _check_free(out: Path) -> None:
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise InputError(f"--out: expected a new or empty folder, {out} is not; choose another")
 
 
 def _write(model: Model, folder: Path, readme: str) -> None:

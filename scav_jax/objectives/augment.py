@@ -28,6 +28,7 @@ CROP_SCALE = (0.08, 1.0)  # of the area
 PICTURE_RATIO = (3.0 / 4.0, 4.0 / 3.0)  # width over height
 SOUND_RATIO = (0.8, 1.5)  # bins over frames, in units of F/T: 1/10 and 1.5/8 for 1024 x 128
 CROP_TRIES = 10
+MASK_DRAWS, CROP_DRAWS, JITTER_DRAWS, BLUR_DRAWS = 6, 2 * CROP_TRIES + 2, 9, 2
 FACTORS, HUES, SIGMAS = (0.6, 1.4), (-0.1, 0.1), (0.1, 2.0)
 P_MASK, P_JITTER, P_BLUR, P_FLIP, P_GREY = 0.8, 0.8, 0.5, 0.5, 0.2
 GREY = (0.299, 0.587, 0.114)
@@ -56,14 +57,14 @@ def identity(size: int) -> Float[np.ndarray, " P"]:
 
 def sample_picture(key: Array, side: int) -> Float[Array, "18"]:
     """A vector as in training: crop always, jitter 0.8, blur 0.5, flip 0.5, grey 0.2."""
-    crop, jitter, blur, rest = jax.random.split(key, 4)
-    flip, grey = jax.random.uniform(rest, (2,))
+    crop, jitter, blur, flip, grey = _uniform(key, CROP_DRAWS, JITTER_DRAWS, BLUR_DRAWS, 1, 1)
     return jnp.concatenate(
         [
             _crop_vector(crop, side, side, PICTURE_RATIO, (side, side)),
             _jitter_vector(jitter),
             _blur_vector(blur),
-            _flags(flip < P_FLIP, grey < P_GREY),
+            (flip < P_FLIP).astype(jnp.float32),
+            (grey < P_GREY).astype(jnp.float32),
         ]
     )
 
@@ -85,7 +86,8 @@ def sample_sound(
       time_mask, frequency_mask: masks are narrower than this (paper: 192 and 48).
       legacy: slots 8 to 11 are divided by the other axis's length, as in the released code.
     """
-    masks, crop, jitter, blur, rest = jax.random.split(key, 5)
+    counts = MASK_DRAWS, CROP_DRAWS, JITTER_DRAWS, BLUR_DRAWS, 1
+    masks, crop, jitter, blur, flip = _uniform(key, *counts)
     ratio = tuple(bound * bins / frames for bound in SOUND_RATIO)
     units = (bins, frames) if legacy else (frames, bins)
     return jnp.concatenate(
@@ -94,83 +96,84 @@ def sample_sound(
             _crop_vector(crop, frames, bins, ratio, units),
             _jitter_vector(jitter),
             _blur_vector(blur),
-            _flags(jax.random.uniform(rest) < P_FLIP),
+            (flip < P_FLIP).astype(jnp.float32),
         ]
     )
 
 
-def _flags(*flags: Array) -> Float[Array, " n"]:
-    return jnp.stack(flags).astype(jnp.float32)
+def _uniform(key: Array, *counts: int) -> list[Float[Array, " n"]]:
+    """Numbers in [0, 1), in parts; one call, since each is a program of its own to compile."""
+    drawn = jax.random.uniform(key, (sum(counts),))
+    return jnp.split(drawn, np.cumsum(counts)[:-1])
 
 
-def _between(key: Array, bounds: tuple[float, float], shape: tuple = ()) -> Array:
-    return jax.random.uniform(key, shape, minval=bounds[0], maxval=bounds[1])
+def _between(drawn: Array, bounds: tuple[float, float]) -> Array:
+    return bounds[0] + drawn * (bounds[1] - bounds[0])
 
 
 def _mask_vector(
-    key: Array, frames: int, bins: int, time_mask: int, frequency_mask: int
+    drawn: Float[Array, "6"], frames: int, bins: int, time_mask: int, frequency_mask: int
 ) -> Float[Array, "7"]:
     """On, two masks, on, shift/T; all or nothing."""
-    on, shift, *keys = jax.random.split(key, 6)
     edges = []
     for number, (size, widest) in enumerate(((frames, time_mask), (bins, frequency_mask))):
-        width = jax.random.uniform(keys[2 * number]) * widest
-        begin = jnp.floor(jax.random.uniform(keys[2 * number + 1]) * (size - width))
+        width = drawn[1 + 2 * number] * widest
+        begin = jnp.floor(drawn[2 + 2 * number] * (size - width))
         edges += [begin, begin + jnp.floor(width)]
-    moved = jax.random.randint(shift, (), -frames, frames).astype(jnp.float32) / frames
+    moved = (jnp.floor(drawn[5] * 2 * frames) - frames) / frames
     one = jnp.ones(())
     vector = jnp.stack([one, *edges, one, moved])
-    return jnp.where(jax.random.uniform(on) < P_MASK, vector, jnp.zeros(7))
+    return jnp.where(drawn[0] < P_MASK, vector, jnp.zeros(7))
 
 
 def _crop_vector(
-    key: Array, height: int, width: int, ratio: tuple[float, float], units: tuple[int, int]
+    drawn: Float[Array, "22"],
+    height: int,
+    width: int,
+    ratio: tuple[float, float],
+    units: tuple[int, int],
 ) -> Float[Array, "5"]:
     """On, then first row, first column, rows, columns; in units of heights and widths.
 
     The first of ten draws that fits; where none does, the largest one with an allowed ratio.
     """
-    area, aspect, row, column = jax.random.split(key, 4)
-    areas = _between(area, CROP_SCALE, (CROP_TRIES,)) * (height * width)
-    ratios = jnp.exp(_between(aspect, tuple(np.log(ratio)), (CROP_TRIES,)))
+    areas = _between(drawn[:CROP_TRIES], CROP_SCALE) * (height * width)
+    logarithms = float(np.log(ratio[0])), float(np.log(ratio[1]))
+    ratios = jnp.exp(_between(drawn[CROP_TRIES : 2 * CROP_TRIES], logarithms))
     rows, columns = jnp.round(jnp.sqrt(areas / ratios)), jnp.round(jnp.sqrt(areas * ratios))
     fits = (rows > 0) & (rows <= height) & (columns > 0) & (columns <= width)
     first = jnp.argmax(fits)
     h, w = rows[first], columns[first]
-    i = jnp.floor(jax.random.uniform(row) * (height - h + 1))
-    j = jnp.floor(jax.random.uniform(column) * (width - w + 1))
-    drawn = jnp.stack([i, j, h, w])
+    i = jnp.floor(drawn[-2] * (height - h + 1))
+    j = jnp.floor(drawn[-1] * (width - w + 1))
+    found = jnp.stack([i, j, h, w])
     kept_h, kept_w = float(height), float(width)
     if width / height < ratio[0]:
         kept_h = float(round(width / ratio[0]))
     elif width / height > ratio[1]:
         kept_w = float(round(height * ratio[1]))
-    middle = jnp.asarray(
-        [(height - kept_h) // 2, (width - kept_w) // 2, kept_h, kept_w], jnp.float32
-    )
-    found = jnp.where(fits.any(), drawn, middle)
+    middle = [(height - kept_h) // 2, (width - kept_w) // 2, kept_h, kept_w]
+    found = jnp.where(fits.any(), found, jnp.asarray(middle, jnp.float32))
     scaled = found / jnp.asarray([units[0], units[1]] * 2, jnp.float32)
     return jnp.concatenate([jnp.ones(1), scaled])
 
 
-def _jitter_vector(key: Array) -> Float[Array, "9"]:
-    on, order, factors, hue = jax.random.split(key, 4)
+def _jitter_vector(drawn: Float[Array, "9"]) -> Float[Array, "9"]:
     vector = jnp.concatenate(
         [
             jnp.ones(1),
-            jax.random.permutation(order, 4).astype(jnp.float32),
-            _between(factors, FACTORS, (3,)) - 1.0,
-            _between(hue, HUES, (1,)),
+            jnp.argsort(drawn[1:5]).astype(jnp.float32),
+            _between(drawn[5:8], FACTORS) - 1.0,
+            _between(drawn[8:], HUES),
         ]
     )
     off = jnp.concatenate([jnp.zeros(1), jnp.arange(4.0), jnp.zeros(4)])
-    return jnp.where(jax.random.uniform(on) < P_JITTER, vector, off)
+    return jnp.where(drawn[0] < P_JITTER, vector, off)
 
 
-def _blur_vector(key: Array) -> Float[Array, "2"]:
-    on, sigma = jax.random.split(key)
-    vector = jnp.stack([jnp.ones(()), _between(sigma, SIGMAS)])
-    return jnp.where(jax.random.uniform(on) < P_BLUR, vector, jnp.zeros(2))
+def _blur_vector(drawn: Float[Array, "2"]) -> Float[Array, "2"]:
+    vector = jnp.stack([jnp.ones(()), _between(drawn[1], SIGMAS)])
+    return jnp.where(drawn[0] < P_BLUR, vector, jnp.zeros(2))
 
 
 # ---- doing ---------------------------------------------------------------------------------------

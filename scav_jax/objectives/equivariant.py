@@ -209,29 +209,27 @@ def _views_of(objective: Equivariant, key: Array, clip: AudioVisual):
     visual_key, audio_key = jax.random.split(key)
     o, vectors = objective, {}
     # -- picture
-    own, other, draw, more = jax.random.split(visual_key, 4)
+    own, other, draw = jax.random.split(visual_key, 3)
     number = jax.random.randint(own, (), 0, clip.visual.lengths)
     seen = picture_of(clip.visual, number)
     another = jax.random.randint(other, (), 0, clip.visual.lengths)
     source = seen if o.same_frame else picture_of(clip.visual, another)
-    vectors["visual"] = _drawn(o, "visual", draw, more, len(seen), 0)
-    picture = augment.augmentpicture_of(vectors["visual"]["vector"], source)
+    vectors["visual"] = _drawn(o, "visual", draw, len(seen), 0)
+    picture = augment.augment_picture(vectors["visual"]["vector"], source)
     # -- sound
-    own, draw, more = jax.random.split(audio_key, 3)
+    own, draw = jax.random.split(audio_key)
     heard = heard_in_training(o, own, clip.audio)
-    vectors["audio"] = _drawn(o, "audio", draw, more, *heard.shape)
+    vectors["audio"] = _drawn(o, "audio", draw, *heard.shape)
     sound = augment.augment_sound(vectors["audio"]["vector"], heard, legacy=o.legacy)
     plain = AudioVisual(picture_step(seen), sound_steps(heard))
     return plain, AudioVisual(picture_step(picture), sound_steps(sound)), vectors
 
 
-def _drawn(o: Equivariant, stream: str, draw: Array, more: Array, rows: int, columns: int) -> dict:
+def _drawn(o: Equivariant, stream: str, key: Array, rows: int, columns: int) -> dict:
     """The vector that is applied, and those of the centroid, which cost no pass of the towers."""
-    drawn = {"vector": _sample(o, stream, draw, rows, columns)}
-    if o.centroid:
-        keys = jax.random.split(more, o.centroid)
-        drawn["vectors"] = jax.vmap(lambda key: _sample(o, stream, key, rows, columns))(keys)
-    return drawn
+    keys = jax.random.split(key, 1 + o.centroid)
+    vectors = jax.vmap(lambda key: _sample(o, stream, key, rows, columns))(keys)
+    return {"vector": vectors[0]} | ({"vectors": vectors[1:]} if o.centroid else {})
 
 
 def _sample(o: Equivariant, stream: str, key: Array, rows: int, columns: int) -> Array:

@@ -29,7 +29,7 @@ from scav_jax.objectives.equivariant import (
 )
 from scav_jax.objectives.objective import Material
 from scav_jax.sequences import AudioVisual, as_batch, sequences
-from scav_jax.train_step import compute_loss, init_params, of_clips
+from scav_jax.train_step import init_params
 
 TAU = 0.07
 SMALL = Equivariant(
@@ -279,9 +279,17 @@ def as_images(stream, values):
 
 
 def test_the_small_model_is_the_transcription(small):
-    batch, key = pixels(), jax.random.key(2)
-    views = jax.jit(SMALL.views)(batch, jax.random.fold_in(key, 1))  # as `of_clips` folds
-    found = jax.jit(partial(of_clips, TOWERS.clone(), SMALL))(small, batch, None, key).values
+    batch = pixels()
+
+    @jax.jit
+    def everything(params):  # as `train_step.of_clips` does it
+        views = SMALL.views(batch, jax.random.key(2))
+        towers = {"params": params["encoders"]}
+        latents = {name: TOWERS.apply(towers, view) for name, view in views.features.items()}
+        heads = SMALL.heads(8).bind({"params": params["heads"]})
+        return views, SMALL.of_clips(heads, latents, views.about).values
+
+    views, found = everything(small)
     doubled = jax.tree.map(lambda x: np.asarray(x, np.float64), small)
     for stream in ("visual", "audio"):
         seen = {name: np.asarray(getattr(v, stream).values) for name, v in views.features.items()}
@@ -323,7 +331,7 @@ def test_equal_codes_are_one_and_their_order_is_nothing(small):
     rng = np.random.default_rng(0)
     latents = sequences(jnp.asarray(rng.normal(size=(2, 5, 8)), jnp.float32))
     codes = jnp.asarray(rng.normal(size=(2, 4, 18)), jnp.float32)
-    of = partial(heads.centroid, "visual")
+    of = jax.jit(partial(heads.centroid, "visual"))
     one = of(latents, codes[:, :1])
     np.testing.assert_allclose(of(latents, jnp.repeat(codes[:, :1], 6, 1)), one, atol=1e-5)
     whole = of(latents, codes)
@@ -336,35 +344,53 @@ def test_equal_codes_are_one_and_their_order_is_nothing(small):
     poisoned = cut.replace(values=cut.values.at[1, 3:].set(jnp.nan))
     np.testing.assert_array_equal(of(poisoned, codes), of(cut, codes))
     # The embedding is a centroid over vectors that are always the same.
-    first, again = (SMALL.embed(heads, "visual", latents) for _ in range(2))
+    embed = jax.jit(partial(SMALL.embed, heads, "visual"))
+    first, again = (embed(latents) for _ in range(2))
     np.testing.assert_array_equal(first, again)
 
 
 def test_each_loss_reaches_its_own_layers(small):
-    batch = pixels()
+    rng = np.random.default_rng(0)
+    values = jnp.asarray(rng.normal(size=(2, 2, 4, 3, 8)), jnp.float32)  # view, stream, clip, token
+    vectors = {
+        stream: {
+            "vector": jnp.asarray(rng.normal(size=(4, size)), jnp.float32),
+            "vectors": jnp.asarray(rng.normal(size=(4, 3, size)), jnp.float32),
+        }
+        for stream, size in (("visual", 18), ("audio", 24))
+    }
 
     @jax.jit
-    def gradients(params):
-        def losses(params):
-            _, aux = compute_loss(TOWERS, SMALL, params, batch, jax.random.key(2))
+    def gradients(heads, values):
+        def losses(heads, values):
+            bound = SMALL.heads(8).bind({"params": heads})
+            latents = {
+                name: AudioVisual(*map(sequences, view))
+                for name, view in zip(("clip", "augmented"), values, strict=True)
+            }
+            _, aux = SMALL.loss({}, SMALL.of_clips(bound, latents, vectors), {}, PLACE)
             return aux["losses"]
 
-        return jax.jacrev(losses)(params)
+        return jax.jacrev(losses, argnums=(0, 1))(heads, values)
 
-    found = jax.device_get(gradients(small))
+    found = jax.device_get(gradients(small["heads"], values))
 
     def reached(loss):
-        heads, towers = found[loss]["heads"], found[loss]["encoders"]
-        of_heads = {n for n, g in heads.items() if any(np.abs(x).max() > 1e-9 for x in
-                                                       jax.tree.leaves(g))}  # fmt: skip
-        return of_heads, {s for s in towers if np.abs(towers[s]["modality"]).max() > 1e-9}
+        heads, tokens = found[loss]
+        names = {
+            name
+            for name, of_layer in heads.items()
+            if any(np.abs(leaf).max() > 1e-9 for leaf in jax.tree.leaves(of_layer))
+        }
+        return names, (np.abs(tokens).max(axis=(2, 3, 4)) > 1e-9).tolist()
 
-    for stream in ("visual", "audio"):
+    for number, stream in enumerate(("visual", "audio")):
         names = {f"{n}_{stream}" for n in ("norm", "code", "predictor", "intra")}
-        assert reached(f"intra_{stream}") == (names | {f"norm_{stream}_augmented"}, {stream})
-    names = {f"{n}_{s}" for n in ("norm", "code", "predictor", "inter")
-             for s in ("visual", "audio")}  # fmt: skip
-    assert reached("inter") == (names, {"visual", "audio"})
+        own = [number == 0, number == 1]
+        assert reached(f"intra_{stream}") == (names | {f"norm_{stream}_augmented"}, [own, own])
+    layers = ("norm", "code", "predictor", "inter")
+    names = {f"{n}_{s}" for n in layers for s in ("visual", "audio")}
+    assert reached("inter") == (names, [[True, True], [False, False]])
 
 
 def test_without_a_centroid_means_are_compared_and_the_middle_frame_is_shown(small):

@@ -197,7 +197,7 @@ class Equivariant(OfPixels):
         if not self.centroid:
             return heads.centroid(stream, latents, None)
         codes = bank(self, stream)
-        codes = jnp.broadcast_to(codes[None], (len(latents.lengths), *codes.shape))
+        codes = jnp.broadcast_to(codes[None], (latents.lengths.shape[0], *codes.shape))
         return heads.centroid(stream, latents, codes)
 
 

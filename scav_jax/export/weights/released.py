@@ -1,4 +1,4 @@
-"""Released weights of EquiAV and CAV-MAE as models of ours (JongSuk1/EquiAV, YuanGongND/cav-mae).
+"""The released weights of EquiAV and CAV-MAE as models of ours.
 
 Files are read as data (`torch_files`): nothing in them is executed. Every tensor is accounted for:
 it becomes a parameter, or a pattern here says why not, or the file is refused. The result is a

@@ -31,7 +31,8 @@ from pathlib import Path
 
 # Its table library warns where a process that has used it starts others.
 warnings.filterwarnings("ignore", message="lancedb fork support")
-DELETED_BEFORE = "are not there: "  # what a delete says that was killed after its commit
+# What a delete and an add say that were killed when all was done.
+ALREADY = ("are not there: ", "are there already: ")
 
 
 @dataclass(frozen=True)
@@ -60,8 +61,12 @@ def start(command: list[str], log: Path) -> subprocess.Popen:
         return subprocess.Popen(command, stdout=file, stderr=file, start_new_session=True)
 
 
+def was_done(words: str) -> bool:
+    return any(said in words for said in ALREADY)
+
+
 def finish(process: subprocess.Popen, log: Path) -> None:
-    if process.wait() and DELETED_BEFORE not in log.read_text():
+    if process.wait() and not was_done(log.read_text()):
         sys.exit(f"the command ended with exit code {process.returncode}:\n{log.read_text()}")
 
 

@@ -24,7 +24,7 @@ from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
-from kills import DELETED_BEFORE, Task, extraction, index_tasks, undisturbed
+from kills import Task, extraction, index_tasks, undisturbed, was_done
 
 EXIT_SYSTEM = 3
 
@@ -52,7 +52,7 @@ def refused(task: Task, folder: Path, limit: int) -> str:
         text=True,
     )
     errors = [line for line in done.stderr.splitlines() if line.startswith("error:")]
-    if done.returncode == 0 or DELETED_BEFORE in done.stderr:
+    if done.returncode == 0 or was_done(done.stderr):
         return ""
     if done.returncode != EXIT_SYSTEM or len(errors) != 1 or "Traceback" in done.stderr:
         sys.exit(
@@ -79,7 +79,7 @@ def compared(task: Task, limits: int, seed: int) -> dict:
                 sys.exit(f"{task.name}: {before} were done, now {there}: something was lost")
             before = there
         process = subprocess.run(task.words(other), capture_output=True, text=True)
-        if process.returncode and DELETED_BEFORE not in process.stderr:
+        if process.returncode and not was_done(process.stderr):
             sys.exit(f"{task.name} without a limit: {process.stderr[-4000:]}")
         one, two = task.content(whole), task.content(other)
     differ = sorted(name for name in one.keys() | two.keys() if one.get(name) != two.get(name))

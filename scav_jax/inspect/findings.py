@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from scav_jax.inspect.near import near_pairs
+from scav_jax.inspect.near import Signature, near_pairs
 
 FORMAT_VERSION = 2
 EXAMPLES = 20  # named of each fault, and groups of duplicates
@@ -45,7 +45,7 @@ class Clip:
     frame_rate: float
     digests: dict[str, str] = field(default_factory=dict)
     variable: bool = False
-    signatures: dict[str, np.ndarray] = field(default_factory=dict, compare=False)
+    signatures: dict[str, Signature] = field(default_factory=dict, compare=False)
 
 
 @dataclass(frozen=True)

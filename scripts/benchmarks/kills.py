@@ -9,10 +9,10 @@ Training is compared by its averaged parameters and its log without timings; wit
 line, and nothing may be lost.
 
 Of an extraction: one run goes through undisturbed. A second one is killed (SIGKILL, the whole
-program with its workers) at random moments, among them while it starts and while it writes, and started again each
-time; the last start goes on to the end. Shown: how many clips were done at each kill (a kill loses
-what is in flight, and nothing that was done), and whether every file of the two data sets is equal
-byte for byte.
+program with its workers) at random moments, among them while it starts and while it writes, and
+started again each time; the last start goes on to the end. Shown: how many clips were done at each
+kill (a kill loses what is in flight, and nothing that was done), and whether every file of the two
+data sets is equal byte for byte.
 """
 
 import argparse

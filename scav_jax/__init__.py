@@ -4,7 +4,7 @@ How a video becomes a rank, and which room does it. Data flows one way: a room i
 rooms above it in this list, and `tests/test_architecture.py` keeps that true.
 
 ground
-    base           what a person can mend, files that appear whole, one progress bar, doors
+    base           what a person can mend, files that appear whole and are read whole, doors
     sequences      padded sequences and their lengths: masks, means, resampling in time
 the mathematics (jax, flax, optax, ott only)
     sharding       the device mesh; the only file that names a PartitionSpec

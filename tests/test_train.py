@@ -4,6 +4,7 @@ import dataclasses
 import json
 import os
 import random as stdlib_random
+import re
 import shutil
 import signal
 import subprocess
@@ -87,6 +88,109 @@ def test_sigterm_saves_and_resumed_equals_uninterrupted(tmp_path, data, uninterr
         if process.returncode == processes.EXIT_TERMINATED:
             assert "the same command resumes" in words
     assert_same_run(tmp_path / "run", uninterrupted)
+
+
+@pytest.mark.slow
+def test_ctrl_c_saves_and_ends_with_a_line_and_a_second_one_at_once(tmp_path, data):
+    """From the middle of the steps; the second run is told twice while it compiles its step."""
+    words = command(data, tmp_path / "run", **{"train.steps": 4_000, "train.checkpoint_every": 0})
+    for second in (False, True):
+        process = subprocess.Popen(words, cwd=ROOT, stderr=subprocess.PIPE, text=True)
+        log = tmp_path / "run" / "metrics.jsonl"
+        deadline = time.monotonic() + 120
+        while process.poll() is None and time.monotonic() < deadline:
+            if (log.exists() and log.stat().st_size > 2_000) if not second else log.exists():
+                break
+            time.sleep(0.01)
+        process.send_signal(signal.SIGINT)
+        if second:
+            time.sleep(0.05)
+            process.send_signal(signal.SIGINT)
+        begin = time.monotonic()
+        said = process.communicate(timeout=60)[1]
+        assert process.returncode == 130, said
+        assert "Traceback" not in said and "terminate called" not in said
+        lines = [line for line in said.splitlines() if "interrupted" in line]
+        assert len(lines) == 1, said
+        if not second:
+            step = int(re.search(r"interrupted: saved step (\d+); the same command", said)[1])
+            assert saved_steps(tmp_path / "run")[-1:] == [step] and step > 3
+        else:
+            assert "at once" in lines[0] and time.monotonic() - begin < 5
+
+
+@pytest.mark.slow
+def test_of_two_trainers_in_one_directory_the_second_says_so(tmp_path, data, uninterrupted):
+    first = subprocess.Popen(command(data, tmp_path / "run"), cwd=ROOT, stderr=subprocess.PIPE)
+    while first.poll() is None and not (tmp_path / "run" / "config.json").exists():
+        time.sleep(0.01)
+    with pytest.raises(InputError, match=r"another `scav train` is at work in it"):
+        train(small_config(data), tmp_path / "run")
+    assert first.wait(timeout=120) == 0
+    assert_same_run(tmp_path / "run", uninterrupted)
+
+
+def stopped_after(step, data, workdir, **changes):
+    """Trains in this process, and is told to stop after a step; 0 trains to the end."""
+    with pytest.MonkeyPatch.context() as patch:
+        if step:
+            patch.setattr(processes.Preemption, "__call__", lambda _, now: now == step)
+        return train(small_config(data, **changes), workdir)
+
+
+def test_what_makes_a_run_the_same_is_its_content(tmp_path, data, monkeypatch):
+    """Another path to the same clips resumes, other clips behind the same path do not."""
+    short = {"train.steps": 10, "train.validate_every": 5, "train.log_every": 4}
+    short |= {"train.checkpoint_every": 0}
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    stopped_after(0, data, whole, **short)
+    stopped_after(2, data, parts, **short)
+    elsewhere = tmp_path / "elsewhere"
+    shutil.copytree(data, elsewhere)
+    monkeypatch.chdir(tmp_path)
+    (parts / "metrics.jsonl").write_bytes(b"\xff{\n" + b'{"kind": "train"\n' * 2)
+    (parts / "config.json").unlink()  # the checkpoints know which run it is
+    stopped_after(7, "elsewhere", parts, **short)
+    stopped_after(0, elsewhere, parts, **short)
+    assert records(parts) == records(whole)  # means over the steps before a stop, too
+    assert json.loads((parts / "config.json").read_text())["data"]["path"] == str(elsewhere)
+
+    shutil.rmtree(elsewhere)
+    write_data(elsewhere, scale=2.0)  # the same names and lengths
+    with pytest.raises(InputError, match=r"features\.content.*are not those that it was started"):
+        train(small_config(elsewhere, **short), parts)
+    (parts / "config.json").unlink()
+    with pytest.raises(InputError, match=r"checkpoints are of another run"):
+        train(small_config(elsewhere, **short), parts)
+    train(small_config(data, **short), parts)
+
+
+def test_a_run_starts_from_the_weights_of_another(tmp_path, data, uninterrupted):
+    source = {"train.init_from": str(uninterrupted), "train.validate_every": 3}
+    source |= {"train.steps": 6, "train.checkpoint_every": 0, "optimizer.learning_rate": 0.0}
+    with pytest.raises(InputError, match=r"train\.steps: .*--config\.train\.init_from="):
+        train(small_config(data, **{"train.steps": 40}), uninterrupted)
+    assert stopped_after(3, data, tmp_path / "on", **source) is None
+    # Without a learning rate the weights stay: those of the average, and not those of a seed.
+    on = stopped_after(0, data, tmp_path / "on", **source)
+    theirs = parameters(uninterrupted)
+    for name, value in parameters(tmp_path / "on").items():
+        np.testing.assert_allclose(value, theirs[name], rtol=1e-6, err_msg=name)
+    assert on.config["start"]["weights"].startswith("averaged over steps")
+    assert on.config["train"]["init_from"] == str(uninterrupted)
+    # An unfinished run gives its latest checkpoint.
+    stopped_after(2, data, tmp_path / "part", **{"train.checkpoint_every": 0})
+    last = source | {"train.init_from": str(tmp_path / "part")}
+    from_part = stopped_after(0, data, tmp_path / "from part", **last)
+    assert from_part.config["start"]["weights"].startswith("of step 2")
+    with pytest.raises(InputError, match=r"holds another run \(start"):
+        train(small_config(data, **last), tmp_path / "on")
+    for changes, words in (
+        ({"encoders.width": 16}, r"has other towers: encoders/\S+ has the shape \S+ there"),
+        ({"train.init_from": str(tmp_path / "none")}, r"train\.init_from: .*found none"),
+    ):
+        with pytest.raises(InputError, match=words):
+            train(small_config(data, **source | changes), tmp_path / "new")
 
 
 def test_a_finished_run_is_left_alone(data, uninterrupted):

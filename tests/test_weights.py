@@ -143,7 +143,7 @@ def test_shards_are_checked(arrays, tmp_path):
         ('{"weight_map": {"x": "../good.safetensors"}}', "names of files beside it"),
         ('{"weight_map": {"x": "absent.safetensors"}}', "absent.*got no file"),
         ("{}", "expected JSON with a weight_map"),
-        ("no JSON", "expected JSON"),
+        ("no JSON", "as JSON"),
     ):
         (tmp_path / weights.INDEX).write_text(content)
         with pytest.raises(InputError, match=words):

@@ -18,6 +18,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from reprlib import repr as short
 
 from scav_jax.base.errors import InputError, check_unique
 from scav_jax.datasets import clip_lists
@@ -27,7 +28,9 @@ CLIP_SECONDS = 10
 VALIDATION_CLIPS = 550  # the paper's number (section IV)
 VALIDATION_SEED = "scav_jax/vggsound/validation/1"
 OFFICIAL_SPLITS = ("train", "test")
-_NAME = re.compile(r"(?P<video>[A-Za-z0-9_-]{11})_(?P<start>\d+)(?:_(?P<end>\d+))?", re.ASCII)
+_NAME = re.compile(
+    r"(?P<video>[A-Za-z0-9_-]{11})_(?P<start>\d{1,9})(?:_(?P<end>\d{1,9}))?", re.ASCII
+)
 
 
 def clip_id(video: str, start: int) -> str:
@@ -110,7 +113,7 @@ def _parse(row: list[str], where: str, split: str) -> Wanted:
     if len(row) == 4:
         name, official = f"{row[0]}_{row[1]}", row[3]
         if split and official != split:
-            raise InputError(f"{where}: expected the split {split!r}, got {official!r}")
+            raise InputError(f"{where}: expected the split {split!r}, got {short(official)}")
         label, split = row[2], official
     elif len(row) == 2:
         name, label = re.sub(r"\.\w+$", "", row[0]), row[1]
@@ -128,10 +131,10 @@ def _parse(row: list[str], where: str, split: str) -> Wanted:
     if match is None or match["end"] is not None:
         raise InputError(
             f"{where}: expected a YouTube id of 11 characters and a start in whole seconds, got "
-            f"{row[: len(row) // 2]}"
+            f"{short(row[: len(row) // 2])}"
         )
     if split not in OFFICIAL_SPLITS or not label:
-        raise InputError(f"{where}: expected a label and the split train or test, got {row}")
+        raise InputError(f"{where}: expected a label and the split train or test, got {short(row)}")
     video, start = match["video"], int(match["start"])
     name = clip_id(video, start)
     return Wanted(name, video, label, split, f"{name}.mp4", (video, start))

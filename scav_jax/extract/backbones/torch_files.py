@@ -63,8 +63,7 @@ def read(path: str | Path) -> dict:
     carries beside its items (a module's `_metadata`) is left out.
 
     Raises:
-      InputError: no file, no `.pt` file, truncated, or naming something that no file of tensors
-        needs.
+      InputError: no file, no `.pt` file, truncated, or naming what no file of tensors needs.
       OSError: the file cannot be opened or read.
     """
     path = Path(path)

@@ -237,9 +237,9 @@ def _read_shards(index: Path) -> dict[str, np.ndarray]:
     what, mend = "the index of shards of a model", "download it again"
     places = read_object(index, what, mend, MOST_HEADER_BYTES).get("weight_map")
     if not isinstance(places, dict) or not all(isinstance(one, str) for one in places.values()):
-        raise InputError(f"{index}: expected {what} with a weight_map of names of files; {mend}")
+        raise InputError(f"{index}: expected JSON with a weight_map of names of files; {mend}")
     names = sorted(set(places.values()))
-    if not all(Path(name).name == name and "\0" not in name for name in names):
+    if not all(Path(name).name == name and name.isprintable() and name for name in names):
         raise InputError(f"{index}: expected names of files beside it, got {listed(names)}")
     shards = {name: _read_file(index.with_name(name)) for name in names}
     lost = [name for name, shard in places.items() if name not in shards[shard]]

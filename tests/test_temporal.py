@@ -219,6 +219,11 @@ def test_a_clip_is_no_neighbour_of_itself():
     similarities = np.array(keys @ memory["visual"][:CLIPS].T)
     np.fill_diagonal(similarities, -2.0)
     np.testing.assert_array_equal(numbers, similarities.argmax(axis=1))
+    more = replace(objective, negatives=20)
+    _, near, far = more._chosen(outputs.about, memory, 0, ("visual", keys), "audio")
+    assert near.found.all() and far.found.all()
+    assert not (np.asarray(near.which) == np.asarray(far.which)).any(), "a neighbour is no negative"
+    assert (np.asarray(far.which) != np.arange(CLIPS)[:, None]).all()
     crossed = replace(objective, nn_space="cross_modal")
     _, near, _ = crossed._chosen(outputs.about, memory, 0, ("visual", keys), "audio")
     similarities = np.array(keys @ memory["audio"][:CLIPS].T)

@@ -5,7 +5,7 @@ configs/vggsound.py and configs/temporal/vggsound.py, with the features of the l
 be played, so sound is log-mel for both.
 
 Command:   python -m scav_jax.train --config configs/temporal/vggsound_with_scav.py --workdir RUN
-Hardware:  one V100 of 16 GB, or more. Not run by us: no time, no figure.
+Hardware:  one V100 of 32 GB, or more (`scav plan` says more). Not run by us: no time, no figure.
 Ours:      everything that the two have as ours, and a weight of 0.1 for the temporal part, the sum
            of ten losses (`--config.objective.temporal_weight`).
 """

@@ -9,9 +9,9 @@ ground
 the mathematics (jax, flax, optax, ott only)
     sharding       the device mesh; the only file that names a PartitionSpec
     positions      relative positions: offsets between steps -> rows of a learned table
-    encoders       projection MLPs, relative-position Transformers: features -> latents
+    encoders       projection MLPs, relative-position Transformers; ViTs: features -> latents
     distances      euclidean, dtw, wasserstein; `pairwise` -> D[visual, audio]
-    objectives     L_agg (CAV) and L_seq (SCAV)
+    objectives     L_agg (CAV) and L_seq (SCAV); EquiAV and its augmentations
     optimizer      AdamW, warm-up and cosine, what is not decayed
     gradient_cache  the gradient of a whole batch in the memory of a part
     train_step     the training state and its pure step function
@@ -31,7 +31,7 @@ programs
     train          `python -m scav_jax.train --config configs/vggsound.py`
     evaluate       the paper's tables on any data set: `python -m scav_jax.evaluate`
     search         a file in, ranked clips out: `python -m scav_jax.search`
-    export         a trained model as files: `python -m scav_jax.export`
+    export         a trained model as files: `python -m scav_jax.export`; released weights too
     inspect        what is in a data set or a folder of videos: `python -m scav_jax.inspect`
     web            a local page to search with: `python -m scav_jax.web`
 

@@ -9,10 +9,10 @@ ground
 the mathematics (jax, flax, optax, ott only)
     sharding       the device mesh; the only file that names a PartitionSpec
     positions      relative positions: offsets between steps -> rows of a learned table
-    encoders       projection MLPs, relative-position Transformers: features -> latents
+    encoders       projection MLPs, relative-position Transformers; ViTs: features -> latents
     distances      euclidean, dtw, wasserstein; `pairwise` -> D[visual, audio]
     views          parts of a clip, played faster or backwards, made of stored features
-    objectives     L_agg (CAV), L_seq (SCAV), temporal tasks, and sums of them
+    objectives     L_agg (CAV), L_seq (SCAV), temporal tasks, EquiAV, and sums of them
     optimizer      AdamW, warm-up and cosine, what is not decayed
     gradient_cache  the gradient of a whole batch in the memory of a part
     train_step     the training state and its pure step function
@@ -33,7 +33,7 @@ programs
     evaluate       the paper's tables on any data set: `python -m scav_jax.evaluate`
     probe          what features tell beside retrieval: `python -m scav_jax.probe`
     search         a file in, ranked clips out: `python -m scav_jax.search`
-    export         a trained model as files: `python -m scav_jax.export`
+    export         a trained model as files: `python -m scav_jax.export`; released weights too
     inspect        what is in a data set or a folder of videos: `python -m scav_jax.inspect`
     web            a local page to search with: `python -m scav_jax.web`
 

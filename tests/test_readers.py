@@ -53,7 +53,7 @@ def tensor(numel: int) -> bytes:
 
 def bombs() -> dict[str, bytes]:
     """Small files that say that they are large."""
-    large, header = bytes(2**28), b"\x80\x02"
+    large, header = bytes(2**27), b"\x80\x02"
     entries = io.BytesIO()
     with zipfile.ZipFile(entries, "w") as archive:
         archive.writestr("x/data.pkl", b"N.")
@@ -65,16 +65,16 @@ def bombs() -> dict[str, bytes]:
     lying[at : at + 4] = (1_000).to_bytes(4, "little")  # what it unpacks to
     return {
         "byteorder.pt": zipped(b"N.", byteorder=large),
-        "storage.pt": zipped(tensor(2**26), data_0=large),
-        "pickle.pt": zipped(header + b"N" * 2**27),
+        "storage.pt": zipped(tensor(2**25), data_0=large),
+        "pickle.pt": zipped(header + b"N" * 2**26),
         "lying.pt": bytes(lying),
         "sets.pt": zipped(header + b"\x8f" * 2**23),
-        "stream.pt": header + b"N" * 2**27,
-        "line.pt": header + b"I" + b"1" * 2**27,
+        "stream.pt": header + b"N" * 2**26,
+        "line.pt": header + b"I" + b"1" * 2**26,
         "copies.pt": zipped(copies),
         "entries.pt": entries.getvalue(),
-        "header.safetensors": (2**26).to_bytes(8, "little") + b"[" * 2**26,
-        "scav.json": b"[" + b"[]," * 2**25 + b"[]]",
+        "header.safetensors": (2**25).to_bytes(8, "little") + b"[" * 2**25,
+        "scav.json": b"[" + b"[]," * 2**24 + b"[]]",
     }
 
 

@@ -16,8 +16,9 @@ AT_ONCE = "interrupted at once; the same command resumes from what was kept"
 def second_ends() -> Iterator[None]:
     """Ends the process at the second Ctrl-C, whatever the main thread is doing.
 
-    Python tells a program of a signal between two of its instructions only, which a compilation or
-    a collective does not have for minutes. The system's own handler writes to a pipe at once.
+    Python tells a program of a signal between two instructions of its main thread only, which a
+    collective does not have for minutes. The system's own handler writes to a pipe at once, and a
+    thread reads it; where XLA compiles and holds Python's lock, that is when it lets go.
     """
     if threading.current_thread() is not threading.main_thread():
         yield

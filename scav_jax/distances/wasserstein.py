@@ -388,8 +388,10 @@ def _fixed_cost(method: FixedEpsilon, visual: Sequences, audio: Sequences) -> Fl
     """OT(V, A) as the dual objective, whose gradient at held potentials is the plan."""
     in_log_domain = replace(method, kernel="log")
     costs, rows, columns = _one_problem(method, visual, audio)
-    f, g, _ = _held(in_log_domain.potentials(_held(costs), rows, columns))
-    plan, _ = method.plans(costs.reduced, f, g, rows, columns)
-    value = method.values(costs.reduced, f, g, rows, columns)
-    value += mean_of_real(costs.of_rows, rows) + mean_of_real(costs.of_columns, columns)
+    held = _held(costs)
+    f, g, _ = in_log_domain.potentials(held, rows, columns)
+    moved = held.reduced + (costs.whole - held.whole)
+    plan, _ = method.plans(moved, f, g, rows, columns)
+    value = method.values(held.reduced, f, g, rows, columns)
+    value += mean_of_real(held.of_rows, rows) + mean_of_real(held.of_columns, columns)
     return (value - method.epsilon * (jnp.sum(plan) - 1.0))[0]

@@ -8,7 +8,7 @@ from scav_jax.base.errors import InputError
 from scav_jax.features import store
 from scav_jax.features.batches import Padding, load_batch, training_batches
 from scav_jax.features.clip import Clip, all_finite
-from scav_jax.features.records import ClipRecords, clip_of, fields_of
+from scav_jax.features.records import ClipRecords, Column, clip_of, fields_of
 
 
 def clip(number, random):
@@ -89,7 +89,7 @@ def test_a_damaged_record_is_an_input_error(data, cut):
     )
     with pytest.raises(InputError, match=r"not a tf\.train\.Example as scav_jax writes it"):
         fields_of(source[3][:-cut])
-    whole = clip_of(fields_of(source[3]), {"visual": 7, "audio": 5})
+    whole = clip_of(fields_of(source[3]), {"visual": Column(7), "audio": Column(5)})
     assert whole.id == "clip üüü"
 
 

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from small_run import TOWERS, parameters, records, small_config, write_data
 
-from scav_jax import objectives
+from scav_jax import objectives, sharding
 from scav_jax.base import doors
 from scav_jax.base.errors import InputError
 from scav_jax.distances import alignment, find, pairwise
@@ -21,6 +21,7 @@ from scav_jax.encoders import Encoders, PatchEncoders
 from scav_jax.evaluate import __main__ as evaluate_program
 from scav_jax.export.writing import export
 from scav_jax.extract.backbones import load, make_fingerprint
+from scav_jax.optimizer import make_optimizer
 from scav_jax.retrieval import model
 from scav_jax.sequences import AudioVisual, as_batch, sequences
 from scav_jax.train.loop import train
@@ -294,6 +295,29 @@ def test_microbatches_change_no_number_of_any_objective(name):
     np.testing.assert_allclose(plain, loss, rtol=1e-5)
     for one, other in ((outputs, cut_outputs), (gradients, cut_gradients)):
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-5), one, other)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("devices, microbatch", [(2, 0), (4, 4)])
+def test_devices_and_microbatches_train_equiav_to_the_same_numbers(devices, microbatch):
+    """Three steps, each of other views; the equality table is in test_scaling."""
+    encoders, objective, clips = setting("equivariant")
+    optimizer = make_optimizer(learning_rate=1e-3, warmup_steps=0, steps=10)
+    state = jax.device_get(init_state(encoders, objective, optimizer, clips, seed=0))
+    losses = {}
+    for count, part in ((1, 0), (devices, microbatch)):
+        mesh = sharding.make_mesh(count)
+        step = jax.jit(
+            make_train_step(encoders, objective, optimizer, 0, microbatch=part, mesh=mesh)
+        )
+        now, losses[count] = sharding.put_replicated(state, mesh), []
+        for _ in range(3):
+            now, metrics = step(now, sharding.put_batch(jax.device_get(clips), mesh))
+            losses[count].append(jax.device_get(metrics))
+    for one, other in zip(*losses.values(), strict=True):
+        for name, value in one.items():
+            np.testing.assert_allclose(other[name], value, rtol=2e-4, atol=2e-5, err_msg=name)
+    assert np.ptp([metrics["loss"] for metrics in losses[1]]) > 1e-3
 
 
 def test_a_memory_is_kept_learned_from_and_left_alone_by_a_bad_step():

@@ -1,4 +1,4 @@
-"""Pixels from end to end: extracted, trained on, resumed, evaluated, exported, searched."""
+"""Pixels from end to end: extracted, trained on by EquiAV, resumed, evaluated, searched."""
 
 import json
 

@@ -57,6 +57,8 @@ def run_document(name, seed, clips, labels, bootstrap):
         "objective": "aggregation" if name == "CAV" else "sequence",
         "own_method": "aggregation" if name == "CAV" else "sequence",
         "trained_with": "sequence objective, batch 64",
+        "training": "some/features, 100 clips",
+        "parameters": 1234,
         "config": {"seed": 0},
         "distance": {"name": "euclidean", "options": {"resample": "visual_to_audio"}},
         "methods": [

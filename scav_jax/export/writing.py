@@ -16,7 +16,7 @@ from scav_jax.base.files import folder_atomically, write_atomically
 from scav_jax.encoders import STREAMS, Towers
 from scav_jax.export import UNKNOWN_LICENCE
 from scav_jax.features.clip import fingerprint_id
-from scav_jax.objectives.objective import embeds_its_own_way
+from scav_jax.objectives.objective import Objective, embeds_its_own_way
 from scav_jax.retrieval.model import (
     EXPORT_VERSION,
     PARAMETERS_FILE,
@@ -282,11 +282,21 @@ def card(model: Model, run: Path, licence: str) -> str:
         platforms=", ".join(platform.upper() for platform in PLATFORMS),
         audio_width=widths["audio"],
         resampling=resampling,
-        embedding="The embedding of a clip is not the mean of its latents: "
-        "`towers/*_embedding.jaxexport` make it, with the parameters below `heads`."
-        if embeds_its_own_way(model.run.objective)
-        else "The embedding of a clip is the mean of its latents over time.",
+        embedding=_embedding_words(model.run.objective),
     )
+
+
+def _embedding_words(objective: Objective) -> str:
+    """How a clip's latents become its vector, and what the towers take of it."""
+    if not embeds_its_own_way(objective):
+        return "The embedding of a clip is the mean of its latents over time."
+    words = (
+        "The embedding of a clip is not the mean of its latents: `towers/*_embedding.jaxexport` "
+        "make it, with the parameters below `heads`."
+    )
+    if type(objective).shown is not Objective.shown:
+        words += " The towers take a clip as the objective's `shown` gives it, not as it is stored."
+    return words
 
 
 def _weights_words(model: Model) -> str:

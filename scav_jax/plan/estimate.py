@@ -57,6 +57,8 @@ def stored_features(config: Config) -> Stored:
     """Of the config's data set where it is on disk, else of VGGSound with the paper's features."""
     data = config.data
     if not (Path(data.path) / store.ABOUT).is_file():
+        if config.encoders.name == "patches":
+            return _assumed_pixels(config)
         numbers = sum(steps * width for steps, width in PAPER.values())
         source = f"{data.path} is not there: the paper's VGGSound is assumed"
         return Stored(PAPER_CLIPS, 2.0 * numbers, *PAPER.values(), source)
@@ -76,6 +78,14 @@ def stored_features(config: Config) -> Stored:
     visual, audio = zip(largest, widths, strict=True)
     source = f"{data.path}, {len(split):,} clips"
     return Stored(len(split), clip_bytes, visual, audio, source, sizes)
+
+
+def _assumed_pixels(config: Config) -> Stored:
+    """Ten frames of the towers' side and the log-mel, a clip of 10 s."""
+    shapes, sizes = ((10, 3 * config.encoders.side**2), (62, 2048)), (1, 2)
+    numbers = [steps * width for steps, width in shapes]
+    source = f"{config.data.path} is not there: pixels of {PAPER_CLIPS:,} clips are assumed"
+    return Stored(PAPER_CLIPS, float(np.dot(numbers, sizes)), *shapes, source, sizes)
 
 
 def workload(config: Config, devices: int, stored: Stored) -> Workload:

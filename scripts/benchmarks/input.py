@@ -32,7 +32,7 @@ from scav_jax.base.files import write_json
 from scav_jax.features import store
 from scav_jax.features.batches import load_batch, plan_training, training_batches
 from scav_jax.features.clip import Clip, check_clip
-from scav_jax.features.records import clip_of, fields_of
+from scav_jax.features.records import Column, clip_of, fields_of
 from scav_jax.retrieval.results import aligned
 
 BAR = 0.8
@@ -131,7 +131,10 @@ def stages(data: Path, turns: int) -> dict[str, float]:
     count = min(64, len(split))
     plan = plan_training(split, batch_size=count, seed=0)
     files = [str(path) for path in record_files(data) if "train" in path.name]
-    widths = {"visual": split.visual_width, "audio": split.audio_width}
+    columns = {
+        "visual": Column(split.visual_width, split.visual_dtype),
+        "audio": Column(split.audio_width, split.audio_dtype),
+    }
     found: dict[str, float] = {}
 
     def timed(name: str, work: Callable, given: list) -> list:
@@ -156,7 +159,7 @@ def stages(data: Path, turns: int) -> dict[str, float]:
         with ArrayRecordDataSource(files) as source:
             records = timed("reading the record", source.__getitem__, list(range(count)))
         fields = timed("parsing", fields_of, records)
-        clips = timed("arrays", partial(clip_of, widths=widths), fields)
+        clips = timed("arrays", partial(clip_of, columns=columns), fields)
         timed("checking for NaN", check_clip, clips)
         whole = Held(clips), np.arange(count), plan.paddings[-1], "time"
         for dtype in ("float16", "float32"):

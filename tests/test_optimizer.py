@@ -48,6 +48,18 @@ def test_no_warmup():
     np.testing.assert_allclose([schedule(0), schedule(2), schedule(4)], [0.1, 0.05, 0], atol=1e-8)
 
 
+def test_a_schedule_may_end_above_zero():
+    settings = {"learning_rate": 0.1, "warmup_steps": 2, "steps": 6}
+    schedule = learning_rate_schedule(**settings, final_learning_rate=0.02)
+    np.testing.assert_allclose(
+        [schedule(2), schedule(4), schedule(6)], [0.1, 0.06, 0.02], rtol=1e-6
+    )
+    with pytest.raises(
+        InputError, match=r"final_learning_rate: expected 0 up to .* 0\.1, got 0\.2"
+    ):
+        learning_rate_schedule(**settings, final_learning_rate=0.2)
+
+
 @pytest.mark.parametrize("warmup", [-1, 11, 12])
 def test_impossible_warmup_is_named(warmup):
     with pytest.raises(InputError, match=f"warmup.*{warmup}"):

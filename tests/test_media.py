@@ -449,7 +449,7 @@ def test_a_header_without_a_length_is_cut_as_one_with_it(tmp_path):
     for way in ("file", "pipe"):
         path = films.write_film(tmp_path / f"{way}.webm", "webm", lengths="longer sound", way=way)
         listing = manifest.Listing(
-            [manifest.ClipRequest(path.name, 0.0, None, "id")], 1.5, {}, [], Counter(), ""
+            [manifest.ClipRequest(path.name, 0.0, None, "id")], 1.5, {}, [], Counter(), "", tmp_path
         )
         clips, _, _ = manifest.cut_whole_videos(
             listing, lambda file: video_seconds(tmp_path / file)
@@ -499,7 +499,7 @@ def test_where_picture_and_sound_are_both_missing_something_was_lost(tmp_path):
         return None if 1.9 <= seconds < 2.6 else data
 
     path = films.write_film(tmp_path / "a.avi", "nut", change=lost)
-    with pytest.raises(Unusable, match="corrupt: 0.[67]. s of picture and sound are missing"):
+    with pytest.raises(Unusable, match=r"corrupt: 0.[67]. s of picture and sound are missing"):
         cut(path)
 
 

@@ -191,7 +191,7 @@ def test_a_value_of_another_type_is_refused_by_name(key, text):
 @pytest.mark.parametrize(
     ("key", "message"),
     [
-        ("train.step", r"Did you mean 'steps'\? train has steps, log_every"),
+        ("train.step", r"Did you mean 'steps'\? train has steps, init_from, log_every"),
         ("trian.steps", r"Did you mean 'train\.steps'\? the config has data, "),
         ("batch_size", r"Did you mean 'data\.batch_size'\? the config has data, "),
         ("encoders.learning_rate", r"Did you mean 'optimizer\.learning_rate'\? encoders has "),

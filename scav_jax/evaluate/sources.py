@@ -23,6 +23,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from scav_jax.base.errors import InputError
@@ -178,7 +179,7 @@ def embedded_from(file: EmbeddingsFile, split: Split) -> Embedded:
             windows = np.stack([np.zeros(len(lengths)), lengths], 1).astype(np.float32)
             windows = file.windows[stream][order] if file.windows else windows
             streams[stream] = Sequences(values, lengths, windows)
-            means[stream] = np.asarray(masked_mean(values, lengths))
+            means[stream] = np.asarray(masked_mean(jnp.asarray(values), jnp.asarray(lengths)))
             if file.embeddings:
                 means[stream] = file.embeddings[stream][order]
         else:

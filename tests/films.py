@@ -67,6 +67,8 @@ def add_streams(container, codecs: tuple[str, str]) -> list:
         video.bit_rate = 1_000_000
     audio = container.add_stream(codecs[1], rate=RATE)
     audio.layout = "mono"
+    if not codecs[1].startswith("pcm"):
+        audio.bit_rate = 96_000
     return [video, audio]
 
 

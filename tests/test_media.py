@@ -1,15 +1,21 @@
 """Decoding: frames and sound of a clip on the clip's own clock, from generated files."""
 
 import errno
+import os
+import struct
+import threading
+from collections import Counter
 from fractions import Fraction
 
 import av
+import films
 import numpy as np
 import pytest
 
+from scav_jax.base import containers
 from scav_jax.base.errors import ProgramFault
-from scav_jax.extract import backbones, fbank, media
-from scav_jax.extract.streams import Unusable, decoder_errors, video_seconds
+from scav_jax.extract import backbones, fbank, manifest, media
+from scav_jax.extract.streams import Unusable, decoder_errors, stream_seconds, video_seconds
 
 FPS = 25
 SIZE = (96, 64)  # width, height
@@ -377,3 +383,173 @@ def test_plain_is_the_same_in_blocks(monkeypatch):
     whole = plain.PlainVisual().prepare(frames, None)
     monkeypatch.setattr(plain, "FRAMES_AT_ONCE", 4)
     np.testing.assert_array_equal(plain.PlainVisual().prepare(frames, None), whole)
+
+
+# ---- one film in every container: the whole matrix is scripts/benchmarks/containers.py --------
+
+FRAME_S = 0.04
+OFFSETS = (0.0, 5.0, 50_000.0, -1.0)
+GOES_ON = ("avi", "m2ts", "mpg", "ts")  # where joined files are one film; the others are refused
+
+
+def cells():
+    """Of each container every way, with offsets and lengths drawn by a seed."""
+    random = np.random.default_rng(15)
+    for container in films.CONTAINERS:
+        for way in ("file", "pipe", "joined"):
+            yield (
+                container,
+                float(random.choice(OFFSETS)),
+                str(random.choice([*films.LENGTHS])),
+                way,
+            )
+
+
+def aligned(got, expected):
+    return len(got) == len(expected) and np.allclose(got, expected, rtol=0, atol=FRAME_S)
+
+
+@pytest.mark.parametrize(("container", "offset", "lengths", "way"), cells())
+def test_a_film_is_the_same_in_every_container(tmp_path, container, offset, lengths, way):
+    path = tmp_path / f"film.{films.CONTAINERS[container][0]}"
+    try:
+        films.write_film(path, container, offset=offset, lengths=lengths, way=way)
+    except av.FFmpegError:  # it cannot be written so
+        if way != "pipe":
+            offset = 0.0
+        films.write_film(path, container, offset=offset, lengths=lengths, way="file")
+        way = "file"
+    refused = {"unclear times", "joined"} if way == "joined" or offset < 0 else set()
+    try:
+        media = cut(path, size=films.SIZE)
+    except Unusable as unusable:
+        assert unusable.reason.partition(":")[0] in refused, unusable.reason
+        assert not (way == "joined" and container in GOES_ON)
+        return
+    flashes, clicks = films.of_media(media)
+    if way != "joined":
+        true_flashes, true_clicks = films.plainly_decoded(path)
+        assert len(true_flashes) == len(true_clicks) == 1
+        assert aligned(flashes, true_flashes) and aligned(clicks, true_clicks)
+        for kind, expected in zip(("video", "audio"), films.LENGTHS[lengths], strict=True):
+            end = stream_seconds(path, kind)
+            assert min(abs(end - expected - cut_off) for cut_off in (0, min(offset, 0))) < 0.15
+        return
+    longest = max(films.LENGTHS[lengths])
+    assert container in GOES_ON and len(flashes) == len(clicks) == 2
+    assert np.allclose(flashes, clicks, rtol=0, atol=2.5 * FRAME_S if offset else FRAME_S)
+    assert flashes[1] - flashes[0] == pytest.approx(longest, abs=2.5 * FRAME_S)
+
+
+def test_a_header_without_a_length_is_cut_as_one_with_it(tmp_path):
+    """What a browser records, or a muxer writes to a pipe."""
+    lists = []
+    for way in ("file", "pipe"):
+        path = films.write_film(tmp_path / f"{way}.webm", "webm", lengths="longer sound", way=way)
+        listing = manifest.Listing(
+            [manifest.ClipRequest(path.name, 0.0, None, "id")], 1.5, {}, [], Counter(), ""
+        )
+        clips, _, _ = manifest.cut_whole_videos(
+            listing, lambda file: video_seconds(tmp_path / file)
+        )
+        lists.append([(clip.start, clip.end) for clip in clips])
+    assert lists[0] == lists[1] == [(0.0, 1.5), (1.5, 3.0)]
+
+
+@pytest.mark.parametrize("factor", [0.01, 300.0])
+def test_a_header_that_lies_about_the_length_hides_and_refuses_nothing(tmp_path, factor):
+    path = films.write_film(tmp_path / "a.mkv", "mkv")
+    content = bytearray(path.read_bytes())
+    at = content.index(b"\x44\x89\x88") + 3  # Duration, a double
+    (seconds,) = struct.unpack(">d", content[at : at + 8])
+    content[at : at + 8] = struct.pack(">d", factor * seconds)
+    path.write_bytes(content)
+    assert video_seconds(path) == pytest.approx(3.0, abs=0.1)
+    if factor < 1:
+        assert len(cut(path).frames) == 75
+        return
+    with pytest.raises(Unusable, match="truncated: the clip should end at 9"):  # not "too long"
+        cut(path)
+
+
+def test_sound_that_is_shorter_than_the_picture_can_be_asked_for_alone(tmp_path):
+    path = films.write_film(tmp_path / "a.mkv", "mkv", lengths="longer picture")
+    with media.Reader(path, None, kinds=("audio",)) as reader:
+        assert len(reader.cut(0.0, None).waveform) == pytest.approx(3 * 16_000, abs=1_000)
+
+
+@pytest.mark.parametrize("container", ["webm", "mkv", "mp4", "ts", "flv"])
+def test_sound_that_is_left_out_is_silence(tmp_path, container):
+    def silent(number, seconds, data):
+        return None if number == 1 and 1.9 <= seconds < 2.6 else data
+
+    path = films.write_film(
+        tmp_path / f"a.{films.CONTAINERS[container][0]}", container, change=silent
+    )
+    media = cut(path, size=films.SIZE)
+    assert aligned(*films.of_media(media))
+    assert np.abs(media.waveform[round(2.1 * 16_000) : round(2.5 * 16_000)]).max() < 1e-4
+    assert np.abs(media.waveform[round(2.8 * 16_000) :]).max() > 1e-3
+
+
+def test_where_picture_and_sound_are_both_missing_something_was_lost(tmp_path):
+    def lost(number, seconds, data):
+        return None if 1.9 <= seconds < 2.6 else data
+
+    path = films.write_film(tmp_path / "a.avi", "nut", change=lost)
+    with pytest.raises(Unusable, match="corrupt: 0.[67]. s of picture and sound are missing"):
+        cut(path)
+    assert len(cut(path, 0.0, 1.8).frames) == 45
+
+
+def test_packets_without_content_repeat_the_picture(tmp_path):
+    """As Theora, VP8 and MPEG-4 have them for pictures that stay."""
+
+    def repeat(number, seconds, data):
+        return b"" if number == 0 and (1.9 <= seconds < 2.4 or seconds >= 2.8) else data
+
+    path = films.write_film(tmp_path / "a.nut", "nut", change=repeat)
+    with av.open(str(path)) as container:
+        assert sum(packet.size == 0 for packet in container.demux(video=0)) > 12
+    media = cut(path, size=films.SIZE)
+    assert len(media.frames) == 75 and video_seconds(path) == pytest.approx(3.0, abs=0.05)
+    for begin, end in ((50, 58), (72, 75)):
+        assert (media.frames[begin:end] == media.frames[begin]).all()
+    assert aligned(*films.of_media(media))
+
+
+@pytest.mark.parametrize("offset", [95_440.5, 95_443.0])
+@pytest.mark.parametrize("container", ["ts", "mpg"])
+def test_clocks_of_33_bits_wrap(tmp_path, container, offset):
+    path = films.write_film(tmp_path / f"a.{container}", container, offset=offset)
+    media = cut(path, size=films.SIZE)
+    flashes, clicks = films.of_media(media)
+    assert len(flashes) == 1 and aligned(flashes, clicks)
+    assert flashes[0] == pytest.approx(films.MOMENT, abs=FRAME_S)
+    assert len(media.frames) == 75
+
+
+def test_a_long_skip_in_a_file_that_cannot_seek_exactly_gives_the_same(tmp_path, monkeypatch):
+    path = films.write_film(tmp_path / "a.ts", "ts", offset=5.0, way="joined")
+    read_on = cut(path, 3.6, 5.2)
+    monkeypatch.setattr(media, "SEEK_GAP_S", 1.0)
+    skipped = cut(path, 3.6, 5.2)
+    np.testing.assert_array_equal(skipped.frames, read_on.frames)
+    np.testing.assert_array_equal(skipped.previous, read_on.previous)
+    begin = round(0.4 * 16_000)  # AAC's substituted noise depends on what was decoded before
+    np.testing.assert_allclose(skipped.waveform[begin:], read_on.waveform[begin:], atol=0.02)
+
+
+def test_a_pipe_is_refused_at_once_and_can_be_saved(tmp_path):
+    path = films.write_film(tmp_path / "a.ts", "ts")
+    pipe = tmp_path / "pipe.ts"
+    os.mkfifo(pipe)
+    with pytest.raises(Unusable, match="a pipe: it can be read once only"):
+        cut(pipe)
+    writer = threading.Thread(target=pipe.write_bytes, args=(path.read_bytes(),), daemon=True)
+    writer.start()
+    with containers.saved(pipe) as file:
+        np.testing.assert_array_equal(cut(file).frames, cut(path).frames)
+    assert not file.exists()
+    with containers.saved(path) as file:
+        assert file == path

@@ -25,6 +25,7 @@ BACKWARD_UNTRUSTED_S = 0.5  # timestamps that a container does not store are gue
 BACKWARD_SHOWN_S = 1.0  # packets that only say when they are shown come in another order
 LOOK_AHEAD = 1_024  # packets that wait at most until the other stream follows
 GAP_S = 0.25
+UNTIMED = 12  # packets in a row without any time: what they say of others would be a guess
 ROUNDING_S = 1e-3
 
 P = TypeVar("P")
@@ -40,6 +41,7 @@ class _Side:
     shift: float = 0.0
     last: float | None = None
     end: float = -math.inf
+    untimed: int = 0
     gaps: list[tuple[float, float]] = field(default_factory=list)
 
 
@@ -136,7 +138,11 @@ class Clock(Generic[P]):
 
     def _note(self, side: _Side, stamp: Stamp) -> None:
         if stamp.seconds is None:
+            side.untimed += 1
+            if side.untimed == UNTIMED and len(self._sides) > 1 and self.doubt is None:
+                self.doubt = side.end, "packets have no timestamps"
             return
+        side.untimed = 0
         time = stamp.seconds + side.shift
         if time - side.end > GAP_S and side.end > -math.inf:
             side.gaps.append((side.end, time))

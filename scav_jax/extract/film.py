@@ -19,6 +19,7 @@ import av
 from av.stream import Disposition
 
 from scav_jax.extract.opening import open_container
+from scav_jax.extract.whole import check_single
 
 KINDS = ("video", "audio")
 NO_FILM = Disposition.attached_pic | Disposition.timed_thumbnails | Disposition.still_image
@@ -40,8 +41,9 @@ class Film:
 
 
 def film_of(path: Path) -> Film:
-    """Looks at a file; `Unusable` where it cannot be opened."""
+    """Looks at a file; `Unusable` where it cannot be opened, or only its first part is read."""
     with contextlib.closing(open_container(path)) as container:
+        check_single(path, container.format.name)
         start = container.start_time
         indexes = {}
         for kind in KINDS:

@@ -47,8 +47,9 @@ class Packets:
         if self._clock.doubt is None:
             return
         time, reason = self._clock.doubt
-        if time - self._zero < stop - LOST_S:
-            raise Unusable("decode", f"unclear times: from {time - self._zero:.2f} s on {reason}")
+        begin = max(time - self._zero, 0.0)
+        if begin < stop - LOST_S:
+            raise Unusable("decode", f"unclear times: from {begin:.2f} s on {reason}")
 
     def lost(self, start: float, stop: float) -> bool:
         """Whether the file has neither picture nor sound for a part of start..stop.

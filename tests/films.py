@@ -2,7 +2,6 @@
 
 import functools
 import io
-import itertools
 from fractions import Fraction
 from pathlib import Path
 
@@ -168,8 +167,11 @@ def plainly_decoded(path: Path) -> tuple[list[float], list[float]]:
     flashes, clicks = [], []
     with av.open(str(path)) as container:
         start = (container.start_time or 0) / av.time_base
-        for frame in itertools.chain(container.decode(video=0, audio=0)):
-            time = float((frame.pts if frame.pts is not None else frame.dts) * frame.time_base)
+        for frame in container.decode(video=0, audio=0):
+            ticks = frame.pts if frame.pts is not None else frame.dts
+            if ticks is None:  # what an old decoder gives when it is flushed
+                continue
+            time = float(ticks * frame.time_base)
             if isinstance(frame, av.VideoFrame):
                 if frame.to_ndarray(format="gray").mean() > 180:
                     flashes.append(time - start)

@@ -91,11 +91,11 @@ def _encoded(muxer: str, codecs: tuple[str, str], lengths: tuple[float, float]) 
             frame.time_base = Fraction(1, RATE)
             packets += audio.encode(frame)
         packets += audio.encode()
-    packets.sort(key=lambda packet: float(packet.dts * packet.time_base))
-    return [
-        (p.stream.index, p.pts, p.dts, p.duration, p.time_base, p.is_keyframe, bytes(p))
-        for p in packets
-    ]
+        packets.sort(key=lambda packet: float(packet.dts * packet.time_base))
+        return [
+            (p.stream.index, p.pts, p.dts, p.duration, p.time_base, p.is_keyframe, bytes(p))
+            for p in packets
+        ]
 
 
 class Pipe(io.RawIOBase):

@@ -19,7 +19,8 @@ import numpy as np
 from jaxtyping import Float
 
 from scav_jax.base.errors import InputError
-from scav_jax.extract.streams import KINDS, Unusable
+from scav_jax.extract.film import KINDS
+from scav_jax.extract.streams import Unusable
 from scav_jax.report import markup
 from scav_jax.report.match import Curve, match_curve, one
 from scav_jax.report.playable import playable

@@ -26,9 +26,9 @@ from scav_jax.extract.backbones.clip_pixels import Preprocessing
 from scav_jax.extract.backbones.clip_towers import ClipConfig, VisionConfig
 from scav_jax.extract.backbones.clip_visual import FRAMES_A_BLOCK, ClipPreparer, ClipVisual
 from scav_jax.extract.backbones.clip_weights import random_weights
+from scav_jax.extract.film import KINDS
 from scav_jax.extract.ledger import Ledger
 from scav_jax.extract.manifest import ClipRequest
-from scav_jax.extract.streams import KINDS
 from scav_jax.features import store
 
 VISION = VisionConfig(24, 40, 10, 2, 3, 32, 8)

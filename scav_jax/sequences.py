@@ -18,6 +18,9 @@ from scav_jax.base.errors import InputError
 
 AnyArray = Array | np.ndarray  # batches are NumPy until they are put on a device
 DIRECTIONS = ("visual_to_audio", "audio_to_visual")
+# How far below a step, in steps, it is read from that step on. A compiler may work a position out
+# twice and round it in two ways; grids meet at whole steps, so no step may begin just there.
+BELOW = 2.3e-4
 
 
 @flax.struct.dataclass
@@ -182,7 +185,7 @@ def resample(
     values = zero_padding(source.values, source.lengths)
     positions = resample_positions(source.windows, target_window, target_steps)
     positions = jnp.clip(positions, 0.0, last.astype(positions.dtype))
-    left = jnp.minimum(jnp.floor(positions).astype(jnp.int32), last)
+    left = jnp.minimum(jnp.floor(positions + BELOW).astype(jnp.int32), last)
     right = jnp.minimum(left + 1, last)
     weight = (positions - left.astype(positions.dtype)).astype(values.dtype)[:, None]
     # By value and difference, so that a constant sequence stays exactly constant.

@@ -2,7 +2,6 @@
 
 import functools
 import io
-import itertools
 from fractions import Fraction
 from pathlib import Path
 
@@ -92,11 +91,11 @@ def _encoded(muxer: str, codecs: tuple[str, str], lengths: tuple[float, float]) 
             frame.time_base = Fraction(1, RATE)
             packets += audio.encode(frame)
         packets += audio.encode()
-    packets.sort(key=lambda packet: float(packet.dts * packet.time_base))
-    return [
-        (p.stream.index, p.pts, p.dts, p.duration, p.time_base, p.is_keyframe, bytes(p))
-        for p in packets
-    ]
+        packets.sort(key=lambda packet: float(packet.dts * packet.time_base))
+        return [
+            (p.stream.index, p.pts, p.dts, p.duration, p.time_base, p.is_keyframe, bytes(p))
+            for p in packets
+        ]
 
 
 class Pipe(io.RawIOBase):
@@ -168,8 +167,11 @@ def plainly_decoded(path: Path) -> tuple[list[float], list[float]]:
     flashes, clicks = [], []
     with av.open(str(path)) as container:
         start = (container.start_time or 0) / av.time_base
-        for frame in itertools.chain(container.decode(video=0, audio=0)):
-            time = float((frame.pts if frame.pts is not None else frame.dts) * frame.time_base)
+        for frame in container.decode(video=0, audio=0):
+            ticks = frame.pts if frame.pts is not None else frame.dts
+            if ticks is None:  # what an old decoder gives when it is flushed
+                continue
+            time = float(ticks * frame.time_base)
             if isinstance(frame, av.VideoFrame):
                 if frame.to_ndarray(format="gray").mean() > 180:
                     flashes.append(time - start)

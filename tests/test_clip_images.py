@@ -152,5 +152,8 @@ def test_other_preprocessing_is_named(content, words):
 
 def test_a_damaged_file_is_named(tmp_path):
     (tmp_path / "preprocessor_config.json").write_text("{")
-    with pytest.raises(InputError, match=r"preprocessor_config\.json: expected JSON"):
+    with pytest.raises(
+        InputError,
+        match=r"preprocessor_config\.json: expected the constants .* as JSON: .*; download it",
+    ):
         read_preprocessing(tmp_path, 224)

@@ -436,11 +436,13 @@ def test_configurations_without_meaning_are_named(content, words):
 
 def test_a_directory_without_config_is_named(tmp_path):
     with pytest.raises(
-        InputError, match=r"config\.json: expected CLIP's configuration, got no such"
+        InputError, match=r"config\.json: expected CLIP's configuration, got no such file"
     ):
         clip_model.load(tmp_path)
     (tmp_path / "config.json").write_text("[]")
-    with pytest.raises(InputError, match=r"config\.json: expected a JSON object, got list"):
+    with pytest.raises(
+        InputError, match=r"config\.json: expected CLIP's configuration as a JSON object, got \[\]"
+    ):
         clip_model.load(tmp_path)
 
 

@@ -444,12 +444,17 @@ def test_options_that_cannot_be_are_named(change, message):
         Equivariant(**change)
 
 
+def material(backbone):
+    none = np.zeros((0, 2))
+    return Material({"backbone": backbone}, "time", "none", [], none, none, {})
+
+
 def test_other_features_and_other_sizes_are_refused():
     for about in ("random", {"visual": {"name": "plain"}, "audio": {"name": "plain"}}):
         with pytest.raises(InputError, match="expected visual features of the backbone 'pixels'"):
-            SMALL.check(Material({"backbone": about}, "time"))
+            SMALL.check(material(about))
     sides = {"visual": {"name": "pixels"}, "audio": {"name": "pixels"}}
-    SMALL.check(Material({"backbone": sides}, "time"))
+    SMALL.check(material(sides))
     with pytest.raises(InputError, match=r"expected pictures of 48 pixels a side, got 32"):
         init_params(TOWERS.clone(side=48), SMALL, pixels(), seed=0)
     with pytest.raises(InputError, match="got none: 10 numbers a step"):

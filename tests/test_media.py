@@ -397,8 +397,6 @@ def cells():
     random = np.random.default_rng(15)
     for container in films.CONTAINERS:
         for way in ("file", "pipe", "joined"):
-            if container == "wmv" and way != "joined":
-                continue  # read plainly, its frames have no times to compare with
             yield (
                 container,
                 float(random.choice(OFFSETS)),
@@ -411,7 +409,7 @@ def aligned(got, expected):
     return len(got) == len(expected) and np.allclose(got, expected, rtol=0, atol=FRAME_S)
 
 
-@pytest.mark.parametrize(("container", "offset", "lengths", "way"), [*cells()])
+@pytest.mark.parametrize(("container", "offset", "lengths", "way"), list(cells()))
 def test_a_film_is_the_same_in_every_container(tmp_path, container, offset, lengths, way):
     path = tmp_path / f"film.{films.CONTAINERS[container][0]}"
     try:
@@ -499,8 +497,9 @@ def test_where_picture_and_sound_are_both_missing_something_was_lost(tmp_path):
         return None if 1.9 <= seconds < 2.6 else data
 
     path = films.write_film(tmp_path / "a.avi", "nut", change=lost)
-    with pytest.raises(Unusable, match=r"corrupt: 0.[67]. s of picture and sound are missing"):
+    with pytest.raises(Unusable, match=r"corrupt: 0\.[67]. s of picture and sound are missing"):
         cut(path)
+    assert len(cut(path, 0.0, 1.8).frames) in (44, 45)  # the film begins 0.06 s before
 
 
 def test_packets_without_content_repeat_the_picture(tmp_path):

@@ -105,6 +105,11 @@ FILES = {
         lambda f, n: (f / n).write_text("#EXTM3U\n#EXTINF:3,\ngood.mp4\n"),
         Rejected("open", "not a readable video"),
     ),
+    "concat.mp4": (
+        lambda f, n: (f / n).write_text("ffconcat version 1.0\nfile good.mp4\n"),
+        Rejected("open", "not a readable video: it is no video, or a play list"),
+    ),
+    "pipe.mp4": (lambda f, n: os.mkfifo(f / n), Rejected("open", "a pipe")),
     "mute.mp4": (lambda f, n: write(f, n, track=None), Rejected("open", "no audio stream")),
     "blind.mp4": (lambda f, n: write(f, n, frames=None), Rejected("open", "no video stream")),
     "no-frames.mp4": (lambda f, n: without_pictures(write(f, n)), Rejected("decode", "no frames")),

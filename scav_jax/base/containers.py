@@ -58,16 +58,18 @@ def saved(path: Path) -> Iterator[Path]:
 
 
 def is_pipe(path: Path) -> bool:
-    """Whether what lies there is a pipe or a socket and no file."""
+    """Whether what lies there is a pipe, a socket or a device and no file."""
     try:
         mode = path.stat().st_mode
     except OSError:
         return False
-    return stat.S_ISFIFO(mode) or stat.S_ISSOCK(mode)
+    return stat.S_ISFIFO(mode) or stat.S_ISSOCK(mode) or stat.S_ISCHR(mode)
 
 
 def declared_seconds(path: Path) -> float | None:
     """The length that a file declares as a whole; None where it says nothing or cannot be read."""
+    if is_pipe(path):
+        return None
     try:
         with open_container(path) as container:
             return container.duration / av.time_base if container.duration else None

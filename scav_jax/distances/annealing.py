@@ -28,8 +28,8 @@ CAREFUL = 1000.0  # final epsilons that a unit of a logarithm moves the result b
 def epsilons(blur: float, scaling: float, diameter: float) -> list[float]:
     """The epsilon of every iteration, as geomloss 0.2.5 makes them for p = 2.
 
-    >>> [round(e, 3) for e in epsilons(blur=0.5, scaling=0.5, diameter=3.0)]
-    [9.0, 9.0, 2.25, 0.562, 0.25]
+    >>> [round(e, 2) for e in epsilons(blur=0.5, scaling=0.5, diameter=3.0)]
+    [9.0, 9.0, 2.25, 0.56, 0.25]
     """
     annealed = np.arange(2 * np.log(diameter), 2 * np.log(blur), 2 * np.log(scaling))
     return [diameter**2, *np.exp(annealed).tolist(), blur**2]

@@ -16,7 +16,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from reprlib import repr as short  # of cells, which may be as long as the file
 
-from scav_jax.base.documents import read_text
+from scav_jax.base.documents import read_text, regular_file
 from scav_jax.base.errors import InputError, check_unique, did_you_mean
 from scav_jax.base.names import is_text, shown
 
@@ -106,7 +106,9 @@ class Listing:
     def _sample(self, file: str) -> str:
         """A hash of the beginning, the middle and the end of a file; "" where it cannot be read."""
         size, found = self.sizes[file], hashlib.sha256()
-        with contextlib.suppress(OSError, ValueError), open(self.root / file, "rb") as content:
+        # A pipe is refused: it would be waited for.
+        unreadable = contextlib.suppress(OSError, ValueError, InputError)
+        with unreadable, regular_file(self.root / file, "a video", "") as content:
             for begin in (0, (size - SAMPLE_BYTES) // 2, size - SAMPLE_BYTES):
                 content.seek(max(begin, 0))
                 found.update(content.read(SAMPLE_BYTES))

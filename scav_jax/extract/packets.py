@@ -27,7 +27,11 @@ class Packets:
     def __init__(self, container: av.container.InputContainer, film: Film, kind: str):
         self._container, self._kind, self._zero = container, kind, film.zero
         self._streams = {kind: container.streams[index] for kind, index in film.indexes.items()}
-        self._kinds = {stream.index: kind for kind, stream in self._streams.items()}
+        # Of each stream by its index: kind, seconds a tick, seconds that a packet usually lasts.
+        self._about = {
+            stream.index: (kind, float(stream.time_base), usual_duration(stream))
+            for kind, stream in self._streams.items()
+        }
         self._clock: Clock[av.Packet] = Clock(bool(container.format.flags & RESTARTING))
 
     def __iter__(self) -> Iterator[av.Packet]:
@@ -63,19 +67,18 @@ class Packets:
         )
 
     def _stamp(self, packet: av.Packet) -> Stamp:
-        kind = self._kinds[packet.stream.index]
-        base, time = float(self._streams[kind].time_base), packet.dts
-        if time is None:
-            time = packet.pts
-        duration = (packet.duration or 0) * base or usual_duration(self._streams[kind])
-        seconds = None if time is None else time * base
-        return Stamp(kind, seconds, duration, shown=packet.dts is None)
+        kind, base, usual = self._about[packet.stream.index]
+        shown = packet.dts is None
+        time = packet.pts if shown else packet.dts
+        duration = (packet.duration or 0) * base or usual
+        return Stamp(kind, None if time is None else time * base, duration, shown)
 
     def _shifted(self, ready: Iterator[tuple[float, av.Packet]]) -> Iterator[av.Packet]:
         for shift, packet in ready:
-            if self._kinds[packet.stream.index] != self._kind:
+            kind, base, _ = self._about[packet.stream.index]
+            if kind != self._kind:
                 continue
-            ticks = round(shift / float(self._streams[self._kind].time_base))
+            ticks = round(shift / base) if shift else 0
             if ticks and packet.pts is not None:
                 packet.pts += ticks
             if ticks and packet.dts is not None:

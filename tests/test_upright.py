@@ -1,0 +1,121 @@
+"""Pictures as players show them, and which picture stream is the film."""
+
+import itertools
+from fractions import Fraction
+
+import av
+import numpy as np
+import pytest
+from test_media import click_track, cut, flash_frames, write_video
+
+from scav_jax.extract import media
+from scav_jax.extract.streams import picture_ratio, stream_kinds
+
+MATRICES = [
+    (a, b, c, d)
+    for a, b, c, d in itertools.product((-1, 0, 1), repeat=4)
+    if abs(a * d - b * c) == 1 and abs(a) + abs(b) == 1 and abs(c) + abs(d) == 1
+]  # all eight turns and reflections
+
+
+@pytest.fixture(scope="module")
+def stored(tmp_path_factory):
+    path = tmp_path_factory.mktemp("stored") / "a.mp4"
+    track = click_track(1.2, 16_000, [0.5])
+    return write_video(path, flash_frames(1.2, []), track, audio_rate=16_000)
+
+
+def with_matrix(path, target, matrix):
+    """The file with another upper left 2 x 2 in the header of its first track, the picture's."""
+    content = bytearray(path.read_bytes())
+    at = content.index(b"tkhd") + 4 + 40
+    for place, value in zip((0, 4, 12, 16), matrix, strict=True):
+        content[at + place : at + place + 4] = (value * 65_536).to_bytes(4, "big", signed=True)
+    target.write_bytes(content)
+    return target
+
+
+def moved(picture, matrix):
+    """ISO 14496-12: the point (x, y) is shown at (a x + c y, b x + d y); moved into the frame."""
+    a, b, c, d = matrix
+    height, width = picture.shape[:2]
+    y, x = np.mgrid[:height, :width]
+    to_x, to_y = a * x + c * y, b * x + d * y
+    to_x, to_y = to_x - to_x.min(), to_y - to_y.min()
+    out = np.zeros((to_y.max() + 1, to_x.max() + 1, 3), picture.dtype)
+    out[to_y, to_x] = picture
+    return out
+
+
+@pytest.mark.parametrize("matrix", MATRICES)
+def test_turns_and_reflections_are_those_of_the_display_matrix(tmp_path, stored, matrix):
+    assert len(MATRICES) == 8
+    path = with_matrix(stored, tmp_path / "a.mp4", matrix)
+    expected = moved(cut(stored, size=None).frames[7], matrix)
+    np.testing.assert_array_equal(cut(path, size=None).frames[7], expected)
+    assert picture_ratio(path) == pytest.approx(expected.shape[1] / expected.shape[0])
+
+
+def write_anamorphic(path, ratio):
+    """A film with pixels that are `ratio` as wide as they are high; its left half is bright."""
+    with av.open(str(path), "w") as container:
+        video = container.add_stream("mpeg4", rate=25)
+        video.width, video.height, video.pix_fmt = 96, 64, "yuv420p"
+        video.codec_context.sample_aspect_ratio = ratio
+        video.bit_rate = 2_000_000
+        for index in range(30):
+            rgb = np.full((64, 96, 3), 20 + index, np.uint8)
+            rgb[:, :48] = 200
+            frame = av.VideoFrame.from_ndarray(rgb, format="rgb24")
+            frame.pts, frame.time_base = index, Fraction(1, 25)
+            container.mux(video.encode(frame))
+        container.mux(video.encode())
+    return path
+
+
+@pytest.mark.parametrize("suffix", ["mp4", "mkv", "avi"])
+@pytest.mark.parametrize("ratio", [Fraction(2), Fraction(1, 2), Fraction(32, 27), Fraction(1, 500)])
+def test_pixels_that_are_not_square_are_shown_as_wide_as_they_are(tmp_path, suffix, ratio):
+    path = write_anamorphic(tmp_path / f"a.{suffix}", ratio)
+    with media.Reader(path, None, kinds=("video",)) as reader:
+        frames = reader.cut(0.0, None).frames
+    width = int(96 * ratio) if ratio > Fraction(1, 16) else 96  # a header that cannot be right
+    assert frames.shape == (30, 64, width, 3)
+    assert picture_ratio(path) == pytest.approx(width / 64, rel=0.02)
+    row = frames[0, 32, :, 0].astype(int)
+    assert (row[: width // 2 - 8] > 150).all() and (row[width // 2 + 8 :] < 80).all()
+    with media.Reader(path, (32, 32), kinds=("video",)) as reader:  # the whole picture, as before
+        assert reader.cut(0.0, None).frames.shape == (30, 32, 32, 3)
+
+
+@pytest.mark.parametrize(
+    ("suffix", "codec"), [("mp4", "png"), ("mp4", "mjpeg"), ("mkv", "mjpeg"), ("nut", "png")]
+)
+@pytest.mark.parametrize("first", [True, False])
+def test_a_still_is_not_the_film(tmp_path, suffix, codec, first):
+    """Larger than the film, before or behind it, and not marked as a cover."""
+    path = tmp_path / f"a.{suffix}"
+    with av.open(str(path), "w") as container:
+        streams = {}
+        for name in ("still", "film") if first else ("film", "still"):
+            streams[name] = container.add_stream(codec if name == "still" else "mpeg4", rate=25)
+        streams["still"].width = streams["still"].height = 320
+        streams["still"].pix_fmt = "yuvj420p" if codec == "mjpeg" else "rgb24"
+        streams["film"].width, streams["film"].height = 96, 64
+        streams["film"].pix_fmt = "yuv420p"
+        packets = []
+        for name, count in (("still", 1), ("film", 30)):
+            stream = streams[name]
+            for index, rgb in enumerate(itertools.islice(flash_frames(1.2, [0.6]), count)):
+                shown = np.resize(rgb, (stream.height, stream.width, 3))
+                frame = av.VideoFrame.from_ndarray(shown, format="rgb24")
+                frame.pts, frame.time_base = index, Fraction(1, 25)
+                packets += stream.encode(frame)
+            packets += stream.encode()
+        for packet in sorted(packets, key=lambda packet: float(packet.dts * packet.time_base)):
+            container.mux(packet)
+    with media.Reader(path, None, kinds=("video",)) as reader:
+        frames = reader.cut(0.0, None).frames
+    assert frames.shape == (30, 64, 96, 3)
+    assert frames.mean(axis=(1, 2, 3)).argmax() == 15
+    assert stream_kinds(path) == ("video",)

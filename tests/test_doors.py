@@ -135,6 +135,7 @@ def trained(data, workdir, stop_after=None, **changes):
         {
             "objective.name": "stranger_objective:Noisy",
             "objective.noise": "0.3",
+            "encoders.visual_blocks": 1,
             "distance.name": "stranger_distance:of_means",
         },
     ],

@@ -14,7 +14,7 @@ from scav_jax.base.errors import InputError
 from scav_jax.base.progress import progress_bar
 from scav_jax.extract import media, pool, streams
 from scav_jax.extract.backbones.plain import PlainAudio, PlainVisual
-from scav_jax.extract.manifest import ClipRequest, cut_whole_videos, list_clips
+from scav_jax.extract.manifest import ClipOptions, ClipRequest, cut_whole_videos, list_clips
 from scav_jax.extract.streams import Unusable
 from scav_jax.inspect.findings import Clip, Fault, document
 from scav_jax.inspect.near import NEAR, signature
@@ -64,7 +64,7 @@ def inspect_videos(
       InputError: as `manifest.list_clips`.
     """
     videos = Path(videos)
-    listing = list_clips(videos, clips, clip_seconds)
+    listing = list_clips(videos, ClipOptions(clips, clip_seconds))
     wanted, _, _ = cut_whole_videos(listing, partial(_seconds, videos))
     by_file: dict[str, list[ClipRequest]] = {}
     for clip in wanted:

@@ -29,6 +29,7 @@ from scav_jax.extract.jobs import Job, Outcome, make_jobs
 from scav_jax.extract.manifest import (
     LAST_CLIP_TOLERANCE_S,
     NO_TEXT,
+    ClipOptions,
     ClipRequest,
     cut_id,
     cut_whole_videos,
@@ -117,7 +118,7 @@ def requests_for(
 def _of_folder(
     folder: Path, clip_seconds: float | None, streams: tuple[str, ...], root: str | Path | None
 ) -> Wanted:
-    listing = list_clips(folder, None, clip_seconds)
+    listing = list_clips(folder, ClipOptions(seconds=clip_seconds))
     clips, _, _ = cut_whole_videos(listing, lambda file: _seconds(folder / file, "video"))
     if root is None:
         return Wanted(folder, clips, streams, listing.unreadable)

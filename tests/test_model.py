@@ -19,12 +19,12 @@ from scav_jax.extract.backbones.plain import PlainVisual
 from scav_jax.extract.manifest import ClipOptions, cut_whole_videos, list_clips
 from scav_jax.features import store
 from scav_jax.retrieval import embed, files, model
+from scav_jax.sequences import STREAMS
 from scav_jax.training import runs
 from scav_jax.training.config import Config, as_dict
 
 RATE = 16_000
 WIDTHS = {"visual": 384, "audio": 2048}
-STREAMS = ("visual", "audio")
 
 
 def write_run(folder, seed=0, pre_resample="visual_to_audio", fingerprint=None, **distance):

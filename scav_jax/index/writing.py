@@ -13,12 +13,12 @@ from jaxtyping import Int
 
 from scav_jax.base.errors import InputError
 from scav_jax.base.names import is_text, shown
-from scav_jax.index.catalog import STREAMS, Header, Rows, about_checksums, schema
+from scav_jax.index.catalog import Header, Rows, about_checksums, schema
 from scav_jax.index.encoding import COLUMNS, EncodedStream, Encoding
 from scav_jax.index.scan import are_finite
 from scav_jax.index.segments import Snapshot, segment_numbers, write_segment
 from scav_jax.retrieval.embed import Embedded
-from scav_jax.sequences import Sequences
+from scav_jax.sequences import STREAMS, Sequences
 
 SEGMENT_BYTES = 2**28  # of one stream's sequences in one segment, about
 

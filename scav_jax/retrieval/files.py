@@ -36,8 +36,8 @@ from scav_jax.extract.manifest import (
     list_clips,
 )
 from scav_jax.extract.streams import Unusable, stream_kinds, stream_seconds
-from scav_jax.features.clip import Clip
-from scav_jax.retrieval.embed import STREAMS, Embedded, embed_clips
+from scav_jax.features.clip import STREAMS, Clip
+from scav_jax.retrieval.embed import Embedded, embed_clips
 from scav_jax.training.runs import Run
 
 CLIPS_AT_ONCE = 64  # what `embed_requests` holds in memory

@@ -58,6 +58,13 @@ class Batching:
 BLOCKS = Batching(frames_per_device=50, resize="pil")
 
 
+def check_options(dtype: str, output: str) -> None:
+    """Raises `InputError` for what is none of `DTYPES` or of `OUTPUTS`."""
+    for name, value, known in (("dtype", dtype, DTYPES), ("output", output, OUTPUTS)):
+        if value not in known:
+            raise InputError(f"clip: {name}: expected one of {', '.join(known)}, got {value!r}")
+
+
 def load(
     directory_or_hub_id: str | Path,
     dtype: str = "float32",
@@ -113,9 +120,7 @@ class ClipModel:
         batching: Batching | None = None,
     ):
         batching = batching or Batching()
-        for name, value, known in (("dtype", dtype, DTYPES), ("output", output, OUTPUTS)):
-            if value not in known:
-                raise InputError(f"clip: {name}: expected one of {known}, got {value!r}")
+        check_options(dtype, output)
         self.config, self.dtype, self.output = config, dtype, output
         self.directory = directory
         self._where = str(directory) if directory else "clip"

@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float, UInt8
 
-from scav_jax.base.errors import InputError
 from scav_jax.extract.backbones.clip_pixels import Preprocessing, resize_crop_pil
 from scav_jax.extract.backbones.sides import Visual
 
@@ -40,14 +39,7 @@ class ClipVisual(Visual):
 
         from scav_jax.extract.backbones import clip_model
 
-        for option, value, known in (
-            ("dtype", dtype, clip_model.DTYPES),
-            ("output", output, clip_model.OUTPUTS),
-        ):
-            if value not in known:
-                raise InputError(
-                    f"clip: {option}: expected one of {', '.join(known)}, got {value!r}"
-                )
+        clip_model.check_options(dtype, output)  # before minutes of loading
         if isinstance(weights, str | Path):
             weights = clip_model.load(weights, dtype, output, clip_model.BLOCKS)
             weights.crop(np.zeros((1, 8, 8, 3), np.uint8))  # checks Pillow: workers resize with it

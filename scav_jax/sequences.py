@@ -47,6 +47,9 @@ class AudioVisual(NamedTuple):
     audio: Sequences
 
 
+STREAMS = AudioVisual._fields
+
+
 class Batch(NamedTuple):
     """B clips of a batch.
 

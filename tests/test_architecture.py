@@ -27,6 +27,7 @@ MATHEMATICS = (
 )
 # The house's size: it may not grow without a decision.
 MOST_ROOMS, MOST_ARROWS, MOST_FLOORS = 28, 130, 9
+MOST_LINES, MOST_PARAMETERS = 60, 8  # of a function
 # The mathematics imports none of these itself, and runs where all but the first two are missing,
 # which flax needs.
 NOT_FOR_MATHEMATICS = (
@@ -142,6 +143,26 @@ def test_the_house_is_small():
     assert len(MODULE_MAP) <= MOST_ROOMS
     assert len(arrows) <= MOST_ARROWS
     assert max(floors.values()) <= MOST_FLOORS
+
+
+def too_large(source: str) -> list[str]:
+    """The functions with too many lines or parameters; `self` and `cls` are none."""
+    found = []
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            given = node.args
+            names = [arg.arg for arg in (*given.posonlyargs, *given.args, *given.kwonlyargs)]
+            names += [arg.arg for arg in (given.vararg, given.kwarg) if arg]
+            parameters = len(names) - (names[:1] in (["self"], ["cls"]))
+            lines = node.end_lineno - node.lineno + 1
+            if lines > MOST_LINES or parameters > MOST_PARAMETERS:
+                found.append(f"{node.name}: {lines} lines, {parameters} parameters")
+    return found
+
+
+def test_functions_are_small():
+    large = {name: too_large(source) for name, source in SOURCES.items()}
+    assert {name: found for name, found in large.items() if found} == {}
 
 
 def test_package_itself_imports_nothing():
@@ -287,6 +308,14 @@ def test_order_sees_an_import_inside_a_function():
     order = ["sequences", "optimizer", "train"]
     wrong = against_the_order({"scav_jax.optimizer": found}, order)
     assert wrong == ["scav_jax.optimizer imports scav_jax.train"]
+
+
+def test_large_functions_are_seen():
+    lines = "\n".join(["    pass"] * MOST_LINES)
+    parameters = ", ".join(f"p{number}" for number in range(MOST_PARAMETERS))
+    small = f"def f(self, {parameters}):\n    pass\n"
+    large = f"def g():\n{lines}\nasync def h({parameters}, *more):\n    pass\n"
+    assert too_large(small + large) == ["g: 61 lines, 0 parameters", "h: 2 lines, 9 parameters"]
 
 
 @pytest.mark.parametrize("importer, expected", [("a.b", "a.c"), ("a", "a.c")])

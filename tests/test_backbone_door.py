@@ -63,16 +63,19 @@ def package(tmp_path_factory):
     sys.modules.pop("stranger_side", None)
 
 
-@pytest.fixture(scope="module")
-def videos(tmp_path_factory):
-    """Ten films of 2 s; which are for what."""
-    folder = tmp_path_factory.mktemp("films")
+def ten_films(folder):
+    """Ten films of 2 s, and a list that says which are for what."""
     rows = ["file,split"]
     for number in range(10):
         good_video(folder / f"{number}.mp4", 2, seed=number)
         rows.append(f"{number}.mp4,{'validation' if number >= 6 else 'train'}")
     (folder / "clips.csv").write_text("\n".join(rows) + "\n")
     return folder
+
+
+@pytest.fixture(scope="module")
+def videos(tmp_path_factory):
+    return ten_films(tmp_path_factory.mktemp("films"))
 
 
 def extract(videos, out, *words):

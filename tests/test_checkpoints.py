@@ -57,7 +57,7 @@ def saved(tmp_path, state):
 
 
 def test_the_latest_and_the_best_are_kept(saved, tmp_path):
-    assert saved.latest_step() == 55
+    assert saved.latest_written() == 55
     assert saved.best_steps() == [20, 40]
     kept = {int(path.name) for path in (tmp_path / "checkpoints").iterdir()}
     assert kept == {20, 40, 55}  # the best two and the latest two
@@ -98,7 +98,7 @@ def test_another_optimizer_is_refused_by_name(saved, state):
         saved.restore(55, like)
     with pytest.raises(InputError, match=r"another model: parameter 'opt_state/"):
         saved.restore_latest(like)
-    assert saved.latest_step() == 55  # nothing was set aside
+    assert saved.latest_written() == 55  # nothing was set aside
 
 
 def write_others(folder, state):
@@ -177,7 +177,7 @@ def test_every_damaged_file_is_seen_and_the_run_goes_back_one(two_saved, few, da
                 continue
             assert step == 10, name
             assert "checkpoint of step 20 is broken" in said and said.count("\n") == 1, name
-            assert (run / ck.BROKEN / "20").is_dir() and manager.latest_step() == 10
+            assert (run / ck.BROKEN / "20").is_dir() and manager.latest_written() == 10
             went_back.add(str(name))
             manager.save(20, shifted(few, 21), {"next_index": 20}, 0.9)  # nothing is in the way
             manager.wait()

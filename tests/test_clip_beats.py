@@ -21,10 +21,10 @@ from scav_jax.base.errors import InputError
 from scav_jax.extract import backbones, jobs, media, program, shards
 from scav_jax.extract.backbones import Prepared, Preparer, beats, weights
 from scav_jax.extract.backbones.beats_audio import BeatsPreparer
-from scav_jax.extract.backbones.clip_model import ClipModel
+from scav_jax.extract.backbones.clip_model import BLOCKS, ClipModel
 from scav_jax.extract.backbones.clip_pixels import Preprocessing
 from scav_jax.extract.backbones.clip_towers import ClipConfig, VisionConfig
-from scav_jax.extract.backbones.clip_visual import FRAMES_A_BLOCK, ClipPreparer, ClipVisual
+from scav_jax.extract.backbones.clip_visual import ClipPreparer, ClipVisual
 from scav_jax.extract.backbones.clip_weights import random_weights
 from scav_jax.extract.film import KINDS
 from scav_jax.extract.ledger import Ledger
@@ -33,6 +33,7 @@ from scav_jax.features import store
 
 VISION = VisionConfig(24, 40, 10, 2, 3, 32, 8)
 BEATS = dataclasses.replace(SMALL, encoder_layers=2)
+BLOCK = BLOCKS.frames_per_device
 
 
 def write_weights(folder, seed=0):
@@ -141,7 +142,7 @@ def test_frames_are_cropped_as_they_are_decoded(videos):
 
 def test_batches_change_no_bit(model):
     """However clips are put together, on one device or on eight."""
-    clips = prepared(1, FRAMES_A_BLOCK, 3 * FRAMES_A_BLOCK + 7, 38, 2 * FRAMES_A_BLOCK - 1)
+    clips = prepared(1, BLOCK, 3 * BLOCK + 7, 38, 2 * BLOCK - 1)
     alone = [model.encode([clip])[0] for clip in clips]
     assert [len(visual) for visual, _ in alone] == [len(clip.visual) for clip in clips]
     one = clip_of_devices(1)
@@ -159,9 +160,7 @@ def clip_of_devices(count):
     clip = ClipModel(
         ClipConfig(vision=VISION),
         random_weights(ClipConfig(vision=VISION), 0),
-        frames_per_device=FRAMES_A_BLOCK,
-        devices=jax.local_devices()[:count],
-        resize="pil",
+        batching=dataclasses.replace(BLOCKS, devices=jax.local_devices()[:count]),
     )
     sound = beats.Beats(beats.random_checkpoint(BEATS, 0), devices=count)
     model = backbones.load("clip_beats", weights={"clip": clip, "beats": sound})
@@ -170,7 +169,7 @@ def clip_of_devices(count):
 
 
 def test_blocks_are_the_towers_own_features(model):
-    clips = prepared(1, FRAMES_A_BLOCK, 3 * FRAMES_A_BLOCK + 7, 38, 2 * FRAMES_A_BLOCK - 1)
+    clips = prepared(1, BLOCK, 3 * BLOCK + 7, 38, 2 * BLOCK - 1)
     blocks = model.visual.model.encode_blocks([clip.visual for clip in clips])
     for clip, found in zip(clips, blocks, strict=True):
         expected = model.visual.model.encode_crops(clip.visual)

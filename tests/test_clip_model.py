@@ -12,7 +12,7 @@ import pytest
 
 from scav_jax.base.errors import InputError
 from scav_jax.extract.backbones import clip_model, clip_weights, weights
-from scav_jax.extract.backbones.clip_model import ClipModel
+from scav_jax.extract.backbones.clip_model import Batching, ClipModel
 from scav_jax.extract.backbones.clip_towers import (
     ClipConfig,
     TextConfig,
@@ -38,12 +38,12 @@ def tensors():
     return random_weights(SMALL, seed=3)
 
 
-def one_device(frames=2):
-    return {"frames_per_device": frames, "devices": jax.local_devices()[:1]}
+def one_device(frames=2, resize=None):
+    return Batching(frames, jax.local_devices()[:1], resize)
 
 
-def small(tensors, **options):
-    return ClipModel(SMALL, tensors, **{**one_device(), **options})
+def small(tensors, batching=None, **options):
+    return ClipModel(SMALL, tensors, batching=batching or one_device(), **options)
 
 
 def pixels_of(random, count, size):
@@ -146,7 +146,7 @@ def test_vision_tower_is_its_transcription(random, tensors, hidden_act):
     crops = pixels_of(random, 3, 26)
     expected = [vision_reference(crop, tensors, config) for crop in crops]
     for output, rows in zip(clip_model.OUTPUTS, zip(*expected, strict=True), strict=True):
-        model = ClipModel(ClipConfig(config, TEXT), tensors, output=output, frames_per_device=2)
+        model = ClipModel(ClipConfig(config, TEXT), tensors, output=output, batching=Batching(2))
         found = model.encode_crops(crops)
         assert found.dtype == np.float32 and found.shape == (3, model.visual_width)
         np.testing.assert_allclose(found, np.stack(rows), rtol=0, atol=2e-5)
@@ -163,7 +163,7 @@ def test_text_tower_is_its_transcription(tensors, hidden_act, eos, rows):
     config = dataclasses.replace(TEXT, hidden_act=hidden_act, eos_token_id=eos)
     expected = [text_reference(np.asarray(i), end, tensors, config) for i, end in rows]
     for output, features in zip(clip_model.OUTPUTS, zip(*expected, strict=True), strict=True):
-        model = ClipModel(ClipConfig(VISION, config), tensors, output=output, frames_per_device=1)
+        model = ClipModel(ClipConfig(VISION, config), tensors, output=output, batching=Batching(1))
         found = model.encode_ids(np.asarray([ids for ids, _ in rows], np.int32))
         assert found.dtype == np.float32 and found.shape == (len(rows), model.text_width)
         np.testing.assert_allclose(found, np.stack(features), rtol=0, atol=2e-5)
@@ -202,7 +202,7 @@ def compare_vision(config, crops, seed, outputs):
     assert np.abs(pooled).mean() > 0.3 and pooled.std(axis=0).mean() > 0.1  # no collapse
     expected = {"pooled": pooled, "projected": found.image_embeds.numpy()}
     for output in outputs:
-        ours = ClipModel(ClipConfig(vision=config), tensors, output=output, **one_device())
+        ours = ClipModel(ClipConfig(vision=config), tensors, output=output, batching=one_device())
         assert np.abs(ours.encode_crops(crops) - expected[output]).max() <= TOLERANCE
 
 
@@ -229,7 +229,7 @@ def compare_text(config, ids):
         pooled = model.text_model(torch.from_numpy(ids.astype(np.int64))).pooler_output.numpy()
     assert np.abs(pooled).mean() > 0.3 and pooled.std(axis=0).mean() > 0.1
     for output, expected in (("pooled", pooled), ("projected", found.text_embeds.numpy())):
-        ours = ClipModel(ClipConfig(text=config), tensors, output=output, **one_device())
+        ours = ClipModel(ClipConfig(text=config), tensors, output=output, batching=one_device())
         assert np.abs(ours.encode_ids(ids) - expected).max() <= TOLERANCE
 
 
@@ -257,7 +257,7 @@ def test_directories_that_transformers_writes(random, tensors, tmp_path, kind):
     else:
         model = torch_model(kind, VISION, tensors, "vision_model." * (kind == "CLIPVisionModel"))
     model.save_pretrained(tmp_path)
-    ours = clip_model.load(tmp_path, frames_per_device=3)
+    ours = clip_model.load(tmp_path, batching=Batching(3))
     assert ours.config.vision == VISION
     crops = pixels_of(random, 2, 26)
     pixels = torch.from_numpy(normalised(crops).astype(np.float32)).permute(0, 3, 1, 2)
@@ -269,7 +269,7 @@ def test_directories_that_transformers_writes(random, tensors, tmp_path, kind):
         ids = np.asarray([row for row, _ in ROWS], np.int32)
         with torch.no_grad():
             expected = model.get_text_features(torch.from_numpy(ids.astype(np.int64)))
-        projected = clip_model.load(tmp_path, output="projected", **one_device())
+        projected = clip_model.load(tmp_path, output="projected", batching=one_device())
         expected = expected.pooler_output.numpy()
         np.testing.assert_allclose(projected.encode_ids(ids), expected, rtol=0, atol=2e-5)
 
@@ -369,7 +369,7 @@ def test_a_bare_tower_may_lack_the_prefix(random, tensors):
     only = {n: x for n, x in tensors.items() if n.startswith("vision_model.")}
     bare = {name.removeprefix("vision_model."): x for name, x in only.items()}
     for arrays in (only, bare):
-        model = ClipModel(ClipConfig(vision=VISION), arrays, **one_device())
+        model = ClipModel(ClipConfig(vision=VISION), arrays, batching=one_device())
         np.testing.assert_array_equal(model.encode_crops(crops), expected)
         assert model.fingerprint() == small(tensors).fingerprint()
     with pytest.raises(InputError, match="expected a model with a text tower, got one without"):
@@ -447,9 +447,13 @@ def test_a_directory_without_config_is_named(tmp_path):
 
 
 def test_options_are_checked(tensors):
-    for option, value in (("dtype", "float16"), ("output", "mean"), ("resize", "opencv")):
+    for option, value, given in (
+        ("dtype", "float16", {"dtype": "float16"}),
+        ("output", "mean", {"output": "mean"}),
+        ("resize", "opencv", {"batching": one_device(resize="opencv")}),
+    ):
         with pytest.raises(InputError, match=f"{option}: expected one of .* got '{value}'"):
-            small(tensors, **{option: value})
+            small(tensors, **given)
     other = clip_model.clip_images.Preprocessing(30, (30, 30))
     with pytest.raises(InputError, match=r"crop_size .* to equal image_size 26 .* \[30, 30\]"):
         small(tensors, preprocessing=other)
@@ -460,7 +464,7 @@ def test_options_are_checked(tensors):
 
 def test_frames_do_not_depend_on_each_other(random, tensors):
     frames = random.integers(0, 256, (7, 31, 45, 3)).astype(np.uint8)
-    model = small(tensors, frames_per_device=3)
+    model = small(tensors, one_device(3))
     together = model.encode_images(frames)
     assert together.shape == (7, 24) and np.abs(together[0] - together[1]).max() > 0.01
     for index, frame in enumerate(frames):
@@ -471,7 +475,7 @@ def test_frames_do_not_depend_on_each_other(random, tensors):
 
 
 def test_crops_of_clips_of_many_sizes_share_a_call(random, tensors):
-    model = small(tensors, frames_per_device=4)
+    model = small(tensors, one_device(4))
     clips = [
         random.integers(0, 256, (n, height, width, 3)).astype(np.uint8)
         for n, height, width in ((3, 30, 40), (5, 47, 29), (1, 26, 26))
@@ -483,7 +487,7 @@ def test_crops_of_clips_of_many_sizes_share_a_call(random, tensors):
 
 def test_resizing_on_the_device_gives_the_same_features(random, tensors):
     frames = random.integers(0, 256, (5, 37, 52, 3)).astype(np.uint8)
-    host, device = (small(tensors, resize=resize) for resize in ("pil", "device"))
+    host, device = (small(tensors, one_device(resize=resize)) for resize in ("pil", "device"))
     np.testing.assert_array_equal(host.crop(frames), device.crop(frames))
     np.testing.assert_array_equal(host.encode_images(frames), device.encode_images(frames))
     assert host.fingerprint() == device.fingerprint()
@@ -493,8 +497,8 @@ def test_resizing_on_the_device_gives_the_same_features(random, tensors):
 def test_eight_devices_are_one(random, tensors, resize):
     assert jax.local_device_count() == 8
     frames = random.integers(0, 256, (27, 33, 29, 3)).astype(np.uint8)
-    one = small(tensors, resize=resize)
-    eight = small(tensors, resize=resize, devices=None)  # all
+    one = small(tensors, one_device(resize=resize))
+    eight = small(tensors, Batching(2, resize=resize))  # all
     assert (one.batch, eight.batch) == (2, 16)
     expected = one.encode_images(frames)
     np.testing.assert_allclose(eight.encode_images(frames), expected, rtol=0, atol=1e-6)
@@ -554,7 +558,7 @@ def directory(tensors, tmp_path):
 
 
 def test_texts_are_tokenized_and_padding_changes_nothing(directory):
-    model = clip_model.load(directory, **one_device())
+    model = clip_model.load(directory, batching=one_device())
     texts = ["ab a", "B", "a b c a b c a b c a b c"]
     found = model.encode_texts(texts)
     ids = [[6, 4, 2, 7], [6, 3, 7], [6, 2, 3, 5, 2, 3, 5, 2, 7]]  # the last is cut to 9
@@ -571,7 +575,7 @@ def test_texts_are_tokenized_and_padding_changes_nothing(directory):
 
 
 def test_texts_that_do_not_fit_are_named(directory):
-    model = clip_model.load(directory, **one_device())
+    model = clip_model.load(directory, batching=one_device())
     for ids, words in (
         ([[1] * 10], r"ids: expected \[N, 1\.\.9\], got \[1, 10\]"),
         ([[50, 7]], "ids: expected 0 to 49, got 7 to 50"),
@@ -588,7 +592,7 @@ def test_texts_that_do_not_fit_are_named(directory):
 
 
 def test_fingerprint_is_what_features_depend_on(directory, tensors):
-    model = clip_model.load(directory, **one_device())
+    model = clip_model.load(directory, batching=one_device())
     found = model.fingerprint()
     assert json.loads(json.dumps(found)) == found
     assert found["config"] == dataclasses.asdict(VISION)
@@ -612,10 +616,10 @@ def test_fingerprint_is_what_features_depend_on(directory, tensors):
 
 def test_preprocessor_config_is_read(directory, random):
     frames = random.integers(0, 256, (2, 50, 60, 3)).astype(np.uint8)
-    plain = clip_model.load(directory, **one_device())
+    plain = clip_model.load(directory, batching=one_device())
     content = {"size": {"shortest_edge": 40}, "crop_size": 26, "image_mean": [0, 0, 0.5]}
     (directory / "preprocessor_config.json").write_text(json.dumps(content))
-    other = clip_model.load(directory, **one_device())
+    other = clip_model.load(directory, batching=one_device())
     assert other.preprocessing.mean == (0.0, 0.0, 0.5)
     expected = clip_model.clip_images.resize_crop_pil(frames, other.preprocessing)
     np.testing.assert_array_equal(other.crop(frames), expected)

@@ -15,7 +15,7 @@ from scav_jax.distances import euclidean as module
 from scav_jax.distances import euclidean_many_grids, pairwise, resampling
 from scav_jax.distances.euclidean import euclidean, euclidean_matrix, interpolation_weights
 from scav_jax.distances.euclidean_blocks import Plan
-from scav_jax.distances.resampling import Block, Grid
+from scav_jax.distances.resampling import Grid, InPlace
 from scav_jax.sequences import DIRECTIONS, Sequences, sequences
 
 WIDTH = 3
@@ -267,8 +267,8 @@ def test_collect_and_spread_are_the_adjoint_of_read():
     @jax.jit
     def both(visual, audio):
         taps = resampling.taps_of_many(shared, own, jnp.arange(9, dtype=jnp.int32), FLOAT32)
-        moved = resampling.read(Block(audio, None, None), taps)
-        collected = resampling.collect(Block(visual, None, None), taps, shared, own, 7)
+        moved = resampling.read(InPlace(audio, None, None), taps)
+        collected = resampling.collect(InPlace(visual, None, None), taps, shared, own, 7)
         return moved, collected, resampling.spread(jnp.zeros_like(audio), visual, taps)
 
     moved, collected, spread = both(visual.values, audio.values)

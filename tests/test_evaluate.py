@@ -90,8 +90,8 @@ def method(document, kind, k=None, run=0):
     return next(m for m in methods if m["method"] == kind and k in (None, m["k"]))
 
 
-def test_figures_are_those_of_a_naive_evaluation(document, scav, data):
-    run, split = runs.load_run(scav), store.read(data, "test")
+def naive_ranks(run, split):
+    """(method, direction) -> the rank of every query, counted one by one."""
     embedded = embed(run, split, batch_size=3)
     unit = [
         e / np.linalg.norm(e, axis=1, keepdims=True)
@@ -100,15 +100,63 @@ def test_figures_are_those_of_a_naive_evaluation(document, scav, data):
     distances = retrieve.sequence_distances(
         embedded.latents, "euclidean", {"resample": "audio_to_visual"}
     )
-    for kind, matrix in (("aggregation", -unit[0] @ unit[1].T), ("sequence", distances)):
-        rows = {"v2a": matrix, "a2v": matrix.T}
-        for direction, by_query in rows.items():
-            ranks = [1 + sum(other < row[i] for other in row) for i, row in enumerate(by_query)]
-            got = method(document, kind)[direction]
-            assert got["n"] == 10
-            assert got["recall_at_1"] == np.mean(np.array(ranks) <= 1)
-            assert got["recall_at_5"] == np.mean(np.array(ranks) <= 5)
-            assert got["mean_rank"] == pytest.approx(np.mean(ranks))
+    return {
+        (kind, direction): np.array([1 + np.sum(row < row[i]) for i, row in enumerate(by_query)])
+        for kind, matrix in (("aggregation", -unit[0] @ unit[1].T), ("sequence", distances))
+        for direction, by_query in (("v2a", matrix), ("a2v", matrix.T))
+    }
+
+
+def test_figures_are_those_of_a_naive_evaluation(document, scav, data):
+    naive = naive_ranks(runs.load_run(scav), store.read(data, "test"))
+    for (kind, direction), ranks in naive.items():
+        got = method(document, kind)[direction]
+        assert got["n"] == 10
+        assert got["recall_at_1"] == np.mean(ranks <= 1)
+        assert got["recall_at_5"] == np.mean(ranks <= 5)
+        assert got["mean_rank"] == pytest.approx(np.mean(ranks))
+
+
+# Whose class is "drum": 0, 2, 4, ...; the others have none.
+ANNOTATIONS = """id,label,audible,visible,background_music,static_image,voice_over
+clip 0,drum,1,1,1,0,0
+clip 0,dog,1,0,1,0,0
+clip 1,drum,1,1,0,0,0
+clip 2,drum,1,0,1,0,1
+clip 6,dog,1,1,0,0,0
+clip 8,drum,0,1,0,0,0
+elsewhere,dog,1,1,0,1,0
+"""
+SUBSETS = {
+    "class heard and seen": [0],
+    "class heard only": [2],
+    "class neither heard nor seen": [6],
+    "class seen only": [8],
+    "background music": [0, 2],
+    "no background music": [1, 6, 8],
+    "no static image": [0, 1, 2, 6, 8],
+    "no voice over": [0, 1, 6, 8],
+    "voice over": [2],
+}
+
+
+def test_annotations_divide_the_queries(scav, data, tmp_path, capsys):
+    path = tmp_path / "annotations.csv"
+    path.write_text(ANNOTATIONS)
+    words = ["--run", str(scav), "--split", "test", "--bootstrap", "0", "--out", str(tmp_path)]
+    program.main([*words, "--annotations", str(path)])
+    found = json.loads((tmp_path / "metrics.json").read_text())["runs"][0]["per_subset"]
+    naive = naive_ranks(runs.load_run(scav), store.read(data, "test"))
+    for (kind, direction), ranks in naive.items():
+        assert found[kind].keys() == SUBSETS.keys()
+        for name, clips in SUBSETS.items():
+            got = found[kind][name][direction]
+            assert (got["n"], got["mean_rank"]) == (len(clips), np.mean(ranks[clips]))
+    assert re.search(r"SCAV +no background music +3 ", capsys.readouterr().out)
+    assert "By subset (SCAV, sequence)" in (tmp_path / "report.html").read_text()
+    path.write_text("\n".join(ANNOTATIONS.splitlines()[::7]))
+    with pytest.raises(InputError, match=r"none of its 10 clips \(such as clip 0\) is among the 1"):
+        program.main([*words, "--annotations", str(path)])
 
 
 def test_hybrid_extremes_are_aggregation_and_sequence_in_every_figure(document):

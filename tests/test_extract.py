@@ -22,7 +22,7 @@ from scav_jax.base.errors import InputError
 from scav_jax.extract import backbones, jobs, manifest, pool, program
 from scav_jax.extract.backbones.plain import PlainAudio
 from scav_jax.extract.ledger import Ledger
-from scav_jax.extract.manifest import ClipRequest, list_clips
+from scav_jax.extract.manifest import ClipOptions, ClipRequest, list_clips
 from scav_jax.features import store
 
 RATE = 16_000
@@ -114,7 +114,7 @@ def content(data, split="all"):
 
 
 def test_a_folder_is_listed_in_order(videos):
-    listing = list_clips(videos, None, None)
+    listing = list_clips(videos)
     assert [clip.file for clip in listing.clips] == ["a/c.mkv", "b.mp4", "d.mp4"]
     assert [clip.id for clip in listing.clips] == ["a/c.mkv", "b.mp4", "d.mp4"]
     assert {clip.split for clip in listing.clips} == {"all"}
@@ -128,7 +128,7 @@ def test_links_that_lead_back_do_not_loop(tmp_path):
 
 
 def test_whole_videos_are_cut_and_the_rest_is_counted(videos):
-    listing = list_clips(videos, None, 2.5)
+    listing = list_clips(videos, ClipOptions(seconds=2.5))
     seconds = {"a/c.mkv": 7.0, "b.mp4": 2.0, "d.mp4": 4.95}
     clips, videos_cut, rest = manifest.cut_whole_videos(listing, seconds.get)
     assert [(c.file, c.start, c.end, c.id) for c in clips] == [
@@ -210,14 +210,14 @@ def test_splits_keep_folders_or_what_a_column_says_together(tmp_path):
         path = tmp_path / file
         path.parent.mkdir(exist_ok=True)
         path.touch()
-    listed = manifest.list_clips(tmp_path, None, None, SHARES, "folder").clips
+    listed = list_clips(tmp_path, ClipOptions(None, None, SHARES, "folder")).clips
     split_of = {(clip.file[0], clip.split) for clip in listed}
     assert len(split_of) == 8 and {split for _, split in split_of} == set(SHARES)
 
     # Session 0 is in files 0 and 1, and file 1 in sessions 0 and 9: all three go together.
     rows = [f"{n}.mp4,{n},{n + 1},s{n // 2}" for n in range(20)] + ["1.mp4,5,6,s9"]
     path = write_csv(tmp_path / "list.csv", "\n".join(["file,start,end,session", *rows]))
-    listed = manifest.list_clips(tmp_path, path, None, SHARES, "session").clips
+    listed = list_clips(tmp_path, ClipOptions(path, None, SHARES, "session")).clips
     groups = {}
     for n, clip in enumerate(listed[:20]):
         groups.setdefault(n // 2, set()).add(clip.split)
@@ -227,11 +227,11 @@ def test_splits_keep_folders_or_what_a_column_says_together(tmp_path):
         ("sesion", r"expected file, folder or a column of .*Did you mean 'session'"),
     ):
         with pytest.raises(InputError, match=said):
-            manifest.list_clips(tmp_path, path, None, SHARES, word)
+            list_clips(tmp_path, ClipOptions(path, None, SHARES, word))
     with pytest.raises(InputError, match="unknown column 'session'"):
-        manifest.list_clips(tmp_path, path, None, SHARES)
+        list_clips(tmp_path, ClipOptions(path, None, SHARES))
     with pytest.raises(InputError, match="together with --split"):
-        manifest.list_clips(tmp_path, path, None, None, "folder")
+        list_clips(tmp_path, ClipOptions(path, None, None, "folder"))
 
 
 def test_splits_that_cannot_be_made_are_refused():
@@ -373,7 +373,7 @@ def test_a_csv_of_clips(videos, tmp_path, capsys):
         "gone.mp4,,,gone,y,test\n"
         "a/c.mkv,6,9,beyond,x,train\n",
     )
-    program.extract(videos, tmp_path / "data", clips=path, workers=1)
+    program.extract(videos, tmp_path / "data", ClipOptions(path), workers=1)
     data = tmp_path / "data"
     train = store.read(data, "train")
     assert train.ids == ["late", "early"]  # in the order of the CSV
@@ -393,7 +393,7 @@ def test_a_csv_of_clips(videos, tmp_path, capsys):
 
 def test_any_number_of_workers_gives_the_same(videos, tmp_path):
     for workers in (1, 2):
-        program.extract(videos, tmp_path / str(workers), clip_seconds=1.5, workers=workers)
+        program.extract(videos, tmp_path / str(workers), ClipOptions(seconds=1.5), workers=workers)
     assert content(tmp_path / "1") == content(tmp_path / "2")
     records = [sorted((tmp_path / n).glob("*array_record*")) for n in "12"]
     assert [p.read_bytes() for p in records[0]] == [p.read_bytes() for p in records[1]]
@@ -468,7 +468,7 @@ def test_what_is_complete_is_left_alone_and_what_differs_is_refused(
     said = capsys.readouterr().out
     assert "complete" in said and len(said.splitlines()) == 1
     with pytest.raises(InputError, match=r"another list of clips.*another --out"):
-        program.extract(videos, out, clip_seconds=1.0)
+        program.extract(videos, out, clips=ClipOptions(seconds=1.0))
     other = {**program.make_fingerprint("plain"), "audio_rate_hz": 8000}
     monkeypatch.setattr(program, "make_fingerprint", lambda backbone: other)
     with pytest.raises(InputError, match=r"another extractor.*audio_rate_hz: .*16000.*8000"):
@@ -552,14 +552,14 @@ def test_another_content_of_the_same_size_is_another_list(tmp_path, random):
     (tmp_path / "videos").mkdir()
     file = tmp_path / "videos" / "a.mp4"
     file.write_bytes(random.bytes(50_000))
-    before = manifest.list_clips(tmp_path / "videos", None, None).identity()
+    before = list_clips(tmp_path / "videos").identity()
     shutil.copytree(tmp_path / "videos", tmp_path / "elsewhere")
-    assert manifest.list_clips(tmp_path / "elsewhere", None, None).identity() == before
+    assert list_clips(tmp_path / "elsewhere").identity() == before
     for place in (0, 25_000, 49_999):
         content = bytearray(file.read_bytes())
         content[place] ^= 1
         file.write_bytes(content)
-        now = manifest.list_clips(tmp_path / "videos", None, None).identity()
+        now = list_clips(tmp_path / "videos").identity()
         assert now != before
         before = now
 

@@ -20,7 +20,7 @@ import pytest
 
 from scav_jax.base import files
 from scav_jax.base.errors import InputError
-from scav_jax.index import catalog, create, open_index, scan, segments, store
+from scav_jax.index import catalog, create, encoding, open_index, scan, segments, store
 from scav_jax.index.products import widen
 from scav_jax.retrieval.embed import Embedded
 from scav_jax.sequences import Sequences, resample_like
@@ -124,7 +124,7 @@ def test_delete_is_all_or_nothing(tmp_path):
     assert not {"clip2", "clip7"} & set(own_ranks(open_index(tmp_path / "i"), clips))
 
 
-@pytest.mark.parametrize("stored", segments.DTYPES)
+@pytest.mark.parametrize("stored", encoding.DTYPES)
 def test_compact_changes_no_result(tmp_path, stored):
     lengths = np.random.default_rng(3).integers(2, 8, 40)
     index = made(tmp_path / "i", 40, stored=stored, lengths=lengths)
@@ -305,7 +305,7 @@ def test_later_clips_are_sketched_as_the_first(tmp_path):
 # ---- disks -----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("column", segments.COLUMNS)
+@pytest.mark.parametrize("column", encoding.COLUMNS)
 @pytest.mark.parametrize("stored", ["float32", "int8"])
 def test_a_flipped_byte_is_named(tmp_path, column, stored):
     made(tmp_path / "i", 9, stored=stored)
@@ -367,14 +367,14 @@ def test_a_disk_that_is_full_for_the_table_loses_nothing(tmp_path):
     import resource, signal, sys
     sys.path[:0] = [{str(ROOT / "tests")!r}]
     from test_index import embedded
-    from scav_jax.index import open_index, store
+    from scav_jax.index import open_index, writing
     index = open_index({str(tmp_path / "i")!r})
     signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-    after = store.write_segment
+    after = writing.write_segment
     def limited(*given, **named):
         after(*given, **named)
         resource.setrlimit(resource.RLIMIT_FSIZE, (64, resource.RLIM_INFINITY))
-    store.write_segment = limited
+    writing.write_segment = limited
     try:
         index.add(embedded(4, prefix="more"))
     except OSError as error:
@@ -671,9 +671,9 @@ def test_storage_rounds_as_it_says(random):
     values = random.standard_normal((9, 40)).astype(np.float32) * random.uniform(0.1, 9, (9, 1))
     values = values.astype(np.float32)
     centre = random.standard_normal(40).astype(np.float32)
-    for name, dtype in segments.DTYPES.items():
+    for name, dtype in encoding.DTYPES.items():
         offset = 0 if name == "float32" else centre
-        stored, scales = segments.rounded(values - offset, name)
+        stored, scales = encoding.rounded(values - offset, name)
         assert stored.dtype == dtype
         back = widen(stored) * scales[:, None] + offset
         error = np.abs(back - values)
@@ -684,17 +684,17 @@ def test_storage_rounds_as_it_says(random):
 
 
 def test_constant_clips_have_a_scale():
-    stored, scales = segments.rounded(np.zeros((2, 3), np.float32), "int8")
+    stored, scales = encoding.rounded(np.zeros((2, 3), np.float32), "int8")
     assert (stored == 0).all() and (scales == 1).all()
 
 
 def test_every_flipped_bit_changes_the_sum(random):
     record = random.integers(0, 256, (1, 128), dtype=np.uint8)
-    sums = segments.word_sums(record)
+    sums = encoding.word_sums(record)
     for bit in range(128 * 8):
         flipped = record.copy()
         flipped[0, bit // 8] ^= 1 << (bit % 8)
-        assert segments.word_sums(flipped) != sums
+        assert encoding.word_sums(flipped) != sums
 
 
 # ---- grids -----------------------------------------------------------------------------------

@@ -15,8 +15,7 @@ from scav_jax.features.clip import Clip
 from scav_jax.inspect import __main__ as program
 from scav_jax.inspect import near, page
 from scav_jax.inspect.features import change, inspect_features
-from scav_jax.inspect.findings import Clip as Facts
-from scav_jax.inspect.findings import Fault, document
+from scav_jax.inspect.findings import Facts, Fault, document
 from scav_jax.inspect.videos import inspect_videos, is_variable
 
 RATE = 16_000

@@ -16,15 +16,15 @@ from scav_jax.base.documents import read_document, write_document
 from scav_jax.base.errors import InputError
 from scav_jax.extract import backbones, fbank, media, program
 from scav_jax.extract.backbones.plain import PlainVisual
-from scav_jax.extract.manifest import cut_whole_videos, list_clips
+from scav_jax.extract.manifest import ClipOptions, cut_whole_videos, list_clips
 from scav_jax.features import store
 from scav_jax.retrieval import embed, files, model
+from scav_jax.sequences import STREAMS
 from scav_jax.training import runs
 from scav_jax.training.config import Config, as_dict
 
 RATE = 16_000
 WIDTHS = {"visual": 384, "audio": 2048}
-STREAMS = ("visual", "audio")
 
 
 def write_run(folder, seed=0, pre_resample="visual_to_audio", fingerprint=None, **distance):
@@ -136,7 +136,7 @@ def take(whole, number):
 
 
 def test_files_become_what_extraction_and_embedding_make_of_them(made, folder, embedded, tmp_path):
-    program.extract(folder, tmp_path / "data", clip_seconds=2, workers=1)
+    program.extract(folder, tmp_path / "data", clips=ClipOptions(seconds=2), workers=1)
     split = store.read(tmp_path / "data", "all")
     expected = embed.embed(made.run, split, batch_size=3)
     assert embedded.ids == expected.ids == [
@@ -197,7 +197,7 @@ def test_workers_give_the_same(made, folder, embedded):
 def test_windows_are_those_of_extraction(made, folder):
     """`cut_whole_videos` has the rule; a part of a file is cut from its start."""
     for seconds in (2.0, 2.45, 3.0, 8.0):
-        listing = list_clips(folder, None, seconds)
+        listing = list_clips(folder, ClipOptions(seconds=seconds))
         wanted, _, _ = cut_whole_videos(listing, {"a/c.mkv": 7.32, "b.mp4": 2.4, "d.mp4": 3.0}.get)
         for name in ("a/c.mkv", "b.mp4", "d.mp4"):
             got = made.embed(folder / name, clip_seconds=seconds, root=folder)
@@ -405,7 +405,7 @@ def test_the_index_program_goes_on_where_it_was_killed(made, folder, tmp_path, m
     from scav_jax.index import open_index
     from scav_jax.index import program as index_program
 
-    program.extract(folder, tmp_path / "data", clip_seconds=2, workers=1)
+    program.extract(folder, tmp_path / "data", clips=ClipOptions(seconds=2), workers=1)
     run = made.run.path
     given = ["--model", str(run), "--data", str(tmp_path / "data"), "--split", "all"]
     assert index_main.main(["build", str(tmp_path / "whole"), *given]) == 0
@@ -448,7 +448,7 @@ def test_the_index_program_adds_all_of_a_split_or_none(made, folder, tmp_path, m
     from scav_jax.index import create, open_index
     from scav_jax.index import program as index_program
 
-    program.extract(folder, tmp_path / "data", clip_seconds=2, workers=1)
+    program.extract(folder, tmp_path / "data", clips=ClipOptions(seconds=2), workers=1)
     monkeypatch.setattr(index_program, "CLIPS_AT_ONCE", 2)
     path, videos = str(tmp_path / "i"), ["--videos", str(folder)]
     of_model, data = ["--model", str(made.run.path)], ["--data", str(tmp_path / "data")]

@@ -13,7 +13,7 @@ import unicodedata
 from pathlib import Path
 
 import pytest
-from starlette.testclient import TestClient
+from page_client import page_client
 from test_model import film, write_run
 
 from scav_jax.base import errors
@@ -134,7 +134,7 @@ def test_pages_show_them(index, videos, run, made, data, tmp_path):
     inspect(["--videos", str(videos), "--workers", "1", "--html", str(tmp_path / "v.html")])
     assert "xe9.mp4" in (tmp_path / "v.html").read_text()
     app = web.create_app(made, open_index(index, made.identity), workers=0)
-    with TestClient(app, base_url="http://127.0.0.1") as client:
+    with page_client(app) as client:
         content = (videos / NAMES[0]).read_bytes()
         answer = client.post("/search", params={"name": "a\nb", "k": 40}, content=content)
         hits = answer.json()["hits"]
@@ -270,7 +270,7 @@ def test_a_root_may_have_any_name(cameras, run, made, tmp_path, capsys):
     search([str(path), str(asked), "--model", str(run), "--k", "1"])
     assert "caf\\xe9.mp4/" in capsys.readouterr().out
     app = web.create_app(made, open_index(path, made.identity), workers=0)
-    with TestClient(app, base_url="http://127.0.0.1") as client:
+    with page_client(app) as client:
         answer = client.post("/search", params={"name": "a"}, content=asked.read_bytes())
         hits = answer.json()["hits"]
         assert {hit["id"] for hit in hits} == {"a/IMG_0001.mp4", "b/IMG_0001.mp4"}

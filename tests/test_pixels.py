@@ -9,8 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 from small_run import parameters, records
-from test_backbone_door import Stop, extract
-from test_extract import good_video
+from test_backbone_door import Stop, extract, ten_films
 
 from scav_jax.base.errors import InputError
 from scav_jax.evaluate import __main__ as evaluate_program
@@ -55,14 +54,7 @@ SMALL = {
 
 @pytest.fixture(scope="module")
 def videos(tmp_path_factory):
-    """Ten films of 2 s; which are for what."""
-    folder = tmp_path_factory.mktemp("films")
-    rows = ["file,split"]
-    for number in range(10):
-        good_video(folder / f"{number}.mp4", 2, seed=number)
-        rows.append(f"{number}.mp4,{'validation' if number >= 6 else 'train'}")
-    (folder / "clips.csv").write_text("\n".join(rows) + "\n")
-    return folder
+    return ten_films(tmp_path_factory.mktemp("films"))
 
 
 @pytest.fixture(scope="module")

@@ -8,6 +8,7 @@ from test_clip_beats import command, write_weights
 from test_extract import content, good_video
 
 from scav_jax.extract import backbones, program
+from scav_jax.extract.manifest import ClipOptions
 
 pytest.importorskip("ray")
 
@@ -20,7 +21,9 @@ def test_ray_writes_the_same_bytes(tmp_path):
     (videos / "bad.mp4").write_text("hello")
     files = write_weights(tmp_path)
     model = backbones.load("clip_beats", weights=files)
-    program.extract(videos, tmp_path / "whole", backbone=model, clip_seconds=1.5, workers=1)
+    program.extract(
+        videos, tmp_path / "whole", backbone=model, clips=ClipOptions(seconds=1.5), workers=1
+    )
     line = command(videos, tmp_path / "data", files, "--clip-seconds", 1.5, "--workers", 2)
     environment = {**os.environ, "JAX_NUM_CPU_DEVICES": "1"}
     done = subprocess.run(

@@ -70,6 +70,7 @@ def run_document(name, seed, clips, labels, bootstrap):
             {"k": k} | {d: metrics.recall_at_k(first[d], k) for d in DIRECTIONS} for k in ks
         ],
         "per_class": {"aggregation": by_class, "sequence": by_class},
+        "per_subset": {},
         "seconds": {"embedding": 1.0, "distances": 2.0, "ranking": 0.5},
     }
 
@@ -107,7 +108,7 @@ def pictures(clips=23, runs=("SCAV",), thumbnail=True):
         resampled=figures.Resampled(
             random.normal(size=(5, 3)), random.normal(size=(5, 3)), {"own": random.random(5)}
         ),
-        searches=[page.Search(d, clip, 2, found) for d in DIRECTIONS],
+        searches=[page.ExampleSearch(d, clip, 2, found) for d in DIRECTIONS],
         no_thumbnails="" if thumbnail else "the folder is not there any more",
     )
 

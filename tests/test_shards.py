@@ -9,7 +9,7 @@ from scav_jax.base.documents import write_document
 from scav_jax.base.errors import InputError
 from scav_jax.extract import program, shards
 from scav_jax.extract.ledger import Ledger
-from scav_jax.extract.manifest import list_clips
+from scav_jax.extract.manifest import WHOLE_VIDEOS, ClipOptions, list_clips
 from scav_jax.extract.shards import Shard
 
 
@@ -22,12 +22,12 @@ def videos(tmp_path_factory):
     return folder
 
 
-def shard_of(videos, out, index, count, **settings):
-    program.extract(videos, out, workers=1, shard=Shard(index, count), **settings)
+def shard_of(videos, out, index, count, clips=WHOLE_VIDEOS):
+    program.extract(videos, out, workers=1, shard=Shard(index, count), clips=clips)
 
 
 def test_every_clip_belongs_to_one_shard(videos):
-    listing = list_clips(videos, None, None)
+    listing = list_clips(videos)
     parts = [shard.part(listing) for shard in shards.all_shards(3)]
     files = [[clip.file for clip in part.clips] for part in parts]
     assert files == [["0.mp4", "3.mp4"], ["1.mp4", "bad.mp4"], ["2.mp4"]]
@@ -36,12 +36,12 @@ def test_every_clip_belongs_to_one_shard(videos):
 
 def test_shards_of_cut_videos_join_to_the_same_bytes(videos, tmp_path):
     """More shards than videos, one of which has nothing to do."""
-    settings = {"clip_seconds": 1.5, "shares": {"train": 0.6, "test": 0.4}}
-    program.extract(videos, tmp_path / "whole", workers=1, **settings)
+    clips = ClipOptions(seconds=1.5, shares={"train": 0.6, "test": 0.4})
+    program.extract(videos, tmp_path / "whole", workers=1, clips=clips)
     out = tmp_path / "data"
     for index in (5, 0, 4, 2, 1, 3):
-        shard_of(videos, out, index, 6, **settings)
-    program.merge(videos, out, count=6, **settings)
+        shard_of(videos, out, index, 6, clips=clips)
+    program.merge(videos, out, count=6, clips=clips)
     for split in ("train", "test"):
         assert content(out, split) == content(tmp_path / "whole", split)
     whole = sorted((tmp_path / "whole").iterdir())
@@ -78,12 +78,12 @@ def test_what_does_not_belong_together_is_refused(videos, tmp_path):
     with pytest.raises(InputError, match=r"in 2 shards, this is one without shards"):
         program.extract(videos, out, workers=1)
     with pytest.raises(InputError, match=r"unfinished work.*list of clips is another"):
-        shard_of(videos, out, 0, 2, clip_seconds=1.0)
+        shard_of(videos, out, 0, 2, ClipOptions(seconds=1.0))
     with pytest.raises(InputError, match=r"in 2 shards, this is one in 3"):
         program.merge(videos, out, count=3)
     shard_of(videos, out, 1, 2)
     with pytest.raises(InputError, match=r"shard 0 of 2 was made from another list of clips"):
-        program.merge(videos, out, count=2, clip_seconds=1.0)
+        program.merge(videos, out, count=2, clips=ClipOptions(seconds=1.0))
     path = Shard(1, 2).ledger(Ledger.beside(out)).path_of_run()
     run = json.loads(path.read_text())
     run["fingerprint"]["libavcodec"] = "1.2.3"

@@ -19,7 +19,7 @@ import numpy as np
 import pytest
 
 from scav_jax.base.errors import InputError
-from scav_jax.extract.backbones import torch_files
+from scav_jax.extract.backbones import torch_files, torch_pickles
 
 FIXTURES = Path(__file__).parent / "fixtures"
 FORMATS = {"new": FIXTURES / "torch_new.pt", "old": FIXTURES / "torch_old.pt"}
@@ -298,16 +298,16 @@ def test_the_header_of_the_old_format_runs_nothing_either(tmp_path):
     assert not proof.exists()
 
 
-@pytest.mark.parametrize("named", torch_files._KNOWN)
+@pytest.mark.parametrize("named", torch_pickles.KNOWN)
 def test_a_pickle_cannot_change_what_it_may_name(tmp_path, named):
     """Opcode BUILD on the object itself: with a dictionary, and with the state of slots."""
-    before = vars(torch_files._Bag).copy()
+    before = vars(torch_pickles.Bag).copy()
     for state in (b"}Vmake\nI1\ns", b"N}V__call__\nI1\ns\x86", b"N}V__setstate__\nI1\ns\x86"):
         name = f"c{named.module}\n{named.name}\n".encode()
         write_new(tmp_path / "evil.pt", name + state + b"b.")
         with pytest.raises(InputError):
             torch_files.read(tmp_path / "evil.pt")
-    assert vars(torch_files._Bag) == before
+    assert vars(torch_pickles.Bag) == before
 
 
 @pytest.mark.parametrize("write", [write_new, write_old])

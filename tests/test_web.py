@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import uploads_that_hang
-from starlette.testclient import TestClient
+from page_client import PAGE, page_client
 from test_media import click_track, flash_frames
 from test_model import RATE, film, write_run, write_sound
 
@@ -35,7 +35,6 @@ from scav_jax.web import app as app_module
 from scav_jax.web import library, uploads
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
-PAGE = "http://127.0.0.1"
 
 
 class Everything:
@@ -92,7 +91,7 @@ def app(made, index):
 
 @pytest.fixture(scope="module")
 def client(app):
-    with TestClient(app, base_url=PAGE) as client:
+    with page_client(app) as client:
         yield client
 
 
@@ -113,7 +112,7 @@ def test_clips_that_are_added_are_found_without_a_restart(made, films, tmp_path)
     writer.add(first)
     served = open_index(tmp_path / "i", made.identity)
     app = app_module.create_app(made, served, workers=0, max_bytes=2**20)
-    with TestClient(app, base_url=PAGE) as client:
+    with page_client(app) as client:
 
         def found():
             answer = ask(client, films / "c.mkv", name="c.mkv", direction="v2a", k=9).json()
@@ -214,7 +213,7 @@ def test_a_file_that_hangs_holds_nobody_up(made, index, films, monkeypatch, tmp_
     monkeypatch.setenv("GO_ON", str(tmp_path / "go on"))
     app = app_module.create_app(made, index, workers=1)
     ended = []
-    with TestClient(app, base_url=PAGE) as client:
+    with page_client(app) as client:
 
         def search(name):
             answer = ask(client, films / "d.mp4", name=name, k=1)
@@ -235,7 +234,7 @@ def test_a_file_that_hangs_holds_nobody_up(made, index, films, monkeypatch, tmp_
         assert ended[-1] == "hangs"
     monkeypatch.setattr(app_module, "ASKING_AT_ONCE", 0)
     full = app_module.create_app(made, index, workers=0)
-    with TestClient(full, base_url=PAGE) as client:
+    with page_client(full) as client:
         assert ask(client, films / "d.mp4", name="d.mp4").status_code == 503
 
 
@@ -351,7 +350,7 @@ def test_roots_bound_what_is_played(made, index, films, tmp_path):
         library.Library([tmp_path / "none"])
 
     app = app_module.create_app(made, index, roots=[inside], workers=0)
-    with TestClient(app, base_url=PAGE) as client:
+    with page_client(app) as client:
         found = ask(client, films / "d.mp4", name="q.mp4").json()
         assert all("does not lie below" in hit["clip"] for hit in found["hits"])
         assert found["html"].count("cannot be played") == 3
@@ -362,7 +361,7 @@ def test_a_file_that_goes_away_is_said(made, films, tmp_path):
     shutil.copy(films / "d.mp4", tmp_path / "d.mp4")
     index = Everything(made, made.embed(tmp_path / "d.mp4", root=tmp_path))
     app = app_module.create_app(made, index, workers=0)
-    with TestClient(app, base_url=PAGE) as client:
+    with page_client(app) as client:
         (hit,) = ask(client, films / "d.mp4", name="q.mp4").json()["hits"]
         (tmp_path / "d.mp4").unlink()
         answer = client.get(hit["clip"])
@@ -617,7 +616,7 @@ def address(made, index):
     thread.start()
     while not server.started:
         time.sleep(0.01)
-    yield f"http://127.0.0.1:{bound.getsockname()[1]}/"
+    yield f"{PAGE}:{bound.getsockname()[1]}/"
     server.should_exit = True
     thread.join()
     bound.close()

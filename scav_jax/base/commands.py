@@ -138,6 +138,15 @@ def add_model(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_run_and_split(parser: argparse.ArgumentParser, run_required: bool) -> None:
+    """A finished training, and the clips that it is asked about."""
+    add = parser.add_argument
+    add("--run", type=Path, required=run_required, help="the --workdir of a finished training")
+    add("--data", type=Path, help="a data set; default: the one that the run was trained on")
+    add("--split", required=True, help="which of its splits, for example test")
+    add("--batch-size", type=int, default=64, help="clips embedded at a time (default 64)")
+
+
 def add_processes(parser: argparse.ArgumentParser) -> None:
     """The options that `processes.start` reads."""
     group = parser.add_argument_group("many processes (found by itself on SLURM, GKE, Open MPI)")

@@ -13,7 +13,7 @@ from scav_jax.base.containers import declared_seconds
 from scav_jax.base.errors import InputError, run_program
 from scav_jax.base.files import ids_sha256
 from scav_jax.datasets import clip_lists, music, sizes, vggsound, vggsounder
-from scav_jax.datasets.clip_lists import Located, Wanted
+from scav_jax.datasets.clip_lists import Listed, Located
 
 VGGSOUND_DATA = "data/vggsound"  # and these weights: what configs/vggsound.py trains on
 BEATS_FILE = "BEATs_iter3_plus_AS2M_finetuned_on_AS2M_cpt2.pt"
@@ -144,13 +144,13 @@ def _refuse_overwriting(out: Path, lists: Sequence[Path]) -> None:
 # ---- what is said -----------------------------------------------------------------------------
 
 
-def _described(wanted: Sequence[Wanted], unit: str) -> str:
+def _described(wanted: Sequence[Listed], unit: str) -> str:
     videos = len({clip.video for clip in wanted})
     of = f" of {videos:,} videos" if unit == "clips" else ""
     return f"{len(wanted):,} {unit}{of} in {len({clip.label for clip in wanted}):,} classes"
 
 
-def _say_drawn(wanted: Sequence[Wanted], split: str, seed: str) -> None:
+def _say_drawn(wanted: Sequence[Listed], split: str, seed: str) -> None:
     ids = [clip.id for clip in wanted if clip.split == split]
     if ids:
         print(
@@ -160,7 +160,7 @@ def _say_drawn(wanted: Sequence[Wanted], split: str, seed: str) -> None:
 
 
 def _say_table(
-    wanted: Sequence[Wanted], located: Located, seconds: dict[str, float | None]
+    wanted: Sequence[Listed], located: Located, seconds: dict[str, float | None]
 ) -> None:
     """Listed, there, missing and hours of each split."""
     print(f"{'split':<12}{'listed':>10}{'on disk':>10}{'missing':>10}{'hours':>10}")
@@ -176,7 +176,7 @@ def _say_table(
         print(f"passed over {located.other:,} video files that are not in the list")
 
 
-def _say_written(out: Path, wanted: Sequence[Wanted], located: Located) -> None:
+def _say_written(out: Path, wanted: Sequence[Listed], located: Located) -> None:
     missing = len(wanted) - len(located.files)
     print(f"{out}: {len(located.files):,} clips")
     print(f"{clip_lists.beside(out, 'missing')}: {missing:,} of the list are not on disk")

@@ -25,7 +25,7 @@ SPLITS = ("train", "validation", "test")  # the order in which they are shown
 
 
 @dataclass(frozen=True)
-class Wanted:
+class Listed:
     """One entry of a published list.
 
     Attributes:
@@ -106,7 +106,7 @@ class Located:
 
 
 def locate(
-    wanted: Sequence[Wanted], files: Sequence[str], key_of: Callable[[str], Hashable | None]
+    wanted: Sequence[Listed], files: Sequence[str], key_of: Callable[[str], Hashable | None]
 ) -> Located:
     """Finds the file of every clip.
 
@@ -150,7 +150,7 @@ def beside(out: Path, what: str) -> Path:
     return out.with_name(f"{what}.csv" if out.stem == "clips" else f"{out.stem}.{what}.csv")
 
 
-def write_clips(out: Path, wanted: Sequence[Wanted], located: Located) -> None:
+def write_clips(out: Path, wanted: Sequence[Listed], located: Located) -> None:
     """Writes the list of the clips that are there, and `missing.csv` of those that are not."""
     rows = [
         {"file": located.files[clip.id], "id": clip.id, "label": clip.label, "split": clip.split}

@@ -21,7 +21,7 @@ from scav_jax.base.documents import parse_json
 from scav_jax.base.errors import InputError, check_unique
 from scav_jax.base.files import ids_sha256
 from scav_jax.datasets import clip_lists
-from scav_jax.datasets.clip_lists import Wanted
+from scav_jax.datasets.clip_lists import Listed
 
 CLIP_SECONDS = 10
 TEST_VIDEOS = 103  # the paper's number (section IV)
@@ -40,7 +40,7 @@ PUBLISHED = {
 }
 
 
-def read_list(path: Path) -> list[Wanted]:
+def read_list(path: Path) -> list[Listed]:
     """The videos of a list, in its order, all in train.
 
     Raises:
@@ -62,12 +62,12 @@ def read_list(path: Path) -> list[Wanted]:
         raise InputError(f"{expected}, got no video")
     ids = [video for video, _ in pairs]
     check_unique(ids, [f"{path}, {label}" for _, label in pairs])
-    return [Wanted(v, v, label, "train", f"{v}.mp4", v) for v, label in pairs]
+    return [Listed(v, v, label, "train", f"{v}.mp4", v) for v, label in pairs]
 
 
 def partition(
-    wanted: Sequence[Wanted], test: int = TEST_VIDEOS, validation: int = VALIDATION_VIDEOS
-) -> list[Wanted]:
+    wanted: Sequence[Listed], test: int = TEST_VIDEOS, validation: int = VALIDATION_VIDEOS
+) -> list[Listed]:
     """The same videos, in splits (see the module).
 
     Raises:
@@ -83,7 +83,7 @@ def partition(
     return [replace(clip, split=split_of.get(clip.id, "train")) for clip in wanted]
 
 
-def describe_list(wanted: Sequence[Wanted]) -> str:
+def describe_list(wanted: Sequence[Listed]) -> str:
     """Which published list this is, by its ids, and whether its test partition is the declared."""
     known = PUBLISHED.get(ids_sha256(clip.id for clip in wanted))
     if known is None:

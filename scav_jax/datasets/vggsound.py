@@ -22,7 +22,7 @@ from reprlib import repr as short
 
 from scav_jax.base.errors import InputError, check_unique
 from scav_jax.datasets import clip_lists
-from scav_jax.datasets.clip_lists import Wanted
+from scav_jax.datasets.clip_lists import Listed
 
 CLIP_SECONDS = 10
 VALIDATION_CLIPS = 550  # the paper's number (section IV)
@@ -60,7 +60,7 @@ def key_of(stem: str) -> tuple[str, int] | None:
     return (match["video"], start) if length == CLIP_SECONDS else None
 
 
-def read_lists(lists: Sequence[str]) -> tuple[list[Wanted], int]:
+def read_lists(lists: Sequence[str]) -> tuple[list[Listed], int]:
     """The clips of one or more lists, in their order, with their official splits.
 
     Args:
@@ -73,7 +73,7 @@ def read_lists(lists: Sequence[str]) -> tuple[list[Wanted], int]:
       InputError: a list or a row that is not of a known kind, or an id that comes again with
         another label or split.
     """
-    places: dict[Wanted, str] = {}
+    places: dict[Listed, str] = {}
     rows = 0
     for word in lists:
         split, path = split_and_path(word)
@@ -109,7 +109,7 @@ def _rows(path: Path) -> list[tuple[str, list[str]]]:
     return rows
 
 
-def _parse(row: list[str], where: str, split: str) -> Wanted:
+def _parse(row: list[str], where: str, split: str) -> Listed:
     if len(row) == 4:
         name, official = f"{row[0]}_{row[1]}", row[3]
         if split and official != split:
@@ -137,10 +137,10 @@ def _parse(row: list[str], where: str, split: str) -> Wanted:
         raise InputError(f"{where}: expected a label and the split train or test, got {short(row)}")
     video, start = match["video"], int(match["start"])
     name = clip_id(video, start)
-    return Wanted(name, video, label, split, f"{name}.mp4", (video, start))
+    return Listed(name, video, label, split, f"{name}.mp4", (video, start))
 
 
-def hold_out(wanted: Sequence[Wanted], count: int = VALIDATION_CLIPS) -> list[Wanted]:
+def hold_out(wanted: Sequence[Listed], count: int = VALIDATION_CLIPS) -> list[Listed]:
     """The same clips with `count` of train moved to validation.
 
     Drawn from the list by hash (see `clip_lists.draw`), whatever is on disk, among the videos that
@@ -163,7 +163,7 @@ def hold_out(wanted: Sequence[Wanted], count: int = VALIDATION_CLIPS) -> list[Wa
     return [replace(clip, split="validation") if clip.id in drawn else clip for clip in wanted]
 
 
-def shared_videos(wanted: Sequence[Wanted]) -> int:
+def shared_videos(wanted: Sequence[Listed]) -> int:
     """How many videos have clips in train as well as in test: as the official lists have them."""
     train, test = ({c.video for c in wanted if c.split == split} for split in OFFICIAL_SPLITS)
     return len(train & test)

@@ -7,7 +7,7 @@ the clips' ids: `id,label,audible,visible,background_music,static_image,voice_ov
 """
 
 import csv
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -65,6 +65,41 @@ def read_annotations(path: Path) -> dict[str, Annotation]:
         audible, visible, *facts = _facts(row, where, booleans, COLUMNS[2:])
         rows.append((where, row["id"], row["label"], audible, visible, tuple(facts)))
     return _gather(rows)
+
+
+def divisions(
+    annotations: dict[str, Annotation], ids: Sequence[str], labels: Sequence[str]
+) -> tuple[tuple[str, ...], ...]:
+    """Ways to divide clips: by where their own class is found, and by each of `FACTS`.
+
+    Returns:
+      Of each way, the part that each clip is in; "" for clips that are not annotated.
+
+    Raises:
+      InputError: not one of the clips is annotated.
+    """
+    if not annotations.keys() & set(ids):
+        raise InputError(
+            f"--annotations: expected annotations of clips of the split, none of its {len(ids):,} "
+            f"clips (such as {ids[0]}) is among the {len(annotations):,}"
+        )
+    known = [annotations.get(name) for name in ids]
+    where = {
+        (True, True): "class heard and seen",
+        (True, False): "class heard only",
+        (False, True): "class seen only",
+        (False, False): "class neither heard nor seen",
+    }
+    ways = [
+        [
+            where[label in one.audible, label in one.visible] if one and label else ""
+            for one, label in zip(known, labels, strict=True)
+        ]
+    ]
+    for fact in FACTS:
+        words = {True: fact.replace("_", " "), False: f"no {fact.replace('_', ' ')}"}
+        ways.append([words[getattr(one, fact)] if one else "" for one in known])
+    return tuple(map(tuple, ways))
 
 
 def write_annotations(

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from scav_jax.distances import resampling
-from scav_jax.distances.resampling import Block, Grid, grid_of
+from scav_jax.distances.resampling import Grid, InPlace, grid_of
 from scav_jax.sequences import Sequences, zero_padding
 
 # TF32 and bf16, the accelerators' defaults, lose what the z-score then amplifies.
@@ -37,7 +37,7 @@ def divisor(count: int, wanted: float, limit: float) -> int:
 class Part(NamedTuple):
     """Some sequences of a stream: where they are read, and their `[B]` grids."""
 
-    block: Block
+    block: InPlace
     grid: Grid
 
     def __len__(self) -> int:
@@ -53,12 +53,12 @@ def part_of(stream: Sequences, rows: int, number: Int[Array, ""], centre=None) -
         return whole(stream, centre)
     cut = jax.tree.map(lambda leaf: leaf.reshape(rows, -1, *leaf.shape[1:]), stream)
     take = partial(jax.lax.dynamic_index_in_dim, index=number, axis=1, keepdims=False)
-    return Part(Block(cut.values, number, centre), jax.tree.map(take, grid_of(cut)))
+    return Part(InPlace(cut.values, number, centre), jax.tree.map(take, grid_of(cut)))
 
 
 def whole(stream: Sequences, centre=None) -> Part:
     """The whole stream as one block."""
-    return Part(Block(stream.values, None, centre), grid_of(stream))
+    return Part(InPlace(stream.values, None, centre), grid_of(stream))
 
 
 def distances_by_block(rows: int, queries: int, distances_of) -> Float[Array, "Q K"]:

@@ -26,8 +26,8 @@ from scav_jax.distances.euclidean_blocks import (
     sum_dtype,
 )
 from scav_jax.distances.resampling import (
-    Block,
     Grid,
+    InPlace,
     collect,
     grid_of,
     read,
@@ -255,7 +255,7 @@ def _collect_gradients(visual: Part, audio: _Audio, grid: Grid, weights, of_visu
     of_audio = own * values - combine(weights.T, collected.values)
     of_audio = of_audio.at[:, :-1].add(following * values[:, 1:])
     of_audio = of_audio.at[:, 1:].add(following * values[:, :-1])
-    of_grid = Block(combine(weights, values), None, None)
+    of_grid = InPlace(combine(weights, values), None, None)
     return of_visual - read(of_grid, taps), of_audio
 
 

@@ -176,7 +176,7 @@ def apart(compute, always: Bool[Array, ""]):
 # -- W and its adjoint, for a batch ---------------------------------------------------------------
 
 
-class Block(NamedTuple):
+class InPlace(NamedTuple):
     """Sequences that are read in place: a copy would cost as much as its use.
 
     Attributes:
@@ -190,7 +190,7 @@ class Block(NamedTuple):
     centre: Float[Array, " C"] | None
 
 
-def rows_of(block: Block, steps: Int[Array, "B T"], dtype: jnp.dtype) -> Float[Array, "B T C"]:
+def rows_of(block: InPlace, steps: Int[Array, "B T"], dtype: jnp.dtype) -> Float[Array, "B T C"]:
     """Steps of every sequence by number, centred; the numbers must be in range."""
 
     def one(values: Float[Array, "*blocks S C"], steps: Int[Array, " T"]):
@@ -201,7 +201,7 @@ def rows_of(block: Block, steps: Int[Array, "B T"], dtype: jnp.dtype) -> Float[A
     return rows if block.centre is None else rows - block.centre[None, None]
 
 
-def slice_of(block: Block, start: Int[Array, ""], size: int) -> Float[Array, "B size C"]:
+def slice_of(block: InPlace, start: Int[Array, ""], size: int) -> Float[Array, "B size C"]:
     """Consecutive steps of every sequence, as they are."""
     values = jax.lax.dynamic_slice_in_dim(block.values, start, size, axis=-2)
     if block.number is None:
@@ -209,7 +209,7 @@ def slice_of(block: Block, start: Int[Array, ""], size: int) -> Float[Array, "B 
     return jax.lax.dynamic_index_in_dim(values, block.number, 1, keepdims=False)
 
 
-def read(block: Block, taps: Taps) -> Float[Array, "B T C"]:
+def read(block: InPlace, taps: Taps) -> Float[Array, "B T C"]:
     """W x for every sequence; 0 in the target's padding, the source's padding is not read."""
     dtype = taps.weight.dtype
     lower, upper = rows_of(block, taps.left, dtype), rows_of(block, taps.right, dtype)
@@ -249,7 +249,7 @@ class Collected(NamedTuple):
     next: Float[Array, "B S"]
 
 
-def collect(block: Block, taps: Taps, source: Grid, targets: Grid, steps: int) -> Collected:
+def collect(block: InPlace, taps: Taps, source: Grid, targets: Grid, steps: int) -> Collected:
     """`W' y` for every sequence of a block, and `W'W`; padding is not read.
 
     Source step s is read by consecutive target steps, since positions grow with them; how many is

@@ -1,19 +1,20 @@
 """The two towers: features -> latents. `ENCODERS` names the kinds; all are called in one way.
 
 sequential   the paper's: a projection MLP and a relative-position Transformer over steps
+layers       what the blocks of both are made of: norm, GELU, dropout by clip, attention
 patches      EquiAV's: a ViT over the patches of a picture, and one over those of a log-mel
 """
 
 import flax.linen as nn
 
 from scav_jax.base.errors import InputError, did_you_mean
+from scav_jax.encoders.layers import Dropout, gelu
 from scav_jax.encoders.patches import PatchEncoders, PatchTower
-from scav_jax.encoders.sequential import GATE_WIDTH, STREAMS, Dropout, Encoders, Tower, gelu
+from scav_jax.encoders.sequential import GATE_WIDTH, Encoders, Tower
 
 __all__ = [
     "ENCODERS",
     "GATE_WIDTH",
-    "STREAMS",
     "Dropout",
     "Encoders",
     "PatchEncoders",

@@ -12,22 +12,28 @@ import math
 from functools import partial
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from scav_jax.base.errors import InputError
-from scav_jax.encoders.sequential import (
-    LAYER_NORM_EPSILON,
-    STREAMS,
+from scav_jax.encoders.layers import (
+    Dropout,
+    attend,
     check_precision,
     gelu,
+    layer_norm,
     products_in,
     row_numbers,
     wide,
 )
-from scav_jax.sequences import AudioVisual, Sequences, step_mask, zero_padding
+from scav_jax.sequences import (
+    STREAMS,
+    AudioVisual,
+    Sequences,
+    step_mask,
+    zero_padding,
+)
 
 PATCH = 16  # pixels, or frames and mel bins, along a side
 CHANNELS = 3  # of the patch embedding; a log-mel is three equal channels
@@ -51,29 +57,9 @@ class PatchAttention(nn.Module):
             nn.DenseGeneral(shape, kernel_init=GLOROT_OF_THREE, name=name, **products)(x)
             for name in ("query", "key", "value")
         )
-        logits = jnp.einsum("bqhd,bkhd->bhqk", query, key, precision=products["precision"])
-        logits = wide(logits) / math.sqrt(shape[1])
-        logits = jnp.where(mask[:, None, None, :], logits, jnp.finfo(logits.dtype).min)
-        weights = jax.nn.softmax(logits, axis=-1).astype(value.dtype)
-        mixed = jnp.einsum("bhqk,bkhd->bqhd", weights, value, precision=products["precision"])
+        mixed = attend(query, key, value, mask, precision=self.precision)
         out = nn.DenseGeneral(width, axis=(-2, -1), kernel_init=GLOROT, name="out", **products)
         return out(mixed)
-
-
-class DropPath(nn.Module):
-    """Leaves a residual out for some clips (stochastic depth), and scales it up for the others."""
-
-    rate: float
-
-    @nn.compact
-    def __call__(
-        self, x: Float[Array, "B T C"], rows: Int[Array, " B"], deterministic: bool
-    ) -> Float[Array, "B T C"]:
-        if deterministic or self.rate == 0.0:
-            return x
-        keys = jax.vmap(partial(jax.random.fold_in, self.make_rng("dropout")))(rows)
-        keep = jax.vmap(partial(jax.random.bernoulli, p=1.0 - self.rate))(keys)
-        return jnp.where(keep[:, None, None], x / (1.0 - self.rate), jnp.zeros((), x.dtype))
 
 
 class PatchBlock(nn.Module):
@@ -93,18 +79,14 @@ class PatchBlock(nn.Module):
         deterministic: bool,
     ) -> Float[Array, "B T C"]:
         dense = partial(nn.Dense, kernel_init=GLOROT, **products_in(self.precision))
-        drop = DropPath(self.drop_path, name="drop_path")
-        y = _norm(x, "attention_norm")
+        drop = Dropout(self.drop_path, whole=True, name="drop_path")
+        y = layer_norm(x, "attention_norm")
         y = PatchAttention(self.heads, self.precision, name="attention")(y, mask)
         x = x + drop(y, rows, deterministic)
-        y = _norm(x, "feedforward_norm")
+        y = layer_norm(x, "feedforward_norm")
         y = gelu(dense(self.feedforward, name="feedforward_in")(y))
         y = dense(x.shape[-1], name="feedforward_out")(y)
         return x + drop(y, rows, deterministic)
-
-
-def _norm(x: Float[Array, "B T C"], name: str) -> Float[Array, "B T C"]:
-    return nn.LayerNorm(LAYER_NORM_EPSILON, name=name)(wide(x)).astype(x.dtype)
 
 
 class PatchTower(nn.Module):

@@ -3,109 +3,38 @@
 Each stream goes through a projection MLP and a pre-LN Transformer whose attention carries the
 gated relative position bias of BEATs (Chi et al. 2022, XLM-E; its form in WavLM and BEATs).
 Masks are exact: padding, NaN included, changes neither values nor gradients.
-
-In `precision="bfloat16"` matrix products and activations are bfloat16; parameters, statistics of
-norms, attention's softmax and the latents that come out are float32, whatever the precision.
+The latents that come out are float32, whatever the precision.
 """
 
-import math
-from functools import partial
-from typing import Any
-
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int, Num
+from jaxtyping import Array, Bool, Float, Int
 
-from scav_jax.base.errors import InputError, did_you_mean
+from scav_jax.base.errors import InputError
+from scav_jax.encoders.layers import (
+    LAYER_NORM_EPSILON,
+    Dropout,
+    attend,
+    check_precision,
+    gelu,
+    layer_norm,
+    products_in,
+    row_numbers,
+    wide,
+)
 from scav_jax.positions import relative_buckets
-from scav_jax.sequences import AudioVisual, Sequences, resample_pairs, step_mask, zero_padding
+from scav_jax.sequences import (
+    STREAMS,
+    AudioVisual,
+    Sequences,
+    resample_pairs,
+    step_mask,
+    zero_padding,
+)
 
-STREAMS = ("visual", "audio")
-LAYER_NORM_EPSILON = 1e-5  # torch's default, which the paper's code inherits; flax has 1e-6
 GATE_WIDTH = 8  # two gates, each the sum of four projections, as in BEATs
 CONV_POSITION_KERNEL = 128
 CONV_POSITION_GROUPS = 16
-# What products are multiplied in, by `Encoders.precision`. HIGHEST is float32 on every device;
-# DEFAULT is TF32 on a GPU that has it, and bfloat16 on a TPU.
-MATMUL_PRECISIONS = {
-    "float32": jax.lax.Precision.HIGHEST,
-    "tensorfloat32": jax.lax.Precision.DEFAULT,
-    "bfloat16": jax.lax.Precision.DEFAULT,
-}
-
-
-def products_in(precision: str) -> dict[str, Any]:
-    """The arguments of a layer that say what it computes in; None is the dtype of its inputs."""
-    dtype = jnp.bfloat16 if precision == "bfloat16" else None
-    return {"dtype": dtype, "precision": MATMUL_PRECISIONS[precision]}
-
-
-def wide(x: Num[Array, "*shape"]) -> Float[Array, "*shape"]:
-    """Half precision and whole numbers as float32, anything else as it is."""
-    return x.astype(jnp.float32) if x.dtype.itemsize <= 2 else x
-
-
-def check_precision(precision: str) -> None:
-    """Raises `InputError` for what is no key of `MATMUL_PRECISIONS`."""
-    if precision not in MATMUL_PRECISIONS:
-        raise InputError(
-            f"train.precision: expected one of {', '.join(MATMUL_PRECISIONS)}, "
-            f"got {precision!r}." + did_you_mean(precision, list(MATMUL_PRECISIONS))
-        )
-
-
-def row_numbers(features: AudioVisual) -> Int[Array, " B"]:
-    """The rows of clips that are all of a batch."""
-    return jnp.arange(len(features.visual.lengths), dtype=jnp.int32)
-
-
-def _layer_norm(x: Float[Array, "B T C"], name: str) -> Float[Array, "B T C"]:
-    """LayerNorm with statistics in float32, in a compact module; keeps the dtype of x."""
-    return nn.LayerNorm(LAYER_NORM_EPSILON, name=name)(wide(x)).astype(x.dtype)
-
-
-@jax.custom_vjp
-def gelu(x: Float[Array, "..."]) -> Float[Array, "..."]:
-    """The exact GELU, `x Phi(x)`. Its gradient keeps `x` only; autodiff would keep three arrays."""
-    return nn.gelu(x, approximate=False)
-
-
-def _gelu_forward(x):
-    return gelu(x), x
-
-
-def _gelu_backward(x, cotangent):
-    # In terms of erf, where the forward pass has erfc: or XLA would share, and so keep, its result.
-    wide = x if x.dtype.itemsize > 2 else x.astype(jnp.float32)
-    phi = 0.5 * (1.0 + jax.lax.erf(wide * 0.5**0.5))
-    density = jnp.exp(-0.5 * wide * wide) * (2.0 * math.pi) ** -0.5
-    return (cotangent * (phi + wide * density).astype(x.dtype),)
-
-
-gelu.defvjp(_gelu_forward, _gelu_backward)
-
-
-class Dropout(nn.Module):
-    """Dropout whose mask belongs to the clip, not to the array that the clip is in.
-
-    A mask follows from the module, the step's key and the clip's row in the global batch. So it is
-    the same however a batch is cut into microbatches or over devices, which `nn.Dropout` is not.
-    """
-
-    rate: float
-
-    @nn.compact
-    def __call__(
-        self, x: Float[Array, "B ..."], rows: Int[Array, " B"], deterministic: bool
-    ) -> Float[Array, "B ..."]:
-        if deterministic or self.rate == 0.0:
-            return x
-        if self.rate == 1.0:
-            return jnp.zeros_like(x)
-        keys = jax.vmap(partial(jax.random.fold_in, self.make_rng("dropout")))(rows)
-        keep = partial(jax.random.bernoulli, p=1.0 - self.rate, shape=x.shape[1:])
-        return jnp.where(jax.vmap(keep)(keys), x / (1.0 - self.rate), jnp.zeros((), x.dtype))
 
 
 class Attention(nn.Module):
@@ -129,8 +58,7 @@ class Attention(nn.Module):
         deterministic: bool,
     ) -> Float[Array, "B T C"]:
         width = x.shape[-1]
-        head_width = width // self.heads
-        shape = (self.heads, head_width)
+        shape = (self.heads, width // self.heads)
         products = products_in(self.precision)
         query = nn.DenseGeneral(shape, name="query", **products)(x)
         key = nn.DenseGeneral(shape, name="key", **products)(x)
@@ -143,14 +71,13 @@ class Attention(nn.Module):
         gain = gates[..., 0] * (gates[..., 1] * head_scale - 1.0) + 2.0  # [B, T, H]
         gain = jnp.transpose(gain, (0, 2, 1))[..., None]  # [B, H, T, 1]
 
-        # Rounded to bfloat16 before the softmax, or the gradient's products would be in float32.
-        logits = jnp.einsum("bqhd,bkhd->bhqk", query, key, precision=products["precision"])
-        logits = wide(logits) / math.sqrt(head_width) + gain * bias[None]
-        lowest = jnp.finfo(logits.dtype).min
-        logits = jnp.where(mask[:, None, None, :], logits, lowest)
-        weights = jax.nn.softmax(logits, axis=-1).astype(value.dtype)
-        weights = Dropout(self.dropout, name="drop")(weights, rows, deterministic)
-        mixed = jnp.einsum("bhqk,bkhd->bqhd", weights, value, precision=products["precision"])
+        drop = Dropout(self.dropout, name="drop")
+        mixed = attend(
+            *(query, key, value, mask),
+            precision=self.precision,
+            bias=gain * bias[None],
+            drop=lambda weights: drop(weights, rows, deterministic),
+        )
         return nn.DenseGeneral(width, axis=(-2, -1), name="out", **products)(mixed)
 
 
@@ -173,10 +100,10 @@ class Block(nn.Module):
     ) -> Float[Array, "B T C"]:
         products = products_in(self.precision)
         drop = Dropout(self.dropout, name="drop")
-        y = _layer_norm(x, "attention_norm")
+        y = layer_norm(x, "attention_norm")
         attention = Attention(self.heads, self.dropout, self.precision, name="attention")
         x = x + drop(attention(y, mask, bias, rows, deterministic), rows, deterministic)
-        y = _layer_norm(x, "feedforward_norm")
+        y = layer_norm(x, "feedforward_norm")
         y = nn.Dense(self.feedforward, name="feedforward_in", **products)(y)
         y = gelu(y)
         y = nn.Dense(x.shape[-1], name="feedforward_out", **products)(y)

@@ -4,7 +4,7 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from scav_jax.base.commands import Parser
+from scav_jax.base.commands import Parser, add_run_and_split
 from scav_jax.base.errors import InputError, run_program
 
 
@@ -24,8 +24,8 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
         description="Retrieval metrics of finished runs, and of embeddings that anything else has "
         "made: a table, metrics.json and report.html.",
     )
+    add_run_and_split(parser, run_required=False)
     add = parser.add_argument
-    add("--run", type=Path, help="the --workdir of a finished training")
     add(
         "--embeddings",
         type=Path,
@@ -34,9 +34,13 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
         metavar="FILE.npz",
         help="embeddings of the same clips, a row each (scav_jax/evaluate/sources.py)",
     )
-    add("--data", type=Path, help="a data set; default: the one that the run was trained on")
-    add("--split", required=True, help="which of its splits, for example test")
     add("--ids", type=Path, metavar="FILE", help="the clips of the split to use, an id a line")
+    add(
+        "--annotations",
+        type=Path,
+        metavar="FILE.csv",
+        help="of VGGSounder, that `scav datasets vggsound` wrote: figures of its subsets too",
+    )
     add("--save", type=Path, metavar="FILE.npz", help="writes the run's embeddings")
     add("--distance", help="ranks sequences; default: the training's (DTW for soft-DTW)")
     add("--resample", help="of the Euclidean distance: visual_to_audio or audio_to_visual")
@@ -44,7 +48,6 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     add("--out", type=Path, help="default: RUN/evaluation/<data>-<split>")
     add("--bootstrap", type=int, default=1000, help="resamples; 0: no intervals (default 1000)")
     add("--seed", type=int, default=0, help="of the resampling and of the clips shown")
-    add("--batch-size", type=int, default=64, help="clips embedded at a time (default 64)")
     add(
         "--compare",
         nargs="+",
@@ -80,12 +83,17 @@ def output_folder(arguments: argparse.Namespace, split) -> Path:
 
 def main(argv: Sequence[str] | None = None) -> int:
     arguments = parse(argv)
+    from scav_jax.datasets.vggsounder import divisions, read_annotations
     from scav_jax.evaluate import sources
     from scav_jax.evaluate.evaluation import Settings, evaluate, write
     from scav_jax.features import store
     from scav_jax.retrieval import results
     from scav_jax.training.runs import load_run
 
+    annotations = arguments.annotations and read_annotations(arguments.annotations)
+    run = [load_run(arguments.run)] if arguments.run else []
+    data = arguments.data or Path(run[0].config["data"]["path"])
+    split = sources.chosen(store.read(data, arguments.split), arguments.ids)
     settings = Settings(
         distance=arguments.distance,
         resample=arguments.resample,
@@ -93,10 +101,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         bootstrap=arguments.bootstrap,
         seed=arguments.seed,
         batch_size=arguments.batch_size,
+        divisions=divisions(annotations, split.ids, split.labels) if annotations else (),
     )
-    run = [load_run(arguments.run)] if arguments.run else []
-    data = arguments.data or Path(run[0].config["data"]["path"])
-    split = sources.chosen(store.read(data, arguments.split), arguments.ids)
     rows, splits = list(run), [split] * len(run)
     for text in arguments.compare:
         path, _, other = text.partition("=")

@@ -46,6 +46,7 @@ class Settings:
       bootstrap: how many resamples.
       seed: of the resampling, and of which queries are shown.
       batch_size: clips embedded at a time.
+      divisions: further ways to divide the queries: the part that each clip is in, or "".
     """
 
     distance: str | None = None
@@ -54,6 +55,7 @@ class Settings:
     bootstrap: int = 1000
     seed: int = 0
     batch_size: int = 64
+    divisions: tuple[tuple[str, ...], ...] = ()
 
     def __post_init__(self):
         for name, least in (("bootstrap", 0), ("seed", 0), ("batch_size", 1)):
@@ -268,20 +270,30 @@ def _figures_of(
             )
         documents.append(document)
     first_stage = {d: ranks[d]["aggregation"] for d in DIRECTIONS}
-    by_class = {
-        method: {d: metrics.per_class(ranks[d][method], split.labels) for d in DIRECTIONS}
-        for method in ("aggregation", "sequence")
-        if method in ranks[DIRECTIONS[0]]
-    }
+    subsets = [_divided(ranks, parts) for parts in settings.divisions]
     return {
         "methods": documents,
         "first_stage": [
             {"k": k} | {d: metrics.recall_at_k(r, k) for d, r in first_stage.items()} for k in ks
         ],
-        "per_class": {
-            method: {label: {d: found[d][label] for d in DIRECTIONS} for label in found["a2v"]}
-            for method, found in by_class.items()
+        "per_class": _divided(ranks, split.labels),
+        "per_subset": {
+            method: {part: row for found in subsets for part, row in found[method].items()}
+            for method in (subsets[0] if subsets else ())
         },
+    }
+
+
+def _divided(ranks: dict[str, dict[str, np.ndarray]], labels: Sequence[str]) -> dict:
+    """Method -> label -> direction -> the summary of the queries with that label."""
+    by_class = {
+        method: {d: metrics.per_class(ranks[d][method], labels) for d in DIRECTIONS}
+        for method in ("aggregation", "sequence")
+        if method in ranks[DIRECTIONS[0]]
+    }
+    return {
+        method: {label: {d: found[d][label] for d in DIRECTIONS} for label in found["a2v"]}
+        for method, found in by_class.items()
     }
 
 

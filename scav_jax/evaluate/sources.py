@@ -29,8 +29,8 @@ import numpy as np
 from scav_jax.base.errors import InputError
 from scav_jax.base.files import write_atomically
 from scav_jax.features.store import Split
-from scav_jax.retrieval.embed import STREAMS, Embedded
-from scav_jax.sequences import Sequences, masked_mean, unit
+from scav_jax.retrieval.embed import Embedded
+from scav_jax.sequences import STREAMS, Sequences, masked_mean, unit
 from scav_jax.training.runs import Run
 
 SHOWN = 3  # ids in a message

@@ -13,7 +13,7 @@ from jaxtyping import Array, Float, Int, PyTree
 from scav_jax.base.documents import read_object, unsealed, write_document
 from scav_jax.base.errors import InputError
 from scav_jax.base.files import folder_atomically, write_atomically
-from scav_jax.encoders import STREAMS, Towers
+from scav_jax.encoders import Towers
 from scav_jax.export import UNKNOWN_LICENCE
 from scav_jax.features.clip import fingerprint_id
 from scav_jax.objectives.objective import Objective, embeds_its_own_way
@@ -25,7 +25,7 @@ from scav_jax.retrieval.model import (
     flat_parameters,
 )
 from scav_jax.retrieval.results import FORMAT_VERSION, main_methods, method_name
-from scav_jax.sequences import Sequences
+from scav_jax.sequences import STREAMS, Sequences
 from scav_jax.train_step import bound_heads
 from scav_jax.training.runs import CONFIG_FILE, Run, load_run
 

@@ -35,9 +35,6 @@ values that were stored with the program: before a hundred hours of extraction, 
 
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
-    from scav_jax.extract.backbones import AUDIO, PAIRS, VISUAL
-    from scav_jax.extract.program import ENGINES
-
     parser = Parser(prog="scav extract", description=__doc__, epilog=EPILOG)
     parser.add_argument("--videos", type=Path, help="a folder of videos")
     parser.add_argument("--out", type=Path, help="the data set to write")
@@ -57,7 +54,14 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
         metavar="WHAT",
         help="what must not be in two splits: file, folder, or a column of --clips (default: file)",
     )
-    models = parser.add_argument_group("models")
+    _add_models(parser.add_argument_group("models"))
+    _add_work(parser.add_argument_group("work"))
+    return parser.parse_args(arguments)
+
+
+def _add_models(models: argparse._ArgumentGroup) -> None:
+    from scav_jax.extract.backbones import AUDIO, PAIRS, VISUAL
+
     models.add_argument("--backbone", help=f"a pair: {', '.join(PAIRS)} (default: plain)")
     for stream, known in (("visual", VISUAL), ("audio", AUDIO)):
         models.add_argument(
@@ -82,7 +86,11 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
         models.add_argument(
             f"--{name}", type=int, metavar="N", help=f"of pixels: {what}, as --option {name}=N"
         )
-    work = parser.add_argument_group("work")
+
+
+def _add_work(work: argparse._ArgumentGroup) -> None:
+    from scav_jax.extract.program import ENGINES
+
     work.add_argument("--workers", type=int, help="decoding processes (default: one for each core)")
     work.add_argument(
         "--timeout-seconds", type=float, default=300.0, help="limit for one clip (default: 300)"
@@ -94,7 +102,6 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     work.add_argument(
         "--selfcheck", action="store_true", help="compare with stored values; no more"
     )
-    return parser.parse_args(arguments)
 
 
 def check(options: argparse.Namespace) -> None:
@@ -158,17 +165,13 @@ def main(arguments: list[str] | None = None) -> int:
         return 0 if selfcheck() else 1
     check(options)
     from scav_jax.extract import program
-    from scav_jax.extract.manifest import parse_shares
+    from scav_jax.extract.manifest import ClipOptions, parse_shares
     from scav_jax.extract.shards import Shard
 
-    wanted = {
-        "clips": options.clips,
-        "clip_seconds": options.clip_seconds,
-        "shares": parse_shares(options.split) if options.split else None,
-        "split_by": options.split_by,
-    }
+    shares = parse_shares(options.split) if options.split else None
+    wanted = ClipOptions(options.clips, options.clip_seconds, shares, options.split_by)
     if options.merge:
-        program.merge(options.videos, options.out, count=options.num_shards, **wanted)
+        program.merge(options.videos, options.out, wanted, count=options.num_shards)
         return 0
     shard = None
     if options.num_shards is not None:
@@ -178,7 +181,7 @@ def main(arguments: list[str] | None = None) -> int:
     program.extract(
         options.videos,
         options.out,
-        **wanted,
+        wanted,
         backbone=load_backbone(options),
         workers=options.workers,
         timeout_s=options.timeout_seconds,

@@ -15,7 +15,8 @@ from scav_jax.extract.ledger import Ledger
 
 Encode = Callable[[list[Prepared]], list[Features]]
 
-QUEUE_BYTES = 2**29  # 13 clips of 10 s at 25 frames/s
+# What is decoded and not yet encoded: 13 clips of 10 s at 25 frames/s. A worker holds two more.
+QUEUE_BYTES = 2**29
 LEAST_BYTES = 2**20  # a clip's share of the bound at least: each one holds a file descriptor
 SAVING_THREADS, SAVING_AT_ONCE = 4, 32
 PATIENCE_S = 10.0  # for a computation under way when the run ends in an error

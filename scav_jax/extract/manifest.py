@@ -116,26 +116,36 @@ class Listing:
         return ""
 
 
-def list_clips(
-    videos: Path,
-    csv_path: Path | None,
-    clip_seconds: float | None,
-    shares: dict[str, float] | None = None,
-    split_by: str = "file",
-) -> Listing:
-    """The clips to extract: the rows of a CSV, or every video below a folder.
+@dataclass(frozen=True)
+class ClipOptions:
+    """Which clips of a folder of videos are wanted, and in which splits.
 
-    Args:
-      videos: the folder.
-      csv_path: columns `file,start,end,id,label,split`, all but `file` optional; None takes
-        `clips.csv` in the folder if there is one, else every video file in it.
-      clip_seconds: cut whole videos into clips of this length.
-      shares: of the files, for splits (see `assign_splits`).
-      split_by: what must not be in two splits: "file", "folder", or a column of the CSV.
+    Attributes:
+      csv: columns `file,start,end,id,label,split`, all but `file` optional; None takes `clips.csv`
+        in the folder if there is one, else every video file in it.
+      seconds: cut whole videos into clips of this length.
+      shares: `{split: share of the files}`; all clips of a file land in one split (see
+        `assign_splits`).
+      split_by: what else must not be in two splits: "file", "folder", or a column of the CSV.
+    """
+
+    csv: Path | None = None
+    seconds: float | None = None
+    shares: dict[str, float] | None = None
+    split_by: str = "file"
+
+
+WHOLE_VIDEOS = ClipOptions()
+
+
+def list_clips(videos: Path, options: ClipOptions = WHOLE_VIDEOS) -> Listing:
+    """The clips to extract: the rows of a CSV, or every video below the folder.
 
     Raises:
       InputError: no such folder, nothing in it, or a CSV with a fault (the row is named).
     """
+    csv_path, clip_seconds = options.csv, options.seconds
+    shares, split_by = options.shares, options.split_by
     if not videos.is_dir():
         raise InputError(f"--videos: expected a folder of videos, {videos} is not one")
     if clip_seconds is not None and not 1.0 <= clip_seconds < math.inf:

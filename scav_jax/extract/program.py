@@ -20,7 +20,14 @@ from scav_jax.extract.backbones import Backbone, make_fingerprint
 from scav_jax.extract.encoding import QUEUE_BYTES, Encoder, Results
 from scav_jax.extract.jobs import Job, Outcome, make_jobs
 from scav_jax.extract.ledger import Ledger
-from scav_jax.extract.manifest import ClipRequest, Listing, cut_whole_videos, list_clips
+from scav_jax.extract.manifest import (
+    WHOLE_VIDEOS,
+    ClipOptions,
+    ClipRequest,
+    Listing,
+    cut_whole_videos,
+    list_clips,
+)
 from scav_jax.extract.shards import Shard
 from scav_jax.extract.streams import Unusable
 from scav_jax.features import store
@@ -34,33 +41,25 @@ DEFAULT_CLIP_S = 10.0  # for predicting sizes where nobody said how long clips a
 def extract(
     videos: Path,
     out: Path,
+    clips: ClipOptions = WHOLE_VIDEOS,
     *,
-    clips: Path | None = None,
-    clip_seconds: float | None = None,
-    shares: dict[str, float] | None = None,
-    split_by: str = "file",
     backbone: str | Backbone = "plain",
     workers: int | None = None,
     timeout_s: float = 300.0,
     shard: Shard | None = None,
     engine: str = "local",
-    queue_bytes: int = QUEUE_BYTES,
 ) -> None:
     """Extracts the features of all clips; the same call goes on where a killed one stopped.
 
     Args:
       videos: a folder of videos.
       out: the data set to write.
-      clips: a CSV that says which clips (see `manifest.list_clips`).
-      clip_seconds: cut whole videos into clips of this length.
-      shares: `{split: share of the files}`; all clips of a file land in one split.
-      split_by: "file", or what else must not be in two splits: "folder", a column of the CSV.
+      clips: which, as in `ClipOptions(seconds=10, shares={"train": 0.9, "test": 0.1})`.
       backbone: one of `backbones.PAIRS`, or what `backbones.load` made.
       workers: processes that decode; None takes one for each core.
       timeout_s: the wall-clock limit for decoding one clip.
       shard: does this part only and writes no data set: `merge` does, when all are finished.
       engine: "local", or "ray" for workers and encoders of a Ray cluster.
-      queue_bytes: bounds what is decoded and not yet encoded; each worker holds two clips more.
 
     Raises:
       InputError: see `manifest.list_clips`; nothing was usable; `out`, or the unfinished work
@@ -69,7 +68,7 @@ def extract(
     videos, out = Path(videos), Path(out)
     started = time.monotonic()
     _check_named(out)
-    listing = list_clips(videos, clips, clip_seconds, shares, split_by)
+    listing = list_clips(videos, clips)
     model = backbones.load(backbone) if isinstance(backbone, str) else backbone
     fingerprint = make_fingerprint(model)
     whole = Ledger.beside(out)
@@ -86,8 +85,7 @@ def extract(
         wanted = _cut(part, videos, ledger, workers, timeout_s)
         _say_size(model, wanted, out)
         done = make_jobs(wanted)
-        settings = {"workers": workers, "timeout_s": timeout_s, "queue_bytes": queue_bytes}
-        _run(done, videos, ledger, model, engine, **settings)
+        _run(done, videos, ledger, model, engine, workers, timeout_s)
         if shard:
             _finish_shard(shard, whole, out, done, started)
             return
@@ -99,19 +97,16 @@ def extract(
 def merge(
     videos: Path,
     out: Path,
+    clips: ClipOptions = WHOLE_VIDEOS,
     *,
     count: int,
-    clips: Path | None = None,
-    clip_seconds: float | None = None,
-    shares: dict[str, float] | None = None,
-    split_by: str = "file",
 ) -> None:
     """Writes the data set of `count` finished shards: the bytes that one run would have written.
 
     Neither weights nor accelerators are needed: the shards say which extractor made them.
 
     Args:
-      videos, out, clips, clip_seconds, shares, split_by: as for the shards.
+      videos, out, clips: as for the shards.
       count: how many there are.
 
     Raises:
@@ -120,7 +115,7 @@ def merge(
     videos, out = Path(videos), Path(out)
     started = time.monotonic()
     _check_named(out)
-    listing = list_clips(videos, clips, clip_seconds, shares, split_by)
+    listing = list_clips(videos, clips)
     whole, parts = Ledger.beside(out), shards.all_shards(count)
     if not whole.folder.exists() and _is_complete(out, None, listing.identity()):
         _say_complete(out, whole)
@@ -248,10 +243,8 @@ def _run(
     ledger: Ledger,
     model: Backbone,
     engine: str,
-    *,
     workers: int,
     timeout_s: float,
-    queue_bytes: int,
 ) -> None:
     """Does the jobs that are not done, with progress; retries what a lost worker was at."""
     waiting = _to_do(all_jobs, ledger)
@@ -267,7 +260,7 @@ def _run(
             workers = min(workers, len(waiting))
             with (
                 Results(ledger, progress.add) as results,
-                Encoder(model.encode, model.clips_at_once, queue_bytes) as encoder,
+                Encoder(model.encode, model.clips_at_once, QUEUE_BYTES) as encoder,
                 contextlib.closing(
                     jobs.run(work, waiting, workers=workers, timeout_s=timeout_s)
                 ) as events,

@@ -132,7 +132,6 @@ class BatchPlan:
     ):
         self.paddings = choose_paddings(lengths, buckets)
         self.batches_per_epoch, self.dropped_per_epoch = divmod(len(lengths), batch_size)
-        self._lengths = lengths
         self._bucket_of_clip = smallest_fitting(lengths, self.paddings)
         self._batch_size = batch_size
         self._seed = seed
@@ -162,13 +161,6 @@ class BatchPlan:
             batches += [(b, padding) for b in members[:full].reshape(-1, self._batch_size)]
             left_over = members[full:]
         return [batches[position] for position in rng.permutation(len(batches))]
-
-    def padding_waste(self, epoch: int = 0) -> float:
-        """The share of an epoch's steps, both streams together, that are padding; in [0, 1)."""
-        batches = self.epoch(epoch)
-        real = sum(int(self._lengths[indices].sum()) for indices, _ in batches)
-        padded = sum(len(indices) * sum(padding) for indices, padding in batches)
-        return 1.0 - real / padded
 
 
 def check_batch_size(

@@ -15,7 +15,7 @@ from jaxtyping import Num
 from scav_jax.base.errors import InputError
 
 FORMAT_VERSION = 3
-STREAMS = ("visual", "audio")
+STREAMS = ("visual", "audio")  # as in `sequences`, which needs jax; workers do without
 STORED_DTYPE = np.float16
 PIXELS_DTYPE = np.uint8  # of a stream of pictures as they are
 DIFFERENCES_SHOWN = 6

@@ -17,7 +17,7 @@ from jaxtyping import UInt64
 from tensorflow_datasets.core import dataset_info, example_serializer, naming
 
 from scav_jax.base.errors import OUR_FAULTS, InputError
-from scav_jax.features.clip import STORED_DTYPE, Clip, as_stored
+from scav_jax.features.clip import STORED_DTYPE, STREAMS, Clip, as_stored
 
 VERSION = "1.0.0"
 CLIPS_A_SHARD = 1024
@@ -169,7 +169,7 @@ def _record(clip: Clip) -> dict[str, Any]:
         del record["shared"]
     for name in record.keys() & {"visual_span", "audio_span", "shared"}:
         record[name] = np.array(record[name], np.float32)
-    for name in ("visual", "audio"):
+    for name in STREAMS:
         record[name] = np.ascontiguousarray(as_stored(record[name]))
     return record
 
@@ -191,7 +191,7 @@ class ClipRecords:
             features = builder.info.features
             self._columns = {
                 name: Column(features[name].shape[-1], np.dtype(features[name].np_dtype))
-                for name in ("visual", "audio")
+                for name in STREAMS
             }
 
     def __len__(self) -> int:

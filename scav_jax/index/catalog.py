@@ -38,11 +38,11 @@ from scav_jax.base.locks import only_one
 from scav_jax.base.names import is_text
 from scav_jax.distances import find, option_names
 from scav_jax.sequences import DIRECTIONS as RESAMPLINGS
+from scav_jax.sequences import STREAMS
 
 FORMAT_VERSION = 3
 HEADER, SEGMENTS, TABLE = "index.json", "segments", "rows"
 ADDING = "adding.json"
-STREAMS = ("visual", "audio")
 STORAGES = ("float32", "bfloat16", "int8")
 ABOUT = ("id", "source", "start", "end", "label")
 FILTERED = {"id": TEXT, "source": TEXT, "start": NUMBER, "end": NUMBER, "label": TEXT}

@@ -20,9 +20,10 @@ from scav_jax.base.progress import progress_bar
 from scav_jax.features import store
 from scav_jax.index.catalog import WHOLE, read_header
 from scav_jax.index.store import Index, create, open_index
-from scav_jax.retrieval.embed import STREAMS, Embedded, embed
+from scav_jax.retrieval.embed import Embedded, embed
 from scav_jax.retrieval.files import Wanted, below, check_times, joined, requests_for
 from scav_jax.retrieval.model import Model, load_as_asked
+from scav_jax.sequences import STREAMS
 
 CLIPS_AT_ONCE = 1024  # of features on disk: their latents are in memory together
 WANTED = 0.99  # recall that a proposed k has

@@ -26,11 +26,11 @@ from jaxtyping import Bool, Float, Int
 
 from scav_jax.base.errors import InputError
 from scav_jax.index import products
-from scav_jax.index.catalog import STREAMS, Header
+from scav_jax.index.catalog import Header
 from scav_jax.index.products import NearestSoFar, widen
 from scav_jax.index.segments import Segment, Snapshot
 from scav_jax.retrieval.embed import Embedded
-from scav_jax.sequences import Sequences, resample_like
+from scav_jax.sequences import STREAMS, Sequences, resample_like
 
 TILE_BYTES = 2**28  # of one tile of candidates, as float32
 TILE_ROWS = 4096

@@ -1,10 +1,10 @@
-"""Segments: the sequences of some clips and what searches need of them, written once.
+"""Segments: the sequences of some clips and what searches need of them, in files written once.
 
 segments/00000007/
    segment.json        rows, width, what its sequences depend on; checksums of the small files
    keys.npy            `[rows]` int64: in which order clips were added, over the whole index
    clips.npy           `[rows]` uint32: checksums of what the table knows of each clip
-   centre.npy          `[C]`, see `Encoding`
+   centre.npy          `[C]`, see `encoding`
    basis.npy           what sketches are coefficients of, see `sketches`
    visual.rows.npy     one `ROW` for each clip: lengths, places, scales, norms, checksums
    visual.values       stored sequences, one record after the other
@@ -27,7 +27,6 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-import ml_dtypes
 import numpy as np
 from jaxtyping import Float, Int, Shaped
 
@@ -35,38 +34,21 @@ from scav_jax.base.documents import read_document, regular_file, write_document
 from scav_jax.base.errors import InputError
 from scav_jax.base.files import folder_atomically
 from scav_jax.features.clip import fingerprint_difference
-from scav_jax.index.catalog import MEND, SEGMENTS, STREAMS, Header
+from scav_jax.index.catalog import MEND, SEGMENTS, Header
+from scav_jax.index.encoding import (
+    COLUMNS,
+    SKETCH_STORAGES,
+    EncodedStream,
+    Encoding,
+    dtypes,
+    edges,
+    padded_bytes,
+    word_sums,
+)
 from scav_jax.index.products import mean_square, widen
 from scav_jax.index.sketches import Basis, sizes
-from scav_jax.sequences import Sequences, unit
+from scav_jax.sequences import STREAMS
 
-DTYPES = {
-    "float32": np.dtype(np.float32),
-    "bfloat16": np.dtype(ml_dtypes.bfloat16),
-    "int8": np.dtype(np.int8),
-}
-SKETCH_STORAGES = {"coarse": "bfloat16", "fine": "int8"}
-ALIGNMENT = 64  # bytes; records begin on it, so that arithmetic never depends on the place
-ROW = np.dtype(
-    [
-        ("values_offset", "<i8"),
-        ("fine_offset", "<i8"),
-        ("steps", "<i4"),
-        ("scale", "<f4"),
-        ("square", "<f8"),  # of the stored values less the centre
-        ("coarse_square", "<f8"),  # of the stored sketch
-        ("coarse_residual", "<f4"),  # how far the stored sketch is from the right one, at most
-        ("fine_scale", "<f4"),
-        ("fine_square", "<f8"),
-        ("fine_residual", "<f4"),
-        ("values_sum", "<u8"),
-        ("embeddings_sum", "<u8"),
-        ("coarse_sum", "<u8"),
-        ("fine_sum", "<u8"),
-        ("checksum", "<u4"),
-    ]
-)
-COLUMNS = ("values", "embeddings", "coarse", "fine")
 CHECKED_AT_ONCE = 256  # rows
 
 
@@ -105,162 +87,6 @@ class ForeignRow(WrongRow):
 
     def __init__(self, segment: Path, row: int):
         super().__init__(int(segment.name), row, f"{segment}, row {row}")
-
-
-# Writing
-
-
-def rounded(
-    values: Float[np.ndarray, "n width"], storage: str
-) -> tuple[Shaped[np.ndarray, "n width"], Float[np.ndarray, " n"]]:
-    """Numbers as they are stored, and the scale of each row: value = stored * scale."""
-    ones = np.ones(len(values), np.float32)
-    if storage != "int8":
-        return np.ascontiguousarray(values, DTYPES[storage]), ones
-    largest = np.abs(values).max(axis=1)
-    scales = np.where(largest > 0, largest / np.float32(127), 1).astype(np.float32)
-    return np.rint(values / scales[:, None]).astype(np.int8), scales
-
-
-def padded_bytes(count: int) -> int:
-    """The size of a record of `count` bytes on disk."""
-    return -(-count // ALIGNMENT) * ALIGNMENT
-
-
-def as_records(stored: Shaped[np.ndarray, "n width"]) -> Shaped[np.ndarray, "n padded"]:
-    """Rows as the bytes of records, uint8."""
-    width = stored.shape[1] * stored.dtype.itemsize
-    padded = np.zeros((len(stored), padded_bytes(width)), np.uint8)
-    padded[:, :width] = np.ascontiguousarray(stored).view(np.uint8).reshape(len(stored), width)
-    return padded
-
-
-def word_sums(data: Shaped[np.ndarray, "n padded"]) -> Shaped[np.ndarray, " n"]:
-    """The sum of the 64-bit words of each record, modulo 2^64.
-
-    It changes with any change inside one word, so with every flipped bit or byte, and it is as
-    fast as memory.
-    """
-    return np.add.reduce(data.view(np.uint64), axis=1)
-
-
-@dataclass
-class EncodedStream:
-    """One stream of clips as it is written: `[n]` of `ROW`, and the records of each column."""
-
-    rows: np.ndarray
-    records: dict[str, list[np.ndarray]]
-
-    @classmethod
-    def join(cls, parts: "list[EncodedStream]") -> "EncodedStream":
-        """Parts one after the other, with the places that their records get."""
-        rows = np.concatenate([part.rows for part in parts])
-        columns = parts[0].records
-        records = {name: [one for part in parts for one in part.records[name]] for name in columns}
-        for column in {"values", "fine"} & set(records):
-            lengths = [np.full(len(data), data.shape[1], np.int64) for data in records[column]]
-            ends = np.cumsum(np.concatenate(lengths))
-            rows[f"{column}_offset"] = ends - np.concatenate(lengths)
-        return cls(rows, records)
-
-
-@dataclass(frozen=True)
-class Encoding:
-    """How the sequences of an index are stored: decided by the clips that came first.
-
-    What is stored *is* the sequence: distances are of the stored values, and exact for them. The
-    centre is one vector for all clips and both streams, so differences do not see it.
-
-    Attributes:
-      storage: "float32", "bfloat16" (less the centre) or "int8" (less the centre, and with one
-        scale for each clip).
-      centre: `[C]`, taken off before rounding; zeros for float32.
-      basis: of the sketches that exact search prunes by; None where there are none.
-    """
-
-    storage: str
-    centre: Float[np.ndarray, " C"]
-    basis: Basis | None
-
-    @classmethod
-    def of(cls, streams: dict[str, Sequences], header: Header) -> "Encoding":
-        """That of an index whose first clips these are."""
-        width = np.asarray(streams["audio"].values).shape[2]
-        centre = np.zeros(width, np.float32)
-        if header.storage != "float32":
-            total, steps = np.zeros(width), 0
-            for stream in streams.values():
-                for values, length in zip(stream.values, stream.lengths, strict=True):
-                    total += np.sum(values[: int(length)], axis=0, dtype=np.float64)
-                    steps += int(length)
-            centre = (total / steps).astype(np.float32)
-        return cls(header.storage, centre, Basis.of(streams, centre) if header.one_grid else None)
-
-    def encode(
-        self,
-        stream: Sequences,
-        embeddings: Float[np.ndarray, "K C"],
-        clips: Int[np.ndarray, " n"],
-    ) -> EncodedStream:
-        """One stream of some clips; those of one length follow each other."""
-        lengths = np.asarray(stream.lengths)[clips]
-        runs = [clips[a:b] for a, b in itertools.pairwise(_edges(lengths))]
-        return EncodedStream.join(
-            [
-                self._encode_run(
-                    np.asarray(stream.values)[run, : int(stream.lengths[run[0]])],
-                    np.asarray(embeddings)[run],
-                )
-                for run in runs
-            ]
-        )
-
-    def _encode_run(
-        self, run: Float[np.ndarray, "n T C"], embeddings: Float[np.ndarray, "n C"]
-    ) -> EncodedStream:
-        count, steps, width = run.shape
-        rows = np.zeros(count, ROW)
-        rows["steps"] = steps
-        flat = run.reshape(count, steps * width)
-        if self.storage != "float32":
-            flat = flat - np.tile(self.centre, steps)
-        stored, scales = rounded(flat, self.storage)
-        rows["scale"] = scales
-        wide = widen(stored).astype(np.float64) * scales[:, None].astype(np.float64)
-        rows["square"] = np.einsum("ij,ij->i", wide, wide)
-        records = {"values": as_records(stored)}
-        kind = "float32" if self.storage == "float32" else "bfloat16"
-        records["embeddings"] = as_records(unit(embeddings).astype(DTYPES[kind]))
-        if self.basis is not None:
-            for column in SKETCH_STORAGES:
-                records[column] = self._sketches(column, rows, wide.reshape(run.shape))
-        for column, data in records.items():
-            rows[f"{column}_sum"] = word_sums(data)
-        rows["checksum"] = [zlib.crc32(record) for record in records["values"]]
-        return EncodedStream(rows, {column: [data] for column, data in records.items()})
-
-    def _sketches(
-        self, column: str, rows: np.ndarray, sequences: Float[np.ndarray, "n T C"]
-    ) -> np.ndarray:
-        """Records of sketches; what is known of them goes into `rows`."""
-        weights, parts = self.basis.stored_weights(column, sequences.shape[1]), []
-        for part, exact, off in self.basis.sketch(column, sequences):
-            stored, scales = rounded((exact / weights).astype(np.float32), SKETCH_STORAGES[column])
-            wide = widen(stored).astype(np.float64)
-            wide *= weights * scales[:, None].astype(np.float64)
-            rows[f"{column}_square"][part] = np.vecdot(wide, wide)
-            moved = (np.linalg.norm(exact - wide, axis=1) + off) * (1 + 1e-6)
-            moved = np.nextafter(moved.astype(np.float32), np.float32(np.inf))
-            rows[f"{column}_residual"][part] = moved
-            if column == "fine":
-                rows["fine_scale"][part] = scales
-            parts.append(as_records(stored))
-        return np.concatenate(parts)
-
-
-def _edges(steps: Int[np.ndarray, " n"]) -> Int[np.ndarray, " edges"]:
-    """Where stretches of one length begin, and where the last ends."""
-    return np.concatenate([[0], np.flatnonzero(np.diff(steps)) + 1, [len(steps)]])
 
 
 def write_segment(
@@ -311,20 +137,15 @@ def _folder(index: Path, number: int) -> Path:
     return index / SEGMENTS / f"{number:08d}"
 
 
-# Reading
-
-
 class StoredStream:
     """One stream of a segment, mapped."""
 
     def __init__(self, folder: Path, name: str, rows: np.ndarray, storage: str, width: int):
         self.folder, self.name, self.rows, self.width = folder, name, rows, width
-        kinds = {"values": storage, **SKETCH_STORAGES}
-        kinds["embeddings"] = "float32" if storage == "float32" else "bfloat16"
-        self._dtypes = {column: DTYPES[kind] for column, kind in kinds.items()}
+        self._dtypes = dtypes(storage)
         self._data = {column: _mapped(folder / f"{name}.{column}") for column in COLUMNS}
         self._checked = {column: np.zeros(len(rows), bool) for column in COLUMNS}
-        self._edges = _edges(rows["steps"])
+        self._edges = edges(rows["steps"])
 
     def runs(self) -> list[slice]:
         """Stretches of rows whose sequences have one length."""

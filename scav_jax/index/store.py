@@ -1,12 +1,11 @@
 """An index: create, open, add, delete, compact, search.
 
-What is added goes into new segments, cut by size; compaction writes what is live of segments that
-are small or have dead rows together in new ones. Segments that no row names are nobody's: they
-come from a change that failed or was killed, and the next compaction takes them away.
+What is added and what a compaction moves go into new segments (`writing`). Segments that no row
+names are nobody's: they come from a change that failed or was killed, and the next compaction takes
+them away.
 """
 
 import contextlib
-import itertools
 import json
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -14,32 +13,19 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-from jaxtyping import Int
 
 from scav_jax.base.errors import InputError, check_unique, listed
 from scav_jax.base.files import ids_sha256, sync, write_json
 from scav_jax.base.locks import LOCK
-from scav_jax.base.names import is_text, shown
-from scav_jax.index import catalog, searching
-from scav_jax.index.catalog import STREAMS, Header, Rows, about_checksums, schema
-from scav_jax.index.scan import are_finite, stored_sequences
-from scav_jax.index.segments import (
-    COLUMNS,
-    EncodedStream,
-    Encoding,
-    ForeignRow,
-    Snapshot,
-    WrongRow,
-    segment_numbers,
-    sweep,
-    write_segment,
-)
+from scav_jax.index import catalog, searching, writing
+from scav_jax.index.catalog import Header, Rows, about_checksums
+from scav_jax.index.encoding import Encoding
+from scav_jax.index.scan import stored_sequences
+from scav_jax.index.segments import ForeignRow, Snapshot, WrongRow, segment_numbers, sweep
 from scav_jax.retrieval.embed import Embedded
 from scav_jax.retrieve import Hit
-from scav_jax.sequences import Sequences
 
 DUPLICATES = ("refuse", "replace", "skip")
-SEGMENT_BYTES = 2**28  # of one stream's sequences in one segment, about
 
 
 def create(
@@ -167,7 +153,7 @@ class Index:
         """
         if on_duplicate not in DUPLICATES:
             raise InputError(f"on_duplicate: expected one of {DUPLICATES}, got {on_duplicate!r}")
-        _check_texts(embedded, self.header)
+        writing.check_texts(embedded, self.header)
         with self._writing():
             if on_duplicate == "refuse":
                 self.check_new(embedded.ids)
@@ -265,7 +251,7 @@ class Index:
 
     def _add(self, embedded: Embedded, replacing: bool) -> None:
         streams = stored_sequences(embedded, self.header)
-        _check_streams(embedded, streams, self.header)
+        writing.check_streams(embedded, streams, self.header)
         present = list(self.snapshot.segments.values())
         encoding = present[0].encoding if present else Encoding.of(streams, self.header)
         key = 1 + max((int(one.keys.max(initial=-1)) for one in present), default=-1)
@@ -273,7 +259,7 @@ class Index:
             self.header = replace(self.header, width=len(encoding.centre))
             catalog.write_header(self.path, self.header)
         try:
-            rows = _write_clips(self.path, embedded, streams, encoding, key, self.header)
+            rows = writing.write_clips(self.path, embedded, streams, encoding, key, self.header)
             self._rows.add(rows, replacing)
         except BaseException:
             with contextlib.suppress(OSError, InputError):  # the disk may not be read either
@@ -315,9 +301,9 @@ class Index:
         with self._writing():
             before = self._bytes()
             with self._naming_clips():
-                moved = _compacted(self.path, self.snapshot)
+                moved = writing.compacted(self.path, self.snapshot)
             if moved:
-                self._rows.overwrite(_with_new_places(self._rows, moved))
+                self._rows.overwrite(writing.with_new_places(self._rows, moved))
             self._sync_rows()
             self.refresh()
             swept = sweep(self.path, set(self.snapshot.segments))
@@ -446,168 +432,3 @@ class Index:
             "root": self.header.root,
             "clip_seconds": self.header.clip_seconds,
         }
-
-
-# Adding
-
-
-def _check_texts(embedded: Embedded, header: Header) -> None:
-    """Raises `InputError` for what no table can hold: names whose bytes are no text."""
-    sources = [header.stored_source(str(source)) for source in embedded.sources]
-    for name, texts in (("ids", embedded.ids), ("sources", sources), ("labels", embedded.labels)):
-        for text in map(str, texts):
-            if not is_text(text):
-                raise InputError(
-                    f"{name}: expected text in UTF-8, got {shown(text)}; rename the file, or build "
-                    "the index with a root below which all names are text"
-                )
-
-
-def _check_streams(embedded: Embedded, streams: dict[str, Sequences], header: Header) -> None:
-    """Raises `InputError` for latents that are not finite, empty, or of another width."""
-    widths = {np.asarray(stream.values).shape[2] for stream in streams.values()}
-    if len(widths) > 1 or (header.width and widths != {header.width}):
-        raise InputError(
-            f"expected latents of width {header.width or 'one'}, got {sorted(widths)}; embed them "
-            "with the model of the index"
-        )
-    for name, stream in streams.items():
-        good = are_finite(stream) & (np.asarray(stream.lengths) >= 1)
-        if not good.all():
-            raise InputError(
-                f"clip {embedded.ids[int(np.flatnonzero(~good)[0])]!r}: expected finite {name} "
-                "latents of at least a step, got NaN, infinity or none; nothing was added"
-            )
-
-
-def _write_clips(
-    index: Path,
-    embedded: Embedded,
-    streams: dict[str, Sequences],
-    encoding: Encoding,
-    first_key: int,
-    header: Header,
-):
-    """Writes the sequences of clips into new segments; without their rows nobody sees them.
-
-    Args:
-      index: its folder.
-      embedded, streams: the clips, and their sequences as they are stored.
-      encoding, header: of the index.
-      first_key: of the first clip; the others follow in their order.
-
-    Returns:
-      Their rows, an Arrow table.
-    """
-    import pyarrow as pa
-
-    order = np.lexsort((streams["visual"].lengths, streams["audio"].lengths))
-    steps = np.maximum(*(np.asarray(stream.lengths)[order] for stream in streams.values()))
-    sizes = np.cumsum(steps.astype(np.int64)) * len(encoding.centre) * 4
-    parts = np.split(order, np.flatnonzero(np.diff(sizes // SEGMENT_BYTES)) + 1)
-    batches = []
-    for number, part in enumerate(parts, _next_segment(index)):
-        encoded = {
-            name: encoding.encode(stream, getattr(embedded, f"{name}_embeddings"), part)
-            for name, stream in streams.items()
-        }
-        about = {
-            "id": [embedded.ids[clip] for clip in part],
-            "source": [header.stored_source(str(embedded.sources[clip])) for clip in part],
-            "start": np.asarray(embedded.starts, np.float64)[part].tolist(),
-            "end": np.asarray(embedded.ends, np.float64)[part].tolist(),
-            "label": [str(embedded.labels[clip]) for clip in part],
-        }
-        clips = {"keys": first_key + part, "clips": about_checksums(about)}
-        write_segment(index, number, encoded, clips, encoding, header)
-        columns = {
-            **about,
-            "key": first_key + part,
-            "segment": np.full(len(part), number, np.int32),
-            "row": np.arange(len(part), dtype=np.int32),
-            **{f"checksum_{name}": encoded[name].rows["checksum"] for name in STREAMS},
-        }
-        batches.append(pa.RecordBatch.from_pydict(columns, schema=schema()))
-    return pa.Table.from_batches(batches)
-
-
-def _next_segment(index: Path) -> int:
-    return 1 + max(segment_numbers(index), default=-1)
-
-
-# Compaction
-
-
-def _compacted(index: Path, snapshot: Snapshot) -> dict[tuple[int, int], tuple[int, int]]:
-    """Writes what is worth moving into new segments: (segment, row) before -> after."""
-    mapped, live, batches, size = snapshot.segments, snapshot.live, [], 0
-    for number, segment in mapped.items():
-        if live[number].all() and (len(mapped) == 1 or segment.bytes >= SEGMENT_BYTES):
-            continue
-        share = live[number].mean() * segment.bytes
-        if not batches or size + share > 2 * SEGMENT_BYTES:
-            batches.append([])
-            size = 0
-        batches[-1].append(number)
-        size += share
-    moved = {}
-    for number, sources in enumerate(batches, _next_segment(index)):
-        places = _copy_live(index, snapshot, sources, number)
-        moved.update((tuple(place), (number, row)) for row, place in enumerate(places.tolist()))
-    return moved
-
-
-def _copy_live(
-    index: Path, snapshot: Snapshot, sources: list[int], number: int
-) -> Int[np.ndarray, "n 2"]:
-    """Writes live rows of some segments as one, sorted by length, then key; where they were."""
-    rows = {one: np.flatnonzero(snapshot.live[one]) for one in sources}
-    places = np.concatenate(
-        [np.stack([np.full(len(some), one), some], axis=1) for one, some in rows.items()]
-    )
-    clips = {
-        name: np.concatenate([getattr(snapshot.segments[one], name)[r] for one, r in rows.items()])
-        for name in ("keys", "clips")
-    }
-    about = {
-        name: np.concatenate(
-            [snapshot.segments[one].streams[name].rows[some] for one, some in rows.items()]
-        )
-        for name in STREAMS
-    }
-    order = np.lexsort((clips["keys"], about["visual"]["steps"], about["audio"]["steps"]))
-    places = places[order]
-    streams = {name: _copied(snapshot, name, places, about[name][order]) for name in STREAMS}
-    encoding = snapshot.segments[sources[0]].encoding
-    clips = {name: values[order] for name, values in clips.items()}
-    write_segment(index, number, streams, clips, encoding, snapshot.header)
-    return places
-
-
-def _copied(
-    snapshot: Snapshot, name: str, places: Int[np.ndarray, "n 2"], rows: np.ndarray
-) -> EncodedStream:
-    """One stream of clips at some places as it is written again, byte for byte."""
-    records: dict[str, list[np.ndarray]] = {}
-    edges = np.flatnonzero(np.diff(rows["steps"], prepend=-1, append=-1))
-    for begin, end in itertools.pairwise(edges):
-        for column in COLUMNS:
-            data = [
-                snapshot.segments[number].streams[name].record(column, row)
-                for number, row in places[begin:end].tolist()
-            ]
-            if len(data[0]):
-                records.setdefault(column, []).append(np.stack(data))
-    return EncodedStream.join([EncodedStream(rows, records)])
-
-
-def _with_new_places(rows: Rows, moved: dict[tuple[int, int], tuple[int, int]]) -> Iterator:
-    """The table after a compaction, as Arrow record batches."""
-    import pyarrow as pa
-
-    for batch in rows.tables():
-        old = zip(batch.column("segment").to_pylist(), batch.column("row").to_pylist(), strict=True)
-        new = np.array([moved.get(place, place) for place in old], np.int32).reshape(-1, 2)
-        columns = {name: batch.column(name) for name in batch.schema.names}
-        columns |= {"segment": pa.array(new[:, 0]), "row": pa.array(new[:, 1])}
-        yield pa.RecordBatch.from_pydict(columns, schema=schema())

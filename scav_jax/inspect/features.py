@@ -12,7 +12,7 @@ from scav_jax.base.errors import InputError
 from scav_jax.base.progress import progress_bar
 from scav_jax.extract.media import MIN_CLIP_S, SILENT_PEAK, STILL_LEVELS
 from scav_jax.features import store
-from scav_jax.inspect.findings import Clip, Fault, document
+from scav_jax.inspect.findings import Facts, Fault, document
 from scav_jax.inspect.near import NEAR, signature
 
 CONSTANT_SHARE = 0.01  # talking heads before a still camera have 0.026 (features of `plain`)
@@ -37,7 +37,7 @@ def inspect_features(data: Path) -> dict:
     data = Path(data)
     about = store.read_about(data)
     counts = store.splits(data)
-    clips: list[Clip] = []
+    clips: list[Facts] = []
     faults = [
         Fault(row["id"], "", row["stage"], row["reason"]) for row in store.read_rejected(data)
     ]
@@ -59,12 +59,12 @@ def inspect_features(data: Path) -> dict:
     )
 
 
-def _inspect_split(split: store.Split) -> Iterator[tuple[Clip | None, list[Fault]]]:
+def _inspect_split(split: store.Split) -> Iterator[tuple[Facts | None, list[Fault]]]:
     with ThreadPoolExecutor(THREADS) as threads:
         yield from threads.map(lambda number: inspect_clip(split, number), range(len(split)))
 
 
-def inspect_clip(split: store.Split, number: int) -> tuple[Clip | None, list[Fault]]:
+def inspect_clip(split: store.Split, number: int) -> tuple[Facts | None, list[Fault]]:
     """The facts of one clip, None where it cannot be read, and its faults."""
     name = split.ids[number]
     try:
@@ -75,7 +75,7 @@ def inspect_clip(split: store.Split, number: int) -> tuple[Clip | None, list[Fau
     streams = {"picture": stored.visual, "sound": stored.audio}
     streams = {what: values for what, values in streams.items() if len(values)}
     digests = {what: _digest(values) for what, values in streams.items()}
-    clip = Clip(
+    clip = Facts(
         id=name,
         split=split.split,
         label=stored.label,

@@ -25,7 +25,7 @@ BINS = 24
 
 
 @dataclass(frozen=True)
-class Clip:
+class Facts:
     """The facts of one clip.
 
     Attributes:
@@ -65,7 +65,7 @@ class Fault:
 
 
 def document(
-    clips: Sequence[Clip],
+    clips: Sequence[Facts],
     faults: Sequence[Fault],
     *,
     kind: str,
@@ -107,12 +107,12 @@ def document(
     }
 
 
-def _hours(clips: Iterable[Clip]) -> float:
+def _hours(clips: Iterable[Facts]) -> float:
     return sum(clip.seconds for clip in clips) / 3600
 
 
-def _splits(clips: Sequence[Clip], faults: Sequence[Fault]) -> dict[str, dict]:
-    by_split: dict[str, list[Clip]] = defaultdict(list)
+def _splits(clips: Sequence[Facts], faults: Sequence[Fault]) -> dict[str, dict]:
+    by_split: dict[str, list[Facts]] = defaultdict(list)
     for clip in clips:
         by_split[clip.split].append(clip)
     faulty = Counter(fault.split for fault in faults if fault.split)
@@ -128,7 +128,7 @@ def _splits(clips: Sequence[Clip], faults: Sequence[Fault]) -> dict[str, dict]:
     }
 
 
-def _labels(clips: Sequence[Clip]) -> dict[str, dict[str, int]]:
+def _labels(clips: Sequence[Facts]) -> dict[str, dict[str, int]]:
     """Clips of each label and split, the label with most clips first; no label is ""."""
     counts: dict[str, Counter] = defaultdict(Counter)
     for clip in clips:
@@ -171,7 +171,7 @@ def _faults(faults: Sequence[Fault]) -> list[dict]:
     ]
 
 
-def _duplicates(clips: Sequence[Clip]) -> dict[str, dict]:
+def _duplicates(clips: Sequence[Facts]) -> dict[str, dict]:
     """For each kind of digest, the strongest first: the groups of clips that share one.
 
     A group that lies within a group of a stronger kind says nothing new and is left out; those
@@ -199,7 +199,7 @@ def _duplicates(clips: Sequence[Clip]) -> dict[str, dict]:
     return found
 
 
-def _near_duplicates(clips: Sequence[Clip]) -> dict:
+def _near_duplicates(clips: Sequence[Facts]) -> dict:
     """Pairs that are alike but not equal, of different sources; those across splits come first."""
     pairs = [
         (clips[i], clips[j], similarity)
@@ -218,9 +218,9 @@ def _near_duplicates(clips: Sequence[Clip]) -> dict:
     }
 
 
-def _equal(clips: Sequence[Clip], kind: str) -> list[list[Clip]]:
+def _equal(clips: Sequence[Facts], kind: str) -> list[list[Facts]]:
     """Groups of clips with the same digest; clips of one file are no copies of that file."""
-    groups: dict[str, list[Clip]] = defaultdict(list)
+    groups: dict[str, list[Facts]] = defaultdict(list)
     for clip in clips:
         if kind in clip.digests:
             groups[clip.digests[kind]].append(clip)
@@ -229,11 +229,11 @@ def _equal(clips: Sequence[Clip], kind: str) -> list[list[Clip]]:
     return [group for group in groups.values() if len(group) > 1]
 
 
-def _crosses(group: Sequence[Clip]) -> bool:
+def _crosses(group: Sequence[Facts]) -> bool:
     return len({clip.split for clip in group}) > 1
 
 
-def _shared_sources(clips: Sequence[Clip]) -> dict:
+def _shared_sources(clips: Sequence[Facts]) -> dict:
     """Files that have clips in more than one split."""
     splits: dict[str, set[str]] = defaultdict(set)
     for clip in clips:

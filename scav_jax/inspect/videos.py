@@ -14,9 +14,9 @@ from scav_jax.base.errors import InputError
 from scav_jax.base.progress import progress_bar
 from scav_jax.extract import media, pool, streams
 from scav_jax.extract.backbones.plain import PlainAudio, PlainVisual
-from scav_jax.extract.manifest import ClipRequest, cut_whole_videos, list_clips
+from scav_jax.extract.manifest import ClipOptions, ClipRequest, cut_whole_videos, list_clips
 from scav_jax.extract.streams import Unusable
-from scav_jax.inspect.findings import Clip, Fault, document
+from scav_jax.inspect.findings import Facts, Fault, document
 from scav_jax.inspect.near import NEAR, signature
 
 FRAME_SIZE = (64, 64)  # frames are scaled to it, as the weight-free backbone has them
@@ -35,7 +35,7 @@ THRESHOLDS = {
 
 
 @dataclass(frozen=True)
-class Job:
+class FileClips:
     """The clips of one file, in order of their starts."""
 
     file: str
@@ -64,29 +64,29 @@ def inspect_videos(
       InputError: as `manifest.list_clips`.
     """
     videos = Path(videos)
-    listing = list_clips(videos, clips, clip_seconds)
+    listing = list_clips(videos, ClipOptions(clips, clip_seconds))
     wanted, _, _ = cut_whole_videos(listing, partial(_seconds, videos))
     by_file: dict[str, list[ClipRequest]] = {}
     for clip in wanted:
         by_file.setdefault(clip.file, []).append(clip)
-    jobs = deque(
-        Job(file, tuple(sorted(some, key=lambda clip: clip.start)))
+    files = deque(
+        FileClips(file, tuple(sorted(some, key=lambda clip: clip.start)))
         for file, some in by_file.items()
     )
-    found: dict[str, Clip | Fault] = {}
+    found: dict[str, Facts | Fault] = {}
     with progress_bar("inspecting", len(wanted), "clip", smoothing=0.05) as bar:
         work = partial(_inspect_file, videos=videos.absolute())
-        for job, event in pool.run(work, jobs, workers=workers, timeout_s=timeout_s):
+        for file, event in pool.run(work, files, workers=workers, timeout_s=timeout_s):
             if isinstance(event, pool.Done):
                 found |= event.result
-                bar.update(len(job.clips))
+                bar.update(len(file.clips))
             elif isinstance(event, pool.Lost):
-                found |= {c.id: Fault(c.id, c.split, "decode", event.reason) for c in job.clips}
-                bar.update(len(job.clips))
+                found |= {c.id: Fault(c.id, c.split, "decode", event.reason) for c in file.clips}
+                bar.update(len(file.clips))
     ordered = [found[clip.id] for clip in wanted]
     unreadable = [Fault(r["file"], "", r["stage"], r["reason"]) for r in listing.unreadable]
     return document(
-        [item for item in ordered if isinstance(item, Clip)],
+        [item for item in ordered if isinstance(item, Facts)],
         [item for item in ordered if isinstance(item, Fault)] + unreadable,
         kind="videos",
         path=str(videos),
@@ -111,13 +111,13 @@ def _seconds(videos: Path, file: str) -> float | None:
 # ---- in worker processes ----------------------------------------------------------------------
 
 
-def _inspect_file(job: Job, *, videos: Path) -> Iterator[None]:
+def _inspect_file(file: FileClips, *, videos: Path) -> Iterator[None]:
     """The clips of one file: id -> facts or fault; a step for each."""
-    path = videos / job.file
-    found: dict[str, Clip | Fault] = {}
+    path = videos / file.file
+    found: dict[str, Facts | Fault] = {}
     with contextlib.ExitStack() as stack:
         reader = facts = None
-        for request in job.clips:
+        for request in file.clips:
             try:
                 if reader is None:
                     opened = stack.enter_context(media.Reader(path, FRAME_SIZE))
@@ -125,7 +125,7 @@ def _inspect_file(job: Job, *, videos: Path) -> Iterator[None]:
                 found[request.id] = _inspect_clip(reader, request, *facts)
             except Unusable as fault:
                 if reader is None:  # the whole file
-                    whole = job.clips[len(found) :]
+                    whole = file.clips[len(found) :]
                     found |= {c.id: Fault(c.id, c.split, *fault.args) for c in whole}
                     break
                 found[request.id] = Fault(request.id, request.split, *fault.args)
@@ -135,7 +135,7 @@ def _inspect_file(job: Job, *, videos: Path) -> Iterator[None]:
 
 def _inspect_clip(
     reader: media.Reader, request: ClipRequest, file_digest: str, rate: float, variable: bool
-) -> Clip:
+) -> Facts:
     decoded = reader.cut(request.start, request.end)
     media.check_usable(decoded)
     try:
@@ -145,7 +145,7 @@ def _inspect_clip(
         }
     except InputError as error:
         raise Unusable("decode", str(error)) from None
-    return Clip(
+    return Facts(
         id=request.id,
         split=request.split,
         label=request.label,

@@ -20,6 +20,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree
 
 from scav_jax.base.errors import InputError
+from scav_jax.encoders.layers import LAYER_NORM_EPSILON
 from scav_jax.objectives import augment
 from scav_jax.objectives.contrastive import temperature
 from scav_jax.objectives.objective import (
@@ -35,8 +36,6 @@ from scav_jax.objectives.objective import (
     spread,
 )
 from scav_jax.objectives.pixels import (
-    LAYER_NORM_EPSILON,
-    STREAMS,
     OfPixels,
     heard_in_training,
     picture_of,
@@ -45,6 +44,7 @@ from scav_jax.objectives.pixels import (
 )
 from scav_jax.objectives.sequential import recall_at_1
 from scav_jax.sequences import (
+    STREAMS,
     AudioVisual,
     Batch,
     Sequences,

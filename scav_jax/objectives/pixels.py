@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, PyTree
 
 from scav_jax.base.errors import InputError
+from scav_jax.encoders.layers import LAYER_NORM_EPSILON
 from scav_jax.objectives.contrastive import aggregation_loss
 from scav_jax.objectives.objective import (
     Material,
@@ -26,6 +27,7 @@ from scav_jax.objectives.objective import (
 )
 from scav_jax.objectives.sequential import recall_at_1
 from scav_jax.sequences import (
+    STREAMS,
     AudioVisual,
     Batch,
     Sequences,
@@ -35,8 +37,6 @@ from scav_jax.sequences import (
     zero_padding,
 )
 
-STREAMS = ("visual", "audio")
-LAYER_NORM_EPSILON = 1e-5  # torch's
 STACKED_FRAMES = 16  # of the log-mel in a step of sound
 # ImageNet's mean and deviation of red, green and blue.
 COLOUR_MEAN, COLOUR_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)

@@ -41,9 +41,8 @@ from scav_jax.objectives.objective import (
 )
 from scav_jax.objectives.selection import HIGHEST, Chosen, drawn, info_nce, nearest, without
 from scav_jax.objectives.sequential import recall_at_1
-from scav_jax.sequences import AudioVisual, Sequences, masked_mean
+from scav_jax.sequences import STREAMS, AudioVisual, Sequences, masked_mean
 
-STREAMS = ("visual", "audio")
 SEGMENTS = ("first", "second")
 ORDERED = {  # task -> the stream of the first segment, of the second
     "order_vv": ("visual", "visual"),

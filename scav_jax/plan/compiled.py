@@ -5,7 +5,7 @@ from typing import NamedTuple
 import jax
 
 
-class Memory(NamedTuple):
+class CompiledMemory(NamedTuple):
     """Bytes on each device while a program runs.
 
     Attributes:
@@ -24,12 +24,12 @@ class Memory(NamedTuple):
         return sum(self)
 
 
-def memory_of(compiled: jax.stages.Compiled) -> Memory | None:
+def memory_of(compiled: jax.stages.Compiled) -> CompiledMemory | None:
     """What XLA plans to use on each device; None on backends that do not say."""
     known = compiled.memory_analysis()
     if known is None:
         return None
-    return Memory(
+    return CompiledMemory(
         known.argument_size_in_bytes,
         known.output_size_in_bytes - known.alias_size_in_bytes,
         known.temp_size_in_bytes,

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from scav_jax.encoders import GATE_WIDTH, PatchEncoders, Towers
 from scav_jax.objectives import Objective
 from scav_jax.objectives.objective import Cost, Work
-from scav_jax.sequences import AudioVisual
+from scav_jax.sequences import STREAMS, AudioVisual
 from scav_jax.training.runs import example_batch, parameter_shapes
 
 FLOAT = 4  # bytes
@@ -96,7 +96,7 @@ def _view_shapes(
     batch = batch._replace(features=AudioVisual(*features))
     views = jax.eval_shape(lambda b: objective.views(b, jax.random.key(0)), batch)
     return tuple(
-        {name: getattr(view, name).values.shape[1:] for name in ("visual", "audio")}
+        {name: getattr(view, name).values.shape[1:] for name in STREAMS}
         for view in views.features.values()
     )
 
@@ -194,7 +194,7 @@ def _tower_passes(work: Workload) -> list[tuple[str, tuple[int, int]]]:
 # ---- memory -------------------------------------------------------------------------------------
 
 
-class Memory(NamedTuple):
+class PlannedMemory(NamedTuple):
     """Bytes on each device at the fullest moment of a step."""
 
     parameters: float
@@ -255,7 +255,7 @@ def _tower_bytes(encoders: Towers, steps: int, feature_width: int, name: str) ->
     return projection + norm_and_latents + kept
 
 
-def memory(work: Workload, count: int | None = None) -> Memory:
+def memory(work: Workload, count: int | None = None) -> PlannedMemory:
     """What each device holds at the fullest moment, by arithmetic (see the module).
 
     Without gradient caching that is when the backward pass begins: all activations are there, and
@@ -285,7 +285,7 @@ def memory(work: Workload, count: int | None = None) -> Memory:
     audio = sum(size for name, size in latents if name == "audio")
     whole_audio = audio * work.batch if work.devices > 1 else 0.0
     both = rows * sum(size for _, size in latents)
-    return Memory(
+    return PlannedMemory(
         parameters=FLOAT * count * kept(work.shard_params),
         optimizer=2 * FLOAT * count * kept(work.shard_optimizer),
         gradients=FLOAT * count * (2 if work.microbatch else 1),

@@ -4,7 +4,7 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from scav_jax.base.commands import Parser
+from scav_jax.base.commands import Parser, add_run_and_split
 from scav_jax.base.errors import run_program
 
 
@@ -15,10 +15,8 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
         description="What a finished run's features tell: labels (linear probe, neighbours), its "
         "own tasks beside priors and controls, and changed copies of clips (fingerprinting).",
     )
+    add_run_and_split(parser, run_required=True)
     add = parser.add_argument
-    add("--run", type=Path, required=True, help="the --workdir of a finished training")
-    add("--data", type=Path, help="a data set; default: the one that the run was trained on")
-    add("--split", required=True, help="what is asked about, for example test")
     add("--train-split", default="train", help="where labels are learned from (default train)")
     add("--validation-split", default="validation", help="chooses C (default validation)")
     add("--changed", type=int, default=100, help="clips that are changed; 0: none (default 100)")
@@ -26,7 +24,6 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     add("--weights", action="append", default=[], metavar="NAME=PATH", help="of the backbone")
     add("--trust", action="append", default=[], metavar="MODULE:NAME", help="the model's code")
     add("--out", type=Path, help="default: RUN/probe/<data>-<split>")
-    add("--batch-size", type=int, default=64, help="clips embedded at a time (default 64)")
     return parser.parse_args(argv)
 
 

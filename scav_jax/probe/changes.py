@@ -19,11 +19,11 @@ from tqdm import tqdm
 from scav_jax.base.errors import InputError
 from scav_jax.extract.media import RATE_HZ, Reader
 from scav_jax.extract.streams import Unusable
+from scav_jax.features.clip import STREAMS
 from scav_jax.features.store import Split
 from scav_jax.retrieval.embed import Embedded
 from scav_jax.retrieval.model import Model
 
-STREAMS = ("visual", "audio")
 GOOD, BAD = (18, 96_000), (42, 16_000)  # constant rate factor of H.264, bits a second of AAC
 CROPPED = 0.1  # of each edge
 NOISE = 0.08  # of full scale, in picture
@@ -33,7 +33,7 @@ AUDIO_FRAME = 1024
 CLIPS_AT_ONCE = 32
 
 
-class Film(NamedTuple):
+class Recording(NamedTuple):
     """What becomes a file: frames at a rate, mono sound at 16 kHz, and how good it is."""
 
     frames: UInt8[np.ndarray, "N h w 3"]
@@ -42,19 +42,19 @@ class Film(NamedTuple):
     quality: tuple[int, int] = GOOD
 
 
-def crop(film: Film, random: np.random.Generator) -> Film:
+def crop(film: Recording, random: np.random.Generator) -> Recording:
     """A tenth of the picture's edges is gone."""
     height, width = film.frames.shape[1:3]
     top, left = int(CROPPED * height), int(CROPPED * width)
     return film._replace(frames=film.frames[:, top : height - top, left : width - left])
 
 
-def reencode(film: Film, random: np.random.Generator) -> Film:
+def reencode(film: Recording, random: np.random.Generator) -> Recording:
     """Picture and sound in as few bits as a bad copy has."""
     return film._replace(quality=BAD)
 
 
-def noise(film: Film, random: np.random.Generator) -> Film:
+def noise(film: Recording, random: np.random.Generator) -> Recording:
     """Noise in picture and sound."""
     grain = random.normal(scale=255 * NOISE, size=film.frames.shape)
     frames = np.clip(film.frames + grain, 0, 255).astype(np.uint8)
@@ -63,7 +63,7 @@ def noise(film: Film, random: np.random.Generator) -> Film:
     return film._replace(frames=frames, sound=np.clip(sound, -1, 1).astype(np.float32))
 
 
-def speed(film: Film, random: np.random.Generator) -> Film:
+def speed(film: Recording, random: np.random.Generator) -> Recording:
     """A quarter faster, as a tape: fewer frames, higher sounds."""
     frames = np.arange(0, len(film.frames) - 1, SPEED).astype(int)
     places = np.arange(0, len(film.sound) - 1, SPEED)
@@ -71,7 +71,7 @@ def speed(film: Film, random: np.random.Generator) -> Film:
     return film._replace(frames=film.frames[frames], sound=sound)
 
 
-CHANGES: dict[str, Callable[[Film, np.random.Generator], Film]] = {
+CHANGES: dict[str, Callable[[Recording, np.random.Generator], Recording]] = {
     "crop": crop,
     "reencode": reencode,
     "noise": noise,
@@ -119,7 +119,7 @@ def fingerprint(
     }
 
 
-def _film(split: Split, number: int, videos: Path) -> Film:
+def _film(split: Split, number: int, videos: Path) -> Recording:
     """A clip as its source has it."""
     source = videos / split.sources[number]
     if not source.is_file():
@@ -130,11 +130,11 @@ def _film(split: Split, number: int, videos: Path) -> Film:
     except Unusable as unusable:
         raise InputError(f"{source}: {unusable.reason}") from None
     begin, end = media.frames_span
-    return Film(media.frames, len(media.frames) / (end - begin), media.waveform)
+    return Recording(media.frames, len(media.frames) / (end - begin), media.waveform)
 
 
 def _found(
-    model: Model, films: Sequence[Film], numbers: Sequence[int], change: str, keys: dict
+    model: Model, films: Sequence[Recording], numbers: Sequence[int], change: str, keys: dict
 ) -> list[dict[str, bool]]:
     """Of each copy that can be read, whether its original is nearest, by what it asks with."""
     with tempfile.TemporaryDirectory() as folder:
@@ -154,7 +154,7 @@ def _found(
     return [{asked: bool(hit[row]) for asked, hit in hits.items()} for row in range(len(own))]
 
 
-def write(path: Path, film: Film) -> None:
+def write(path: Path, film: Recording) -> None:
     """A film as MP4: H.264 and AAC, with even sides."""
     rate = Fraction(film.rate).limit_denominator(1001)
     height, width = (side // 2 * 2 for side in film.frames.shape[1:3])

@@ -20,6 +20,7 @@ import numpy as np
 from scav_jax.base.errors import InputError
 from scav_jax.base.files import ids_sha256, write_atomically, write_json
 from scav_jax.features import store
+from scav_jax.features.clip import STREAMS
 from scav_jax.features.store import Split
 from scav_jax.probe import changes, tasks
 from scav_jax.probe.labels import Labelled, linear_probe, neighbours
@@ -30,7 +31,6 @@ from scav_jax.retrieval.results import aligned
 from scav_jax.training.runs import Run
 
 FORMAT_VERSION = 1
-STREAMS = ("visual", "audio")
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ from scav_jax.retrieval.results import (
     DIRECTIONS,
     RENDERED,
     distance_name,
+    figures_of,
     interval,
     main_methods,
     method_name,
@@ -45,7 +46,7 @@ class ClipView:
 
 
 @dataclass(frozen=True)
-class Search:
+class ExampleSearch:
     """One query and what was found.
 
     Attributes:
@@ -91,7 +92,7 @@ class Pictures:
     alignments: list[figures.Alignment] = field(default_factory=list)
     comparison: list[figures.Alignment] = field(default_factory=list)
     resampled: figures.Resampled | None = None
-    searches: list[Search] = field(default_factory=list)
+    searches: list[ExampleSearch] = field(default_factory=list)
     probes: list[dict] = field(default_factory=list)
     no_thumbnails: str = ""
 
@@ -120,6 +121,7 @@ def html(results: dict, pictures: Pictures) -> str:
         _alignment_section(pictures, runs[0]),
         _training_section(pictures.histories),
         _class_section(runs[0]),
+        _subset_section(runs[0]),
         *(probed.section(document) for document in pictures.probes),
         _facts_section(results),
     ]
@@ -300,25 +302,35 @@ def _class_section(run: dict) -> str:
     order = sorted(classes, key=lambda name: (-classes[name]["a2v"]["recall_at_1"], name))
     every = len(order) <= 2 * CLASSES_SHOWN
     shown = order if every else order[:CLASSES_SHOWN] + order[-CLASSES_SHOWN:]
-    rows = [
-        [escape(name), str(classes[name]["a2v"]["n"])]
-        + [
-            cell
-            for d in DIRECTIONS
-            for cell in (
-                percent(classes[name][d]["recall_at_1"]),
-                f"{classes[name][d]['median_rank']:,g}",
-            )
-        ]
-        for name in shown
-    ]
     which = f"The {CLASSES_SHOWN} best and the {CLASSES_SHOWN} worst of {len(order)}"
     return markup.section(
         f"By class ({run['name']}, {method_name(own)})",
         f"<p>{'All' if every else which} classes by R@1, audio → video. Only the queries are "
         "divided: every clip of the split is a candidate. metrics.json has all of them.</p>",
-        markup.table(["class", "queries", "A→V R@1", "MedR", "V→A R@1", "MedR"], rows),
+        _divided_table("class", {name: classes[name] for name in shown}),
     )
+
+
+def _subset_section(run: dict) -> str:
+    own = own_method(run)
+    subsets = run["per_subset"].get(own["method"])
+    if not subsets:
+        return ""
+    return markup.section(
+        f"By subset ({run['name']}, {method_name(own)})",
+        "<p>By what is heard and seen in the clip that asks (VGGSounder). Only the queries are "
+        "divided: every clip of the split is a candidate.</p>",
+        _divided_table("subset", subsets),
+    )
+
+
+def _divided_table(what: str, parts: dict) -> str:
+    rows = [
+        [escape(name), str(found["a2v"]["n"])]
+        + [cell for d in DIRECTIONS for cell in figures_of(found[d])]
+        for name, found in parts.items()
+    ]
+    return markup.table([what, "queries", "A→V R@1", "MedR", "V→A R@1", "MedR"], rows)
 
 
 # ---- retrieved clips ------------------------------------------------------------------------
@@ -343,7 +355,7 @@ def _search_section(pictures: Pictures, run: dict) -> str:
     )
 
 
-def _search(search: Search) -> str:
+def _search(search: ExampleSearch) -> str:
     asking = "sound" if search.direction == "a2v" else "video"
     cards = [_clip(search.query, "query", f"Query: its {asking}", "")]
     cards += [

@@ -145,7 +145,7 @@ def make_searches(
     ranks: dict[str, Int[np.ndarray, " K"]],
     split: Split,
     seed: int,
-) -> tuple[list[page.Search], str]:
+) -> tuple[list[page.ExampleSearch], str]:
     """Searches drawn at random, and why they have no thumbnails ("" if they have)."""
     random = np.random.default_rng(seed)
     drawn = []
@@ -156,7 +156,7 @@ def make_searches(
     shown = sorted({clip for _, query, found in drawn for clip in (query, *found)})
     clips, missing = _clip_views(split, shown)
     searches = [
-        page.Search(
+        page.ExampleSearch(
             direction=direction,
             query=clips[query],
             rank=int(ranks[direction][query]),

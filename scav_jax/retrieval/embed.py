@@ -22,14 +22,14 @@ from jaxtyping import Array, Float, PyTree
 from scav_jax import sharding
 from scav_jax.base.errors import InputError
 from scav_jax.base.progress import progress_bar
-from scav_jax.encoders import STREAMS, Towers
+from scav_jax.encoders import Towers
 from scav_jax.features.batches import Padding, evaluation_batches, stack
 from scav_jax.features.clip import Clip, check_resampled, fingerprint_difference, original, trim
 from scav_jax.features.store import Split
 from scav_jax.objectives import Objective
 from scav_jax.objectives.contrastive import unit
 from scav_jax.retrieve import aggregation_similarities, sequence_distances
-from scav_jax.sequences import AudioVisual, Batch, Sequences, sequences
+from scav_jax.sequences import STREAMS, AudioVisual, Batch, Sequences, sequences
 from scav_jax.train_step import bound_heads
 from scav_jax.training.runs import Run
 

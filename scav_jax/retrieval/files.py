@@ -29,14 +29,15 @@ from scav_jax.extract.jobs import Job, Outcome, make_jobs
 from scav_jax.extract.manifest import (
     LAST_CLIP_TOLERANCE_S,
     NO_TEXT,
+    ClipOptions,
     ClipRequest,
     cut_id,
     cut_whole_videos,
     list_clips,
 )
 from scav_jax.extract.streams import Unusable, stream_kinds, stream_seconds
-from scav_jax.features.clip import Clip
-from scav_jax.retrieval.embed import STREAMS, Embedded, embed_clips
+from scav_jax.features.clip import STREAMS, Clip
+from scav_jax.retrieval.embed import Embedded, embed_clips
 from scav_jax.training.runs import Run
 
 CLIPS_AT_ONCE = 64  # what `embed_requests` holds in memory
@@ -117,7 +118,7 @@ def requests_for(
 def _of_folder(
     folder: Path, clip_seconds: float | None, streams: tuple[str, ...], root: str | Path | None
 ) -> Wanted:
-    listing = list_clips(folder, None, clip_seconds)
+    listing = list_clips(folder, ClipOptions(seconds=clip_seconds))
     clips, _, _ = cut_whole_videos(listing, lambda file: _seconds(folder / file, "video"))
     if root is None:
         return Wanted(folder, clips, streams, listing.unreadable)

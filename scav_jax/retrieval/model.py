@@ -30,10 +30,16 @@ from scav_jax.extract.backbones import Backbone, make_fingerprint
 from scav_jax.extract.backbones import weights as weights_files
 from scav_jax.extract.jobs import Outcome
 from scav_jax.extract.manifest import ClipRequest
-from scav_jax.features.clip import FORMAT_VERSION, fingerprint_difference, fingerprint_id, original
+from scav_jax.features.clip import (
+    FORMAT_VERSION,
+    STREAMS,
+    fingerprint_difference,
+    fingerprint_id,
+    original,
+)
 from scav_jax.objectives.objective import embeds_its_own_way
 from scav_jax.retrieval import files
-from scav_jax.retrieval.embed import STREAMS, Embedded, join
+from scav_jax.retrieval.embed import Embedded, join
 from scav_jax.retrieval.files import TIMEOUT_S, check_times, nothing_usable, requests_for
 from scav_jax.training.checkpoints import check_same_shapes
 from scav_jax.training.config import from_dict

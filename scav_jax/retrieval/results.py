@@ -9,14 +9,15 @@ and a run holds `name`, `run`, `config`, `objective`, `trained_with`, `training`
 `parameters` (how many), `distance` {name, options},
 `methods` (`method`, `k`, `a2v` and `v2a` of `metrics.summary`, `seconds_per_query`),
 `first_stage` (`k`, `a2v`, `v2a`: recall at k of aggregation), `per_class` (method -> class ->
-`a2v`, `v2a`) and `seconds` of each stage. Recalls are shares in 0..1, times are in seconds.
+`a2v`, `v2a`), `per_subset` (the same of subsets, where the queries were divided further) and
+`seconds` of each stage. Recalls are shares in 0..1, times are in seconds.
 """
 
 from collections.abc import Sequence
 
 from scav_jax.metrics import few_queries
 
-FORMAT_VERSION = 3
+FORMAT_VERSION = 4
 RENDERED = "Rendered data set of this project; figures are ours."
 DIRECTIONS = {"a2v": "A->V", "v2a": "V->A"}
 
@@ -72,7 +73,7 @@ def table(results: dict) -> str:
                 cells += [percent(summary[f"recall_at_{k}"]) for k in (5, 10)]
                 cells += [f"{summary['median_rank']:g}"]
             rows.append([*cells, f"{1e3 * method['seconds_per_query']:.3g}"])
-    lines = aligned(rows)
+    lines = aligned(rows) + _subsets(results)
     n = data["n"]
     notes = [
         f"{data['path']}, split {data['split']}: N = {n:,} clips, chance R@1 {100 / n:.2g} %, "
@@ -92,6 +93,22 @@ def table(results: dict) -> str:
     if data["rendered"]:
         notes.append(RENDERED)
     return "\n".join([lines[0], "-" * len(lines[0]), *lines[1:], "", *notes])
+
+
+def _subsets(results: dict) -> list[str]:
+    """Each run's own method on subsets of the queries; nothing where there are none."""
+    heads = [head for arrow in DIRECTIONS.values() for head in (f"{arrow} R@1", "MedR")]
+    rows = [["run", "queries", "N", *heads]]
+    for run in results["runs"]:
+        for name, found in run["per_subset"].get(run["own_method"], {}).items():
+            cells = [run["name"], name, f"{found['a2v']['n']:,}"]
+            rows.append(cells + [cell for d in DIRECTIONS for cell in figures_of(found[d])])
+    return ["", *aligned(rows)] if len(rows) > 1 else []
+
+
+def figures_of(summary: dict) -> list[str]:
+    """R@1 in percent, and the median rank."""
+    return [percent(summary["recall_at_1"]), f"{summary['median_rank']:,g}"]
 
 
 def aligned(rows: Sequence[Sequence[str]], words: int = 2) -> list[str]:

@@ -70,10 +70,6 @@ class Checkpoints:
             ),
         )
 
-    def latest_step(self) -> int | None:
-        """The step of the newest checkpoint, be it still on its way to the disk."""
-        return self._manager.latest_step()
-
     def latest_written(self) -> int | None:
         """The step of the newest checkpoint that is on disk, whole."""
         steps = (path.name for path in (self._run / CHECKPOINTS).glob("*"))

@@ -22,7 +22,7 @@ from scav_jax.base.files import folder_atomically
 from scav_jax.encoders import Towers
 from scav_jax.features.clip import fingerprint_difference
 from scav_jax.objectives import Objective
-from scav_jax.sequences import AudioVisual, Batch, sequences
+from scav_jax.sequences import STREAMS, AudioVisual, Batch, sequences
 from scav_jax.train_step import init_params
 from scav_jax.training.checkpoints import (
     CHECKPOINTS,
@@ -94,7 +94,7 @@ def parameter_shapes(encoders: Towers, objective: Objective, widths: dict) -> Py
 
 def example_batch(widths: dict) -> Batch:
     """The smallest batch of features with these widths; parameters depend on nothing else."""
-    streams = (sequences(jnp.zeros((1, 2, widths[name]))) for name in ("visual", "audio"))
+    streams = (sequences(jnp.zeros((1, 2, widths[name]))) for name in STREAMS)
     seconds = jnp.asarray([[0.0, 1.0]], jnp.float32)
     return Batch(AudioVisual(*streams), jnp.zeros((1,), jnp.int32), seconds)
 

@@ -31,7 +31,7 @@ from PIL import Image
 
 from scav_jax.extract.backbones import clip_images
 from scav_jax.extract.backbones.clip_images import Preprocessing
-from scav_jax.extract.backbones.clip_model import ClipModel
+from scav_jax.extract.backbones.clip_model import Batching, ClipModel
 from scav_jax.extract.backbones.clip_towers import ClipConfig, VisionConfig
 from scav_jax.extract.backbones.clip_weights import random_weights
 
@@ -193,8 +193,7 @@ def compare_encoding(arguments, clock, tensors: dict) -> list[dict]:
             ClipConfig(vision=VisionConfig()),
             tensors,
             dtype=dtype,
-            frames_per_device=batch,
-            devices=jax.local_devices()[:1],
+            batching=Batching(batch, jax.local_devices()[:1]),
         )
         encode = lambda model=model: model.encode_crops(crops)  # noqa: E731
         for name, call in ((f"ours {dtype}", encode), (f"torch {dtype}", None)):
@@ -233,7 +232,7 @@ def main() -> None:
     )
     config = ClipConfig(vision=VisionConfig())
     tensors = random_weights(config)
-    model = ClipModel(config, tensors, frames_per_device=8, devices=jax.local_devices()[:1])
+    model = ClipModel(config, tensors, batching=Batching(8, jax.local_devices()[:1]))
     results = {
         "device": f"{device.platform} {device.device_kind}",
         "jax": jax.__version__,

@@ -38,9 +38,8 @@ import numpy as np
 
 from scav_jax.extract import backbones, handover, media, pool, program
 from scav_jax.extract.backbones import Backbone, Prepared, beats
-from scav_jax.extract.backbones.clip_model import ClipModel
+from scav_jax.extract.backbones.clip_model import BLOCKS, ClipModel
 from scav_jax.extract.backbones.clip_towers import ClipConfig, VisionConfig
-from scav_jax.extract.backbones.clip_visual import FRAMES_A_BLOCK
 from scav_jax.extract.backbones.clip_weights import random_weights
 from scav_jax.extract.manifest import find_videos
 from scav_jax.extract.selfcheck import small_clip_beats
@@ -55,8 +54,7 @@ def full_model(dtype: str) -> Backbone:
         vision,
         random_weights(vision),
         dtype=dtype,
-        frames_per_device=FRAMES_A_BLOCK,
-        resize="pil",
+        batching=BLOCKS,
     )
     sound = beats.Beats(beats.random_checkpoint(beats.ITER3_PLUS, 0), dtype)
     options = {"": {"dtype": dtype}}

@@ -95,26 +95,34 @@ BREAKAGES = [
         ("far offsets one bucket too far", "np.floor(scale", "np.ceil(scale"),
     ),
     *of(
-        "encoders",
+        "encoders/layers",
         "encoders",
         ("queries masked, not keys", "mask[:, None, None, :]", "mask[:, None, :, None]"),
-        ("logits over the whole width", "/ math.sqrt(head_width)", "/ math.sqrt(width)"),
-        ("the gate's sign", "* head_scale - 1.0) + 2.0", "* head_scale + 1.0) + 2.0"),
+        (
+            "logits over the whole width",
+            "/ math.sqrt(query.shape[-1])",
+            "/ math.sqrt(query.shape[-1] * query.shape[-2])",
+        ),
         ("the gradient of GELU", "(phi + wide * density)", "(phi - wide * density)"),
+        ("flax's epsilon", "LAYER_NORM_EPSILON = 1e-5", "LAYER_NORM_EPSILON = 1e-3"),
+    ),
+    *of(
+        "encoders/sequential",
+        "encoders",
+        ("the gate's sign", "* head_scale - 1.0) + 2.0", "* head_scale + 1.0) + 2.0"),
         (
             "a norm of the wrong branch",
-            '_layer_norm(x, "feedforward_norm")',
-            '_layer_norm(y, "feedforward_norm")',
+            'layer_norm(x, "feedforward_norm")',
+            'layer_norm(y, "feedforward_norm")',
         ),
         (
             "padding that leaves a tower",
             "features.replace(values=zero_padding(x, lengths))",
             "features.replace(values=x)",
         ),
-        ("flax's epsilon", "LAYER_NORM_EPSILON = 1e-5", "LAYER_NORM_EPSILON = 1e-3"),
     ),
     *of(
-        "encoders",
+        "encoders/layers",
         "encoders scaling",
         ("dropout without its scale", "x / (1.0 - self.rate), jnp", "x, jnp"),
         (
@@ -212,8 +220,8 @@ BREAKAGES = [
         ("entropy with the other sign", "+ self.epsilon * entropy", "- self.epsilon * entropy"),
         (
             "a self-term twice",
-            "value = 0.5 * self.values(costs, f, g, mask, mask)",
-            "value = self.values(costs, f, g, mask, mask)",
+            "value = 0.5 * self.values(reduced, f, g, mask, mask)",
+            "value = self.values(reduced, f, g, mask, mask)",
         ),
         (
             "the visual self-term for both",
@@ -321,12 +329,12 @@ BREAKAGES = [
     *of(
         "optimizer",
         "optimizer",
-        ("scales of heads decayed", '"position_table", "head_scale")', '"position_table")'),
+        ("scales of heads decayed", '"position_table", "head_scale", ', '"position_table", '),
         ("temperatures decayed", ' and path[0].key != "log_temperature"', ""),
         (
             "a cosine that ends too early",
-            "warmup_steps, steps, 0.0)",
-            "warmup_steps, steps - warmup_steps, 0.0)",
+            "warmup_steps, steps, final_learning_rate",
+            "warmup_steps, steps - warmup_steps, final_learning_rate",
         ),
     ),
     *of(

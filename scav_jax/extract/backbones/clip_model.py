@@ -37,11 +37,39 @@ FRAMES_PER_DEVICE = 64
 IN_FLIGHT = 2  # batches on the devices while the next one is prepared
 
 
+@dataclasses.dataclass(frozen=True)
+class Batching:
+    """How the work is laid on the devices; features do not depend on it.
+
+    Attributes:
+      frames_per_device: frames (or texts) in a batch, for each device; the last batch is filled up
+        with zeros, so that one program serves every call.
+      devices: that share each batch; default all of this process.
+      resize: "pil" on the host, "device" as matrix products, both equal bit for bit; default PIL
+        on a CPU and matrix products on an accelerator.
+    """
+
+    frames_per_device: int = FRAMES_PER_DEVICE
+    devices: Sequence[jax.Device] | None = None
+    resize: str | None = None
+
+
+# A clip's frames go through CLIP in blocks of their own. 10 s at 25 or 30 frames/s fill them.
+BLOCKS = Batching(frames_per_device=50, resize="pil")
+
+
+def check_options(dtype: str, output: str) -> None:
+    """Raises `InputError` for what is none of `DTYPES` or of `OUTPUTS`."""
+    for name, value, known in (("dtype", dtype, DTYPES), ("output", output, OUTPUTS)):
+        if value not in known:
+            raise InputError(f"clip: {name}: expected one of {', '.join(known)}, got {value!r}")
+
+
 def load(
     directory_or_hub_id: str | Path,
     dtype: str = "float32",
     output: str = "pooled",
-    **options,
+    batching: Batching | None = None,
 ) -> "ClipModel":
     """CLIP with the weights of that directory, or of a model on the Hugging Face hub.
 
@@ -49,7 +77,7 @@ def load(
       directory_or_hub_id: a folder with config.json and safetensors, or `owner/name[@revision]`.
       dtype: of the matrix products, "float32" or "bfloat16".
       output: "pooled" or "projected".
-      options: further attributes of `ClipModel`.
+      batching: as for `ClipModel`.
 
     Raises:
       InputError: missing or unfit files, config values or tensors, named one by one.
@@ -64,7 +92,7 @@ def load(
         dtype=dtype,
         output=output,
         directory=directory,
-        **options,
+        batching=batching,
     )
 
 
@@ -77,11 +105,7 @@ class ClipModel:
       preprocessing: constants for frames; default OpenAI's for the config's image size.
       dtype, output: as for `load`.
       directory: where the tokenizer's files and, in messages, the weights are.
-      frames_per_device: frames in a batch, for each device; the last batch is filled up with
-        zeros, so that one program serves every call.
-      devices: that share each batch; default all of this process.
-      resize: "pil" on the host, "device" as matrix products, both equal bit for bit; default PIL
-        on a CPU and matrix products on an accelerator.
+      batching: default `Batching()`.
     """
 
     def __init__(
@@ -93,13 +117,10 @@ class ClipModel:
         dtype: str = "float32",
         output: str = "pooled",
         directory: Path | None = None,
-        frames_per_device: int = FRAMES_PER_DEVICE,
-        devices: Sequence[jax.Device] | None = None,
-        resize: str | None = None,
+        batching: Batching | None = None,
     ):
-        for name, value, known in (("dtype", dtype, DTYPES), ("output", output, OUTPUTS)):
-            if value not in known:
-                raise InputError(f"clip: {name}: expected one of {known}, got {value!r}")
+        batching = batching or Batching()
+        check_options(dtype, output)
         self.config, self.dtype, self.output = config, dtype, output
         self.directory = directory
         self._where = str(directory) if directory else "clip"
@@ -108,12 +129,12 @@ class ClipModel:
             for tower in ("vision", "text")
             if getattr(config, tower) is not None
         }
-        devices = list(devices or jax.local_devices())
+        devices = list(batching.devices or jax.local_devices())
         self._mesh = jax.sharding.Mesh(np.asarray(devices), (DATA_AXIS,))
-        self.batch = frames_per_device * len(devices)
+        self.batch = batching.frames_per_device * len(devices)
         self._encoders, self._hashes, self._tokenizer = {}, {}, None
         if config.vision is not None:
-            self._init_images(preprocessing, resize)
+            self._init_images(preprocessing, batching.resize)
 
     def _init_images(
         self, preprocessing: clip_images.Preprocessing | None, resize: str | None

@@ -8,12 +8,9 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float, UInt8
 
-from scav_jax.base.errors import InputError
 from scav_jax.extract.backbones.clip_pixels import Preprocessing, resize_crop_pil
 from scav_jax.extract.backbones.sides import Visual
 
-# A clip's frames go through CLIP in blocks of their own. 10 s at 25 or 30 frames/s fill them.
-FRAMES_A_BLOCK = 50
 CLIPS_A_DEVICE = 8  # encoded in one go on an accelerator, so that it never waits for the host
 
 
@@ -32,7 +29,7 @@ class ClipVisual(Visual):
 
     Args:
       weights: a folder with config.json and safetensors, a hub id, or a loaded `ClipModel` with
-        blocks of `FRAMES_A_BLOCK` frames.
+        batches of `clip_model.BLOCKS`.
       dtype: of the matrix products, "float32" or "bfloat16".
       output: "pooled" (the paper's), or "projected" to compare frames with texts.
     """
@@ -42,17 +39,9 @@ class ClipVisual(Visual):
 
         from scav_jax.extract.backbones import clip_model
 
-        for option, value, known in (
-            ("dtype", dtype, clip_model.DTYPES),
-            ("output", output, clip_model.OUTPUTS),
-        ):
-            if value not in known:
-                raise InputError(
-                    f"clip: {option}: expected one of {', '.join(known)}, got {value!r}"
-                )
+        clip_model.check_options(dtype, output)  # before minutes of loading
         if isinstance(weights, str | Path):
-            sizes = {"frames_per_device": FRAMES_A_BLOCK, "resize": "pil"}
-            weights = clip_model.load(weights, dtype, output, **sizes)
+            weights = clip_model.load(weights, dtype, output, clip_model.BLOCKS)
             weights.crop(np.zeros((1, 8, 8, 3), np.uint8))  # checks Pillow: workers resize with it
         self.model = weights
         self.width = weights.visual_width

@@ -7,6 +7,7 @@ equivariant    EquiAV; `augment`: what it does to pictures and log-mels, as vect
 contrastive    their two losses; `cross_entropy`: the softmax over a matrix of distances
 temporal       speed, direction and order of views, and contrast
 selection      its contrast, with positives and negatives from a queue
+classification  labels of clips: linear probe and fine-tuning
 sums           several in one training, by a name such as "sequence+temporal"
 """
 
@@ -16,6 +17,7 @@ from typing import Any
 
 from scav_jax.base import doors
 from scav_jax.base.errors import InputError
+from scav_jax.objectives.classification import Classification
 from scav_jax.objectives.contrastive import (
     aggregation_loss,
     normalize_distances,
@@ -33,6 +35,7 @@ from scav_jax.sequences import Batch
 __all__ = [
     "OBJECTIVES",
     "Batch",
+    "Classification",
     "Equivariant",
     "Objective",
     "Outputs",
@@ -57,6 +60,7 @@ OBJECTIVES: dict[str, type[Objective]] = {
     "temporal": Temporal,
     "pixels": PixelContrast,
     "equivariant": Equivariant,
+    "classification": Classification,
 }
 
 
@@ -71,6 +75,11 @@ def find(name: str) -> type[Objective]:
     """
     parts = name.split("+") if isinstance(name, str) and name not in OBJECTIVES else []
     if len(parts) > 1 and len(set(parts)) == len(parts) and set(parts) <= OBJECTIVES.keys():
+        if "classification" in parts:
+            raise InputError(
+                f"objective.name: expected objectives without labels in a sum, got {name!r}; train "
+                "the others first, then classification with train.init_from=RUN"
+            )
         return sum_of(tuple((part, OBJECTIVES[part]) for part in parts))
     found = doors.find("objective.name", name, OBJECTIVES)
     if not (inspect.isclass(found) and issubclass(found, Objective)):

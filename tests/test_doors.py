@@ -227,7 +227,7 @@ OF_PIXELS = {
     "pixels": {"audio_frames": 32},
     "equivariant": {"audio_frames": 32, "time_mask": 8, "frequency_mask": 3, **HEADS},
 }
-OPTIONS = {"temporal": SMALL, **OF_PIXELS}
+OPTIONS = {"temporal": SMALL, "classification": {"classes": ("a", "b", "c")}, **OF_PIXELS}
 
 
 def made(name):
@@ -248,7 +248,8 @@ def batch(clips=8):
         values = jnp.asarray(rng.normal(size=(clips, steps, width)), jnp.float32)
         streams.append(sequences(values, lengths, jnp.asarray(windows)))
     seconds = jnp.asarray(np.stack([np.zeros_like(ends), ends], axis=1))
-    return as_batch(AudioVisual(*streams))._replace(seconds=seconds)
+    targets = jnp.asarray(rng.dirichlet(np.ones(3), clips), jnp.float32)
+    return as_batch(AudioVisual(*streams))._replace(seconds=seconds, targets=targets)
 
 
 def of_pixels(clips=8):

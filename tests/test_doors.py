@@ -227,7 +227,10 @@ OF_PIXELS = {
     "pixels": {"audio_frames": 32},
     "equivariant": {"audio_frames": 32, "time_mask": 8, "frequency_mask": 3, **HEADS},
 }
-OPTIONS = {"temporal": SMALL, "classification": {"classes": ("a", "b", "c")}, **OF_PIXELS}
+PLAYED = {"visual_tokens": 2, "audio_tokens": 4, "audio_frames": 3, "speeds": 2}
+OF_LABELS = {"classes": ("a", "b", "c")}
+OPTIONS = {"temporal": SMALL, "classification": OF_LABELS, **OF_PIXELS}
+OPTIONS |= {"equivariant_playing": PLAYED | HEADS}
 
 
 def made(name):

@@ -11,7 +11,7 @@ Features:  as for configs/equiav/audioset.py, with a column "label"; AudioSet's 
            several.
 Starts:    from runs/equiav, trained by configs/equiav/audioset.py: --config.train.init_from=RUN.
 Hardware:  theirs, 8 GPUs of 32 clips each. Ours: one accelerator, with train.microbatch where it is
-           small; a V100 has to leave train.precision at float32. Not run by us.
+           small, and train.precision=float32 on a V100. Not run by us.
 
 Theirs: 50 epochs, one of warm-up, learning rate 1e-4, half of the clips mixed with Beta(10, 10),
 drop path 0.1, the binary cross-entropy for either data set. Ours: VGGSound, one label a clip, by

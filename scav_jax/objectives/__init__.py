@@ -5,6 +5,8 @@ sequential     SCAV, CAV and both
 pixels         what towers of patches see, and the contrast of it alone
 equivariant    EquiAV; `augment`: what it does to pictures and log-mels, as vectors say
 contrastive    their two losses; `cross_entropy`: the softmax over a matrix of distances
+playing        its losses on features that can be played, which is the augmentation: ours
+played         what objectives of played views share
 temporal       speed, direction and order of views, and contrast
 selection      its contrast, with positives and negatives from a queue
 classification  labels of clips: linear probe and fine-tuning
@@ -27,6 +29,7 @@ from scav_jax.objectives.contrastive import (
 from scav_jax.objectives.equivariant import Equivariant
 from scav_jax.objectives.objective import Objective, Outputs, Place, Views, clip_keys
 from scav_jax.objectives.pixels import PixelContrast
+from scav_jax.objectives.playing import EquivariantPlaying
 from scav_jax.objectives.sequential import Sequential
 from scav_jax.objectives.sums import sum_of
 from scav_jax.objectives.temporal import Temporal
@@ -37,6 +40,7 @@ __all__ = [
     "Batch",
     "Classification",
     "Equivariant",
+    "EquivariantPlaying",
     "Objective",
     "Outputs",
     "PixelContrast",
@@ -60,6 +64,7 @@ OBJECTIVES: dict[str, type[Objective]] = {
     "temporal": Temporal,
     "pixels": PixelContrast,
     "equivariant": Equivariant,
+    "equivariant_playing": EquivariantPlaying,
     "classification": Classification,
 }
 

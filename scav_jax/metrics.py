@@ -117,8 +117,8 @@ def margin(queries: int) -> float:
     return 0.98 / queries**0.5
 
 
-def few_queries(queries: int) -> str:
-    """What so few queries cannot tell, in words; "" where there are enough.
+def few_queries(queries: int, what: str = "R@1") -> str:
+    """What so few queries cannot tell of a share, in words; "" where there are enough.
 
     >>> few_queries(13)
     'N = 13 is few: R@1 may be off by 27 points either way, differences below that say nothing'
@@ -126,8 +126,8 @@ def few_queries(queries: int) -> str:
     if queries >= FEW_QUERIES:
         return ""
     return (
-        f"N = {queries} is few: R@1 may be off by {100 * margin(queries):.0f} points either way, "
-        "differences below that say nothing"
+        f"N = {queries} is few: {what} may be off by {100 * margin(queries):.0f} points either "
+        "way, differences below that say nothing"
     )
 
 

@@ -85,7 +85,6 @@ WHOLE_TABLE = [(case, *where) for case in CASES for where in EVERY]
 BOTH = pytest.param("both", MANY, 1, marks=pytest.mark.slow)
 CHOSEN = [("pre", 1, 4), ("pre", 4, 2), BOTH, ("post", 2, 2), ("soft_dtw", 2, 2)]
 CHOSEN += [("temporal", 2, 2), ("classification", 4, 2)]
-# Heads of both streams, twice: the programs take half a minute.
 CHOSEN += [pytest.param("playing", 2, 2, marks=pytest.mark.slow)]
 TABLE = WHOLE_TABLE if os.environ.get("SCAV_WHOLE_TABLE") else CHOSEN
 # Softmax does not see what a key's bias adds: its gradient is rounding, which Adam makes a step of.
@@ -200,7 +199,10 @@ def test_devices_and_microbatches_change_nothing(case, devices, parts):
     assert_equal(train(case, devices, parts), expected(case))
 
 
-@pytest.mark.parametrize("case", ["classification", "playing"])
+PLAYED = pytest.param("playing", marks=pytest.mark.slow)  # its programs take half a minute
+
+
+@pytest.mark.parametrize("case", ["classification", PLAYED])
 def test_a_run_goes_on_from_its_state_bit_for_bit(case):
     """What is mixed and what is played follow from seed, step and number: nothing else is kept."""
     step, _, begin = uncut(case, 1, 1, ())

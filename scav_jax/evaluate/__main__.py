@@ -109,9 +109,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     folder = output_folder(arguments, split)
     if any(classified.classifies(source) for source in rows):
         classified.check_options(rows, arguments)
-        document = classified.evaluate(rows, splits, settings)
-        print(classified.table(document))
-        print(f"\n{classified.write(folder, document)}")
+        print(classified.report(rows, splits, settings, folder))
         return 0
     document, shown = evaluate(rows, splits, settings, arguments.save)
     write(folder, document, shown)

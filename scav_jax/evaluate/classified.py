@@ -101,8 +101,8 @@ def table(document: dict) -> str:
         for run in document["runs"]
         if run["classes_there"] < run["classes"]
     ]
-    if word := few_queries(data["n"]):
-        notes.append(f"CAUTION: {word.replace('R@1', 'an accuracy')}")
+    if word := few_queries(data["n"], document["runs"][0]["measured"]):
+        notes.append(f"CAUTION: {word}")
     if data["rendered"]:
         notes.append(results.RENDERED)
     lines = results.aligned(rows)
@@ -119,7 +119,8 @@ def _cell(run: dict, name: str) -> str:
     return results.percent(value)
 
 
-def write(folder: Path, document: dict) -> Path:
-    """Writes classification.json, whole or not at all; where it is."""
+def report(runs: Sequence[Run], splits: Sequence[Split], settings: Settings, folder: Path) -> str:
+    """The table and where classification.json is, which is written whole or not at all."""
+    document = evaluate(runs, splits, settings)
     write_document(folder / FILE, document)
-    return folder / FILE
+    return f"{table(document)}\n\n{folder / FILE}"

@@ -12,7 +12,7 @@ clips are mixed follows from their numbers and the batch's, not from where they 
 """
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, ClassVar
@@ -194,7 +194,7 @@ class Classification(OfPixels):
         right = share >= jnp.max(aux["targets"], axis=-1)
         return {"accuracy": jnp.mean(right.astype(jnp.float32))}
 
-    def score(self, found) -> float:
+    def score(self, found: Mapping[str, float]) -> float:
         return found["mAP" if self.multi_label else "accuracy"]
 
     def cost(self, work: Work) -> Cost:

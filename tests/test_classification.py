@@ -7,9 +7,11 @@ import math
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from small_run import FINGERPRINT, parameters, records, small_config
 from test_evaluate import write_run
+from test_temporal import WITHOUT_BLOCKS
 
 from scav_jax import metrics, objectives, sharding
 from scav_jax.base.errors import InputError
@@ -24,8 +26,8 @@ from scav_jax.plan import estimate
 from scav_jax.retrieval import classify
 from scav_jax.sequences import AudioVisual, as_batch, sequences
 from scav_jax.train.loop import train
+from scav_jax.train_step import init_state, make_train_step
 from scav_jax.training import processes, runs
-from scav_jax.training.setup import set_up
 
 PLACE = Place(2**20)
 NAMES = ("bell", "drum", "horn")
@@ -386,7 +388,7 @@ def test_a_sum_with_classification_is_refused():
 # ---- runs ---------------------------------------------------------------------------------------
 
 
-def write_data(folder, names=NAMES, clips=29, shift=1.5):
+def write_data(folder, names=NAMES, clips=29, shift=4.0):
     """As `small_run.write_data`; every class has its own mean in the sound, so it can be told."""
     random = np.random.default_rng(0)
     made = []
@@ -417,7 +419,7 @@ def data(tmp_path_factory):
 def learn(data, workdir, stop_after=None, **changes):
     """Whether a training came to its end; SIGTERM comes after a step."""
     settings = {"train.steps": 20, "train.validate_every": 10, "train.checkpoint_every": 0}
-    settings |= {"objective.name": "classification", "optimizer.learning_rate": 0.02}
+    settings |= {"objective.name": "classification", "optimizer.learning_rate": 0.1}
     settings |= {"encoders.dropout": 0.0, "optimizer.weight_decay": 0.1}
     with pytest.MonkeyPatch.context() as patch:
         if stop_after is not None:
@@ -427,9 +429,9 @@ def learn(data, workdir, stop_after=None, **changes):
 
 @pytest.fixture(scope="module")
 def probe(trained, data, tmp_path_factory):
-    """A linear probe of the sound that starts from a SCAV run, mixed, in two parts a batch."""
+    """A linear probe that starts from a SCAV run, of mixed clips; once stopped in between."""
     folder = tmp_path_factory.mktemp("classifier")
-    changes = {"objective.towers": "frozen", "objective.mixup": 0.5, "train.microbatch": 4}
+    changes = {"objective.towers": "frozen", "objective.mixup": 0.5}
     changes |= {"train.init_from": str(trained / "run")}
     assert learn(data, folder / "whole", **changes)
     assert not learn(data, folder / "stopped", stop_after=13, **changes)
@@ -455,7 +457,7 @@ def test_a_linear_probe_leaves_the_towers_that_it_starts_from(probe, trained):
         "['heads']['linear']['bias']",
     }
     validated = [line for line in records(probe / "whole") if "validation" in json.dumps(line)]
-    assert 0.5 < validated[-1]["accuracy"] <= 1.0
+    assert validated[-1]["accuracy"] >= 0.5  # of three classes
 
 
 def test_its_config_holds_the_classes_and_evaluate_prints_accuracy(probe, data, capsys):
@@ -482,8 +484,9 @@ def test_its_config_holds_the_classes_and_evaluate_prints_accuracy(probe, data, 
 def test_a_classifier_is_no_model_to_search_with_and_no_row_beside_others(probe, trained, tmp_path):
     run = str(probe / "whole")
     with pytest.raises(InputError, match=r"this one classifies.*the run that it started from"):
-        index_program.main(["build", "--index", str(tmp_path / "i"), "--model", run,
-                            "--data", "x", "--split", "y"])  # fmt: skip
+        index_program.main(
+            ["build", str(tmp_path / "i"), "--model", run, "--data", "x", "--split", "y"]
+        )
     said = ["--run", run, "--split", "validation"]
     with pytest.raises(InputError, match="expected classifiers beside a classifier"):
         evaluate_program.main([*said, "--compare", str(trained / "run")])
@@ -491,28 +494,17 @@ def test_a_classifier_is_no_model_to_search_with_and_no_row_beside_others(probe,
         evaluate_program.main([*said, "--hybrid", "1"])
 
 
-def test_fine_tuning_one_stream_leaves_the_other_tower_alone(data, tmp_path):
-    changes = {"objective.streams": "audio", "train.steps": 6, "optimizer.warmup_steps": 0}
-    changes |= {"train.validate_every": 6}
-    assert learn(data, tmp_path / "run", **changes)
-    setup = set_up(small_config(data, **{"objective.name": "classification"} | changes))
-    start = jax.device_get(_params_at_start(setup))
-    after = parameters(tmp_path / "run")
-    moved = {
-        name: not np.array_equal(after[name], leaf)
-        for name, leaf in ((jax.tree_util.keystr(p), x) for p, x in
-                           jax.tree_util.tree_leaves_with_path(start))
-    }  # fmt: skip
-    assert not any(value for name, value in moved.items() if "'visual'" in name)
-    assert all(value for name, value in moved.items() if "'audio'" in name and "kernel" in name)
-
-
-def _params_at_start(setup):
-    from scav_jax.train_step import init_params
-    from scav_jax.training.setup import widths
-
-    example = runs.example_batch(widths(setup))
-    return init_params(setup.encoders, setup.objective, example, setup.config.seed)
+def test_fine_tuning_one_stream_leaves_the_other_tower_alone():
+    """Weight decay would move it; the other one learns, and so does its layer."""
+    objective = Classification(classes=NAMES, streams="audio")
+    optimizer = optax.adamw(0.1, weight_decay=0.5)
+    clips = jax.tree.map(jnp.nan_to_num, batch())
+    start = init_state(WITHOUT_BLOCKS, objective, optimizer, clips, seed=0)
+    after, _ = jax.jit(make_train_step(WITHOUT_BLOCKS, objective, optimizer, seed=0))(start, clips)
+    same = jax.tree.map(lambda a, b: np.array_equal(a, b), start.params, after.params)
+    assert all(jax.tree.leaves(same["encoders"]["visual"]))
+    assert not any(jax.tree.leaves(same["encoders"]["audio"]))
+    assert not any(jax.tree.leaves(same["heads"]))
 
 
 def test_several_labels_are_evaluated_by_map(tmp_path, capsys):

@@ -119,8 +119,7 @@ def test_logits_are_a_linear_layer_of_the_means_of_real_steps(streams, random):
 
 
 def test_frozen_towers_have_no_gradient_and_the_layer_has():
-    latents = jax.tree.map(jnp.nan_to_num, batch().features)
-    latents = AudioVisual(*(s.replace(values=s.values[..., :4]) for s in latents))
+    latents = AudioVisual(*(s.replace(values=s.values[..., :4]) for s in batch().features))
     for frozen in (False, True):
         head = Head(("visual", "audio"), 3, norms=True, frozen=frozen)
         params = head.init(jax.random.key(0), latents)
@@ -133,7 +132,7 @@ def test_frozen_towers_have_no_gradient_and_the_layer_has():
         norms = {name: of_params["params"][name] for name in ("norm_visual", "norm_audio")}
         for moved in (norms, of_values):
             largest = max(float(jnp.abs(leaf).max()) for leaf in jax.tree.leaves(moved))
-            assert (largest == 0.0) == frozen
+            assert np.isfinite(largest) and (largest == 0.0) == frozen
         assert float(jnp.abs(of_params["params"]["linear"]["kernel"]).max()) > 0
 
 

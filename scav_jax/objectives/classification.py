@@ -246,9 +246,9 @@ class Head(nn.Module):
 
     def mean(self, stream: str, latents: Sequences) -> Float[Array, "B C"]:
         """Of the real steps."""
-        values = zero_padding(latents.values, latents.lengths)
-        if self.norms and stream in self.streams:
-            values = getattr(self, f"norm_{stream}")(values)
+        values = latents.values
+        if self.norms and stream in self.streams:  # a norm of NaN would have a gradient of NaN
+            values = getattr(self, f"norm_{stream}")(zero_padding(values, latents.lengths))
         return masked_mean(values, latents.lengths)
 
 

@@ -12,12 +12,12 @@ the mathematics (jax, flax, optax, ott only)
     encoders       projection MLPs, relative-position Transformers; ViTs: features -> latents
     distances      euclidean, dtw, wasserstein; `pairwise` -> D[visual, audio]
     views          parts of a clip, played faster or backwards, made of stored features
-    objectives     L_agg (CAV), L_seq (SCAV), temporal tasks, EquiAV, and sums of them
+    objectives     L_agg (CAV), L_seq (SCAV), temporal tasks, EquiAV, sums of them; labels
     optimizer      AdamW, warm-up and cosine, what is not decayed
     gradient_cache  the gradient of a whole batch in the memory of a part
     train_step     the training state and its pure step function
     retrieve       aggregation, sequence and hybrid(k) retrieval: functions of arrays
-    metrics        ranks and recall
+    metrics        ranks and recall; average precision
 features
     features       what a clip is on disk, data sets of clips, batches (Grain), the next one ahead
     extract        video files -> features, by frozen backbones: `python -m scav_jax.extract`

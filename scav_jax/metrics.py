@@ -1,4 +1,4 @@
-"""Ranks and recall of retrieval: numpy only.
+"""Ranks and recall of retrieval, average precision of classes: numpy only.
 
 The tie rule of every figure in this package: a candidate that is exactly as close as the right one
 counts against the query. So a collapsed model, for which all candidates are equally close, has
@@ -9,12 +9,13 @@ that quietly disappears.
 from collections.abc import Sequence
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 
 from scav_jax.base.errors import InputError
 
 RECALLS = (1, 5, 10)
 INTERVAL = 0.95
+_TAILS = (100 * (1 - INTERVAL) / 2, 100 * (1 + INTERVAL) / 2)
 FEW_QUERIES = 100  # below, R@1 may be off by 10 points either way and more
 TIE_RULE = "a candidate exactly as close as the right one counts against the query"
 _BLOCK_VALUES = 1 << 24  # comparisons held at once while counting
@@ -116,8 +117,8 @@ def margin(queries: int) -> float:
     return 0.98 / queries**0.5
 
 
-def few_queries(queries: int) -> str:
-    """What so few queries cannot tell, in words; "" where there are enough.
+def few_queries(queries: int, what: str = "R@1") -> str:
+    """What so few queries cannot tell of a share, in words; "" where there are enough.
 
     >>> few_queries(13)
     'N = 13 is few: R@1 may be off by 27 points either way, differences below that say nothing'
@@ -125,8 +126,8 @@ def few_queries(queries: int) -> str:
     if queries >= FEW_QUERIES:
         return ""
     return (
-        f"N = {queries} is few: R@1 may be off by {100 * margin(queries):.0f} points either way, "
-        "differences below that say nothing"
+        f"N = {queries} is few: {what} may be off by {100 * margin(queries):.0f} points either "
+        "way, differences below that say nothing"
     )
 
 
@@ -186,6 +187,73 @@ def per_class(ranks: Int[np.ndarray, " Q"], labels: Sequence[str]) -> dict[str, 
     }
 
 
+def average_precisions(
+    scores: Float[np.ndarray, "K C"],
+    truth: Bool[np.ndarray, "K C"],
+    weights: Float[np.ndarray, "S K"] | None = None,
+) -> Float[np.ndarray, "S C"]:
+    """Average precision of each class: the sum of (recall gained) x precision over all thresholds.
+
+    Clips with one score are one threshold, so what tells nothing has a class's own share.
+
+    Args:
+      scores: `[K, C]`, larger is likelier.
+      truth: `[K, C]`, which clips have which class.
+      weights: `[S, K]`, how often each clip counts in each of S samples; None is once, in one.
+
+    Returns:
+      `[S, C]`, NaN where a sample has no clip of a class.
+
+    >>> average_precisions(np.array([[3.0], [2.0], [1.0]]), np.array([[True], [False], [True]]))
+    array([[0.83333333]])
+    """
+    check_finite(scores, "scores")
+    weights = np.ones((1, len(scores))) if weights is None else weights
+    found = np.full((len(weights), scores.shape[1]), np.nan)
+    for column in range(scores.shape[1]):
+        order = np.argsort(-scores[:, column], kind="stable")
+        sorted_scores = scores[order, column]
+        last = np.append(np.flatnonzero(np.diff(sorted_scores)), len(order) - 1)
+        mine = weights[:, order]
+        counted = np.cumsum(mine, axis=1)[:, last]
+        right = np.cumsum(mine * truth[order, column], axis=1)[:, last]
+        gained = np.diff(right, axis=1, prepend=0.0)
+        precision = right / np.maximum(counted, 1.0)
+        there = right[:, -1] > 0
+        found[there, column] = (gained * precision).sum(axis=1)[there] / right[there, -1]
+    return found
+
+
+def mean_average_precision(
+    scores: Float[np.ndarray, "K C"],
+    truth: Bool[np.ndarray, "K C"],
+    *,
+    bootstrap: int = 1000,
+    seed: int = 0,
+) -> dict:
+    """mAP over the classes that some clip has, with its 95 % bootstrap interval over clips.
+
+    Returns:
+      `n`, `mAP`, and `mAP_interval` unless `bootstrap` is 0. Plain numbers.
+    """
+    there = truth.any(axis=0)
+    if not there.any():
+        raise InputError("expected clips of a class, got none")
+    scores, truth = scores[:, there], truth[:, there]
+    count = len(scores)
+    result: dict = {"n": count, "mAP": float(average_precisions(scores, truth).mean())}
+    random, means = np.random.default_rng(seed), []
+    block = max(1, _BLOCK_VALUES // 8 // count)
+    for begin in range(0, bootstrap, block):
+        chosen = random.integers(0, count, size=(min(block, bootstrap - begin), count))
+        weights = np.stack([np.bincount(row, minlength=count) for row in chosen]).astype(float)
+        means.append(np.nanmean(average_precisions(scores, truth, weights), axis=1))
+    if means:
+        low, high = np.percentile(np.concatenate(means), _TAILS)
+        result["mAP_interval"] = [float(low), float(high)]
+    return result
+
+
 def _checked_ranks(ranks: Int[np.ndarray, " Q"]) -> Int[np.ndarray, " Q"]:
     ranks = np.asarray(ranks)
     if ranks.ndim != 1 or not ranks.size or not np.issubdtype(ranks.dtype, np.integer):
@@ -217,9 +285,8 @@ def _bootstrap_intervals(
         count = min(block, samples - begin)
         chosen = random.integers(0, len(ranks), size=(count, len(ranks)))
         blocks.append(_figures(ranks[chosen], ks))
-    tails = (100 * (1 - INTERVAL) / 2, 100 * (1 + INTERVAL) / 2)
     intervals = {}
     for name in blocks[0]:
-        low, high = np.percentile(np.concatenate([part[name] for part in blocks]), tails)
+        low, high = np.percentile(np.concatenate([part[name] for part in blocks]), _TAILS)
         intervals[name] = (float(low), float(high))
     return intervals

@@ -59,11 +59,13 @@ class Batch(NamedTuple):
         it, so that microbatches, devices and a resume change nothing.
       seconds: `[B, 2]` float32, begin and end of what both windows cover, from the clip's start;
         NaN where streams are not laid onto each other by time.
+      targets: `[B, C]` float32, what each clip's label says of C classes; () where nobody asks.
     """
 
     features: AudioVisual
     numbers: Int[Array, " B"]
     seconds: Float[Array, "B 2"]
+    targets: Float[Array, "B C"] | tuple = ()
 
 
 def as_batch(features: AudioVisual) -> Batch:

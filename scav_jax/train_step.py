@@ -21,7 +21,8 @@ from scav_jax.encoders import Towers
 from scav_jax.objectives.objective import Metrics, Objective, Outputs, Place
 from scav_jax.sequences import AudioVisual, Batch
 
-VIEWS, HEADS = 1, 2  # what is folded into a key, for a stream of random numbers of its own
+# What is folded into a key, for a stream of random numbers of its own.
+VIEWS, HEADS, MIXED = 1, 2, 2**16
 
 
 @flax.struct.dataclass
@@ -128,8 +129,16 @@ def compute_loss(
     Returns:
       The loss, and the objective's aux.
     """
+    batch = mixed(objective, batch, key, place)
     outputs = of_clips(encoders, objective, per_clip(params), batch, None, key)
     return objective.loss(params.get("log_temperature", {}), outputs, memory, place)
+
+
+def mixed(objective: Objective, batch: Batch, key: Array | None, place: Place) -> Batch:
+    """The batch as it is trained on; without a key, as it is."""
+    if key is None:
+        return batch
+    return objective.mixed(batch, jax.random.fold_in(key, MIXED), place)
 
 
 def per_clip(params: PyTree) -> PyTree:
@@ -197,6 +206,7 @@ def loss_and_gradients(
       The loss and (aux, what the loss saw of each clip); the gradients.
     """
     encode = partial(of_clips, encoders, objective)
+    batch = mixed(objective, batch, key, place)
 
     def loss(log_temperature: PyTree, outputs: Outputs):
         value, aux = objective.loss(log_temperature, outputs, memory, place)
@@ -221,6 +231,16 @@ def loss_and_gradients(
     )
     has_any = {"log_temperature": of_temperature} if "log_temperature" in params else {}
     return result, of_clip_params | has_any
+
+
+def held(updates: PyTree, frozen: tuple[str, ...]) -> PyTree:
+    """Zeros for parameters that are not trained: decay moves them where a gradient does not."""
+
+    def of(path, update: Array) -> Array:
+        name = "/".join(str(part.key) for part in path)
+        return jnp.zeros_like(update) if name.startswith(frozen) else update
+
+    return jax.tree_util.tree_map_with_path(of, updates) if frozen else updates
 
 
 def state_shardings(
@@ -277,6 +297,7 @@ def make_train_step(
         finite = jnp.isfinite(loss) & jnp.isfinite(gradient_norm)
         with jax.numpy_dtype_promotion("standard"):  # optax mixes dtypes; strictness is for us
             updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
+        updates = held(updates, objective.frozen)
         params = optax.apply_updates(state.params, updates)
 
         def keep(new, old):

@@ -64,6 +64,8 @@ VARIANTS = {
     "temporal/vggsound_with_scav.py": (None,),
     "equiav/audioset.py": ("128", "1024"),
     "equiav/demo.py": ("equivariant", "contrast"),
+    "equiav/playing_demo.py": (None,),
+    "equiav/labels.py": ("audioset20k", "vggsound", "linear", "demo", "demo_linear"),
 }
 
 
@@ -220,17 +222,21 @@ def trace(document):
     if of_pixels:
         n, dv, da = 10, 3 * document.encoders.side**2, 2048
     batch_size = document.data.batch_size
+    labelled = document.objective.name == "classification"
+    if labelled:
+        document = document.replace(objective={"classes": ("a", "b")})  # the data's, in a run
     encoders, objective = build(document)
     optimizer_of(document)
 
     def run():
         streams = jnp.zeros((batch_size, n, dv)), jnp.zeros((batch_size, m, da))
         batch = as_batch(AudioVisual(*map(sequences, streams)))
+        batch = batch._replace(targets=jnp.ones((batch_size, 2)) if labelled else ())
         params = init_params(encoders, objective, batch, seed=0)
         memory = {"memory": objective.memory()}
         loss, aux = compute_loss(encoders, objective, params, batch, jax.random.key(1), **memory)
         if of_pixels:
-            return params, loss, aux["similarities"]
+            return params, loss, aux["logits" if labelled else "similarities"]
         sequential = aux if "sequence_weight" not in vars(objective) else aux["sequence"]
         parts = [
             name for name in ("sequence", "aggregation") if "logits_v2a" in sequential.get(name, ())
@@ -251,10 +257,11 @@ def test_a_config_builds(path):
     batch_size = document.data.batch_size
     assert document.optimizer.warmup_steps < document.train.steps
     if document.encoders.name == "patches":
-        assert loss.shape == () and logits.shape == (batch_size, batch_size)
+        columns = 2 if document.objective.name == "classification" else batch_size
+        assert loss.shape == () and logits.shape == (batch_size, columns)
         return
     assert loss.shape == () and loss.dtype == jnp.float32
-    parts = set(document.objective.name.split("+")) - {"temporal"}
+    parts = set(document.objective.name.split("+")) - {"temporal", "equivariant_playing"}
     assert set(logits) == parts
     assert len(params.get("log_temperature", {})) == len(parts)
     assert all(matrix.shape == (batch_size, batch_size) for matrix in logits.values())

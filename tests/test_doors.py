@@ -228,7 +228,10 @@ OF_PIXELS = {
     "pixels": {"audio_frames": 32},
     "equivariant": {"audio_frames": 32, "time_mask": 8, "frequency_mask": 3, **HEADS},
 }
-OPTIONS = {"temporal": SMALL, **OF_PIXELS}
+PLAYED = {"visual_tokens": 2, "audio_tokens": 4, "audio_frames": 3, "speeds": 2}
+OF_LABELS = {"classes": ("a", "b", "c")}
+OPTIONS = {"temporal": SMALL, "classification": OF_LABELS, **OF_PIXELS}
+OPTIONS |= {"equivariant_playing": PLAYED | HEADS}
 
 
 def made(name):
@@ -249,7 +252,8 @@ def batch(clips=8):
         values = jnp.asarray(rng.normal(size=(clips, steps, width)), jnp.float32)
         streams.append(sequences(values, lengths, jnp.asarray(windows)))
     seconds = jnp.asarray(np.stack([np.zeros_like(ends), ends], axis=1))
-    return as_batch(AudioVisual(*streams))._replace(seconds=seconds)
+    targets = jnp.asarray(rng.dirichlet(np.ones(3), clips), jnp.float32)
+    return as_batch(AudioVisual(*streams))._replace(seconds=seconds, targets=targets)
 
 
 def of_pixels(clips=8):

@@ -20,7 +20,15 @@ from scav_jax import sharding
 from scav_jax.base.errors import InputError
 from scav_jax.distances import pairwise
 from scav_jax.encoders import Dropout, Encoders
-from scav_jax.objectives import Place, Sequential, Temporal, cross_entropy, sequence_loss
+from scav_jax.objectives import (
+    Classification,
+    EquivariantPlaying,
+    Place,
+    Sequential,
+    Temporal,
+    cross_entropy,
+    sequence_loss,
+)
 from scav_jax.optimizer import make_optimizer
 from scav_jax.sequences import AudioVisual, as_batch, sequences
 from scav_jax.train_step import (
@@ -54,6 +62,12 @@ TEMPORAL = Temporal(  # its queue wraps round in the second step
     "temporal", visual_tokens=2, audio_tokens=2, audio_frames=3, speeds=2, hidden=6, width=5,
     queue=40, positives=2, negatives=3,
 )  # fmt: skip
+CLASSES = Classification(classes=("a", "b", "c"), mixup=0.6, multi_label=True)
+PLAYING = EquivariantPlaying(
+    visual_tokens=2, audio_tokens=2, audio_frames=3, speeds=2, hidden=6, intra_width=5,
+    inter_width=4, code_width=6, centroid=2,
+)  # fmt: skip
+WITHOUT_BLOCKS = POST.clone(visual_blocks=0, audio_blocks=0)
 CASES = {
     "pre": (PRE, Sequential()),
     "post": (POST, Sequential(distance_options={"resample": "audio_to_visual"})),
@@ -61,14 +75,17 @@ CASES = {
     "wasserstein": (POST, Sequential(distance="wasserstein", distance_options=WASSERSTEIN)),
     "sinkhorn": (POST, Sequential(distance="sinkhorn", distance_options={"epsilon": 0.5})),
     "both": (PRE, Sequential("sequence+aggregation")),
-    "temporal": (POST.clone(visual_blocks=0, audio_blocks=0), TEMPORAL),
+    "temporal": (WITHOUT_BLOCKS, TEMPORAL),
+    "classification": (WITHOUT_BLOCKS, CLASSES),
+    "playing": (WITHOUT_BLOCKS, PLAYING),
 }
 EVERY = [(devices, parts) for devices in (1, 2, 4, MANY) for parts in (1, 2, 4)][1:]
 WHOLE_TABLE = [(case, *where) for case in CASES for where in EVERY]
 # A program of eight devices in loops takes long on two cores: `SCAV_WHOLE_TABLE=1` tests all.
 BOTH = pytest.param("both", MANY, 1, marks=pytest.mark.slow)
 CHOSEN = [("pre", 1, 4), ("pre", 4, 2), BOTH, ("post", 2, 2), ("soft_dtw", 2, 2)]
-CHOSEN += [("temporal", 2, 2)]
+CHOSEN += [("temporal", 2, 2), ("classification", 4, 2)]
+CHOSEN += [pytest.param("playing", 2, 2, marks=pytest.mark.slow)]
 TABLE = WHOLE_TABLE if os.environ.get("SCAV_WHOLE_TABLE") else CHOSEN
 # Softmax does not see what a key's bias adds: its gradient is rounding, which Adam makes a step of.
 ROUNDING_ONLY = "['key']['bias']"
@@ -88,6 +105,7 @@ def batch(seed=0, dtype=np.float32):
     seconds = np.tile(np.float32([0.0, 1.6]), (CLIPS, 1))
     numbers = np.arange(CLIPS, dtype=np.int32) + seed * CLIPS
     made = as_batch(AudioVisual(*streams))._replace(numbers=numbers, seconds=seconds)
+    made = made._replace(targets=(rng.uniform(size=(CLIPS, 3)) < 0.4).astype(np.float32))
     return jax.tree.map(np.asarray, made)
 
 
@@ -114,7 +132,7 @@ def params_at_start():
 
 def start(objective, optimizer, encoders=PRE):
     """What `init_state` returns, without initialising the towers each time."""
-    if objective is TEMPORAL:
+    if objective in (TEMPORAL, CLASSES, PLAYING):
         return jax.jit(partial(init_state, encoders, objective, optimizer, seed=0))(example=batch())
     params = params_at_start()
     log_temperature = {name: params["log_temperature"][name] for name in objective.losses}
@@ -123,15 +141,23 @@ def start(objective, optimizer, encoders=PRE):
     return TrainState(step, params, optimizer.init(params), {}, skipped, in_row)
 
 
-def train(case, devices=1, parts=1, settings=(), steps=STEPS):
-    """-> gradients at the start, the steps' losses, the parameters and metrics after them."""
+def program(case, devices=1, parts=1, settings=()):
+    """-> the compiled step, its mesh, the state at the start."""
     encoders, objective = CASES[case]
     encoders = encoders.clone(**dict(settings))
     mesh = sharding.make_mesh(devices)
     cut = {"microbatch": CLIPS // parts if parts > 1 else 0, "mesh": mesh}
     kept = keeping_gradients(optimizer())
     step = jax.jit(make_train_step(encoders, objective, kept, seed=0, **cut))
-    state = sharding.put_replicated(start(objective, kept, encoders), mesh)
+    return step, mesh, sharding.put_replicated(start(objective, kept, encoders), mesh)
+
+
+uncut = cache(program)  # for several tests
+
+
+def train(case, devices=1, parts=1, settings=(), steps=STEPS, of=program):
+    """-> gradients at the start, the steps' losses, the parameters and metrics after them."""
+    step, mesh, state = of(case, devices, parts, settings)
     losses, first = [], None
     for number in range(steps):
         state, metrics = step(state, sharding.put_batch(batch(number), mesh))
@@ -144,7 +170,7 @@ def train(case, devices=1, parts=1, settings=(), steps=STEPS):
 @cache
 def expected(case, settings=()):
     """On one device, uncut."""
-    return train(case, settings=settings)
+    return train(case, settings=settings, of=uncut)
 
 
 def assert_equal(result, reference):
@@ -173,10 +199,29 @@ def test_devices_and_microbatches_change_nothing(case, devices, parts):
     assert_equal(train(case, devices, parts), expected(case))
 
 
+PLAYED = pytest.param("playing", marks=pytest.mark.slow)  # its programs take half a minute
+
+
+@pytest.mark.parametrize("case", ["classification", PLAYED])
+def test_a_run_goes_on_from_its_state_bit_for_bit(case):
+    """What is mixed and what is played follow from seed, step and number: nothing else is kept."""
+    step, _, begin = uncut(case, 1, 1, ())
+
+    def go_on(state, first, last):
+        for number in range(first, last):
+            state, metrics = step(state, batch(number))
+        return jax.device_get((state, metrics))
+
+    whole = go_on(begin, 0, 3)
+    stopped = jax.tree.map(jnp.asarray, go_on(begin, 0, 1)[0])
+    jax.tree.map(np.testing.assert_array_equal, go_on(stopped, 1, 3), whole)
+    another = go_on(begin.replace(step=begin.step + 1), 0, 1)[1]["loss"]
+    assert abs(another - go_on(begin, 0, 1)[1]["loss"]) > 1e-4, "another step draws anew"
+
+
 # From latents on. By `jit` alone, XLA cuts D; the trainer has each device compare its own rows.
-OF_DISTANCES = [(case, True) for case in CASES if case not in ("both", "temporal")] + [
-    ("pre", False)
-]
+WITHOUT_DISTANCE = ("both", "temporal", "classification", "playing")
+OF_DISTANCES = [(case, True) for case in CASES if case not in WITHOUT_DISTANCE] + [("pre", False)]
 
 
 @needs_devices

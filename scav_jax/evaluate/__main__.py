@@ -22,7 +22,8 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser = Parser(
         prog="scav evaluate",
         description="Retrieval metrics of finished runs, and of embeddings that anything else has "
-        "made: a table, metrics.json and report.html.",
+        "made: a table, metrics.json and report.html. Of classifiers, accuracy or mAP: a table and "
+        "classification.json.",
     )
     add_run_and_split(parser, run_required=False)
     add = parser.add_argument
@@ -84,7 +85,7 @@ def output_folder(arguments: argparse.Namespace, split) -> Path:
 def main(argv: Sequence[str] | None = None) -> int:
     arguments = parse(argv)
     from scav_jax.datasets.vggsounder import divisions, read_annotations
-    from scav_jax.evaluate import sources
+    from scav_jax.evaluate import classified, sources
     from scav_jax.evaluate.evaluation import Settings, evaluate, write
     from scav_jax.features import store
     from scav_jax.retrieval import results
@@ -112,6 +113,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     rows += [sources.load(path) for path in arguments.embeddings]
     splits += [split] * len(arguments.embeddings)
     folder = output_folder(arguments, split)
+    if any(classified.classifies(source) for source in rows):
+        classified.check_options(rows, arguments)
+        print(classified.report(rows, splits, settings, folder))
+        return 0
     document, shown = evaluate(rows, splits, settings, arguments.save)
     write(folder, document, shown)
     print(results.table(document))

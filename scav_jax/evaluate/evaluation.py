@@ -141,7 +141,7 @@ def evaluate_source(
         embedded, methods, about = embedded_from(source, split), source.methods, _of_file(source)
     else:
         embedded = embed(source, split, settings.batch_size, progress=True)
-        methods, about = source.objective.methods, _of_run(source)
+        methods, about = source.objective.methods, of_run(source)
         if save is not None:
             write_embeddings(save, embedded, source)
     return ranked(
@@ -154,7 +154,7 @@ def retrieval_distance_of(source: Source, settings: Settings) -> tuple[str, dict
     return retrieval_distance(source, settings.distance, settings.resample)
 
 
-def _of_run(run: Run) -> dict:
+def of_run(run: Run) -> dict:
     """A run's part of the document that says what it is."""
     return {
         "name": run.objective.title,
@@ -338,13 +338,16 @@ def evaluate(
         evaluate_source(source, split, settings, save if number == 0 else None)
         for number, (source, split) in enumerate(zip(sources, splits, strict=True))
     ]
-    names = [one.document["name"] for one in rows]
-    for source, one in zip(sources, rows, strict=True):
-        if names.count(one.document["name"]) > 1:
-            one.document["name"] += f" ({source.path.stem})"
+    tell_apart(sources, [one.document for one in rows])
     split = splits[0]
+    document = head(split, settings) | {"runs": [one.document for one in rows]}
+    return document, _pictures(sources, rows, split, settings.seed)
+
+
+def head(split: store.Split, settings: Settings) -> dict:
+    """What a document says of clips, resampling and machine, whatever is measured."""
     device = jax.devices()[0]
-    document = {
+    return {
         "format_version": results.FORMAT_VERSION,
         "data": {
             "path": str(split.data),
@@ -361,9 +364,15 @@ def evaluate(
         "tie_rule": metrics.TIE_RULE,
         "machine": f"{len(jax.devices())} x {device.device_kind} ({device.platform}), "
         f"{os.cpu_count()} CPU cores, JAX {jax.__version__}",
-        "runs": [one.document for one in rows],
     }
-    return document, _pictures(sources, rows, split, settings.seed)
+
+
+def tell_apart(sources: Sequence[Source], documents: Sequence[dict]) -> None:
+    """Adds to names that several have which run, or file, is meant."""
+    names = [document["name"] for document in documents]
+    for source, document in zip(sources, documents, strict=True):
+        if names.count(document["name"]) > 1:
+            document["name"] += f" ({source.path.stem})"
 
 
 def _pictures(

@@ -296,6 +296,11 @@ def _embedding_words(objective: Objective) -> str:
     )
     if type(objective).shown is not Objective.shown:
         words += " The towers take a clip as the objective's `shown` gives it, not as it is stored."
+    if objective.classes:
+        words += (
+            f" This model was trained to tell {len(objective.classes)} classes (`objective.classes`"
+            " in config.json) by the linear layer `heads.linear`, not to be searched with."
+        )
     return words
 
 

@@ -5,8 +5,11 @@ sequential     SCAV, CAV and both
 pixels         what towers of patches see, and the contrast of it alone
 equivariant    EquiAV; `augment`: what it does to pictures and log-mels, as vectors say
 contrastive    their two losses; `cross_entropy`: the softmax over a matrix of distances
+playing        its losses on features that can be played, which is the augmentation: ours
+played         what objectives of played views share
 temporal       speed, direction and order of views, and contrast
 selection      its contrast, with positives and negatives from a queue
+classification  labels of clips: linear probe and fine-tuning
 sums           several in one training, by a name such as "sequence+temporal"
 """
 
@@ -16,6 +19,7 @@ from typing import Any
 
 from scav_jax.base import doors
 from scav_jax.base.errors import InputError
+from scav_jax.objectives.classification import Classification
 from scav_jax.objectives.contrastive import (
     aggregation_loss,
     normalize_distances,
@@ -25,6 +29,7 @@ from scav_jax.objectives.contrastive import (
 from scav_jax.objectives.equivariant import Equivariant
 from scav_jax.objectives.objective import Objective, Outputs, Place, Views, clip_keys
 from scav_jax.objectives.pixels import PixelContrast
+from scav_jax.objectives.playing import EquivariantPlaying
 from scav_jax.objectives.sequential import Sequential
 from scav_jax.objectives.sums import sum_of
 from scav_jax.objectives.temporal import Temporal
@@ -33,7 +38,9 @@ from scav_jax.sequences import Batch
 __all__ = [
     "OBJECTIVES",
     "Batch",
+    "Classification",
     "Equivariant",
+    "EquivariantPlaying",
     "Objective",
     "Outputs",
     "PixelContrast",
@@ -57,6 +64,8 @@ OBJECTIVES: dict[str, type[Objective]] = {
     "temporal": Temporal,
     "pixels": PixelContrast,
     "equivariant": Equivariant,
+    "equivariant_playing": EquivariantPlaying,
+    "classification": Classification,
 }
 
 
@@ -71,6 +80,11 @@ def find(name: str) -> type[Objective]:
     """
     parts = name.split("+") if isinstance(name, str) and name not in OBJECTIVES else []
     if len(parts) > 1 and len(set(parts)) == len(parts) and set(parts) <= OBJECTIVES.keys():
+        if "classification" in parts:
+            raise InputError(
+                f"objective.name: expected objectives without labels in a sum, got {name!r}; train "
+                "the others first, then classification with train.init_from=RUN"
+            )
         return sum_of(tuple((part, OBJECTIVES[part]) for part in parts))
     found = doors.find("objective.name", name, OBJECTIVES)
     if not (inspect.isclass(found) and issubclass(found, Objective)):

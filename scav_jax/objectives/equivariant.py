@@ -13,6 +13,7 @@ The released code (JongSuk1/EquiAV, e6181c8) is the reference where the paper le
 """
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import flax.linen as nn
 import jax
@@ -28,6 +29,7 @@ from scav_jax.objectives.objective import (
     LOSS_OPERATIONS,
     Cost,
     Metrics,
+    Objective,
     Outputs,
     Place,
     Views,
@@ -59,8 +61,11 @@ GLOROT = nn.initializers.xavier_uniform()
 
 
 @dataclass(frozen=True)
-class Equivariant(OfPixels):
-    """EquiAV on the features of `extract --backbone pixels`, with the towers `patches`.
+class Equivariance(Objective):
+    """Losses, heads and embedding, whatever a clip's augmentation is; a subclass says `views`.
+
+    Its views are "clip", the clip as it is, and "augmented"; `about` has by stream `vector`
+    `[B, P]`, which tells the augmentation, and `vectors` `[B, S, P]` of the centroid.
 
     Attributes:
       temperature: tau of all three losses (paper: 0.07).
@@ -69,26 +74,20 @@ class Equivariant(OfPixels):
         clips' tokens, the paper's ablation without a centroid.
       detach_inter_keys: no gradient through what is compared with, across modalities: what the
         released code has on several GPUs. The loss is the same, its gradient is not.
-      same_frame: augments the frame that is seen as it is; the released code draws another one.
-      time_mask, frequency_mask: masks are narrower than this (paper: 192 frames, 48 bins).
-      legacy: the released code's augmentations to the letter, see `augment`.
       hidden, intra_width, inter_width: of the heads (paper: 2048, 512, 512).
       code_width: of an augmentation's embedding (paper: 256).
     """
 
-    name: str = "equivariant"
     temperature: float = 0.07
     learn_temperature: bool = False
     centroid: int = 16
     detach_inter_keys: bool = False
-    same_frame: bool = False
-    time_mask: int = 192
-    frequency_mask: int = 48
-    legacy: bool = False
     hidden: int = 2048
     intra_width: int = 512
     inter_width: int = 512
     code_width: int = 256
+
+    methods: ClassVar[tuple[str, ...]] = ("aggregation",)  # streams meet in their centroids only
 
     def __post_init__(self):
         super().__post_init__()
@@ -97,15 +96,6 @@ class Equivariant(OfPixels):
                 raise InputError(
                     f"objective.{name}: expected at least {least:g}, got {getattr(self, name)}"
                 )
-        if not (0 <= self.time_mask <= self.audio_frames and self.frequency_mask >= 0):
-            raise InputError(
-                f"objective.time_mask: expected at most the {self.audio_frames} frames of "
-                f"objective.audio_frames, got {self.time_mask}"
-            )
-
-    @property
-    def title(self) -> str:
-        return "EquiAV"
 
     def in_words(self, distance: str) -> list[str]:
         return [f"centroid of {self.centroid}"] if self.centroid else ["no centroid"]
@@ -116,15 +106,6 @@ class Equivariant(OfPixels):
 
     def heads(self, width: int) -> nn.Module:
         return Heads(width, self.code_width, self.hidden, self.intra_width, self.inter_width)
-
-    # ---- of each clip ----------------------------------------------------------------------------
-
-    def views(self, batch: Batch, key: Array) -> Views:
-        """The clip as it is ("clip"), augmented ("augmented"), and the vectors that say how."""
-        keys = clip_keys(key, jnp.asarray(batch.numbers))
-        make = jax.vmap(lambda key, clip: _views_of(self, key, clip))
-        clip, augmented, vectors = make(keys, jax.tree.map(jnp.asarray, batch.features))
-        return Views({"clip": clip, "augmented": augmented}, vectors)
 
     def of_clips(
         self, heads: nn.Module | None, latents: dict[str, AudioVisual], about: PyTree
@@ -190,15 +171,56 @@ class Equivariant(OfPixels):
 
     # ---- when it is used -------------------------------------------------------------------------
 
+    def codes(self, stream: str, latents: Sequences) -> Float[Array, "B S P"]:
+        """The vectors that embeddings are made with, always the same of the same clip."""
+        raise NotImplementedError(f"{type(self).__name__} should define codes")
+
     def embed(
         self, heads: nn.Module | None, stream: str, latents: Sequences
     ) -> Float[Array, "B E"]:
-        """The centroid over a fixed bank of S vectors: a number, where the paper's is a draw."""
-        if not self.centroid:
-            return heads.centroid(stream, latents, None)
-        codes = bank(self, stream)
-        codes = jnp.broadcast_to(codes[None], (latents.lengths.shape[0], *codes.shape))
+        """The centroid over fixed vectors: a number, where the paper's is a draw."""
+        codes = self.codes(stream, latents) if self.centroid else None
         return heads.centroid(stream, latents, codes)
+
+
+@dataclass(frozen=True)
+class Equivariant(Equivariance, OfPixels):
+    """EquiAV on the features of `extract --backbone pixels`, with the towers `patches`.
+
+    Attributes:
+      same_frame: augments the frame that is seen as it is; the released code draws another one.
+      time_mask, frequency_mask: masks are narrower than this (paper: 192 frames, 48 bins).
+      legacy: the released code's augmentations to the letter, see `augment`.
+    """
+
+    name: str = "equivariant"
+    same_frame: bool = False
+    time_mask: int = 192
+    frequency_mask: int = 48
+    legacy: bool = False
+
+    def __post_init__(self):
+        super().__post_init__()
+        if not (0 <= self.time_mask <= self.audio_frames and self.frequency_mask >= 0):
+            raise InputError(
+                f"objective.time_mask: expected at most the {self.audio_frames} frames of "
+                f"objective.audio_frames, got {self.time_mask}"
+            )
+
+    @property
+    def title(self) -> str:
+        return "EquiAV"
+
+    def views(self, batch: Batch, key: Array) -> Views:
+        """The clip as it is ("clip"), augmented ("augmented"), and the vectors that say how."""
+        keys = clip_keys(key, jnp.asarray(batch.numbers))
+        make = jax.vmap(lambda key, clip: _views_of(self, key, clip))
+        clip, augmented, vectors = make(keys, jax.tree.map(jnp.asarray, batch.features))
+        return Views({"clip": clip, "augmented": augmented}, vectors)
+
+    def codes(self, stream: str, latents: Sequences) -> Float[Array, "B S P"]:
+        vectors = bank(self, stream)
+        return jnp.broadcast_to(vectors[None], (latents.lengths.shape[0], *vectors.shape))
 
 
 # ---- views of a clip -----------------------------------------------------------------------------

@@ -2,7 +2,8 @@
 
 The first three are of each clip alone, the loss is across clips, and everything that a training
 step must keep single hangs on that cut: gradient caching repeats the part of each clip, devices
-share the loss only, and what is random follows from the clip's number. An objective is one file
+share the loss only, and what is random follows from the clip's number. What mixes clips before
+that, `mixed`, is done with the whole batch, before it is cut. An objective is one file
 with a subclass of `Objective` and one line in `OBJECTIVES`, or a dotted path to a user's own.
 """
 
@@ -74,6 +75,7 @@ class Material(NamedTuple):
       rates: `[K, 2]`, visual and audio steps a second.
       playable: by stream, how many frames of it lie side by side in a step and can be played, or
         in words why they cannot (`features.playable`).
+      labels: of the clips, "" where none is known.
     """
 
     fingerprint: Mapping[str, Any]
@@ -83,6 +85,7 @@ class Material(NamedTuple):
     seconds: Float[np.ndarray, "K 2"]
     rates: Float[np.ndarray, "K 2"]
     playable: Mapping[str, int | str]
+    labels: Sequence[str] = ()
 
 
 class Work(NamedTuple):
@@ -146,6 +149,9 @@ class Objective:
 
     # Ways of retrieval that make sense; the first is what it trains for.
     methods: ClassVar[tuple[str, ...]] = ("aggregation", "sequence")
+    # What it tells clips by; none where it does not classify.
+    classes: ClassVar[tuple[str, ...]] = ()
+    multi_label: ClassVar[bool] = False  # whether a clip may be of several
 
     @property
     def ranks_sequences(self) -> bool:
@@ -161,6 +167,33 @@ class Objective:
     def heads(self, width: int) -> nn.Module | None:
         """Learned layers behind the towers, of latents of this width: `params["heads"]`."""
         return None
+
+    @property
+    def frozen(self) -> tuple[str, ...]:
+        """How names of parameters begin that are not trained, as "encoders/visual/"."""
+        return ()
+
+    # ---- what it is told of the clips besides their features -------------------------------------
+
+    def from_data(self, material: "Material") -> dict[str, Any]:
+        """Options that the training clips decide, by name; a run's config holds them."""
+        return {}
+
+    def targets(self, labels: Sequence[str]) -> Float[np.ndarray, "B C"] | tuple:
+        """What labels say of the classes, for `Batch.targets`; () where it does not ask."""
+        return ()
+
+    # ---- of the whole batch, before it is cut ----------------------------------------------------
+
+    def mixed(self, batch: Batch, key: Array, place: "Place") -> Batch:
+        """A batch whose clips are made of several, in training; here as it is.
+
+        Args:
+          batch: the global one. What is drawn follows from its clips' numbers, not from their rows.
+          key: the step's.
+          place: where the batch lies.
+        """
+        return batch
 
     # ---- of each clip alone ----------------------------------------------------------------------
 
@@ -266,6 +299,10 @@ class Objective:
     ) -> Float[Array, "B E"]:
         """The embedding of one stream; here the mean over time of its latents."""
         return masked_mean(latents.values, latents.lengths)
+
+    def classify(self, heads: nn.Module | None, latents: AudioVisual) -> Float[Array, "B C"]:
+        """The logits of its classes."""
+        raise NotImplementedError(f"{type(self).__name__} has no classes")
 
 
 def embeds_its_own_way(objective: Objective) -> bool:

@@ -81,6 +81,18 @@ class OfPixels(Objective):
                     f"got those of {name!r}; extract with --backbone pixels"
                 )
 
+    def views(self, batch: Batch, key: Array) -> Views:
+        """A drawn frame, and the log-mel rolled."""
+
+        def of_clip(key: Array, clip: AudioVisual) -> AudioVisual:
+            frame, roll = jax.random.split(key)
+            number = jax.random.randint(frame, (), 0, clip.visual.lengths)
+            seen = picture_step(picture_of(clip.visual, number))
+            return AudioVisual(seen, sound_steps(heard_in_training(self, roll, clip.audio)))
+
+        keys = clip_keys(key, jnp.asarray(batch.numbers))
+        return Views({"clip": jax.vmap(of_clip)(keys, jax.tree.map(jnp.asarray, batch.features))})
+
     def shown(self, batch: Batch) -> AudioVisual:
         """The middle frame and the whole log-mel, normalised."""
         features = jax.tree.map(jnp.asarray, batch.features)
@@ -110,18 +122,6 @@ class PixelContrast(OfPixels):
 
     def heads(self, width: int) -> nn.Module:
         return LastNorms()
-
-    def views(self, batch: Batch, key: Array) -> Views:
-        """A drawn frame, and the log-mel rolled."""
-
-        def of_clip(key: Array, clip: AudioVisual) -> AudioVisual:
-            frame, roll = jax.random.split(key)
-            number = jax.random.randint(frame, (), 0, clip.visual.lengths)
-            seen = picture_step(picture_of(clip.visual, number))
-            return AudioVisual(seen, sound_steps(heard_in_training(self, roll, clip.audio)))
-
-        keys = clip_keys(key, jnp.asarray(batch.numbers))
-        return Views({"clip": jax.vmap(of_clip)(keys, jax.tree.map(jnp.asarray, batch.features))})
 
     def of_clips(
         self, heads: nn.Module | None, latents: dict[str, AudioVisual], about: PyTree

@@ -16,7 +16,6 @@ from typing import ClassVar
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array, Float, PyTree
 
 from scav_jax import views
@@ -28,9 +27,7 @@ from scav_jax.objectives.objective import (
     LOSS_OPERATIONS,
     Batch,
     Cost,
-    Material,
     Metrics,
-    Objective,
     Outputs,
     Place,
     Task,
@@ -39,6 +36,7 @@ from scav_jax.objectives.objective import (
     clip_keys,
     spread,
 )
+from scav_jax.objectives.played import STREAMS, OfPlayed, check_width
 from scav_jax.objectives.selection import HIGHEST, Chosen, drawn, info_nce, nearest, without
 from scav_jax.objectives.sequential import recall_at_1
 from scav_jax.sequences import STREAMS, AudioVisual, Sequences, masked_mean
@@ -54,22 +52,16 @@ TOLD_OF_A_VIEW = tuple(f"{task}_{stream}" for task in ("speed", "direction") for
 SPACES = ("same_modality", "cross_modal")
 CONTROLS = ("none", "static", "shuffled")
 QUEUE_MATRICES = 8  # [clips, queue], as XLA has them
-NAMED = 3  # clips in a message
 
 
 @dataclass(frozen=True)
-class Temporal(Objective):
+class Temporal(OfPlayed):
     """weight_vv L(v, v') + weight_va L(v, a) + the tasks' cross-entropies, each with its weight.
 
     L(v, v') contrasts both segments seen, L(v, a) the first one seen and heard, each both ways.
     All defaults are ours.
 
     Attributes:
-      window_s: how long a segment at normal speed lasts.
-      visual_tokens, audio_tokens: of a view.
-      audio_frames: how many frames lie side by side in a step of sound and are played one by one
-        (16 for log-mel); 1 plays steps.
-      speeds: how many: 1, 2, 4, ... times.
       hidden: of every head.
       width: of what is contrasted.
       temperature: of the contrast, fixed.
@@ -84,11 +76,6 @@ class Temporal(Objective):
         order of chance: what tasks rest on. "none" trains.
     """
 
-    window_s: float = 0.64
-    visual_tokens: int = 8
-    audio_tokens: int = 4
-    audio_frames: int = 16
-    speeds: int = 3
     hidden: int = 512
     width: int = 128
     temperature: float = 0.1
@@ -105,6 +92,7 @@ class Temporal(Objective):
     control: str = "none"
 
     methods = ("aggregation", "sequence")
+    together: ClassVar[int] = 2
     controls: ClassVar[tuple[str, ...]] = CONTROLS[1:]
 
     def __post_init__(self):
@@ -232,10 +220,6 @@ class Temporal(Objective):
     def under(self, control: str) -> "Temporal":
         return dataclasses.replace(self, control=control)
 
-    def check(self, material: Material) -> None:
-        _check_playable(self, material)
-        _check_times(self, material)
-
     def cost(self, work: Work) -> Cost:
         """Two matrices of the batch; four of the batch and the queue, and their choice."""
         pairs, past = float(work.clips) ** 2, 4.0 * work.clips * self.queue
@@ -256,22 +240,6 @@ class Temporal(Objective):
         return words + ([f"control {self.control}"] if self.control != "none" else [])
 
     # ---- when it is used -------------------------------------------------------------------------
-
-    def shown(self, batch: Batch) -> AudioVisual:
-        """Whole clips at the rate of views at normal speed: at more they would look slow."""
-        seconds, visual, audio = jnp.asarray(batch.seconds), *batch.features
-        rates = (
-            (visual, self.window_s / self.visual_tokens, 1),
-            (audio, self.window_s / self.audio_tokens, self.audio_frames),
-        )
-        return AudioVisual(
-            *(
-                jax.vmap(lambda s, t, token_s=token_s, n=n: views.at_rate(s, t, token_s, n))(
-                    jax.tree.map(jnp.asarray, stream), seconds
-                )
-                for stream, token_s, n in rates
-            )
-        )
 
     def embed(self, heads: nn.Module, stream: str, latents: Sequences) -> Float[Array, "B E"]:
         """What is contrasted: the mean over time behind the projection, of length 1."""
@@ -346,7 +314,7 @@ def _played(
 ) -> tuple[dict[str, AudioVisual], dict]:
     """Two segments of a clip, each seen and heard, each view with a direction of its own."""
     o = objective
-    _check_width(clip.audio.values.shape[-1], o.audio_frames)
+    check_width(clip.audio.values.shape[-1], o.audio_frames)
     pair_key, direction_key, control_key = jax.random.split(key, 3)
     there = views.covered(clip, seconds)
     *segments, usable = views.draw_pair(pair_key, there, o.window_s, o.speeds)
@@ -378,8 +346,7 @@ def _view(
     key: Array,
 ) -> views.View:
     """A segment of one stream, and what a control leaves of it."""
-    tokens = {"visual": o.visual_tokens, "audio": o.audio_tokens}[stream]
-    frames = {"visual": 1, "audio": o.audio_frames}[stream]
+    tokens, frames = o.tokens_of(stream), o.frames_of(stream)
     source = views.still(source, frames) if o.control == "static" else source
     view = views.play(source, seconds, segment, tokens, frames)
     if o.control != "shuffled":
@@ -392,15 +359,14 @@ def _view(
 
 def _check_options(o: Temporal) -> None:
     """Raises `InputError` for options that make no sense, whatever the features are."""
-    least = {"visual_tokens": 2, "audio_tokens": 2, "audio_frames": 1, "speeds": 1, "hidden": 1}
-    least |= {"width": 1, "queue": 0, "positives": 0, "negatives": 0}
+    least = {"hidden": 1, "width": 1, "queue": 0, "positives": 0, "negatives": 0}
     least |= {name: 0.0 for name in vars(o) if name.startswith("weight_")}
     for name, lowest in least.items():
         if getattr(o, name) < lowest:
             raise InputError(
                 f"objective.{name}: expected at least {lowest:g}, got {getattr(o, name)}"
             )
-    for name in ("window_s", "temperature", "selection_temperature"):
+    for name in ("temperature", "selection_temperature"):
         if not getattr(o, name) > 0:
             raise InputError(f"objective.{name}: expected more than 0, got {getattr(o, name)}")
     for name, known in (("nn_space", SPACES), ("control", CONTROLS)):
@@ -413,66 +379,4 @@ def _check_options(o: Temporal) -> None:
         raise InputError(
             f"objective.queue: expected at least positives + negatives = "
             f"{o.positives + o.negatives}, got {o.queue}; or 0, for none of them"
-        )
-
-
-def _check_width(width: int, frames: int) -> None:
-    if width % frames:
-        raise InputError(
-            f"objective.audio_frames: expected a divisor of the width of the sound's features, "
-            f"{width}, got {frames}"
-        )
-
-
-def _check_playable(o: Temporal, material: Material) -> None:
-    if material.align != "time":
-        raise InputError(
-            f"data.align: expected 'time', got {material.align!r}: the {o.name} objective plays "
-            "parts of a clip, which need a clock"
-        )
-    for stream, wanted in (("visual", 1), ("audio", o.audio_frames)):
-        frames = material.playable[stream]
-        if isinstance(frames, str):
-            raise InputError(f"{material.where}: {stream} features cannot be played: {frames}")
-        if frames != wanted:
-            raise InputError(
-                f"{material.where}: expected {wanted} frames in a step of {stream} features "
-                f"(objective.{stream}_frames), they have {frames}"
-            )
-
-
-def _check_times(o: Temporal, material: Material) -> None:
-    durations = material.seconds[:, 1] - material.seconds[:, 0]
-    _refuse(
-        material,
-        durations + views.TOLERANCE_S < 2 * o.window_s,
-        f"last less than two segments of {o.window_s:g} s, or their streams share less",
-        "drop them or lower objective.window_s",
-    )
-    for column, (stream, tokens) in enumerate(
-        (("visual", o.visual_tokens), ("audio", o.audio_tokens))
-    ):
-        token_s = o.window_s / tokens
-        _refuse(
-            material,
-            material.rates[:, column] * token_s < 1 - views.SNAPPED,
-            f"have fewer {stream} steps than one in {token_s:g} s, so a token would repeat one",
-            f"drop them or lower objective.{stream}_tokens",
-        )
-    longest = o.window_s * (2.0 ** (o.speeds - 1) + 1)
-    if longest > durations.max() + views.TOLERANCE_S:
-        raise InputError(
-            f"objective.speeds: {material.where}: expected a clip of at least {longest:g} s for "
-            f"{2 ** (o.speeds - 1)} times beside normal speed, the longest has "
-            f"{durations.max():.3g} s; lower objective.speeds or objective.window_s"
-        )
-
-
-def _refuse(material: Material, bad: np.ndarray, words: str, advice: str) -> None:
-    """Raises `InputError` where there are bad clips: how many, and the first of them."""
-    if bad.any():
-        names = ", ".join(repr(material.ids[number]) for number in np.flatnonzero(bad)[:NAMED])
-        raise InputError(
-            f"{material.where}: {int(bad.sum())} of {len(bad)} clips {words} ({names}"
-            f"{', ...' if bad.sum() > NAMED else ''}); {advice}"
         )

@@ -27,8 +27,9 @@ from scav_jax.plan.costs import (
 from scav_jax.plan.devices import TERA, Device
 from scav_jax.training.config import Config
 from scav_jax.training.runs import build
+from scav_jax.training.setup import material, with_data
 
-PAPER_CLIPS = 153_000  # of VGGSound, for training
+PAPER_CLIPS, PAPER_CLASSES = 153_000, 309  # of VGGSound, for training
 
 # ---- what a config asks for ---------------------------------------------------------------------
 
@@ -92,7 +93,7 @@ def workload(config: Config, devices: int, stored: Stored) -> Workload:
     """The step that a config describes, on so many devices."""
     train, data = config.train, config.data
     number = 2 if data.features == "float16" else FLOAT
-    encoders, objective = build(config)
+    encoders, objective = build(_with_classes(config))
     work = Workload(
         encoders=encoders.clone(precision=train.precision, remat=train.remat),
         objective=objective,
@@ -109,6 +110,19 @@ def workload(config: Config, devices: int, stored: Stored) -> Workload:
     )
     _check_divides(work)
     return work
+
+
+def _with_classes(config: Config) -> Config:
+    """With the data set's classes, where the objective wants to know them; or with VGGSound's."""
+    if getattr(config.objective, "classes", None) != ():
+        return config
+    data = config.data
+    if not (Path(data.path) / store.ABOUT).is_file():
+        return config.replace(objective={"classes": tuple(map(str, range(PAPER_CLASSES)))})
+    split = store.read(Path(data.path), data.train_split)
+    config = with_data(config, split)
+    build(config)[1].check(material(split, data.align))
+    return config
 
 
 def _check_divides(work: Workload) -> None:

@@ -45,6 +45,9 @@ def _shapes(work: Workload, optimizer, seed: int):
         jax.ShapeDtypeStruct((work.batch,), jnp.int32, sharding=rows),
         jax.ShapeDtypeStruct((work.batch, 2), jnp.float32, sharding=rows),
     )
+    if classes := len(work.objective.classes):
+        targets = jax.ShapeDtypeStruct((work.batch, classes), jnp.float32, sharding=rows)
+        batch = batch._replace(targets=targets)
     return jax.tree.map(shaped, state, places), batch, places, mesh
 
 
@@ -139,8 +142,10 @@ def random_batch(work: Workload) -> Batch:
         windows = np.tile(np.float32([0, steps]), (work.batch, 1))
         return Sequences(values, np.full(work.batch, steps, np.int32), windows)
 
+    classes = work.objective.classes
     return Batch(
         AudioVisual(stream(*work.visual, dtypes[0]), stream(*work.audio, dtypes[1])),
         np.arange(work.batch, dtype=np.int32),
         np.tile(np.float32([0, SECONDS]), (work.batch, 1)),
+        work.objective.targets(classes[:1] * work.batch) if classes else (),
     )

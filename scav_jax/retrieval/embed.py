@@ -9,7 +9,7 @@ a clip's padding depends on itself only, to the bit.
 
 import operator
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -112,29 +112,9 @@ def embed(
     Raises:
       InputError: features of another extractor, a broken clip, or latents that are not finite.
     """
-    check_features(run, split)
     begin = time.perf_counter()
-    size, params, place = min(batch_size, len(split)), run.params, lambda batch: batch
-    if mesh is not None:
-        size = -(-size // mesh.size) * mesh.size  # every device gets as many clips
-        params = sharding.put_replicated(params, mesh)
-        place = partial(sharding.put_batch, mesh=mesh)
-    parts: list[_Encoded] = []
-    seen: list[np.ndarray] = []
-    data = run.config["data"]
-    with progress_bar(f"embed {split.split}", len(split), "clip", shown=progress) as bar:
-        for batch in evaluation_batches(
-            split, batch_size=size, align=data["align"], buckets=data["buckets"]
-        ):
-            full = jax.tree.map(partial(_fill, size=size), batch)
-            encoded = jax.device_get(
-                _encode(run.encoders, run.objective, STREAMS, params, place(full))
-            )
-            real = slice(len(batch.numbers))
-            parts.append(jax.tree.map(operator.itemgetter(real), encoded))
-            seen.append(batch.numbers)
-            bar.update(len(batch.numbers))
-    assert np.array_equal(np.concatenate(seen), np.arange(len(split))), "clips lost on the way"
+    encode = partial(_encode, run.encoders, run.objective, STREAMS)
+    parts = of_every_clip(run, split, encode, batch_size, progress=progress, mesh=mesh)
     folder = Path(split.videos) if split.videos else None
     result = Embedded(
         ids=list(split.ids),
@@ -147,6 +127,47 @@ def embed(
     )
     _check_finite(result)
     return result
+
+
+def of_every_clip(
+    run: Run,
+    split: Split,
+    function: Callable[[PyTree, Batch], PyTree],
+    batch_size: int,
+    *,
+    progress: bool = False,
+    mesh: Mesh | None = None,
+) -> list[PyTree]:
+    """What a function makes of all clips of a split, on the host, a batch after the other.
+
+    Args:
+      run, split, batch_size, progress, mesh: as for `embed`.
+      function: of parameters and a batch; every leaf of what it returns has the clips first.
+
+    Raises:
+      InputError: features of another extractor, or a broken clip.
+    """
+    check_features(run, split)
+    size, params, place = min(batch_size, len(split)), run.params, lambda batch: batch
+    if mesh is not None:
+        size = -(-size // mesh.size) * mesh.size  # every device gets as many clips
+        params = sharding.put_replicated(params, mesh)
+        place = partial(sharding.put_batch, mesh=mesh)
+    parts: list[PyTree] = []
+    seen: list[np.ndarray] = []
+    data = run.config["data"]
+    with progress_bar(f"embed {split.split}", len(split), "clip", shown=progress) as bar:
+        for batch in evaluation_batches(
+            split, batch_size=size, align=data["align"], buckets=data["buckets"]
+        ):
+            full = jax.tree.map(partial(_fill, size=size), batch)
+            found = jax.device_get(function(params, place(full)))
+            real = slice(len(batch.numbers))
+            parts.append(jax.tree.map(operator.itemgetter(real), found))
+            seen.append(batch.numbers)
+            bar.update(len(batch.numbers))
+    assert np.array_equal(np.concatenate(seen), np.arange(len(split))), "clips lost on the way"
+    return parts
 
 
 def embed_clips(

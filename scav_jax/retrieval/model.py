@@ -254,9 +254,21 @@ def load(
 
 
 def load_as_asked(arguments: argparse.Namespace) -> Model:
-    """The model that a command line with the options of `commands.add_model` names."""
+    """The model that a command line with the options of `commands.add_model` names.
+
+    Raises:
+      InputError: as for `load`, and a classifier: it is no model to search with.
+    """
     weights = backbones.parse_weights(arguments.weights)
-    return load(arguments.model, weights=weights, trust=arguments.trust)
+    model = load(arguments.model, weights=weights, trust=arguments.trust)
+    if model.run.objective.classes:
+        start = model.run.config["train"]["init_from"]
+        raise InputError(
+            f"{arguments.model}: expected a model that was trained for retrieval, this one "
+            "classifies: nothing made its embeddings of picture and sound lie near each other; use "
+            f"{f'the run that it started from ({start})' if start else 'another run'}"
+        )
+    return model
 
 
 def _check_backbone(backbone: Backbone, expected: dict) -> None:

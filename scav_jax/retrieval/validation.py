@@ -5,21 +5,25 @@ import sys
 import jax
 
 from scav_jax import metrics, retrieve, sharding
-from scav_jax.retrieval import embed
+from scav_jax.retrieval import classify, embed
 from scav_jax.training.config import as_dict
 from scav_jax.training.runs import Run
 from scav_jax.training.setup import Setup
 
 
 def validate(setup: Setup, params) -> dict[str, float]:
-    """R@1 in both directions over the validation split, by each method of the objective; and n."""
+    """What is found on the validation split, and n, its clips.
+
+    R@1 in both directions by each method of the objective; of one that classifies, its accuracy or
+    mAP.
+    """
     mesh = sharding.local_mesh(min(jax.local_device_count(), setup.settings.devices or sys.maxsize))
-    embedded = embed.embed(
-        run_of(setup, jax.device_get(params)),
-        setup.validation,
-        batch_size=setup.data.batch_size,
-        mesh=mesh,
-    )
+    run, split = run_of(setup, jax.device_get(params)), setup.validation
+    if setup.objective.classes:
+        logits = classify.logits_of(run, split, setup.data.batch_size, mesh=mesh)
+        found = classify.figures(setup.objective, logits, split.labels, bootstrap=0)
+        return {"n": float(len(split)), classify.figure(setup.objective): found["figure"]}
+    embedded = embed.embed(run, split, batch_size=setup.data.batch_size, mesh=mesh)
     similarities, distances = embed.all_against_all(embedded, *setup.objective.ranks_by())
     matrices = {"sequence": distances, "aggregation": -similarities}
     return {"n": float(len(setup.validation))} | {
@@ -40,6 +44,9 @@ def run_of(setup: Setup, params) -> Run:
 
 def in_words(values: dict[str, float]) -> str:
     """What `validate` found, for people."""
+    told = [f"{name} {values[name]:.1%}" for name in classify.FIGURES if name in values]
+    if told:
+        return f"N = {values['n']:,.0f}: {told[0]}"
     return f"N = {values['n']:,.0f}: " + ", ".join(
         f"{method} R@1 A->V {values[f'{method}_a2v']:.1%} V->A {values[f'{method}_v2a']:.1%}"
         for method in ("sequence", "aggregation")

@@ -268,7 +268,8 @@ def _describe(setup: Setup, state: TrainState, mesh) -> None:
         f"{len(setup.training)} training and {len(setup.validation)} validation clips, "
         f"batch {setup.data.batch_size} on {mesh.size} {jax.devices()[0].platform} device(s){where}"
     )
-    if word := metrics.few_queries(len(setup.validation)):
+    what = "accuracy" if setup.objective.classes else "R@1"
+    if word := metrics.few_queries(len(setup.validation), what):
         _say(f"validation: {word}; the best checkpoints are the latest of those alike")
 
 

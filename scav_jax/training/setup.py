@@ -20,6 +20,7 @@ from scav_jax.features.clip import check_resampled
 from scav_jax.features.playable import playable
 from scav_jax.objectives.objective import Material, Objective
 from scav_jax.optimizer import learning_rate_schedule, make_optimizer
+from scav_jax.sequences import Batch
 from scav_jax.training import processes, profiling
 from scav_jax.training.config import Config, Data, Train, as_dict
 from scav_jax.training.runs import build, parameter_shapes
@@ -49,8 +50,10 @@ class Setup:
 def set_up(config: Config) -> Setup:
     """Builds everything that a config names; every mistake is an `InputError`."""
     data = config.data
-    encoders, objective = build(config)
+    build(config)  # what is wrong with the config itself is said before data are read
     training = store.read(Path(data.path), data.train_split)
+    config = with_data(config, training)
+    encoders, objective = build(config)
     validation = store.read(Path(data.path), data.validation_split)
     for split in (training, validation):
         split.check_both_streams()
@@ -61,6 +64,12 @@ def set_up(config: Config) -> Setup:
     # Sizes that do not fit fail here.
     parameter_shapes(training_encoders(setup), objective, widths(setup))
     return setup
+
+
+def with_data(config: Config, training: store.Split) -> Config:
+    """The config with what its objective takes from the training clips, as their classes."""
+    found = build(config)[1].from_data(material(training, config.data.align))
+    return config.replace(objective=found) if found else config
 
 
 def material(split: store.Split, align: str) -> Material:
@@ -78,6 +87,7 @@ def material(split: store.Split, align: str) -> Material:
         covered_seconds(split),
         np.stack(rates, axis=1),
         playable(split.fingerprint),
+        split.labels,
     )
 
 
@@ -146,8 +156,13 @@ def prepare(config: Config):
 
 
 def training_dataset(setup: Setup):
-    """The part of each training batch that this process reads."""
-    return training_batches(
+    """The part of each training batch that this process reads, with what its clips' labels say."""
+    labels, targets = setup.training.labels, setup.objective.targets
+
+    def labelled(batch: Batch) -> Batch:
+        return batch._replace(targets=targets([labels[number] for number in batch.numbers]))
+
+    batches = training_batches(
         setup.training,
         batch_size=setup.data.batch_size,
         seed=setup.config.seed,
@@ -157,6 +172,7 @@ def training_dataset(setup: Setup):
         read_threads=setup.data.read_threads,
         dtype=setup.data.features,
     )
+    return batches.map(labelled) if setup.objective.classes else batches
 
 
 def optimizer_of(config: Config) -> optax.GradientTransformation:

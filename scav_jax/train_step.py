@@ -303,14 +303,13 @@ def make_train_step(
         def keep(new, old):
             return jax.tree.map(lambda n, o: jnp.where(finite, n, o), new, old)
 
+        remembered = objective.remember(state.memory, jax.lax.stop_gradient(outputs))
         failed = 1 - finite.astype(jnp.int32)
         new_state = TrainState(
             step=state.step + 1,
             params=keep(params, state.params),
             opt_state=keep(opt_state, state.opt_state),
-            memory=keep(
-                objective.remember(state.memory, jax.lax.stop_gradient(outputs)), state.memory
-            ),
+            memory=keep(remembered, state.memory),
             skipped=state.skipped + failed,
             skipped_in_row=(state.skipped_in_row + 1) * failed,
         )

@@ -25,6 +25,7 @@ from jaxtyping import Array, Float, PyTree
 
 from scav_jax import sharding
 from scav_jax.base.errors import InputError, did_you_mean
+from scav_jax.encoders.layers import LAYER_NORM_EPSILON
 from scav_jax.objectives.objective import (
     LOSS_OPERATIONS,
     Cost,
@@ -36,8 +37,9 @@ from scav_jax.objectives.objective import (
     Work,
     clip_keys,
 )
-from scav_jax.objectives.pixels import LAYER_NORM_EPSILON, STREAMS, OfPixels
+from scav_jax.objectives.pixels import OfPixels
 from scav_jax.sequences import (
+    STREAMS,
     AudioVisual,
     Batch,
     Sequences,

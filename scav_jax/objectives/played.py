@@ -15,9 +15,8 @@ from jaxtyping import Array, Float
 from scav_jax import views
 from scav_jax.base.errors import InputError
 from scav_jax.objectives.objective import Batch, Material, Objective
-from scav_jax.sequences import AudioVisual, Sequences
+from scav_jax.sequences import STREAMS, AudioVisual, Sequences
 
-STREAMS = ("visual", "audio")
 NAMED = 3  # clips in a message
 
 

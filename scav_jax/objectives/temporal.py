@@ -36,7 +36,7 @@ from scav_jax.objectives.objective import (
     clip_keys,
     spread,
 )
-from scav_jax.objectives.played import STREAMS, OfPlayed, check_width
+from scav_jax.objectives.played import OfPlayed, check_width
 from scav_jax.objectives.selection import HIGHEST, Chosen, drawn, info_nce, nearest, without
 from scav_jax.objectives.sequential import recall_at_1
 from scav_jax.sequences import STREAMS, AudioVisual, Sequences, masked_mean

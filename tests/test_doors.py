@@ -137,8 +137,14 @@ def trained(data, workdir, stop_after=None, **changes):
             "objective.noise": "0.3",
             "distance.name": "stranger_distance:of_means",
         },
+        {
+            "objective.name": "separate",
+            "objective.dynamic": "distance",
+            "objective.normalize": "deviation",
+            "distance.name": "stranger_distance:of_means",
+        },
     ],
-    ids=["distance", "objective"],
+    ids=["distance", "objective", "separate"],
 )
 def test_a_stranger_trains_goes_on_and_is_evaluated(tmp_path, changes):
     data = write_data(tmp_path / "data")
@@ -155,7 +161,8 @@ def test_a_stranger_trains_goes_on_and_is_evaluated(tmp_path, changes):
     found = json.loads(next((tmp_path / "whole").glob("evaluation/*/metrics.json")).read_text())
     run = found["runs"][0]
     assert run["objective"] == changes.get("objective.name", "sequence")
-    assert run["distance"]["name"] == changes.get("distance.name", "euclidean")
+    static = "+static" if run["objective"] == "separate" else ""
+    assert run["distance"]["name"] == changes.get("distance.name", "euclidean") + static
 
 
 @pytest.fixture
@@ -178,9 +185,13 @@ def test_an_exported_stranger_is_loaded_by_who_trusts_it(tmp_path, symbolic_shap
     latents = sequences(jnp.ones((2, 3, 12)), jnp.array([3, 2]))
     head = read.run.params["heads"]
     tower = jax.export.deserialize(
-        bytearray((tmp_path / "out" / "towers" / "audio_embedding.jaxexport").read_bytes())
+        bytearray((tmp_path / "out" / "towers" / "audio_kept.jaxexport").read_bytes())
     )
-    found = tower.call(head, latents.values, latents.lengths)
+    features = sequences(jnp.ones((2, 5, read.run.config["features"]["widths"]["audio"])))
+    features = features.values, features.lengths, features.windows
+    kept, lengths, found = tower.call(head, latents.values, latents.lengths, *features)
+    np.testing.assert_array_equal(kept, latents.values)
+    np.testing.assert_array_equal(lengths, latents.lengths)
     np.testing.assert_allclose(found, np.ones((2, 12)) @ head["kernel"] + head["bias"], atol=1e-5)
 
 

@@ -20,7 +20,14 @@ from scav_jax import sharding
 from scav_jax.base.errors import InputError
 from scav_jax.distances import pairwise
 from scav_jax.encoders import Dropout, Encoders
-from scav_jax.objectives import Place, Sequential, Temporal, cross_entropy, sequence_loss
+from scav_jax.objectives import (
+    Place,
+    Separate,
+    Sequential,
+    Temporal,
+    cross_entropy,
+    sequence_loss,
+)
 from scav_jax.optimizer import make_optimizer
 from scav_jax.sequences import AudioVisual, as_batch, sequences
 from scav_jax.train_step import (
@@ -54,6 +61,13 @@ TEMPORAL = Temporal(  # its queue wraps round in the second step
     "temporal", visual_tokens=2, audio_tokens=2, audio_frames=3, speeds=2, hidden=6, width=5,
     queue=40, positives=2, negatives=3,
 )  # fmt: skip
+OPTIONS = {"branch_hidden": 6, "branch_width": 5}
+SEPARATE = {
+    "separate": Separate(**OPTIONS),
+    "separate_by_distance": Separate(
+        **OPTIONS, dynamic="distance", normalize="deviation", branch="tower", branch_heads=1
+    ),
+}
 CASES = {
     "pre": (PRE, Sequential()),
     "post": (POST, Sequential(distance_options={"resample": "audio_to_visual"})),
@@ -62,13 +76,14 @@ CASES = {
     "sinkhorn": (POST, Sequential(distance="sinkhorn", distance_options={"epsilon": 0.5})),
     "both": (PRE, Sequential("sequence+aggregation")),
     "temporal": (POST.clone(visual_blocks=0, audio_blocks=0), TEMPORAL),
+    **{name: (PRE, objective) for name, objective in SEPARATE.items()},
 }
 EVERY = [(devices, parts) for devices in (1, 2, 4, MANY) for parts in (1, 2, 4)][1:]
 WHOLE_TABLE = [(case, *where) for case in CASES for where in EVERY]
 # A program of eight devices in loops takes long on two cores: `SCAV_WHOLE_TABLE=1` tests all.
 BOTH = pytest.param("both", MANY, 1, marks=pytest.mark.slow)
 CHOSEN = [("pre", 1, 4), ("pre", 4, 2), BOTH, ("post", 2, 2), ("soft_dtw", 2, 2)]
-CHOSEN += [("temporal", 2, 2)]
+CHOSEN += [("temporal", 2, 2), ("separate", 2, 2), ("separate_by_distance", 1, 2)]
 TABLE = WHOLE_TABLE if os.environ.get("SCAV_WHOLE_TABLE") else CHOSEN
 # Softmax does not see what a key's bias adds: its gradient is rounding, which Adam makes a step of.
 ROUNDING_ONLY = "['key']['bias']"
@@ -114,7 +129,7 @@ def params_at_start():
 
 def start(objective, optimizer, encoders=PRE):
     """What `init_state` returns, without initialising the towers each time."""
-    if objective is TEMPORAL:
+    if not isinstance(objective, Sequential):
         return jax.jit(partial(init_state, encoders, objective, optimizer, seed=0))(example=batch())
     params = params_at_start()
     log_temperature = {name: params["log_temperature"][name] for name in objective.losses}
@@ -174,7 +189,7 @@ def test_devices_and_microbatches_change_nothing(case, devices, parts):
 
 
 # From latents on. By `jit` alone, XLA cuts D; the trainer has each device compare its own rows.
-OF_DISTANCES = [(case, True) for case in CASES if case not in ("both", "temporal")] + [
+OF_DISTANCES = [(case, True) for case in CASES if case not in ("both", "temporal", *SEPARATE)] + [
     ("pre", False)
 ]
 

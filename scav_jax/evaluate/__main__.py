@@ -40,6 +40,10 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     add("--save", type=Path, metavar="FILE.npz", help="writes the run's embeddings")
     add("--distance", help="ranks sequences; default: the training's (DTW for soft-DTW)")
     add("--resample", help="of the Euclidean distance: visual_to_audio or audio_to_visual")
+    add("--static-weight", type=float, metavar="W", help="of the static part, where the model "
+        "learned it apart; default: the run's, chosen on validation")  # fmt: skip
+    add("--parts", action="store_true", help="also by the static and the dynamic part of the "
+        "Euclidean distance, and by both with a deviation of their own")  # fmt: skip
     add("--hybrid", type=_ks, metavar="K,K,...", help="default: 1, 10, 100, ... and all")
     add("--out", type=Path, help="default: RUN/evaluation/<data>-<split>")
     add("--bootstrap", type=int, default=1000, help="resamples; 0: no intervals (default 1000)")
@@ -93,6 +97,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         bootstrap=arguments.bootstrap,
         seed=arguments.seed,
         batch_size=arguments.batch_size,
+        parts=arguments.parts,
+        static_weight=arguments.static_weight,
     )
     run = [load_run(arguments.run)] if arguments.run else []
     data = arguments.data or Path(run[0].config["data"]["path"])

@@ -23,6 +23,8 @@ from scav_jax.base.documents import write_document
 from scav_jax.base.errors import InputError
 from scav_jax.base.files import ids_sha256, write_atomically
 from scav_jax.distances import find, option_names
+from scav_jax.distances.static import SUFFIX
+from scav_jax.evaluate.parts import dynamic_latents, labels, of_both, of_euclidean
 from scav_jax.evaluate.sources import EmbeddingsFile, embedded_from, parameters_of, seen_by
 from scav_jax.evaluate.sources import write as write_embeddings
 from scav_jax.features import store
@@ -46,6 +48,8 @@ class Settings:
       bootstrap: how many resamples.
       seed: of the resampling, and of which queries are shown.
       batch_size: clips embedded at a time.
+      parts: also ranks by the static and the dynamic part of the Euclidean distance.
+      static_weight: of the static part, where it was learned apart; None is the run's.
     """
 
     distance: str | None = None
@@ -54,6 +58,8 @@ class Settings:
     bootstrap: int = 1000
     seed: int = 0
     batch_size: int = 64
+    parts: bool = False
+    static_weight: float | None = None
 
     def __post_init__(self):
         for name, least in (("bootstrap", 0), ("seed", 0), ("batch_size", 1)):
@@ -93,8 +99,11 @@ def retrieval_distance(
     if isinstance(source, EmbeddingsFile):
         own, trained = source.distance
     else:
-        own, trained = source.objective.ranks_by()[0], source.objective.distance_options
+        own, by = source.objective.ranks_by()
+        trained = source.objective.distance_options | by
     name = own if distance is None else distance
+    if own.endswith(SUFFIX) and not name.endswith(SUFFIX):
+        name += SUFFIX  # what does not change over a clip lies beside what does
     find(name, {})
     options = {key: trained[key] for key in option_names(name) if key in trained}
     if "resample" in option_names(name):
@@ -149,7 +158,15 @@ def evaluate_source(
 
 def retrieval_distance_of(source: Source, settings: Settings) -> tuple[str, dict]:
     """What ranks sequences of a source, as the settings have it."""
-    return retrieval_distance(source, settings.distance, settings.resample)
+    name, options = retrieval_distance(source, settings.distance, settings.resample)
+    if settings.static_weight is None:
+        return name, options
+    if not options.get("static_width") or not 0 <= settings.static_weight < float("inf"):
+        raise InputError(
+            "--static-weight: expected 0 or more, and a model that learned the static part apart, "
+            f"got {settings.static_weight:g} with {name}"
+        )
+    return name, options | {"static_weight": settings.static_weight}
 
 
 def _of_run(run: Run) -> dict:
@@ -202,12 +219,19 @@ def ranked(
     ks = hybrid_ks(settings.ks, len(split)) if sequences else [1]
     begin = time.perf_counter()
     similarities, distances = all_against_all(embedded, name, options, progress=True)
+    parts = of_both(embedded, name, options) if sequences else []
+    if settings.parts:
+        parts += of_euclidean(embedded, distances, name, options)
     distances_done = time.perf_counter()
     by_sequence = distances if sequences else None
     ranks = {
         direction: rank_by_method(similarities, by_sequence, ks, direction)
         for direction in tqdm(DIRECTIONS, desc="rank", unit="direction", file=sys.stderr)
     }
+    for part in parts:
+        for direction in DIRECTIONS:
+            matrix = queries_first(getattr(part, direction), direction)
+            ranks[direction][part.label] = metrics.ranks(matrix)
     seconds = {
         "embedding": embedded.seconds,
         "distances": distances_done - begin,
@@ -218,11 +242,15 @@ def ranked(
     times = seconds_per_query(embedded.latents, *embeddings, name, options, between)
     # The extremes need no second, or no first, stage.
     times |= {"hybrid 1": times["aggregation"], f"hybrid {len(split)}": times["sequence"]}
+    times |= {part.label: times["sequence"] for part in parts}
     document = about | {
         "distance": {"name": name, "options": options},
         "seconds": seconds,
         **_figures_of(ranks, ks, split, settings, times),
     }
+    for method in document["methods"]:
+        if method["method"] in (called := labels(name, options)):
+            method["label"] = called[method["method"]]
     method = "sequence" if sequences else "aggregation"
     own = {direction: ranks[direction][method] for direction in DIRECTIONS}
     return Ranked(name, options, embedded, distances, own, document)
@@ -258,9 +286,13 @@ def _figures_of(
     count = len(split)
     methods = [("aggregation", 1), *((f"hybrid {k}", k) for k in ks), ("sequence", count)]
     methods = [(key, k) for key, k in methods if key in ranks[DIRECTIONS[0]]]
+    known = {key for key, _ in methods}
+    methods += [(key, count) for key in ranks[DIRECTIONS[0]] if key not in known]
     documents = []
     for key, k in methods:
         document = {"method": key.split()[0], "k": k, "seconds_per_query": times[key]}
+        if key not in known:
+            document |= {"method": "part", "label": key}
         for direction in DIRECTIONS:
             assert ranks[direction][key].shape == (count,), "every clip is a query, once"
             document[direction] = metrics.summary(
@@ -366,11 +398,11 @@ def _pictures(
     probes = [probed.read(run.path, split.data, split.split, ids) for run in runs]
     pairs = {}
     if len(first.document["per_class"]) > 1:  # there is a sequence to show
-        latents = first.embedded.latents
+        latents, name = dynamic_latents(first.embedded, first.options), first.name
+        name, ours = name.removesuffix(SUFFIX), ("static_width", "static_weight")
+        options = {key: value for key, value in first.options.items() if key not in ours}
         pairs = {
-            "alignments": pictures.make_alignments(
-                latents, first.distances, first.name, first.options, own
-            ),
+            "alignments": pictures.make_alignments(latents, first.distances, name, options, own),
             "comparison": pictures.make_comparison(latents, own),
             "resampled": pictures.make_resampled(latents, first.distances, own),
         }

@@ -199,7 +199,7 @@ class Encoding:
     def encode(
         self,
         stream: Sequences,
-        embeddings: Float[np.ndarray, "K C"],
+        embeddings: Float[np.ndarray, "K E"],
         clips: Int[np.ndarray, " n"],
     ) -> EncodedStream:
         """One stream of some clips; those of one length follow each other."""
@@ -216,7 +216,7 @@ class Encoding:
         )
 
     def _encode_run(
-        self, run: Float[np.ndarray, "n T C"], embeddings: Float[np.ndarray, "n C"]
+        self, run: Float[np.ndarray, "n T C"], embeddings: Float[np.ndarray, "n E"]
     ) -> EncodedStream:
         count, steps, width = run.shape
         rows = np.zeros(count, ROW)
@@ -300,6 +300,7 @@ def write_segment(
         about = {
             "rows": len(clips["keys"]),
             "width": len(encoding.centre),
+            "embedding_width": header.embedding_width,
             "of": header.stored_as,
             "small": sums,
             "bytes": {file.name: file.stat().st_size for file in folder.iterdir()},
@@ -317,8 +318,11 @@ def _folder(index: Path, number: int) -> Path:
 class StoredStream:
     """One stream of a segment, mapped."""
 
-    def __init__(self, folder: Path, name: str, rows: np.ndarray, storage: str, width: int):
-        self.folder, self.name, self.rows, self.width = folder, name, rows, width
+    def __init__(
+        self, folder: Path, name: str, rows: np.ndarray, storage: str, widths: tuple[int, int]
+    ):
+        self.folder, self.name, self.rows = folder, name, rows
+        self.width, self.embedding_width = widths
         kinds = {"values": storage, **SKETCH_STORAGES}
         kinds["embeddings"] = "float32" if storage == "float32" else "bfloat16"
         self._dtypes = {column: DTYPES[kind] for column, kind in kinds.items()}
@@ -411,7 +415,7 @@ class StoredStream:
         steps = int(self.rows["steps"][rows.start])
         if column in SKETCH_STORAGES:
             return sizes(steps, self.width)[column == "fine"]
-        return self.width * (steps if column == "values" else 1)
+        return self.width * steps if column == "values" else self.embedding_width
 
     def _bytes(self, column: str, rows: slice) -> Shaped[np.ndarray, "n padded"]:
         """Records of rows of one run, as they lie in the file."""
@@ -473,10 +477,9 @@ class Segment:
         self.keys, self.clips = self._small("keys.npy"), self._small("clips.npy")
         basis = Basis(self._small("basis.npy")) if "basis.npy" in self._checksums else None
         self.encoding = Encoding(storage, self._small("centre.npy"), basis)
+        widths = self.width, about["embedding_width"]
         self.streams = {
-            name: StoredStream(
-                self.folder, name, self._small(f"{name}.rows.npy"), storage, self.width
-            )
+            name: StoredStream(self.folder, name, self._small(f"{name}.rows.npy"), storage, widths)
             for name in STREAMS
             if f"{name}.rows.npy" in self._checksums
         }

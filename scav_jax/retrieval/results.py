@@ -7,7 +7,8 @@ The document is what `metrics.json` holds, and what `report` draws:
 
 and a run holds `name`, `run`, `config`, `objective`, `trained_with`, `training` (what it has seen),
 `parameters` (how many), `distance` {name, options},
-`methods` (`method`, `k`, `a2v` and `v2a` of `metrics.summary`, `seconds_per_query`),
+`methods` (`method`, `k`, `a2v` and `v2a` of `metrics.summary`, `seconds_per_query`, and a `label`
+where the method has a name of its own; "part" is a part of the distance alone),
 `first_stage` (`k`, `a2v`, `v2a`: recall at k of aggregation), `per_class` (method -> class ->
 `a2v`, `v2a`) and `seconds` of each stage. Recalls are shares in 0..1, times are in seconds.
 """
@@ -16,13 +17,15 @@ from collections.abc import Sequence
 
 from scav_jax.metrics import few_queries
 
-FORMAT_VERSION = 3
+FORMAT_VERSION = 4
 RENDERED = "Rendered data set of this project; figures are ours."
 DIRECTIONS = {"a2v": "A->V", "v2a": "V->A"}
 
 
 def method_name(method: dict) -> str:
-    """`"hybrid, k = 100"`, or the method alone."""
+    """`"hybrid, k = 100"`, the method's own label, or the method alone."""
+    if "label" in method:
+        return method["label"]
     return f"hybrid, k = {method['k']:,}" if method["method"] == "hybrid" else method["method"]
 
 

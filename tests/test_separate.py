@@ -1,0 +1,333 @@
+"""Static and dynamic parts apart: formulas against NumPy, what each part sees, and the corners."""
+
+import math
+from dataclasses import replace
+from functools import cache, partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+import reference
+
+from scav_jax.base.errors import InputError
+from scav_jax.distances import find, pairwise
+from scav_jax.encoders import Encoders
+from scav_jax.index import create
+from scav_jax.objectives import Separate, Sequential, aggregation_loss, scale
+from scav_jax.objectives.separate import best_weight
+from scav_jax.retrieval.embed import Embedded
+from scav_jax.sequences import AudioVisual, as_batch, sequences
+from scav_jax.train_step import (
+    bound_heads,
+    compute_loss,
+    init_params,
+    init_state,
+    make_train_step,
+    of_clips,
+)
+
+CLIPS, WIDTHS, STEPS = 5, (5, 9), (8, 4)
+TOWERS = Encoders(
+    width=8, heads=2, feedforward=6, visual_blocks=1, audio_blocks=1, visual_hidden=7,
+    audio_hidden=6, position_buckets=8, position_max_distance=12, dropout=0.2,
+    pre_resample="visual_to_audio",
+)  # fmt: skip
+SMALL = {"branch_hidden": 6, "branch_width": 5, "branch_heads": 1}
+
+
+def clips(seed=0, *, ragged=True, shift=0.0):
+    """Features whose padding is NaN; windows begin and end within steps."""
+    rng = np.random.default_rng(seed)
+    streams = []
+    for number, (steps, width) in enumerate(zip(STEPS, WIDTHS, strict=True)):
+        lengths = rng.integers(2, steps + 1, CLIPS) if ragged else np.full(CLIPS, steps)
+        values = rng.normal(size=(CLIPS, steps, width)) + shift * (number + 1)
+        values[np.arange(steps) >= lengths[:, None]] = np.nan
+        cut = 0.3 * (1 - number)
+        windows = np.stack([np.full(CLIPS, cut), lengths - 2 * cut], axis=1)
+        made = [jnp.asarray(x, jnp.float32) for x in (values, windows)]
+        streams.append(sequences(made[0], jnp.asarray(lengths, jnp.int32), made[1]))
+    return as_batch(AudioVisual(*streams))
+
+
+@cache
+def params_of(objective):
+    return jax.jit(lambda: init_params(TOWERS, objective, clips(), seed=1))()
+
+
+@cache
+def outputs_of(objective):
+    params = params_of(objective)
+    return jax.jit(lambda batch: of_clips(TOWERS, objective, params, batch, None, None))
+
+
+def mean_in_window(values, length, window):
+    """Each step by the share of it that lies in [begin, begin + extent)."""
+    total, weight = np.zeros(values.shape[1]), 0.0
+    for step in range(int(length)):
+        share = max(0.0, min(step + 1, window[0] + window[1]) - max(step, window[0]))
+        total, weight = total + share * np.asarray(values[step], float), weight + share
+    return total / weight
+
+
+def by_hand(objective, batch):
+    """-> the dynamic sequences of both streams, the static vectors: NumPy behind the towers."""
+    params = params_of(objective)
+    moved, means = [], []
+    for stream in batch.features:
+        rows = zip(*(np.asarray(leaf, float) for leaf in jax.tree.leaves(stream)), strict=True)
+        of_clips = [mean_in_window(*row) for row in rows]
+        means.append(np.stack(of_clips))
+        values = np.asarray(stream.values) - means[-1][:, None]
+        moved.append(stream.replace(values=jnp.asarray(values, jnp.float32)))
+    latents = TOWERS.apply({"params": params["encoders"]}, AudioVisual(*moved))
+    dynamic = []
+    for stream in latents:
+        pairs = zip(np.asarray(stream.values, float), stream.lengths, strict=True)
+        centred = [v[:n] - v[:n].mean(axis=0) for v, n in pairs]
+        dynamic.append([x / math.sqrt((x**2).mean()) for x in centred])
+    static = []
+    for name, mean in zip(("visual", "audio"), means, strict=True):
+        layers = [params["heads"][f"{name}_{layer}"] for layer in ("in", "out")]
+        layers = [jax.tree.map(lambda leaf: np.asarray(leaf, float), layer) for layer in layers]
+        x = mean @ layers[0]["kernel"] + layers[0]["bias"]
+        x = 0.5 * x * (1 + np.vectorize(math.erf)(x / math.sqrt(2)))
+        static.append(np.asarray(x @ layers[1]["kernel"] + layers[1]["bias"]))
+    return dynamic, static
+
+
+@pytest.mark.parametrize("ragged", [False, True])
+def test_the_loss_is_the_formula(ragged):
+    """Cosines of flattened sequences on one grid; of ragged ones, 1 - D / 2 of each pair."""
+    objective, batch = Separate(**SMALL, static_loss=0.5), clips(3, ragged=ragged)
+    loss, aux = jax.jit(partial(compute_loss, TOWERS, objective))(params_of(objective), batch)
+    (visual, audio), static = by_hand(objective, batch)
+    r = np.zeros((CLIPS, CLIPS))
+    for i, v in enumerate(visual):
+        for j, a in enumerate(audio):
+            if ragged:
+                windows = (0, len(v)), (0, len(a))
+                d = reference.interpolated_euclidean(v, a, *windows, "visual_to_audio")
+                r[i, j] = 1 - d / 2
+            else:
+                r[i, j] = v.ravel() @ a.ravel() / math.sqrt((v**2).sum() * (a**2).sum())
+    np.testing.assert_allclose(1 - aux["dynamic"]["distances"], r, atol=2e-5)
+    expected = reference.cross_entropy_of_rows(r / 0.07) + reference.cross_entropy_of_rows(
+        r.T / 0.07
+    )
+    expected = expected / 2 + 0.5 * reference.aggregation_loss(*static, 0.07)
+    np.testing.assert_allclose(loss, expected, rtol=1e-4)
+    assert set(params_of(objective)["log_temperature"]) == {"dynamic", "static"}
+
+
+@pytest.mark.parametrize("branch", ["mlp", "tower"])
+def test_a_constant_in_the_features_changes_the_static_part_alone(branch):
+    objective = Separate(**SMALL, branch=branch)
+    one, other = (outputs_of(objective)(clips(shift=shift)).values for shift in (0.0, 3.0))
+    for stream in ("visual", "audio"):
+        pair = one[stream], other[stream]
+        np.testing.assert_allclose(*(x["dynamic"] for x in pair), atol=2e-4)
+        assert np.abs(pair[0]["static"] - pair[1]["static"]).max() > 0.1
+
+
+def test_what_varies_around_the_mean_does_not_reach_the_small_branch():
+    """Steps in another order: the static vectors stay, the dynamic sequences do not."""
+    objective, batch = Separate(**SMALL), clips(ragged=False)
+    whole = jax.tree.map(lambda s: s, batch.features)
+    turned = AudioVisual(*(s.replace(values=s.values[:, ::-1]) for s in whole))
+    one, other = (outputs_of(objective)(batch._replace(features=f)).values for f in (whole, turned))
+    for stream in ("visual", "audio"):
+        np.testing.assert_allclose(one[stream]["static"], other[stream]["static"], atol=1e-5)
+        assert np.abs(one[stream]["dynamic"] - other[stream]["dynamic"]).max() > 0.1
+
+
+# ---- corners -------------------------------------------------------------------------------------
+
+
+def steps_of(objective, towers=TOWERS):
+    optimizer = optax.sgd(0.1)
+    step = jax.jit(make_train_step(towers, objective, optimizer, seed=0))
+    state = init_state(towers, objective, optimizer, clips(), seed=0)
+    losses = []
+    for number in range(3):
+        state, metrics = step(state, clips(number))
+        losses.append(metrics["loss"])
+    return losses, state.params["encoders"]
+
+
+def test_statics_that_are_kept_without_their_loss_are_scav_to_the_bit():
+    kept = Separate(statics="keep", dynamic="distance", static_loss=0.0)
+    jax.tree.map(np.testing.assert_array_equal, steps_of(kept), steps_of(Sequential()))
+    assert kept.ranks_by() == Sequential().ranks_by() and kept.heads(8) is None
+    assert kept.score({"sequence_v2a": 0.5, "sequence_a2v": 0.3}) == 0.4
+
+
+def test_removed_statics_are_scav_of_centred_features():
+    """The loss of plain SCAV on features that somebody else has centred."""
+    removed, batch = Separate(statics="remove", dynamic="distance"), clips(2)
+    params = params_of(removed)
+    loss, _ = compute_loss(TOWERS, removed, params, batch)
+    theirs = {"encoders": params["encoders"], "log_temperature": {"sequence": jnp.zeros(())}}
+    centred = batch._replace(features=removed.shown(batch))
+    expected, _ = compute_loss(TOWERS, Sequential(), theirs, centred)
+    assert "heads" not in params and loss == expected
+    assert loss != compute_loss(TOWERS, Sequential(), theirs, batch)[0]
+
+
+def test_the_static_part_alone_is_cavs_form():
+    """The loss of CAV on the branch's vectors; of towers, their mean over time."""
+    alone, batch = Separate(**SMALL, dynamic_loss=0.0, branch="tower"), clips(1)
+    params = params_of(alone)
+    loss, _ = compute_loss(TOWERS, alone, params, batch)
+    heads = bound_heads(TOWERS, alone, params)
+    vectors = [heads(name, getattr(batch.features, name)) for name in ("visual", "audio")]
+    assert loss == aggregation_loss(*vectors, params["log_temperature"]["static"])[0]
+    assert set(params["log_temperature"]) == {"static"}
+    assert alone.methods[0] == "aggregation"
+    own = Encoders(
+        width=5, heads=1, feedforward=20, visual_blocks=2, audio_blocks=2, visual_hidden=6,
+        audio_hidden=6, dropout=0.0,
+    )  # fmt: skip
+    latents = own.apply({"params": params["heads"]}, batch.features)
+    for ours, stream in zip(vectors, latents, strict=True):
+        lengths = np.asarray(stream.lengths)
+        means = [v[:n].mean(axis=0) for v, n in zip(stream.values, lengths, strict=True)]
+        np.testing.assert_allclose(ours, np.stack(means), atol=1e-5)
+
+
+def test_a_scale_of_the_first_batches_stays():
+    """D by one number, the mean deviation of ten batches, through which no gradient flows."""
+    rng = np.random.default_rng(0)
+    matrices = [jnp.asarray(rng.uniform(1, 1 + n, (4, 4)), jnp.float32) for n in range(1, 13)]
+    memory = scale.memory("deviation")
+    for number, distances in enumerate(matrices):
+        expected = np.mean([np.std(m) for m in matrices[: min(number + 1, 10)]])
+        scaled = scale.scaled(distances, memory)
+        np.testing.assert_allclose(scaled, distances / expected, rtol=1e-5)
+        gradient = jax.grad(lambda d, m=memory: scale.scaled(d, m)[0, 0])(distances)
+        np.testing.assert_allclose(gradient.sum(), 1 / expected, rtol=1e-5)
+        assert np.count_nonzero(gradient) == 1
+        memory = scale.after(memory, lambda d=distances: d)
+    assert int(memory["batches"]) == 10
+    assert scale.scaled(matrices[0], scale.memory("z_score")) is matrices[0]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"statics": "kept"}, "objective.statics: .*Did you mean 'keep'"),
+        ({"dynamic": "cosin"}, "Did you mean 'cosine'"),
+        ({"distance": "soft_dtw"}, "expected distance with distance.name=soft_dtw"),
+        ({"distance": "dtw+static", "dynamic": "distance"}, "leave out"),
+        ({"normalize": "zscore"}, "Did you mean 'z_score'"),
+        ({"dynamic_loss": 0.0, "static_loss": 0.0}, "a loss above 0"),
+        ({"static_weight": -1.0}, "static_weight: expected at least 0"),
+    ],
+)
+def test_options_that_make_no_sense_are_named(options, message):
+    with pytest.raises(InputError, match=message):
+        Separate(**options)
+
+
+# ---- retrieval -----------------------------------------------------------------------------------
+
+
+def kept(objective, batch):
+    """Both streams as an index takes them; r and s of all pairs, in NumPy."""
+    params = params_of(objective)
+    heads = bound_heads(TOWERS, objective, params)
+    latents = TOWERS.apply({"params": params["encoders"]}, objective.shown(batch))
+    found = {
+        name: objective.kept(heads, name, getattr(latents, name), getattr(batch.features, name))
+        for name in ("visual", "audio")
+    }
+    (visual, audio), static = by_hand(objective, batch)
+    units = [x / np.linalg.norm(x, axis=1, keepdims=True) for x in static]
+    cosines = [[cosine(v, a) for a in audio] for v in visual]
+    return found, np.array(cosines), units[0] @ units[1].T
+
+
+def cosine(v, a):
+    """Of sequences on one grid."""
+    same = v.shape == a.shape
+    return (v * a).sum() / (np.linalg.norm(v) * np.linalg.norm(a)) if same else np.nan
+
+
+def test_clips_are_stored_as_one_vector_whose_product_is_r_and_weighted_s(tmp_path):
+    """Found by products of matrices, with any weight that is asked for later."""
+    objective = Separate(**SMALL, static_weight=0.25)
+    found, r, s = kept(objective, clips(6, ragged=False))
+    (visual, of_visual), (audio, of_audio) = found["visual"], found["audio"]
+    name, options = objective.ranks_by()
+    assert (name, options["static_weight"]) == ("euclidean+static", 0.25)
+    for w in (0.25, 0.0, 2.0):
+        distances = pairwise(name, visual, audio, **options | {"static_weight": w})
+        np.testing.assert_allclose(distances, 2 * (1 + w) - 2 * (r + w * s), atol=1e-4)
+    clips_ = Embedded(
+        ids=[str(n) for n in range(CLIPS)], sources=["a"] * CLIPS, starts=np.arange(CLIPS) * 1.0,
+        ends=np.arange(CLIPS) + 1.0, labels=[""] * CLIPS,
+        **jax.tree.map(np.asarray, {"visual": visual, "audio": audio}),
+        visual_embeddings=np.asarray(of_visual), audio_embeddings=np.asarray(of_audio),
+    )  # fmt: skip
+    index = create(tmp_path / "i", identity="x", distance=(name, options), storage="float32")
+    index.add(clips_)
+    for w in (None, 0.0, 2.0):
+        weight = 0.25 if w is None else w
+        for direction in ("v2a", "a2v"):
+            by_query = (r + weight * s) if direction == "v2a" else (r + weight * s).T
+            for retrieval in ("exact", "sequence", "hybrid:4"):
+                hits = index.search(clips_, direction, CLIPS, retrieval, static_weight=w)
+                for row, of_query in zip(by_query, hits, strict=True):
+                    order = [int(hit.id) for hit in of_query]
+                    if retrieval != "hybrid:4":
+                        assert order == np.argsort(-row).tolist()
+                    scores = [hit.score for hit in of_query]
+                    np.testing.assert_allclose(scores, 2 * (1 + weight) - 2 * row[order], atol=2e-4)
+            hit, query = hits[1][0], 1
+            cosine = s[query, int(hit.id)] if direction == "v2a" else s[int(hit.id), query]
+            np.testing.assert_allclose(hit.static, cosine, atol=1e-5)
+            other = r[query, int(hit.id)] if direction == "v2a" else r[int(hit.id), query]
+            np.testing.assert_allclose(hit.dynamic, 2 - 2 * other, atol=2e-4)
+    with pytest.raises(InputError, match="static weight: expected 0 or more"):
+        index.search(clips_, static_weight=-1.0)
+
+
+def test_any_distance_takes_a_static_part_beside_it():
+    """All pairs are the definition, which is the distance of the rest and the static one."""
+    found, _, s = kept(Separate(**SMALL), clips(7))
+    (visual, _), (audio, _) = found["visual"], found["audio"]
+    rest = [x.replace(values=x.values[..., :8]) for x in (visual, audio)]
+    for name in ("euclidean", "dtw"):
+        options = {"static_width": 5, "static_weight": 0.5}
+        distances = pairwise(f"{name}+static", visual, audio, **options)
+        expected = np.asarray(pairwise(name, *rest)) + 0.5 * (2 - 2 * s)
+        np.testing.assert_allclose(distances, expected, atol=1e-4)
+        one, other = (jax.tree.map(lambda leaf: leaf[2], x) for x in (visual, audio))
+        pair = find(f"{name}+static", {}).pair(one, other, **options)
+        np.testing.assert_allclose(pair, distances[2, 2], atol=1e-5)
+
+
+def test_the_weight_is_the_best_on_validation_and_the_smallest_of_several():
+    rng = np.random.default_rng(0)
+    truth = np.eye(12)
+    static, dynamic = (truth + rng.normal(size=(12, 12)) * 0.45 for _ in range(2))
+
+    def found(weight):
+        summed = -2 * dynamic + weight * (2 - 2 * static)
+        return sum(
+            np.mean([row[n] < np.delete(row, n).min() for n, row in enumerate(m)])
+            for m in (summed, summed.T)
+        )
+
+    weight = best_weight(static.astype(np.float32), (-2 * dynamic).astype(np.float32))
+    tried = [m * np.std(2 * dynamic) / np.std(2 * static) for m in 2.0 ** np.arange(-6, 5)]
+    tried = [0.0, *(float(f"{w:.2g}") for w in tried)]
+    best = max(found(w) for w in tried)
+    assert weight in tried and found(weight) == best > max(found(0), found(1e6))
+    assert all(found(w) < best for w in tried if w < weight)
+    assert best_weight(np.zeros((12, 12), np.float32), (1 - truth).astype(np.float32)) == 0.0
+    chosen = Separate().decide(static, -2 * dynamic)
+    assert chosen == {"static_weight": best_weight(static, -2 * dynamic)}
+    assert replace(Separate(), static_weight=1.0).decide(static, dynamic) == {}

@@ -137,14 +137,8 @@ def trained(data, workdir, stop_after=None, **changes):
             "objective.noise": "0.3",
             "distance.name": "stranger_distance:of_means",
         },
-        {
-            "objective.name": "separate",
-            "objective.dynamic": "distance",
-            "objective.normalize": "deviation",
-            "distance.name": "stranger_distance:of_means",
-        },
     ],
-    ids=["distance", "objective", "separate"],
+    ids=["distance", "objective"],
 )
 def test_a_stranger_trains_goes_on_and_is_evaluated(tmp_path, changes):
     data = write_data(tmp_path / "data")
@@ -161,8 +155,7 @@ def test_a_stranger_trains_goes_on_and_is_evaluated(tmp_path, changes):
     found = json.loads(next((tmp_path / "whole").glob("evaluation/*/metrics.json")).read_text())
     run = found["runs"][0]
     assert run["objective"] == changes.get("objective.name", "sequence")
-    static = "+static" if run["objective"] == "separate" else ""
-    assert run["distance"]["name"] == changes.get("distance.name", "euclidean") + static
+    assert run["distance"]["name"] == changes.get("distance.name", "euclidean")
 
 
 @pytest.fixture

@@ -1,24 +1,35 @@
 """Static and dynamic parts apart: formulas against NumPy, what each part sees, and the corners."""
 
+import json
 import math
 from dataclasses import replace
 from functools import cache, partial
 
 import jax
+import jax.export
 import jax.numpy as jnp
+import jaxtyping
 import numpy as np
 import optax
 import pytest
 import reference
+import small_run
 
 from scav_jax.base.errors import InputError
 from scav_jax.distances import find, pairwise
 from scav_jax.encoders import Encoders
+from scav_jax.evaluate import __main__ as evaluate_program
+from scav_jax.export.writing import export
+from scav_jax.extract.backbones import load, make_fingerprint
+from scav_jax.features import store
+from scav_jax.features.batches import evaluation_batches
 from scav_jax.index import create
 from scav_jax.objectives import Separate, Sequential, aggregation_loss, scale
 from scav_jax.objectives.separate import best_weight
-from scav_jax.retrieval.embed import Embedded
+from scav_jax.retrieval import model, results
+from scav_jax.retrieval.embed import Embedded, all_against_all, embed
 from scav_jax.sequences import AudioVisual, as_batch, sequences
+from scav_jax.train.loop import train
 from scav_jax.train_step import (
     bound_heads,
     compute_loss,
@@ -27,6 +38,8 @@ from scav_jax.train_step import (
     make_train_step,
     of_clips,
 )
+from scav_jax.training import processes
+from scav_jax.training.runs import load_run
 
 CLIPS, WIDTHS, STEPS = 5, (5, 9), (8, 4)
 TOWERS = Encoders(
@@ -229,6 +242,79 @@ def test_a_scale_of_the_first_batches_stays():
 def test_options_that_make_no_sense_are_named(options, message):
     with pytest.raises(InputError, match=message):
         Separate(**options)
+
+
+# ---- a run ---------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def symbolic_shapes():
+    """A size that is not known yet is no `int`, which is what checked signatures say it is."""
+    jaxtyping.config.update("jaxtyping_disable", True)
+    yield
+    jaxtyping.config.update("jaxtyping_disable", False)
+
+
+@pytest.mark.slow
+def test_a_run_goes_on_bit_for_bit_and_carries_its_weight(tmp_path, symbolic_shapes):
+    """Trained, stopped and resumed with its scale; evaluated, exported and indexed."""
+    extractor = make_fingerprint(load("plain"))
+    data = small_run.write_data(tmp_path / "data", fingerprint=extractor)
+    options = {"dynamic": "distance", "normalize": "deviation", **SMALL}
+    changes = {f"objective.{name}": value for name, value in options.items()}
+    changes |= {"objective.name": "separate", "train.steps": 14, "train.validate_every": 7}
+    document = small_run.small_config(data, **changes)
+    assert train(document, tmp_path / "whole")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(processes.Preemption, "__call__", lambda _, step: step == 9)
+        assert train(document, tmp_path / "stopped") is None
+    run = train(document, tmp_path / "stopped")
+    whole, stopped = (small_run.parameters(tmp_path / name) for name in ("whole", "stopped"))
+    jax.tree.map(np.testing.assert_array_equal, whole, stopped)
+    assert small_run.records(tmp_path / "whole") == small_run.records(tmp_path / "stopped")
+    weight = load_run(tmp_path / "whole").objective.static_weight
+    assert (
+        weight
+        == run.objective.static_weight
+        == small_run.records(tmp_path / "whole")[-1]["static_weight"]
+    )
+    assert run.config["objective"]["static_weight"] is None  # the config is as it was given
+
+    said = ["--run", str(tmp_path / "whole"), "--split", "validation", "--bootstrap", "0"]
+    assert evaluate_program.main([*said, "--static-weight", "3", "--out", str(tmp_path / "e")]) == 0
+    found = json.loads((tmp_path / "e" / "metrics.json").read_text())["runs"][0]
+    rows = {results.method_name(one): one for one in found["methods"]}
+    assert {"static part", "dynamic part", "sum, static weight 3"} <= set(rows)
+    with pytest.raises(InputError, match="expected the Euclidean distance"):
+        evaluate_program.main([*said, "--parts"])
+
+    exported = export(tmp_path / "whole", tmp_path / "exported")
+    loaded = model.load(tmp_path / "exported")
+    assert loaded.identity == exported.identity == model.load(tmp_path / "whole").identity
+    assert loaded.distance == (
+        "euclidean+static",
+        {"resample": "visual_to_audio", "static_width": 5, "static_weight": weight},
+    )
+    embedded = embed(loaded.run, store.read(data, "validation"))
+    _, distances = all_against_all(embedded, *loaded.distance)
+    index = create(tmp_path / "i", identity=loaded.identity, distance=loaded.distance)
+    index.add(embedded)
+    for row, hits in zip(distances, index.search(embedded, "v2a", 5), strict=True):
+        assert [hit.id for hit in hits] == [embedded.ids[n] for n in np.argsort(row)]
+    tower = jax.export.deserialize(
+        bytearray((tmp_path / "exported" / "towers" / "audio_kept.jaxexport").read_bytes())
+    )
+    features = next(iter(evaluation_batches(store.read(data, "validation"), batch_size=5)))
+    stream = features.features.audio
+    latents = run.encoders.apply(
+        {"params": run.params["encoders"]}, run.objective.shown(features)
+    ).audio
+    values, _, vectors = tower.call(
+        run.params["heads"], latents.values, latents.lengths,
+        jnp.asarray(stream.values, jnp.float32), stream.lengths, stream.windows,
+    )  # fmt: skip
+    np.testing.assert_allclose(vectors, embedded.audio_embeddings, atol=1e-5)
+    np.testing.assert_allclose(values[:, 0], embedded.audio.values[:, 0], atol=1e-4)
 
 
 # ---- retrieval -----------------------------------------------------------------------------------

@@ -7,10 +7,11 @@ Features:  those of the demo (`scav datasets chimes`, `scav extract`), or of `--
            `mixed` and `static`: `--config.data.path=data/chimes-rooms/features`.
 Hardware:  two CPU cores.
 Variants:  separate (the default); by_distance (the dynamic part by SCAV's z-scored distance);
-           tower (the static part by a tower, as CAV has it, instead of a small MLP of means); kept
-           (the towers see the features with their mean); centred (no static part at all); static
-           (the static part alone); scav (the demo's row); scale (SCAV by the deviation of the
-           first batches instead of the z-score).
+           tower (the static part by a tower, as CAV has it, instead of a small MLP of means);
+           centred (SCAV of features less their mean, no static part at all); scale (SCAV by the
+           deviation of the first batches instead of the z-score). SCAV itself is configs/demo.py.
+           Towers that see the mean as well: `--config.objective.statics=keep`; the static part
+           alone: `--config.objective.dynamic_loss=0`.
 Ours:      everything: 1e-3 and 325 steps as in the demo, both temperatures from 0.07.
 """
 
@@ -20,10 +21,7 @@ VARIANTS = {
     "separate": {},
     "by_distance": {"dynamic": "distance"},
     "tower": {"branch": "tower"},
-    "kept": {"statics": "keep"},
     "centred": {"statics": "remove", "dynamic": "distance"},
-    "static": {"dynamic_loss": 0.0},
-    "scav": {"statics": "keep", "static_loss": 0.0, "dynamic": "distance"},
 }
 
 

@@ -6,7 +6,7 @@ what is static says more, is not known.
 Command:   python -m scav_jax.train --config configs/separate/vggsound.py --workdir RUN
 Hardware:  one V100 of 32 GB, or more (`scav plan` says more). Not run by us: no figure.
 Variants:  separate (the default); tower (the static part by a tower, as CAV has it: where it needs
-           more than means); by_distance (the dynamic part by SCAV's z-scored distance).
+           more than means).
 Ours:      everything that configs/vggsound.py has as ours, temperatures from 0.07, a branch of 256
            and 64 numbers.
 """
@@ -14,7 +14,7 @@ Ours:      everything that configs/vggsound.py has as ours, temperatures from 0.
 from configs import base
 from configs.separate.demo import VARIANTS as OPTIONS
 
-VARIANTS = ("separate", "tower", "by_distance")
+VARIANTS = ("separate", "tower")
 
 
 def get_config(variant: str = "separate"):

@@ -55,7 +55,7 @@ START = {"cosine": 0.07, "distance": 1.0}
 # Weights of the static part that validation tries, in deviations of the dynamic distance by those
 # of the static one.
 WEIGHTS = (0.0, *(2.0**power for power in range(-6, 5)))
-RMS_FLOOR = 1e-8
+STILL = 1e-6  # mean square of latents below which what varies is rounding
 HIGHEST = jax.lax.Precision.HIGHEST
 
 
@@ -329,12 +329,16 @@ def best_weight(similarities: Float[np.ndarray, "V A"], dynamic: Float[np.ndarra
 
 
 def _dynamics(latents: Sequences) -> Sequences:
-    """Latents less their mean over time, with a mean square of 1 over steps and channels."""
+    """Latents less their mean over time, with a mean square of 1 over steps and channels.
+
+    Zero for a clip of which nothing changes: r is 0 with every other.
+    """
     mean = masked_mean(latents.values, latents.lengths)
     moved = less(latents, mean)
     entries = (latents.lengths * moved.values.shape[-1]).astype(moved.values.dtype)
     power = jnp.sum(moved.values**2, axis=(-2, -1)) / entries
-    inverse = jax.lax.rsqrt(power + RMS_FLOOR)
+    moves = power > STILL
+    inverse = jnp.where(moves, jax.lax.rsqrt(jnp.where(moves, power, 1.0)), 0.0)
     return moved.replace(values=moved.values * inverse[:, None, None])
 
 

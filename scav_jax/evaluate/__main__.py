@@ -44,6 +44,8 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
         "learned it apart; default: the run's, chosen on validation")  # fmt: skip
     add("--parts", action="store_true", help="also by the static and the dynamic part of the "
         "Euclidean distance, and by both with a deviation of their own")  # fmt: skip
+    add("--baselines", action="store_true", help="also what costs nothing: onset envelopes, and "
+        "linear CCA in closed form, fitted on the run's training clips")  # fmt: skip
     add("--hybrid", type=_ks, metavar="K,K,...", help="default: 1, 10, 100, ... and all")
     add("--out", type=Path, help="default: RUN/evaluation/<data>-<split>")
     add("--bootstrap", type=int, default=1000, help="resamples; 0: no intervals (default 1000)")
@@ -98,6 +100,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         seed=arguments.seed,
         batch_size=arguments.batch_size,
         parts=arguments.parts,
+        baselines=arguments.baselines,
         static_weight=arguments.static_weight,
     )
     run = [load_run(arguments.run)] if arguments.run else []

@@ -10,7 +10,7 @@ import os
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import jax
@@ -24,6 +24,7 @@ from scav_jax.base.errors import InputError
 from scav_jax.base.files import ids_sha256, write_atomically
 from scav_jax.distances import find, option_names
 from scav_jax.distances.static import SUFFIX
+from scav_jax.evaluate import baselines
 from scav_jax.evaluate.parts import dynamic_latents, labels, of_both, of_euclidean
 from scav_jax.evaluate.sources import EmbeddingsFile, embedded_from, parameters_of, seen_by
 from scav_jax.evaluate.sources import write as write_embeddings
@@ -50,6 +51,7 @@ class Settings:
       batch_size: clips embedded at a time.
       parts: also ranks by the static and the dynamic part of the Euclidean distance.
       static_weight: of the static part, where it was learned apart; None is the run's.
+      baselines: adds rows of what costs nothing, fitted on the clips that the first run learned of.
     """
 
     distance: str | None = None
@@ -60,6 +62,7 @@ class Settings:
     batch_size: int = 64
     parts: bool = False
     static_weight: float | None = None
+    baselines: bool = False
 
     def __post_init__(self):
         for name, least in (("bootstrap", 0), ("seed", 0), ("batch_size", 1)):
@@ -194,6 +197,32 @@ def _of_file(file: EmbeddingsFile) -> dict:
         "parameters": file.parameters,
         "config": {},
     }
+
+
+def _of_baselines(source: Source, split: store.Split, settings: Settings) -> list[Ranked]:
+    """Rows of the baselines, see `baselines`."""
+    if not isinstance(source, Run):
+        raise InputError("--baselines: expected --run, on whose clips they are fitted, got none")
+    data = source.config["data"]
+    train, validation = (
+        store.read(Path(data["path"]), data[f"{name}_split"]) for name in ("train", "validation")
+    )
+    check_features(source, train)
+    found = []
+    for one in baselines.baselines(train, validation, split, data["align"]):
+        about = {
+            "name": one.name,
+            "run": "",
+            "objective": results.BASELINE,
+            "own_method": one.methods[0],
+            "trained_with": "in closed form",
+            "training": seen_by(source),
+            "parameters": one.parameters,
+            "config": {},
+        }
+        alone = replace(settings, parts=False)
+        found.append(ranked(one.embedded, one.methods, about, one.distance, split, alone))
+    return found
 
 
 def ranked(
@@ -358,6 +387,7 @@ def evaluate(
         evaluate_source(source, split, settings, save if number == 0 else None)
         for number, (source, split) in enumerate(zip(sources, splits, strict=True))
     ]
+    costs_nothing = _of_baselines(sources[0], splits[0], settings) if settings.baselines else []
     names = [one.document["name"] for one in rows]
     for source, one in zip(sources, rows, strict=True):
         if names.count(one.document["name"]) > 1:
@@ -381,7 +411,7 @@ def evaluate(
         "tie_rule": metrics.TIE_RULE,
         "machine": f"{len(jax.devices())} x {device.device_kind} ({device.platform}), "
         f"{os.cpu_count()} CPU cores, JAX {jax.__version__}",
-        "runs": [one.document for one in rows],
+        "runs": [one.document for one in (*rows, *costs_nothing)],
     }
     return document, _pictures(sources, rows, split, settings.seed)
 

@@ -21,6 +21,7 @@ from scav_jax.retrieval.results import (
     method_name,
     own_method,
     percent,
+    unbeaten,
 )
 from scav_jax.retrieve import TIMED_QUERIES
 
@@ -110,6 +111,7 @@ def html(results: dict, pictures: Pictures) -> str:
         f"query once in each direction, and all {data['n']:,} are candidates: chance R@1 is "
         f"{100 / data['n']:.2g} %.</p>",
         markup.note(RENDERED) if data["rendered"] else "",
+        *(markup.note(escape(word)) for word in unbeaten(results)),
         _cards(runs),
     ]
     sections = [
@@ -397,6 +399,10 @@ def _facts_section(results: dict) -> str:
     return markup.section(
         "What was measured",
         markup.table((), [[escape(name), escape(str(fact))] for name, fact in facts], kind="facts"),
-        *(markup.details(f"Config of {run['name']}", run["config"]) for run in results["runs"]),
+        *(
+            markup.details(f"Config of {run['name']}", run["config"])
+            for run in results["runs"]
+            if run["config"]
+        ),
         markup.details("Extractor (data fingerprint)", data["fingerprint"]),
     )

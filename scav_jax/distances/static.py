@@ -10,7 +10,7 @@ D = D_static + D_dynamic exactly, where D_dynamic is the distance of both less t
 """
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from functools import wraps
 
 import jax
@@ -66,6 +66,20 @@ def squared_distances(
     squares = [jnp.sum(one * one, axis=-1) for one in (visual, audio)]
     inner = jnp.matmul(visual, audio.T, precision=jax.lax.Precision.HIGHEST)
     return jnp.maximum(squares[0][:, None] + squares[1][None] - 2.0 * inner, 0.0)
+
+
+def dynamic_part(
+    name: str, options: Mapping, streams: Iterable[Sequences]
+) -> tuple[str, dict, list[Sequences]]:
+    """What a distance compares besides what does not change: its name, options and sequences.
+
+    Args:
+      name, options: of a distance, with a static part beside it or not.
+      streams: sequences `[..., T, C + S]`, or `[..., T, C]`.
+    """
+    rest = {key: value for key, value in options.items() if key not in OPTIONS}
+    width = options.get("static_width", 0)
+    return name.removesuffix(SUFFIX), rest, [_dynamic(stream, width) for stream in streams]
 
 
 def euclidean_static(

@@ -23,9 +23,9 @@ from scav_jax.base.documents import write_document
 from scav_jax.base.errors import InputError
 from scav_jax.base.files import ids_sha256, write_atomically
 from scav_jax.distances import find, option_names
-from scav_jax.distances.static import SUFFIX
+from scav_jax.distances.static import SUFFIX, dynamic_part
 from scav_jax.evaluate import baselines
-from scav_jax.evaluate.parts import dynamic_latents, labels, of_both, of_euclidean
+from scav_jax.evaluate.parts import labels, of_both, of_euclidean
 from scav_jax.evaluate.sources import EmbeddingsFile, embedded_from, parameters_of, seen_by
 from scav_jax.evaluate.sources import write as write_embeddings
 from scav_jax.features import store
@@ -34,6 +34,7 @@ from scav_jax.retrieval import results
 from scav_jax.retrieval.embed import Embedded, all_against_all, check_features, embed
 from scav_jax.retrieve import DIRECTIONS, check_ks, hybrid_ranks, queries_first, seconds_per_query
 from scav_jax.sequences import DIRECTIONS as RESAMPLINGS
+from scav_jax.sequences import AudioVisual
 from scav_jax.training.records import read_records
 from scav_jax.training.runs import Run
 
@@ -428,11 +429,10 @@ def _pictures(
     probes = [probed.read(run.path, split.data, split.split, ids) for run in runs]
     pairs = {}
     if len(first.document["per_class"]) > 1:  # there is a sequence to show
-        latents, name = dynamic_latents(first.embedded, first.options), first.name
-        name, ours = name.removesuffix(SUFFIX), ("static_width", "static_weight")
-        options = {key: value for key, value in first.options.items() if key not in ours}
+        compared = dynamic_part(first.name, first.options, first.embedded.latents)
+        latents = AudioVisual(*compared[2])
         pairs = {
-            "alignments": pictures.make_alignments(latents, first.distances, name, options, own),
+            "alignments": pictures.make_alignments(latents, first.distances, *compared[:2], own),
             "comparison": pictures.make_comparison(latents, own),
             "resampled": pictures.make_resampled(latents, first.distances, own),
         }

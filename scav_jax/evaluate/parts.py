@@ -17,7 +17,6 @@ from scav_jax.base.errors import InputError
 from scav_jax.distances.static import SUFFIX
 from scav_jax.retrieval.embed import Embedded
 from scav_jax.retrieve import sequence_distances
-from scav_jax.sequences import AudioVisual
 
 STATIC = "scav_jax.distances.static:euclidean_static"
 
@@ -76,14 +75,3 @@ def of_euclidean(
         Part("dynamic part of D", dynamic, dynamic),
         Part("both parts by deviation", summed[0], summed[1]),
     ]
-
-
-def dynamic_latents(embedded: Embedded, options: dict) -> AudioVisual:
-    """Both streams without the channels that do not change over a clip."""
-    width = options.get("static_width", 0)
-    return AudioVisual(
-        *(
-            stream.replace(values=stream.values[..., : stream.values.shape[-1] - width])
-            for stream in embedded.latents
-        )
-    )

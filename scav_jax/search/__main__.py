@@ -70,7 +70,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         raise InputError(f"--k: expected at least 1, got {arguments.k}")
     model = load_as_asked(arguments)
     index = open_index(arguments.index, model.identity)
-    index.header.with_weight(arguments.static_weight)  # says now what is wrong with it
+    asked = index.header.with_weight(arguments.static_weight)
+    model.distance = asked.distance, asked.options
     if not len(index):
         raise InputError(
             f"{arguments.index}: expected clips to search, the index is empty; add some with "

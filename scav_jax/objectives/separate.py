@@ -223,12 +223,12 @@ class Separate(Objective):
 
     def health(self, aux: dict) -> Metrics:
         metrics = {f"loss_{name}": value for name, value in aux["losses"].items()}
-        for name in self.losses:
-            part = aux[name]
+        for number, name in enumerate(self.losses):
+            prefix, part = f"{name}_" if number else "", aux[name]
             distances = part["distances"] if name == "dynamic" else -part["similarities"]
-            metrics[f"temperature_{name}"] = part["temperature"]
-            metrics[f"{name}_recall_v2a"] = recall_at_1(distances, axis=1)
-            metrics[f"{name}_recall_a2v"] = recall_at_1(distances, axis=0)
+            metrics[f"{prefix}temperature"] = part["temperature"]
+            metrics[f"{prefix}recall_v2a"] = recall_at_1(distances, axis=1)
+            metrics[f"{prefix}recall_a2v"] = recall_at_1(distances, axis=0)
         spreads = [spread(part) for part in jax.tree.leaves(aux["parts"])]
         metrics["embedding_spread"] = jnp.min(jnp.stack(spreads))
         return metrics

@@ -167,7 +167,9 @@ def test_they_are_rows_of_the_table_and_say_who_does_not_beat_them(tmp_path, cap
     assert labels[-3:] == ["static part of D", "dynamic part of D", "both parts by deviation"]
     printed = capsys.readouterr().out
     assert "CAUTION: SCAV finds" in printed and "costs nothing" in printed
-    assert "was not worth its electricity" in (tmp_path / "out" / "report.html").read_text()
+    report = (tmp_path / "out" / "report.html").read_text()
+    assert "was not worth its electricity" in report
+    assert "by the static part of D alone " in report  # which part found it
     with pytest.raises(InputError, match="expected --run"):
         np.savez(tmp_path / "x.npz", ids=store.read(data, "test").ids, visual=np.eye(9),
                  audio=np.eye(9), name="x", parameters=0, training="x")  # fmt: skip

@@ -77,7 +77,10 @@ Source = Run | EmbeddingsFile
 
 @dataclass(frozen=True)
 class Ranked:
-    """What one source makes of a split: its part of the results, and what pictures are made of."""
+    """What one source makes of a split: its part of the results, and what pictures are made of.
+
+    `part_ranks` are ranks by a part of the distance alone, by its name and direction.
+    """
 
     name: str
     options: dict
@@ -85,6 +88,7 @@ class Ranked:
     distances: Float[np.ndarray, "K K"]
     sequence_ranks: dict[str, Int[np.ndarray, " K"]]
     document: dict
+    part_ranks: dict[str, dict[str, Int[np.ndarray, " K"]]]
 
 
 # ---- what is measured -----------------------------------------------------------------------
@@ -258,10 +262,8 @@ def ranked(
         direction: rank_by_method(similarities, by_sequence, ks, direction)
         for direction in tqdm(DIRECTIONS, desc="rank", unit="direction", file=sys.stderr)
     }
-    for part in parts:
-        for direction in DIRECTIONS:
-            matrix = queries_first(getattr(part, direction), direction)
-            ranks[direction][part.label] = metrics.ranks(matrix)
+    for direction in DIRECTIONS:
+        ranks[direction] |= {part.label: part.ranks(direction) for part in parts}
     seconds = {
         "embedding": embedded.seconds,
         "distances": distances_done - begin,
@@ -278,12 +280,15 @@ def ranked(
         "seconds": seconds,
         **_figures_of(ranks, ks, split, settings, times),
     }
+    alone = {part.label: part.label for part in parts}
     for method in document["methods"]:
-        if method["method"] in (called := labels(name, options)):
-            method["label"] = called[method["method"]]
+        if label := labels(name, options).get(method["method"]):
+            method["label"] = label
+            alone |= {label: "aggregation"} if method["method"] == "aggregation" else {}
     method = "sequence" if sequences else "aggregation"
     own = {direction: ranks[direction][method] for direction in DIRECTIONS}
-    return Ranked(name, options, embedded, distances, own, document)
+    part_ranks = {label: {d: ranks[d][key] for d in DIRECTIONS} for label, key in alone.items()}
+    return Ranked(name, options, embedded, distances, own, document, part_ranks)
 
 
 def rank_by_method(
@@ -422,7 +427,9 @@ def _pictures(
 ) -> page.Pictures:
     """The training curves of every run, and what else is shown of the first one."""
     first = rows[0]
-    searches, missing = pictures.make_searches(first.distances, first.sequence_ranks, split, seed)
+    searches, missing = pictures.make_searches(
+        first.distances, first.sequence_ranks, split, seed, first.part_ranks
+    )
     own = split.ids.index(searches[0].query.id)
     ids = ids_sha256(split.ids)
     runs = [source for source in sources if isinstance(source, Run)]

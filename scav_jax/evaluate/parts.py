@@ -11,12 +11,13 @@ sequences less these. `--parts` ranks by each, and by both with a deviation of t
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, Int
 
+from scav_jax import metrics
 from scav_jax.base.errors import InputError
 from scav_jax.distances.static import SUFFIX
 from scav_jax.retrieval.embed import Embedded
-from scav_jax.retrieve import sequence_distances
+from scav_jax.retrieve import queries_first, sequence_distances
 
 STATIC = "scav_jax.distances.static:euclidean_static"
 
@@ -27,6 +28,10 @@ class Part(NamedTuple):
     label: str
     a2v: Float[np.ndarray, "V A"]
     v2a: Float[np.ndarray, "V A"]
+
+    def ranks(self, direction: str) -> Int[np.ndarray, " queries"]:
+        """Of every query's own clip."""
+        return metrics.ranks(queries_first(getattr(self, direction), direction))
 
 
 def labels(name: str, options: dict) -> dict[str, str]:

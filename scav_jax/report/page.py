@@ -54,12 +54,14 @@ class Search:
       query: the clip that asks.
       rank: of the right candidate, from 1.
       found: the closest candidates with a key of `VERDICTS` and their distance, closest first.
+      by_part: its rank by each part alone, by name, where parts were learned apart.
     """
 
     direction: str
     query: ClipView
     rank: int
     found: list[tuple[ClipView, str, float]]
+    by_part: dict[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -352,7 +354,9 @@ def _search(search: Search) -> str:
         _clip(clip, verdict.replace(" ", "-"), f"{place}. {VERDICTS[verdict]}", f"d = {d:.4g}")
         for place, (clip, verdict, d) in enumerate(search.found, 1)
     ]
-    rank = f'<p class="rank">The right clip is at rank {search.rank:,}.</p>'
+    alone = ", ".join(f"by the {name} alone {rank:,}" for name, rank in search.by_part.items())
+    rank = f"The right clip is at rank {search.rank:,}{f' ({alone})' if alone else ''}."
+    rank = f'<p class="rank">{rank}</p>'
     return f'{rank}<div class="clips">{"".join(cards)}</div>'
 
 

@@ -43,7 +43,7 @@ from scav_jax.training.runs import load_run
 
 CLIPS, WIDTHS, STEPS = 5, (5, 9), (8, 4)
 TOWERS = Encoders(
-    width=8, heads=2, feedforward=6, visual_blocks=1, audio_blocks=1, visual_hidden=7,
+    width=8, heads=2, feedforward=6, visual_blocks=0, audio_blocks=0, visual_hidden=7,
     audio_hidden=6, position_buckets=8, position_max_distance=12, dropout=0.2,
     pre_resample="visual_to_audio",
 )  # fmt: skip
@@ -76,6 +76,15 @@ def outputs_of(objective):
     return jax.jit(lambda batch: of_clips(TOWERS, objective, params, batch, None, None))
 
 
+@jax.jit
+def latents_of(params, features):
+    return TOWERS.apply({"params": params}, features)
+
+
+def loss_of(objective):
+    return jax.jit(lambda params, batch: compute_loss(TOWERS, objective, params, batch)[0])
+
+
 def mean_in_window(values, length, window):
     """Each step by the share of it that lies in [begin, begin + extent)."""
     total, weight = np.zeros(values.shape[1]), 0.0
@@ -95,7 +104,7 @@ def by_hand(objective, batch):
         means.append(np.stack(of_clips))
         values = np.asarray(stream.values) - means[-1][:, None]
         moved.append(stream.replace(values=jnp.asarray(values, jnp.float32)))
-    latents = TOWERS.apply({"params": params["encoders"]}, AudioVisual(*moved))
+    latents = latents_of(params["encoders"], AudioVisual(*moved))
     dynamic = []
     for stream in latents:
         pairs = zip(np.asarray(stream.values, float), stream.lengths, strict=True)
@@ -162,7 +171,7 @@ def test_what_varies_around_the_mean_does_not_reach_the_small_branch():
 def steps_of(objective, towers=TOWERS):
     optimizer = optax.sgd(0.1)
     step = jax.jit(make_train_step(towers, objective, optimizer, seed=0))
-    state = init_state(towers, objective, optimizer, clips(), seed=0)
+    state = jax.jit(lambda: init_state(towers, objective, optimizer, clips(), seed=0))()
     losses = []
     for number in range(3):
         state, metrics = step(state, clips(number))
@@ -181,29 +190,29 @@ def test_removed_statics_are_scav_of_centred_features():
     """The loss of plain SCAV on features that somebody else has centred."""
     removed, batch = Separate(statics="remove", dynamic="distance"), clips(2)
     params = params_of(removed)
-    loss, _ = compute_loss(TOWERS, removed, params, batch)
+    loss = loss_of(removed)(params, batch)
     theirs = {"encoders": params["encoders"], "log_temperature": {"sequence": jnp.zeros(())}}
     centred = batch._replace(features=removed.shown(batch))
-    expected, _ = compute_loss(TOWERS, Sequential(), theirs, centred)
-    assert "heads" not in params and loss == expected
-    assert loss != compute_loss(TOWERS, Sequential(), theirs, batch)[0]
+    scav = loss_of(Sequential())
+    np.testing.assert_allclose(loss, scav(theirs, centred), rtol=1e-6)
+    assert "heads" not in params and abs(loss - scav(theirs, batch)) > 1e-3
 
 
 def test_the_static_part_alone_is_cavs_form():
     """The loss of CAV on the branch's vectors; of towers, their mean over time."""
     alone, batch = Separate(**SMALL, dynamic_loss=0.0, branch="tower"), clips(1)
     params = params_of(alone)
-    loss, _ = compute_loss(TOWERS, alone, params, batch)
-    heads = bound_heads(TOWERS, alone, params)
-    vectors = [heads(name, getattr(batch.features, name)) for name in ("visual", "audio")]
-    assert loss == aggregation_loss(*vectors, params["log_temperature"]["static"])[0]
+    static = {name: one["static"] for name, one in outputs_of(alone)(batch).values.items()}
+    vectors = [static[name] for name in ("visual", "audio")]
+    expected, _ = aggregation_loss(*vectors, params["log_temperature"]["static"])
+    np.testing.assert_allclose(loss_of(alone)(params, batch), expected, rtol=1e-6)
     assert set(params["log_temperature"]) == {"static"}
     assert alone.methods[0] == "aggregation"
     own = Encoders(
         width=5, heads=1, feedforward=20, visual_blocks=2, audio_blocks=2, visual_hidden=6,
         audio_hidden=6, dropout=0.0,
     )  # fmt: skip
-    latents = own.apply({"params": params["heads"]}, batch.features)
+    latents = jax.jit(own.apply)({"params": params["heads"]}, batch.features)
     for ours, stream in zip(vectors, latents, strict=True):
         lengths = np.asarray(stream.lengths)
         means = [v[:n].mean(axis=0) for v, n in zip(stream.values, lengths, strict=True)]
@@ -323,12 +332,18 @@ def test_a_run_goes_on_bit_for_bit_and_carries_its_weight(tmp_path, symbolic_sha
 def kept(objective, batch):
     """Both streams as an index takes them; r and s of all pairs, in NumPy."""
     params = params_of(objective)
-    heads = bound_heads(TOWERS, objective, params)
-    latents = TOWERS.apply({"params": params["encoders"]}, objective.shown(batch))
-    found = {
-        name: objective.kept(heads, name, getattr(latents, name), getattr(batch.features, name))
-        for name in ("visual", "audio")
-    }
+    latents = latents_of(params["encoders"], objective.shown(batch))
+
+    @jax.jit
+    def keep(latents, features):
+        heads = bound_heads(TOWERS, objective, params)
+        streams = ("visual", "audio")
+        return {
+            name: objective.kept(heads, name, getattr(latents, name), getattr(features, name))
+            for name in streams
+        }
+
+    found = keep(latents, batch.features)
     (visual, audio), static = by_hand(objective, batch)
     units = [x / np.linalg.norm(x, axis=1, keepdims=True) for x in static]
     cosines = [[cosine(v, a) for a in audio] for v in visual]

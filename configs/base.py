@@ -150,6 +150,16 @@ def with_temporal(config: Config, **options) -> Config:
     return config.replace(objective={"name": "sequence+temporal", **options})
 
 
+def separate(config: Config, **options) -> Config:
+    """With the static and the dynamic part of clips learned apart, for which nothing else changes.
+
+    Args:
+      config: to change.
+      options: of `objectives.separate.Separate`, all of them ours.
+    """
+    return config.replace(objective={"name": "separate", **options})
+
+
 def equiav(config: Config, **encoders) -> Config:
     """With EquiAV (Kim et al., ICML 2024) trained from pixels on, by the released code's settings.
 

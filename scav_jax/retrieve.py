@@ -7,7 +7,7 @@ for a video, "a2v" videos for a sound. It has nothing to do with which stream a 
 import functools
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import jax
 import jax.numpy as jnp
@@ -35,6 +35,8 @@ class Hit:
       label: its class, or "".
       score: a distance (smaller is closer), or for aggregation a cosine (larger is closer).
       rank: from 1.
+      dynamic, static: which part found it, where a model learned both apart: the distance of what
+        changes over the clip, and the cosine of what does not.
     """
 
     id: str
@@ -44,6 +46,14 @@ class Hit:
     label: str
     score: float
     rank: int
+    dynamic: float | None = None
+    static: float | None = None
+
+
+def with_parts(hit: Hit, cosine: float, weight: float) -> Hit:
+    """A hit of `D = D_dynamic + weight (2 - 2 cosine)` that says what both parts are."""
+    dynamic = hit.score - weight * (2.0 - 2.0 * cosine)
+    return replace(hit, dynamic=dynamic, static=cosine)
 
 
 def queries_first(

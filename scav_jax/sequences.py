@@ -128,6 +128,35 @@ def masked_mean(
     return total / jnp.expand_dims(lengths, -1).astype(values.dtype)
 
 
+def window_mean(stream: Sequences) -> Float[Array, "*batch channels"]:
+    """The mean over the part of a sequence that the other stream covers, its `window`.
+
+    A step counts with the share of it that lies in the window; where the window is the whole
+    sequence, this is `masked_mean`.
+
+    Args:
+      stream: `[..., T, C]`, of any floating dtype; float32 at least comes back.
+    """
+    values = jnp.asarray(stream.values)
+    values = values.astype(jnp.float32) if values.dtype.itemsize <= 2 else values
+    lengths, windows = jnp.asarray(stream.lengths), jnp.asarray(stream.windows, values.dtype)
+    begin, extent = (jnp.expand_dims(windows[..., i], -1) for i in (0, 1))
+    steps = jnp.arange(values.shape[-2], dtype=values.dtype)
+    steps = steps.reshape((1,) * (begin.ndim - 1) + (-1,))
+    one = jnp.ones((), values.dtype)
+    inside = jnp.minimum(steps + one, begin + extent) - jnp.maximum(steps, begin)
+    share = jnp.where(step_mask(lengths, values.shape[-2]), jnp.clip(inside, 0.0, 1.0), 0.0)
+    total = jnp.sum(zero_padding(values, lengths) * share[..., None], axis=-2)
+    return total / jnp.sum(share, axis=-1, keepdims=True)
+
+
+def less(stream: Sequences, mean: Float[Array, "*batch channels"]) -> Sequences:
+    """A sequence `[..., T, C]` less a vector, zero in the padding."""
+    values = jnp.asarray(stream.values).astype(mean.dtype)
+    moved = zero_padding(values - mean[..., None, :], jnp.asarray(stream.lengths))
+    return stream.replace(values=moved)
+
+
 def unit(embeddings: Float[np.ndarray, "K C"], stream: str = "") -> Float[np.ndarray, "K C"]:
     """Embeddings of length 1, float32; `stream` is what an error calls them.
 

@@ -18,6 +18,8 @@ from scav_jax.datasets import chimes
 from scav_jax.datasets.chimes.instrument import make_instrument
 from scav_jax.datasets.chimes.performance import compose, move
 from scav_jax.datasets.chimes.picture import Camera, paint_scene
+from scav_jax.datasets.chimes.rendering import render_performance
+from scav_jax.datasets.chimes.room import make_room
 from scav_jax.datasets.chimes.sound import make_notes, play
 from scav_jax.datasets.chimes.video import encode
 
@@ -315,3 +317,91 @@ def test_the_command_reports_bad_input_in_one_line(tmp_path):
         "error: chimes: expected a preset of tiny, demo, large, got 'tiney'. Did you mean 'tiny'?"
     ]
     assert not (tmp_path / "videos").exists()
+
+
+# --- rooms, shared scores, other times
+
+
+ROOMS = chimes.override(
+    chimes.preset("rooms"), [*SMALL, "rooms=4", "rooms_per_performance=2", "sensor_noise=0"]
+)
+
+
+def seen_and_heard(performance, parameters):
+    """Frames and samples of a performance before they are encoded."""
+    instrument = make_instrument(performance.instrument, parameters, SEED)
+    score = compose(instrument, performance, parameters, SEED)
+    motion = move(instrument, performance, score, parameters, SEED)
+    room = make_room(performance.room, parameters, SEED)
+    scene = paint_scene(instrument, parameters, SEED)
+    frames = Camera(scene, motion, performance, parameters, SEED, room.lit).frames(0, 100)
+    sound = play(
+        instrument, make_notes(instrument, parameters, SEED), performance, score,
+        replace(parameters, room_noise=1e-6), SEED,
+    )  # fmt: skip
+    return frames.astype(float), room.heard(sound, parameters.audio_rate_hz)
+
+
+def spectra(sound):
+    """`[windows, bands]` decibels of windows of 64 ms, in bands as narrow as a log-mel's."""
+    windows = sound[: len(sound) // 1024 * 1024].reshape(-1, 1024) * np.hanning(1024)
+    bands = np.abs(np.fft.rfft(windows))[:, 12:492].reshape(len(windows), -1, 4)
+    return 10 * np.log10((bands**2).sum(axis=2))
+
+
+def test_a_room_is_constant_and_nothing_of_a_strike_tells_it():
+    """Two rooms differ by a picture that stands still, up to contrast, and by levels of bands."""
+    performances = chimes.performances(ROOMS)
+    one, other = (p for p in performances[:2])
+    assert (one.played, one.split) == (other.played, other.split) and one.room != other.room
+    assert one.name == f"{one.played}_{one.room}" and len({p.name for p in performances}) == 20
+    assert {p.room for p in performances if p.split == "train"} == {
+        f"room_{n:02d}" for n in range(4)
+    }
+    (frames, sound), (frames_there, sound_there) = (seen_and_heard(p, ROOMS) for p in (one, other))
+    apart = frames - frames_there
+    assert np.abs(apart.mean(axis=0)).max() > 8  # of 219
+    assert np.ptp(apart, axis=0).max() <= 1.01  # rounding to whole numbers
+    assert np.ptp(frames, axis=0).max() > 50  # while strikes are seen
+    decibels = spectra(sound) - spectra(sound_there)
+    loud = spectra(sound) > spectra(sound).max() - 45
+    heard = np.flatnonzero(loud.sum(axis=0) > 5)
+    rest = [decibels[loud[:, b], b] for b in heard]
+    level = np.array([np.median(band) for band in rest])
+    rest = np.concatenate([band - band.mean() for band in rest])
+    assert np.ptp(level) > 4 and np.percentile(np.abs(rest), 95) < 1.0
+
+
+def test_instruments_share_a_score_up_to_their_own_jitter():
+    mixed = chimes.override(chimes.preset("mixed"), ["performance_seconds=16"])
+    train = [p for p in chimes.performances(mixed) if p.split == "train"]
+    scores = [chimes.score_of(p, mixed, SEED) for p in train[:12]]
+    together, others = scores[:6], scores[6:]
+    assert len({p.instrument for p in train[:6]}) == 6
+    lengths = [len(score.times) for score in together]
+    assert len(set(lengths)) == 1
+    times = np.stack([score.times for score in together])
+    assert 0 < np.abs(times[1:] - times[:1]).max() <= 0.010 + 1e-9
+    delays = np.stack([score.sound_times - score.times for score in together])
+    assert np.abs(delays).max() <= 0.020 + 1e-9 and np.ptp(delays, axis=0).min() > 0
+    assert not np.allclose(others[0].times[:6], together[0].times[:6], atol=0.02)
+    alone = chimes.preset("demo")
+    assert not any(p.shared_score for p in chimes.performances(alone))
+
+
+def test_in_the_control_the_sound_has_other_times_than_the_picture(tmp_path):
+    """Energy rises where the picture's strikes are, unless the sound plays another score."""
+    shares = []
+    for other in (0, 1):
+        words = [*SMALL, "rooms=0", "rooms_per_performance=1", f"other_times={other}"]
+        parameters = chimes.override(chimes.preset("static"), [*words, "performance_seconds=12"])
+        performance = chimes.performances(parameters)[0]
+        (tmp_path / performance.split).mkdir(exist_ok=True)
+        render_performance(tmp_path, performance, parameters, SEED)
+        _, _, samples, _, rate = decode(tmp_path / performance.file)
+        power = np.square(samples[: len(samples) // 320 * 320].reshape(-1, 320)).sum(axis=1)
+        rises = np.maximum(np.diff(np.log(power + 1e-6)), 0.0)
+        places = (chimes.score_of(performance, parameters, SEED).times * rate / 320).astype(int)
+        near = [rises[max(place - 3, 0) : place + 3].max() > 0.5 for place in places if place > 3]
+        shares.append(np.mean(near))
+    assert shares[0] > 0.8 > 0.65 > shares[1], shares

@@ -140,7 +140,7 @@ def test_a_missing_file_or_variant(file):
         ("data.path", "123", "123"),
         ("data.path", "a=b, c", "a=b, c"),
         ("distance.resample", "audio_to_visual", "audio_to_visual"),
-        ("objective.normalize", "false", False),
+        ("objective.normalize", "none", "none"),
     ],
 )
 def test_an_override_has_the_type_of_its_key(key, text, value):

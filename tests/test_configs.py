@@ -38,7 +38,7 @@ TABLE_2 = {
 # Table IV: A->V, V->A, and what the row changes in SCAV pre(v->a).
 TABLE_4 = {
     "scav": (22.6, 22.3, {}),
-    "without_normalization": (12.5, 12.7, {"objective.normalize": False}),
+    "without_normalization": (12.5, 12.7, {"objective.normalize": "none"}),
     "temperature_007": (18.6, 18.5, {"objective.temperature": 0.07}),
     "multitask": (15.3, 15.4, {"objective.name": "sequence+aggregation"}),
 }
@@ -62,6 +62,8 @@ VARIANTS = {
     "temporal": ("temporal", "with_scav", "scav", "cav"),
     "temporal/vggsound.py": (None,),
     "temporal/vggsound_with_scav.py": (None,),
+    "separate/demo.py": ("separate", "by_distance", "tower", "centred", "scale"),
+    "separate/vggsound.py": ("separate", "tower"),
     "equiav/audioset.py": ("128", "1024"),
     "equiav/demo.py": ("equivariant", "contrast"),
     "equiav/playing_demo.py": (None,),
@@ -141,7 +143,7 @@ def test_table_1(name):
             row["encoders.pre_resample"],
         )
         assert is_row == ROWS[name]
-        assert row["objective.normalize"] is True
+        assert row["objective.normalize"] == "z_score"
         assert (row["objective.temperature"], row["objective.aggregation_temperature"]) == (1, 0.07)
 
 
@@ -239,7 +241,9 @@ def trace(document):
             return params, loss, aux["logits" if labelled else "similarities"]
         sequential = aux if "sequence_weight" not in vars(objective) else aux["sequence"]
         parts = [
-            name for name in ("sequence", "aggregation") if "logits_v2a" in sequential.get(name, ())
+            name
+            for name in ("sequence", "aggregation", "dynamic", "static")
+            if "logits_v2a" in sequential.get(name, ())
         ]
         return params, loss, {name: sequential[name]["logits_v2a"] for name in parts}
 
@@ -262,6 +266,8 @@ def test_a_config_builds(path):
         return
     assert loss.shape == () and loss.dtype == jnp.float32
     parts = set(document.objective.name.split("+")) - {"temporal", "equivariant_playing"}
+    if parts == {"separate"}:
+        parts = set(build(document)[1].losses)
     assert set(logits) == parts
     assert len(params.get("log_temperature", {})) == len(parts)
     assert all(matrix.shape == (batch_size, batch_size) for matrix in logits.values())

@@ -179,9 +179,13 @@ def test_an_exported_stranger_is_loaded_by_who_trusts_it(tmp_path, symbolic_shap
     latents = sequences(jnp.ones((2, 3, 12)), jnp.array([3, 2]))
     head = read.run.params["heads"]
     tower = jax.export.deserialize(
-        bytearray((tmp_path / "out" / "towers" / "audio_embedding.jaxexport").read_bytes())
+        bytearray((tmp_path / "out" / "towers" / "audio_kept.jaxexport").read_bytes())
     )
-    found = tower.call(head, latents.values, latents.lengths)
+    features = sequences(jnp.ones((2, 5, read.run.config["features"]["widths"]["audio"])))
+    features = features.values, features.lengths, features.windows
+    kept, lengths, found = tower.call(head, latents.values, latents.lengths, *features)
+    np.testing.assert_array_equal(kept, latents.values)
+    np.testing.assert_array_equal(lengths, latents.lengths)
     np.testing.assert_allclose(found, np.ones((2, 12)) @ head["kernel"] + head["bias"], atol=1e-5)
 
 

@@ -18,7 +18,7 @@ from configs.table1 import scav_pre_v2a
 def get_config(variant: str = "max"):
     base.check_variant(variant, ("max", "demo"))
     config = scav_pre_v2a.get_config(variant)
-    config = config.replace(objective={"normalize": False})
+    config = config.replace(objective={"normalize": "none"})
     if variant == "demo":
         return config.replace(optimizer={"learning_rate": 4e-3})  # ours, chosen on validation
     return config

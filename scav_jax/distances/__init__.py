@@ -8,6 +8,7 @@ euclidean      the definition, and which form of all pairs fits; `euclidean_one_
                one length, `euclidean_many_grids` for ragged ones, `euclidean_blocks`, `resampling`
 dtw            soft-DTW and DTW; `warping`: all pairs along anti-diagonals
 wasserstein    both transport distances; `sinkhorn`: ott's solver, `transport`: all pairs in tiles
+static         any of them beside what does not change over a clip: "euclidean+static"
 checks, lift   what no distance can compare; all pairs of a distance that has a definition only
 """
 
@@ -24,6 +25,7 @@ from scav_jax.base import doors
 from scav_jax.base.errors import InputError, did_you_mean
 from scav_jax.distances import dtw as _dtw
 from scav_jax.distances import euclidean as _euclidean
+from scav_jax.distances import static as _static
 from scav_jax.distances import wasserstein as _wasserstein
 from scav_jax.distances.checks import check_streams, in_range, usable
 from scav_jax.distances.lift import all_pairs
@@ -170,14 +172,18 @@ def find(name: str, options: dict) -> Distance:
     """The named distance, once it is known to take these options.
 
     Args:
-      name: a key of `DISTANCES`, or `package.module:function` of one pair, which is lifted.
+      name: a key of `DISTANCES`, or `package.module:function` of one pair, which is lifted; with
+        "+static" behind it, see `distances.static`.
       options: keyword arguments of its definition.
 
     Raises:
       InputError: no such distance, or no such option.
     """
-    found = doors.find("distance", name, DISTANCES)
-    distance = found if isinstance(found, Distance) else _of_a_user(name, found)
+    base = name.removesuffix(_static.SUFFIX) if isinstance(name, str) else name
+    found = doors.find("distance", base, DISTANCES)
+    distance = found if isinstance(found, Distance) else _of_a_user(base, found)
+    if base != name:
+        distance = _with_static(distance)
     if options:
         known = _options(distance)
         for option in options:
@@ -187,6 +193,17 @@ def find(name: str, options: dict) -> Distance:
                     f"got {option!r}." + did_you_mean(option, known)
                 )
     return distance
+
+
+def _with_static(distance: Distance) -> Distance:
+    """A distance beside that of what does not change over a clip."""
+    matrix = distance.matrix or partial(all_pairs, distance.pair)
+    return Distance(
+        _static.pair_with(distance.pair),
+        _static.alignment_with(distance.alignment),
+        _static.matrix_with(matrix),
+        distance.retrieval and f"{distance.retrieval}{_static.SUFFIX}",
+    )
 
 
 def _of_a_user(name: str, pair: Any) -> Distance:

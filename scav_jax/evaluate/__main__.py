@@ -45,6 +45,12 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     add("--save", type=Path, metavar="FILE.npz", help="writes the run's embeddings")
     add("--distance", help="ranks sequences; default: the training's (DTW for soft-DTW)")
     add("--resample", help="of the Euclidean distance: visual_to_audio or audio_to_visual")
+    add("--static-weight", type=float, metavar="W", help="of the static part, where the model "
+        "learned it apart; default: the run's, chosen on validation")  # fmt: skip
+    add("--parts", action="store_true", help="also by the static and the dynamic part of the "
+        "Euclidean distance, and by both with a deviation of their own")  # fmt: skip
+    add("--baselines", action="store_true", help="also what costs nothing: onset envelopes, and "
+        "linear CCA in closed form, fitted on the run's training clips")  # fmt: skip
     add("--hybrid", type=_ks, metavar="K,K,...", help="default: 1, 10, 100, ... and all")
     add("--out", type=Path, help="default: RUN/evaluation/<data>-<split>")
     add("--bootstrap", type=int, default=1000, help="resamples; 0: no intervals (default 1000)")
@@ -103,6 +109,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         seed=arguments.seed,
         batch_size=arguments.batch_size,
         divisions=divisions(annotations, split.ids, split.labels) if annotations else (),
+        parts=arguments.parts,
+        baselines=arguments.baselines,
+        static_weight=arguments.static_weight,
     )
     rows, splits = list(run), [split] * len(run)
     for text in arguments.compare:

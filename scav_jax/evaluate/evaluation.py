@@ -10,7 +10,7 @@ import os
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import jax
@@ -23,6 +23,9 @@ from scav_jax.base.documents import write_document
 from scav_jax.base.errors import InputError
 from scav_jax.base.files import ids_sha256, write_atomically
 from scav_jax.distances import find, option_names
+from scav_jax.distances.static import SUFFIX, dynamic_part
+from scav_jax.evaluate import baselines
+from scav_jax.evaluate.parts import labels, of_both, of_euclidean
 from scav_jax.evaluate.sources import EmbeddingsFile, embedded_from, parameters_of, seen_by
 from scav_jax.evaluate.sources import write as write_embeddings
 from scav_jax.features import store
@@ -31,6 +34,7 @@ from scav_jax.retrieval import results
 from scav_jax.retrieval.embed import Embedded, all_against_all, check_features, embed
 from scav_jax.retrieve import DIRECTIONS, check_ks, hybrid_ranks, queries_first, seconds_per_query
 from scav_jax.sequences import DIRECTIONS as RESAMPLINGS
+from scav_jax.sequences import AudioVisual
 from scav_jax.training.records import read_records
 from scav_jax.training.runs import Run
 
@@ -47,6 +51,9 @@ class Settings:
       seed: of the resampling, and of which queries are shown.
       batch_size: clips embedded at a time.
       divisions: further ways to divide the queries: the part that each clip is in, or "".
+      parts: also ranks by the static and the dynamic part of the Euclidean distance.
+      static_weight: of the static part, where it was learned apart; None is the run's.
+      baselines: adds rows of what costs nothing, fitted on the clips that the first run learned of.
     """
 
     distance: str | None = None
@@ -56,6 +63,9 @@ class Settings:
     seed: int = 0
     batch_size: int = 64
     divisions: tuple[tuple[str, ...], ...] = ()
+    parts: bool = False
+    static_weight: float | None = None
+    baselines: bool = False
 
     def __post_init__(self):
         for name, least in (("bootstrap", 0), ("seed", 0), ("batch_size", 1)):
@@ -69,7 +79,10 @@ Source = Run | EmbeddingsFile
 
 @dataclass(frozen=True)
 class Ranked:
-    """What one source makes of a split: its part of the results, and what pictures are made of."""
+    """What one source makes of a split: its part of the results, and what pictures are made of.
+
+    `part_ranks` are ranks by a part of the distance alone, by its name and direction.
+    """
 
     name: str
     options: dict
@@ -77,6 +90,7 @@ class Ranked:
     distances: Float[np.ndarray, "K K"]
     sequence_ranks: dict[str, Int[np.ndarray, " K"]]
     document: dict
+    part_ranks: dict[str, dict[str, Int[np.ndarray, " K"]]]
 
 
 # ---- what is measured -----------------------------------------------------------------------
@@ -95,8 +109,11 @@ def retrieval_distance(
     if isinstance(source, EmbeddingsFile):
         own, trained = source.distance
     else:
-        own, trained = source.objective.ranks_by()[0], source.objective.distance_options
+        own, by = source.objective.ranks_by()
+        trained = source.objective.distance_options | by
     name = own if distance is None else distance
+    if own.endswith(SUFFIX) and not name.endswith(SUFFIX):
+        name += SUFFIX  # what does not change over a clip lies beside what does
     find(name, {})
     options = {key: trained[key] for key in option_names(name) if key in trained}
     if "resample" in option_names(name):
@@ -151,7 +168,15 @@ def evaluate_source(
 
 def retrieval_distance_of(source: Source, settings: Settings) -> tuple[str, dict]:
     """What ranks sequences of a source, as the settings have it."""
-    return retrieval_distance(source, settings.distance, settings.resample)
+    name, options = retrieval_distance(source, settings.distance, settings.resample)
+    if settings.static_weight is None:
+        return name, options
+    if not options.get("static_width") or not 0 <= settings.static_weight < float("inf"):
+        raise InputError(
+            "--static-weight: expected 0 or more, and a model that learned the static part apart, "
+            f"got {settings.static_weight:g} with {name}"
+        )
+    return name, options | {"static_weight": settings.static_weight}
 
 
 def of_run(run: Run) -> dict:
@@ -181,6 +206,32 @@ def _of_file(file: EmbeddingsFile) -> dict:
     }
 
 
+def _of_baselines(source: Source, split: store.Split, settings: Settings) -> list[Ranked]:
+    """Rows of the baselines, see `baselines`."""
+    if not isinstance(source, Run):
+        raise InputError("--baselines: expected --run, on whose clips they are fitted, got none")
+    data = source.config["data"]
+    train, validation = (
+        store.read(Path(data["path"]), data[f"{name}_split"]) for name in ("train", "validation")
+    )
+    check_features(source, train)
+    found = []
+    for one in baselines.baselines(train, validation, split, data["align"]):
+        about = {
+            "name": one.name,
+            "run": "",
+            "objective": results.BASELINE,
+            "own_method": one.methods[0],
+            "trained_with": "in closed form",
+            "training": seen_by(source),
+            "parameters": one.parameters,
+            "config": {},
+        }
+        alone = replace(settings, parts=False)
+        found.append(ranked(one.embedded, one.methods, about, one.distance, split, alone))
+    return found
+
+
 def ranked(
     embedded: Embedded,
     methods: Sequence[str],
@@ -204,12 +255,17 @@ def ranked(
     ks = hybrid_ks(settings.ks, len(split)) if sequences else [1]
     begin = time.perf_counter()
     similarities, distances = all_against_all(embedded, name, options, progress=True)
+    parts = of_both(embedded, name, options) if sequences else []
+    if settings.parts:
+        parts += of_euclidean(embedded, distances, name, options)
     distances_done = time.perf_counter()
     by_sequence = distances if sequences else None
     ranks = {
         direction: rank_by_method(similarities, by_sequence, ks, direction)
         for direction in tqdm(DIRECTIONS, desc="rank", unit="direction", file=sys.stderr)
     }
+    for direction in DIRECTIONS:
+        ranks[direction] |= {part.label: part.ranks(direction) for part in parts}
     seconds = {
         "embedding": embedded.seconds,
         "distances": distances_done - begin,
@@ -220,14 +276,21 @@ def ranked(
     times = seconds_per_query(embedded.latents, *embeddings, name, options, between)
     # The extremes need no second, or no first, stage.
     times |= {"hybrid 1": times["aggregation"], f"hybrid {len(split)}": times["sequence"]}
+    times |= {part.label: times["sequence"] for part in parts}
     document = about | {
         "distance": {"name": name, "options": options},
         "seconds": seconds,
         **_figures_of(ranks, ks, split, settings, times),
     }
+    alone = {part.label: part.label for part in parts}
+    for method in document["methods"]:
+        if label := labels(name, options).get(method["method"]):
+            method["label"] = label
+            alone |= {label: "aggregation"} if method["method"] == "aggregation" else {}
     method = "sequence" if sequences else "aggregation"
     own = {direction: ranks[direction][method] for direction in DIRECTIONS}
-    return Ranked(name, options, embedded, distances, own, document)
+    part_ranks = {label: {d: ranks[d][key] for d in DIRECTIONS} for label, key in alone.items()}
+    return Ranked(name, options, embedded, distances, own, document, part_ranks)
 
 
 def rank_by_method(
@@ -260,9 +323,13 @@ def _figures_of(
     count = len(split)
     methods = [("aggregation", 1), *((f"hybrid {k}", k) for k in ks), ("sequence", count)]
     methods = [(key, k) for key, k in methods if key in ranks[DIRECTIONS[0]]]
+    known = {key for key, _ in methods}
+    methods += [(key, count) for key in ranks[DIRECTIONS[0]] if key not in known]
     documents = []
     for key, k in methods:
         document = {"method": key.split()[0], "k": k, "seconds_per_query": times[key]}
+        if key not in known:
+            document |= {"method": "part", "label": key}
         for direction in DIRECTIONS:
             assert ranks[direction][key].shape == (count,), "every clip is a query, once"
             document[direction] = metrics.summary(
@@ -339,8 +406,9 @@ def evaluate(
         for number, (source, split) in enumerate(zip(sources, splits, strict=True))
     ]
     tell_apart(sources, [one.document for one in rows])
+    costs_nothing = _of_baselines(sources[0], splits[0], settings) if settings.baselines else []
     split = splits[0]
-    document = head(split, settings) | {"runs": [one.document for one in rows]}
+    document = head(split, settings) | {"runs": [one.document for one in (*rows, *costs_nothing)]}
     return document, _pictures(sources, rows, split, settings.seed)
 
 
@@ -380,18 +448,19 @@ def _pictures(
 ) -> page.Pictures:
     """The training curves of every run, and what else is shown of the first one."""
     first = rows[0]
-    searches, missing = pictures.make_searches(first.distances, first.sequence_ranks, split, seed)
+    searches, missing = pictures.make_searches(
+        first.distances, first.sequence_ranks, split, seed, first.part_ranks
+    )
     own = split.ids.index(searches[0].query.id)
     ids = ids_sha256(split.ids)
     runs = [source for source in sources if isinstance(source, Run)]
     probes = [probed.read(run.path, split.data, split.split, ids) for run in runs]
     pairs = {}
     if len(first.document["per_class"]) > 1:  # there is a sequence to show
-        latents = first.embedded.latents
+        compared = dynamic_part(first.name, first.options, first.embedded.latents)
+        latents = AudioVisual(*compared[2])
         pairs = {
-            "alignments": pictures.make_alignments(
-                latents, first.distances, first.name, first.options, own
-            ),
+            "alignments": pictures.make_alignments(latents, first.distances, *compared[:2], own),
             "comparison": pictures.make_comparison(latents, own),
             "resampled": pictures.make_resampled(latents, first.distances, own),
         }

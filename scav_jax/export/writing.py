@@ -25,7 +25,7 @@ from scav_jax.retrieval.model import (
     flat_parameters,
 )
 from scav_jax.retrieval.results import FORMAT_VERSION, main_methods, method_name
-from scav_jax.sequences import STREAMS, Sequences
+from scav_jax.sequences import STREAMS, Sequences, whole_windows
 from scav_jax.train_step import bound_heads
 from scav_jax.training.runs import CONFIG_FILE, Run, load_run
 
@@ -82,8 +82,8 @@ def _write(model: Model, folder: Path, readme: str) -> None:
         content = serialized_tower(model, stream)
         write_atomically(folder / TOWERS / f"{stream}.jaxexport", content)
         if embeds_its_own_way(model.run.objective):
-            content = serialized_embedding(model, stream)
-            write_atomically(folder / TOWERS / f"{stream}_embedding.jaxexport", content)
+            content = serialized_kept(model, stream)
+            write_atomically(folder / TOWERS / f"{stream}_kept.jaxexport", content)
     write_atomically(folder / "README.md", readme)
 
 
@@ -92,6 +92,8 @@ def _config(model: Model) -> dict:
     config = json.loads(json.dumps(model.run.config))
     config["data"]["path"] = _data_name(model)
     config["train"]["init_from"] = ""
+    objective = model.run.objective
+    config["objective"] |= {name: getattr(objective, name) for name in objective.decided}
     del config["features"]["fingerprint"]
     config["export"] = {
         "format_version": EXPORT_VERSION,
@@ -138,30 +140,43 @@ def serialized_tower(model: Model, stream: str) -> bytes:
     return _serialized(tower_function(model.run.encoders, stream), params, width)
 
 
-def serialized_embedding(model: Model, stream: str) -> bytes:
-    """`(parameters of the heads, latents [b, n, C], lengths [b]) -> embeddings [b, E]`, as a tower.
+def serialized_kept(model: Model, stream: str) -> bytes:
+    """What is kept of a stream, from its latents and its features, as a tower.
 
-    Written where the objective embeds otherwise than by the mean over time.
+    `(parameters of the heads, latents [b, n, C], lengths [b], features [b, k, D], lengths [b],
+    windows [b, 2]) -> (sequences [b, m, S], their lengths [b], embeddings [b, E])`, where features
+    are those that are stored. Written where the objective keeps something else than latents and
+    their mean.
     """
     run = model.run
 
-    def embed(params: PyTree, latents: Float[Array, "b n C"], lengths: Int[Array, " b"]):
+    def kept(params: PyTree, latents: Array, lengths: Array, *features: Array):
         heads = bound_heads(run.encoders, run.objective, {"heads": params})
-        windows = jnp.zeros((*lengths.shape, 2), latents.dtype)
-        return run.objective.embed(heads, stream, Sequences(latents, lengths, windows))
+        whole = Sequences(latents, lengths, whole_windows(lengths))
+        found, embeddings = run.objective.kept(heads, stream, whole, Sequences(*features))
+        return found.values, found.lengths, embeddings
 
-    return _serialized(embed, run.params.get("heads", {}), run.encoders.width)
+    width = model.run.config["features"]["widths"][stream]
+    return _serialized(kept, run.params.get("heads", {}), run.encoders.width, width)
 
 
-def _serialized(function: Callable, params: PyTree, width: int) -> bytes:
+def _serialized(function: Callable, params: PyTree, width: int, of_features: int = 0) -> bytes:
     from jax import export as jax_export
 
-    batch, steps = jax_export.symbolic_shape("b, n", constraints=["b >= 1", "n >= 1"])
-    shapes = (
+    names = ["b", "n", *(["k"] if of_features else [])]
+    constraints = [f"{name} >= 1" for name in names]
+    batch, steps, *stored = jax_export.symbolic_shape(", ".join(names), constraints=constraints)
+    shapes = [
         jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), params),
         jax.ShapeDtypeStruct((batch, steps, width), jnp.float32),
         jax.ShapeDtypeStruct((batch,), jnp.int32),
-    )
+    ]
+    if of_features:
+        shapes += [
+            jax.ShapeDtypeStruct((batch, *stored, of_features), jnp.float32),
+            jax.ShapeDtypeStruct((batch,), jnp.int32),
+            jax.ShapeDtypeStruct((batch, 2), jnp.float32),
+        ]
     with _without_source_lines():
         exported = jax_export.export(jax.jit(function), platforms=PLATFORMS)(*shapes)
     try:
@@ -291,8 +306,9 @@ def _embedding_words(objective: Objective) -> str:
     if not embeds_its_own_way(objective):
         return "The embedding of a clip is the mean of its latents over time."
     words = (
-        "The embedding of a clip is not the mean of its latents: `towers/*_embedding.jaxexport` "
-        "make it, with the parameters below `heads`."
+        "What is compared and the embedding of a clip are not its latents and their mean: "
+        "`towers/*_kept.jaxexport` make both of latents, lengths and the stored features with "
+        "their lengths and windows, with the parameters below `heads`."
     )
     if type(objective).shown is not Objective.shown:
         words += " The towers take a clip as the objective's `shown` gives it, not as it is stored."

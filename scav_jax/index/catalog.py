@@ -28,7 +28,7 @@ from pathlib import Path
 from reprlib import repr as short
 
 import numpy as np
-from jaxtyping import Int, UInt32
+from jaxtyping import Float, Int, UInt32
 
 from scav_jax.base.conditions import NUMBER, TEXT, as_sql
 from scav_jax.base.documents import read_object, unsealed, write_document
@@ -37,10 +37,11 @@ from scav_jax.base.files import full_disk_is_an_oserror
 from scav_jax.base.locks import only_one
 from scav_jax.base.names import is_text
 from scav_jax.distances import find, option_names
+from scav_jax.distances.static import SUFFIX
 from scav_jax.sequences import DIRECTIONS as RESAMPLINGS
 from scav_jax.sequences import STREAMS
 
-FORMAT_VERSION = 3
+FORMAT_VERSION = 4
 HEADER, SEGMENTS, TABLE = "index.json", "segments", "rows"
 ADDING = "adding.json"
 STORAGES = ("float32", "bfloat16", "int8")
@@ -64,6 +65,7 @@ class Header:
       options: its options, all of them.
       storage: how sequences are stored, one of `STORAGES`.
       width: latent channels C; 0 until the first clips come.
+      embedding_width: E, of embeddings; 0 until then.
       root: the folder that ids and sources of videos are relative to; None where nobody said so.
       clip_seconds: into which videos are cut; `WHOLE` where they are not, None where none came.
     """
@@ -73,6 +75,7 @@ class Header:
     options: dict = field(default_factory=dict)
     storage: str = "float32"
     width: int = 0
+    embedding_width: int = 0
     root: str | None = None
     clip_seconds: float | None = None
     format_version: int = FORMAT_VERSION
@@ -80,7 +83,43 @@ class Header:
     @property
     def one_grid(self) -> bool:
         """Whether sequences are compared step by step, on the grid of the target stream."""
-        return self.distance == "euclidean"
+        return self.distance in ("euclidean", f"euclidean{SUFFIX}")
+
+    @property
+    def static_width(self) -> int:
+        """How many of the channels, the last ones, are constant over a clip (`distances.static`).
+
+        Those of the clips are stored as they are, and a query's are multiplied by the weight, so
+        any weight can be asked with.
+        """
+        return self.options.get("static_width", 0)
+
+    def with_weight(self, weight: float | None) -> "Header":
+        """The header of a search with this weight of the static part; None keeps the index's.
+
+        Raises:
+          InputError: there is no static part, or no such weight.
+        """
+        if weight is None:
+            return self
+        if not self.static_width:
+            raise InputError(
+                f"static weight: expected an index of a model with a static part, this one ranks "
+                f"by {self.distance!r} alone; leave it out"
+            )
+        if not 0 <= weight < float("inf"):
+            raise InputError(f"static weight: expected 0 or more, got {weight}")
+        return replace(self, options=self.options | {"static_weight": float(weight)})
+
+    def score_of(self, squares: Float[np.ndarray, " p"]) -> Float[np.ndarray, " p"]:
+        """Distances, of mean squared differences of what is stored and a weighted query.
+
+        With a static part of weight w: both differ by the lengths of static vectors, `(1 - w)^2`.
+        """
+        if not self.static_width:
+            return squares
+        share = self.width / (self.width - self.static_width)
+        return (squares * share - (1.0 - self.options["static_weight"]) ** 2).astype(np.float32)
 
     @property
     def target(self) -> str:
@@ -92,7 +131,9 @@ class Header:
     def stored_as(self) -> dict:
         """What sequences depend on, as JSON: that of every segment."""
         names = ("identity", "distance", "options", "storage")
-        return json.loads(json.dumps({name: getattr(self, name) for name in names}))
+        told = {name: getattr(self, name) for name in names}
+        told["options"] = {k: v for k, v in self.options.items() if k != "static_weight"}
+        return json.loads(json.dumps(told))
 
     def declared(self, path: Path, root: str | None, clip_seconds: float | None) -> "Header":
         """The header of an index to which such videos are added.

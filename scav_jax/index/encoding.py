@@ -140,7 +140,7 @@ class Encoding:
     def encode(
         self,
         stream: Sequences,
-        embeddings: Float[np.ndarray, "K C"],
+        embeddings: Float[np.ndarray, "K E"],
         clips: Int[np.ndarray, " n"],
     ) -> EncodedStream:
         """One stream of some clips; those of one length follow each other."""
@@ -157,7 +157,7 @@ class Encoding:
         )
 
     def _encode_run(
-        self, run: Float[np.ndarray, "n T C"], embeddings: Float[np.ndarray, "n C"]
+        self, run: Float[np.ndarray, "n T C"], embeddings: Float[np.ndarray, "n E"]
     ) -> EncodedStream:
         count, steps, width = run.shape
         rows = np.zeros(count, ROW)

@@ -102,7 +102,8 @@ class OnMesh:
                 for begin in range(0, len(grid.numbers), rows):
                     self._offer(grid, slice(begin, begin + rows), arrays, places, nearest)
         found = nearest.candidates()
-        return Found(*ranked(*found, scan.scores(*found), self.snapshot, k))
+        *places, squares = ranked(*found, scan.scores(*found), self.snapshot, k)
+        return Found(*places, self.snapshot.header.score_of(squares))
 
     def _offer(
         self, grid: QueriesOnGrid, part: slice, arrays, places, nearest: NearestSoFar

@@ -144,6 +144,10 @@ class Queries:
                 "latents, got NaN or infinity; look at the model's training log"
             )
         sequences, embeddings = jax.tree.map(np.asarray, (sequences, embeddings))
+        if header.one_grid and header.static_width:
+            weights = np.ones(width, np.float32)
+            weights[width - header.static_width :] = header.options["static_weight"]
+            sequences = sequences.replace(values=sequences.values * weights)
         return cls(stream, header.target == stream, sequences, embeddings)
 
     @property

@@ -9,7 +9,7 @@ import functools
 import re
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import jax
 import jax.numpy as jnp
@@ -41,12 +41,16 @@ PAIRWISE_ROWS, PAIRWISE_QUERIES = 256, 32  # at a time
 
 @dataclass(frozen=True)
 class Found:
-    """The nearest of each query: places in the index and scores, by query and rank."""
+    """The nearest of each query: places in the index and scores, by query and rank.
+
+    With a static part, `static` is its cosine.
+    """
 
     query: Int[np.ndarray, " p"]
     segment: Int[np.ndarray, " p"]
     row: Int[np.ndarray, " p"]
     score: Float[np.ndarray, " p"]
+    static: Float[np.ndarray, " p"] | None = None
 
 
 @dataclass
@@ -115,7 +119,11 @@ def search(
     if not parts:
         none = np.zeros(0, np.int64)
         return Found(none, none, none, np.zeros(0, np.float32)), report
-    return Found(*(np.concatenate(column) for column in zip(*parts, strict=True))), report
+    found = Found(*(np.concatenate(column) for column in zip(*parts, strict=True)))
+    if snapshot.header.static_width and report.method != "aggregation":
+        places, embeddings = (found.query, found.segment, found.row), unit(asking.embeddings)
+        found = replace(found, static=_cosines(embeddings, asking.asked, snapshot, *places))
+    return found, report
 
 
 def switched(
@@ -162,14 +170,17 @@ def _nearest(snapshot: Snapshot, queries: Queries, k: int, most: int, report: Re
     """(query, segment, row, score) by query and rank, under the Euclidean distance."""
     scan, order = Scan(queries, snapshot), like_follow_like(queries.embeddings)
     if report.method == "hybrid":
-        return nearest_of_chosen(scan, *most_similar(queries, snapshot, most), k, order)
+        chosen = most_similar(queries, snapshot, most)
+        *places, squares = nearest_of_chosen(scan, *chosen, k, order)
+        return *places, snapshot.header.score_of(squares)
     if report.method == "exact":
         nearest = ExactSearch(scan, k, order, report.pruning).run()
     else:
         nearest = NearestSoFar(len(queries), k)
         scan.compare_all(nearest)
     places = nearest.candidates()
-    return ranked(*places, scan.scores(*places, order), snapshot, k)
+    *places, squares = ranked(*places, scan.scores(*places, order), snapshot, k)
+    return *places, snapshot.header.score_of(squares)
 
 
 # Cosines of embeddings

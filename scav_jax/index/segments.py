@@ -126,6 +126,7 @@ def write_segment(
         about = {
             "rows": len(clips["keys"]),
             "width": len(encoding.centre),
+            "embedding_width": header.embedding_width,
             "of": header.stored_as,
             "small": sums,
             "bytes": {file.name: file.stat().st_size for file in folder.iterdir()},
@@ -140,8 +141,11 @@ def _folder(index: Path, number: int) -> Path:
 class StoredStream:
     """One stream of a segment, mapped."""
 
-    def __init__(self, folder: Path, name: str, rows: np.ndarray, storage: str, width: int):
-        self.folder, self.name, self.rows, self.width = folder, name, rows, width
+    def __init__(
+        self, folder: Path, name: str, rows: np.ndarray, storage: str, widths: tuple[int, int]
+    ):
+        self.folder, self.name, self.rows = folder, name, rows
+        self.width, self.embedding_width = widths
         self._dtypes = dtypes(storage)
         self._data = {column: _mapped(folder / f"{name}.{column}") for column in COLUMNS}
         self._checked = {column: np.zeros(len(rows), bool) for column in COLUMNS}
@@ -232,7 +236,7 @@ class StoredStream:
         steps = int(self.rows["steps"][rows.start])
         if column in SKETCH_STORAGES:
             return sizes(steps, self.width)[column == "fine"]
-        return self.width * (steps if column == "values" else 1)
+        return self.width * steps if column == "values" else self.embedding_width
 
     def _bytes(self, column: str, rows: slice) -> Shaped[np.ndarray, "n padded"]:
         """Records of rows of one run, as they lie in the file."""
@@ -294,10 +298,9 @@ class Segment:
         self.keys, self.clips = self._small("keys.npy"), self._small("clips.npy")
         basis = Basis(self._small("basis.npy")) if "basis.npy" in self._checksums else None
         self.encoding = Encoding(storage, self._small("centre.npy"), basis)
+        widths = self.width, about["embedding_width"]
         self.streams = {
-            name: StoredStream(
-                self.folder, name, self._small(f"{name}.rows.npy"), storage, self.width
-            )
+            name: StoredStream(self.folder, name, self._small(f"{name}.rows.npy"), storage, widths)
             for name in STREAMS
             if f"{name}.rows.npy" in self._checksums
         }

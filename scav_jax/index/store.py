@@ -23,7 +23,7 @@ from scav_jax.index.encoding import Encoding
 from scav_jax.index.scan import stored_sequences
 from scav_jax.index.segments import ForeignRow, Snapshot, WrongRow, segment_numbers, sweep
 from scav_jax.retrieval.embed import Embedded
-from scav_jax.retrieve import Hit
+from scav_jax.retrieve import Hit, with_parts
 
 DUPLICATES = ("refuse", "replace", "skip")
 
@@ -255,8 +255,10 @@ class Index:
         present = list(self.snapshot.segments.values())
         encoding = present[0].encoding if present else Encoding.of(streams, self.header)
         key = 1 + max((int(one.keys.max(initial=-1)) for one in present), default=-1)
+        embeddings = np.asarray(embedded.visual_embeddings)
         if not self.header.width:
-            self.header = replace(self.header, width=len(encoding.centre))
+            widths = {"width": len(encoding.centre), "embedding_width": embeddings.shape[1]}
+            self.header = replace(self.header, **widths)
             catalog.write_header(self.path, self.header)
         try:
             rows = writing.write_clips(self.path, embedded, streams, encoding, key, self.header)
@@ -335,6 +337,7 @@ class Index:
         k: int = 10,
         retrieval: str = "exact",
         where: str | None = None,
+        static_weight: float | None = None,
     ) -> list[list[Hit]]:
         """The k nearest clips of each query, nearest first; fewer where there are fewer.
 
@@ -346,16 +349,22 @@ class Index:
             "exact" (the same result, what cannot be near is left out) or "hybrid:K" (the sequences
             of the K nearest by cosine).
           where: a condition on id, source, start, end and label, as in SQL.
+          static_weight: how much the static part of clips counts beside the dynamic one, where the
+            model learned both apart; None is the model's, 0 leaves it out.
 
         Raises:
           InputError: see each argument; or a damaged row, with the clip's id.
         """
-        snapshot = self.snapshot
+        snapshot = replace(self.snapshot, header=self.header.with_weight(static_weight))
         if where is not None:
             snapshot = snapshot.only(self._rows.places(where))
         with self._naming_clips():
             found, self.report = searching.search(snapshot, queries, direction, k, retrieval)
-        return self.hits_of(found, len(queries.ids))
+        hits = self.hits_of(found, len(queries.ids))
+        if found.static is None:
+            return hits
+        weight, cosines = snapshot.header.options["static_weight"], iter(found.static.tolist())
+        return [[with_parts(hit, next(cosines), weight) for hit in of_query] for of_query in hits]
 
     def on_mesh(self, mesh, direction: str):
         """The sequences on the devices of a mesh; `hits_of` reads what its `search` finds."""

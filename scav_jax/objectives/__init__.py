@@ -2,6 +2,8 @@
 
 objective      what every objective is: views, heads, loss, memory, health, score, cost, embedding
 sequential     SCAV, CAV and both
+separate       what changes over a clip and what does not, learned apart
+scale          what distances are divided by before the softmax
 pixels         what towers of patches see, and the contrast of it alone
 equivariant    EquiAV; `augment`: what it does to pictures and log-mels, as vectors say
 contrastive    their two losses; `cross_entropy`: the softmax over a matrix of distances
@@ -30,6 +32,7 @@ from scav_jax.objectives.equivariant import Equivariant
 from scav_jax.objectives.objective import Objective, Outputs, Place, Views, clip_keys
 from scav_jax.objectives.pixels import PixelContrast
 from scav_jax.objectives.playing import EquivariantPlaying
+from scav_jax.objectives.separate import Separate
 from scav_jax.objectives.sequential import Sequential
 from scav_jax.objectives.sums import sum_of
 from scav_jax.objectives.temporal import Temporal
@@ -45,6 +48,7 @@ __all__ = [
     "Outputs",
     "PixelContrast",
     "Place",
+    "Separate",
     "Sequential",
     "Temporal",
     "Views",
@@ -61,6 +65,7 @@ OBJECTIVES: dict[str, type[Objective]] = {
     "sequence": Sequential,
     "aggregation": Sequential,
     "sequence+aggregation": Sequential,
+    "separate": Separate,
     "temporal": Temporal,
     "pixels": PixelContrast,
     "equivariant": Equivariant,

@@ -19,7 +19,8 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from scav_jax.distances import find, retrieval_form
-from scav_jax.sequences import AudioVisual, Batch, Sequences, masked_mean
+from scav_jax.objectives.contrastive import unit
+from scav_jax.sequences import AudioVisual, Batch, Sequences, masked_mean, sequences
 
 Metrics = dict[str, Float[Array, ""]]
 FLOAT = 4  # bytes
@@ -304,11 +305,49 @@ class Objective:
         """The logits of its classes."""
         raise NotImplementedError(f"{type(self).__name__} has no classes")
 
+    def kept(
+        self, heads: nn.Module | None, stream: str, latents: Sequences, features: Sequences
+    ) -> tuple[Sequences, Float[Array, "B E"]]:
+        """What is kept of one stream: the sequence that is compared, and the embedding.
+
+        Here the latents as they are, or where a clip is one vector, that as a sequence of one step.
+
+        Args:
+          heads: bound to their parameters, or None.
+          stream: "visual" or "audio".
+          latents: of the towers.
+          features: of the same clips as they are stored, before `shown`.
+        """
+        embedding = self.embed(heads, stream, latents)
+        if self.ranks_sequences:
+            return latents, embedding
+        return sequences(unit(embedding)[:, None]), embedding
+
+    # ---- what validation decides once the towers are trained ------------------------------------
+
+    @property
+    def decided(self) -> tuple[str, ...]:
+        """Its fields that `decide` may set; they are no part of what a model is."""
+        return ()
+
+    def decide(
+        self, similarities: Float[np.ndarray, "V A"], distances: Float[np.ndarray, "V A"]
+    ) -> dict[str, float]:
+        """Values of its `decided` fields, of the validation split; {} where nothing is open.
+
+        Args:
+          similarities: cosines of embeddings, `[visual, audio]`, own pairs on the diagonal.
+          distances: by `ranks_by`.
+        """
+        return {}
+
 
 def embeds_its_own_way(objective: Objective) -> bool:
-    """Whether its embedding is something else than the mean of the latents of a whole clip."""
-    own = type(objective)
-    return own.embed is not Objective.embed or own.shown is not Objective.shown
+    """Whether it keeps something else than the latents of a whole clip and their mean."""
+    return any(
+        getattr(type(objective), name) is not getattr(Objective, name)
+        for name in ("embed", "shown", "kept")
+    )
 
 
 def clip_keys(key: Array, numbers: Int[Array, " B"]) -> Array:

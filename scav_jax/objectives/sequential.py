@@ -9,7 +9,8 @@ from jaxtyping import Array, Float, Int, PyTree
 
 from scav_jax import sharding
 from scav_jax.base.errors import InputError, did_you_mean
-from scav_jax.distances import pairwise_with_aux
+from scav_jax.distances import pairwise, pairwise_with_aux
+from scav_jax.objectives import scale
 from scav_jax.objectives.contrastive import aggregation_loss, sequence_loss
 from scav_jax.objectives.cross_entropy import Matrices, block_of, memory_of_losses, over_blocks
 from scav_jax.objectives.objective import (
@@ -37,13 +38,15 @@ class Sequential(Objective):
       name: "sequence" (SCAV), "aggregation" (CAV) or "sequence+aggregation" (the multitask
         ablation, equal weights and a temperature each).
       distance: the distance of L_seq, a key of `distances.DISTANCES`. CAV does not train with it.
-      normalize: z-score the distance matrix (False: an ablation of Table IV).
+      normalize: "z_score" of the distance matrix along rows and columns; "deviation": D by the
+        deviation that it had in the first batches, a scale without a z-score (ours); "none": an
+        ablation of Table IV.
       temperature: lambda at the start (paper: 1).
       aggregation_temperature: tau at the start (paper: 0.07).
     """
 
     name: str = "sequence"
-    normalize: bool = True
+    normalize: str = "z_score"
     temperature: float = 1.0
     aggregation_temperature: float = 0.07
 
@@ -54,6 +57,7 @@ class Sequential(Objective):
                 f"objective.name: expected one of {', '.join(TITLES)}, got {self.name!r}."
                 + did_you_mean(self.name, list(TITLES))
             )
+        scale.check(self.normalize)
 
     @property
     def losses(self) -> tuple[str, ...]:
@@ -89,21 +93,16 @@ class Sequential(Objective):
           The loss, and aux: `latents`, `embeddings` (visual, audio), the aux of each loss under its
           name ("sequence", "aggregation"), and that of the distance ("distance").
         """
-        latents = AudioVisual(
-            *(
-                Sequences(values, *rest)
-                for values, rest in zip(outputs.values, outputs.about, strict=True)
-            )
-        )
+        latents = latents_of(outputs)
         embeddings = [masked_mean(stream.values, stream.lengths) for stream in latents]
         aux = {"latents": latents, "embeddings": embeddings}
         loss = jnp.zeros((), jnp.float32)
         if "sequence" in self.losses:
-            compare = partial(self._distances, place.memory_bytes)
-            (distances, of_rows), of_audio = sharding.against_all(compare, place.mesh)(*latents)
-            aux["distance"] = of_rows | of_audio
+            distances, aux["distance"] = all_distances(self, latents, place)
             part, aux["sequence"] = sequence_loss(
-                distances, log_temperature["sequence"], normalize=self.normalize
+                scale.scaled(distances, memory),
+                log_temperature["sequence"],
+                normalize=self.normalize == "z_score",
             )
             loss = loss + part
         if "aggregation" in self.losses:
@@ -111,13 +110,11 @@ class Sequential(Objective):
             loss = loss + part
         return loss, aux
 
-    def _distances(self, memory_bytes: int, visual: Sequences, audio: Sequences):
-        """-> (D of these visual clips, what is known of it), what follows from the audio alone."""
-        distances, aux = pairwise_with_aux(
-            self.distance, visual, audio, memory_bytes=memory_bytes, **self.distance_options
-        )
-        of_audio = {"usable_audio": aux.pop("usable_audio")}
-        return (distances, aux), of_audio
+    def memory(self) -> PyTree:
+        return scale.memory(self.normalize) if "sequence" in self.losses else {}
+
+    def remember(self, memory: PyTree, outputs: Outputs) -> PyTree:
+        return scale.after(memory, partial(distances_of, self, latents_of(outputs)))
 
     def health(self, aux: dict) -> Metrics:
         metrics = {}
@@ -162,13 +159,45 @@ class Sequential(Objective):
     def title(self) -> str:
         """CAV, SCAV or both, with the ablation if it is one."""
         name = TITLES[self.name]
-        return name if self.normalize or name == "CAV" else f"{name} without z-score"
+        without = {"none": " without z-score", "deviation": " by one deviation"}
+        return name + (without.get(self.normalize, "") if name != "CAV" else "")
 
     def in_words(self, distance: str) -> list[str]:
         if "sequence" not in self.losses:
             return []
-        score = "with" if self.normalize else "without"
-        return [distance, f"{score} z-score", f"temperature from {self.temperature:g}"]
+        return [distance, scale.WORDS[self.normalize], f"temperature from {self.temperature:g}"]
+
+
+def latents_of(outputs: Outputs) -> AudioVisual:
+    """The latents of both streams, that `Sequential.of_clips` put into its outputs."""
+    pairs = zip(outputs.values, outputs.about, strict=True)
+    return AudioVisual(*(Sequences(values, *rest) for values, rest in pairs))
+
+
+def distances_of(objective: Objective, latents: AudioVisual) -> Float[Array, "B B"]:
+    """D of a batch by the objective's distance."""
+    return pairwise(objective.distance, *latents, **objective.distance_options)
+
+
+def all_distances(
+    objective: Objective, latents: AudioVisual, place: Place
+) -> tuple[Float[Array, "B B"], dict]:
+    """The same, each device its visual rows, and what is known of it."""
+
+    def compare(visual: Sequences, audio: Sequences):
+        """-> (D of these visual clips, what is known of it), what follows from the audio alone."""
+        distances, aux = pairwise_with_aux(
+            objective.distance,
+            visual,
+            audio,
+            memory_bytes=place.memory_bytes,
+            **objective.distance_options,
+        )
+        of_audio = {"usable_audio": aux.pop("usable_audio")}
+        return (distances, aux), of_audio
+
+    (distances, of_rows), of_audio = sharding.against_all(compare, place.mesh)(*latents)
+    return distances, of_rows | of_audio
 
 
 def recall_at_1(distances: Float[Array, "B B"], axis: int) -> Float[Array, ""]:

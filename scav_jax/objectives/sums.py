@@ -12,6 +12,7 @@ from typing import ClassVar
 
 import flax.linen as nn
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, PyTree
 
 from scav_jax.base.errors import InputError
@@ -196,8 +197,25 @@ class Sum(Objective):
     def embed(
         self, heads: nn.Module | None, stream: str, latents: Sequences
     ) -> Float[Array, "B E"]:
-        own = None if heads is None else heads.of(next(iter(self.parts)))
-        return self.first.embed(own, stream, latents)
+        return self.first.embed(self._own_heads(heads), stream, latents)
+
+    def kept(
+        self, heads: nn.Module | None, stream: str, latents: Sequences, features: Sequences
+    ) -> tuple[Sequences, Float[Array, "B E"]]:
+        return self.first.kept(self._own_heads(heads), stream, latents, features)
+
+    def _own_heads(self, heads: nn.Module | None) -> nn.Module | None:
+        return None if heads is None else heads.of(next(iter(self.parts)))
+
+    @property
+    def decided(self) -> tuple[str, ...]:
+        return tuple(f"{next(iter(self.parts))}_{name}" for name in self.first.decided)
+
+    def decide(
+        self, similarities: Float[np.ndarray, "V A"], distances: Float[np.ndarray, "V A"]
+    ) -> dict[str, float]:
+        found = self.first.decide(similarities, distances)
+        return {f"{next(iter(self.parts))}_{name}": value for name, value in found.items()}
 
 
 def _view(part: str, view: str) -> str:

@@ -21,8 +21,13 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 from scav_jax.extract.media import Reader
 from scav_jax.extract.streams import Unusable, picture_ratio
 
-COLOURS = {"aggregation": "#d55e00", "hybrid": "#009e73", "sequence": "#0072b2"}
-MARKERS = {"aggregation": "o", "hybrid": "s", "sequence": "D"}
+COLOURS = {
+    "aggregation": "#d55e00",
+    "hybrid": "#009e73",
+    "sequence": "#0072b2",
+    "part": "#7f7f7f",
+}
+MARKERS = {"aggregation": "o", "hybrid": "s", "sequence": "D", "part": "^"}
 RUN_COLOURS = ("#1b4f72", "#cc79a7", "#56b4e9", "#8a7d1f", "#7f7f7f")
 DIRECTION_NAMES = {"a2v": "audio → video", "v2a": "video → audio"}
 DIRECTION_STYLES = {"a2v": ("-", "o"), "v2a": ("--", "s")}

@@ -51,7 +51,7 @@ tbody th { text-align: left; font-weight: 600; }
 .facts td { white-space: normal; text-align: left; overflow-wrap: anywhere; }
 .dot { display: inline-block; width: 10px; height: 10px; border-radius: 5px; margin-right: 8px; }
 .dot.aggregation { background: var(--aggregation); } .dot.hybrid { background: var(--hybrid); }
-.dot.sequence { background: var(--sequence); }
+.dot.sequence { background: var(--sequence); } .dot.part { background: #7f7f7f; }
 .rank { margin: 12px 0 6px; font-size: 14px; color: var(--soft); }
 .clips { display: grid; grid-template-columns: repeat(6, minmax(0, 1fr)); gap: 10px; }
 .clip { border: 1px solid var(--line); border-radius: 8px; padding: 7px; font-size: 12.5px;

@@ -11,6 +11,7 @@ import numpy as np
 from jaxtyping import Float
 
 from scav_jax.distances import alignment, find
+from scav_jax.distances.static import dynamic_part
 from scav_jax.extract.manifest import ClipRequest
 from scav_jax.retrieval.model import Model
 from scav_jax.sequences import Sequences, resample_like
@@ -80,6 +81,8 @@ def match_curve(
 ) -> Curve:
     """The terms of a distance between one picture `[N, C]` and one sound `[M, C]`.
 
+    Of what changes over the clips, where a static part lies beside it.
+
     Args:
       name, options: the distance that ranked.
       visual, audio: latents of one clip each.
@@ -90,6 +93,7 @@ def match_curve(
       InputError: an unknown distance or option.
     """
     find(name, options)
+    name, options, (visual, audio) = dynamic_part(name, options, (visual, audio))
     if name == EUCLIDEAN:
         to_audio = options.get("resample", "visual_to_audio") == "visual_to_audio"
         moved, target = (visual, audio) if to_audio else (audio, visual)

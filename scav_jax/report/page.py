@@ -22,6 +22,7 @@ from scav_jax.retrieval.results import (
     method_name,
     own_method,
     percent,
+    unbeaten,
 )
 from scav_jax.retrieve import TIMED_QUERIES
 
@@ -54,12 +55,14 @@ class ExampleSearch:
       query: the clip that asks.
       rank: of the right candidate, from 1.
       found: the closest candidates with a key of `VERDICTS` and their distance, closest first.
+      by_part: its rank by each part alone, by name, where parts were learned apart.
     """
 
     direction: str
     query: ClipView
     rank: int
     found: list[tuple[ClipView, str, float]]
+    by_part: dict[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -111,6 +114,7 @@ def html(results: dict, pictures: Pictures) -> str:
         f"query once in each direction, and all {data['n']:,} are candidates: chance R@1 is "
         f"{100 / data['n']:.2g} %.</p>",
         markup.note(RENDERED) if data["rendered"] else "",
+        *(markup.note(escape(word)) for word in unbeaten(results)),
         _cards(runs),
     ]
     sections = [
@@ -362,7 +366,9 @@ def _search(search: ExampleSearch) -> str:
         _clip(clip, verdict.replace(" ", "-"), f"{place}. {VERDICTS[verdict]}", f"d = {d:.4g}")
         for place, (clip, verdict, d) in enumerate(search.found, 1)
     ]
-    rank = f'<p class="rank">The right clip is at rank {search.rank:,}.</p>'
+    alone = ", ".join(f"by the {name} alone {rank:,}" for name, rank in search.by_part.items())
+    rank = f"The right clip is at rank {search.rank:,}{f' ({alone})' if alone else ''}."
+    rank = f'<p class="rank">{rank}</p>'
     return f'{rank}<div class="clips">{"".join(cards)}</div>'
 
 
@@ -409,6 +415,10 @@ def _facts_section(results: dict) -> str:
     return markup.section(
         "What was measured",
         markup.table((), [[escape(name), escape(str(fact))] for name, fact in facts], kind="facts"),
-        *(markup.details(f"Config of {run['name']}", run["config"]) for run in results["runs"]),
+        *(
+            markup.details(f"Config of {run['name']}", run["config"])
+            for run in results["runs"]
+            if run["config"]
+        ),
         markup.details("Extractor (data fingerprint)", data["fingerprint"]),
     )

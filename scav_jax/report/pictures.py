@@ -2,7 +2,7 @@
 
 import dataclasses
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import jax
@@ -145,8 +145,17 @@ def make_searches(
     ranks: dict[str, Int[np.ndarray, " K"]],
     split: Split,
     seed: int,
+    by_part: Mapping[str, dict[str, Int[np.ndarray, " K"]]],
 ) -> tuple[list[page.ExampleSearch], str]:
-    """Searches drawn at random, and why they have no thumbnails ("" if they have)."""
+    """Searches drawn at random, and why they have no thumbnails ("" if they have).
+
+    Args:
+      distances: D of all clips.
+      ranks: of every query's own clip, by direction.
+      split: the clips.
+      seed: of the draw.
+      by_part: ranks by each part alone, by its name.
+    """
     random = np.random.default_rng(seed)
     drawn = []
     for direction in DIRECTIONS:
@@ -168,6 +177,7 @@ def make_searches(
                 )
                 for clip in found
             ],
+            by_part={name: int(of_part[direction][query]) for name, of_part in by_part.items()},
         )
         for direction, query, found in drawn
     ]

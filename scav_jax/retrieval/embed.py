@@ -15,6 +15,7 @@ from functools import partial
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Array, Float, PyTree
@@ -27,9 +28,8 @@ from scav_jax.features.batches import Padding, evaluation_batches, stack
 from scav_jax.features.clip import Clip, check_resampled, fingerprint_difference, original, trim
 from scav_jax.features.store import Split
 from scav_jax.objectives import Objective
-from scav_jax.objectives.contrastive import unit
 from scav_jax.retrieve import aggregation_similarities, sequence_distances
-from scav_jax.sequences import STREAMS, AudioVisual, Batch, Sequences, sequences
+from scav_jax.sequences import STREAMS, AudioVisual, Batch, Sequences
 from scav_jax.train_step import bound_heads
 from scav_jax.training.runs import Run
 
@@ -300,11 +300,8 @@ def _encode(
     heads = bound_heads(encoders, objective, params)
     found = {}
     for stream in streams:
-        latents = getattr(encoded, stream)
-        embedding = objective.embed(heads, stream, latents)
-        if not objective.ranks_sequences:
-            latents = sequences(unit(embedding)[:, None])
-        found[stream] = latents, embedding
+        features = jax.tree.map(jnp.asarray, getattr(batch.features, stream))
+        found[stream] = objective.kept(heads, stream, getattr(encoded, stream), features)
     return found
 
 

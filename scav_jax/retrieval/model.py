@@ -47,7 +47,7 @@ from scav_jax.training.runs import CONFIG_FILE, Run, build, load_run, parameter_
 
 PARAMETERS_FILE = "model.safetensors"
 PREPROCESSING_FILE = "preprocessing.json"
-EXPORT_VERSION = 3
+EXPORT_VERSION = 4
 MEND = "bring it back from a copy, or export the run again"
 BATCH_SIZES = {"cpu": 1}  # on a CPU, more at once is not faster
 BATCH_SIZE = 16
@@ -95,7 +95,8 @@ class Model:
         }
         objective = self.run.objective
         if embeds_its_own_way(objective):
-            told["objective"] = config["objective"]
+            options = config["objective"].items()
+            told["objective"] = {k: v for k, v in options if k not in objective.decided}
         digest = hashlib.sha256(json.dumps(told, sort_keys=True).encode())
         for name, values in sorted(flat_parameters(self.run.params).items()):
             digest.update(f"{name} {values.dtype} {values.shape}\n".encode())

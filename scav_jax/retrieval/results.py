@@ -7,7 +7,8 @@ The document is what `metrics.json` holds, and what `report` draws:
 
 and a run holds `name`, `run`, `config`, `objective`, `trained_with`, `training` (what it has seen),
 `parameters` (how many), `distance` {name, options},
-`methods` (`method`, `k`, `a2v` and `v2a` of `metrics.summary`, `seconds_per_query`),
+`methods` (`method`, `k`, `a2v` and `v2a` of `metrics.summary`, `seconds_per_query`, and a `label`
+where the method has a name of its own; "part" is a part of the distance alone),
 `first_stage` (`k`, `a2v`, `v2a`: recall at k of aggregation), `per_class` (method -> class ->
 `a2v`, `v2a`), `per_subset` (the same of subsets, where the queries were divided further) and
 `seconds` of each stage. Recalls are shares in 0..1, times are in seconds.
@@ -18,12 +19,15 @@ from collections.abc import Sequence
 from scav_jax.metrics import few_queries
 
 FORMAT_VERSION = 4
+BASELINE = "baseline"  # the objective of a row that nobody trained
 RENDERED = "Rendered data set of this project; figures are ours."
 DIRECTIONS = {"a2v": "A->V", "v2a": "V->A"}
 
 
 def method_name(method: dict) -> str:
-    """`"hybrid, k = 100"`, or the method alone."""
+    """`"hybrid, k = 100"`, the method's own label, or the method alone."""
+    if "label" in method:
+        return method["label"]
     return f"hybrid, k = {method['k']:,}" if method["method"] == "hybrid" else method["method"]
 
 
@@ -42,6 +46,30 @@ def main_methods(run: dict) -> list[dict]:
 def own_method(run: dict) -> dict:
     """The method that a run was trained for."""
     return next(method for method in run["methods"] if method["method"] == run["own_method"])
+
+
+def unbeaten(results: dict) -> list[str]:
+    """A sentence for each trained run that a baseline finds as much as, by the mean of both R@1."""
+
+    def found(method: dict) -> float:
+        return sum(method[direction]["recall_at_1"] for direction in DIRECTIONS) / 2
+
+    baselines = [
+        (found(method), f"{run['name']}, {method_name(method)}")
+        for run in results["runs"]
+        if run["objective"] == BASELINE
+        for method in main_methods(run)
+    ]
+    words = []
+    for run in results["runs"]:
+        best = max((found(method) for method in main_methods(run)), default=0.0)
+        better = max(((share, name) for share, name in baselines if share >= best), default=None)
+        if run["objective"] != BASELINE and better is not None:
+            words.append(
+                f"{run['name']} finds {percent(best)} %, {better[1]} costs nothing and finds "
+                f"{percent(better[0])} %: this training was not worth its electricity"
+            )
+    return words
 
 
 def percent(share: float) -> str:
@@ -88,6 +116,7 @@ def table(results: dict) -> str:
             for run in results["runs"]
         ),
     ]
+    notes += [f"CAUTION: {word}" for word in unbeaten(results)]
     if word := few_queries(n):
         notes.append(f"CAUTION: {word}")
     if data["rendered"]:

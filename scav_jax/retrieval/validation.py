@@ -1,5 +1,6 @@
 """How good a model in training is, and which checkpoint is better."""
 
+import dataclasses
 import sys
 
 import jax
@@ -15,7 +16,7 @@ def validate(setup: Setup, params) -> dict[str, float]:
     """What is found on the validation split, and n, its clips.
 
     R@1 in both directions by each method of the objective; of one that classifies, its accuracy or
-    mAP.
+    mAP. And what the objective decides on this split, by which sequences are ranked then.
     """
     mesh = sharding.local_mesh(min(jax.local_device_count(), setup.settings.devices or sys.maxsize))
     run, split = run_of(setup, jax.device_get(params)), setup.validation
@@ -24,9 +25,14 @@ def validate(setup: Setup, params) -> dict[str, float]:
         found = classify.figures(setup.objective, logits, split.labels, bootstrap=0)
         return {"n": float(len(split)), classify.figure(setup.objective): found["figure"]}
     embedded = embed.embed(run, split, batch_size=setup.data.batch_size, mesh=mesh)
-    similarities, distances = embed.all_against_all(embedded, *setup.objective.ranks_by())
+    ranks_by = setup.objective.ranks_by()
+    similarities, distances = embed.all_against_all(embedded, *ranks_by)
+    decided = setup.objective.decide(similarities, distances)
+    after = dataclasses.replace(setup.objective, **decided).ranks_by()
+    if after != ranks_by:
+        distances = retrieve.sequence_distances(embedded.latents, *after)
     matrices = {"sequence": distances, "aggregation": -similarities}
-    return {"n": float(len(setup.validation))} | {
+    return {"n": float(len(setup.validation)), **decided} | {
         f"{method}_{direction}": metrics.recall_at_k(
             metrics.ranks(retrieve.queries_first(matrix, direction)), 1
         )
@@ -47,8 +53,10 @@ def in_words(values: dict[str, float]) -> str:
     told = [f"{name} {values[name]:.1%}" for name in classify.FIGURES if name in values]
     if told:
         return f"N = {values['n']:,.0f}: {told[0]}"
-    return f"N = {values['n']:,.0f}: " + ", ".join(
+    found = ", ".join(
         f"{method} R@1 A->V {values[f'{method}_a2v']:.1%} V->A {values[f'{method}_v2a']:.1%}"
         for method in ("sequence", "aggregation")
         if f"{method}_a2v" in values
     )
+    weights = [f", {name} {value:g}" for name, value in values.items() if name.endswith("_weight")]
+    return f"N = {values['n']:,.0f}: {found}" + "".join(weights)

@@ -44,6 +44,8 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
         metavar="CONDITION",
         help="such as \"label = 'dog' AND start < 60\"; on id, source, start, end, label",
     )
+    add("--static-weight", type=float, metavar="W", help="of what does not change over a clip, "
+        "where the model learned it apart; 0: by what changes alone")  # fmt: skip
     add("--k", type=int, default=10, help="clips of each query (default 10)")
     add("--clip-seconds", type=float, help="cut the files into windows, each asks for itself")
     add("--start", type=float, default=0.0, help="of the part that asks, in seconds")
@@ -68,6 +70,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         raise InputError(f"--k: expected at least 1, got {arguments.k}")
     model = load_as_asked(arguments)
     index = open_index(arguments.index, model.identity)
+    asked = index.header.with_weight(arguments.static_weight)
+    model.distance = asked.distance, asked.options
     if not len(index):
         raise InputError(
             f"{arguments.index}: expected clips to search, the index is empty; add some with "
@@ -86,7 +90,8 @@ def _search(model: "Model", index: "Index", retrieval: str, arguments: argparse.
     from scav_jax.search import asking
 
     queries, direction = asking.embed_queries(model, arguments)
-    asked = asking.ask(index, queries, direction, arguments.k, retrieval, arguments.filter)
+    how = {"where": arguments.filter, "static_weight": arguments.static_weight}
+    asked = asking.ask(index, queries, direction, arguments.k, retrieval, **how)
     if arguments.json:
         print(json.dumps(asking.document(asked, index), indent=2))
     else:

@@ -44,10 +44,10 @@ def embed_queries(model: Model, arguments: argparse.Namespace) -> tuple[Embedded
 
 
 def ask(
-    index: Index, queries: Embedded, direction: str, k: int, retrieval: str, where: str | None
+    index: Index, queries: Embedded, direction: str, k: int, retrieval: str, **how
 ) -> list[Asked]:
-    """Every query with its hits."""
-    found = index.search(queries, direction, k, retrieval, where)
+    """Every query with its hits; `how` is what else `Index.search` takes."""
+    found = index.search(queries, direction, k, retrieval, **how)
     return [
         Asked(
             queries.ids[number],
@@ -71,11 +71,13 @@ def text(asked: Sequence[Asked], retrieval: str) -> str:
         if not one.hits:
             lines.append("  nothing: no clip of the index is left by the filter")
         else:
-            lines.append(f"  {'rank':>4} {measure:>9}  {'seconds':>17}  file")
+            parts = f" {'dynamic':>9} {'static':>7}" if one.hits[0].static is not None else ""
+            lines.append(f"  {'rank':>4} {measure:>9}{parts}  {'seconds':>17}  file")
         for hit in one.hits:
             name = shown(f"{hit.source}  [{hit.label}]" if hit.label else hit.source)
             span = f"{hit.start:.2f}-{hit.end:.2f}"
-            lines.append(f"  {hit.rank:>4} {hit.score:>9.4f}  {span:>17}  {name}")
+            parts = "" if hit.static is None else f" {hit.dynamic:>9.4f} {hit.static:>7.3f}"
+            lines.append(f"  {hit.rank:>4} {hit.score:>9.4f}{parts}  {span:>17}  {name}")
         lines.append("")
     return "\n".join(lines).rstrip()
 

@@ -234,13 +234,18 @@ def _finish(
     averaged, steps = checkpoints.average(params)
     values = processes.from_first(lambda: validate(setup, averaged))
     records.write("averaged", setup.settings.steps, values)
-    processes.from_first(lambda: save_averaged(workdir, averaged, steps))
+    decided = {name: values[name] for name in setup.objective.decided if name in values}
+    processes.from_first(lambda: save_averaged(workdir, averaged, steps, decided))
     checkpoints.close()
     if processes.is_first():
         print(f"averaged steps {', '.join(map(str, steps))}: validation {in_words(values)}")
         print(f"run: {workdir}")
     return dataclasses.replace(
-        run_of(setup, averaged), path=workdir, config=resolved, steps=tuple(steps)
+        run_of(setup, averaged),
+        path=workdir,
+        config=resolved,
+        objective=dataclasses.replace(setup.objective, **decided),
+        steps=tuple(steps),
     )
 
 

@@ -2,12 +2,13 @@
 
 A run directory holds `config.json` (the resolved config, what the features are and, where it began
 with another run's weights, which), `checkpoints/` and, at the end, `averaged/`: the averaged
-parameters and their checksums. What makes a run the same run is its content, not where things lie:
-another path to the same clips resumes, another content behind the same path does not.
+parameters, their checksums, and what the objective has decided on validation. What makes a run the
+same run is its content, not where things lie: another path to the same clips resumes, another
+content behind the same path does not.
 """
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import jax
@@ -58,7 +59,7 @@ class Run:
       path: the run directory, or None for a model that is still being trained.
       config: the resolved config, nested dict.
       encoders: the towers.
-      objective: what it was trained with.
+      objective: what it was trained with, and what that has decided on validation.
       params: averaged over the best checkpoints, or of the state at hand.
       fingerprint: the extractor of the features that it was trained on.
       steps: which checkpoints were averaged.
@@ -99,14 +100,19 @@ def example_batch(widths: dict) -> Batch:
     return Batch(AudioVisual(*streams), jnp.zeros((1,), jnp.int32), seconds)
 
 
-def save_averaged(run: Path, params: PyTree, steps: list[int]) -> None:
-    """Writes `RUN/averaged` atomically; replaces an older one."""
+def save_averaged(
+    run: Path, params: PyTree, steps: list[int], decided: dict[str, float] | None = None
+) -> None:
+    """Writes `RUN/averaged` atomically; replaces an older one.
+
+    `decided` are fields of the objective that validation has set, see `Objective.decide`.
+    """
     import orbax.checkpoint as ocp
 
     with folder_atomically(run / AVERAGED, replacing=True) as partial:
         with checkpointer() as orbax:
             orbax.save((partial / "params").absolute(), args=ocp.args.PyTreeSave(params))
-        about = {"averaged_steps": steps, "checks": checksums(params)}
+        about = {"averaged_steps": steps, "checks": checksums(params), "decided": decided or {}}
         write_document(partial / "steps.json", about)
 
 
@@ -199,16 +205,17 @@ def load_run(run: str | Path) -> Run:
         )
     encoders, objective = build(from_dict(config, run / CONFIG_FILE))
     like = parameter_shapes(encoders, objective, config["features"]["widths"])
-    params, steps = _restore_averaged(run / AVERAGED, like)
+    params, steps, decided = _restore_averaged(run / AVERAGED, like)
+    objective = replace(objective, **decided)
     fingerprint = config["features"]["fingerprint"]
     return Run(run, config, encoders, objective, params, fingerprint, tuple(steps))
 
 
-def _restore_averaged(folder: Path, like: PyTree) -> tuple[PyTree, list[int]]:
-    """Averaged parameters as they were written, and of which steps they are the mean."""
+def _restore_averaged(folder: Path, like: PyTree) -> tuple[PyTree, list[int], dict[str, float]]:
+    """Averaged parameters as they were written, of which steps they are, and what was decided."""
     try:
         about = read_document(folder / "steps.json", "what the parameters are", "train again")
-        steps = about["averaged_steps"]
+        steps, decided = about["averaged_steps"], about["decided"]
         params = restore_params(folder / "params", like)
         check_sums(about["checks"], checksums(params))
     except (OtherModel, *NOT_DAMAGE):
@@ -218,7 +225,7 @@ def _restore_averaged(folder: Path, like: PyTree) -> tuple[PyTree, list[int]]:
             f"{folder}: not what was written ({in_a_line(error)}); delete this folder and run the "
             "same `python -m scav_jax.train` command again: it averages the checkpoints anew"
         ) from None
-    return params, steps
+    return params, steps, decided
 
 
 def read_config(run: Path) -> dict:

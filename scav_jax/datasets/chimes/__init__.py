@@ -10,6 +10,7 @@ flashes, vibrates and rings. Clips of one performance differ only in what is str
     performance  what is struck when, and how things move because of it
     picture      frames
     sound        samples
+    room         light and frequency response, constant in time
     video        frames and samples -> MP4
     rendering    all of it in parallel, resumable
 

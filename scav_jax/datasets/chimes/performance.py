@@ -36,24 +36,38 @@ class Score:
 
 
 def compose(
-    instrument: Instrument, performance: Performance, parameters: Parameters, seed: int
+    instrument: Instrument,
+    performance: Performance,
+    parameters: Parameters,
+    seed: int,
+    what: str = "score",
 ) -> Score:
-    """Draws a performance's strikes. Delays stay within the two `delay_ms` parameters' sum."""
-    random = random_generator(seed, performance.name, "score")
+    """Draws a performance's strikes. Delays stay within the two `delay_ms` parameters' sum.
+
+    Where instruments share a score, each plays it with delays of its own, and with strikes moved by
+    up to `score_jitter_ms`. `what` names the random numbers: another name gives another score.
+    """
+    random = random_generator(seed, performance.shared_score or performance.played, what)
     times = _strike_times(random, parameters)
     count = len(times)
     bars = _choose_bars(random, count, instrument.bars)
     most = parameters.performance_delay_ms / 1000, parameters.event_delay_ms / 1000
     delays = random.uniform(-most[0], most[0]) + random.uniform(-most[1], most[1], count)
+    strikes = times
+    if performance.shared_score:
+        own = random_generator(seed, performance.played, "own timing")
+        delays = own.uniform(-most[0], most[0]) + own.uniform(-most[1], most[1], count)
+        jitter = parameters.score_jitter_ms / 1000
+        strikes = np.maximum(times + own.uniform(-jitter, jitter, count), 0.0)
     laid = instrument.look.bars
     along = np.stack([np.sin(laid.angles), -np.cos(laid.angles)], 1) * laid.half_lengths[:, None]
     points = laid.centers[bars] + along[bars] * random.uniform(-0.2, 0.2, (count, 1))
     return Score(
-        times=times,
-        sound_times=np.maximum(times + delays, 0.0),
+        times=strikes,
+        sound_times=np.maximum(strikes + delays, 0.0),
         bars=bars,
         strengths=1.0 - parameters.strength_spread * random.uniform(size=count),
-        mallets=_choose_mallets(times, points, instrument.look.mallets),
+        mallets=_choose_mallets(strikes, points, instrument.look.mallets),
         points=points,
     )
 
@@ -128,7 +142,7 @@ def move(
     Frame n is exposed from n to n + 1 frames: a flash that starts within it is as bright there as
     the part of the exposure that it fills. So a frame shows what happens while it is on screen.
     """
-    random = random_generator(seed, performance.name, "motion")
+    random = random_generator(seed, performance.played, "motion")
     rate = parameters.frame_rate
     frames = round(parameters.performance_seconds * rate)
     opened = np.arange(frames) / rate

@@ -10,6 +10,7 @@ with U and V at half the resolution). Only the mallets are blended in frame by f
 """
 
 import itertools
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -98,7 +99,7 @@ def paint_scene(instrument: Instrument, parameters: Parameters, seed: int) -> Sc
     for distance, alpha, center in flashes:
         layers.append(parameters.flash * _flash(look, picture, distance, alpha, center))
     layers += [-down * OVERSAMPLING * cover[..., None] for cover in covers]
-    planes = _yuv420(np.stack([_shrink(layer) for layer in [picture, *layers]]))
+    planes = yuv420(np.stack([_shrink(layer) for layer in [picture, *layers]]))
     planes[0] += _yuv420_offset(width, height)
     light = np.array([-np.cos(look.light_angle), -np.sin(look.light_angle)])
     return Scene(
@@ -122,7 +123,7 @@ def _shrink(picture: np.ndarray) -> np.ndarray:
     return blocks.mean(axis=(1, 3)).reshape(h // OVERSAMPLING, w // OVERSAMPLING, channels)
 
 
-def _yuv420(pictures: np.ndarray) -> np.ndarray:
+def yuv420(pictures: np.ndarray) -> np.ndarray:
     """`[n, h, w, 3]` RGB -> `[n, h * w * 3 / 2]` planes Y, U, V without the offsets."""
     n, h, w, _ = pictures.shape
     yuv = pictures @ YUV_MATRIX.T
@@ -310,9 +311,12 @@ class Camera:
         performance: Performance,
         parameters: Parameters,
         seed: int,
+        lit: Callable[[np.ndarray], np.ndarray] | None = None,
     ):
+        """`lit` is what the room makes of frames; None leaves them as they are."""
         random = random_generator(seed, performance.name, "sensor")
         self.scene, self.motion, pixels = scene, motion, scene.still.size
+        self.lit = lit
         self.amounts = np.concatenate([motion.camera, motion.flash, motion.shift], 1)
         self.amounts = self.amounts.astype(np.float32)
         self.offsets = random.integers(NOISE_OFFSETS, size=len(self.amounts)).tolist()
@@ -329,6 +333,8 @@ class Camera:
         for frame, offset in enumerate(self.offsets[begin:end]):
             self._blend_mallets(values[frame], begin + frame)
             values[frame, :area] += self.noise[offset : offset + area]
+        if self.lit is not None:
+            values = self.lit(values)
         values += 0.5  # the conversion below cuts off
         np.clip(values, 16.0, 240.0, out=values)
         return values.astype(np.uint8).reshape(end - begin, -1, scene.width)

@@ -60,6 +60,13 @@ class Parameters:
       room_noise: root mean square of the noise in the sound; full scale is 1.
       performance_delay_ms: the largest delay of a performance's sound against its picture.
       event_delay_ms: the largest further delay of one strike. Delays are uniform, of either sign.
+      rooms: how many rooms there are; 0: no performance is in a room.
+      rooms_per_performance: in how many of them each performance is seen and heard, a file each.
+      room_light: a room's light, of full scale: the picture keeps 1 - 2 room_light of its contrast.
+      room_response_db: the largest loss of a room's frequency response in any band.
+      shared_scores: how many performances, of other instruments in turn, play one score.
+      score_jitter_ms: by how much each moves the strikes of a score that it shares, at most.
+      other_times: 1: the sound plays another score than the picture shows, so timing tells nothing.
     """
 
     training_instruments: int
@@ -92,6 +99,13 @@ class Parameters:
     room_noise: float = 0.004
     performance_delay_ms: float = 12.0
     event_delay_ms: float = 8.0
+    rooms: int = 0
+    rooms_per_performance: int = 1
+    room_light: float = 0.08
+    room_response_db: float = 18.0
+    shared_scores: int = 1
+    score_jitter_ms: float = 0.0
+    other_times: int = 0
 
     def __post_init__(self) -> None:
         """Raises `InputError` that names the parameter which cannot be rendered."""
@@ -106,6 +120,13 @@ class Parameters:
         ranges |= {"vibration_px": (0.0, 3.0), "width": (32, 512), "height": (32, 512)}
         ranges |= {"frame_rate": (5, 120), "audio_rate_hz": (8000, 48000)}
         ranges |= {"training_instruments": (1, 9999), "clip_seconds": (0.5, 600)}
+        ranges |= {"rooms": (0, 999), "rooms_per_performance": (1, max(self.rooms, 1))}
+        ranges |= {"room_light": (0.0, 0.2), "room_response_db": (0.0, 40.0)}
+        ranges |= {
+            "shared_scores": (1, 999),
+            "score_jitter_ms": (0.0, 200.0),
+            "other_times": (0, 1),
+        }
         for name, (least, most) in ranges.items():
             value = getattr(self, name)
             if not least <= value <= most or value == float("inf"):
@@ -160,7 +181,31 @@ PRESETS = {
         unseen_instruments=60,
         unseen_performances=180,
     ),
+    # Neither part of a clip is enough: timing and instrument leave 6 rooms, the room 85 clips.
+    "rooms": Parameters(
+        training_instruments=24,
+        training_performances=2,
+        validation_performances=4,
+        test_performances=10,
+        unseen_instruments=5,
+        unseen_performances=5,
+        rooms=12,
+        rooms_per_performance=6,
+    ),
+    # Six instruments play each score: timing alone leaves 6, the instrument alone 40 or so.
+    "mixed": Parameters(
+        training_instruments=24,
+        training_performances=3,
+        validation_performances=12,
+        test_performances=60,
+        unseen_instruments=10,
+        unseen_performances=30,
+        shared_scores=6,
+        score_jitter_ms=5.0,
+    ),
 }
+# The control of `rooms`: sound and picture share the instrument and the room, and no timing.
+PRESETS["static"] = replace(PRESETS["rooms"], other_times=1)
 
 
 def preset(name: str) -> Parameters:
@@ -206,16 +251,25 @@ class Performance:
       instrument: as `instrument_007`; the label of its clips.
       index: counts the performances of the instrument, whatever the split.
       split: one of `SPLITS`.
+      room: as `room_03`, where it is seen and heard; "" is nowhere.
+      shared_score: the score that it plays with others; "" is its own.
     """
 
     instrument: str
     index: int
     split: str
+    room: str = ""
+    shared_score: str = ""
+
+    @property
+    def played(self) -> str:
+        """As `instrument_007_02`: what is struck when comes from this name and the seed alone."""
+        return f"{self.instrument}_{self.index:02d}"
 
     @property
     def name(self) -> str:
-        """As `instrument_007_02`: its random numbers come from this name and the seed alone."""
-        return f"{self.instrument}_{self.index:02d}"
+        """The same with its room, `instrument_007_02_room_03`: of the file, and of its noise."""
+        return f"{self.played}_{self.room}" if self.room else self.played
 
     @property
     def file(self) -> str:
@@ -244,8 +298,20 @@ def performances(parameters: Parameters) -> list[Performance]:
             instrument = f"instrument_{first + number % instruments:03d}"
             index = played.get(instrument, 0)
             played[instrument] = index + 1
-            result.append(Performance(instrument, index, split))
+            group = number // parameters.shared_scores
+            score = f"{split}/score_{group:03d}" if parameters.shared_scores > 1 else ""
+            for room in _rooms_of(number, parameters):
+                result.append(Performance(instrument, index, split, room, score))
     return result
+
+
+def _rooms_of(number: int, parameters: Parameters) -> list[str]:
+    """The rooms of a split's performance: neighbours on a circle, another first one each time."""
+    if not parameters.rooms:
+        return [""]
+    first = number * (parameters.rooms // 2 + 1)
+    places = [(first + step) % parameters.rooms for step in range(parameters.rooms_per_performance)]
+    return [f"room_{place:02d}" for place in places]
 
 
 def clips(parameters: Parameters) -> list[dict[str, str]]:

@@ -29,6 +29,7 @@ from scav_jax.datasets.chimes.picture import Camera, Scene, paint_scene
 from scav_jax.datasets.chimes.presets import Parameters, Performance, clips, performances
 from scav_jax.datasets.chimes.presets import override as override_parameters
 from scav_jax.datasets.chimes.presets import preset as preset_parameters
+from scav_jax.datasets.chimes.room import make_room
 from scav_jax.datasets.chimes.sound import make_notes, play
 from scav_jax.datasets.chimes.video import encode
 
@@ -54,7 +55,7 @@ def render(
 
     Args:
       out: the folder; made if missing.
-      preset: "tiny", "demo" or "large".
+      preset: a key of `presets.PRESETS`: "tiny", "demo", "large", "rooms", "mixed" or "static".
       seed: everything random comes from it and the names of performances and instruments.
       workers: processes; by default one a core, fewer for little work. The bytes do not depend
         on it.
@@ -205,8 +206,13 @@ def render_performance(
     instrument, scene, notes = _build(performance.instrument, parameters, seed)
     score = compose(instrument, performance, parameters, seed)
     motion = move(instrument, performance, score, parameters, seed)
-    camera = Camera(scene, motion, performance, parameters, seed)
+    room = make_room(performance.room, parameters, seed) if performance.room else None
+    camera = Camera(scene, motion, performance, parameters, seed, room and room.lit)
+    if parameters.other_times:
+        score = compose(instrument, performance, parameters, seed, "what is heard")
     sound = play(instrument, notes, performance, score, parameters, seed)
+    if room is not None:
+        sound = room.heard(sound, parameters.audio_rate_hz)
     write_atomically(out / performance.file, encode(camera.frames, sound, parameters))
 
 

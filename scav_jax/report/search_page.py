@@ -148,13 +148,18 @@ def make_search(
             curve = match_curve(*model.distance, visual, audio, **steps)
         where = address(hit.source, float(hit.start), float(hit.end), KINDS)
         clip = Shown(hit.id, hit.source, float(hit.start), float(hit.end), hit.label or "", *where)
-        score = f"{score_name} {hit.score:.4g}"
-        if hit.static is not None:  # which part found it
-            score += f", dynamic {hit.dynamic:.3g}, static cosine {hit.static:.2f}"
-        results.append(Result(clip, hit.rank, score, curve))
+        results.append(Result(clip, hit.rank, _told(hit, score_name), curve))
     name, options = model.distance
     told = ", ".join(f"{key}={value}" for key, value in sorted(options.items()))
     return Search(asked, results, direction, f"{name} ({told})" if told else name)
+
+
+def _told(hit: Hit, score_name: str) -> str:
+    """A hit's score, and which part found it where a model learned two."""
+    score = f"{score_name} {hit.score:.4g}"
+    if hit.static is None:
+        return score
+    return f"{score}, dynamic {hit.dynamic:.3g}, static cosine {hit.static:.2f}"
 
 
 STYLE = """\

@@ -448,7 +448,7 @@ def test_a_linear_probe_leaves_the_towers_that_it_starts_from(probe, trained):
     """To the bit, in spite of weight decay; and it learns."""
     ours, theirs = parameters(probe / "whole"), parameters(trained / "run")
     towers = [name for name in theirs if name.startswith("['encoders']")]
-    assert len(towers) > 20
+    assert len(towers) > 10
     for name in towers:
         np.testing.assert_array_equal(ours[name], theirs[name], err_msg=name)
     assert {name for name in ours if name not in towers} == {

@@ -56,7 +56,6 @@ def set_up(config: Config) -> Setup:
     encoders, objective = build(config)
     validation = store.read(Path(data.path), data.validation_split)
     for split in (training, validation):
-        split.check_both_streams()
         _check_made_by(data.backbone, split)
         check_resampled(split.fingerprint, align=data.align, direction=encoders.pre_resample)
         objective.check(material(split, data.align))
@@ -73,7 +72,8 @@ def with_data(config: Config, training: store.Split) -> Config:
 
 
 def material(split: store.Split, align: str) -> Material:
-    """What an objective is told of the features that it is to train on."""
+    """What an objective is told of the features that it is to train on, which need both streams."""
+    split.check_both_streams()
     spans, lengths = (
         (split.visual_spans, split.audio_spans),
         (split.visual_lengths, split.audio_lengths),

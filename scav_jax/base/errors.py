@@ -42,6 +42,16 @@ def did_you_mean(word: str, known: "list[str] | tuple[str, ...]") -> str:
     return f" Did you mean {close[0]!r}?" if close else ""
 
 
+def check_one_of(where: str, value: object, known: Iterable[str]) -> None:
+    """Raises `InputError` for a word that is none of those known; `where` is what was set to it."""
+    known = list(known)
+    if value not in known:
+        raise InputError(
+            f"{where}: expected one of {', '.join(known)}, got {value!r}."
+            + did_you_mean(str(value), known)
+        )
+
+
 def listed(names: Sequence[str], most: int = 5) -> str:
     """The first few names, and how many more there are."""
     more = f" and {len(names) - most} more" if len(names) > most else ""

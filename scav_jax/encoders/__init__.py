@@ -7,7 +7,7 @@ patches      EquiAV's: a ViT over the patches of a picture, and one over those o
 
 import flax.linen as nn
 
-from scav_jax.base.errors import InputError, did_you_mean
+from scav_jax.base.errors import check_one_of
 from scav_jax.encoders.layers import Dropout, gelu
 from scav_jax.encoders.patches import PatchEncoders, PatchTower
 from scav_jax.encoders.sequential import GATE_WIDTH, Encoders, Tower
@@ -31,9 +31,5 @@ ENCODERS: dict[str, type[nn.Module]] = {"sequence": Encoders, "patches": PatchEn
 
 def find(name: str) -> type[nn.Module]:
     """The class of a kind of towers, a key of `ENCODERS`; `InputError` where there is none."""
-    if name not in ENCODERS:
-        raise InputError(
-            f"encoders.name: expected one of {', '.join(ENCODERS)}, got {name!r}."
-            + did_you_mean(name, list(ENCODERS))
-        )
+    check_one_of("encoders.name", name, ENCODERS)
     return ENCODERS[name]

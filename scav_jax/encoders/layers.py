@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Num
 
-from scav_jax.base.errors import InputError, did_you_mean
+from scav_jax.base.errors import check_one_of
 from scav_jax.sequences import AudioVisual
 
 LAYER_NORM_EPSILON = 1e-5  # torch's default, which the papers' codes inherit; flax has 1e-6
@@ -29,11 +29,7 @@ MATMUL_PRECISIONS = {
 
 def check_precision(precision: str) -> None:
     """Raises `InputError` for what is no key of `MATMUL_PRECISIONS`."""
-    if precision not in MATMUL_PRECISIONS:
-        raise InputError(
-            f"train.precision: expected one of {', '.join(MATMUL_PRECISIONS)}, "
-            f"got {precision!r}." + did_you_mean(precision, list(MATMUL_PRECISIONS))
-        )
+    check_one_of("train.precision", precision, MATMUL_PRECISIONS)
 
 
 def products_in(precision: str) -> dict[str, Any]:

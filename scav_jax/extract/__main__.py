@@ -106,7 +106,7 @@ def _add_work(work: argparse._ArgumentGroup) -> None:
 
 def check(options: argparse.Namespace) -> None:
     """Raises `InputError` for options that do not make sense, alone or together."""
-    from scav_jax.base.errors import did_you_mean
+    from scav_jax.base.errors import check_one_of
     from scav_jax.extract.program import ENGINES
 
     for name in ("videos", "out"):
@@ -116,11 +116,7 @@ def check(options: argparse.Namespace) -> None:
         value = getattr(options, name)
         if value is not None and value <= 0:
             raise InputError(f"--{name.replace('_', '-')}: expected more than 0, got {value:g}")
-    if options.engine not in ENGINES:
-        raise InputError(
-            f"--engine: expected one of {', '.join(ENGINES)}, got {options.engine!r}."
-            f"{did_you_mean(options.engine, ENGINES)}"
-        )
+    check_one_of("--engine", options.engine, ENGINES)
     if options.merge and options.shard_index is not None:
         raise InputError("--merge: expected no --shard-index, got one; merge joins all shards")
     both = options.merge or options.shard_index is not None

@@ -19,7 +19,7 @@ import grain
 import numpy as np
 from jaxtyping import Float, Int
 
-from scav_jax.base.errors import InputError, did_you_mean
+from scav_jax.base.errors import InputError, check_one_of
 from scav_jax.features.clip import (
     PIXELS_DTYPE,
     Clip,
@@ -197,16 +197,8 @@ def check_batch_size(
 
 
 def _check_options(align: str, buckets: int, dtype: str = "float32") -> None:
-    if dtype not in DTYPES:
-        raise InputError(
-            f"data.features: expected one of {', '.join(DTYPES)}, got {dtype!r}."
-            + did_you_mean(str(dtype), list(DTYPES))
-        )
-    if align not in ALIGNMENTS:
-        raise InputError(
-            f"align: expected one of {', '.join(ALIGNMENTS)}, got {align!r}."
-            + did_you_mean(str(align), ALIGNMENTS)
-        )
+    check_one_of("data.features", dtype, DTYPES)
+    check_one_of("align", align, ALIGNMENTS)
     if buckets < 1:
         raise InputError(f"buckets: expected at least 1, got {buckets}; 4 is a good start")
 

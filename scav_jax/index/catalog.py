@@ -32,7 +32,7 @@ from jaxtyping import Float, Int, UInt32
 
 from scav_jax.base.conditions import NUMBER, TEXT, as_sql
 from scav_jax.base.documents import read_object, unsealed, write_document
-from scav_jax.base.errors import OUR_FAULTS, InputError, did_you_mean
+from scav_jax.base.errors import OUR_FAULTS, InputError, check_one_of
 from scav_jax.base.files import full_disk_is_an_oserror
 from scav_jax.base.locks import only_one
 from scav_jax.base.names import is_text
@@ -187,11 +187,7 @@ def make_header(
     """A checked header."""
     name, options = distance
     find(name, options)
-    if storage not in STORAGES:
-        raise InputError(
-            f"storage: expected one of {', '.join(STORAGES)}, got {storage!r}."
-            + did_you_mean(str(storage), STORAGES)
-        )
+    check_one_of("storage", storage, STORAGES)
     if "resample" in option_names(name):
         options = {"resample": RESAMPLINGS[0], **options}
     # How the training multiplied is no business of the index: it has a storage of its own.

@@ -24,7 +24,7 @@ import numpy as np
 from jaxtyping import Array, Float, PyTree
 
 from scav_jax import sharding
-from scav_jax.base.errors import InputError, did_you_mean
+from scav_jax.base.errors import InputError, check_one_of
 from scav_jax.encoders.layers import LAYER_NORM_EPSILON
 from scav_jax.objectives.objective import (
     LOSS_OPERATIONS,
@@ -86,11 +86,7 @@ class Classification(OfPixels):
     def __post_init__(self):
         super().__post_init__()
         for name, known in (("streams", SEEN), ("towers", TOWERS)):
-            if getattr(self, name) not in known:
-                raise InputError(
-                    f"objective.{name}: expected one of {', '.join(known)}, got "
-                    f"{getattr(self, name)!r}.{did_you_mean(str(getattr(self, name)), known)}"
-                )
+            check_one_of(f"objective.{name}", getattr(self, name), known)
         if len(set(self.classes)) < len(self.classes):
             raise InputError(f"objective.classes: expected each once, got {self.classes}")
         if not 0 <= self.mixup <= 1:

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree
 
-from scav_jax.base.errors import InputError, did_you_mean
+from scav_jax.base.errors import check_one_of
 
 FIRST_BATCHES = 10
 WORDS = {
@@ -23,11 +23,7 @@ WORDS = {
 
 def check(normalize: str) -> None:
     """Raises `InputError` for what is no key of `WORDS`."""
-    if normalize not in WORDS:
-        raise InputError(
-            f"objective.normalize: expected one of {', '.join(WORDS)}, got {normalize!r}."
-            + did_you_mean(str(normalize), list(WORDS))
-        )
+    check_one_of("objective.normalize", normalize, WORDS)
 
 
 def memory(normalize: str) -> PyTree:

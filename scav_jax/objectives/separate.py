@@ -22,7 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, PyTree
 
-from scav_jax.base.errors import InputError, did_you_mean
+from scav_jax.base.errors import InputError, check_one_of
 from scav_jax.distances.static import SUFFIX
 from scav_jax.encoders.sequential import STREAMS, Encoders, gelu, wide
 from scav_jax.objectives import scale
@@ -101,11 +101,7 @@ class Separate(Objective):
     def __post_init__(self):
         super().__post_init__()
         for name, known in (("statics", STATICS), ("dynamic", DYNAMICS), ("branch", BRANCHES)):
-            if (got := getattr(self, name)) not in known:
-                raise InputError(
-                    f"objective.{name}: expected one of {', '.join(known)}, got {got!r}."
-                    + did_you_mean(str(got), known)
-                )
+            check_one_of(f"objective.{name}", getattr(self, name), known)
         scale.check(self.normalize)
         least = {"dynamic_loss": 0, "static_loss": 0, "static_weight": 0, "branch_hidden": 1}
         least |= {"branch_width": 1, "branch_blocks": 0, "branch_heads": 1}

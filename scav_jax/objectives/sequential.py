@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, PyTree
 
 from scav_jax import sharding
-from scav_jax.base.errors import InputError, did_you_mean
+from scav_jax.base.errors import check_one_of
 from scav_jax.distances import pairwise, pairwise_with_aux
 from scav_jax.objectives import scale
 from scav_jax.objectives.contrastive import aggregation_loss, sequence_loss
@@ -52,11 +52,7 @@ class Sequential(Objective):
 
     def __post_init__(self):
         super().__post_init__()
-        if self.name not in TITLES:
-            raise InputError(
-                f"objective.name: expected one of {', '.join(TITLES)}, got {self.name!r}."
-                + did_you_mean(self.name, list(TITLES))
-            )
+        check_one_of("objective.name", self.name, TITLES)
         scale.check(self.normalize)
 
     @property

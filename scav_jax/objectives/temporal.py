@@ -19,7 +19,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree
 
 from scav_jax import views
-from scav_jax.base.errors import InputError, did_you_mean
+from scav_jax.base.errors import InputError, check_one_of
 from scav_jax.objectives.contrastive import unit
 from scav_jax.objectives.objective import (
     FLOAT,
@@ -370,11 +370,7 @@ def _check_options(o: Temporal) -> None:
         if not getattr(o, name) > 0:
             raise InputError(f"objective.{name}: expected more than 0, got {getattr(o, name)}")
     for name, known in (("nn_space", SPACES), ("control", CONTROLS)):
-        if getattr(o, name) not in known:
-            raise InputError(
-                f"objective.{name}: expected one of {', '.join(known)}, got {getattr(o, name)!r}."
-                + did_you_mean(str(getattr(o, name)), known)
-            )
+        check_one_of(f"objective.{name}", getattr(o, name), known)
     if o.queue and o.positives + o.negatives > o.queue:
         raise InputError(
             f"objective.queue: expected at least positives + negatives = "

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from scav_jax.base.commands import ConfigParser
-from scav_jax.base.errors import InputError, did_you_mean, run_program
+from scav_jax.base.errors import InputError, check_one_of, run_program
 from scav_jax.plan.devices import DEVICES, EFFICIENCY, TERA, Device
 
 
@@ -30,11 +30,7 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
 def _device(arguments: argparse.Namespace) -> Device:
     from scav_jax.plan import estimate
 
-    if arguments.device not in DEVICES:
-        raise InputError(
-            f"--device: expected one of {', '.join(DEVICES)}, got {arguments.device!r}."
-            + did_you_mean(arguments.device, list(DEVICES))
-        )
+    check_one_of("--device", arguments.device, DEVICES)
     device = DEVICES[arguments.device]
     if arguments.memory:
         device = device._replace(memory=estimate.bytes_of(arguments.memory))

@@ -119,9 +119,9 @@ def _with_classes(config: Config) -> Config:
     data = config.data
     if not (Path(data.path) / store.ABOUT).is_file():
         return config.replace(objective={"classes": tuple(map(str, range(PAPER_CLASSES)))})
-    split = store.read(Path(data.path), data.train_split)
-    config = with_data(config, split)
-    build(config)[1].check(material(split, data.align))
+    told = material(store.read(Path(data.path), data.train_split), data.align)
+    config = with_data(config, told)
+    build(config)[1].check(told)
     return config
 
 

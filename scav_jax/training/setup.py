@@ -52,22 +52,23 @@ def set_up(config: Config) -> Setup:
     data = config.data
     build(config)  # what is wrong with the config itself is said before data are read
     training = store.read(Path(data.path), data.train_split)
-    config = with_data(config, training)
+    told = material(training, data.align)
+    config = with_data(config, told)
     encoders, objective = build(config)
     validation = store.read(Path(data.path), data.validation_split)
-    for split in (training, validation):
+    for split, of_split in ((training, told), (validation, material(validation, data.align))):
         _check_made_by(data.backbone, split)
         check_resampled(split.fingerprint, align=data.align, direction=encoders.pre_resample)
-        objective.check(material(split, data.align))
+        objective.check(of_split)
     setup = Setup(config, encoders, objective, training, validation)
     # Sizes that do not fit fail here.
     parameter_shapes(training_encoders(setup), objective, widths(setup))
     return setup
 
 
-def with_data(config: Config, training: store.Split) -> Config:
+def with_data(config: Config, training: Material) -> Config:
     """The config with what its objective takes from the training clips, as their classes."""
-    found = build(config)[1].from_data(material(training, config.data.align))
+    found = build(config)[1].from_data(training)
     return config.replace(objective=found) if found else config
 
 

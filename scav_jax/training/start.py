@@ -27,7 +27,7 @@ from scav_jax.training.runs import (
     parameter_shapes,
     read_config,
 )
-from scav_jax.training.setup import Setup
+from scav_jax.training.setup import Setup, widths
 
 TOWERS = "encoders"
 
@@ -126,8 +126,7 @@ def _check_backbone(source: str, config: dict, setup: Setup) -> None:
 
 def _check_towers(source: str, params: dict[str, np.ndarray], setup: Setup) -> None:
     """Raises `InputError` naming the first parameter of the towers that differs."""
-    widths = {"visual": setup.training.visual_width, "audio": setup.training.audio_width}
-    shapes = parameter_shapes(setup.encoders, setup.objective, widths)
+    shapes = parameter_shapes(setup.encoders, setup.objective, widths(setup))
     ours = {name: leaf.shape for name, leaf in flatten_dict(shapes, sep="/").items()}
     theirs = {name: value.shape for name, value in params.items()}
     towers = sorted(name for name in ours | theirs if name.startswith(f"{TOWERS}/"))

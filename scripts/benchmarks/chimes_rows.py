@@ -7,11 +7,14 @@ all rows. The data set is rendered and ours: so are the figures.
 
     python scripts/benchmarks/chimes_rows.py --table ablations
     python scripts/benchmarks/chimes_rows.py --table distances
+    python scripts/benchmarks/chimes_rows.py --table parts --data data/chimes-rooms/features \
+        --out runs/rows-rooms
 
-Finished runs are kept and reused, so the command resumes. At last `TIMED_STEPS` steps of each row
-are timed, one after the other, on the machine as it is. Prints a table of docs/results.md, writes
-`OUT/<table>.json`. On two CPU cores, a run takes 80 s with the Euclidean distance and 5 min with
-the others.
+`parts` sets what was learned apart (docs/separate.md) beside the paper's recipe; `--steps` trains
+all rows longer, `--out` must be another then. Finished runs are kept and reused, so the command
+resumes. At last `TIMED_STEPS` steps of each row are timed, one after the other, on the machine as
+it is. Prints a table of docs/results.md, writes `OUT/<table>.json`. On two CPU cores, a run takes
+80 s with the Euclidean distance and 5 min with the others.
 """
 
 import argparse
@@ -19,12 +22,14 @@ import json
 import sys
 import tempfile
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
 from scav_jax import metrics, retrieve
 from scav_jax.base.errors import run_program
 from scav_jax.base.files import ids_sha256, write_json
+from scav_jax.evaluate.parts import of_both
 from scav_jax.features import store
 from scav_jax.retrieval import embed
 from scav_jax.train.loop import train
@@ -41,6 +46,8 @@ ROWS = {
     "SCAV, resampled after the towers": "configs/table1/scav_post_v2a.py:demo",
     "SCAV, soft-DTW": "configs/table1/scav_dtw.py:demo",
     "SCAV, Wasserstein": "configs/table1/scav_wass.py:demo",
+    "SCAV, features less their mean": "configs/separate/demo.py:centred",
+    "separate": "configs/separate/demo.py:separate",
 }
 TABLES = {
     "ablations": ("SCAV", "CAV", "SCAV, no z-score", "SCAV, lambda 0.07"),
@@ -50,8 +57,12 @@ TABLES = {
         "SCAV, soft-DTW",
         "SCAV, Wasserstein",
     ),
+    "parts": ("SCAV", "SCAV, features less their mean", "separate"),
     "all": tuple(ROWS),
 }
+METHODS = ("aggregation", "sequence", "hybrid 100", "first stage @100")
+# Of rows whose parts were learned apart, aggregation is the static one and sequence their sum.
+METHODS_OF_PARTS = ("aggregation", "dynamic part", "sequence")
 TIMED_STEPS = 60
 LEARNING_RATES = (1e-3, 2e-3)  # where the search for a row's learning rate starts
 KS = (1, 10, 100)
@@ -66,11 +77,19 @@ def folder(out: Path, row: str, rate: float, seed: int) -> Path:
     return out / f"{name}-lr{rate:g}-seed{seed}"
 
 
-def trained(out: Path, row: str, data: str, rate: float, seed: int) -> Path:
-    """The directory of a finished run of a row, trained now if it is not there."""
-    changes = {"seed": seed, "data.path": data, "optimizer.learning_rate": rate}
-    title = f"{row}, learning rate {rate:g}, seed {seed}"
-    return finished(folder(out, row, rate, seed), title, ROWS[row], changes)
+class Rows(NamedTuple):
+    """Where the runs of all rows are, and what they share: the data set and how long they train."""
+
+    out: Path
+    data: str
+    steps: int | None
+
+    def trained(self, row: str, rate: float, seed: int) -> Path:
+        """The directory of a finished run of a row, trained now if it is not there."""
+        changes = {"seed": seed, "data.path": self.data, "optimizer.learning_rate": rate}
+        changes |= {} if self.steps is None else {"train.steps": self.steps}
+        title = f"{row}, learning rate {rate:g}, seed {seed}"
+        return finished(folder(self.out, row, rate, seed), title, ROWS[row], changes)
 
 
 def finished(workdir: Path, title: str, config: str, changes: dict) -> Path:
@@ -89,11 +108,11 @@ def validation_score(workdir: Path) -> float:
     return run.objective.score(next(x for x in lines if x["kind"] == "averaged"))
 
 
-def validation_scores(out: Path, row: str, data: str) -> dict[float, float]:
+def validation_scores(rows: Rows, row: str) -> dict[float, float]:
     """The score of every learning rate that was tried, ascending; the best is not at an end."""
 
     def tried(rate: float) -> float:
-        return validation_score(trained(out, row, data, rate, 0))
+        return validation_score(rows.trained(row, rate, 0))
 
     scores = {rate: tried(rate) for rate in LEARNING_RATES}
     while True:
@@ -111,6 +130,7 @@ def evaluated(workdir: Path, data: str, split_name: str) -> dict:
     embedded = embed.embed(run, split)
     ranks_by = run.objective.ranks_by()
     similarities, distances = embed.all_against_all(embedded, *ranks_by)
+    dynamic = of_both(embedded, *ranks_by)
     ks = [k for k in KS if k < len(split)] + [len(split)]
     result = {}
     for direction in retrieve.DIRECTIONS:
@@ -124,6 +144,7 @@ def evaluated(workdir: Path, data: str, split_name: str) -> dict:
             "sequence": metrics.recall_at_k(by_sequence, 1),
             **{f"hybrid {k}": metrics.recall_at_k(h, 1) for k, h in zip(ks, hybrid, strict=True)},
             "first stage @100": metrics.recall_at_k(by_aggregation, min(100, len(split))),
+            **{part.label: metrics.recall_at_k(part.ranks(direction), 1) for part in dynamic},
         }
     return {"clips": len(split), "ids": ids_sha256(split.ids), "recall": result}
 
@@ -152,15 +173,16 @@ def interval(values: list[float]) -> str:
     return f"{mean:5.1f} ± {half:.1f}"
 
 
-def table(results: dict, split: str) -> str:
-    """One line a row: mean and interval over seeds of R@1, A->V and V->A."""
-    methods = ("aggregation", "sequence", "hybrid 100", "first stage @100")
+def table(results: dict, split: str, methods: tuple[str, ...]) -> str:
+    """One line a row: mean and interval over seeds of R@1, A->V and V->A; "" where it has none."""
     head = ["row (lr)", *(f"{m} {way}" for m in methods for way in ("A→V", "V→A")), "ms/step"]
     lines = ["| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
     for row, entry in results.items():
         runs = entry["splits"][split]
         cells = [
             interval([run["recall"][direction][method] for run in runs])
+            if method in runs[0]["recall"][direction]
+            else ""
             for method in methods
             for direction in ("a2v", "v2a")
         ]
@@ -175,15 +197,14 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("runs/rows"))
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--table", default="ablations", choices=list(TABLES))
+    parser.add_argument("--steps", type=int, help="of every row; without it the config's own")
     arguments = parser.parse_args()
+    rows = Rows(arguments.out, arguments.data, arguments.steps)
     results = {}
     for row in TABLES[arguments.table]:
-        scores = validation_scores(arguments.out, row, arguments.data)
+        scores = validation_scores(rows, row)
         rate = max(scores, key=scores.get)
-        runs = [
-            trained(arguments.out, row, arguments.data, rate, seed)
-            for seed in range(arguments.seeds)
-        ]
+        runs = [rows.trained(row, rate, seed) for seed in range(arguments.seeds)]
         results[row] = {
             "learning_rate": rate,
             "validation_scores": {f"{r:g}": s for r, s in scores.items()},
@@ -196,11 +217,12 @@ def main() -> None:
     for row, entry in results.items():
         entry["seconds_per_step"] = seconds_per_step(row, arguments.data)
     write_json(arguments.out / f"{arguments.table}.json", results)
+    methods = METHODS_OF_PARTS if arguments.table == "parts" else METHODS
     for split in ("test", "unseen_instruments"):
         first = next(iter(results.values()))["splits"][split][0]
         print(f"\n{split}: {first['clips']} clips, id list {first['ids'][:12]}, R@1 in %,")
         print(f"mean and 95 % t-interval over {arguments.seeds} seeds; rendered data, ours\n")
-        print(table(results, split))
+        print(table(results, split, methods))
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """Inspection: counts, faults with their reasons, duplicates and leaks, the page."""
 
 import json
+import re
 import shutil
 from dataclasses import replace
 from html.parser import HTMLParser
@@ -343,3 +344,29 @@ def test_wrong_calls_are_one_line(data, tmp_path):
     ]:
         with pytest.raises(InputError, match=message):
             program.main([str(argument) for argument in arguments])
+
+
+# ---- scav doctor -------------------------------------------------------------------------------
+
+
+def test_doctor_names_what_is_missing_and_nobody(monkeypatch, tmp_path, capsys):
+    from importlib import metadata
+
+    from scav_jax.inspect import doctor
+
+    required = ["numpy>=2", "pillow>=9999", "no-such-package>=1", 'absent-too>=1; extra == "web"']
+    required += ['pytest>=1; extra == "ray"', 'absent-three>=1; extra == "ray"']
+    monkeypatch.setattr(metadata, "requires", lambda _: required)
+    monkeypatch.setattr(doctor.Path, "home", lambda: tmp_path)
+    monkeypatch.chdir(tmp_path)
+    assert doctor.main(["--quick", "--weights", f"clip={tmp_path / 'none'}"]) == 1
+    told = capsys.readouterr().out
+    assert re.search(r"^numpy +[\d.]+$", told, re.M)
+    assert re.search(r"^pillow +[\d.]+ +EXPECTED >=9999$", told, re.M)
+    assert re.search(r"^no-such-package +MISSING: no-such-package>=1$", told, re.M)
+    assert re.search(r"^\[web\] +not installed: absent-too$", told, re.M)  # an extra may be absent
+    assert re.search(r"^absent-three +MISSING", told, re.M)  # but not half of it
+    assert "h264" in told and "libavcodec" in told and "GiB free in ~" in told
+    assert str(tmp_path) not in told
+    last = told.splitlines()[-1]
+    assert last == "4 to look at: pillow, no-such-package, absent-three, clip"

@@ -27,8 +27,12 @@ PROGRAMS = {  # in the order of the work
     "index": "an index of one's own videos: build, add, delete, compact, info, tune",
     "search": "a sound or a video -> ranked clips of an index",
     "web": "a local page to search with",
+    "doctor": "what this machine has, and what is wrong with it, for a report of a fault",
 }
-LIES_IN = {"weights": "export.weights"}  # where a program's module has another name
+LIES_IN = {
+    "weights": "export.weights",
+    "doctor": "inspect.doctor",
+}  # where a program's module has another name
 USAGE = """\
 --config NAME_OR_FILE[:VARIANT], for example demo, vggsound:v100_4096 or mine.py. Any key of it can
 be set with --config.SECTION.KEY=VALUE, for example --config.train.steps=100; `--config FILE --help`

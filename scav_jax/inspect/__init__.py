@@ -4,6 +4,7 @@ findings   one clip's facts; the document of all: counts, lengths, faults, dupli
 features   the clips of a data set, read
 videos     the clips of a folder, decoded
 page       the document as text for a terminal and as one HTML page
+doctor     what this machine has for the project, and what is wrong with it
 
-`python -m scav_jax.inspect DATA`, `python -m scav_jax.inspect --videos DIR`.
+`scav inspect DATA`, `scav inspect --videos DIR`, `scav doctor`.
 """

@@ -1,10 +1,13 @@
 """What a run writes while it trains."""
 
 import json
+import sys
 
 import numpy as np
 import pytest
 
+from scav_jax.base.errors import InputError
+from scav_jax.training.config import Train
 from scav_jax.training.records import Meter, Records
 
 
@@ -27,6 +30,42 @@ def test_what_came_after_the_resumed_step_is_cut_off(tmp_path):
         (10, 0.1),
         (15, 9.0),
     ]
+
+
+class Package:
+    """A tracker as wandb and trackio are, which keeps what it is told."""
+
+    def __init__(self):
+        self.begun, self.told, self.finished = None, [], False
+
+    def init(self, **about):
+        self.begun = about
+        return self
+
+    def log(self, values, step):
+        self.told.append((step, values))
+
+    def finish(self):
+        self.finished = True
+
+
+def test_another_tracker_is_told_every_line_and_one_that_is_absent_is_named(tmp_path, monkeypatch):
+    (tmp_path / "mine").mkdir()
+    package = Package()
+    monkeypatch.setitem(sys.modules, "wandb", package)
+    records = Records(tmp_path / "mine", 0, told="wandb", about={"seed": 3})
+    records.write("train", 5, {"loss": 0.5})
+    records.close()
+    assert package.told == [(5, {"train/loss": 0.5})] and package.finished
+    # Found again after an interruption.
+    assert package.begun["id"] == "mine" and package.begun["resume"] == "allow"
+    assert package.begun["config"] == {"seed": 3}
+    assert not (tmp_path / "mine" / "tensorboard").exists()
+    monkeypatch.setitem(sys.modules, "trackio", None)
+    with pytest.raises(InputError, match=r"trackio: the package is not installed: `pip install"):
+        Records(tmp_path / "mine", 0, told="trackio")
+    with pytest.raises(InputError, match=r"train\.tracker: .* Did you mean 'wandb'"):
+        Train(tracker="wandbb")
 
 
 def test_the_meter_averages_and_keeps_the_latest_counter():

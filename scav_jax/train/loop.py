@@ -77,7 +77,9 @@ def _train(
     meter = Meter(setup.data.batch_size, in_flight=min(setup.data.prefetch, 1))
     state, first = _start_or_resume(setup, optimizer, mesh, checkpoints, start, batches, meter)
     step_function = _step_on(mesh, setup, optimizer, state)
-    records = Records(workdir, first) if processes.is_first() else NoRecords()
+    records = NoRecords()
+    if processes.is_first():
+        records = Records(workdir, first, told=settings.tracker, about=resolved)
     run = identity(resolved)
     slow_input = InputWarning(setup.data.read_threads)
     trace = Trace(workdir, profiling.steps_of(settings.profile, settings.steps))

@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import Any
 
 from scav_jax import distances, encoders, objectives
-from scav_jax.base.errors import InputError, did_you_mean
+from scav_jax.base.errors import InputError, check_one_of, did_you_mean
 from scav_jax.optimizer import make_optimizer
 
 # ---- the tree ------------------------------------------------------------------------------
@@ -63,6 +63,9 @@ class Data:
     backbone: str = ""
 
 
+TRACKERS = ("none", "tensorboard", "wandb", "trackio")  # those of `training.records`
+
+
 @dataclass(frozen=True)
 class Train:
     """The `train` section: how long, how often, on what.
@@ -87,6 +90,8 @@ class Train:
       precision: of the towers' products, see `Encoders`: "float32", "tensorfloat32", "bfloat16".
         Validation and evaluation are in float32 always.
       shard_optimizer, shard_params: cut over the devices instead of whole on each.
+      tracker: who is told each line of metrics.jsonl too: "none", "tensorboard" (WORKDIR/
+        tensorboard), "wandb" or "trackio" (where it is installed).
     """
 
     steps: int = 250_000
@@ -105,12 +110,14 @@ class Train:
     precision: str = "float32"
     shard_optimizer: bool = False
     shard_params: bool = False
+    tracker: str = "tensorboard"
 
     def __post_init__(self):
         at_least_1 = ("steps", "log_every", "validate_every", "max_skipped_in_row")
         for name in (*at_least_1, "distance_memory_bytes"):
             if getattr(self, name) < 1:
                 raise InputError(f"train.{name}: expected at least 1, got {getattr(self, name)}")
+        check_one_of("train.tracker", self.tracker, TRACKERS)
         if self.preemption_deadline_s <= 0:
             raise InputError(
                 f"train.preemption_deadline_s: expected more than 0, "

@@ -1,6 +1,7 @@
-"""What a run writes while it trains: `metrics.jsonl`, TensorBoard, and the rates between lines."""
+"""What a run writes while it trains: `metrics.jsonl`, a tracker, and the rates between lines."""
 
 import contextlib
+import importlib
 import json
 import math
 import os
@@ -11,22 +12,66 @@ import time
 import weakref
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
-from tensorboardX import SummaryWriter
 
 from scav_jax.base.documents import parse_json, regular_file
+from scav_jax.base.errors import InputError
 from scav_jax.base.files import write_atomically
+from scav_jax.training.config import TRACKERS
 
 METRICS_FILE = "metrics.jsonl"
 MOST_LINE_BYTES, MOST_STEPS = 2**20, 2**53
 
 
-class Records:
-    """`metrics.jsonl` and TensorBoard; after a resume, what came later is cut off."""
+class TensorBoard:
+    """WORKDIR/tensorboard; what came after the step that a run resumes at is not shown."""
 
-    def __init__(self, workdir: Path, resumed_at: int):
+    def __init__(self, workdir: Path, resumed_at: int, about: dict):
+        from tensorboardX import SummaryWriter
+
+        self._writer = SummaryWriter(str(workdir / "tensorboard"), purge_step=resumed_at + 1)
+
+    def log(self, values: dict[str, float], step: int) -> None:
+        for name, value in values.items():
+            self._writer.add_scalar(name, value, step)
+
+    def finish(self) -> None:
+        self._writer.close()
+
+
+def tracker(name: str, workdir: Path, resumed_at: int, about: dict) -> Any:
+    """What has `log(values, step)` and `finish()`; `about` is shown beside the run, its config.
+
+    A run of wandb or trackio is found again by the name of its directory after an interruption.
+
+    Raises:
+      InputError: the package is not installed.
+    """
+    if name == "tensorboard":
+        return TensorBoard(workdir, resumed_at, about)
+    try:
+        package = importlib.import_module(name)
+    except ModuleNotFoundError:
+        raise InputError(
+            f"--config.train.tracker={name}: the package is not installed: `pip install {name}`, "
+            f"or one of {', '.join(TRACKERS)}"
+        ) from None
+    kept = {"id": workdir.resolve().name, "dir": str(workdir)} if name == "wandb" else {}
+    return package.init(
+        project="scav_jax", name=workdir.resolve().name, config=about, resume="allow", **kept
+    )
+
+
+class Records:
+    """`metrics.jsonl` and a tracker; after a resume, what came later is cut off."""
+
+    def __init__(
+        self, workdir: Path, resumed_at: int, *, told: str = "none", about: dict | None = None
+    ):
+        self._told = None if told == "none" else tracker(told, workdir, resumed_at, about or {})
         path = workdir / METRICS_FILE
         kept, left_out = _records_until(path, resumed_at)
         if left_out:
@@ -35,17 +80,17 @@ class Records:
             print(f"{said}{more}: left out, the run goes on", file=sys.stderr)
         write_atomically(path, b"".join(kept))
         self._file = open(path, "a", encoding="utf-8")  # noqa: SIM115
-        self._board = SummaryWriter(str(workdir / "tensorboard"), purge_step=resumed_at + 1)
 
     def write(self, kind: str, step: int, values: dict[str, float]) -> None:
         self._file.write(json.dumps({"kind": kind, "step": step, **values}) + "\n")
         self._file.flush()
-        for name, value in values.items():
-            self._board.add_scalar(f"{kind}/{name}", value, step)
+        if self._told is not None:
+            self._told.log({f"{kind}/{name}": value for name, value in values.items()}, step=step)
 
     def close(self) -> None:
         self._file.close()
-        self._board.close()
+        if self._told is not None:
+            self._told.finish()
 
 
 class NoRecords:

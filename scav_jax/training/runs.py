@@ -43,7 +43,7 @@ AVERAGED = "averaged"
 # Where and how fast a run is computed, and where things lie; all else is what is computed.
 MAY_CHANGE = (
     *("train.devices", "train.distance_memory_bytes", "train.preemption_deadline_s"),
-    *("data.read_threads", "data.path", "train.init_from"),
+    *("data.read_threads", "data.path", "train.init_from", "train.tracker"),
 )
 MEND = (
     "bring it back from a copy; or delete it and give the same `scav train` command again: its "

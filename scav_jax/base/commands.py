@@ -14,7 +14,7 @@ from scav_jax.base.errors import InputError, did_you_mean
 
 PROGRAMS = {  # in the order of the work
     "datasets chimes": "render videos of struck bars: data to try everything on",
-    "datasets": "lists of the clips of VGGSound and MUSIC; smaller copies of features",
+    "datasets": "lists of the clips of VGGSound and MUSIC; others' features; smaller copies",
     "extract": "videos -> features",
     "extract backbones": "released weights -> safetensors, which open at once",
     "inspect": "what is in features or videos, and what is wrong with it",

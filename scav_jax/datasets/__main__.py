@@ -1,6 +1,7 @@
-"""`scav datasets vggsound|music|resample`: lists of clips, and smaller copies.
+"""`scav datasets vggsound|music|import|resample`: lists of clips, others' features, smaller copies.
 
 vggsound, music   a published list and a folder -> the list that `scav extract --clips` takes
+import            features that others have extracted -> a data set of features
 resample          features on disk -> a copy whose visual steps lie at the audio steps
 """
 
@@ -21,7 +22,7 @@ BEATS_FILE = "BEATs_iter3_plus_AS2M_finetuned_on_AS2M_cpt2.pt"
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = Parser(prog="scav datasets", description=__doc__)
-    programs = parser.add_subparsers(required=True, metavar="vggsound|music|resample")
+    programs = parser.add_subparsers(required=True, metavar="vggsound|music|import|resample")
     one = programs.add_parser("vggsound", help="VGGSound from its lists and a folder of clips")
     one.add_argument(
         "lists", nargs="+", metavar="LIST", help="vggsound.csv, or train=LIST test=LIST"
@@ -34,6 +35,12 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     _list_options(one, music.VALIDATION_VIDEOS, "videos")
     one.add_argument("--test", type=_count, default=music.TEST_VIDEOS, help="videos to test on")
     one.set_defaults(program=build_music)
+    one = programs.add_parser("import", help="others' features, by a manifest (CSV)")
+    one.add_argument("manifest", type=Path, metavar="MANIFEST", help="see docs/data.md")
+    one.add_argument("--out", type=Path, required=True, help="the data set to write")
+    one.add_argument("--name", required=True, help="what made the features, as in vggish+dino")
+    one.add_argument("--sources", default="", help="the folder that sources are relative to")
+    one.set_defaults(program=import_features)
     one = programs.add_parser("resample", help="a copy with the visual steps at the audio steps")
     one.add_argument("data", type=Path, metavar="DATA", help="a data set of features")
     one.add_argument("--out", type=Path, required=True, help="the copy")
@@ -117,6 +124,31 @@ def build_music(options: argparse.Namespace) -> None:
     clip_lists.write_clips(options.out, wanted, located)
     _say_written(options.out, wanted, located)
     print(f"next: {_extract(options)} --clip-seconds {length}")
+
+
+def import_features(options: argparse.Namespace) -> None:
+    from scav_jax.datasets.imported import read_manifest
+    from scav_jax.features import store
+
+    imported = read_manifest(options.manifest)
+    store.write(
+        imported.clips(),
+        options.out,
+        fingerprint=imported.fingerprint(options.name),
+        videos=options.sources,
+        rejected=imported.rejected,
+        name="imported",
+        manifest=imported.sha256,
+    )
+    counts = store.splits(options.out)
+    print(f"{options.out}: {sum(counts.values()):,} clips {counts} of {options.name}")
+    if imported.rejected:
+        first = imported.rejected[0]
+        print(
+            f"{len(imported.rejected):,} could not be used, see {options.out}/rejected.csv; the "
+            f"first: {first['id']}: {first['reason']}"
+        )
+    print(f"next: scav train --config demo --config.data.path={options.out} --workdir RUN")
 
 
 def resample(options: argparse.Namespace) -> None:

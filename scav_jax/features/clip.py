@@ -18,6 +18,7 @@ FORMAT_VERSION = 3
 STREAMS = ("visual", "audio")  # as in `sequences`, which needs jax; workers do without
 STORED_DTYPE = np.float16
 PIXELS_DTYPE = np.uint8  # of a stream of pictures as they are
+IMPORTED = "imported"  # key of a backbone's fingerprint: nothing here can make such features
 DIFFERENCES_SHOWN = 6
 Window = tuple[float, float]  # (begin, extent) in steps, see `sequences.Sequences.windows`
 FINITE_PIECE = 2**15

@@ -29,7 +29,7 @@ from scav_jax.extract.backbones.clip_visual import ClipVisual
 from scav_jax.extract.backbones.pixels import PixelsAudio, PixelsVisual
 from scav_jax.extract.backbones.plain import ColoursVisual, PlainAudio, PlainVisual
 from scav_jax.extract.backbones.sides import Audio, NoAudio, NoVisual, Side, Visual
-from scav_jax.features.clip import FORMAT_VERSION
+from scav_jax.features.clip import FORMAT_VERSION, IMPORTED
 
 VISUAL: dict[str, type[Visual]] = {
     "clip": ClipVisual,
@@ -257,8 +257,14 @@ def from_fingerprint(
         with models, and models from anywhere: a path that only a fingerprint names is not imported.
 
     Raises:
-      InputError: a dotted path that nobody named, weights that are missing.
+      InputError: a dotted path that nobody named, weights that are missing, features that were
+        imported.
     """
+    if IMPORTED in about:
+        raise InputError(
+            f"backbone {about['name']}: its features were imported, nothing here can make them of "
+            "files; embed and index a data set of them (`scav index build --data DATA`)"
+        )
     weights = dict(weights or {})
     sides = {stream: about[stream] for stream in SIDES}
     for name in [side["name"] for side in sides.values()]:

@@ -1,0 +1,373 @@
+"""Others' features -> a data set: `scav datasets import MANIFEST.csv --out DATA --name NAME`.
+
+A row of the manifest is a clip:
+
+    id, split      the split is `all` where it is left out
+    visual, audio  where its array `[steps, width]` lies, relative to the manifest; one of them may
+                   be left out, in all rows
+    seconds        what the steps of both cover evenly, from the clip's start; or, where the streams
+                   differ, visual_begin, visual_end, audio_begin, audio_end
+    label, source, start, end   as of `scav extract`; source is the id where it is left out
+
+An array lies in a `.npy` file, in `FILE.npz:NAME`, in a WebDataset shard `SHARD.tar:MEMBER.npy`, or
+in `FILE.h5:DATASET` (with the extra `hdf5`). Nothing is executed: arrays of objects are refused. A
+clip whose array cannot be used stands in DATA/rejected.csv with the reason, and the rest goes on.
+"""
+
+import csv
+import hashlib
+import io
+import math
+import os
+import tarfile
+import zipfile
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from scav_jax.base.documents import read_text, regular_file
+from scav_jax.base.errors import InputError, check_unique, did_you_mean
+from scav_jax.base.progress import progress_bar
+from scav_jax.features.clip import (
+    FORMAT_VERSION,
+    IMPORTED,
+    STREAMS,
+    Clip,
+    as_stored,
+    check_clip,
+)
+
+SPANS = tuple(f"{stream}_{end}" for stream in STREAMS for end in ("begin", "end"))
+TIMES = ("seconds", "start", "end", *SPANS)
+COLUMNS = ("id", "split", *STREAMS, "label", "source", *TIMES)
+MOST_ARRAY_BYTES = 2**30
+OPEN_AT_ONCE = 8  # shards
+HDF5 = (".h5", ".hdf5")
+STAGE = "import"
+
+
+@dataclass(frozen=True)
+class Row:
+    """One clip of a manifest: where its arrays lie, and its times in seconds."""
+
+    line: int
+    id: str
+    split: str
+    places: dict[str, str]
+    spans: dict[str, tuple[float, float]]
+    label: str
+    source: str
+    start: float
+    end: float
+
+
+@dataclass
+class Imported:
+    """The clips of a manifest, read one after another; `rejected` grows as they are.
+
+    Attributes:
+      manifest: the CSV.
+      rows: of it.
+      rejected: rows of rejected.csv.
+    """
+
+    manifest: Path
+    rows: list[Row]
+    rejected: list[dict] = field(default_factory=list)
+
+    @property
+    def streams(self) -> tuple[str, ...]:
+        """Those that the clips have."""
+        return tuple(self.rows[0].places)
+
+    @cached_property
+    def sha256(self) -> str:
+        """Of the manifest: what names its source, beside the name that is given."""
+        return hashlib.sha256(self.manifest.read_bytes()).hexdigest()
+
+    def fingerprint(self, name: str) -> dict:
+        """Says whose features they are, and that nothing here can make more of them.
+
+        The step of sound is that of the first clip, in seconds.
+        """
+        step_s = 0.0
+        if "audio" in self.streams:
+            begin, end = self.rows[0].spans["audio"]
+            with Arrays(self.manifest.parent) as arrays:
+                step_s = (end - begin) / max(len(arrays.read(self.rows[0].places["audio"])), 1)
+        return {
+            "format_version": FORMAT_VERSION,
+            "backbone": {"name": name, IMPORTED: {"manifest": self.sha256}},
+            "audio_step_s": step_s,
+        }
+
+    def clips(self) -> Iterator[tuple[str, Clip]]:
+        """(split, clip), in the manifest's order; what cannot be used is told in `rejected`."""
+        like = None
+        with (
+            Arrays(self.manifest.parent) as arrays,
+            progress_bar("importing", len(self.rows), "clip") as bar,
+        ):
+            for row in self.rows:
+                try:
+                    clip = _clip(row, arrays)
+                    check_clip(clip, self.streams)
+                    like = _check_alike(clip, like)
+                except InputError as error:
+                    self.rejected.append(_rejection(row, str(error)))
+                else:
+                    yield row.split, clip
+                bar.update()
+
+
+def _check_alike(clip: Clip, like: dict | None) -> dict:
+    """Widths and dtypes of a clip, those of all before it; `InputError` where they are others."""
+    own = {
+        stream: (values.shape[1], values.dtype.name)
+        for stream, values in (("visual", clip.visual), ("audio", clip.audio))
+    }
+    if like is not None and own != like:
+        words = [
+            "; ".join(f"{stream} {width} {dtype}" for stream, (width, dtype) in one.items())
+            for one in (like, own)
+        ]
+        raise InputError(
+            f"clip {clip.id!r}: expected the width and dtype of the first clip ({words[0]}), got "
+            f"{words[1]}"
+        )
+    return own
+
+
+def _rejection(row: Row, reason: str) -> dict:
+    return {
+        "file": ", ".join(row.places.values()),
+        "start": f"{row.start:g}",
+        "end": f"{row.end:g}",
+        "id": row.id,
+        "stage": STAGE,
+        "reason": reason,
+    }
+
+
+def _clip(row: Row, arrays: "Arrays") -> Clip:
+    values = {}
+    for stream in STREAMS:
+        if stream not in row.places:
+            values[stream] = np.zeros((0, 0), np.float16)
+            continue
+        read = arrays.read(row.places[stream])
+        if read.ndim != 2 or read.dtype.kind not in "fiu":
+            raise InputError(
+                f"{row.places[stream]}: expected numbers [steps, width], got "
+                f"{read.dtype} {list(read.shape)}"
+            )
+        with np.errstate(over="ignore"):  # what is too large for float16 is refused as infinite
+            values[stream] = as_stored(read)
+    spans = {f"{stream}_span": row.spans.get(stream, (0.0, 0.0)) for stream in STREAMS}
+    about = {"source": row.source, "start": row.start, "end": row.end, "label": row.label}
+    return Clip(id=row.id, **values, **spans, **about)
+
+
+# ---- the manifest --------------------------------------------------------------------------------
+
+
+def read_manifest(path: Path) -> Imported:
+    """The rows of a manifest; `InputError` names the first line with a fault."""
+    try:
+        text = read_text(path, "a manifest of features", "correct the list")
+    except OSError as error:
+        raise InputError(f"expected a manifest (CSV in UTF-8) at {path}: {error}") from None
+    reader = csv.DictReader(io.StringIO(text, newline=""), skipinitialspace=True)
+    try:
+        columns = [name.strip() for name in reader.fieldnames or []]
+        _check_columns(columns, path)
+        reader.fieldnames = columns
+        rows = [_row(cells, reader.line_num, path) for cells in reader]
+    except csv.Error as error:
+        raise InputError(f"{path}, line {reader.line_num}: expected CSV: {error}") from None
+    if not rows:
+        raise InputError(f"{path}: expected at least one clip after the header, got none")
+    check_unique([row.id for row in rows], (f"{path}, line {row.line}" for row in rows))
+    for row in rows:
+        if row.places.keys() != rows[0].places.keys():
+            raise InputError(
+                f"{path}, line {row.line}: expected the streams of the first clip "
+                f"({', '.join(rows[0].places)}), got {', '.join(row.places)}"
+            )
+    return Imported(path, rows)
+
+
+def _check_columns(columns: list[str], path: Path) -> None:
+    for name in columns:
+        if name not in COLUMNS:
+            hint = did_you_mean(name[:100], COLUMNS)
+            raise InputError(
+                f"{path}: unknown column {name!r}, expected {', '.join(COLUMNS)}.{hint}"
+            )
+    if len(set(columns)) < len(columns):
+        raise InputError(f"{path}: a column appears twice in the header {','.join(columns)}")
+    if "id" not in columns or not set(STREAMS) & set(columns):
+        raise InputError(
+            f"{path}: expected the columns id and visual, audio or both, got {columns}"
+        )
+
+
+def _row(cells: dict, line: int, path: Path) -> Row:
+    where = f"{path}, line {line}"
+    if None in cells or None in cells.values():
+        raise InputError(f"{where}: expected as many cells as the header has; quote commas")
+    cells = {name: cell.strip() for name, cell in cells.items()}
+    places = {stream: cells[stream] for stream in STREAMS if cells.get(stream)}
+    if not cells["id"] or not places:
+        raise InputError(f"{where}: expected an id, and where its visual or audio array lies")
+    split = cells.get("split") or "all"
+    if not split.isidentifier() or not split.isascii():
+        raise InputError(f"{where}: split: expected letters, digits and underscores, got {split!r}")
+    times = {name: _seconds(cells[name], name, where) for name in TIMES if cells.get(name)}
+    spans = {stream: _span(stream, times, where) for stream in places}
+    start = times.get("start", 0.0)
+    end = times.get("end", start + max(end for _, end in spans.values()))
+    source = cells.get("source") or cells["id"]
+    return Row(line, cells["id"], split, places, spans, cells.get("label", ""), source, start, end)
+
+
+def _seconds(cell: str, name: str, where: str) -> float:
+    try:
+        seconds = float(cell)
+    except ValueError:
+        seconds = math.nan
+    if not math.isfinite(seconds):
+        raise InputError(f"{where}: {name}: expected seconds, got {cell!r}")
+    return seconds
+
+
+def _span(stream: str, times: dict[str, float], where: str) -> tuple[float, float]:
+    """What a stream's steps cover."""
+    begin = times.get(f"{stream}_begin", 0.0)
+    end = times.get(f"{stream}_end", times.get("seconds"))
+    if end is None or not end > begin:
+        raise InputError(
+            f"{where}: expected seconds, or {stream}_begin before {stream}_end, which say what "
+            f"time the {stream} steps cover; got {begin:g} and {end}"
+        )
+    return begin, end
+
+
+# ---- arrays on disk ------------------------------------------------------------------------------
+
+
+class Arrays:
+    """Reads arrays by their place; the shards used last stay open, for clips lie side by side."""
+
+    def __init__(self, folder: Path):
+        self._folder, self._shards = folder, {}
+
+    def __enter__(self) -> "Arrays":
+        return self
+
+    def __exit__(self, *error) -> None:
+        for shard, close in self._shards.values():
+            close(shard)
+        self._shards.clear()
+
+    def read(self, place: str) -> np.ndarray:
+        """The array at a place; `InputError` says what is there instead."""
+        file, name = _file_and_name(place)
+        path = self._folder / file
+        try:
+            if name is None:
+                with regular_file(path, "an array (.npy)", "correct the manifest") as content:
+                    _check_size(os.fstat(content.fileno()).st_size, place)
+                    return _npy(content.read(), place)
+            with regular_file(path, "a file of arrays", "correct the manifest"):
+                pass  # no pipe, no folder
+            return self._member(path, name, place)
+        except (OSError, tarfile.TarError, zipfile.BadZipFile, EOFError, RuntimeError) as error:
+            raise InputError(f"{place}: {type(error).__name__}: {error}") from None
+
+    def _member(self, path: Path, name: str, place: str) -> np.ndarray:
+        if path.suffix in HDF5:
+            return _hdf5(self._open(path, lambda: _h5py().File(path, "r")), name, place)
+        if path.suffix == ".npz":
+            archive = self._open(path, lambda: zipfile.ZipFile(path))
+            try:
+                info = archive.getinfo(name if name.endswith(".npy") else f"{name}.npy")
+            except KeyError:
+                raise InputError(
+                    f"{place}: expected an array of that name, there is none"
+                ) from None
+            _check_size(info.file_size, place)
+            with archive.open(info) as content:
+                return _npy(content.read(info.file_size), place)
+        shard = self._open(path, lambda: tarfile.open(path, "r:"))  # noqa: SIM115
+        try:
+            member = shard.getmember(name)
+        except KeyError:
+            raise InputError(f"{place}: expected a member of that name, there is none") from None
+        if not member.isreg():
+            raise InputError(f"{place}: expected a file in the shard, got a link or a folder")
+        _check_size(member.size, place)
+        return _npy(shard.extractfile(member).read(), place)
+
+    def _open(self, path: Path, opened) -> Any:
+        if path not in self._shards:
+            if len(self._shards) >= OPEN_AT_ONCE:
+                shard, close = self._shards.pop(next(iter(self._shards)))
+                close(shard)
+            shard = opened()
+            self._shards[path] = (shard, type(shard).close)
+        return self._shards[path][0]
+
+
+def _file_and_name(place: str) -> tuple[str, str | None]:
+    """`a.tar:b.npy` is a member of a shard; a lone `.npy` has none.
+
+    >>> _file_and_name("shards/0.tar:clip.visual.npy"), _file_and_name("a:b.npy")
+    (('shards/0.tar', 'clip.visual.npy'), ('a:b.npy', None))
+    """
+    for ending in (".npz", ".tar", *HDF5):
+        file, mark, name = place.partition(f"{ending}:")
+        if mark and name:
+            return file + ending, name
+    if not place.endswith(".npy"):
+        raise InputError(
+            f"{place}: expected FILE.npy, FILE.npz:NAME, SHARD.tar:MEMBER.npy or FILE.h5:DATASET"
+        )
+    return place, None
+
+
+def _npy(content: bytes, place: str) -> np.ndarray:
+    """An `.npy` file; its header cannot claim more than there is."""
+    try:
+        return np.lib.format.read_array(io.BytesIO(content), allow_pickle=False)
+    except (ValueError, OverflowError, SyntaxError, MemoryError, TypeError) as error:
+        words = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise InputError(f"{place}: expected an array of numbers (.npy): {words}") from None
+
+
+def _hdf5(file: Any, name: str, place: str) -> np.ndarray:
+    found = file.get(name)
+    if not isinstance(found, _h5py().Dataset):
+        raise InputError(f"{place}: expected a data set of that name, there is none")
+    _check_size(found.size * found.dtype.itemsize, place)
+    return found[()]
+
+
+def _check_size(size: int, place: str) -> None:
+    if size > MOST_ARRAY_BYTES:
+        raise InputError(
+            f"{place}: expected the array of one clip, at most {MOST_ARRAY_BYTES / 2**30:g} GiB, "
+            f"got {size / 2**30:.1f} GiB"
+        )
+
+
+def _h5py() -> Any:
+    try:
+        import h5py
+    except ModuleNotFoundError:
+        raise InputError("HDF5 needs h5py: pip install -c constraints.txt '.[hdf5]'") from None
+    return h5py

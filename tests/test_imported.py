@@ -1,0 +1,151 @@
+"""Features that others have extracted: every kind of place, what is refused, what becomes of it."""
+
+import csv
+import io
+import tarfile
+
+import numpy as np
+import pytest
+
+from scav_jax.base.errors import InputError
+from scav_jax.datasets import __main__ as program
+from scav_jax.datasets.imported import COLUMNS, read_manifest
+from scav_jax.features import store
+
+
+def arrays(seed, count=4, steps=6, width=5):
+    draws = np.random.default_rng(seed)
+    return [draws.normal(size=(steps + n % 3, width)).astype(np.float32) for n in range(count)]
+
+
+def manifest(folder, rows):
+    path = folder / "manifest.csv"
+    with open(path, "w", newline="") as file:
+        writer = csv.DictWriter(file, [name for name in COLUMNS if name in rows[0]])
+        writer.writeheader()
+        writer.writerows(rows)
+    return path
+
+
+def in_shard(path, members):
+    with tarfile.open(path, "w") as shard:
+        for name, values in members.items():
+            content = io.BytesIO()
+            np.save(content, values)
+            about = tarfile.TarInfo(name)
+            about.size = len(content.getvalue())
+            shard.addfile(about, io.BytesIO(content.getvalue()))
+
+
+def run(path, out, *words):
+    program.main(["import", str(path), "--out", str(out), "--name", "theirs", *words])
+
+
+def test_every_kind_of_place_gives_the_same_clips(tmp_path):
+    import h5py
+
+    visual, audio = arrays(0), arrays(1, width=3)
+    for number, values in enumerate(visual):
+        np.save(tmp_path / f"v{number}.npy", values)
+    np.savez_compressed(tmp_path / "a.npz", **{f"a{n}": values for n, values in enumerate(audio)})
+    in_shard(tmp_path / "0.tar", {f"{n}.visual.npy": values for n, values in enumerate(visual)})
+    with h5py.File(tmp_path / "a.h5", "w") as file:
+        for number, values in enumerate(audio):
+            file[f"clips/{number}"] = values
+    places = {
+        "files": ("v{}.npy", "a.npz:a{}"),
+        "shards": ("0.tar:{}.visual.npy", "a.h5:clips/{}"),
+    }
+    found = {}
+    for kind, (of_visual, of_audio) in places.items():
+        rows = [
+            {"id": f"c{n}", "split": "test" if n == 3 else "train", "visual": of_visual.format(n),
+             "audio": of_audio.format(n), "label": "x", "seconds": "2", "audio_end": "1.8"}
+            for n in range(4)
+        ]  # fmt: skip
+        run(manifest(tmp_path, rows), tmp_path / kind)
+        found[kind] = [
+            clip for name in ("train", "test") for clip in store.read(tmp_path / kind, name)
+        ]
+    for number, (one, other) in enumerate(zip(*found.values(), strict=True)):
+        for clip in (one, other):
+            np.testing.assert_array_equal(clip.visual, visual[number].astype(np.float16))
+            np.testing.assert_array_equal(clip.audio, audio[number].astype(np.float16))
+            assert clip.visual_span == (0.0, 2.0)
+            assert clip.audio_span == (0.0, pytest.approx(1.8))
+            assert (clip.id, clip.label, clip.end) == (f"c{number}", "x", 2.0)
+    about = store.read(tmp_path / "files", "train").fingerprint
+    assert about["backbone"]["name"] == "theirs" and about["audio_step_s"] == pytest.approx(0.3)
+
+
+def test_what_cannot_be_used_is_told_and_the_rest_goes_on(tmp_path, capsys):
+    good = np.ones((4, 3), np.float32)
+    np.save(tmp_path / "good.npy", good)
+    np.save(tmp_path / "wide.npy", np.ones((4, 5)))
+    np.save(tmp_path / "flat.npy", np.ones(4))
+    np.save(tmp_path / "nan.npy", np.full((4, 3), np.nan))
+    np.save(tmp_path / "large.npy", np.full((4, 3), 1e6))  # infinite in float16
+    np.save(tmp_path / "object.npy", np.array([{}], dtype=object), allow_pickle=True)
+    (tmp_path / "cut.npy").write_bytes((tmp_path / "good.npy").read_bytes()[:-7])
+    huge = (tmp_path / "good.npy").read_bytes().replace(b"(4, 3), }", b"(4, 3000000000), }", 1)
+    (tmp_path / "huge.npy").write_bytes(huge)  # a header is a claim
+    (tmp_path / "text.npy").write_text("no array")
+    (tmp_path / "folder.npy").mkdir()
+    in_shard(tmp_path / "0.tar", {"good.npy": good})
+    (tmp_path / "broken.tar").write_bytes(b"x" * 100)
+    bad = ["wide", "flat", "nan", "large", "object", "cut", "huge", "text", "folder", "absent"]
+    places = ["good.npy", *(f"{name}.npy" for name in bad)]
+    places += ["0.tar:other.npy", "broken.tar:good.npy", "good.txt", "0.tar:good.npy"]
+    rows = [
+        {"id": f"{n} {place}", "audio": place, "seconds": "1"} for n, place in enumerate(places)
+    ]
+    run(manifest(tmp_path, rows), tmp_path / "data")
+    kept = store.read(tmp_path / "data", "all")
+    assert kept.ids == ["0 good.npy", "14 0.tar:good.npy"] and kept[0].visual.shape == (0, 0)
+    rejected = {row["id"]: row["reason"] for row in store.read_rejected(tmp_path / "data")}
+    assert list(rejected) == [row["id"] for row in rows[1:-1]]
+    words = [
+        "width and dtype of the first",
+        "[steps, width]",
+        "NaN",
+        "infinity",
+        "array of numbers",
+    ]
+    words += ["array of numbers"] * 3 + ["got a folder", "No such file", "there is none"]
+    words += ["ReadError", "expected FILE.npy"]
+    for (name, reason), word in zip(rejected.items(), words, strict=True):
+        assert word in reason and "\n" not in reason, (name, reason)
+    assert "13 could not be used" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("id,visual\n", "at least one clip"),
+        ("id,viusal\na,b.npy\n", "Did you mean 'visual'"),
+        ("id,label\na,b\n", "id and visual, audio or both"),
+        ("id,visual\na,b.npy\n", "line 2: expected seconds, or visual_begin before visual_end"),
+        ("id,visual,seconds\na,b.npy,0\n", "line 2: expected seconds"),
+        ("id,visual,seconds\na,b.npy,nan\n", "line 2: seconds: expected seconds, got 'nan'"),
+        ("id,visual,seconds\na,b.npy,1\na,c.npy,1\n", "'a'"),
+        ("id,visual,audio,seconds\na,b.npy,,1\nb,,b.npy,1\n", "line 3: expected the streams"),
+        ("id,visual,seconds\na,b.npy\n", "line 2: expected as many cells"),
+        ("id,visual,seconds,split\na,b.npy,1,a b\n", "line 2: split"),
+    ],
+)
+def test_a_manifest_with_a_fault_names_its_line(text, words, tmp_path):
+    path = tmp_path / "manifest.csv"
+    path.write_text(text)
+    with pytest.raises(InputError) as error:
+        read_manifest(path)
+    assert words in str(error.value)
+
+
+def test_a_model_of_them_says_that_it_cannot_make_them(tmp_path):
+    from scav_jax.extract import backbones
+
+    np.save(tmp_path / "a.npy", np.ones((4, 3)))
+    path = manifest(tmp_path, [{"id": "a", "audio": "a.npy", "seconds": "1"}])
+    about = read_manifest(path).fingerprint("theirs")
+    with pytest.raises(InputError, match="were imported, nothing here can make them"):
+        backbones.from_fingerprint(about["backbone"])

@@ -108,6 +108,30 @@ def recall_at_k(ranks: Int[np.ndarray, " Q"], k: int) -> float:
     return float(np.mean(_checked_ranks(ranks) <= k))
 
 
+def gallery_recall(ranks: Int[np.ndarray, " Q"], candidates: int, size: int, k: int) -> float:
+    """Recall at k in smaller galleries: the mean over all subsets of the candidates, exactly.
+
+    A query that ranks its own among `candidates` has r - 1 others before it. In a gallery of `size`
+    that holds its own, the number of these follows a hypergeometric distribution.
+
+    Args:
+      ranks: `[Q]`, from 1.
+      candidates: how many each query had.
+      size: of the smaller galleries, 1..candidates.
+      k: as in `recall_at_k`, which this is where `size` is `candidates`.
+
+    >>> gallery_recall(np.array([1, 3]), candidates=3, size=2, k=1)  # of 2 others both are before
+    0.5
+    """
+    from scipy.stats import hypergeom
+
+    if not 1 <= size <= candidates:
+        raise InputError(f"expected galleries of 1..{candidates} clips, got {size}")
+    before, times = np.unique(_checked_ranks(ranks) - 1, return_counts=True)
+    found = hypergeom.cdf(k - 1, candidates - 1, before, size - 1)
+    return float(found @ times / times.sum())
+
+
 def margin(queries: int) -> float:
     """How far a share of so many queries may be off either way, at worst (95 %, at a half).
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from small_run import TOWERS
 
-from scav_jax import retrieve
+from scav_jax import metrics, retrieve
 from scav_jax.base.documents import write_document
 from scav_jax.base.errors import InputError
 from scav_jax.base.files import ids_sha256
@@ -144,15 +144,25 @@ def test_annotations_divide_the_queries(scav, data, tmp_path, capsys):
     path = tmp_path / "annotations.csv"
     path.write_text(ANNOTATIONS)
     words = ["--run", str(scav), "--split", "test", "--bootstrap", "0", "--out", str(tmp_path)]
-    program.main([*words, "--annotations", str(path)])
-    found = json.loads((tmp_path / "metrics.json").read_text())["runs"][0]["per_subset"]
+    program.main([*words, "--annotations", str(path), "--gallery", "all", "4"])
+    document = json.loads((tmp_path / "metrics.json").read_text())["runs"][0]
+    found = document["per_subset"]
     naive = naive_ranks(runs.load_run(scav), store.read(data, "test"))
     for (kind, direction), ranks in naive.items():
         assert found[kind].keys() == SUBSETS.keys()
         for name, clips in SUBSETS.items():
             got = found[kind][name][direction]
             assert (got["n"], got["mean_rank"]) == (len(clips), np.mean(ranks[clips]))
-    assert re.search(r"SCAV +no background music +3 ", capsys.readouterr().out)
+    for (kind, direction), ranks in naive.items():
+        small, whole = document["galleries"][kind]
+        assert (small["size"], whole["size"]) == (4, len(ranks))
+        assert whole[direction]["recall_at_1"] == pytest.approx(np.mean(ranks == 1))
+        expected = metrics.gallery_recall(ranks, len(ranks), 4, 1)
+        assert small[direction]["recall_at_1"] == pytest.approx(expected)
+    printed = capsys.readouterr().out
+    assert re.search(r"SCAV +no background music +3 ", printed)
+    assert re.search(r"SCAV +sequence +4 ", printed)
+    assert "In smaller galleries (SCAV)" in (tmp_path / "report.html").read_text()
     assert "By subset (SCAV, sequence)" in (tmp_path / "report.html").read_text()
     path.write_text("\n".join(ANNOTATIONS.splitlines()[::7]))
     with pytest.raises(InputError, match=r"none of its 10 clips \(such as clip 0\) is among the 1"):
@@ -251,6 +261,8 @@ def test_default_ks():
         (["--split", "test", "--hybrid", "11"], "expected 1 to 10 .*got 11"),
         (["--split", "test", "--bootstrap", "-1"], "--bootstrap: expected at least 0, got -1"),
         (["--split", "test", "--resample", "v2a"], "--resample: expected one of .*got 'v2a'"),
+        (["--split", "test", "--gallery", "4", "11"], "--gallery: .* the 10 clips .*got 11"),
+        (["--split", "test", "--gallery", "0"], "expected 1 or more, or all, got '0'"),
         ([], "required: --split"),
         (["--split", "test", "--compare", "nowhere"], "nowhere: expected a run directory"),
     ],

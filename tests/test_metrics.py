@@ -1,6 +1,7 @@
 """Ranks and recall against matrices written out by hand, a naive loop and pytrec_eval."""
 
 import hashlib
+import itertools
 
 import numpy as np
 import pytest
@@ -55,6 +56,26 @@ def test_blocks_do_not_change_the_ranks(monkeypatch):
     whole = metrics.ranks(distances)
     monkeypatch.setattr(metrics, "_BLOCK_VALUES", 5 * 23 + 1)
     np.testing.assert_array_equal(metrics.ranks(distances), whole)
+
+
+def test_recall_in_smaller_galleries_is_the_mean_over_all_subsets():
+    ranks, candidates = np.array([1, 3, 5, 2, 4]), 5
+    for size in range(1, candidates + 1):
+        for k in (1, 2, 3):
+            found = []
+            for rank in ranks:
+                others = [other for other in range(1, candidates + 1) if other != rank]
+                for gallery in itertools.combinations(others, size - 1):
+                    found.append(sum(other < rank for other in gallery) < k)
+            expected = np.mean(found)  # as many subsets of each query
+            got = metrics.gallery_recall(ranks, candidates, size, k)
+            assert got == pytest.approx(expected, abs=1e-12)
+    for k in (1, 2, 3):
+        whole = metrics.gallery_recall(ranks, candidates, candidates, k)
+        assert whole == pytest.approx(metrics.recall_at_k(ranks, k), abs=1e-12)
+    for size in (0, 6):
+        with pytest.raises(InputError, match=r"galleries of 1\.\.5"):
+            metrics.gallery_recall(ranks, candidates, size, 1)
 
 
 def test_a_query_is_a_row():

@@ -71,6 +71,7 @@ def run_document(name, seed, clips, labels, bootstrap):
         ],
         "per_class": {"aggregation": by_class, "sequence": by_class},
         "per_subset": {},
+        "galleries": {},
         "seconds": {"embedding": 1.0, "distances": 2.0, "ranking": 0.5},
     }
 

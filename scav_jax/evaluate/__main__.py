@@ -1,7 +1,7 @@
 """`scav evaluate --run RUN --data DATA --split test`: a table, metrics.json and report.html."""
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from scav_jax.base.commands import Parser, add_run_and_split
@@ -17,16 +17,15 @@ def _ks(text: str) -> tuple[int, ...]:
         ) from None
 
 
-def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
-    """The command line; anything wrong with it is an `InputError`."""
-    parser = Parser(
-        prog="scav evaluate",
-        description="Retrieval metrics of finished runs, and of embeddings that anything else has "
-        "made: a table, metrics.json and report.html. Of classifiers, accuracy or mAP: a table and "
-        "classification.json.",
-    )
-    add_run_and_split(parser, run_required=False)
-    add = parser.add_argument
+def _size(text: str) -> int:
+    """A size of a gallery; 0 is all."""
+    if text != "all" and not (text.isdecimal() and int(text) > 0):
+        raise argparse.ArgumentTypeError(f"expected 1 or more, or all, got {text!r}")
+    return 0 if text == "all" else int(text)
+
+
+def _add_options(add: Callable) -> None:
+    """All but the run and the split."""
     add(
         "--embeddings",
         type=Path,
@@ -41,6 +40,14 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
         type=Path,
         metavar="FILE.csv",
         help="of VGGSounder, that `scav datasets vggsound` wrote: figures of its subsets too",
+    )
+    add(
+        "--gallery",
+        type=_size,
+        nargs="+",
+        default=[],
+        metavar="N",
+        help="also recall in galleries of N clips (or all): the mean over all subsets",
     )
     add("--save", type=Path, metavar="FILE.npz", help="writes the run's embeddings")
     add("--distance", help="ranks sequences; default: the training's (DTW for soft-DTW)")
@@ -62,6 +69,18 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
         metavar="RUN[=DATA]",
         help="more runs, beside it; DATA has the same clips in features that the run takes",
     )
+
+
+def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """The command line; anything wrong with it is an `InputError`."""
+    parser = Parser(
+        prog="scav evaluate",
+        description="Retrieval metrics of finished runs, and of embeddings that anything else has "
+        "made: a table, metrics.json and report.html. Of classifiers, accuracy or mAP: a table and "
+        "classification.json.",
+    )
+    add_run_and_split(parser, run_required=False)
+    _add_options(parser.add_argument)
     arguments = parser.parse_args(argv)
     if arguments.run is None and not arguments.embeddings:
         raise InputError("--run: expected a run, or --embeddings, got neither")
@@ -112,6 +131,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         parts=arguments.parts,
         baselines=arguments.baselines,
         static_weight=arguments.static_weight,
+        galleries=tuple(arguments.gallery),
     )
     rows, splits = list(run), [split] * len(run)
     for text in arguments.compare:

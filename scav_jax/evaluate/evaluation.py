@@ -24,7 +24,7 @@ from scav_jax.base.errors import InputError
 from scav_jax.base.files import ids_sha256, write_atomically
 from scav_jax.distances import find, option_names
 from scav_jax.distances.static import SUFFIX, dynamic_part
-from scav_jax.evaluate import baselines
+from scav_jax.evaluate import baselines, galleries
 from scav_jax.evaluate.parts import labels, of_both, of_euclidean
 from scav_jax.evaluate.sources import EmbeddingsFile, embedded_from, parameters_of, seen_by
 from scav_jax.evaluate.sources import write as write_embeddings
@@ -54,6 +54,7 @@ class Settings:
       parts: also ranks by the static and the dynamic part of the Euclidean distance.
       static_weight: of the static part, where it was learned apart; None is the run's.
       baselines: adds rows of what costs nothing, fitted on the clips that the first run learned of.
+      galleries: sizes of smaller galleries to report recall in too; 0 is all clips.
     """
 
     distance: str | None = None
@@ -66,6 +67,7 @@ class Settings:
     parts: bool = False
     static_weight: float | None = None
     baselines: bool = False
+    galleries: tuple[int, ...] = ()
 
     def __post_init__(self):
         for name, least in (("bootstrap", 0), ("seed", 0), ("batch_size", 1)):
@@ -343,6 +345,7 @@ def _figures_of(
         "first_stage": [
             {"k": k} | {d: metrics.recall_at_k(r, k) for d, r in first_stage.items()} for k in ks
         ],
+        "galleries": galleries.recalls(ranks, count, settings.galleries),
         "per_class": _divided(ranks, split.labels),
         "per_subset": {
             method: {part: row for found in subsets for part, row in found[method].items()}
@@ -394,6 +397,7 @@ def evaluate(
     Returns:
       The results document (see `results`) and the `page.Pictures` of the first source.
     """
+    galleries.check(settings.galleries, len(splits[0]))
     for source, split in zip(sources, splits, strict=True):
         # What can be wrong is said before the first hour of work.
         if isinstance(source, EmbeddingsFile):

@@ -196,6 +196,34 @@ def k_sweep(methods: Sequence[dict], first_stage: Sequence[dict]) -> str:
     return image(figure)
 
 
+def gallery_curve(galleries: dict[str, Sequence[dict]]) -> str:
+    """R@1 against the size of the gallery, by method and direction, as in `metrics.json`."""
+    with matplotlib.rc_context(STYLE):
+        figure, (panel,) = _panels(1, 7, 3.6)
+        for method, sizes in galleries.items():
+            for direction, (dashes, marker) in DIRECTION_STYLES.items():
+                panel.plot(
+                    [found["size"] for found in sizes],
+                    [100 * found[direction]["recall_at_1"] for found in sizes],
+                    dashes,
+                    color=COLOURS[method],
+                    marker=marker,
+                    ms=5,
+                    mfc=COLOURS[method] if dashes == "-" else "white",
+                    label=f"{method}, {DIRECTION_NAMES[direction]}",
+                )
+        panel.set_title("R@1, %")
+        panel.set_xscale("log")
+        panel.set_ylim(-3, 104)
+        ticks = [found["size"] for found in next(iter(galleries.values()))]
+        panel.set_xticks(ticks, [f"{size:,}" for size in ticks])
+        panel.xaxis.set_minor_locator(NullLocator())
+        panel.set_xlabel("clips in the gallery")
+        panel.grid()
+        figure.legend(loc="outside lower left", ncols=2, fontsize=8)
+    return image(figure)
+
+
 # ---- training -------------------------------------------------------------------------------
 
 

@@ -121,6 +121,7 @@ def html(results: dict, pictures: Pictures) -> str:
         _recall_section(runs),
         _search_section(pictures, runs[0]),
         _hybrid_section(runs),
+        _gallery_section(runs[0]),
         _matrix_section(pictures.matrices, runs[0]),
         _alignment_section(pictures, runs[0]),
         _training_section(pictures.histories),
@@ -221,6 +222,31 @@ def _hybrid_section(runs: Sequence[dict]) -> str:
             ["k", *("A→V", "V→A") * 2, "ms/query"],
             rows,
             above=[("", 1), ("hybrid R@1", 2), ("first stage recall@k", 2), ("", 1)],
+        ),
+    )
+
+
+def _gallery_section(run: dict) -> str:
+    if not run["galleries"]:
+        return ""
+    rows = [
+        [method, f"{found['size']:,}"]
+        + [percent(found[d][f"recall_at_{k}"]) for d in DIRECTIONS for k in (1, 5, 10)]
+        for method, sizes in run["galleries"].items()
+        for found in sizes
+    ]
+    return markup.section(
+        f"In smaller galleries ({run['name']})",
+        markup.figure(
+            figures.gallery_curve(run["galleries"]),
+            "R@1 against the size of the gallery",
+            "The mean over all subsets of the clips that hold the right one, exactly: what this "
+            "model would find among fewer clips. Figures of galleries of other sizes compare here.",
+        ),
+        markup.table(
+            ["", "clips", *("R@1", "R@5", "R@10") * 2],
+            rows,
+            above=[("", 2), ("A→V", 3), ("V→A", 3)],
         ),
     )
 

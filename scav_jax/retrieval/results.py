@@ -9,7 +9,8 @@ and a run holds `name`, `run`, `config`, `objective`, `trained_with`, `training`
 `parameters` (how many), `distance` {name, options},
 `methods` (`method`, `k`, `a2v` and `v2a` of `metrics.summary`, `seconds_per_query`, and a `label`
 where the method has a name of its own; "part" is a part of the distance alone),
-`first_stage` (`k`, `a2v`, `v2a`: recall at k of aggregation), `per_class` (method -> class ->
+`first_stage` (`k`, `a2v`, `v2a`: recall at k of aggregation), `galleries` (method -> `size`, `a2v`,
+`v2a`: recalls in smaller galleries, where they were asked for), `per_class` (method -> class ->
 `a2v`, `v2a`), `per_subset` (the same of subsets, where the queries were divided further) and
 `seconds` of each stage. Recalls are shares in 0..1, times are in seconds.
 """
@@ -101,7 +102,7 @@ def table(results: dict) -> str:
                 cells += [percent(summary[f"recall_at_{k}"]) for k in (5, 10)]
                 cells += [f"{summary['median_rank']:g}"]
             rows.append([*cells, f"{1e3 * method['seconds_per_query']:.3g}"])
-    lines = aligned(rows) + _subsets(results)
+    lines = aligned(rows) + _galleries(results) + _subsets(results)
     n = data["n"]
     notes = [
         f"{data['path']}, split {data['split']}: N = {n:,} clips, chance R@1 {100 / n:.2g} %, "
@@ -122,6 +123,20 @@ def table(results: dict) -> str:
     if data["rendered"]:
         notes.append(RENDERED)
     return "\n".join([lines[0], "-" * len(lines[0]), *lines[1:], "", *notes])
+
+
+def _galleries(results: dict) -> list[str]:
+    """R@1 in smaller galleries; nothing where none was asked for."""
+    heads = [f"{arrow} R@{k}" for arrow in DIRECTIONS.values() for k in (1, 5, 10)]
+    rows = [["run", "retrieval", "gallery", *heads]]
+    for run in results["runs"]:
+        for method, sizes in run["galleries"].items():
+            for found in sizes:
+                recalls = [
+                    percent(found[d][f"recall_at_{k}"]) for d in DIRECTIONS for k in (1, 5, 10)
+                ]
+                rows.append([run["name"], method, f"{found['size']:,}", *recalls])
+    return ["", *aligned(rows)] if len(rows) > 1 else []
 
 
 def _subsets(results: dict) -> list[str]:

@@ -1,12 +1,19 @@
 """An exported model: the same numbers, the same bytes, without orbax and without this machine."""
 
+import hashlib
+import http.server
+import importlib
 import json
 import os
 import re
 import subprocess
 import sys
+import threading
 from pathlib import Path
+from typing import ClassVar
 
+import huggingface_hub
+import jax
 import jax.export
 import jaxtyping
 import numpy as np
@@ -263,3 +270,128 @@ def test_what_is_there_is_not_overwritten(run, exported, tmp_path):
     with pytest.raises(InputError, match="expected a run directory"):
         export.export(write_data(tmp_path / "data"), tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+# ---- the hub, for which a small server stands in -------------------------------------------------
+
+COMMIT, NAME = "c0ffee" * 6 + "c0ff", "somebody/chimes"
+
+
+class Hub(http.server.BaseHTTPRequestHandler):
+    """Its few addresses that are asked; `files` by name, `asked` are the paths."""
+
+    files: ClassVar[dict[str, bytes]] = {}
+    asked: ClassVar[list[str]] = []
+
+    def do_HEAD(self):
+        self._answer(body=False)
+
+    def do_GET(self):
+        self._answer(body=True)
+
+    def _answer(self, body):
+        self.asked.append(self.path)
+        name = self.path.partition(f"/resolve/{COMMIT}/")[2]
+        if self.files and self.path.startswith(f"/api/models/{NAME}/revision/"):
+            content = json.dumps({"id": NAME, "sha": COMMIT}).encode()
+        elif self.path.startswith(f"/api/models/{NAME}/tree/{COMMIT}"):
+            rows = [{"type": "file", "path": name, "oid": "0" * 40, "size": len(content)}
+                    for name, content in self.files.items()]  # fmt: skip
+            content = json.dumps(rows).encode()
+        elif name in self.files:
+            content = self.files[name]
+        else:
+            self.send_error(404)
+            return
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(content)))
+        self.send_header("ETag", f'"{hashlib.sha256(content).hexdigest()}"')
+        self.send_header("X-Repo-Commit", COMMIT)
+        self.end_headers()
+        if body:
+            self.wfile.write(content)
+
+    def log_message(self, *words):
+        pass
+
+
+@pytest.fixture
+def hub(monkeypatch, tmp_path):
+    server = http.server.ThreadingHTTPServer(("localhost", 0), Hub)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    address = f"http://localhost:{server.server_port}"
+    constants = importlib.import_module("huggingface_hub.constants")
+    template = constants.HUGGINGFACE_CO_URL_TEMPLATE.replace(constants.ENDPOINT, address)
+    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+    monkeypatch.setattr(constants, "ENDPOINT", address)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+    Hub.files, Hub.asked = {}, []
+    yield Hub
+    server.shutdown()
+    server.server_close()
+
+
+def test_a_model_of_the_hub_is_the_same_and_no_code_comes_with_it(hub, exported):
+    files = [path for path in exported.rglob("*") if path.is_file()]
+    hub.files = {path.relative_to(exported).as_posix(): path.read_bytes() for path in files}
+    hub.files["modeling.py"] = b"raise SystemExit"
+    there, here = model.load(f"{NAME}@main"), model.load(exported)
+    assert there.identity == here.identity
+    same = jax.tree.map(np.array_equal, there.run.params, here.run.params)
+    assert all(jax.tree.leaves(same))
+    loaded = {path.rpartition("/")[2] for path in hub.asked if "/resolve/" in path}
+    assert loaded == {"config.json", "model.safetensors", "preprocessing.json"}
+    before = len([path for path in hub.asked if "/resolve/" in path])
+    assert model.load(NAME).identity == here.identity  # kept: nothing is downloaded twice
+    assert len([path for path in hub.asked if "/resolve/" in path]) == before
+
+
+def test_what_was_damaged_on_the_way_and_what_is_not_there_are_one_line(hub, exported):
+    with pytest.raises(InputError, match=r"model: .*'somebody/chimes', which could not be down"):
+        model.load(NAME)  # the server knows no such file
+    files = [path for path in exported.rglob("*") if path.is_file()]
+    hub.files = {path.relative_to(exported).as_posix(): path.read_bytes() for path in files}
+    damaged = bytearray(hub.files["model.safetensors"])
+    damaged[-3] ^= 1
+    hub.files["model.safetensors"] = bytes(damaged)
+    with pytest.raises(InputError, match=r"identity|damaged|whole"):
+        model.load(NAME)
+
+
+class Api:
+    """What `push` asks of `HfApi`."""
+
+    def __init__(self):
+        Api.calls = []
+
+    def create_repo(self, hub_id, **more):
+        Api.calls.append((hub_id, more))
+
+    def upload_folder(self, repo_id, folder_path, commit_message):
+        Api.calls.append((repo_id, sorted(p.name for p in Path(folder_path).iterdir())))
+        return type("Commit", (), {"commit_url": "its address"})
+
+
+def test_an_export_is_pushed_whole_or_a_line_says_why_not(exported, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(huggingface_hub, "HfApi", Api)
+    words = ["--out", str(exported), "--push", NAME]
+    assert program.main([*words, "--private"]) == 0
+    (created, options), (uploaded, names) = Api.calls
+    assert created == uploaded == NAME and options == {"private": True, "exist_ok": True}
+    assert {"README.md", "config.json", "model.safetensors", "preprocessing.json"} <= set(names)
+    assert "uploaded: its address" in capsys.readouterr().out
+
+    def refuse(self, *_, **__):
+        raise ValueError("401: you are nobody\nand more")
+
+    monkeypatch.setattr(Api, "create_repo", refuse)
+    with pytest.raises(
+        InputError, match=r"did not take the model \(401: you are nobody\); .*hf auth"
+    ):
+        program.main(words)
+    with pytest.raises(InputError, match="expected OWNER/NAME, got 'chimes'"):
+        program.main(["--out", str(exported), "--push", "chimes"])
+    with pytest.raises(InputError):
+        program.main(["--out", str(tmp_path / "none"), "--push", NAME])
+    with pytest.raises(InputError, match="--run: expected"):
+        program.main(["--out", str(exported)])

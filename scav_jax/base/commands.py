@@ -125,7 +125,9 @@ def split_overrides(words: Sequence[str]) -> tuple[list[str], dict[str, str]]:
 
 def add_model(parser: argparse.ArgumentParser) -> None:
     """The options that `model.load_as_asked` reads."""
-    parser.add_argument("--model", type=Path, required=True, help="a run, or an export")
+    parser.add_argument(
+        "--model", type=Path, required=True, help="a run, an export, or OWNER/NAME of the hub"
+    )
     parser.add_argument(
         "--weights",
         action="append",

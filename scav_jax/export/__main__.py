@@ -8,6 +8,8 @@
     DIR/towers/audio.jaxexport          and number of steps, without its parameters
 
 `scav_jax.retrieval.model.load(DIR)` needs no orbax. The same run gives the same bytes.
+`--push OWNER/NAME` uploads DIR to the Hugging Face hub, where `load("OWNER/NAME")` finds it; log in
+with `hf auth login` first. Without --run, what DIR holds already is uploaded.
 """
 
 import argparse
@@ -21,20 +23,33 @@ from scav_jax.export import UNKNOWN_LICENCE
 
 def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser = Parser(prog="scav export", description=__doc__)
-    parser.add_argument("--run", type=Path, required=True, help="a finished training")
+    parser.add_argument("--run", type=Path, help="a finished training")
     parser.add_argument("--out", type=Path, required=True, help="the directory to write")
     parser.add_argument(
         "--licence", default=UNKNOWN_LICENCE, help="of the parameters, for the card: an SPDX name"
     )
-    return parser.parse_args(argv)
+    parser.add_argument("--push", metavar="OWNER/NAME", help="uploads it to the Hugging Face hub")
+    parser.add_argument("--private", action="store_true", help="with --push: for its owner only")
+    options = parser.parse_args(argv)
+    if options.run is None and options.push is None:
+        parser.error("--run: expected a finished training, got none")
+    if options.private and options.push is None:
+        parser.error("--private: expected with --push only")
+    return options
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     options = parse(argv)
+    from scav_jax.export import hub
     from scav_jax.export.writing import export
 
-    model = export(options.run, options.out, licence=options.licence)
-    print(f"wrote {options.out}: model {model.identity}")
+    if options.push:
+        hub.check(options.push)
+    if options.run:
+        model = export(options.run, options.out, licence=options.licence)
+        print(f"wrote {options.out}: model {model.identity}")
+    if options.push:
+        print(f"uploaded: {hub.push(options.out, options.push, private=options.private)}")
     return 0
 
 

@@ -47,6 +47,7 @@ from scav_jax.training.runs import CONFIG_FILE, Run, build, load_run, parameter_
 
 PARAMETERS_FILE = "model.safetensors"
 PREPROCESSING_FILE = "preprocessing.json"
+EXPORTED = [PARAMETERS_FILE, PREPROCESSING_FILE, CONFIG_FILE]  # what `load` reads of an export
 EXPORT_VERSION = 4
 MEND = "bring it back from a copy, or export the run again"
 BATCH_SIZES = {"cpu": 1}  # on a CPU, more at once is not faster
@@ -233,7 +234,8 @@ def load(
     """A model from a run of `scav_jax.train`, or from a directory that `scav_jax.export` wrote.
 
     Args:
-      path: of the directory.
+      path: of the directory, or `owner/name[@revision]`: an export on the Hugging Face hub, whose
+        parameters, config and fingerprint are downloaded once and kept, and no code.
       weights: of the backbone, by its sides' names (`{"clip": FOLDER, "beats": FILE}`), for a model
         that is to embed files; they must be those that made the training data.
       trust: sides of the backbone, objectives and distances that are not of this package, by dotted
@@ -243,7 +245,7 @@ def load(
     Raises:
       InputError: no model there, an unfinished one, or weights of another backbone (named).
     """
-    path = Path(path)
+    path = _at(path)
     exported = (path / PARAMETERS_FILE).is_file()
     run = load_exported(path, trust) if exported else load_run(path)
     model = Model(run, weights, trust)
@@ -252,6 +254,14 @@ def load(
     if weights:
         _ = model.backbone  # says now what is wrong with them
     return model
+
+
+def _at(path: str | Path) -> Path:
+    """The directory of a model: itself, or where one of the hub was downloaded to."""
+    on_hub = weights_files.HUB_ID.fullmatch(str(path))
+    if Path(path).exists() or not on_hub:
+        return Path(path)
+    return weights_files.snapshot(on_hub["id"], on_hub["revision"], EXPORTED, "model")
 
 
 def load_as_asked(arguments: argparse.Namespace) -> Model:

@@ -138,23 +138,37 @@ def download(hub_id: str, revision: str | None = None) -> Path:
     Raises:
       InputError: nothing could be had: no network, no such model, no such revision.
     """
+    folder = snapshot(hub_id, revision, DOWNLOADED, "weights")
+    if not any(folder.glob("*.safetensors")):
+        folder = snapshot(hub_id, revision, [*DOWNLOADED, TORCH_FILE], "weights")
+    return folder
+
+
+def snapshot(hub_id: str, revision: str | None, wanted: list[str], what: str) -> Path:
+    """The files of a model on the Hugging Face hub, which checks and keeps what it downloads.
+
+    Args:
+      hub_id: `owner/name`.
+      revision: a branch, a tag or a commit; None is the newest.
+      wanted: patterns of file names.
+      what: asks for it, for the message.
+
+    Raises:
+      InputError: nothing could be had: no network, no such model, no such revision.
+    """
     from huggingface_hub import snapshot_download
 
     try:
-        folder = snapshot_download(hub_id, revision=revision, allow_patterns=DOWNLOADED)
-        if not any(Path(folder).glob("*.safetensors")):
-            wanted = [*DOWNLOADED, TORCH_FILE]
-            folder = snapshot_download(hub_id, revision=revision, allow_patterns=wanted)
+        return Path(snapshot_download(hub_id, revision=revision, allow_patterns=wanted))
     except OUR_FAULTS:
         raise
     except Exception as error:  # HTTP, offline, cache and name errors have no common ancestor
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise InputError(
-            f"weights: expected a directory or a model on the hub, got {hub_id!r}, which could not "
+            f"{what}: expected a directory or a model on the hub, got {hub_id!r}, which could not "
             f"be downloaded ({reason}); without a network, give a directory with config.json and "
             f"{FILE}"
         ) from error
-    return Path(folder)
 
 
 def _read_file(path: Path) -> dict[str, np.ndarray]:

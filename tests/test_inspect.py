@@ -352,7 +352,7 @@ def test_wrong_calls_are_one_line(data, tmp_path):
 def test_doctor_names_what_is_missing_and_nobody(monkeypatch, tmp_path, capsys):
     from importlib import metadata
 
-    from scav_jax.inspect import doctor
+    from scav_jax.inspect.doctor import __main__ as doctor
 
     required = ["numpy>=2", "pillow>=9999", "no-such-package>=1", 'absent-too>=1; extra == "web"']
     required += ['pytest>=1; extra == "ray"', 'absent-three>=1; extra == "ray"']

@@ -1,6 +1,5 @@
-"""`scav doctor`: what this machine has for the project, to paste into a report of a fault."""
+"""What this machine has: each part as (name, what is there, "ok" or what is wrong) lines."""
 
-import argparse
 import os
 import platform
 import shutil
@@ -9,57 +8,12 @@ import tempfile
 from importlib import metadata
 from pathlib import Path
 
-from scav_jax.base.commands import Parser
-from scav_jax.base.errors import InputError, run_program
+from scav_jax.base.errors import InputError
 
-EPILOG = """\
-Versions and what is missing, devices, decoders, weights, disk, and `scav extract --selfcheck`.
-Exit code 1 where something that is needed is missing or another version, or features would differ.
-"""
 CODECS = ("h264", "hevc", "vp8", "vp9", "av1", "aac", "mp3", "opus", "vorbis", "flac", "pcm_s16le")
 FOR_DEVELOPERS = {"test", "dev"}  # extras
 GIB = 2**30
 OK, MISSING = "ok", "MISSING"
-
-
-def parse(arguments: list[str] | None = None) -> argparse.Namespace:
-    parser = Parser(prog="scav doctor", description=__doc__, epilog=EPILOG)
-    parser.add_argument("--quick", action="store_true", help="without the self-check")
-    parser.add_argument(
-        "--weights",
-        action="append",
-        default=[],
-        metavar="NAME=PATH",
-        help="weights to open too, as for extract",
-    )
-    return parser.parse_args(arguments)
-
-
-def main(arguments: list[str] | None = None) -> int:
-    options = parse(arguments)
-    parts = {
-        "machine": machine,
-        "packages": packages,
-        "devices": devices,
-        "decoders": decoders,
-        "weights": lambda: weights(options.weights),
-        "disk": disk,
-    }
-    wrong = []
-    for title, part in parts.items():
-        print(f"{title}\n{'-' * len(title)}")
-        for name, told, state in part():
-            print(f"{name:24} {_homeless(told)}{'' if state == OK else f'   {state}'}", flush=True)
-            wrong += [] if state == OK else [name]
-        print()
-    if not options.quick:
-        from scav_jax.extract.selfcheck import selfcheck
-
-        print("self-check\n----------")
-        wrong += [] if selfcheck() else ["self-check"]
-        print()
-    print(f"{len(wrong)} to look at: {', '.join(wrong)}" if wrong else "nothing is wrong")
-    return 1 if wrong else 0
 
 
 def machine() -> list[tuple[str, str, str]]:
@@ -179,12 +133,3 @@ def disk() -> list[tuple[str, str, str]]:
         state = OK if os.access(place, os.W_OK) else "NOT WRITABLE"
         lines.append((name, f"{room} in {place}", state))
     return lines
-
-
-def _homeless(text: str) -> str:
-    """What is printed is pasted in public: nobody's name is in it."""
-    return text.replace(str(Path.home()), "~")
-
-
-if __name__ == "__main__":
-    run_program(main)

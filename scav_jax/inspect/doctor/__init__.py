@@ -1,0 +1,1 @@
+"""What this machine has for the project, and what is wrong with it: `scav doctor`."""

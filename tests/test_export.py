@@ -395,3 +395,41 @@ def test_an_export_is_pushed_whole_or_a_line_says_why_not(exported, tmp_path, mo
         program.main(["--out", str(tmp_path / "none"), "--push", NAME])
     with pytest.raises(InputError, match="--run: expected"):
         program.main(["--out", str(exported)])
+
+
+# ---- ONNX --------------------------------------------------------------------------------------
+
+
+def test_onnx_gives_the_numbers_of_the_towers(run, tmp_path):
+    onnxruntime = pytest.importorskip("onnxruntime")
+    pytest.importorskip("jax2onnx")
+    out = tmp_path / "model"
+    assert program.main(["--run", str(run), "--out", str(out), "--onnx", "12,5"]) == 0
+    made = model.load(out)
+    random = np.random.default_rng(3)
+    for stream, steps in (("visual", 12), ("audio", 5)):
+        session = onnxruntime.InferenceSession(str(out / "onnx" / f"{stream}.onnx"))
+        width = made.run.config["features"]["widths"][stream]
+        for batch in (1, 4):  # any batch
+            features = random.normal(size=(batch, steps, width)).astype(np.float32)
+            lengths = random.integers(1, steps + 1, batch).astype(np.int32)
+            found = session.run(
+                ["latents", "embedding"], {"features": features, "lengths": lengths}
+            )
+            tower = export.tower_function(made.run.encoders, stream)
+            latents = np.asarray(tower(made.run.params["encoders"][stream], features, lengths))
+            means = [
+                row[:length].mean(axis=0) for row, length in zip(latents, lengths, strict=True)
+            ]
+            np.testing.assert_allclose(found[0], latents, atol=1e-5)
+            np.testing.assert_allclose(found[1], means, atol=1e-5)
+
+
+def test_onnx_that_cannot_be_written_is_one_line(run, tmp_path, monkeypatch):
+    for words in ("12", "12,0", "a,b"):
+        with pytest.raises(InputError, match="expected the visual and the audio steps"):
+            program.main(["--run", str(run), "--out", str(tmp_path / "a"), "--onnx", words])
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    with pytest.raises(InputError, match=r"onnxruntime is not installed: .*\[onnx\]"):
+        program.main(["--run", str(run), "--out", str(tmp_path / "a"), "--onnx", "12,5"])
+    assert not (tmp_path / "a").exists()

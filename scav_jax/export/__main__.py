@@ -6,6 +6,7 @@
     DIR/preprocessing.json            the fingerprint of the extractor
     DIR/towers/visual.jaxexport       each tower as StableHLO for CPU, CUDA and TPU, of any batch
     DIR/towers/audio.jaxexport          and number of steps, without its parameters
+    DIR/onnx/visual.onnx, audio.onnx  with --onnx: the same as ONNX, of a fixed number of steps
 
 `scav_jax.retrieval.model.load(DIR)` needs no orbax. The same run gives the same bytes.
 `--push OWNER/NAME` uploads DIR to the Hugging Face hub, where `load("OWNER/NAME")` finds it; log in
@@ -21,6 +22,15 @@ from scav_jax.base.errors import run_program
 from scav_jax.export import UNKNOWN_LICENCE
 
 
+def _steps(text: str) -> dict[str, int]:
+    words = text.split(",")
+    if len(words) != 2 or not all(word.isdecimal() and int(word) > 0 for word in words):
+        raise argparse.ArgumentTypeError(
+            f"expected the visual and the audio steps of a clip, as in 250,62, got {text!r}"
+        )
+    return {"visual": int(words[0]), "audio": int(words[1])}
+
+
 def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser = Parser(prog="scav export", description=__doc__)
     parser.add_argument("--run", type=Path, help="a finished training")
@@ -28,11 +38,16 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--licence", default=UNKNOWN_LICENCE, help="of the parameters, for the card: an SPDX name"
     )
+    parser.add_argument(
+        "--onnx", type=_steps, metavar="N,M", help="towers as ONNX too, of N and of M steps a clip"
+    )
     parser.add_argument("--push", metavar="OWNER/NAME", help="uploads it to the Hugging Face hub")
     parser.add_argument("--private", action="store_true", help="with --push: for its owner only")
     options = parser.parse_args(argv)
     if options.run is None and options.push is None:
         parser.error("--run: expected a finished training, got none")
+    if options.onnx and options.run is None:
+        parser.error("--onnx: expected with --run")
     if options.private and options.push is None:
         parser.error("--private: expected with --push only")
     return options
@@ -46,7 +61,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if options.push:
         hub.check(options.push)
     if options.run:
-        model = export(options.run, options.out, licence=options.licence)
+        model = export(options.run, options.out, licence=options.licence, onnx=options.onnx)
         print(f"wrote {options.out}: model {model.identity}")
     if options.push:
         print(f"uploaded: {hub.push(options.out, options.push, private=options.private)}")

@@ -2,7 +2,7 @@
 
 import contextlib
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import jax
@@ -35,13 +35,20 @@ EVALUATIONS = "evaluation"
 MOST_FIGURES = 2**26  # bytes of metrics.json: with figures for each class of many
 
 
-def export(run: str | Path, out: str | Path, *, licence: str = UNKNOWN_LICENCE) -> Model:
+def export(
+    run: str | Path,
+    out: str | Path,
+    *,
+    licence: str = UNKNOWN_LICENCE,
+    onnx: Mapping[str, int] | None = None,
+) -> Model:
     """Writes the directory; it appears at `out` whole or not at all.
 
     Args:
       run: the directory of a finished training.
       out: a path where nothing is, or an empty folder.
       licence: of the parameters, an SPDX name; whoever trained them has to say.
+      onnx: the steps of each stream, for towers as ONNX too (see `graphs`).
 
     Returns:
       The model.
@@ -50,16 +57,26 @@ def export(run: str | Path, out: str | Path, *, licence: str = UNKNOWN_LICENCE) 
       InputError: no finished run, or `out` is not empty.
     """
     _check_free(Path(out))
-    return write_model(load_run(Path(run)), Path(out), licence=licence)
+    return write_model(load_run(Path(run)), Path(out), licence=licence, onnx=onnx)
 
 
-def write_model(run: Run, out: Path, *, licence: str = UNKNOWN_LICENCE) -> Model:
+def write_model(
+    run: Run,
+    out: Path,
+    *,
+    licence: str = UNKNOWN_LICENCE,
+    onnx: Mapping[str, int] | None = None,
+) -> Model:
     """The same of a run that is in memory; its `path` is where its evaluations are."""
     _check_free(out)
     model = Model(run)
     with folder_atomically(out) as partial:
         (partial / TOWERS).mkdir()
         _write(model, partial, card(model, run.path, licence))
+        if onnx:
+            from scav_jax.export.graphs import write_graphs
+
+            write_graphs(model, partial, onnx)
     return model
 
 

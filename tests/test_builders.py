@@ -233,12 +233,16 @@ def test_a_wrong_folder_is_one_line(official, tmp_path):
 # ---- splits --------------------------------------------------------------------------------
 
 
+CLIPS = {"train": 18_397, "test": 1_544}  # a tenth of VGGSound's
+
+
 @pytest.fixture(scope="module")
 def full_list(tmp_path_factory):
-    """A list of VGGSound's size in its form: 183,971 train and 15,446 test clips."""
-    lines = [f"{youtube_id(n)},{n % 300},label {n % 309},train" for n in range(183_971)]
-    lines += [f"{youtube_id(n)},{n % 300 + 400},label,train" for n in range(0, 183_971, 12_000)]
-    lines += [f"{youtube_id(n)},{n % 300},label,test" for n in range(-15_446, 0)]
+    """A list in VGGSound's form."""
+    train, test = CLIPS["train"], CLIPS["test"]
+    lines = [f"{youtube_id(n)},{n % 300},label {n % 309},train" for n in range(train)]
+    lines += [f"{youtube_id(n)},{n % 300 + 400},label,train" for n in range(0, train, 1_200)]
+    lines += [f"{youtube_id(n)},{n % 300},label,test" for n in range(-test, 0)]
     path = tmp_path_factory.mktemp("list") / "vggsound.csv"
     path.write_text("\n".join(lines))
     return read([str(path)])
@@ -247,9 +251,9 @@ def full_list(tmp_path_factory):
 def test_validation_is_550_of_train_by_a_stated_seed(full_list):
     wanted = vggsound.hold_out(full_list)
     assert Counter(c.split for c in wanted) == {
-        "train": 183_971 + 16 - 550,
+        "train": CLIPS["train"] + 16 - 550,
         "validation": 550,
-        "test": 15_446,
+        "test": CLIPS["test"],
     }
     assert [c.id for c in wanted] == [c.id for c in full_list]
     moved = {c.id for c in wanted if c.split == "validation"}
@@ -258,7 +262,7 @@ def test_validation_is_550_of_train_by_a_stated_seed(full_list):
     videos = Counter(c.video for c in wanted)
     assert all(videos[c.video] == 1 for c in wanted if c.split == "validation")
     places = [place for place, c in enumerate(wanted) if c.split == "validation"]
-    assert 0.4 < np.mean(places) / 183_971 < 0.6
+    assert 0.4 < np.mean(places) / CLIPS["train"] < 0.6
     # The draw does not depend on the order of the list, and hardly on what else is in it.
     again = vggsound.hold_out(full_list[::-1])
     assert {c.id for c in again if c.split == "validation"} == moved

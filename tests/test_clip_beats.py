@@ -221,25 +221,25 @@ def command(videos, out, files, *more):
 
 
 @pytest.mark.slow
-def test_killed_runs_go_on_and_end_the_same(videos, files, whole, tmp_path):
+def test_killed_runs_go_on_and_end_the_same(videos, files, model, whole, tmp_path, capsys):
+    """Killed once; test_extract does it again, and scripts/benchmarks/kills.py at many moments."""
     out = tmp_path / "data"
     line = command(videos, out, files, "--workers", 1)
     # One CPU device as in any other process: the bytes do not depend on their number.
     environment = {**os.environ, "JAX_NUM_CPU_DEVICES": "1"}
-    for kill_after in (2, 5):
-        with open(tmp_path / "log", "w") as log:
-            process = subprocess.Popen(line, stdout=log, stderr=log, env=environment)
-        wait_for(lambda n=kill_after: len(finished(tmp_path)) >= n, 60)
-        process.send_signal(signal.SIGKILL)
-        process.wait()
-        assert len(finished(tmp_path)) >= kill_after, (tmp_path / "log").read_text()
-        assert not out.exists()
-        time.sleep(0.2)
+    with open(tmp_path / "log", "w") as log:
+        process = subprocess.Popen(line, stdout=log, stderr=log, env=environment)
+    wait_for(lambda: len(finished(tmp_path)) >= 3, 60)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert len(finished(tmp_path)) >= 3, (tmp_path / "log").read_text()
+    assert not out.exists()
+    time.sleep(0.2)
     before = len(finished(tmp_path))
-    done = subprocess.run(line, capture_output=True, text=True, env=environment)
-    assert done.returncode == 0, done.stderr
-    assert f"going on: {before} of 10 clips were already done" in done.stdout
-    assert "h of video/h" in done.stderr
+    program.extract(videos, out, backbone=model, workers=1)
+    said = capsys.readouterr()
+    assert f"going on: {before} of 10 clips were already done" in said.out
+    assert "h of video/h" in said.err
     assert content(out) == content(whole)
 
 

@@ -8,7 +8,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import textwrap
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -20,7 +19,7 @@ import pytest
 
 from scav_jax.base import files
 from scav_jax.base.errors import InputError
-from scav_jax.index import catalog, create, encoding, open_index, scan, segments, store
+from scav_jax.index import catalog, create, encoding, open_index, scan, segments, store, writing
 from scav_jax.index.products import widen
 from scav_jax.retrieval.embed import Embedded
 from scav_jax.sequences import Sequences, resample_like
@@ -360,34 +359,23 @@ def test_a_full_disk_loses_nothing(tmp_path, monkeypatch, moment):
     assert index.add(embedded(4, prefix="more")) == 4
 
 
-def test_a_disk_that_is_full_for_the_table_loses_nothing(tmp_path):
+def test_a_disk_that_is_full_for_the_table_loses_nothing(tmp_path, monkeypatch):
     """LanceDB's own error, from a real limit on the size of files."""
-    made(tmp_path / "i", 6)
-    code = f"""
-    import resource, signal, sys
-    sys.path[:0] = [{str(ROOT / "tests")!r}]
-    from test_index import embedded
-    from scav_jax.index import open_index, writing
-    index = open_index({str(tmp_path / "i")!r})
-    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-    after = writing.write_segment
+    index = made(tmp_path / "i", 6)
+    write, soft = writing.write_segment, resource.getrlimit(resource.RLIMIT_FSIZE)
+
     def limited(*given, **named):
-        after(*given, **named)
-        resource.setrlimit(resource.RLIMIT_FSIZE, (64, resource.RLIM_INFINITY))
-    writing.write_segment = limited
+        write(*given, **named)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (64, soft[1]))
+
+    monkeypatch.setattr(writing, "write_segment", limited)
     try:
-        index.add(embedded(4, prefix="more"))
-    except OSError as error:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY,) * 2)
-        print("refused", error.errno, len(index))
-    """
-    done = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(code)],
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-    )
-    assert done.stdout.split() == ["refused", str(errno.EFBIG), "6"], done.stderr[-2000:]
+        with pytest.raises(OSError) as raised:
+            index.add(embedded(4, prefix="more"))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, soft)
+    monkeypatch.undo()
+    assert raised.value.errno == errno.EFBIG and len(index) == 6
     assert os.listdir(tmp_path / "i" / "segments") == ["00000000"]
     index = open_index(tmp_path / "i")
     assert index.verify() == 6 and index.add(embedded(4, prefix="more")) == 4

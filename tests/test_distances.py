@@ -143,9 +143,13 @@ def by_formula(row, visual=VISUAL, audio=AUDIO):
 
 
 @cache
-def compiled(name, options, block="auto"):
-    """`pairwise` under jit; every test shares what is compiled."""
-    return jax.jit(partial(pairwise, name, block=block, **dict(options)))
+def compiled_with_aux(name, options):
+    """`pairwise` under jit, and what it says of its input; every test shares what is compiled."""
+    return jax.jit(partial(distances.pairwise_with_aux, name, **dict(options)))
+
+
+def compiled(name, options):
+    return lambda visual, audio: compiled_with_aux(name, options)(visual, audio)[0]
 
 
 @cache
@@ -235,15 +239,17 @@ SETTINGS = [{"block": 5}, {"memory_bytes": 1}]
 
 
 @each_row
-@pytest.mark.parametrize("settings", SETTINGS, ids=str)
-def test_the_block_changes_nothing(row, settings):
+def test_the_block_changes_nothing(row):
     """Blocks that leave a rest or cut a row, and next to no memory: a pair at a time."""
     inputs = VISUAL.padded(), AUDIO.padded()
     expected, expected_gradients = value_and_gradients(row, *inputs)
-    result, gradients = value_and_gradients(row, *inputs, **settings)
+    in_blocks, one_by_one = SETTINGS
+    result, gradients = value_and_gradients(row, *inputs, **in_blocks)
     np.testing.assert_allclose(result, expected, **scaled_tolerance(expected, row.noise))
     for ours, theirs in zip(gradients, expected_gradients, strict=True):
         np.testing.assert_allclose(ours, theirs, **scaled_tolerance(theirs, 20 * row.noise))
+    result = jax.jit(partial(pairwise, row.name, **row.options, **one_by_one))(*inputs)
+    np.testing.assert_allclose(result, expected, **scaled_tolerance(expected, row.noise))
 
 
 @pytest.mark.parametrize("settings", [{}, *SETTINGS], ids=str)
@@ -260,19 +266,15 @@ def test_a_distance_without_a_matrix_form_is_lifted_in_blocks(monkeypatch, setti
 
 @each_row
 def test_other_lengths_of_one_shape_compile_nothing(row):
-    traced = []
-
-    @jax.jit
-    def distances_of(visual, audio):
-        traced.append(None)
-        return pairwise(row.name, visual, audio, **row.options)
-
-    for seed, lengths in ((1, VISUAL_LENGTHS), (2, [1, 2, 3, 8]), (3, [8, 8, 8, 8])):
+    matrix(row, VISUAL.padded(), AUDIO.padded())
+    program = compiled_with_aux(row.name, tuple(row.options.items()))
+    compiled_before = program._cache_size()
+    for seed, lengths in ((2, [1, 2, 3, 8]), (3, [8, 8, 8, 8])):
         visual = stream(lengths, VISUAL_STEPS, seed=seed)
-        result = distances_of(visual.padded(), AUDIO.padded())
+        result = matrix(row, visual.padded(), AUDIO.padded())
         expected = by_formula(row, visual)
         np.testing.assert_allclose(result, expected, **scaled_tolerance(expected, row.tolerance))
-    assert len(traced) == 1
+    assert program._cache_size() == compiled_before
 
 
 @each_row
@@ -520,11 +522,6 @@ def test_under_jit_it_is_flagged_and_gives_nan(row, case):
     if case[0] not in ("NaN", "infinity"):  # these may lie where interpolation reads nothing
         assert np.isnan(broken).all()
     assert not np.isinf(result).any()
-
-
-@cache
-def compiled_with_aux(name, options):
-    return jax.jit(partial(distances.pairwise_with_aux, name, **dict(options)))
 
 
 def test_streams_of_the_wrong_shape_are_refused_when_traced():

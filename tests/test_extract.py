@@ -403,14 +403,14 @@ def test_any_number_of_workers_gives_the_same(videos, tmp_path):
 @pytest.mark.slow
 def test_killed_runs_go_on_and_end_the_same(tmp_path):
     folder = tmp_path / "videos"
-    for number in range(12):
+    for number in range(8):
         good_video(folder / f"{number:02d}.mp4", 2 + number % 3, seed=number)
     program.extract(folder, tmp_path / "whole", workers=2)
     arguments = ["--videos", folder, "--out", tmp_path / "data", "--workers", 1]
     command = [sys.executable, "-m", "scav_jax.extract", *map(str, arguments)]
     chance = stdlib_random.Random(0)
     done_before = 0
-    for kill_after in (1, 4, 7):
+    for kill_after in (1, 4):
         process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         wait_for(lambda n=kill_after: len(finished(tmp_path)) >= n)
         time.sleep(chance.uniform(0, 0.02))
@@ -423,7 +423,7 @@ def test_killed_runs_go_on_and_end_the_same(tmp_path):
     stamps = {path: path.stat().st_mtime_ns for path in finished(tmp_path)}
     last = run_program(*arguments)
     assert last.returncode == 0, last.stderr
-    assert f"going on: {len(stamps)} of 12 clips were already done" in last.stdout
+    assert f"going on: {len(stamps)} of 8 clips were already done" in last.stdout
     assert content(tmp_path / "data") == content(tmp_path / "whole")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["data", "videos", "whole"]
 

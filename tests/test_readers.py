@@ -14,7 +14,7 @@ from collections import Counter
 import mutations
 import pytest
 
-MUTATIONS = 64  # of a file that reads quickly
+MUTATIONS = 32  # of a file that reads quickly
 MOST_MIB = 100  # that reading a bomb may take
 
 

@@ -1,6 +1,7 @@
 """What the README shows works: its example, and its commands in a fresh environment, in order."""
 
 import contextlib
+import importlib.util
 import io
 import os
 import re
@@ -32,12 +33,15 @@ PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 READERS_OWN = ("mine.py", "mine.py:long")
 # Instead of what a reader has, and of hours.
 HERE = {"VIDEOS": "videos", "VIDEO.mp4": "videos/instrument_000_03.mp4"}
+SMALL_CONFIG = [
+    *("--config.data.batch_size=8", "--config.data.buckets=1", "--config.train.steps=10"),
+    *("--config.optimizer.warmup_steps=2", "--config.train.validate_every=5"),
+    *("--config.encoders.visual_blocks=1", "--config.encoders.audio_blocks=1"),
+]
 SMALL = {
     "extract": ["--workers", "1"],
-    "train": [
-        *("--config.data.batch_size=8", "--config.train.steps=10"),
-        *("--config.optimizer.warmup_steps=2", "--config.train.validate_every=5"),
-    ],
+    "plan": SMALL_CONFIG,
+    "train": SMALL_CONFIG,
     "web": ["--help"],  # it would serve until it is stopped
 }
 
@@ -161,11 +165,17 @@ def wheel(folder: Path) -> Path:
 
 def environment(folder: Path, built: Path) -> Path:
     """A new environment with the wheel in it; the packages that it needs are those of this one."""
-    subprocess.run([sys.executable, "-m", "venv", folder], check=True)
+    # A pip of its own would take longer than all that it is for.
+    borrowed_pip = importlib.util.find_spec("pip") is not None
+    without = ["--without-pip"] if borrowed_pip else []
+    subprocess.run([sys.executable, "-m", "venv", *without, folder], check=True)
     python = folder / "bin" / "python"
+    pip = (
+        [sys.executable, "-m", "pip", "--python", python] if borrowed_pip else [python, "-m", "pip"]
+    )
     where = "import sysconfig; print(sysconfig.get_path('purelib'))"
     packages = subprocess.run([python, "-c", where], capture_output=True, text=True, check=True)
-    install = [python, "-m", "pip", "install", "--quiet", "--no-deps", "--no-index", built]
+    install = [*pip, "install", "--quiet", "--no-deps", "--no-index", built]
     subprocess.run(install, check=True)
     borrowed = Path(packages.stdout.strip()) / "borrowed.pth"
     borrowed.write_text(sysconfig.get_path("purelib") + "\n")

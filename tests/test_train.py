@@ -4,7 +4,6 @@ import dataclasses
 import json
 import os
 import random as stdlib_random
-import re
 import shutil
 import signal
 import subprocess
@@ -28,9 +27,10 @@ from small_run import (
 )
 
 from scav_jax.base import interrupts
-from scav_jax.base.errors import InputError
+from scav_jax.base.errors import EXIT_INPUT, InputError
 from scav_jax.features import store
 from scav_jax.metrics import told_apart
+from scav_jax.train import __main__ as train_program
 from scav_jax.train import loop
 from scav_jax.train.loop import train
 from scav_jax.training import processes
@@ -47,22 +47,31 @@ def uninterrupted(trained):
     return trained / "run"
 
 
-def interrupted(data, workdir, how, moments):
-    """Runs the command, sends a signal once a number of checkpoints exist, and again; then ends."""
-    for moment in moments:
-        process = subprocess.Popen(
-            command(data, workdir), cwd=ROOT, stderr=subprocess.PIPE, text=True
-        )
+def killed_at(step, data, workdir):
+    """Runs the command in a process of its own, and kills it once a step is saved."""
+    with subprocess.Popen(command(data, workdir), cwd=ROOT, stderr=subprocess.PIPE) as process:
         deadline = time.monotonic() + 120
         while process.poll() is None and time.monotonic() < deadline:
-            if max(saved_steps(workdir), default=0) >= moment:
+            if max(saved_steps(workdir), default=0) >= step:
                 break
             time.sleep(0.01)
-        time.sleep(stdlib_random.Random(moment).uniform(0.0, 0.05))
-        process.send_signal(how)
-        yield process, process.communicate(timeout=120)[1]
-    done = run(command(data, workdir))
-    assert done.returncode == 0, done.stderr
+        time.sleep(stdlib_random.Random(step).uniform(0.0, 0.05))
+        process.kill()
+        process.communicate(timeout=120)
+    return process.returncode == -signal.SIGKILL
+
+
+def at_step(step, monkeypatch, act):
+    """Has the next training in this process do something before a step is over."""
+    asked = processes.Preemption.__call__
+
+    def ask(stop, now):
+        if now == step:
+            monkeypatch.setattr(processes.Preemption, "__call__", asked)
+            act()
+        return asked(stop, now)
+
+    monkeypatch.setattr(processes.Preemption, "__call__", ask)
 
 
 def assert_same_run(workdir, expected):
@@ -77,50 +86,51 @@ def assert_same_run(workdir, expected):
 
 @pytest.mark.slow
 def test_killed_and_resumed_equals_uninterrupted(tmp_path, data, uninterrupted):
-    killed = 0
-    for process, _ in interrupted(data, tmp_path / "run", signal.SIGKILL, (3, 9)):
-        killed += process.returncode == -signal.SIGKILL
-    assert killed >= 1
+    """Twenty moments: scripts/benchmarks/killed_trainings.py."""
+    assert killed_at(6, data, tmp_path / "run")
+    assert max(saved_steps(tmp_path / "run")) < STEPS
+    train(small_config(data), tmp_path / "run")
+    assert_same_run(tmp_path / "run", uninterrupted)
+
+
+def test_sigterm_saves_and_resumed_equals_uninterrupted(
+    tmp_path, data, uninterrupted, monkeypatch, capsys
+):
+    words = command(data, tmp_path / "run")[3:]
+    at_step(7, monkeypatch, lambda: signal.raise_signal(signal.SIGTERM))
+    monkeypatch.setattr(train_program, "_silence_threads", lambda: None)
+    assert train_program.main(words) == processes.EXIT_TERMINATED
+    assert "terminated: saved step 7; the same command resumes" in capsys.readouterr().err
+    assert train_program.main(words) == 0
+    assert f"resuming at step 7 of {STEPS}" in capsys.readouterr().err
     assert_same_run(tmp_path / "run", uninterrupted)
 
 
 @pytest.mark.slow
-def test_sigterm_saves_and_resumed_equals_uninterrupted(tmp_path, data, uninterrupted):
-    for process, words in interrupted(data, tmp_path / "run", signal.SIGTERM, (6,)):
-        if process.returncode == processes.EXIT_TERMINATED:
-            assert "the same command resumes" in words
-    assert_same_run(tmp_path / "run", uninterrupted)
-
-
-@pytest.mark.slow
-def test_ctrl_c_saves_and_ends_with_a_line_and_a_second_one_at_once(tmp_path, data):
-    """From the middle of the steps; the second run is told twice while it compiles its step."""
+def test_ctrl_c_saves_and_ends_with_a_line_and_a_second_one_at_once(
+    tmp_path, data, monkeypatch, capsys
+):
+    """From the middle of the steps; then a process is told twice while it compiles its step."""
     words = command(data, tmp_path / "run", **{"train.steps": 4_000, "train.checkpoint_every": 0})
-    for second in (False, True):
-        process = subprocess.Popen(words, cwd=ROOT, stderr=subprocess.PIPE, text=True)
-        log = tmp_path / "run" / "metrics.jsonl"
-        while second and "resuming" not in process.stderr.readline():
-            assert process.poll() is None
-        while not second and (not log.exists() or log.stat().st_size < 2_000):
-            assert process.poll() is None
-            time.sleep(0.01)
+    at_step(5, monkeypatch, lambda: signal.raise_signal(signal.SIGINT))
+    monkeypatch.setattr(train_program, "_silence_threads", lambda: None)
+    assert train_program.main(words[3:]) == interrupts.EXIT_INTERRUPTED
+    assert "interrupted: saved step 5; the same command resumes" in capsys.readouterr().err
+    assert saved_steps(tmp_path / "run") == [5]
+    process = subprocess.Popen(words, cwd=ROOT, stderr=subprocess.PIPE, text=True)
+    while "resuming" not in process.stderr.readline():
+        assert process.poll() is None
+    for _ in range(2):
         process.send_signal(signal.SIGINT)
-        if second:
-            time.sleep(0.05)
-            process.send_signal(signal.SIGINT)
-        begin = time.monotonic()
-        said = process.communicate(timeout=60)[1]
-        assert process.returncode == 130, said
-        assert "Traceback" not in said and "terminate called" not in said
-        lines = [line for line in said.splitlines() if "interrupted" in line]
-        assert len(lines) == 1, said
-        if not second:
-            step = int(re.search(r"interrupted: saved step (\d+); the same command", said)[1])
-            assert saved_steps(tmp_path / "run")[-1:] == [step] and step > 3
-        else:
-            # Between two compilations the first one is answered before the second one comes.
-            assert lines[0] in (interrupts.AT_ONCE, interrupts.WORDS)
-            assert time.monotonic() - begin < 30  # XLA holds the lock
+        time.sleep(0.05)
+    begin = time.monotonic()
+    said = process.communicate(timeout=60)[1]
+    assert process.returncode == interrupts.EXIT_INTERRUPTED, said
+    assert "Traceback" not in said and "terminate called" not in said
+    lines = [line for line in said.splitlines() if "interrupted" in line]
+    # Between two compilations the first one is answered before the second one comes.
+    assert len(lines) == 1 and lines[0] in (interrupts.AT_ONCE, interrupts.WORDS), said
+    assert time.monotonic() - begin < 30  # XLA holds the lock
 
 
 STUBBORN = """
@@ -147,16 +157,33 @@ def test_a_second_ctrl_c_ends_what_the_first_one_could_not():
     assert (process.returncode, said.strip()) == (130, interrupts.AT_ONCE)
 
 
-@pytest.mark.slow
-def test_of_two_trainers_in_one_directory_the_second_says_so(tmp_path, data, uninterrupted):
-    first = subprocess.Popen(command(data, tmp_path / "run"), cwd=ROOT, stderr=subprocess.PIPE)
-    with first:
-        while first.poll() is None and not (tmp_path / "run" / "config.json").exists():
-            time.sleep(0.01)
+# What `only_trainer` holds, without the seconds of its imports.
+OTHER_PROCESS = """
+import pathlib, sys
+from scav_jax.base import errors, locks
+
+def hold():
+    with locks.only_one(pathlib.Path(sys.argv[1]), "another is at work"):
+        pass
+
+errors.run_program(hold)
+"""
+
+
+def test_of_two_trainers_in_one_directory_the_second_says_so(
+    tmp_path, data, uninterrupted, monkeypatch
+):
+    refused = []
+
+    def second():
         with pytest.raises(InputError, match=r"another `scav train` is at work in it"):
             train(small_config(data), tmp_path / "run")
-        said = first.communicate(timeout=120)[1].decode()
-    assert first.returncode == 0, said
+        words = [sys.executable, "-c", OTHER_PROCESS, tmp_path / "run"]
+        refused.append(subprocess.run(words, cwd=ROOT, capture_output=True).returncode)
+
+    at_step(4, monkeypatch, second)
+    train(small_config(data), tmp_path / "run")
+    assert refused == [EXIT_INPUT]
     assert_same_run(tmp_path / "run", uninterrupted)
 
 
@@ -223,10 +250,11 @@ def test_a_run_starts_from_the_weights_of_another(tmp_path, data, uninterrupted)
             train(small_config(data, **source | changes), tmp_path / "new")
 
 
-def test_a_finished_run_is_left_alone(data, uninterrupted):
+def test_a_finished_run_is_left_alone(data, uninterrupted, capsys, monkeypatch):
     before = {p: p.stat().st_mtime_ns for p in sorted(uninterrupted.rglob("*")) if p.is_file()}
-    done = run(command(data, uninterrupted))
-    assert done.returncode == 0 and "finished" in done.stdout
+    monkeypatch.setattr(train_program, "_silence_threads", lambda: None)
+    assert train_program.main(command(data, uninterrupted)[3:]) == 0
+    assert "finished" in capsys.readouterr().out
     after = {p: p.stat().st_mtime_ns for p in sorted(uninterrupted.rglob("*")) if p.is_file()}
     assert before == after
 
@@ -253,18 +281,17 @@ def test_no_checkpoint_of_the_warm_up_is_among_the_best():
     assert score(4, 3, 0.501, 550) > score(4, 3, 0.5, 550)  # as it is
 
 
-@pytest.mark.slow
-def test_a_damaged_latest_checkpoint_changes_nothing(tmp_path, data, uninterrupted):
+def test_a_damaged_latest_checkpoint_changes_nothing(tmp_path, data, uninterrupted, capsys):
     """The run goes on from the one before it, and ends as if nothing had happened."""
     workdir = tmp_path / "run"
     shutil.copytree(uninterrupted, workdir)
     shutil.rmtree(workdir / "averaged")
     for file in (workdir / "checkpoints" / str(STEPS) / "params").rglob("d/*"):
         file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
-    done = run(command(data, workdir))
-    assert done.returncode == 0, done.stderr
-    assert f"checkpoint of step {STEPS} is broken" in done.stderr
-    assert f"resuming at step {STEPS - 3} of {STEPS}" in done.stderr
+    train(small_config(data), workdir)
+    said = capsys.readouterr().err
+    assert f"checkpoint of step {STEPS} is broken" in said
+    assert f"resuming at step {STEPS - 3} of {STEPS}" in said
     assert_same_run(workdir, uninterrupted)
 
 
@@ -360,7 +387,6 @@ def test_a_full_disk_keeps_what_was_saved(data, tmp_path):
         assert done.returncode == 3, done.stderr
         assert "disk is full" in done.stderr and "Traceback" not in done.stderr
         subprocess.run(["mount", "-o", "remount,size=64m", disk], check=True)
-        done = run(command(data, disk / "run", **{"train.keep_best": 10}))
-        assert done.returncode == 0, done.stderr
+        train(small_config(data, **{"train.keep_best": 10}), disk / "run")
     finally:
-        subprocess.run(["umount", disk], check=True)
+        subprocess.run(["umount", "-l", disk], check=True)  # this process may still hold a file

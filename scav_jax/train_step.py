@@ -50,7 +50,8 @@ def init_params(encoders: Towers, objective: Objective, example: Batch, seed: in
     """Parameters at the start; `example` gives the feature widths, its content is not read."""
     key = jax.random.key(seed)
     tiny = _first_clip(example)
-    params = {"encoders": encoders.init(key, tiny.features)["params"]}
+    # One program, without the towers' own work: parameters need shapes only.
+    params = {"encoders": jax.jit(encoders.init)(key, tiny.features)["params"]}
     if temperatures := objective.temperatures():
         params["log_temperature"] = {
             name: jnp.log(jnp.float32(value)) for name, value in temperatures.items()
@@ -58,7 +59,7 @@ def init_params(encoders: Towers, objective: Objective, example: Batch, seed: in
     heads = objective.heads(encoders.width)
     if heads is not None:
 
-        @jax.jit  # one program, of which the towers' part is left out: parameters need shapes only
+        @jax.jit
         def start(tiny: Batch) -> PyTree:
             views = objective.views(tiny, jax.random.fold_in(key, VIEWS))
             latents = {

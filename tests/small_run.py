@@ -11,10 +11,12 @@ from pathlib import Path
 
 import jax
 import numpy as np
+import pytest
 
 from scav_jax.features import store
 from scav_jax.features.clip import Clip
-from scav_jax.train.loop import train
+from scav_jax.train import loop
+from scav_jax.training import processes
 from scav_jax.training.config import override
 from scav_jax.training.config_files import load_file
 from scav_jax.training.runs import load_run
@@ -85,10 +87,34 @@ def run(words):
     return subprocess.run(words, cwd=ROOT, capture_output=True, text=True, timeout=240)
 
 
+def train_here(config, workdir, stop_after=None):
+    """The finished run of a training in this process; SIGTERM comes after a step.
+
+    Trainings of one config share their compiled step: tracing it takes longer than a small run.
+    What other processes resume is in `test_train`.
+    """
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(loop, "_step_on", _step_once)
+        if stop_after is not None:
+            patch.setattr(processes.Preemption, "__call__", lambda _, step: step == stop_after)
+        return loop.train(config, workdir)
+
+
+_step_on, _steps = loop._step_on, {}
+
+
+def _step_once(mesh, setup, optimizer, state):
+    key = mesh, repr((setup.config, setup.encoders, setup.objective))
+    if key not in _steps:
+        _steps.clear()
+        _steps[key] = _step_on(mesh, setup, optimizer, state)
+    return _steps[key]
+
+
 def train_once(folder):
     """The folder with `data` and the finished `run`, made where it is missing."""
     if not (folder / "run" / "averaged").exists():
-        train(small_config(write_data(folder / "data")), folder / "run")
+        loop.train(small_config(write_data(folder / "data")), folder / "run")
     return folder
 
 

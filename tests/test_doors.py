@@ -5,13 +5,16 @@ objective of ours: nothing of a clip depends on its row or its neighbours.
 """
 
 import json
+from functools import partial
 
+import drawn
 import jax
 import jax.numpy as jnp
 import jaxtyping
 import numpy as np
+import optax
 import pytest
-from small_run import TOWERS, parameters, records, small_config, write_data
+from small_run import TOWERS, parameters, records, small_config, train_here, write_data
 
 from scav_jax import objectives, sharding
 from scav_jax.base import doors
@@ -21,19 +24,14 @@ from scav_jax.encoders import Encoders, PatchEncoders
 from scav_jax.evaluate import __main__ as evaluate_program
 from scav_jax.export.writing import export
 from scav_jax.extract.backbones import load, make_fingerprint
-from scav_jax.optimizer import make_optimizer
 from scav_jax.retrieval import model
 from scav_jax.sequences import AudioVisual, as_batch, sequences
-from scav_jax.train.loop import train
 from scav_jax.train_step import (
     compute_loss,
-    init_params,
-    init_state,
     loss_and_gradients,
     make_train_step,
     of_clips,
 )
-from scav_jax.training import processes
 from scav_jax.training.config import distance_section
 
 DISTANCE = """
@@ -120,12 +118,9 @@ def strangers(tmp_path, monkeypatch):
 
 
 def trained(data, workdir, stop_after=None, **changes):
-    """Whether a training of 10 steps came to its end; SIGTERM comes after a step."""
-    settings = {"train.steps": 10, "train.validate_every": 5, "train.checkpoint_every": 0}
-    with pytest.MonkeyPatch.context() as patch:
-        if stop_after is not None:
-            patch.setattr(processes.Preemption, "__call__", lambda _, step: step == stop_after)
-        return train(small_config(data, **settings, **changes), workdir) is not None
+    """Whether a training of 6 steps came to its end; SIGTERM comes after a step."""
+    settings = {"train.steps": 6, "train.validate_every": 3, "train.checkpoint_every": 0}
+    return train_here(small_config(data, **settings, **changes), workdir, stop_after) is not None
 
 
 @pytest.mark.parametrize(
@@ -144,7 +139,7 @@ def trained(data, workdir, stop_after=None, **changes):
 def test_a_stranger_trains_goes_on_and_is_evaluated(tmp_path, changes):
     data = write_data(tmp_path / "data")
     assert trained(data, tmp_path / "whole", **changes)
-    assert not trained(data, tmp_path / "stopped", stop_after=7, **changes)
+    assert not trained(data, tmp_path / "stopped", stop_after=4, **changes)
     assert trained(data, tmp_path / "stopped", **changes)
     jax.tree.map(
         np.testing.assert_array_equal,
@@ -225,7 +220,7 @@ EVERY = [*objectives.OBJECTIVES, "stranger_objective:Noisy"]
 SMALL = {"visual_tokens": 2, "audio_tokens": 4, "audio_frames": 3, "speeds": 2, "hidden": 6}
 SMALL |= {"width": 5, "queue": 12, "positives": 2, "negatives": 3}
 PATCHES = PatchEncoders(
-    width=8, heads=2, feedforward=9, visual_blocks=1, audio_blocks=1, side=16, drop_path=0.3
+    width=8, heads=2, feedforward=9, visual_blocks=1, audio_blocks=0, side=16, drop_path=0.3
 )
 HEADS = {"hidden": 10, "intra_width": 6, "inter_width": 5, "code_width": 7, "centroid": 2}
 OF_PIXELS = {
@@ -242,8 +237,7 @@ def made(name):
     """An objective of this name, small; towers that go with it, their parameters, and a batch."""
     objective = objectives.find(name)(name=name, **OPTIONS.get(name, {}))
     towers, clips = (PATCHES, of_pixels()) if name in OF_PIXELS else (ENCODERS, batch())
-    params = jax.jit(lambda clips: init_params(towers, objective, clips, seed=0))(clips)
-    return objective, towers, params, clips
+    return objective, towers, drawn.params(towers, objective, clips), clips
 
 
 def batch(clips=8):
@@ -270,26 +264,29 @@ def of_pixels(clips=8):
 
 @pytest.mark.parametrize("name", EVERY)
 def test_what_is_of_a_clip_alone_depends_on_nothing_else(name):
-    """Clips in another order give their outputs in that order, and a part gives its own."""
+    """Clips in another order give their outputs in that order, and so they do among few others."""
     objective, towers, params, clips = made(name)
-    order = jnp.asarray([5, 2, 7, 0, 1, 6, 4, 3])
     key = jax.random.key(3)
     outputs = jax.jit(lambda b, rows: of_clips(towers, objective, params, b, rows, key))
-    whole = outputs(clips, clips.numbers)
-    for some in (order, order[:3]):
-        found = outputs(jax.tree.map(lambda leaf, some=some: leaf[some], clips), some)
+    whole = jax.device_get(outputs(clips, clips.numbers))
+    for order in ([5, 2, 7, 0, 1, 6, 4, 3], [5, 2, 7, 5, 2, 7, 5, 2]):
+        some = np.asarray(order, np.int32)
+        found = outputs(jax.tree.map(lambda leaf, some=some: np.asarray(leaf)[some], clips), some)
         expected = jax.tree.map(lambda leaf, some=some: leaf[some], whole)
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), found, expected)
 
 
-# The others are in the table of test_scaling; EquiAV's programs take a minute: below.
-@pytest.mark.parametrize("name", ["sequence+aggregation", "stranger_objective:Noisy"])
-def test_microbatches_change_no_number_of_any_objective(name):
+# The others are in the table of test_scaling.
+def test_microbatches_change_no_number_of_a_stranger():
     """With a memory that has seen other clips."""
-    (objective, towers, params, clips), key = made(name), jax.random.key(3)
+    (objective, towers, params, clips), key = made("stranger_objective:Noisy"), jax.random.key(3)
     others = clips._replace(numbers=clips.numbers + 100)
-    see = jax.jit(lambda clips: of_clips(towers, objective, params, clips, None, key))
-    settings = {"memory": objective.remember(objective.memory(), see(others))}
+
+    def see(params):
+        outputs = of_clips(towers, objective, params, others, None, key)
+        return objective.remember(objective.memory(), outputs)
+
+    settings = {"memory": jax.jit(see)(params)}
     (loss, (_, outputs)), gradients = jax.jit(
         lambda p: loss_and_gradients(towers, objective, p, clips, key, **settings)
     )(params)
@@ -303,39 +300,35 @@ def test_microbatches_change_no_number_of_any_objective(name):
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-5), one, other)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("devices, microbatch", [(4, 4)])
-def test_devices_and_microbatches_train_equiav_to_the_same_numbers(devices, microbatch):
-    """Three steps, each of other views; the equality table is in test_scaling."""
+def test_devices_and_microbatches_train_equiav_to_the_same_numbers():
+    """Two steps, each of other views, of towers that drop paths; see the table in test_scaling."""
     objective, encoders, _, clips = made("equivariant")
-    optimizer = make_optimizer(learning_rate=1e-3, warmup_steps=0, steps=10)
-    state = jax.device_get(init_state(encoders, objective, optimizer, clips, seed=0))
+    optimizer = optax.sgd(0.03)
+    state = drawn.state(encoders, objective, optimizer, clips)
     losses = {}
-    for count, part in ((1, 0), (devices, microbatch)):
+    for count, part in ((1, 0), (2, 4)):
         mesh = sharding.make_mesh(count)
         step = jax.jit(
             make_train_step(encoders, objective, optimizer, 0, microbatch=part, mesh=mesh)
         )
-        now, losses[count] = sharding.put_replicated(state, mesh), []
-        for _ in range(3):
+        now, losses[count] = sharding.put_replicated(jax.device_get(state), mesh), []
+        for _ in range(2):
             now, metrics = step(now, sharding.put_batch(jax.device_get(clips), mesh))
             losses[count].append(jax.device_get(metrics))
-    for one, other in zip(*losses.values(), strict=True):
-        for name, value in one.items():
-            np.testing.assert_allclose(other[name], value, rtol=2e-4, atol=2e-5, err_msg=name)
-    assert np.ptp([metrics["loss"] for metrics in losses[1]]) > 1e-3
+        losses[count].append(jax.device_get(now.params))
+    jax.tree.map(partial(np.testing.assert_allclose, rtol=2e-4, atol=2e-5), *losses.values())
+    assert np.ptp([metrics["loss"] for metrics in losses[1][:2]]) > 1e-3
 
 
 def test_a_memory_is_kept_learned_from_and_left_alone_by_a_bad_step():
-    import optax
-
     objective = objectives.find("stranger_objective:Noisy")(name="stranger_objective:Noisy")
     clips, optimizer = batch(), optax.sgd(0.1)
-    state = init_state(ENCODERS, objective, optimizer, clips, seed=0)
+    state = drawn.state(ENCODERS, objective, optimizer, clips)
     step = jax.jit(make_train_step(ENCODERS, objective, optimizer, seed=0))
     after, _ = step(state, clips)
     key = jax.random.fold_in(jax.random.key(0), 0)
-    seen = of_clips(ENCODERS, objective, state.params, clips, None, key).values["clip"][0]
+    see = jax.jit(lambda params: of_clips(ENCODERS, objective, params, clips, None, key))
+    seen = see(state.params).values["clip"][0]
     expected = 0.9 * np.ones(6) + 0.1 * np.asarray(seen).mean(axis=0)
     np.testing.assert_allclose(after.memory["mean"], expected, rtol=1e-5)
     audio = clips.features.audio
@@ -349,11 +342,9 @@ def test_a_memory_is_kept_learned_from_and_left_alone_by_a_bad_step():
 def test_views_are_drawn_anew_in_every_step():
     objective = objectives.find("stranger_objective:Noisy")(name="stranger_objective:Noisy")
     clips, still = batch(), ENCODERS.clone(dropout=0.0)
-    params = init_params(still, objective, clips, seed=0)
-    first, again, second = (
-        of_clips(still, objective, params, clips, None, jax.random.key(seed)).values
-        for seed in (0, 0, 1)
-    )
+    params = drawn.params(still, objective, clips)
+    see = jax.jit(lambda key: of_clips(still, objective, params, clips, None, key).values)
+    first, again, second = (jax.device_get(see(jax.random.key(seed))) for seed in (0, 0, 1))
     jax.tree.map(np.testing.assert_array_equal, first, again)
     np.testing.assert_array_equal(first["clip"][0], second["clip"][0])
     assert np.abs(np.asarray(first["noisy"][0] - second["noisy"][0])).min() > 1e-6

@@ -54,7 +54,7 @@ def write_run(folder, data, seed=0, distance=None, **objective):
     config = Config().replace(
         seed=seed,
         data={"path": str(data), "buckets": 2, "batch_size": 4},
-        encoders=TOWERS,
+        encoders=TOWERS | {"visual_blocks": 0, "audio_blocks": 0},
         distance=distance or {"resample": "audio_to_visual"},
         objective=objective,
     )

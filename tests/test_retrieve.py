@@ -173,6 +173,6 @@ def test_top_k_is_ordered():
 def test_seconds_per_query_names_every_method():
     latents = random_latents(3)
     embeddings = [stream.values.mean(1) for stream in latents]
-    seconds = retrieve.seconds_per_query(latents, *embeddings, "euclidean", {}, [1, 5], sample=3)
-    assert set(seconds) == {"aggregation", "sequence", "hybrid 1", "hybrid 5"}
+    seconds = retrieve.seconds_per_query(latents, *embeddings, "euclidean", {}, [5], sample=3)
+    assert set(seconds) == {"aggregation", "sequence", "hybrid 5"}
     assert all(value > 0 for value in seconds.values())

@@ -5,6 +5,7 @@ import math
 from dataclasses import replace
 from functools import cache, partial
 
+import drawn
 import jax
 import jax.export
 import jax.numpy as jnp
@@ -28,14 +29,11 @@ from scav_jax.objectives.separate import best_weight
 from scav_jax.retrieval import model, results
 from scav_jax.retrieval.embed import Embedded, all_against_all, embed
 from scav_jax.sequences import AudioVisual, as_batch, sequences
-from scav_jax.train.loop import train
 from scav_jax.train_step import (
     bound_heads,
     compute_loss,
-    init_params,
     of_clips,
 )
-from scav_jax.training import processes
 from scav_jax.training.runs import load_run
 
 CLIPS, WIDTHS, STEPS = 5, (5, 9), (8, 4)
@@ -64,7 +62,7 @@ def clips(seed=0, *, ragged=True, shift=0.0):
 
 @cache
 def params_of(objective):
-    return jax.jit(lambda: init_params(TOWERS, objective, clips(), seed=1))()
+    return drawn.params(TOWERS, objective, clips(), seed=1)
 
 
 @cache
@@ -273,13 +271,11 @@ def test_a_run_goes_on_bit_for_bit_and_carries_its_weight(tmp_path, symbolic_sha
     data = small_run.write_data(tmp_path / "data", fingerprint=extractor)
     options = {"dynamic": "distance", "normalize": "deviation", **SMALL}
     changes = {f"objective.{name}": value for name, value in options.items()}
-    changes |= {"objective.name": "separate", "train.steps": 14, "train.validate_every": 7}
+    changes |= {"objective.name": "separate", "train.steps": 6, "train.validate_every": 3}
     document = small_run.small_config(data, **changes)
-    assert train(document, tmp_path / "whole")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(processes.Preemption, "__call__", lambda _, step: step == 9)
-        assert train(document, tmp_path / "stopped") is None
-    run = train(document, tmp_path / "stopped")
+    assert small_run.train_here(document, tmp_path / "whole")
+    assert small_run.train_here(document, tmp_path / "stopped", stop_after=4) is None
+    run = small_run.train_here(document, tmp_path / "stopped")
     whole, stopped = (small_run.parameters(tmp_path / name) for name in ("whole", "stopped"))
     jax.tree.map(np.testing.assert_array_equal, whole, stopped)
     assert small_run.records(tmp_path / "whole") == small_run.records(tmp_path / "stopped")

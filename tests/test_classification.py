@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from small_run import FINGERPRINT, parameters, records, small_config
+from small_run import FINGERPRINT, parameters, records, small_config, train_here
 from test_evaluate import write_run
 from test_temporal import WITHOUT_BLOCKS
 
@@ -25,9 +25,8 @@ from scav_jax.objectives.objective import Material
 from scav_jax.plan import estimate
 from scav_jax.retrieval import classify
 from scav_jax.sequences import AudioVisual, as_batch, sequences
-from scav_jax.train.loop import train
 from scav_jax.train_step import init_state, make_train_step
-from scav_jax.training import processes, runs
+from scav_jax.training import runs
 
 PLACE = Place(2**20)
 NAMES = ("bell", "drum", "horn")
@@ -420,10 +419,7 @@ def learn(data, workdir, stop_after=None, **changes):
     settings = {"train.steps": 20, "train.validate_every": 10, "train.checkpoint_every": 0}
     settings |= {"objective.name": "classification", "optimizer.learning_rate": 0.1}
     settings |= {"encoders.dropout": 0.0, "optimizer.weight_decay": 0.1}
-    with pytest.MonkeyPatch.context() as patch:
-        if stop_after is not None:
-            patch.setattr(processes.Preemption, "__call__", lambda _, step: step == stop_after)
-        return train(small_config(data, **settings | changes), workdir) is not None
+    return train_here(small_config(data, **settings | changes), workdir, stop_after) is not None
 
 
 @pytest.fixture(scope="module")

@@ -7,6 +7,7 @@ import dataclasses
 import math
 from functools import partial
 
+import drawn
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -207,12 +208,13 @@ def test_gradients_are_finite_differences_and_detached_keys_change_them_only():
         a, b = jnp.asarray(a), jnp.asarray(b)
         for loss in (partial(nt_xent, tau=TAU), lambda a, b: info_nce(a, b, TAU)[0]):
             of_arrays = lambda *pair, loss=loss: loss(*map(jnp.asarray, pair))  # noqa: E731
-            check_grads(of_arrays, (a, b), order=1, modes=("rev",))
+            check_grads(jax.jit(of_arrays), (a, b), order=1, modes=("rev",))
 
         def across(a, b, detach):
             return info_nce(a, b, TAU, detach_keys=detach)[0]
 
-        whole, cut = (jax.value_and_grad(across)(a, b, detach) for detach in (False, True))
+        of_both = jax.jit(jax.value_and_grad(across), static_argnums=2)
+        whole, cut = (of_both(a, b, detach) for detach in (False, True))
         # Detached, the gradient of a visual is that of its own row alone.
         keys = jnp.asarray(unit(np.asarray(b)))
 
@@ -220,10 +222,11 @@ def test_gradients_are_finite_differences_and_detached_keys_change_them_only():
             logits = (a / jnp.linalg.norm(a, axis=1, keepdims=True)) @ keys.T / TAU
             return -0.5 * jnp.mean(jnp.diagonal(jax.nn.log_softmax(logits, axis=1)))
 
-        np.testing.assert_allclose(cut[1], jax.grad(of_rows)(a), atol=1e-12)
+        np.testing.assert_allclose(cut[1], jax.jit(jax.grad(of_rows))(a), atol=1e-12)
     assert float(whole[0]) == pytest.approx(float(cut[0]), abs=1e-12)
     assert np.abs(whole[1] - cut[1]).max() > 0.1 * np.abs(whole[1]).max()
-    zero = jax.grad(lambda a: nt_xent(a, jnp.ones((3, 2)), TAU))(jnp.zeros((3, 2)))
+    of_zero = jax.jit(jax.grad(lambda a: nt_xent(a, jnp.ones((3, 2)), TAU)))
+    zero = of_zero(jnp.zeros((3, 2)))
     assert np.isfinite(zero).all()
 
 
@@ -263,11 +266,7 @@ def pixels(clips=4, side=32, frames=3, steps=4, bins=32, seed=1):
 @pytest.fixture(scope="module")
 def small():
     """Parameters, with every bias and scale drawn too, so that none is at a special value."""
-    params = jax.jit(partial(init_params, TOWERS, SMALL, seed=0))(pixels())
-    leaves, tree = jax.tree.flatten(params)
-    rng = np.random.default_rng(5)
-    moved = [leaf + 0.2 * rng.normal(size=leaf.shape).astype(np.float32) for leaf in leaves]
-    return jax.tree.unflatten(tree, [jnp.asarray(leaf) for leaf in moved])
+    return drawn.params(TOWERS, SMALL, pixels(), seed=5)
 
 
 def as_images(stream, values):
@@ -310,15 +309,17 @@ def test_in_double_precision_the_model_is_the_transcription_to_the_digit(small):
     vectors = {"vector": rng.normal(size=(1, 24)), "vectors": rng.normal(size=(1, 3, 24))}
     doubled = jax.tree.map(lambda x: np.asarray(x, np.float64), small)
     with jax.enable_x64(True), jax.numpy_dtype_promotion("standard"):
-        heads = SMALL.heads(8).bind({"params": doubled["heads"]})
-        tower, rows = TOWERS.tower("audio"), jnp.zeros(1, jnp.int32)
-        params = {"params": doubled["encoders"]["audio"]}
-        clip, augmented = (
-            tower.apply(params, sequences(jnp.asarray(x)), rows, True) for x in (plain, changed)
-        )
-        latents = {"clip": AudioVisual(None, clip), "augmented": AudioVisual(None, augmented)}
-        found = heads._of_stream("audio", latents, jax.tree.map(jnp.asarray, vectors))
-        found = jax.device_get(found)
+
+        @jax.jit
+        def of_sound(params, vectors, *steps):
+            heads = SMALL.heads(8).bind({"params": params["heads"]})
+            tower, rows = TOWERS.tower("audio"), jnp.zeros(1, jnp.int32)
+            own = {"params": params["encoders"]["audio"]}
+            clip, augmented = (tower.apply(own, sequences(x), rows, True) for x in steps)
+            latents = {"clip": AudioVisual(None, clip), "augmented": AudioVisual(None, augmented)}
+            return heads._of_stream("audio", latents, vectors)
+
+        found = jax.device_get(of_sound(doubled, vectors, plain, changed))
     images = [as_images("audio", x[0]) for x in (plain, changed)]
     alone = jax.tree.map(lambda x: x[0], vectors)
     expected = numpy_embeddings("audio", *images, alone, doubled)

@@ -11,9 +11,15 @@ NOTEBOOKS = Path(__file__).parents[1] / "scripts" / "notebooks"
 pytestmark = pytest.mark.slow
 
 
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    """A folder that the first notebook renders videos into; the others find them there."""
+    return tmp_path_factory.mktemp("notebooks") / "chimes-tiny"
+
+
 @pytest.mark.parametrize("path", sorted(NOTEBOOKS.glob("*.ipynb")), ids=lambda path: path.stem)
-def test_notebook_runs(path, tmp_path, monkeypatch):
-    monkeypatch.setenv("SCAV_DATA", str(tmp_path / "chimes-tiny"))
+def test_notebook_runs(path, data, monkeypatch):
+    monkeypatch.setenv("SCAV_DATA", str(data))
     monkeypatch.setenv("PYDEVD_DISABLE_FILE_VALIDATION", "1")
     notebook = nbformat.read(path, as_version=4)
     NotebookClient(notebook, timeout=300, resources={"metadata": {"path": os.getcwd()}}).execute()

@@ -8,8 +8,8 @@ import jaxtyping
 import numpy as np
 import pytest
 from PIL import Image
-from small_run import parameters, records
-from test_backbone_door import Stop, extract, ten_films
+from small_run import parameters, records, train_here
+from test_backbone_door import extract, ten_films
 
 from scav_jax.base.errors import InputError
 from scav_jax.evaluate import __main__ as evaluate_program
@@ -22,8 +22,7 @@ from scav_jax.index import __main__ as index_program
 from scav_jax.index import open_index
 from scav_jax.objectives.pixels import sound_steps
 from scav_jax.retrieval import embed, model
-from scav_jax.train.loop import train
-from scav_jax.training import config_files, processes
+from scav_jax.training import config_files
 from scav_jax.training.config import override
 from scav_jax.training.runs import load_run
 
@@ -35,7 +34,7 @@ SMALL = {
     "encoders.heads": 2,
     "encoders.feedforward": 12,
     "encoders.visual_blocks": 1,
-    "encoders.audio_blocks": 1,
+    "encoders.audio_blocks": 0,
     "encoders.side": SIDE,
     "objective.audio_frames": 208,
     "objective.hidden": 10,
@@ -44,9 +43,9 @@ SMALL = {
     "objective.code_width": 7,
     "objective.centroid": 2,
     "optimizer.warmup_steps": 2,
-    "train.steps": 8,
+    "train.steps": 6,
     "train.log_every": 1,
-    "train.validate_every": 4,
+    "train.validate_every": 3,
     "train.keep_best": 2,
     "train.devices": 1,
 }
@@ -65,12 +64,9 @@ def features(videos, tmp_path_factory):
 
 
 def trained(features, run, until=None, **changes):
-    with pytest.MonkeyPatch.context() as patch:
-        if until is not None:
-            patch.setattr(processes, "Preemption", lambda *_: Stop(until))
-        demo = config_files.load_file("configs/equiav/demo.py")
-        settings = SMALL | {"data.path": str(features)} | changes
-        return train(override(demo, settings), run)
+    demo = config_files.load_file("configs/equiav/demo.py")
+    settings = SMALL | {"data.path": str(features)} | changes
+    return train_here(override(demo, settings), run, until)
 
 
 @pytest.fixture(scope="module")
@@ -148,7 +144,7 @@ def test_sizes_are_said_before_the_work_and_too_much_is_refused(
 
 
 def test_it_trains_and_resumes_to_the_bit(features, run, tmp_path):
-    assert trained(features, tmp_path / "stopped", until=5) is None
+    assert trained(features, tmp_path / "stopped", until=4) is None
     assert trained(features, tmp_path / "stopped") is not None
     jax.tree.map(np.testing.assert_array_equal, parameters(run), parameters(tmp_path / "stopped"))
     lines = records(run)

@@ -4,8 +4,7 @@ The losses are those of test_equivariant; devices, microbatches and rows are in 
 `test_doors`.
 """
 
-from functools import partial
-
+import drawn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -25,7 +24,7 @@ from scav_jax.objectives import EquivariantPlaying, Place
 from scav_jax.objectives.objective import Material
 from scav_jax.objectives.playing import PLAINLY, segment_of
 from scav_jax.sequences import AudioVisual
-from scav_jax.train_step import init_params, of_clips
+from scav_jax.train_step import of_clips
 
 PLAYING = EquivariantPlaying(
     visual_tokens=4, audio_tokens=4, audio_frames=2, speeds=3, hidden=9, intra_width=6,
@@ -112,11 +111,7 @@ def test_speeds_directions_and_begins_are_uniform_over_what_fits(duration, fit):
 @pytest.fixture(scope="module")
 def model():
     clips = batch(clips=4)
-    params = jax.jit(partial(init_params, WITHOUT_BLOCKS, PLAYING, seed=0))(clips)
-    leaves, tree = jax.tree.flatten(params)
-    rng = np.random.default_rng(5)
-    moved = [jnp.asarray(x + 0.2 * rng.normal(size=x.shape), jnp.float32) for x in leaves]
-    return clips, jax.tree.unflatten(tree, moved)
+    return clips, drawn.params(WITHOUT_BLOCKS, PLAYING, clips, seed=5)
 
 
 def test_outputs_embedding_and_loss_are_the_transcription(model):

@@ -143,7 +143,12 @@ def _checked(block: int | str, memory_bytes: int) -> int | None:
 
 def alignment(name: str, visual: Sequences, audio: Sequences, **options) -> Float[Array, "N M"]:
     """Which visual step a distance compares with which audio step, for one pair; non-negative."""
-    return find(name, options).alignment(visual, audio, **options)
+    return _alignment(find(name, options).alignment, tuple(options.items()), visual, audio)
+
+
+@partial(jax.jit, static_argnums=(0, 1))
+def _alignment(of_pair: Callable, options: tuple, visual: Sequences, audio: Sequences) -> Array:
+    return of_pair(visual, audio, **dict(options))
 
 
 def retrieval_form(name: str, options: dict) -> tuple[str, dict]:

@@ -97,8 +97,8 @@ def match_curve(
     if name == EUCLIDEAN:
         to_audio = options.get("resample", "visual_to_audio") == "visual_to_audio"
         moved, target = (visual, audio) if to_audio else (audio, visual)
-        moved = resample_like(moved, target)
-        values = jnp.mean(jnp.square(moved.values - target.values), axis=-1)
+        moved = jax.jit(resample_like)(moved, target)
+        values = np.mean(np.square(np.asarray(moved.values) - np.asarray(target.values)), axis=-1)
         steps = int(target.lengths)
         times = _times(steps, audio_step_s if to_audio else visual_seconds / steps)
         return Curve(times, np.asarray(values)[:steps].astype(np.float64))

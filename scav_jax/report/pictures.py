@@ -22,6 +22,9 @@ from scav_jax.sequences import AudioVisual, Sequences, resample_like
 MATRIX_CLIPS, MATRIX_CLIPS_A_SOURCE = 48, 8
 SEARCHES, FOUND = 3, 5  # shown for each direction
 CHANNELS = 24  # of the latents, in the picture of a resampled pair
+# Programs: op by op, a report would be hundreds of them.
+_normalized = jax.jit(normalize_distances, static_argnums=1)
+_path, _moved = jax.jit(hard_path), jax.jit(resample_like)
 
 
 def is_rendered(split: Split) -> bool:
@@ -54,7 +57,7 @@ def make_matrices(distances: Float[np.ndarray, "K K"], split: Split) -> page.Mat
     if len(chosen) < 2:
         return None
     block = np.ascontiguousarray(distances[np.ix_(chosen, chosen)])
-    rows, columns = (np.asarray(normalize_distances(jnp.asarray(block), axis)) for axis in (1, 0))
+    rows, columns = (np.asarray(_normalized(jnp.asarray(block), axis)) for axis in (1, 0))
     return page.Matrices(block, rows, columns, [split.sources[number] for number in chosen])
 
 
@@ -109,7 +112,7 @@ def make_comparison(latents: AudioVisual, clip: int) -> list[figures.Alignment]:
         )
     ]
     pair = [_one(stream, clip) for stream in latents]
-    path, cells = hard_path(*pair)
+    path, cells = _path(*pair)
     made[1] = dataclasses.replace(made[1], path=np.asarray(path)[: int(cells)])
     return made
 
@@ -123,10 +126,10 @@ def make_resampled(
     for audio, what in _partners(distances, clip):
         target = _one(latents.audio, audio)
         steps = int(target.lengths)
-        moved, fixed = resample_like(visual, target).values[:steps], target.values[:steps]
-        differences[what] = np.asarray(jnp.mean((moved - fixed) ** 2, axis=-1))
+        moved, fixed = (np.asarray(x.values)[:steps] for x in (_moved(visual, target), target))
+        differences[what] = np.mean((moved - fixed) ** 2, axis=-1)
         if audio == clip:
-            own = np.asarray(moved), np.asarray(fixed)
+            own = moved, fixed
     varied = np.argsort(-own[1].var(axis=0), kind="stable")[:CHANNELS]
     return figures.Resampled(own[0][:, varied], own[1][:, varied], differences)
 

@@ -403,6 +403,8 @@ def test_an_export_is_pushed_whole_or_a_line_says_why_not(exported, tmp_path, mo
 def test_onnx_gives_the_numbers_of_the_towers(run, tmp_path):
     onnxruntime = pytest.importorskip("onnxruntime")
     pytest.importorskip("jax2onnx")
+    from scav_jax.export.towers import tower_function
+
     out = tmp_path / "model"
     assert program.main(["--run", str(run), "--out", str(out), "--onnx", "12,5"]) == 0
     made = model.load(out)
@@ -416,7 +418,7 @@ def test_onnx_gives_the_numbers_of_the_towers(run, tmp_path):
             found = session.run(
                 ["latents", "embedding"], {"features": features, "lengths": lengths}
             )
-            tower = export.tower_function(made.run.encoders, stream)
+            tower = tower_function(made.run.encoders, stream)
             latents = np.asarray(tower(made.run.params["encoders"][stream], features, lengths))
             means = [
                 row[:length].mean(axis=0) for row, length in zip(latents, lengths, strict=True)

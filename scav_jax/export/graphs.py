@@ -19,7 +19,7 @@ import numpy as np
 
 from scav_jax.base.errors import InputError
 from scav_jax.base.files import write_atomically
-from scav_jax.export.writing import tower_function
+from scav_jax.export.towers import tower_function
 from scav_jax.objectives.objective import embeds_its_own_way
 from scav_jax.retrieval.model import Model
 from scav_jax.sequences import masked_mean

@@ -35,6 +35,8 @@ ROW = np.dtype(
         ("fine_scale", "<f4"),
         ("fine_square", "<f8"),
         ("fine_residual", "<f4"),
+        ("bank_mean", "<f4"),  # of the distances to the bank, see `hubness`; 0 without one
+        ("bank_deviation", "<f4"),
         ("values_sum", "<u8"),
         ("embeddings_sum", "<u8"),
         ("coarse_sum", "<u8"),

@@ -22,6 +22,7 @@ from scav_jax.index.catalog import WHOLE, read_header
 from scav_jax.index.store import Index, create, open_index
 from scav_jax.retrieval.embed import Embedded, embed
 from scav_jax.retrieval.files import Wanted, below, check_times, joined, requests_for
+from scav_jax.retrieval.hubness import bank_of, caution
 from scav_jax.retrieval.model import Model, load_as_asked
 from scav_jax.sequences import STREAMS
 
@@ -136,12 +137,18 @@ def _sourced(
         index.header.declared(index.path, root and os.path.abspath(root), cut)
     source = source_of(arguments, model, split, declared or root)
     if index is None:
+        bank = None
+        if arguments.hubness == "bank":
+            bank = bank_of(model.run, progress=True)
+            if word := caution(len(bank)):
+                print(word, file=sys.stderr)
         index = create(
             arguments.index,
             identity=model.identity,
             distance=model.distance,
             storage=arguments.storage,
             root=root,
+            bank=bank,
         )
     index.declare(root, cut)
     if source.files:
@@ -153,11 +160,13 @@ def build(arguments: argparse.Namespace) -> int:
     model, split, index = load_as_asked(arguments), split_of(arguments), None
     if (arguments.index / "index.json").exists():
         header = read_header(arguments.index)
-        if header.storage != arguments.storage:
-            raise InputError(
-                f"{arguments.index}: expected storage {header.storage}, as it was begun, got "
-                f"{arguments.storage}; remove the index to build it anew"
-            )
+        begun = {"storage": header.storage, "hubness": "bank" if header.bank else "none"}
+        for name, value in begun.items():
+            if getattr(arguments, name) != value:
+                raise InputError(
+                    f"{arguments.index}: expected {name} {value}, as it was begun, got "
+                    f"{getattr(arguments, name)}; remove the index to build it anew"
+                )
         index = open_index(arguments.index, model.identity)
     index, source = _sourced(index, arguments, model, split)
     count = _grow(index, source.parts(set(index.ids())), "skip")

@@ -27,6 +27,7 @@ from jaxtyping import Bool, Float, Int
 from scav_jax.base.errors import InputError
 from scav_jax.index import products
 from scav_jax.index.catalog import Header
+from scav_jax.index.hubness import Hubness, nearest_so_far
 from scav_jax.index.products import NearestSoFar, widen
 from scav_jax.index.segments import Segment, Snapshot
 from scav_jax.retrieval.embed import Embedded
@@ -280,6 +281,7 @@ class Scan:
         self.segments, self.live = snapshot.segments, snapshot.live
         self.count = len(snapshot)  # candidates
         self.numbers = numbers_of(snapshot, queries.asked)  # of a candidate, about
+        self.hubness = Hubness.of(snapshot, queries.asked)
         self._grids: dict[tuple, list[QueriesOnGrid]] = {}
 
     def grids(self, steps: int, centre: Float[np.ndarray, " C"]) -> list[QueriesOnGrid]:
@@ -296,6 +298,15 @@ class Scan:
                 found.append(QueriesOnGrid(numbers, values.shape[1], flat, squares))
             self._grids[key] = found
         return self._grids[key]
+
+    def nearest(self, k: int) -> NearestSoFar:
+        """What collects the k nearest of each query."""
+        return nearest_so_far(self.hubness, len(self.queries), k)
+
+    def final(self, distances, segments, rows) -> Float[np.ndarray, " p"]:
+        """The scores of distances of chosen pairs; of lower bounds, lower bounds."""
+        hubness = self.hubness
+        return distances if hubness is None else hubness.scores(distances, segments, rows)
 
     @property
     def has_bounds(self) -> bool:
@@ -423,7 +434,7 @@ class Scan:
         rows: Int[np.ndarray, " p"],
         order: Int[np.ndarray, " Q"] | None = None,
     ) -> Float[np.ndarray, " p"]:
-        """The final scores of chosen pairs: mean squared differences of what is stored.
+        """The final scores of chosen pairs: mean squared differences of what is stored (`final`).
 
         Args:
           queries, segments, rows: the pairs.
@@ -452,7 +463,7 @@ class Scan:
 
                 for part, scores in zip(parts, threads.map(some, parts), strict=True):
                     result[which[part]] = scores
-        return result
+        return self.final(result, segments, rows)
 
     def _differences_alone(self, tile: Tile, rows, grid: QueriesOnGrid, place):
         stream = tile.segment.streams[self.asked]

@@ -20,6 +20,7 @@ from scav_jax.base.errors import InputError
 from scav_jax.distances import pairwise
 from scav_jax.index import products
 from scav_jax.index.catalog import Header
+from scav_jax.index.hubness import Hubness, nearest_so_far
 from scav_jax.index.products import NearestSoFar, widen
 from scav_jax.index.pruned import ExactSearch, Pruning, nearest_of_chosen
 from scav_jax.index.scan import Queries, Scan, numbers_of, ranked
@@ -43,7 +44,8 @@ PAIRWISE_ROWS, PAIRWISE_QUERIES = 256, 32  # at a time
 class Found:
     """The nearest of each query: places in the index and scores, by query and rank.
 
-    With a static part, `static` is its cosine.
+    With a static part, `static` is its cosine. `distance` is what the score was made of, where that
+    is relative to a bank.
     """
 
     query: Int[np.ndarray, " p"]
@@ -51,6 +53,7 @@ class Found:
     row: Int[np.ndarray, " p"]
     score: Float[np.ndarray, " p"]
     static: Float[np.ndarray, " p"] | None = None
+    distance: Float[np.ndarray, " p"] | None = None
 
 
 @dataclass
@@ -62,6 +65,7 @@ class Report:
       method: what was done: hybrid and exact search compare all where that is faster.
       seconds: how long it took.
       candidates: how many clips were searched.
+      measure: what scores are: a "cosine", a "distance", or a "score" relative to a bank.
       pruning: of exact search.
     """
 
@@ -69,6 +73,7 @@ class Report:
     method: str = ""
     seconds: float = 0.0
     candidates: int = 0
+    measure: str = "distance"
     pruning: Pruning = field(default_factory=Pruning)
 
 
@@ -107,6 +112,10 @@ def search(
     numbers = numbers_of(snapshot, asking.asked)
     most = max(chosen, k)
     report.method = switched(method, most, report.candidates, len(asking), snapshot.header, numbers)
+    if report.method == "aggregation":
+        report.measure = "cosine"
+    elif snapshot.header.bank:
+        report.measure = "score"
     parts = []
     for first in range(0, len(asking) if report.candidates else 0, QUERIES_AT_ONCE):
         batch = asking.part(slice(first, first + QUERIES_AT_ONCE))
@@ -120,10 +129,21 @@ def search(
         none = np.zeros(0, np.int64)
         return Found(none, none, none, np.zeros(0, np.float32)), report
     found = Found(*(np.concatenate(column) for column in zip(*parts, strict=True)))
-    if snapshot.header.static_width and report.method != "aggregation":
+    return found if report.measure == "cosine" else _explained(found, asking, snapshot), report
+
+
+def _explained(found: Found, asking: Queries, snapshot: Snapshot) -> Found:
+    """What was found, with what its scores were made of."""
+    hubness, header = Hubness.of(snapshot, asking.asked), snapshot.header
+    if hubness is not None:
+        distances = hubness.distances(found.score, found.segment, found.row)
+        if header.one_grid:
+            distances = replace(header, bank="").score_of(distances)
+        found = replace(found, distance=distances)
+    if header.static_width:
         places, embeddings = (found.query, found.segment, found.row), unit(asking.embeddings)
         found = replace(found, static=_cosines(embeddings, asking.asked, snapshot, *places))
-    return found, report
+    return found
 
 
 def switched(
@@ -176,7 +196,7 @@ def _nearest(snapshot: Snapshot, queries: Queries, k: int, most: int, report: Re
     if report.method == "exact":
         nearest = ExactSearch(scan, k, order, report.pruning).run()
     else:
-        nearest = NearestSoFar(len(queries), k)
+        nearest = scan.nearest(k)
         scan.compare_all(nearest)
     places = nearest.candidates()
     *places, squares = ranked(*places, scan.scores(*places, order), snapshot, k)
@@ -261,7 +281,8 @@ def _nearest_by_any_distance(
     snapshot: Snapshot, queries: Queries, k: int, most: int, report: Report
 ):
     """The same by a distance that is no product of matrices."""
-    nearest, everyone = NearestSoFar(len(queries), k), np.arange(len(queries))
+    nearest = nearest_so_far(Hubness.of(snapshot, queries.asked), len(queries), k)
+    everyone = np.arange(len(queries))
     if report.method == "sequence":
         rows = {number: np.flatnonzero(live) for number, live in snapshot.live.items()}
         compare(queries, snapshot, rows, nearest, everyone)

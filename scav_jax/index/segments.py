@@ -142,12 +142,20 @@ class StoredStream:
     """One stream of a segment, mapped."""
 
     def __init__(
-        self, folder: Path, name: str, rows: np.ndarray, storage: str, widths: tuple[int, int]
+        self,
+        folder: Path,
+        name: str,
+        rows: np.ndarray,
+        storage: str,
+        widths: tuple[int, int],
+        data: dict[str, np.ndarray] | None = None,
     ):
         self.folder, self.name, self.rows = folder, name, rows
         self.width, self.embedding_width = widths
         self._dtypes = dtypes(storage)
-        self._data = {column: _mapped(folder / f"{name}.{column}") for column in COLUMNS}
+        if data is None:
+            data = {column: _mapped(folder / f"{name}.{column}") for column in COLUMNS}
+        self._data = data
         self._checked = {column: np.zeros(len(rows), bool) for column in COLUMNS}
         self._edges = edges(rows["steps"])
 
@@ -304,6 +312,24 @@ class Segment:
             for name in STREAMS
             if f"{name}.rows.npy" in self._checksums
         }
+
+    @classmethod
+    def in_memory(
+        cls, streams: dict[str, EncodedStream], encoding: Encoding, header: Header
+    ) -> "Segment":
+        """Sequences before they are written, as a scan reads them."""
+        segment = cls.__new__(cls)
+        segment.number, segment.folder, segment.encoding = 0, Path(), encoding
+        segment.width, segment.streams = len(encoding.centre), {}
+        widths = segment.width, header.embedding_width
+        for name, stream in streams.items():
+            segment.keys = np.arange(len(stream.rows))
+            values = np.concatenate([one.reshape(-1) for one in stream.records["values"]])
+            data = dict.fromkeys(COLUMNS, np.zeros(0, np.uint8)) | {"values": values}
+            segment.streams[name] = StoredStream(
+                Path(), name, stream.rows, header.storage, widths, data
+            )
+        return segment
 
     def __len__(self) -> int:
         return len(self.keys)

@@ -6,6 +6,7 @@ rows together. Without rows of the table that name them nobody sees them.
 
 import itertools
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ from jaxtyping import Int
 
 from scav_jax.base.errors import InputError
 from scav_jax.base.names import is_text, shown
+from scav_jax.index.bank import compare_with_bank
 from scav_jax.index.catalog import Header, Rows, about_checksums, schema
 from scav_jax.index.encoding import COLUMNS, EncodedStream, Encoding
 from scav_jax.index.scan import are_finite
@@ -52,27 +54,36 @@ def check_streams(embedded: Embedded, streams: dict[str, Sequences], header: Hea
             )
 
 
-def write_clips(
-    index: Path,
-    embedded: Embedded,
-    streams: dict[str, Sequences],
-    encoding: Encoding,
-    first_key: int,
-    header: Header,
-):
+@dataclass(frozen=True)
+class New:
+    """Clips that are added.
+
+    Attributes:
+      embedded, streams: the clips, and their sequences as they are stored.
+      first_key: of the first clip; the others follow in their order.
+      bank: of the index, where it has one.
+    """
+
+    embedded: Embedded
+    streams: dict[str, Sequences]
+    first_key: int
+    bank: Embedded | None = None
+
+
+def write_clips(index: Path, new: New, encoding: Encoding, header: Header):
     """Writes the sequences of clips into new segments; without their rows nobody sees them.
 
     Args:
       index: its folder.
-      embedded, streams: the clips, and their sequences as they are stored.
+      new: the clips.
       encoding, header: of the index.
-      first_key: of the first clip; the others follow in their order.
 
     Returns:
       Their rows, an Arrow table.
     """
     import pyarrow as pa
 
+    embedded, streams, first_key = new.embedded, new.streams, new.first_key
     order = np.lexsort((streams["visual"].lengths, streams["audio"].lengths))
     steps = np.maximum(*(np.asarray(stream.lengths)[order] for stream in streams.values()))
     sizes = np.cumsum(steps.astype(np.int64)) * len(encoding.centre) * 4
@@ -83,6 +94,8 @@ def write_clips(
             name: encoding.encode(stream, getattr(embedded, f"{name}_embeddings"), part)
             for name, stream in streams.items()
         }
+        if new.bank is not None:
+            compare_with_bank(encoded, encoding, new.bank, header)
         about = {
             "id": [embedded.ids[clip] for clip in part],
             "source": [header.stored_source(str(embedded.sources[clip])) for clip in part],

@@ -1,19 +1,31 @@
 """Hubness: scores by their definition in NumPy, by every method, whatever becomes of an index."""
 
+import json
 from dataclasses import replace
 
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from test_evaluate import FINGERPRINT, WIDTHS, write_run
 from test_index import embedded
 from test_search import clustered, ids, loops, replace_values, scores
 
+from scav_jax import metrics
 from scav_jax.base.errors import InputError
 from scav_jax.distances import pairwise
+from scav_jax.evaluate import __main__ as evaluate_program
+from scav_jax.evaluate import hubness as evaluate_hubness
+from scav_jax.features import store
+from scav_jax.features.clip import Clip
+from scav_jax.index import __main__ as index_program
 from scav_jax.index import create, mesh, open_index, searching
 from scav_jax.retrieval import hubness
+from scav_jax.retrieval.embed import embed
+from scav_jax.retrieve import sequence_distances
+from scav_jax.sequences import AudioVisual
 from scav_jax.sequences import sequences as whole
 from scav_jax.sharding import make_mesh
+from scav_jax.training.runs import load_run
 
 DIRECTIONS = ("a2v", "v2a")
 
@@ -150,7 +162,7 @@ def test_a_clip_that_all_are_as_far_from_is_in_the_middle(random):
 
 
 def test_bad_input_is_one_line(tmp_path):
-    with pytest.raises(InputError, match="at least 200 training clips .*got 199"):
+    with pytest.raises(InputError, match=r"at least 200 training clips .*got 199"):
         create(tmp_path / "i", identity="m", bank=embedded(199))
     assert "300 are wanted" in hubness.caution(299) and not hubness.caution(300)
     plain = create(tmp_path / "plain", identity="m")
@@ -168,3 +180,90 @@ def test_bad_input_is_one_line(tmp_path):
         with pytest.raises(InputError, match=r"bank.npz: expected"):
             index.verify()
     assert len(index.search(embedded(1), "a2v", 3)[0]) == 3  # searching does not need it
+
+
+# ---- of a run: evaluate and index build --------------------------------------------------------
+
+
+def test_evaluate_and_index_take_the_bank_of_the_run(tmp_path, capsys):
+    write_clips(tmp_path / "data", {"train": 205, "test": 24})
+    run_path = write_run(tmp_path / "run", tmp_path / "data")
+    words = ["--run", str(run_path), "--split", "test", "--bootstrap", "40", "--hubness", "bank"]
+    evaluate_program.main([*words, "--out", str(tmp_path / "out")])
+    told = capsys.readouterr().out
+    assert "CAUTION: a bank of 205 clips is small" in told and "transductive" in told
+    document = json.loads((tmp_path / "out" / "metrics.json").read_text())["runs"][0]
+    run = load_run(run_path)
+    clips, bank = (embed(run, store.read(tmp_path / "data", name)) for name in ("test", "train"))
+    distances, of_bank = (
+        sequence_distances(AudioVisual(*pair), "euclidean", {"resample": "audio_to_visual"})
+        for pair in (clips.latents, (clips.latents.visual, bank.latents.audio))
+    )
+    expected = (distances - of_bank.mean(axis=1)[:, None]) / of_bank.std(axis=1)[:, None]
+    own = np.diagonal(expected)
+    ranks = (expected <= own[None]).sum(axis=0)
+    row = next(m for m in document["methods"] if "bank of 205" in m.get("label", ""))
+    assert row["a2v"]["mean_rank"] == ranks.mean()
+    raw = next(m for m in document["methods"] if m["method"] == "sequence")
+    gain = document["hubness"]["rows"][0]["a2v"]
+    shares = [m["a2v"]["recall_at_1"] for m in (row, raw)]
+    assert gain["gain"] == pytest.approx(shares[0] - shares[1])
+    assert gain["interval"][0] <= gain["gain"] <= gain["interval"][1]
+
+    index_words = ["build", str(tmp_path / "i"), "--model", str(run_path), "--hubness", "bank"]
+    index_words += ["--data", str(tmp_path / "data"), "--split", "test"]
+    assert index_program.main(index_words) == 0
+    assert "bank of 205 clips is small" in capsys.readouterr().err
+    index = open_index(tmp_path / "i")
+    found = index.search(clips, "v2a", 24, "sequence")
+    assert index.report.measure == "score" and index.info()["hubness"] == "bank of 205 clips"
+    of_bank = sequence_distances(AudioVisual(bank.latents.visual, clips.latents.audio),
+                                 "euclidean", {"resample": "audio_to_visual"})  # fmt: skip
+    assert len(found) == 24 and of_bank.shape == (205, 24)
+    with pytest.raises(InputError, match="expected hubness bank, as it was begun, got none"):
+        index_program.main([w for w in index_words if w not in ("--hubness", "bank")])
+    write_clips(tmp_path / "few", {"train": 150, "test": 24})
+    other = write_run(tmp_path / "other", tmp_path / "few")
+    with pytest.raises(InputError, match="got 150"):
+        evaluate_program.main(["--run", str(other), *words[2:]])
+
+
+def write_clips(folder, splits):
+    random, clips = np.random.default_rng(0), []
+    for split, count in splits.items():
+        for number in range(count):
+            clip = Clip(
+                id=f"{split} {number}",
+                visual=random.normal(size=(8, WIDTHS["visual"])).astype(np.float16),
+                visual_span=(0.0, 2.0),
+                audio=random.normal(size=(4, WIDTHS["audio"])).astype(np.float16),
+                audio_span=(0.0, 2.0),
+                source=f"{split}.mp4",
+                start=2.0 * number,
+                end=2.0 * number + 2.0,
+            )
+            clips.append((split, clip))
+    store.write(clips, folder, fingerprint=FINGERPRINT, videos="", rejected=[])
+
+
+def test_gains_are_paired(random):
+    ranks, others = random.integers(1, 4, 300), random.integers(1, 4, 300)
+    found = metrics.paired_gain(ranks, others, bootstrap=500, seed=3)
+    more = (ranks == 1).astype(float) - (others == 1)
+    assert found["gain"] == pytest.approx(more.mean())
+    half = (found["interval"][1] - found["interval"][0]) / 2
+    assert half == pytest.approx(1.96 * more.std() / 300**0.5, rel=0.15)
+    assert metrics.paired_gain(ranks, ranks, bootstrap=9)["interval"] == [0.0, 0.0]
+    assert found == metrics.paired_gain(ranks, others, bootstrap=500, seed=3)
+
+
+def test_the_matching_has_equal_sums_and_keeps_what_is_clear(random):
+    distances = random.random((30, 30)).astype(np.float32)
+    plan = np.exp(-evaluate_hubness.matching(distances))
+    np.testing.assert_allclose(plan.sum(axis=0), 1, rtol=1e-6)
+    np.testing.assert_allclose(plan.sum(axis=1), 1, rtol=1e-3)
+    # A hub, as near to all, takes nobody's place.
+    distances = 1 - 0.5 * np.eye(30, dtype=np.float32)
+    distances[:, 0] -= 0.6
+    assert (distances.argmin(axis=1) == 0).all()
+    assert (evaluate_hubness.matching(distances)[1:].argmin(axis=1) == np.arange(1, 30)).all()

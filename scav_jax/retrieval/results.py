@@ -8,15 +8,18 @@ The document is what `metrics.json` holds, and what `report` draws:
 and a run holds `name`, `run`, `config`, `objective`, `trained_with`, `training` (what it has seen),
 `parameters` (how many), `distance` {name, options},
 `methods` (`method`, `k`, `a2v` and `v2a` of `metrics.summary`, `seconds_per_query`, and a `label`
-where the method has a name of its own; "part" is a part of the distance alone),
+where the method has a name of its own; "part" is a part of the distance, or a corrected one),
 `first_stage` (`k`, `a2v`, `v2a`: recall at k of aggregation), `per_class` (method -> class ->
 `a2v`, `v2a`), `per_subset` (the same of subsets, where the queries were divided further) and
-`seconds` of each stage. Recalls are shares in 0..1, times are in seconds.
+`seconds` of each stage; where distances were corrected, `hubness` (`bank`, its clips, and `rows`:
+`label`, `over`, `a2v` and `v2a` of `metrics.paired_gain`). Recalls are shares in 0..1, times are in
+seconds.
 """
 
 from collections.abc import Sequence
 
 from scav_jax.metrics import few_queries
+from scav_jax.retrieval.hubness import caution
 
 FORMAT_VERSION = 4
 BASELINE = "baseline"  # the objective of a row that nobody trained
@@ -116,12 +119,33 @@ def table(results: dict) -> str:
             for run in results["runs"]
         ),
     ]
+    notes += [words for run in results["runs"] for words in hubness_words(run)]
     notes += [f"CAUTION: {word}" for word in unbeaten(results)]
     if word := few_queries(n):
         notes.append(f"CAUTION: {word}")
     if data["rendered"]:
         notes.append(RENDERED)
     return "\n".join([lines[0], "-" * len(lines[0]), *lines[1:], "", *notes])
+
+
+def hubness_words(run: dict) -> list[str]:
+    """What correcting distances has gained, a sentence for each way; none where none was asked."""
+    if "hubness" not in run:
+        return []
+    words = []
+    for row in run["hubness"]["rows"]:
+        told = []
+        for direction, arrow in DIRECTIONS.items():
+            bounds = [f"{100 * bound:+.1f}" for bound in row[direction].get("interval", ())]
+            between = f" [{', '.join(bounds)}]" if bounds else ""
+            told.append(f"{arrow} {100 * row[direction]['gain']:+.1f}{between}")
+        words.append(
+            f"{run['name']}, {row['label']}: R@1 {', '.join(told)} points over {row['over']} "
+            "(paired 95 %)"
+        )
+    if word := caution(run["hubness"]["bank"]):
+        words.append(word)
+    return words
 
 
 def _subsets(results: dict) -> list[str]:

@@ -167,7 +167,7 @@ def test_bad_input_is_one_line(tmp_path):
     assert "300 are wanted" in hubness.caution(299) and not hubness.caution(300)
     plain = create(tmp_path / "plain", identity="m")
     plain.add(embedded(3))
-    with pytest.raises(InputError, match="index with a bank"):
+    with pytest.raises(InputError, match="built with --hubness bank"):
         plain.search(embedded(1), "a2v", 1, hubness="bank")
     index = with_bank(tmp_path / "i", embedded(3))
     file = tmp_path / "i" / "bank.npz"

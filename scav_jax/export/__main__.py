@@ -6,6 +6,7 @@
     DIR/preprocessing.json            the fingerprint of the extractor
     DIR/towers/visual.jaxexport       each tower as StableHLO for CPU, CUDA and TPU, of any batch
     DIR/towers/audio.jaxexport          and number of steps, without its parameters
+    DIR/sketch/                       where the run has one, see `scav sketch`
 
 `scav_jax.retrieval.model.load(DIR)` needs no orbax. The same run gives the same bytes.
 """

@@ -71,6 +71,7 @@ class Header:
       clip_seconds: into which videos are cut; `WHOLE` where they are not, None where none came.
       bank: names the bank that scores are relative to; "" where clips are ranked by distances.
       bank_clips: how many it has.
+      sketch, sketch_width: what makes sketches, the first stage, and S; "" where there are none.
     """
 
     identity: str
@@ -83,6 +84,8 @@ class Header:
     clip_seconds: float | None = None
     bank: str = ""
     bank_clips: int = 0
+    sketch: str = ""
+    sketch_width: int = 0
     format_version: int = FORMAT_VERSION
 
     @property
@@ -100,11 +103,7 @@ class Header:
         return self.options.get("static_width", 0)
 
     def with_weight(self, weight: float | None) -> "Header":
-        """The header of a search with this weight of the static part; None keeps the index's.
-
-        Raises:
-          InputError: there is no static part, or no such weight.
-        """
+        """The header of a search with this weight of the static part; None keeps the index's."""
         if weight is None:
             return self
         if not self.static_width:
@@ -126,10 +125,7 @@ class Header:
         if hubness is not None:
             check_one_of("hubness", hubness, ("bank", "none"))
         if hubness == "bank" and not self.bank:
-            raise InputError(
-                "hubness: expected an index with a bank, this one has none; leave it out, or "
-                "build the index with --hubness bank"
-            )
+            raise InputError("hubness: expected an index built with --hubness bank; leave it out")
         header = replace(self, bank="") if hubness == "none" else self
         return header.with_weight(static_weight)
 
@@ -145,6 +141,11 @@ class Header:
         return (squares * share - (1.0 - self.options["static_weight"]) ** 2).astype(np.float32)
 
     @property
+    def first_stage(self) -> str:
+        """The column that the first stage of a hybrid search reads."""
+        return "sketches" if self.sketch else "embeddings"
+
+    @property
     def target(self) -> str:
         """The stream whose steps are compared; the other one is interpolated at them."""
         resample = self.options.get("resample", RESAMPLINGS[0])
@@ -153,7 +154,7 @@ class Header:
     @property
     def stored_as(self) -> dict:
         """What sequences depend on, as JSON: that of every segment."""
-        names = ("identity", "distance", "options", "storage", "bank")
+        names = ("identity", "distance", "options", "storage", "bank", "sketch")
         told = {name: getattr(self, name) for name in names}
         told["options"] = {k: v for k, v in self.options.items() if k != "static_weight"}
         return json.loads(json.dumps(told))

@@ -20,7 +20,7 @@ from scav_jax.base.progress import progress_bar
 from scav_jax.features import store
 from scav_jax.index.catalog import WHOLE, read_header
 from scav_jax.index.store import Index, create, open_index
-from scav_jax.retrieval.embed import Embedded, embed
+from scav_jax.retrieval.embed import Embedded
 from scav_jax.retrieval.files import Wanted, below, check_times, joined, requests_for
 from scav_jax.retrieval.hubness import bank_of, caution
 from scav_jax.retrieval.model import Model, load_as_asked
@@ -109,7 +109,7 @@ def _of_split(
     with progress_bar(f"embed {split.split}", len(left), "clip") as bar:
         for first in range(0, len(left), CLIPS_AT_ONCE):
             some = left[first : first + CLIPS_AT_ONCE]
-            yield replace(embed(model.run, split.take(some)), ids=[ids[one] for one in some])
+            yield replace(model.embed_split(split.take(some)), ids=[ids[one] for one in some])
             bar.update(len(some))
 
 
@@ -149,6 +149,7 @@ def _sourced(
             storage=arguments.storage,
             root=root,
             bank=bank,
+            sketch=model.sketch.name if model.sketch else "",
         )
     index.declare(root, cut)
     if source.files:
@@ -250,7 +251,7 @@ def _sampled(arguments: argparse.Namespace, model: Model) -> Embedded:
     numbers = np.sort(np.random.default_rng(0).choice(len(clips), count, replace=False))
     if split is None:
         return clips.take(numbers)
-    return embed(model.run, split.take(numbers), progress=True)
+    return model.embed_split(split.take(numbers), progress=True)
 
 
 def tuned(

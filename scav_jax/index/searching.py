@@ -1,8 +1,8 @@
 """One search over a snapshot: which method, which rows, what comes back.
 
-The first stage of hybrid search, which is also the whole of `aggregation`, is cosines of
-embeddings: a product of matrices over mapped files. Distances that are no product of matrices are
-computed by `pairwise`, some pairs at a time.
+The first stage of hybrid search is cosines of embeddings, which are also the whole of
+`aggregation`, or of sketches: a product of matrices over mapped files. Distances that are no
+product of matrices are computed by `pairwise`, some pairs at a time.
 """
 
 import functools
@@ -37,6 +37,7 @@ FEW_SHARE = 0.035
 SKETCHING, BOUNDING = 18e6, 900
 COSINE_ROWS = 16384  # candidates at a time
 COSINE_PAIRS = 2**22  # with few queries, more
+Asking = tuple[str, Float[np.ndarray, "Q _"]]  # the column that is asked, and unit vectors
 PAIRWISE_ROWS, PAIRWISE_QUERIES = 256, 32  # at a time
 
 
@@ -141,8 +142,9 @@ def _explained(found: Found, asking: Queries, snapshot: Snapshot) -> Found:
             distances = replace(header, bank="").score_of(distances)
         found = replace(found, distance=distances)
     if header.static_width:
-        places, embeddings = (found.query, found.segment, found.row), unit(asking.embeddings)
-        found = replace(found, static=_cosines(embeddings, asking.asked, snapshot, *places))
+        places = found.query, found.segment, found.row
+        own = "embeddings", unit(asking.embeddings)
+        found = replace(found, static=_cosines(own, asking.asked, snapshot, *places))
     return found
 
 
@@ -208,9 +210,9 @@ def _nearest(snapshot: Snapshot, queries: Queries, k: int, most: int, report: Re
 
 def _nearest_by_cosine(snapshot: Snapshot, queries: Queries, k: int, most: int, report: Report):
     """The same by cosine, the largest first; equal ones are in the order of keys."""
-    embeddings = unit(queries.embeddings)
-    places = _possible(embeddings, queries.asked, snapshot, k)
-    cosines = _cosines(embeddings, queries.asked, snapshot, *places)
+    asking = "embeddings", unit(queries.embeddings)
+    places = _possible(asking, queries.asked, snapshot, k)
+    cosines = _cosines(asking, queries.asked, snapshot, *places)
     *places, far = ranked(*places, -cosines, snapshot, k)
     return *places, -far
 
@@ -220,13 +222,14 @@ def most_similar(
 ) -> tuple[Int[np.ndarray, " p"], Int[np.ndarray, " p"], Int[np.ndarray, " p"]]:
     """query, segment and row of the k largest cosines, by query but in no order of ranks.
 
-    Where rounding leaves no doubt about which k they are, no cosine is computed again.
+    Cosines of sketches where the index has them, else of embeddings. Where rounding leaves no doubt
+    about which k they are, no cosine is computed again.
     """
-    embeddings = unit(queries.embeddings)
-    places = _possible(embeddings, queries.asked, snapshot, k)
+    asking = _first_stage(queries, snapshot.header)
+    places = _possible(asking, queries.asked, snapshot, k)
     doubtful = np.bincount(places[0], minlength=len(queries))[places[0]] > k
     unsure = [column[doubtful] for column in places]
-    cosines = _cosines(embeddings, queries.asked, snapshot, *unsure)
+    cosines = _cosines(asking, queries.asked, snapshot, *unsure)
     found = ranked(*unsure, -cosines, snapshot, k)[:3]
     together = [
         np.concatenate([column[~doubtful], more])
@@ -237,10 +240,23 @@ def most_similar(
     return query, segment, row
 
 
+def _first_stage(queries: Queries, header: Header) -> Asking:
+    """What the first stage of a hybrid search asks with."""
+    if not header.sketch:
+        return "embeddings", unit(queries.embeddings)
+    if queries.sketches is None:
+        raise InputError(
+            f"hybrid: expected queries with the sketch {header.sketch} of the index, got none of "
+            "that name; ask with the run as it was, or build the index again"
+        )
+    return "sketches", unit(queries.sketches)
+
+
 def _possible(
-    embeddings: Float[np.ndarray, "Q C"], asked: str, snapshot: Snapshot, k: int
+    asking: Asking, asked: str, snapshot: Snapshot, k: int
 ) -> tuple[Int[np.ndarray, " p"], ...]:
     """(query, segment, row) of all that can be among the k nearest, whatever products round."""
+    column, embeddings = asking
     nearest, numbers = NearestSoFar(len(embeddings), k), np.arange(len(embeddings))
     width = embeddings.shape[1]
     errors = np.full(len(embeddings), products.rounding(width, width) * 2)
@@ -251,7 +267,7 @@ def _possible(
             rows = slice(begin, min(begin + size, len(segment)))
             if not alive[rows].any():
                 continue
-            similar = products.inner(embeddings, stream.read("embeddings", rows))
+            similar = products.inner(embeddings, stream.read(column, rows))
             distances = np.negative(similar, out=similar)
             distances[:, ~alive[rows]] = np.inf
             nearest.offer(numbers, distances, errors, number, np.arange(rows.start, rows.stop))
@@ -259,9 +275,10 @@ def _possible(
 
 
 def _cosines(
-    embeddings: Float[np.ndarray, "Q C"], asked: str, snapshot: Snapshot, query, segment, row
+    asking: Asking, asked: str, snapshot: Snapshot, query, segment, row
 ) -> Float[np.ndarray, " p"]:
     """Cosines, each by its own sum: the same whatever tile found the pair."""
+    column, embeddings = asking
     result = np.empty(len(query), np.float32)
     for number in np.unique(segment):
         here = np.flatnonzero(segment == number)
@@ -269,7 +286,7 @@ def _cosines(
         stream = snapshot.segments[int(number)].streams[asked]
         for begin in range(0, len(here), COSINE_ROWS):
             part = here[begin : begin + COSINE_ROWS]
-            stored = stream.gather("embeddings", slice(0, len(stream.rows)), row[part])
+            stored = stream.gather(column, slice(0, len(stream.rows)), row[part])
             result[part] = np.vecdot(widen(stored), embeddings[query[part]])
     return result
 

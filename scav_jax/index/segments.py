@@ -8,7 +8,8 @@ segments/00000007/
    basis.npy           what sketches are coefficients of, see `sketches`
    visual.rows.npy     one `ROW` for each clip: lengths, places, scales, norms, checksums
    visual.values       stored sequences, one record after the other
-   visual.embeddings   unit embeddings, the first stage
+   visual.embeddings   unit embeddings, the first stage where there are no
+   visual.sketches     unit vectors that know time, by `retrieval.sketch`
    visual.coarse       sketches of the sequences, rounded, and
    visual.fine         longer ones: the bounds of exact search, see `sketches`
    audio.*             the same
@@ -127,6 +128,7 @@ def write_segment(
             "rows": len(clips["keys"]),
             "width": len(encoding.centre),
             "embedding_width": header.embedding_width,
+            "sketch_width": header.sketch_width,
             "of": header.stored_as,
             "small": sums,
             "bytes": {file.name: file.stat().st_size for file in folder.iterdir()},
@@ -147,11 +149,11 @@ class StoredStream:
         name: str,
         rows: np.ndarray,
         storage: str,
-        widths: tuple[int, int],
+        widths: dict[str, int],
         data: dict[str, np.ndarray] | None = None,
     ):
         self.folder, self.name, self.rows = folder, name, rows
-        self.width, self.embedding_width = widths
+        self.width, self._widths = widths["values"], widths
         self._dtypes = dtypes(storage)
         if data is None:
             data = {column: _mapped(folder / f"{name}.{column}") for column in COLUMNS}
@@ -244,7 +246,7 @@ class StoredStream:
         steps = int(self.rows["steps"][rows.start])
         if column in SKETCH_STORAGES:
             return sizes(steps, self.width)[column == "fine"]
-        return self.width * steps if column == "values" else self.embedding_width
+        return self._widths[column] * (steps if column == "values" else 1)
 
     def _bytes(self, column: str, rows: slice) -> Shaped[np.ndarray, "n padded"]:
         """Records of rows of one run, as they lie in the file."""
@@ -306,7 +308,7 @@ class Segment:
         self.keys, self.clips = self._small("keys.npy"), self._small("clips.npy")
         basis = Basis(self._small("basis.npy")) if "basis.npy" in self._checksums else None
         self.encoding = Encoding(storage, self._small("centre.npy"), basis)
-        widths = self.width, about["embedding_width"]
+        widths = _widths(self.width, about["embedding_width"], about["sketch_width"])
         self.streams = {
             name: StoredStream(self.folder, name, self._small(f"{name}.rows.npy"), storage, widths)
             for name in STREAMS
@@ -321,7 +323,7 @@ class Segment:
         segment = cls.__new__(cls)
         segment.number, segment.folder, segment.encoding = 0, Path(), encoding
         segment.width, segment.streams = len(encoding.centre), {}
-        widths = segment.width, header.embedding_width
+        widths = _widths(segment.width, header.embedding_width, header.sketch_width)
         for name, stream in streams.items():
             segment.keys = np.arange(len(stream.rows))
             values = np.concatenate([one.reshape(-1) for one in stream.records["values"]])
@@ -380,6 +382,10 @@ class Segment:
             )
         array = np.load(self.folder / file, mmap_mode="r", allow_pickle=False)
         return array.view(np.ndarray)
+
+
+def _widths(values: int, embeddings: int, sketches: int) -> dict[str, int]:
+    return {"values": values, "embeddings": embeddings, "sketches": sketches}
 
 
 def _mapped(path: Path) -> np.ndarray:

@@ -20,7 +20,6 @@ from scav_jax.base.locks import LOCK
 from scav_jax.index import catalog, hubness, searching, writing
 from scav_jax.index.catalog import Header, Rows, about_checksums
 from scav_jax.index.encoding import Encoding
-from scav_jax.index.scan import stored_sequences
 from scav_jax.index.segments import ForeignRow, Snapshot, WrongRow, segment_numbers, sweep
 from scav_jax.retrieval.embed import Embedded
 from scav_jax.retrieval.hubness import check_enough
@@ -38,6 +37,7 @@ def create(
     storage: str = "float32",
     root: str | Path | None = None,
     bank: Embedded | None = None,
+    sketch: str = "",
 ) -> "Index":
     """A new, empty index.
 
@@ -50,6 +50,8 @@ def create(
         the caller's business.
       bank: training queries that scores are relative to, see `retrieval.hubness`; None ranks by
         distances.
+      sketch: what clips will be sketched by (`Embedded.sketched_by`), for the first stage; ""
+        where that is the embedding.
 
     Raises:
       InputError: something is there, an unknown distance or storage, a bank that is too small, or
@@ -57,6 +59,7 @@ def create(
     """
     path = Path(path)
     header = catalog.make_header(identity, distance, storage, root)
+    header = replace(header, sketch=sketch)
     if bank is not None:
         check_enough(len(bank))
         header = replace(header, bank=hubness.digest(bank), bank_clips=len(bank))
@@ -261,14 +264,16 @@ class Index:
         note.unlink(missing_ok=True)
 
     def _add(self, embedded: Embedded, replacing: bool) -> None:
-        streams = stored_sequences(embedded, self.header)
+        streams = writing.stored_sequences(embedded, self.header)
         writing.check_streams(embedded, streams, self.header)
         present = list(self.snapshot.segments.values())
         encoding = present[0].encoding if present else Encoding.of(streams, self.header)
         key = 1 + max((int(one.keys.max(initial=-1)) for one in present), default=-1)
-        embeddings = np.asarray(embedded.visual_embeddings)
         if not self.header.width:
-            widths = {"width": len(encoding.centre), "embedding_width": embeddings.shape[1]}
+            widths = {"width": len(encoding.centre)}
+            widths["embedding_width"] = np.shape(embedded.visual_embeddings)[1]
+            if self.header.sketch:
+                widths["sketch_width"] = np.shape(embedded.visual_sketches)[1]
             self.header = replace(self.header, **widths)
             catalog.write_header(self.path, self.header)
         try:
@@ -361,7 +366,7 @@ class Index:
           k: how many.
           retrieval: "aggregation" (cosine of embeddings), "sequence" (all sequences are compared),
             "exact" (the same result, what cannot be near is left out) or "hybrid:K" (the sequences
-            of the K nearest by cosine).
+            of the K nearest by cosine, of sketches where the index has them).
           where: a condition on id, source, start, end and label, as in SQL.
           static_weight: how much the static part of clips counts beside the dynamic one, where the
             model learned both apart; None is the model's, 0 leaves it out.
@@ -442,6 +447,10 @@ class Index:
             if int(segment.clips[row]) != there:
                 raise ForeignRow(segment.folder, row)
 
+    def _first_stage(self) -> str:
+        name, width = self.header.sketch, self.header.sketch_width
+        return f"sketch {name} of {width} numbers" if name else "embedding"
+
     def info(self) -> dict:
         """What the index holds and how large it is."""
         mapped = self.snapshot.segments
@@ -457,6 +466,7 @@ class Index:
             "distance": self.header.distance,
             "options": self.header.options,
             "storage": self.header.storage,
+            "first_stage": self._first_stage(),
             "hubness": f"bank of {self.header.bank_clips} clips" if self.header.bank else "none",
             "width": self.header.width,
             "root": self.header.root,

@@ -9,6 +9,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Int
 
@@ -20,9 +22,47 @@ from scav_jax.index.encoding import COLUMNS, EncodedStream, Encoding
 from scav_jax.index.scan import are_finite
 from scav_jax.index.segments import Snapshot, segment_numbers, write_segment
 from scav_jax.retrieval.embed import Embedded
-from scav_jax.sequences import STREAMS, Sequences
+from scav_jax.sequences import STREAMS, Sequences, resample_like
 
+CLIPS_AT_ONCE = 256  # brought to the grid of their partners
 SEGMENT_BYTES = 2**28  # of one stream's sequences in one segment, about
+
+
+def stored_sequences(embedded: Embedded, header: Header) -> dict[str, Sequences]:
+    """Both streams as an index stores them.
+
+    Raises:
+      InputError: a clip without one of the streams.
+    """
+    streams = {name: getattr(embedded, name) for name in STREAMS}
+    missing = [name for name, stream in streams.items() if stream is None]
+    if missing:
+        raise InputError(
+            f"expected clips with picture and sound to index, got no {missing[0]} latents; embed "
+            "both streams"
+        )
+    if header.one_grid:
+        moved = "visual" if header.target == "audio" else "audio"
+        streams[moved] = _on_grid_of(streams[moved], streams[header.target])
+    return streams
+
+
+def _on_grid_of(moved: Sequences, target: Sequences) -> Sequences:
+    """Each sequence interpolated at the steps of its own partner."""
+    if moved.values.shape == target.values.shape and all(
+        np.array_equal(getattr(moved, name), getattr(target, name))
+        for name in ("lengths", "windows")
+    ):
+        return moved
+    parts = []
+    for begin in range(0, len(moved.lengths), CLIPS_AT_ONCE):
+        cut = slice(begin, begin + CLIPS_AT_ONCE)
+        pair = jax.tree.map(lambda leaf, cut=cut: jnp.asarray(leaf[cut]), (moved, target))
+        parts.append(jax.device_get(_resample_pairs(*pair)))
+    return jax.tree.map(lambda *leaves: np.concatenate(leaves), *parts)
+
+
+_resample_pairs = jax.jit(jax.vmap(resample_like))
 
 
 def check_texts(embedded: Embedded, header: Header) -> None:
@@ -44,6 +84,12 @@ def check_streams(embedded: Embedded, streams: dict[str, Sequences], header: Hea
         raise InputError(
             f"expected latents of width {header.width or 'one'}, got {sorted(widths)}; embed them "
             "with the model of the index"
+        )
+    if header.sketch != (embedded.sketched_by if header.sketch else ""):
+        raise InputError(
+            f"expected clips with the sketch {header.sketch}, got "
+            f"{embedded.sketched_by or 'none'}; embed them with the run as it was when the index "
+            "was begun, or build the index again"
         )
     for name, stream in streams.items():
         good = are_finite(stream) & (np.asarray(stream.lengths) >= 1)
@@ -91,7 +137,7 @@ def write_clips(index: Path, new: New, encoding: Encoding, header: Header):
     batches = []
     for number, part in enumerate(parts, _next_segment(index)):
         encoded = {
-            name: encoding.encode(stream, getattr(embedded, f"{name}_embeddings"), part)
+            name: encoding.encode(stream, _vectors(embedded, name, header), part)
             for name, stream in streams.items()
         }
         if new.bank is not None:
@@ -114,6 +160,12 @@ def write_clips(index: Path, new: New, encoding: Encoding, header: Header):
         }
         batches.append(pa.RecordBatch.from_pydict(columns, schema=schema()))
     return pa.Table.from_batches(batches)
+
+
+def _vectors(embedded: Embedded, stream: str, header: Header) -> dict[str, np.ndarray]:
+    """What a first stage may read, by column."""
+    columns = {"embeddings", header.first_stage}
+    return {name: getattr(embedded, f"{stream}_{name}") for name in sorted(columns)}
 
 
 def _next_segment(index: Path) -> int:

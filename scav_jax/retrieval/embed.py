@@ -34,6 +34,7 @@ from scav_jax.train_step import bound_heads
 from scav_jax.training.runs import Run
 
 SHORTEST_PADDING = 16  # steps
+VECTORS = ("embeddings", "sketches")  # of each stream of a clip
 
 
 @dataclass(frozen=True)
@@ -52,6 +53,7 @@ class Embedded:
       audio: `[K, M, C]` float32, zero in the padding.
       visual_embeddings: `[K, E]`, as the objective embeds: the mean over time, not normalised.
       audio_embeddings: `[K, E]`.
+      visual_sketches, audio_sketches: `[K, S]`, where the model has a sketch, `sketched_by`.
       seconds: how long it took, compiling and reading included.
       rejected: what could not be embedded: rows of `datasets.REJECTED_COLUMNS`.
     """
@@ -65,6 +67,9 @@ class Embedded:
     audio: Sequences | None
     visual_embeddings: Float[np.ndarray, "K E"] | None
     audio_embeddings: Float[np.ndarray, "K E"] | None
+    visual_sketches: Float[np.ndarray, "K S"] | None = None
+    audio_sketches: Float[np.ndarray, "K S"] | None = None
+    sketched_by: str = ""
     seconds: float = 0.0
     rejected: list[dict] = field(default_factory=list)
 
@@ -81,7 +86,7 @@ class Embedded:
             return jax.tree.map(lambda leaf: np.asarray(leaf)[chosen], value)
 
         names = ("ids", "sources", "starts", "ends", "labels")
-        names += (*STREAMS, *(f"{stream}_embeddings" for stream in STREAMS))
+        names += (*STREAMS, *(f"{stream}_{what}" for stream in STREAMS for what in VECTORS))
         return replace(self, **{name: part(getattr(self, name)) for name in names})
 
     @property
@@ -239,9 +244,10 @@ def join(parts: Sequence[Embedded]) -> Embedded:
         if any(present) != all(present):
             raise InputError(f"expected {stream} latents in every part, some have none")
         latents = [getattr(part, stream) for part in parts]
-        means = [getattr(part, f"{stream}_embeddings") for part in parts]
         joined[stream] = _join(latents) if all(present) else None
-        joined[f"{stream}_embeddings"] = np.concatenate(means) if all(present) else None
+        for name in (f"{stream}_{what}" for what in VECTORS):
+            vectors = [getattr(part, name) for part in parts]
+            joined[name] = None if any(v is None for v in vectors) else np.concatenate(vectors)
     return Embedded(
         ids=[name for part in parts for name in part.ids],
         sources=[source for part in parts for source in part.sources],
@@ -249,6 +255,7 @@ def join(parts: Sequence[Embedded]) -> Embedded:
         ends=np.concatenate([part.ends for part in parts]),
         labels=[label for part in parts for label in part.labels],
         **joined,
+        sketched_by=parts[0].sketched_by,
         seconds=sum(part.seconds for part in parts),
         rejected=[row for part in parts for row in part.rejected],
     )

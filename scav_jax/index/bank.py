@@ -8,7 +8,7 @@ from jaxtyping import Float, Int
 from scav_jax.index.catalog import Header
 from scav_jax.index.encoding import EncodedStream, Encoding
 from scav_jax.index.products import NearestSoFar
-from scav_jax.index.scan import Queries, Scan
+from scav_jax.index.scan import Queries, Scan, query_streams
 from scav_jax.index.searching import compare
 from scav_jax.index.segments import Segment, Snapshot
 from scav_jax.retrieval.embed import Embedded
@@ -51,6 +51,8 @@ def compare_with_bank(
     live = {segment.number: np.ones(len(segment), bool)}
     snapshot = Snapshot(replace(header, bank=""), {segment.number: segment}, live)
     for direction in ("a2v", "v2a"):
+        if query_streams(direction)[1] not in streams:
+            continue
         queries, found = Queries.of(bank, direction, header), _Sums(len(segment))
         if header.one_grid:
             Scan(queries, snapshot).compare_all(found)

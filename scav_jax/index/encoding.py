@@ -130,7 +130,7 @@ class Encoding:
     @classmethod
     def of(cls, streams: dict[str, Sequences], header: Header) -> "Encoding":
         """That of an index whose first clips these are."""
-        width = np.asarray(streams["audio"].values).shape[2]
+        width = next(iter(streams.values())).values.shape[2]
         centre = np.zeros(width, np.float32)
         if header.storage != "float32":
             total, steps = np.zeros(width), 0

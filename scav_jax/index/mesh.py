@@ -54,8 +54,9 @@ class OnMesh:
                 "search over devices: expected the Euclidean distance, got "
                 f"{snapshot.header.distance!r}; search it on one device, or over parts"
             )
-        self.snapshot, self.direction, self.mesh = snapshot, direction, mesh
         self.asked = query_streams(direction)[1]
+        snapshot = snapshot.with_stream(self.asked)
+        self.snapshot, self.direction, self.mesh = snapshot, direction, mesh
         lengths = {
             int(steps)
             for number, segment in snapshot.segments.items()

@@ -21,7 +21,14 @@ from scav_jax.features import store
 from scav_jax.index.catalog import WHOLE, read_header
 from scav_jax.index.store import Index, create, open_index
 from scav_jax.retrieval.embed import Embedded
-from scav_jax.retrieval.files import Wanted, below, check_times, joined, requests_for
+from scav_jax.retrieval.files import (
+    Wanted,
+    below,
+    by_streams,
+    check_times,
+    joined,
+    requests_for,
+)
 from scav_jax.retrieval.hubness import bank_of, caution
 from scav_jax.retrieval.model import Model, load_as_asked
 from scav_jax.sequences import STREAMS
@@ -77,7 +84,8 @@ def source_of(
         ids = [joined(way, name) for name in split.ids]
         return Source(ids, {}, functools.partial(_of_split, split, ids, model))
     check_times(0.0, None, arguments.clip_seconds)
-    wanted = requests_for(_videos(arguments), arguments.clip_seconds, 0.0, None, STREAMS, root)
+    asked = _videos(arguments), arguments.clip_seconds, 0.0, None, STREAMS, root
+    wanted = requests_for(*asked, sounds=True)
     files = {one.id: (str(wanted.folder / one.file), one.start) for one in wanted.requests}
     return Source(list(files), files, functools.partial(_of_videos, arguments, wanted, model))
 
@@ -89,17 +97,19 @@ def _videos(arguments: argparse.Namespace) -> Path | list[Path]:
 def _of_videos(
     arguments: argparse.Namespace, wanted: Wanted, model: Model, done: Container[str]
 ) -> Iterator[Embedded]:
-    for part in model.embed_requests(
-        [one for one in wanted.requests if one.id not in done],
-        wanted.folder,
-        streams=wanted.streams,
-        workers=arguments.workers,
-        rejected=wanted.rejected,
-    ):
-        for row in part.rejected:
-            print(shown(f"rejected {row['file']}: {row['reason']}"), file=sys.stderr)
-        if len(part.ids):
-            yield part
+    todo = wanted._replace(requests=[one for one in wanted.requests if one.id not in done])
+    for alike in by_streams(todo):
+        for part in model.embed_requests(
+            alike.requests,
+            alike.folder,
+            streams=alike.streams,
+            workers=arguments.workers,
+            rejected=alike.rejected,
+        ):
+            for row in part.rejected:
+                print(shown(f"rejected {row['file']}: {row['reason']}"), file=sys.stderr)
+            if len(part.ids):
+                yield part
 
 
 def _of_split(
@@ -171,6 +181,11 @@ def build(arguments: argparse.Namespace) -> int:
         index = open_index(arguments.index, model.identity)
     index, source = _sourced(index, arguments, model, split)
     count = _grow(index, source.parts(set(index.ids())), "skip")
+    if not len(index):
+        raise InputError(
+            f"{arguments.index}: expected at least one clip that can be used, there is none (see "
+            "above); the index is empty"
+        )
     print(f"{arguments.index}: {count:,} clips added, {len(index):,} in all")
     return 0
 

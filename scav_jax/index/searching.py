@@ -109,6 +109,7 @@ def search(
     method, chosen = parse_retrieval(retrieval)
     begin = time.perf_counter()
     asking = Queries.of(queries, direction, snapshot.header)
+    snapshot = snapshot.with_stream(asking.asked)
     report = Report(retrieval, candidates=len(snapshot))
     numbers = numbers_of(snapshot, asking.asked)
     most = max(chosen, k)

@@ -288,7 +288,7 @@ class Segment:
       encoding: of its sequences.
       keys: `[rows]`, in which order clips were added.
       clips: `[rows]`, checksums of what the table knows of each.
-      streams: "visual" and "audio".
+      streams: "visual" and "audio"; of silent films, or of sounds alone, the one that they have.
     """
 
     def __init__(self, index: Path, number: int, header: Header):
@@ -362,7 +362,9 @@ class Segment:
         rows = known[:, 0]
         outside = (rows < 0) | (rows >= len(self))
         inside = np.where(outside, 0, rows)
-        there = [self.keys, *(self.streams[name].rows["checksum"] for name in STREAMS)]
+        none = np.zeros(len(self), np.uint32)
+        sums = (self.streams[n].rows["checksum"] if n in self.streams else none for n in STREAMS)
+        there = [self.keys, *sums]
         wrong = outside.copy()
         for column, values in enumerate(there, 1):
             wrong |= values[inside] != known[:, column] if len(self) else True
@@ -440,6 +442,20 @@ class Snapshot:
                 live[number][part[part[:, 0] == number, 1]] = True
         live = {number: rows for number, rows in live.items() if rows.any()}
         return Snapshot(self.header, {number: self.segments[number] for number in live}, live)
+
+    def with_stream(self, stream: str) -> "Snapshot":
+        """The clips that have a stream."""
+        there = {number: one for number, one in self.segments.items() if stream in one.streams}
+        return Snapshot(self.header, there, {number: self.live[number] for number in there})
+
+    def counts(self) -> dict[str, int]:
+        """How many clips have picture and sound, a picture alone, a sound alone."""
+        names = {("visual", "audio"): "both", ("visual",): "pictures alone"}
+        found = {"both": 0, "pictures alone": 0, "sounds alone": 0}
+        for number, segment in self.segments.items():
+            kind = names.get(tuple(segment.streams), "sounds alone")
+            found[kind] += int(self.live[number].sum())
+        return found
 
     def __len__(self) -> int:
         return sum(int(live.sum()) for live in self.live.values())

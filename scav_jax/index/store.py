@@ -154,7 +154,8 @@ class Index:
         """Adds clips, all or none; they are durable when this returns.
 
         Args:
-          embedded: latents of both streams, by the model of the index.
+          embedded: latents by the model of the index: of both streams, or, of silent films and of
+            sounds alone, of one (then with its `partner`).
           on_duplicate: what happens with ids that are there: "refuse" adds nothing, "replace"
             takes the new ones, "skip" keeps the old ones.
 
@@ -271,9 +272,10 @@ class Index:
         key = 1 + max((int(one.keys.max(initial=-1)) for one in present), default=-1)
         if not self.header.width:
             widths = {"width": len(encoding.centre)}
-            widths["embedding_width"] = np.shape(embedded.visual_embeddings)[1]
+            one = embedded.streams[0]
+            widths["embedding_width"] = np.shape(getattr(embedded, f"{one}_embeddings"))[1]
             if self.header.sketch:
-                widths["sketch_width"] = np.shape(embedded.visual_sketches)[1]
+                widths["sketch_width"] = np.shape(getattr(embedded, f"{one}_sketches"))[1]
             self.header = replace(self.header, **widths)
             catalog.write_header(self.path, self.header)
         try:
@@ -457,6 +459,7 @@ class Index:
         return {
             "path": str(self.path),
             "clips": len(self),
+            **self.snapshot.counts(),
             "deleted": sum(len(segment) for segment in mapped.values()) - len(self),
             "version": self._rows.version,
             "segments": len(mapped),

@@ -29,27 +29,32 @@ SEGMENT_BYTES = 2**28  # of one stream's sequences in one segment, about
 
 
 def stored_sequences(embedded: Embedded, header: Header) -> dict[str, Sequences]:
-    """Both streams as an index stores them.
+    """The streams that clips have, both or one, as an index stores them.
+
+    A silent film lies on the grid that a silence of its length would have (`Embedded.partner`), so
+    that it is found as the same film with sound is.
 
     Raises:
-      InputError: a clip without one of the streams.
+      InputError: clips without latents, or of one stream and without a partner.
     """
-    streams = {name: getattr(embedded, name) for name in STREAMS}
-    missing = [name for name, stream in streams.items() if stream is None]
-    if missing:
-        raise InputError(
-            f"expected clips with picture and sound to index, got no {missing[0]} latents; embed "
-            "both streams"
-        )
-    if header.one_grid:
-        moved = "visual" if header.target == "audio" else "audio"
-        streams[moved] = _on_grid_of(streams[moved], streams[header.target])
+    streams = {name: getattr(embedded, name) for name in embedded.streams}
+    if not streams:
+        raise InputError("expected clips with picture or sound to index, got no latents")
+    moved = "visual" if header.target == "audio" else "audio"
+    if header.one_grid and moved in streams:
+        target = streams.get(header.target, embedded.partner)
+        if target is None:
+            raise InputError(
+                f"expected {header.target} latents, or the steps that they would have "
+                "(Embedded.partner), got neither; embed the files with the model of the index"
+            )
+        streams[moved] = _on_grid_of(streams[moved], target)
     return streams
 
 
 def _on_grid_of(moved: Sequences, target: Sequences) -> Sequences:
     """Each sequence interpolated at the steps of its own partner."""
-    if moved.values.shape == target.values.shape and all(
+    if moved.values.shape[:2] == target.values.shape[:2] and all(
         np.array_equal(getattr(moved, name), getattr(target, name))
         for name in ("lengths", "windows")
     ):
@@ -130,8 +135,9 @@ def write_clips(index: Path, new: New, encoding: Encoding, header: Header):
     import pyarrow as pa
 
     embedded, streams, first_key = new.embedded, new.streams, new.first_key
-    order = np.lexsort((streams["visual"].lengths, streams["audio"].lengths))
-    steps = np.maximum(*(np.asarray(stream.lengths)[order] for stream in streams.values()))
+    lengths = [np.asarray(stream.lengths) for stream in streams.values()]
+    order = np.lexsort(lengths)
+    steps = np.max(lengths, axis=0)[order]
     sizes = np.cumsum(steps.astype(np.int64)) * len(encoding.centre) * 4
     parts = np.split(order, np.flatnonzero(np.diff(sizes // SEGMENT_BYTES)) + 1)
     batches = []
@@ -156,10 +162,15 @@ def write_clips(index: Path, new: New, encoding: Encoding, header: Header):
             "key": first_key + part,
             "segment": np.full(len(part), number, np.int32),
             "row": np.arange(len(part), dtype=np.int32),
-            **{f"checksum_{name}": encoded[name].rows["checksum"] for name in STREAMS},
+            **{f"checksum_{name}": _checksums(encoded, name, len(part)) for name in STREAMS},
         }
         batches.append(pa.RecordBatch.from_pydict(columns, schema=schema()))
     return pa.Table.from_batches(batches)
+
+
+def _checksums(encoded: dict[str, EncodedStream], name: str, clips: int) -> np.ndarray:
+    """Of a stream's rows; zeros where clips have none of it."""
+    return encoded[name].rows["checksum"] if name in encoded else np.zeros(clips, np.uint32)
 
 
 def _vectors(embedded: Embedded, stream: str, header: Header) -> dict[str, np.ndarray]:
@@ -177,17 +188,20 @@ def _next_segment(index: Path) -> int:
 
 def compacted(index: Path, snapshot: Snapshot) -> dict[tuple[int, int], tuple[int, int]]:
     """Writes what is worth moving into new segments: (segment, row) before -> after."""
-    mapped, live, batches, size = snapshot.segments, snapshot.live, [], 0
-    for number, segment in mapped.items():
-        if live[number].all() and (len(mapped) == 1 or segment.bytes >= SEGMENT_BYTES):
-            continue
-        share = live[number].mean() * segment.bytes
-        if not batches or size + share > 2 * SEGMENT_BYTES:
-            batches.append([])
-            size = 0
-        batches[-1].append(number)
-        size += share
-    moved = {}
+    mapped, live, moved = snapshot.segments, snapshot.live, {}
+    batches: list[list[int]] = []
+    for streams in {tuple(segment.streams): None for segment in mapped.values()}:
+        like = {n: segment for n, segment in mapped.items() if tuple(segment.streams) == streams}
+        begun, size = len(batches), 0
+        for number, segment in like.items():
+            if live[number].all() and (len(like) == 1 or segment.bytes >= SEGMENT_BYTES):
+                continue
+            share = live[number].mean() * segment.bytes
+            if len(batches) == begun or size + share > 2 * SEGMENT_BYTES:
+                batches.append([])
+                size = 0
+            batches[-1].append(number)
+            size += share
     for number, sources in enumerate(batches, _next_segment(index)):
         places = _copy_live(index, snapshot, sources, number)
         moved.update((tuple(place), (number, row)) for row, place in enumerate(places.tolist()))
@@ -210,11 +224,11 @@ def _copy_live(
         name: np.concatenate(
             [snapshot.segments[one].streams[name].rows[some] for one, some in rows.items()]
         )
-        for name in STREAMS
+        for name in snapshot.segments[sources[0]].streams
     }
-    order = np.lexsort((clips["keys"], about["visual"]["steps"], about["audio"]["steps"]))
+    order = np.lexsort((clips["keys"], *(one["steps"] for one in about.values())))
     places = places[order]
-    streams = {name: _copied(snapshot, name, places, about[name][order]) for name in STREAMS}
+    streams = {name: _copied(snapshot, name, places, about[name][order]) for name in about}
     encoding = snapshot.segments[sources[0]].encoding
     clips = {name: values[order] for name, values in clips.items()}
     write_segment(index, number, streams, clips, encoding, snapshot.header)

@@ -8,7 +8,6 @@ ground
     sequences      padded sequences and their lengths: masks, means, resampling in time
 the mathematics (jax, flax, optax, ott only)
     sharding       the device mesh; the only file that names a PartitionSpec
-    positions      relative positions: offsets between steps -> rows of a learned table
     encoders       projection MLPs, relative-position Transformers; ViTs: features -> latents
     distances      euclidean, dtw, wasserstein; `pairwise` -> D[visual, audio]
     views          parts of a clip, played faster or backwards, made of stored features
@@ -33,6 +32,7 @@ programs
     evaluate       the paper's tables on any data set: `python -m scav_jax.evaluate`
     probe          what features tell beside retrieval: `python -m scav_jax.probe`
     search         a file in, ranked clips out: `python -m scav_jax.search`
+    sketch         a first stage of search that knows time: `python -m scav_jax.sketch`
     export         a trained model as files: `python -m scav_jax.export`; released weights too
     inspect        what is in a data set or a folder of videos: `python -m scav_jax.inspect`
     web            a local page to search with: `python -m scav_jax.web`

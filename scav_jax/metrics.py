@@ -197,6 +197,37 @@ def summary(
     return result
 
 
+def paired_gain(
+    ranks: Int[np.ndarray, " Q"],
+    others: Int[np.ndarray, " Q"],
+    k: int = 1,
+    *,
+    bootstrap: int = 1000,
+    seed: int = 0,
+) -> dict:
+    """How much more often one of two ways finds the right candidate among the first k.
+
+    Args:
+      ranks, others: of the same queries, by both ways.
+      k: of the recall.
+      bootstrap, seed: of the 95 % interval, queries resampled with both their ranks; 0 leaves it
+        out.
+
+    Returns:
+      `gain` in -1..1 and `interval`, (low, high).
+    """
+    ranks, others = _checked_ranks(ranks), _checked_ranks(others)
+    if len(ranks) != len(others):
+        raise InputError(f"expected ranks of the same queries, got {len(ranks)} and {len(others)}")
+    more = (ranks <= k).astype(float) - (others <= k)
+    result: dict = {"gain": float(more.mean())}
+    if bootstrap:
+        random = np.random.default_rng(seed)
+        means = [more[random.integers(0, len(more), len(more))].mean() for _ in range(bootstrap)]
+        result["interval"] = [float(bound) for bound in np.percentile(means, _TAILS)]
+    return result
+
+
 def per_class(ranks: Int[np.ndarray, " Q"], labels: Sequence[str]) -> dict[str, dict]:
     """The summary of the queries of each class, without intervals; `{}` where no label is known.
 

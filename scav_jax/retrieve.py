@@ -33,8 +33,10 @@ class Hit:
       source: its file.
       start, end: where it is in the file, in seconds.
       label: its class, or "".
-      score: a distance (smaller is closer), or for aggregation a cosine (larger is closer).
+      score: a distance (smaller is closer), or for aggregation a cosine (larger is closer); in an
+        index with a bank, how many deviations the distance is above its mean (smaller is closer).
       rank: from 1.
+      distance: where the score is relative to a bank, what it was made of.
       dynamic, static: which part found it, where a model learned both apart: the distance of what
         changes over the clip, and the cosine of what does not.
     """
@@ -46,13 +48,15 @@ class Hit:
     label: str
     score: float
     rank: int
+    distance: float | None = None
     dynamic: float | None = None
     static: float | None = None
 
 
 def with_parts(hit: Hit, cosine: float, weight: float) -> Hit:
     """A hit of `D = D_dynamic + weight (2 - 2 cosine)` that says what both parts are."""
-    dynamic = hit.score - weight * (2.0 - 2.0 * cosine)
+    distance = hit.score if hit.distance is None else hit.distance
+    dynamic = distance - weight * (2.0 - 2.0 * cosine)
     return replace(hit, dynamic=dynamic, static=cosine)
 
 

@@ -22,7 +22,7 @@ import scav_jax
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "scav_jax"
 MATHEMATICS = (
-    *("sequences", "sharding", "positions", "encoders", "distances", "views", "objectives"),
+    *("sequences", "sharding", "encoders", "distances", "views", "objectives"),
     *("optimizer", "gradient_cache", "train_step", "retrieve", "metrics"),
 )
 # The house's size: it may not grow without a decision.

@@ -599,7 +599,7 @@ def test_what_is_told_of_clips_is_verified(tmp_path):
     assert open_index(tmp_path / "other").verify() == 5
 
 
-@pytest.mark.parametrize("text", ["", "[]", "{}", "3", '{"format_version": 4}', "[" * 9999])
+@pytest.mark.parametrize("text", ["", "[]", "{}", "3", '{"format_version": 5}', "[" * 9999])
 def test_a_damaged_header_is_one_line(tmp_path, text):
     made(tmp_path / "i", 1)
     (tmp_path / "i" / "index.json").write_text(text)
@@ -640,9 +640,9 @@ def test_another_format_is_refused(tmp_path):
     made(tmp_path / "i", 1)
     header = tmp_path / "i" / "index.json"
     text = header.read_text()
-    for other in (1, 7):
-        header.write_text(text.replace('"format_version": 4', f'"format_version": {other}'))
-        with pytest.raises(InputError, match=f"format 4, got {other}; build it again"):
+    for other in (4, 7):
+        header.write_text(text.replace('"format_version": 5', f'"format_version": {other}'))
+        with pytest.raises(InputError, match=f"format 5, got {other}; build it again"):
             open_index(tmp_path / "i")
 
 

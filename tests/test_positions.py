@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import reference
 
-from scav_jax.positions import relative_buckets
+from scav_jax.encoders.positions import relative_buckets
 
 
 @pytest.mark.parametrize(("buckets", "max_distance"), [(320, 800), (32, 128), (8, 12)])

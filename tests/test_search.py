@@ -221,7 +221,8 @@ def test_exact_is_sequence_on_many_seeds(tmp_path, monkeypatch):
     for seed in range(12):
         random = np.random.default_rng(seed)
         count, steps, width = (int(random.integers(*r)) for r in ((20, 90), (1, 24), (3, 20)))
-        index = create(tmp_path / str(seed), identity="m", storage=stored[seed % 3])
+        bank = clustered(200, steps, width, seed + 7000) if seed % 2 else None  # see test_hubness
+        index = create(tmp_path / str(seed), identity="m", storage=stored[seed % 3], bank=bank)
         index.add(clustered(count, steps, width, seed))
         asking = clustered(int(random.integers(1, 9)), steps, width, seed, prefix="q")
         for direction, kept in itertools.product(("a2v", "v2a"), (0, 2**20)):
@@ -254,7 +255,8 @@ def test_bounds_are_below_the_scores(tmp_path, monkeypatch):
             squared = asked.squared(stream.read(column, tile.rows), about)
             for number in range(60):
                 # A pair is never left out while the limit is its own score or more.
-                assert (squared[:, number] <= asked.thresholds(about, exact[:, number])).all()
+                limits = exact[:, number, None]
+                assert (squared[:, [number]] <= asked.thresholds(about, limits)).all()
             for each in (0, 10**6):  # pairs alone; by products
                 monkeypatch.setattr(pruned, "sketch_pair_cost", lambda _, each=each: each)
                 low = of.pairs(column, *places).reshape(8, 60)

@@ -22,6 +22,7 @@ PROGRAMS = {  # in the order of the work
     "train": "features -> a run",
     "evaluate": "a run -> retrieval metrics and a report",
     "probe": "a run -> what its features tell: labels, its tasks, changed copies",
+    "sketch": "a run -> a first stage of search that knows time",
     "export": "a run -> a model as files that others can load",
     "weights": "the released weights of EquiAV and CAV-MAE -> such a model",
     "index": "an index of one's own videos: build, add, delete, compact, info, tune",

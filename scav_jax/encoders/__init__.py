@@ -1,6 +1,7 @@
 """The two towers: features -> latents. `ENCODERS` names the kinds; all are called in one way.
 
 sequential   the paper's: a projection MLP and a relative-position Transformer over steps
+positions    relative positions: offsets between steps -> rows of a learned table
 layers       what the blocks of both are made of: norm, GELU, dropout by clip, attention
 patches      EquiAV's: a ViT over the patches of a picture, and one over those of a log-mel
 """

@@ -22,7 +22,7 @@ from scav_jax.encoders.layers import (
     row_numbers,
     wide,
 )
-from scav_jax.positions import relative_buckets
+from scav_jax.encoders.positions import relative_buckets
 from scav_jax.sequences import (
     STREAMS,
     AudioVisual,

@@ -58,6 +58,8 @@ def _add_options(add: Callable) -> None:
         "Euclidean distance, and by both with a deviation of their own")  # fmt: skip
     add("--baselines", action="store_true", help="also what costs nothing: onset envelopes, and "
         "linear CCA in closed form, fitted on the run's training clips")  # fmt: skip
+    add("--hubness", choices=("bank", "none"), default="none", help="bank: also by distances "
+        "relative to those to training clips, and what that gains")  # fmt: skip
     add("--hybrid", type=_ks, metavar="K,K,...", help="default: 1, 10, 100, ... and all")
     add("--out", type=Path, help="default: RUN/evaluation/<data>-<split>")
     add("--bootstrap", type=int, default=1000, help="resamples; 0: no intervals (default 1000)")
@@ -132,6 +134,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         baselines=arguments.baselines,
         static_weight=arguments.static_weight,
         galleries=tuple(arguments.gallery),
+        hubness=arguments.hubness == "bank",
     )
     rows, splits = list(run), [split] * len(run)
     for text in arguments.compare:

@@ -24,7 +24,7 @@ from scav_jax.base.errors import InputError
 from scav_jax.base.files import ids_sha256, write_atomically
 from scav_jax.distances import find, option_names
 from scav_jax.distances.static import SUFFIX, dynamic_part
-from scav_jax.evaluate import baselines, galleries
+from scav_jax.evaluate import baselines, galleries, hubness
 from scav_jax.evaluate.parts import labels, of_both, of_euclidean
 from scav_jax.evaluate.sources import EmbeddingsFile, embedded_from, parameters_of, seen_by
 from scav_jax.evaluate.sources import write as write_embeddings
@@ -32,6 +32,7 @@ from scav_jax.features import store
 from scav_jax.report import page, pictures, probed
 from scav_jax.retrieval import results
 from scav_jax.retrieval.embed import Embedded, all_against_all, check_features, embed
+from scav_jax.retrieval.hubness import bank_of
 from scav_jax.retrieve import DIRECTIONS, check_ks, hybrid_ranks, queries_first, seconds_per_query
 from scav_jax.sequences import DIRECTIONS as RESAMPLINGS
 from scav_jax.sequences import AudioVisual
@@ -55,6 +56,7 @@ class Settings:
       static_weight: of the static part, where it was learned apart; None is the run's.
       baselines: adds rows of what costs nothing, fitted on the clips that the first run learned of.
       galleries: sizes of smaller galleries to report recall in too; 0 is all clips.
+      hubness: also ranks by distances that are corrected for it, by a bank of training clips.
     """
 
     distance: str | None = None
@@ -68,6 +70,7 @@ class Settings:
     static_weight: float | None = None
     baselines: bool = False
     galleries: tuple[int, ...] = ()
+    hubness: bool = False
 
     def __post_init__(self):
         for name, least in (("bootstrap", 0), ("seed", 0), ("batch_size", 1)):
@@ -156,16 +159,17 @@ def evaluate_source(
       settings: how to rank.
       save: writes the run's embeddings there, see `sources`.
     """
+    bank = None
     if isinstance(source, EmbeddingsFile):
         embedded, methods, about = embedded_from(source, split), source.methods, _of_file(source)
     else:
+        bank = bank_of(source, settings.batch_size, progress=True) if settings.hubness else None
         embedded = embed(source, split, settings.batch_size, progress=True)
         methods, about = source.objective.methods, of_run(source)
         if save is not None:
             write_embeddings(save, embedded, source)
-    return ranked(
-        embedded, methods, about, retrieval_distance_of(source, settings), split, settings
-    )
+    distance = retrieval_distance_of(source, settings)
+    return ranked(embedded, methods, about, distance, split, settings, bank)
 
 
 def retrieval_distance_of(source: Source, settings: Settings) -> tuple[str, dict]:
@@ -241,6 +245,7 @@ def ranked(
     distance: tuple[str, dict],
     split: store.Split,
     settings: Settings,
+    bank: Embedded | None = None,
 ) -> Ranked:
     """Every figure of embedded clips.
 
@@ -251,15 +256,19 @@ def ranked(
       distance: (name, options) that ranks sequences.
       split: the clips.
       settings: how to rank.
+      bank: training clips, by which distances are corrected too.
     """
     name, options = distance
     sequences = "sequence" in methods
+    method = "sequence" if sequences else "aggregation"
     ks = hybrid_ks(settings.ks, len(split)) if sequences else [1]
     begin = time.perf_counter()
     similarities, distances = all_against_all(embedded, name, options, progress=True)
     parts = of_both(embedded, name, options) if sequences else []
     if settings.parts:
         parts += of_euclidean(embedded, distances, name, options)
+    corrected = hubness.of_bank(embedded, distances, bank, name, options) if bank else []
+    parts += corrected
     distances_done = time.perf_counter()
     by_sequence = distances if sequences else None
     ranks = {
@@ -284,12 +293,14 @@ def ranked(
         "seconds": seconds,
         **_figures_of(ranks, ks, split, settings, times),
     }
-    alone = {part.label: part.label for part in parts}
+    if bank:
+        found = hubness.gains(ranks, corrected, method, settings.bootstrap, settings.seed)
+        document["hubness"] = {"bank": len(bank), "rows": found}
+    alone = {part.label: part.label for part in parts[: len(parts) - len(corrected)]}
     for method in document["methods"]:
         if label := labels(name, options).get(method["method"]):
             method["label"] = label
             alone |= {label: "aggregation"} if method["method"] == "aggregation" else {}
-    method = "sequence" if sequences else "aggregation"
     own = {direction: ranks[direction][method] for direction in DIRECTIONS}
     part_ranks = {label: {d: ranks[d][key] for d in DIRECTIONS} for label, key in alone.items()}
     return Ranked(name, options, embedded, distances, own, document, part_ranks)
@@ -405,6 +416,8 @@ def evaluate(
         else:
             check_features(source, split)
         retrieval_distance_of(source, settings)
+        if settings.hubness:
+            hubness.check_bank(source)
     rows = [
         evaluate_source(source, split, settings, save if number == 0 else None)
         for number, (source, split) in enumerate(zip(sources, splits, strict=True))

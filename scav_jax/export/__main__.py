@@ -7,6 +7,7 @@
     DIR/towers/visual.jaxexport       each tower as StableHLO for CPU, CUDA and TPU, of any batch
     DIR/towers/audio.jaxexport          and number of steps, without its parameters
     DIR/onnx/visual.onnx, audio.onnx  with --onnx: the same as ONNX, of a fixed number of steps
+    DIR/sketch/                       where the run has one, see `scav sketch`
 
 `scav_jax.retrieval.model.load(DIR)` needs no orbax. The same run gives the same bytes.
 `--push OWNER/NAME` uploads DIR to the Hugging Face hub, where `load("OWNER/NAME")` finds it; log in

@@ -21,6 +21,7 @@ from scav_jax.retrieval.model import (
     flat_parameters,
 )
 from scav_jax.retrieval.results import FORMAT_VERSION, main_methods, method_name
+from scav_jax.retrieval.sketch import save_sketch
 from scav_jax.sequences import STREAMS
 from scav_jax.training.runs import CONFIG_FILE, Run, load_run
 
@@ -95,6 +96,8 @@ def _write(model: Model, folder: Path, readme: str) -> None:
         if embeds_its_own_way(model.run.objective):
             content = serialized_kept(model, stream)
             write_atomically(folder / TOWERS / f"{stream}_kept.jaxexport", content)
+    if model.sketch is not None:
+        save_sketch(folder, model.sketch, model.identity, {})
     write_atomically(folder / "README.md", readme)
 
 

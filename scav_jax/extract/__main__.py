@@ -165,7 +165,13 @@ def main(arguments: list[str] | None = None) -> int:
     from scav_jax.extract.shards import Shard
 
     shares = parse_shares(options.split) if options.split else None
-    wanted = ClipOptions(options.clips, options.clip_seconds, shares, options.split_by)
+    wanted = ClipOptions(
+        options.clips,
+        options.clip_seconds,
+        shares,
+        options.split_by,
+        sounds=options.visual == "none",
+    )
     if options.merge:
         program.merge(options.videos, options.out, wanted, count=options.num_shards)
         return 0

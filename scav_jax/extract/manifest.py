@@ -10,7 +10,7 @@ import json
 import math
 import os
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -29,6 +29,12 @@ _SUFFIXES = (
     ".nut .ogm .ogv .rm .rmvb .ts .vob .webm .wmv .wtv"
 )
 VIDEO_SUFFIXES = frozenset(_SUFFIXES.split())
+# Files of sound alone, which are wanted where no picture is needed.
+_SOUNDS = (
+    ".aac .ac3 .aif .aifc .aiff .amr .ape .au .caf .flac .m4a .mka .mp2 .mp3 .oga .ogg .opus .w64 "
+    ".wav .weba .wma .wv"
+)
+SOUND_SUFFIXES = frozenset(_SOUNDS.split())
 NO_TEXT = "name: its bytes are no text in UTF-8, which ids are; rename"
 SAMPLE_BYTES, SAMPLERS = 4096, 16
 MOST_LIST_BYTES = 2**28  # of a CSV: a clip of a list takes about 500 bytes of memory
@@ -127,12 +133,14 @@ class ClipOptions:
       shares: `{split: share of the files}`; all clips of a file land in one split (see
         `assign_splits`).
       split_by: what else must not be in two splits: "file", "folder", or a column of the CSV.
+      sounds: of a folder, files of sound alone are wanted too.
     """
 
     csv: Path | None = None
     seconds: float | None = None
     shares: dict[str, float] | None = None
     split_by: str = "file"
+    sounds: bool = False
 
 
 WHOLE_VIDEOS = ClipOptions()
@@ -167,14 +175,17 @@ def list_clips(videos: Path, options: ClipOptions = WHOLE_VIDEOS) -> Listing:
                 f"--split-by: expected file or folder, or a column of --clips, got {split_by!r} "
                 "without --clips"
             )
-        files, unreadable, passed_over = find_videos(videos)
+        suffixes = VIDEO_SUFFIXES | (SOUND_SUFFIXES if options.sounds else frozenset())
+        files, unreadable, passed_over = find_videos(videos, suffixes)
         clips = [ClipRequest(file, 0.0, None, file) for file in files]
         origin = f"every video below {videos}"
         if not clips and not unreadable:
             kinds = ", ".join(f"{n} x {suffix}" for suffix, n in passed_over.most_common(5))
+            what = "film or sound" if options.sounds else "video"
             raise InputError(
-                f"no video files under {videos}: expected .mp4, .mkv, .webm, .mov, .avi or other "
-                f"containers that FFmpeg reads, found {kinds or 'an empty folder'}"
+                f"no {what} files under {videos}: expected "
+                ".mp4, .mkv, .webm, .mov, .avi or other containers that FFmpeg reads, found "
+                f"{kinds or 'an empty folder'}"
             )
     if shares:
         if split_by == "folder":
@@ -280,7 +291,9 @@ def _hash(file: str) -> bytes:
     return hashlib.sha256(file.encode()).digest()
 
 
-def find_videos(videos: Path) -> tuple[list[str], list[dict], Counter]:
+def find_videos(
+    videos: Path, suffixes: Collection[str] = VIDEO_SUFFIXES
+) -> tuple[list[str], list[dict], Counter]:
     """Video files below a folder, sorted; what may not be read, or named; other files by suffix."""
     files: list[str] = []
     unreadable: list[dict] = []
@@ -306,7 +319,7 @@ def find_videos(videos: Path) -> tuple[list[str], list[dict], Counter]:
             folders.remove(name)
         for name in names:
             suffix = os.path.splitext(name)[1].lower()
-            if suffix not in VIDEO_SUFFIXES or name.startswith("."):
+            if suffix not in suffixes or name.startswith("."):
                 passed_over[shown(suffix or name)] += 1
             elif is_text(name):
                 files.append((Path(folder) / name).relative_to(videos).as_posix())

@@ -213,7 +213,7 @@ def _measure(file: str, *, videos: Path) -> Iterator[None]:
     """In a worker: the length of a video."""
     yield from ()
     try:
-        return streams.video_seconds(videos / file)
+        return streams.film_seconds(videos / file)
     except Unusable:
         return None  # said when its turn comes
 

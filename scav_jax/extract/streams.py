@@ -262,6 +262,11 @@ def stream_seconds(path: Path, kind: str) -> float | None:
         return stream.measured_end()
 
 
+def film_seconds(path: Path) -> float | None:
+    """The length of a film, which is its picture's; of a file of sound alone, the sound's."""
+    return stream_seconds(path, "video" if "video" in stream_kinds(path) else "audio")
+
+
 def packet_times(path: Path, kind: str) -> list[float]:
     """When the packets of the film's picture or sound are shown, in seconds, as they are stored."""
     film = film_of(path)

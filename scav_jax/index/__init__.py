@@ -8,7 +8,9 @@ catalog     the header, a row for each clip, one writer at a time
 products    distances by products of matrices, with error bounds; the nearest so far
 sketches    short vectors that bound distances from below
 encoding    sequences as rounded numbers, in records that are summed
+hubness     scores relative to a bank of training queries
 segments    what is encoded, in files: written, mapped, checked; a snapshot of them
+bank        clips that are written, compared with the bank
 writing     new segments: of clips that are added, of what a compaction moves
 scan        queries against stored sequences under the Euclidean distance
 pruned      exact search and second stage: what bounds rule out is not compared

@@ -56,6 +56,12 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     add["build"].add_argument(
         "--storage", default="float32", help="of sequences: float32 (default), bfloat16, int8"
     )
+    add["build"].add_argument(
+        "--hubness",
+        choices=("bank", "none"),
+        default="none",
+        help="bank: rank by how much nearer a clip is than it is to queries of the training data",
+    )
     add["add"].add_argument("--replace", action="store_true", help="clips whose id is there")
     add["delete"].add_argument("ids", nargs="+", help="of the clips, whatever they begin with")
     add["info"].add_argument("--json", action="store_true", help="for programs")

@@ -5,6 +5,7 @@ INDEX/
                         the root of its videos and how they are cut
    rows.lance           a LanceDB table with a row for each clip
    segments/00000000/   sequences and what is computed from them, appended and never changed
+   bank.npz             what scores are relative to, where there is that, see `hubness`
    lock                 held by the one writer
    adding.json          the clips of an `add` that has not ended
 
@@ -41,9 +42,9 @@ from scav_jax.distances.static import SUFFIX
 from scav_jax.sequences import DIRECTIONS as RESAMPLINGS
 from scav_jax.sequences import STREAMS
 
-FORMAT_VERSION = 4
+FORMAT_VERSION = 5
 HEADER, SEGMENTS, TABLE = "index.json", "segments", "rows"
-ADDING = "adding.json"
+ADDING, BANK = "adding.json", "bank.npz"
 STORAGES = ("float32", "bfloat16", "int8")
 ABOUT = ("id", "source", "start", "end", "label")
 FILTERED = {"id": TEXT, "source": TEXT, "start": NUMBER, "end": NUMBER, "label": TEXT}
@@ -68,6 +69,9 @@ class Header:
       embedding_width: E, of embeddings; 0 until then.
       root: the folder that ids and sources of videos are relative to; None where nobody said so.
       clip_seconds: into which videos are cut; `WHOLE` where they are not, None where none came.
+      bank: names the bank that scores are relative to; "" where clips are ranked by distances.
+      bank_clips: how many it has.
+      sketch, sketch_width: what makes sketches, the first stage, and S; "" where there are none.
     """
 
     identity: str
@@ -78,6 +82,10 @@ class Header:
     embedding_width: int = 0
     root: str | None = None
     clip_seconds: float | None = None
+    bank: str = ""
+    bank_clips: int = 0
+    sketch: str = ""
+    sketch_width: int = 0
     format_version: int = FORMAT_VERSION
 
     @property
@@ -95,11 +103,7 @@ class Header:
         return self.options.get("static_width", 0)
 
     def with_weight(self, weight: float | None) -> "Header":
-        """The header of a search with this weight of the static part; None keeps the index's.
-
-        Raises:
-          InputError: there is no static part, or no such weight.
-        """
+        """The header of a search with this weight of the static part; None keeps the index's."""
         if weight is None:
             return self
         if not self.static_width:
@@ -109,17 +113,37 @@ class Header:
             )
         if not 0 <= weight < float("inf"):
             raise InputError(f"static weight: expected 0 or more, got {weight}")
+        if self.bank and weight != self.options["static_weight"]:
+            raise InputError(
+                f"static weight: expected {self.options['static_weight']:g}, that of the bank's "
+                f"distances, got {weight:g}; leave it out, or use --hubness none"
+            )
         return replace(self, options=self.options | {"static_weight": float(weight)})
+
+    def asked(self, static_weight: float | None = None, hubness: str | None = None) -> "Header":
+        """The header of a search, see `Index.search`; `InputError` for what cannot be asked."""
+        if hubness is not None:
+            check_one_of("hubness", hubness, ("bank", "none"))
+        if hubness == "bank" and not self.bank:
+            raise InputError("hubness: expected an index built with --hubness bank; leave it out")
+        header = replace(self, bank="") if hubness == "none" else self
+        return header.with_weight(static_weight)
 
     def score_of(self, squares: Float[np.ndarray, " p"]) -> Float[np.ndarray, " p"]:
         """Distances, of mean squared differences of what is stored and a weighted query.
 
         With a static part of weight w: both differ by the lengths of static vectors, `(1 - w)^2`.
+        Scores that are relative to a bank are final: none of this matters to them.
         """
-        if not self.static_width:
+        if not self.static_width or self.bank:
             return squares
         share = self.width / (self.width - self.static_width)
         return (squares * share - (1.0 - self.options["static_weight"]) ** 2).astype(np.float32)
+
+    @property
+    def first_stage(self) -> str:
+        """The column that the first stage of a hybrid search reads."""
+        return "sketches" if self.sketch else "embeddings"
 
     @property
     def target(self) -> str:
@@ -130,7 +154,7 @@ class Header:
     @property
     def stored_as(self) -> dict:
         """What sequences depend on, as JSON: that of every segment."""
-        names = ("identity", "distance", "options", "storage")
+        names = ("identity", "distance", "options", "storage", "bank", "sketch")
         told = {name: getattr(self, name) for name in names}
         told["options"] = {k: v for k, v in self.options.items() if k != "static_weight"}
         return json.loads(json.dumps(told))

@@ -35,20 +35,24 @@ ROW = np.dtype(
         ("fine_scale", "<f4"),
         ("fine_square", "<f8"),
         ("fine_residual", "<f4"),
+        ("bank_mean", "<f4"),  # of the distances to the bank, see `hubness`; 0 without one
+        ("bank_deviation", "<f4"),
         ("values_sum", "<u8"),
         ("embeddings_sum", "<u8"),
+        ("sketches_sum", "<u8"),
         ("coarse_sum", "<u8"),
         ("fine_sum", "<u8"),
         ("checksum", "<u4"),
     ]
 )
-COLUMNS = ("values", "embeddings", "coarse", "fine")
+COLUMNS = ("values", "embeddings", "sketches", "coarse", "fine")
 
 
 def dtypes(storage: str) -> dict[str, np.dtype]:
     """Of the numbers of each column."""
     kinds = {"values": storage, **SKETCH_STORAGES}
-    kinds["embeddings"] = "float32" if storage == "float32" else "bfloat16"
+    vectors = "float32" if storage == "float32" else "bfloat16"
+    kinds |= {"embeddings": vectors, "sketches": vectors}
     return {column: DTYPES[kind] for column, kind in kinds.items()}
 
 
@@ -126,7 +130,7 @@ class Encoding:
     @classmethod
     def of(cls, streams: dict[str, Sequences], header: Header) -> "Encoding":
         """That of an index whose first clips these are."""
-        width = np.asarray(streams["audio"].values).shape[2]
+        width = next(iter(streams.values())).values.shape[2]
         centre = np.zeros(width, np.float32)
         if header.storage != "float32":
             total, steps = np.zeros(width), 0
@@ -140,24 +144,27 @@ class Encoding:
     def encode(
         self,
         stream: Sequences,
-        embeddings: Float[np.ndarray, "K E"],
+        vectors: dict[str, Float[np.ndarray, "K _"]],
         clips: Int[np.ndarray, " n"],
     ) -> EncodedStream:
-        """One stream of some clips; those of one length follow each other."""
+        """One stream of some clips; those of one length follow each other.
+
+        `vectors` are their embeddings, and their sketches where the index has them.
+        """
         lengths = np.asarray(stream.lengths)[clips]
         runs = [clips[a:b] for a, b in itertools.pairwise(edges(lengths))]
         return EncodedStream.join(
             [
                 self._encode_run(
                     np.asarray(stream.values)[run, : int(stream.lengths[run[0]])],
-                    np.asarray(embeddings)[run],
+                    {name: np.asarray(one)[run] for name, one in vectors.items()},
                 )
                 for run in runs
             ]
         )
 
     def _encode_run(
-        self, run: Float[np.ndarray, "n T C"], embeddings: Float[np.ndarray, "n E"]
+        self, run: Float[np.ndarray, "n T C"], vectors: dict[str, Float[np.ndarray, "n _"]]
     ) -> EncodedStream:
         count, steps, width = run.shape
         rows = np.zeros(count, ROW)
@@ -170,8 +177,8 @@ class Encoding:
         wide = widen(stored).astype(np.float64) * scales[:, None].astype(np.float64)
         rows["square"] = np.einsum("ij,ij->i", wide, wide)
         records = {"values": as_records(stored)}
-        dtype = dtypes(self.storage)["embeddings"]
-        records["embeddings"] = as_records(unit(embeddings).astype(dtype))
+        for name, one in vectors.items():
+            records[name] = as_records(unit(one).astype(dtypes(self.storage)[name]))
         if self.basis is not None:
             for column in SKETCH_STORAGES:
                 records[column] = self._sketches(column, rows, wide.reshape(run.shape))

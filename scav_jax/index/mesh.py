@@ -54,8 +54,9 @@ class OnMesh:
                 "search over devices: expected the Euclidean distance, got "
                 f"{snapshot.header.distance!r}; search it on one device, or over parts"
             )
-        self.snapshot, self.direction, self.mesh = snapshot, direction, mesh
         self.asked = query_streams(direction)[1]
+        snapshot = snapshot.with_stream(self.asked)
+        self.snapshot, self.direction, self.mesh = snapshot, direction, mesh
         lengths = {
             int(steps)
             for number, segment in snapshot.segments.items()
@@ -73,20 +74,25 @@ class OnMesh:
                 if int(stream.rows["steps"][run.start]) != steps or not len(rows):
                     continue
                 about = stream.rows[rows]
-                parts.append((stream.gather("values", run, rows), about["square"], about["scale"]))
+                means, deviations = np.zeros(len(rows)), np.ones(len(rows))
+                if self.snapshot.header.bank:
+                    means, deviations = about["bank_mean"], about["bank_deviation"]
+                values = stream.gather("values", run, rows)
+                parts.append((values, about["square"], about["scale"], means, deviations))
                 places.append(np.stack([np.full(len(rows), number), rows], axis=1))
-        stored, squares, scales = (np.concatenate(column) for column in zip(*parts, strict=True))
+        stored, squares, *about = (np.concatenate(column) for column in zip(*parts, strict=True))
         padding = -len(stored) % self.mesh.size
         stored = np.concatenate([stored, np.zeros((padding, stored.shape[1]), stored.dtype)])
         squares = np.concatenate([squares, np.full(padding, np.inf)]).astype(np.float32)
-        scales = np.concatenate([scales, np.ones(padding, np.float32)])
-        arrays = jax.device_put((stored, squares, scales), batch_sharded(self.mesh))
+        about = [np.concatenate([one, np.ones(padding)]).astype(np.float32) for one in about]
+        arrays = jax.device_put((stored, squares, *about), batch_sharded(self.mesh))
         return steps, arrays, np.concatenate(places)
 
     def search(self, queries: Embedded, k: int) -> Found:
         """The k nearest of each query: what `sequence` and `exact` find on one machine."""
         asking = Queries.of(queries, self.direction, self.snapshot.header)
-        scan, nearest = Scan(asking, self.snapshot), NearestSoFar(len(asking), k)
+        scan = Scan(asking, self.snapshot)
+        nearest = scan.nearest(k)
         for steps, arrays, places in self._by_length:
             centre = next(iter(self.snapshot.segments.values())).encoding.centre
             for grid in scan.grids(steps, centre):
@@ -112,6 +118,10 @@ class OnMesh:
         largest = float(np.max(np.where(np.isfinite(arrays[1]), arrays[1], 0)))
         count = values.shape[1]
         errors = products.rounding(count, self.snapshot.header.width) * (own + largest) / count
+        if self.snapshot.header.bank:  # the device rounds what it takes off and divides by
+            means, deviations = np.asarray(arrays[3]), np.asarray(arrays[4])
+            errors += 2.0**-21 * ((own + largest) / count + means.max())
+            errors /= deviations.min()
         asking = put_replicated((values, own.astype(np.float32)), self.mesh)
         most = len(arrays[1]) // self.mesh.size
         kept = min(nearest.k + SLACK, most)
@@ -141,11 +151,12 @@ class OnMesh:
 def _nearest(mesh, kept: int):
     """The `kept` nearest candidates of each device, and where they are among all."""
 
-    def local(queries, own, stored, squares, scales):
+    def local(queries, own, stored, squares, scales, means, deviations):
         inner = products.jax_inner(queries, stored)
         distances = own[:, None] + squares[None, :] - 2.0 * scales[None, :] * inner
-        nearest, rows = jax.lax.top_k(-distances / queries.shape[1], kept)
+        distances = (distances / queries.shape[1] - means[None]) / deviations[None]
+        nearest, rows = jax.lax.top_k(-distances, kept)
         first = jax.lax.axis_index(mesh.axis_names[0]) * len(stored)
         return -nearest, rows + first.astype(rows.dtype)
 
-    return jax.jit(map_shards(local, mesh, shared=2, cut=3))
+    return jax.jit(map_shards(local, mesh, shared=2, cut=5))

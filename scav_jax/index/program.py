@@ -20,8 +20,16 @@ from scav_jax.base.progress import progress_bar
 from scav_jax.features import store
 from scav_jax.index.catalog import WHOLE, read_header
 from scav_jax.index.store import Index, create, open_index
-from scav_jax.retrieval.embed import Embedded, embed
-from scav_jax.retrieval.files import Wanted, below, check_times, joined, requests_for
+from scav_jax.retrieval.embed import Embedded
+from scav_jax.retrieval.files import (
+    Wanted,
+    below,
+    by_streams,
+    check_times,
+    joined,
+    requests_for,
+)
+from scav_jax.retrieval.hubness import bank_of, caution
 from scav_jax.retrieval.model import Model, load_as_asked
 from scav_jax.sequences import STREAMS
 
@@ -76,7 +84,8 @@ def source_of(
         ids = [joined(way, name) for name in split.ids]
         return Source(ids, {}, functools.partial(_of_split, split, ids, model))
     check_times(0.0, None, arguments.clip_seconds)
-    wanted = requests_for(_videos(arguments), arguments.clip_seconds, 0.0, None, STREAMS, root)
+    asked = _videos(arguments), arguments.clip_seconds, 0.0, None, STREAMS, root
+    wanted = requests_for(*asked, sounds=True)
     files = {one.id: (str(wanted.folder / one.file), one.start) for one in wanted.requests}
     return Source(list(files), files, functools.partial(_of_videos, arguments, wanted, model))
 
@@ -88,17 +97,19 @@ def _videos(arguments: argparse.Namespace) -> Path | list[Path]:
 def _of_videos(
     arguments: argparse.Namespace, wanted: Wanted, model: Model, done: Container[str]
 ) -> Iterator[Embedded]:
-    for part in model.embed_requests(
-        [one for one in wanted.requests if one.id not in done],
-        wanted.folder,
-        streams=wanted.streams,
-        workers=arguments.workers,
-        rejected=wanted.rejected,
-    ):
-        for row in part.rejected:
-            print(shown(f"rejected {row['file']}: {row['reason']}"), file=sys.stderr)
-        if len(part.ids):
-            yield part
+    todo = wanted._replace(requests=[one for one in wanted.requests if one.id not in done])
+    for alike in by_streams(todo):
+        for part in model.embed_requests(
+            alike.requests,
+            alike.folder,
+            streams=alike.streams,
+            workers=arguments.workers,
+            rejected=alike.rejected,
+        ):
+            for row in part.rejected:
+                print(shown(f"rejected {row['file']}: {row['reason']}"), file=sys.stderr)
+            if len(part.ids):
+                yield part
 
 
 def _of_split(
@@ -108,7 +119,7 @@ def _of_split(
     with progress_bar(f"embed {split.split}", len(left), "clip") as bar:
         for first in range(0, len(left), CLIPS_AT_ONCE):
             some = left[first : first + CLIPS_AT_ONCE]
-            yield replace(embed(model.run, split.take(some)), ids=[ids[one] for one in some])
+            yield replace(model.embed_split(split.take(some)), ids=[ids[one] for one in some])
             bar.update(len(some))
 
 
@@ -136,12 +147,19 @@ def _sourced(
         index.header.declared(index.path, root and os.path.abspath(root), cut)
     source = source_of(arguments, model, split, declared or root)
     if index is None:
+        bank = None
+        if arguments.hubness == "bank":
+            bank = bank_of(model.run, progress=True)
+            if word := caution(len(bank)):
+                print(word, file=sys.stderr)
         index = create(
             arguments.index,
             identity=model.identity,
             distance=model.distance,
             storage=arguments.storage,
             root=root,
+            bank=bank,
+            sketch=model.sketch.name if model.sketch else "",
         )
     index.declare(root, cut)
     if source.files:
@@ -153,14 +171,21 @@ def build(arguments: argparse.Namespace) -> int:
     model, split, index = load_as_asked(arguments), split_of(arguments), None
     if (arguments.index / "index.json").exists():
         header = read_header(arguments.index)
-        if header.storage != arguments.storage:
-            raise InputError(
-                f"{arguments.index}: expected storage {header.storage}, as it was begun, got "
-                f"{arguments.storage}; remove the index to build it anew"
-            )
+        begun = {"storage": header.storage, "hubness": "bank" if header.bank else "none"}
+        for name, value in begun.items():
+            if getattr(arguments, name) != value:
+                raise InputError(
+                    f"{arguments.index}: expected {name} {value}, as it was begun, got "
+                    f"{getattr(arguments, name)}; remove the index to build it anew"
+                )
         index = open_index(arguments.index, model.identity)
     index, source = _sourced(index, arguments, model, split)
     count = _grow(index, source.parts(set(index.ids())), "skip")
+    if not len(index):
+        raise InputError(
+            f"{arguments.index}: expected at least one clip that can be used, there is none (see "
+            "above); the index is empty"
+        )
     print(f"{arguments.index}: {count:,} clips added, {len(index):,} in all")
     return 0
 
@@ -241,7 +266,7 @@ def _sampled(arguments: argparse.Namespace, model: Model) -> Embedded:
     numbers = np.sort(np.random.default_rng(0).choice(len(clips), count, replace=False))
     if split is None:
         return clips.take(numbers)
-    return embed(model.run, split.take(numbers), progress=True)
+    return model.embed_split(split.take(numbers), progress=True)
 
 
 def tuned(

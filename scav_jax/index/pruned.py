@@ -77,13 +77,13 @@ class QuerySketches:
         squares = about[f"{self.column}_square"]
         return products.squared(inner, self.squares, squares, self.scales(about))
 
-    def thresholds(self, about, limits: Float[np.ndarray, " Q"]) -> Float[np.ndarray, " Q"]:
-        """How large those may be where a score may be up to `limits`."""
-        near = np.sqrt(limits * self.count / self.share * self.stretch)
-        near += self.slack + self.residual(about).max(initial=0.0)
+    def thresholds(self, about, limits: Float[np.ndarray, "Q n"]) -> Float[np.ndarray, "Q n"]:
+        """How large those may be where a distance may be up to `limits`: of any row, or of each."""
+        near = np.sqrt(np.maximum(limits, 0.0) * self.count / self.share * self.stretch)
+        near += self.slack[:, None] + self.residual(about).max(initial=0.0)
         largest = float(about[f"{self.column}_square"].max(initial=0.0))
         error = self.rounding * (self.squares + largest)
-        most = np.square(near) * (1 + 1e-6) + 2 * error
+        most = np.square(near) * (1 + 1e-6) + 2 * error[:, None]
         return np.nextafter(most.astype(np.float32), np.float32(np.inf))
 
     def low(self, inner, place, about) -> Float[np.ndarray, " p"]:
@@ -210,7 +210,7 @@ class ExactSearch:
 
     def __init__(self, scan: Scan, k: int, order: Int[np.ndarray, " Q"], pruning: Pruning):
         self.scan, self.k, self.order, self.pruning = scan, k, order, pruning
-        self.nearest = NearestSoFar(len(scan.queries), k)
+        self.nearest = scan.nearest(k)
         self._bounds = Bounds(scan)
         self._coarse_kept: dict[tuple, tuple[QueriesOnGrid, np.ndarray]] = {}
         self._in_vain = 0
@@ -240,19 +240,22 @@ class ExactSearch:
 
     def _first_limits(self) -> None:
         """Limits from the scores of the candidates with the nearest sketches."""
-        scan, starters = self.scan, NearestSoFar(len(self.scan.queries), self.k)
+        scan, starters = self.scan, self.scan.nearest(self.k)
         for tile in scan.tiles():
             for grid in scan.grids(tile.steps, tile.segment.encoding.centre):
                 if grid.steps == tile.steps:
                     none = np.zeros(len(grid.numbers))
                     rows = np.arange(tile.rows.start, tile.rows.stop)
                     coarse = self._coarse(tile, grid)
+                    if scan.hubness is not None:  # as scores of that size
+                        coarse = coarse / np.float32(grid.values.shape[1])
                     starters.offer(grid.numbers, coarse, none, tile.segment.number, rows)
         places = starters.candidates()
         if not len(places[0]):
             return
         best = ranked(*places, scan.scores(*places, self.order), scan.snapshot, self.k)
-        self.nearest.limits[:] = limits_of(best, self.k, len(scan.queries)) * (1 + 1e-6)
+        limits = limits_of(best, self.k, len(scan.queries))
+        self.nearest.limits[:] = limits + 1e-6 * np.abs(limits)
 
     def _search_tile(self, tile: Tile) -> None:
         scan = self.scan
@@ -273,8 +276,11 @@ class ExactSearch:
         """Pairs that each bound left; None where comparing all of them is faster."""
         limits = self.nearest.limits[grid.numbers]
         about = tile.segment.streams[self.scan.asked].rows[tile.rows]
-        most = self._bounds.of("coarse", tile, grid).thresholds(about, limits)
-        line, column = np.nonzero(self._coarse(tile, grid) <= most[:, None])
+        near = limits[:, None]
+        if self.scan.hubness is not None:
+            near = self.scan.hubness.most(limits, tile.segment.number, tile.rows)
+        most = self._bounds.of("coarse", tile, grid).thresholds(about, near)
+        line, column = np.nonzero(self._coarse(tile, grid) <= most)
         after_coarse = len(line)
         if after_coarse == 0:
             self._in_vain = 0
@@ -287,7 +293,8 @@ class ExactSearch:
             return None
         query, rows = grid.numbers[line], tile.rows.start + column
         number = np.full(len(line), tile.segment.number)
-        keep = self._bounds.pairs("fine", query, number, rows) <= limits[line]
+        low = self._bounds.pairs("fine", query, number, rows)
+        keep = self.scan.final(low, number, rows) <= limits[line]
         query, number, rows = query[keep], number[keep], rows[keep]
         self._fine_leaves = 0.5 * self._fine_leaves + 0.5 * len(rows) / after_coarse
         if each * len(rows) > pairs:
@@ -329,7 +336,7 @@ def nearest_of_chosen(
     if len(query) <= WORTH * k * queries or not scan.has_bounds:
         return compared(everything)
     bounds = Bounds(scan)
-    low = bounds.pairs("coarse", query, segment, row)
+    low = scan.final(bounds.pairs("coarse", query, segment, row), segment, row)
     by_bound = np.lexsort((low, query))
     rank = np.arange(len(query)) - np.searchsorted(query[by_bound], query[by_bound])
     first = np.zeros(len(query), bool)
@@ -338,7 +345,8 @@ def nearest_of_chosen(
     limits = limits_of(best, k, queries)
     left = everything[~first & (low <= limits[query])]
     if len(left) > SKETCH * queries:
-        low = bounds.pairs("fine", query[left], segment[left], row[left])
+        places = query[left], segment[left], row[left]
+        low = scan.final(bounds.pairs("fine", *places), *places[1:])
         left = left[low <= limits[query[left]]]
     if len(left) * pair_cost(scan.numbers, queries) > queries * scan.count:
         more = _by_products(scan, query[left], segment[left], row[left], k)
@@ -350,7 +358,7 @@ def nearest_of_chosen(
 
 def _by_products(scan: Scan, query, segment, row, k: int) -> tuple[np.ndarray, ...]:
     """The same by products of all queries with all candidates, of which only the pairs count."""
-    nearest = NearestSoFar(len(scan.queries), k)
+    nearest = scan.nearest(k)
     for tile in scan.tiles():
         here = (segment == tile.segment.number) & (row >= tile.rows.start) & (row < tile.rows.stop)
         if here.any():

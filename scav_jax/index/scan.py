@@ -20,62 +20,24 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
 from scav_jax.base.errors import InputError
 from scav_jax.index import products
 from scav_jax.index.catalog import Header
+from scav_jax.index.hubness import Hubness, nearest_so_far
 from scav_jax.index.products import NearestSoFar, widen
 from scav_jax.index.segments import Segment, Snapshot
 from scav_jax.retrieval.embed import Embedded
-from scav_jax.sequences import STREAMS, Sequences, resample_like
+from scav_jax.sequences import Sequences
 
 TILE_BYTES = 2**28  # of one tile of candidates, as float32
 TILE_ROWS = 4096
 TILE_PAIRS = 2**22  # with few queries, a tile has more rows
 LONG = 4096  # numbers of a sequence that is compared alone; shorter ones together
 TOGETHER = 8  # queries
-CLIPS_AT_ONCE = 256
 _KEPT_BYTES = 2**29  # of queries on the grids of candidates
-
-
-def stored_sequences(embedded: Embedded, header: Header) -> dict[str, Sequences]:
-    """Both streams as an index stores them.
-
-    Raises:
-      InputError: a clip without one of the streams.
-    """
-    streams = {name: getattr(embedded, name) for name in STREAMS}
-    missing = [name for name, stream in streams.items() if stream is None]
-    if missing:
-        raise InputError(
-            f"expected clips with picture and sound to index, got no {missing[0]} latents; embed "
-            "both streams"
-        )
-    if header.one_grid:
-        moved = "visual" if header.target == "audio" else "audio"
-        streams[moved] = _on_grid_of(streams[moved], streams[header.target])
-    return streams
-
-
-def _on_grid_of(moved: Sequences, target: Sequences) -> Sequences:
-    """Each sequence interpolated at the steps of its own partner."""
-    if moved.values.shape == target.values.shape and all(
-        np.array_equal(getattr(moved, name), getattr(target, name))
-        for name in ("lengths", "windows")
-    ):
-        return moved
-    parts = []
-    for begin in range(0, len(moved.lengths), CLIPS_AT_ONCE):
-        cut = slice(begin, begin + CLIPS_AT_ONCE)
-        pair = jax.tree.map(lambda leaf, cut=cut: jnp.asarray(leaf[cut]), (moved, target))
-        parts.append(jax.device_get(_resample_pairs(*pair)))
-    return jax.tree.map(lambda *leaves: np.concatenate(leaves), *parts)
-
-
-_resample_pairs = jax.jit(jax.vmap(resample_like))
 
 
 def are_finite(sequences: Sequences) -> Bool[np.ndarray, " K"]:
@@ -108,13 +70,15 @@ class Queries:
       stream: "visual" or "audio".
       is_target: whether candidates are brought to their grid, or they to that of candidates.
       sequences: `[Q, T, C]` with lengths and windows, on the host.
-      embeddings: `[Q, C]`.
+      embeddings: `[Q, E]`.
+      sketches: `[Q, S]`, where the index and they have those of one name.
     """
 
     stream: str
     is_target: bool
     sequences: Sequences
-    embeddings: Float[np.ndarray, "Q C"]
+    embeddings: Float[np.ndarray, "Q E"]
+    sketches: Float[np.ndarray, "Q S"] | None = None
 
     @classmethod
     def of(cls, embedded: Embedded, direction: str, header: Header) -> "Queries":
@@ -148,7 +112,9 @@ class Queries:
             weights = np.ones(width, np.float32)
             weights[width - header.static_width :] = header.options["static_weight"]
             sequences = sequences.replace(values=sequences.values * weights)
-        return cls(stream, header.target == stream, sequences, embeddings)
+        known = header.sketch and embedded.sketched_by == header.sketch
+        sketches = getattr(embedded, f"{stream}_sketches") if known else None
+        return cls(stream, header.target == stream, sequences, embeddings, sketches)
 
     @property
     def asked(self) -> str:
@@ -160,7 +126,8 @@ class Queries:
 
     def part(self, rows: slice) -> "Queries":
         """Some of the queries."""
-        cut = jax.tree.map(lambda leaf: leaf[rows], (self.sequences, self.embeddings))
+        whole = self.sequences, self.embeddings, self.sketches
+        cut = jax.tree.map(lambda leaf: leaf[rows], whole)
         return Queries(self.stream, self.is_target, *cut)
 
     def groups(self, steps: int) -> list[tuple[Int[np.ndarray, " n"], Float[np.ndarray, "n T C"]]]:
@@ -280,6 +247,7 @@ class Scan:
         self.segments, self.live = snapshot.segments, snapshot.live
         self.count = len(snapshot)  # candidates
         self.numbers = numbers_of(snapshot, queries.asked)  # of a candidate, about
+        self.hubness = Hubness.of(snapshot, queries.asked)
         self._grids: dict[tuple, list[QueriesOnGrid]] = {}
 
     def grids(self, steps: int, centre: Float[np.ndarray, " C"]) -> list[QueriesOnGrid]:
@@ -296,6 +264,15 @@ class Scan:
                 found.append(QueriesOnGrid(numbers, values.shape[1], flat, squares))
             self._grids[key] = found
         return self._grids[key]
+
+    def nearest(self, k: int) -> NearestSoFar:
+        """What collects the k nearest of each query."""
+        return nearest_so_far(self.hubness, len(self.queries), k)
+
+    def final(self, distances, segments, rows) -> Float[np.ndarray, " p"]:
+        """The scores of distances of chosen pairs; of lower bounds, lower bounds."""
+        hubness = self.hubness
+        return distances if hubness is None else hubness.scores(distances, segments, rows)
 
     @property
     def has_bounds(self) -> bool:
@@ -423,7 +400,7 @@ class Scan:
         rows: Int[np.ndarray, " p"],
         order: Int[np.ndarray, " Q"] | None = None,
     ) -> Float[np.ndarray, " p"]:
-        """The final scores of chosen pairs: mean squared differences of what is stored.
+        """The final scores of chosen pairs: mean squared differences of what is stored (`final`).
 
         Args:
           queries, segments, rows: the pairs.
@@ -452,7 +429,7 @@ class Scan:
 
                 for part, scores in zip(parts, threads.map(some, parts), strict=True):
                     result[which[part]] = scores
-        return result
+        return self.final(result, segments, rows)
 
     def _differences_alone(self, tile: Tile, rows, grid: QueriesOnGrid, place):
         stream = tile.segment.streams[self.asked]

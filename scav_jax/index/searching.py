@@ -1,8 +1,8 @@
 """One search over a snapshot: which method, which rows, what comes back.
 
-The first stage of hybrid search, which is also the whole of `aggregation`, is cosines of
-embeddings: a product of matrices over mapped files. Distances that are no product of matrices are
-computed by `pairwise`, some pairs at a time.
+The first stage of hybrid search is cosines of embeddings, which are also the whole of
+`aggregation`, or of sketches: a product of matrices over mapped files. Distances that are no
+product of matrices are computed by `pairwise`, some pairs at a time.
 """
 
 import functools
@@ -20,6 +20,7 @@ from scav_jax.base.errors import InputError
 from scav_jax.distances import pairwise
 from scav_jax.index import products
 from scav_jax.index.catalog import Header
+from scav_jax.index.hubness import Hubness, nearest_so_far
 from scav_jax.index.products import NearestSoFar, widen
 from scav_jax.index.pruned import ExactSearch, Pruning, nearest_of_chosen
 from scav_jax.index.scan import Queries, Scan, numbers_of, ranked
@@ -36,6 +37,7 @@ FEW_SHARE = 0.035
 SKETCHING, BOUNDING = 18e6, 900
 COSINE_ROWS = 16384  # candidates at a time
 COSINE_PAIRS = 2**22  # with few queries, more
+Asking = tuple[str, Float[np.ndarray, "Q _"]]  # the column that is asked, and unit vectors
 PAIRWISE_ROWS, PAIRWISE_QUERIES = 256, 32  # at a time
 
 
@@ -43,7 +45,8 @@ PAIRWISE_ROWS, PAIRWISE_QUERIES = 256, 32  # at a time
 class Found:
     """The nearest of each query: places in the index and scores, by query and rank.
 
-    With a static part, `static` is its cosine.
+    With a static part, `static` is its cosine. `distance` is what the score was made of, where that
+    is relative to a bank.
     """
 
     query: Int[np.ndarray, " p"]
@@ -51,6 +54,7 @@ class Found:
     row: Int[np.ndarray, " p"]
     score: Float[np.ndarray, " p"]
     static: Float[np.ndarray, " p"] | None = None
+    distance: Float[np.ndarray, " p"] | None = None
 
 
 @dataclass
@@ -62,6 +66,7 @@ class Report:
       method: what was done: hybrid and exact search compare all where that is faster.
       seconds: how long it took.
       candidates: how many clips were searched.
+      measure: what scores are: a "cosine", a "distance", or a "score" relative to a bank.
       pruning: of exact search.
     """
 
@@ -69,6 +74,7 @@ class Report:
     method: str = ""
     seconds: float = 0.0
     candidates: int = 0
+    measure: str = "distance"
     pruning: Pruning = field(default_factory=Pruning)
 
 
@@ -103,10 +109,15 @@ def search(
     method, chosen = parse_retrieval(retrieval)
     begin = time.perf_counter()
     asking = Queries.of(queries, direction, snapshot.header)
+    snapshot = snapshot.with_stream(asking.asked)
     report = Report(retrieval, candidates=len(snapshot))
     numbers = numbers_of(snapshot, asking.asked)
     most = max(chosen, k)
     report.method = switched(method, most, report.candidates, len(asking), snapshot.header, numbers)
+    if report.method == "aggregation":
+        report.measure = "cosine"
+    elif snapshot.header.bank:
+        report.measure = "score"
     parts = []
     for first in range(0, len(asking) if report.candidates else 0, QUERIES_AT_ONCE):
         batch = asking.part(slice(first, first + QUERIES_AT_ONCE))
@@ -120,10 +131,22 @@ def search(
         none = np.zeros(0, np.int64)
         return Found(none, none, none, np.zeros(0, np.float32)), report
     found = Found(*(np.concatenate(column) for column in zip(*parts, strict=True)))
-    if snapshot.header.static_width and report.method != "aggregation":
-        places, embeddings = (found.query, found.segment, found.row), unit(asking.embeddings)
-        found = replace(found, static=_cosines(embeddings, asking.asked, snapshot, *places))
-    return found, report
+    return found if report.measure == "cosine" else _explained(found, asking, snapshot), report
+
+
+def _explained(found: Found, asking: Queries, snapshot: Snapshot) -> Found:
+    """What was found, with what its scores were made of."""
+    hubness, header = Hubness.of(snapshot, asking.asked), snapshot.header
+    if hubness is not None:
+        distances = hubness.distances(found.score, found.segment, found.row)
+        if header.one_grid:
+            distances = replace(header, bank="").score_of(distances)
+        found = replace(found, distance=distances)
+    if header.static_width:
+        places = found.query, found.segment, found.row
+        own = "embeddings", unit(asking.embeddings)
+        found = replace(found, static=_cosines(own, asking.asked, snapshot, *places))
+    return found
 
 
 def switched(
@@ -176,7 +199,7 @@ def _nearest(snapshot: Snapshot, queries: Queries, k: int, most: int, report: Re
     if report.method == "exact":
         nearest = ExactSearch(scan, k, order, report.pruning).run()
     else:
-        nearest = NearestSoFar(len(queries), k)
+        nearest = scan.nearest(k)
         scan.compare_all(nearest)
     places = nearest.candidates()
     *places, squares = ranked(*places, scan.scores(*places, order), snapshot, k)
@@ -188,9 +211,9 @@ def _nearest(snapshot: Snapshot, queries: Queries, k: int, most: int, report: Re
 
 def _nearest_by_cosine(snapshot: Snapshot, queries: Queries, k: int, most: int, report: Report):
     """The same by cosine, the largest first; equal ones are in the order of keys."""
-    embeddings = unit(queries.embeddings)
-    places = _possible(embeddings, queries.asked, snapshot, k)
-    cosines = _cosines(embeddings, queries.asked, snapshot, *places)
+    asking = "embeddings", unit(queries.embeddings)
+    places = _possible(asking, queries.asked, snapshot, k)
+    cosines = _cosines(asking, queries.asked, snapshot, *places)
     *places, far = ranked(*places, -cosines, snapshot, k)
     return *places, -far
 
@@ -200,13 +223,14 @@ def most_similar(
 ) -> tuple[Int[np.ndarray, " p"], Int[np.ndarray, " p"], Int[np.ndarray, " p"]]:
     """query, segment and row of the k largest cosines, by query but in no order of ranks.
 
-    Where rounding leaves no doubt about which k they are, no cosine is computed again.
+    Cosines of sketches where the index has them, else of embeddings. Where rounding leaves no doubt
+    about which k they are, no cosine is computed again.
     """
-    embeddings = unit(queries.embeddings)
-    places = _possible(embeddings, queries.asked, snapshot, k)
+    asking = _first_stage(queries, snapshot.header)
+    places = _possible(asking, queries.asked, snapshot, k)
     doubtful = np.bincount(places[0], minlength=len(queries))[places[0]] > k
     unsure = [column[doubtful] for column in places]
-    cosines = _cosines(embeddings, queries.asked, snapshot, *unsure)
+    cosines = _cosines(asking, queries.asked, snapshot, *unsure)
     found = ranked(*unsure, -cosines, snapshot, k)[:3]
     together = [
         np.concatenate([column[~doubtful], more])
@@ -217,10 +241,23 @@ def most_similar(
     return query, segment, row
 
 
+def _first_stage(queries: Queries, header: Header) -> Asking:
+    """What the first stage of a hybrid search asks with."""
+    if not header.sketch:
+        return "embeddings", unit(queries.embeddings)
+    if queries.sketches is None:
+        raise InputError(
+            f"hybrid: expected queries with the sketch {header.sketch} of the index, got none of "
+            "that name; ask with the run as it was, or build the index again"
+        )
+    return "sketches", unit(queries.sketches)
+
+
 def _possible(
-    embeddings: Float[np.ndarray, "Q C"], asked: str, snapshot: Snapshot, k: int
+    asking: Asking, asked: str, snapshot: Snapshot, k: int
 ) -> tuple[Int[np.ndarray, " p"], ...]:
     """(query, segment, row) of all that can be among the k nearest, whatever products round."""
+    column, embeddings = asking
     nearest, numbers = NearestSoFar(len(embeddings), k), np.arange(len(embeddings))
     width = embeddings.shape[1]
     errors = np.full(len(embeddings), products.rounding(width, width) * 2)
@@ -231,7 +268,7 @@ def _possible(
             rows = slice(begin, min(begin + size, len(segment)))
             if not alive[rows].any():
                 continue
-            similar = products.inner(embeddings, stream.read("embeddings", rows))
+            similar = products.inner(embeddings, stream.read(column, rows))
             distances = np.negative(similar, out=similar)
             distances[:, ~alive[rows]] = np.inf
             nearest.offer(numbers, distances, errors, number, np.arange(rows.start, rows.stop))
@@ -239,9 +276,10 @@ def _possible(
 
 
 def _cosines(
-    embeddings: Float[np.ndarray, "Q C"], asked: str, snapshot: Snapshot, query, segment, row
+    asking: Asking, asked: str, snapshot: Snapshot, query, segment, row
 ) -> Float[np.ndarray, " p"]:
     """Cosines, each by its own sum: the same whatever tile found the pair."""
+    column, embeddings = asking
     result = np.empty(len(query), np.float32)
     for number in np.unique(segment):
         here = np.flatnonzero(segment == number)
@@ -249,7 +287,7 @@ def _cosines(
         stream = snapshot.segments[int(number)].streams[asked]
         for begin in range(0, len(here), COSINE_ROWS):
             part = here[begin : begin + COSINE_ROWS]
-            stored = stream.gather("embeddings", slice(0, len(stream.rows)), row[part])
+            stored = stream.gather(column, slice(0, len(stream.rows)), row[part])
             result[part] = np.vecdot(widen(stored), embeddings[query[part]])
     return result
 
@@ -261,7 +299,8 @@ def _nearest_by_any_distance(
     snapshot: Snapshot, queries: Queries, k: int, most: int, report: Report
 ):
     """The same by a distance that is no product of matrices."""
-    nearest, everyone = NearestSoFar(len(queries), k), np.arange(len(queries))
+    nearest = nearest_so_far(Hubness.of(snapshot, queries.asked), len(queries), k)
+    everyone = np.arange(len(queries))
     if report.method == "sequence":
         rows = {number: np.flatnonzero(live) for number, live in snapshot.live.items()}
         compare(queries, snapshot, rows, nearest, everyone)

@@ -8,7 +8,8 @@ segments/00000007/
    basis.npy           what sketches are coefficients of, see `sketches`
    visual.rows.npy     one `ROW` for each clip: lengths, places, scales, norms, checksums
    visual.values       stored sequences, one record after the other
-   visual.embeddings   unit embeddings, the first stage
+   visual.embeddings   unit embeddings, the first stage where there are no
+   visual.sketches     unit vectors that know time, by `retrieval.sketch`
    visual.coarse       sketches of the sequences, rounded, and
    visual.fine         longer ones: the bounds of exact search, see `sketches`
    audio.*             the same
@@ -127,6 +128,7 @@ def write_segment(
             "rows": len(clips["keys"]),
             "width": len(encoding.centre),
             "embedding_width": header.embedding_width,
+            "sketch_width": header.sketch_width,
             "of": header.stored_as,
             "small": sums,
             "bytes": {file.name: file.stat().st_size for file in folder.iterdir()},
@@ -142,12 +144,20 @@ class StoredStream:
     """One stream of a segment, mapped."""
 
     def __init__(
-        self, folder: Path, name: str, rows: np.ndarray, storage: str, widths: tuple[int, int]
+        self,
+        folder: Path,
+        name: str,
+        rows: np.ndarray,
+        storage: str,
+        widths: dict[str, int],
+        data: dict[str, np.ndarray] | None = None,
     ):
         self.folder, self.name, self.rows = folder, name, rows
-        self.width, self.embedding_width = widths
+        self.width, self._widths = widths["values"], widths
         self._dtypes = dtypes(storage)
-        self._data = {column: _mapped(folder / f"{name}.{column}") for column in COLUMNS}
+        if data is None:
+            data = {column: _mapped(folder / f"{name}.{column}") for column in COLUMNS}
+        self._data = data
         self._checked = {column: np.zeros(len(rows), bool) for column in COLUMNS}
         self._edges = edges(rows["steps"])
 
@@ -236,7 +246,7 @@ class StoredStream:
         steps = int(self.rows["steps"][rows.start])
         if column in SKETCH_STORAGES:
             return sizes(steps, self.width)[column == "fine"]
-        return self.width * steps if column == "values" else self.embedding_width
+        return self._widths[column] * (steps if column == "values" else 1)
 
     def _bytes(self, column: str, rows: slice) -> Shaped[np.ndarray, "n padded"]:
         """Records of rows of one run, as they lie in the file."""
@@ -278,7 +288,7 @@ class Segment:
       encoding: of its sequences.
       keys: `[rows]`, in which order clips were added.
       clips: `[rows]`, checksums of what the table knows of each.
-      streams: "visual" and "audio".
+      streams: "visual" and "audio"; of silent films, or of sounds alone, the one that they have.
     """
 
     def __init__(self, index: Path, number: int, header: Header):
@@ -298,12 +308,30 @@ class Segment:
         self.keys, self.clips = self._small("keys.npy"), self._small("clips.npy")
         basis = Basis(self._small("basis.npy")) if "basis.npy" in self._checksums else None
         self.encoding = Encoding(storage, self._small("centre.npy"), basis)
-        widths = self.width, about["embedding_width"]
+        widths = _widths(self.width, about["embedding_width"], about["sketch_width"])
         self.streams = {
             name: StoredStream(self.folder, name, self._small(f"{name}.rows.npy"), storage, widths)
             for name in STREAMS
             if f"{name}.rows.npy" in self._checksums
         }
+
+    @classmethod
+    def in_memory(
+        cls, streams: dict[str, EncodedStream], encoding: Encoding, header: Header
+    ) -> "Segment":
+        """Sequences before they are written, as a scan reads them."""
+        segment = cls.__new__(cls)
+        segment.number, segment.folder, segment.encoding = 0, Path(), encoding
+        segment.width, segment.streams = len(encoding.centre), {}
+        widths = _widths(segment.width, header.embedding_width, header.sketch_width)
+        for name, stream in streams.items():
+            segment.keys = np.arange(len(stream.rows))
+            values = np.concatenate([one.reshape(-1) for one in stream.records["values"]])
+            data = dict.fromkeys(COLUMNS, np.zeros(0, np.uint8)) | {"values": values}
+            segment.streams[name] = StoredStream(
+                Path(), name, stream.rows, header.storage, widths, data
+            )
+        return segment
 
     def __len__(self) -> int:
         return len(self.keys)
@@ -334,7 +362,9 @@ class Segment:
         rows = known[:, 0]
         outside = (rows < 0) | (rows >= len(self))
         inside = np.where(outside, 0, rows)
-        there = [self.keys, *(self.streams[name].rows["checksum"] for name in STREAMS)]
+        none = np.zeros(len(self), np.uint32)
+        sums = (self.streams[n].rows["checksum"] if n in self.streams else none for n in STREAMS)
+        there = [self.keys, *sums]
         wrong = outside.copy()
         for column, values in enumerate(there, 1):
             wrong |= values[inside] != known[:, column] if len(self) else True
@@ -354,6 +384,10 @@ class Segment:
             )
         array = np.load(self.folder / file, mmap_mode="r", allow_pickle=False)
         return array.view(np.ndarray)
+
+
+def _widths(values: int, embeddings: int, sketches: int) -> dict[str, int]:
+    return {"values": values, "embeddings": embeddings, "sketches": sketches}
 
 
 def _mapped(path: Path) -> np.ndarray:
@@ -408,6 +442,20 @@ class Snapshot:
                 live[number][part[part[:, 0] == number, 1]] = True
         live = {number: rows for number, rows in live.items() if rows.any()}
         return Snapshot(self.header, {number: self.segments[number] for number in live}, live)
+
+    def with_stream(self, stream: str) -> "Snapshot":
+        """The clips that have a stream."""
+        there = {number: one for number, one in self.segments.items() if stream in one.streams}
+        return Snapshot(self.header, there, {number: self.live[number] for number in there})
+
+    def counts(self) -> dict[str, int]:
+        """How many clips have picture and sound, a picture alone, a sound alone."""
+        names = {("visual", "audio"): "both", ("visual",): "pictures alone"}
+        found = {"both": 0, "pictures alone": 0, "sounds alone": 0}
+        for number, segment in self.segments.items():
+            kind = names.get(tuple(segment.streams), "sounds alone")
+            found[kind] += int(self.live[number].sum())
+        return found
 
     def __len__(self) -> int:
         return sum(int(live.sum()) for live in self.live.values())

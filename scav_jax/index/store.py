@@ -17,15 +17,16 @@ import numpy as np
 from scav_jax.base.errors import InputError, check_unique, listed
 from scav_jax.base.files import ids_sha256, sync, write_json
 from scav_jax.base.locks import LOCK
-from scav_jax.index import catalog, searching, writing
+from scav_jax.index import catalog, hubness, searching, writing
 from scav_jax.index.catalog import Header, Rows, about_checksums
 from scav_jax.index.encoding import Encoding
-from scav_jax.index.scan import stored_sequences
 from scav_jax.index.segments import ForeignRow, Snapshot, WrongRow, segment_numbers, sweep
 from scav_jax.retrieval.embed import Embedded
+from scav_jax.retrieval.hubness import check_enough
 from scav_jax.retrieve import Hit, with_parts
 
 DUPLICATES = ("refuse", "replace", "skip")
+WRITTEN = (catalog.HEADER, catalog.BANK)
 
 
 def create(
@@ -35,6 +36,8 @@ def create(
     distance: tuple[str, dict] = ("euclidean", {}),
     storage: str = "float32",
     root: str | Path | None = None,
+    bank: Embedded | None = None,
+    sketch: str = "",
 ) -> "Index":
     """A new, empty index.
 
@@ -45,22 +48,33 @@ def create(
       storage: of sequences: "float32", "bfloat16" (half) or "int8" (a quarter).
       root: the folder that ids and sources are relative to (see `catalog`); None where ids are
         the caller's business.
+      bank: training queries that scores are relative to, see `retrieval.hubness`; None ranks by
+        distances.
+      sketch: what clips will be sketched by (`Embedded.sketched_by`), for the first stage; ""
+        where that is the embedding.
 
     Raises:
-      InputError: something is there, an unknown distance or storage, or lancedb is missing.
+      InputError: something is there, an unknown distance or storage, a bank that is too small, or
+        lancedb is missing.
     """
     path = Path(path)
     header = catalog.make_header(identity, distance, storage, root)
+    header = replace(header, sketch=sketch)
+    if bank is not None:
+        check_enough(len(bank))
+        header = replace(header, bank=hubness.digest(bank), bank_clips=len(bank))
     # What a create that was killed leaves.
-    begun = {LOCK, catalog.SEGMENTS, f"{catalog.TABLE}.lance"}
+    begun = {LOCK, catalog.SEGMENTS, catalog.BANK, f"{catalog.TABLE}.lance"}
     names = {one.name for one in path.iterdir()} if path.is_dir() else set()
-    begun |= {name for name in names if name.startswith(catalog.HEADER) and _is_partial(name)}
+    begun |= {name for name in names if name.startswith(WRITTEN) and _is_partial(name)}
     if path.exists() and (not path.is_dir() or names - begun):
         raise InputError(f"{path}: expected a path where nothing is; remove it or use another")
     path.mkdir(parents=True, exist_ok=True)
     with catalog.one_writer(path):
         (path / catalog.SEGMENTS).mkdir(exist_ok=True)
         Rows.create(path)
+        if bank is not None:
+            hubness.write_bank(path, bank)
         catalog.write_header(path, header)  # last: without it there is no index
         sync(path)
     return open_index(path)
@@ -140,7 +154,8 @@ class Index:
         """Adds clips, all or none; they are durable when this returns.
 
         Args:
-          embedded: latents of both streams, by the model of the index.
+          embedded: latents by the model of the index: of both streams, or, of silent films and of
+            sounds alone, of one (then with its `partner`).
           on_duplicate: what happens with ids that are there: "refuse" adds nothing, "replace"
             takes the new ones, "skip" keeps the old ones.
 
@@ -250,18 +265,23 @@ class Index:
         note.unlink(missing_ok=True)
 
     def _add(self, embedded: Embedded, replacing: bool) -> None:
-        streams = stored_sequences(embedded, self.header)
+        streams = writing.stored_sequences(embedded, self.header)
         writing.check_streams(embedded, streams, self.header)
         present = list(self.snapshot.segments.values())
         encoding = present[0].encoding if present else Encoding.of(streams, self.header)
         key = 1 + max((int(one.keys.max(initial=-1)) for one in present), default=-1)
-        embeddings = np.asarray(embedded.visual_embeddings)
         if not self.header.width:
-            widths = {"width": len(encoding.centre), "embedding_width": embeddings.shape[1]}
+            widths = {"width": len(encoding.centre)}
+            one = embedded.streams[0]
+            widths["embedding_width"] = np.shape(getattr(embedded, f"{one}_embeddings"))[1]
+            if self.header.sketch:
+                widths["sketch_width"] = np.shape(getattr(embedded, f"{one}_sketches"))[1]
             self.header = replace(self.header, **widths)
             catalog.write_header(self.path, self.header)
         try:
-            rows = writing.write_clips(self.path, embedded, streams, encoding, key, self.header)
+            bank = hubness.read_bank(self.path, self.header) if self.header.bank else None
+            new = writing.New(embedded, streams, key, bank)
+            rows = writing.write_clips(self.path, new, encoding, self.header)
             self._rows.add(rows, replacing)
         except BaseException:
             with contextlib.suppress(OSError, InputError):  # the disk may not be read either
@@ -338,6 +358,7 @@ class Index:
         retrieval: str = "exact",
         where: str | None = None,
         static_weight: float | None = None,
+        hubness: str | None = None,
     ) -> list[list[Hit]]:
         """The k nearest clips of each query, nearest first; fewer where there are fewer.
 
@@ -347,15 +368,17 @@ class Index:
           k: how many.
           retrieval: "aggregation" (cosine of embeddings), "sequence" (all sequences are compared),
             "exact" (the same result, what cannot be near is left out) or "hybrid:K" (the sequences
-            of the K nearest by cosine).
+            of the K nearest by cosine, of sketches where the index has them).
           where: a condition on id, source, start, end and label, as in SQL.
           static_weight: how much the static part of clips counts beside the dynamic one, where the
             model learned both apart; None is the model's, 0 leaves it out.
+          hubness: "bank" ranks by scores relative to the bank of the index, "none" by distances;
+            None is "bank" where the index has one.
 
         Raises:
           InputError: see each argument; or a damaged row, with the clip's id.
         """
-        snapshot = replace(self.snapshot, header=self.header.with_weight(static_weight))
+        snapshot = replace(self.snapshot, header=self.header.asked(static_weight, hubness))
         if where is not None:
             snapshot = snapshot.only(self._rows.places(where))
         with self._naming_clips():
@@ -378,12 +401,14 @@ class Index:
         places = np.stack([found.segment, found.row], axis=1).astype(np.int64)
         about = self._rows.at(places)
         hits: list[list[Hit]] = [[] for _ in range(queries)]
-        for query, place, score in zip(
-            found.query.tolist(), places.tolist(), found.score.tolist(), strict=True
+        distances = [None] * len(places) if found.distance is None else found.distance.tolist()
+        for query, place, score, distance in zip(
+            found.query.tolist(), places.tolist(), found.score.tolist(), distances, strict=True
         ):
             clip = {**about[tuple(place)]}
             clip["source"] = self.header.full_source(clip["source"])
-            hits[query].append(Hit(**clip, score=score, rank=len(hits[query]) + 1))
+            rank = len(hits[query]) + 1
+            hits[query].append(Hit(**clip, score=score, rank=rank, distance=distance))
         return hits
 
     @contextlib.contextmanager
@@ -405,6 +430,8 @@ class Index:
         Raises:
           InputError: the first row that differs, by name.
         """
+        if self.header.bank:
+            hubness.read_bank(self.path, self.header)
         with self._naming_clips():
             for batch in self._rows.tables():
                 self._verify_about(batch)
@@ -422,12 +449,17 @@ class Index:
             if int(segment.clips[row]) != there:
                 raise ForeignRow(segment.folder, row)
 
+    def _first_stage(self) -> str:
+        name, width = self.header.sketch, self.header.sketch_width
+        return f"sketch {name} of {width} numbers" if name else "embedding"
+
     def info(self) -> dict:
         """What the index holds and how large it is."""
         mapped = self.snapshot.segments
         return {
             "path": str(self.path),
             "clips": len(self),
+            **self.snapshot.counts(),
             "deleted": sum(len(segment) for segment in mapped.values()) - len(self),
             "version": self._rows.version,
             "segments": len(mapped),
@@ -437,6 +469,8 @@ class Index:
             "distance": self.header.distance,
             "options": self.header.options,
             "storage": self.header.storage,
+            "first_stage": self._first_stage(),
+            "hubness": f"bank of {self.header.bank_clips} clips" if self.header.bank else "none",
             "width": self.header.width,
             "root": self.header.root,
             "clip_seconds": self.header.clip_seconds,

@@ -6,21 +6,68 @@ rows together. Without rows of the table that name them nobody sees them.
 
 import itertools
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Int
 
 from scav_jax.base.errors import InputError
 from scav_jax.base.names import is_text, shown
+from scav_jax.index.bank import compare_with_bank
 from scav_jax.index.catalog import Header, Rows, about_checksums, schema
 from scav_jax.index.encoding import COLUMNS, EncodedStream, Encoding
 from scav_jax.index.scan import are_finite
 from scav_jax.index.segments import Snapshot, segment_numbers, write_segment
 from scav_jax.retrieval.embed import Embedded
-from scav_jax.sequences import STREAMS, Sequences
+from scav_jax.sequences import STREAMS, Sequences, resample_like
 
+CLIPS_AT_ONCE = 256  # brought to the grid of their partners
 SEGMENT_BYTES = 2**28  # of one stream's sequences in one segment, about
+
+
+def stored_sequences(embedded: Embedded, header: Header) -> dict[str, Sequences]:
+    """The streams that clips have, both or one, as an index stores them.
+
+    A silent film lies on the grid that a silence of its length would have (`Embedded.partner`), so
+    that it is found as the same film with sound is.
+
+    Raises:
+      InputError: clips without latents, or of one stream and without a partner.
+    """
+    streams = {name: getattr(embedded, name) for name in embedded.streams}
+    if not streams:
+        raise InputError("expected clips with picture or sound to index, got no latents")
+    moved = "visual" if header.target == "audio" else "audio"
+    if header.one_grid and moved in streams:
+        target = streams.get(header.target, embedded.partner)
+        if target is None:
+            raise InputError(
+                f"expected {header.target} latents, or the steps that they would have "
+                "(Embedded.partner), got neither; embed the files with the model of the index"
+            )
+        streams[moved] = _on_grid_of(streams[moved], target)
+    return streams
+
+
+def _on_grid_of(moved: Sequences, target: Sequences) -> Sequences:
+    """Each sequence interpolated at the steps of its own partner."""
+    if moved.values.shape[:2] == target.values.shape[:2] and all(
+        np.array_equal(getattr(moved, name), getattr(target, name))
+        for name in ("lengths", "windows")
+    ):
+        return moved
+    parts = []
+    for begin in range(0, len(moved.lengths), CLIPS_AT_ONCE):
+        cut = slice(begin, begin + CLIPS_AT_ONCE)
+        pair = jax.tree.map(lambda leaf, cut=cut: jnp.asarray(leaf[cut]), (moved, target))
+        parts.append(jax.device_get(_resample_pairs(*pair)))
+    return jax.tree.map(lambda *leaves: np.concatenate(leaves), *parts)
+
+
+_resample_pairs = jax.jit(jax.vmap(resample_like))
 
 
 def check_texts(embedded: Embedded, header: Header) -> None:
@@ -43,6 +90,12 @@ def check_streams(embedded: Embedded, streams: dict[str, Sequences], header: Hea
             f"expected latents of width {header.width or 'one'}, got {sorted(widths)}; embed them "
             "with the model of the index"
         )
+    if header.sketch != (embedded.sketched_by if header.sketch else ""):
+        raise InputError(
+            f"expected clips with the sketch {header.sketch}, got "
+            f"{embedded.sketched_by or 'none'}; embed them with the run as it was when the index "
+            "was begun, or build the index again"
+        )
     for name, stream in streams.items():
         good = are_finite(stream) & (np.asarray(stream.lengths) >= 1)
         if not good.all():
@@ -52,37 +105,49 @@ def check_streams(embedded: Embedded, streams: dict[str, Sequences], header: Hea
             )
 
 
-def write_clips(
-    index: Path,
-    embedded: Embedded,
-    streams: dict[str, Sequences],
-    encoding: Encoding,
-    first_key: int,
-    header: Header,
-):
+@dataclass(frozen=True)
+class New:
+    """Clips that are added.
+
+    Attributes:
+      embedded, streams: the clips, and their sequences as they are stored.
+      first_key: of the first clip; the others follow in their order.
+      bank: of the index, where it has one.
+    """
+
+    embedded: Embedded
+    streams: dict[str, Sequences]
+    first_key: int
+    bank: Embedded | None = None
+
+
+def write_clips(index: Path, new: New, encoding: Encoding, header: Header):
     """Writes the sequences of clips into new segments; without their rows nobody sees them.
 
     Args:
       index: its folder.
-      embedded, streams: the clips, and their sequences as they are stored.
+      new: the clips.
       encoding, header: of the index.
-      first_key: of the first clip; the others follow in their order.
 
     Returns:
       Their rows, an Arrow table.
     """
     import pyarrow as pa
 
-    order = np.lexsort((streams["visual"].lengths, streams["audio"].lengths))
-    steps = np.maximum(*(np.asarray(stream.lengths)[order] for stream in streams.values()))
+    embedded, streams, first_key = new.embedded, new.streams, new.first_key
+    lengths = [np.asarray(stream.lengths) for stream in streams.values()]
+    order = np.lexsort(lengths)
+    steps = np.max(lengths, axis=0)[order]
     sizes = np.cumsum(steps.astype(np.int64)) * len(encoding.centre) * 4
     parts = np.split(order, np.flatnonzero(np.diff(sizes // SEGMENT_BYTES)) + 1)
     batches = []
     for number, part in enumerate(parts, _next_segment(index)):
         encoded = {
-            name: encoding.encode(stream, getattr(embedded, f"{name}_embeddings"), part)
+            name: encoding.encode(stream, _vectors(embedded, name, header), part)
             for name, stream in streams.items()
         }
+        if new.bank is not None:
+            compare_with_bank(encoded, encoding, new.bank, header)
         about = {
             "id": [embedded.ids[clip] for clip in part],
             "source": [header.stored_source(str(embedded.sources[clip])) for clip in part],
@@ -97,10 +162,21 @@ def write_clips(
             "key": first_key + part,
             "segment": np.full(len(part), number, np.int32),
             "row": np.arange(len(part), dtype=np.int32),
-            **{f"checksum_{name}": encoded[name].rows["checksum"] for name in STREAMS},
+            **{f"checksum_{name}": _checksums(encoded, name, len(part)) for name in STREAMS},
         }
         batches.append(pa.RecordBatch.from_pydict(columns, schema=schema()))
     return pa.Table.from_batches(batches)
+
+
+def _checksums(encoded: dict[str, EncodedStream], name: str, clips: int) -> np.ndarray:
+    """Of a stream's rows; zeros where clips have none of it."""
+    return encoded[name].rows["checksum"] if name in encoded else np.zeros(clips, np.uint32)
+
+
+def _vectors(embedded: Embedded, stream: str, header: Header) -> dict[str, np.ndarray]:
+    """What a first stage may read, by column."""
+    columns = {"embeddings", header.first_stage}
+    return {name: getattr(embedded, f"{stream}_{name}") for name in sorted(columns)}
 
 
 def _next_segment(index: Path) -> int:
@@ -112,17 +188,20 @@ def _next_segment(index: Path) -> int:
 
 def compacted(index: Path, snapshot: Snapshot) -> dict[tuple[int, int], tuple[int, int]]:
     """Writes what is worth moving into new segments: (segment, row) before -> after."""
-    mapped, live, batches, size = snapshot.segments, snapshot.live, [], 0
-    for number, segment in mapped.items():
-        if live[number].all() and (len(mapped) == 1 or segment.bytes >= SEGMENT_BYTES):
-            continue
-        share = live[number].mean() * segment.bytes
-        if not batches or size + share > 2 * SEGMENT_BYTES:
-            batches.append([])
-            size = 0
-        batches[-1].append(number)
-        size += share
-    moved = {}
+    mapped, live, moved = snapshot.segments, snapshot.live, {}
+    batches: list[list[int]] = []
+    for streams in {tuple(segment.streams): None for segment in mapped.values()}:
+        like = {n: segment for n, segment in mapped.items() if tuple(segment.streams) == streams}
+        begun, size = len(batches), 0
+        for number, segment in like.items():
+            if live[number].all() and (len(like) == 1 or segment.bytes >= SEGMENT_BYTES):
+                continue
+            share = live[number].mean() * segment.bytes
+            if len(batches) == begun or size + share > 2 * SEGMENT_BYTES:
+                batches.append([])
+                size = 0
+            batches[-1].append(number)
+            size += share
     for number, sources in enumerate(batches, _next_segment(index)):
         places = _copy_live(index, snapshot, sources, number)
         moved.update((tuple(place), (number, row)) for row, place in enumerate(places.tolist()))
@@ -145,11 +224,11 @@ def _copy_live(
         name: np.concatenate(
             [snapshot.segments[one].streams[name].rows[some] for one, some in rows.items()]
         )
-        for name in STREAMS
+        for name in snapshot.segments[sources[0]].streams
     }
-    order = np.lexsort((clips["keys"], about["visual"]["steps"], about["audio"]["steps"]))
+    order = np.lexsort((clips["keys"], *(one["steps"] for one in about.values())))
     places = places[order]
-    streams = {name: _copied(snapshot, name, places, about[name][order]) for name in STREAMS}
+    streams = {name: _copied(snapshot, name, places, about[name][order]) for name in about}
     encoding = snapshot.segments[sources[0]].encoding
     clips = {name: values[order] for name, values in clips.items()}
     write_segment(index, number, streams, clips, encoding, snapshot.header)

@@ -59,7 +59,7 @@ def latents_of(
         for n, clip in enumerate(clips)
     ]
     found: list[Sequences | None] = [None] * len(clips)
-    for part in model.embed_requests(requests, Path("/"), workers=workers):
+    for part in model.embed_requests(requests, Path("/"), streams=(stream,), workers=workers):
         for number, name in enumerate(part.ids):
             found[int(name)] = one(getattr(part, stream), number)
     return found

@@ -17,6 +17,7 @@ from scav_jax.retrieval.results import (
     RENDERED,
     distance_name,
     figures_of,
+    hubness_words,
     interval,
     main_methods,
     method_name,
@@ -115,6 +116,7 @@ def html(results: dict, pictures: Pictures) -> str:
         f"{100 / data['n']:.2g} %.</p>",
         markup.note(RENDERED) if data["rendered"] else "",
         *(markup.note(escape(word)) for word in unbeaten(results)),
+        *(markup.note(escape(word)) for run in runs for word in hubness_words(run)),
         _cards(runs),
     ]
     sections = [

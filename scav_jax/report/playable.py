@@ -26,6 +26,7 @@ from scav_jax.extract.streams import (
     stream_kinds,
 )
 
+KINDS = ("video", "audio")
 WIDTH, HEIGHT = 426, 240
 MAX_PIXELS = 2**26  # of all frames together, while a clip is held in memory
 MAX_SECONDS = 60.0
@@ -53,7 +54,7 @@ def playable(
     start: float,
     end: float | None,
     *,
-    kinds: Collection[str] | None = None,
+    kinds: Collection[str] = KINDS,
     height: int = HEIGHT,
     max_seconds: float = MAX_SECONDS,
 ) -> Playable:
@@ -62,7 +63,7 @@ def playable(
     Args:
       path: of the file.
       start, end: in seconds of the file; None is its end. Longer clips are cut short.
-      kinds: "video", "audio" or both; None takes what the file has.
+      kinds: "video", "audio" or both, of which those are taken that the file has.
       height: of the picture at most, in pixels; its width is at most that of 16:9, and both are
         less where a clip has so many frames that they are more than `MAX_PIXELS` in all.
       max_seconds: what is shown at most.
@@ -72,9 +73,10 @@ def playable(
     """
     if end is not None:
         end = min(end, start + max_seconds)
-    chosen = tuple(kinds) if kinds is not None else stream_kinds(path)
+    there = stream_kinds(path)
+    chosen = tuple(kind for kind in KINDS if kind in kinds and kind in there)
     if not chosen:
-        raise Unusable("open", "neither picture nor sound")
+        raise Unusable("open", f"no {' and no '.join(kinds)} stream")
     shrink = None
     if "video" in chosen:
         seconds = max_seconds if end is None else end - start

@@ -112,7 +112,7 @@ def make_search(
       model: whose latents they are; its distance draws the curves.
       latents: `[T, C]` of each hit, in their order: visual for "a2v", audio for "v2a"; None draws
         no curve.
-      score_name: what the hits' scores are: "distance", or "cosine" for aggregation.
+      score_name: what the hits' scores are: "distance", "cosine" for aggregation, or "score".
       address: how a clip is reached; the default embeds it in the page.
       query_name: what the query is called, if not by its id.
 

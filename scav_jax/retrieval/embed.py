@@ -34,13 +34,15 @@ from scav_jax.train_step import bound_heads
 from scav_jax.training.runs import Run
 
 SHORTEST_PADDING = 16  # steps
+VECTORS = ("embeddings", "sketches")  # of each stream of a clip
 
 
 @dataclass(frozen=True)
 class Embedded:
     """The latents of K clips, on the host, and where each clip is.
 
-    A stream that was not asked for, as in a query by sound, is None, and so are its embeddings.
+    A stream that was not asked for, as in a query by sound, is None, and so are its embeddings;
+    `partner` then says which steps it is taken to have.
 
     Attributes:
       ids: of the clips, in their order.
@@ -52,6 +54,9 @@ class Embedded:
       audio: `[K, M, C]` float32, zero in the padding.
       visual_embeddings: `[K, E]`, as the objective embeds: the mean over time, not normalised.
       audio_embeddings: `[K, E]`.
+      partner: where one stream was embedded alone, the steps and windows of the other one (values
+        of width 0), as those of a silence, or of pictures, of its length.
+      visual_sketches, audio_sketches: `[K, S]`, where the model has a sketch, `sketched_by`.
       seconds: how long it took, compiling and reading included.
       rejected: what could not be embedded: rows of `datasets.REJECTED_COLUMNS`.
     """
@@ -65,6 +70,10 @@ class Embedded:
     audio: Sequences | None
     visual_embeddings: Float[np.ndarray, "K E"] | None
     audio_embeddings: Float[np.ndarray, "K E"] | None
+    visual_sketches: Float[np.ndarray, "K S"] | None = None
+    audio_sketches: Float[np.ndarray, "K S"] | None = None
+    partner: Sequences | None = None
+    sketched_by: str = ""
     seconds: float = 0.0
     rejected: list[dict] = field(default_factory=list)
 
@@ -81,8 +90,17 @@ class Embedded:
             return jax.tree.map(lambda leaf: np.asarray(leaf)[chosen], value)
 
         names = ("ids", "sources", "starts", "ends", "labels")
-        names += (*STREAMS, *(f"{stream}_embeddings" for stream in STREAMS))
+        names += (
+            "partner",
+            *STREAMS,
+            *(f"{stream}_{what}" for stream in STREAMS for what in VECTORS),
+        )
         return replace(self, **{name: part(getattr(self, name)) for name in names})
+
+    @property
+    def streams(self) -> tuple[str, ...]:
+        """Those that were embedded."""
+        return tuple(name for name in STREAMS if getattr(self, name) is not None)
 
     @property
     def latents(self) -> AudioVisual:
@@ -234,14 +252,16 @@ def padded_steps(steps: int) -> int:
 def join(parts: Sequence[Embedded]) -> Embedded:
     """Several results as one; all have the same streams."""
     joined = {}
-    for stream in STREAMS:
+    for stream in (*STREAMS, "partner"):
         present = [getattr(part, stream) is not None for part in parts]
         if any(present) != all(present):
             raise InputError(f"expected {stream} latents in every part, some have none")
         latents = [getattr(part, stream) for part in parts]
-        means = [getattr(part, f"{stream}_embeddings") for part in parts]
         joined[stream] = _join(latents) if all(present) else None
-        joined[f"{stream}_embeddings"] = np.concatenate(means) if all(present) else None
+    for stream in STREAMS:
+        for name in (f"{stream}_{what}" for what in VECTORS):
+            vectors = [getattr(part, name) for part in parts]
+            joined[name] = None if any(v is None for v in vectors) else np.concatenate(vectors)
     return Embedded(
         ids=[name for part in parts for name in part.ids],
         sources=[source for part in parts for source in part.sources],
@@ -249,6 +269,7 @@ def join(parts: Sequence[Embedded]) -> Embedded:
         ends=np.concatenate([part.ends for part in parts]),
         labels=[label for part in parts for label in part.labels],
         **joined,
+        sketched_by=parts[0].sketched_by,
         seconds=sum(part.seconds for part in parts),
         rejected=[row for part in parts for row in part.rejected],
     )
@@ -287,7 +308,7 @@ def check_features(run: Run, split: Split) -> None:
         )
 
 
-# For each stream that is encoded: its latents and their means.
+# For each stream that is encoded: its latents and their means; "partner" is the other one.
 _Encoded = dict[str, tuple[Sequences, np.ndarray]]
 
 
@@ -299,9 +320,13 @@ def _encode(
     encoded = encoders.apply(variables, shown, deterministic=True)
     heads = bound_heads(encoders, objective, params)
     found = {}
-    for stream in streams:
+    for stream in STREAMS:
         features = jax.tree.map(jnp.asarray, getattr(batch.features, stream))
-        found[stream] = objective.kept(heads, stream, getattr(encoded, stream), features)
+        kept = objective.kept(heads, stream, getattr(encoded, stream), features)
+        if stream in streams:
+            found[stream] = kept
+        else:  # of a stand-in: when it is heard or seen, and nothing else
+            found["partner"] = kept[0].replace(values=kept[0].values[..., :0]), kept[1][..., :0]
     return found
 
 
@@ -313,7 +338,8 @@ def _streams(parts: list[_Encoded]) -> dict[str, Sequences | np.ndarray | None]:
         found[stream] = _join([latents for latents, _ in there]) if there else None
         means = np.concatenate([mean for _, mean in there]) if there else None
         found[f"{stream}_embeddings"] = means
-    return found
+    partners = [part["partner"][0] for part in parts if "partner" in part]
+    return found | {"partner": _join(partners) if partners else None}
 
 
 def _fill(leaf: np.ndarray, size: int) -> np.ndarray:

@@ -35,7 +35,7 @@ from scav_jax.extract.manifest import (
     cut_whole_videos,
     list_clips,
 )
-from scav_jax.extract.streams import Unusable, stream_kinds, stream_seconds
+from scav_jax.extract.streams import Unusable, film_seconds, stream_kinds, stream_seconds
 from scav_jax.features.clip import STREAMS, Clip
 from scav_jax.retrieval.embed import Embedded, embed_clips
 from scav_jax.training.runs import Run
@@ -74,6 +74,24 @@ class Wanted(NamedTuple):
     rejected: list[dict]
 
 
+def by_streams(wanted: Wanted) -> list[Wanted]:
+    """The same clips, those of films with sound, of silent films and of sounds alone apart.
+
+    What cannot be opened is with the first ones: it is rejected when its turn comes.
+    """
+    streams_of = functools.cache(lambda file: _common_streams([wanted.folder / file]))
+    apart: dict[tuple[str, ...], list[ClipRequest]] = {STREAMS: []}
+    for request in wanted.requests:
+        apart.setdefault(streams_of(request.file), []).append(request)
+    rejected = wanted.rejected
+    found = []
+    for streams, requests in apart.items():
+        if requests or rejected:
+            found.append(Wanted(wanted.folder, requests, streams, rejected))
+            rejected = []
+    return found
+
+
 def requests_for(
     paths: str | Path | Iterable[str | Path],
     clip_seconds: float | None,
@@ -81,15 +99,22 @@ def requests_for(
     end: float | None,
     streams: Sequence[str] | None,
     root: str | Path | None,
+    *,
+    sounds: bool = False,
 ) -> Wanted:
-    """The clips that are wanted of files, or of a folder; see `model.Model.stream`."""
+    """The clips that are wanted of files, or of a folder; see `model.Model.stream`.
+
+    With `sounds`, or where pictures are not asked for, files of sound alone count in a folder too.
+    """
     files = [Path(paths)] if isinstance(paths, str | Path) else [Path(path) for path in paths]
     if not files:
         raise InputError("expected a file or a folder to embed, got none")
     if len(files) == 1 and files[0].is_dir():
         if start != 0.0 or end is not None:
             raise InputError("start, end: expected with single files, got them with a folder")
-        return _of_folder(files[0], clip_seconds, _checked_streams(streams or STREAMS), root)
+        chosen = _checked_streams(streams or STREAMS)
+        options = ClipOptions(seconds=clip_seconds, sounds=sounds or "visual" not in chosen)
+        return _of_folder(files[0], options, chosen, root)
     for file in files:
         if not file.is_file():
             what = "it is a folder (give one alone)" if file.is_dir() else "there is none"
@@ -116,10 +141,10 @@ def requests_for(
 
 
 def _of_folder(
-    folder: Path, clip_seconds: float | None, streams: tuple[str, ...], root: str | Path | None
+    folder: Path, options: ClipOptions, streams: tuple[str, ...], root: str | Path | None
 ) -> Wanted:
-    listing = list_clips(folder, ClipOptions(seconds=clip_seconds))
-    clips, _, _ = cut_whole_videos(listing, lambda file: _seconds(folder / file, "video"))
+    listing = list_clips(folder, options)
+    clips, _, _ = cut_whole_videos(listing, lambda file: _seconds(folder / file, streams))
     if root is None:
         return Wanted(folder, clips, streams, listing.unreadable)
     places, twice = _places(folder, [clip.file for clip in clips], root)
@@ -188,7 +213,7 @@ def _windows(
     alone = ClipRequest(absolute, start, end, "" if whole else "cut")
     if clip_seconds is None:
         return [alone]
-    stop = _seconds(file, KINDS[streams[0]])
+    stop = _seconds(file, streams)
     if end is not None:
         stop = end if stop is None else min(end, stop)
     count = 0 if stop is None else int((stop - start + LAST_CLIP_TOLERANCE_S) // clip_seconds)
@@ -197,10 +222,10 @@ def _windows(
     return cut or [alone]
 
 
-def _seconds(file: Path, kind: str) -> float | None:
-    """The length of a stream; None where it is not known, or the file cannot be read."""
+def _seconds(file: Path, streams: Sequence[str]) -> float | None:
+    """The length of a file; None where it is not known, or the file cannot be read."""
     try:
-        return stream_seconds(file, kind)
+        return film_seconds(file) if "visual" in streams else stream_seconds(file, "audio")
     except Unusable:
         return None  # said when its turn comes
 

@@ -37,10 +37,12 @@ from scav_jax.features.clip import (
     fingerprint_id,
     original,
 )
+from scav_jax.features.store import Split
 from scav_jax.objectives.objective import embeds_its_own_way
 from scav_jax.retrieval import files
-from scav_jax.retrieval.embed import Embedded, join
+from scav_jax.retrieval.embed import Embedded, embed, join
 from scav_jax.retrieval.files import TIMEOUT_S, check_times, nothing_usable, requests_for
+from scav_jax.retrieval.sketch import Sketch, load_sketch, sketched
 from scav_jax.training.checkpoints import check_same_shapes
 from scav_jax.training.config import from_dict
 from scav_jax.training.runs import CONFIG_FILE, Run, build, load_run, parameter_shapes
@@ -103,6 +105,12 @@ class Model:
             digest.update(f"{name} {values.dtype} {values.shape}\n".encode())
             digest.update(np.ascontiguousarray(values).tobytes())
         return digest.hexdigest()[:16]
+
+    @functools.cached_property
+    def sketch(self) -> Sketch | None:
+        """The first stage that `scav sketch` has made for it; None where there is none."""
+        path = self.run.path
+        return None if path is None else load_sketch(path, lambda: self.identity)
 
     @functools.cached_property
     def backbone(self) -> Backbone:
@@ -206,7 +214,7 @@ class Model:
         """
         if rejected:
             yield files.nothing_but(list(rejected))
-        yield from files.embed_requests(
+        for part in files.embed_requests(
             self.run,
             self.backbone,
             requests,
@@ -215,14 +223,19 @@ class Model:
             workers=workers,
             timeout_s=timeout_s,
             batch_size=self.batch_size,
-        )
+        ):
+            yield sketched(part, self.sketch)
+
+    def embed_split(self, split: Split, batch_size: int = 64, **options) -> Embedded:
+        """The same for clips whose features are on disk; see `embed.embed`."""
+        return sketched(embed(self.run, split, batch_size, **options), self.sketch)
 
     def embed_outcome(self, outcome: Outcome, folder: Path, streams: Sequence[str]) -> Embedded:
         """The same for one clip that was decoded elsewhere, by `extract.jobs.prepare`."""
         (found,) = files.embed_outcomes(
             self.run, self.backbone, [outcome], folder, streams=streams, batch_size=self.batch_size
         )
-        return found
+        return sketched(found, self.sketch)
 
 
 def load(
@@ -251,6 +264,7 @@ def load(
     model = Model(run, weights, trust)
     if exported:
         _check_whole(model)
+    _ = model.sketch  # says now what is wrong with it
     if weights:
         _ = model.backbone  # says now what is wrong with them
     return model

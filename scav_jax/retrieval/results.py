@@ -8,16 +8,19 @@ The document is what `metrics.json` holds, and what `report` draws:
 and a run holds `name`, `run`, `config`, `objective`, `trained_with`, `training` (what it has seen),
 `parameters` (how many), `distance` {name, options},
 `methods` (`method`, `k`, `a2v` and `v2a` of `metrics.summary`, `seconds_per_query`, and a `label`
-where the method has a name of its own; "part" is a part of the distance alone),
+where the method has a name of its own; "part" is a part of the distance, or a corrected one),
 `first_stage` (`k`, `a2v`, `v2a`: recall at k of aggregation), `galleries` (method -> `size`, `a2v`,
 `v2a`: recalls in smaller galleries, where they were asked for), `per_class` (method -> class ->
 `a2v`, `v2a`), `per_subset` (the same of subsets, where the queries were divided further) and
-`seconds` of each stage. Recalls are shares in 0..1, times are in seconds.
+`seconds` of each stage; where distances were corrected, `hubness` (`bank`, its clips, and `rows`:
+`label`, `over`, `a2v` and `v2a` of `metrics.paired_gain`). Recalls are shares in 0..1, times are in
+seconds.
 """
 
 from collections.abc import Sequence
 
 from scav_jax.metrics import few_queries
+from scav_jax.retrieval.hubness import caution
 
 FORMAT_VERSION = 4
 BASELINE = "baseline"  # the objective of a row that nobody trained
@@ -117,6 +120,7 @@ def table(results: dict) -> str:
             for run in results["runs"]
         ),
     ]
+    notes += [words for run in results["runs"] for words in hubness_words(run)]
     notes += [f"CAUTION: {word}" for word in unbeaten(results)]
     if word := few_queries(n):
         notes.append(f"CAUTION: {word}")
@@ -137,6 +141,26 @@ def _galleries(results: dict) -> list[str]:
                 ]
                 rows.append([run["name"], method, f"{found['size']:,}", *recalls])
     return ["", *aligned(rows)] if len(rows) > 1 else []
+
+
+def hubness_words(run: dict) -> list[str]:
+    """What correcting distances has gained, a sentence for each way; none where none was asked."""
+    if "hubness" not in run:
+        return []
+    words = []
+    for row in run["hubness"]["rows"]:
+        told = []
+        for direction, arrow in DIRECTIONS.items():
+            bounds = [f"{100 * bound:+.1f}" for bound in row[direction].get("interval", ())]
+            between = f" [{', '.join(bounds)}]" if bounds else ""
+            told.append(f"{arrow} {100 * row[direction]['gain']:+.1f}{between}")
+        words.append(
+            f"{run['name']}, {row['label']}: R@1 {', '.join(told)} points over {row['over']} "
+            "(paired 95 %)"
+        )
+    if word := caution(run["hubness"]["bank"]):
+        words.append(word)
+    return words
 
 
 def _subsets(results: dict) -> list[str]:

@@ -46,6 +46,8 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     )
     add("--static-weight", type=float, metavar="W", help="of what does not change over a clip, "
         "where the model learned it apart; 0: by what changes alone")  # fmt: skip
+    add("--hubness", choices=("bank", "none"), help="relative to the bank of the index (the "
+        "default where it has one), or by distances")  # fmt: skip
     add("--k", type=int, default=10, help="clips of each query (default 10)")
     add("--clip-seconds", type=float, help="cut the files into windows, each asks for itself")
     add("--start", type=float, default=0.0, help="of the part that asks, in seconds")
@@ -70,7 +72,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         raise InputError(f"--k: expected at least 1, got {arguments.k}")
     model = load_as_asked(arguments)
     index = open_index(arguments.index, model.identity)
-    asked = index.header.with_weight(arguments.static_weight)
+    asked = index.header.asked(arguments.static_weight, arguments.hubness)
     model.distance = asked.distance, asked.options
     if not len(index):
         raise InputError(
@@ -90,16 +92,19 @@ def _search(model: "Model", index: "Index", retrieval: str, arguments: argparse.
     from scav_jax.search import asking
 
     queries, direction = asking.embed_queries(model, arguments)
-    how = {"where": arguments.filter, "static_weight": arguments.static_weight}
+    how = {name: getattr(arguments, name) for name in ("static_weight", "hubness")}
+    how["where"] = arguments.filter
     asked = asking.ask(index, queries, direction, arguments.k, retrieval, **how)
     if arguments.json:
         print(json.dumps(asking.document(asked, index), indent=2))
     else:
-        print(asking.text(asked, retrieval))
+        print(asking.text(asked, index.report.measure))
         if index.report.method == "exact":
-            print(f"\n{index.report.pruning.share:.1%} of {len(index):,} clips were ruled out")
+            print(
+                f"\n{index.report.pruning.share:.1%} of {index.report.candidates:,} clips were ruled out"
+            )
     if arguments.html:
-        html = asking.page(asked, queries, model, index, retrieval)
+        html = asking.page(asked, queries, model, index)
         write_atomically(arguments.html, html)
         print(arguments.html, file=sys.stderr)
     return 0

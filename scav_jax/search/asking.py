@@ -61,10 +61,9 @@ def ask(
     ]
 
 
-def text(asked: Sequence[Asked], retrieval: str) -> str:
-    """What people read."""
+def text(asked: Sequence[Asked], measure: str) -> str:
+    """What people read; `measure` is what scores are, see `searching.Report`."""
     lines = []
-    measure = "cosine" if retrieval == "aggregation" else "distance"
     for one in asked:
         what = "sound" if one.direction == "a2v" else "picture"
         lines.append(f"{what} of {shown(one.source)} {one.start:.2f}-{one.end:.2f} s")
@@ -90,15 +89,14 @@ def document(asked: Sequence[Asked], index: Index) -> dict:
         "method": report.method,
         "seconds": report.seconds,
         "candidates": report.candidates,
+        "measure": report.measure,
     }
     if report.method == "exact":
         about["pruned_share"] = report.pruning.share
     return {"search": about, "queries": [asdict(one) for one in asked]}
 
 
-def page(
-    asked: Sequence[Asked], queries: Embedded, model: Model, index: Index, retrieval: str
-) -> str:
+def page(asked: Sequence[Asked], queries: Embedded, model: Model, index: Index) -> str:
     """The searches as one HTML document; clips whose files are gone are shown without."""
     stream = "visual" if asked and asked[0].direction == "a2v" else "audio"
     searches = [
@@ -108,7 +106,7 @@ def page(
             direction=one.direction,
             model=model,
             latents=latents_of(model, one.hits, stream),
-            score_name="cosine" if retrieval == "aggregation" else "distance",
+            score_name=index.report.measure,
         )
         for number, one in enumerate(asked)
     ]

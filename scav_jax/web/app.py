@@ -120,8 +120,9 @@ class Searcher:
         with self._lock:
             self.index.follow()  # what was added or deleted since
             (hits,) = self.index.search(query, direction, k, retrieval, wanted["where"])
+            measure = self.index.report.measure
         with self._decoding:
-            found = self._shown(query, hits, decoded, retrieval, name)
+            found = self._shown(query, hits, decoded, measure, name)
         return {
             "direction": direction,
             "query": {"name": name, "start": float(query.starts[0]), "end": float(query.ends[0])},
@@ -134,7 +135,7 @@ class Searcher:
         }
 
     def _shown(
-        self, query: Embedded, hits: Sequence[Hit], decoded: Decoded, retrieval: str, name: str
+        self, query: Embedded, hits: Sequence[Hit], decoded: Decoded, measure: str, name: str
     ) -> search_page.Search:
         direction = decoded.direction
         placed, latents = self._placed(hits, "visual" if direction == "a2v" else "audio")
@@ -144,7 +145,7 @@ class Searcher:
             direction=direction,
             model=self.model,
             latents=latents,
-            score_name="cosine" if retrieval == "aggregation" else "distance",
+            score_name=measure,
             address=partial(self._address, query.sources[0], decoded.played),
             query_name=name,
         )

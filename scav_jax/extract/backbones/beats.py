@@ -24,6 +24,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from scav_jax import sharding
 from scav_jax.base.errors import InputError
+from scav_jax.encoders.positions import offset_buckets
 from scav_jax.extract import fbank
 from scav_jax.extract.backbones.beats_weights import (
     ITER3_PLUS,
@@ -37,7 +38,6 @@ from scav_jax.extract.backbones.beats_weights import (
     to_params,
 )
 from scav_jax.extract.fbank_on_device import log_mel_on_device
-from scav_jax.positions import offset_buckets
 from scav_jax.sequences import step_mask, zero_padding
 
 __all__ = [

@@ -1,0 +1,174 @@
+"""Scores relative to a bank of training queries (`retrieval.hubness`), in an index.
+
+The bank is a file of the index, so clips that are added later are compared with the same queries:
+
+INDEX/
+   bank.npz             latents of both streams of the bank, float32
+
+What every clip's stored sequences have as mean and deviation of their distances to it lies in its
+`ROW`, so deleting and compacting keep it. Under the Euclidean distance these are in units of what
+is compared, mean squared differences of stored sequences and a weighted query.
+
+A search ranks by scores: `NearestByScore` takes distances and their errors as before, `Hubness`
+turns bounds on distances into bounds on scores and back.
+"""
+
+import hashlib
+import io
+import zipfile
+import zlib
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Float, Int
+
+from scav_jax.base.errors import InputError
+from scav_jax.base.files import write_atomically
+from scav_jax.index.catalog import BANK, MEND, Header
+from scav_jax.index.products import NearestSoFar
+from scav_jax.index.segments import Snapshot
+from scav_jax.retrieval.embed import Embedded
+from scav_jax.retrieval.hubness import scores
+from scav_jax.sequences import STREAMS, Sequences
+
+PARTS = ("values", "lengths", "windows")
+ROUNDED = 3e-7  # of a score: what float32 may have moved it, and more
+
+
+@dataclass(frozen=True)
+class Hubness:
+    """Means and deviations of the clips of a snapshot, of the stream that is asked.
+
+    Attributes:
+      rows: of each segment, its stream's rows.
+    """
+
+    rows: dict[int, np.ndarray]
+
+    @classmethod
+    def of(cls, snapshot: Snapshot, asked: str) -> "Hubness | None":
+        """None where the snapshot is searched by distances."""
+        if not snapshot.header.bank:
+            return None
+        return cls({number: one.streams[asked].rows for number, one in snapshot.segments.items()})
+
+    def at(
+        self, segments: Int[np.ndarray, " p"], rows: Int[np.ndarray, " p"]
+    ) -> tuple[Float[np.ndarray, " p"], Float[np.ndarray, " p"]]:
+        """Means and deviations of clips at some places."""
+        found = np.empty((2, len(rows)), np.float32)
+        for number in np.unique(segments):
+            here = segments == number
+            about = self.rows[int(number)][rows[here]]
+            found[:, here] = about["bank_mean"], about["bank_deviation"]
+        return found[0], found[1]
+
+    def scores(
+        self,
+        distances: Float[np.ndarray, " p"],
+        segments: Int[np.ndarray, " p"],
+        rows: Int[np.ndarray, " p"],
+    ) -> Float[np.ndarray, " p"]:
+        """Final scores of final distances; of lower bounds, lower bounds."""
+        return scores(distances, *self.at(segments, rows))
+
+    def distances(
+        self,
+        found: Float[np.ndarray, " p"],
+        segments: Int[np.ndarray, " p"],
+        rows: Int[np.ndarray, " p"],
+    ) -> Float[np.ndarray, " p"]:
+        """What the distances of some scores are, up to rounding."""
+        means, deviations = self.at(segments, rows)
+        return found * deviations + means
+
+    def most(
+        self, limits: Float[np.ndarray, " Q"], segment: int, rows: slice
+    ) -> Float[np.ndarray, "Q r"]:
+        """Distances above which no score is within the limits of its query."""
+        about = self.rows[segment][rows]
+        means, wide = about["bank_mean"].astype(np.float64), limits + ROUNDED * np.abs(limits)
+        return means * (1 + ROUNDED) + about["bank_deviation"] * wide[:, None]
+
+
+class NearestByScore(NearestSoFar):
+    """`NearestSoFar` by scores: distances that are offered become scores; pairs are ones."""
+
+    def __init__(self, queries: int, k: int, hubness: Hubness):
+        super().__init__(queries, k)
+        self.hubness = hubness
+
+    def offer(
+        self,
+        numbers: Int[np.ndarray, " Q"],
+        distances: Float[np.ndarray, "Q r"],
+        errors: Float[np.ndarray, " Q"],
+        segment: int,
+        rows: Int[np.ndarray, " r"],
+    ) -> None:
+        about = self.hubness.rows[segment][rows]
+        found = scores(distances, about["bank_mean"], about["bank_deviation"])
+        if errors.any():
+            largest = np.max(np.abs(found), axis=1, initial=0.0, where=np.isfinite(found))
+            errors = errors / about["bank_deviation"].min() + ROUNDED * largest
+        super().offer(numbers, found, errors, segment, rows)
+
+
+def nearest_so_far(hubness: Hubness | None, queries: int, k: int) -> NearestSoFar:
+    """What collects the nearest, by distances or by scores."""
+    return NearestSoFar(queries, k) if hubness is None else NearestByScore(queries, k, hubness)
+
+
+# The bank of an index
+
+
+def digest(bank: Embedded) -> str:
+    """16 hexadecimal digits of a bank."""
+    found = hashlib.sha256()
+    for name, values in sorted(_arrays(bank).items()):
+        found.update(f"{name} {values.dtype} {values.shape}\n".encode() + values.tobytes())
+    return found.hexdigest()[:16]
+
+
+def write_bank(index: Path, bank: Embedded) -> None:
+    """Whole or not at all."""
+    content = io.BytesIO()
+    np.savez(content, **_arrays(bank))
+    write_atomically(index / BANK, content.getvalue())
+
+
+def read_bank(index: Path, header: Header) -> Embedded:
+    """The bank of an index.
+
+    Raises:
+      InputError: the file is missing, or is not the one that its clips were compared with.
+    """
+    path = index / BANK
+    try:
+        with np.load(path, allow_pickle=False) as stored:
+            bank = _embedded({name: stored[name] for name in stored.files})
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+        raise InputError(f"{path}: expected the bank of an index ({error}); {MEND}") from None
+    if digest(bank) != header.bank:
+        raise InputError(f"{path}: expected the bank {header.bank}, got {digest(bank)}; {MEND}")
+    return bank
+
+
+def _arrays(bank: Embedded) -> dict[str, np.ndarray]:
+    found = {}
+    for stream, latents in zip(STREAMS, bank.latents, strict=True):
+        found |= {f"{stream}_{part}": getattr(latents, part) for part in PARTS}
+        found[f"{stream}_embeddings"] = getattr(bank, f"{stream}_embeddings")
+    return {name: np.ascontiguousarray(values) for name, values in found.items()}
+
+
+def _embedded(arrays: dict[str, np.ndarray]) -> Embedded:
+    count = len(arrays["audio_lengths"])
+    streams = {s: Sequences(*(arrays[f"{s}_{part}"] for part in PARTS)) for s in STREAMS}
+    means = {f"{s}_embeddings": arrays[f"{s}_embeddings"] for s in STREAMS}
+    return Embedded(
+        *([""] * count, [""] * count, np.zeros(count), np.zeros(count), [""] * count),
+        **streams,
+        **means,
+    )

@@ -1,0 +1,49 @@
+"""A first stage of search that knows time: `scav sketch --run RUN`.
+
+Learns, in seconds and without touching the run's towers, what makes one vector of each stream of a
+clip whose cosine ranks as the run's sequences do, and writes it to RUN/sketch. An index that is
+built then has these vectors, and `--retrieval hybrid:K` chooses its K candidates by them. Given
+again, it takes the place of what was there; indexes that were built before are to be built again.
+"""
+
+import argparse
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+from scav_jax.base.commands import Parser
+from scav_jax.base.errors import run_program
+
+
+def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """The command line."""
+    parser = Parser(prog="scav sketch", description=__doc__)
+    add = parser.add_argument
+    add("--run", type=Path, required=True, help="the --workdir of a finished training")
+    add("--steps", type=int, default=24, help="cells of time (default 24)")
+    add("--dims", type=int, default=8, help="numbers a cell (default 8: 192 in all)")
+    add("--clips", type=int, default=2048, help="of the training data, at most (default 2048)")
+    add("--rounds", type=int, default=600, help="steps of the optimizer (default 600)")
+    add("--seed", type=int, default=0, help="of the clips and batches (default 0)")
+    add("--json", action="store_true", help="for programs")
+    return parser.parse_args(argv)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    arguments = parse(argv)
+    from scav_jax.retrieval import sketching
+    from scav_jax.retrieval.sketch import ABOUT, FOLDER
+
+    names = ("steps", "dims", "clips", "rounds", "seed")
+    fitting = sketching.Fitting(**{name: getattr(arguments, name) for name in names})
+    sketch, figures = sketching.sketch_run(arguments.run, fitting)
+    if arguments.json:
+        print(json.dumps(figures, indent=2))
+        return 0
+    print(sketching.table(figures["validation"]))
+    print(f"\n{arguments.run / FOLDER / ABOUT}: sketch {sketch.name}")
+    return 0
+
+
+if __name__ == "__main__":
+    run_program(main)

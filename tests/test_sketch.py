@@ -1,0 +1,190 @@
+"""Sketches: by their definition, learned so that they keep what the mean loses, in an index."""
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from test_evaluate import write_run
+from test_hubness import write_clips
+from test_index import embedded
+from test_search import ids, loops, replace_values
+
+from scav_jax.base.errors import InputError
+from scav_jax.export import __main__ as export_program
+from scav_jax.features import store
+from scav_jax.index import __main__ as index_program
+from scav_jax.index import create, open_index
+from scav_jax.retrieval import model as retrieval_model
+from scav_jax.retrieval import sketching
+from scav_jax.retrieval.sketch import Sketch, load_sketch, on_grid, save_sketch, sketched
+from scav_jax.retrieve import aggregation_similarities
+from scav_jax.sequences import Sequences
+from scav_jax.sketch import __main__ as program
+
+
+def sketch_of(width=12, steps=4, dims=3, seed=0) -> Sketch:
+    random = np.random.default_rng(seed)
+    arrays = {}
+    for stream in ("visual", "audio"):
+        arrays[f"{stream}_map"] = random.standard_normal((width, dims)).astype(np.float32)
+        arrays[f"{stream}_bias"] = random.standard_normal(dims).astype(np.float32)
+    return Sketch(steps, arrays)
+
+
+def without_means(count: int, seed: int, steps=12, width=16):
+    """Clips whose means over time say nothing: only when something happens does."""
+    clips = embedded(count, steps, width, seed=seed)
+    streams = {}
+    for name in ("visual", "audio"):
+        values = getattr(clips, name).values
+        values = values - values.mean(axis=1, keepdims=True)
+        streams[name] = replace_values(getattr(clips, name), values)
+    noise = np.random.default_rng(seed + 1).standard_normal((2, count, width))
+    return replace(clips, **streams, visual_embeddings=noise[0], audio_embeddings=noise[1])
+
+
+def test_a_grid_has_means_over_its_cells(random):
+    lengths = np.int32([9, 5, 9, 1])
+    windows = np.float32([[0, 9], [0.5, 3.7], [-0.4, 9.9], [0, 1]])
+    values = random.standard_normal((4, 9, 3)).astype(np.float32)
+    values[np.arange(9) >= lengths[:, None]] = np.nan
+    found = on_grid(Sequences(values, lengths, windows), 4)
+    fine = 3000  # points of a cell
+    for clip, (begin, extent) in enumerate(windows.astype(float)):
+        for cell in range(4):
+            at = begin + extent * (cell + (np.arange(fine) + 0.5) / fine) / 4
+            inside = at[(at >= 0) & (at < lengths[clip])].astype(int)
+            np.testing.assert_allclose(found[clip, cell], values[clip, inside].mean(0), atol=2e-3)
+    whole = Sequences(values[:1], lengths[:1], windows[:1])
+    np.testing.assert_allclose(on_grid(whole, 9), values[:1], atol=1e-5)
+    flat = Sequences(np.ones_like(values), lengths, windows)
+    np.testing.assert_allclose(on_grid(flat, 20), 1, rtol=1e-6)  # more cells than steps
+
+
+def test_a_sketch_is_its_definition(random):
+    sketch, clips = sketch_of(), embedded(7, lengths=[7, 3, 7, 7, 2, 7, 5])
+    found = sketch.of("audio", clips.audio)
+    cells = on_grid(clips.audio, 4) @ sketch.arrays["audio_map"] + sketch.arrays["audio_bias"]
+    expected = cells.reshape(7, 12) / np.linalg.norm(cells.reshape(7, 12), axis=1)[:, None]
+    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
+    one = sketch.of("audio", embedded(7, lengths=[7, 3, 7, 7, 2, 7, 5]).take([4]).audio)
+    np.testing.assert_allclose(one[0], found[4], atol=1e-6)
+    nothing = {name: 0 * one for name, one in sketch.arrays.items()}
+    still = Sketch(4, nothing).of("audio", clips.audio)
+    np.testing.assert_allclose(np.linalg.norm(still, axis=1), 1, rtol=1e-6)
+    with pytest.raises(InputError, match="width 12, got 9"):
+        sketch.of("audio", embedded(2, width=9).audio)
+
+
+def test_what_is_learned_keeps_what_the_mean_loses():
+    fitting = sketching.Fitting(steps=6, dims=4, rounds=60, batch_size=64)
+    train, test = without_means(150, 0), without_means(100, 9)
+    sketch, loss = sketching.learn(train, ("euclidean", {}), fitting)
+    assert sketch.dims == 4 and sketch.steps == 6 and np.isfinite(loss)
+    distances = loops(test, test, "a2v")
+    first = distances.argmin(axis=1)
+    shares = []
+    for vectors in (
+        (test.audio_embeddings, test.visual_embeddings),
+        (sketch.of("audio", test.audio), sketch.of("visual", test.visual)),
+    ):
+        nearest = np.argsort(-aggregation_similarities(*vectors), axis=1)[:, :10]
+        shares.append(np.mean((nearest == first[:, None]).any(axis=1)))
+    assert shares[0] < 0.3 and shares[1] > 0.95
+    again, _ = sketching.learn(train, ("euclidean", {}), fitting)
+    assert again.name == sketch.name  # the same numbers
+    other, _ = sketching.learn(train, ("euclidean", {}), replace(fitting, seed=1))
+    assert other.name != sketch.name
+
+
+def test_damage_and_other_models_are_named(tmp_path):
+    sketch = sketch_of()
+    assert load_sketch(tmp_path, lambda: "me") is None
+    save_sketch(tmp_path, sketch_of(seed=3), "me", {})
+    save_sketch(tmp_path, sketch, "me", {"validation": []})
+    assert load_sketch(tmp_path, lambda: "me").name == sketch.name
+    with pytest.raises(InputError, match="of the model you, it is of me"):
+        load_sketch(tmp_path, lambda: "you")
+    file = tmp_path / "sketch" / "maps.npz"
+    content = file.read_bytes()
+    for damaged in (b"", content[:90], content[:300] + b"x" + content[301:]):
+        file.write_bytes(damaged)
+        with pytest.raises(InputError, match=r"sketch: expected"):
+            load_sketch(tmp_path, lambda: "me")
+    file.write_bytes(content)
+    (tmp_path / "sketch" / "sketch.json").unlink()
+    with pytest.raises(InputError, match="expected a sketch"):
+        load_sketch(tmp_path, lambda: "me")
+
+
+@pytest.mark.parametrize("stored", ["float32", "int8"])
+def test_hybrid_chooses_by_sketches(tmp_path, stored):
+    sketch = sketch_of(16)
+    clips, asking = (sketched(without_means(n, s), sketch) for n, s in ((200, 0), (5, 7)))
+    index = create(tmp_path / "i", identity="m", storage=stored, sketch=sketch.name)
+    index.add(clips.take(range(150)))
+    index.add(clips.take(range(150, 200)))
+    assert index.info()["first_stage"] == f"sketch {sketch.name} of 12 numbers"
+    index.delete(["clip3"])
+    for compacted in (False, True):
+        if compacted:
+            index.compact()
+        hits = index.search(asking, "a2v", 3, "hybrid:6")
+        assert index.report.method == "hybrid"
+        similar = asking.audio_sketches @ clips.visual_sketches.T
+        similar[:, 3] = -1
+        chosen = np.argsort(-similar, axis=1)[:, :6]
+        far = np.take_along_axis(loops(asking, clips, "a2v"), chosen, 1)
+        order = np.take_along_axis(chosen, np.argsort(far, axis=1)[:, :3], 1)
+        assert ids(hits) == [[f"clip{n}" for n in row] for row in order]
+    means = index.search(asking, "a2v", 3, "aggregation")  # is as it was
+    cosines = asking.audio_embeddings @ clips.visual_embeddings.T
+    cosines /= np.linalg.norm(clips.visual_embeddings, axis=1)
+    assert ids(means)[0][0] == f"clip{cosines[0].argmax()}"
+    plain = replace(asking, visual_sketches=None, audio_sketches=None, sketched_by="")
+    assert len(index.search(plain, "a2v", 3, "exact")) == 5
+    for other in (plain, sketched(plain, sketch_of(16, seed=4))):
+        with pytest.raises(InputError, match=f"queries with the sketch {sketch.name}"):
+            index.search(other, "a2v", 3, "hybrid:6")
+        with pytest.raises(InputError, match=f"clips with the sketch {sketch.name}, got"):
+            index.add(replace(other, ids=[f"x{n}" for n in range(5)]))
+    if stored == "float32":
+        (folder,) = (tmp_path / "i" / "segments").iterdir()
+        file = folder / "visual.sketches"
+        data = bytearray(file.read_bytes())
+        data[64 * 5 + 3] ^= 4
+        file.write_bytes(data)
+        with pytest.raises(InputError, match=r"visual.sketches, row 5"):
+            open_index(tmp_path / "i").verify()
+
+
+def test_a_run_gets_one_and_its_index_and_export_have_it(tmp_path, capsys):
+    write_clips(tmp_path / "data", {"train": 40, "validation": 15, "test": 24})
+    run = write_run(tmp_path / "run", tmp_path / "data")
+    assert retrieval_model.load(run).sketch is None
+    small = ["--run", str(run), "--steps", "4", "--dims", "4", "--rounds", "3"]
+    assert program.main(small) == 0
+    told = capsys.readouterr().out
+    assert "embedding" in told and "A->V @10" in told and "CAUTION: N = 15 is few" in told
+    about = json.loads((run / "sketch" / "sketch.json").read_text())
+    rows = about["figures"]["validation"]
+    assert [row["numbers"] for row in rows] == [12, 16] and set(rows[1]["a2v"]) == {"10"}
+    model = retrieval_model.load(run)
+    assert model.sketch.name == about["name"]
+    words = ["--model", str(run), "--data", str(tmp_path / "data"), "--split", "test"]
+    assert index_program.main(["build", str(tmp_path / "i"), *words]) == 0
+    index = open_index(tmp_path / "i", model.identity)
+    assert index.header.sketch == about["name"]
+    assert index_program.main(["tune", str(tmp_path / "i"), *words, "--k", "2"]) == 0
+    queries = model.embed_split(store.read(tmp_path / "data", "test"))
+    assert ids(index.search(queries, "v2a", 24, "hybrid:24")) == ids(
+        index.search(queries, "v2a", 24, "sequence")
+    )
+    export_program.main(["--run", str(run), "--out", str(tmp_path / "exported")])
+    assert retrieval_model.load(tmp_path / "exported").sketch.name == about["name"]
+
+    with pytest.raises(InputError, match="4096 numbers a sketch, got 4 x 9999"):
+        program.main([*small[:4], "--dims", "9999"])
+    with pytest.raises(InputError, match="--rounds: expected at least 1, got 0"):
+        program.main([*small[:6], "--rounds", "0"])

@@ -26,6 +26,7 @@ PROGRAMS = {  # in the order of the work
     "weights": "the released weights of EquiAV and CAV-MAE -> such a model",
     "index": "an index of one's own videos: build, add, delete, compact, info, tune",
     "search": "a sound or a video -> ranked clips of an index",
+    "score": "how well a sound fits a picture, and where it belongs",
     "web": "a local page to search with",
 }
 LIES_IN = {"weights": "export.weights"}  # where a program's module has another name
@@ -119,9 +120,9 @@ def split_overrides(words: Sequence[str]) -> tuple[list[str], dict[str, str]]:
 # ---- options that several programs have ------------------------------------------------------
 
 
-def add_model(parser: argparse.ArgumentParser) -> None:
-    """The options that `model.load_as_asked` reads."""
-    parser.add_argument("--model", type=Path, required=True, help="a run, or an export")
+def add_model(parser: argparse.ArgumentParser, *also: str) -> None:
+    """The options that `model.load_as_asked` reads; `also` are other names of --model."""
+    parser.add_argument("--model", *also, type=Path, required=True, help="a run, or an export")
     parser.add_argument(
         "--weights",
         action="append",

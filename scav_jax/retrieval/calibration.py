@@ -57,7 +57,7 @@ def calibrate(
             f"{len(split)}; name a larger split with --data and --split"
         )
     chosen = np.unique(np.linspace(0, len(split) - 1, min(most, len(split))).round().astype(int))
-    strangers = _strangers([split.sources[number] for number in chosen])
+    others_of = strangers([split.sources[number] for number in chosen])
     near = np.arange(-MOST_S, MOST_S + STEP_S / 2, STEP_S)
     far = np.arange(-2 * MOST_S, 2 * MOST_S + STEP_S / 2, STEP_S)
     clips = [split[number] for number in chosen]
@@ -76,7 +76,7 @@ def calibrate(
             own.append(compared(number, number, far))
         inside = np.abs(far) <= MOST_S + STEP_S / 2
         bias = float(np.median([best(far[inside], curve[inside]) for curve in own]))
-        others = [compared(one, other, near + bias) for one, other in enumerate(strangers)]
+        others = [compared(one, other, near + bias) for one, other in enumerate(others_of)]
     dips = np.array([dip(near, curve) for curve in others])
     levels = np.array([np.nanmin(curve) for curve in others])
     seconds = float(np.median(lengths))
@@ -95,7 +95,7 @@ def calibrate(
     )
 
 
-def _strangers(sources: Sequence[str]) -> list[int]:
+def strangers(sources: Sequence[str]) -> list[int]:
     """For each clip another one, of another file where there is one; the same in every run."""
     order = np.random.default_rng(0).permutation(len(sources))
     following = dict(zip(order, np.roll(order, -1), strict=True))

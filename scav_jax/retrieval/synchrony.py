@@ -123,7 +123,17 @@ def synchrony(
     count = round((around[1] - around[0]) / step_s)
     offsets = around[0] + step_s * np.arange(count + 1)
     bias = calibration.bias_s if calibration else 0.0
-    found = shifted(run, visual, audio, offsets + bias)
+    return read(shifted(run, visual, audio, offsets + bias), offsets, visual, audio, calibration)
+
+
+def read(
+    found: Shifted,
+    offsets: Float[np.ndarray, " S"],
+    visual: Track,
+    audio: Sequence[Track],
+    calibration: Calibration | None,
+) -> Synchrony:
+    """What distances at some offsets say, without the model's constant error."""
     curve, seconds = combined(found), covered(found, audio)
     offset = best(offsets, curve)
     low = high = np.nan

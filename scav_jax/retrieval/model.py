@@ -30,7 +30,6 @@ from scav_jax.extract.backbones import Backbone, make_fingerprint
 from scav_jax.extract.backbones import weights as weights_files
 from scav_jax.extract.jobs import Outcome
 from scav_jax.extract.manifest import ClipRequest
-from scav_jax.extract.streams import Unusable
 from scav_jax.features.clip import (
     FORMAT_VERSION,
     STREAMS,
@@ -239,8 +238,8 @@ class Model:
             raise InputError(f"{self.run.path}: expected a calibrated model; {calibration.MEND}")
         seconds = self.calibration.clip_seconds
         (found,) = tracks_of(self.backbone, [(Path(path), stream)], seconds)
-        if isinstance(found, Unusable):
-            raise InputError(f"{path}: cannot be used: {found.reason}")
+        if isinstance(found, str):
+            raise InputError(f"{path}: cannot be used: {found}")
         return found
 
     def synchrony(

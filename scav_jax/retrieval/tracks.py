@@ -34,7 +34,7 @@ def tracks_of(
     *,
     workers: int = 0,
     timeout_s: float = TIMEOUT_S,
-) -> Iterator[list[Track] | Unusable]:
+) -> Iterator[list[Track] | str]:
     """The tracks of files, in their order.
 
     Args:
@@ -45,8 +45,8 @@ def tracks_of(
       timeout_s: the limit for a piece or window, with workers.
 
     Yields:
-      For each, the one track of a picture, the windows of a sound that are not silent, or why there
-      are none.
+      For each, the one track of a picture, or the windows of a sound that are not silent; or, in
+      words, why there are none.
 
     Raises:
       InputError: the model takes a fixed number of pictures a clip: there are no steps to shift.
@@ -96,14 +96,14 @@ def _prepare(job: Job, *, preparer: Preparer) -> Iterator[Outcome]:
     return jobs.prepare(job, videos=Path("/"), preparer=preparer, kinds=kinds)
 
 
-def _tracks(backbone: Backbone, outcomes: Iterable[Outcome]) -> list[Track] | Unusable:
+def _tracks(backbone: Backbone, outcomes: Iterable[Outcome]) -> list[Track] | str:
     clips, refused = [], None
     for outcome in outcomes:
         stream = outcome.request.label
         try:
             clips.append(clip_of(backbone, outcome, (stream,), Path("/")))
         except Unusable as unusable:
-            refused = refused or unusable
+            refused = refused or unusable.reason
     if not clips:
         return refused
     tracks = [_track(clip, stream) for clip in clips]

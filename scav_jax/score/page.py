@@ -19,7 +19,7 @@ from scav_jax.report.search_page import (
     scale_of,
 )
 from scav_jax.retrieval.synchrony import Synchrony
-from scav_jax.score.program import Scored, verdict
+from scav_jax.score.scored import Scored, verdict
 
 MOST = 20  # pairs of a page: their films lie in it
 WIDTH, HEIGHT = 640, 120

@@ -2,64 +2,27 @@
 
 import argparse
 import csv
-import dataclasses
 import io
 import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-
-import numpy as np
 
 from scav_jax.base.documents import read_text
 from scav_jax.base.errors import InputError
 from scav_jax.base.files import write_atomically, write_json
 from scav_jax.base.names import shown
 from scav_jax.base.progress import progress_bar
-from scav_jax.extract.manifest import find_videos
-from scav_jax.extract.streams import Unusable
 from scav_jax.features import store
-from scav_jax.features.clip import used_span
-from scav_jax.report import match
-from scav_jax.report.match import Curve
 from scav_jax.retrieval import calibration
-from scav_jax.retrieval.calibration import Calibration
-from scav_jax.retrieval.embed import embed_clips
+from scav_jax.retrieval.files import requests_for
 from scav_jax.retrieval.model import Model, load_as_asked
-from scav_jax.retrieval.shifts import Track, clip_at
-from scav_jax.retrieval.synchrony import MOST_S, Synchrony
+from scav_jax.retrieval.shifts import Track
+from scav_jax.retrieval.synchrony import MOST_S, Calibration
 from scav_jax.retrieval.tracks import tracks_of
+from scav_jax.score.scored import Pair, Scored, document, over_time, verdict
 
 AT_ONCE = 16  # pairs whose features are in memory
-LIKELY = 0.05  # of strangers that score as well: above, nothing was found
 COLUMNS = ("picture", "sound", "offset", "low", "high", "score", "sync", "match", "chance")
-
-
-@dataclass(frozen=True)
-class Pair:
-    """The files of a picture and a sound; one file may be both."""
-
-    picture: Path
-    sound: Path
-
-    @property
-    def name(self) -> str:
-        same = self.picture == self.sound
-        return shown(self.picture if same else f"{self.sound} under {self.picture}")
-
-
-@dataclass(frozen=True)
-class Scored:
-    """What became of a pair: `curve` is the distance over the picture's time, at the offset."""
-
-    pair: Pair
-    found: Synchrony
-    curve: Curve
-
-    def row(self) -> dict:
-        told = dataclasses.asdict(self.found)
-        files = {name: str(getattr(self.pair, name)) for name in ("picture", "sound")}
-        return {**files, **told, "verdict": verdict(self.found)}
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -114,10 +77,9 @@ def pairs_of(arguments: argparse.Namespace) -> tuple[list[Pair], list[dict]]:
         return [Pair(arguments.picture, arguments.sound)], []
     files = arguments.files
     if len(files) == 1 and files[0].is_dir():
-        names, unreadable, _ = find_videos(files[0])
-        if not names and not unreadable:
-            raise InputError(f"{files[0]}: expected videos in it, it has none")
-        return [Pair(files[0] / name, files[0] / name) for name in names], unreadable
+        wanted = requests_for(files[0], None, 0.0, None, None, None)
+        names = dict.fromkeys(wanted.folder / request.file for request in wanted.requests)
+        return [Pair(name, name) for name in names], wanted.rejected
     if len(files) == 1 and files[0].suffix.lower() == ".csv":
         return read_pairs(files[0]), []
     return [Pair(file, file) for file in files], []
@@ -155,8 +117,8 @@ def _scored(
             for pair in some:
                 try:
                     yield _score(model, calibrated, pair, tracks, arguments)
-                except (InputError, Unusable) as error:
-                    reason = error.reason if isinstance(error, Unusable) else str(error)
+                except InputError as error:
+                    reason = str(error)
                     rejected.append(
                         {
                             **{name: str(getattr(pair, name)) for name in ("picture", "sound")},
@@ -170,7 +132,7 @@ def _scored(
 
 def _tracks(
     model: Model, calibrated: Calibration, pairs: Sequence[Pair], workers: int
-) -> dict[tuple[Path, str], list[Track] | Unusable]:
+) -> dict[tuple[Path, str], list[Track] | str]:
     wanted = dict.fromkeys(
         key for pair in pairs for key in ((pair.picture, "visual"), (pair.sound, "audio"))
     )
@@ -184,8 +146,8 @@ def _score(
 ) -> Scored:
     both = tracks[pair.picture, "visual"], tracks[pair.sound, "audio"]
     for one in both:
-        if isinstance(one, Unusable):
-            raise one
+        if isinstance(one, str):
+            raise InputError(one)
     (visual,), audio = both
     most = arguments.most_offset or MOST_S
     around = (-most, most)
@@ -196,34 +158,7 @@ def _score(
     return Scored(pair, found, over_time(model, visual, audio, found.offset + calibrated.bias_s))
 
 
-def over_time(model: Model, visual: Track, audio: Sequence[Track], shift: float) -> Curve:
-    """The distance at each step of the sound, in the picture's time; mean where windows overlap."""
-    made = (clip_at(visual, track, shift) for track in audio)
-    clips = [clip for clip in made if clip is not None]
-    places, values = [np.zeros(0, int)], [np.zeros(0)]
-    latents = embed_clips(model.run, clips, batch_size=model.batch_size).latents if clips else None
-    for number, clip in enumerate(clips):
-        begin, end = used_span(clip)
-        steps = {"visual_seconds": end - begin, "audio_step_s": model.audio_step_s}
-        curve = match.match_curve(
-            *model.distance, *(match.one(part, number) for part in latents), **steps
-        )
-        places.append(np.maximum((begin + curve.times) / model.audio_step_s, 0).astype(int))
-        values.append(curve.values)
-    at, value = np.concatenate(places), np.concatenate(values)
-    counts, sums = np.bincount(at), np.bincount(at, value)
-    there = np.flatnonzero(counts)
-    return Curve((there + 0.5) * model.audio_step_s, sums[there] / counts[there])
-
-
 # ---- what comes out ------------------------------------------------------------------------------
-
-
-def verdict(found: Synchrony) -> str:
-    """What a row says, in a word or two."""
-    if found.chance > LIKELY:
-        return "no fit found"
-    return "in place" if found.low <= 0 <= found.high else "move it"
 
 
 def table(results: Sequence[Scored]) -> str:
@@ -239,31 +174,6 @@ def table(results: Sequence[Scored]) -> str:
         told = f"{found.offset:+7.2f} s {between:>18} {scores}  {verdict(found):<12}"
         lines.append(f"{told}  {one.pair.name}")
     return "\n".join(lines)
-
-
-def document(
-    model: Model, calibrated: Calibration, results: Sequence[Scored], rejected: Sequence[dict]
-) -> dict:
-    """What programs read; null where a curve has no value."""
-    rows = []
-    for one in results:
-        over = {"times": one.curve.times, "values": one.curve.values}
-        rows.append({**one.row(), "over_time": over})
-    about = dataclasses.asdict(calibrated)
-    about.pop("strangers")
-    said = {"model": model.identity, "calibration": about, "pairs": rows, "rejected": rejected}
-    return _plain(said)
-
-
-def _plain(value):
-    """Values of JSON."""
-    if isinstance(value, dict):
-        return {key: _plain(one) for key, one in value.items()}
-    if isinstance(value, list | tuple | np.ndarray):
-        return [_plain(one) for one in value]
-    if isinstance(value, float | np.floating):
-        return float(value) if np.isfinite(value) else None
-    return value
 
 
 def _write(

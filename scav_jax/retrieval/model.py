@@ -261,7 +261,8 @@ class Model:
         """
         (picture,) = [visual] if isinstance(visual, Track) else visual
         windows = [audio] if isinstance(audio, Track) else audio
-        how.setdefault("calibration", self.calibration)
+        if "calibration" not in how:
+            how["calibration"] = self.calibration
         return synchrony(self.run, picture, windows, **how)
 
     def embed_outcome(self, outcome: Outcome, folder: Path, streams: Sequence[str]) -> Embedded:

@@ -6,6 +6,7 @@ import numpy as np
 
 from scav_jax.report import markup
 from scav_jax.report.markup import escape
+from scav_jax.report.playable import MAX_SECONDS
 from scav_jax.report.search_page import (
     POLICY,
     SCRIPT,
@@ -67,11 +68,12 @@ def _one(scored: Scored) -> str:
     total = max(picture_s, sound_s + max(found.offset, 0.0), 0.1)
     clips = [
         Shown(str(file), str(file), 0.0, seconds, "",
-              *embedded_media(str(file), 0.0, None, (kind,)))
+              *embedded_media(str(file), 0.0, seconds if seconds > MAX_SECONDS else None, (kind,)))
         for file, seconds, kind in (
             (pair.picture, picture_s, "video"), (pair.sound, sound_s, "audio"))
     ]  # fmt: skip
-    over = curve_html(scored.curve, total, scale_of([scored.curve]))
+    curve = scored.curve
+    over = curve_html(curve, total, scale_of([curve])) if len(curve.values) else ""
     told = f"score {found.score:.2f}, {verdict(found)}"
     cards = [
         card(clips[0], "Picture", "", "", False, "asking", muted=True),

@@ -31,12 +31,16 @@ def run(arguments: argparse.Namespace) -> int:
     pairs, rejected = pairs_of(arguments)
     if not pairs and not rejected:
         return 0  # calibrated, nothing more was asked
-    results = list(_scored(model, calibrated, pairs, arguments, rejected))
-    if arguments.lay:
-        results.sort(key=lambda one: -one.found.score)
-    if results:
-        print(table(results))
-    _write(arguments, model, calibrated, results, rejected)
+    for row in rejected:
+        print(shown(f"rejected {row['file']}: {row['reason']}"), file=sys.stderr)
+    results: list[Scored] = []
+    try:
+        for one in _scored(model, calibrated, pairs, arguments, rejected):
+            results.append(one)
+    finally:  # of a folder that somebody stopped, what was scored
+        if arguments.lay:
+            results.sort(key=lambda one: -one.found.score)
+        _write(arguments, model, calibrated, results, rejected)
     if not results:
         raise InputError(f"nothing could be scored: {rejected[0]['file']}: {rejected[0]['reason']}")
     return 0
@@ -118,15 +122,9 @@ def _scored(
                 try:
                     yield _score(model, calibrated, pair, tracks, arguments)
                 except InputError as error:
-                    reason = str(error)
-                    rejected.append(
-                        {
-                            **{name: str(getattr(pair, name)) for name in ("picture", "sound")},
-                            "file": pair.name,
-                            "reason": reason,
-                        }
-                    )
-                    bar.write(shown(f"rejected {pair.name}: {reason}"), file=sys.stderr)
+                    files = {"picture": str(pair.picture), "sound": str(pair.sound)}
+                    rejected.append({**files, "file": pair.name, "reason": str(error)})
+                    bar.write(shown(f"rejected {pair.name}: {error}"), file=sys.stderr)
                 bar.update()
 
 
@@ -183,6 +181,11 @@ def _write(
     results: Sequence[Scored],
     rejected: Sequence[dict],
 ) -> None:
+    if results:
+        print(table(results))
+    for path in (arguments.csv, arguments.html):
+        if path:
+            path.parent.mkdir(parents=True, exist_ok=True)
     if arguments.json:
         write_json(arguments.json, document(model, calibrated, results, rejected))
     if arguments.csv:

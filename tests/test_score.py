@@ -127,19 +127,31 @@ def test_intervals_are_those_of_a_normal_distribution_or_of_no_knowledge():
     assert (low, high) == pytest.approx((-0.95 * 1.02, 0.95 * 1.02))
 
 
-def test_windows_that_are_not_always_there_do_not_bend_the_curve():
-    """Two windows, one of which is far worse and seen at half of the shifts only."""
-    shape = np.abs(OFFSETS - 0.2)
+def test_what_windows_say_adds_up_over_the_seconds_that_they_share(monkeypatch):
+    """Two windows, one of which is far worse, and under the picture at some shifts only."""
+    monkeypatch.setattr(synchrony, "SMOOTH_S", 1e-3)
     there = OFFSETS <= 0.5
-    distances = np.stack([1 + shape, np.where(there, 9 + shape, np.nan)])
-    curve = synchrony.combined(
-        Shifted(distances, distances, np.where(there, [[4.0]] * 2, [[4.0], [0.0]]))
-    )
-    assert synchrony.best(OFFSETS, curve) == pytest.approx(0.2, abs=0.02)
-    steps = np.diff(curve[np.isfinite(curve)])
-    np.testing.assert_allclose(np.delete(np.abs(steps), np.flatnonzero(there)[-1]), 0.04, atol=1e-9)
+    distances = np.stack([1 + np.abs(OFFSETS - 0.2), np.where(there, 9 + OFFSETS**2, np.nan)])
+    seconds = np.stack([4 - np.abs(OFFSETS), np.where(there, 3.0, 0.0)])
+    curve = synchrony.curve_of(Shifted(distances, distances, seconds), 0.04)
+    means = [np.mean(distances[0]), np.mean(distances[1][there])]
+    level = (4.0 * means[0] + 3.0 * means[1]) / 7.0
+    for at in range(len(OFFSETS)):
+        said = seconds[0, at] * (distances[0, at] - means[0])
+        said += 3.0 * (distances[1, at] - means[1]) if there[at] else 0.0
+        assert curve[at] == pytest.approx(level + said / 7.0)
     with pytest.raises(InputError, match="share at least a second"):
-        synchrony.combined(Shifted(distances * np.nan, distances, distances * 0))
+        synchrony.curve_of(Shifted(distances * np.nan, distances, distances * 0), 0.04)
+
+
+def test_smoothing_keeps_lines_and_gaps():
+    line = 2.0 + OFFSETS
+    line[7] = np.nan
+    found = synchrony.smoothed(line, 0.04)
+    assert np.isnan(found[7])
+    np.testing.assert_allclose(found[20:30], line[20:30])
+    spike = synchrony.smoothed(np.eye(51)[25], 0.04)
+    np.testing.assert_allclose(spike[27] / spike[25], np.exp(-0.5), rtol=1e-6)
 
 
 def test_seconds_of_overlapping_windows_count_once():

@@ -24,7 +24,7 @@ from scav_jax.retrieval.synchrony import (
     STEP_S,
     Calibration,
     best,
-    combined,
+    curve_of,
     dip,
     interval,
 )
@@ -68,7 +68,7 @@ def calibrate(
             visual, audio = clips[one], clips[other]
             bar.update()
             tracks = Track(visual.visual, visual.visual_span), Track(audio.audio, audio.audio_span)
-            return combined(shifted(run, tracks[0], tracks[1:], shifts))
+            return curve_of(shifted(run, tracks[0], tracks[1:], shifts), STEP_S)
 
         for number, clip in enumerate(clips):
             begin, end = used_span(clip)

@@ -16,6 +16,7 @@ from scav_jax.retrieval.shifts import Shifted, Track, shifted
 from scav_jax.training.runs import Run
 
 MOST_S, STEP_S = 1.0, 0.04
+SMOOTH_S = 0.08  # of a curve; chosen on validation clips
 NEAR_S = 0.4  # from the best shift: what lies beyond are other shifts
 COVERAGE = 0.95
 FEW = 100  # reference clips: with fewer, intervals and scores are rough
@@ -134,7 +135,8 @@ def read(
     calibration: Calibration | None,
 ) -> Synchrony:
     """What distances at some offsets say, without the model's constant error."""
-    curve, seconds = combined(found), covered(found, audio)
+    step_s = float(offsets[1] - offsets[0])
+    curve, seconds = curve_of(found, step_s), covered(found, audio)
     offset = best(offsets, curve)
     low = high = np.nan
     scores: dict = dict.fromkeys(("sync", "match", "score", "chance"))
@@ -148,7 +150,11 @@ def read(
         scores = {"sync": float(sync), "match": float(match), "score": score}
         scores["chance"] = calibration.chance(score)
     windows = [
-        {"begin": track.span[0], "end": track.span[1], "offset": best(offsets, line)}
+        {
+            "begin": track.span[0],
+            "end": track.span[1],
+            "offset": best(offsets, smoothed(line, step_s)),
+        }
         for track, line in zip(audio, found.distances, strict=True)
         if np.isfinite(line).any()
     ]
@@ -160,11 +166,12 @@ def read(
 # ---- of a curve ------------------------------------------------------------------------------
 
 
-def combined(found: Shifted) -> Float[np.ndarray, " S"]:
-    """One curve of all windows.
+def curve_of(found: Shifted, step_s: float) -> Float[np.ndarray, " S"]:
+    """One curve of all windows: what each says adds up over the seconds that it shares.
 
-    Windows at the ends are not under the picture at every shift: each counts by how far it is from
-    its own mean, so that who takes part does not bend the curve.
+    `level + sum_w seconds_w (D_w - mean_w) / seconds`, with the most seconds that are shared at any
+    shift: where less is shared, less is known, and a distance that is low by chance counts less.
+    Then smoothed over `SMOOTH_S`, since a step of sound meets few frames at any one shift.
 
     Raises:
       InputError: no window shares enough with the picture at any shift.
@@ -177,14 +184,21 @@ def combined(found: Shifted) -> Float[np.ndarray, " S"]:
         )
     used = there.any(axis=1)
     distances, there = found.distances[used], there[used]
-    weights = np.where(there, found.seconds[used], 0.0)
+    seconds = np.where(there, found.seconds[used], 0.0)
     means = np.nanmean(distances, axis=1)
-    level = np.average(means, weights=weights.max(axis=1))
-    total = weights.sum(axis=0)
-    moved = np.where(there, distances - means[:, None], 0.0)
-    curve = np.divide((weights * moved).sum(axis=0), total, out=np.full(total.shape, np.nan),
-                      where=total > 0)  # fmt: skip
-    return level + curve
+    level = np.average(means, weights=seconds.max(axis=1))
+    total = seconds.sum(axis=0)
+    moved = (seconds * np.where(there, distances - means[:, None], 0.0)).sum(axis=0) / total.max()
+    return smoothed(np.where(total > 0, level + moved, np.nan), step_s)
+
+
+def smoothed(curve: Float[np.ndarray, " S"], step_s: float) -> Float[np.ndarray, " S"]:
+    """The mean of what lies near each point, weighted by a bell of deviation `SMOOTH_S`."""
+    there = np.isfinite(curve)
+    apart = np.arange(len(curve))[:, None] - np.arange(len(curve))
+    weights = np.exp(-0.5 * (apart * step_s / SMOOTH_S) ** 2) * there
+    mean = weights @ np.where(there, curve, 0.0) / np.maximum(weights.sum(axis=1), 1e-300)
+    return np.where(there, mean, np.nan)
 
 
 def covered(found: Shifted, audio: Sequence[Track]) -> float:

@@ -30,8 +30,8 @@ from scav_jax.base.progress import progress_bar
 from scav_jax.features import store
 from scav_jax.retrieval.calibration import calibrate, strangers
 from scav_jax.retrieval.model import load
-from scav_jax.retrieval.shifts import Shifted, Track, shifted
-from scav_jax.retrieval.synchrony import MOST_S, STEP_S, best, read
+from scav_jax.retrieval.shifts import Track, shifted
+from scav_jax.retrieval.synchrony import MOST_S, STEP_S, best, read, smoothed
 
 OFFSETS = -MOST_S + STEP_S * np.arange(round(2 * MOST_S / STEP_S) + 1)
 SMALL_S, NEAR_S = 0.4, 0.16
@@ -77,14 +77,9 @@ class Compared:
     def __init__(self, run, visual, audio, calibration, cosine_bias):
         found = shifted(run, visual, [audio], OFFSETS + calibration.bias_s)
         self.found = read(found, OFFSETS, visual, [audio], calibration)
-        curve = -shifted_cosines(run, visual, audio, found, calibration.bias_s, cosine_bias)
-        self.by_cosine = best(OFFSETS, curve)
-
-
-def shifted_cosines(run, visual, audio, found: Shifted, bias: float, own: float) -> np.ndarray:
-    if abs(own - bias) > STEP_S / 2:
-        found = shifted(run, visual, [audio], OFFSETS + own)
-    return found.cosines[0]
+        if abs(cosine_bias - calibration.bias_s) > STEP_S / 2:
+            found = shifted(run, visual, [audio], OFFSETS + cosine_bias)
+        self.by_cosine = best(OFFSETS, -smoothed(found.cosines[0], STEP_S))
 
 
 def interval(values, random) -> dict:
@@ -99,7 +94,9 @@ def cosine_bias(run, split) -> float:
     found = []
     for clip in clips:
         visual, audio = tracks(clip)
-        found.append(best(OFFSETS, -shifted(run, visual, [audio], OFFSETS).cosines[0]))
+        found.append(
+            best(OFFSETS, -smoothed(shifted(run, visual, [audio], OFFSETS).cosines[0], STEP_S))
+        )
     return float(np.median(found))
 
 

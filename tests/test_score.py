@@ -4,7 +4,7 @@ import csv
 import json
 from dataclasses import replace
 
-import flax.linen as nn
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -14,6 +14,7 @@ from test_model import RATE, film, write_run, write_sound
 
 from scav_jax.base.errors import InputError
 from scav_jax.distances import pairwise
+from scav_jax.encoders import Encoders
 from scav_jax.features import store
 from scav_jax.features.clip import Clip
 from scav_jax.retrieval import calibration, model, synchrony, tracks
@@ -29,10 +30,8 @@ OFFSETS = np.arange(-25, 26) * 0.04
 FINGERPRINT = {"backbone": "random", "rate_hz": 16000}
 
 
-class Seen(nn.Module):
+class Seen(Encoders):
     """Towers without parameters: what is seen and heard is the first channel."""
-
-    pre_resample: str | None = None
 
     def __call__(self, features, *, deterministic=True, rows=None):
         def first(stream):
@@ -98,7 +97,7 @@ def test_shifts_compare_clips_that_are_cut_anew(run):
     np.testing.assert_allclose(found.seconds[0, 1:], [3.5, 4.0, 3.72])
     for at, shift in enumerate((-0.5, 0.0, 0.28), start=1):
         alone = embed_clips(run, [replace(made, audio_span=(shift, 4.0 + shift))])
-        (expected,) = np.asarray(pairwise("euclidean", *alone.latents)).ravel()
+        (expected,) = pairwise("euclidean", *jax.tree.map(jnp.asarray, alone.latents)).ravel()
         assert found.distances[0, at] == pytest.approx(expected, rel=1e-5)
 
 

@@ -60,7 +60,7 @@ def calibrate(
     others_of = strangers([split.sources[number] for number in chosen])
     near = np.arange(-MOST_S, MOST_S + STEP_S / 2, STEP_S)
     far = np.arange(-2 * MOST_S, 2 * MOST_S + STEP_S / 2, STEP_S)
-    clips = [split[number] for number in chosen]
+    clips = [split[int(number)] for number in chosen]
     own, lengths = [], []
     with progress_bar("calibrate", 2 * len(clips), "pair", shown=progress) as bar:
 

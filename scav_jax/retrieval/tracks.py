@@ -132,7 +132,7 @@ def joined(pieces: Sequence[Track]) -> Track:
     grid = begin + (np.arange(count) + 0.5) * step_s
     right = np.clip(np.searchsorted(at, grid), 1, len(at) - 1)
     nearest = np.where(grid - at[right - 1] <= at[right] - grid, right - 1, right)
-    there = np.abs(at[nearest] - grid) <= step_s
+    there = np.abs(at[nearest] - grid) <= 0.75 * step_s
     return Track(
         np.where(there[:, None], values[nearest], np.asarray(np.nan, values.dtype)),
         (begin, begin + count * step_s),

@@ -6,7 +6,6 @@ import numpy as np
 
 from scav_jax.report import markup
 from scav_jax.report.markup import escape
-from scav_jax.report.playable import MAX_SECONDS
 from scav_jax.report.search_page import (
     POLICY,
     SCRIPT,
@@ -68,7 +67,7 @@ def _one(scored: Scored) -> str:
     total = max(picture_s, sound_s + max(found.offset, 0.0), 0.1)
     clips = [
         Shown(str(file), str(file), 0.0, seconds, "",
-              *embedded_media(str(file), 0.0, seconds if seconds > MAX_SECONDS else None, (kind,)))
+              *embedded_media(str(file), 0.0, seconds, (kind,)))
         for file, seconds, kind in (
             (pair.picture, picture_s, "video"), (pair.sound, sound_s, "audio"))
     ]  # fmt: skip

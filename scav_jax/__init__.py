@@ -33,6 +33,7 @@ programs
     probe          what features tell beside retrieval: `python -m scav_jax.probe`
     search         a file in, ranked clips out: `python -m scav_jax.search`
     sketch         a first stage of search that knows time: `python -m scav_jax.sketch`
+    score          how well a sound fits a picture, and where: `python -m scav_jax.score`
     export         a trained model as files: `python -m scav_jax.export`; released weights too
     inspect        what is in a data set or a folder of videos: `python -m scav_jax.inspect`
     web            a local page to search with: `python -m scav_jax.web`

@@ -27,13 +27,12 @@ PROGRAMS = {  # in the order of the work
     "weights": "the released weights of EquiAV and CAV-MAE -> such a model",
     "index": "an index of one's own videos: build, add, delete, compact, info, tune",
     "search": "a sound or a video -> ranked clips of an index",
+    "score": "how well a sound fits a picture, and where it belongs",
     "web": "a local page to search with",
     "doctor": "what this machine has, and what is wrong with it, for a report of a fault",
 }
-LIES_IN = {
-    "weights": "export.weights",
-    "doctor": "inspect.doctor",
-}  # where a program's module has another name
+# Where a program's module has another name.
+LIES_IN = {"weights": "export.weights", "doctor": "inspect.doctor"}
 USAGE = """\
 --config NAME_OR_FILE[:VARIANT], for example demo, vggsound:v100_4096 or mine.py. Any key of it can
 be set with --config.SECTION.KEY=VALUE, for example --config.train.steps=100; `--config FILE --help`
@@ -124,11 +123,10 @@ def split_overrides(words: Sequence[str]) -> tuple[list[str], dict[str, str]]:
 # ---- options that several programs have ------------------------------------------------------
 
 
-def add_model(parser: argparse.ArgumentParser) -> None:
-    """The options that `model.load_as_asked` reads."""
-    parser.add_argument(
-        "--model", type=Path, required=True, help="a run, an export, or OWNER/NAME of the hub"
-    )
+def add_model(parser: argparse.ArgumentParser, *also: str) -> None:
+    """The options that `model.load_as_asked` reads; `also` are other names of --model."""
+    what = "a run, an export, or OWNER/NAME of the hub"
+    parser.add_argument("--model", *also, type=Path, required=True, help=what)
     parser.add_argument(
         "--weights",
         action="append",

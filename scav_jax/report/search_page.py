@@ -224,9 +224,9 @@ SCRIPT = """\
       });
     }
     function follow(clip) {
-      var length = clip.duration || Infinity;
-      if (now >= length) { if (!clip.paused) { clip.pause(); } return; }
-      if (Math.abs(clip.currentTime - now) > (running ? OFF : 0.01)) { clip.currentTime = now; }
+      var length = clip.duration || Infinity, at = now - Number(clip.dataset.offset || 0);
+      if (at < 0 || at >= length) { if (!clip.paused) { clip.pause(); } return; }
+      if (Math.abs(clip.currentTime - at) > (running ? OFF : 0.01)) { clip.currentTime = at; }
       if (running && clip.paused) {
         var started = clip.play();
         if (started) { started.catch(function () {}); }
@@ -326,28 +326,34 @@ def search_html(search: Search) -> str:
         return markup.note("Nothing was found: the index is empty, or no clip passes the filter.")
     total = max(clip.seconds for clip in (search.query, *(r.clip for r in search.results)))
     total = max(total, 0.1)
-    scale = _scale([r.curve for r in search.results if r.curve is not None])
+    scale = scale_of([r.curve for r in search.results if r.curve is not None])
     hear_query = search.direction == "a2v" or not search.results[0].clip.kind
-    cards = [_card(search.query, "Query", "", "", hear_query, "asking", muted=False)]
+    cards = [card(search.query, "Query", "", "", hear_query, "asking", muted=False)]
     for place, result in enumerate(search.results):
         heard = not hear_query and place == 0
-        picture = _curve(result.curve, total, scale) if result.curve is not None else ""
+        picture = curve_html(result.curve, total, scale) if result.curve is not None else ""
         title = f"{result.rank}."
-        cards.append(_card(result.clip, title, result.score, picture, heard, "", muted=True))
-    name = escape(search.query.id, quote=True)
+        cards.append(card(result.clip, title, result.score, picture, heard, "", muted=True))
+    told = (
+        f'<p class="small">Distance: {escape(search.distance)}. All curves of a search have one '
+        f"scale, {scale[0]:.3g} to {scale[1]:.3g}.</p>"
+    )
+    return player(f"search with {search.query.id}", total, "".join(cards), told)
+
+
+def player(name: str, total: float, cards: str, below: str) -> str:
+    """Cards (HTML) that play in sync for `total` seconds; `below` is HTML under them."""
     return (
-        f'<div class="search" tabindex="0" role="group" aria-label="search with {name}" '
+        f'<div class="search" tabindex="0" role="group" aria-label="{escape(name, quote=True)}" '
         f'data-seconds="{total:.3f}">\n<div class="transport">'
         '<button type="button" class="play" aria-pressed="false">&#9654; Play</button>'
         f'<input type="range" min="0" max="{total:.3f}" step="0.05" value="0" '
         'aria-label="time in seconds"><output></output></div>\n'
-        f'<div class="found">{"".join(cards)}</div>\n'
-        f'<p class="small">Distance: {escape(search.distance)}. All curves of a search have one '
-        f"scale, {scale[0]:.3g} to {scale[1]:.3g}.</p></div>"
+        f'<div class="found">{cards}</div>\n{below}</div>'
     )
 
 
-def _scale(curves: Sequence[Curve]) -> tuple[float, float]:
+def scale_of(curves: Sequence[Curve]) -> tuple[float, float]:
     """The lowest and the highest distance of all curves, with some room."""
     if not curves:
         return 0.0, 1.0
@@ -357,16 +363,25 @@ def _scale(curves: Sequence[Curve]) -> tuple[float, float]:
     return max(low - room, 0.0), high + room
 
 
-def _card(
-    clip: Shown, title: str, score: str, curve: str, heard: bool, kind: str, *, muted: bool
+def card(
+    clip: Shown,
+    title: str,
+    score: str,
+    curve: str,
+    heard: bool,
+    kind: str,
+    *,
+    muted: bool,
+    offset: float = 0.0,
 ) -> str:
+    """A clip and what is known of it; it begins `offset` seconds after the page's clock."""
     facts = [clip.label, f"{clip.start:.2f} to {clip.end:.2f} s", score]
     told = escape(" · ".join(fact for fact in facts if fact))
     return (
         f'<div class="hit {kind}"><h3><span>{title}</span>'
         f'<button type="button" class="hear" aria-pressed="{str(heard).lower()}" '
         f'aria-label="hear {escape(clip.id, quote=True)}">Hear</button></h3>'
-        f"{_media(clip, muted)}"
+        f"{_media(clip, muted, offset)}"
         f'<div class="id" title="{escape(clip.source, quote=True)}">{_breakable(clip.id)}</div>'
         f'<div class="small">{told}</div>{curve}</div>'
     )
@@ -376,23 +391,24 @@ def _breakable(name: str) -> str:
     return escape(name).replace("_", "_<wbr>").replace("/", "/<wbr>")
 
 
-def _media(clip: Shown, muted: bool) -> str:
+def _media(clip: Shown, muted: bool, offset: float) -> str:
     if not clip.kind:
         return f'<div class="nothing">cannot be played: {escape(clip.address)}</div>'
     address = escape(clip.address, quote=True)
     silent = " muted" if muted else ""
+    silent += f' data-offset="{offset:.3f}"' if offset else ""
     if clip.kind == "video":
         return f'<video src="{address}" preload="auto" playsinline{silent}></video>'
     return f'<audio src="{address}" preload="auto"{silent}></audio><div class="sound">sound</div>'
 
 
-def _curve(curve: Curve, total: float, scale: tuple[float, float]) -> str:
+def curve_html(curve: Curve, total: float, scale: tuple[float, float]) -> str:
     """The match over time as a picture; all results of a search have one scale."""
     low, high = scale
     mean = float(np.mean(curve.values))
     x = CURVE_WIDTH * np.asarray(curve.times) / total
     y, level = (CURVE_HEIGHT * (high - v) / (high - low) for v in (curve.values, mean))
-    line = _line(x, y)
+    line = line_path(x, y)
     best = float(curve.times[int(np.argmin(curve.values))])
     told = f"distance over time: mean {mean:.3g}, closest at {best:.1f} s"
     return (
@@ -407,6 +423,6 @@ def _curve(curve: Curve, total: float, scale: tuple[float, float]) -> str:
     )
 
 
-def _line(x: Float[np.ndarray, " T"], y: Float[np.ndarray, " T"]) -> str:
+def line_path(x: Float[np.ndarray, " T"], y: Float[np.ndarray, " T"]) -> str:
     points = (f"{a:.1f} {b:.1f}" for a, b in zip(x, y, strict=True))
     return "M" + "L".join(points)

@@ -131,8 +131,8 @@ def embed(
       InputError: features of another extractor, a broken clip, or latents that are not finite.
     """
     begin = time.perf_counter()
-    encode = partial(_encode, run.encoders, run.objective, STREAMS)
-    parts = of_every_clip(run, split, encode, batch_size, progress=progress, mesh=mesh)
+    function = partial(encode, run.encoders, run.objective, STREAMS)
+    parts = of_every_clip(run, split, function, batch_size, progress=progress, mesh=mesh)
     folder = Path(split.videos) if split.videos else None
     result = Embedded(
         ids=list(split.ids),
@@ -178,7 +178,7 @@ def of_every_clip(
         for batch in evaluation_batches(
             split, batch_size=size, align=data["align"], buckets=data["buckets"]
         ):
-            full = jax.tree.map(partial(_fill, size=size), batch)
+            full = jax.tree.map(partial(filled, size=size), batch)
             found = jax.device_get(function(params, place(full)))
             real = slice(len(batch.numbers))
             parts.append(jax.tree.map(operator.itemgetter(real), found))
@@ -218,8 +218,8 @@ def embed_clips(
         for first in range(0, len(members), batch_size):
             some = np.asarray(members[first : first + batch_size])
             batch = stack((clips[number] for number in some), some, widths, padding, align)
-            full = jax.tree.map(partial(_fill, size=batch_size), batch)
-            encoded = _encode(run.encoders, run.objective, tuple(streams), run.params, full)
+            full = jax.tree.map(partial(filled, size=batch_size), batch)
+            encoded = encode(run.encoders, run.objective, tuple(streams), run.params, full)
             encoded = jax.device_get(encoded)
             parts.append(jax.tree.map(operator.itemgetter(slice(len(some))), encoded))
     numbers = [number for members in groups.values() for number in members]
@@ -313,7 +313,7 @@ _Encoded = dict[str, tuple[Sequences, np.ndarray]]
 
 
 @partial(jax.jit, static_argnums=(0, 1, 2))
-def _encode(
+def encode(
     encoders: Towers, objective: Objective, streams: tuple[str, ...], params: PyTree, batch: Batch
 ) -> dict[str, tuple[Sequences, Float[Array, "B E"]]]:
     shown, variables = objective.shown(batch), {"params": params["encoders"]}
@@ -342,7 +342,7 @@ def _streams(parts: list[_Encoded]) -> dict[str, Sequences | np.ndarray | None]:
     return found | {"partner": _join(partners) if partners else None}
 
 
-def _fill(leaf: np.ndarray, size: int) -> np.ndarray:
+def filled(leaf: np.ndarray, size: int) -> np.ndarray:
     """A batch of `size` rows: the last row repeated behind what is there."""
     missing = size - len(leaf)
     return np.concatenate([leaf, np.repeat(leaf[-1:], missing, axis=0)]) if missing else leaf

@@ -144,7 +144,7 @@ def _of_folder(
     folder: Path, options: ClipOptions, streams: tuple[str, ...], root: str | Path | None
 ) -> Wanted:
     listing = list_clips(folder, options)
-    clips, _, _ = cut_whole_videos(listing, lambda file: _seconds(folder / file, streams))
+    clips, _, _ = cut_whole_videos(listing, lambda file: seconds_of(folder / file, streams))
     if root is None:
         return Wanted(folder, clips, streams, listing.unreadable)
     places, twice = _places(folder, [clip.file for clip in clips], root)
@@ -213,7 +213,7 @@ def _windows(
     alone = ClipRequest(absolute, start, end, "" if whole else "cut")
     if clip_seconds is None:
         return [alone]
-    stop = _seconds(file, streams)
+    stop = seconds_of(file, streams)
     if end is not None:
         stop = end if stop is None else min(end, stop)
     count = 0 if stop is None else int((stop - start + LAST_CLIP_TOLERANCE_S) // clip_seconds)
@@ -222,7 +222,7 @@ def _windows(
     return cut or [alone]
 
 
-def _seconds(file: Path, streams: Sequence[str]) -> float | None:
+def seconds_of(file: Path, streams: Sequence[str]) -> float | None:
     """The length of a file; None where it is not known, or the file cannot be read."""
     try:
         return film_seconds(file) if "visual" in streams else stream_seconds(file, "audio")
@@ -277,7 +277,7 @@ def embed_requests(
     kinds = tuple(KINDS[stream] for stream in streams)
     preparer = backbone.preparer
     work = functools.partial(jobs.prepare, videos=folder, preparer=preparer, kinds=kinds)
-    outcomes = _outcomes(make_jobs(list(requests)), work, workers, timeout_s)
+    outcomes = outcomes_of(make_jobs(list(requests)), work, workers, timeout_s)
     yield from embed_outcomes(
         run, backbone, outcomes, folder, streams=streams, batch_size=batch_size
     )
@@ -298,7 +298,7 @@ def embed_outcomes(
     rejected: list[dict] = []
     for outcome in outcomes:
         try:
-            clips.append(_clip(backbone, outcome, streams, folder))
+            clips.append(clip_of(backbone, outcome, streams, folder))
         except Unusable as unusable:
             stage, reason = unusable.stage, unusable.reason
             rejected.append(outcome.request.rejection(stage, reason))
@@ -318,7 +318,7 @@ def _encoded(
     return replace(found, rejected=rejected)
 
 
-def _clip(backbone: Backbone, outcome: Outcome, streams: Sequence[str], folder: Path) -> Clip:
+def clip_of(backbone: Backbone, outcome: Outcome, streams: Sequence[str], folder: Path) -> Clip:
     """Features as they are stored; `Unusable` if the clip was rejected or they are bad."""
     if outcome.prepared is None:
         raise Unusable(outcome.rejection["stage"], outcome.rejection["reason"])
@@ -327,7 +327,7 @@ def _clip(backbone: Backbone, outcome: Outcome, streams: Sequence[str], folder: 
     return replace(clip, source=str((folder / clip.source).absolute()))
 
 
-def _outcomes(
+def outcomes_of(
     todo: list[Job], work: Callable[[Job], Iterator[Outcome]], workers: int, timeout_s: float
 ) -> Iterator[Outcome]:
     """What becomes of each clip, in the order of the jobs."""

@@ -39,10 +39,14 @@ from scav_jax.features.clip import (
 )
 from scav_jax.features.store import Split
 from scav_jax.objectives.objective import embeds_its_own_way
-from scav_jax.retrieval import files
+from scav_jax.retrieval import calibration, files
+from scav_jax.retrieval.calibration import Calibration
 from scav_jax.retrieval.embed import Embedded, embed, join
 from scav_jax.retrieval.files import TIMEOUT_S, check_times, nothing_usable, requests_for
+from scav_jax.retrieval.shifts import Track
 from scav_jax.retrieval.sketch import Sketch, load_sketch, sketched
+from scav_jax.retrieval.synchrony import Synchrony, synchrony
+from scav_jax.retrieval.tracks import tracks_of
 from scav_jax.training.checkpoints import check_same_shapes
 from scav_jax.training.config import from_dict
 from scav_jax.training.runs import CONFIG_FILE, Run, build, load_run, parameter_shapes
@@ -229,6 +233,51 @@ class Model:
     def embed_split(self, split: Split, batch_size: int = 64, **options) -> Embedded:
         """The same for clips whose features are on disk; see `embed.embed`."""
         return sketched(embed(self.run, split, batch_size, **options), self.sketch)
+
+    # ---- synchrony ------------------------------------------------------------------------------
+
+    @functools.cached_property
+    def calibration(self) -> Calibration | None:
+        """What `scav score --calibrate` has stored beside the model; None where it has not."""
+        return self.run.path and calibration.load(self.run.path, self.identity)
+
+    def tracks(self, path: str | Path, stream: str) -> list[Track]:
+        """The features of a file's "visual" or "audio" for `synchrony`, of any length.
+
+        Raises:
+          InputError: it cannot be used (the message says why), or the model is not calibrated, so
+            that nobody knows into which windows a sound is cut.
+        """
+        if self.calibration is None:
+            raise InputError(f"{self.run.path}: expected a calibrated model; {calibration.MEND}")
+        seconds = self.calibration.clip_seconds
+        (found,) = tracks_of(self.backbone, [(Path(path), stream)], seconds)
+        if isinstance(found, str):
+            raise InputError(f"{path}: cannot be used: {found}")
+        return found
+
+    def synchrony(
+        self, visual: Track | Sequence[Track], audio: Track | Sequence[Track], **how
+    ) -> Synchrony:
+        """How well a sound fits a picture, and where it belongs; a pure function of features.
+
+            found = model.synchrony(model.tracks("a.mp4", "visual"), model.tracks("b.wav", "audio"))
+            found.offset, found.low, found.high, found.score
+
+        Args:
+          visual: the picture, one track.
+          audio: the sound, or its windows.
+          **how: of `retrieval.synchrony.synchrony`: `around`, `step_s`, `calibration` (default: the
+            model's own, or none).
+
+        Raises:
+          InputError: see `retrieval.synchrony.synchrony`.
+        """
+        (picture,) = [visual] if isinstance(visual, Track) else visual
+        windows = [audio] if isinstance(audio, Track) else audio
+        if "calibration" not in how:
+            how["calibration"] = self.calibration
+        return synchrony(self.run, picture, windows, **how)
 
     def embed_outcome(self, outcome: Outcome, folder: Path, streams: Sequence[str]) -> Embedded:
         """The same for one clip that was decoded elsewhere, by `extract.jobs.prepare`."""

@@ -100,9 +100,9 @@ def _search(model: "Model", index: "Index", retrieval: str, arguments: argparse.
     else:
         print(asking.text(asked, index.report.measure))
         if index.report.method == "exact":
-            print(
-                f"\n{index.report.pruning.share:.1%} of {index.report.candidates:,} clips were ruled out"
-            )
+            report = index.report
+            left_out = f"{report.pruning.share:.1%} of {report.candidates:,} clips"
+            print(f"\n{left_out} were ruled out")
     if arguments.html:
         html = asking.page(asked, queries, model, index)
         write_atomically(arguments.html, html)

@@ -1,0 +1,244 @@
+"""How well a sound fits a picture, and where it belongs: read off the distance over time shifts.
+
+`offset` is what the sound has to be moved by, in seconds; positive: it comes too early, lay it
+later. A model has a constant error of its own (`bias_s`) and a sharpness of its own; both are
+measured on reference clips whose sound is taken to be in place, see `calibration`.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Float
+
+from scav_jax.base.errors import InputError
+from scav_jax.retrieval.shifts import Shifted, Track, shifted
+from scav_jax.training.runs import Run
+
+MOST_S, STEP_S = 1.0, 0.04
+SMOOTH_S = 0.08  # of a curve; chosen on validation clips
+NEAR_S = 0.4  # from the best shift: what lies beyond are other shifts
+COVERAGE = 0.95
+FEW = 100  # reference clips: with fewer, intervals and scores are rough
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """What reference clips say of a model.
+
+    Attributes:
+      identity: of the model.
+      content: of the reference clips, `Split.content`.
+      clips: how many.
+      clip_seconds: their length, of which windows of longer sounds are made.
+      bias_s: the shift at which sounds in place are found, the median.
+      sharpness: k of the probability of an offset, `exp(-k n D)` over n clip lengths: the largest
+        with which intervals hold the true offset of 95 % of the clips.
+      dip: (mean, deviation) of `dip` of pictures with sounds of other clips.
+      level: the same of the distance at their best shift.
+      strangers: sorted scores of those pairs.
+    """
+
+    identity: str
+    content: str
+    clips: int
+    clip_seconds: float
+    bias_s: float
+    sharpness: float
+    dip: tuple[float, float]
+    level: tuple[float, float]
+    strangers: tuple[float, ...]
+
+    def chance(self, score: float) -> float:
+        """The share of N strangers that score as well, at least 1 / (N + 1)."""
+        above = sum(one >= score for one in self.strangers)
+        return (1 + above) / (1 + len(self.strangers))
+
+    def in_words(self, where: str) -> str:
+        """What was found, for people."""
+        told = f"calibrated on {self.clips:,} clips of {where}: constant error {self.bias_s:+.3f} s"
+        if self.clips < FEW:
+            told += f"; intervals and scores want {FEW} clips or more: take them as rough"
+        return told
+
+
+@dataclass(frozen=True)
+class Synchrony:
+    """Of one picture and one sound; scores are None without a calibration.
+
+    Attributes:
+      offset: seconds that the sound has to be moved by.
+      low, high: its 95 % interval; NaN without a calibration.
+      sync: how far the curve dips at the offset, against other shifts of the same sound, in
+        deviations of the same number of strangers (pictures with sounds of other clips).
+      match: how small the distance is there, against strangers', in their deviations.
+      score: the mean of both. Strangers have 0 on average.
+      chance: the share of strangers that score as well.
+      offsets: `[S]` seconds.
+      curve: `[S]`, the distance at each, mean over windows; NaN where too little is shared.
+      seconds: of sound that was compared.
+      spans: (begin, end) of the picture and of the sound, in seconds of each.
+      windows: of each window of the sound: begin, end, and the offset that it has alone.
+    """
+
+    offset: float
+    low: float
+    high: float
+    sync: float | None
+    match: float | None
+    score: float | None
+    chance: float | None
+    offsets: Float[np.ndarray, " S"]
+    curve: Float[np.ndarray, " S"]
+    seconds: float
+    spans: tuple[tuple[float, float], tuple[float, float]]
+    windows: list[dict]
+
+
+def synchrony(
+    run: Run,
+    visual: Track,
+    audio: Sequence[Track],
+    calibration: Calibration | None = None,
+    *,
+    around: tuple[float, float] = (-MOST_S, MOST_S),
+    step_s: float = STEP_S,
+) -> Synchrony:
+    """Where windows of a sound belong under a picture, and how well they fit.
+
+    Args:
+      run: the model.
+      visual, audio: features, see `shifts.shifted`.
+      calibration: of this model; None takes its bias as 0.
+      around: the smallest and the largest offset that is tried, in seconds.
+      step_s: between offsets.
+
+    Raises:
+      InputError: offsets that make no sense, or none at which enough is shared.
+    """
+    if not (around[1] - around[0] >= 4 * step_s > 0):
+        raise InputError(
+            f"offsets: expected a range of at least four steps, got {around[0]:g} to {around[1]:g} "
+            f"s in steps of {step_s:g} s"
+        )
+    count = round((around[1] - around[0]) / step_s)
+    offsets = around[0] + step_s * np.arange(count + 1)
+    bias = calibration.bias_s if calibration else 0.0
+    return read(shifted(run, visual, audio, offsets + bias), offsets, visual, audio, calibration)
+
+
+def read(
+    found: Shifted,
+    offsets: Float[np.ndarray, " S"],
+    visual: Track,
+    audio: Sequence[Track],
+    calibration: Calibration | None,
+) -> Synchrony:
+    """What distances at some offsets say, without the model's constant error."""
+    step_s = float(offsets[1] - offsets[0])
+    curve, seconds = curve_of(found, step_s), covered(found, audio)
+    offset = best(offsets, curve)
+    low = high = np.nan
+    scores: dict = dict.fromkeys(("sync", "match", "score", "chance"))
+    if calibration is not None:
+        lengths = seconds / calibration.clip_seconds
+        low, high = interval(offsets, calibration.sharpness * lengths * curve, offset)
+        values = dip(offsets, curve), -np.nanmin(curve)
+        nulls = calibration.dip, (-calibration.level[0], calibration.level[1])
+        sync, match = ((v - mean) / std for v, (mean, std) in zip(values, nulls, strict=True))
+        score = float((sync + match) / 2)
+        scores = {"sync": float(sync), "match": float(match), "score": score}
+        scores["chance"] = calibration.chance(score)
+    windows = [
+        {
+            "begin": track.span[0],
+            "end": track.span[1],
+            "offset": best(offsets, smoothed(line, step_s)),
+        }
+        for track, line in zip(audio, found.distances, strict=True)
+        if np.isfinite(line).any()
+    ]
+    spans = visual.span, (audio[0].span[0], audio[-1].span[1])
+    about = {"seconds": seconds, "spans": spans, "windows": windows}
+    return Synchrony(offset, low, high, **scores, offsets=offsets, curve=curve, **about)
+
+
+# ---- of a curve ------------------------------------------------------------------------------
+
+
+def curve_of(found: Shifted, step_s: float) -> Float[np.ndarray, " S"]:
+    """One curve of all windows: what each says adds up over the seconds that it shares.
+
+    `level + sum_w seconds_w (D_w - mean_w) / seconds`, with the most seconds that are shared at any
+    shift: where less is shared, less is known, and a distance that is low by chance counts less.
+    Then smoothed over `SMOOTH_S`, since a step of sound meets few frames at any one shift.
+
+    Raises:
+      InputError: no window shares enough with the picture at any shift.
+    """
+    there = np.isfinite(found.distances)
+    if not there.any():
+        raise InputError(
+            "expected a picture and a sound that share at least a second, half of the shorter one, "
+            "at some offset; try another range of offsets"
+        )
+    used = there.any(axis=1)
+    distances, there = found.distances[used], there[used]
+    seconds = np.where(there, found.seconds[used], 0.0)
+    means = np.nanmean(distances, axis=1)
+    level = np.average(means, weights=seconds.max(axis=1))
+    total = seconds.sum(axis=0)
+    moved = (seconds * np.where(there, distances - means[:, None], 0.0)).sum(axis=0) / total.max()
+    return smoothed(np.where(total > 0, level + moved, np.nan), step_s)
+
+
+def smoothed(curve: Float[np.ndarray, " S"], step_s: float) -> Float[np.ndarray, " S"]:
+    """The mean of what lies near each point, weighted by a bell of deviation `SMOOTH_S`."""
+    there = np.isfinite(curve)
+    apart = np.arange(len(curve))[:, None] - np.arange(len(curve))
+    weights = np.exp(-0.5 * (apart * step_s / SMOOTH_S) ** 2) * there
+    mean = weights @ np.where(there, curve, 0.0) / np.maximum(weights.sum(axis=1), 1e-300)
+    return np.where(there, mean, np.nan)
+
+
+def covered(found: Shifted, audio: Sequence[Track]) -> float:
+    """The seconds of a sound that were compared; where windows overlap, once."""
+    total, reached = 0.0, -np.inf
+    for track, seconds in zip(audio, found.seconds.max(axis=1), strict=True):
+        total += max(min(float(seconds), track.span[1] - max(reached, track.span[0])), 0.0)
+        reached = max(reached, track.span[1]) if seconds > 0 else reached
+    return total
+
+
+def best(offsets: Float[np.ndarray, " S"], curve: Float[np.ndarray, " S"]) -> float:
+    """The lowest point, between the steps where a parabola through three of them has it."""
+    at = int(np.nanargmin(curve))
+    if not 0 < at < len(curve) - 1:
+        return float(offsets[at])
+    before, here, after = curve[at - 1 : at + 2]
+    bend = before - 2 * here + after
+    moved = 0.5 * (before - after) / bend if np.isfinite(bend) and bend > 0 else 0.0
+    return float(offsets[at] + moved * (offsets[at + 1] - offsets[at]))
+
+
+def dip(offsets: Float[np.ndarray, " S"], curve: Float[np.ndarray, " S"]) -> float:
+    """How far the lowest point lies below other shifts, in their deviations."""
+    at = int(np.nanargmin(curve))
+    others = curve[(np.abs(offsets - offsets[at]) > NEAR_S) & np.isfinite(curve)]
+    spread = float(np.std(others)) if len(others) > 2 else 0.0
+    return float((np.mean(others) - curve[at]) / spread) if spread > 0 else 0.0
+
+
+def interval(
+    offsets: Float[np.ndarray, " S"], energy: Float[np.ndarray, " S"], offset: float
+) -> tuple[float, float]:
+    """The middle 95 % of `exp(-energy)`, `offset` included."""
+    there = np.isfinite(energy)
+    offsets, energy = offsets[there], energy[there]
+    weights = np.exp(energy.min() - energy)
+    step = offsets[1] - offsets[0] if len(offsets) > 1 else 0.0
+    edges = np.append(offsets - step / 2, offsets[-1] + step / 2)
+    shares = np.append(0.0, np.cumsum(weights)) / weights.sum()
+    tail = (1 - COVERAGE) / 2
+    low, high = np.interp((tail, 1 - tail), shares, edges)
+    return min(float(low), offset), max(float(high), offset)

@@ -1,0 +1,204 @@
+"""What `scav score` does: pairs of files in, offsets and scores out."""
+
+import argparse
+import csv
+import io
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from scav_jax.base.documents import read_text
+from scav_jax.base.errors import InputError
+from scav_jax.base.files import write_atomically, write_json
+from scav_jax.base.names import shown
+from scav_jax.base.progress import progress_bar
+from scav_jax.features import store
+from scav_jax.retrieval import calibration
+from scav_jax.retrieval.files import requests_for
+from scav_jax.retrieval.model import Model, load_as_asked
+from scav_jax.retrieval.shifts import Track
+from scav_jax.retrieval.synchrony import MOST_S, Calibration
+from scav_jax.retrieval.tracks import tracks_of
+from scav_jax.score.scored import Pair, Scored, document, over_time, verdict
+
+AT_ONCE = 16  # pairs whose features are in memory
+COLUMNS = ("picture", "sound", "offset", "low", "high", "score", "sync", "match", "chance")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    model = load_as_asked(arguments)
+    calibrated = calibration_of(model, arguments)
+    pairs, rejected = pairs_of(arguments)
+    if not pairs and not rejected:
+        return 0  # calibrated, nothing more was asked
+    for row in rejected:
+        print(shown(f"rejected {row['file']}: {row['reason']}"), file=sys.stderr)
+    results: list[Scored] = []
+    try:
+        for one in _scored(model, calibrated, pairs, arguments, rejected):
+            results.append(one)
+    finally:  # of a folder that somebody stopped, what was scored
+        if arguments.lay:
+            results.sort(key=lambda one: -one.found.score)
+        _write(arguments, model, calibrated, results, rejected)
+    if not results:
+        raise InputError(f"nothing could be scored: {rejected[0]['file']}: {rejected[0]['reason']}")
+    return 0
+
+
+# ---- what is asked -----------------------------------------------------------------------------
+
+
+def calibration_of(model: Model, arguments: argparse.Namespace) -> Calibration:
+    """The model's calibration: what lies beside it, or made now of the run's validation clips.
+
+    Raises:
+      InputError: there is none, and the run's data are not at hand.
+    """
+    folder, data = model.run.path, model.run.config["data"]
+    if not arguments.calibrate:
+        found = calibration.load(folder, model.identity)
+        if found is not None:
+            return found
+    path = arguments.data or Path(data["path"])
+    if not (arguments.calibrate or (path / "scav.json").is_file()):
+        raise InputError(
+            f"{folder}: expected a calibrated model, and the data that it was trained on are not "
+            f"at {path}; give --calibrate --data DATA --split SPLIT, of clips new to it"
+        )
+    split = store.read(path, arguments.split or data["validation_split"])
+    made = calibration.calibrate(model.run, model.identity, split, progress=True)
+    calibration.write(folder, made)
+    print(made.in_words(f"{split.data} ({split.split})"), file=sys.stderr)
+    return made
+
+
+def pairs_of(arguments: argparse.Namespace) -> tuple[list[Pair], list[dict]]:
+    """The pairs that the command line names, and files that may not be read."""
+    if arguments.lay:
+        return [Pair(arguments.under, sound) for sound in arguments.lay], []
+    if arguments.picture:
+        return [Pair(arguments.picture, arguments.sound)], []
+    files = arguments.files
+    if len(files) == 1 and files[0].is_dir():
+        wanted = requests_for(files[0], None, 0.0, None, None, None)
+        names = dict.fromkeys(wanted.folder / request.file for request in wanted.requests)
+        return [Pair(name, name) for name in names], wanted.rejected
+    if len(files) == 1 and files[0].suffix.lower() == ".csv":
+        return read_pairs(files[0]), []
+    return [Pair(file, file) for file in files], []
+
+
+def read_pairs(path: Path) -> list[Pair]:
+    """The rows of a CSV with the columns picture and sound, relative to its folder."""
+    what = "a CSV with the columns picture and sound"
+    rows = list(csv.DictReader(io.StringIO(read_text(path, what, "correct it"))))
+    if not rows or not {"picture", "sound"} <= set(rows[0]):
+        got = ", ".join(map(str, rows[0])) if rows else "no rows"
+        raise InputError(f"{path}: expected {what}, got {got}")
+    for number, row in enumerate(rows, 2):
+        if not (row["picture"] and row["sound"]):
+            raise InputError(f"{path}: line {number}: expected a picture and a sound")
+    folder = path.parent
+    return [Pair(folder / row["picture"].strip(), folder / row["sound"].strip()) for row in rows]
+
+
+# ---- scoring -----------------------------------------------------------------------------------
+
+
+def _scored(
+    model: Model,
+    calibrated: Calibration,
+    pairs: Sequence[Pair],
+    arguments: argparse.Namespace,
+    rejected: list[dict],
+) -> Iterator[Scored]:
+    """Scores pairs, some at a time; what cannot be used is named, and noted in `rejected`."""
+    with progress_bar("score", len(pairs), "pair", shown=len(pairs) > 1) as bar:
+        for first in range(0, len(pairs), AT_ONCE):
+            some = pairs[first : first + AT_ONCE]
+            tracks = _tracks(model, calibrated, some, arguments.workers)
+            for pair in some:
+                try:
+                    yield _score(model, calibrated, pair, tracks, arguments)
+                except InputError as error:
+                    files = {"picture": str(pair.picture), "sound": str(pair.sound)}
+                    rejected.append({**files, "file": pair.name, "reason": str(error)})
+                    bar.write(shown(f"rejected {pair.name}: {error}"), file=sys.stderr)
+                bar.update()
+
+
+def _tracks(
+    model: Model, calibrated: Calibration, pairs: Sequence[Pair], workers: int
+) -> dict[tuple[Path, str], list[Track] | str]:
+    wanted = dict.fromkeys(
+        key for pair in pairs for key in ((pair.picture, "visual"), (pair.sound, "audio"))
+    )
+    seconds = calibrated.clip_seconds
+    found = tracks_of(model.backbone, list(wanted), seconds, workers=workers)
+    return dict(zip(wanted, found, strict=True))
+
+
+def _score(
+    model: Model, calibrated: Calibration, pair: Pair, tracks: dict, arguments: argparse.Namespace
+) -> Scored:
+    both = tracks[pair.picture, "visual"], tracks[pair.sound, "audio"]
+    for one in both:
+        if isinstance(one, str):
+            raise InputError(one)
+    (visual,), audio = both
+    most = arguments.most_offset or MOST_S
+    around = (-most, most)
+    if arguments.lay and arguments.most_offset is None:
+        around = (visual.span[0] - audio[-1].span[1], visual.span[1] - audio[0].span[0])
+    how = {"around": around, "step_s": arguments.step, "calibration": calibrated}
+    found = model.synchrony(visual, audio, **how)
+    return Scored(pair, found, over_time(model, visual, audio, found.offset + calibrated.bias_s))
+
+
+# ---- what comes out ------------------------------------------------------------------------------
+
+
+def table(results: Sequence[Scored]) -> str:
+    """What people read."""
+    head = (
+        f"{'offset':>9} {'95 % interval':>18} {'score':>6} {'sync':>6} {'match':>6} {'chance':>7}"
+    )
+    lines = [f"{head}  {'':<12}  file"]
+    for one in results:
+        found = one.found
+        between = f"{found.low:+.2f} to {found.high:+.2f} s"
+        scores = f"{found.score:6.2f} {found.sync:6.2f} {found.match:6.2f} {found.chance:7.3f}"
+        told = f"{found.offset:+7.2f} s {between:>18} {scores}  {verdict(found):<12}"
+        lines.append(f"{told}  {one.pair.name}")
+    return "\n".join(lines)
+
+
+def _write(
+    arguments: argparse.Namespace,
+    model: Model,
+    calibrated: Calibration,
+    results: Sequence[Scored],
+    rejected: Sequence[dict],
+) -> None:
+    if results:
+        print(table(results))
+    for path in (arguments.csv, arguments.html):
+        if path:
+            path.parent.mkdir(parents=True, exist_ok=True)
+    if arguments.json:
+        write_json(arguments.json, document(model, calibrated, results, rejected))
+    if arguments.csv:
+        text = io.StringIO()
+        writer = csv.DictWriter(text, (*COLUMNS, "verdict", "reason"), extrasaction="ignore")
+        writer.writeheader()
+        writer.writerows({**one.row(), "reason": ""} for one in results)
+        writer.writerows({"picture": row["file"], **row} for row in rejected)
+        write_atomically(arguments.csv, text.getvalue())
+    if arguments.html:
+        from scav_jax.score.page import page
+
+        write_atomically(arguments.html, page(results))
+    for path in (arguments.json, arguments.csv, arguments.html):
+        if path:
+            print(path, file=sys.stderr)

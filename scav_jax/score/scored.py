@@ -1,0 +1,98 @@
+"""What is known of a pair of a picture and a sound, as rows of a table and as a document."""
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from scav_jax.base.names import shown
+from scav_jax.features.clip import used_span
+from scav_jax.report import match
+from scav_jax.report.match import Curve
+from scav_jax.retrieval.embed import embed_clips
+from scav_jax.retrieval.model import Model
+from scav_jax.retrieval.shifts import Track, clip_at
+from scav_jax.retrieval.synchrony import Calibration, Synchrony
+
+LIKELY = 0.05  # of strangers that score as well: above, nothing was found
+
+
+@dataclass(frozen=True)
+class Pair:
+    """The files of a picture and a sound; one file may be both."""
+
+    picture: Path
+    sound: Path
+
+    @property
+    def name(self) -> str:
+        same = self.picture == self.sound
+        return shown(self.picture if same else f"{self.sound} under {self.picture}")
+
+
+@dataclass(frozen=True)
+class Scored:
+    """What became of a pair: `curve` is the distance over the picture's time, at the offset."""
+
+    pair: Pair
+    found: Synchrony
+    curve: Curve
+
+    def row(self) -> dict:
+        told = dataclasses.asdict(self.found)
+        files = {name: str(getattr(self.pair, name)) for name in ("picture", "sound")}
+        return {**files, **told, "verdict": verdict(self.found)}
+
+
+def verdict(found: Synchrony) -> str:
+    """What a row says, in a word or two."""
+    if found.chance > LIKELY:
+        return "no fit found"
+    return "in place" if found.low <= 0 <= found.high else "move it"
+
+
+def over_time(model: Model, visual: Track, audio: Sequence[Track], shift: float) -> Curve:
+    """The distance at each step of the sound, in the picture's time; mean where windows overlap."""
+    made = (clip_at(visual, track, shift) for track in audio)
+    clips = [clip for clip in made if clip is not None]
+    places, values = [np.zeros(0, int)], [np.zeros(0)]
+    latents = embed_clips(model.run, clips, batch_size=model.batch_size).latents if clips else None
+    for number, clip in enumerate(clips):
+        begin, end = used_span(clip)
+        steps = {"visual_seconds": end - begin, "audio_step_s": model.audio_step_s}
+        curve = match.match_curve(
+            *model.distance, *(match.one(part, number) for part in latents), **steps
+        )
+        places.append(np.maximum((begin + curve.times) / model.audio_step_s, 0).astype(int))
+        values.append(curve.values)
+    at, value = np.concatenate(places), np.concatenate(values)
+    counts, sums = np.bincount(at), np.bincount(at, value)
+    there = np.flatnonzero(counts)
+    return Curve((there + 0.5) * model.audio_step_s, sums[there] / counts[there])
+
+
+def document(
+    model: Model, calibrated: Calibration, results: Sequence[Scored], rejected: Sequence[dict]
+) -> dict:
+    """What programs read; null where a curve has no value."""
+    rows = []
+    for one in results:
+        over = {"times": one.curve.times, "values": one.curve.values}
+        rows.append({**one.row(), "over_time": over})
+    about = dataclasses.asdict(calibrated)
+    about.pop("strangers")
+    said = {"model": model.identity, "calibration": about, "pairs": rows, "rejected": rejected}
+    return _plain(said)
+
+
+def _plain(value):
+    """Values of JSON."""
+    if isinstance(value, dict):
+        return {key: _plain(one) for key, one in value.items()}
+    if isinstance(value, list | tuple | np.ndarray):
+        return [_plain(one) for one in value]
+    if isinstance(value, float | np.floating):
+        return float(value) if np.isfinite(value) else None
+    return value

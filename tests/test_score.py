@@ -1,0 +1,329 @@
+"""Synchrony: curves over shifts, where a sound belongs, calibration, files of any length."""
+
+import csv
+import json
+from dataclasses import replace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from test_embed import CONFIG
+from test_media import click_track
+from test_model import RATE, film, write_run, write_sound
+
+from scav_jax.base.errors import InputError
+from scav_jax.distances import pairwise
+from scav_jax.encoders import Encoders
+from scav_jax.features import store
+from scav_jax.features.clip import Clip
+from scav_jax.retrieval import calibration, model, synchrony, tracks
+from scav_jax.retrieval.embed import embed_clips
+from scav_jax.retrieval.shifts import Shifted, Track, shifted
+from scav_jax.retrieval.synchrony import Calibration
+from scav_jax.score.__main__ import main, parse
+from scav_jax.sequences import AudioVisual
+from scav_jax.training.config import as_dict
+from scav_jax.training.runs import Run, build
+
+OFFSETS = np.arange(-25, 26) * 0.04
+FINGERPRINT = {"backbone": "random", "rate_hz": 16000}
+
+
+class Seen(Encoders):
+    """Towers without parameters: what is seen and heard is the first channel."""
+
+    def __call__(self, features, *, deterministic=True, rows=None):
+        def first(stream):
+            return stream.replace(values=jnp.asarray(stream.values)[..., :1].astype(jnp.float32))
+
+        return AudioVisual(*(first(stream) for stream in features))
+
+
+@pytest.fixture(scope="module")
+def run():
+    _, objective = build(CONFIG)
+    return Run(None, as_dict(CONFIG), Seen(), objective, {"encoders": {}}, FINGERPRINT)
+
+
+def clip(number, late=0.0, seconds=4.0, begin=0.0):
+    """Strikes at random times, seen at 25 Hz and heard at 6.25 Hz, `late` seconds later."""
+    strikes = np.random.default_rng(number).uniform(-2, 12, 24)
+
+    def level(times):
+        return np.exp(-(((times[:, None] - strikes) / 0.16) ** 2)).sum(axis=1)
+
+    streams = {}
+    for name, rate, width, after in (("visual", 25, 3, 0.0), ("audio", 6.25, 4, late)):
+        steps = int(seconds * rate)
+        values = np.zeros((steps, width), np.float16)
+        values[:, 0] = level(begin + (np.arange(steps) + 0.5) / rate - after)
+        streams |= {name: values, f"{name}_span": (0.0, steps / rate)}
+    return Clip(id=f"clip {number}", source=f"{number}.mp4", start=0.0, end=seconds, **streams)
+
+
+def both(made, moved=0.0):
+    begin, end = made.audio_span
+    return Track(made.visual, made.visual_span), Track(made.audio, (begin + moved, end + moved))
+
+
+def scored(run, made, calibrated=None, *, moved=0.0, sound=None):
+    """A clip, or its picture with another one's sound."""
+    audio = both(sound or made, moved)[1]
+    return synchrony.synchrony(run, both(made)[0], [audio], calibrated)
+
+
+# ---- distances at shifts ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("late", [0.3, -0.46])
+def test_a_sound_is_found_where_it_belongs(run, late):
+    """Too late by 0.3 s: it has to be moved by -0.3 s, between steps of 0.16 s of sound too."""
+    found = scored(run, clip(1, late))
+    assert found.offset == pytest.approx(-late, abs=0.02)
+    assert np.isnan(found.low) and found.score is None
+    again = synchrony.synchrony(
+        run, *both(clip(1, late), moved=0.2)[:1], [both(clip(1, late), 0.2)[1]]
+    )
+    assert again.offset == pytest.approx(found.offset - 0.2, abs=0.02)
+
+
+def test_shifts_compare_clips_that_are_cut_anew(run):
+    """The distance at a shift is that of the clip whose sound lies there, by the definition."""
+    made = clip(2)
+    visual, audio = both(made)
+    found = shifted(run, visual, [audio], np.array([-3.1, -0.5, 0.0, 0.28]))
+    assert np.isnan(found.distances[0, 0]) and found.seconds[0, 0] == 0  # 0.9 s are shared
+    np.testing.assert_allclose(found.seconds[0, 1:], [3.5, 4.0, 3.72])
+    for at, shift in enumerate((-0.5, 0.0, 0.28), start=1):
+        alone = embed_clips(run, [replace(made, audio_span=(shift, 4.0 + shift))])
+        (expected,) = pairwise("euclidean", *jax.tree.map(jnp.asarray, alone.latents)).ravel()
+        assert found.distances[0, at] == pytest.approx(expected, rel=1e-5)
+
+
+def test_features_that_are_missing_make_no_distance(run):
+    visual, audio = both(clip(2))
+    visual.values[:30] = np.nan  # the first 1.2 s
+    found = shifted(run, visual, [audio], np.array([0.0, 1.2, 1.6]))
+    np.testing.assert_array_equal(np.isfinite(found.distances[0]), [False, True, True])
+
+
+# ---- curves -------------------------------------------------------------------------------------
+
+
+def test_the_lowest_point_lies_between_steps():
+    curve = 3 + 2 * (OFFSETS - 0.213) ** 2
+    assert synchrony.best(OFFSETS, curve) == pytest.approx(0.213)
+    curve[0] = np.nan
+    assert synchrony.best(OFFSETS, curve) == pytest.approx(0.213)
+    assert synchrony.best(OFFSETS, OFFSETS) == -1.0
+
+
+def test_intervals_are_those_of_a_normal_distribution_or_of_no_knowledge():
+    low, high = synchrony.interval(OFFSETS, (OFFSETS - 0.1) ** 2 / (2 * 0.15**2), 0.1)
+    assert (low, high) == pytest.approx((0.1 - 1.96 * 0.15, 0.1 + 1.96 * 0.15), abs=0.01)
+    low, high = synchrony.interval(OFFSETS, np.zeros(51), 0.0)
+    assert (low, high) == pytest.approx((-0.95 * 1.02, 0.95 * 1.02))
+
+
+def test_what_windows_say_adds_up_over_the_seconds_that_they_share(monkeypatch):
+    """Two windows, one of which is far worse, and under the picture at some shifts only."""
+    monkeypatch.setattr(synchrony, "SMOOTH_S", 1e-3)
+    there = OFFSETS <= 0.5
+    distances = np.stack([1 + np.abs(OFFSETS - 0.2), np.where(there, 9 + OFFSETS**2, np.nan)])
+    seconds = np.stack([4 - np.abs(OFFSETS), np.where(there, 3.0, 0.0)])
+    curve = synchrony.curve_of(Shifted(distances, distances, seconds), 0.04)
+    means = [np.mean(distances[0]), np.mean(distances[1][there])]
+    level = (4.0 * means[0] + 3.0 * means[1]) / 7.0
+    for at in range(len(OFFSETS)):
+        said = seconds[0, at] * (distances[0, at] - means[0])
+        said += 3.0 * (distances[1, at] - means[1]) if there[at] else 0.0
+        assert curve[at] == pytest.approx(level + said / 7.0)
+    with pytest.raises(InputError, match="share at least a second"):
+        synchrony.curve_of(Shifted(distances * np.nan, distances, distances * 0), 0.04)
+
+
+def test_smoothing_keeps_lines_and_gaps():
+    line = 2.0 + OFFSETS
+    line[7] = np.nan
+    found = synchrony.smoothed(line, 0.04)
+    assert np.isnan(found[7])
+    np.testing.assert_allclose(found[20:30], line[20:30])
+    spike = synchrony.smoothed(np.eye(51)[25], 0.04)
+    np.testing.assert_allclose(spike[27] / spike[25], np.exp(-0.5), rtol=1e-6)
+
+
+def test_seconds_of_overlapping_windows_count_once():
+    audio = [Track(np.zeros((25, 1)), span) for span in ((0.0, 4.0), (2.0, 6.0), (4.0, 8.0))]
+    seconds = np.array([[4.0, 3.0], [4.0, 4.0], [0.0, 0.0]])
+    assert synchrony.covered(Shifted(seconds, seconds, seconds), audio) == 6.0
+
+
+# ---- calibration --------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    """Clips whose sound is late by 0.12 s, all of them."""
+    folder = tmp_path_factory.mktemp("score") / "data"
+    clips = [("validation", clip(number, 0.12)) for number in range(24)]
+    clips += [("few", clip(number)) for number in range(30, 40)]
+    store.write(clips, folder, fingerprint=FINGERPRINT, videos="", rejected=[])
+    return folder
+
+
+@pytest.fixture(scope="module")
+def calibrated(run, data):
+    return calibration.calibrate(run, "me", store.read(data, "validation"))
+
+
+def test_a_constant_error_is_taken_off(run, data, calibrated):
+    assert calibrated.clips == 24 and "rough" in calibrated.in_words("x")
+    assert calibrated.bias_s == pytest.approx(-0.12, abs=0.01)
+    assert calibrated.clip_seconds == pytest.approx(4.0, abs=0.01)
+    found = synchrony.synchrony(
+        run, both(clip(50, 0.12 + 0.4))[0], [both(clip(50, 0.52))[1]], calibrated
+    )
+    assert found.offset == pytest.approx(-0.4, abs=0.02)
+    assert found.low <= -0.4 <= found.high and found.high - found.low < 0.4
+    with pytest.raises(InputError, match="at least 20 clips"):
+        calibration.calibrate(run, "me", store.read(data, "few"))
+
+
+def test_strangers_score_nothing_and_own_sounds_much(run, calibrated):
+    own = [scored(run, clip(k, 0.12), calibrated) for k in range(60, 66)]
+    others = [scored(run, clip(k), calibrated, sound=clip(k + 10)) for k in range(60, 66)]
+    assert min(one.score for one in own) > max(one.score for one in others)
+    assert max(one.chance for one in own) == pytest.approx(1 / 25)
+    assert abs(np.mean(calibrated.strangers)) < 1e-3
+    assert np.mean([one.chance for one in others]) > 0.2
+
+
+def test_strangers_are_of_other_files():
+    sources = ["a", "a", "a", "b", "c", "b"]
+    for number, other in enumerate(calibration.strangers(sources)):
+        assert sources[number] != sources[other]
+
+
+def test_a_calibration_is_stored_with_the_model_that_it_is_of(tmp_path, calibrated):
+    assert calibration.load(tmp_path, "me") is None
+    calibration.write(tmp_path, calibrated)
+    assert calibration.load(tmp_path, "me") == calibrated
+    with pytest.raises(InputError, match="calibration of the model other"):
+        calibration.load(tmp_path, "other")
+
+
+# ---- files --------------------------------------------------------------------------------------
+
+
+def test_windows_reach_from_the_first_to_the_last_second():
+    assert tracks.windows(4.1, 4.0) == [(0.0, None)] == tracks.windows(None, 4.0)
+    cuts = tracks.windows(61.3, 4.0)
+    assert cuts[0][0] == 0 and cuts[-1] == (57.3, None)
+    begins = np.array([begin for begin, _ in cuts])
+    assert (np.diff(begins) <= 2.0).all() and np.allclose([e - b for b, e in cuts[:-1]], 4.0)
+
+
+def test_pieces_of_a_picture_are_joined_on_one_grid():
+    whole = np.arange(100.0)[:, None]
+    pieces = [
+        Track(whole[:40], (0.0, 1.6)),
+        Track(whole[40:70], (1.6, 2.8)),
+        Track(whole[70:], (2.8, 4.0)),
+    ]
+    joined = tracks.joined(pieces)
+    np.testing.assert_array_equal(joined.values, whole)
+    assert joined.span == pytest.approx((0.0, 4.0))
+    holed = tracks.joined([pieces[0], pieces[2]]).values
+    np.testing.assert_array_equal(
+        np.isfinite(holed[:, 0]), [*[True] * 41, *[False] * 28, *[True] * 31]
+    )
+    np.testing.assert_array_equal(holed[70:], whole[70:])
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """A model of random numbers that takes files, with a calibration; and files."""
+    folder = tmp_path_factory.mktemp("score")
+    write_run(folder / "run")
+    made = model.load(folder / "run")
+    told = Calibration(
+        made.identity, "", 200, 2.0, 0.0, 10.0, (2.0, 1.0), (0.5, 0.1), (-1.0, 0.0, 1.0)
+    )
+    calibration.write(folder / "run", told)
+    (folder / "videos").mkdir()
+    film(folder / "videos" / "a.mp4", 3, seed=1)
+    film(folder / "videos" / "b.mkv", 5, seed=2)
+    (folder / "videos" / "c.mp4").write_text("no film\n" * 400)
+    write_sound(folder / "s.wav", "pcm_s16le", click_track(2.4, RATE, [0.5], seed=4))
+    return folder
+
+
+def test_a_folder_is_scored_and_what_is_bad_is_named(trained, capsys, tmp_path):
+    words = ["--model", str(trained / "run"), "--csv", str(tmp_path / "scores.csv")]
+    words += ["--json", str(tmp_path / "scores.json"), "--html", str(tmp_path / "scores.html")]
+    assert main([str(trained / "videos"), *words, "--most-offset", "0.4"]) == 0
+    shown = capsys.readouterr()
+    assert "a.mp4" in shown.out and "b.mkv" in shown.out and "rejected" in shown.err
+    document = json.loads((tmp_path / "scores.json").read_text())
+    first, second = document["pairs"]
+    assert first["picture"].endswith("a.mp4") and len(first["offsets"]) == 21
+    assert [window["begin"] for window in second["windows"]] == [0.0, 1.0, 2.0, 3.0]
+    assert first["low"] <= first["offset"] <= first["high"]
+    assert len(second["over_time"]["times"]) > len(first["over_time"]["times"]) > 10
+    (refused,) = document["rejected"]
+    assert refused["file"].endswith("c.mp4") and refused["reason"]
+    with open(tmp_path / "scores.csv") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["picture"].rpartition("/")[2] for row in rows] == ["a.mp4", "b.mkv", "c.mp4"]
+    assert rows[2]["reason"] and not rows[2]["score"]
+    page = (tmp_path / "scores.html").read_text()
+    assert page.count('class="offsets"') == 2 and page.count("data-offset=") == 2
+
+
+def test_a_pair_as_python_scores_it(trained, tmp_path):
+    picture, sound = trained / "videos" / "b.mkv", trained / "s.wav"
+    (tmp_path / "pairs.csv").write_text(f"picture,sound\n{picture},{sound}\n")
+    out = tmp_path / "out.json"
+    assert (
+        main([str(tmp_path / "pairs.csv"), "--run", str(trained / "run"), "--json", str(out)]) == 0
+    )
+    (told,) = json.loads(out.read_text())["pairs"]
+    made = model.load(trained / "run")
+    found = made.synchrony(made.tracks(picture, "visual"), made.tracks(sound, "audio"))
+    assert told["offset"] == found.offset and told["score"] == found.score
+    np.testing.assert_array_equal(np.array(told["curve"], float), found.curve)
+
+
+def test_sounds_are_laid_under_a_picture(trained, capsys, tmp_path):
+    sounds = [str(trained / "s.wav"), str(trained / "videos" / "a.mp4")]
+    words = ["--lay", *sounds, "--under", str(trained / "videos" / "b.mkv"), "--step", "0.1"]
+    assert main([*words, "--model", str(trained / "run"), "--json", str(tmp_path / "o.json")]) == 0
+    pairs = json.loads((tmp_path / "o.json").read_text())["pairs"]
+    assert sorted(pair["sound"] for pair in pairs) == sorted(sounds)
+    assert pairs[0]["score"] >= pairs[1]["score"]
+    longest = max(pairs, key=lambda pair: len(pair["offsets"]))
+    curve = np.array(longest["curve"], float)
+    assert np.nanmax(np.array(longest["offsets"])[np.isfinite(curve)]) > 2.5
+
+
+@pytest.mark.parametrize(
+    "words, said",
+    [
+        ([], "or --calibrate, got none"),
+        (["a.mp4", "--lay", "b.wav", "--under", "c.mp4"], "got files and --lay and --under"),
+        (["--picture", "a.mp4"], "--picture and --sound, got one"),
+        (["a.mp4", "--step", "0"], "--step: expected 0.005 to 1"),
+        (["a.mp4", "--most-offset", "0.1"], "--most-offset: expected from 4 steps"),
+        (["a.mp4", "--data", "d"], "with --calibrate"),
+    ],
+)
+def test_what_cannot_be_asked_is_said(words, said):
+    with pytest.raises(InputError, match=said):
+        parse([*words, "--model", "run"])
+
+
+def test_a_model_that_nobody_calibrated_is_refused(tmp_path):
+    write_run(tmp_path / "run")
+    with pytest.raises(InputError, match=r"expected a calibrated model.*--calibrate --data"):
+        main(["a.mp4", "--model", str(tmp_path / "run")])

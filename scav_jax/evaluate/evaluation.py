@@ -258,7 +258,7 @@ def ranked(
     """
     name, options = distance
     sequences = "sequence" in methods
-    method = "sequence" if sequences else "aggregation"
+    raw = "sequence" if sequences else "aggregation"
     ks = hybrid_ks(settings.ks, len(split)) if sequences else [1]
     begin = time.perf_counter()
     similarities, distances = all_against_all(embedded, name, options, progress=True)
@@ -280,11 +280,7 @@ def ranked(
         "distances": distances_done - begin,
         "ranking": time.perf_counter() - distances_done,
     }
-    between = [k for k in ks if 1 < k < len(split)]
-    embeddings = embedded.visual_embeddings, embedded.audio_embeddings
-    times = seconds_per_query(embedded.latents, *embeddings, name, options, between)
-    # The extremes need no second, or no first, stage.
-    times |= {"hybrid 1": times["aggregation"], f"hybrid {len(split)}": times["sequence"]}
+    times = _times(embedded, distance, ks)
     times |= {part.label: times["sequence"] for part in parts}
     document = about | {
         "distance": {"name": name, "options": options},
@@ -292,16 +288,28 @@ def ranked(
         **_figures_of(ranks, ks, split, settings, times),
     }
     if bank:
-        found = hubness.gains(ranks, corrected, method, settings.bootstrap, settings.seed)
+        found = hubness.gains(ranks, corrected, raw, settings.bootstrap, settings.seed)
         document["hubness"] = {"bank": len(bank), "rows": found}
     alone = {part.label: part.label for part in parts[: len(parts) - len(corrected)]}
     for method in document["methods"]:
         if label := labels(name, options).get(method["method"]):
             method["label"] = label
             alone |= {label: "aggregation"} if method["method"] == "aggregation" else {}
-    own = {direction: ranks[direction][method] for direction in DIRECTIONS}
+    own = {direction: ranks[direction][raw] for direction in DIRECTIONS}
     part_ranks = {label: {d: ranks[d][key] for d in DIRECTIONS} for label, key in alone.items()}
     return Ranked(name, options, embedded, distances, own, document, part_ranks)
+
+
+def _times(embedded: Embedded, distance: tuple[str, dict], ks: Sequence[int]) -> dict[str, float]:
+    """Seconds a query of each method."""
+    between = [k for k in ks if 1 < k < len(embedded)]
+    embeddings = embedded.visual_embeddings, embedded.audio_embeddings
+    times = seconds_per_query(embedded.latents, *embeddings, *distance, between)
+    # The extremes need no second, or no first, stage.
+    return times | {
+        "hybrid 1": times["aggregation"],
+        f"hybrid {len(embedded)}": times["sequence"],
+    }
 
 
 def rank_by_method(

@@ -26,7 +26,13 @@ from scav_jax.distances import find, option_names
 from scav_jax.distances.static import SUFFIX, dynamic_part
 from scav_jax.evaluate import baselines, hubness
 from scav_jax.evaluate.parts import labels, of_both, of_euclidean
-from scav_jax.evaluate.sources import EmbeddingsFile, embedded_from, parameters_of, seen_by
+from scav_jax.evaluate.sources import (
+    EmbeddingsFile,
+    about_file,
+    embedded_from,
+    parameters_of,
+    seen_by,
+)
 from scav_jax.evaluate.sources import write as write_embeddings
 from scav_jax.features import store
 from scav_jax.report import page, pictures, probed
@@ -159,7 +165,7 @@ def evaluate_source(
     """
     bank = None
     if isinstance(source, EmbeddingsFile):
-        embedded, methods, about = embedded_from(source, split), source.methods, _of_file(source)
+        embedded, methods, about = embedded_from(source, split), source.methods, about_file(source)
     else:
         bank = bank_of(source, settings.batch_size, progress=True) if settings.hubness else None
         embedded = embed(source, split, settings.batch_size, progress=True)
@@ -194,19 +200,6 @@ def of_run(run: Run) -> dict:
         "training": seen_by(run),
         "parameters": parameters_of(run),
         "config": run.config,
-    }
-
-
-def _of_file(file: EmbeddingsFile) -> dict:
-    return {
-        "name": file.name,
-        "run": str(file.path),
-        "objective": "embeddings",
-        "own_method": file.methods[-1],
-        "trained_with": f"embeddings of {file.path.name}",
-        "training": file.training,
-        "parameters": file.parameters,
-        "config": {},
     }
 
 

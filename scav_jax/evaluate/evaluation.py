@@ -26,7 +26,13 @@ from scav_jax.distances import find, option_names
 from scav_jax.distances.static import SUFFIX, dynamic_part
 from scav_jax.evaluate import baselines, galleries, hubness
 from scav_jax.evaluate.parts import labels, of_both, of_euclidean
-from scav_jax.evaluate.sources import EmbeddingsFile, embedded_from, parameters_of, seen_by
+from scav_jax.evaluate.sources import (
+    EmbeddingsFile,
+    about_file,
+    embedded_from,
+    parameters_of,
+    seen_by,
+)
 from scav_jax.evaluate.sources import write as write_embeddings
 from scav_jax.features import store
 from scav_jax.report import page, pictures, probed
@@ -161,7 +167,7 @@ def evaluate_source(
     """
     bank = None
     if isinstance(source, EmbeddingsFile):
-        embedded, methods, about = embedded_from(source, split), source.methods, _of_file(source)
+        embedded, methods, about = embedded_from(source, split), source.methods, about_file(source)
     else:
         bank = bank_of(source, settings.batch_size, progress=True) if settings.hubness else None
         embedded = embed(source, split, settings.batch_size, progress=True)
@@ -196,19 +202,6 @@ def of_run(run: Run) -> dict:
         "training": seen_by(run),
         "parameters": parameters_of(run),
         "config": run.config,
-    }
-
-
-def _of_file(file: EmbeddingsFile) -> dict:
-    return {
-        "name": file.name,
-        "run": str(file.path),
-        "objective": "embeddings",
-        "own_method": file.methods[-1],
-        "trained_with": f"embeddings of {file.path.name}",
-        "training": file.training,
-        "parameters": file.parameters,
-        "config": {},
     }
 
 
@@ -260,7 +253,7 @@ def ranked(
     """
     name, options = distance
     sequences = "sequence" in methods
-    method = "sequence" if sequences else "aggregation"
+    raw = "sequence" if sequences else "aggregation"
     ks = hybrid_ks(settings.ks, len(split)) if sequences else [1]
     begin = time.perf_counter()
     similarities, distances = all_against_all(embedded, name, options, progress=True)
@@ -269,41 +262,44 @@ def ranked(
         parts += of_euclidean(embedded, distances, name, options)
     corrected = hubness.of_bank(embedded, distances, bank, name, options) if bank else []
     parts += corrected
-    distances_done = time.perf_counter()
-    by_sequence = distances if sequences else None
+    taken, begin = time.perf_counter() - begin, time.perf_counter()
     ranks = {
-        direction: rank_by_method(similarities, by_sequence, ks, direction)
+        direction: rank_by_method(similarities, distances if sequences else None, ks, direction)
         for direction in tqdm(DIRECTIONS, desc="rank", unit="direction", file=sys.stderr)
     }
     for direction in DIRECTIONS:
         ranks[direction] |= {part.label: part.ranks(direction) for part in parts}
-    seconds = {
-        "embedding": embedded.seconds,
-        "distances": distances_done - begin,
-        "ranking": time.perf_counter() - distances_done,
-    }
-    between = [k for k in ks if 1 < k < len(split)]
-    embeddings = embedded.visual_embeddings, embedded.audio_embeddings
-    times = seconds_per_query(embedded.latents, *embeddings, name, options, between)
-    # The extremes need no second, or no first, stage.
-    times |= {"hybrid 1": times["aggregation"], f"hybrid {len(split)}": times["sequence"]}
+    ranking = time.perf_counter() - begin
+    times = _times(embedded, distance, ks)
     times |= {part.label: times["sequence"] for part in parts}
     document = about | {
         "distance": {"name": name, "options": options},
-        "seconds": seconds,
+        "seconds": {"embedding": embedded.seconds, "distances": taken, "ranking": ranking},
         **_figures_of(ranks, ks, split, settings, times),
     }
     if bank:
-        found = hubness.gains(ranks, corrected, method, settings.bootstrap, settings.seed)
+        found = hubness.gains(ranks, corrected, raw, settings.bootstrap, settings.seed)
         document["hubness"] = {"bank": len(bank), "rows": found}
     alone = {part.label: part.label for part in parts[: len(parts) - len(corrected)]}
     for method in document["methods"]:
         if label := labels(name, options).get(method["method"]):
             method["label"] = label
             alone |= {label: "aggregation"} if method["method"] == "aggregation" else {}
-    own = {direction: ranks[direction][method] for direction in DIRECTIONS}
+    own = {direction: ranks[direction][raw] for direction in DIRECTIONS}
     part_ranks = {label: {d: ranks[d][key] for d in DIRECTIONS} for label, key in alone.items()}
     return Ranked(name, options, embedded, distances, own, document, part_ranks)
+
+
+def _times(embedded: Embedded, distance: tuple[str, dict], ks: Sequence[int]) -> dict[str, float]:
+    """Seconds a query of each method."""
+    between = [k for k in ks if 1 < k < len(embedded)]
+    embeddings = embedded.visual_embeddings, embedded.audio_embeddings
+    times = seconds_per_query(embedded.latents, *embeddings, *distance, between)
+    # The extremes need no second, or no first, stage.
+    return times | {
+        "hybrid 1": times["aggregation"],
+        f"hybrid {len(embedded)}": times["sequence"],
+    }
 
 
 def rank_by_method(

@@ -216,6 +216,20 @@ def _finite(
     return values
 
 
+def about_file(file: EmbeddingsFile) -> dict:
+    """A file's part of the document that says what it is."""
+    return {
+        "name": file.name,
+        "run": str(file.path),
+        "objective": "embeddings",
+        "own_method": file.methods[-1],
+        "trained_with": f"embeddings of {file.path.name}",
+        "training": file.training,
+        "parameters": file.parameters,
+        "config": {},
+    }
+
+
 def match_ids(given: list[str], wanted: list[str], where: str) -> np.ndarray:
     """Where in `given` each of `wanted` is; every one once, and no others.
 

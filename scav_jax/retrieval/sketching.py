@@ -172,7 +172,8 @@ def _steps(optimizer, state: PyTree, data: PyTree, batches: Int[Array, "steps B"
         params, of_optimizer = state
         some = {stream: one[batch] for stream, one in cells.items()}
         loss, gradients = jax.value_and_grad(_loss)(params, some, teacher[batch][:, batch])
-        updates, of_optimizer = optimizer.update(gradients, of_optimizer, params)
+        with jax.numpy_dtype_promotion("standard"):  # as in `train_step`
+            updates, of_optimizer = optimizer.update(gradients, of_optimizer, params)
         return (optax.apply_updates(params, updates), of_optimizer), loss
 
     state, losses = jax.lax.scan(step, state, batches)

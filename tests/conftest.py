@@ -7,6 +7,7 @@ dtypes in signatures are checked by jaxtyping and beartype (`addopts` in pyproje
 import fcntl
 import gc
 import os
+import signal
 from importlib.metadata import version
 
 # Programs that tests start inherit these. JAX_PLATFORMS=cuda runs the tests on a GPU.
@@ -47,6 +48,10 @@ flax.struct.dataclass = _unchecked_dataclass
 # A traced program is hundreds of thousands of objects that stay; looking through all of them again
 # for each 700 new ones, as Python does unless told, takes a fifth of the suite's time.
 gc.set_threshold(100_000, 20, 20)
+
+# A shell has what it starts in the background ignore Ctrl-C, and programs that tests start inherit
+# that.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # Grain reads absl flags, which only `absl.app.run` parses.
 flags.FLAGS.mark_as_parsed()

@@ -34,7 +34,7 @@ def divisor(count: int, wanted: float, limit: float) -> int:
     return min(fitting, key=lambda d: max(d / wanted, wanted / d))
 
 
-class Part(NamedTuple):
+class StreamPart(NamedTuple):
     """Some sequences of a stream: where they are read, and their `[B]` grids."""
 
     block: InPlace
@@ -44,7 +44,7 @@ class Part(NamedTuple):
         return len(self.grid.lengths)
 
 
-def part_of(stream: Sequences, rows: int, number: Int[Array, ""], centre=None) -> Part:
+def part_of(stream: Sequences, rows: int, number: Int[Array, ""], centre=None) -> StreamPart:
     """Block `number` of a stream: the sequences number, number + blocks, number + 2 blocks, ...
 
     So every block holds sequences of all devices, where they are sharded over these.
@@ -53,12 +53,12 @@ def part_of(stream: Sequences, rows: int, number: Int[Array, ""], centre=None) -
         return whole(stream, centre)
     cut = jax.tree.map(lambda leaf: leaf.reshape(rows, -1, *leaf.shape[1:]), stream)
     take = partial(jax.lax.dynamic_index_in_dim, index=number, axis=1, keepdims=False)
-    return Part(InPlace(cut.values, number, centre), jax.tree.map(take, grid_of(cut)))
+    return StreamPart(InPlace(cut.values, number, centre), jax.tree.map(take, grid_of(cut)))
 
 
-def whole(stream: Sequences, centre=None) -> Part:
+def whole(stream: Sequences, centre=None) -> StreamPart:
     """The whole stream as one block."""
-    return Part(InPlace(stream.values, None, centre), grid_of(stream))
+    return StreamPart(InPlace(stream.values, None, centre), grid_of(stream))
 
 
 def distances_by_block(rows: int, queries: int, distances_of) -> Float[Array, "Q K"]:

@@ -9,8 +9,8 @@ from jaxtyping import Array, Float, Int
 
 from scav_jax.distances import resampling
 from scav_jax.distances.euclidean_blocks import (
-    Part,
     Plan,
+    StreamPart,
     centre_of,
     centred,
     combine,
@@ -174,7 +174,7 @@ def ragged_gradients(
     return gradients[0], gradients[1][jnp.argsort(order)]
 
 
-def _block_values(some: Part) -> Float[Array, "B T C"]:
+def _block_values(some: StreamPart) -> Float[Array, "B T C"]:
     """The values of a block, centred and 0 in padding."""
     steps, centre = some.block.values.shape[-2], some.block.centre
     values = slice_of(some.block, jnp.zeros((), jnp.int32), steps).astype(centre.dtype)
@@ -216,20 +216,20 @@ def _for_each_tile(audio: _Audio, carry, step):
     return carry
 
 
-def _read_distances(visual: Part, audio: _Audio, grid: Grid) -> Float[Array, "Q w"]:
+def _read_distances(visual: StreamPart, audio: _Audio, grid: Grid) -> Float[Array, "Q w"]:
     """`|W V - A|^2`, all audio on one grid."""
     on_grid, _ = _read_block(visual, audio, grid)
     squares = norms(on_grid)[:, None] + jnp.sum(audio.squares, 1)[None]
     return squares - 2.0 * product(on_grid, audio.values)
 
 
-def _read_gradients(visual: Part, audio: _Audio, grid: Grid, weights, of_visual):
+def _read_gradients(visual: StreamPart, audio: _Audio, grid: Grid, weights, of_visual):
     on_grid, taps = _read_block(visual, audio, grid)
     of_grid, of_audio = difference_gradients(weights, on_grid, audio.values)
     return spread(of_visual, of_grid, taps), of_audio
 
 
-def _read_block(visual: Part, audio: _Audio, grid: Grid):
+def _read_block(visual: StreamPart, audio: _Audio, grid: Grid):
     """W V on one audio grid, and its taps."""
     steps = jnp.arange(audio.values.shape[1], dtype=jnp.int32)
     taps = taps_of_many(visual.grid, grid, steps, visual.block.centre.dtype)
@@ -240,14 +240,14 @@ def _read_block(visual: Part, audio: _Audio, grid: Grid):
     return resampling.apart(on_grid, grid.lengths > 0), taps
 
 
-def _collect_distances(visual: Part, audio: _Audio, grid: Grid) -> Float[Array, "Q w"]:
+def _collect_distances(visual: StreamPart, audio: _Audio, grid: Grid) -> Float[Array, "Q w"]:
     """`|V - W A|^2 - |V|^2 = |W A|^2 - 2 <W' V, A>`, all audio on one grid."""
     collected, _ = _collect_block(visual, audio, grid)
     squares = product(collected.own, audio.squares) + product(collected.next, audio.neighbours)
     return squares - 2.0 * product(collected.values.astype(audio.values.dtype), audio.values)
 
 
-def _collect_gradients(visual: Part, audio: _Audio, grid: Grid, weights, of_visual):
+def _collect_gradients(visual: StreamPart, audio: _Audio, grid: Grid, weights, of_visual):
     collected, taps = _collect_block(visual, audio, grid)
     values = audio.values.astype(weights.dtype)
     own = combine(weights.T, collected.own)[..., None]
@@ -259,7 +259,7 @@ def _collect_gradients(visual: Part, audio: _Audio, grid: Grid, weights, of_visu
     return of_visual - read(of_grid, taps), of_audio
 
 
-def _collect_block(visual: Part, audio: _Audio, grid: Grid):
+def _collect_block(visual: StreamPart, audio: _Audio, grid: Grid):
     """W' V on one audio grid with W' W, and the taps of W."""
     visual_steps = visual.block.values.shape[-2]
     steps = jnp.arange(visual_steps, dtype=jnp.int32)

@@ -8,8 +8,8 @@ from jaxtyping import Array, Float, Int
 
 from scav_jax.distances import resampling
 from scav_jax.distances.euclidean_blocks import (
-    Part,
     Plan,
+    StreamPart,
     difference_gradients,
     distances_by_block,
     divisor,
@@ -109,7 +109,9 @@ def _one_grid_sizes(
     return rows, divisor(total, total, plan.memory_bytes // (step_bytes * (rows + candidates)))
 
 
-def _paired_steps(moved: Part, target: Part, start: Int[Array, ""], size: int, aligned: bool):
+def _paired_steps(
+    moved: StreamPart, target: StreamPart, start: Int[Array, ""], size: int, aligned: bool
+):
     """`size` steps of the target grid, of both streams.
 
     Returns:

@@ -105,7 +105,7 @@ def _blocks(size: int, matrix_bytes: int) -> int:
     return next(n for n in range(-(-matrix_bytes // BLOCK_BYTES), size + 1) if size % n == 0)
 
 
-class Matrices(NamedTuple):
+class MatricesHeld(NamedTuple):
     """How many matrices as large as D XLA keeps for a loss (`scripts/benchmarks/plan_memory.py`).
 
     Attributes:
@@ -119,7 +119,7 @@ class Matrices(NamedTuple):
     of_block: float
 
 
-def memory_of_losses(clips: int, rows: float, *kept: Matrices) -> float:
+def memory_of_losses(clips: int, rows: float, *kept: MatricesHeld) -> float:
     """Bytes of value, gradient and metrics.
 
     Args:

@@ -12,7 +12,7 @@ from scav_jax.base.errors import check_one_of
 from scav_jax.distances import pairwise, pairwise_with_aux
 from scav_jax.objectives import scale
 from scav_jax.objectives.contrastive import aggregation_loss, sequence_loss
-from scav_jax.objectives.cross_entropy import Matrices, block_of, memory_of_losses, over_blocks
+from scav_jax.objectives.cross_entropy import MatricesHeld, block_of, memory_of_losses, over_blocks
 from scav_jax.objectives.objective import (
     FLOAT,
     LOSS_OPERATIONS,
@@ -26,7 +26,7 @@ from scav_jax.objectives.objective import (
 )
 from scav_jax.sequences import AudioVisual, Sequences, masked_mean
 
-KEPT = {"sequence": Matrices(11, 3, 4), "aggregation": Matrices(9, 2, 4)}
+KEPT = {"sequence": MatricesHeld(11, 3, 4), "aggregation": MatricesHeld(9, 2, 4)}
 TITLES = {"sequence": "SCAV", "aggregation": "CAV", "sequence+aggregation": "CAV+SCAV"}
 
 

@@ -1,4 +1,4 @@
-"""The index on the command line: `scav index build|add|delete|compact|move|info|tune`.
+"""The index on the command line: `scav index build|add|delete|compact|...`.
 
     scav index build my.index --model runs/demo --videos VIDEOS
     scav index build my.index --model runs/demo --data DATA --split test
@@ -42,6 +42,8 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
             ("compact", "free the bytes of deleted clips and of what a kill left"),
             ("move", "say where the folder of its videos lies now"),
             ("info", "what is in an index"),
+            ("export", "all clips with their vectors and sequences as one .parquet or .npz file"),
+            ("import", "an index of such a file"),
             ("tune", "recall and speed of hybrid search over K, and a proposal"),
         )
     }
@@ -52,6 +54,8 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
         _clips(add[name])
     for name in ("build", "add"):
         add[name].add_argument("--root", type=Path, help="the folder that ids are relative to")
+    add["export"].add_argument("--out", type=Path, required=True, help=".parquet or .npz")
+    add["import"].add_argument("file", type=Path, help="what `export` wrote")
     add["move"].add_argument("root", type=Path, help="the folder that ids are relative to")
     add["build"].add_argument(
         "--storage", default="float32", help="of sequences: float32 (default), bfloat16, int8"

@@ -178,7 +178,7 @@ class Encoding:
         rows["square"] = np.einsum("ij,ij->i", wide, wide)
         records = {"values": as_records(stored)}
         for name, one in vectors.items():
-            records[name] = as_records(unit(one).astype(dtypes(self.storage)[name]))
+            records[name] = as_records(_unit_once(one).astype(dtypes(self.storage)[name]))
         if self.basis is not None:
             for column in SKETCH_STORAGES:
                 records[column] = self._sketches(column, rows, wide.reshape(run.shape))
@@ -204,6 +204,14 @@ class Encoding:
                 rows["fine_scale"][part] = scales
             parts.append(as_records(stored))
         return np.concatenate(parts)
+
+
+def _unit_once(vectors: Float[np.ndarray, "n E"]) -> Float[np.ndarray, "n E"]:
+    """`unit`; what has length 1 stays as it is to the bit, as when an index comes back."""
+    found, norms = unit(vectors), np.linalg.norm(vectors.astype(np.float64), axis=1)
+    alone = np.abs(norms - 1) < 1e-6
+    found[alone] = vectors[alone]
+    return found
 
 
 def edges(steps: Int[np.ndarray, " n"]) -> Int[np.ndarray, " edges"]:

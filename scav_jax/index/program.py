@@ -20,6 +20,7 @@ from scav_jax.base.progress import progress_bar
 from scav_jax.features import store
 from scav_jax.index.catalog import WHOLE, read_header
 from scav_jax.index.store import Index, create, open_index
+from scav_jax.index.transfer import export_index, import_index
 from scav_jax.retrieval.embed import Embedded
 from scav_jax.retrieval.files import (
     Wanted,
@@ -243,6 +244,21 @@ def info(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def export(arguments: argparse.Namespace) -> int:
+    index = open_index(arguments.index)
+    count = export_index(index, arguments.out)
+    print(f"{arguments.out}: {count:,} clips, {arguments.out.stat().st_size:,} bytes")
+    if index.header.bank:
+        print("what clips' scores are relative to (hubness) is left out")
+    return 0
+
+
+def import_(arguments: argparse.Namespace) -> int:
+    index = import_index(arguments.file, arguments.index)
+    print(f"{arguments.index}: {len(index):,} clips")
+    return 0
+
+
 def tune(arguments: argparse.Namespace) -> int:
     model = load_as_asked(arguments)
     index = open_index(arguments.index, model.identity)
@@ -358,5 +374,6 @@ def tuning_table(found: dict) -> str:
 
 
 COMMANDS = {
-    command.__name__: command for command in (build, add, delete, compact, move, info, tune)
+    command.__name__.rstrip("_"): command
+    for command in (build, add, delete, compact, move, info, export, import_, tune)
 }

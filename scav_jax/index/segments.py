@@ -189,6 +189,10 @@ class StoredStream:
             raise self._damaged(column, rows[wrong[0]])
         return self._numbers(column, run, data)
 
+    def has(self, column: str) -> bool:
+        """Whether a column is stored."""
+        return len(self._data[column]) > 0
+
     def record(self, column: str, row: int) -> Shaped[np.ndarray, " padded"]:
         """The bytes of one record, checked; none where the column is not stored."""
         if not len(self._data[column]):

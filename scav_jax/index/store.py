@@ -13,6 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+from jaxtyping import Int
 
 from scav_jax.base.errors import InputError, check_unique, listed
 from scav_jax.base.files import ids_sha256, sync, write_json
@@ -419,6 +420,10 @@ class Index:
             place = np.asarray([[error.number, error.row]])
             clips = [row["id"] for row in self._rows.at(place).values()]
             raise InputError(error.words(clips[0] if clips else "?")) from error
+
+    def about(self, places: Int[np.ndarray, "n 2"]) -> dict[tuple[int, int], dict]:
+        """What is known of the clips at some places, (segment, row), by place."""
+        return self._rows.at(places)
 
     def ids(self) -> list[str]:
         """All clips."""

@@ -1,0 +1,283 @@
+"""An index as one file that other tools read, and back: Parquet, or NumPy's npz.
+
+A row is a clip: `id`, `source`, `start`, `end`, `label`, and of each stream that it has
+`visual_steps`, `visual` (the sequence `[steps, C]`, flat), `visual_embedding` (of length 1), and
+`visual_sketch` where the index has sketches; the same of `audio`. In an npz the same names hold all
+clips: sequences one after the other, embeddings `[K, E]`, and no steps where a stream is missing.
+The header of the index is JSON, in the schema's metadata or under `header`.
+
+What is stored is written, so the same queries find the same clips with the same scores; what an
+index knows of a bank of queries (`hubness`) stays behind.
+"""
+
+import json
+import shutil
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+
+from scav_jax.base.errors import InputError
+from scav_jax.base.progress import progress_bar
+from scav_jax.index.products import widen
+from scav_jax.index.segments import Segment
+from scav_jax.index.store import Index, create
+from scav_jax.retrieval.embed import Embedded
+from scav_jax.sequences import STREAMS, Sequences
+
+CLIPS_AT_ONCE = 512
+FORMAT_VERSION = 1
+HEADER = b"scav_index"
+ABOUT = ("id", "source", "start", "end", "label")
+KEPT = ("identity", "distance", "options", "sketch", "root", "clip_seconds")
+MEND = "export the index again"
+
+
+# ---- out -----------------------------------------------------------------------------------------
+
+
+def export_index(index: Index, file: Path) -> int:
+    """Writes all clips in the order in which they were added; how many there are.
+
+    Raises:
+      InputError: a file that is there, or of another kind; an empty index; a damaged row.
+      OSError: the disk is full; nothing is left behind.
+    """
+    if file.suffix not in (".parquet", ".npz"):
+        raise InputError(f"--out: expected a .parquet or a .npz file, got {file}")
+    if file.exists():
+        raise InputError(f"--out: expected a path where nothing is, {file} is there")
+    if not len(index):
+        raise InputError(f"{index.path}: expected clips to export, the index is empty")
+    write = _write_parquet if file.suffix == ".parquet" else _write_npz
+    partial = file.with_name(f"{file.name}.partial{file.suffix}")
+    try:
+        write(index, partial)
+        partial.replace(file)
+    finally:
+        partial.unlink(missing_ok=True)
+    return len(index)
+
+
+def _header(index: Index) -> str:
+    kept = {name: getattr(index.header, name) for name in KEPT}
+    widths = {name: getattr(index.header, name) for name in ("width", "embedding_width")}
+    return json.dumps({"format_version": FORMAT_VERSION, **kept, **widths})
+
+
+def _clips(index: Index) -> Iterator[list[dict]]:
+    """What is known of clips and what is stored of them, some at a time, by key."""
+    places = np.array(
+        [
+            (int(segment.keys[row]), number, row)
+            for number, segment in index.snapshot.segments.items()
+            for row in np.flatnonzero(index.snapshot.live[number])
+        ]
+    )
+    places = places[np.argsort(places[:, 0])][:, 1:]
+    with progress_bar("export", len(places), "clip") as bar:
+        for first in range(0, len(places), CLIPS_AT_ONCE):
+            some = places[first : first + CLIPS_AT_ONCE]
+            about = index.about(some)
+            yield [
+                {name: about[tuple(place)][name] for name in ABOUT}
+                | _stored(index.snapshot.segments[place[0]], place[1])
+                for place in some.tolist()
+            ]
+            bar.update(len(some))
+
+
+def _stored(segment: Segment, row: int) -> dict:
+    """The sequences and vectors of a clip, float32."""
+    found: dict = {}
+    for name in STREAMS:
+        stream = segment.streams.get(name)
+        if stream is None:
+            found |= {f"{name}_steps": None, name: None, f"{name}_embedding": None}
+            found[f"{name}_sketch"] = None
+            continue
+        one, steps = slice(row, row + 1), int(stream.rows["steps"][row])
+        values = widen(stream.read("values", one)[0]) * stream.rows["scale"][row]
+        values = values.reshape(steps, segment.width) + segment.encoding.centre
+        found |= {f"{name}_steps": steps, name: values.astype(np.float32)}
+        found[f"{name}_embedding"] = widen(stream.read("embeddings", one)[0])
+        has_sketch = stream.has("sketches")
+        found[f"{name}_sketch"] = widen(stream.read("sketches", one)[0]) if has_sketch else None
+    return found
+
+
+def _write_parquet(index: Index, file: Path) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as parquet
+
+    numbers = pa.list_(pa.float32())
+    types = {"id": pa.string(), "source": pa.string(), "start": pa.float64(), "end": pa.float64()}
+    types["label"] = pa.string()
+    for name in STREAMS:
+        types |= {f"{name}_steps": pa.int32(), name: numbers}
+        types |= {f"{name}_embedding": numbers, f"{name}_sketch": numbers}
+    schema = pa.schema(types, metadata={HEADER: _header(index).encode()})
+    with parquet.ParquetWriter(file, schema) as writer:
+        for clips in _clips(index):
+            columns = {name: [_flat(clip[name]) for clip in clips] for name in types}
+            writer.write_table(pa.Table.from_pydict(columns, schema=schema))
+
+
+def _flat(value):
+    return value.reshape(-1) if isinstance(value, np.ndarray) else value
+
+
+def _write_npz(index: Index, file: Path) -> None:
+    clips = [clip for some in _clips(index) for clip in some]
+    arrays = {name: np.array([clip[name] for clip in clips]) for name in ABOUT}
+    arrays["header"] = np.array(_header(index))
+    for name in STREAMS:
+        there = [clip for clip in clips if clip[name] is not None]
+        arrays[f"{name}_steps"] = np.array([clip[f"{name}_steps"] or 0 for clip in clips], np.int32)
+        if not there:
+            continue
+        arrays[name] = np.concatenate([clip[name] for clip in there])
+        for what in ("embedding", "sketch"):
+            vectors = [clip[f"{name}_{what}"] for clip in clips]
+            width = next((len(one) for one in vectors if one is not None), 0)
+            if width:
+                none = np.zeros(width, np.float32)
+                arrays[f"{name}_{what}"] = np.stack([none if v is None else v for v in vectors])
+    with open(file, "wb") as content:
+        np.savez(content, **arrays)
+
+
+# ---- in ------------------------------------------------------------------------------------------
+
+
+def import_index(file: Path, path: Path) -> Index:
+    """A new index of what `export_index` wrote, or of what other tools wrote in its form.
+
+    Raises:
+      InputError: another kind of file, columns that are missing, or what `create` and `Index.add`
+        refuse; then there is no index.
+    """
+    read = {".parquet": _read_parquet, ".npz": _read_npz}.get(file.suffix)
+    if read is None or not file.is_file():
+        raise InputError(
+            f"expected a .parquet or a .npz file that `scav index export` wrote, got {file}"
+        )
+    try:
+        header, parts = read(file)
+        about = json.loads(header)
+        if about["format_version"] != FORMAT_VERSION:
+            got = about["format_version"]
+            raise InputError(f"{file}: expected format version {FORMAT_VERSION}, got {got}; {MEND}")
+        index = create(
+            path,
+            identity=about["identity"],
+            distance=(about["distance"], about["options"]),
+            root=about["root"],
+            sketch=about["sketch"],
+        )
+    except (KeyError, ValueError, TypeError, zipfile.BadZipFile, RecursionError) as error:
+        raise InputError(_words(file, error)) from None
+    try:
+        if about["root"] is not None or about["clip_seconds"] is not None:
+            index.declare(about["root"], about["clip_seconds"])
+        for clips in parts:
+            for alike in _alike(clips):
+                index.add(_embedded(alike, about))
+    except BaseException as error:
+        shutil.rmtree(path, ignore_errors=True)  # half an index would be taken for a whole one
+        ours = isinstance(error, InputError)
+        if isinstance(error, KeyError | ValueError | TypeError) and not ours:
+            raise InputError(_words(file, error)) from None
+        raise
+    return index
+
+
+def _words(file: Path, error: BaseException) -> str:
+    words = f"{type(error).__name__}: {error}".splitlines()[0]
+    return f"{file}: expected an exported index ({words}); {MEND}"
+
+
+def _read_parquet(file: Path) -> tuple[str, Iterator[list[dict]]]:
+    import pyarrow as pa
+    import pyarrow.parquet as parquet
+
+    try:
+        opened = parquet.ParquetFile(file)
+    except (pa.ArrowInvalid, OSError) as error:
+        raise InputError(f"{file}: expected Parquet: {error}; {MEND}") from None
+    metadata = opened.schema_arrow.metadata or {}
+    if HEADER not in metadata:
+        raise InputError(f"{file}: expected an exported index, it has no header; {MEND}")
+    return metadata[HEADER].decode(), (
+        batch.to_pylist() for batch in opened.iter_batches(CLIPS_AT_ONCE)
+    )
+
+
+def _read_npz(file: Path) -> tuple[str, Iterator[list[dict]]]:
+    with np.load(file, allow_pickle=False) as stored:
+        arrays = {name: stored[name] for name in stored.files}
+    clips = [
+        {name: arrays[name][number].item() for name in ABOUT} for number in range(len(arrays["id"]))
+    ]
+    for name in STREAMS:
+        ends = np.cumsum(arrays[f"{name}_steps"].astype(np.int64))
+        for clip, steps, end in zip(clips, arrays[f"{name}_steps"].tolist(), ends, strict=True):
+            clip[f"{name}_steps"] = steps or None
+            clip[name] = arrays[name][end - steps : end] if steps else None
+        for number, clip in enumerate(clips):
+            for what in ("embedding", "sketch"):
+                column = arrays.get(f"{name}_{what}")
+                there = column is not None and clip[name] is not None
+                clip[f"{name}_{what}"] = column[number] if there else None
+    return str(arrays["header"]), iter([clips])
+
+
+def _alike(clips: list[dict]) -> Iterator[list[dict]]:
+    """Stretches of clips that have the same streams: the order in which they are added stays."""
+    alike: list[dict] = []
+    for clip in clips:
+        if alike and _streams(clip) != _streams(alike[0]):
+            yield alike
+            alike = []
+        alike.append(clip)
+    if alike:
+        yield alike
+
+
+def _streams(clip: dict) -> tuple[str, ...]:
+    return tuple(name for name in STREAMS if clip[name] is not None)
+
+
+def _embedded(clips: list[dict], about: dict) -> Embedded:
+    found: dict = {}
+    for name in _streams(clips[0]):
+        steps = np.array([clip[f"{name}_steps"] for clip in clips], np.int32)
+        values = np.zeros((len(clips), steps.max(), about["width"]), np.float32)
+        for row, clip, length in zip(values, clips, steps.tolist(), strict=True):
+            row[:length] = np.asarray(clip[name], np.float32).reshape(length, -1)
+        windows = np.stack([np.zeros(len(steps)), steps], axis=1).astype(np.float32)
+        found[name] = Sequences(values, steps, windows)
+        found[f"{name}_embeddings"] = np.array([c[f"{name}_embedding"] for c in clips], np.float32)
+        if about["sketch"]:
+            found[f"{name}_sketches"] = np.array([c[f"{name}_sketch"] for c in clips], np.float32)
+    if len(_streams(clips[0])) == 1:  # it lies on its partner's steps already
+        (stream,) = _streams(clips[0])
+        own = found[stream]
+        found["partner"] = own.replace(values=own.values[..., :0])
+    for name in STREAMS:
+        for field in (name, f"{name}_embeddings"):
+            found.setdefault(field, None)
+    return Embedded(
+        ids=[clip["id"] for clip in clips],
+        sources=[_source(clip["source"], about["root"]) for clip in clips],
+        starts=np.array([clip["start"] for clip in clips]),
+        ends=np.array([clip["end"] for clip in clips]),
+        labels=[clip["label"] for clip in clips],
+        sketched_by=about["sketch"],
+        **found,
+    )
+
+
+def _source(source: str, root: str | None) -> str:
+    return source if root is None else str(Path(root) / source)

@@ -1,0 +1,91 @@
+"""An index as one file and back: the same hits to the digit."""
+
+import numpy as np
+import pyarrow.parquet as parquet
+import pytest
+from test_index import embedded
+from test_one_stream import alone
+
+from scav_jax.base.errors import InputError
+from scav_jax.index import __main__ as program
+from scav_jax.index import create, open_index
+
+
+def mixed(path, **options):
+    clips = embedded(9, steps=5, width=4, lengths=[3, 5, 4] * 3)
+    index = create(path, identity="m", root=path.parent, **options)
+    index.add(clips.take([0, 1, 2, 3]))
+    index.add(alone(clips.take([4, 5]), "visual"))
+    index.add(alone(clips.take([6, 7, 8]), "audio"))
+    index.delete([clips.ids[2]])
+    return index
+
+
+def found(index, retrieval):
+    queries = embedded(3, steps=4, width=4, seed=9)
+    return [index.search(queries, way, 9, retrieval) for way in ("a2v", "v2a")]
+
+
+@pytest.mark.parametrize("kind", ["parquet", "npz"])
+@pytest.mark.parametrize(("distance", "certain"), [("euclidean", "exact"), ("dtw", "sequence")])
+def test_an_index_comes_back_with_the_same_hits(tmp_path, kind, distance, certain):
+    index, file = mixed(tmp_path / "i", distance=(distance, {})), tmp_path / f"all.{kind}"
+    program.main(["export", str(index.path), "--out", str(file)])
+    program.main(["import", str(tmp_path / "back"), str(file)])
+    back = open_index(tmp_path / "back", "m")
+    assert len(back) == 8 and back.verify() == 8
+    assert back.snapshot.counts() == index.snapshot.counts()
+    for retrieval in ("aggregation", "hybrid:9", certain):
+        assert found(back, retrieval) == found(index, retrieval)  # places, scores and spans
+    program.main(["export", str(back.path), "--out", str(tmp_path / f"again.{kind}")])
+    if kind == "parquet":
+        assert parquet.read_table(file) == parquet.read_table(tmp_path / "again.parquet")
+        rows = parquet.read_table(file).to_pylist()
+        assert [row["id"] for row in rows] == [f"clip{n}" for n in (0, 1, 3, 4, 5, 6, 7, 8)]
+        assert rows[3]["audio"] is None and rows[3]["visual_steps"] == 5
+        assert np.linalg.norm(rows[0]["visual_embedding"]) == pytest.approx(1, abs=1e-6)
+
+
+def test_rounded_sequences_come_back_as_their_values(tmp_path):
+    index = mixed(tmp_path / "i", storage="int8")
+    program.main(["export", str(index.path), "--out", str(tmp_path / "all.parquet")])
+    program.main(["import", str(tmp_path / "back"), str(tmp_path / "all.parquet")])
+    for one, other in zip(
+        found(open_index(tmp_path / "back"), "exact"), found(index, "exact"), strict=True
+    ):
+        for mine, theirs in zip(one, other, strict=True):
+            assert [hit.id for hit in mine] == [hit.id for hit in theirs]
+            scores = [[hit.score for hit in hits] for hits in (mine, theirs)]
+            np.testing.assert_allclose(*scores, atol=1e-6)
+
+
+def test_what_is_no_exported_index_is_one_line(tmp_path):
+    index = mixed(tmp_path / "i")
+    for name, words in (("all.csv", "a .parquet or a .npz"), ("i", "a .parquet or a .npz")):
+        with pytest.raises(InputError, match=words):
+            program.main(["export", str(index.path), "--out", str(tmp_path / name)])
+    file = tmp_path / "all.parquet"
+    program.main(["export", str(index.path), "--out", str(file)])
+    with pytest.raises(InputError, match="is there"):
+        program.main(["export", str(index.path), "--out", str(file)])
+    table = parquet.read_table(file)
+    bad = {
+        "cut.parquet": file.read_bytes()[:-20],
+        "text.npz": b"no zip",
+        "absent.parquet": None,
+    }
+    for name, content in bad.items():
+        if content is not None:
+            (tmp_path / name).write_bytes(content)
+        with pytest.raises(InputError, match="expected"):
+            program.main(["import", str(tmp_path / "back"), str(tmp_path / name)])
+    parquet.write_table(table.drop_columns(["audio"]), tmp_path / "less.parquet")
+    parquet.write_table(table.replace_schema_metadata({}), tmp_path / "bare.parquet")
+    np.savez(tmp_path / "less.npz", header="{}")
+    for name in ("less.parquet", "bare.parquet", "less.npz"):
+        with pytest.raises(InputError, match="export the index again"):
+            program.main(["import", str(tmp_path / "back"), str(tmp_path / name)])
+        assert not (tmp_path / "back").exists()
+    empty = create(tmp_path / "empty", identity="m")
+    with pytest.raises(InputError, match="the index is empty"):
+        program.main(["export", str(empty.path), "--out", str(tmp_path / "none.npz")])

@@ -13,6 +13,7 @@ from test_search import ids, loops, replace_values
 
 from scav_jax.base.errors import InputError
 from scav_jax.export import __main__ as export_program
+from scav_jax.export import writing
 from scav_jax.features import store
 from scav_jax.index import __main__ as index_program
 from scav_jax.index import create, open_index
@@ -181,7 +182,7 @@ def test_hybrid_chooses_by_sketches(tmp_path, stored):
             open_index(tmp_path / "i").verify()
 
 
-def test_a_run_gets_one_and_its_index_and_export_have_it(tmp_path, capsys):
+def test_a_run_gets_one_and_its_index_and_export_have_it(tmp_path, capsys, monkeypatch):
     write_clips(tmp_path / "data", {"train": 40, "validation": 15, "test": 24})
     run = write_run(tmp_path / "run", tmp_path / "data")
     assert retrieval_model.load(run).sketch is None
@@ -203,6 +204,7 @@ def test_a_run_gets_one_and_its_index_and_export_have_it(tmp_path, capsys):
     assert ids(index.search(queries, "v2a", 24, "hybrid:24")) == ids(
         index.search(queries, "v2a", 24, "sequence")
     )
+    monkeypatch.setattr(writing, "card", lambda *_: "of features that nobody extracted")
     export_program.main(["--run", str(run), "--out", str(tmp_path / "exported")])
     assert retrieval_model.load(tmp_path / "exported").sketch.name == about["name"]
 

@@ -26,7 +26,7 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Float, Int
 
-from scav_jax.base.documents import read_document, write_document
+from scav_jax.base.documents import read_bytes, read_document, write_document
 from scav_jax.base.errors import InputError
 from scav_jax.base.files import folder_atomically, write_atomically
 from scav_jax.retrieval.embed import Embedded
@@ -172,7 +172,8 @@ def load_sketch(folder: Path, identity: Callable[[], str]) -> Sketch | None:
     path = folder / FOLDER
     try:
         about = read_document(path / ABOUT, "what a sketch is", MEND)
-        with np.load(path / MAPS, allow_pickle=False) as stored:
+        content = io.BytesIO(read_bytes(path / MAPS, "the maps of a sketch", MEND))
+        with np.load(content, allow_pickle=False) as stored:
             parts = {name: stored[name] for name in stored.files}
         sketch = Sketch(int(about["steps"]), **parts)
         name = sketch.name

@@ -111,9 +111,8 @@ def test_all_coefficients_have_the_cosine_of_what_they_are_of():
         np.testing.assert_allclose(found, units[0] @ units[1].T, atol=1e-4)
     # The numbers that are kept are those that vary most.
     few = sketching.learn(train, {}, sketching.Fitting(numbers=20))
-    spread = np.square(few.of(train.audio)).sum(axis=0) + np.square(few.of(train.visual)).sum(
-        axis=0
-    )
+    both = [few.of(one) for one in (train.audio, train.visual)]
+    spread = np.square(both).sum(axis=(0, 1))
     assert spread[0] > spread[-1]
     with pytest.raises(InputError, match="at most 12 x 16"):
         sketching.learn(train, {}, sketching.Fitting(numbers=200))

@@ -7,9 +7,6 @@
 Both changes of basis are rotations, so cosines stay what they are, and latents that change slowly,
 or whose channels go together, need few of all coefficients. Latents are computed once; the towers
 do not change. Where the run has a static part, its channels count with its weight.
-
-The `Sketch` that was first meant, the same few dimensions of every cell, learned by a contrastive
-loss, kept less with more numbers (docs/results.md).
 """
 
 from collections.abc import Sequence

@@ -39,7 +39,7 @@ NOT_FOR_MATHEMATICS = (
 CAN_BE_MISSING = NOT_FOR_MATHEMATICS[2:]
 OTT = "ott"  # takes seconds to import: inside functions only
 LATE = "scav_jax.distances.sinkhorn"  # a subclass of ott's: itself imported where it is used
-NOBODY_IMPORTS = ("train", "evaluate", "probe", "score", "export", "inspect", "web")
+NOBODY_IMPORTS = ("train", "evaluate", "probe", "score", "sketch", "export", "inspect", "web")
 
 
 def module_map(docstring: str) -> list[str]:

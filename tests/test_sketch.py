@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import scipy.fft
 from test_evaluate import write_run
 from test_hubness import write_clips
 from test_index import embedded
@@ -12,6 +13,7 @@ from test_search import ids, loops, replace_values
 
 from scav_jax.base.errors import InputError
 from scav_jax.export import __main__ as export_program
+from scav_jax.export import writing
 from scav_jax.features import store
 from scav_jax.index import __main__ as index_program
 from scav_jax.index import create, open_index
@@ -23,13 +25,12 @@ from scav_jax.sequences import Sequences
 from scav_jax.sketch import __main__ as program
 
 
-def sketch_of(width=12, steps=4, dims=3, seed=0) -> Sketch:
+def sketch_of(width=12, steps=4, seed=0) -> Sketch:
+    """Of 12 numbers."""
     random = np.random.default_rng(seed)
-    arrays = {}
-    for stream in ("visual", "audio"):
-        arrays[f"{stream}_map"] = random.standard_normal((width, dims)).astype(np.float32)
-        arrays[f"{stream}_bias"] = random.standard_normal(dims).astype(np.float32)
-    return Sketch(steps, arrays)
+    mean, directions = random.standard_normal(width), random.standard_normal((width, 5))
+    chosen = np.stack([random.integers(0, steps, 12), random.integers(0, 5, 12)])
+    return Sketch(steps, mean.astype(np.float32), directions.astype(np.float32), chosen)
 
 
 def without_means(count: int, seed: int, steps=12, width=16):
@@ -63,39 +64,58 @@ def test_a_grid_has_means_over_its_cells(random):
 
 
 def test_a_sketch_is_its_definition(random):
-    sketch, clips = sketch_of(), embedded(7, lengths=[7, 3, 7, 7, 2, 7, 5])
-    found = sketch.of("audio", clips.audio)
-    cells = on_grid(clips.audio, 4) @ sketch.arrays["audio_map"] + sketch.arrays["audio_bias"]
-    expected = cells.reshape(7, 12) / np.linalg.norm(cells.reshape(7, 12), axis=1)[:, None]
-    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
-    one = sketch.of("audio", embedded(7, lengths=[7, 3, 7, 7, 2, 7, 5]).take([4]).audio)
-    np.testing.assert_allclose(one[0], found[4], atol=1e-6)
-    nothing = {name: 0 * one for name, one in sketch.arrays.items()}
-    still = Sketch(4, nothing).of("audio", clips.audio)
-    np.testing.assert_allclose(np.linalg.norm(still, axis=1), 1, rtol=1e-6)
+    lengths = [7, 3, 7, 7, 2, 7, 5]
+    sketch, clips = sketch_of(), embedded(7, lengths=lengths)
+    found = sketch.of(clips.audio)
+    cells = on_grid(clips.audio, 4).astype(float) - sketch.mean
+    turned = scipy.fft.dct(cells, axis=1, norm="ortho") @ sketch.directions
+    expected = np.stack([turned[:, w, d] for w, d in sketch.chosen.T], axis=1)
+    expected /= np.linalg.norm(expected, axis=1, keepdims=True)
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
+    alone = sketch.of(embedded(7, lengths=lengths).take([4]).audio)
+    np.testing.assert_allclose(alone[0], found[4], atol=1e-6)
+    nothing = replace(sketch, directions=0 * sketch.directions).of(clips.audio)
+    np.testing.assert_allclose(np.linalg.norm(nothing, axis=1), 1, rtol=1e-6)
     with pytest.raises(InputError, match="width 12, got 9"):
-        sketch.of("audio", embedded(2, width=9).audio)
+        sketch.of(embedded(2, width=9).audio)
 
 
 def test_what_is_learned_keeps_what_the_mean_loses():
-    fitting = sketching.Fitting(steps=6, dims=4, rounds=60, batch_size=64)
     train, test = without_means(150, 0), without_means(100, 9)
-    sketch, loss = sketching.learn(train, ("euclidean", {}), fitting)
-    assert sketch.dims == 4 and sketch.steps == 6 and np.isfinite(loss)
-    distances = loops(test, test, "a2v")
-    first = distances.argmin(axis=1)
+    sketch = sketching.learn(train, {}, sketching.Fitting(numbers=64))
+    assert sketch.numbers == 64 and sketch.steps == 12
+    first = loops(test, test, "a2v").argmin(axis=1)
     shares = []
     for vectors in (
         (test.audio_embeddings, test.visual_embeddings),
-        (sketch.of("audio", test.audio), sketch.of("visual", test.visual)),
+        (sketch.of(test.audio), sketch.of(test.visual)),
     ):
         nearest = np.argsort(-aggregation_similarities(*vectors), axis=1)[:, :10]
         shares.append(np.mean((nearest == first[:, None]).any(axis=1)))
     assert shares[0] < 0.3 and shares[1] > 0.95
-    again, _ = sketching.learn(train, ("euclidean", {}), fitting)
-    assert again.name == sketch.name  # the same numbers
-    other, _ = sketching.learn(train, ("euclidean", {}), replace(fitting, seed=1))
-    assert other.name != sketch.name
+
+
+def test_all_coefficients_have_the_cosine_of_what_they_are_of():
+    """Both changes of basis are rotations; the static channels count with their weight."""
+    train = without_means(30, 0)
+    for options, weights in (({}, 1.0), ({"static_width": 4, "static_weight": 0.25}, 0.25)):
+        sketch = sketching.learn(train, options, sketching.Fitting(numbers=12 * 16))
+        scale = np.ones(16)
+        scale[12:] = np.sqrt(weights)
+        flat = [
+            ((stream.values - sketch.mean) * scale).reshape(30, -1)
+            for stream in (train.audio, train.visual)
+        ]
+        units = [one / np.linalg.norm(one, axis=1, keepdims=True) for one in flat]
+        found = sketch.of(train.audio) @ sketch.of(train.visual).T
+        np.testing.assert_allclose(found, units[0] @ units[1].T, atol=1e-4)
+    # The numbers that are kept are those that vary most.
+    few = sketching.learn(train, {}, sketching.Fitting(numbers=20))
+    both = [few.of(one) for one in (train.audio, train.visual)]
+    spread = np.square(both).sum(axis=(0, 1))
+    assert spread[0] > spread[-1]
+    with pytest.raises(InputError, match="at most 12 x 16"):
+        sketching.learn(train, {}, sketching.Fitting(numbers=200))
 
 
 def test_damage_and_other_models_are_named(tmp_path):
@@ -108,8 +128,10 @@ def test_damage_and_other_models_are_named(tmp_path):
         load_sketch(tmp_path, lambda: "you")
     file = tmp_path / "sketch" / "maps.npz"
     content = file.read_bytes()
-    for damaged in (b"", content[:90], content[:300] + b"x" + content[301:]):
-        file.write_bytes(damaged)
+    changed = bytearray(content)
+    changed[content.index(sketch.directions.tobytes()) + 5] ^= 1
+    for damaged in (b"", content[:90], changed):
+        file.write_bytes(bytes(damaged))
         with pytest.raises(InputError, match=r"sketch: expected"):
             load_sketch(tmp_path, lambda: "me")
     file.write_bytes(content)
@@ -159,11 +181,11 @@ def test_hybrid_chooses_by_sketches(tmp_path, stored):
             open_index(tmp_path / "i").verify()
 
 
-def test_a_run_gets_one_and_its_index_and_export_have_it(tmp_path, capsys):
+def test_a_run_gets_one_and_its_index_and_export_have_it(tmp_path, capsys, monkeypatch):
     write_clips(tmp_path / "data", {"train": 40, "validation": 15, "test": 24})
     run = write_run(tmp_path / "run", tmp_path / "data")
     assert retrieval_model.load(run).sketch is None
-    small = ["--run", str(run), "--steps", "4", "--dims", "4", "--rounds", "3"]
+    small = ["--run", str(run), "--numbers", "16"]
     assert program.main(small) == 0
     told = capsys.readouterr().out
     assert "embedding" in told and "A->V @10" in told and "CAUTION: N = 15 is few" in told
@@ -181,10 +203,10 @@ def test_a_run_gets_one_and_its_index_and_export_have_it(tmp_path, capsys):
     assert ids(index.search(queries, "v2a", 24, "hybrid:24")) == ids(
         index.search(queries, "v2a", 24, "sequence")
     )
+    monkeypatch.setattr(writing, "card", lambda *_: "of features that nobody extracted")
     export_program.main(["--run", str(run), "--out", str(tmp_path / "exported")])
     assert retrieval_model.load(tmp_path / "exported").sketch.name == about["name"]
 
-    with pytest.raises(InputError, match="4096 numbers a sketch, got 4 x 9999"):
-        program.main([*small[:4], "--dims", "9999"])
-    with pytest.raises(InputError, match="--rounds: expected at least 1, got 0"):
-        program.main([*small[:6], "--rounds", "0"])
+    for words, told in ((["--numbers", "9999"], "16 to 4096"), (["--clips", "1"], "at least 2")):
+        with pytest.raises(InputError, match=told):
+            program.main([*small[:2], *words])

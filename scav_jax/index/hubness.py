@@ -23,6 +23,7 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Float, Int
 
+from scav_jax.base.documents import read_bytes
 from scav_jax.base.errors import InputError
 from scav_jax.base.files import write_atomically
 from scav_jax.index.catalog import BANK, MEND, Header
@@ -33,6 +34,7 @@ from scav_jax.retrieval.hubness import scores
 from scav_jax.sequences import STREAMS, Sequences
 
 PARTS = ("values", "lengths", "windows")
+MOST_BYTES = 2**34  # of a bank
 ROUNDED = 3e-7  # of a score: what float32 may have moved it, and more
 
 
@@ -146,8 +148,11 @@ def read_bank(index: Path, header: Header) -> Embedded:
     """
     path = index / BANK
     try:
-        with np.load(path, allow_pickle=False) as stored:
+        content = io.BytesIO(read_bytes(path, "the bank of an index", MEND, MOST_BYTES))
+        with np.load(content, allow_pickle=False) as stored:
             bank = _embedded({name: stored[name] for name in stored.files})
+    except InputError:
+        raise
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         raise InputError(f"{path}: expected the bank of an index ({error}); {MEND}") from None
     if digest(bank) != header.bank:

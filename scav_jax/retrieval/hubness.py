@@ -22,7 +22,7 @@ from scav_jax.retrieval.embed import Embedded, embed
 from scav_jax.training.runs import Run
 
 CHOICES = ("bank", "none")
-LEAST, ENOUGH, TAKEN = 200, 300, 512  # clips of a bank: refused below, wanted, taken of more
+LEAST, ENOUGH, TAKEN = 200, 300, 1024  # clips of a bank: refused below, wanted, taken of more
 STILL = 1e-3  # of the mean: a deviation below is of a clip that all queries are as far from
 
 

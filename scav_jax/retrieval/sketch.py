@@ -1,18 +1,20 @@
 """A sketch of a clip: one vector for each stream that knows what happens when.
 
 The mean over time, which is the usual first stage of a search by sequences, does not know time. A
-sketch does: latents, averaged over the cells of a coarse grid of the clip's time, become a few
-numbers a cell by a linear map, which are laid side by side:
+sketch does: latents, averaged over the cells of a grid of the clip's time, less a mean, become
+coefficients of cosines over time and of directions of channels, of which some are kept:
 
-    sketch = unit(flatten(grid(latents) W + b)),  W [C, dims] and b [dims] of each stream
+    sketch = unit((F (grid(latents) - mean) W)[chosen]),  F [steps, steps], W [C, directions]
 
-The cosine of two sketches stands for the distance of the sequences. The maps are learned by
-`sketching` (`scav sketch --run RUN`), after the training and without touching it, and lie in
+The cosine of two sketches stands for the distance of the sequences; both streams are made into
+sketches alike. What is kept is learned by `sketching` (`scav sketch --run RUN`), after the training
+and without touching it, and lies in
 
-    RUN/sketch/maps.npz       visual_map [C, dims], visual_bias [dims], the same of audio
+    RUN/sketch/maps.npz       mean [C], directions [C, directions], chosen [2, S]: waves, columns
     RUN/sketch/sketch.json    of which model, its grid, checksum, and recall on validation
 """
 
+import functools
 import hashlib
 import io
 import zipfile
@@ -22,9 +24,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, Int
 
-from scav_jax.base.documents import read_document, write_document
+from scav_jax.base.documents import read_bytes, read_document, write_document
 from scav_jax.base.errors import InputError
 from scav_jax.base.files import folder_atomically, write_atomically
 from scav_jax.retrieval.embed import Embedded
@@ -33,6 +35,10 @@ from scav_jax.sequences import STREAMS, Sequences
 FOLDER, MAPS, ABOUT = "sketch", "maps.npz", "sketch.json"
 MEND = "delete that folder and run `scav sketch` again"
 CLIPS_AT_ONCE = 256
+UNREADABLE = (
+    *(OSError, ValueError, TypeError, KeyError, EOFError),
+    *(zipfile.BadZipFile, zlib.error),
+)
 TOUCH = 1e-6  # of a step: what a cell reads at least of the step at its middle
 
 
@@ -42,40 +48,60 @@ class Sketch:
 
     Attributes:
       steps: cells of the grid.
-      arrays: `visual_map`, `visual_bias`, `audio_map`, `audio_bias`, float32.
+      mean: `[C]`, taken off.
+      directions: `[C, d]`, of channels.
+      chosen: `[2, S]`, the wave and the direction of each number.
     """
 
     steps: int
-    arrays: dict[str, np.ndarray]
+    mean: Float[np.ndarray, " C"]
+    directions: Float[np.ndarray, "C d"]
+    chosen: Int[np.ndarray, "2 S"]
 
     @property
-    def dims(self) -> int:
-        """Numbers a cell."""
-        return self.arrays["audio_map"].shape[1]
+    def numbers(self) -> int:
+        """S, of a sketch."""
+        return self.chosen.shape[1]
+
+    @property
+    def arrays(self) -> dict[str, np.ndarray]:
+        """What is learned, by name."""
+        chosen = np.asarray(self.chosen, np.int32)
+        return {"mean": self.mean, "directions": self.directions, "chosen": chosen}
 
     @property
     def name(self) -> str:
         """16 hexadecimal digits: sketches that the same makes can be compared."""
         found = hashlib.sha256(f"{self.steps}\n".encode())
-        for name, values in sorted(self.arrays.items()):
+        for name, values in self.arrays.items():
             found.update(f"{name} {values.shape}\n".encode() + values.tobytes())
         return found.hexdigest()[:16]
 
-    def of(self, stream: str, latents: Sequences) -> Float[np.ndarray, "K S"]:
-        """Sketches of one stream of K clips, of length 1."""
-        maps, bias = (self.arrays[f"{stream}_{what}"] for what in ("map", "bias"))
-        values = np.asarray(latents.values)
-        if values.shape[2] != len(maps):
+    def of(self, latents: Sequences) -> Float[np.ndarray, "K S"]:
+        """Sketches of K clips, of length 1; of one of which nothing is left, all numbers alike."""
+        if latents.values.shape[2] != len(self.mean):
             raise InputError(
-                f"sketch: expected latents of width {len(maps)}, got {values.shape[2]}; {MEND}"
+                f"sketch: expected latents of width {len(self.mean)}, got "
+                f"{latents.values.shape[2]}; {MEND}"
             )
-        found = np.empty((len(values), self.steps * self.dims), np.float32)
-        for begin in range(0, len(values), CLIPS_AT_ONCE):
+        found = np.empty((len(latents.values), self.numbers), np.float32)
+        wave, direction = self.chosen
+        for begin in range(0, len(found), CLIPS_AT_ONCE):
             part = slice(begin, begin + CLIPS_AT_ONCE)
-            cells = on_grid(_part(latents, part), self.steps) @ maps + bias
-            found[part] = cells.reshape(len(cells), -1)
+            cells = on_grid(_part(latents, part), self.steps) - self.mean
+            found[part] = (waves(self.steps) @ (cells @ self.directions))[:, wave, direction]
         norms = np.linalg.norm(found, axis=1, keepdims=True)
-        return np.where(norms > 0, found / np.maximum(norms, 1e-30), found.shape[1] ** -0.5)
+        even = np.float32(found.shape[1] ** -0.5)
+        return np.where(norms > 0, found / np.maximum(norms, np.float32(1e-30)), even)
+
+
+@functools.cache
+def waves(steps: int) -> Float[np.ndarray, "steps steps"]:
+    """The orthonormal cosine transform over time, DCT-II: a wave in each row."""
+    number, place = np.arange(steps)[:, None], np.arange(steps)[None, :] + 0.5
+    found = np.cos(np.pi * number * place / steps) * np.sqrt(2.0 / steps)
+    found[0] /= np.sqrt(2.0)
+    return found.astype(np.float32)
 
 
 def on_grid(latents: Sequences, steps: int) -> Float[np.ndarray, "K steps C"]:
@@ -107,7 +133,7 @@ def sketched(embedded: Embedded, sketch: Sketch | None) -> Embedded:
     if sketch is None or not len(embedded):
         return embedded
     found = {
-        f"{stream}_sketches": sketch.of(stream, getattr(embedded, stream))
+        f"{stream}_sketches": sketch.of(getattr(embedded, stream))
         for stream in STREAMS
         if getattr(embedded, stream) is not None
     }
@@ -125,9 +151,9 @@ def save_sketch(folder: Path, sketch: Sketch, identity: str, figures: dict) -> N
     """
     with folder_atomically(folder / FOLDER, replacing=True) as partial:
         content = io.BytesIO()
-        np.savez(content, **{name: sketch.arrays[name] for name in sorted(sketch.arrays)})
+        np.savez(content, **sketch.arrays)
         write_atomically(partial / MAPS, content.getvalue())
-        about = {"steps": sketch.steps, "dims": sketch.dims, "name": sketch.name}
+        about = {"steps": sketch.steps, "numbers": sketch.numbers, "name": sketch.name}
         write_document(partial / ABOUT, about | {"identity": identity, "figures": figures})
 
 
@@ -146,12 +172,22 @@ def load_sketch(folder: Path, identity: Callable[[], str]) -> Sketch | None:
     path = folder / FOLDER
     try:
         about = read_document(path / ABOUT, "what a sketch is", MEND)
-        with np.load(path / MAPS, allow_pickle=False) as stored:
-            sketch = Sketch(int(about["steps"]), {name: stored[name] for name in stored.files})
+        content = io.BytesIO(read_bytes(path / MAPS, "the maps of a sketch", MEND))
+        with np.load(content, allow_pickle=False) as stored:
+            parts = {name: stored[name] for name in stored.files}
+        sketch = Sketch(int(about["steps"]), **parts)
         name = sketch.name
     except InputError:
         raise
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+    except (
+        OSError,
+        ValueError,
+        TypeError,
+        KeyError,
+        EOFError,
+        zipfile.BadZipFile,
+        zlib.error,
+    ) as error:
         raise InputError(
             f"{path}: expected a sketch, it cannot be read ({error}); {MEND}"
         ) from None

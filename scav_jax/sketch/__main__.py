@@ -20,11 +20,10 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser = Parser(prog="scav sketch", description=__doc__)
     add = parser.add_argument
     add("--run", type=Path, required=True, help="the --workdir of a finished training")
-    add("--steps", type=int, default=24, help="cells of time (default 24)")
-    add("--dims", type=int, default=8, help="numbers a cell (default 8: 192 in all)")
+    add("--numbers", type=int, default=192, help="of a sketch (default 192)")
+    add("--steps", type=int, default=0, help="cells of time (default: those of sequences, to 64)")
     add("--clips", type=int, default=2048, help="of the training data, at most (default 2048)")
-    add("--rounds", type=int, default=600, help="steps of the optimizer (default 600)")
-    add("--seed", type=int, default=0, help="of the clips and batches (default 0)")
+    add("--seed", type=int, default=0, help="chooses the clips (default 0)")
     add("--json", action="store_true", help="for programs")
     return parser.parse_args(argv)
 
@@ -34,7 +33,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     from scav_jax.retrieval import sketching
     from scav_jax.retrieval.sketch import ABOUT, FOLDER
 
-    names = ("steps", "dims", "clips", "rounds", "seed")
+    names = ("numbers", "steps", "clips", "seed")
     fitting = sketching.Fitting(**{name: getattr(arguments, name) for name in names})
     sketch, figures = sketching.sketch_run(arguments.run, fitting)
     if arguments.json:

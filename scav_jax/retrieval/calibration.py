@@ -132,7 +132,7 @@ def _sharpness(
 
 def _holds(offsets: np.ndarray, curve: np.ndarray, moved: float, sharpness: float) -> bool:
     low, high = interval(offsets, sharpness * curve, best(offsets, curve))
-    return low <= moved <= high
+    return bool(low <= moved <= high)
 
 
 def write(folder: Path, calibration: Calibration) -> None:

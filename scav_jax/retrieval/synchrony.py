@@ -69,8 +69,8 @@ class Synchrony:
     Attributes:
       offset: seconds that the sound has to be moved by.
       low, high: its 95 % interval; NaN without a calibration.
-      sync: how far the curve dips at the offset, against other shifts of the same sound, in
-        deviations of the same number of strangers (pictures with sounds of other clips).
+      sync: by what share the distance falls at the offset, against other shifts of the same sound,
+        in deviations from what it does for strangers (pictures with sounds of other clips).
       match: how small the distance is there, against strangers', in their deviations.
       score: the mean of both. Strangers have 0 on average.
       chance: the share of strangers that score as well.
@@ -222,11 +222,14 @@ def best(offsets: Float[np.ndarray, " S"], curve: Float[np.ndarray, " S"]) -> fl
 
 
 def dip(offsets: Float[np.ndarray, " S"], curve: Float[np.ndarray, " S"]) -> float:
-    """How far the lowest point lies below other shifts, in their deviations."""
+    """By what share the lowest point lies below the mean of other shifts; 0 where there are none.
+
+    A share, because distances are larger where more happens.
+    """
     at = int(np.nanargmin(curve))
     others = curve[(np.abs(offsets - offsets[at]) > NEAR_S) & np.isfinite(curve)]
-    spread = float(np.std(others)) if len(others) > 2 else 0.0
-    return float((np.mean(others) - curve[at]) / spread) if spread > 0 else 0.0
+    level = float(np.mean(others)) if len(others) else 0.0
+    return 1.0 - float(curve[at]) / level if level > 0 else 0.0
 
 
 def interval(

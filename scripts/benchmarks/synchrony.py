@@ -2,8 +2,8 @@
 
     python scripts/benchmarks/synchrony.py --run RUN --data DATA [--quick] [--out FILE]
 
-The run is calibrated on DATA's validation split (nothing is written there). Then, of 150 clips
-of --split (25 with --quick), evenly spread:
+Calibrated as the run is, or where it is not (or with --anew) on DATA's validation split, which
+writes nothing. Then, of 150 clips of --split (25 with --quick), evenly spread:
 
 moved     the sound moved by -1 to 1 s, drawn for each clip: error of the offset, by the sequence
           distance and by the cosine of the embeddings (each less its constant error on validation),
@@ -29,8 +29,9 @@ from scav_jax.base.files import write_json
 from scav_jax.base.progress import progress_bar
 from scav_jax.features import store
 from scav_jax.retrieval.calibration import calibrate, strangers
+from scav_jax.retrieval.calibration import load as load_calibration
 from scav_jax.retrieval.model import load
-from scav_jax.retrieval.shifts import Track, shifted
+from scav_jax.retrieval.shifts import Shifted, Track, shifted
 from scav_jax.retrieval.synchrony import MOST_S, STEP_S, best, read, smoothed
 
 OFFSETS = -MOST_S + STEP_S * np.arange(round(2 * MOST_S / STEP_S) + 1)
@@ -74,12 +75,20 @@ def apart(visual: Track, audio: Track, seconds: float) -> tuple[Track, Track, fl
 class Compared:
     """A pair at all offsets, by distance and by cosine."""
 
-    def __init__(self, run, visual, audio, calibration, cosine_bias):
-        found = shifted(run, visual, [audio], OFFSETS + calibration.bias_s)
+    def __init__(self, pair, found, calibration, cosine_bias):
+        visual, audio = pair
         self.found = read(found, OFFSETS, visual, [audio], calibration)
-        if abs(cosine_bias - calibration.bias_s) > STEP_S / 2:
-            found = shifted(run, visual, [audio], OFFSETS + cosine_bias)
-        self.by_cosine = best(OFFSETS, -smoothed(found.cosines[0], STEP_S))
+        by_cosine = best(OFFSETS, -smoothed(found.cosines[0], STEP_S))
+        self.by_cosine = by_cosine + calibration.bias_s - cosine_bias
+
+
+def beside(found: Shifted, steps: int) -> Shifted:
+    """Of shifts from -2 to 2 s those around a sound that was moved by some steps.
+
+    A sound that is moved by s is at shift d what it was at d + s before.
+    """
+    first = len(OFFSETS) // 2 + steps
+    return Shifted(*(values[:, first : first + len(OFFSETS)] for values in found))
 
 
 def interval(values, random) -> dict:
@@ -90,7 +99,7 @@ def interval(values, random) -> dict:
 
 
 def cosine_bias(run, split) -> float:
-    clips = [split[int(number)] for number in spread(len(split), 100)]
+    clips = [split[int(number)] for number in spread(len(split), 50)]
     found = []
     for clip in clips:
         visual, audio = tracks(clip)
@@ -122,35 +131,54 @@ def errors(results, truths, random) -> dict:
     }
 
 
+def calibrated(model, options):
+    """What lies beside the run, or made now of the validation split."""
+    stored = None if options.anew else load_calibration(options.run, model.identity)
+    if stored is not None:
+        return stored
+    split = store.read(options.data, options.validation)
+    return calibrate(model.run, model.identity, split, most=options.reference, progress=True)
+
+
+def compared(run, clips, calibration, cosine_bias, random) -> tuple[dict, dict]:
+    """Every clip in all cases; by how much the sounds were moved in "moved" and "cut"."""
+    half = len(OFFSETS) // 2
+    far = STEP_S * np.arange(-2 * half, 2 * half + 1) + calibration.bias_s
+    near = OFFSETS + calibration.bias_s
+    steps = random.integers(-half, half + 1, len(clips))
+    small = random.choice([-1, 1], len(clips)) * round(SMALL_S / STEP_S)
+    others = strangers([clip.source for clip in clips])
+    cases: dict = {name: [] for name in ("moved", "cut", "small", "own", "strangers")}
+    cut = []
+    with progress_bar("compare", len(clips), "clip") as bar:
+        for number, clip in enumerate(clips):
+            pair = tracks(clip)
+            whole = shifted(run, pair[0], pair[1:], far)
+            *parts, truth = apart(*pair, steps[number] * STEP_S)
+            cut.append(truth)
+            stranger = pair[0], tracks(clips[others[number]])[1]
+            for name, of, found in (
+                ("moved", pair, beside(whole, steps[number])),
+                ("small", pair, beside(whole, small[number])),
+                ("own", pair, beside(whole, 0)),
+                ("cut", parts, shifted(run, parts[0], parts[1:], near)),
+                ("strangers", stranger, shifted(run, stranger[0], stranger[1:], near)),
+            ):
+                cases[name].append(Compared(of, found, calibration, cosine_bias))
+            bar.update()
+    return cases, {"moved": steps * STEP_S, "cut": np.array(cut), "small": small * STEP_S}
+
+
 def measure(options) -> dict:
     model = load(options.run)
     run, random = model.run, np.random.default_rng(0)
-    validation = store.read(options.data, options.validation)
-    calibration = calibrate(run, model.identity, validation, most=options.reference, progress=True)
+    calibration = calibrated(model, options)
     print(calibration.in_words(str(options.data)))
-    own_bias = cosine_bias(run, validation)
+    own_bias = cosine_bias(run, store.read(options.data, options.validation))
     split = store.read(options.data, options.split)
     clips = [split[int(number)] for number in spread(len(split), options.clips)]
-    truths = random.uniform(-MOST_S, MOST_S, len(clips))
-    sides = random.choice([-SMALL_S, SMALL_S], len(clips))
-    others = strangers([clip.source for clip in clips])
-    cases = {name: [] for name in ("moved", "cut", "small", "own", "strangers")}
-    cut_truths = []
-    with progress_bar("compare", len(clips), "clip") as bar:
-        for clip, truth, side, other in zip(clips, truths, sides, others, strict=True):
-            visual, audio = tracks(clip)
-
-            def compare(picture, sound):
-                return Compared(run, picture, sound, calibration, own_bias)
-
-            cases["moved"].append(compare(visual, moved(audio, truth)))
-            picture, sound, cut = apart(visual, audio, truth)
-            cut_truths.append(cut)
-            cases["cut"].append(compare(picture, sound))
-            cases["small"].append(compare(visual, moved(audio, side)))
-            cases["own"].append(compare(visual, audio))
-            cases["strangers"].append(compare(visual, tracks(clips[other])[1]))
-            bar.update()
+    cases, truths = compared(run, clips, calibration, own_bias, random)
+    sides = truths["small"]
     scores = {
         name: [[getattr(one.found, name) for one in cases[kind]] for kind in ("own", "strangers")]
         for name in ("score", "sync", "match")
@@ -169,8 +197,8 @@ def measure(options) -> dict:
         "split": options.split,
         "calibration": {"clips": calibration.clips, "bias_s": calibration.bias_s},
         "cosine_bias_s": own_bias,
-        "moved": errors(cases["moved"], truths, random),
-        "cut": errors(cases["cut"], cut_truths, random),
+        "moved": errors(cases["moved"], truths["moved"], random),
+        "cut": errors(cases["cut"], truths["cut"], random),
         "0.4 s": {
             "nearer_to_it": interval(nearer, random),
             "closer_there_than_at_0": interval([there < zero for there, zero in at_side], random),
@@ -202,6 +230,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--split", default="test")
     parser.add_argument("--validation", default="validation")
+    parser.add_argument("--anew", action="store_true", help="calibrate, whatever the run has")
     parser.add_argument("--quick", action="store_true", help="25 clips, 40 to calibrate on")
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()

@@ -412,13 +412,13 @@ def test_the_index_program_goes_on_where_it_was_killed(made, folder, tmp_path, m
     monkeypatch.setattr(index_program, "CLIPS_AT_ONCE", 2)
     embedded_ids = []
 
-    def until_killed(run, split, **options):
+    def until_killed(one, split, **options):
         if len(embedded_ids) == 4:
             raise KeyboardInterrupt
         embedded_ids.extend(split.ids)
-        return embed.embed(run, split, **options)
+        return embed.embed(one.run, split, **options)
 
-    monkeypatch.setattr(index_program, "embed", until_killed)
+    monkeypatch.setattr(model.Model, "embed_split", until_killed)
     with pytest.raises(KeyboardInterrupt):
         index_main.main(["build", str(tmp_path / "parts"), *given])
     assert len(open_index(tmp_path / "parts")) == 4

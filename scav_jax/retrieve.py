@@ -33,10 +33,10 @@ class Hit:
       source: its file.
       start, end: where it is in the file, in seconds.
       label: its class, or "".
-      score: a distance (smaller is closer), or for aggregation a cosine (larger is closer); in an
-        index with a bank, how many deviations the distance is above its mean (smaller is closer).
+      score: what ranks: the distance, or for aggregation a cosine (larger is closer); in an index
+        with a bank, how many deviations the distance is above its mean (smaller is closer).
       rank: from 1.
-      distance: where the score is relative to a bank, what it was made of.
+      distance: of the sequences, smaller is closer; None where they were not compared.
       dynamic, static: which part found it, where a model learned both apart: the distance of what
         changes over the clip, and the cosine of what does not.
     """

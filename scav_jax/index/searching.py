@@ -45,8 +45,8 @@ PAIRWISE_ROWS, PAIRWISE_QUERIES = 256, 32  # at a time
 class Found:
     """The nearest of each query: places in the index and scores, by query and rank.
 
-    With a static part, `static` is its cosine. `distance` is what the score was made of, where that
-    is relative to a bank.
+    With a static part, `static` is its cosine. `distance` is that of the sequences, where they were
+    compared; a score that is relative to a bank was made of it.
     """
 
     query: Int[np.ndarray, " p"]
@@ -137,11 +137,12 @@ def search(
 def _explained(found: Found, asking: Queries, snapshot: Snapshot) -> Found:
     """What was found, with what its scores were made of."""
     hubness, header = Hubness.of(snapshot, asking.asked), snapshot.header
+    distances = found.score
     if hubness is not None:
         distances = hubness.distances(found.score, found.segment, found.row)
         if header.one_grid:
             distances = replace(header, bank="").score_of(distances)
-        found = replace(found, distance=distances)
+    found = replace(found, distance=distances)
     if header.static_width:
         places = found.query, found.segment, found.row
         own = "embeddings", unit(asking.embeddings)

@@ -75,7 +75,7 @@ def test_scores_are_those_of_the_definition(tmp_path, direction):
         np.testing.assert_allclose([[h.distance for h in of] for of in hits], distances, rtol=1e-4)
     hits = index.search(asking, direction, 9, "exact", hubness="none")
     assert ids(hits) == [[f"clip{n}" for n in row] for row in plain]
-    assert hits[0][0].distance is None and index.report.measure == "distance"
+    assert hits[0][0].distance == hits[0][0].score and index.report.measure == "distance"
     cosines = index.search(asking, direction, 9, "aggregation")
     assert cosines == index.search(asking, direction, 9, "aggregation", hubness="none")
 

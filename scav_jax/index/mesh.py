@@ -42,7 +42,7 @@ def merged(found: Sequence[Found], snapshot: Snapshot, k: int, method: str) -> F
     ]
     similar = -1 if method == "aggregation" else 1
     *places, score = ranked(*columns[:3], similar * columns[3], snapshot, k)
-    return Found(*places, similar * score)
+    return Found(*places, similar * score, distance=None if method == "aggregation" else score)
 
 
 class OnMesh:
@@ -109,7 +109,8 @@ class OnMesh:
                     self._offer(grid, slice(begin, begin + rows), arrays, places, nearest)
         found = nearest.candidates()
         *places, squares = ranked(*found, scan.scores(*found), self.snapshot, k)
-        return Found(*places, self.snapshot.header.score_of(squares))
+        distances = self.snapshot.header.score_of(squares)
+        return Found(*places, distances, distance=distances)
 
     def _offer(
         self, grid: QueriesOnGrid, part: slice, arrays, places, nearest: NearestSoFar

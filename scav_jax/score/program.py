@@ -164,12 +164,12 @@ def table(results: Sequence[Scored]) -> str:
     head = (
         f"{'offset':>9} {'95 % interval':>18} {'score':>6} {'sync':>6} {'match':>6} {'chance':>7}"
     )
-    lines = [f"{head}  {'':<12}  file"]
+    lines = [f"{head}  {'':<13}  file"]
     for one in results:
         found = one.found
         between = f"{found.low:+.2f} to {found.high:+.2f} s"
         scores = f"{found.score:6.2f} {found.sync:6.2f} {found.match:6.2f} {found.chance:7.3f}"
-        told = f"{found.offset:+7.2f} s {between:>18} {scores}  {verdict(found):<12}"
+        told = f"{found.offset:+7.2f} s {between:>18} {scores}  {verdict(found):<13}"
         lines.append(f"{told}  {one.pair.name}")
     return "\n".join(lines)
 

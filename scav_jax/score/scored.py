@@ -16,6 +16,7 @@ from scav_jax.retrieval.model import Model
 from scav_jax.retrieval.shifts import Track, clip_at
 from scav_jax.retrieval.synchrony import Calibration, Synchrony
 
+WIDE_S = 1.0  # an interval that says nothing of the place
 LIKELY = 0.05  # of strangers that score as well: above, nothing was found
 
 
@@ -50,6 +51,8 @@ def verdict(found: Synchrony) -> str:
     """What a row says, in a word or two."""
     if found.chance > LIKELY:
         return "no fit found"
+    if found.high - found.low > WIDE_S:
+        return "place unclear"
     return "in place" if found.low <= 0 <= found.high else "move it"
 
 

@@ -81,8 +81,12 @@ def test_what_is_no_exported_index_is_one_line(tmp_path):
             program.main(["import", str(tmp_path / "back"), str(tmp_path / name)])
     parquet.write_table(table.drop_columns(["audio"]), tmp_path / "less.parquet")
     parquet.write_table(table.replace_schema_metadata({}), tmp_path / "bare.parquet")
+    rows = table.to_pylist()
+    rows[1]["visual_embedding"] = None
+    without = table.from_pylist(rows, schema=table.schema)
+    parquet.write_table(without, tmp_path / "without.parquet")
     np.savez(tmp_path / "less.npz", header="{}")
-    for name in ("less.parquet", "bare.parquet", "less.npz"):
+    for name in ("less.parquet", "bare.parquet", "without.parquet", "less.npz"):
         with pytest.raises(InputError, match="export the index again"):
             program.main(["import", str(tmp_path / "back"), str(tmp_path / name)])
         assert not (tmp_path / "back").exists()

@@ -166,6 +166,8 @@ def import_index(file: Path, path: Path) -> Index:
     try:
         header, parts = read(file)
         about = json.loads(header)
+        if not isinstance(about, dict):
+            raise ValueError("its header is no object")
         if about["format_version"] != FORMAT_VERSION:
             got = about["format_version"]
             raise InputError(f"{file}: expected format version {FORMAT_VERSION}, got {got}; {MEND}")
@@ -176,7 +178,9 @@ def import_index(file: Path, path: Path) -> Index:
             root=about["root"],
             sketch=about["sketch"],
         )
-    except (KeyError, ValueError, TypeError, zipfile.BadZipFile, RecursionError) as error:
+    except InputError:
+        raise
+    except (KeyError, ValueError, zipfile.BadZipFile, RecursionError) as error:
         raise InputError(_words(file, error)) from None
     try:
         if about["root"] is not None or about["clip_seconds"] is not None:
@@ -187,7 +191,7 @@ def import_index(file: Path, path: Path) -> Index:
     except BaseException as error:
         shutil.rmtree(path, ignore_errors=True)  # half an index would be taken for a whole one
         ours = isinstance(error, InputError)
-        if isinstance(error, KeyError | ValueError | TypeError) and not ours:
+        if isinstance(error, KeyError | ValueError) and not ours:
             raise InputError(_words(file, error)) from None
         raise
     return index
@@ -249,7 +253,18 @@ def _streams(clip: dict) -> tuple[str, ...]:
     return tuple(name for name in STREAMS if clip[name] is not None)
 
 
+def _check(clip: dict, sketch: str) -> None:
+    """Raises `ValueError` for a clip that lacks what it has to have."""
+    parts = ("steps", "embedding", "sketch") if sketch else ("steps", "embedding")
+    wanted = [*ABOUT, *(f"{name}_{part}" for name in _streams(clip) for part in parts)]
+    absent = [name for name in wanted if clip[name] is None]
+    if absent:
+        raise ValueError(f"clip {clip['id']!r} has no {absent[0]}")
+
+
 def _embedded(clips: list[dict], about: dict) -> Embedded:
+    for clip in clips:
+        _check(clip, about["sketch"])
     found: dict = {}
     for name in _streams(clips[0]):
         steps = np.array([clip[f"{name}_steps"] for clip in clips], np.int32)

@@ -32,7 +32,6 @@ programs
     evaluate       the paper's tables on any data set: `python -m scav_jax.evaluate`
     probe          what features tell beside retrieval: `python -m scav_jax.probe`
     search         a file in, ranked clips out: `python -m scav_jax.search`
-    sketch         a first stage of search that knows time: `python -m scav_jax.sketch`
     score          how well a sound fits a picture, and where: `python -m scav_jax.score`
     export         a trained model as files: `python -m scav_jax.export`; released weights too
     inspect        what is in a data set or a folder of videos: `python -m scav_jax.inspect`

@@ -16,7 +16,7 @@ from jaxtyping import Array, Float, Int
 
 from scav_jax.base.errors import InputError
 from scav_jax.base.progress import progress_bar
-from scav_jax.distances import pairwise
+from scav_jax.distances import find, pairwise
 from scav_jax.sequences import AudioVisual, Sequences, unit
 
 DIRECTIONS = ("a2v", "v2a")
@@ -119,6 +119,19 @@ def sequence_distances(
                 bar.update(max(0, done - bar.n))
         bar.update(pairs - bar.n)
     return distances
+
+
+def own_distances(
+    visual: Sequences, audio: Sequences, name: str, options: dict
+) -> Float[Array, " K"]:
+    """The distance of each clip's own pair; to be traced.
+
+    Args:
+      visual, audio: of K clips.
+      name: the distance.
+      options: its options.
+    """
+    return jax.vmap(functools.partial(find(name, options).pair, **options))(visual, audio)
 
 
 @functools.cache

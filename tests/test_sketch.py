@@ -17,12 +17,12 @@ from scav_jax.export import writing
 from scav_jax.features import store
 from scav_jax.index import __main__ as index_program
 from scav_jax.index import create, open_index
+from scav_jax.index.first_stage import __main__ as program
 from scav_jax.retrieval import model as retrieval_model
 from scav_jax.retrieval import sketching
 from scav_jax.retrieval.sketch import Sketch, load_sketch, on_grid, save_sketch, sketched
 from scav_jax.retrieve import aggregation_similarities
 from scav_jax.sequences import Sequences
-from scav_jax.sketch import __main__ as program
 
 
 def sketch_of(width=12, steps=4, seed=0) -> Sketch:

@@ -32,7 +32,11 @@ PROGRAMS = {  # in the order of the work
     "doctor": "what this machine has, and what is wrong with it, for a report of a fault",
 }
 # Where a program's module has another name.
-LIES_IN = {"weights": "export.weights", "doctor": "inspect.doctor"}
+LIES_IN = {
+    "sketch": "index.first_stage",
+    "weights": "export.weights",
+    "doctor": "inspect.doctor",
+}
 USAGE = """\
 --config NAME_OR_FILE[:VARIANT], for example demo, vggsound:v100_4096 or mine.py. Any key of it can
 be set with --config.SECTION.KEY=VALUE, for example --config.train.steps=100; `--config FILE --help`

@@ -12,14 +12,19 @@ import json
 import math
 import os
 import stat
+import zipfile
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from reprlib import repr as short  # of what may be as long as the file
-from typing import IO, Any
+from typing import IO, TYPE_CHECKING, Any
 
 from scav_jax.base.errors import InputError
 from scav_jax.base.files import write_json
+
+if TYPE_CHECKING:
+    import numpy as np
 
 # Python makes at most 32 bytes of a byte of JSON (`[[],[],...`), so 128 MiB of this.
 MOST_JSON_BYTES = 2**22
@@ -58,15 +63,46 @@ def regular_file(path: str | Path, what: str, mend: str) -> Iterator[IO[bytes]]:
     raise InputError(f"{path}: expected {what}, got {kind}; {mend}")
 
 
-def read_bytes(path: str | Path, what: str, mend: str, most: int = MOST_TEXT_BYTES) -> bytes:
-    """The bytes of a file, at most `most`; raises as `regular_file` does."""
+@contextmanager
+def sized_file(path: str | Path, what: str, mend: str, most: int | None) -> Iterator[IO[bytes]]:
+    """`regular_file`, of at most `most` bytes; None is any size."""
     with regular_file(path, what, mend) as file:
         size = os.fstat(file.fileno()).st_size
-        if size > most:
+        if most is not None and size > most:
             raise InputError(
                 f"{path}: expected {what} of at most {most:,} bytes, got {size:,}; {mend}"
             )
+        yield file
+
+
+def read_bytes(path: str | Path, what: str, mend: str, most: int = MOST_TEXT_BYTES) -> bytes:
+    """The bytes of a file, at most `most`; raises as `regular_file` does."""
+    with sized_file(path, what, mend, most) as file:
         return file.read(most)
+
+
+def read_arrays(
+    path: str | Path, what: str, mend: str, most: int | None = None
+) -> dict[str, "np.ndarray"]:
+    """The arrays of an npz, by name; raises as `regular_file` does."""
+    with sized_file(path, what, mend, most) as file:
+        try:
+            return arrays_in(file)
+        except ValueError as error:
+            raise InputError(f"{path}: expected {what} ({error}); {mend}") from None
+
+
+def arrays_in(file: IO[bytes]) -> dict[str, "np.ndarray"]:
+    """The arrays of an npz, by name; nothing in it is executed. `ValueError` where it is none."""
+    import numpy as np
+
+    try:
+        stored = np.load(file, allow_pickle=False)
+        if isinstance(stored, np.ndarray):
+            raise ValueError("a single array")
+        return {name: stored[name] for name in stored.files}
+    except (OSError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+        raise ValueError(str(error)) from None
 
 
 def read_text(path: str | Path, what: str, mend: str, most: int = MOST_TEXT_BYTES) -> str:

@@ -16,8 +16,6 @@ onto each other otherwise than from first to last step: visual_embeddings, audio
 
 import io
 import json
-import zipfile
-import zlib
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +24,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from scav_jax.base.documents import read_arrays
 from scav_jax.base.errors import InputError
 from scav_jax.base.files import write_atomically
 from scav_jax.features.store import Split
@@ -77,12 +76,9 @@ def load(path: Path) -> EmbeddingsFile:
       InputError: no such file, arrays that are missing, of unequal length or not finite.
     """
     try:
-        with np.load(path, allow_pickle=False) as stored:
-            found = {name: stored[name] for name in stored.files}
+        found = read_arrays(path, "an npz of plain arrays", "write it again")
     except FileNotFoundError:
         raise InputError(f"--embeddings: expected a file, there is no {path}") from None
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
-        raise InputError(f"{path}: expected an npz of plain arrays ({error})") from None
     missing = [name for name in NEEDED if name not in found]
     if missing:
         raise InputError(

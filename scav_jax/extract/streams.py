@@ -264,7 +264,11 @@ def stream_seconds(path: Path, kind: str) -> float | None:
 
 def film_seconds(path: Path) -> float | None:
     """The length of a film, which is its picture's; of a file of sound alone, the sound's."""
-    return stream_seconds(path, "video" if "video" in stream_kinds(path) else "audio")
+    with decoder_errors(path):
+        film = film_of(path)
+        kind = "video" if "video" in film.indexes else "audio"
+        with contextlib.closing(Stream(path, kind, film)) as stream:
+            return stream.measured_end()
 
 
 def packet_times(path: Path, kind: str) -> list[float]:

@@ -17,6 +17,8 @@ pruned      exact search and second stage: what bounds rule out is not compared
 searching   one search: its method, cosines of embeddings, any distance
 mesh        a search over devices, or over parts
 store       an index: create, open, add, delete, compact, search
+transfer    an index as one file that other tools read, and back
+first_stage  the program `scav sketch`: what candidates are chosen by
 """
 
 import importlib

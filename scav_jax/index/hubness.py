@@ -15,15 +15,13 @@ turns bounds on distances into bounds on scores and back.
 
 import hashlib
 import io
-import zipfile
-import zlib
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from jaxtyping import Float, Int
 
-from scav_jax.base.documents import read_bytes
+from scav_jax.base.documents import read_arrays
 from scav_jax.base.errors import InputError
 from scav_jax.base.files import write_atomically
 from scav_jax.index.catalog import BANK, MEND, Header
@@ -146,15 +144,11 @@ def read_bank(index: Path, header: Header) -> Embedded:
     Raises:
       InputError: the file is missing, or is not the one that its clips were compared with.
     """
-    path = index / BANK
+    path, what = index / BANK, "the bank of an index"
     try:
-        content = io.BytesIO(read_bytes(path, "the bank of an index", MEND, MOST_BYTES))
-        with np.load(content, allow_pickle=False) as stored:
-            bank = _embedded({name: stored[name] for name in stored.files})
-    except InputError:
-        raise
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
-        raise InputError(f"{path}: expected the bank of an index ({error}); {MEND}") from None
+        bank = _embedded(read_arrays(path, what, MEND, MOST_BYTES))
+    except (OSError, KeyError) as error:
+        raise InputError(f"{path}: expected {what} ({error}); {MEND}") from None
     if digest(bank) != header.bank:
         raise InputError(f"{path}: expected the bank {header.bank}, got {digest(bank)}; {MEND}")
     return bank

@@ -363,8 +363,7 @@ def _stored(segment: Segment, asked: str, rows: Int[np.ndarray, " r"], steps: in
     lengths[: len(rows)] = stream.rows["steps"][rows]
     values = np.zeros((PAIRWISE_ROWS, steps, width), np.float32)
     for place, (row, length) in enumerate(zip(rows.tolist(), lengths.tolist(), strict=False)):
-        stored = widen(stream.read("values", slice(row, row + 1))[0]) * stream.rows["scale"][row]
-        values[place, :length] = stored.reshape(length, width) + segment.encoding.centre
+        values[place, :length] = segment.sequence(asked, row)
     values[len(rows) :] = values[len(rows) - 1]
     return _whole(values, lengths)
 

@@ -340,6 +340,13 @@ class Segment:
     def __len__(self) -> int:
         return len(self.keys)
 
+    def sequence(self, name: str, row: int) -> Float[np.ndarray, "T C"]:
+        """The stored sequence of one stream of a row, float32."""
+        stream = self.streams[name]
+        values = widen(stream.read("values", slice(row, row + 1))[0]) * stream.rows["scale"][row]
+        values = values.reshape(-1, self.width) + self.encoding.centre
+        return values.astype(np.float32, copy=False)
+
     def _read_about(self, header: Header) -> dict:
         """segment.json; `InputError` where it is damaged, or of an index of another kind."""
         about = read_document(self.folder / "segment.json", "what a segment holds", MEND)

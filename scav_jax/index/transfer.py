@@ -20,6 +20,7 @@ import numpy as np
 
 from scav_jax.base.errors import InputError
 from scav_jax.base.progress import progress_bar
+from scav_jax.index.catalog import ABOUT, Header
 from scav_jax.index.products import widen
 from scav_jax.index.segments import Segment
 from scav_jax.index.store import Index, create
@@ -29,7 +30,6 @@ from scav_jax.sequences import STREAMS, Sequences
 CLIPS_AT_ONCE = 512
 FORMAT_VERSION = 1
 HEADER = b"scav_index"
-ABOUT = ("id", "source", "start", "end", "label")
 KEPT = ("identity", "distance", "options", "sketch", "root", "clip_seconds")
 MEND = "export the index again"
 
@@ -97,10 +97,8 @@ def _stored(segment: Segment, row: int) -> dict:
             found |= {f"{name}_steps": None, name: None, f"{name}_embedding": None}
             found[f"{name}_sketch"] = None
             continue
-        one, steps = slice(row, row + 1), int(stream.rows["steps"][row])
-        values = widen(stream.read("values", one)[0]) * stream.rows["scale"][row]
-        values = values.reshape(steps, segment.width) + segment.encoding.centre
-        found |= {f"{name}_steps": steps, name: values.astype(np.float32)}
+        one, values = slice(row, row + 1), segment.sequence(name, row)
+        found |= {f"{name}_steps": len(values), name: values}
         found[f"{name}_embedding"] = widen(stream.read("embeddings", one)[0])
         has_sketch = stream.has("sketches")
         found[f"{name}_sketch"] = widen(stream.read("sketches", one)[0]) if has_sketch else None
@@ -187,7 +185,7 @@ def import_index(file: Path, path: Path) -> Index:
             index.declare(about["root"], about["clip_seconds"])
         for clips in parts:
             for alike in _alike(clips):
-                index.add(_embedded(alike, about))
+                index.add(_embedded(alike, about, index.header))
     except BaseException as error:
         shutil.rmtree(path, ignore_errors=True)  # half an index would be taken for a whole one
         ours = isinstance(error, InputError)
@@ -262,7 +260,7 @@ def _check(clip: dict, sketch: str) -> None:
         raise ValueError(f"clip {clip['id']!r} has no {absent[0]}")
 
 
-def _embedded(clips: list[dict], about: dict) -> Embedded:
+def _embedded(clips: list[dict], about: dict, header: Header) -> Embedded:
     for clip in clips:
         _check(clip, about["sketch"])
     found: dict = {}
@@ -285,14 +283,10 @@ def _embedded(clips: list[dict], about: dict) -> Embedded:
             found.setdefault(field, None)
     return Embedded(
         ids=[clip["id"] for clip in clips],
-        sources=[_source(clip["source"], about["root"]) for clip in clips],
+        sources=[header.full_source(clip["source"]) for clip in clips],
         starts=np.array([clip["start"] for clip in clips]),
         ends=np.array([clip["end"] for clip in clips]),
         labels=[clip["label"] for clip in clips],
         sketched_by=about["sketch"],
         **found,
     )
-
-
-def _source(source: str, root: str | None) -> str:
-    return source if root is None else str(Path(root) / source)

@@ -14,6 +14,7 @@ from jaxtyping import Float
 from scav_jax.base.documents import read_document, write_document
 from scav_jax.base.errors import InputError
 from scav_jax.base.progress import progress_bar
+from scav_jax.features import store
 from scav_jax.features.clip import used_span
 from scav_jax.features.store import Split
 from scav_jax.retrieval.embed import check_features
@@ -33,6 +34,11 @@ from scav_jax.training.runs import Run
 FILE, FORMAT = "synchrony.json", 1
 FEWEST, MOST = 20, 300  # reference clips: refused below, taken at most
 MEND = "calibrate again: scav score --calibrate --model RUN"
+
+
+def of_data(run: Run, identity: str, data: Path, split: str) -> Calibration:
+    """`calibrate` on a split of a data set, with a bar."""
+    return calibrate(run, identity, store.read(data, split), progress=True)
 
 
 def calibrate(

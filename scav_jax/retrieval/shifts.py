@@ -17,12 +17,12 @@ import numpy as np
 from jaxtyping import Array, Float, Num, PyTree
 
 from scav_jax.base.errors import InputError
-from scav_jax.distances import find
 from scav_jax.encoders import Towers
 from scav_jax.features.batches import Padding, stack
-from scav_jax.features.clip import Clip, all_finite, shared_span, trim, used_span
+from scav_jax.features.clip import Clip, all_finite, shared_span, trim
 from scav_jax.objectives import Objective
 from scav_jax.retrieval.embed import encode, filled, padded_steps
+from scav_jax.retrieve import own_distances
 from scav_jax.sequences import STREAMS, Batch
 from scav_jax.training.runs import Run
 
@@ -72,20 +72,27 @@ def shifted(
     distances, cosines, seconds = np.full(shape, np.nan), np.full(shape, np.nan), np.zeros(shape)
     places, clips = [], []
     for window, shift in np.ndindex(shape):
-        clip = clip_at(visual, audio[window], float(shifts[shift]))
-        if clip is not None:
+        cut = cut_at(visual, audio[window], float(shifts[shift]))
+        if cut is not None:
             places.append((window, shift))
-            clips.append(clip)
-            begin, end = used_span(clip)
-            seconds[window, shift] = end - begin
+            clips.append(cut.clip)
+            seconds[window, shift] = cut.end - cut.begin
     if clips:
         at = tuple(np.transpose(places))
         distances[at], cosines[at] = _compared(run, clips)
     return Shifted(distances, cosines, seconds)
 
 
-def clip_at(visual: Track, audio: Track, shift: float) -> Clip | None:
-    """The clip that a shift makes, in the picture's seconds.
+class Cut(NamedTuple):
+    """The clip that a shift makes, and what both streams of it share, in the picture's seconds."""
+
+    clip: Clip
+    begin: float
+    end: float
+
+
+def cut_at(visual: Track, audio: Track, shift: float) -> Cut | None:
+    """The clip that a shift makes.
 
     None where picture and sound share too little, or features are missing.
     """
@@ -96,7 +103,7 @@ def clip_at(visual: Track, audio: Track, shift: float) -> Clip | None:
         return None
     clip = Clip("shifted", visual.values, visual.span, audio.values, moved, "", 0.0, 0.0)
     picture, _, sound, _ = trim(clip)
-    return clip if all_finite(picture) and all_finite(sound) else None
+    return Cut(clip, begin, end) if all_finite(picture) and all_finite(sound) else None
 
 
 def _compared(run: Run, clips: list[Clip]) -> Float[np.ndarray, "2 K"]:
@@ -131,6 +138,6 @@ def _compare(
     name, options = distance
     found = encode(encoders, objective, STREAMS, params, batch)
     (visual, seen), (audio, heard) = (found[stream] for stream in STREAMS)
-    distances = jax.vmap(partial(find(name, dict(options)).pair, **dict(options)))(visual, audio)
+    distances = own_distances(visual, audio, name, dict(options))
     norms = jnp.linalg.norm(seen, axis=-1) * jnp.linalg.norm(heard, axis=-1)
     return distances, jnp.sum(seen * heard, axis=-1) / norms

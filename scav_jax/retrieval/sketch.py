@@ -17,8 +17,6 @@ and without touching it, and lies in
 import functools
 import hashlib
 import io
-import zipfile
-import zlib
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -26,19 +24,22 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Float, Int
 
-from scav_jax.base.documents import read_bytes, read_document, write_document
+from scav_jax.base.documents import (
+    MOST_TEXT_BYTES,
+    arrays_in,
+    read_document,
+    sized_file,
+    write_document,
+)
 from scav_jax.base.errors import InputError
 from scav_jax.base.files import folder_atomically, write_atomically
 from scav_jax.retrieval.embed import Embedded
 from scav_jax.sequences import STREAMS, Sequences
 
 FOLDER, MAPS, ABOUT = "sketch", "maps.npz", "sketch.json"
+ARRAYS = ("mean", "directions", "chosen")
 MEND = "delete that folder and run `scav sketch` again"
 CLIPS_AT_ONCE = 256
-UNREADABLE = (
-    *(OSError, ValueError, TypeError, KeyError, EOFError),
-    *(zipfile.BadZipFile, zlib.error),
-)
 TOUCH = 1e-6  # of a step: what a cell reads at least of the step at its middle
 
 
@@ -172,22 +173,13 @@ def load_sketch(folder: Path, identity: Callable[[], str]) -> Sketch | None:
     path = folder / FOLDER
     try:
         about = read_document(path / ABOUT, "what a sketch is", MEND)
-        content = io.BytesIO(read_bytes(path / MAPS, "the maps of a sketch", MEND))
-        with np.load(content, allow_pickle=False) as stored:
-            parts = {name: stored[name] for name in stored.files}
-        sketch = Sketch(int(about["steps"]), **parts)
+        with sized_file(path / MAPS, "the maps of a sketch", MEND, MOST_TEXT_BYTES) as file:
+            parts = arrays_in(file)
+        sketch = Sketch(int(about["steps"]), *(parts[name] for name in ARRAYS))
         name = sketch.name
     except InputError:
         raise
-    except (
-        OSError,
-        ValueError,
-        TypeError,
-        KeyError,
-        EOFError,
-        zipfile.BadZipFile,
-        zlib.error,
-    ) as error:
+    except (OSError, ValueError, KeyError) as error:
         raise InputError(
             f"{path}: expected a sketch, it cannot be read ({error}); {MEND}"
         ) from None

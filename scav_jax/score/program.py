@@ -12,7 +12,6 @@ from scav_jax.base.errors import InputError
 from scav_jax.base.files import write_atomically, write_json
 from scav_jax.base.names import shown
 from scav_jax.base.progress import progress_bar
-from scav_jax.features import store
 from scav_jax.retrieval import calibration
 from scav_jax.retrieval.files import requests_for
 from scav_jax.retrieval.model import Model, load_as_asked
@@ -66,10 +65,10 @@ def calibration_of(model: Model, arguments: argparse.Namespace) -> Calibration:
             f"{folder}: expected a calibrated model, and the data that it was trained on are not "
             f"at {path}; give --calibrate --data DATA --split SPLIT, of clips new to it"
         )
-    split = store.read(path, arguments.split or data["validation_split"])
-    made = calibration.calibrate(model.run, model.identity, split, progress=True)
+    split = arguments.split or data["validation_split"]
+    made = calibration.of_data(model.run, model.identity, path, split)
     calibration.write(folder, made)
-    print(made.in_words(f"{split.data} ({split.split})"), file=sys.stderr)
+    print(made.in_words(f"{path} ({split})"), file=sys.stderr)
     return made
 
 

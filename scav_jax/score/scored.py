@@ -8,12 +8,11 @@ from pathlib import Path
 import numpy as np
 
 from scav_jax.base.names import shown
-from scav_jax.features.clip import used_span
 from scav_jax.report import match
 from scav_jax.report.match import Curve
 from scav_jax.retrieval.embed import embed_clips
 from scav_jax.retrieval.model import Model
-from scav_jax.retrieval.shifts import Track, clip_at
+from scav_jax.retrieval.shifts import Track, cut_at
 from scav_jax.retrieval.synchrony import Calibration, Synchrony
 
 WIDE_S = 1.0  # an interval that says nothing of the place
@@ -58,17 +57,17 @@ def verdict(found: Synchrony) -> str:
 
 def over_time(model: Model, visual: Track, audio: Sequence[Track], shift: float) -> Curve:
     """The distance at each step of the sound, in the picture's time; mean where windows overlap."""
-    made = (clip_at(visual, track, shift) for track in audio)
-    clips = [clip for clip in made if clip is not None]
+    made = (cut_at(visual, track, shift) for track in audio)
+    cuts = [cut for cut in made if cut is not None]
+    clips = [cut.clip for cut in cuts]
     places, values = [np.zeros(0, int)], [np.zeros(0)]
     latents = embed_clips(model.run, clips, batch_size=model.batch_size).latents if clips else None
-    for number, clip in enumerate(clips):
-        begin, end = used_span(clip)
-        steps = {"visual_seconds": end - begin, "audio_step_s": model.audio_step_s}
+    for number, cut in enumerate(cuts):
+        steps = {"visual_seconds": cut.end - cut.begin, "audio_step_s": model.audio_step_s}
         curve = match.match_curve(
             *model.distance, *(match.one(part, number) for part in latents), **steps
         )
-        places.append(np.maximum((begin + curve.times) / model.audio_step_s, 0).astype(int))
+        places.append(np.maximum((cut.begin + curve.times) / model.audio_step_s, 0).astype(int))
         values.append(curve.values)
     at, value = np.concatenate(places), np.concatenate(values)
     counts, sums = np.bincount(at), np.bincount(at, value)

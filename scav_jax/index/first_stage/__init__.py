@@ -1,0 +1,1 @@
+"""`scav sketch`: what an index chooses candidates by, learned for a run."""

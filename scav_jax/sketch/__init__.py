@@ -1,1 +1,0 @@
-"""A first stage of search that knows time, of a finished run: `scav sketch --run RUN`."""

@@ -122,7 +122,8 @@ def write_segment(
         for name, array in small.items():
             content = io.BytesIO()  # NumPy does not say why a file took fewer bytes
             np.save(content, array)
-            (folder / name).write_bytes(content.getbuffer())
+            # Not a view of it: Python 3.12.0 and 3.12.1 crash where a full disk leaves one behind.
+            (folder / name).write_bytes(content.getvalue())
         sums = {name: zlib.crc32((folder / name).read_bytes()) for name in small}
         about = {
             "rows": len(clips["keys"]),

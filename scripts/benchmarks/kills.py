@@ -13,7 +13,6 @@ kill, and DATA has two splits, the second of which is added.
 """
 
 import argparse
-import contextlib
 import hashlib
 import json
 import os
@@ -43,7 +42,8 @@ class Task:
       name: of the command.
       words: the command, for a folder to work in.
       begin: makes what is there before it, in an empty folder.
-      begun: a path in that folder that changes when the work begins; None counts from the start.
+      begun: a file in that folder that the work makes when it begins, and that may go before it;
+        None counts from the start.
       content: what the command has made, to be compared.
       done: how much of it is there after a kill; raises where what is there is broken.
     """
@@ -70,13 +70,16 @@ def finish(process: subprocess.Popen, log: Path) -> None:
         sys.exit(f"the command ended with exit code {process.returncode}:\n{log.read_text()}")
 
 
-def wait_for_work(process: subprocess.Popen, path: Path | None, since: float) -> None:
-    """Returns when a path was changed after a moment, or the process has ended."""
-    while path is not None and process.poll() is None:
-        with contextlib.suppress(FileNotFoundError):
-            if path.stat().st_mtime >= since:
-                return
+def started_on(task: Task, folder: Path, log: Path) -> subprocess.Popen:
+    """Starts a task and returns when its work has begun, or it has ended."""
+    begun = task.begun and folder / task.begun
+    if begun:
+        # A run that was killed leaves it behind; the work of this one begins when it is there anew.
+        begun.unlink(missing_ok=True)
+    process = start(task.words(folder), log)
+    while begun and process.poll() is None and not begun.exists():
         time.sleep(0.002)
+    return process
 
 
 def ends_within(process: subprocess.Popen, seconds: float) -> bool:
@@ -94,9 +97,8 @@ def undisturbed(task: Task, folder: Path) -> float:
     """Runs a task once in a folder; how long it worked, in seconds."""
     folder.mkdir()
     task.begin(folder)
-    since, log = time.time(), folder.with_suffix(".log")
-    process = start(task.words(folder), log)
-    wait_for_work(process, task.begun and folder / task.begun, since)
+    log = folder.with_suffix(".log")
+    process = started_on(task, folder, log)
     begin = time.perf_counter()
     finish(process, log)
     return time.perf_counter() - begin
@@ -110,9 +112,7 @@ def killed(task: Task, folder: Path, kills: int, seconds: float, chance) -> list
     task.begin(folder)
     before = task.done(folder)
     while len(rows) < kills:
-        since = time.time()
-        process = start(task.words(folder), log)
-        wait_for_work(process, task.begun and folder / task.begun, since)
+        process = started_on(task, folder, log)
         moment = chance.uniform(0.0, seconds)
         if ends_within(process, moment):
             finish(process, log)

@@ -584,8 +584,23 @@ def test_a_table_of_another_moment_is_named(tmp_path):
     index.delete(["clip1"])
     index.compact()
     put(tmp_path / "rows.lance", tmp_path / "i" / "rows.lance")
-    with pytest.raises(InputError, match=r"segment.json: expected a file .*another moment"):
+    with pytest.raises(InputError, match=r"rows.lance: expected version \d+ of the rows"):
         open_index(tmp_path / "i")
+
+
+@pytest.mark.parametrize("change", ["add", "delete"])
+def test_a_table_whose_newest_version_is_gone_is_named(tmp_path, change):
+    """LanceDB goes back to the version before: an index without the clips, or with them again."""
+    index = made(tmp_path / "i", 3)
+    index.add(embedded(2, seed=1, prefix="late")) if change == "add" else index.delete(["clip1"])
+    count = len(index)
+    newest = min((tmp_path / "i" / "rows.lance" / "_versions").iterdir())  # names count down
+    content = newest.read_bytes()
+    newest.unlink()
+    with pytest.raises(InputError, match=r"rows.lance: expected version \d+ of the rows"):
+        open_index(tmp_path / "i")
+    newest.write_bytes(content)
+    assert open_index(tmp_path / "i").verify() == count
 
 
 def test_what_is_told_of_clips_is_verified(tmp_path):
@@ -599,7 +614,7 @@ def test_what_is_told_of_clips_is_verified(tmp_path):
     assert open_index(tmp_path / "other").verify() == 5
 
 
-@pytest.mark.parametrize("text", ["", "[]", "{}", "3", '{"format_version": 5}', "[" * 9999])
+@pytest.mark.parametrize("text", ["", "[]", "{}", "3", '{"format_version": 6}', "[" * 9999])
 def test_a_damaged_header_is_one_line(tmp_path, text):
     made(tmp_path / "i", 1)
     (tmp_path / "i" / "index.json").write_text(text)
@@ -641,8 +656,8 @@ def test_another_format_is_refused(tmp_path):
     header = tmp_path / "i" / "index.json"
     text = header.read_text()
     for other in (4, 7):
-        header.write_text(text.replace('"format_version": 5', f'"format_version": {other}'))
-        with pytest.raises(InputError, match=f"format 5, got {other}; build it again"):
+        header.write_text(text.replace('"format_version": 6', f'"format_version": {other}'))
+        with pytest.raises(InputError, match=f"format 6, got {other}; build it again"):
             open_index(tmp_path / "i")
 
 

@@ -4,6 +4,7 @@ INDEX/
    index.json           the header: format version, the model's identity, distance, storage, width,
                         the root of its videos and how they are cut
    rows.lance           a LanceDB table with a row for each clip
+   rows.json            the version of that table that was written last
    segments/00000000/   sequences and what is computed from them, appended and never changed
    bank.npz             what scores are relative to, where there is that, see `hubness`
    lock                 held by the one writer
@@ -32,7 +33,7 @@ import numpy as np
 from jaxtyping import Float, Int, UInt32
 
 from scav_jax.base.conditions import NUMBER, TEXT, as_sql
-from scav_jax.base.documents import read_object, unsealed, write_document
+from scav_jax.base.documents import read_document, read_object, unsealed, write_document
 from scav_jax.base.errors import OUR_FAULTS, InputError, check_one_of
 from scav_jax.base.files import full_disk_is_an_oserror
 from scav_jax.base.locks import only_one
@@ -42,8 +43,8 @@ from scav_jax.distances.static import SUFFIX
 from scav_jax.sequences import DIRECTIONS as RESAMPLINGS
 from scav_jax.sequences import STREAMS
 
-FORMAT_VERSION = 5
-HEADER, SEGMENTS, TABLE = "index.json", "segments", "rows"
+FORMAT_VERSION = 6
+HEADER, SEGMENTS, TABLE, COMMITTED = "index.json", "segments", "rows", "rows.json"
 ADDING, BANK = "adding.json", "bank.npz"
 STORAGES = ("float32", "bfloat16", "int8")
 ABOUT = ("id", "source", "start", "end", "label")
@@ -349,7 +350,9 @@ class Rows:
     def create(cls, path: Path) -> "Rows":
         connection = _connect(path)
         with full_disk_is_an_oserror(path):
-            return cls(path, connection.create_table(TABLE, schema=schema(), mode="overwrite"))
+            rows = cls(path, connection.create_table(TABLE, schema=schema(), mode="overwrite"))
+        rows.note_version()
+        return rows
 
     @classmethod
     def open(cls, path: Path) -> "Rows":
@@ -367,8 +370,26 @@ class Rows:
         self._table.checkout(self._table.version)
 
     def latest(self) -> None:
-        """Goes to the latest version."""
+        """Goes to the latest version.
+
+        Raises:
+          InputError: a later one was written, its file is gone: without it clips would be missing
+            silently, or deleted ones be back.
+        """
+        what, file = "the version of an index's rows", self.path / COMMITTED
+        if not file.exists():
+            raise InputError(f"{file}: expected {what}, it is not there; {MEND}")
+        written = read_document(file, what, MEND).get("version")
         self._table.checkout_latest()
+        if type(written) is not int or self.version < written:
+            raise InputError(
+                f"{self.path / TABLE}.lance: expected version {short(written)} of the rows or a "
+                f"later one, the latest there is {self.version}; {MEND}"
+            )
+
+    def note_version(self) -> None:
+        """Says what the latest version is, after a change."""
+        write_document(self.path / COMMITTED, {"version": self.version})
 
     def __len__(self) -> int:
         return self._table.count_rows()

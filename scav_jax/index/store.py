@@ -65,7 +65,7 @@ def create(
         check_enough(len(bank))
         header = replace(header, bank=hubness.digest(bank), bank_clips=len(bank))
     # What a create that was killed leaves.
-    begun = {LOCK, catalog.SEGMENTS, catalog.BANK, f"{catalog.TABLE}.lance"}
+    begun = {LOCK, catalog.SEGMENTS, catalog.BANK, catalog.COMMITTED, f"{catalog.TABLE}.lance"}
     names = {one.name for one in path.iterdir()} if path.is_dir() else set()
     begun |= {name for name in names if name.startswith(WRITTEN) and _is_partial(name)}
     if path.exists() and (not path.is_dir() or names - begun):
@@ -347,6 +347,7 @@ class Index:
     def _sync_rows(self) -> None:
         """Makes a commit durable: LanceDB leaves that to the system."""
         sync(self.path / f"{catalog.TABLE}.lance")
+        self._rows.note_version()
 
     def _bytes(self) -> int:
         return sum(file.stat().st_size for file in self.path.rglob("*") if file.is_file())

@@ -61,6 +61,7 @@ class Reader:
       path: of the file that is changed.
       read: reads it, and what it belongs to, anew; what it says must be comparable by `repr`.
       sealed: whether a changed value is an error: there is a checksum.
+      part_of: the folder that a refusal may name instead of the file.
       cost: about how many times as long as a small JSON file it takes; fewer mutations are tried.
     """
 
@@ -69,6 +70,7 @@ class Reader:
     read: Callable[[], Any]
     sealed: bool = True
     cost: int = 1
+    part_of: Path | None = None
 
 
 # ---- good files ------------------------------------------------------------------------------
@@ -252,10 +254,10 @@ def of_index(folder: Path) -> list[Reader]:
         return index.verify(), sorted(index.ids()), hits
 
     segment = path / "segments" / "00000000"
-    files = [path / "index.json", *sorted(file for file in segment.iterdir())]
+    files = [path / "index.json", path / "rows.json", *sorted(file for file in segment.iterdir())]
     ours = [Reader(f"index: {file.name}", file, read, cost=20) for file in files]
     theirs = [
-        Reader(f"rows.lance/{file.parent.name}, {number}", file, read, sealed=False, cost=20)
+        Reader(f"rows.lance/{file.parent.name}, {number}", file, read, cost=20, part_of=path)
         for number, file in enumerate(table)
     ]
     return [*ours, *theirs]
@@ -425,7 +427,11 @@ def outcome(reader: Reader, expected: str, named: tuple[str, ...]) -> tuple[str,
 def tried(reader: Reader, count: int, seed: int) -> tuple[Counter, list[str]]:
     """The outcomes of some mutations of one reader, and the wrong ones in words."""
     content, expected = reader.path.read_bytes(), digest(reader.read())
-    named = (reader.path.name, reader.path.parent.name, str(reader.path.parents[1]))
+    named = (
+        reader.path.name,
+        reader.path.parent.name,
+        str(reader.part_of or reader.path.parents[1]),
+    )
     counts: Counter = Counter()
     wrong = []
     for number in range(count):
@@ -459,7 +465,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--mutations", type=int, default=300, help="of a file that reads quickly")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--only", nargs="*", help="readers, by name")
+    parser.add_argument("--only", nargs="*", help="readers, by how their names begin")
     parser.add_argument("--out", type=Path, help="also write the counts to this JSON file")
     arguments = parser.parse_args()
     found, all_wrong = {}, []
@@ -469,7 +475,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         readers = [reader for make in MAKERS for reader in make(Path(name))]
         for reader in readers:
-            if arguments.only and reader.name not in arguments.only:
+            if arguments.only and not reader.name.startswith(tuple(arguments.only)):
                 continue
             before, begin = memory(), time.perf_counter()
             count = max(arguments.mutations // reader.cost, 8)

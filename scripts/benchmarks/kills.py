@@ -42,8 +42,7 @@ class Task:
       name: of the command.
       words: the command, for a folder to work in.
       begin: makes what is there before it, in an empty folder.
-      begun: a file in that folder that the work makes when it begins, and that may go before it;
-        None counts from the start.
+      begun: a file in that folder that the work makes when it begins, and that may go before it.
       content: what the command has made, to be compared.
       done: how much of it is there after a kill; raises where what is there is broken.
     """
@@ -51,7 +50,7 @@ class Task:
     name: str
     words: Callable[[Path], list[str]]
     begin: Callable[[Path], None]
-    begun: str | None
+    begun: str
     content: Callable[[Path], dict[str, str]]
     done: Callable[[Path], int]
 
@@ -72,12 +71,11 @@ def finish(process: subprocess.Popen, log: Path) -> None:
 
 def started_on(task: Task, folder: Path, log: Path) -> subprocess.Popen:
     """Starts a task and returns when its work has begun, or it has ended."""
-    begun = task.begun and folder / task.begun
-    if begun:
-        # A run that was killed leaves it behind; the work of this one begins when it is there anew.
-        begun.unlink(missing_ok=True)
+    begun = folder / task.begun
+    # A run that was killed leaves it behind; the work of this one begins when it is there anew.
+    begun.unlink(missing_ok=True)
     process = start(task.words(folder), log)
-    while begun and process.poll() is None and not begun.exists():
+    while process.poll() is None and not begun.exists():
         time.sleep(0.002)
     return process
 
@@ -166,9 +164,10 @@ def extraction(videos: Path, options: list[str]) -> Task:
     def done(folder: Path) -> int:
         return len(list((folder / "data.partial").rglob("*.npz")))
 
-    return Task(
-        "extract", words, lambda folder: None, None, lambda folder: hashes(folder / "data"), done
-    )
+    def contents(folder: Path) -> dict[str, str]:
+        return hashes(folder / "data")
+
+    return Task("extract", words, lambda folder: None, "data.partial/lock", contents, done)
 
 
 def index_content(path: Path) -> dict[str, str]:

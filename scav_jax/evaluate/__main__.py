@@ -113,7 +113,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = parse(argv)
     from scav_jax.datasets.vggsounder import divisions, read_annotations
     from scav_jax.evaluate import classified, sources
-    from scav_jax.evaluate.evaluation import Settings, evaluate, write
+    from scav_jax.evaluate.evaluation import EvaluationSettings, evaluate, write
     from scav_jax.features import store
     from scav_jax.retrieval import results
     from scav_jax.training.runs import load_run
@@ -122,7 +122,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     run = [load_run(arguments.run)] if arguments.run else []
     data = arguments.data or Path(run[0].config["data"]["path"])
     split = sources.chosen(store.read(data, arguments.split), arguments.ids)
-    settings = Settings(
+    settings = EvaluationSettings(
         distance=arguments.distance,
         resample=arguments.resample,
         ks=arguments.hybrid,

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from scav_jax.base.documents import write_document
 from scav_jax.base.errors import InputError
-from scav_jax.evaluate.evaluation import Settings, Source, head, of_run, tell_apart
+from scav_jax.evaluate.evaluation import EvaluationSettings, Source, head, of_run, tell_apart
 from scav_jax.features.store import Split
 from scav_jax.metrics import few_queries
 from scav_jax.retrieval import classify, results
@@ -42,7 +42,7 @@ def check_options(sources: Sequence[Source], arguments: argparse.Namespace) -> N
             raise InputError(f"--{name}: expected a run that retrieves, this one classifies")
 
 
-def evaluate(runs: Sequence[Run], splits: Sequence[Split], settings: Settings) -> dict:
+def evaluate(runs: Sequence[Run], splits: Sequence[Split], settings: EvaluationSettings) -> dict:
     """The document of some classifiers on the same clips.
 
     Args:
@@ -61,7 +61,7 @@ def evaluate(runs: Sequence[Run], splits: Sequence[Split], settings: Settings) -
     return head(splits[0], settings) | {"runs": rows}
 
 
-def _row(run: Run, split: Split, settings: Settings) -> dict:
+def _row(run: Run, split: Split, settings: EvaluationSettings) -> dict:
     begin = time.perf_counter()
     logits = classify.logits_of(run, split, settings.batch_size, progress=True)
     seconds = {"logits": time.perf_counter() - begin}
@@ -119,7 +119,9 @@ def _cell(run: dict, name: str) -> str:
     return results.percent(value)
 
 
-def report(runs: Sequence[Run], splits: Sequence[Split], settings: Settings, folder: Path) -> str:
+def report(
+    runs: Sequence[Run], splits: Sequence[Split], settings: EvaluationSettings, folder: Path
+) -> str:
     """The table and where classification.json is, which is written whole or not at all."""
     document = evaluate(runs, splits, settings)
     write_document(folder / FILE, document)

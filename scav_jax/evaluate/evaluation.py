@@ -47,7 +47,7 @@ from scav_jax.training.runs import Run
 
 
 @dataclass(frozen=True)
-class Settings:
+class EvaluationSettings:
     """How to rank and what to report.
 
     Attributes:
@@ -155,7 +155,7 @@ def hybrid_ks(ks: Sequence[int] | None, candidates: int) -> list[int]:
 
 
 def evaluate_source(
-    source: Source, split: store.Split, settings: Settings, save: Path | None = None
+    source: Source, split: store.Split, settings: EvaluationSettings, save: Path | None = None
 ) -> Ranked:
     """Every figure of one run, or of one file of embeddings, on one split.
 
@@ -178,7 +178,7 @@ def evaluate_source(
     return ranked(embedded, methods, about, distance, split, settings, bank)
 
 
-def retrieval_distance_of(source: Source, settings: Settings) -> tuple[str, dict]:
+def retrieval_distance_of(source: Source, settings: EvaluationSettings) -> tuple[str, dict]:
     """What ranks sequences of a source, as the settings have it."""
     name, options = retrieval_distance(source, settings.distance, settings.resample)
     if settings.static_weight is None:
@@ -205,7 +205,7 @@ def of_run(run: Run) -> dict:
     }
 
 
-def _of_baselines(source: Source, split: store.Split, settings: Settings) -> list[Ranked]:
+def _of_baselines(source: Source, split: store.Split, settings: EvaluationSettings) -> list[Ranked]:
     """Rows of the baselines, see `baselines`."""
     if not isinstance(source, Run):
         raise InputError("--baselines: expected --run, on whose clips they are fitted, got none")
@@ -237,7 +237,7 @@ def ranked(
     about: dict,
     distance: tuple[str, dict],
     split: store.Split,
-    settings: Settings,
+    settings: EvaluationSettings,
     bank: Embedded | None = None,
 ) -> Ranked:
     """Every figure of embedded clips.
@@ -325,7 +325,7 @@ def _figures_of(
     ranks: dict[str, dict[str, np.ndarray]],
     ks: Sequence[int],
     split: store.Split,
-    settings: Settings,
+    settings: EvaluationSettings,
     times: dict[str, float],
 ) -> dict:
     """The parts of a run's document that come from ranks."""
@@ -390,7 +390,7 @@ def trained_with(run: Run) -> str:
 def evaluate(
     sources: Sequence[Source],
     splits: Sequence[store.Split],
-    settings: Settings,
+    settings: EvaluationSettings,
     save: Path | None = None,
 ) -> tuple[dict, page.Pictures]:
     """Evaluates runs and files of embeddings on the same clips.
@@ -425,7 +425,7 @@ def evaluate(
     return document, _pictures(sources, rows, split, settings.seed)
 
 
-def head(split: store.Split, settings: Settings) -> dict:
+def head(split: store.Split, settings: EvaluationSettings) -> dict:
     """What a document says of clips, resampling and machine, whatever is measured."""
     device = jax.devices()[0]
     return {

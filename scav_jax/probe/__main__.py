@@ -30,10 +30,10 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
 def main(argv: Sequence[str] | None = None) -> int:
     arguments = parse(argv)
     from scav_jax.extract.backbones import parse_weights
-    from scav_jax.probe.probing import Settings, probe, table, write
+    from scav_jax.probe.probing import ProbeSettings, probe, table, write
     from scav_jax.training.runs import load_run
 
-    settings = Settings(
+    settings = ProbeSettings(
         train_split=arguments.train_split,
         validation_split=arguments.validation_split,
         changed=arguments.changed,

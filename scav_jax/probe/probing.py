@@ -34,7 +34,7 @@ FORMAT_VERSION = 1
 
 
 @dataclass(frozen=True)
-class Settings:
+class ProbeSettings:
     """How to probe.
 
     Attributes:
@@ -60,7 +60,7 @@ class Settings:
                 raise InputError(f"{option}: expected at least {least}, got {getattr(self, name)}")
 
 
-def probe(run: Run, data: Path, split_name: str, settings: Settings) -> dict:
+def probe(run: Run, data: Path, split_name: str, settings: ProbeSettings) -> dict:
     """Every figure of a run on a split.
 
     Raises:
@@ -98,7 +98,7 @@ def probe(run: Run, data: Path, split_name: str, settings: Settings) -> dict:
     }
 
 
-def _videos(split: Split, settings: Settings) -> Path | None:
+def _videos(split: Split, settings: ProbeSettings) -> Path | None:
     """The folder of the sources, where copies are to be made."""
     if not settings.changed:
         return None
@@ -111,7 +111,7 @@ def _videos(split: Split, settings: Settings) -> Path | None:
     return folder
 
 
-def _labels(run: Run, data: Path, asked: Embedded, settings: Settings) -> dict[str, dict]:
+def _labels(run: Run, data: Path, asked: Embedded, settings: ProbeSettings) -> dict[str, dict]:
     """Linear probe and neighbours of each stream and of both."""
     named = (settings.train_split, settings.validation_split)
     train, validation = (

@@ -24,7 +24,7 @@ from chimes_rows import evaluated, finished, interval
 from scav_jax.base.errors import run_program
 from scav_jax.base.files import write_json
 from scav_jax.plan.compiled import memory_of
-from scav_jax.probe.probing import Settings, probe
+from scav_jax.probe.probing import ProbeSettings, probe
 from scav_jax.train_step import init_state, make_train_step
 from scav_jax.training.config import override
 from scav_jax.training.config_files import load_file
@@ -42,7 +42,7 @@ def figures(workdir: Path, data: str) -> dict:
     file = workdir / "figures.json"
     if not file.is_file():
         found = {split: evaluated(workdir, data, split)["recall"] for split in SPLITS}
-        found["probe"] = probe(load_run(workdir), Path(data), "test", Settings(changed=0))
+        found["probe"] = probe(load_run(workdir), Path(data), "test", ProbeSettings(changed=0))
         write_json(file, found)
     return json.loads(file.read_text())
 

@@ -621,6 +621,40 @@ def test_devices_ask_for_more_where_rounding_needs_it(tmp_path, monkeypatch, ran
     assert index.hits_of(found, 9) == index.search(asking, "a2v", 3, "sequence")
 
 
+def test_accelerators_are_used_where_they_have_room_and_it_pays(tmp_path, monkeypatch):
+    """The same hits; the sequences go there once for each state of the index."""
+    index, asking = create(tmp_path / "i", identity="m"), clustered(11, 9, 12, 4, prefix="q")
+    index.add(clustered(61, 9, 12, 4))
+    free, sent = 2 * 61 * 9 * 12 * 8, []
+    monkeypatch.setattr(mesh, "accelerators", lambda: jax.local_devices()[:2])
+    monkeypatch.setattr(mesh, "_free_bytes", lambda device: free)
+    put = mesh.OnMesh._put
+    monkeypatch.setattr(
+        mesh.OnMesh, "_put", lambda self, steps: sent.append(self.direction) or put(self, steps)
+    )
+
+    def equal(retrieval="exact", **how):
+        with monkeypatch.context() as without:
+            without.setattr(mesh, "accelerators", list)
+            expected = open_index(index.path).search(asking, "a2v", 5, retrieval, **how)
+        assert index.search(asking, "a2v", 5, retrieval, **how) == expected
+
+    index.search(clustered(1, 9, 12, 4), "a2v", 5)
+    assert not sent
+    equal()
+    equal("sequence")
+    assert sent == ["a2v"] and index.report.method == "sequence"
+    equal("hybrid:7")
+    equal(where="id != 'clip3'")
+    index.delete(["clip7"])
+    equal()
+    assert sent == ["a2v", "a2v"]
+    free = 61 * 9 * 12 // 2  # where 0.8 of both is less than 60 clips need
+    index.delete(["clip8"])
+    equal()
+    assert sent == ["a2v", "a2v"]
+
+
 @pytest.mark.parametrize("method", METHODS)
 def test_parts_find_what_the_whole_finds(tmp_path, method):
     index = create(tmp_path / "i", identity="m")

@@ -145,6 +145,12 @@ def add_model(parser: argparse.ArgumentParser, *also: str) -> None:
         metavar="PACKAGE.MODULE:NAME",
         help="code that the model names and that is not of scav_jax, and may be imported",
     )
+    parser.add_argument(
+        "--device",
+        choices=("auto", "cpu"),
+        default="auto",
+        help="auto: an accelerator where there is one and what is asked for fits (the default)",
+    )
 
 
 def add_run_and_split(parser: argparse.ArgumentParser, run_required: bool) -> None:

@@ -1,5 +1,7 @@
 """A search divided: over the devices of a mesh, or over parts as processes would search them.
 
+Accelerators of this process are used where their memory has room for the sequences (`have_room`).
+
 Every device has a part of the candidates, and the best of all are merged. Devices say which
 candidates are near enough, with more than k each; that these are all is proven by the bound on
 rounding, else more are asked for. Their final scores are computed as on one machine, so ids and
@@ -14,7 +16,7 @@ import jax
 import numpy as np
 
 from scav_jax.base.errors import InputError
-from scav_jax.index import products
+from scav_jax.index import products, searching
 from scav_jax.index.products import NearestSoFar
 from scav_jax.index.scan import Queries, QueriesOnGrid, Scan, query_streams, ranked
 from scav_jax.index.searching import Found
@@ -22,6 +24,8 @@ from scav_jax.index.segments import Snapshot
 from scav_jax.retrieval.embed import Embedded
 from scav_jax.sharding import batch_sharded, map_shards, put_replicated
 
+NUMBER_BYTES = 8  # at most: as it is stored, and widened for a product
+SHARE = 0.8  # of the devices' free memory that sequences may have
 SLACK = 8  # candidates of each device beyond k
 MATRIX_BYTES = 2**28  # of distances on one device
 
@@ -90,7 +94,11 @@ class OnMesh:
 
     def search(self, queries: Embedded, k: int) -> Found:
         """The k nearest of each query: what `sequence` and `exact` find on one machine."""
-        asking = Queries.of(queries, self.direction, self.snapshot.header)
+        asked = searching.search(self.snapshot, queries, self.direction, k, "sequence", self)
+        return asked[0]
+
+    def nearest(self, asking: Queries, k: int) -> tuple:
+        """(query, segment, row, score) by query and rank."""
         scan = Scan(asking, self.snapshot)
         nearest = scan.nearest(k)
         for steps, arrays, places in self._by_length:
@@ -109,8 +117,7 @@ class OnMesh:
                     self._offer(grid, slice(begin, begin + rows), arrays, places, nearest)
         found = nearest.candidates()
         *places, squares = ranked(*found, scan.scores(*found), self.snapshot, k)
-        distances = self.snapshot.header.score_of(squares)
-        return Found(*places, distances, distance=distances)
+        return *places, self.snapshot.header.score_of(squares)
 
     def _offer(
         self, grid: QueriesOnGrid, part: slice, arrays, places, nearest: NearestSoFar
@@ -146,6 +153,29 @@ class OnMesh:
                 int(number),
                 found[own_rows, 1],
             )
+
+
+def accelerators() -> list[jax.Device]:
+    """The devices of this process that are no CPU."""
+    return [device for device in jax.local_devices() if device.platform != "cpu"]
+
+
+def have_room(snapshot: Snapshot, direction: str) -> bool:
+    """Whether the asked stream fits on the accelerators of this process.
+
+    False where there are none, or for a distance that is not the Euclidean.
+    """
+    asked = query_streams(direction)[1]
+    streams = [one.streams[asked] for one in snapshot.segments.values() if asked in one.streams]
+    steps = sum(int(one.rows["steps"].sum(dtype=np.int64)) for one in streams)
+    needed = steps * snapshot.header.width * NUMBER_BYTES
+    return snapshot.header.one_grid and needed <= SHARE * sum(map(_free_bytes, accelerators()))
+
+
+def _free_bytes(device: jax.Device) -> int:
+    """Of its memory; 0 where it does not say."""
+    stats = device.memory_stats() or {}
+    return stats.get("bytes_limit", 0) - stats.get("bytes_in_use", 0)
 
 
 @cache

@@ -93,7 +93,7 @@ def parse_retrieval(text: str) -> tuple[str, int]:
 
 
 def search(
-    snapshot: Snapshot, queries: Embedded, direction: str, k: int, retrieval: str
+    snapshot: Snapshot, queries: Embedded, direction: str, k: int, retrieval: str, on_devices=None
 ) -> tuple[Found, Report]:
     """The k nearest live rows of each query, fewer where there are fewer.
 
@@ -103,6 +103,7 @@ def search(
       direction: "a2v" or "v2a".
       k: how many.
       retrieval: see `METHODS`.
+      on_devices: a `mesh.OnMesh` of the snapshot, which then compares all.
     """
     if k < 1:
         raise InputError(f"k: expected at least 1, got {k}")
@@ -114,6 +115,8 @@ def search(
     numbers = numbers_of(snapshot, asking.asked)
     most = max(chosen, k)
     report.method = switched(method, most, report.candidates, len(asking), snapshot.header, numbers)
+    if on_devices is not None and report.method == "exact":
+        report.method = "sequence"
     if report.method == "aggregation":
         report.measure = "cosine"
     elif snapshot.header.bank:
@@ -124,7 +127,10 @@ def search(
         find = _nearest if snapshot.header.one_grid else _nearest_by_any_distance
         if report.method == "aggregation":
             find = _nearest_by_cosine
-        query, *places = find(snapshot, batch, k, most, report)
+        if on_devices is not None and report.method == "sequence":
+            query, *places = on_devices.nearest(batch, k)
+        else:
+            query, *places = find(snapshot, batch, k, most, report)
         parts.append((query + first, *places))
     report.seconds = time.perf_counter() - begin
     if not parts:

@@ -25,6 +25,7 @@ from scav_jax.index.segments import ForeignRow, Snapshot, WrongRow, segment_numb
 from scav_jax.retrieval.embed import Embedded
 from scav_jax.retrieval.hubness import check_enough
 from scav_jax.retrieve import Hit, with_parts
+from scav_jax.sharding import local_mesh
 
 DUPLICATES = ("refuse", "replace", "skip")
 WRITTEN = (catalog.HEADER, catalog.BANK)
@@ -117,6 +118,8 @@ class Index:
     def __init__(self, path: Path, header: Header):
         self.path, self.header = path, header
         self.report = searching.Report("")
+        self._asked: dict[str, int] = {}  # queries so far, by direction
+        self._there: dict[str, tuple] = {}  # what is on accelerators: of which snapshot, and where
         self._rows = Rows.open(path)
         self.refresh()
 
@@ -381,15 +384,36 @@ class Index:
           InputError: see each argument; or a damaged row, with the clip's id.
         """
         snapshot = replace(self.snapshot, header=self.header.asked(static_weight, hubness))
+        on_devices = None
         if where is not None:
             snapshot = snapshot.only(self._rows.places(where))
         with self._naming_clips():
-            found, self.report = searching.search(snapshot, queries, direction, k, retrieval)
+            if where is None and retrieval in ("exact", "sequence"):
+                on_devices = self._on_accelerators(snapshot, direction, len(queries.ids))
+            found, self.report = searching.search(
+                snapshot, queries, direction, k, retrieval, on_devices
+            )
         hits = self.hits_of(found, len(queries.ids))
         if found.static is None:
             return hits
         weight, cosines = snapshot.header.options["static_weight"], iter(found.static.tolist())
         return [[with_parts(hit, next(cosines), weight) for hit in of_query] for of_query in hits]
+
+    def _on_accelerators(self, snapshot: Snapshot, direction: str, queries: int):
+        """The asked stream on this process' accelerators, where they have room and it pays."""
+        from scav_jax.index import mesh
+
+        there, asked = self._there.get(direction), self._asked.get(direction, 0) + queries
+        self._asked[direction] = asked
+        if there and there[0] is self.snapshot and there[1].snapshot.header == snapshot.header:
+            return there[1]
+        # It takes as long as reading everything: a few queries are done by then.
+        self._there.pop(direction, None)
+        if asked < searching.FEW or not len(snapshot) or not mesh.have_room(snapshot, direction):
+            return None
+        found = mesh.OnMesh(snapshot, direction, local_mesh())
+        self._there[direction] = self.snapshot, found
+        return found
 
     def on_mesh(self, mesh, direction: str):
         """The sequences on the devices of a mesh; `hits_of` reads what its `search` finds."""

@@ -333,6 +333,8 @@ def load_as_asked(arguments: argparse.Namespace) -> Model:
     Raises:
       InputError: as for `load`, and a classifier: it is no model to search with.
     """
+    if arguments.device == "cpu":
+        jax.config.update("jax_platforms", "cpu")  # before the first array
     weights = backbones.parse_weights(arguments.weights)
     model = load(arguments.model, weights=weights, trust=arguments.trust)
     if model.run.objective.classes:

@@ -592,6 +592,38 @@ def test_any_distance_in_both_stages(tmp_path, monkeypatch):
         index.search(asking, "a2v", 1, "exact")
 
 
+@pytest.mark.parametrize("bank", [False, True])
+def test_both_streams_ask_each_on_its_own_scale(tmp_path, monkeypatch, bank):
+    clips, asking = embedded(30, 5, 9), embedded(4, 5, 9, seed=3, prefix="q")
+    asking = replace(asking, visual=replace_values(asking.visual, 9 * asking.visual.values))
+    stored = clustered(200, 5, 9, 9) if bank else None
+    index = create(tmp_path / "i", identity="m", bank=stored)
+    index.add(clips)
+    sounds = replace(embedded(3, 5, 9, prefix="alone"), visual=None, visual_embeddings=None)
+    index.add(sounds)
+    index.delete(["clip4"])
+    kept = [n for n in range(30) if n != 4]
+    each = [loops(asking, clips, direction)[:, kept] for direction in ("a2v", "v2a")]
+    scales = each
+    if bank:
+        scales = [loops(stored, clips, direction)[:, kept] for direction in ("a2v", "v2a")]
+    axis = 0 if bank else 1
+    expected = sum(
+        (own - scale.mean(axis, keepdims=True)) / scale.std(axis, keepdims=True)
+        for own, scale in zip(each, scales, strict=True)
+    )
+    monkeypatch.setattr(searching, "BOTH_PAIRS", 60)
+    hits = index.search(asking, "both", 6)
+    order = np.argsort(expected, axis=1)[:, :6]
+    assert ids(hits) == [[f"clip{kept[n]}" for n in row] for row in order]
+    np.testing.assert_allclose(scores(hits), np.take_along_axis(expected, order, 1), atol=2e-4)
+    mean = np.take_along_axis((each[0] + each[1]) / 2, order, 1)
+    np.testing.assert_allclose([[h.distance for h in of] for of in hits], mean, rtol=1e-4)
+    assert index.report.measure == "score"
+    some = index.search(asking, "both", 2, where="id = 'clip7' OR id = 'alone0'")
+    assert ids(some) == [["clip7"]] * 4
+
+
 # ---- devices and parts -----------------------------------------------------------------------
 
 
@@ -715,8 +747,10 @@ class Stand(Model):
 
     def embed(self, files, *, streams, **_):
         found = embedded(len(files), seed=0)
-        other = "visual" if streams == ("audio",) else "audio"
-        return replace(found, **{other: None, f"{other}_embeddings": None})
+        others = {"visual", "audio"} - set(streams)
+        return replace(
+            found, **{f"{one}{of}": None for one in others for of in ("", "_embeddings")}
+        )
 
 
 @pytest.fixture
@@ -737,6 +771,8 @@ def test_search_program(tmp_path, capsys, stand):
     first = found["queries"][0]["hits"][0]
     assert first["id"] == "clip0" and first["rank"] == 1 and len(found["queries"][0]["hits"]) == 2
     assert {h["label"] for q in found["queries"] for h in q["hits"]} == {"dog"}
+    assert program.main([*given, "--both"]) == 0
+    assert "sound and picture of videos/0.mp4" in capsys.readouterr().out
     assert found["search"]["method"] == "exact" and 0 <= found["search"]["pruned_share"] <= 1
 
 

@@ -30,6 +30,7 @@ from scav_jax.sequences import Sequences, unit
 
 METHODS = ("aggregation", "sequence", "exact", "hybrid:K")
 QUERIES_AT_ONCE = 1024
+BOTH_PAIRS = 2**22  # of queries and clips, whose distances are held at a time
 FEW = 8  # queries; with fewer, reading the candidates is what a product costs
 FEW_SHARE = 0.035
 # What bounds cost, in numbers of sequences that a product multiplies in that time; measured on two
@@ -138,6 +139,58 @@ def search(
         return Found(none, none, none, np.zeros(0, np.float32)), report
     found = Found(*(np.concatenate(column) for column in zip(*parts, strict=True)))
     return found if report.measure == "cosine" else _explained(found, asking, snapshot), report
+
+
+def search_both(snapshot: Snapshot, queries: Embedded, k: int) -> tuple[Found, Report]:
+    """The k clips nearest to picture and sound of each query together, all compared.
+
+    The score is the sum of both directions, each on its own scale: relative to the bank of the
+    index, or else how many deviations the distance is above its mean over the clips that are
+    searched, those that have both streams. `distance` is the mean of both distances.
+    """
+    if k < 1:
+        raise InputError(f"k: expected at least 1, got {k}")
+    snapshot = snapshot.with_stream("visual").with_stream("audio")
+    begin, count = time.perf_counter(), len(snapshot)
+    report = Report("both", "sequence", candidates=count, measure="score")
+    at_once, parts = max(BOTH_PAIRS // max(count, 1), 1), []
+    for first in range(0, len(queries) if count else 0, at_once):
+        some = queries.take(range(first, min(first + at_once, len(queries))))
+        segment, row, scores, distances = _of_all(snapshot, some)
+        for number, (total, mean) in enumerate(zip(scores, distances, strict=True)):
+            everywhere = np.full(count, first + number)
+            *places, total = ranked(everywhere, segment, row, total, snapshot, k)
+            at = np.searchsorted(_numbered(segment, row), _numbered(*places[1:]))
+            parts.append((*places, total.astype(np.float32), mean[at].astype(np.float32)))
+    report.seconds = time.perf_counter() - begin
+    if not parts:
+        none = np.zeros(0, np.int64)
+        return Found(none, none, none, np.zeros(0, np.float32)), report
+    *places, scores, distances = (np.concatenate(column) for column in zip(*parts, strict=True))
+    return Found(*places, scores, distance=distances), report
+
+
+def _of_all(snapshot: Snapshot, queries: Embedded):
+    """(segment, row) of all clips in order, and `[Q, n]` sums of scores and means of distances."""
+    scores, distances = 0.0, 0.0
+    for direction in ("a2v", "v2a"):
+        found = search(snapshot, queries, direction, len(snapshot), "sequence")[0]
+        order = np.lexsort((found.row, found.segment, found.query))
+        score, distance = (
+            one[order].astype(np.float64).reshape(len(queries), -1)
+            for one in (found.score, found.distance)
+        )
+        if not snapshot.header.bank:
+            spread = score.std(axis=1, keepdims=True)
+            score = (score - score.mean(axis=1, keepdims=True)) / np.where(spread > 0, spread, 1)
+        scores, distances = scores + score, distances + distance / 2
+    first = order[: len(snapshot)]
+    return found.segment[first], found.row[first], scores, distances
+
+
+def _numbered(segment, row) -> Int[np.ndarray, " n"]:
+    """One number for a place, in the order of places."""
+    return segment.astype(np.int64) << 32 | row
 
 
 def _explained(found: Found, asking: Queries, snapshot: Snapshot) -> Found:

@@ -369,7 +369,8 @@ class Index:
 
         Args:
           queries: embedded by the model of the index; the stream that asks is enough.
-          direction: "a2v": sounds ask for videos; "v2a": videos ask for sounds.
+          direction: "a2v": sounds ask for videos; "v2a": videos ask for sounds; "both": for clips
+            with both streams, see `searching.search_both` (all are compared).
           k: how many.
           retrieval: "aggregation" (cosine of embeddings), "sequence" (all sequences are compared),
             "exact" (the same result, what cannot be near is left out) or "hybrid:K" (the sequences
@@ -388,6 +389,9 @@ class Index:
         if where is not None:
             snapshot = snapshot.only(self._rows.places(where))
         with self._naming_clips():
+            if direction == "both":
+                found, self.report = searching.search_both(snapshot, queries, k)
+                return self.hits_of(found, len(queries.ids))
             if where is None and retrieval in ("exact", "sequence"):
                 on_devices = self._on_accelerators(snapshot, direction, len(queries.ids))
             found, self.report = searching.search(

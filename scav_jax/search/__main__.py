@@ -4,8 +4,8 @@
     scav search my.index street.mp4 --model runs/demo --video --k 5 --html found.html
     ssh camera cat now.mp4 | scav search my.index /dev/stdin --model runs/demo
 
-A file with both picture and sound asks by its sound, unless --video says by its picture. Sounds
-find videos, and pictures find sounds.
+A file with both picture and sound asks by its sound, unless --video says by its picture, or --both
+by the two together. Sounds find videos, and pictures find sounds.
 """
 
 import argparse
@@ -37,6 +37,8 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     by = parser.add_mutually_exclusive_group()
     by.add_argument("--sound", action="store_true", help="the sound asks (the default)")
     by.add_argument("--video", action="store_true", help="the picture asks")
+    both = "both ask: the sum of both directions, each on its own scale; all clips are compared"
+    by.add_argument("--both", action="store_true", help=both)
     methods = "exact (default), sequence, hybrid:K or aggregation"
     add("--retrieval", default="exact", metavar="METHOD", help=methods)
     add(
@@ -80,6 +82,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             "`scav index add`"
         )
     retrieval = arguments.retrieval
+    if arguments.both and retrieval not in ("exact", "sequence"):
+        raise InputError(f"--both: expected --retrieval exact or sequence, got {retrieval}")
     if retrieval == "exact" and not index.header.one_grid:
         retrieval = "sequence"  # the same result; there are no bounds for this distance
     with contextlib.ExitStack() as stack:

@@ -11,6 +11,9 @@ from scav_jax.report.search_page import make_search, results_page
 from scav_jax.retrieval.embed import Embedded
 from scav_jax.retrieval.model import Model
 
+ASKING = {"a2v": ("audio",), "v2a": ("visual",), "both": ("audio", "visual")}
+WORDS = {"audio": "sound", "visual": "picture"}
+
 
 @dataclass(frozen=True)
 class Asked:
@@ -18,7 +21,7 @@ class Asked:
 
     Attributes:
       id, source, start, end: the query's clip.
-      direction: "a2v" if its sound asked for videos, "v2a" if its picture asked for sounds.
+      direction: "a2v" if its sound asked for videos, "v2a" if its picture asked for sounds, "both".
       hits: the nearest first.
     """
 
@@ -32,13 +35,13 @@ class Asked:
 
 def embed_queries(model: Model, arguments: argparse.Namespace) -> tuple[Embedded, str]:
     """The files of the command line, embedded, and the direction in which they ask."""
-    stream, direction = ("visual", "v2a") if arguments.video else ("audio", "a2v")
+    direction = "v2a" if arguments.video else "both" if arguments.both else "a2v"
     queries = model.embed(
         arguments.files,
         clip_seconds=arguments.clip_seconds,
         start=arguments.start,
         end=arguments.end,
-        streams=(stream,),
+        streams=ASKING[direction],
     )
     return queries, direction
 
@@ -65,7 +68,7 @@ def text(asked: Sequence[Asked], measure: str) -> str:
     """What people read; `measure` is what scores are, see `searching.Report`."""
     lines = []
     for one in asked:
-        what = "sound" if one.direction == "a2v" else "picture"
+        what = " and ".join(WORDS[stream] for stream in ASKING[one.direction])
         lines.append(f"{what} of {shown(one.source)} {one.start:.2f}-{one.end:.2f} s")
         if not one.hits:
             lines.append("  nothing: no clip of the index is left by the filter")
@@ -98,12 +101,12 @@ def document(asked: Sequence[Asked], index: Index) -> dict:
 
 def page(asked: Sequence[Asked], queries: Embedded, model: Model, index: Index) -> str:
     """The searches as one HTML document; clips whose files are gone are shown without."""
-    stream = "visual" if asked and asked[0].direction == "a2v" else "audio"
+    stream = "audio" if asked and asked[0].direction == "v2a" else "visual"
     searches = [
         make_search(
             queries.take([number]),
             one.hits,
-            direction=one.direction,
+            direction="v2a" if one.direction == "v2a" else "a2v",  # what the curve compares
             model=model,
             latents=latents_of(model, one.hits, stream),
             score_name=index.report.measure,

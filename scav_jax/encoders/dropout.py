@@ -1,0 +1,117 @@
+"""Dropout whose masks belong to clips: a hash of step, clip, layer and place, and no other state.
+
+A mask follows from the step's key, the clip's row in the global batch, a number for each place in
+the towers where something is dropped, and the place in the clip's own array. So it is the same
+however a batch is cut into microbatches or over devices and however far clips are padded, which
+`nn.Dropout` is not. It is computed where it is used, and again for the gradient: nothing is kept.
+
+The hash is two rounds of Wellons' mixer of 32 bits (github.com/skeeto/hash-prospector) with a word
+of the clip before each: ten operations on whole numbers, where threefry has more than a hundred. It
+is no cipher; rates, and that places, clips, layers and steps have nothing to do with each other,
+are tested.
+"""
+
+from functools import partial
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int, UInt32
+
+GOLDEN, ODD = np.uint32(0x9E3779B9), np.uint32(0x85EBCA6B)  # bring neighbours far apart
+MULTIPLIERS = np.uint32(0x21F0AAAD), np.uint32(0xD35A2D97)
+COLUMN_BITS = 16  # of a place; places 65,536 rows or columns apart share their bits
+RATE_BITS = 24  # a rate is that exact
+
+
+class Draws(NamedTuple):
+    """Two random words of each clip, from which all of its masks follow."""
+
+    first: UInt32[Array, "*clips"]
+    second: UInt32[Array, "*clips"]
+
+    def at(self, number: int | Int[Array, "..."]) -> "Draws":
+        """Other words for each number: of a tower, a block, a place where something is dropped."""
+        number = jnp.asarray(number).astype(jnp.uint32) + np.uint32(1)
+        return Draws(_mixed(self.first + number * GOLDEN), _mixed(self.second ^ number * ODD))
+
+
+def draws_of(key: Array, rows: Int[Array, " B"]) -> Draws:
+    """The words of a step's key and of the clips' rows in the global batch."""
+    first, second = jax.random.bits(key, (2,), jnp.uint32)
+    rows = rows.astype(jnp.uint32)
+    return Draws(_mixed(rows ^ first), _mixed(rows * ODD + second))
+
+
+def dropout(
+    x: Float[Array, "B ..."],
+    rate: float | Float[Array, ""],
+    draws: Draws | None,
+    *,
+    whole: bool = False,
+) -> Float[Array, "B ..."]:
+    """x with a share of its numbers zero and the others scaled up.
+
+    Args:
+      x: of B clips.
+      rate: the share, 0 to 1; an array where a loop's blocks have rates of their own.
+      draws: of the clips, for this place; None is no dropout.
+      whole: all numbers of a clip or none (of a residual: stochastic depth).
+    """
+    known = isinstance(rate, float | int)
+    if draws is None or (known and rate == 0.0):
+        return x
+    if known and rate == 1.0:
+        return jnp.zeros_like(x)
+    rate = np.float32(rate) if known else rate
+    return _dropped(whole, x, rate, draws)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _dropped(whole: bool, x: Array, rate: Float[Array, ""], draws: Draws) -> Array:
+    keep = kept(draws, (1,) * (x.ndim - 1) if whole else x.shape[1:], rate)
+    scaled = x.astype(jnp.promote_types(x.dtype, jnp.float32)) * (1.0 / (1.0 - rate))
+    return jnp.where(keep, scaled, 0.0).astype(x.dtype)
+
+
+def _dropped_forward(whole, x, rate, draws):
+    return _dropped(whole, x, rate, draws), (rate, draws)
+
+
+def _dropped_backward(whole, residuals, cotangent):
+    rate, draws = residuals
+    return _dropped(whole, cotangent, rate, draws), jnp.zeros_like(rate), None
+
+
+_dropped.defvjp(_dropped_forward, _dropped_backward)
+
+
+def kept(
+    draws: Draws, shape: tuple[int, ...], rate: Float[Array, ""] | np.float32
+) -> Bool[Array, "B ..."]:
+    """Which numbers of the clips' arrays, of a shape, stay."""
+    *before, rows, columns = (1,) * (2 - len(shape)) + tuple(shape)
+    for size in before:  # such as heads: with words of their own, a place fits into one word
+        numbers = jnp.arange(size).reshape((1,) * draws.first.ndim + (size,))
+        draws = Draws(*(word[..., None] for word in draws)).at(numbers)
+    clips = draws.first.shape
+    places = (1,) * len(clips) + (rows, columns)
+    row = jax.lax.broadcasted_iota(jnp.uint32, places, len(clips))
+    column = jax.lax.broadcasted_iota(jnp.uint32, places, len(clips) + 1)
+    first, second = (word[..., None, None] for word in draws)
+    bits = _round((row << np.uint32(COLUMN_BITS)) ^ column ^ first, 16, MULTIPLIERS[0])
+    bits = _round(bits ^ second, 15, MULTIPLIERS[1])
+    threshold = jnp.ceil(rate * np.float32(2**RATE_BITS)).astype(jnp.uint32)
+    keep = bits >> np.uint32(32 - RATE_BITS) >= threshold
+    return keep.reshape(*clips[:1], *shape)
+
+
+def _round(bits: UInt32[Array, "*shape"], shift: int, factor: np.uint32) -> UInt32[Array, "*shape"]:
+    return (bits ^ (bits >> np.uint32(shift))) * factor
+
+
+def _mixed(bits: UInt32[Array, "*shape"]) -> UInt32[Array, "*shape"]:
+    """A permutation of the 32-bit numbers that leaves nothing of their order."""
+    bits = _round(_round(bits, 16, MULTIPLIERS[0]), 15, MULTIPLIERS[1])
+    return bits ^ (bits >> np.uint32(15))

@@ -31,17 +31,27 @@ class Draws(NamedTuple):
     first: UInt32[Array, "*clips"]
     second: UInt32[Array, "*clips"]
 
-    def at(self, number: int | Int[Array, "..."]) -> "Draws":
-        """Other words for each number: of a tower, a block, a place where something is dropped."""
-        number = jnp.asarray(number).astype(jnp.uint32) + np.uint32(1)
-        return Draws(_mixed(self.first + number * GOLDEN), _mixed(self.second ^ number * ODD))
+    def at(self, numbers: int | Int[Array, "..."]) -> "Draws":
+        """Other words for each number of a place where something is dropped, in new first axes."""
+        numbers = jnp.asarray(numbers).astype(jnp.uint32) + np.uint32(1)
+        numbers = numbers.reshape(numbers.shape + (1,) * self.first.ndim)
+        first, second = (
+            word.reshape((1,) * (numbers.ndim - word.ndim) + word.shape) for word in self
+        )
+        return Draws(_mixed(first + numbers * GOLDEN), _mixed(second ^ numbers * ODD))
+
+    def of(self, number: int) -> "Draws":
+        """Those of a number, where there are some for several."""
+        return Draws(self.first[number], self.second[number])
 
 
-def draws_of(key: Array, rows: Int[Array, " B"]) -> Draws:
-    """The words of a step's key and of the clips' rows in the global batch."""
+def draws_of(key: Array, rows: Int[Array, " B"], tower: int = 0) -> Draws:
+    """The words of a step's key, of the clips' rows in the global batch and of a tower."""
     first, second = jax.random.bits(key, (2,), jnp.uint32)
-    rows = rows.astype(jnp.uint32)
-    return Draws(_mixed(rows ^ first), _mixed(rows * ODD + second))
+    rows, tower = rows.astype(jnp.uint32), np.uint32(tower + 1)
+    with np.errstate(over="ignore"):
+        further = tower * ODD, tower * GOLDEN
+    return Draws(_mixed((rows ^ first) + further[0]), _mixed((rows * ODD + second) ^ further[1]))
 
 
 def dropout(
@@ -93,18 +103,15 @@ def kept(
     """Which numbers of the clips' arrays, of a shape, stay."""
     *before, rows, columns = (1,) * (2 - len(shape)) + tuple(shape)
     for size in before:  # such as heads: with words of their own, a place fits into one word
-        numbers = jnp.arange(size).reshape((1,) * draws.first.ndim + (size,))
-        draws = Draws(*(word[..., None] for word in draws)).at(numbers)
-    clips = draws.first.shape
-    places = (1,) * len(clips) + (rows, columns)
-    row = jax.lax.broadcasted_iota(jnp.uint32, places, len(clips))
-    column = jax.lax.broadcasted_iota(jnp.uint32, places, len(clips) + 1)
+        draws = Draws(*(jnp.moveaxis(word, 0, -1) for word in draws.at(jnp.arange(size))))
     first, second = (word[..., None, None] for word in draws)
+    places = (1,) * draws.first.ndim + (rows, columns)
+    row, column = (jax.lax.broadcasted_iota(jnp.uint32, places, len(places) - n) for n in (2, 1))
     bits = _round((row << np.uint32(COLUMN_BITS)) ^ column ^ first, 16, MULTIPLIERS[0])
     bits = _round(bits ^ second, 15, MULTIPLIERS[1])
     threshold = jnp.ceil(rate * np.float32(2**RATE_BITS)).astype(jnp.uint32)
     keep = bits >> np.uint32(32 - RATE_BITS) >= threshold
-    return keep.reshape(*clips[:1], *shape)
+    return keep.reshape(keep.shape[0], *shape)
 
 
 def _round(bits: UInt32[Array, "*shape"], shift: int, factor: np.uint32) -> UInt32[Array, "*shape"]:

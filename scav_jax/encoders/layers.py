@@ -12,7 +12,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int, Num
+from jaxtyping import Array, Bool, Float, Int, Num, PyTree
 
 from scav_jax.base.errors import check_one_of
 from scav_jax.encoders.dropout import Draws, dropout
@@ -274,23 +274,41 @@ def _attend_backward(precision, rate, kept, cotangent):
 _attend.defvjp(_attend_forward, _attend_backward)
 
 
-def scanned(block: type[nn.Module], count: int, remat: bool, shared: int) -> type[nn.Module]:
-    """A class of `count` blocks one after the other: one program for all, parameters stacked.
+def through_blocks(
+    tower: nn.Module, block: nn.Module, count: int, x: Array, own: PyTree, shared: tuple
+) -> Float[Array, "B T C"]:
+    """x through `count` blocks, one program for all; their parameters, stacked, are `blocks`.
 
     Args:
-      block: called with x, what is the block's own, and what all blocks share -> (x, None).
-      count: of blocks, the first axis of every parameter and of what is a block's own.
-      remat: keep only x for the gradient.
-      shared: how many arguments all blocks share.
+      tower: whose parameters they are, in its compact method; has `precision` and `remat`.
+      block: bound to nothing; `block(x, own, *shared)` has the shape of x.
+      count: of blocks, the first axis of every parameter.
+      x: of the first block.
+      own: what each block has for itself, along a first axis.
+      shared: what all have.
     """
+    if not count:
+        return x
+
+    def start(key: Array) -> PyTree:
+        first = jax.tree.map(lambda leaf: leaf[0], own)
+        of_one = lambda key: block.init(key, x, first, *shared)["params"]  # noqa: E731
+        return jax.vmap(of_one)(jax.random.split(key, count))
+
+    def one(x: Array, of_block: tuple) -> tuple[Array, None]:
+        params, own = of_block
+        return block.apply({"params": params}, x, own, *shared), None
+
+    # `param` would trace `start` again to compare shapes.
+    known = tower.has_variable("params", "blocks")
+    params = tower.get_variable("params", "blocks") if known else tower.param("blocks", start)
+    if tower.precision == "bfloat16":  # once, so that the loop reads and gathers half as much
+        params = jax.tree_util.tree_map_with_path(_kernel_as_bfloat16, params)
     unrolled = count <= UNROLLED
-    if remat:  # in a loop XLA cannot merge what is computed twice
-        block = nn.remat(block, prevent_cse=unrolled)
-    return nn.scan(
-        block,
-        variable_axes={"params": 0},
-        split_rngs={"params": True},
-        in_axes=(0, *[nn.broadcast] * shared),
-        length=count,
-        unroll=count if unrolled else 1,
-    )
+    if tower.remat:  # in a loop XLA cannot merge what is computed twice
+        one = jax.checkpoint(one, prevent_cse=unrolled)
+    return jax.lax.scan(one, x, (params, own), unroll=count if unrolled else 1)[0]
+
+
+def _kernel_as_bfloat16(path: tuple, leaf: Array) -> Array:
+    return leaf.astype(jnp.bfloat16) if path[-1].key == "kernel" else leaf

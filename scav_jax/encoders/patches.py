@@ -26,7 +26,7 @@ from scav_jax.encoders.layers import (
     gelu,
     query_key_value,
     row_numbers,
-    scanned,
+    through_blocks,
     wide,
 )
 from scav_jax.sequences import (
@@ -69,14 +69,11 @@ class PatchBlock(nn.Module):
     def __call__(
         self,
         x: Float[Array, "B T C"],
-        own: tuple[Int[Array, ""], Float[Array, ""]],
+        own: tuple[Draws | None, Float[Array, ""]],
         mask: Bool[Array, "B T"],
-        draws: Draws | None,
-    ) -> tuple[Float[Array, "B T C"], None]:
-        number, rate = own  # of the block, and how often a clip goes past its layers
-        of_attention, of_feedforward = (
-            draws and draws.at(2 * number + place) for place in range(2)
-        )
+    ) -> Float[Array, "B T C"]:
+        draws, rate = own  # how often a clip goes past the block's layers
+        of_attention, of_feedforward = (draws and draws.of(place) for place in range(2))
         dense = partial(Dense, precision=self.precision, start=GLOROT)
         y = LayerNorm(name="attention_norm")(x)
         y = PatchAttention(self.heads, self.precision, name="attention")(y, mask)
@@ -84,7 +81,7 @@ class PatchBlock(nn.Module):
         y = LayerNorm(name="feedforward_norm")(x)
         y = gelu(dense(self.feedforward, name="feedforward_in")(y))
         y = dense(x.shape[-1], name="feedforward_out")(y)
-        return x + dropout(y, rate, of_feedforward, whole=True), None
+        return x + dropout(y, rate, of_feedforward, whole=True)
 
 
 class PatchTower(nn.Module):
@@ -122,14 +119,13 @@ class PatchTower(nn.Module):
         return Sequences(x, lengths, features.windows * each)
 
     def _through_blocks(self, x, mask, draws):
-        if not self.blocks:
-            return x
-        numbers = jnp.arange(self.blocks)
+        if draws:
+            draws = draws.at(jnp.arange(self.blocks * 2).reshape(self.blocks, 2))
         # Deeper ones more often.
-        rates = self.drop_path * numbers.astype(jnp.float32) / max(self.blocks - 1, 1)
-        of_block = self.heads, self.feedforward, self.precision
-        blocks = scanned(PatchBlock, self.blocks, self.remat, shared=2)(*of_block, name="blocks")
-        return blocks(x, (numbers, rates), mask, draws)[0]
+        depths = jnp.arange(self.blocks, dtype=jnp.float32) / max(self.blocks - 1, 1)
+        block = PatchBlock(self.heads, self.feedforward, self.precision, parent=None)
+        own = draws, self.drop_path * depths
+        return through_blocks(self, block, self.blocks, x, own, (mask,))
 
     def _pictures(self, values: Float[Array, "B T D"]):
         """-> patches `[B T, P, 16 16 3]` row by row, their positions `[P, width]`."""
@@ -205,15 +201,12 @@ class PatchEncoders(nn.Module):
         Args: as of `Encoders`.
         """
         self._check(*(stream.values.shape[-1] for stream in features))
-        draws = None
+        draws = None, None
         if self.drop_path and not deterministic:
-            rows = row_numbers(features) if rows is None else rows
-            draws = draws_of(self.make_rng("dropout"), rows)
+            rows, key = row_numbers(features) if rows is None else rows, self.make_rng("dropout")
+            draws = draws_of(key, rows, 0), draws_of(key, rows, 1)
         visual, audio = (self.tower(name, name=name) for name in STREAMS)
-        return AudioVisual(
-            visual(features.visual, draws and draws.at(0)),
-            audio(features.audio, draws and draws.at(1)),
-        )
+        return AudioVisual(visual(features.visual, draws[0]), audio(features.audio, draws[1]))
 
     @nn.nowrap
     def _check(self, visual: int, audio: int) -> None:

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from scav_jax.base.errors import InputError
-from scav_jax.encoders.dropout import Draws, dropout, draws_of
+from scav_jax.encoders.dropout import Draws, draws_of, dropout
 from scav_jax.encoders.layers import (
     Dense,
     LayerNorm,
@@ -21,7 +21,7 @@ from scav_jax.encoders.layers import (
     products_in,
     query_key_value,
     row_numbers,
-    scanned,
+    through_blocks,
     wide,
 )
 from scav_jax.encoders.positions import relative_buckets
@@ -35,6 +35,7 @@ from scav_jax.sequences import (
 )
 
 GATE_WIDTH = 8  # two gates, each the sum of four projections, as in BEATs
+DROPPED_IN_BLOCK = 3  # attention's weights, what it gives, what the layers behind it give
 CONV_POSITION_KERNEL = 128
 CONV_POSITION_GROUPS = 16
 
@@ -86,13 +87,12 @@ class Block(nn.Module):
     def __call__(
         self,
         x: Float[Array, "B T C"],
-        number: Int[Array, ""],
+        draws: Draws | None,
         mask: Bool[Array, "B T"],
         bias: Float[Array, "H T T"],
-        draws: Draws | None,
-    ) -> tuple[Float[Array, "B T C"], None]:
+    ) -> Float[Array, "B T C"]:
         of_weights, of_attention, of_feedforward = (
-            draws and draws.at(3 * number + place) for place in range(3)
+            draws and draws.of(place) for place in range(DROPPED_IN_BLOCK)
         )
         y = LayerNorm(name="attention_norm")(x)
         attention = Attention(self.heads, self.dropout, self.precision, name="attention")
@@ -100,7 +100,7 @@ class Block(nn.Module):
         y = LayerNorm(name="feedforward_norm")(x)
         y = gelu(Dense(self.feedforward, self.precision, name="feedforward_in")(y))
         y = Dense(x.shape[-1], self.precision, name="feedforward_out")(y)
-        return x + dropout(y, self.dropout, of_feedforward), None
+        return x + dropout(y, self.dropout, of_feedforward)
 
 
 class ConvPosition(nn.Module):
@@ -144,14 +144,13 @@ class Tower(nn.Module):
     def __call__(self, features: Sequences, draws: Draws | None = None) -> Sequences:
         """Latents; without `draws` there is no dropout."""
         lengths, steps = features.lengths, features.values.shape[-2]
-        of_hidden, of_inputs, of_blocks = (draws and draws.at(place) for place in range(3))
         x = zero_padding(features.values, lengths)
         x = gelu(Dense(self.hidden, self.precision, name="projection_in")(x))
-        x = dropout(x, self.dropout, of_hidden)
+        x = dropout(x, self.dropout, draws and draws.at(0))
         x = Dense(self.width, self.precision, name="projection_out")(x)
         if self.conv_position:
             x = ConvPosition(self.precision, name="conv_position")(x, lengths)
-        x = dropout(x, self.dropout, of_inputs)
+        x = dropout(x, self.dropout, draws and draws.at(1))
 
         # One table a tower, shared by its blocks, as in BEATs.
         table = self.param(
@@ -161,11 +160,12 @@ class Tower(nn.Module):
         )
         buckets = relative_buckets(steps, self.position_buckets, self.position_max_distance)
         bias = jnp.transpose(table[buckets], (2, 0, 1))
-        if self.blocks:
-            of_block = self.heads, self.feedforward, self.dropout, self.precision
-            blocks = scanned(Block, self.blocks, self.remat, shared=3)(*of_block, name="blocks")
-            mask, numbers = step_mask(lengths, steps), jnp.arange(self.blocks)
-            x, _ = blocks(x, numbers, mask, bias, of_blocks)
+        if draws:
+            places = jnp.arange(2, 2 + self.blocks * DROPPED_IN_BLOCK)
+            draws = draws.at(places.reshape(self.blocks, DROPPED_IN_BLOCK))
+        block = Block(self.heads, self.feedforward, self.dropout, self.precision, parent=None)
+        shared = step_mask(lengths, steps), bias
+        x = through_blocks(self, block, self.blocks, x, draws, shared)
         x = LayerNorm(jnp.promote_types(x.dtype, jnp.float32), name="final_norm")(x)
         return features.replace(values=zero_padding(x, lengths))
 
@@ -236,20 +236,17 @@ class Encoders(nn.Module):
                 f"got width {self.width}"
             )
         check_precision(self.precision)
-        draws = None
+        draws = None, None
         if self.dropout and not deterministic:
-            rows = row_numbers(features) if rows is None else rows
-            draws = draws_of(self.make_rng("dropout"), rows)
+            rows, key = row_numbers(features) if rows is None else rows, self.make_rng("dropout")
+            draws = draws_of(key, rows, 0), draws_of(key, rows, 1)
         features = AudioVisual(
             *(stream.replace(values=wide(jnp.asarray(stream.values))) for stream in features)
         )
         if self.pre_resample is not None:
             features = resample_pairs(features, self.pre_resample)
         visual, audio = (self.tower(name, name=name) for name in STREAMS)
-        return AudioVisual(
-            visual(features.visual, draws and draws.at(0)),
-            audio(features.audio, draws and draws.at(1)),
-        )
+        return AudioVisual(visual(features.visual, draws[0]), audio(features.audio, draws[1]))
 
     @nn.nowrap
     def tower(self, stream: str, name: str | None = None) -> Tower:

@@ -74,8 +74,7 @@ def dropout(
         return x
     if known and rate == 1.0:
         return jnp.zeros_like(x)
-    rate = np.float32(rate) if known else rate
-    return _dropped(whole, x, rate, draws)
+    return _dropped(whole, x, jnp.asarray(rate, jnp.float32), draws)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
@@ -97,9 +96,7 @@ def _dropped_backward(whole, residuals, cotangent):
 _dropped.defvjp(_dropped_forward, _dropped_backward)
 
 
-def kept(
-    draws: Draws, shape: tuple[int, ...], rate: Float[Array, ""] | np.float32
-) -> Bool[Array, "B ..."]:
+def kept(draws: Draws, shape: tuple[int, ...], rate: Float[Array, ""]) -> Bool[Array, "B ..."]:
     """Which numbers of the clips' arrays, of a shape, stay."""
     *before, rows, columns = (1,) * (2 - len(shape)) + tuple(shape)
     for size in before:  # such as heads: with words of their own, a place fits into one word

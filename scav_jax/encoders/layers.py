@@ -19,6 +19,7 @@ from scav_jax.encoders.dropout import Draws, dropout
 from scav_jax.sequences import AudioVisual
 
 UNROLLED = 2  # blocks: a loop over so few would save nothing
+LECUN = nn.initializers.lecun_normal()
 LAYER_NORM_EPSILON = 1e-5  # torch's default, which the papers' codes inherit; flax has 1e-6
 # What products are multiplied in, by `Encoders.precision`. HIGHEST is float32 on every device;
 # DEFAULT is TF32 on a GPU that has it, and bfloat16 on a TPU.
@@ -129,7 +130,7 @@ class Dense(nn.Module):
     features: int | tuple[int, ...]
     precision: str
     axes: int = 1
-    start: Callable = nn.initializers.lecun_normal()
+    start: Callable = LECUN
 
     @nn.compact
     def __call__(self, x: Float[Array, "..."]) -> Float[Array, "..."]:
@@ -145,7 +146,7 @@ class Weights(nn.Module):
 
     taken: tuple[int, ...]
     features: tuple[int, ...]
-    start: Callable = nn.initializers.lecun_normal()
+    start: Callable = LECUN
 
     @nn.compact
     def __call__(self) -> tuple[Array, Array]:
@@ -164,7 +165,7 @@ def query_key_value(
     x: Float[Array, "B T C"],
     heads: int,
     precision: str,
-    start: Callable = nn.initializers.lecun_normal(),
+    start: Callable = LECUN,
 ) -> tuple[Float[Array, "B T H d"], ...]:
     """All three of each step and head by one product, in a compact module."""
     width = x.shape[-1]

@@ -1,4 +1,4 @@
-"""How large is the program of a training step, and how long does it take to compile? On any machine.
+"""How large is the program of a training step, and how long does it take to compile?
 
     python scripts/benchmarks/step_program.py [--only WORD] [--out FILE.json]
 

@@ -339,14 +339,15 @@ def matrices_of_distances():
 # -- dropout ---------------------------------------------------------------------------------------
 
 
-def dropped(x, rows, key, place=0, tower=0, rate=0.3, **more):
-    return np.asarray(dropout(x, rate, draws_of(key, rows, tower).at(place), **more))
+@partial(jax.jit, static_argnames=("tower", "rate", "whole"))
+def dropped(x, rows, key, place=0, tower=0, rate=0.3, whole=False):
+    return dropout(x, rate, draws_of(key, rows, tower).at(place), whole=whole)
 
 
 def test_a_mask_belongs_to_its_clip_and_its_step():
     x = jnp.ones((6, 50, 3))
     rows, key = jnp.arange(6, dtype=jnp.int32), jax.random.key(0)
-    whole = dropped(x, rows, key)
+    whole = np.asarray(dropped(x, rows, key))
     order = jnp.array([4, 0, 3], jnp.int32)
     np.testing.assert_array_equal(dropped(x[:3], order, key), whole[order])
     assert {0.0} < set(np.unique(whole))
@@ -363,10 +364,11 @@ def test_a_mask_belongs_to_its_clip_and_its_step():
     maps = dropped(jnp.ones((6, 2, 9, 9)), rows, key)
     np.testing.assert_array_equal(dropped(jnp.ones((6, 2, 7, 7)), rows, key), maps[:, :, :7, :7])
     assert not np.array_equal(maps[:, 0], maps[:, 1]), "heads share a mask"
-    of_sum = jax.grad(lambda x: jnp.sum(dropout(x, 0.3, draws_of(key, rows).at(0))))(x)
+    of_sum = jax.grad(lambda x: jnp.sum(dropped(x, rows, key)))(x)
     np.testing.assert_array_equal(of_sum, whole)
     # A residual stays or goes as a whole, at a rate that may be computed.
-    residual = dropped(x, rows, key, rate=jnp.float32(0.5), whole=True)
+    drop = jax.jit(partial(dropout, whole=True))
+    residual = np.asarray(drop(x, jnp.float32(0.5), draws_of(key, rows)))
     assert {len(np.unique(row)) for row in residual} == {1} and len(np.unique(residual)) == 2
 
 

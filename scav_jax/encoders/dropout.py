@@ -80,7 +80,8 @@ def dropout(
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _dropped(whole: bool, x: Array, rate: Float[Array, ""], draws: Draws) -> Array:
     keep = kept(draws, (1,) * (x.ndim - 1) if whole else x.shape[1:], rate)
-    scaled = x.astype(jnp.promote_types(x.dtype, jnp.float32)) * (1.0 / (1.0 - rate))
+    wide = x.astype(jnp.float32) if x.dtype.itemsize <= 2 else x  # or the factor is rounded
+    scaled = wide * (1.0 / (1.0 - rate)).astype(wide.dtype)
     return jnp.where(keep, scaled, 0.0).astype(x.dtype)
 
 

@@ -57,16 +57,16 @@ class LayerNorm(nn.Module):
     Its gradient keeps x and two numbers a step; autodiff would keep four arrays of x's size.
 
     Attributes:
-      dtype: of the result; None is that of x.
+      widens: the result is float32 where x is bfloat16.
     """
 
-    dtype: jnp.dtype | None = None
+    widens: bool = False
 
     @nn.compact
     def __call__(self, x: Float[Array, "B T C"]) -> Float[Array, "B T C"]:
         scale = self.param("scale", nn.initializers.ones, x.shape[-1:])
         bias = self.param("bias", nn.initializers.zeros, x.shape[-1:])
-        return _normalized(self.dtype or x.dtype, x, scale, bias)
+        return _normalized(wide(x).dtype if self.widens else x.dtype, x, scale, bias)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))

@@ -166,7 +166,7 @@ class Tower(nn.Module):
         block = Block(self.heads, self.feedforward, self.dropout, self.precision, parent=None)
         shared = step_mask(lengths, steps), bias
         x = through_blocks(self, block, self.blocks, x, draws, shared)
-        x = LayerNorm(jnp.promote_types(x.dtype, jnp.float32), name="final_norm")(x)
+        x = LayerNorm(widens=True, name="final_norm")(x)
         return features.replace(values=zero_padding(x, lengths))
 
 

@@ -296,21 +296,23 @@ def make_train_step(
         )
         gradient_norm = optax.tree.norm(gradients)
         finite = jnp.isfinite(loss) & jnp.isfinite(gradient_norm)
-        with jax.numpy_dtype_promotion("standard"):  # optax mixes dtypes; strictness is for us
-            updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
-        updates = held(updates, objective.frozen)
-        params = optax.apply_updates(state.params, updates)
 
-        def keep(new, old):
-            return jax.tree.map(lambda n, o: jnp.where(finite, n, o), new, old)
+        def update(params: PyTree, opt_state: PyTree, memory: PyTree) -> tuple:
+            with jax.numpy_dtype_promotion("standard"):  # optax mixes dtypes; strictness is for us
+                updates, opt_state = optimizer.update(gradients, opt_state, params)
+            params = optax.apply_updates(params, held(updates, objective.frozen))
+            return params, opt_state, objective.remember(memory, jax.lax.stop_gradient(outputs))
 
-        remembered = objective.remember(state.memory, jax.lax.stop_gradient(outputs))
+        # Not a choice for every number: that would read and copy the whole state once more.
+        params, opt_state, memory = jax.lax.cond(
+            finite, update, lambda *same: same, state.params, state.opt_state, state.memory
+        )
         failed = 1 - finite.astype(jnp.int32)
         new_state = TrainState(
             step=state.step + 1,
-            params=keep(params, state.params),
-            opt_state=keep(opt_state, state.opt_state),
-            memory=keep(remembered, state.memory),
+            params=params,
+            opt_state=opt_state,
+            memory=memory,
             skipped=state.skipped + failed,
             skipped_in_row=(state.skipped_in_row + 1) * failed,
         )

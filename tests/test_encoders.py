@@ -103,7 +103,10 @@ def as_reference(params, blocks):
 
     return {
         "projection": (dense(params["projection_in"]), dense(params["projection_out"])),
-        "blocks": [block(params[f"block_{index}"]) for index in range(blocks)],
+        "blocks": [
+            block(jax.tree.map(lambda leaf, n=number: leaf[n], params["blocks"]))
+            for number in range(blocks)
+        ],
         "table": np.asarray(params["position_table"], np.float64),
         "final_norm": norm(params["final_norm"]),
     }
@@ -176,8 +179,9 @@ def test_size_of_the_papers_towers():
             if leaf.shape[0] == 320
         ]
         assert len(tables) == 1  # one position table a tower, shared by its blocks
-    assert len([name for name in shapes["visual"] if name.startswith("block_")]) == 8
-    assert len([name for name in shapes["audio"] if name.startswith("block_")]) == 2
+    for tower, blocks in (("visual", 8), ("audio", 2)):
+        stacked = jax.tree.leaves(shapes[tower]["blocks"])
+        assert {leaf.shape[0] for leaf in stacked} == {blocks}
 
 
 def test_size_of_the_preset_with_beats_own_position():

@@ -128,9 +128,9 @@ def numpy_tower(image, p, heads):
             patch = image[16 * r : 16 * r + 16, 16 * c : 16 * c + 16].reshape(-1)
             place = np.array(sines(c, width) + sines(r, width))
             tokens.append(dense(patch, p["patches"]) + place + p["modality"])
-    x, block = np.stack(tokens), 0
-    while f"block_{block}" in p:
-        x, block = numpy_block(x, p[f"block_{block}"], heads), block + 1
+    x = np.stack(tokens)
+    for number in range(len(p["blocks"]["attention_norm"]["scale"])):
+        x = numpy_block(x, jax.tree.map(lambda leaf, n=number: leaf[n], p["blocks"]), heads)
     return x
 
 

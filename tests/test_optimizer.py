@@ -82,7 +82,7 @@ def test_steps_are_adamw_with_decay_of_matrices_only(clip_norm):
         "encoders": {
             "visual": {
                 "projection_in": {"kernel": rng.normal(size=(3, 4)), "bias": rng.normal(size=4)},
-                "block_0": {
+                "blocks": {
                     "attention_norm": {"scale": rng.normal(size=4), "bias": rng.normal(size=4)},
                     "attention": {
                         "query": {"kernel": rng.normal(size=(4, 2, 2))},

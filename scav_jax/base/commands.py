@@ -10,6 +10,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from scav_jax.base.compiled import keep_compiled
 from scav_jax.base.errors import InputError, did_you_mean
 
 PROGRAMS = {  # in the order of the work
@@ -56,7 +57,7 @@ class Parser(argparse.ArgumentParser):
         raise InputError(f"{message}; --help says what there is")
 
     def parse_args(self, args: Sequence[str] | None = None, namespace=None) -> argparse.Namespace:
-        """As argparse; an unknown option names the nearest."""
+        """As argparse; an unknown option names the nearest. What is compiled later is kept."""
         arguments, unknown = self.parse_known_args(args, namespace)
         if unknown:
             options = _options(self)
@@ -64,6 +65,7 @@ class Parser(argparse.ArgumentParser):
                 self.error(f"unknown argument {unknown[0]!r}: that file is called ./{unknown[0]}")
             hint = did_you_mean(unknown[0].split("=")[0], options)
             self.error(f"unknown argument {unknown[0]!r}.{hint} There are {', '.join(options)}")
+        keep_compiled()
         return arguments
 
 

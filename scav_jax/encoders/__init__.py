@@ -2,21 +2,21 @@
 
 sequential   the paper's: a projection MLP and a relative-position Transformer over steps
 positions    relative positions: offsets between steps -> rows of a learned table
-layers       what the blocks of both are made of: norm, GELU, dropout by clip, attention
+dropout      its masks, a hash of step, clip, layer and place
+layers       what the blocks of both are made of: norm, GELU, attention, a loop over blocks
 patches      EquiAV's: a ViT over the patches of a picture, and one over those of a log-mel
 """
 
 import flax.linen as nn
 
 from scav_jax.base.errors import check_one_of
-from scav_jax.encoders.layers import Dropout, gelu
+from scav_jax.encoders.layers import gelu
 from scav_jax.encoders.patches import PatchEncoders, PatchTower
 from scav_jax.encoders.sequential import GATE_WIDTH, Encoders, Tower
 
 __all__ = [
     "ENCODERS",
     "GATE_WIDTH",
-    "Dropout",
     "Encoders",
     "PatchEncoders",
     "PatchTower",

@@ -12,11 +12,14 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int, Num
+from jaxtyping import Array, Bool, Float, Int, Num, PyTree
 
 from scav_jax.base.errors import check_one_of
+from scav_jax.encoders.dropout import Draws, dropout
 from scav_jax.sequences import AudioVisual
 
+UNROLLED = 2  # blocks: a loop over so few would save nothing
+LECUN = nn.initializers.lecun_normal()
 LAYER_NORM_EPSILON = 1e-5  # torch's default, which the papers' codes inherit; flax has 1e-6
 # What products are multiplied in, by `Encoders.precision`. HIGHEST is float32 on every device;
 # DEFAULT is TF32 on a GPU that has it, and bfloat16 on a TPU.
@@ -48,9 +51,49 @@ def row_numbers(features: AudioVisual) -> Int[Array, " B"]:
     return jnp.arange(len(features.visual.lengths), dtype=jnp.int32)
 
 
-def layer_norm(x: Float[Array, "B T C"], name: str) -> Float[Array, "B T C"]:
-    """LayerNorm with statistics in float32, in a compact module; keeps the dtype of x."""
-    return nn.LayerNorm(LAYER_NORM_EPSILON, name=name)(wide(x)).astype(x.dtype)
+class LayerNorm(nn.Module):
+    """LayerNorm over channels with float32 statistics.
+
+    Its gradient keeps x and two numbers a step; autodiff would keep four arrays of x's size.
+
+    Attributes:
+      widens: the result is float32 where x is bfloat16.
+    """
+
+    widens: bool = False
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "B T C"]) -> Float[Array, "B T C"]:
+        scale = self.param("scale", nn.initializers.ones, x.shape[-1:])
+        bias = self.param("bias", nn.initializers.zeros, x.shape[-1:])
+        return _normalized(wide(x).dtype if self.widens else x.dtype, x, scale, bias)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _normalized(dtype, x, scale, bias):
+    return _normalized_forward(dtype, x, scale, bias)[0]
+
+
+def _normalized_forward(dtype, x, scale, bias):
+    values = wide(x)
+    mean = values.mean(-1, keepdims=True)
+    square = (values * values).mean(-1, keepdims=True)
+    deviation = jax.lax.rsqrt(jnp.maximum(0.0, square - mean * mean) + LAYER_NORM_EPSILON)
+    result = (values - mean) * (deviation * scale[None, None]) + bias[None, None]
+    return result.astype(dtype), (x, mean, deviation, scale)
+
+
+def _normalized_backward(dtype, kept, cotangent):
+    x, mean, deviation, scale = kept
+    cotangent, normal = wide(cotangent), (wide(x) - mean) * deviation
+    of_scale, of_bias = jnp.sum(cotangent * normal, (0, 1)), jnp.sum(cotangent, (0, 1))
+    of_normal = cotangent * scale[None, None]
+    along = (of_normal * normal).mean(-1, keepdims=True)
+    of_x = deviation * (of_normal - of_normal.mean(-1, keepdims=True) - normal * along)
+    return of_x.astype(x.dtype), of_scale, of_bias
+
+
+_normalized.defvjp(_normalized_forward, _normalized_backward)
 
 
 @jax.custom_vjp
@@ -74,33 +117,91 @@ def _gelu_backward(x, cotangent):
 gelu.defvjp(_gelu_forward, _gelu_backward)
 
 
-class Dropout(nn.Module):
-    """Dropout whose mask belongs to the clip, not to the array that the clip is in.
-
-    A mask follows from the module, the step's key and the clip's row in the global batch. So it is
-    the same however a batch is cut into microbatches or over devices, which `nn.Dropout` is not.
+class Dense(nn.Module):
+    """An affine map of the last axes; its bias's gradient is summed in float32.
 
     Attributes:
-      rate: the share of numbers that become zero; the others are scaled up.
-      whole: all numbers of a clip or none (of a residual: stochastic depth).
+      features: the axes that come out.
+      precision: of the product, a key of `MATMUL_PRECISIONS`.
+      axes: how many axes of x it takes.
+      start: of the kernel, as a matrix.
     """
 
-    rate: float
-    whole: bool = False
+    features: int | tuple[int, ...]
+    precision: str
+    axes: int = 1
+    start: Callable = LECUN
 
     @nn.compact
-    def __call__(
-        self, x: Float[Array, "B ..."], rows: Int[Array, " B"], deterministic: bool
-    ) -> Float[Array, "B ..."]:
-        if deterministic or self.rate == 0.0:
-            return x
-        if self.rate == 1.0:
-            return jnp.zeros_like(x)
-        keys = jax.vmap(partial(jax.random.fold_in, self.make_rng("dropout")))(rows)
-        shape = () if self.whole else x.shape[1:]
-        keep = jax.vmap(partial(jax.random.bernoulli, p=1.0 - self.rate, shape=shape))(keys)
-        keep = keep.reshape(keep.shape + (1,) * (x.ndim - keep.ndim))
-        return jnp.where(keep, x / (1.0 - self.rate), jnp.zeros((), x.dtype))
+    def __call__(self, x: Float[Array, "..."]) -> Float[Array, "..."]:
+        features = (self.features,) if isinstance(self.features, int) else self.features
+        before, taken = x.shape[: -self.axes], x.shape[-self.axes :]
+        kernel, bias = _weights(self, taken, features, self.start)
+        x = x.reshape(*before, math.prod(taken))
+        return affine(x, kernel, bias, self.precision).reshape(*before, *features)
+
+
+class Weights(nn.Module):
+    """The kernel and the bias of a `Dense`, for products that are made together."""
+
+    taken: tuple[int, ...]
+    features: tuple[int, ...]
+    start: Callable = LECUN
+
+    @nn.compact
+    def __call__(self) -> tuple[Array, Array]:
+        return _weights(self, self.taken, self.features, self.start)
+
+
+def _weights(module: nn.Module, taken, features, start: Callable) -> tuple[Array, Array]:
+    def of_matrix(key: Array, shape: tuple[int, ...]) -> Array:  # what fans are counted of
+        return start(key, (math.prod(taken), math.prod(features))).reshape(shape)
+
+    kernel = module.param("kernel", of_matrix, (*taken, *features))
+    return kernel, module.param("bias", nn.initializers.zeros, features)
+
+
+def query_key_value(
+    x: Float[Array, "B T C"],
+    heads: int,
+    precision: str,
+    start: Callable = LECUN,
+) -> tuple[Float[Array, "B T H d"], ...]:
+    """All three of each step and head by one product, in a compact module."""
+    width = x.shape[-1]
+    features, names = (heads, width // heads), ("query", "key", "value")
+    weights = [Weights((width,), features, start, name=name)() for name in names]
+    kernels, biases = zip(*weights, strict=True)
+    kernel = jnp.concatenate([kernel.reshape(width, width) for kernel in kernels], axis=1)
+    bias = jnp.concatenate([bias.reshape(width) for bias in biases])
+    parts = jnp.split(affine(x, kernel, bias, precision), 3, axis=-1)
+    return tuple(part.reshape(*x.shape[:-1], *features) for part in parts)
+
+
+def affine(
+    x: Float[Array, "*batch C"], kernel: Array, bias: Array, precision: str
+) -> Float[Array, "*batch D"]:
+    """x times a kernel of C rows, plus a bias; in x's dtype, or bfloat16."""
+    dtype = jnp.bfloat16 if precision == "bfloat16" else x.dtype
+    kernel = kernel.reshape(x.shape[-1], -1).astype(dtype)
+    product = jnp.matmul(x.astype(dtype), kernel, precision=MATMUL_PRECISIONS[precision])
+    return _plus_bias(product, bias.reshape(-1))
+
+
+@jax.custom_vjp
+def _plus_bias(x: Float[Array, "*batch C"], bias: Float[Array, " C"]) -> Float[Array, "*batch C"]:
+    return x + bias.astype(x.dtype).reshape((1,) * (x.ndim - 1) + bias.shape)
+
+
+def _plus_bias_forward(x, bias):
+    return _plus_bias(x, bias), None
+
+
+def _plus_bias_backward(_, cotangent):
+    return cotangent, jnp.sum(wide(cotangent), tuple(range(cotangent.ndim - 1)))
+
+
+_plus_bias.defvjp(_plus_bias_forward, _plus_bias_backward)
 
 
 def attend(
@@ -110,26 +211,105 @@ def attend(
     mask: Bool[Array, "B T"],
     *,
     precision: str,
-    bias: Float[Array, "B H T T"] | None = None,
-    drop: Callable[[Array], Array] | None = None,
+    position: tuple[Float[Array, "B T H"], Float[Array, "H T T"]] | None = None,
+    rate: float = 0.0,
+    draws: Draws | None = None,
 ) -> Float[Array, "B T H d"]:
-    """`softmax_j(q_i.k_j / sqrt(d) + bias_ij) v_j` over the steps j of the mask.
+    """`softmax_j(q_i.k_j / sqrt(d) + g_i b_ij) v_j` over the steps j of the mask.
+
+    Its gradient keeps what it was given and the weights; autodiff would keep three such maps.
 
     Args:
       query, key, value: of each step and head.
       mask: which steps are real.
       precision: of the products, a key of `MATMUL_PRECISIONS`.
-      bias: float32, added before the softmax.
-      drop: what becomes of the weights behind it.
+      position: float32 gains g of steps and biases b of pairs, a head each.
+      rate, draws: dropout of the weights.
     """
-    products = MATMUL_PRECISIONS[precision]
-    # Rounded to bfloat16 before the softmax, or the gradient's products would be in float32.
-    logits = jnp.einsum("bqhd,bkhd->bhqk", query, key, precision=products)
-    logits = wide(logits) / math.sqrt(query.shape[-1])
-    if bias is not None:
-        logits = logits + bias
+    if position is not None:
+        gain, bias = position
+        position = jnp.transpose(gain, (0, 2, 1))[..., None], bias[None]
+    return _attend(precision, rate, query, key, value, position, mask, draws)
+
+
+def _product(form: str, precision: str, *factors: Array) -> Array:
+    return jnp.einsum(form, *factors, precision=MATMUL_PRECISIONS[precision])
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def _attend(precision, rate, query, key, value, position, mask, draws):
+    return _attend_forward(precision, rate, query, key, value, position, mask, draws)[0]
+
+
+def _attend_forward(precision, rate, query, key, value, position, mask, draws):
+    # In bfloat16 rounded to it before the softmax, or the gradient's products would be in float32.
+    logits = wide(_product("bqhd,bkhd->bhqk", precision, query, key))
+    logits = logits / math.sqrt(query.shape[-1])
+    if position is not None:
+        logits = logits + position[0] * position[1]
     logits = jnp.where(mask[:, None, None, :], logits, jnp.finfo(logits.dtype).min)
     weights = jax.nn.softmax(logits, axis=-1).astype(value.dtype)
-    if drop is not None:
-        weights = drop(weights)
-    return jnp.einsum("bhqk,bkhd->bqhd", weights, value, precision=products)
+    mixed = _product("bhqk,bkhd->bqhd", precision, dropout(weights, rate, draws), value)
+    return mixed, (query, key, value, position, mask, draws, weights)
+
+
+def _attend_backward(precision, rate, kept, cotangent):
+    query, key, value, position, mask, draws, weights = kept
+    dropped = dropout(weights, rate, draws)
+    of_value = _product("bhqk,bqhd->bkhd", precision, dropped, cotangent)
+    of_weights = _product("bqhd,bkhd->bhqk", precision, cotangent, value)
+    of_weights, weights = wide(dropout(of_weights, rate, draws)), wide(weights)
+    along = jnp.sum(of_weights * weights, axis=-1, keepdims=True)
+    of_logits = jnp.where(mask[:, None, None, :], weights * (of_weights - along), 0.0)
+    of_position = None
+    if position is not None:
+        gain, bias = position
+        of_gain = jnp.sum(of_logits * bias, axis=-1, keepdims=True)
+        of_position = of_gain, jnp.sum(of_logits * gain, axis=0, keepdims=True)
+    of_logits = (of_logits / math.sqrt(query.shape[-1])).astype(query.dtype)
+    of_query = _product("bhqk,bkhd->bqhd", precision, of_logits, key)
+    of_key = _product("bhqk,bqhd->bkhd", precision, of_logits, query)
+    return of_query, of_key, of_value, of_position, None, None
+
+
+_attend.defvjp(_attend_forward, _attend_backward)
+
+
+def through_blocks(
+    tower: nn.Module, block: nn.Module, count: int, x: Array, own: PyTree, shared: tuple
+) -> Float[Array, "B T C"]:
+    """x through `count` blocks, one program for all; their parameters, stacked, are `blocks`.
+
+    Args:
+      tower: whose parameters they are, in its compact method; has `precision` and `remat`.
+      block: bound to nothing; `block(x, own, *shared)` has the shape of x.
+      count: of blocks, the first axis of every parameter.
+      x: of the first block.
+      own: what each block has for itself, along a first axis.
+      shared: what all have.
+    """
+    if not count:
+        return x
+
+    def start(key: Array) -> PyTree:
+        first = jax.tree.map(lambda leaf: leaf[0], own)
+        of_one = lambda key: block.init(key, x, first, *shared)["params"]  # noqa: E731
+        return jax.vmap(of_one)(jax.random.split(key, count))
+
+    def one(x: Array, of_block: tuple) -> tuple[Array, None]:
+        params, own = of_block
+        return block.apply({"params": params}, x, own, *shared), None
+
+    # `param` would trace `start` again to compare shapes.
+    known = tower.has_variable("params", "blocks")
+    params = tower.get_variable("params", "blocks") if known else tower.param("blocks", start)
+    if tower.precision == "bfloat16":  # once, so that the loop reads and gathers half as much
+        params = jax.tree_util.tree_map_with_path(_kernel_as_bfloat16, params)
+    unrolled = count <= UNROLLED
+    if tower.remat:  # in a loop XLA cannot merge what is computed twice
+        one = jax.checkpoint(one, prevent_cse=unrolled)
+    return jax.lax.scan(one, x, (params, own), unroll=count if unrolled else 1)[0]
+
+
+def _kernel_as_bfloat16(path: tuple, leaf: Array) -> Array:
+    return leaf.astype(jnp.bfloat16) if path[-1].key == "kernel" else leaf

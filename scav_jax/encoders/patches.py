@@ -17,14 +17,16 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from scav_jax.base.errors import InputError
+from scav_jax.encoders.dropout import Draws, draws_of, dropout
 from scav_jax.encoders.layers import (
-    Dropout,
+    Dense,
+    LayerNorm,
     attend,
     check_precision,
     gelu,
-    layer_norm,
-    products_in,
+    query_key_value,
     row_numbers,
+    through_blocks,
     wide,
 )
 from scav_jax.sequences import (
@@ -51,15 +53,9 @@ class PatchAttention(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "B T C"], mask: Bool[Array, "B T"]) -> Float[Array, "B T C"]:
-        width, products = x.shape[-1], products_in(self.precision)
-        shape = (self.heads, width // self.heads)
-        query, key, value = (
-            nn.DenseGeneral(shape, kernel_init=GLOROT_OF_THREE, name=name, **products)(x)
-            for name in ("query", "key", "value")
-        )
-        mixed = attend(query, key, value, mask, precision=self.precision)
-        out = nn.DenseGeneral(width, axis=(-2, -1), kernel_init=GLOROT, name="out", **products)
-        return out(mixed)
+        inputs = query_key_value(x, self.heads, self.precision, GLOROT_OF_THREE)
+        mixed = attend(*inputs, mask, precision=self.precision)
+        return Dense(x.shape[-1], self.precision, axes=2, start=GLOROT, name="out")(mixed)
 
 
 class PatchBlock(nn.Module):
@@ -67,26 +63,25 @@ class PatchBlock(nn.Module):
 
     heads: int
     feedforward: int
-    drop_path: float
     precision: str
 
     @nn.compact
     def __call__(
         self,
         x: Float[Array, "B T C"],
+        own: tuple[Draws | None, Float[Array, ""]],
         mask: Bool[Array, "B T"],
-        rows: Int[Array, " B"],
-        deterministic: bool,
     ) -> Float[Array, "B T C"]:
-        dense = partial(nn.Dense, kernel_init=GLOROT, **products_in(self.precision))
-        drop = Dropout(self.drop_path, whole=True, name="drop_path")
-        y = layer_norm(x, "attention_norm")
+        draws, rate = own  # how often a clip goes past the block's layers
+        of_attention, of_feedforward = (draws and draws.of(place) for place in range(2))
+        dense = partial(Dense, precision=self.precision, start=GLOROT)
+        y = LayerNorm(name="attention_norm")(x)
         y = PatchAttention(self.heads, self.precision, name="attention")(y, mask)
-        x = x + drop(y, rows, deterministic)
-        y = layer_norm(x, "feedforward_norm")
+        x = x + dropout(y, rate, of_attention, whole=True)
+        y = LayerNorm(name="feedforward_norm")(x)
         y = gelu(dense(self.feedforward, name="feedforward_in")(y))
         y = dense(x.shape[-1], name="feedforward_out")(y)
-        return x + drop(y, rows, deterministic)
+        return x + dropout(y, rate, of_feedforward, whole=True)
 
 
 class PatchTower(nn.Module):
@@ -103,17 +98,13 @@ class PatchTower(nn.Module):
     remat: bool
 
     @nn.compact
-    def __call__(
-        self, features: Sequences, rows: Int[Array, " B"], deterministic: bool
-    ) -> Sequences:
+    def __call__(self, features: Sequences, draws: Draws | None = None) -> Sequences:
+        """Tokens; without `draws` no block is left out."""
         values = zero_padding(wide(jnp.asarray(features.values)), features.lengths)
         clips, steps, _ = values.shape
         cut = self._pictures if self.stream == "visual" else self._sound
         patches, positions = cut(values)
-        dense = nn.Dense(
-            self.width, kernel_init=GLOROT, name="patches", **products_in(self.precision)
-        )
-        x = dense(patches)
+        x = Dense(self.width, self.precision, start=GLOROT, name="patches")(patches)
         each = patches.shape[-2] if self.stream == "visual" else patches.shape[-2] // steps
         lengths = features.lengths * each
         modality = self.param("modality", nn.initializers.normal(0.02), (self.width,))
@@ -121,19 +112,20 @@ class PatchTower(nn.Module):
         # A picture attends to itself; a log-mel is one picture.
         pictures = steps if self.stream == "visual" else 1
         mask = step_mask(lengths, steps * each).reshape(clips * pictures, -1)
-        x = self._through_blocks(x, mask, jnp.repeat(rows, pictures), deterministic)
+        if draws:  # all pictures of a clip share its fate
+            draws = Draws(*(jnp.repeat(word, pictures) for word in draws))
+        x = self._through_blocks(x, mask, draws)
         x = zero_padding(wide(x).reshape(clips, steps * each, self.width), lengths)
         return Sequences(x, lengths, features.windows * each)
 
-    def _through_blocks(self, x, mask, rows, deterministic):
-        block_class = nn.remat(PatchBlock, static_argnums=(4,)) if self.remat else PatchBlock
-        for index in range(self.blocks):
-            rate = self.drop_path * index / max(self.blocks - 1, 1)  # deeper ones more often
-            block = block_class(
-                self.heads, self.feedforward, rate, self.precision, name=f"block_{index}"
-            )
-            x = block(x, mask, rows, deterministic)
-        return x
+    def _through_blocks(self, x, mask, draws):
+        if draws:
+            draws = draws.at(jnp.arange(self.blocks * 2).reshape(self.blocks, 2))
+        # Deeper ones more often.
+        depths = jnp.arange(self.blocks, dtype=jnp.float32) / max(self.blocks - 1, 1)
+        block = PatchBlock(self.heads, self.feedforward, self.precision, parent=None)
+        own = draws, self.drop_path * depths
+        return through_blocks(self, block, self.blocks, x, own, (mask,))
 
     def _pictures(self, values: Float[Array, "B T D"]):
         """-> patches `[B T, P, 16 16 3]` row by row, their positions `[P, width]`."""
@@ -209,14 +201,12 @@ class PatchEncoders(nn.Module):
         Args: as of `Encoders`.
         """
         self._check(*(stream.values.shape[-1] for stream in features))
-        rows = row_numbers(features) if rows is None else rows
-        towers = (self.tower(name, name=name) for name in STREAMS)
-        return AudioVisual(
-            *(
-                tower(stream, rows, deterministic)
-                for tower, stream in zip(towers, features, strict=True)
-            )
-        )
+        draws = None, None
+        if self.drop_path and not deterministic:
+            rows, key = row_numbers(features) if rows is None else rows, self.make_rng("dropout")
+            draws = draws_of(key, rows, 0), draws_of(key, rows, 1)
+        visual, audio = (self.tower(name, name=name) for name in STREAMS)
+        return AudioVisual(visual(features.visual, draws[0]), audio(features.audio, draws[1]))
 
     @nn.nowrap
     def _check(self, visual: int, audio: int) -> None:

@@ -11,15 +11,17 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from scav_jax.base.errors import InputError
+from scav_jax.encoders.dropout import Draws, draws_of, dropout
 from scav_jax.encoders.layers import (
-    LAYER_NORM_EPSILON,
-    Dropout,
+    Dense,
+    LayerNorm,
     attend,
     check_precision,
     gelu,
-    layer_norm,
     products_in,
+    query_key_value,
     row_numbers,
+    through_blocks,
     wide,
 )
 from scav_jax.encoders.positions import relative_buckets
@@ -33,6 +35,7 @@ from scav_jax.sequences import (
 )
 
 GATE_WIDTH = 8  # two gates, each the sum of four projections, as in BEATs
+DROPPED_IN_BLOCK = 3  # attention's weights, what it gives, what the layers behind it give
 CONV_POSITION_KERNEL = 128
 CONV_POSITION_GROUPS = 16
 
@@ -54,31 +57,22 @@ class Attention(nn.Module):
         x: Float[Array, "B T C"],
         mask: Bool[Array, "B T"],
         bias: Float[Array, "H T T"],
-        rows: Int[Array, " B"],
-        deterministic: bool,
+        draws: Draws | None,
     ) -> Float[Array, "B T C"]:
-        width = x.shape[-1]
-        shape = (self.heads, width // self.heads)
-        products = products_in(self.precision)
-        query = nn.DenseGeneral(shape, name="query", **products)(x)
-        key = nn.DenseGeneral(shape, name="key", **products)(x)
-        value = nn.DenseGeneral(shape, name="value", **products)(x)
-
-        gates = nn.Dense(GATE_WIDTH, name="gate", **products)(query)  # [B, T, H, 8], heads share
+        query, key, value = query_key_value(x, self.heads, self.precision)
+        gates = Dense(GATE_WIDTH, self.precision, name="gate")(query)  # [B, T, H, 8], heads share
         gates = wide(gates).reshape(*gates.shape[:-1], 2, GATE_WIDTH // 2)
         gates = nn.sigmoid(jnp.sum(gates, axis=-1))
         head_scale = self.param("head_scale", nn.initializers.ones, (1, 1, self.heads))
         gain = gates[..., 0] * (gates[..., 1] * head_scale - 1.0) + 2.0  # [B, T, H]
-        gain = jnp.transpose(gain, (0, 2, 1))[..., None]  # [B, H, T, 1]
-
-        drop = Dropout(self.dropout, name="drop")
         mixed = attend(
             *(query, key, value, mask),
             precision=self.precision,
-            bias=gain * bias[None],
-            drop=lambda weights: drop(weights, rows, deterministic),
+            position=(gain, bias),
+            rate=self.dropout,
+            draws=draws,
         )
-        return nn.DenseGeneral(width, axis=(-2, -1), name="out", **products)(mixed)
+        return Dense(x.shape[-1], self.precision, axes=2, name="out")(mixed)
 
 
 class Block(nn.Module):
@@ -93,21 +87,20 @@ class Block(nn.Module):
     def __call__(
         self,
         x: Float[Array, "B T C"],
+        draws: Draws | None,
         mask: Bool[Array, "B T"],
         bias: Float[Array, "H T T"],
-        rows: Int[Array, " B"],
-        deterministic: bool,
     ) -> Float[Array, "B T C"]:
-        products = products_in(self.precision)
-        drop = Dropout(self.dropout, name="drop")
-        y = layer_norm(x, "attention_norm")
+        of_weights, of_attention, of_feedforward = (
+            draws and draws.of(place) for place in range(DROPPED_IN_BLOCK)
+        )
+        y = LayerNorm(name="attention_norm")(x)
         attention = Attention(self.heads, self.dropout, self.precision, name="attention")
-        x = x + drop(attention(y, mask, bias, rows, deterministic), rows, deterministic)
-        y = layer_norm(x, "feedforward_norm")
-        y = nn.Dense(self.feedforward, name="feedforward_in", **products)(y)
-        y = gelu(y)
-        y = nn.Dense(x.shape[-1], name="feedforward_out", **products)(y)
-        return x + drop(y, rows, deterministic)
+        x = x + dropout(attention(y, mask, bias, of_weights), self.dropout, of_attention)
+        y = LayerNorm(name="feedforward_norm")(x)
+        y = gelu(Dense(self.feedforward, self.precision, name="feedforward_in")(y))
+        y = Dense(x.shape[-1], self.precision, name="feedforward_out")(y)
+        return x + dropout(y, self.dropout, of_feedforward)
 
 
 class ConvPosition(nn.Module):
@@ -148,20 +141,16 @@ class Tower(nn.Module):
     remat: bool
 
     @nn.compact
-    def __call__(
-        self, features: Sequences, rows: Int[Array, " B"], deterministic: bool
-    ) -> Sequences:
-        products = products_in(self.precision)
+    def __call__(self, features: Sequences, draws: Draws | None = None) -> Sequences:
+        """Latents; without `draws` there is no dropout."""
         lengths, steps = features.lengths, features.values.shape[-2]
-        mask = step_mask(lengths, steps)
         x = zero_padding(features.values, lengths)
-        x = nn.Dense(self.hidden, name="projection_in", **products)(x)
-        x = gelu(x)
-        x = Dropout(self.dropout, name="projection_drop")(x, rows, deterministic)
-        x = nn.Dense(self.width, name="projection_out", **products)(x)
+        x = gelu(Dense(self.hidden, self.precision, name="projection_in")(x))
+        x = dropout(x, self.dropout, draws and draws.at(0))
+        x = Dense(self.width, self.precision, name="projection_out")(x)
         if self.conv_position:
             x = ConvPosition(self.precision, name="conv_position")(x, lengths)
-        x = Dropout(self.dropout, name="drop")(x, rows, deterministic)
+        x = dropout(x, self.dropout, draws and draws.at(1))
 
         # One table a tower, shared by its blocks, as in BEATs.
         table = self.param(
@@ -171,13 +160,13 @@ class Tower(nn.Module):
         )
         buckets = relative_buckets(steps, self.position_buckets, self.position_max_distance)
         bias = jnp.transpose(table[buckets], (2, 0, 1))
-        block_class = nn.remat(Block, static_argnums=(5,)) if self.remat else Block
-        for index in range(self.blocks):
-            block = block_class(
-                self.heads, self.feedforward, self.dropout, self.precision, name=f"block_{index}"
-            )
-            x = block(x, mask, bias, rows, deterministic)
-        x = nn.LayerNorm(LAYER_NORM_EPSILON, name="final_norm")(wide(x))
+        if draws:
+            places = jnp.arange(2, 2 + self.blocks * DROPPED_IN_BLOCK)
+            draws = draws.at(places.reshape(self.blocks, DROPPED_IN_BLOCK))
+        block = Block(self.heads, self.feedforward, self.dropout, self.precision, parent=None)
+        shared = step_mask(lengths, steps), bias
+        x = through_blocks(self, block, self.blocks, x, draws, shared)
+        x = LayerNorm(widens=True, name="final_norm")(x)
         return features.replace(values=zero_padding(x, lengths))
 
 
@@ -247,16 +236,17 @@ class Encoders(nn.Module):
                 f"got width {self.width}"
             )
         check_precision(self.precision)
-        rows = row_numbers(features) if rows is None else rows
+        draws = None, None
+        if self.dropout and not deterministic:
+            rows, key = row_numbers(features) if rows is None else rows, self.make_rng("dropout")
+            draws = draws_of(key, rows, 0), draws_of(key, rows, 1)
         features = AudioVisual(
             *(stream.replace(values=wide(jnp.asarray(stream.values))) for stream in features)
         )
         if self.pre_resample is not None:
             features = resample_pairs(features, self.pre_resample)
         visual, audio = (self.tower(name, name=name) for name in STREAMS)
-        return AudioVisual(
-            visual(features.visual, rows, deterministic), audio(features.audio, rows, deterministic)
-        )
+        return AudioVisual(visual(features.visual, draws[0]), audio(features.audio, draws[1]))
 
     @nn.nowrap
     def tower(self, stream: str, name: str | None = None) -> Tower:

@@ -1,7 +1,7 @@
 """`scav export --run RUN --out DIR`: a trained model as files that others can load.
 
     DIR/README.md                     the model card
-    DIR/model.safetensors             parameters, as encoders.visual.block_0.attention.query.kernel
+    DIR/model.safetensors             parameters, as encoders.visual.blocks.attention.query.kernel
     DIR/config.json                   the resolved config, and what was exported
     DIR/preprocessing.json            the fingerprint of the extractor
     DIR/towers/visual.jaxexport       each tower as StableHLO for CPU, CUDA and TPU, of any batch

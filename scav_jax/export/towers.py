@@ -29,8 +29,7 @@ def tower_function(encoders: Towers, stream: str) -> Callable:
     ) -> Float[Array, "b n C"]:
         windows = jnp.zeros((*lengths.shape, 2), features.dtype)  # the towers do not read them
         padded = Sequences(values=features, lengths=lengths, windows=windows)
-        rows = jnp.zeros_like(lengths)  # dropout's, which is off
-        return tower.apply({"params": params}, padded, rows, deterministic=True).values
+        return tower.apply({"params": params}, padded).values
 
     return latents
 

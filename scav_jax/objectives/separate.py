@@ -388,6 +388,5 @@ class TowerBranches(nn.Module):
 
     def __call__(self, stream: str, features: Sequences) -> Float[Array, "B E"]:
         values = wide(jnp.asarray(features.values))
-        rows = jnp.zeros(len(values), jnp.int32)  # dropout's, of which there is none
-        latents = getattr(self, stream)(features.replace(values=values), rows, True)
+        latents = getattr(self, stream)(features.replace(values=values))
         return masked_mean(latents.values, latents.lengths)

@@ -381,7 +381,7 @@ def _libraries_and_rest(fingerprint: dict) -> tuple[dict, dict]:
 
 
 def flat_parameters(params: PyTree) -> dict[str, np.ndarray]:
-    """Parameters by their names, `encoders.visual.block_0.attention.query.kernel`."""
+    """Parameters by their names, `encoders.visual.blocks.attention.query.kernel`."""
     return {name: np.asarray(leaf) for name, leaf in flatten_dict(params, sep=".").items()}
 
 

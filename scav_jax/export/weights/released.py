@@ -236,12 +236,13 @@ def _tower(reader: _Reader, system: str, stream: str, config: Config) -> dict:
             "bias": reader.take(f"patch_embed_{letter}.proj.bias"),
         },
     }
-    own = reader.count(f"blocks_{letter}")
-    for number in range(own):
-        tower[f"block_{number}"] = _block(reader, f"blocks_{letter}.{number}", "", heads)
-    for number in range(reader.count("blocks_u")):
-        block = _block(reader, f"blocks_u.{number}", f"_{letter}", heads)
-        tower[f"block_{own + number}"] = block
+    own, shared = reader.count(f"blocks_{letter}"), reader.count("blocks_u")
+    blocks = [_block(reader, f"blocks_{letter}.{number}", "", heads) for number in range(own)]
+    blocks += [
+        _block(reader, f"blocks_u.{number}", f"_{letter}", heads) for number in range(shared)
+    ]
+    if blocks:
+        tower["blocks"] = jax.tree.map(lambda *leaves: np.stack(leaves), *blocks)
     return tower
 
 

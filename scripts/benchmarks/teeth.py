@@ -85,7 +85,7 @@ BREAKAGES = [
         ),
     ),
     *of(
-        "positions",
+        "encoders/positions",
         "positions encoders",
         (
             "offsets with the other sign",
@@ -97,11 +97,25 @@ BREAKAGES = [
     *of(
         "encoders/layers",
         "encoders",
-        ("queries masked, not keys", "mask[:, None, None, :]", "mask[:, None, :, None]"),
+        (
+            "queries masked, not keys",
+            "logits = jnp.where(mask[:, None, None, :], logits",
+            "logits = jnp.where(mask[:, None, :, None], logits",
+        ),
+        (
+            "a gradient through masked keys",
+            "(mask[:, None, None, :], weights * (",
+            "(True, weights * (",
+        ),
+        (
+            "a norm whose gradient keeps its mean",
+            "- of_normal.mean(-1, keepdims=True) - normal",
+            "- normal",
+        ),
         (
             "logits over the whole width",
-            "/ math.sqrt(query.shape[-1])",
-            "/ math.sqrt(query.shape[-1] * query.shape[-2])",
+            "logits = logits / math.sqrt(query.shape[-1])",
+            "logits = logits / math.sqrt(query.shape[-1] * query.shape[-2])",
         ),
         ("the gradient of GELU", "(phi + wide * density)", "(phi - wide * density)"),
         ("flax's epsilon", "LAYER_NORM_EPSILON = 1e-5", "LAYER_NORM_EPSILON = 1e-3"),
@@ -112,8 +126,8 @@ BREAKAGES = [
         ("the gate's sign", "* head_scale - 1.0) + 2.0", "* head_scale + 1.0) + 2.0"),
         (
             "a norm of the wrong branch",
-            'layer_norm(x, "feedforward_norm")',
-            'layer_norm(y, "feedforward_norm")',
+            'LayerNorm(name="feedforward_norm")(x)',
+            'LayerNorm(name="feedforward_norm")(y)',
         ),
         (
             "padding that leaves a tower",
@@ -122,13 +136,18 @@ BREAKAGES = [
         ),
     ),
     *of(
-        "encoders/layers",
+        "encoders/dropout",
         "encoders scaling",
-        ("dropout without its scale", "x / (1.0 - self.rate), jnp", "x, jnp"),
+        ("dropout without its scale", "(1.0 / (1.0 - rate))", "(1.0 / (1.0 - 0 * rate))"),
         (
             "dropout by the row of an array",
-            'self.make_rng("dropout")))(rows)',
-            'self.make_rng("dropout")))(jnp.arange(len(rows)))',
+            "rows, tower = rows.astype(jnp.uint32)",
+            "rows, tower = jnp.arange(len(rows), dtype=jnp.uint32)",
+        ),
+        (
+            "one mask for all steps of a clip",
+            "(row << np.uint32(COLUMN_BITS)) ^ column",
+            "(0 * row) ^ column",
         ),
     ),
     *of(
@@ -361,8 +380,8 @@ BREAKAGES = [
         "doors",
         (
             "a bad step is remembered",
-            "keep(\n                objective.remember(",
-            "(lambda n, o: n)(\n                objective.remember(",
+            "finite, update, lambda *same: same, state",
+            "finite, update, lambda *same: update(*same), state",
         ),
         (
             "one key for all steps' views",

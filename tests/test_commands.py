@@ -139,7 +139,7 @@ def test_a_config_that_is_none_names_the_nearest(name, message, tmp_path, monkey
         load_file(name)
 
 
-# -- what XLA has compiled --------------------------------------------------------------------------
+# -- what XLA has compiled ---------------------------------------------------------------------
 
 
 @pytest.fixture

@@ -308,14 +308,8 @@ def make_train_step(
             finite, update, lambda *same: same, state.params, state.opt_state, state.memory
         )
         failed = 1 - finite.astype(jnp.int32)
-        new_state = TrainState(
-            step=state.step + 1,
-            params=params,
-            opt_state=opt_state,
-            memory=memory,
-            skipped=state.skipped + failed,
-            skipped_in_row=(state.skipped_in_row + 1) * failed,
-        )
+        counts = state.skipped + failed, (state.skipped_in_row + 1) * failed
+        new_state = TrainState(state.step + 1, params, opt_state, memory, *counts)
         metrics = {
             "loss": loss,
             "gradient_norm": gradient_norm,

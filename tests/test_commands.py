@@ -12,6 +12,7 @@ import pytest
 
 import scav_jax
 from scav_jax.__main__ import listing, program
+from scav_jax.base import compiled
 from scav_jax.base.commands import LIES_IN, PROGRAMS
 from scav_jax.base.errors import EXIT_INPUT, InputError
 from scav_jax.training.config_files import find, load_file, names
@@ -136,3 +137,47 @@ def test_a_config_that_is_none_names_the_nearest(name, message, tmp_path, monkey
     monkeypatch.chdir(tmp_path)
     with pytest.raises(InputError, match=message):
         load_file(name)
+
+
+# -- what XLA has compiled ---------------------------------------------------------------------
+
+
+@pytest.fixture
+def user(monkeypatch, tmp_path):
+    """A process that has not imported JAX, of a user with a home of their own."""
+    for name in [name for name in os.environ if name.startswith(("JAX_", "XDG_"))]:
+        monkeypatch.delenv(name)
+    monkeypatch.delitem(sys.modules, "jax")
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    yield monkeypatch
+    for name in (compiled.DIRECTORY, *compiled.DEFAULTS):
+        monkeypatch.delenv(name, raising=False)
+
+
+def test_what_is_compiled_is_kept_in_the_user_s_cache(user, tmp_path):
+    user.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    compiled.keep_compiled()
+    folder = Path(os.environ[compiled.DIRECTORY])
+    assert folder.is_dir() and folder.parent == tmp_path / "cache" / "scav_jax" / "compiled"
+    script = "import jax; jax.jit(lambda x: jax.numpy.sort(x) @ x)(jax.numpy.ones(9))"
+    environment = os.environ | {"JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
+    subprocess.run([sys.executable, "-c", script], env=environment, check=True)
+    assert any(folder.iterdir())
+
+
+def test_the_user_s_own_word_on_the_cache_counts(user, tmp_path):
+    user.setenv("XDG_CACHE_HOME", "relative")  # to be ignored
+    assert compiled._user_cache().is_relative_to(tmp_path / "home")
+    user.setenv("JAX_ENABLE_COMPILATION_CACHE", "False")
+    compiled.keep_compiled()
+    assert compiled.DIRECTORY not in os.environ and not (tmp_path / "home").exists()
+    user.delenv("JAX_ENABLE_COMPILATION_CACHE")
+    user.setenv(compiled.DIRECTORY, "")
+    compiled.keep_compiled()
+    assert os.environ[compiled.DIRECTORY] == ""
+
+
+def test_without_a_place_for_the_cache_programs_run_all_the_same(user, tmp_path):
+    (tmp_path / "home").write_text("no folder")
+    compiled.keep_compiled()
+    assert compiled.DIRECTORY not in os.environ

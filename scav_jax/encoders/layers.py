@@ -18,7 +18,6 @@ from scav_jax.base.errors import check_one_of
 from scav_jax.encoders.dropout import Draws, dropout
 from scav_jax.sequences import AudioVisual
 
-UNROLLED = 2  # blocks: a loop over so few would save nothing
 LECUN = nn.initializers.lecun_normal()
 LAYER_NORM_EPSILON = 1e-5  # torch's default, which the papers' codes inherit; flax has 1e-6
 # What products are multiplied in, by `Encoders.precision`. HIGHEST is float32 on every device;
@@ -305,10 +304,9 @@ def through_blocks(
     params = tower.get_variable("params", "blocks") if known else tower.param("blocks", start)
     if tower.precision == "bfloat16":  # once, so that the loop reads and gathers half as much
         params = jax.tree_util.tree_map_with_path(_kernel_as_bfloat16, params)
-    unrolled = count <= UNROLLED
     if tower.remat:  # in a loop XLA cannot merge what is computed twice
-        one = jax.checkpoint(one, prevent_cse=unrolled)
-    return jax.lax.scan(one, x, (params, own), unroll=count if unrolled else 1)[0]
+        one = jax.checkpoint(one, prevent_cse=count == 1)
+    return jax.lax.scan(one, x, (params, own))[0]
 
 
 def _kernel_as_bfloat16(path: tuple, leaf: Array) -> Array:

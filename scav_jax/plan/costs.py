@@ -1,7 +1,7 @@
 """What a training step costs, by arithmetic from its modules: FLOPs, and memory on each device.
 
 Nothing is computed. `memory` counts what the backward pass keeps as XLA keeps it (which is more
-than the formulas need: dropout's random bits, LayerNorm's scale at full size), so other compilers
+than the formulas need), so other compilers
 and fused kernels need less.
 """
 
@@ -212,11 +212,9 @@ class PlannedMemory(NamedTuple):
 
 # What the gradient of one block needs, in arrays of each size, as XLA keeps it.
 BLOCK_WIDTH = 9  # both inputs and outputs of norms, q twice (in two layouts), k, v, mixed values
-NORM_SCALES = 4  # both norms' scales at full size, twice; float32 in any precision
 BLOCK_HIDDEN = 2  # before GELU and after it
-BLOCK_MAPS = 1  # [T, T] for each head: weights after dropout
-FLOAT_MAPS = 2  # logits and gains, float32 in any precision
-DROPPED_BYTES = 8  # of every number that dropout sees: two words of random bits, not one bit
+BLOCK_MAPS = 1  # [T, T] for each head: weights before dropout, of which nothing is kept
+FLOAT_MAPS = 1  # logits or their gradient, float32 in any precision
 
 
 def _block_bytes(encoders: Towers, steps: int) -> float:
@@ -224,11 +222,9 @@ def _block_bytes(encoders: Towers, steps: int) -> float:
     number = 2 if encoders.precision == "bfloat16" else FLOAT
     width, hidden = steps * encoders.width, steps * encoders.feedforward
     maps = encoders.heads * steps * steps
-    drops = not isinstance(encoders, PatchEncoders) and encoders.dropout
-    dropped = (2 * width + maps) * DROPPED_BYTES if drops else 0
-    always_float32 = FLOAT * (NORM_SCALES * width + FLOAT_MAPS * maps)
+    always_float32 = FLOAT * FLOAT_MAPS * maps
     by_precision = number * (BLOCK_WIDTH * width + BLOCK_HIDDEN * hidden + BLOCK_MAPS * maps)
-    return always_float32 + by_precision + dropped
+    return always_float32 + by_precision
 
 
 def _tower_bytes(encoders: Towers, steps: int, feature_width: int, name: str) -> float:
@@ -246,8 +242,7 @@ def _tower_bytes(encoders: Towers, steps: int, feature_width: int, name: str) ->
         )
         return count * (kept + number * tokens * (PATCH_NUMBERS + 2 * encoders.width))
     width, hidden = steps * encoders.width, steps * getattr(encoders, f"{name}_hidden")
-    dropped = (width + hidden) * DROPPED_BYTES if encoders.dropout else 0
-    projection = number * (BLOCK_HIDDEN * hidden + 2 * width + steps * feature_width) + dropped
+    projection = number * (BLOCK_HIDDEN * hidden + 2 * width + steps * feature_width)
     norm_and_latents = FLOAT * 5 * width
     blocks = getattr(encoders, f"{name}_blocks")
     block = _block_bytes(encoders, steps)

@@ -5,7 +5,11 @@ import re
 import griffe
 
 # An example outside a section "Examples:", or a list of names with what they are, in columns.
-BLOCKS = re.compile(r"(?m)^(?:>>> .*\n(?:(?!$).+\n?)*|(?:[\w, ]+ {2,}\S.*\n(?: {4,}.+\n)*){2,})")
+BLOCKS = re.compile(
+    r"(?m)^(?:>>> .*\n(?:(?!$).+\n?)*|(?:\w[\w, ]*? {2,}\S.*\n(?: {4,}.+\n)*){2,})"
+)
+# Several parameters that share their words.
+SHARED = re.compile(r"(?m)^( +)(\w+(?:, \w+)+): (.*\n(?:\1 +\S.*\n)*)")
 
 
 class AsWritten(griffe.Extension):
@@ -13,10 +17,15 @@ class AsWritten(griffe.Extension):
 
     def on_instance(self, *, obj: griffe.Object, **_) -> None:
         if obj.docstring:
-            text = obj.docstring.value + "\n"
+            text = SHARED.sub(_each, obj.docstring.value + "\n")
             obj.docstring.value = BLOCKS.sub(_fenced, text).rstrip()
 
 
 def _fenced(found: re.Match) -> str:
     language = "pycon" if found[0].startswith(">>>") else "text"
     return f"```{language}\n{found[0].rstrip()}\n```\n"
+
+
+def _each(found: re.Match) -> str:
+    indent, names, words = found.groups()
+    return "".join(f"{indent}{name}: {words}" for name in names.split(", "))

@@ -6,8 +6,8 @@ the one line that says which Python is needed.
 The pins are in constraints.txt: versions only, for every supported Python. To renew them:
 
     uv pip compile --universal --no-header --no-annotate --upgrade --python-version 3.11 \
-        --extra dev --extra notebook --extra ray --extra cuda12 --extra cuda13 --extra tpu \
-        pyproject.toml -o constraints.txt
+        --extra dev --extra notebook --extra ray --extra onnx --extra cuda12 --extra cuda13 \
+        --extra tpu pyproject.toml -o constraints.txt
 """
 
 import contextlib

@@ -11,7 +11,7 @@ from pathlib import Path
 from scav_jax.base.errors import InputError
 
 CODECS = ("h264", "hevc", "vp8", "vp9", "av1", "aac", "mp3", "opus", "vorbis", "flac", "pcm_s16le")
-FOR_DEVELOPERS = {"test", "dev"}  # extras
+FOR_DEVELOPERS = {"dev", "docs", "test"}  # extras
 GIB = 2**30
 OK, MISSING = "ok", "MISSING"
 

@@ -254,7 +254,7 @@ def test_damage_is_seen(exported, tmp_path):
     config = json.loads((old / "config.json").read_text())
     config["export"]["format_version"] = 0
     (old / "config.json").write_text(json.dumps(config))
-    with pytest.raises(InputError, match="format version 4, got 0"):
+    with pytest.raises(InputError, match="format version 5, got 0"):
         model.load(old)
 
     (missing := copy("missing") / "preprocessing.json").unlink()

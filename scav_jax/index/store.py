@@ -454,6 +454,12 @@ class Index:
         """What is known of the clips at some places, (segment, row), by place."""
         return self._rows.at(places)
 
+    def clip(self, name: str) -> dict | None:
+        """id, source (with its folder), start, end and label of a clip; None if it is not there."""
+        for row in self._rows.with_values("id", [name]):
+            return {**row, "source": self.header.full_source(row["source"])}
+        return None
+
     def ids(self) -> list[str]:
         """All clips."""
         return [one for batch in self._rows.tables() for one in batch.column("id").to_pylist()]

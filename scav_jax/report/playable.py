@@ -4,6 +4,7 @@ The picture is scaled down, the sound is what the backbone hears: one channel at
 itself is not handed out: any container plays, and nothing but the clip leaves the machine.
 """
 
+import base64
 import contextlib
 import io
 from collections.abc import Collection
@@ -32,6 +33,7 @@ MAX_PIXELS = 2**26  # of all frames together, while a clip is held in memory
 MAX_SECONDS = 60.0
 SOUND_FRAME = 1024
 MAX_RATE = 60
+STILL_S = 0.5  # its frame is found in so much of a clip
 
 
 @dataclass(frozen=True)
@@ -42,11 +44,13 @@ class Playable:
       kind: "video" or "audio", the element that plays it.
       type: the media type.
       content: an MP4 file.
+      still: its first picture, as a `data:` address; "" for a sound.
     """
 
     kind: str
     type: str
     content: bytes
+    still: str = ""
 
 
 def playable(
@@ -81,8 +85,7 @@ def playable(
     if "video" in chosen:
         seconds = max_seconds if end is None else end - start
         _, rate = picture_load(path)
-        most = min(height * round(height * WIDTH / HEIGHT), MAX_PIXELS / max(rate * seconds, 1.0))
-        shrink = partial(_scaled, height=height, most=most)
+        shrink = partial(_scaled, height=height, most=MAX_PIXELS / max(rate * seconds, 1.0))
     with Reader(path, None, shrink, max_seconds, chosen) as reader:
         media = reader.cut(start, end)
     try:
@@ -90,7 +93,24 @@ def playable(
     except av.FFmpegError as error:
         raise Unusable("encode", f"no encoder for it: {error}") from None
     kind = "video" if "video" in chosen else "audio"
-    return Playable(kind, f"{kind}/mp4", content)
+    still = "" if media.frames is None else _jpeg(media.frames[0])
+    return Playable(kind, f"{kind}/mp4", content, still)
+
+
+def still(path: Path, start: float, end: float) -> str:
+    """The first picture of a clip as a `data:` address, soon; "" where there is none."""
+    shrink = partial(_scaled, height=HEIGHT, most=MAX_PIXELS)
+    with contextlib.suppress(Unusable), Reader(path, None, shrink, STILL_S, ("video",)) as reader:
+        return _jpeg(reader.cut(start, min(end, start + STILL_S)).frames[0])
+    return ""
+
+
+def _jpeg(frame: UInt8[np.ndarray, "height width 3"]) -> str:
+    from PIL import Image
+
+    file = io.BytesIO()
+    Image.fromarray(frame).save(file, format="JPEG", quality=80)
+    return f"data:image/jpeg;base64,{base64.b64encode(file.getvalue()).decode()}"
 
 
 def picture_load(path: Path) -> tuple[int, float]:
@@ -111,6 +131,7 @@ def _scaled(
 
     rows, columns = frame.shape[:2]
     width = height * WIDTH / HEIGHT
+    most = min(most, height * round(width))
     factor = min(1.0, height / rows, width / columns, (most / (rows * columns)) ** 0.5)
     size = tuple(max(2, 2 * round(side * factor / 2)) for side in (columns, rows))
     return np.asarray(Image.fromarray(frame).resize(size, Image.Resampling.BILINEAR))

@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Float
 
-from scav_jax.base.errors import InputError
+from scav_jax.base.errors import InputError, check_one_of
 from scav_jax.extract.film import KINDS
 from scav_jax.extract.streams import Unusable
 from scav_jax.report import markup
@@ -30,8 +30,15 @@ from scav_jax.retrieve import Hit
 from scav_jax.sequences import Sequences
 
 CURVE_WIDTH, CURVE_HEIGHT = 320, 56
-ASKED = {"a2v": "Videos found for a sound", "v2a": "Sounds found for a video"}
-QUERY_KINDS = {"a2v": ("audio",), "v2a": ("video",)}  # what of the query asks
+ASKED = {
+    "a2v": "Videos found for the sound of",
+    "v2a": "Sounds found for the picture of",
+    "both": "Clips found for picture and sound of",
+}
+ASKING = {"a2v": ("audio",), "v2a": ("visual",), "both": ("audio", "visual")}
+STREAM_WORDS = {"audio": "sound", "visual": "picture"}
+# Columns of which the last row has more than one card, where there is room for many and for some.
+WIDE, MIDDLE = (3, 4, 5), (2, 3)
 
 
 @dataclass(frozen=True)
@@ -42,6 +49,7 @@ class Shown:
       id, source, start, end, label: which clip, in seconds of its file.
       kind: "video" or "audio"; "" where it cannot be played.
       address: a `data:` address or a path on the same server; or why it cannot be played.
+      still: its first picture as a `data:` address, which is there before the clip is; or "".
     """
 
     id: str
@@ -51,6 +59,7 @@ class Shown:
     label: str
     kind: str
     address: str
+    still: str = ""
 
     @property
     def seconds(self) -> float:
@@ -69,7 +78,7 @@ class Result:
 
 @dataclass(frozen=True)
 class Search:
-    """One query and what was found for it; `direction` is "a2v" or "v2a"."""
+    """One query and what was found for it; `direction` is "a2v", "v2a" or "both"."""
 
     query: Shown
     results: list[Result]
@@ -77,19 +86,20 @@ class Search:
     distance: str = ""
 
 
-# Where clips play: (source, start, end, kinds) -> (kind, address), as of `Shown`.
-Address = Callable[[str, float, float, tuple[str, ...]], tuple[str, str]]
+# Where clips play: (source, start, end, kinds) -> (kind, address, still), as of `Shown`.
+Address = Callable[[str, float, float, tuple[str, ...]], tuple[str, str, str]]
 
 
 def embedded_media(
     source: str, start: float, end: float, kinds: tuple[str, ...]
-) -> tuple[str, str]:
-    """A clip as a `data:` address, or why there is none."""
+) -> tuple[str, str, str]:
+    """A clip as a `data:` address and its first picture, or why there is none."""
     try:
         made = playable(Path(source), start, end, kinds=kinds)
     except Unusable as unusable:
-        return "", unusable.reason
-    return made.kind, f"data:{made.type};base64,{base64.b64encode(made.content).decode()}"
+        return "", unusable.reason, ""
+    content = base64.b64encode(made.content).decode()
+    return made.kind, f"data:{made.type};base64,{content}", made.still
 
 
 def make_search(
@@ -108,10 +118,11 @@ def make_search(
     Args:
       query: one clip.
       hits: what was found for it, the closest first.
-      direction: "a2v" (a sound finds videos) or "v2a" (a video finds sounds).
+      direction: "a2v" (a sound finds videos), "v2a" (a video finds sounds) or "both", whose
+        curves are those of "a2v".
       model: whose latents they are; its distance draws the curves.
-      latents: `[T, C]` of each hit, in their order: visual for "a2v", audio for "v2a"; None draws
-        no curve.
+      latents: `[T, C]` of each hit, in their order: audio for "v2a", else visual; None draws no
+        curve.
       score_name: what the hits' scores are: "distance", "cosine" for aggregation, or "score".
       address: how a clip is reached; the default embeds it in the page.
       query_name: what the query is called, if not by its id.
@@ -120,14 +131,13 @@ def make_search(
       InputError: an unknown direction, a query without the stream that asks, hits and latents of
         different number.
     """
-    if direction not in QUERY_KINDS:
-        raise InputError(f"direction: expected one of {', '.join(QUERY_KINDS)}, got {direction!r}")
+    check_one_of("direction", direction, ASKING)
     if latents is not None and len(latents) != len(hits):
         raise InputError(f"expected latents of the {len(hits)} hits, got {len(latents)}")
-    asking = query.audio if direction == "a2v" else query.visual
-    if asking is None:
-        stream = "sound" if direction == "a2v" else "picture"
-        raise InputError(f"expected a query with a {stream}, it was embedded without")
+    for stream in ASKING[direction]:
+        if getattr(query, stream) is None:
+            word = STREAM_WORDS[stream]
+            raise InputError(f"expected a query with a {word}, it was embedded without")
     start, end = float(query.starts[0]), float(query.ends[0])
     asked = Shown(
         query_name or query.ids[0],
@@ -135,23 +145,42 @@ def make_search(
         start,
         end,
         query.labels[0],
-        *address(query.sources[0], start, end, QUERY_KINDS[direction]),
+        *address(query.sources[0], start, end, KINDS),
     )
+    curves = curves_of(query, hits, latents or [None] * len(hits), direction, model)
     results = []
-    for hit, found in zip(hits, latents or [None] * len(hits), strict=True):
-        curve = None
-        if found is not None:
-            pair = [one(asking, 0), found]
-            visual, audio = pair[::-1] if direction == "a2v" else pair
-            seconds = hit.end - hit.start if direction == "a2v" else end - start
-            steps = {"visual_seconds": seconds, "audio_step_s": model.audio_step_s}
-            curve = match_curve(*model.distance, visual, audio, **steps)
+    for hit, curve in zip(hits, curves, strict=True):
         where = address(hit.source, float(hit.start), float(hit.end), KINDS)
         clip = Shown(hit.id, hit.source, float(hit.start), float(hit.end), hit.label or "", *where)
         results.append(Result(clip, hit.rank, _told(hit, score_name), curve))
     name, options = model.distance
     told = ", ".join(f"{key}={value}" for key, value in sorted(options.items()))
     return Search(asked, results, direction, f"{name} ({told})" if told else name)
+
+
+def curves_of(
+    query: Embedded,
+    hits: Sequence[Hit],
+    latents: Sequence[Sequences | None],
+    direction: str,
+    model: Model,
+) -> list[Curve | None]:
+    """The match over time of each hit whose latents are known; see `make_search`."""
+    return [
+        None if found is None else _curve(query, hit, found, direction, model)
+        for hit, found in zip(hits, latents, strict=True)
+    ]
+
+
+def _curve(query: Embedded, hit: Hit, found: Sequences, direction: str, model: Model) -> Curve:
+    if direction == "v2a":
+        visual, audio = one(query.visual, 0), found
+        seconds = float(query.ends[0] - query.starts[0])
+    else:
+        visual, audio = found, one(query.audio, 0)
+        seconds = hit.end - hit.start
+    steps = {"visual_seconds": seconds, "audio_step_s": model.audio_step_s}
+    return match_curve(*model.distance, visual, audio, **steps)
 
 
 def _told(hit: Hit, score_name: str) -> str:
@@ -175,6 +204,18 @@ STYLE = """\
 button:focus-visible, input:focus-visible, .search:focus-visible { outline: 3px solid #0072b2;
   outline-offset: 2px; }
 .found { display: grid; grid-template-columns: repeat(auto-fill, minmax(290px, 1fr)); gap: 14px; }
+@media (min-width: 1000px) { .wide3 { grid-template-columns: repeat(3, minmax(0, 1fr)); }
+  .wide4 { grid-template-columns: repeat(4, minmax(0, 1fr)); }
+  .wide5 { grid-template-columns: repeat(5, minmax(0, 1fr)); } }
+@media (min-width: 640px) and (max-width: 999px) {
+  .middle2 { grid-template-columns: repeat(2, minmax(0, 1fr)); }
+  .middle3 { grid-template-columns: repeat(3, minmax(0, 1fr)); } }
+.query { margin-bottom: 14px; }
+@media (min-width: 640px) { .query .hit { display: grid; gap: 0 18px; align-content: start;
+  grid-template-columns: minmax(0, 310px) minmax(0, 1fr); grid-template-rows: repeat(3, auto) 1fr; }
+  .query .hit > video, .query .hit > .sound, .query .hit > .nothing { grid-area: 1 / 1 / 5 / 2; }
+  .query .hit > :not(video, audio, .sound, .nothing) { grid-column: 2; } }
+@media (max-width: 639px) { .found { grid-template-columns: minmax(0, 1fr); } }
 .hit { border: 1px solid var(--line); border-radius: 8px; padding: 10px; min-width: 0; }
 .hit.asking { background: #eef1f4; } .hit.heard { border-color: #0072b2;
   box-shadow: 0 0 0 1px #0072b2; }
@@ -209,7 +250,6 @@ SCRIPT = """\
     if (root.dataset.ready) { return; }
     root.dataset.ready = "1";
     var clips = Array.prototype.slice.call(root.querySelectorAll("video, audio"));
-    var marks = Array.prototype.slice.call(root.querySelectorAll(".now"));
     var hear = Array.prototype.slice.call(root.querySelectorAll(".hear"));
     var play = root.querySelector(".play"), slider = root.querySelector("input[type=range]");
     var told = root.querySelector("output"), total = Number(root.dataset.seconds);
@@ -218,7 +258,7 @@ SCRIPT = """\
       slider.value = now;
       told.textContent = now.toFixed(1) + " / " + total.toFixed(1) + " s";
       slider.setAttribute("aria-valuetext", told.textContent);
-      marks.forEach(function (mark) {
+      root.querySelectorAll(".now").forEach(function (mark) {  // curves may come later
         var x = 320 * Math.min(now / total, 1);
         mark.setAttribute("x1", x); mark.setAttribute("x2", x);
       });
@@ -266,17 +306,17 @@ SCRIPT = """\
         card.querySelectorAll("video, audio").forEach(function (clip) { clip.muted = !chosen; });
       });
     }
-    root.scavStop = stop;
+    root.scavStop = stop; root.scavShow = show;
     play.addEventListener("click", function () { if (running) { stop(); } else { start(); } });
     slider.addEventListener("input", function () { seek(Number(slider.value)); });
     hear.forEach(function (button) {
       button.addEventListener("click", function () { choose(button); });
     });
-    root.querySelectorAll(".curve").forEach(function (curve) {
-      curve.addEventListener("click", function (event) {
-        var box = curve.getBoundingClientRect();
-        seek(total * (event.clientX - box.left) / box.width);
-      });
+    root.addEventListener("click", function (event) {
+      var curve = event.target.closest(".curve");
+      if (!curve) { return; }
+      var box = curve.getBoundingClientRect();
+      seek(total * (event.clientX - box.left) / box.width);
     });
     root.addEventListener("keydown", function (event) {
       var field = event.target.tagName;
@@ -312,7 +352,7 @@ def results_page(searches: Sequence[Search], title: str = "Search") -> str:
     )
     sections = [
         markup.section(
-            f"{ASKED[search.direction]}: {Path(search.query.id).name}", search_html(search)
+            f"{ASKED[search.direction]} {Path(search.query.id).name}", search_html(search)
         )
         for search in searches
     ] or [markup.section("Nothing", markup.note("No query was asked."))]
@@ -324,32 +364,68 @@ def search_html(search: Search) -> str:
     """One search: the transport, the query, the results."""
     if not search.results:
         return markup.note("Nothing was found: the index is empty, or no clip passes the filter.")
-    total = max(clip.seconds for clip in (search.query, *(r.clip for r in search.results)))
-    total = max(total, 0.1)
-    scale = scale_of([r.curve for r in search.results if r.curve is not None])
-    hear_query = search.direction == "a2v" or not search.results[0].clip.kind
-    cards = [card(search.query, "Query", "", "", hear_query, "asking", muted=False)]
-    for place, result in enumerate(search.results):
+    hear_query = search.direction != "v2a" or not search.results[0].clip.kind
+    asking = card(search.query, "Query", "", "", hear_query, "asking", muted=not hear_query)
+    pictures, told = curves_html(search)
+    cards = []
+    for place, (result, picture) in enumerate(zip(search.results, pictures, strict=True)):
         heard = not hear_query and place == 0
-        picture = curve_html(result.curve, total, scale) if result.curve is not None else ""
         title = f"{result.rank}."
-        cards.append(card(result.clip, title, result.score, picture, heard, "", muted=True))
-    told = (
-        f'<p class="small">Distance: {escape(search.distance)}. All curves of a search have one '
-        f"scale, {scale[0]:.3g} to {scale[1]:.3g}.</p>"
+        cards.append(card(result.clip, title, result.score, picture, heard, "", muted=not heard))
+    return player(
+        f"search with {search.query.id}",
+        total_seconds(search),
+        "".join(cards),
+        f'<p class="small told">{told}</p>',
+        above=f'<div class="query">{asking}</div>\n',
+        columns=columns_of(len(cards)),
     )
-    return player(f"search with {search.query.id}", total, "".join(cards), told)
 
 
-def player(name: str, total: float, cards: str, below: str) -> str:
-    """Cards (HTML) that play in sync for `total` seconds; `below` is HTML under them."""
+def total_seconds(search: Search) -> float:
+    """How long the longest of its clips plays."""
+    clips = (search.query, *(result.clip for result in search.results))
+    return max(0.1, *(clip.seconds for clip in clips))
+
+
+def curves_html(search: Search) -> tuple[list[str], str]:
+    """The picture of each result's match, "" where none is known, and what they are (HTML)."""
+    total = total_seconds(search)
+    known = [result.curve for result in search.results if result.curve is not None]
+    scale = scale_of(known)
+    pictures = [
+        "" if result.curve is None else curve_html(result.curve, total, scale)
+        for result in search.results
+    ]
+    told = f"Distance: {escape(search.distance)}."
+    if known:
+        told += f" All curves of a search have one scale, {scale[0]:.3g} to {scale[1]:.3g}."
+    return pictures, told
+
+
+def columns_of(cards: int) -> str:
+    """Classes of the style by which no card is alone in the last row, where that can be.
+
+    >>> columns_of(9), columns_of(10)
+    ('wide3 middle3', 'wide4 middle2')
+    """
+    wide, middle = (
+        next((n for n in choices if cards % n != 1), choices[0]) for choices in (WIDE, MIDDLE)
+    )
+    return f"wide{wide} middle{middle}"
+
+
+def player(
+    name: str, total: float, cards: str, below: str, above: str = "", columns: str = ""
+) -> str:
+    """Cards (HTML) that play in sync for `total` seconds; `below` and `above` are HTML too."""
     return (
         f'<div class="search" tabindex="0" role="group" aria-label="{escape(name, quote=True)}" '
         f'data-seconds="{total:.3f}">\n<div class="transport">'
         '<button type="button" class="play" aria-pressed="false">&#9654; Play</button>'
         f'<input type="range" min="0" max="{total:.3f}" step="0.05" value="0" '
         'aria-label="time in seconds"><output></output></div>\n'
-        f'<div class="found">{cards}</div>\n{below}</div>'
+        f'{above}<div class="found {columns}">{cards}</div>\n{below}</div>'
     )
 
 
@@ -378,12 +454,12 @@ def card(
     facts = [clip.label, f"{clip.start:.2f} to {clip.end:.2f} s", score]
     told = escape(" · ".join(fact for fact in facts if fact))
     return (
-        f'<div class="hit {kind}"><h3><span>{title}</span>'
+        f'<div class="hit {kind}" data-id="{escape(clip.id, quote=True)}"><h3><span>{title}</span>'
         f'<button type="button" class="hear" aria-pressed="{str(heard).lower()}" '
         f'aria-label="hear {escape(clip.id, quote=True)}">Hear</button></h3>'
         f"{_media(clip, muted, offset)}"
         f'<div class="id" title="{escape(clip.source, quote=True)}">{_breakable(clip.id)}</div>'
-        f'<div class="small">{told}</div>{curve}</div>'
+        f'<div class="small">{told}</div><div class="match">{curve}</div></div>'
     )
 
 
@@ -398,7 +474,13 @@ def _media(clip: Shown, muted: bool, offset: float) -> str:
     silent = " muted" if muted else ""
     silent += f' data-offset="{offset:.3f}"' if offset else ""
     if clip.kind == "video":
-        return f'<video src="{address}" preload="auto" playsinline{silent}></video>'
+        if clip.still:
+            silent += f' poster="{escape(clip.still, quote=True)}"'
+        name = escape(f"picture of {clip.id}", quote=True)
+        return (
+            f'<video src="{address}" preload="auto" playsinline aria-label="{name}"{silent}>'
+            "</video>"
+        )
     return f'<audio src="{address}" preload="auto"{silent}></audio><div class="sound">sound</div>'
 
 

@@ -106,7 +106,7 @@ def page(asked: Sequence[Asked], queries: Embedded, model: Model, index: Index) 
         make_search(
             queries.take([number]),
             one.hits,
-            direction="v2a" if one.direction == "v2a" else "a2v",  # what the curve compares
+            direction=one.direction,
             model=model,
             latents=latents_of(model, one.hits, stream),
             score_name=index.report.measure,

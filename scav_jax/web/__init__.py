@@ -2,6 +2,8 @@
 
 library    which clips may be played, and where they lie while they are
 uploads    a file that somebody sent: its size, whether it is media, its end
+progress   how far a search is
+searcher   one search, from what asks to what is shown
 app        the HTTP interface
 page       what the browser shows
 """

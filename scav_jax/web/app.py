@@ -1,12 +1,18 @@
 """The HTTP interface of the search page.
 
-    GET  /                       the page
+    GET  /                       the page; what follows "?" is for its script
     GET  /clip/TOKEN             a clip that a search has found, as MP4
-    POST /search?name=&direction=&k=&retrieval=&where=&start=     the body is the file
-         -> {"direction", "query", "hits": [...], "html", "note"}, or {"error"} in one line
+    GET  /curves/TOKEN           the match over time of what a search has found
+         -> {"curves": [HTML, ...], "told": HTML}
+    GET  /progress/NAME          how far the search of that name is
+         -> {"stage", "of", "words"}, or {}
+    POST /search?name=&direction=&k=&retrieval=&where=&start=&job=     the body is the file
+    POST /search?clip=ID&direction=&k=&retrieval=&where=&job=          a clip of the index asks
+         -> {"direction", "streams", "query", "hits": [...], "html", "curves", "note"}, or {"error"}
+         in one line
 
 Requests, answers and the application are those of Starlette, which is imported when one is made.
-Everything that computes runs in a thread, and what is sent is decoded in a process of its own, so
+Everything that computes runs in a thread, and what asks is decoded in a process of its own, so
 that one file holds nobody up. A filter and all other parameters are read before the file. Requests
 of other sites' pages are refused: a page that listens on loopback is reached by every site that
 one's browser has open.
@@ -16,35 +22,24 @@ import contextlib
 import logging
 import socket
 import tempfile
-import threading
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
-from dataclasses import asdict, replace
-from functools import partial
+from collections.abc import AsyncIterator, Callable, Sequence
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
-from scav_jax.base.errors import InputError
+from scav_jax.base.errors import InputError, check_one_of
 from scav_jax.base.names import shown
 from scav_jax.extract.streams import Unusable
-from scav_jax.index import Hit
 from scav_jax.index.catalog import checked_filter
 from scav_jax.index.searching import parse_retrieval
-from scav_jax.report import search_page
-from scav_jax.report.match import latents_of
-from scav_jax.report.playable import Playable
-from scav_jax.retrieval.embed import Embedded
 from scav_jax.retrieval.model import Model
-from scav_jax.sequences import Sequences
 from scav_jax.web import page, uploads
 from scav_jax.web.library import Library
-from scav_jax.web.uploads import NEEDED, Decoded, Upload, decode
+from scav_jax.web.searcher import Busy, Searchable, Searcher
 
 LOOPBACK_NAMES = ("127.0.0.1", "localhost", "[::1]")
 MAX_BYTES = 256 * 2**20
 MAX_K = 50
-QUERY_SECONDS = 30.0  # of a longer file this much is used, from its start or from `start`
-DECODING_AT_ONCE = 2  # files; others wait
-ASKING_AT_ONCE = 12  # searches; others are told so
+COMPARING = ("exact", "sequence")  # what a search of both streams may be
 HEADERS = {
     "Content-Security-Policy": (
         "default-src 'none'; script-src 'self'; style-src 'self'; media-src 'self'; "
@@ -56,139 +51,6 @@ HEADERS = {
     "Cross-Origin-Resource-Policy": "same-origin",
 }
 LOG = logging.getLogger(__name__)
-
-
-@runtime_checkable
-class Searchable(Protocol):
-    """What is needed of an index (see `scav_jax.index`)."""
-
-    def search(
-        self, queries: Embedded, direction: str, k: int, retrieval: str, where: str | None
-    ) -> list[list[Hit]]: ...
-
-    def follow(self) -> bool: ...
-
-    def __len__(self) -> int: ...
-
-
-class Busy(InputError):
-    """More is asked for than is done at a time."""
-
-
-class Searcher:
-    """A model and an index; only the index is behind a lock, which no file is decoded under.
-
-    Args:
-      model: embeds what is sent.
-      index: of the same model.
-      library: of what may be played.
-      workers: 1 decodes them in a process of their own, which may crash or hang; 0 here.
-    """
-
-    def __init__(self, model: Model, index: Searchable, library: Library, workers: int):
-        self.model, self.index, self.library = model, index, library
-        self._workers, self._lock = workers, threading.Lock()
-        self._decoding = threading.BoundedSemaphore(DECODING_AT_ONCE)
-        self._asking = threading.BoundedSemaphore(ASKING_AT_ONCE)
-
-    @contextlib.contextmanager
-    def admitted(self) -> Iterator[None]:
-        """For as long as a search takes; `Busy` where too many wait already."""
-        if not self._asking.acquire(blocking=False):
-            raise Busy("too many searches are under way; try again in a minute")
-        try:
-            yield
-        finally:
-            self._asking.release()
-
-    def count(self) -> int:
-        """Clips that are there now."""
-        with self._lock:
-            self.index.follow()
-            return len(self.index)
-
-    def search(self, path: Path, name: str, wanted: dict) -> dict:
-        """What is found for one file; see the module for the result."""
-        upload = Upload(path, name, wanted["direction"], wanted["start"], QUERY_SECONDS)
-        with self._decoding:
-            decoded = decode(upload, self.model.backbone.preparer, apart=self._workers > 0)
-        direction, k, retrieval = decoded.direction, wanted["k"], wanted["retrieval"]
-        query = self.model.embed_outcome(decoded.outcome, Path("/"), [NEEDED[direction]])
-        if query.rejected:
-            raise InputError(f"{shown(name)}: cannot be used: {query.rejected[0]['reason']}")
-        query = replace(query, ids=[name])
-        with self._lock:
-            self.index.follow()  # what was added or deleted since
-            (hits,) = self.index.search(query, direction, k, retrieval, wanted["where"])
-            measure = self.index.report.measure
-        with self._decoding:
-            found = self._shown(query, hits, decoded, measure, name)
-        return {
-            "direction": direction,
-            "query": {"name": name, "start": float(query.starts[0]), "end": float(query.ends[0])},
-            "hits": [
-                {**asdict(hit), "source": result.clip.source, "clip": result.clip.address}
-                for hit, result in zip(hits, found.results, strict=True)
-            ],
-            "html": search_page.search_html(found),
-            "note": decoded.note,
-        }
-
-    def _shown(
-        self, query: Embedded, hits: Sequence[Hit], decoded: Decoded, measure: str, name: str
-    ) -> search_page.Search:
-        direction = decoded.direction
-        placed, latents = self._placed(hits, "visual" if direction == "a2v" else "audio")
-        search = search_page.make_search(
-            query,
-            placed,
-            direction=direction,
-            model=self.model,
-            latents=latents,
-            score_name=measure,
-            address=partial(self._address, query.sources[0], decoded.played),
-            query_name=name,
-        )
-        results = [
-            replace(r, clip=replace(r.clip, source=self.library.shown_source(r.clip.source)))
-            for r in search.results
-        ]
-        return replace(search, results=results)
-
-    def _placed(self, hits: Sequence[Hit], stream: str) -> tuple[list[Hit], list[Sequences | None]]:
-        """Hits with the files that they are in, and the latents of those that can be read."""
-        placed, readable = [], []
-        for hit in hits:
-            with contextlib.suppress(Unusable):
-                hit = replace(hit, source=str(self.library.locate(hit.source)))
-                readable.append(len(placed))
-            placed.append(hit)
-        clips = [placed[number] for number in readable]
-        found = latents_of(self.model, clips, stream, self._workers)
-        latents: list[Sequences | None] = [None] * len(hits)
-        for number, one in zip(readable, found, strict=True):
-            latents[number] = one
-        return placed, latents
-
-    def _address(
-        self,
-        query: str,
-        played: Playable | str,
-        source: str,
-        start: float,
-        end: float,
-        kinds: tuple[str, ...],
-    ) -> tuple[str, str]:
-        if source == query:  # its file will be gone
-            if isinstance(played, str):
-                return "", played
-            return played.kind, f"/clip/{self.library.keep(played)}"
-        try:
-            path = self.library.locate(source)
-        except Unusable as unusable:
-            return "", unusable.reason
-        kind = "video" if "video" in kinds else "audio"
-        return kind, f"/clip/{self.library.offer(path, start, end, kinds)}"
 
 
 def serve(app: Any, bound: socket.socket) -> None:
@@ -248,6 +110,8 @@ def create_app(
             Route("/app.js", _text(page.SCRIPT, "text/javascript")),
             Route("/app.css", _text(page.STYLE, "text/css")),
             Route("/clip/{token:str}", _clip(library)),
+            Route("/curves/{token:str}", _curves(searcher)),
+            Route("/progress/{name:str}", _progress(searcher)),
             Route("/search", _search(searcher, max_bytes), methods=["POST"]),
         ],
         middleware=[Middleware(_KnownHosts, hosts=frozenset(hosts))],
@@ -313,6 +177,32 @@ def _clip(library: Library) -> Callable:
     return answer
 
 
+def _curves(searcher: Searcher) -> Callable:
+    async def answer(request: Any) -> Any:
+        from starlette.concurrency import run_in_threadpool
+        from starlette.responses import JSONResponse
+
+        try:
+            with searcher.admitted():
+                found = await run_in_threadpool(searcher.curves, request.path_params["token"])
+        except Busy as error:
+            return _error(str(error), 503)
+        if found is None:
+            return _error("no such search; search again", 404)
+        return JSONResponse(found, headers=HEADERS)
+
+    return answer
+
+
+def _progress(searcher: Searcher) -> Callable:
+    async def answer(request: Any) -> Any:
+        from starlette.responses import JSONResponse
+
+        return JSONResponse(searcher.progress.of(request.path_params["name"]), headers=HEADERS)
+
+    return answer
+
+
 def _search(searcher: Searcher, max_bytes: int) -> Callable:
     async def answer(request: Any) -> Any:
         from starlette.concurrency import run_in_threadpool
@@ -323,6 +213,10 @@ def _search(searcher: Searcher, max_bytes: int) -> Callable:
             return _error("requests of other sites are refused", 403)
         try:
             wanted = _wanted(request.query_params)
+            if wanted["clip"] is not None:
+                with searcher.admitted():
+                    found = await run_in_threadpool(searcher.search_clip, wanted)
+                return JSONResponse(found, headers=HEADERS)
             name = Path(request.query_params.get("name", "") or "the file").name[:120]
             declared = request.headers.get("content-length", "")
             if declared.isdecimal() and int(declared) > max_bytes:
@@ -360,8 +254,8 @@ def _is_foreign(request: Any) -> bool:
 def _wanted(query) -> dict:
     """The parameters of a search, checked."""
     direction = query.get("direction") or None
-    if direction not in (None, *uploads.NEEDED):
-        raise InputError(f"direction: expected a2v or v2a, got {direction!r}")
+    if direction is not None:
+        check_one_of("direction", direction, uploads.NEEDED)
     try:
         k, start = int(query.get("k") or 10), float(query.get("start") or 0.0)
     except ValueError:
@@ -372,6 +266,10 @@ def _wanted(query) -> dict:
         raise InputError(f"start: expected seconds (0 or more), got {start:g}")
     retrieval, where = query.get("retrieval") or "exact", query.get("where") or None
     parse_retrieval(retrieval)
+    if direction == "both" and retrieval not in COMPARING:
+        raise InputError(
+            f"retrieval: expected {' or '.join(COMPARING)} where both streams ask, got {retrieval}"
+        )
     if where is not None:
         checked_filter(where)
     return {
@@ -380,4 +278,6 @@ def _wanted(query) -> dict:
         "start": start,
         "retrieval": retrieval,
         "where": where,
+        "clip": query.get("clip") or None,
+        "job": query.get("job") or "",
     }

@@ -5,10 +5,11 @@ want too much memory: that costs this file's answer and nothing else. What a hea
 checked before anything is decoded; where it lies, the limits of time and memory hold.
 """
 
+import contextlib
 import resource
 import tempfile
 from collections import deque
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, closing
 from dataclasses import dataclass
 from functools import partial
@@ -23,7 +24,8 @@ from scav_jax.extract.manifest import ClipRequest
 from scav_jax.extract.streams import Unusable, stream_kinds, stream_seconds
 from scav_jax.report.playable import Playable, picture_load, playable
 
-NEEDED = {"a2v": "audio", "v2a": "visual"}  # the stream that asks
+# The streams that ask.
+NEEDED = {"a2v": ("audio",), "v2a": ("visual",), "both": ("audio", "visual")}
 WORDS = {"audio": "sound", "visual": "picture"}
 TIMEOUT_S = 60.0  # for opening, for decoding, and for what is played of it
 FRAME_PIXELS = 36_000_000  # 8K
@@ -63,32 +65,50 @@ async def saved(chunks: AsyncIterator[bytes], folder: Path, limit: int) -> Async
         yield Path(file.name)
 
 
-def check_media(path: Path, name: str, direction: str | None) -> tuple[str, float | None]:
-    """Who asks, and how long the stream that asks is, if the file says so.
+@dataclass(frozen=True)
+class Asking:
+    """What a file can ask with.
+
+    Attributes:
+      direction: who asks.
+      streams: that it has.
+      seconds: how long what asks is, if the file says so.
+    """
+
+    direction: str
+    streams: tuple[str, ...]
+    seconds: float | None
+
+
+def check_media(path: Path, name: str, direction: str | None) -> Asking:
+    """Who asks, if it can.
 
     Args:
       path: of the file.
       name: what it is called, for messages.
-      direction: "a2v" by its sound, "v2a" by its picture, None by the sound if it has one.
+      direction: "a2v" by its sound, "v2a" by its picture, "both" by the two together, None by the
+        sound if it has one.
 
     Raises:
       InputError: it is no media file, or lacks the stream.
     """
     try:
         kinds = stream_kinds(path)
-        streams = [stream for stream, kind in KINDS.items() if kind in kinds]
+        streams = tuple(stream for stream, kind in KINDS.items() if kind in kinds)
         if not streams:
             raise Unusable("open", "neither picture nor sound in it")
         chosen = direction or ("a2v" if "audio" in streams else "v2a")
-        needed = NEEDED[chosen]
-        if needed in streams:
-            return chosen, stream_seconds(path, KINDS[needed])
+        missing = [stream for stream in NEEDED[chosen] if stream not in streams]
+        if not missing:
+            known = [stream_seconds(path, KINDS[stream]) for stream in NEEDED[chosen]]
+            seconds = None if None in known else min(known)
+            return Asking(chosen, streams, seconds)
     except Unusable as unusable:
         raise InputError(
             f"{name}: expected a sound or a video, this cannot be read ({unusable.reason})"
         ) from None
     raise InputError(
-        f"{name}: expected a file with a {WORDS[needed]}, it has none; search by its "
+        f"{name}: expected a file with a {WORDS[missing[0]]}, it has none; search by its "
         f"{WORDS[streams[0]]} instead"
     )
 
@@ -103,6 +123,7 @@ class Upload:
       direction: who asks; None takes what it has.
       start: from which second on.
       longest: how many seconds of it are used.
+      end: up to which second, where that was asked for.
     """
 
     path: Path
@@ -110,6 +131,7 @@ class Upload:
     direction: str | None
     start: float
     longest: float
+    end: float | None = None
 
 
 @dataclass(frozen=True)
@@ -117,25 +139,32 @@ class Decoded:
     """What became of an upload.
 
     Attributes:
-      direction: who asks.
+      asking: who asks, and what else could.
       note: for people, where not all of it was used.
       outcome: its clip, as the backbone takes it.
       played: what a browser plays of it, or why it does not, in words.
     """
 
-    direction: str
+    asking: Asking
     note: str
     outcome: Outcome
     played: Playable | str
 
 
-def decode(upload: Upload, preparer: Preparer, *, apart: bool = True) -> Decoded:
+def decode(
+    upload: Upload,
+    preparer: Preparer,
+    *,
+    apart: bool = True,
+    told: Callable[[], None] = lambda: None,
+) -> Decoded:
     """Checks and decodes a file.
 
     Args:
       upload: the file.
       preparer: the worker's half of the backbone.
       apart: in a process of its own.
+      told: is called when it is decoded, before what is played of it is made.
 
     Raises:
       InputError: it cannot be used; the message says why.
@@ -147,18 +176,25 @@ def decode(upload: Upload, preparer: Preparer, *, apart: bool = True) -> Decoded
         with closing(pool.run(work, deque([upload]), workers=1, timeout_s=TIMEOUT_S)) as events:
             for _, event in events:
                 if isinstance(event, pool.Lost):
-                    raise InputError(f"{shown(upload.name)}: cannot be used: {event.reason}")
+                    _only_played(upload, found, event.reason)
                 if isinstance(event, pool.Step):
                     found.append(event.result)
+                    if len(found) == 2:
+                        told()
     except MemoryError:
-        raise InputError(
-            f"{shown(upload.name)}: cannot be used: decoding it takes more than "
-            f"{MEMORY_BYTES / 2**30:g} GiB of memory"
-        ) from None
+        reason = f"decoding it takes more than {MEMORY_BYTES / 2**30:g} GiB of memory"
+        _only_played(upload, found, reason)
     return _decoded(upload, *found)
 
 
-def _decoded(upload: Upload, about: tuple[str, str], outcome: Outcome, played) -> Decoded:
+def _only_played(upload: Upload, found: list, reason: str) -> None:
+    """What was lost when all that asks is decoded costs only what is played of it."""
+    if len(found) != 2:
+        raise InputError(f"{shown(upload.name)}: cannot be used: {reason}") from None
+    found.append(reason)
+
+
+def _decoded(upload: Upload, about: tuple[Asking, str], outcome: Outcome, played) -> Decoded:
     if outcome.rejection is not None:
         raise InputError(f"{shown(upload.name)}: cannot be used: {outcome.rejection['reason']}")
     return Decoded(*about, outcome, played)
@@ -187,30 +223,38 @@ def _bound_memory() -> None:
 def _steps(upload: Upload, preparer: Preparer) -> Iterator:
     """Who asks and a note; the clip; what is played of it."""
     path, name, start = upload.path, shown(upload.name), upload.start
-    direction, seconds = check_media(path, name, upload.direction)
-    note, end = "", None
+    asking = check_media(path, name, upload.direction)
+    seconds, note, end = asking.seconds, "", upload.end
     if seconds is not None and start >= seconds:
         raise InputError(f"start: expected less than the {seconds:.1f} s of {name}")
-    if seconds is not None and seconds - start > upload.longest + 0.5:
+    if end is None and seconds is not None and seconds - start > upload.longest + 0.5:
         end = start + upload.longest
         note = f"Only {start:g} to {end:g} s of {seconds:.1f} s were used."
-    kind = KINDS[NEEDED[direction]]
-    if kind == "video":
-        left = upload.longest if seconds is None else seconds - start
-        _check_pixels(path, name, min(left, upload.longest))
-    yield direction, note
+    kinds = tuple(KINDS[stream] for stream in NEEDED[asking.direction])
+    used = upload.longest if seconds is None else min(seconds - start, upload.longest)
+    if "video" in kinds:
+        _check_pixels(path, name, used)
+    yield asking, note
     request = ClipRequest(str(path), start, end, name)
     (outcome,) = jobs.prepare(
-        Job(0, ((0, request),)), videos=Path("/"), preparer=preparer, kinds=(kind,)
+        Job(0, ((0, request),)), videos=Path("/"), preparer=preparer, kinds=kinds
     )
     yield outcome
-    if outcome.rejection is None:
-        try:
-            yield playable(path, start, outcome.end, kinds=(kind,))
-        except Unusable as unusable:
-            yield unusable.reason
-    else:
-        yield ""
+    yield "" if outcome.rejection is not None else _played(upload, asking, kinds, outcome.end, used)
+
+
+def _played(
+    upload: Upload, asking: Asking, kinds: tuple[str, ...], end: float, used: float
+) -> Playable | str:
+    """Picture and sound where it has them, or what asks alone where the rest cannot be played."""
+    with contextlib.suppress(InputError, Unusable):
+        if "video" not in kinds and "visual" in asking.streams:
+            _check_pixels(upload.path, upload.name, used)
+        return playable(upload.path, upload.start, end)
+    try:
+        return playable(upload.path, upload.start, end, kinds=kinds)
+    except Unusable as unusable:
+        return unusable.reason
 
 
 def _check_pixels(path: Path, name: str, seconds: float) -> None:

@@ -254,7 +254,7 @@ def small_disk(tmp_path):
     if not shutil.which("mount") or subprocess.run(mount, capture_output=True).returncode:
         pytest.skip("mounting a small disk needs root")
     yield disk
-    subprocess.run(["umount", str(disk)], check=True)
+    subprocess.run(["umount", "-l", str(disk)], check=True)
 
 
 def test_a_disk_that_is_really_full_is_said_as_such(small_disk, random):

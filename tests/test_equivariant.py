@@ -248,7 +248,7 @@ def test_parameter_counts_are_the_papers():
     tower = PatchEncoders().tower("visual")
     pictures = sequences(jnp.zeros((1, 1, 224 * 224 * 3)))
     expected = 12 * 7_087_872 + 768 * 768 + 768 + 768
-    assert counted(tower, pictures, jnp.zeros(1, jnp.int32), True) == expected
+    assert counted(tower, pictures) == expected
 
 
 def pixels(clips=4, side=32, frames=3, steps=4, bins=32, seed=1):
@@ -313,9 +313,9 @@ def test_in_double_precision_the_model_is_the_transcription_to_the_digit(small):
         @jax.jit
         def of_sound(params, vectors, *steps):
             heads = SMALL.heads(8).bind({"params": params["heads"]})
-            tower, rows = TOWERS.tower("audio"), jnp.zeros(1, jnp.int32)
+            tower = TOWERS.tower("audio")
             own = {"params": params["encoders"]["audio"]}
-            clip, augmented = (tower.apply(own, sequences(x), rows, True) for x in steps)
+            clip, augmented = (tower.apply(own, sequences(x)) for x in steps)
             latents = {"clip": AudioVisual(None, clip), "augmented": AudioVisual(None, augmented)}
             return heads._of_stream("audio", latents, vectors)
 

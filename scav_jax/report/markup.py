@@ -58,6 +58,7 @@ tbody th { text-align: left; font-weight: 600; }
   min-width: 0; }
 .clip img { width: 100%; display: block; border-radius: 4px; }
 .clip svg { width: 100%; height: 30px; display: block; margin: 5px 0 3px; }
+.clip audio { width: 100%; height: 32px; display: block; margin: 0 0 4px; }
 .clip path { stroke: #4a525a; stroke-width: .8; fill: none; }
 .clip .id { font-weight: 600; font-size: 11.5px; overflow-wrap: anywhere; line-height: 1.3; }
 .clip .small { font-size: 11.5px; } .verdict { font-weight: 600; margin-bottom: 5px; }

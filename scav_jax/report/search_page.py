@@ -210,7 +210,7 @@ button:focus-visible, input:focus-visible, .search:focus-visible { outline: 3px 
 @media (min-width: 640px) and (max-width: 999px) {
   .middle2 { grid-template-columns: repeat(2, minmax(0, 1fr)); }
   .middle3 { grid-template-columns: repeat(3, minmax(0, 1fr)); } }
-.query { margin-bottom: 14px; }
+.query { margin-bottom: 14px; } .told { margin: 14px 0 0; }
 @media (min-width: 640px) { .query .hit { display: grid; gap: 0 18px; align-content: start;
   grid-template-columns: minmax(0, 310px) minmax(0, 1fr); grid-template-rows: repeat(3, auto) 1fr; }
   .query .hit > video, .query .hit > .sound, .query .hit > .nothing { grid-area: 1 / 1 / 5 / 2; }

@@ -258,7 +258,7 @@ SCRIPT = """\
       slider.value = now;
       told.textContent = now.toFixed(1) + " / " + total.toFixed(1) + " s";
       slider.setAttribute("aria-valuetext", told.textContent);
-      root.querySelectorAll(".now").forEach(function (mark) {  // curves may come later
+      root.querySelectorAll(".now").forEach(function (mark) {
         var x = 320 * Math.min(now / total, 1);
         mark.setAttribute("x1", x); mark.setAttribute("x2", x);
       });

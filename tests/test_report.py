@@ -93,7 +93,8 @@ def pictures(clips=23, runs=("SCAV",), thumbnail=True):
     shown = min(clips, 9)
     matrices = random.normal(size=(3, shown, shown))
     small = figures.Thumbnail("data:image/jpeg;base64,AAAA", random.random(96))
-    clip = page.ClipView("id <1>", "a.mp4", 0.0, 4.0, "", small if thumbnail else None)
+    sound = "data:audio/mp4;base64,AAAA" if thumbnail else ""
+    clip = page.ClipView("id <1>", "a.mp4", 0.0, 4.0, "", small if thumbnail else None, sound)
     found = [(clip, "other", 0.1), (clip, "right", 0.2), (clip, "same source", 0.3)]
     return page.Pictures(
         histories=history(runs),
@@ -129,7 +130,9 @@ def test_the_page_has_its_figures_and_needs_no_network(whole):
     html = whole
     images = [first or second for first, second in addresses(html)]
     assert images
-    assert all(address.startswith("data:image/") for address in images)
+    assert all(address.startswith(("data:image/", "data:audio/")) for address in images)
+    assert html.count("<audio controls") == 8  # each query and three that were found
+    assert 'aria-label="sound of id &lt;1&gt;"' in html and "<th></th>" not in html
     assert "http" not in re.sub(r"base64,[A-Za-z0-9+/=]+", "", html)
     assert "<script" not in html
     assert "@import" not in html

@@ -785,7 +785,7 @@ def test_search_program_writes_a_page(tmp_path, capsys, stand, monkeypatch):
     said = capsys.readouterr()
     assert said.err.strip() == str(page)
     html = page.read_text()
-    assert html.count("Videos found for a sound") == 2
+    assert html.count("Videos found for the sound of") == 2
     queries = Stand().embed([0, 1], streams=("audio",))
     for hits in index.search(queries, "a2v", 2, "exact"):
         for hit in hits:

@@ -33,7 +33,7 @@ from scav_jax.retrieve import sequence_distances
 from scav_jax.sequences import AudioVisual, sequences
 from scav_jax.web import __main__ as program
 from scav_jax.web import app as app_module
-from scav_jax.web import library, uploads
+from scav_jax.web import library, progress, searcher, uploads
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 
@@ -56,9 +56,12 @@ class Everything:
         if where == "label = 'crash'":
             raise RuntimeError("a secret path /etc")
         e = self.embedded
-        pair = (e.visual, queries.audio) if direction == "a2v" else (queries.visual, e.audio)
-        found = sequence_distances(AudioVisual(*pair), *self.made.distance)
-        rows = found.T if direction == "a2v" else found
+        if direction == "both":  # the sum, each on its own scale
+            direction, alone = "a2v", queries
+            scales = [self._distances(alone, one) for one in ("a2v", "v2a")]
+            rows = sum((d - d.mean(axis=1, keepdims=True)) / d.std(axis=1) for d in scales)
+        else:
+            rows = self._distances(queries, direction)
         return [
             [
                 Hit(e.ids[i], e.sources[i], e.starts[i], e.ends[i], e.labels[i], float(row[i]), n)
@@ -66,6 +69,17 @@ class Everything:
             ]
             for row in rows
         ]
+
+    def clip(self, name):
+        e = self.embedded
+        rows = zip(e.ids, e.sources, e.starts, e.ends, strict=True)
+        return {id: {"source": s, "start": a, "end": b} for id, s, a, b in rows}.get(name)
+
+    def _distances(self, queries, direction):
+        e = self.embedded
+        pair = (e.visual, queries.audio) if direction == "a2v" else (queries.visual, e.audio)
+        found = sequence_distances(AudioVisual(*pair), *self.made.distance)
+        return np.asarray(found.T if direction == "a2v" else found)
 
 
 @pytest.fixture(scope="module")
@@ -133,15 +147,17 @@ def test_clips_that_are_added_are_found_without_a_restart(made, films, tmp_path)
 # ---- searches -----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("direction", ["a2v", "v2a"])
+STREAMS = {"a2v": ["audio"], "v2a": ["visual"], "both": ["audio", "visual"]}
+
+
+@pytest.mark.parametrize("direction", STREAMS)
 def test_a_clip_asks_and_is_answered(client, app, index, films, direction):
-    """The answer is the index's; clips play, the whole of them and parts."""
+    """The answer is the index's; clips play, the whole of them and parts; curves come after."""
     answer = ask(client, films / "c.mkv", name="c.mkv", direction=direction, k=2)
     assert answer.status_code == 200
     found = answer.json()
     assert index.asked[-1] == (direction, 2, "exact", None)
-    stream = "audio" if direction == "a2v" else "visual"
-    query = index.made.embed(films / "c.mkv", streams=[stream])
+    query = index.made.embed(films / "c.mkv", streams=STREAMS[direction])
     expected = index.search(query, direction, 2, "exact", None)[0]
     assert [hit["id"] for hit in found["hits"]] == [hit.id for hit in expected]
     np.testing.assert_allclose([h["score"] for h in found["hits"]], [h.score for h in expected])
@@ -149,16 +165,95 @@ def test_a_clip_asks_and_is_answered(client, app, index, films, direction):
     expected_end = pytest.approx(3.0, abs=0.02)  # of the stream that asks
     assert found["query"] == {"name": "c.mkv", "start": 0.0, "end": expected_end}
     assert (found["direction"], found["note"]) == (direction, "")
+    assert sorted(found["streams"]) == ["audio", "visual"]  # the page has tabs
     for hit in found["hits"]:
         clip = client.get(hit["clip"])
         assert (clip.status_code, clip.headers["content-type"]) == (200, "video/mp4")
         part = client.get(hit["clip"], headers={"Range": "bytes=10-19"})
         assert (part.status_code, part.content) == (206, clip.content[10:20])
-    assert found["html"].count('class="curve"') == 2
+    curves = client.get(found["curves"]).json()
+    means = [float(re.search(r"over time: mean ([\d.]+)", one)[1]) for one in curves["curves"]]
+    if direction != "both":
+        np.testing.assert_allclose(means, [hit["score"] for hit in found["hits"]], rtol=5e-3)
+    assert 'class="curve"' not in found["html"] and "one scale" in curves["told"]
     (own,) = re.findall(r'asking.*?src="(/clip/\w+)"', found["html"])
-    asked = client.get(own)
-    assert asked.headers["content-type"] == ("audio/mp4" if direction == "a2v" else "video/mp4")
+    asked = client.get(own)  # its picture too, where its sound asks
+    assert asked.headers["content-type"] == "video/mp4"
+    with av.open(io.BytesIO(asked.content)) as container:
+        assert {stream.type for stream in container.streams} == {"video", "audio"}
     assert leftovers(app) == []
+
+
+def test_stills_are_the_first_pictures_of_the_clips(client, films):
+    from PIL import Image
+
+    found = ask(client, films / "c.mkv", name="c.mkv", k=3).json()
+    stills = re.findall(r'poster="data:image/jpeg;base64,([^"]*)"', found["html"])
+    clips = re.findall(r'<video src="([^"]*)"', found["html"])
+    assert len(stills) == len(clips) == 4
+    for one, clip in zip(stills, clips, strict=True):
+        picture = np.asarray(Image.open(io.BytesIO(base64.b64decode(one))).convert("RGB"), float)
+        with av.open(io.BytesIO(client.get(clip).content)) as container:
+            first = next(container.decode(video=0)).to_ndarray(format="rgb24")
+        assert picture.shape == first.shape and np.abs(picture - first).mean() < 12
+    late = playable.still(films / "d.mp4", 0.48, 3.0)  # the flash
+    assert late != playable.still(films / "d.mp4", 0.0, 3.0)
+    assert playable.still(films / "gone.mp4", 0.0, 1.0) == ""
+
+
+def test_a_clip_of_the_index_asks_as_its_file_does(client, app, index, films):
+    sent = ask(client, films / "c.mkv", name="c.mkv", direction="v2a", k=3).json()
+    (clip,) = [one for one in index.embedded.ids if "c.mkv" in one]
+    answer = client.post("/search", params={"clip": clip, "direction": "v2a", "k": 3})
+    assert answer.status_code == 200
+    found = answer.json()
+    assert found["query"]["name"] == clip and found["note"] == ""
+    for name in ("id", "score", "clip"):
+        assert [one[name] for one in found["hits"]] == [one[name] for one in sent["hits"]]
+    answer = client.post("/search", params={"clip": "/etc/passwd"})
+    assert answer.status_code == 400
+    assert answer.json() == {"error": "clip '/etc/passwd': expected the id of a clip of the index"}
+    assert leftovers(app) == []
+
+
+def test_how_far_a_search_is_can_be_asked(client, app, films, monkeypatch):
+    """Each stage under the name that the page gave, and nothing of it afterwards."""
+    name, seen = "0f" * 16, []
+    teller = progress.Progress.teller
+
+    def looking(self, given):
+        tell = teller(self, given)
+
+        def told(stage):
+            tell(stage)
+            seen.append(self.of(name))
+
+        return told
+
+    monkeypatch.setattr(progress.Progress, "teller", looking)
+    assert client.get(f"/progress/{name}").json() == {}
+    assert ask(client, films / "d.mp4", name="d.mp4", job=name).status_code == 200
+    assert [one.get("words") for one in seen] == [*progress.STAGES, None]
+    assert [one["stage"] / one["of"] for one in seen[:-1]] == pytest.approx(
+        [n / 6 for n in range(1, 6)]
+    )
+    assert client.get(f"/progress/{name}").json() == {}
+    for other in ("x", "0f" * 17, "../clip"):
+        seen.clear()
+        held = progress.Progress()
+        held.teller(other)(1)
+        assert held.of(other) == {}
+    assert ask(client, b"no film", name="x", job=name).status_code == 400
+    assert client.get(f"/progress/{name}").json() == {}
+
+
+def test_tokens_of_curves_are_given_out_and_forgotten(client, films, monkeypatch):
+    monkeypatch.setattr(searcher, "KEPT", 1)
+    first, second = (
+        ask(client, films / "d.mp4", name="d.mp4", k=1).json()["curves"] for _ in range(2)
+    )
+    assert client.get(first).status_code == client.get("/curves/x").status_code == 404
+    assert client.get(second).status_code == 200
 
 
 def test_sounds_and_silent_films_ask_by_what_they_have(client, tmp_path):
@@ -175,7 +270,7 @@ def test_sounds_and_silent_films_ask_by_what_they_have(client, tmp_path):
 
 
 def test_long_files_are_cut_and_it_is_said(client, films, monkeypatch):
-    monkeypatch.setattr(app_module, "QUERY_SECONDS", 1.5)
+    monkeypatch.setattr(searcher, "QUERY_SECONDS", 1.5)
     found = ask(client, films / "d.mp4", name="d.mp4", start=0.5).json()
     assert (found["query"]["start"], found["query"]["end"]) == (0.5, 2.0)
     assert found["note"] == "Only 0.5 to 2 s of 3.0 s were used."
@@ -234,7 +329,7 @@ def test_a_file_that_hangs_holds_nobody_up(made, index, films, monkeypatch, tmp_
         (tmp_path / "go on").touch()
         hangs.join()
         assert ended[-1] == "hangs"
-    monkeypatch.setattr(app_module, "ASKING_AT_ONCE", 0)
+    monkeypatch.setattr(searcher, "ASKING_AT_ONCE", 0)
     full = app_module.create_app(made, index, workers=0)
     with page_client(full) as client:
         assert ask(client, films / "d.mp4", name="d.mp4").status_code == 503
@@ -259,7 +354,9 @@ def test_bad_uploads_get_clear_words_and_leave_nothing(client, app, films):
     for options, words in (
         ({"k": 0}, "k: expected 1 to 50, got 0"),
         ({"k": "many"}, "k, start: expected numbers"),
-        ({"direction": "up"}, "direction: expected a2v or v2a"),
+        ({"direction": "up"}, "direction: expected one of a2v, v2a, both"),
+        ({"direction": "both", "retrieval": "hybrid:9"}, "retrieval: expected exact or sequence"),
+        ({"where": "labl = 'x'"}, "filter \"labl = 'x'\": expected a condition on id, source, st"),
         ({"start": -1}, "start: expected seconds"),
         ({"start": "nan"}, "start: expected seconds"),
         ({"where": "nonsense"}, "filter 'nonsense': expected a condition"),
@@ -489,9 +586,9 @@ def found_page(made, index, films):
 
 
 def test_the_page_of_results_is_self_contained(found_page):
-    sources = re.findall(r'src="([^"]*)"', found_page)
-    assert len(sources) == 6 and all(source.startswith("data:") for source in sources)
-    assert sum(source.startswith("data:audio/mp4") for source in sources) == 1
+    sources = re.findall(r'(?:src|poster)="([^"]*)"', found_page)
+    assert len(sources) == 12 and all(source.startswith("data:") for source in sources)
+    assert sum(source.startswith("data:image/jpeg") for source in sources) == 6
     assert "http:" not in found_page and "https:" not in found_page
     assert "//" not in re.sub(r"base64,[A-Za-z0-9+/=]+", "", found_page)
     assert "Found &lt;here&gt;" in found_page
@@ -652,28 +749,110 @@ def play_and_check(browser, clips):
         assert browser.value(heard) == [place == number for place in range(clips)]
 
 
-def test_in_a_browser_one_drops_a_sound_and_plays_what_is_found(browser, address, films, tmp_path):
+HITS = "[...document.querySelectorAll('.found .hit')].map(card => card.dataset.id)"
+BOX = "(one) => Math.round(one.getBoundingClientRect()"
+TOP = f"[...document.querySelectorAll('.hit')].map({BOX}.top))"
+TITLE = "document.getElementById('title').textContent"
+
+
+def found(browser, words=" found in "):
+    """Waits for the end of a search, and gives the ids of what it found."""
+    browser.wait(f"document.getElementById('status').textContent.includes('{words}')")
+    return browser.value(HITS)
+
+
+def test_in_a_browser_a_sound_that_is_chosen_is_searched_and_plays(
+    browser, address, films, tmp_path
+):
     sound = write_sound(tmp_path / "knock.wav", "pcm_s16le", click_track(3, RATE, [0.5], seed=1))
     browser.open(address)
     assert browser.value("document.getElementById('go').disabled") is True
-    browser.choose("#file", sound)
-    browser.wait("!document.getElementById('go').disabled")
-    browser.value("document.getElementById('go').click()")
-    browser.wait("!document.getElementById('results').hidden")
-    assert browser.value("document.querySelectorAll('.hit').length") == 4
-    assert browser.value("document.getElementById('title').textContent").endswith("knock.wav")
-    assert "3 found in" in browser.value("document.getElementById('status').textContent")
+    browser.choose("#file", sound)  # nothing else
+    assert len(found(browser)) == 3
+    assert browser.value(f"{TITLE}").endswith("sound of knock.wav")
+    assert browser.value("document.getElementById('tabs').hidden")  # a sound asks in one way
+    stills = "[...document.querySelectorAll('.found video')].map(v => v.poster.slice(0, 15))"
+    assert browser.value(stills) == ["data:image/jpeg"] * 3  # there before any film is
+    browser.wait("document.querySelectorAll('.curve').length === 3")
     play_and_check(browser, 4)
     browser.screenshot(tmp_path / "web.png")
     assert (tmp_path / "web.png").stat().st_size > 20_000
 
     (tmp_path / "no.wav").write_text("this is no sound\n" * 99)
     browser.choose("#file", tmp_path / "no.wav")
-    browser.value("document.getElementById('go').click()")
     words = browser.wait(
         "!document.getElementById('error').hidden && document.getElementById('error').textContent"
     )
     assert words.startswith("no.wav: expected a sound or a video")
+
+
+def test_in_a_browser_links_and_tabs_search_again(browser, address, films, index):
+    """A clip of the index asks; its link finds the same; a file's link has the settings only."""
+    browser.open(address + "?k=2&where=start%20%3C%201")
+    told = "document.getElementById('status').textContent"
+    assert browser.value(told).startswith("The settings are those of the link")
+    browser.choose("#file", films / "d.mp4")
+    assert len(found(browser)) == 2 and index.asked[-1] == ("a2v", 2, "exact", "start < 1")
+    link = "document.getElementById('link')"
+    assert "cannot hold a file" in browser.value(f"{link}.textContent")
+    for direction in ("both", "v2a"):
+        browser.value("document.querySelector('#tabs [aria-selected=true]').focus()")
+        browser.key("ArrowLeft")  # from the first to the last, then to the one before
+        browser.value("document.activeElement.click()")
+        browser.wait(f"{link}.search.includes('direction={direction}')")
+        found(browser)
+        assert index.asked[-1][:2] == (direction, 2)
+        chosen = "document.querySelector('#tabs [aria-selected=true]')"
+        assert browser.value(f"document.activeElement === {chosen}")
+        assert browser.value(f"{chosen}.dataset.direction") == direction
+
+    asked, name = browser.value("document.querySelectorAll('.ask').length"), browser.value(HITS)[1]
+    assert asked == 2
+    browser.value("document.querySelectorAll('.ask')[1].click()")
+    browser.wait(f"{TITLE}.endsWith({json.dumps(name)})")
+    ids = found(browser)
+    here = browser.value("location.href")
+    assert browser.value(f"{link}.href") == here and "clip=" in here and "k=2" in here
+    browser.open(address)
+    browser.open(here)
+    assert found(browser) == ids and browser.value(TITLE).endswith(name)
+    browser.value("document.getElementById('where').value = 'labl = 1'")
+    browser.value("document.getElementById('go').click()")
+    words = browser.wait("document.getElementById('error').textContent")
+    assert "id, source, start, end or label" in words and "Did you mean 'label'?" in words
+
+
+@pytest.mark.parametrize("width", [390, 1200])
+def test_in_a_browser_all_has_a_name_and_fits(browser, address, films, width):
+    """By the browser's own tree for screen readers; controls are in line, no card is alone."""
+    size = {"height": 900, "deviceScaleFactor": 1, "mobile": width < 500}
+    browser.call("Emulation.setDeviceMetricsOverride", width=width, **size)
+    try:
+        browser.open(address)
+        browser.choose("#file", films / "c.mkv")
+        found(browser)
+        browser.wait("document.querySelectorAll('.curve').length === 3")
+        nodes = browser.call("Accessibility.getFullAXTree")["nodes"]
+        roles = {"button", "textbox", "slider", "combobox", "spinbutton", "link", "tab", "Video"}
+        controls = [
+            (node["role"]["value"], node.get("name", {}).get("value", ""))
+            for node in nodes
+            if not node.get("ignored") and node.get("role", {}).get("value") in roles
+        ]
+        assert {role for role, _ in controls} == roles
+        assert all(name for _, name in controls), controls
+        assert browser.value("document.documentElement.scrollWidth") <= width
+        tops = browser.value(TOP)
+        last = tops.count(tops[-1])
+        assert last == (1 if width == 390 else 3) and len(tops) == 4
+        if width > 500:
+            bottoms = browser.value(
+                "[...document.querySelectorAll('.options input, .options select, #go')]"
+                f".map({BOX}.bottom))"
+            )
+            assert len(bottoms) == 5 and len(set(bottoms)) == 1
+    finally:
+        browser.call("Emulation.setDeviceMetricsOverride", width=1200, **{**size, "height": 1500})
 
 
 def test_in_a_browser_the_page_of_results_plays(browser, found_page, tmp_path):

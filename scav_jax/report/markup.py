@@ -42,6 +42,8 @@ figcaption { color: var(--soft); font-size: 14px; margin-top: 8px; max-width: 90
 table { border-collapse: collapse; font-size: 14px; font-variant-numeric: tabular-nums; }
 th, td { padding: 6px 11px; text-align: right; border-bottom: 1px solid var(--line);
   white-space: nowrap; }
+thead td { border-bottom-color: transparent; }
+thead tr + tr td, thead tr:only-child td { border-bottom: 2px solid var(--line); }
 thead th { color: var(--soft); font-weight: 600; } thead tr + tr th { border-bottom-width: 2px; }
 th[colspan] { text-align: center; } th:first-child, th.word { text-align: left; }
 tbody th { text-align: left; font-weight: 600; }
@@ -58,6 +60,7 @@ tbody th { text-align: left; font-weight: 600; }
   min-width: 0; }
 .clip img { width: 100%; display: block; border-radius: 4px; }
 .clip svg { width: 100%; height: 30px; display: block; margin: 5px 0 3px; }
+.clip audio { width: 100%; height: 32px; display: block; margin: 0 0 4px; }
 .clip path { stroke: #4a525a; stroke-width: .8; fill: none; }
 .clip .id { font-weight: 600; font-size: 11.5px; overflow-wrap: anywhere; line-height: 1.3; }
 .clip .small { font-size: 11.5px; } .verdict { font-weight: 600; margin-bottom: 5px; }
@@ -149,6 +152,8 @@ def table(
         cells = (
             f'<th colspan="{span}">{name}</th>'
             if span > 1
+            else "<td></td>"  # a heading without words is read aloud as one
+            if not name
             else f"<th{' class=word' if column < words else ''}>{name}</th>"
             for column, (name, span) in enumerate(names)
         )
@@ -158,7 +163,10 @@ def table(
         for pairs in (list(enumerate(row)) for row in rows)
     )
     head = f"<thead>{''.join(lines)}</thead>" if lines else ""
-    return f'<div class="wide"><table class="{kind}">{head}<tbody>{body}</tbody></table></div>'
+    return (
+        '<div class="wide" tabindex="0" role="group" aria-label="table">'  # scrolls with the arrows
+        f'<table class="{kind}">{head}<tbody>{body}</tbody></table></div>'
+    )
 
 
 def details(title: str, content: dict) -> str:

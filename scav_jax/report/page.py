@@ -37,7 +37,8 @@ CLASSES_SHOWN = 12
 
 @dataclass(frozen=True)
 class ClipView:
-    """A clip as it is shown: its name, where it is from, and its thumbnail if there is one."""
+    """A clip as it is shown: its name, where it is from, its thumbnail and its sound (a `data:`
+    address), if there are any."""
 
     id: str
     source: str
@@ -45,6 +46,7 @@ class ClipView:
     end: float
     label: str
     thumbnail: figures.Thumbnail | None
+    sound: str = ""
 
 
 @dataclass(frozen=True)
@@ -380,8 +382,8 @@ def _search_section(pictures: Pictures, run: dict) -> str:
     return markup.section(
         f"Retrieved clips ({run['name']}, {list(run['per_class'])[-1]})",
         "<p>Queries drawn at random; from left to right the query and the candidates that lie "
-        "closest. A clip is shown by its first frame and by the loudness of its sound. Green is "
-        "the query's own clip, amber another clip of its video.</p>",
+        "closest. A clip is shown by its first frame and by the loudness of its sound, which "
+        "plays. Green is the query's own clip, amber another clip of its video.</p>",
         markup.note(f"Thumbnails are missing: {why}") if why else "",
         *parts,
     )
@@ -406,6 +408,9 @@ def _clip(clip: ClipView, kind: str, title: str, distance: str) -> str:
         alternative = escape(f"First frame of {clip.id}", quote=True)
         media = f'<img src="{clip.thumbnail.picture}" alt="{alternative}">'
         media += markup.envelope(clip.thumbnail.envelope)
+    if clip.sound:
+        name = escape(f"sound of {clip.id}", quote=True)
+        media += f'<audio controls preload="none" src="{clip.sound}" aria-label="{name}"></audio>'
     breakable = escape(clip.id).replace("_", "_<wbr>")
     facts = [clip.label, f"{clip.start:.1f} to {clip.end:.1f} s", distance]
     return (

@@ -16,6 +16,7 @@ from scav_jax.distances.dtw import hard_path
 from scav_jax.features.store import Split
 from scav_jax.objectives import normalize_distances
 from scav_jax.report import figures, page
+from scav_jax.report.search_page import embedded_media
 from scav_jax.retrieve import DIRECTIONS, queries_first
 from scav_jax.sequences import AudioVisual, Sequences, resample_like
 
@@ -201,6 +202,7 @@ def _clip_views(split: Split, numbers: Sequence[int]) -> tuple[dict[int, page.Cl
     elif not folder.is_dir():
         reasons.append(f"the folder of the videos is not there any more ({folder})")
     thumbnails: dict[int, figures.Thumbnail] = {}
+    sounds: dict[int, str] = {}
     if not reasons:
         for number in tqdm(numbers, "thumbnails", unit="clip", file=sys.stderr, mininterval=10):
             span = float(split.starts[number]), float(split.ends[number])
@@ -209,6 +211,9 @@ def _clip_views(split: Split, numbers: Sequence[int]) -> tuple[dict[int, page.Cl
                 reasons.append(made)
             else:
                 thumbnails[number] = made
+                source = str(folder / split.sources[number])
+                kind, address, _ = embedded_media(source, *span, ("audio",))
+                sounds[number] = address if kind else ""
     views = {
         number: page.ClipView(
             id=split.ids[number],
@@ -217,6 +222,7 @@ def _clip_views(split: Split, numbers: Sequence[int]) -> tuple[dict[int, page.Cl
             end=float(split.ends[number]),
             label=split.labels[number],
             thumbnail=thumbnails.get(number),
+            sound=sounds.get(number, ""),
         )
         for number in numbers
     }

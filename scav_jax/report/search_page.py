@@ -210,7 +210,7 @@ button:focus-visible, input:focus-visible, .search:focus-visible { outline: 3px 
 @media (min-width: 640px) and (max-width: 999px) {
   .middle2 { grid-template-columns: repeat(2, minmax(0, 1fr)); }
   .middle3 { grid-template-columns: repeat(3, minmax(0, 1fr)); } }
-.query { margin-bottom: 14px; }
+.query { margin-bottom: 14px; } .told { margin: 14px 0 0; }
 @media (min-width: 640px) { .query .hit { display: grid; gap: 0 18px; align-content: start;
   grid-template-columns: minmax(0, 310px) minmax(0, 1fr); grid-template-rows: repeat(3, auto) 1fr; }
   .query .hit > video, .query .hit > .sound, .query .hit > .nothing { grid-area: 1 / 1 / 5 / 2; }
@@ -258,7 +258,7 @@ SCRIPT = """\
       slider.value = now;
       told.textContent = now.toFixed(1) + " / " + total.toFixed(1) + " s";
       slider.setAttribute("aria-valuetext", told.textContent);
-      root.querySelectorAll(".now").forEach(function (mark) {  // curves may come later
+      root.querySelectorAll(".now").forEach(function (mark) {
         var x = 320 * Math.min(now / total, 1);
         mark.setAttribute("x1", x); mark.setAttribute("x2", x);
       });

@@ -12,10 +12,10 @@ _BODY = (
 <input id="file" type="file" accept="audio/*,video/*,.mkv,.avi,.flac,.ogg">
 <div class="options">
 <label>Results <input id="k" type="number" min="1" max="50" value="9"></label>
-<label>Retrieval <select id="retrieval"><option value="exact">by sequence</option>
+<label>From second <input id="start" type="number" min="0" step="0.5" value="0"></label>
+<label class="how">Retrieval <select id="retrieval"><option value="exact">by sequence</option>
 <option value="hybrid:100">hybrid, k = 100</option><option value="aggregation">by mean</option>
 </select></label>
-<label>From second <input id="start" type="number" min="0" step="0.5" value="0"></label>
 <label class="where">Filter <input id="where" type="text" autocomplete="off" spellcheck="false"
 placeholder="label = 'dog' AND start &lt; 60" aria-describedby="columns"></label>
 <button id="go" type="submit" disabled>Search</button>
@@ -55,7 +55,7 @@ STYLE = (
 #name { overflow-wrap: anywhere; } form { position: relative; }
 #file { position: absolute; opacity: 0; width: 1px; height: 1px; }
 .options { display: grid; gap: 14px 16px; align-items: end; margin-top: 16px;
-  grid-template-columns: 90px 160px 110px minmax(150px, 1fr) 110px; }
+  grid-template-columns: 90px 110px 160px minmax(150px, 1fr) 110px; }
 .options label { font-size: 13px; color: var(--soft); display: grid; gap: 3px; min-width: 0; }
 .options select, .options input, #go { font: inherit; font-size: 15px; height: 38px; width: 100%;
   min-width: 0; padding: 0 10px; border: 1px solid #7d868f; border-radius: 6px; background: #fff;
@@ -82,7 +82,7 @@ a:focus-visible, select:focus-visible { outline: 3px solid #0072b2; outline-offs
 @media (max-width: 820px) { .options { grid-template-columns: repeat(3, minmax(0, 1fr)); }
   .options .where { grid-column: 1 / 3; } }
 @media (max-width: 480px) { .options { grid-template-columns: repeat(2, minmax(0, 1fr)); }
-  .options .where, #go { grid-column: 1 / 3; } main { padding: 14px 8px 30px; }
+  .options .how, .options .where, #go { grid-column: 1 / 3; } main { padding: 14px 8px 30px; }
   #tabs { display: grid; border-bottom: 0; } #tabs button { border: 1px solid #b8bec4;
   border-radius: 6px; } }
 """

@@ -5,9 +5,7 @@ import re
 import griffe
 
 # An example outside a section "Examples:", or a list of names with what they are, in columns.
-BLOCKS = re.compile(
-    r"(?m)^(?:>>> .*\n(?:(?!$).+\n?)*|(?:\w[\w, ]*? {2,}\S.*\n(?: {4,}.+\n)*){2,})"
-)
+BLOCKS = re.compile(r"(?m)^(?:>>> .*\n(?:(?!$).+\n?)*|(?:\w[\w, ]*? {2,}\S.*\n(?: {4,}.+\n)*){2,})")
 # Several parameters that share their words.
 SHARED = re.compile(r"(?m)^( +)(\w+(?:, \w+)+): (.*\n(?:\1 +\S.*\n)*)")
 

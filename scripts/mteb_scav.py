@@ -15,6 +15,7 @@ import argparse
 import sys
 import tempfile
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -110,8 +111,8 @@ class Searcher:
             print(
                 f"rejected {names[int(Path(one['file']).stem)]}: {one['reason']}", file=sys.stderr
             )
-        made.ids = [names[int(Path(one).stem)] for one in made.ids]
-        return STREAMS[column], names, made
+        ids = [names[int(Path(one).stem)] for one in made.ids]
+        return STREAMS[column], names, replace(made, ids=ids)
 
 
 def column_of(rows: Any) -> str:

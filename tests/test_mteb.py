@@ -39,7 +39,7 @@ def films(tmp_path_factory):
         for n in range(6)
     ]
     silent = write_sound(folder / "silent.wav", "pcm_s16le", track)
-    still = film(folder / "still.mp4", 2.0, seed=9, frames=np.zeros((50, 64, 64, 3), np.uint8))
+    still = film(folder / "still.mp4", 2.0, seed=9, frames=[np.zeros((64, 64, 3), np.uint8)] * 50)
     return [*made, still], [*sounds, silent]
 
 

@@ -1,8 +1,10 @@
 """What the README shows works: its example, and its commands in a fresh environment, in order."""
 
+import argparse
 import contextlib
 import importlib.util
 import io
+import json
 import os
 import re
 import shlex
@@ -12,7 +14,9 @@ import sys
 import sysconfig
 import zipfile
 from pathlib import Path
+from typing import NamedTuple
 
+import av
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -20,19 +24,25 @@ import yaml
 
 import scav_jax
 from scav_jax import objectives
-from scav_jax.__main__ import program
+from scav_jax.__main__ import main, program
+from scav_jax.base import commands as commands_module
+from scav_jax.base.commands import split_overrides
 from scav_jax.distances import pairwise
 from scav_jax.extract import backbones
 from scav_jax.objectives.objective import Place
-from scav_jax.sequences import AudioVisual, sequences
-from scav_jax.training.config_files import find
+from scav_jax.sequences import STREAMS, AudioVisual, sequences
+from scav_jax.training.config import override
+from scav_jax.training.config_files import find, load_file
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text()
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+# The later ones need what the first has made; `howto` and the reference are no tutorials.
+TUTORIALS = ("own_videos", "silent_film", "generated_sound", "distance", "objective", "backbone")
 READERS_OWN = ("mine.py", "mine.py:long")
 # Instead of what a reader has, and of hours.
-HERE = {"VIDEOS": "videos", "VIDEO.mp4": "videos/instrument_000_03.mp4"}
+QUERY = "videos/instrument_000_03.mp4"
+HERE = {"VIDEOS": "videos", "VIDEO.mp4": QUERY}
 SMALL_CONFIG = [
     *("--config.data.batch_size=8", "--config.data.buckets=1", "--config.train.steps=10"),
     *("--config.optimizer.warmup_steps=2", "--config.train.validate_every=5"),
@@ -44,10 +54,40 @@ SMALL = {
     "train": SMALL_CONFIG,
     "web": ["--help"],  # it would serve until it is stopped
 }
+# Of the tutorials: smaller still, and a calibration wants twenty clips, which `data/short` has.
+SMALLER = {
+    "extract": ["--workers", "1"],
+    "train": [*SMALL_CONFIG[:-2], *(f"--config.encoders.{s}_blocks=0" for s in STREAMS)],
+    "score --calibrate": ["--data", "data/short", "--split", "validation"],
+}
+SHORT = (
+    "scav extract --videos VIDEOS --clip-seconds 4 --out data/short "
+    "--split train=0.5 validation=0.5"
+)
 
 
 def code_blocks(language: str) -> list[str]:
     return re.findall(rf"^```{language}\n(.*?)^```$", README, flags=re.MULTILINE | re.DOTALL)
+
+
+class Block(NamedTuple):
+    """A fenced block of a page: its language, the file that it is, and why it is not run here."""
+
+    language: str
+    title: str | None
+    code: str
+    reason: str | None
+
+
+def blocks(page: Path) -> list[Block]:
+    """The fenced blocks of a page, in order; `<!-- not run: REASON -->` may stand before one."""
+    fenced = re.compile(
+        r"^(?:<!-- not run: (?P<reason>[^\n]+) -->\n)?"
+        r"```(?P<language>\w*)(?: title=\"(?P<title>[^\"]+)\")?\n(?P<code>.*?)^```$",
+        flags=re.MULTILINE | re.DOTALL,
+    )
+    found = fenced.finditer(page.read_text())
+    return [Block(**{name: one[name] for name in Block._fields}) for one in found]
 
 
 def commands(text: str) -> list[str]:
@@ -138,6 +178,65 @@ def test_programs_configs_and_files_exist(page):
         assert (page.parent / link).exists(), link
 
 
+class Parsed(Exception):
+    """A command line was read, and its program was not run."""
+
+
+@pytest.fixture
+def parse_only(monkeypatch, own_module, tmp_path):
+    """Runs a command of a page as far as its program has read the command line."""
+    read = commands_module.Parser.parse_args
+
+    def parsed(self, args=None, namespace=None):
+        arguments = read(self, args, namespace)
+        raise Parsed(arguments)
+
+    def run(line: str) -> argparse.Namespace:
+        monkeypatch.setattr(sys, "argv", shlex.split(line))
+        with pytest.raises(Parsed) as found:
+            main()
+        return found.value.args[0]
+
+    monkeypatch.setattr(commands_module.Parser, "parse_args", parsed)
+    for page in TUTORIALS:
+        for block in blocks(ROOT / "docs" / "tutorials" / f"{page}.md"):
+            if block.title:
+                (tmp_path / block.title).write_text(block.code)
+    return run
+
+
+def whole_commands(page: Path) -> list[str]:
+    """Lines of blocks that are commands as they stand, without what they leave open."""
+    found = []
+    for block in blocks(page):
+        if block.language in ("", "sh"):
+            code = re.sub(r"\\\n\s*", " ", block.code)
+            lines = (line.split(" #")[0].strip() for line in code.splitlines())
+            found += [line for line in lines if line.startswith("scav ") and "..." not in line]
+    return found
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_programs_read_the_commands_of_every_page(page, parse_only):
+    """Those that are not run too: unknown options, missing ones, keys that no config has."""
+    for line in whole_commands(page):
+        arguments = parse_only(line)
+        overrides = split_overrides(shlex.split(line))[1]
+        if getattr(arguments, "config", None) and arguments.config not in READERS_OWN:
+            config = override(load_file(arguments.config), overrides)
+            objectives.make(config.objective, config.distance)
+
+
+def test_messages_of_troubleshooting_stand_in_the_source():
+    """What a page quotes is what a program says: the words of one literal."""
+    source = "\n".join(path.read_text() for path in (ROOT / "scav_jax").rglob("*.py"))
+    page = (ROOT / "docs" / "troubleshooting.md").read_text()
+    quoted = re.findall(r"^\| `([^`]+)` \|", page, flags=re.MULTILINE)
+    joined = re.sub(r'"\s*\n\s*f?"', "", source)  # of literals that go over lines
+    assert len(quoted) > 40
+    assert [words for words in quoted if words not in joined] == []
+
+
 def test_citation_is_that_of_the_version():
     citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
     assert str(citation["version"]) == scav_jax.__version__
@@ -198,21 +297,103 @@ def installed(tmp_path_factory) -> Path:
     return environment(folder / "environment", built)
 
 
+# Many commands in one process: what is imported and compiled is so once.
+DRIVER = """
+import json, sys
+sys.path[0] = "."
+from scav_jax.__main__ import main
+for kind, what in json.load(sys.stdin):
+    print(">", what if kind == "scav" else kind, flush=True)
+    if kind == "python":
+        exec(compile(what, "a page", "exec"), {"__name__": "a_page"})
+        continue
+    sys.argv = ["scav", *what]
+    try:
+        assert main() == 0
+    except SystemExit as end:
+        assert not end.code, what
+"""
+
+
+def steps_of(tutorial: str, done: set[str], folder: Path) -> list[tuple[str, str | list[str]]]:
+    """What a page has its reader do, small; files that it shows are written at once."""
+    steps = []
+    for block in blocks(ROOT / "docs" / "tutorials" / f"{tutorial}.md"):
+        if block.title:
+            (folder / block.title).write_text(block.code)
+        elif block.language == "python":
+            steps.append(("python", block.code.replace("VIDEO.mp4", QUERY)))
+        elif block.language == "sh" and not block.reason:
+            steps += [small(line) for line in block.code.splitlines() if line not in done]
+    return steps
+
+
+def small(line: str) -> tuple[str, list[str]]:
+    words = [HERE.get(word, word) for word in shlex.split(line)][1:]
+    more = SMALLER.get(words[0], []) + SMALLER.get(" ".join(words[:2]), [])
+    return "scav", [*words, *more]
+
+
+def stripped(source: Path, target: Path, kind: str) -> None:
+    """One stream of a file, as it is (a picture), or as a WAV (a sound)."""
+    with av.open(str(source)) as file, av.open(str(target), "w") as made:
+        stream = getattr(file.streams, kind)[0]
+        if kind == "video":
+            copy = made.add_stream_from_template(stream)
+            for packet in file.demux(stream):
+                if packet.dts is not None:
+                    packet.stream = copy
+                    made.mux(packet)
+            return
+        sound = made.add_stream("pcm_s16le", rate=stream.rate)
+        for frame in file.decode(stream):
+            made.mux(sound.encode(frame))
+        made.mux(sound.encode(None))
+
+
+def tutorials_run(run, folder: Path, done: set[str]) -> None:
+    """Every tutorial's commands and examples, in the folder where the README's have run."""
+    (folder / "SOUNDS").mkdir()
+    films = sorted((folder / "videos").glob("*.mp4"))
+    stripped(films[0], folder / "FILM.mp4", "video")
+    for film, name in zip(films, "ab", strict=False):
+        stripped(film, folder / "SOUNDS" / f"{name}.wav", "audio")
+    steps = [small(SHORT)]
+    for tutorial in TUTORIALS:
+        steps += steps_of(tutorial, done, folder)
+    said = run("python", "-c", DRIVER, input=json.dumps(steps))
+    assert "(3, 3) True" in said  # the distance's example: finite gradients beside NaN
+    assert "2 sounds" in said, said  # of the index
+    assert "2 scored, median" in said
+    for name in ("sounds.html", "laid.html", "scores.json", "runs/hardest/averaged"):
+        assert (folder / name).exists(), name
+    assert '"right"' in (folder / "runs" / "hardest" / "metrics.jsonl").read_text()
+    about = json.loads((folder / "data" / "brightness" / "scav.json").read_text())
+    assert "my_backbone:Brightness" in json.dumps(about)
+
+
 @pytest.mark.slow
 def test_commands_run_in_order_in_a_fresh_folder(installed, tmp_path):
     environ = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
     environ["PATH"] = f"{installed}{os.pathsep}{environ['PATH']}"
 
-    def run(*words: str) -> str:
+    def run(*words: str, input: str | None = None) -> str:
         done = subprocess.run(
-            words, cwd=tmp_path, env=environ, capture_output=True, text=True, check=False
+            words,
+            cwd=tmp_path,
+            env=environ,
+            input=input,
+            capture_output=True,
+            text=True,
+            check=False,
         )
         assert done.returncode == 0, f"{shlex.join(words)}\n{done.stderr[-3000:]}"
         return done.stdout
 
     where = run("python", "-c", "import scav_jax; print(scav_jax.__file__)")
     assert where.startswith(str(installed.parent))
-    run("scav", "datasets", "chimes", "--preset", "tiny", "--out", "rendered")
+    rendering = "scav datasets chimes --preset tiny --out rendered"
+    run(*shlex.split(rendering))
     (tmp_path / "videos").mkdir()
     for file in (tmp_path / "rendered").rglob("*.mp4"):  # without the list that came with them
         shutil.copy(file, tmp_path / "videos")
@@ -229,3 +410,4 @@ def test_commands_run_in_order_in_a_fresh_folder(installed, tmp_path):
     own = next(block for block in code_blocks("python") if "# mine.py" in block)
     (tmp_path / "mine.py").write_text(own)
     assert "--config.train.steps=300" in run("scav", "train", "--config", "mine.py", "--help")
+    tutorials_run(run, tmp_path, {rendering, *block.splitlines()})

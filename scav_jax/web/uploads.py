@@ -5,7 +5,6 @@ want too much memory: that costs this file's answer and nothing else. What a hea
 checked before anything is decoded; where it lies, the limits of time and memory hold.
 """
 
-import resource
 import tempfile
 from collections import deque
 from collections.abc import AsyncIterator, Iterator
@@ -177,6 +176,8 @@ def _bound_memory() -> None:
     """This process may take `MEMORY_BYTES` more than it has."""
     pages = Path("/proc/self/statm")
     if pages.exists():  # Linux
+        import resource  # which Windows has not
+
         used = int(pages.read_text().split()[0]) * resource.getpagesize()
         _, most = resource.getrlimit(resource.RLIMIT_AS)
         wanted = used + MEMORY_BYTES

@@ -18,6 +18,7 @@ from typing import NamedTuple
 
 import av
 import jax.numpy as jnp
+import nbformat
 import numpy as np
 import pytest
 import yaml
@@ -40,6 +41,7 @@ PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 # The later ones need what the first has made; `howto` and the reference are no tutorials.
 TUTORIALS = ("own_videos", "silent_film", "generated_sound", "distance", "objective", "backbone")
 READERS_OWN = ("mine.py", "mine.py:long")
+NOTEBOOKS = ("search_videos", "score_sounds")  # those of a trained model
 # Instead of what a reader has, and of hours.
 QUERY = "videos/instrument_000_03.mp4"
 HERE = {"VIDEOS": "videos", "VIDEO.mp4": QUERY}
@@ -351,6 +353,16 @@ def stripped(source: Path, target: Path, kind: str) -> None:
         made.mux(sound.encode(None))
 
 
+def cells_of(notebook: str) -> str:
+    """The code of a notebook, with a model and videos that are there."""
+    path = ROOT / "scripts" / "notebooks" / f"{notebook}.ipynb"
+    cells = [c for c in nbformat.read(path, as_version=4).cells if c.cell_type == "code"]
+    here = (
+        'import os\nos.environ.update(SCAV_MODEL="exported", SCAV_VIDEOS="few", MPLBACKEND="agg")'
+    )
+    return "\n\n".join([here, *(cell.source for cell in cells)])
+
+
 def tutorials_run(run, folder: Path, done: set[str]) -> None:
     """Every tutorial's commands and examples, in the folder where the README's have run."""
     (folder / "SOUNDS").mkdir()
@@ -361,10 +373,15 @@ def tutorials_run(run, folder: Path, done: set[str]) -> None:
     steps = [small(SHORT)]
     for tutorial in TUTORIALS:
         steps += steps_of(tutorial, done, folder)
+    (folder / "few").mkdir()
+    for film in films[:4]:
+        shutil.copy(film, folder / "few")
+    steps += [("python", cells_of(notebook)) for notebook in NOTEBOOKS]
     said = run("python", "-c", DRIVER, input=json.dumps(steps))
     assert "(3, 3) True" in said  # the distance's example: finite gradients beside NaN
     assert "2 sounds" in said, said  # of the index
     assert "2 scored, median" in said
+    assert "own above a stranger in" in said and "R@1" in said.rpartition("sound -> picture")[2]
     for name in ("sounds.html", "laid.html", "scores.json", "runs/hardest/averaged"):
         assert (folder / name).exists(), name
     assert '"right"' in (folder / "runs" / "hardest" / "metrics.jsonl").read_text()

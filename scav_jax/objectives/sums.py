@@ -80,12 +80,12 @@ class Sum(Objective):
             raise InputError(f"objective.{name}_{WEIGHT}: expected 0 or more, got {weight}")
         return weight
 
-    @property  # type: ignore[override]  # of a sum it depends on its parts
-    def methods(self) -> tuple[str, ...]:
+    @property
+    def methods(self) -> tuple[str, ...]:  # type: ignore[override]  # of its parts
         return self.first.methods
 
-    @property  # type: ignore[override]
-    def controls(self) -> tuple[str, ...]:
+    @property
+    def controls(self) -> tuple[str, ...]:  # type: ignore[override]
         return tuple(dict.fromkeys(c for part in self.parts.values() for c in part.controls))
 
     def temperatures(self) -> dict[str, float]:

@@ -40,7 +40,7 @@ README = (ROOT / "README.md").read_text()
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 # The later ones need what the first has made; `howto` and the reference are no tutorials.
 TUTORIALS = ("own_videos", "silent_film", "generated_sound", "distance", "objective", "backbone")
-READERS_OWN = ("mine.py", "mine.py:long")
+READERS_OWN = ("mine.py", "mine.py:long", "NAME")
 NOTEBOOKS = ("search_videos", "score_sounds")  # those of a trained model
 # Instead of what a reader has, and of hours.
 QUERY = "videos/instrument_000_03.mp4"
@@ -59,12 +59,18 @@ SMALL = {
 # Of the tutorials: smaller still, and a calibration wants twenty clips, which `data/short` has.
 SMALLER = {
     "extract": ["--workers", "1"],
-    "train": [*SMALL_CONFIG[:-2], *(f"--config.encoders.{s}_blocks=0" for s in STREAMS)],
+    "train": [
+        *SMALL_CONFIG[:-2],
+        *(f"--config.encoders.{s}_blocks=0" for s in STREAMS),
+        "--config.train.log_every=5",
+    ],
     "score --calibrate": ["--data", "data/short", "--split", "validation"],
+    "score --lay": ["--most-offset", "0.4", "--step", "0.1"],
+    "score pairs.csv": ["--most-offset", "0.4", "--step", "0.1"],
 }
 SHORT = (
     "scav extract --videos VIDEOS --clip-seconds 4 --out data/short "
-    "--split train=0.5 validation=0.5"
+    "--split train=0.6 validation=0.4"
 )
 
 
@@ -304,20 +310,22 @@ DRIVER = """
 import json, sys
 sys.path[0] = "."
 from scav_jax.__main__ import main
-for kind, what in json.load(sys.stdin):
-    print(">", what if kind == "scav" else kind, flush=True)
+for number, (kind, what) in enumerate(json.load(sys.stdin)):
+    print("step", number, flush=True)
     if kind == "python":
         exec(compile(what, "a page", "exec"), {"__name__": "a_page"})
         continue
     sys.argv = ["scav", *what]
+    print(what, file=sys.stderr)
     try:
         assert main() == 0
     except SystemExit as end:
         assert not end.code, what
 """
+Step = tuple[str, str | list[str]]  # "python" and code, or "scav" and its words
 
 
-def steps_of(tutorial: str, done: set[str], folder: Path) -> list[tuple[str, str | list[str]]]:
+def steps_of(tutorial: str, done: set[str], folder: Path) -> list[Step]:
     """What a page has its reader do, small; files that it shows are written at once."""
     steps = []
     for block in blocks(ROOT / "docs" / "tutorials" / f"{tutorial}.md"):
@@ -326,14 +334,18 @@ def steps_of(tutorial: str, done: set[str], folder: Path) -> list[tuple[str, str
         elif block.language == "python":
             steps.append(("python", block.code.replace("VIDEO.mp4", QUERY)))
         elif block.language == "sh" and not block.reason:
-            steps += [small(line) for line in block.code.splitlines() if line not in done]
+            lines = re.sub(r" *\\\n *", " ", block.code).splitlines()
+            new = [line for line in lines if line not in done]
+            steps += [small(line) for line in new]
+            done |= set(new)
     return steps
 
 
-def small(line: str) -> tuple[str, list[str]]:
+def small(line: str, how: dict[str, list[str]] | None = None) -> Step:
+    """A command with what is here, and in seconds."""
+    how = SMALLER if how is None else how
     words = [HERE.get(word, word) for word in shlex.split(line)][1:]
-    more = SMALLER.get(words[0], []) + SMALLER.get(" ".join(words[:2]), [])
-    return "scav", [*words, *more]
+    return "scav", [*words, *how.get(words[0], []), *how.get(" ".join(words[:2]), [])]
 
 
 def stripped(source: Path, target: Path, kind: str) -> None:
@@ -363,47 +375,44 @@ def cells_of(notebook: str) -> str:
     return "\n\n".join([here, *(cell.source for cell in cells)])
 
 
-def tutorials_run(run, folder: Path, done: set[str]) -> None:
-    """Every tutorial's commands and examples, in the folder where the README's have run."""
+def tutorial_steps(folder: Path, done: set[str]) -> list[Step]:
+    """Every tutorial's commands and examples, for the folder where the README's have run."""
     (folder / "SOUNDS").mkdir()
+    (folder / "few").mkdir()
     films = sorted((folder / "videos").glob("*.mp4"))
     stripped(films[0], folder / "FILM.mp4", "video")
     for film, name in zip(films, "ab", strict=False):
         stripped(film, folder / "SOUNDS" / f"{name}.wav", "audio")
+    for film in films[:4]:
+        shutil.copy(film, folder / "few")
     steps = [small(SHORT)]
     for tutorial in TUTORIALS:
         steps += steps_of(tutorial, done, folder)
-    (folder / "few").mkdir()
-    for film in films[:4]:
-        shutil.copy(film, folder / "few")
-    steps += [("python", cells_of(notebook)) for notebook in NOTEBOOKS]
-    said = run("python", "-c", DRIVER, input=json.dumps(steps))
+    return [*steps, *(("python", cells_of(notebook)) for notebook in NOTEBOOKS)]
+
+
+def check_tutorials(said: str, folder: Path) -> None:
+    """What the steps of the tutorials have to leave and to say."""
     assert "(3, 3) True" in said  # the distance's example: finite gradients beside NaN
-    assert "2 sounds" in said, said  # of the index
+    assert re.search("sounds alone +2\n", said)  # of the index
     assert "2 scored, median" in said
     assert "own above a stranger in" in said and "R@1" in said.rpartition("sound -> picture")[2]
     for name in ("sounds.html", "laid.html", "scores.json", "runs/hardest/averaged"):
         assert (folder / name).exists(), name
     assert '"right"' in (folder / "runs" / "hardest" / "metrics.jsonl").read_text()
-    about = json.loads((folder / "data" / "brightness" / "scav.json").read_text())
-    assert "my_backbone:Brightness" in json.dumps(about)
+    about = (folder / "data" / "brightness" / "scav.json").read_text()
+    assert "my_backbone:Brightness" in about
 
 
 @pytest.mark.slow
 def test_commands_run_in_order_in_a_fresh_folder(installed, tmp_path):
+    """The README's, then the tutorials'; the first and the last as processes of their own."""
     environ = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
     environ["PATH"] = f"{installed}{os.pathsep}{environ['PATH']}"
 
-    def run(*words: str, input: str | None = None) -> str:
-        done = subprocess.run(
-            words,
-            cwd=tmp_path,
-            env=environ,
-            input=input,
-            capture_output=True,
-            text=True,
-            check=False,
-        )
+    def run(*words: str, given: str | None = None) -> str:
+        how = {"cwd": tmp_path, "env": environ, "input": given, "text": True}
+        done = subprocess.run(words, **how, capture_output=True, check=False)
         assert done.returncode == 0, f"{shlex.join(words)}\n{done.stderr[-3000:]}"
         return done.stdout
 
@@ -415,16 +424,26 @@ def test_commands_run_in_order_in_a_fresh_folder(installed, tmp_path):
     for file in (tmp_path / "rendered").rglob("*.mp4"):  # without the list that came with them
         shutil.copy(file, tmp_path / "videos")
     (block,) = code_blocks("sh")
-    printed = {}
-    for line in block.splitlines():
-        words = [HERE.get(word, word) for word in shlex.split(line)]
-        printed[words[1]] = run(*words, *SMALL.get(words[1], []))
-    assert "SCAV" in printed["evaluate"] and "memory" in printed["plan"]
-    first = next(line for line in printed["search"].splitlines() if line.split()[:1] == ["1"])
-    assert ".mp4" in first
-    for name in ("mine.html", "found.html", "data/mine/rejected.csv", "exported/config.json"):
-        assert (tmp_path / name).is_file(), name
+    first, *lines, last = block.splitlines()
     own = next(block for block in code_blocks("python") if "# mine.py" in block)
     (tmp_path / "mine.py").write_text(own)
-    assert "--config.train.steps=300" in run("scav", "train", "--config", "mine.py", "--help")
-    tutorials_run(run, tmp_path, {rendering, *block.splitlines()})
+
+    run("scav", *small(first)[1])
+    steps = [small(line, SMALL) for line in lines]
+    steps.append(("scav", ["train", "--config", "mine.py", "--help"]))
+    names = [words[0] for _, words in steps]
+    steps += tutorial_steps(tmp_path, {rendering, *block.splitlines()})
+    _, *said = re.split(
+        r"^step \d+\n", run("python", "-c", DRIVER, given=json.dumps(steps)), flags=re.M
+    )
+    run("scav", *small(last, SMALL)[1])
+
+    assert len(said) == len(steps)
+    printed = {name: text for name, text in zip(names[:-1], said, strict=False)}
+    assert "SCAV" in printed["evaluate"] and "memory" in printed["plan"]
+    best = next(line for line in printed["search"].splitlines() if line.split()[:1] == ["1"])
+    assert ".mp4" in best
+    for name in ("mine.html", "found.html", "data/mine/rejected.csv", "exported/config.json"):
+        assert (tmp_path / name).is_file(), name
+    assert "--config.train.steps=300" in said[len(names) - 1]
+    check_tutorials("".join(said[len(names) :]), tmp_path)

@@ -32,7 +32,7 @@ from scav_jax.distances import pairwise
 from scav_jax.extract import backbones
 from scav_jax.objectives.objective import Place
 from scav_jax.sequences import STREAMS, AudioVisual, sequences
-from scav_jax.training.config import override
+from scav_jax.training.config import as_dict, override
 from scav_jax.training.config_files import find, load_file
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -168,7 +168,7 @@ def test_the_doors_open(own_module, random):
     assert made.visual.width == 384
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_programs_configs_and_files_exist(page):
     text = page.read_text()
     for command in commands(text):
@@ -224,15 +224,15 @@ def whole_commands(page: Path) -> list[str]:
     return found
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_programs_read_the_commands_of_every_page(page, parse_only):
     """Those that are not run too: unknown options, missing ones, keys that no config has."""
     for line in whole_commands(page):
         arguments = parse_only(line)
         overrides = split_overrides(shlex.split(line))[1]
         if getattr(arguments, "config", None) and arguments.config not in READERS_OWN:
-            config = override(load_file(arguments.config), overrides)
-            objectives.make(config.objective, config.distance)
+            config = as_dict(override(load_file(arguments.config), overrides))
+            objectives.make(config["objective"], config["distance"])
 
 
 def test_messages_of_troubleshooting_stand_in_the_source():

@@ -54,7 +54,7 @@ from scav_jax.training.runs import CONFIG_FILE, Run, build, load_run, parameter_
 PARAMETERS_FILE = "model.safetensors"
 PREPROCESSING_FILE = "preprocessing.json"
 EXPORTED = [PARAMETERS_FILE, PREPROCESSING_FILE, CONFIG_FILE]  # what `load` reads of an export
-EXPORT_VERSION = 4
+EXPORT_VERSION = 5
 MEND = "bring it back from a copy, or export the run again"
 BATCH_SIZES = {"cpu": 1}  # on a CPU, more at once is not faster
 BATCH_SIZE = 16

@@ -22,7 +22,7 @@ from collections.abc import Sequence
 from scav_jax.metrics import few_queries
 from scav_jax.retrieval.hubness import caution
 
-FORMAT_VERSION = 5
+FORMAT_VERSION = 4
 BASELINE = "baseline"  # the objective of a row that nobody trained
 RENDERED = "Rendered data set of this project; figures are ours."
 DIRECTIONS = {"a2v": "A->V", "v2a": "V->A"}

@@ -297,13 +297,6 @@ def test_mathematics_imports_without_the_rest(tmp_path):
     import_elsewhere(modules, tmp_path, absent=(OTT, *CAN_BE_MISSING))
 
 
-def test_files_are_searched_and_scored_without_array_record(tmp_path):
-    """Which has no wheel for Windows."""
-    modules = ["index", "retrieval.model", "search.asking", "score.program", "web.uploads"]
-    names = [f"scav_jax.{name}" for name in modules]
-    import_elsewhere(names, tmp_path, absent=("array_record", "resource"))
-
-
 # The rules above pass on a house in order; these show that they see one that is not.
 
 

@@ -171,7 +171,7 @@ class Header:
         Raises:
           InputError: they contradict what the index was begun with.
         """
-        if root is not None and self.root is not None and not same_folder(root, self.root):
+        if None not in (root, self.root) and not same_folder(root, self.root):
             raise InputError(
                 f"{path}: expected the root {self.root}, to which the ids of the index are "
                 f"relative, got {root}; leave out --root, or build an index with that root. If the "
@@ -202,7 +202,7 @@ def same_folder(one: str, other: str) -> bool:
     return os.path.realpath(one) == os.path.realpath(other)
 
 
-def _cut_words(clip_seconds: float | None) -> str:
+def _cut_words(clip_seconds: float) -> str:
     return f"--clip-seconds {clip_seconds:g}" if clip_seconds else "no --clip-seconds"
 
 
@@ -437,7 +437,7 @@ class Rows:
             return found
         # A condition costs about as much as reading so many rows for each place that it names.
         if len(unique) * NAMED > len(self):
-            conditions: list[str | None] = [None]
+            conditions = [None]
         else:
             parts = np.split(unique, range(IDS_AT_ONCE, len(unique), IDS_AT_ONCE))
             conditions = [_condition(part) for part in parts if len(part)]

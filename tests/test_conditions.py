@@ -9,7 +9,7 @@ from test_index import embedded, made
 
 from scav_jax.base.conditions import NUMBER, TEXT, as_sql
 from scav_jax.base.errors import InputError
-from scav_jax.index import catalog
+from scav_jax.index import rows
 
 COLUMNS = {"id": TEXT, "label": TEXT, "start": NUMBER, "end": NUMBER}
 SIGNS = {"=": operator.eq, "==": operator.eq, "<>": operator.ne, "!=": operator.ne} | {
@@ -128,7 +128,7 @@ def test_what_is_no_condition_is_refused_before_anything_is_read(words, said):
 
 def test_a_filter_has_a_time_limit(tmp_path, monkeypatch):
     index = made(tmp_path / "i", 3)
-    monkeypatch.setattr(catalog, "FILTER_SECONDS", 1e-9)
+    monkeypatch.setattr(rows, "FILTER_SECONDS", 1e-9)
     with pytest.raises(InputError, match="no answer within 1e-09 s"):
         index.search(embedded(1), "a2v", 1, "exact", "start < 9")
     index.search(embedded(1), "a2v", 1, "exact")  # what nobody wrote has none

@@ -22,6 +22,7 @@ from scav_jax.index import (
     sketches,
 )
 from scav_jax.index import program as index_commands
+from scav_jax.index import rows as table
 from scav_jax.index.products import NearestSoFar
 from scav_jax.index.pruned import Bounds
 from scav_jax.index.scan import Queries, Scan
@@ -184,7 +185,7 @@ def test_hits_are_read_by_name_or_all_at_once(tmp_path, monkeypatch):
     index.add(embedded(40, seed=5, prefix="late"))
     found = index.search(asking, "a2v", 3, "sequence")
     for named in (0, 10**6):  # never all; always
-        monkeypatch.setattr(catalog, "NAMED", named)
+        monkeypatch.setattr(table, "NAMED", named)
         assert index.search(asking, "a2v", 3, "sequence") == found
     assert {one.id[:4] for hits in found for one in hits} == {"clip", "late"}
 

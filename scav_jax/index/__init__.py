@@ -4,7 +4,8 @@
     index.add(model.embed("videos"))
     hits = index.search(model.embed("dog.wav"), direction="a2v", k=10)
 
-catalog     the header, a row for each clip, one writer at a time
+catalog     the header, where everything lies, one writer at a time
+rows        the table: a row for each clip
 products    distances by products of matrices, with error bounds; the nearest so far
 sketches    short vectors that bound distances from below
 encoding    sequences as rounded numbers, in records that are summed

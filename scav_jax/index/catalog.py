@@ -20,41 +20,29 @@ reader sees the table before it or after it; old versions stay readable.
 """
 
 import contextlib
-import datetime
 import json
 import os
-import zlib
-from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from reprlib import repr as short
 
 import numpy as np
-from jaxtyping import Float, Int, UInt32
+from jaxtyping import Float
 
-from scav_jax.base.conditions import NUMBER, TEXT, as_sql
-from scav_jax.base.documents import read_document, read_object, unsealed, write_document
-from scav_jax.base.errors import OUR_FAULTS, InputError, check_one_of
-from scav_jax.base.files import full_disk_is_an_oserror
+from scav_jax.base.documents import read_object, unsealed, write_document
+from scav_jax.base.errors import InputError, check_one_of
 from scav_jax.base.locks import only_one
-from scav_jax.base.names import is_text
 from scav_jax.distances import find, option_names
 from scav_jax.distances.static import SUFFIX
 from scav_jax.sequences import DIRECTIONS as RESAMPLINGS
-from scav_jax.sequences import STREAMS
 
 FORMAT_VERSION = 6
-HEADER, SEGMENTS, TABLE, COMMITTED = "index.json", "segments", "rows", "rows.json"
+HEADER, SEGMENTS = "index.json", "segments"
 ADDING, BANK = "adding.json", "bank.npz"
 STORAGES = ("float32", "bfloat16", "int8")
 ABOUT = ("id", "source", "start", "end", "label")
-FILTERED = {"id": TEXT, "source": TEXT, "start": NUMBER, "end": NUMBER, "label": TEXT}
-FILTER_SECONDS = 20.0  # what a condition may take
 WHOLE = 0.0  # clip seconds of an index whose videos are not cut
-IDS_AT_ONCE = 4096  # in one condition
-NAMED = 16  # rows that are read as fast as one is named
 MEND = "bring it back from a copy, or build the index again"
-KEPT_HOURS = 24  # old versions, for readers that still use them
 
 
 @dataclass(frozen=True)
@@ -226,13 +214,6 @@ def write_header(path: Path, header: Header) -> None:
     write_document(path / HEADER, asdict(header))
 
 
-def about_checksums(rows: Mapping[str, Sequence]) -> UInt32[np.ndarray, " n"]:
-    """CRC-32 of what is known of each clip, uint32: its segment has it too."""
-    clips = zip(*(rows[name] for name in ABOUT), strict=True)
-    sums = [zlib.crc32(json.dumps(list(clip)).encode()) for clip in clips]
-    return np.array(sums, np.uint32)
-
-
 def read_header(path: Path) -> Header:
     """The header of the index at `path`.
 
@@ -267,254 +248,3 @@ def one_writer(path: Path) -> contextlib.AbstractContextManager[None]:
         f"{path}: expected to be the only writer, another process is writing; wait until it is "
         "done (readers need not)",
     )
-
-
-@contextlib.contextmanager
-def _damage_named(path: Path) -> Iterator[None]:
-    """Says in a line that the table cannot be read, whatever LanceDB makes of damaged files.
-
-    A panic of its Rust code is no `Exception`; KeyboardInterrupt and the like pass.
-    """
-    try:
-        yield
-    except (InputError, MemoryError, *OUR_FAULTS):
-        raise
-    except BaseException as error:
-        if isinstance(error, OSError) and error.errno:
-            raise  # the machine's word, not the file's
-        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
-            raise
-        reason = " ".join(str(error).split())[:200]
-        raise InputError(
-            f"{path / TABLE}.lance: expected the rows of an index, they cannot be read ({reason}); "
-            f"{MEND}"
-        ) from error
-
-
-def _connect(path: Path):
-    os.environ.setdefault("LANCEDB_LOG", "error")  # it warns that a new table is not there yet
-    try:
-        import lancedb
-    except ModuleNotFoundError as error:
-        raise InputError(
-            "an index needs the library lancedb, it is not installed; "
-            "`pip install 'scav_jax[index]'` brings it"
-        ) from error
-    if not is_text(str(path.absolute())):
-        raise InputError(f"{path}: expected a path that is text in UTF-8 for an index; rename it")
-    return lancedb.connect(str(path))
-
-
-def schema():
-    """What a row holds: the clip, its key (order of adding), place, and checksums (CRC-32)."""
-    import pyarrow as pa
-
-    types = {"id": pa.string(), "source": pa.string(), "start": pa.float64(), "end": pa.float64()}
-    types |= {"label": pa.string(), "key": pa.int64(), "segment": pa.int32(), "row": pa.int32()}
-    types |= {f"checksum_{stream}": pa.uint32() for stream in STREAMS}
-    return pa.schema([pa.field(name, kind, nullable=False) for name, kind in types.items()])
-
-
-KNOWN = ("segment", "row", "key", "checksum_visual", "checksum_audio")
-
-
-def _check_files(folder: Path) -> None:
-    """Raises `InputError` for what is no file below a folder: LanceDB would wait for a pipe."""
-    for below, _, names in os.walk(folder):
-        for name in names:
-            path = Path(below, name)
-            if os.path.lexists(path) and not path.is_file():
-                raise InputError(f"{path}: expected a file of an index, got another thing; {MEND}")
-            if path.suffix == ".manifest" and not _is_manifest(path.read_bytes()):
-                raise InputError(f"{path}: expected a version of an index's rows, damaged; {MEND}")
-
-
-def _is_manifest(content: bytes) -> bool:
-    """Whether a version of a LanceDB table reaches no further than its file.
-
-    Its library does not look, and panics, at length. At the end: where the description lies, two
-    numbers of a version, four letters; the description begins with its length.
-    """
-    place = int.from_bytes(content[-16:-8], "little")
-    length = int.from_bytes(content[place : place + 4], "little")
-    return content[-4:] == b"LANC" and place + 4 + length <= len(content) - 16
-
-
-class Rows:
-    """The table, at its latest version or at one that a reader holds on to."""
-
-    def __init__(self, path: Path, table):
-        self.path, self._table = path, table
-
-    @classmethod
-    def create(cls, path: Path) -> "Rows":
-        connection = _connect(path)
-        with full_disk_is_an_oserror(path):
-            rows = cls(path, connection.create_table(TABLE, schema=schema(), mode="overwrite"))
-        rows.note_version()
-        return rows
-
-    @classmethod
-    def open(cls, path: Path) -> "Rows":
-        connection = _connect(path)
-        with _damage_named(path):
-            _check_files(path / f"{TABLE}.lance")
-            return cls(path, connection.open_table(TABLE))
-
-    @property
-    def version(self) -> int:
-        return self._table.version
-
-    def hold(self) -> None:
-        """Stays at the present version whatever is written."""
-        self._table.checkout(self._table.version)
-
-    def latest(self) -> None:
-        """Goes to the latest version.
-
-        Raises:
-          InputError: a later one was written, its file is gone: without it clips would be missing
-            silently, or deleted ones be back.
-        """
-        what, file = "the version of an index's rows", self.path / COMMITTED
-        if not file.exists():
-            raise InputError(f"{file}: expected {what}, it is not there; {MEND}")
-        written = read_document(file, what, MEND).get("version")
-        self._table.checkout_latest()
-        if type(written) is not int or self.version < written:
-            raise InputError(
-                f"{self.path / TABLE}.lance: expected version {short(written)} of the rows or a "
-                f"later one, the latest there is {self.version}; {MEND}"
-            )
-
-    def note_version(self) -> None:
-        """Says what the latest version is, after a change."""
-        write_document(self.path / COMMITTED, {"version": self.version})
-
-    def __len__(self) -> int:
-        return self._table.count_rows()
-
-    def places(self, where: str | None = None) -> Iterator[Int[np.ndarray, "n 2"]]:
-        """(segment, row) of the clips that a condition holds for, or of all, part by part.
-
-        Raises:
-          InputError: a condition that is none (see `base.conditions`), or that takes too long.
-        """
-        for batch in self._scan(["segment", "row"], where):
-            yield numbers_in(batch, "segment", "row")
-
-    def known(self) -> Iterator[Int[np.ndarray, "n 5"]]:
-        """Of all clips: segment, row, key, and the checksums of picture and sound."""
-        for batch in self._scan(list(KNOWN), None):
-            yield numbers_in(batch, *KNOWN)
-
-    def _scan(self, columns: list[str], where: str | None, inner: str | None = None):
-        """Rows that a condition of a user holds for, or one of ours (`inner`)."""
-        condition = inner if where is None else checked_filter(where)
-        if len(self) == 0:
-            return
-        query = self._table.search().select(columns)
-        if condition is not None:
-            query = query.where(condition)
-        limit = None if where is None else datetime.timedelta(seconds=FILTER_SECONDS)
-        try:
-            with _damage_named(self.path) if where is None else contextlib.nullcontext():
-                yield from query.limit(len(self)).to_batches(timeout=limit)
-        except (ValueError, RuntimeError, OSError) as error:
-            if where is None:
-                raise
-            reason = str(error).splitlines()[0].removeprefix("Invalid input, ")
-            reason = reason.partition(", /")[0].strip()[:300]  # without places in Lance's source
-            if "timeout" in str(error).lower():
-                reason = f"no answer within {FILTER_SECONDS:g} s"
-            raise InputError(f"filter {where[:200]!r}: {reason}; ask for less") from error
-
-    def at(self, places: Int[np.ndarray, "n 2"]) -> dict[tuple[int, int], dict]:
-        """What is known of the clips at some places: `ABOUT` of each."""
-        found: dict[tuple[int, int], dict] = {}
-        unique = np.unique(_place_numbers(places))
-        if not len(unique):
-            return found
-        # A condition costs about as much as reading so many rows for each place that it names.
-        if len(unique) * NAMED > len(self):
-            conditions = [None]
-        else:
-            parts = np.split(unique, range(IDS_AT_ONCE, len(unique), IDS_AT_ONCE))
-            conditions = [_condition(part) for part in parts if len(part)]
-        for condition in conditions:
-            for batch in self._scan([*ABOUT, "segment", "row"], None, condition):
-                here = numbers_in(batch, "segment", "row")
-                wanted = np.isin(_place_numbers(here), unique)
-                batch, here = batch.filter(wanted), here[wanted]
-                for place, row in zip(here.tolist(), batch.to_pylist(), strict=True):
-                    found[tuple(place)] = {name: row[name] for name in ABOUT}
-        return found
-
-    def existing(self, ids: list[str]) -> list[str]:
-        """Those of some ids that are in the table."""
-        return [row["id"] for row in self.with_values("id", ids)]
-
-    def with_values(self, column: str, values: Sequence[str]) -> Iterator[dict]:
-        """`ABOUT` of the clips whose id, or source, is one of some."""
-        for begin in range(0, len(values), IDS_AT_ONCE):
-            condition = _is_in(column, values[begin : begin + IDS_AT_ONCE])
-            for batch in self._scan(list(ABOUT), None, condition):
-                yield from batch.to_pylist()
-
-    def tables(self) -> Iterator:
-        """All rows as Arrow record batches."""
-        yield from self._scan(schema().names, None)
-
-    def add(self, table, replace: bool = False) -> None:
-        """Adds rows in one commit; with `replace`, those whose id is there take its place."""
-        with full_disk_is_an_oserror(self.path):
-            if not replace:
-                self._table.add(table)
-                return
-            merge = self._table.merge_insert("id").when_matched_update_all()
-            merge.when_not_matched_insert_all().execute(table)
-
-    def delete(self, ids: list[str]) -> None:
-        with full_disk_is_an_oserror(self.path):
-            self._table.delete(_is_in("id", ids))
-
-    def overwrite(self, batches: Iterator) -> None:
-        """All rows anew, in one commit."""
-        import pyarrow as pa
-
-        with full_disk_is_an_oserror(self.path):
-            self._table.add(pa.RecordBatchReader.from_batches(schema(), batches), mode="overwrite")
-
-    def clean(self) -> None:
-        """Drops versions that no reader can still want."""
-        self._table.optimize(cleanup_older_than=datetime.timedelta(hours=KEPT_HOURS))
-
-
-def checked_filter(where: str) -> str:
-    """A condition of a user as the table takes it; `InputError` for anything else."""
-    return as_sql(where, FILTERED)
-
-
-def numbers_in(batch, *names: str) -> Int[np.ndarray, "n columns"]:
-    """Some columns of an Arrow record batch, int64."""
-    columns = [batch.column(name).to_numpy().astype(np.int64) for name in names]
-    return np.stack(columns, axis=1)
-
-
-def _place_numbers(places: Int[np.ndarray, "n 2"]) -> Int[np.ndarray, " n"]:
-    """One number for each (segment, row)."""
-    return places[:, 0].astype(np.int64) << 32 | places[:, 1]
-
-
-def _condition(numbers: Int[np.ndarray, " n"]) -> str:
-    """That a row is at one of these places."""
-    segments, rows = numbers >> 32, numbers & 0xFFFFFFFF
-    return " OR ".join(
-        f"(segment = {segment} AND row IN ({', '.join(map(str, rows[segments == segment]))}))"
-        for segment in np.unique(segments)
-    )
-
-
-def _is_in(column: str, values: Sequence[str]) -> str:
-    texts = ("'" + one.replace("'", "''") + "'" for one in values)
-    return f"{column} IN ({', '.join(texts)})"

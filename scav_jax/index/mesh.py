@@ -165,11 +165,14 @@ def have_room(snapshot: Snapshot, direction: str) -> bool:
 
     False where there are none, or for a distance that is not the Euclidean.
     """
+    devices = accelerators()
+    if not devices or not snapshot.header.one_grid:
+        return False
     asked = query_streams(direction)[1]
     streams = [one.streams[asked] for one in snapshot.segments.values() if asked in one.streams]
     steps = sum(int(one.rows["steps"].sum(dtype=np.int64)) for one in streams)
     needed = steps * snapshot.header.width * NUMBER_BYTES
-    return snapshot.header.one_grid and needed <= SHARE * sum(map(_free_bytes, accelerators()))
+    return needed <= SHARE * sum(map(_free_bytes, devices))
 
 
 def _free_bytes(device: jax.Device) -> int:

@@ -134,10 +134,9 @@ def search(
             query, *places = find(snapshot, batch, k, most, report)
         parts.append((query + first, *places))
     report.seconds = time.perf_counter() - begin
+    found = _joined(parts)
     if not parts:
-        none = np.zeros(0, np.int64)
-        return Found(none, none, none, np.zeros(0, np.float32)), report
-    found = Found(*(np.concatenate(column) for column in zip(*parts, strict=True)))
+        return found, report
     return found if report.measure == "cosine" else _explained(found, asking, snapshot), report
 
 
@@ -161,13 +160,18 @@ def search_both(snapshot: Snapshot, queries: Embedded, k: int) -> tuple[Found, R
             everywhere = np.full(count, first + number)
             *places, total = ranked(everywhere, segment, row, total, snapshot, k)
             at = np.searchsorted(_numbered(segment, row), _numbered(*places[1:]))
-            parts.append((*places, total.astype(np.float32), mean[at].astype(np.float32)))
+            parts.append((*places, total.astype(np.float32), None, mean[at].astype(np.float32)))
     report.seconds = time.perf_counter() - begin
+    return _joined(parts), report
+
+
+def _joined(parts: list[tuple]) -> Found:
+    """Columns of some queries after each other; what is None in them stays so."""
     if not parts:
         none = np.zeros(0, np.int64)
-        return Found(none, none, none, np.zeros(0, np.float32)), report
-    *places, scores, distances = (np.concatenate(column) for column in zip(*parts, strict=True))
-    return Found(*places, scores, distance=distances), report
+        return Found(none, none, none, np.zeros(0, np.float32))
+    columns = zip(*parts, strict=True)
+    return Found(*(None if one[0] is None else np.concatenate(one) for one in columns))
 
 
 def _of_all(snapshot: Snapshot, queries: Embedded):

@@ -19,8 +19,9 @@ from scav_jax.base.errors import InputError, check_unique, listed
 from scav_jax.base.files import ids_sha256, sync, write_json
 from scav_jax.base.locks import LOCK
 from scav_jax.index import catalog, hubness, searching, writing
-from scav_jax.index.catalog import Header, Rows, about_checksums
+from scav_jax.index.catalog import Header
 from scav_jax.index.encoding import Encoding
+from scav_jax.index.rows import COMMITTED, TABLE, Rows, about_checksums, numbers_in
 from scav_jax.index.segments import ForeignRow, Snapshot, WrongRow, segment_numbers, sweep
 from scav_jax.retrieval.embed import Embedded
 from scav_jax.retrieval.hubness import check_enough
@@ -66,7 +67,7 @@ def create(
         check_enough(len(bank))
         header = replace(header, bank=hubness.digest(bank), bank_clips=len(bank))
     # What a create that was killed leaves.
-    begun = {LOCK, catalog.SEGMENTS, catalog.BANK, catalog.COMMITTED, f"{catalog.TABLE}.lance"}
+    begun = {LOCK, catalog.SEGMENTS, catalog.BANK, COMMITTED, f"{TABLE}.lance"}
     names = {one.name for one in path.iterdir()} if path.is_dir() else set()
     begun |= {name for name in names if name.startswith(WRITTEN) and _is_partial(name)}
     if path.exists() and (not path.is_dir() or names - begun):
@@ -349,7 +350,7 @@ class Index:
 
     def _sync_rows(self) -> None:
         """Makes a commit durable: LanceDB leaves that to the system."""
-        sync(self.path / f"{catalog.TABLE}.lance")
+        sync(self.path / f"{TABLE}.lance")
         self._rows.note_version()
 
     def _bytes(self) -> int:
@@ -483,7 +484,7 @@ class Index:
     def _verify_about(self, batch) -> None:
         """Compares what the table knows of clips with what was known when they were written."""
         sums = about_checksums({name: batch.column(name).to_pylist() for name in catalog.ABOUT})
-        places = catalog.numbers_in(batch, "segment", "row").tolist()
+        places = numbers_in(batch, "segment", "row").tolist()
         for (number, row), there in zip(places, sums.tolist(), strict=True):
             segment = self.snapshot.segments[number]
             if int(segment.clips[row]) != there:

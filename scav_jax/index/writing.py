@@ -17,8 +17,9 @@ from jaxtyping import Int
 from scav_jax.base.errors import InputError
 from scav_jax.base.names import is_text, shown
 from scav_jax.index.bank import compare_with_bank
-from scav_jax.index.catalog import Header, Rows, about_checksums, schema
+from scav_jax.index.catalog import Header
 from scav_jax.index.encoding import COLUMNS, EncodedStream, Encoding
+from scav_jax.index.rows import Rows, about_checksums, schema
 from scav_jax.index.scan import are_finite
 from scav_jax.index.segments import Snapshot, segment_numbers, write_segment
 from scav_jax.retrieval.embed import Embedded

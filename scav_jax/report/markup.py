@@ -13,6 +13,9 @@ from jaxtyping import Float
 
 from scav_jax.base.names import shown
 
+# The streams that ask, by direction, and what they are called.
+ASKING = {"a2v": ("audio",), "v2a": ("visual",), "both": ("audio", "visual")}
+STREAM_WORDS = {"visual": "picture", "audio": "sound"}
 STYLE = """\
 :root { color-scheme: light; --ink: #1d2329; --soft: #5b646d; --line: #e1e5e9; --ground: #ffffff;
   --aggregation: #d55e00; --hybrid: #009e73; --sequence: #0072b2; }

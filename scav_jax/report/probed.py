@@ -8,7 +8,7 @@ from scav_jax.report import markup
 from scav_jax.retrieval.results import percent
 
 FILE = "probe.json"
-STREAM_NAMES = {"visual": "picture", "audio": "sound", "both": "both"}
+STREAM_NAMES = markup.STREAM_WORDS | {"both": "both"}
 Table = tuple[str, list[str], list[list[str]]]  # title, head, rows
 
 

@@ -21,7 +21,7 @@ from scav_jax.base.errors import InputError, check_one_of
 from scav_jax.extract.film import KINDS
 from scav_jax.extract.streams import Unusable
 from scav_jax.report import markup
-from scav_jax.report.markup import escape
+from scav_jax.report.markup import ASKING, STREAM_WORDS, escape
 from scav_jax.report.match import Curve, match_curve, one
 from scav_jax.report.playable import playable
 from scav_jax.retrieval.embed import Embedded
@@ -35,8 +35,6 @@ ASKED = {
     "v2a": "Sounds found for the picture of",
     "both": "Clips found for picture and sound of",
 }
-ASKING = {"a2v": ("audio",), "v2a": ("visual",), "both": ("audio", "visual")}
-STREAM_WORDS = {"audio": "sound", "visual": "picture"}
 # Columns of which the last row has more than one card, where there is room for many and for some.
 WIDE, MIDDLE = (3, 4, 5), (2, 3)
 

@@ -63,7 +63,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = parse(argv)
     from scav_jax.base.containers import saved
     from scav_jax.index import open_index
-    from scav_jax.index.catalog import checked_filter
+    from scav_jax.index.rows import checked_filter
     from scav_jax.index.searching import parse_retrieval
     from scav_jax.retrieval.model import load_as_asked
 

@@ -6,13 +6,11 @@ from dataclasses import asdict, dataclass
 
 from scav_jax.base.names import shown
 from scav_jax.index import Hit, Index
+from scav_jax.report.markup import ASKING, STREAM_WORDS
 from scav_jax.report.match import latents_of
 from scav_jax.report.search_page import make_search, results_page
 from scav_jax.retrieval.embed import Embedded
 from scav_jax.retrieval.model import Model
-
-ASKING = {"a2v": ("audio",), "v2a": ("visual",), "both": ("audio", "visual")}
-WORDS = {"audio": "sound", "visual": "picture"}
 
 
 @dataclass(frozen=True)
@@ -68,7 +66,7 @@ def text(asked: Sequence[Asked], measure: str) -> str:
     """What people read; `measure` is what scores are, see `searching.Report`."""
     lines = []
     for one in asked:
-        what = " and ".join(WORDS[stream] for stream in ASKING[one.direction])
+        what = " and ".join(STREAM_WORDS[stream] for stream in ASKING[one.direction])
         lines.append(f"{what} of {shown(one.source)} {one.start:.2f}-{one.end:.2f} s")
         if not one.hits:
             lines.append("  nothing: no clip of the index is left by the filter")

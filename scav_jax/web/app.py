@@ -29,8 +29,9 @@ from typing import Any
 from scav_jax.base.errors import InputError, check_one_of
 from scav_jax.base.names import shown
 from scav_jax.extract.streams import Unusable
-from scav_jax.index.catalog import checked_filter
+from scav_jax.index.rows import checked_filter
 from scav_jax.index.searching import parse_retrieval
+from scav_jax.report.markup import ASKING
 from scav_jax.retrieval.model import Model
 from scav_jax.web import page, uploads
 from scav_jax.web.library import Library
@@ -255,7 +256,7 @@ def _wanted(query) -> dict:
     """The parameters of a search, checked."""
     direction = query.get("direction") or None
     if direction is not None:
-        check_one_of("direction", direction, uploads.NEEDED)
+        check_one_of("direction", direction, ASKING)
     try:
         k, start = int(query.get("k") or 10), float(query.get("start") or 0.0)
     except ValueError:

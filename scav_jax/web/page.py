@@ -1,6 +1,8 @@
 """What the browser shows: one page, its script and its style, all from this server."""
 
-from scav_jax.index.catalog import FILTERED
+import json
+
+from scav_jax.index.rows import FILTERED
 from scav_jax.report import markup, search_page
 
 _BODY = (
@@ -94,8 +96,9 @@ SCRIPT = (
 (function () {
   "use strict";
   var SETTINGS = ["k", "retrieval", "where", "start"], POLL_MS = 250;
-  var TITLES = { a2v: "Videos found for the sound of ", v2a: "Sounds found for the picture of ",
-    both: "Clips found for picture and sound of " };
+  var TITLES = """
+    + json.dumps(search_page.ASKED)
+    + """;
   var chosen = null, clip = "", direction = "", asking = null, answers = new Map();
   var tabs = Array.prototype.slice.call(document.querySelectorAll("#tabs button"));
   var usual = {};
@@ -205,7 +208,7 @@ SCRIPT = (
     }
   }
   function select(direction) {
-    by("title").textContent = TITLES[direction] + (clip || chosen.name);
+    by("title").textContent = TITLES[direction] + " " + (clip || chosen.name);
     tabs.forEach(function (tab) {
       var here = tab.dataset.direction === direction;
       tab.setAttribute("aria-selected", String(here)); tab.tabIndex = here ? 0 : -1;

@@ -18,6 +18,7 @@ from scav_jax.base.names import shown
 from scav_jax.extract.streams import Unusable
 from scav_jax.index import Hit
 from scav_jax.report import search_page
+from scav_jax.report.markup import ASKING
 from scav_jax.report.match import latents_of
 from scav_jax.report.playable import Playable, still
 from scav_jax.retrieval.embed import Embedded
@@ -25,7 +26,7 @@ from scav_jax.retrieval.model import Model
 from scav_jax.sequences import Sequences
 from scav_jax.web.library import Library
 from scav_jax.web.progress import Progress
-from scav_jax.web.uploads import NEEDED, Decoded, Upload, decode
+from scav_jax.web.uploads import Decoded, Upload, decode
 
 QUERY_SECONDS = 30.0  # of a longer file this much is used, from its start or from `start`
 DECODING_AT_ONCE = 2  # files; others wait
@@ -144,7 +145,7 @@ class Searcher:
             tell(None)
 
     def _embedded(self, upload: Upload, decoded: Decoded) -> Embedded:
-        streams = NEEDED[decoded.asking.direction]
+        streams = ASKING[decoded.asking.direction]
         query = self.model.embed_outcome(decoded.outcome, Path("/"), streams)
         if query.rejected:
             reason = query.rejected[0]["reason"]

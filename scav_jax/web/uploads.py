@@ -22,11 +22,10 @@ from scav_jax.extract.backbones import KINDS, Preparer
 from scav_jax.extract.jobs import Job, Outcome
 from scav_jax.extract.manifest import ClipRequest
 from scav_jax.extract.streams import Unusable, stream_kinds, stream_seconds
+from scav_jax.report.markup import ASKING, STREAM_WORDS
 from scav_jax.report.playable import Playable, picture_load, playable
 
 # The streams that ask.
-NEEDED = {"a2v": ("audio",), "v2a": ("visual",), "both": ("audio", "visual")}
-WORDS = {"audio": "sound", "visual": "picture"}
 TIMEOUT_S = 60.0  # for opening, for decoding, and for what is played of it
 FRAME_PIXELS = 36_000_000  # 8K
 PIXELS = 2**33  # of all frames together: 4K at 30 Hz for the whole time
@@ -98,9 +97,9 @@ def check_media(path: Path, name: str, direction: str | None) -> Asking:
         if not streams:
             raise Unusable("open", "neither picture nor sound in it")
         chosen = direction or ("a2v" if "audio" in streams else "v2a")
-        missing = [stream for stream in NEEDED[chosen] if stream not in streams]
+        missing = [stream for stream in ASKING[chosen] if stream not in streams]
         if not missing:
-            known = [stream_seconds(path, KINDS[stream]) for stream in NEEDED[chosen]]
+            known = [stream_seconds(path, KINDS[stream]) for stream in ASKING[chosen]]
             seconds = None if None in known else min(known)
             return Asking(chosen, streams, seconds)
     except Unusable as unusable:
@@ -108,8 +107,8 @@ def check_media(path: Path, name: str, direction: str | None) -> Asking:
             f"{name}: expected a sound or a video, this cannot be read ({unusable.reason})"
         ) from None
     raise InputError(
-        f"{name}: expected a file with a {WORDS[missing[0]]}, it has none; search by its "
-        f"{WORDS[streams[0]]} instead"
+        f"{name}: expected a file with a {STREAM_WORDS[missing[0]]}, it has none; search by its "
+        f"{STREAM_WORDS[streams[0]]} instead"
     )
 
 
@@ -230,7 +229,7 @@ def _steps(upload: Upload, preparer: Preparer) -> Iterator:
     if end is None and seconds is not None and seconds - start > upload.longest + 0.5:
         end = start + upload.longest
         note = f"Only {start:g} to {end:g} s of {seconds:.1f} s were used."
-    kinds = tuple(KINDS[stream] for stream in NEEDED[asking.direction])
+    kinds = tuple(KINDS[stream] for stream in ASKING[asking.direction])
     used = upload.longest if seconds is None else min(seconds - start, upload.longest)
     if "video" in kinds:
         _check_pixels(path, name, used)

@@ -22,22 +22,13 @@ import time
 from functools import partial
 from pathlib import Path
 
+from timing import median_seconds
+
 ROOT = Path(__file__).resolve().parents[2]
 GIB = 2**30
 LIMITED_BYTES = 32e9  # what "a V100's memory" is
 REPEATS = 10
 WIDTHS = {"visual": 768, "audio": 6144}
-
-
-def median_ms(call, repeats: int) -> float:
-    """Of calls that return when they are done; one before is not counted."""
-    call()
-    times = []
-    for _ in range(repeats):
-        begin = time.perf_counter()
-        call()
-        times.append(time.perf_counter() - begin)
-    return 1e3 * sorted(times)[len(times) // 2]
 
 
 # -- rows: -> figures, in a process of their own --------------------------------------------------
@@ -120,7 +111,7 @@ def bare_product(precision: str, quick: bool) -> float:
     dtype = jnp.bfloat16 if precision == "bfloat16" else jnp.float32
     x = jnp.ones((size, size), dtype)
     product = jax.jit(partial(jnp.matmul, precision=MATMUL_PRECISIONS[precision]))
-    return 2 * size**3 / (1e-3 * median_ms(lambda: product(x, x).block_until_ready(), 3))
+    return 2 * size**3 / (median_seconds(lambda: product(x, x).block_until_ready(), 3))
 
 
 def step_in_torch(quick: bool, batch: int, steps: int, bfloat16: bool) -> dict:
@@ -180,9 +171,11 @@ def search(quick: bool) -> dict:
     on_device = jax.device_put(asking.audio.values.reshape(queries, -1))
     bare = jax.jit(lambda q, c: jax.lax.top_k(jax.numpy.matmul(q, c.T, precision="highest"), 10))
     return {
-        "ms": median_ms(lambda: there.search(asking, 10), 3),
-        "bare_product_ms": median_ms(lambda: jax.block_until_ready(bare(on_device, values)), 3),
-        "host_ms": median_ms(lambda: searching.search(snapshot, asking, "a2v", 10, "sequence"), 1),
+        "ms": 1e3 * median_seconds(lambda: there.search(asking, 10), 3),
+        "bare_product_ms": 1e3
+        * median_seconds(lambda: jax.block_until_ready(bare(on_device, values)), 3),
+        "host_ms": 1e3
+        * median_seconds(lambda: searching.search(snapshot, asking, "a2v", 10, "sequence"), 1),
         "compile_s": first,
     }
 
@@ -249,7 +242,7 @@ def _with_gradients(function, inputs, quick: bool) -> dict:
     program = jax.jit(jax.value_and_grad(function, (0, 1))).lower(*inputs).compile()
     took = time.perf_counter() - begin
     call = partial(_done, program, inputs)
-    return {"ms": median_ms(call, 2 if quick else REPEATS), "compile_s": took}
+    return {"ms": 1e3 * median_seconds(call, 2 if quick else REPEATS), "compile_s": took}
 
 
 def _done(program, inputs) -> None:

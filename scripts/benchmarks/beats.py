@@ -11,14 +11,13 @@ is a loss. Times are medians of wall time; compilation is apart. `--quick`: two 
 
 import argparse
 import json
-import statistics
 import time
-from collections.abc import Callable
 from dataclasses import replace
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from timing import median_seconds
 
 from scav_jax.extract import fbank
 from scav_jax.extract.backbones import beats
@@ -27,17 +26,6 @@ from scav_jax.extract.fbank_on_device import log_mel_on_device
 SECONDS = 10
 SAMPLES = SECONDS * fbank.RATE_HZ
 DTYPES = ("float32", "bfloat16")
-
-
-def seconds(call: Callable[[], object], repeats: int) -> float:
-    """Median wall time of a call that returns when it is done; the first one compiles."""
-    call()
-    times = []
-    for _ in range(repeats):
-        begin = time.perf_counter()
-        call()
-        times.append(time.perf_counter() - begin)
-    return statistics.median(times)
 
 
 def flops_of_a_clip(config: beats.BeatsConfig) -> float:
@@ -65,7 +53,7 @@ def gemm_peak(rows: int, config: beats.BeatsConfig, dtype: str, repeats: int) ->
     )
     precision = jax.lax.Precision.HIGHEST if dtype == "float32" else None
     product = jax.jit(lambda a, b: jnp.matmul(a, b, precision=precision))
-    took = seconds(lambda: product(a, b).block_until_ready(), 5 * repeats)
+    took = median_seconds(lambda: product(a, b).block_until_ready(), 5 * repeats)
     return 2.0 * rows * width * hidden / took
 
 
@@ -89,9 +77,9 @@ def measure(config: beats.BeatsConfig, clips: int, repeats: int) -> dict:
             **more,
         }
 
-    took = seconds(lambda: fbank.log_mel(waveforms[0]), repeats)
+    took = median_seconds(lambda: fbank.log_mel(waveforms[0]), repeats)
     note("log-mel, numpy", flops_of_log_mel(), took, peaks["float32"])
-    took = seconds(lambda: frames(on_device).block_until_ready(), repeats) / clips
+    took = median_seconds(lambda: frames(on_device).block_until_ready(), repeats) / clips
     note("log-mel, JAX", flops_of_log_mel(), took, peaks["float32"])
     checkpoint = beats.random_checkpoint(config, seed=0)
     for dtype in DTYPES:
@@ -99,7 +87,7 @@ def measure(config: beats.BeatsConfig, clips: int, repeats: int) -> dict:
         begin = time.perf_counter()
         model.encode(waveforms)
         first = time.perf_counter() - begin
-        took = seconds(lambda model=model: model.encode(waveforms), repeats) / clips
+        took = median_seconds(lambda model=model: model.encode(waveforms), repeats) / clips
         note(f"BEATs, {dtype}", flops, took, peaks[dtype], first_call_s=first)
     return rows
 

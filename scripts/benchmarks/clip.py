@@ -28,6 +28,7 @@ import jax.numpy as jnp
 import numpy as np
 import PIL
 from PIL import Image
+from timing import median_seconds
 
 from scav_jax.extract.backbones import clip_images
 from scav_jax.extract.backbones.clip_images import Preprocessing
@@ -41,17 +42,6 @@ warnings.filterwarnings("ignore")  # of the peers
 SIZES = ((256, 340), (360, 640), (640, 360), (720, 1280), (1080, 1920), (144, 176), (960, 432))
 QUICK_SIZES = ((256, 340), (144, 176), (600, 270))
 GEMM = 2048
-
-
-def median_seconds(call: Callable[[], object], repeats: int, clock) -> float:
-    """The median time of a call that returns when it is done; the first one is not counted."""
-    call()
-    times = []
-    for _ in range(repeats):
-        begin = clock()
-        call()
-        times.append(clock() - begin)
-    return float(np.median(times))
 
 
 # ---- pixels ------------------------------------------------------------------------------------

@@ -589,8 +589,9 @@ def test_any_distance_in_both_stages(tmp_path, monkeypatch):
                 (int(one.id[4:]) for one in first[number]), key=lambda c: expected[number, c]
             )
             assert [one.id for one in found] == [f"clip{c}" for c in chosen[:2]]
-    with pytest.raises(InputError, match="use sequence"):
-        index.search(asking, "a2v", 1, "exact")
+    everything = index.search(asking, "a2v", 2, "sequence")
+    assert index.search(asking, "a2v", 2) == everything  # there are no bounds to leave out by
+    assert index.report.method == "sequence"
 
 
 @pytest.mark.parametrize("bank", [False, True])

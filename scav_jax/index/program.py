@@ -309,8 +309,7 @@ def tuned(
     if not len(index):
         raise InputError(f"{index.path}: expected clips to tune on, the index is empty; add some")
     ks = sorted(set(ks or _proposed_ks(len(index), k)))
-    certain = "exact" if index.header.one_grid else "sequence"
-    truth, exact = _timed(index, queries, direction, k, certain)
+    truth, exact = _timed(index, queries, direction, k, "exact")
     _, sequence = _timed(index, queries, direction, k, "sequence")
     rows = []
     for chosen in ks:

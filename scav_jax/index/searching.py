@@ -229,10 +229,7 @@ def switched(
       numbers: of a sequence.
     """
     if method == "exact" and not header.one_grid:
-        raise InputError(
-            f"retrieval exact: expected an index with the Euclidean distance, whose bounds are "
-            f"known, this one has {header.distance!r}; use sequence, which compares all"
-        )
+        return "sequence"  # the same result; there are no bounds for this distance
     if method == "exact":
         pays = queries < FEW or candidates * (numbers - BOUNDING) > SKETCHING
         return "exact" if pays else "sequence"

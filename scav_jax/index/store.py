@@ -374,8 +374,9 @@ class Index:
             with both streams, see `searching.search_both` (all are compared).
           k: how many.
           retrieval: "aggregation" (cosine of embeddings), "sequence" (all sequences are compared),
-            "exact" (the same result, what cannot be near is left out) or "hybrid:K" (the sequences
-            of the K nearest by cosine, of sketches where the index has them).
+            "exact" (the same result, what cannot be near is left out, where the distance has
+            bounds) or "hybrid:K" (the sequences of the K nearest by cosine, of sketches where the
+            index has them).
           where: a condition on id, source, start, end and label, as in SQL.
           static_weight: how much the static part of clips counts beside the dynamic one, where the
             model learned both apart; None is the model's, 0 leaves it out.

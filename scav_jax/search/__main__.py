@@ -84,8 +84,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     retrieval = arguments.retrieval
     if arguments.both and retrieval not in ("exact", "sequence"):
         raise InputError(f"--both: expected --retrieval exact or sequence, got {retrieval}")
-    if retrieval == "exact" and not index.header.one_grid:
-        retrieval = "sequence"  # the same result; there are no bounds for this distance
     with contextlib.ExitStack() as stack:
         arguments.files = [stack.enter_context(saved(file)) for file in arguments.files]
         return _search(model, index, retrieval, arguments)

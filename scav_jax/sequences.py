@@ -6,7 +6,7 @@ its content is never read (it may be NaN), and data carries `lengths`; a mask (T
 inside functions. Step `t` covers `[t, t + 1)` and its centre is `t + 0.5`.
 """
 
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 
 import flax.struct
 import jax
@@ -16,7 +16,7 @@ from jaxtyping import Array, Bool, Float, Int, Num
 
 from scav_jax.base.errors import InputError
 
-AnyArray = Array | np.ndarray  # batches are NumPy until they are put on a device
+AnyArray: TypeAlias = Array | np.ndarray  # batches are NumPy until they are put on a device
 DIRECTIONS = ("visual_to_audio", "audio_to_visual")
 # How far below a step, in steps, it is read from that step on. A compiler may work a position out
 # twice and round it in two ways; grids meet at whole steps, so no step may begin just there.
@@ -38,6 +38,10 @@ class Sequences:
     values: Num[AnyArray, "*batch steps channels"]  # pixels are uint8, all else floating
     lengths: Int[AnyArray, "*batch"]
     windows: Float[AnyArray, "*batch 2"]
+
+    if TYPE_CHECKING:  # flax makes it
+
+        def replace(self, **changes) -> "Sequences": ...
 
 
 class AudioVisual(NamedTuple):

@@ -111,8 +111,8 @@ class Searcher:
             print(
                 f"rejected {names[int(Path(one['file']).stem)]}: {one['reason']}", file=sys.stderr
             )
-        made = replace(made, ids=[names[int(Path(one).stem)] for one in made.ids])
-        return STREAMS[column], names, made
+        ids = [names[int(Path(one).stem)] for one in made.ids]
+        return STREAMS[column], names, replace(made, ids=ids)
 
 
 def column_of(rows: Any) -> str:

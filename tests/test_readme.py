@@ -1,8 +1,10 @@
 """What the README shows works: its example, and its commands in a fresh environment, in order."""
 
+import argparse
 import contextlib
 import importlib.util
 import io
+import json
 import os
 import re
 import shlex
@@ -12,27 +14,37 @@ import sys
 import sysconfig
 import zipfile
 from pathlib import Path
+from typing import NamedTuple
 
+import av
 import jax.numpy as jnp
+import nbformat
 import numpy as np
 import pytest
 import yaml
 
 import scav_jax
 from scav_jax import objectives
-from scav_jax.__main__ import program
+from scav_jax.__main__ import main, program
+from scav_jax.base import commands as commands_module
+from scav_jax.base.commands import split_overrides
 from scav_jax.distances import pairwise
 from scav_jax.extract import backbones
 from scav_jax.objectives.objective import Place
-from scav_jax.sequences import AudioVisual, sequences
-from scav_jax.training.config_files import find
+from scav_jax.sequences import STREAMS, AudioVisual, sequences
+from scav_jax.training.config import as_dict, override
+from scav_jax.training.config_files import find, load_file
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text()
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
-READERS_OWN = ("mine.py", "mine.py:long")
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+# The later ones need what the first has made; `howto` and the reference are no tutorials.
+TUTORIALS = ("own_videos", "silent_film", "generated_sound", "distance", "objective", "backbone")
+READERS_OWN = ("mine.py", "mine.py:long", "NAME")
+NOTEBOOKS = ("search_videos", "score_sounds")  # those of a trained model
 # Instead of what a reader has, and of hours.
-HERE = {"VIDEOS": "videos", "VIDEO.mp4": "videos/instrument_000_03.mp4"}
+QUERY = "videos/instrument_000_03.mp4"
+HERE = {"VIDEOS": "videos", "VIDEO.mp4": QUERY}
 SMALL_CONFIG = [
     *("--config.data.batch_size=8", "--config.data.buckets=1", "--config.train.steps=10"),
     *("--config.optimizer.warmup_steps=2", "--config.train.validate_every=5"),
@@ -44,10 +56,46 @@ SMALL = {
     "train": SMALL_CONFIG,
     "web": ["--help"],  # it would serve until it is stopped
 }
+# Of the tutorials: smaller still, and a calibration wants twenty clips, which `data/short` has.
+SMALLER = {
+    "extract": ["--workers", "1"],
+    "train": [
+        *SMALL_CONFIG[:-2],
+        *(f"--config.encoders.{s}_blocks=0" for s in STREAMS),
+        "--config.train.log_every=5",
+    ],
+    "score --calibrate": ["--data", "data/short", "--split", "validation"],
+    "score --lay": ["--most-offset", "0.4", "--step", "0.1"],
+    "score pairs.csv": ["--most-offset", "0.4", "--step", "0.1"],
+}
+SHORT = (
+    "scav extract --videos VIDEOS --clip-seconds 4 --out data/short "
+    "--split train=0.6 validation=0.4"
+)
 
 
 def code_blocks(language: str) -> list[str]:
     return re.findall(rf"^```{language}\n(.*?)^```$", README, flags=re.MULTILINE | re.DOTALL)
+
+
+class Block(NamedTuple):
+    """A fenced block of a page: its language, the file that it is, and why it is not run here."""
+
+    language: str
+    title: str | None
+    code: str
+    reason: str | None
+
+
+def blocks(page: Path) -> list[Block]:
+    """The fenced blocks of a page, in order; `<!-- not run: REASON -->` may stand before one."""
+    fenced = re.compile(
+        r"^(?:<!-- not run: (?P<reason>[^\n]+) -->\n)?"
+        r"```(?P<language>\w*)(?: title=\"(?P<title>[^\"]+)\")?\n(?P<code>.*?)^```$",
+        flags=re.MULTILINE | re.DOTALL,
+    )
+    found = fenced.finditer(page.read_text())
+    return [Block(**{name: one[name] for name in Block._fields}) for one in found]
 
 
 def commands(text: str) -> list[str]:
@@ -120,7 +168,7 @@ def test_the_doors_open(own_module, random):
     assert made.visual.width == 384
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_programs_configs_and_files_exist(page):
     text = page.read_text()
     for command in commands(text):
@@ -136,6 +184,65 @@ def test_programs_configs_and_files_exist(page):
         assert (ROOT / path).exists(), path
     for link in re.findall(r"\]\((?!http)([^)#]+)\)", text):
         assert (page.parent / link).exists(), link
+
+
+class Parsed(Exception):
+    """A command line was read, and its program was not run."""
+
+
+@pytest.fixture
+def parse_only(monkeypatch, own_module, tmp_path):
+    """Runs a command of a page as far as its program has read the command line."""
+    read = commands_module.Parser.parse_args
+
+    def parsed(self, args=None, namespace=None):
+        arguments = read(self, args, namespace)
+        raise Parsed(arguments)
+
+    def run(line: str) -> argparse.Namespace:
+        monkeypatch.setattr(sys, "argv", shlex.split(line))
+        with pytest.raises(Parsed) as found:
+            main()
+        return found.value.args[0]
+
+    monkeypatch.setattr(commands_module.Parser, "parse_args", parsed)
+    for page in TUTORIALS:
+        for block in blocks(ROOT / "docs" / "tutorials" / f"{page}.md"):
+            if block.title:
+                (tmp_path / block.title).write_text(block.code)
+    return run
+
+
+def whole_commands(page: Path) -> list[str]:
+    """Lines of blocks that are commands as they stand, without what they leave open."""
+    found = []
+    for block in blocks(page):
+        if block.language in ("", "sh"):
+            code = re.sub(r"\\\n\s*", " ", block.code)
+            lines = (line.split(" #")[0].strip() for line in code.splitlines())
+            found += [line for line in lines if line.startswith("scav ") and "..." not in line]
+    return found
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_programs_read_the_commands_of_every_page(page, parse_only):
+    """Those that are not run too: unknown options, missing ones, keys that no config has."""
+    for line in whole_commands(page):
+        arguments = parse_only(line)
+        overrides = split_overrides(shlex.split(line))[1]
+        if getattr(arguments, "config", None) and arguments.config not in READERS_OWN:
+            config = as_dict(override(load_file(arguments.config), overrides))
+            objectives.make(config["objective"], config["distance"])
+
+
+def test_messages_of_troubleshooting_stand_in_the_source():
+    """What a page quotes is what a program says: the words of one literal."""
+    source = "\n".join(path.read_text() for path in (ROOT / "scav_jax").rglob("*.py"))
+    page = (ROOT / "docs" / "troubleshooting.md").read_text()
+    quoted = re.findall(r"^\| `([^`]+)` \|", page, flags=re.MULTILINE)
+    joined = re.sub(r'"\s*\n\s*f?"', "", source)  # of literals that go over lines
+    assert len(quoted) > 40
+    assert [words for words in quoted if words not in joined] == []
 
 
 def test_citation_is_that_of_the_version():
@@ -198,34 +305,145 @@ def installed(tmp_path_factory) -> Path:
     return environment(folder / "environment", built)
 
 
+# Many commands in one process: what is imported and compiled is so once.
+DRIVER = """
+import json, sys
+sys.path[0] = "."
+from scav_jax.__main__ import main
+for number, (kind, what) in enumerate(json.load(sys.stdin)):
+    print("step", number, flush=True)
+    if kind == "python":
+        exec(compile(what, "a page", "exec"), {"__name__": "a_page"})
+        continue
+    sys.argv = ["scav", *what]
+    print(what, file=sys.stderr)
+    try:
+        assert main() == 0
+    except SystemExit as end:
+        assert not end.code, what
+"""
+Step = tuple[str, str | list[str]]  # "python" and code, or "scav" and its words
+
+
+def steps_of(tutorial: str, done: set[str], folder: Path) -> list[Step]:
+    """What a page has its reader do, small; files that it shows are written at once."""
+    steps = []
+    for block in blocks(ROOT / "docs" / "tutorials" / f"{tutorial}.md"):
+        if block.title:
+            (folder / block.title).write_text(block.code)
+        elif block.language == "python":
+            steps.append(("python", block.code.replace("VIDEO.mp4", QUERY)))
+        elif block.language == "sh" and not block.reason:
+            lines = re.sub(r" *\\\n *", " ", block.code).splitlines()
+            new = [line for line in lines if line not in done]
+            steps += [small(line) for line in new]
+            done |= set(new)
+    return steps
+
+
+def small(line: str, how: dict[str, list[str]] | None = None) -> Step:
+    """A command with what is here, and in seconds."""
+    how = SMALLER if how is None else how
+    words = [HERE.get(word, word) for word in shlex.split(line)][1:]
+    return "scav", [*words, *how.get(words[0], []), *how.get(" ".join(words[:2]), [])]
+
+
+def stripped(source: Path, target: Path, kind: str) -> None:
+    """One stream of a file, as it is (a picture), or as a WAV (a sound)."""
+    with av.open(str(source)) as file, av.open(str(target), "w") as made:
+        stream = getattr(file.streams, kind)[0]
+        if kind == "video":
+            copy = made.add_stream_from_template(stream)
+            for packet in file.demux(stream):
+                if packet.dts is not None:
+                    packet.stream = copy
+                    made.mux(packet)
+            return
+        sound = made.add_stream("pcm_s16le", rate=stream.rate)
+        for frame in file.decode(stream):
+            made.mux(sound.encode(frame))
+        made.mux(sound.encode(None))
+
+
+def cells_of(notebook: str) -> str:
+    """The code of a notebook, with a model and videos that are there."""
+    path = ROOT / "scripts" / "notebooks" / f"{notebook}.ipynb"
+    cells = [c for c in nbformat.read(path, as_version=4).cells if c.cell_type == "code"]
+    here = (
+        'import os\nos.environ.update(SCAV_MODEL="exported", SCAV_VIDEOS="few", MPLBACKEND="agg")'
+    )
+    return "\n\n".join([here, *(cell.source for cell in cells)])
+
+
+def tutorial_steps(folder: Path, done: set[str]) -> list[Step]:
+    """Every tutorial's commands and examples, for the folder where the README's have run."""
+    (folder / "SOUNDS").mkdir()
+    (folder / "few").mkdir()
+    films = sorted((folder / "videos").glob("*.mp4"))
+    stripped(films[0], folder / "FILM.mp4", "video")
+    for film, name in zip(films, "ab", strict=False):
+        stripped(film, folder / "SOUNDS" / f"{name}.wav", "audio")
+    for film in films[:2]:
+        shutil.copy(film, folder / "few")
+    steps = [small(SHORT)]
+    for tutorial in TUTORIALS:
+        steps += steps_of(tutorial, done, folder)
+    return [*steps, *(("python", cells_of(notebook)) for notebook in NOTEBOOKS)]
+
+
+def check_tutorials(said: str, folder: Path) -> None:
+    """What the steps of the tutorials have to leave and to say."""
+    assert "(3, 3) True" in said  # the distance's example: finite gradients beside NaN
+    assert re.search("sounds alone +2\n", said)  # of the index
+    assert "2 scored, median" in said
+    assert "own above a stranger in" in said and "R@1" in said.rpartition("sound -> picture")[2]
+    for name in ("sounds.html", "laid.html", "scores.json", "runs/hardest/averaged"):
+        assert (folder / name).exists(), name
+    assert '"right"' in (folder / "runs" / "hardest" / "metrics.jsonl").read_text()
+    about = (folder / "data" / "brightness" / "scav.json").read_text()
+    assert "my_backbone:Brightness" in about
+
+
 @pytest.mark.slow
 def test_commands_run_in_order_in_a_fresh_folder(installed, tmp_path):
+    """The README's, then the tutorials'; the first and the last as processes of their own."""
     environ = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
     environ["PATH"] = f"{installed}{os.pathsep}{environ['PATH']}"
 
-    def run(*words: str) -> str:
-        done = subprocess.run(
-            words, cwd=tmp_path, env=environ, capture_output=True, text=True, check=False
-        )
+    def run(*words: str, given: str | None = None) -> str:
+        how = {"cwd": tmp_path, "env": environ, "input": given, "text": True}
+        done = subprocess.run(words, **how, capture_output=True, check=False)
         assert done.returncode == 0, f"{shlex.join(words)}\n{done.stderr[-3000:]}"
         return done.stdout
 
     where = run("python", "-c", "import scav_jax; print(scav_jax.__file__)")
     assert where.startswith(str(installed.parent))
-    run("scav", "datasets", "chimes", "--preset", "tiny", "--out", "rendered")
+    rendering = "scav datasets chimes --preset tiny --out rendered"
+    run(*shlex.split(rendering))
     (tmp_path / "videos").mkdir()
     for file in (tmp_path / "rendered").rglob("*.mp4"):  # without the list that came with them
         shutil.copy(file, tmp_path / "videos")
     (block,) = code_blocks("sh")
-    printed = {}
-    for line in block.splitlines():
-        words = [HERE.get(word, word) for word in shlex.split(line)]
-        printed[words[1]] = run(*words, *SMALL.get(words[1], []))
-    assert "SCAV" in printed["evaluate"] and "memory" in printed["plan"]
-    first = next(line for line in printed["search"].splitlines() if line.split()[:1] == ["1"])
-    assert ".mp4" in first
-    for name in ("mine.html", "found.html", "data/mine/rejected.csv", "exported/config.json"):
-        assert (tmp_path / name).is_file(), name
+    first, *lines, last = block.splitlines()
     own = next(block for block in code_blocks("python") if "# mine.py" in block)
     (tmp_path / "mine.py").write_text(own)
-    assert "--config.train.steps=300" in run("scav", "train", "--config", "mine.py", "--help")
+
+    run("scav", *small(first)[1])
+    steps = [small(line, SMALL) for line in lines]
+    steps.append(("scav", ["train", "--config", "mine.py", "--help"]))
+    names = [words[0] for _, words in steps]
+    steps += tutorial_steps(tmp_path, {rendering, *block.splitlines()})
+    _, *said = re.split(
+        r"^step \d+\n", run("python", "-c", DRIVER, given=json.dumps(steps)), flags=re.M
+    )
+    run("scav", *small(last, SMALL)[1])
+
+    assert len(said) == len(steps)
+    printed = {name: text for name, text in zip(names[:-1], said, strict=False)}
+    assert "SCAV" in printed["evaluate"] and "memory" in printed["plan"]
+    best = next(line for line in printed["search"].splitlines() if line.split()[:1] == ["1"])
+    assert ".mp4" in best
+    for name in ("mine.html", "found.html", "data/mine/rejected.csv", "exported/config.json"):
+        assert (tmp_path / name).is_file(), name
+    assert "--config.train.steps=300" in said[len(names) - 1]
+    check_tutorials("".join(said[len(names) :]), tmp_path)

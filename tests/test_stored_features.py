@@ -1,5 +1,7 @@
 """Records as bytes -> clips: read by their wire format, wherever features begin in them."""
 
+import sys
+
 import numpy as np
 import pytest
 import tensorflow_datasets as tfds
@@ -51,6 +53,14 @@ def test_records_are_read_as_tfds_reads_them(data):
                 np.testing.assert_array_equal(getattr(read, name), value, err_msg=name)
         begins |= {read.visual.flags.aligned, read.audio.flags.aligned}
     assert begins == {True, False}  # both kinds were seen
+
+
+def test_without_array_record_the_error_says_where_there_is_none(data, monkeypatch):
+    """As on Windows, for which it has no wheel."""
+    monkeypatch.setitem(sys.modules, "array_record.python.array_record_module", None)
+    monkeypatch.delitem(sys.modules, "scav_jax.features.records")
+    with pytest.raises(InputError, match="no wheel for Windows"):
+        store.read(data[0], "train").take([0])[0]
 
 
 def unaligned(values):

@@ -56,7 +56,9 @@ class Parser(argparse.ArgumentParser):
     def error(self, message: str):
         raise InputError(f"{message}; --help says what there is")
 
-    def parse_args(self, args: Sequence[str] | None = None, namespace=None) -> argparse.Namespace:
+    def parse_args(  # type: ignore[override]  # argparse overloads it by the namespace's class
+        self, args: Sequence[str] | None = None, namespace=None
+    ) -> argparse.Namespace:
         """As argparse; an unknown option names the nearest. What is compiled later is kept."""
         arguments, unknown = self.parse_known_args(args, namespace)
         if unknown:
@@ -71,7 +73,7 @@ class Parser(argparse.ArgumentParser):
 
 def _options(parser: argparse.ArgumentParser) -> list[str]:
     """Every option, those of subcommands too."""
-    found = []
+    found: list[str] = []
     for action in parser._actions:
         found += action.option_strings
         if isinstance(action, argparse._SubParsersAction):
@@ -96,7 +98,9 @@ class ConfigParser(Parser):
             help="the config, for example demo",
         )
 
-    def parse_args(self, args: Sequence[str] | None = None, namespace=None) -> argparse.Namespace:
+    def parse_args(  # type: ignore[override]  # argparse overloads it by the namespace's class
+        self, args: Sequence[str] | None = None, namespace=None
+    ) -> argparse.Namespace:
         words, overrides = split_overrides(sys.argv[1:] if args is None else list(args))
         finder = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
         finder.add_argument("--config", nargs="?")

@@ -90,7 +90,7 @@ def _tokens(text: str) -> list[_Token]:
             if rest[0] == ";":
                 raise Wrong("';': a filter is one condition; a ';' of a text stands in quotes")
             raise Wrong(f"{rest[0]!r}, which no condition has")
-        kind, at = match.lastgroup, match.end()
+        kind, at = str(match.lastgroup), match.end()
         value = match[kind]
         if kind in ("quoted", "ticked"):
             kind = "column"

@@ -141,7 +141,7 @@ def parse_json(content: bytes | str, *, finite: bool = True) -> Any:
       ValueError: in a line: not JSON, nested too deeply, a key twice, or a number that is refused.
     """
     text = content if isinstance(content, str) else content.decode()
-    numbers = {"parse_constant": _constant, "parse_float": _finite} if finite else {}
+    numbers: dict = {"parse_constant": _constant, "parse_float": _finite} if finite else {}
     try:
         return json.loads(text, object_pairs_hook=_unique, **numbers)
     except RecursionError:

@@ -110,7 +110,7 @@ def _show_any_name() -> None:
     """Names of files may hold letters that a terminal cannot show: those are escaped."""
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(AttributeError, ValueError):  # somebody's own stream
-            stream.reconfigure(errors="backslashreplace")
+            stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
 
 
 def _code_and_words(error: Exception) -> tuple[int, str] | None:

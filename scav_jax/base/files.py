@@ -113,6 +113,8 @@ def sync(folder: str | Path) -> None:
 
 
 def _sync_one(path: str | Path) -> None:
+    if os.name == "nt":
+        return  # folders cannot be opened there, nor what is opened to be read be synced
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)

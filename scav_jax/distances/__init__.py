@@ -138,7 +138,7 @@ def _checked(block: int | str, memory_bytes: int) -> int | None:
         raise InputError(f"block: expected 'auto' or a number of pairs from 1, got {block!r}")
     if memory_bytes < 1:
         raise InputError(f"memory_bytes: expected a number of bytes above 0, got {memory_bytes}")
-    return None if block == "auto" else block
+    return None if isinstance(block, str) else block
 
 
 def alignment(name: str, visual: Sequences, audio: Sequences, **options) -> Float[Array, "N M"]:

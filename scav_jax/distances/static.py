@@ -34,7 +34,7 @@ def pair_with(pair: Callable) -> Callable:
         static = jnp.sum(apart**2) / of_visual.values.shape[-1]
         return pair(of_visual, of_audio, **options) + _weight(static_weight) * static
 
-    with_static.__signature__ = _with_options(pair)
+    with_static.__signature__ = _with_options(pair)  # type: ignore[attr-defined]
     return with_static
 
 

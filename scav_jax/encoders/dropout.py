@@ -48,9 +48,9 @@ class Draws(NamedTuple):
 def draws_of(key: Array, rows: Int[Array, " B"], tower: int = 0) -> Draws:
     """The words of a step's key, of the clips' rows in the global batch and of a tower."""
     first, second = jax.random.bits(key, (2,), jnp.uint32)
-    rows, tower = rows.astype(jnp.uint32), np.uint32(tower + 1)
+    rows, place = rows.astype(jnp.uint32), np.uint32(tower + 1)
     with np.errstate(over="ignore"):
-        further = tower * ODD, tower * GOLDEN
+        further = place * ODD, place * GOLDEN
     return Draws(_mixed((rows ^ first) + further[0]), _mixed((rows * ODD + second) ^ further[1]))
 
 

@@ -53,8 +53,8 @@ class PatchAttention(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "B T C"], mask: Bool[Array, "B T"]) -> Float[Array, "B T C"]:
-        inputs = query_key_value(x, self.heads, self.precision, GLOROT_OF_THREE)
-        mixed = attend(*inputs, mask, precision=self.precision)
+        query, key, value = query_key_value(x, self.heads, self.precision, GLOROT_OF_THREE)
+        mixed = attend(query, key, value, mask, precision=self.precision)
         return Dense(x.shape[-1], self.precision, axes=2, start=GLOROT, name="out")(mixed)
 
 
@@ -201,7 +201,7 @@ class PatchEncoders(nn.Module):
         Args: as of `Encoders`.
         """
         self._check(*(stream.values.shape[-1] for stream in features))
-        draws = None, None
+        draws: tuple[Draws | None, Draws | None] = None, None
         if self.drop_path and not deterministic:
             rows, key = row_numbers(features) if rows is None else rows, self.make_rng("dropout")
             draws = draws_of(key, rows, 0), draws_of(key, rows, 1)

@@ -236,7 +236,7 @@ class Encoders(nn.Module):
                 f"got width {self.width}"
             )
         check_precision(self.precision)
-        draws = None, None
+        draws: tuple[Draws | None, Draws | None] = None, None
         if self.dropout and not deterministic:
             rows, key = row_numbers(features) if rows is None else rows, self.make_rng("dropout")
             draws = draws_of(key, rows, 0), draws_of(key, rows, 1)

@@ -135,7 +135,8 @@ class BatchPlan:
         self._bucket_of_clip = smallest_fitting(lengths, self.paddings)
         self._batch_size = batch_size
         self._seed = seed
-        self._latest = (-1, [])  # an epoch and its batches; one tuple, so threads may race for it
+        # An epoch and its batches; one tuple, so threads may race for it.
+        self._latest: tuple[int, list] = (-1, [])
 
     def __len__(self) -> int:
         return sys.maxsize  # training says when to stop, not the data

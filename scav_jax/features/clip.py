@@ -216,7 +216,7 @@ def fingerprint_difference(expected: dict, got: dict) -> str:
 
 def _flat(settings: dict, prefix: str = "") -> dict:
     """Nested settings under dotted names."""
-    found = {}
+    found: dict = {}
     for key, value in settings.items():
         nested = isinstance(value, dict)
         found |= _flat(value, f"{prefix}{key}.") if nested else {f"{prefix}{key}": value}

@@ -12,12 +12,20 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import tensorflow_datasets as tfds
-from array_record.python.array_record_module import ArrayRecordWriter
 from jaxtyping import UInt64
 from tensorflow_datasets.core import dataset_info, example_serializer, naming
 
 from scav_jax.base.errors import OUR_FAULTS, InputError
 from scav_jax.features.clip import STORED_DTYPE, STREAMS, Clip, as_stored
+
+try:
+    from array_record.python.array_record_module import ArrayRecordWriter
+except ModuleNotFoundError:
+    raise InputError(
+        "a data set on disk needs array-record, which has no wheel for Windows: use WSL 2 there, "
+        "elsewhere `pip install array-record`; files are embedded, indexed and searched without "
+        "it, by a model that was exported"
+    ) from None
 
 VERSION = "1.0.0"
 CLIPS_A_SHARD = 1024
@@ -302,7 +310,7 @@ def clip_of(fields: Mapping[str, memoryview], columns: Mapping[str, Column]) -> 
     def text(name: str) -> str:
         return str(fields[name], "utf-8")
 
-    def floats(name: str) -> tuple[float, ...]:
+    def floats(name: str) -> tuple:
         return tuple(np.frombuffer(fields[name], "<f4").tolist())
 
     def stream(name: str) -> np.ndarray:

@@ -159,7 +159,7 @@ class Header:
         Raises:
           InputError: they contradict what the index was begun with.
         """
-        if None not in (root, self.root) and not same_folder(root, self.root):
+        if root is not None and self.root is not None and not same_folder(root, self.root):
             raise InputError(
                 f"{path}: expected the root {self.root}, to which the ids of the index are "
                 f"relative, got {root}; leave out --root, or build an index with that root. If the "
@@ -190,7 +190,7 @@ def same_folder(one: str, other: str) -> bool:
     return os.path.realpath(one) == os.path.realpath(other)
 
 
-def _cut_words(clip_seconds: float) -> str:
+def _cut_words(clip_seconds: float | None) -> str:
     return f"--clip-seconds {clip_seconds:g}" if clip_seconds else "no --clip-seconds"
 
 

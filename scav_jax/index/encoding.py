@@ -191,6 +191,7 @@ class Encoding:
         self, column: str, rows: np.ndarray, sequences: Float[np.ndarray, "n T C"]
     ) -> np.ndarray:
         """Records of sketches; what is known of them goes into `rows`."""
+        assert self.basis is not None, "sketches are asked for where there is a basis only"
         weights, parts = self.basis.stored_weights(column, sequences.shape[1]), []
         for part, exact, off in self.basis.sketch(column, sequences):
             stored, scales = rounded((exact / weights).astype(np.float32), SKETCH_STORAGES[column])

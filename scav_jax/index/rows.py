@@ -201,7 +201,7 @@ class Rows:
             return found
         # A condition costs about as much as reading so many rows for each place that it names.
         if len(unique) * NAMED > len(self):
-            conditions = [None]
+            conditions: list[str | None] = [None]
         else:
             parts = np.split(unique, range(IDS_AT_ONCE, len(unique), IDS_AT_ONCE))
             conditions = [_condition(part) for part in parts if len(part)]

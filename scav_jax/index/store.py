@@ -276,7 +276,7 @@ class Index:
         encoding = present[0].encoding if present else Encoding.of(streams, self.header)
         key = 1 + max((int(one.keys.max(initial=-1)) for one in present), default=-1)
         if not self.header.width:
-            widths = {"width": len(encoding.centre)}
+            widths: dict = {"width": len(encoding.centre)}
             one = embedded.streams[0]
             widths["embedding_width"] = np.shape(getattr(embedded, f"{one}_embeddings"))[1]
             if self.header.sketch:

@@ -143,7 +143,7 @@ def _write_npz(index: Index, file: Path) -> None:
                 none = np.zeros(width, np.float32)
                 arrays[f"{name}_{what}"] = np.stack([none if v is None else v for v in vectors])
     with open(file, "wb") as content:
-        np.savez(content, **arrays)
+        np.savez(content, **arrays)  # type: ignore[arg-type]  # none is called allow_pickle
 
 
 # ---- in ------------------------------------------------------------------------------------------
@@ -230,8 +230,8 @@ def _read_npz(file: Path) -> tuple[str, Iterator[list[dict]]]:
         for number, clip in enumerate(clips):
             for what in ("embedding", "sketch"):
                 column = arrays.get(f"{name}_{what}")
-                there = column is not None and clip[name] is not None
-                clip[f"{name}_{what}"] = column[number] if there else None
+                known = None if column is None or clip[name] is None else column[number]
+                clip[f"{name}_{what}"] = known
     return str(arrays["header"]), iter([clips])
 
 

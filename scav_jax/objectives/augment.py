@@ -88,12 +88,12 @@ def sample_sound(
     """
     counts = MASK_DRAWS, CROP_DRAWS, JITTER_DRAWS, BLUR_DRAWS, 1
     masks, crop, jitter, blur, flip = _uniform(key, *counts)
-    ratio = tuple(bound * bins / frames for bound in SOUND_RATIO)
+    low, high = (bound * bins / frames for bound in SOUND_RATIO)
     units = (bins, frames) if legacy else (frames, bins)
     return jnp.concatenate(
         [
             _mask_vector(masks, frames, bins, time_mask, frequency_mask),
-            _crop_vector(crop, frames, bins, ratio, units),
+            _crop_vector(crop, frames, bins, (low, high), units),
             _jitter_vector(jitter),
             _blur_vector(blur),
             (flip < P_FLIP).astype(jnp.float32),

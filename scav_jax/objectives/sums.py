@@ -81,11 +81,11 @@ class Sum(Objective):
         return weight
 
     @property
-    def methods(self) -> tuple[str, ...]:
+    def methods(self) -> tuple[str, ...]:  # type: ignore[override]  # of its parts
         return self.first.methods
 
     @property
-    def controls(self) -> tuple[str, ...]:
+    def controls(self) -> tuple[str, ...]:  # type: ignore[override]
         return tuple(dict.fromkeys(c for part in self.parts.values() for c in part.controls))
 
     def temperatures(self) -> dict[str, float]:
@@ -128,7 +128,8 @@ class Sum(Objective):
         self, log_temperature: dict[str, Array], outputs: Outputs, memory: PyTree, place: Place
     ) -> tuple[Float[Array, ""], dict]:
         """The weighted sum; aux has `losses` by name, and the aux of each under its name."""
-        total, aux = jnp.zeros((), jnp.float32), {"losses": {}}
+        total = jnp.zeros((), jnp.float32)
+        aux: dict = {"losses": {}}
         for name, part in self.parts.items():
             own = {key: log_temperature[f"{name}_{key}"] for key in part.temperatures()}
             loss, aux[name] = part.loss(own, _own(outputs, name), memory[name], place)
@@ -153,7 +154,9 @@ class Sum(Objective):
         }
 
     def under(self, control: str) -> "Sum":
-        changes = {f"{n}_control": control for n, p in self.parts.items() if control in p.controls}
+        changes: dict = {
+            f"{n}_control": control for n, p in self.parts.items() if control in p.controls
+        }
         return dataclasses.replace(self, **changes)
 
     def health(self, aux: dict) -> Metrics:
@@ -234,7 +237,7 @@ def _options(kind: type[Objective]) -> list[dataclasses.Field]:
 @functools.cache  # a class is the same whenever it is asked for: objectives are compared
 def sum_of(kinds: tuple[tuple[str, type[Objective]], ...]) -> type[Objective]:
     """The class of a sum, of (name, class) of its parts; at least two, each once."""
-    fields = []
+    fields: list[tuple] = []
     for name, kind in kinds:
         fields.append((f"{name}_{WEIGHT}", float, dataclasses.field(default=1.0)))
         for f in _options(kind):

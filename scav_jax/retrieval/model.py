@@ -239,7 +239,8 @@ class Model:
     @functools.cached_property
     def calibration(self) -> Calibration | None:
         """What `scav score --calibrate` has stored beside the model; None where it has not."""
-        return self.run.path and calibration.load(self.run.path, self.identity)
+        path = self.run.path
+        return None if path is None else calibration.load(path, self.identity)
 
     def tracks(self, path: str | Path, stream: str) -> list[Track]:
         """The features of a file's "visual" or "audio" for `synchrony`, of any length.

@@ -159,7 +159,7 @@ def read(
         if np.isfinite(line).any()
     ]
     spans = visual.span, (audio[0].span[0], audio[-1].span[1])
-    about = {"seconds": seconds, "spans": spans, "windows": windows}
+    about: dict = {"seconds": seconds, "spans": spans, "windows": windows}
     return Synchrony(offset, low, high, **scores, offsets=offsets, curve=curve, **about)
 
 

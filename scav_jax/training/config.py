@@ -176,13 +176,13 @@ def distance_section(name: str) -> Any:
 def objective_section(name: str) -> Any:
     """The `objective` section of a name: its options, with their defaults."""
     ours = ("name", "distance", "distance_options")
-    return settings_of("objective", objectives.find(name), ours, name=name)
+    return settings_of("objective", objectives.find(name), ours, name=name)  # type: ignore[arg-type]
 
 
 def encoders_section(name: str) -> Any:
     """The `encoders` section of a name: the towers' sizes, with their defaults."""
     of_train = ("name", "parent", "precision", "remat")
-    return settings_of("encoders", encoders.find(name), of_train, name=name)
+    return settings_of("encoders", encoders.find(name), of_train, name=name)  # type: ignore[arg-type]
 
 
 # Sections that belong to what their key `name` says.
@@ -264,7 +264,7 @@ def flatten(document: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     >>> flatten({"train": {"steps": 300}, "seed": 0})
     {'seed': 0, 'train.steps': 300}
     """
-    flat = {}
+    flat: dict = {}
     for key in sorted(document):
         value = document[key]
         if isinstance(value, Mapping):

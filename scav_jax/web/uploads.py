@@ -6,7 +6,6 @@ checked before anything is decoded; where it lies, the limits of time and memory
 """
 
 import contextlib
-import resource
 import tempfile
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -212,6 +211,8 @@ def _bound_memory() -> None:
     """This process may take `MEMORY_BYTES` more than it has."""
     pages = Path("/proc/self/statm")
     if pages.exists():  # Linux
+        import resource  # which Windows has not
+
         used = int(pages.read_text().split()[0]) * resource.getpagesize()
         _, most = resource.getrlimit(resource.RLIMIT_AS)
         wanted = used + MEMORY_BYTES

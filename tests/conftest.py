@@ -49,7 +49,7 @@ flax.struct.dataclass = _unchecked_dataclass
 # for each 700 new ones, as Python does unless told, takes a fifth of the suite's time.
 gc.set_threshold(100_000, 20, 20)
 
-# Nothing that a test writes has to outlive a power cut. Programs that tests start wait for the disk.
+# What a test writes need not outlive a power cut. Programs that tests start wait for the disk.
 os.fsync = lambda handle: None
 
 # A shell has what it starts in the background ignore Ctrl-C, and programs that tests start inherit

@@ -14,6 +14,8 @@ from pathlib import Path
 
 import pytest
 
+from scav_jax.datasets.chimes import presets
+
 ROOT = Path(__file__).resolve().parents[1]
 SCRIPTS = ROOT / "scripts"
 PROGRAMS = ("demo", "test")
@@ -350,6 +352,14 @@ def test_quick_demo_goes_from_rendering_to_a_search(demo, bootstrap, monkeypatch
     order = ["datasets", "extract", "train", "evaluate", "index", "search"]
     assert (names, extras) == (order, ["index", "web"])
     assert (tmp_path / "runs/demo").is_dir()  # another run than the demo's
+
+
+def test_the_demo_asks_with_a_film_that_it_has_rendered(demo):
+    quick = next(words for name, words in demo.quick_steps() if name == "search")
+    asked = {"tiny": quick[2], "demo": demo.next_steps(compare=False)[1][0].split()[3]}
+    for preset, film in asked.items():
+        files = {clip["file"] for clip in presets.clips(presets.preset(preset))}
+        assert film.partition("/videos/")[2] in files
 
 
 def test_next_steps_of_the_demo_are_commands_that_parse(demo):

@@ -4,6 +4,7 @@ import contextlib
 import errno
 import os
 import sys
+import warnings
 from collections.abc import Callable, Iterable, Sequence
 
 from scav_jax.base import interrupts
@@ -89,6 +90,7 @@ def run_program(main: Callable[[], int | None]) -> None:
     `SCAV_TRACEBACK=1` in the environment shows the whole traceback instead of the one line.
     """
     _show_any_name()
+    warnings.formatwarning = lambda words, *_, **__: f"warning: {shown(str(words))}\n"
     try:
         with interrupts.second_ends():
             code = main() or 0

@@ -19,7 +19,7 @@ from scav_jax.report.search_page import (
     scale_of,
 )
 from scav_jax.retrieval.synchrony import Synchrony
-from scav_jax.score.scored import Scored, verdict
+from scav_jax.score.scored import Scored, signed, verdict
 
 MOST = 20  # pairs of a page: their films lie in it
 WIDTH, HEIGHT = 640, 120
@@ -29,6 +29,7 @@ OFFSETS_STYLE = """\
   vector-effect: non-scaling-stroke; }
 .offsets rect { fill: #009e73; opacity: .2; } .offsets line { stroke: #009e73; stroke-width: 2;
   vector-effect: non-scaling-stroke; } .offsets .zero { stroke: #8c939a; stroke-dasharray: 4 3; }
+.wide td:first-child { white-space: normal; overflow-wrap: anywhere; min-width: 10em; }
 """
 
 
@@ -41,12 +42,12 @@ def page(results: Sequence[Scored]) -> str:
         "upper curve is the distance at each offset (the band is the 95 % interval), the curve "
         "under the sound is the distance over time at the offset: lower fits better.</p>"
     )
-    columns = ("file", "offset", "95 %", "score", "sync", "match", "chance", "")
+    columns = ("file", "offset", "95 %", "score", "sync", "match", "chance", "verdict")
     rows = [
         (
             escape(one.pair.name),
-            f"{one.found.offset:+.2f} s",
-            f"{one.found.low:+.2f} to {one.found.high:+.2f}",
+            f"{signed(one.found.offset)} s",
+            f"{signed(one.found.low)} to {signed(one.found.high)}",
             *(f"{getattr(one.found, name):.2f}" for name in ("score", "sync", "match")),
             f"{one.found.chance:.3f}",
             verdict(one.found),
@@ -76,7 +77,7 @@ def _one(scored: Scored) -> str:
     told = f"score {found.score:.2f}, {verdict(found)}"
     cards = [
         card(clips[0], "Picture", "", "", False, "asking", muted=True),
-        card(clips[1], f"Sound, {found.offset:+.2f} s", told, over, True, "", muted=False,
+        card(clips[1], f"Sound, {signed(found.offset)} s", told, over, True, "", muted=False,
              offset=found.offset),
         card(clips[1], "Sound as it came", "", "", False, "", muted=True),
     ]  # fmt: skip
@@ -97,7 +98,8 @@ def _offsets(found: Synchrony) -> str:
     y = HEIGHT * (high + room - curve) / (high - low + 2 * room)
     path = line_path(np.array([x(one) for one in offsets]), y)
     band = x(found.low), x(found.high)
-    told = f"distance over offsets, {first:+.2f} to {last:+.2f} s; lowest at {found.offset:+.2f} s"
+    place, ends = signed(found.offset), f"{signed(first)} to {signed(last)} s"
+    told = f"distance over offsets, {ends}; lowest at {place} s"
     marks = f'<line x1="{x(found.offset):.1f}" x2="{x(found.offset):.1f}" y1="0" y2="{HEIGHT}"/>'
     if first < 0 < last:
         marks += f'<line class="zero" x1="{x(0):.1f}" x2="{x(0):.1f}" y1="0" y2="{HEIGHT}"/>'
@@ -105,7 +107,7 @@ def _offsets(found: Synchrony) -> str:
         f'<svg class="offsets" viewBox="0 0 {WIDTH} {HEIGHT}" role="img" '
         f'preserveAspectRatio="none" aria-label="{told}"><title>{told}</title>'
         f'<rect x="{band[0]:.1f}" y="0" width="{band[1] - band[0]:.1f}" height="{HEIGHT}"/>'
-        f'<path d="{path}"/>{marks}</svg><div class="axis"><span>{first:+.2f} s</span>'
-        f"<span>offset {found.offset:+.2f} s ({found.low:+.2f} to {found.high:+.2f})</span>"
-        f"<span>{last:+.2f} s</span></div>"
+        f'<path d="{path}"/>{marks}</svg><div class="axis"><span>{signed(first)} s</span>'
+        f"<span>offset {place} s ({signed(found.low)} to {signed(found.high)})</span>"
+        f"<span>{signed(last)} s</span></div>"
     )

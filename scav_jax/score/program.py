@@ -18,7 +18,7 @@ from scav_jax.retrieval.model import Model, load_as_asked
 from scav_jax.retrieval.shifts import Track
 from scav_jax.retrieval.synchrony import MOST_S, Calibration
 from scav_jax.retrieval.tracks import tracks_of
-from scav_jax.score.scored import Pair, Scored, document, over_time, verdict
+from scav_jax.score.scored import Pair, Scored, document, over_time, signed, verdict
 
 AT_ONCE = 16  # pairs whose features are in memory
 COLUMNS = ("picture", "sound", "offset", "low", "high", "score", "sync", "match", "chance")
@@ -166,9 +166,9 @@ def table(results: Sequence[Scored]) -> str:
     lines = [f"{head}  {'':<13}  file"]
     for one in results:
         found = one.found
-        between = f"{found.low:+.2f} to {found.high:+.2f} s"
+        between = f"{signed(found.low)} to {signed(found.high)} s"
         scores = f"{found.score:6.2f} {found.sync:6.2f} {found.match:6.2f} {found.chance:7.3f}"
-        told = f"{found.offset:+7.2f} s {between:>18} {scores}  {verdict(found):<13}"
+        told = f"{signed(found.offset):>7} s {between:>18} {scores}  {verdict(found):<13}"
         lines.append(f"{told}  {one.pair.name}")
     return "\n".join(lines)
 

@@ -55,6 +55,16 @@ def verdict(found: Synchrony) -> str:
     return "in place" if found.low <= 0 <= found.high else "move it"
 
 
+def signed(seconds: float) -> str:
+    """Seconds with their sign, of which nothing has none.
+
+    >>> signed(-0.456), signed(-0.001), signed(1)
+    ('-0.46', '0.00', '+1.00')
+    """
+    text = f"{seconds:+.2f}"
+    return text if float(text) else text[1:]
+
+
 def over_time(model: Model, visual: Track, audio: Sequence[Track], shift: float) -> Curve:
     """The distance at each step of the sound, in the picture's time; mean where windows overlap."""
     made = (cut_at(visual, track, shift) for track in audio)

@@ -155,17 +155,28 @@ def _in_first(work) -> None:
 
 def _step_on(mesh, setup: Setup, optimizer, state: TrainState):
     """The compiled step: everything stays where the state is, the old state's memory is reused."""
-    places = jax.tree.map(lambda leaf: leaf.sharding, state)
+    settings = setup.settings
+    leaves, tree = jax.tree.flatten(jax.tree.map(lambda leaf: leaf.sharding, state))
+    sizes = settings.distance_memory_bytes, settings.microbatch
+    whose = training_encoders(setup), setup.objective, optimizer, setup.config.seed
+    return _compiled_once(*whose, *sizes, mesh, (tree, tuple(leaves)))
+
+
+@functools.lru_cache(maxsize=2)
+def _compiled_once(encoders, objective, optimizer, seed, memory_bytes, microbatch, mesh, places):
+    """The step of whatever is equal: who goes on or begins anew in a process compiles nothing."""
+    places = jax.tree.unflatten(*places)
+    step = make_train_step(
+        encoders,
+        objective,
+        optimizer,
+        seed,
+        memory_bytes=memory_bytes,
+        microbatch=microbatch,
+        mesh=mesh,
+    )
     return jax.jit(
-        make_train_step(
-            training_encoders(setup),
-            setup.objective,
-            optimizer,
-            setup.config.seed,
-            memory_bytes=setup.settings.distance_memory_bytes,
-            microbatch=setup.settings.microbatch,
-            mesh=mesh,
-        ),
+        step,
         in_shardings=(places, sharding.batch_sharded(mesh)),
         out_shardings=(places, sharding.replicated(mesh)),
         donate_argnums=0,

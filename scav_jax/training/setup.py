@@ -1,6 +1,7 @@
 """What a config describes, checked and ready to train."""
 
 import dataclasses
+import functools
 import hashlib
 import json
 from dataclasses import dataclass
@@ -177,8 +178,13 @@ def training_dataset(setup: Setup):
 
 
 def optimizer_of(config: Config) -> optax.GradientTransformation:
-    """The optimizer of a config."""
-    return make_optimizer(steps=config.train.steps, **dataclasses.asdict(config.optimizer))
+    """The optimizer of a config; the same one for an equal config, whose step is compiled once."""
+    return _optimizer(config.train.steps, config.optimizer)
+
+
+@functools.lru_cache(maxsize=2)
+def _optimizer(steps: int, section) -> optax.GradientTransformation:
+    return make_optimizer(steps=steps, **dataclasses.asdict(section))
 
 
 def learning_rates(config: Config) -> optax.Schedule:

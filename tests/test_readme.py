@@ -64,7 +64,10 @@ SMALLER = {
         *(f"--config.encoders.{s}_blocks=0" for s in STREAMS),
         "--config.train.log_every=5",
     ],
-    "score --calibrate": ["--data", "data/short", "--split", "validation"],
+    "score --calibrate": [
+        *("--data", "data/short", "--split", "validation"),
+        *("--most-offset", "0.4", "--step", "0.1"),
+    ],
     "score --lay": ["--most-offset", "0.4", "--step", "0.1"],
     "score pairs.csv": ["--most-offset", "0.4", "--step", "0.1"],
 }
@@ -224,6 +227,8 @@ def whole_commands(page: Path) -> list[str]:
     return found
 
 
+# Programs are run as `scav` runs them, whatever is imported by now.
+@pytest.mark.filterwarnings("ignore:.*found in sys.modules after import:RuntimeWarning")
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_programs_read_the_commands_of_every_page(page, parse_only):
     """Those that are not run too: unknown options, missing ones, keys that no config has."""

@@ -404,6 +404,6 @@ def test_test_runs_every_check_and_hands_on_arguments(bootstrap, monkeypatch, ca
     monkeypatch.setattr(bootstrap, "ensure", lambda extras: "python")
     monkeypatch.setattr(bootstrap.subprocess, "call", call)
     assert script.main(["tests/test_x.py", "-k", "a b"]) == 1  # though pytest passed
-    assert [command[2] for command in ran] == ["ruff", "ruff", "pytest"]
+    assert [command[2] for command in ran] == ["ruff", "ruff", "mypy", "pytest"]
     assert ran[-1][-3:] == ["tests/test_x.py", "-k", "a b"]
     assert "failed: ruff check" in capsys.readouterr().out

@@ -27,6 +27,7 @@ header, section { background: var(--ground); border: 1px solid var(--line); bord
   padding: 26px 34px; margin: 0 0 20px; }
 h1 { font-size: 30px; line-height: 1.2; margin: 0 0 10px; letter-spacing: -0.01em; }
 h2 { font-size: 20px; margin: 0 0 12px; } h3 { font-size: 16px; margin: 26px 0 4px; }
+h1, h2, h3 { overflow-wrap: anywhere; }
 p { margin: 0 0 14px; max-width: 75ch; }
 .kicker { color: var(--soft); font-size: 13px; letter-spacing: .08em; text-transform: uppercase;
   margin: 0 0 6px; }

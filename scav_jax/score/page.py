@@ -29,7 +29,7 @@ OFFSETS_STYLE = """\
   vector-effect: non-scaling-stroke; }
 .offsets rect { fill: #009e73; opacity: .2; } .offsets line { stroke: #009e73; stroke-width: 2;
   vector-effect: non-scaling-stroke; } .offsets .zero { stroke: #8c939a; stroke-dasharray: 4 3; }
-.wide td:first-child { white-space: normal; overflow-wrap: anywhere; min-width: 10em; }
+.wide tbody th { white-space: normal; overflow-wrap: anywhere; min-width: 10em; }
 """
 
 

@@ -238,7 +238,8 @@ def test_more_padding_changes_nothing(row):
 SETTINGS = [{"block": 5}, {"memory_bytes": 1}]
 
 
-@each_row
+# Of the Euclidean distance, all of its forms: tests/test_euclidean.py.
+@pytest.mark.parametrize("row", [row for row in ROWS if row.name != "euclidean"], ids=str)
 def test_the_block_changes_nothing(row):
     """Blocks that leave a rest or cut a row, and next to no memory: a pair at a time."""
     inputs = VISUAL.padded(), AUDIO.padded()

@@ -29,6 +29,7 @@ from scav_jax.retrieval.embed import Embedded
 from scav_jax.sequences import Sequences, unit
 
 METHODS = ("aggregation", "sequence", "exact", "hybrid:K")
+COMPARING = ("exact", "sequence")  # those with the result of comparing all
 QUERIES_AT_ONCE = 1024
 BOTH_PAIRS = 2**22  # of queries and clips, whose distances are held at a time
 FEW = 8  # queries; with fewer, reading the candidates is what a product costs

@@ -394,7 +394,7 @@ class Index:
             if direction == "both":
                 found, self.report = searching.search_both(snapshot, queries, k)
                 return self.hits_of(found, len(queries.ids))
-            if where is None and retrieval in ("exact", "sequence"):
+            if where is None and retrieval in searching.COMPARING:
                 on_devices = self._on_accelerators(snapshot, direction, len(queries.ids))
             found, self.report = searching.search(
                 snapshot, queries, direction, k, retrieval, on_devices

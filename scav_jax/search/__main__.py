@@ -64,7 +64,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     from scav_jax.base.containers import saved
     from scav_jax.index import open_index
     from scav_jax.index.rows import checked_filter
-    from scav_jax.index.searching import parse_retrieval
+    from scav_jax.index.searching import COMPARING, parse_retrieval
     from scav_jax.retrieval.model import load_as_asked
 
     parse_retrieval(arguments.retrieval)
@@ -81,22 +81,22 @@ def main(argv: Sequence[str] | None = None) -> int:
             f"{arguments.index}: expected clips to search, the index is empty; add some with "
             "`scav index add`"
         )
-    retrieval = arguments.retrieval
-    if arguments.both and retrieval not in ("exact", "sequence"):
-        raise InputError(f"--both: expected --retrieval exact or sequence, got {retrieval}")
+    if arguments.both and arguments.retrieval not in COMPARING:
+        wanted = " or ".join(COMPARING)
+        raise InputError(f"--both: expected --retrieval {wanted}, got {arguments.retrieval}")
     with contextlib.ExitStack() as stack:
         arguments.files = [stack.enter_context(saved(file)) for file in arguments.files]
-        return _search(model, index, retrieval, arguments)
+        return _search(model, index, arguments)
 
 
-def _search(model: "Model", index: "Index", retrieval: str, arguments: argparse.Namespace) -> int:
+def _search(model: "Model", index: "Index", arguments: argparse.Namespace) -> int:
     from scav_jax.base.files import write_atomically
     from scav_jax.search import asking
 
     queries, direction = asking.embed_queries(model, arguments)
     how = {name: getattr(arguments, name) for name in ("static_weight", "hubness")}
     how["where"] = arguments.filter
-    asked = asking.ask(index, queries, direction, arguments.k, retrieval, **how)
+    asked = asking.ask(index, queries, direction, arguments.k, arguments.retrieval, **how)
     if arguments.json:
         print(json.dumps(asking.document(asked, index), indent=2))
     else:

@@ -30,7 +30,7 @@ from scav_jax.base.errors import InputError, check_one_of
 from scav_jax.base.names import shown
 from scav_jax.extract.streams import Unusable
 from scav_jax.index.rows import checked_filter
-from scav_jax.index.searching import parse_retrieval
+from scav_jax.index.searching import COMPARING, parse_retrieval
 from scav_jax.report.markup import ASKING
 from scav_jax.retrieval.model import Model
 from scav_jax.web import page, uploads
@@ -40,7 +40,6 @@ from scav_jax.web.searcher import Busy, Searchable, Searcher
 LOOPBACK_NAMES = ("127.0.0.1", "localhost", "[::1]")
 MAX_BYTES = 256 * 2**20
 MAX_K = 50
-COMPARING = ("exact", "sequence")  # what a search of both streams may be
 HEADERS = {
     "Content-Security-Policy": (
         "default-src 'none'; script-src 'self'; style-src 'self'; media-src 'self'; "

@@ -14,19 +14,25 @@ from importlib.metadata import version
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 # Machine code that is made sooner and runs slower: most tests compile longer than they compute.
 os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
-# XLA's older way to write fusions for a CPU takes three fifths of the newer one's time; later
-# versions do not have it, and end at a flag that they do not know.
+# XLA's older way to write fusions for a CPU takes three fifths of the newer one's time, and one
+# piece of machine code less than many small ones; later versions do not have the first, and end at
+# a flag that they do not know.
 if version("jaxlib").startswith("0.10."):
     flags_of_xla = os.environ.get("XLA_FLAGS", "")
-    os.environ["XLA_FLAGS"] = f"--xla_cpu_use_fusion_emitters=false {flags_of_xla}"
+    ours = "--xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1"
+    os.environ["XLA_FLAGS"] = f"{ours} {flags_of_xla}"
 
 import flax.struct
 import jax
+import jaxtyping
+import lean_checks
 import numpy as np
 import pytest
 from absl import flags
 
 DEVICES = 8
+
+jaxtyping.jaxtyped = lean_checks.jaxtyped
 
 jax.config.update("jax_num_cpu_devices", DEVICES)
 jax.config.update("jax_numpy_rank_promotion", "raise")

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import reference
+from beartype.roar import BeartypeCallHintViolation
 from jax.test_util import check_grads
 
 from scav_jax.sequences import (
@@ -207,3 +208,17 @@ def test_what_is_left_out_means_all_of_it():
     np.testing.assert_array_equal(one.windows, [[0, 5], [0, 5]])
     ragged = sequences(jnp.zeros((2, 5, 3)), jnp.array([2, 4]))
     np.testing.assert_array_equal(ragged.windows, [[0, 2], [0, 4]])
+
+
+@pytest.mark.parametrize(
+    ("values", "lengths"),
+    [
+        (jnp.zeros((2, 3, 4)), jnp.zeros(3, jnp.int32)),  # two clips are not three
+        (jnp.zeros((2, 3, 4)), jnp.zeros(2, jnp.float32)),
+        (jnp.zeros(4), jnp.zeros((), jnp.int32)),
+        (jnp.zeros((2, 3, 4), jnp.int32), jnp.zeros(2, jnp.int32)),
+    ],
+)
+def test_signatures_are_checked_in_tests(values, lengths):
+    with pytest.raises(BeartypeCallHintViolation):
+        masked_mean(values, lengths)

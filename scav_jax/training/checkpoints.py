@@ -322,7 +322,7 @@ def check_sums(written: dict[str, int], read: dict[str, int]) -> None:
 
 def checksums(tree: PyTree) -> dict[str, int]:
     """`name -> checksum` of the arrays of a tree; the same on any devices."""
-    sums = jax.device_get(_checksums([jnp.asarray(leaf) for leaf in jax.tree.leaves(tree)]))
+    sums = jax.device_get([_checksum(jnp.asarray(leaf)) for leaf in jax.tree.leaves(tree)])
     return {name: int(total) for name, total in zip(_shapes(tree), sums, strict=True)}
 
 
@@ -331,11 +331,7 @@ def _checks(state: TrainState, notes: dict) -> dict[str, int]:
     return checksums(state) | {"notes": zlib.crc32(json.dumps(notes, sort_keys=True).encode())}
 
 
-@jax.jit
-def _checksums(arrays: list[Array]) -> list[UInt32[Array, ""]]:
-    return [_checksum(array) for array in arrays]
-
-
+@jax.jit  # one program a shape: hundreds of arrays in one take seconds to compile
 def _checksum(array: Array) -> UInt32[Array, ""]:
     """The sum of an array's words, each times an odd number of its own, modulo 2^32.
 

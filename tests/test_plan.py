@@ -59,12 +59,10 @@ def compiled_bytes(work):
     "work",
     [
         small(visual_blocks=2),
-        small(audio_blocks=0, batch=192, visual=(4, 48), audio=(3, 64)),
-        small(pre_resample=None, visual=(40, 48), dropout=0.0, audio_blocks=0),
-        small(visual_blocks=0, microbatch=8, batch=128),
-        small(visual_blocks=0, batch=64, devices=4),
+        small(pre_resample=None, dropout=0.0, audio_blocks=0, batch=192, visual=(4, 48)),
+        small(visual_blocks=0, microbatch=8, batch=128, devices=2),
     ],
-    ids=["blocks", "large batch", "post, no dropout", "cached", "4 devices"],
+    ids=["blocks", "large batch, post, no dropout", "cached on 2 devices"],
 )
 def test_memory_is_what_xla_allocates(work):
     found, planned = compiled_bytes(work), costs.memory(work)

@@ -9,17 +9,20 @@ import subprocess
 import sys
 from pathlib import Path
 
+import drawn
 import jax
 import numpy as np
 import pytest
 
+from scav_jax.base.documents import write_document
 from scav_jax.features import store
 from scav_jax.features.clip import Clip
 from scav_jax.train import loop
 from scav_jax.training import processes
 from scav_jax.training.config import override
 from scav_jax.training.config_files import load_file
-from scav_jax.training.runs import load_run
+from scav_jax.training.runs import example_batch, load_run, save_averaged
+from scav_jax.training.setup import resolved_config, set_up, widths
 
 ROOT = Path(__file__).parents[1]
 FINGERPRINT = {"backbone": "random", "rate_hz": 16000}
@@ -90,11 +93,12 @@ def run(words):
 def train_here(config, workdir, stop_after=None):
     """The finished run of a training in this process; SIGTERM comes after a step.
 
-    Trainings of one config share their compiled step: tracing it takes longer than a small run.
-    What other processes resume is in `test_train`.
+    Trainings of one config share their compiled step, and the state at the start is drawn: tracing
+    either takes longer than a small run. What other processes resume is in `test_train`.
     """
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(loop, "_step_on", _step_once)
+        patch.setattr(loop, "init_state", drawn.state)
         if stop_after is not None:
             patch.setattr(processes.Preemption, "__call__", lambda _, step: step == stop_after)
         return loop.train(config, workdir)
@@ -109,6 +113,15 @@ def _step_once(mesh, setup, optimizer, state):
         _steps.clear()
         _steps[key] = _step_on(mesh, setup, optimizer, state)
     return _steps[key]
+
+
+def untrained(config, workdir):
+    """The folder of a finished run of no steps: its parameters are drawn, nothing is compiled."""
+    setup = set_up(config)
+    write_document(workdir / "config.json", resolved_config(setup))
+    example = example_batch(widths(setup))
+    save_averaged(workdir, drawn.params(setup.encoders, setup.objective, example), [1])
+    return workdir
 
 
 def train_once(folder):

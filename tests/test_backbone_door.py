@@ -5,7 +5,7 @@ import sys
 
 import numpy as np
 import pytest
-from small_run import ROOT, small_config
+from small_run import ROOT, small_config, train_here
 from test_clip_beats import write_weights
 from test_extract import good_video
 
@@ -22,7 +22,6 @@ from scav_jax.inspect.features import inspect_features
 from scav_jax.retrieval import embed, model
 from scav_jax.search import __main__ as search_program
 from scav_jax.train.loop import train
-from scav_jax.training import processes
 from scav_jax.training.config_files import load_file
 from scav_jax.training.runs import load_run
 
@@ -103,25 +102,9 @@ def plain(videos, tmp_path_factory):
 
 def trained(features, run, until=None):
     """Some steps on them; told to stop after step `until`."""
-    with pytest.MonkeyPatch.context() as patch:
-        if until is not None:
-            patch.setattr(processes, "Preemption", lambda *_: Stop(until))
-        changes = {"data.batch_size": 4, "train.steps": 4, "train.validate_every": 2}
-        config = small_config(features, **changes, **{"objective.name": "aggregation"})
-        return train(config, run)
-
-
-class Stop:
-    """Stands for a SIGTERM after a step."""
-
-    def __init__(self, step):
-        self._step = step
-
-    def __call__(self, step):
-        return step == self._step
-
-    def close(self):
-        pass
+    changes = {"data.batch_size": 4, "train.steps": 4, "train.validate_every": 2}
+    config = small_config(features, **changes, **{"objective.name": "aggregation"})
+    return train_here(config, run, until)
 
 
 @pytest.fixture(scope="module")

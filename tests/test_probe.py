@@ -7,6 +7,7 @@ from types import SimpleNamespace
 import jaxtyping
 import numpy as np
 import pytest
+from small_run import untrained
 from test_extract import good_video
 from test_temporal import config_of, write
 
@@ -16,7 +17,6 @@ from scav_jax.extract.media import RATE_HZ, Reader
 from scav_jax.probe import __main__ as probe_program
 from scav_jax.probe import changes
 from scav_jax.probe.labels import NEAREST, Labelled, linear_probe, neighbours
-from scav_jax.train.loop import train
 
 # ---- labels -------------------------------------------------------------------------------------
 
@@ -170,10 +170,10 @@ def test_copies_ask_for_their_originals(films, stand_ins):
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
-    """The folder of a finished run of SCAV + Temporal, and its data."""
+    """The folder of a run of SCAV + Temporal, and its data."""
     folder = tmp_path_factory.mktemp("temporal")
-    small = {"encoders.visual_blocks": 0, "encoders.audio_blocks": 0, "train.steps": 4}
-    assert train(config_of(write(folder / "data"), "sequence+temporal", **small), folder / "run")
+    small = {"encoders.visual_blocks": 0, "encoders.audio_blocks": 0}
+    untrained(config_of(write(folder / "data"), "sequence+temporal", **small), folder / "run")
     return folder
 
 

@@ -624,6 +624,9 @@ def test_both_streams_ask_each_on_its_own_scale(tmp_path, monkeypatch, bank):
     assert index.report.measure == "score"
     some = index.search(asking, "both", 2, where="id = 'clip7' OR id = 'alone0'")
     assert ids(some) == [["clip7"]] * 4
+    for method in ("aggregation", "hybrid:9"):
+        with pytest.raises(InputError, match="exact or sequence where both streams ask, got"):
+            index.search(asking, "both", 6, method)
 
 
 # ---- devices and parts -----------------------------------------------------------------------

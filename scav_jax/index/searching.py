@@ -80,8 +80,8 @@ class Report:
     pruning: Pruning = field(default_factory=Pruning)
 
 
-def parse_retrieval(text: str) -> tuple[str, int]:
-    """(method, K) of `aggregation`, `sequence`, `exact` or `hybrid:K`.
+def parse_retrieval(text: str, direction: str = "") -> tuple[str, int]:
+    """(method, K) of `aggregation`, `sequence`, `exact` or `hybrid:K`; "both" compares all.
 
     >>> parse_retrieval("hybrid:100")
     ('hybrid', 100)
@@ -90,6 +90,10 @@ def parse_retrieval(text: str) -> tuple[str, int]:
     if not match:
         raise InputError(
             f"retrieval: expected one of {', '.join(METHODS)} (K from 1), got {text!r}"
+        )
+    if direction == "both" and match[1] not in COMPARING:
+        raise InputError(
+            f"retrieval: expected {' or '.join(COMPARING)} where both streams ask, got {text!r}"
         )
     return (match[1], 0) if match[1] else ("hybrid", int(match[2]))
 
@@ -141,7 +145,9 @@ def search(
     return found if report.measure == "cosine" else _explained(found, asking, snapshot), report
 
 
-def search_both(snapshot: Snapshot, queries: Embedded, k: int) -> tuple[Found, Report]:
+def search_both(
+    snapshot: Snapshot, queries: Embedded, k: int, retrieval: str
+) -> tuple[Found, Report]:
     """The k clips nearest to picture and sound of each query together, all compared.
 
     The score is the sum of both directions, each on its own scale: relative to the bank of the
@@ -150,9 +156,10 @@ def search_both(snapshot: Snapshot, queries: Embedded, k: int) -> tuple[Found, R
     """
     if k < 1:
         raise InputError(f"k: expected at least 1, got {k}")
+    parse_retrieval(retrieval, "both")
     snapshot = snapshot.with_stream("visual").with_stream("audio")
     begin, count = time.perf_counter(), len(snapshot)
-    report = Report("both", "sequence", candidates=count, measure="score")
+    report = Report(retrieval, "sequence", candidates=count, measure="score")
     at_once, parts = max(BOTH_PAIRS // max(count, 1), 1), []
     for first in range(0, len(queries) if count else 0, at_once):
         some = queries.take(range(first, min(first + at_once, len(queries))))

@@ -392,7 +392,7 @@ class Index:
             snapshot = snapshot.only(self._rows.places(where))
         with self._naming_clips():
             if direction == "both":
-                found, self.report = searching.search_both(snapshot, queries, k)
+                found, self.report = searching.search_both(snapshot, queries, k, retrieval)
                 return self.hits_of(found, len(queries.ids))
             if where is None and retrieval in searching.COMPARING:
                 on_devices = self._on_accelerators(snapshot, direction, len(queries.ids))

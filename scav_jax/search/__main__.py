@@ -64,10 +64,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     from scav_jax.base.containers import saved
     from scav_jax.index import open_index
     from scav_jax.index.rows import checked_filter
-    from scav_jax.index.searching import COMPARING, parse_retrieval
+    from scav_jax.index.searching import parse_retrieval
     from scav_jax.retrieval.model import load_as_asked
 
-    parse_retrieval(arguments.retrieval)
+    parse_retrieval(arguments.retrieval, "both" if arguments.both else "")
     if arguments.filter is not None:
         checked_filter(arguments.filter)
     if arguments.k < 1:
@@ -81,9 +81,6 @@ def main(argv: Sequence[str] | None = None) -> int:
             f"{arguments.index}: expected clips to search, the index is empty; add some with "
             "`scav index add`"
         )
-    if arguments.both and arguments.retrieval not in COMPARING:
-        wanted = " or ".join(COMPARING)
-        raise InputError(f"--both: expected --retrieval {wanted}, got {arguments.retrieval}")
     with contextlib.ExitStack() as stack:
         arguments.files = [stack.enter_context(saved(file)) for file in arguments.files]
         return _search(model, index, arguments)

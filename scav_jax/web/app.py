@@ -30,7 +30,7 @@ from scav_jax.base.errors import InputError, check_one_of
 from scav_jax.base.names import shown
 from scav_jax.extract.streams import Unusable
 from scav_jax.index.rows import checked_filter
-from scav_jax.index.searching import COMPARING, parse_retrieval
+from scav_jax.index.searching import parse_retrieval
 from scav_jax.report.markup import ASKING
 from scav_jax.retrieval.model import Model
 from scav_jax.web import page, uploads
@@ -265,11 +265,7 @@ def _wanted(query) -> dict:
     if not 0 <= start < 1e7:
         raise InputError(f"start: expected seconds (0 or more), got {start:g}")
     retrieval, where = query.get("retrieval") or "exact", query.get("where") or None
-    parse_retrieval(retrieval)
-    if direction == "both" and retrieval not in COMPARING:
-        raise InputError(
-            f"retrieval: expected {' or '.join(COMPARING)} where both streams ask, got {retrieval}"
-        )
+    parse_retrieval(retrieval, direction or "")
     if where is not None:
         checked_filter(where)
     return {

@@ -28,8 +28,10 @@ from scav_jax.base.documents import write_document
 from scav_jax.base.errors import InputError
 from scav_jax.export import __main__ as program
 from scav_jax.export import writing as export
-from scav_jax.retrieval import model
+from scav_jax.retrieval import calibration, model
 from scav_jax.retrieval.results import FORMAT_VERSION
+from scav_jax.retrieval.sketch import Sketch, save_sketch
+from scav_jax.retrieval.synchrony import Calibration
 from scav_jax.sequences import AudioVisual, Sequences
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -38,6 +40,9 @@ FILES = {
     "config.json",
     "model.safetensors",
     "preprocessing.json",
+    "sketch/maps.npz",
+    "sketch/sketch.json",
+    "synchrony.json",
     "towers/audio.jaxexport",
     "towers/visual.jaxexport",
 }
@@ -65,6 +70,11 @@ def run(tmp_path_factory):
     write_document(folder / "evaluation" / "x-test" / "metrics.json", document)
     (folder / "evaluation" / "y-test").mkdir()
     (folder / "evaluation" / "y-test" / "metrics.json").write_text('{"format_version": 0}')
+    identity, width = model.load(folder).identity, 12
+    maps = np.zeros(width, np.float32), np.eye(width, dtype=np.float32), np.arange(4).reshape(2, 2)
+    save_sketch(folder, Sketch(8, *maps), identity, {})
+    nulls = (2.0, 1.0), (0.5, 0.1), (-1.0, 0.25, 1.0)
+    calibration.write(folder, Calibration(identity, "", 200, 2.0, 0.03, 10.0, *nulls))
     return folder
 
 
@@ -124,6 +134,8 @@ def test_it_loads_without_orbax_and_gives_the_same_latents(run, exported, tmp_pa
     assert copy.identity == original.identity
     assert (copy.distance, copy.fingerprint) == (original.distance, original.fingerprint)
     assert copy.run.steps == (10, 20)
+    assert copy.calibration == original.calibration and copy.calibration.bias_s == 0.03
+    assert copy.sketch.name == original.sketch.name
     jax.tree.map(np.testing.assert_array_equal, copy.run.params, original.run.params)
     one, other = original.embed(path), copy.embed(path)
     np.testing.assert_array_equal(one.visual.values, other.visual.values)
@@ -339,8 +351,9 @@ def test_a_model_of_the_hub_is_the_same_and_no_code_comes_with_it(hub, exported)
     assert there.identity == here.identity
     same = jax.tree.map(np.array_equal, there.run.params, here.run.params)
     assert all(jax.tree.leaves(same))
-    loaded = {path.rpartition("/")[2] for path in hub.asked if "/resolve/" in path}
-    assert loaded == {"config.json", "model.safetensors", "preprocessing.json"}
+    assert there.sketch.name == here.sketch.name and there.calibration == here.calibration
+    loaded = {path.partition(f"{COMMIT}/")[2] for path in hub.asked if "/resolve/" in path}
+    assert loaded == {name for name in FILES if name != "README.md" and "towers" not in name}
     before = len([path for path in hub.asked if "/resolve/" in path])
     assert model.load(NAME).identity == here.identity  # kept: nothing is downloaded twice
     assert len([path for path in hub.asked if "/resolve/" in path]) == before

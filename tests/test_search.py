@@ -728,7 +728,7 @@ def test_rounded_storage_scores_nearly_the_same(tmp_path, stored, share):
 # ---- programs --------------------------------------------------------------------------------
 
 
-def test_tune_proposes_a_k_that_serves(tmp_path):
+def test_tune_proposes_a_k_that_serves(tmp_path, monkeypatch):
     index = made(tmp_path / "i", 60)
     asking = embedded(60).take(range(0, 60, 3))
     found = index_commands.tuned(index, asking, k=1, ks=[1, 3, 60])
@@ -737,6 +737,13 @@ def test_tune_proposes_a_k_that_serves(tmp_path):
     assert "proposed: --retrieval" in index_commands.tuning_table(found) and json.dumps(found)
     good = [row["k"] for row in found["rows"] if row["recall"] >= index_commands.WANTED]
     assert found["proposed"] in {f"hybrid:{min(good)}", "exact", "sequence"}
+    asked, timed = [], index_commands._timed
+    monkeypatch.setattr(
+        index_commands, "_timed", lambda *words: asked.append(words[-1]) or timed(*words)
+    )
+    monkeypatch.setattr(searching, "switched", lambda *_: "sequence")  # as without bounds
+    index_commands.tuned(index, asking, k=1, ks=[1])
+    assert asked == ["exact", "hybrid:1"]
     with pytest.raises(InputError, match="the index is empty"):
         index_commands.tuned(made(tmp_path / "e", 0), asking)
 

@@ -8,6 +8,7 @@
     DIR/towers/audio.jaxexport          and number of steps, without its parameters
     DIR/onnx/visual.onnx, audio.onnx  with --onnx: the same as ONNX, of a fixed number of steps
     DIR/sketch/                       where the run has one, see `scav sketch`
+    DIR/synchrony.json                where the run is calibrated, see `scav score`
 
 `scav_jax.retrieval.model.load(DIR)` needs no orbax. The same run gives the same bytes.
 `--push OWNER/NAME` uploads DIR to the Hugging Face hub, where `load("OWNER/NAME")` finds it; log in

@@ -13,6 +13,7 @@ from scav_jax.export import UNKNOWN_LICENCE
 from scav_jax.export.towers import PLATFORMS, serialized_kept, serialized_tower
 from scav_jax.features.clip import fingerprint_id
 from scav_jax.objectives.objective import Objective, embeds_its_own_way
+from scav_jax.retrieval import calibration
 from scav_jax.retrieval.model import (
     EXPORT_VERSION,
     PARAMETERS_FILE,
@@ -98,6 +99,8 @@ def _write(model: Model, folder: Path, readme: str) -> None:
             write_atomically(folder / TOWERS / f"{stream}_kept.jaxexport", content)
     if model.sketch is not None:
         save_sketch(folder, model.sketch, model.identity, {})
+    if model.calibration is not None:
+        calibration.write(folder, model.calibration)
     write_atomically(folder / "README.md", readme)
 
 

@@ -44,6 +44,7 @@ from scav_jax.retrieval.calibration import Calibration
 from scav_jax.retrieval.embed import Embedded, embed, join
 from scav_jax.retrieval.files import TIMEOUT_S, check_times, nothing_usable, requests_for
 from scav_jax.retrieval.shifts import Track
+from scav_jax.retrieval.sketch import FOLDER as SKETCH_FOLDER
 from scav_jax.retrieval.sketch import Sketch, load_sketch, sketched
 from scav_jax.retrieval.synchrony import Synchrony, synchrony
 from scav_jax.retrieval.tracks import tracks_of
@@ -53,7 +54,10 @@ from scav_jax.training.runs import CONFIG_FILE, Run, build, load_run, parameter_
 
 PARAMETERS_FILE = "model.safetensors"
 PREPROCESSING_FILE = "preprocessing.json"
-EXPORTED = [PARAMETERS_FILE, PREPROCESSING_FILE, CONFIG_FILE]  # what `load` reads of an export
+EXPORTED = [  # what is read of an export, the last two where it has them
+    *(PARAMETERS_FILE, PREPROCESSING_FILE, CONFIG_FILE),
+    *(f"{SKETCH_FOLDER}/*", calibration.FILE),
+]
 EXPORT_VERSION = 5
 MEND = "bring it back from a copy, or export the run again"
 BATCH_SIZES = {"cpu": 1}  # on a CPU, more at once is not faster
@@ -298,7 +302,8 @@ def load(
 
     Args:
       path: of the directory, or `owner/name[@revision]`: an export on the Hugging Face hub, whose
-        parameters, config and fingerprint are downloaded once and kept, and no code.
+        parameters, config, fingerprint, sketch and calibration are downloaded once and kept, and
+        no code.
       weights: of the backbone, by its sides' names (`{"clip": FOLDER, "beats": FILE}`), for a model
         that is to embed files; they must be those that made the training data.
       trust: sides of the backbone, objectives and distances that are not of this package, by dotted

@@ -15,6 +15,7 @@ from scav_jax.base.files import ids_sha256
 from scav_jax.encoders import Encoders
 from scav_jax.evaluate import __main__ as program
 from scav_jax.evaluate import evaluation as evaluate
+from scav_jax.evaluate import galleries
 from scav_jax.features import store
 from scav_jax.features.clip import Clip
 from scav_jax.objectives import Sequential
@@ -140,7 +141,9 @@ SUBSETS = {
 }
 
 
-def test_annotations_divide_the_queries(scav, data, tmp_path, capsys):
+def test_annotations_divide_the_queries(scav, data, tmp_path, capsys, monkeypatch):
+    known = ids_sha256(store.read(data, "test").ids)
+    monkeypatch.setitem(galleries.PUBLISHED, known, "somebody's list")
     path = tmp_path / "annotations.csv"
     path.write_text(ANNOTATIONS)
     words = ["--run", str(scav), "--split", "test", "--bootstrap", "0", "--out", str(tmp_path)]
@@ -162,6 +165,8 @@ def test_annotations_divide_the_queries(scav, data, tmp_path, capsys):
     printed = capsys.readouterr().out
     assert re.search(r"SCAV +no background music +3 ", printed)
     assert re.search(r"SCAV +sequence +4 ", printed)
+    assert f"sha256 of the ids {known[:16]} somebody's list" in printed
+    assert f"{known} somebody&#x27;s list" in (tmp_path / "report.html").read_text()
     assert "In smaller galleries (SCAV)" in (tmp_path / "report.html").read_text()
     assert "By subset (SCAV, sequence)" in (tmp_path / "report.html").read_text()
     path.write_text("\n".join(ANNOTATIONS.splitlines()[::7]))

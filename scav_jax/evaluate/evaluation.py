@@ -436,6 +436,7 @@ def head(split: store.Split, settings: EvaluationSettings) -> dict:
             "n": len(split),
             "sources": len(set(split.sources)),
             "ids_sha256": ids_sha256(split.ids),
+            "gallery": galleries.PUBLISHED.get(ids_sha256(split.ids), ""),
             "fingerprint": split.fingerprint,
             "fingerprint_id": split.fingerprint_id,
             "rendered": pictures.is_rendered(split),

@@ -8,6 +8,13 @@ from scav_jax import metrics
 from scav_jax.base.errors import InputError
 from scav_jax.retrieve import DIRECTIONS
 
+# SHA-256 of the ids -> a gallery that others publish figures of; docs/data.md makes the lists.
+PUBLISHED = {
+    "6cb21ff06dd71096710c23c877ef4c4bb2e82826f468f69a18d4af4f3b5c5ed7": "VGGSound's test list",
+    "bbcf8c32dd90f3e8c22600be6ccc42e7be366da2e2adcd4846cffb8f777da2e1": "CAV-MAE Sync's 1,545",
+    "7fd00ec5b673db9ff5b33f3157efda8d5f7b45d9437d842223dd69d9e39d8ef3": "VGGSounder's clips",
+}
+
 
 def check(sizes: Sequence[int], clips: int) -> None:
     """Raises `InputError` for a gallery of more clips than there are."""

@@ -427,7 +427,7 @@ def _facts_section(results: dict) -> str:
     data = results["data"]
     facts = [
         ("Data", f"{data['path']}, split {data['split']}, N = {data['n']:,}"),
-        ("SHA-256 of the sorted ids", data["ids_sha256"]),
+        ("SHA-256 of the sorted ids", f"{data['ids_sha256']} {data.get('gallery', '')}"),
         ("Features", f"extractor {data['fingerprint_id']}"),
         ("Ranks", f"by counting; {results['tie_rule']}; NaN is an error"),
         (

@@ -109,7 +109,7 @@ def table(results: dict) -> str:
     n = data["n"]
     notes = [
         f"{data['path']}, split {data['split']}: N = {n:,} clips, chance R@1 {100 / n:.2g} %, "
-        f"sha256 of the ids {data['ids_sha256'][:16]}",
+        f"sha256 of the ids {data['ids_sha256'][:16]} {data.get('gallery', '')}".rstrip(),
         *(
             f"sequence distance of {run['name']}: {distance_name(run['distance'])}"
             for run in results["runs"]

@@ -3,12 +3,14 @@
 import itertools
 import json
 from dataclasses import replace
+from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
 from test_index import embedded, made
 
+from scav_jax.base import names
 from scav_jax.base.errors import InputError
 from scav_jax.index import (
     catalog,
@@ -772,6 +774,8 @@ def stand(monkeypatch):
 
 def test_search_program(tmp_path, capsys, stand):
     made(tmp_path / "i", 9)
+    here = str(Path.cwd() / "b" / ".." / "clips" / "a.mp4")
+    assert (names.from_here(here), names.from_here("/b.mp4")) == ("clips/a.mp4", "/b.mp4")
     given = [str(tmp_path / "i"), "a.wav", "b.wav", "--model", "m", "--k", "2"]
     assert program.main(given) == 0
     text = capsys.readouterr().out
@@ -785,6 +789,8 @@ def test_search_program(tmp_path, capsys, stand):
     assert {h["label"] for q in found["queries"] for h in q["hits"]} == {"dog"}
     assert program.main([*given, "--both"]) == 0
     assert "sound and picture of videos/0.mp4" in capsys.readouterr().out
+    assert program.main([*given, "--filter", "start > 99"]) == 0
+    assert "nothing: no clip with a picture is in the index, or" in capsys.readouterr().out
     assert found["search"]["method"] == "exact" and 0 <= found["search"]["pruned_share"] <= 1
 
 

@@ -4,6 +4,7 @@ Python holds bytes that are no UTF-8 as lone surrogates (`os.fsdecode`): such a 
 but no table, record or page can hold it.
 """
 
+import os
 import unicodedata
 
 _NOT_SHOWN = {"Cc", "Cs", "Zl", "Zp"}  # control, surrogates, separators of lines and paragraphs
@@ -13,6 +14,11 @@ _TURNS = frozenset("\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")  # 
 def is_text(name: str) -> bool:
     """Whether a name can be stored: whether its bytes are UTF-8."""
     return not any("\ud800" <= letter <= "\udfff" for letter in name)
+
+
+def from_here(path: str) -> str:
+    """A path as people give it: below the working directory without that directory."""
+    return os.path.normpath(path).removeprefix(os.path.join(os.getcwd(), ""))
 
 
 def shown(name: object) -> str:

@@ -16,6 +16,7 @@ from scav_jax.base.names import shown
 # The streams that ask, by direction, and what they are called.
 ASKING = {"a2v": ("audio",), "v2a": ("visual",), "both": ("audio", "visual")}
 STREAM_WORDS = {"visual": "picture", "audio": "sound"}
+ANSWERING = {"a2v": "a picture", "v2a": "a sound", "both": "both picture and sound"}
 STYLE = """\
 :root { color-scheme: light; --ink: #1d2329; --soft: #5b646d; --line: #e1e5e9; --ground: #ffffff;
   --aggregation: #d55e00; --hybrid: #009e73; --sequence: #0072b2; }
@@ -79,9 +80,14 @@ summary { cursor: pointer; font-weight: 600; font-size: 14px; }
 pre { font-size: 12.5px; line-height: 1.4; overflow-x: auto; background: #f5f6f8; padding: 12px;
   border-radius: 6px; }
 @media (max-width: 700px) { .clips { grid-template-columns: repeat(2, minmax(0, 1fr)); }
-  header, section { padding: 18px; } }
+  header, section { padding: 18px; } .facts th { white-space: normal; } }
 @media print { body { background: none; } section { break-inside: avoid; } }
 """
+
+
+def nothing_found(direction: str) -> str:
+    """Why a search came back empty."""
+    return f"no clip with {ANSWERING[direction]} is in the index, or passes the filter"
 
 
 def escape(name: object, quote: bool = True) -> str:

@@ -361,7 +361,7 @@ def results_page(searches: Sequence[Search], title: str = "Search") -> str:
 def search_html(search: Search) -> str:
     """One search: the transport, the query, the results."""
     if not search.results:
-        return markup.note("Nothing was found: the index is empty, or no clip passes the filter.")
+        return markup.note(f"Nothing was found: {markup.nothing_found(search.direction)}.")
     hear_query = search.direction != "v2a" or not search.results[0].clip.kind
     asking = card(search.query, "Query", "", "", hear_query, "asking", muted=not hear_query)
     pictures, told = curves_html(search)

@@ -4,9 +4,9 @@ import argparse
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
-from scav_jax.base.names import shown
+from scav_jax.base.names import from_here, shown
 from scav_jax.index import Hit, Index
-from scav_jax.report.markup import ASKING, STREAM_WORDS
+from scav_jax.report.markup import ASKING, STREAM_WORDS, nothing_found
 from scav_jax.report.match import latents_of
 from scav_jax.report.search_page import make_search, results_page
 from scav_jax.retrieval.embed import Embedded
@@ -67,14 +67,14 @@ def text(asked: Sequence[Asked], measure: str) -> str:
     lines = []
     for one in asked:
         what = " and ".join(STREAM_WORDS[stream] for stream in ASKING[one.direction])
-        lines.append(f"{what} of {shown(one.source)} {one.start:.2f}-{one.end:.2f} s")
+        lines.append(f"{what} of {shown(from_here(one.source))} {one.start:.2f}-{one.end:.2f} s")
         if not one.hits:
-            lines.append("  nothing: no clip of the index is left by the filter")
+            lines.append(f"  nothing: {nothing_found(one.direction)}")
         else:
             parts = f" {'dynamic':>9} {'static':>7}" if one.hits[0].static is not None else ""
             lines.append(f"  {'rank':>4} {measure:>9}{parts}  {'seconds':>17}  file")
         for hit in one.hits:
-            name = shown(f"{hit.source}  [{hit.label}]" if hit.label else hit.source)
+            name = shown(from_here(hit.source) + (f"  [{hit.label}]" if hit.label else ""))
             span = f"{hit.start:.2f}-{hit.end:.2f}"
             parts = "" if hit.static is None else f" {hit.dynamic:>9.4f} {hit.static:>7.3f}"
             lines.append(f"  {hit.rank:>4} {hit.score:>9.4f}{parts}  {span:>17}  {name}")

@@ -27,6 +27,7 @@ from test_model import film, write_run
 from scav_jax.base.documents import write_document
 from scav_jax.base.errors import InputError
 from scav_jax.export import __main__ as program
+from scav_jax.export import graphs
 from scav_jax.export import writing as export
 from scav_jax.retrieval import calibration, model
 from scav_jax.retrieval.results import FORMAT_VERSION
@@ -414,6 +415,9 @@ def test_an_export_is_pushed_whole_or_a_line_says_why_not(exported, tmp_path, mo
 
 
 def test_onnx_gives_the_numbers_of_the_towers(run, tmp_path):
+    traced = jax.make_jaxpr(graphs._function(model.load(run), "audio"))
+    written = str(traced(np.ones((2, 5, 2048), np.float32), np.array([5, 3], np.int32)))
+    assert "dot_general" in written and "scan" not in written  # which jax2onnx does not take
     onnxruntime = pytest.importorskip("onnxruntime")
     pytest.importorskip("jax2onnx")
     from scav_jax.export.towers import tower_function

@@ -59,9 +59,10 @@ def graph(model: Model, stream: str, steps: int) -> bytes:
     outputs = ["latents"]
     if not embeds_its_own_way(model.run.objective):
         outputs.append("embedding")
-    logs = logging.getLogger("onnx_ir")
-    before = logs.level
-    logs.setLevel(logging.ERROR)  # it says of every helper value that its type is inferred
+    # What they warn of: every helper value whose type is inferred; plug-ins for other packages.
+    logs = {log: log.level for log in map(logging.getLogger, ("onnx_ir", "jax2onnx"))}
+    for log in logs:
+        log.setLevel(logging.ERROR)
     try:
         made = to_onnx(
             _function(model, stream),
@@ -72,7 +73,8 @@ def graph(model: Model, stream: str, steps: int) -> bytes:
             output_names=outputs,
         )
     finally:
-        logs.setLevel(before)
+        for log, level in logs.items():
+            log.setLevel(level)
     return made.SerializeToString()
 
 
@@ -82,7 +84,8 @@ def _function(model: Model, stream: str):
     alone = embeds_its_own_way(model.run.objective)
 
     def outputs(features, lengths):
-        latents = latents_of(params, features, lengths)
+        with jax.disable_jit():  # blocks are written out: jax2onnx does not take their loop
+            latents = latents_of(params, features, lengths)
         return latents if alone else (latents, masked_mean(latents, lengths))
 
     return outputs

@@ -6,6 +6,7 @@ its content is never read (it may be NaN), and data carries `lengths`; a mask (T
 inside functions. Step `t` covers `[t, t + 1)` and its centre is `t + 0.5`.
 """
 
+from functools import partial
 from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 
 import flax.struct
@@ -231,22 +232,50 @@ def resample(
     return zero_padding(lower + weight * (upper - lower), target_length)
 
 
-def resample_like(source: Sequences, target: Sequences) -> Sequences:
-    """One `source` at the steps of one `target`: its values, the target's length and window."""
-    values = resample(source, target.lengths, target.windows, target.values.shape[-2])
+def resample_like(
+    source: Sequences, target: Sequences, points: int = 1, join: str = "beside"
+) -> Sequences:
+    """One `source` at the steps of one `target`: its values, the target's length and window.
+
+    Args:
+      source, target: one sequence each.
+      points: at how many moments, evenly over each step of the target, the source is read; 1 is the
+        centre.
+      join: "beside" lays what was read at them side by side, `[T, points C]`; "mean" averages it,
+        which is antialiased.
+    """
+    steps = target.values.shape[-2]
+    finer = target.lengths * points, target.windows * points, steps * points
+    values = resample(source, *finer).reshape(steps, points, -1)
+    values = jnp.mean(values, axis=1) if join == "mean" else values.reshape(steps, -1)
     return Sequences(values=values, lengths=target.lengths, windows=target.windows)
 
 
-def resample_pairs(batch: AudioVisual, direction: str) -> AudioVisual:
+def resample_pairs(
+    batch: AudioVisual, direction: str, points: int = 1, join: str = "beside"
+) -> AudioVisual:
     """Each clip's own streams `[B, T, C]` brought to one length (the paper's 'pre').
 
     Args:
       batch: both streams of B clips.
       direction: which stream is resampled to the steps of which, one of `DIRECTIONS`.
+      points, join: as for `resample_like`; the paper reads one point a step.
     """
     visual, audio = batch
+    read = jax.vmap(partial(resample_like, points=points, join=join))
     if direction == "visual_to_audio":
-        return AudioVisual(jax.vmap(resample_like)(visual, audio), audio)
+        return AudioVisual(read(visual, audio), audio)
     if direction == "audio_to_visual":
-        return AudioVisual(visual, jax.vmap(resample_like)(audio, visual))
+        return AudioVisual(visual, read(audio, visual))
     raise ValueError(f"resampling direction: expected one of {DIRECTIONS}, got {direction!r}")
+
+
+def with_rises(stream: Sequences, gain: float) -> Sequences:
+    """Beside each feature how much it rose since the step before, times `gain`: `[..., T, 2 C]`.
+
+    An onset is a rise; a difference without its sign is a fall as well. The first step has none.
+    """
+    values = jnp.asarray(stream.values)
+    before = jnp.concatenate([values[..., :1, :], values[..., :-1, :]], axis=-2)
+    rises = jnp.maximum(values - before, 0.0) * jnp.asarray(gain, values.dtype)
+    return stream.replace(values=jnp.concatenate([values, rises], axis=-1))

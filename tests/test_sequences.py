@@ -18,6 +18,7 @@ from scav_jax.sequences import (
     resample_positions,
     sequences,
     step_mask,
+    with_rises,
     zero_padding,
 )
 
@@ -143,8 +144,16 @@ def test_every_step_is_read_where_it_lies_when_compiled():
         np.testing.assert_allclose(read(jnp.int32(steps))[:, :steps], expected, atol=1e-4)
 
 
-@pytest.mark.parametrize("direction", ["visual_to_audio", "audio_to_visual"])
-def test_pairs_are_resampled_clip_by_clip(direction):
+@pytest.mark.parametrize(
+    ("direction", "points", "join"),
+    [
+        ("visual_to_audio", 1, "beside"),
+        ("audio_to_visual", 1, "mean"),
+        ("visual_to_audio", 3, "beside"),
+        ("visual_to_audio", 4, "mean"),
+    ],
+)
+def test_pairs_are_resampled_clip_by_clip(direction, points, join):
     rng = np.random.default_rng(3)
     lengths = {"visual": [9, 4, 1], "audio": [3, 5, 2]}
     steps, width = {"visual": 10, "audio": 6}, {"visual": 2, "audio": 3}
@@ -158,20 +167,39 @@ def test_pairs_are_resampled_clip_by_clip(direction):
         ]
         streams[name] = jax.tree.map(lambda *leaves: jnp.stack(leaves), *rows)
     batch = AudioVisual(**streams)
-    result = resample_pairs(batch, direction)
+    result = resample_pairs(batch, direction, points, join)
     moved, kept = ("visual", "audio") if direction == "visual_to_audio" else ("audio", "visual")
     for a, b in zip(
         jax.tree.leaves(getattr(result, kept)), jax.tree.leaves(streams[kept]), strict=True
     ):
         np.testing.assert_array_equal(a, b)
     out = getattr(result, moved)
-    assert out.values.shape == (3, steps[kept], width[moved])
+    wider = points if join == "beside" else 1
+    assert out.values.shape == (3, steps[kept], wider * width[moved])
     np.testing.assert_array_equal(out.lengths, lengths[kept])
     np.testing.assert_array_equal(out.windows, streams[kept].windows)
     for i, target in enumerate(lengths[kept]):
-        expected = reference.resample(clips[moved][i], windows[moved][i], target, windows[kept][i])
+        window = tuple(points * end for end in windows[kept][i])  # in points
+        fine = reference.resample(clips[moved][i], windows[moved][i], points * target, window)
+        fine = fine.reshape(target, points, width[moved])
+        expected = fine.mean(axis=1) if join == "mean" else fine.reshape(target, -1)
         np.testing.assert_allclose(out.values[i, :target], expected, atol=3e-6)
         assert not np.any(out.values[i, target:])
+
+
+def test_four_points_are_the_four_frames_of_a_step():
+    frames = np.random.default_rng(4).normal(size=(12, 2)).astype(np.float32)
+    visual, audio = padded(frames, 14), padded(np.zeros((3, 5)), 4)
+    read = resample_like(visual, audio, points=4)
+    np.testing.assert_array_equal(read.values[:3], frames.reshape(3, 8))
+    mean = resample_like(visual, audio, points=4, join="mean").values[:3]
+    np.testing.assert_allclose(mean, frames.reshape(3, 4, 2).mean(axis=1), atol=1e-6)
+
+
+def test_rises_lie_beside_what_rose():
+    stream = padded(np.array([[1.0, 5.0], [3.0, 4.0], [3.5, 6.0]]), 5, fill=np.nan)
+    expected = [[1, 5, 0, 0], [3, 4, 4, 0], [3.5, 6, 1, 4]]
+    np.testing.assert_array_equal(with_rises(stream, 2.0).values[:3], expected)
 
 
 def test_an_unknown_direction_is_named():

@@ -321,10 +321,14 @@ def mistakes(tmp_path, data):
     yield "no data", {"data.path": str(tmp_path / "none")}, ("none",)
     yield "unknown split", {"data.train_split": "trian"}, ("Did you mean 'train'",)
     yield "too many devices", {"train.devices": 9}, ("1 to 8", "got 9")
-    how = {"direction": "visual_to_audio", "align": "time"}
+    how = {"direction": "visual_to_audio", "align": "time", "points": 1, "rise": 0.0}
     copy = write_data(tmp_path / "copy", fingerprint=FINGERPRINT | {"resampled": how})
     changes = {"data.path": str(copy), "encoders.pre_resample": None}
     yield "a copy that was resampled", changes, ("direction", "got None", "original features")
+    changes = {"data.path": str(copy), "encoders.pre_points": 4}
+    yield "a copy that was read at one point", changes, ("points", "got 4", "original features")
+    changes = {"encoders.pre_points": 2, "encoders.pre_resample": None}
+    yield "points of nothing", changes, ("pre_points", "encoders.pre_resample")
     yield "heads", {"encoders.heads": 5}, ("divisible by heads", "5 heads")
     yield "warm-up", {"optimizer.warmup_steps": 99}, ("warmup_steps", "got 99")
 

@@ -10,6 +10,7 @@ Image is Worth 16x16 Words), He et al. 2022 (Masked Autoencoders).
 
 import math
 from functools import partial
+from typing import ClassVar
 
 import flax.linen as nn
 import jax.numpy as jnp
@@ -187,6 +188,8 @@ class PatchEncoders(nn.Module):
     remat: bool = False
 
     pre_resample = None  # steps are pictures: nothing lies between them
+    reading: ClassVar[dict] = {"direction": None}
+    in_words: ClassVar[list[str]] = []
 
     @nn.compact
     def __call__(
@@ -207,6 +210,11 @@ class PatchEncoders(nn.Module):
             draws = draws_of(key, rows, 0), draws_of(key, rows, 1)
         visual, audio = (self.tower(name, name=name) for name in STREAMS)
         return AudioVisual(visual(features.visual, draws[0]), audio(features.audio, draws[1]))
+
+    @nn.nowrap
+    def read(self, features: AudioVisual) -> AudioVisual:
+        """What the towers take: pictures and log-mel as they are stored."""
+        return features
 
     @nn.nowrap
     def _check(self, visual: int, audio: int) -> None:

@@ -10,7 +10,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from scav_jax.base.errors import InputError
+from scav_jax.base.errors import InputError, check_one_of
 from scav_jax.encoders.dropout import Draws, draws_of, dropout
 from scav_jax.encoders.layers import (
     Dense,
@@ -31,11 +31,13 @@ from scav_jax.sequences import (
     Sequences,
     resample_pairs,
     step_mask,
+    with_rises,
     zero_padding,
 )
 
 GATE_WIDTH = 8  # two gates, each the sum of four projections, as in BEATs
 DROPPED_IN_BLOCK = 3  # attention's weights, what it gives, what the layers behind it give
+JOINS = ("beside", "mean")
 CONV_POSITION_KERNEL = 128
 CONV_POSITION_GROUPS = 16
 
@@ -186,6 +188,11 @@ class Encoders(nn.Module):
       conv_position: adds BEATs' convolutional position before the blocks.
       pre_resample: the paper's 'pre': a clip's features of one stream are interpolated to the
         steps of the other before the MLP, "visual_to_audio" or "audio_to_visual"; None is 'post'.
+      pre_points: at how many moments of each step, evenly over it, 'pre' reads (ours); the paper's
+        1 is the centre, 4 read each of 25 frames a second at steps of 0.16 s.
+      pre_join: what was read at several is laid "beside" each other or its "mean" is taken.
+      visual_rise: how much visual features rose since the step before is laid beside them, times
+        this; 0 leaves it out (ours).
       precision: "float32"; "tensorfloat32", the device's default for float32 products; or
         "bfloat16" products and activations. Parameters and latents are float32 in all of them.
       remat: keeps only the blocks' inputs for the gradient and computes the rest again: less
@@ -204,6 +211,9 @@ class Encoders(nn.Module):
     position_max_distance: int = 800
     conv_position: bool = False
     pre_resample: str | None = None
+    pre_points: int = 1
+    pre_join: str = "beside"
+    visual_rise: float = 0.0
     precision: str = "float32"
     remat: bool = False
 
@@ -240,13 +250,41 @@ class Encoders(nn.Module):
         if self.dropout and not deterministic:
             rows, key = row_numbers(features) if rows is None else rows, self.make_rng("dropout")
             draws = draws_of(key, rows, 0), draws_of(key, rows, 1)
-        features = AudioVisual(
-            *(stream.replace(values=wide(jnp.asarray(stream.values))) for stream in features)
-        )
-        if self.pre_resample is not None:
-            features = resample_pairs(features, self.pre_resample)
+        features = self.read(features)
         visual, audio = (self.tower(name, name=name) for name in STREAMS)
         return AudioVisual(visual(features.visual, draws[0]), audio(features.audio, draws[1]))
+
+    @nn.nowrap
+    def read(self, features: AudioVisual) -> AudioVisual:
+        """What the towers take: float32, with the rises that are asked for, resampled by 'pre'."""
+        check_one_of("encoders.pre_join", self.pre_join, JOINS)
+        if self.pre_points < 1 or (self.pre_points > 1 and self.pre_resample is None):
+            raise InputError(
+                "encoders.pre_points: expected 1, or more with encoders.pre_resample, got "
+                f"{self.pre_points}"
+            )
+        visual, audio = (
+            stream.replace(values=wide(jnp.asarray(stream.values))) for stream in features
+        )
+        if self.visual_rise:
+            visual = with_rises(visual, self.visual_rise)
+        features = AudioVisual(visual, audio)
+        if self.pre_resample is None:
+            return features
+        return resample_pairs(features, self.pre_resample, self.pre_points, self.pre_join)
+
+    @property
+    def in_words(self) -> list[str]:
+        """What distinguishes how it reads features."""
+        points = f", {self.pre_points} points a step: {self.pre_join}" * (self.pre_points > 1)
+        words = [f"features resampled {self.pre_resample}{points}"] if self.pre_resample else []
+        return words + [f"visual rises times {self.visual_rise:g}"] * bool(self.visual_rise)
+
+    @property
+    def reading(self) -> dict[str, str | float | None]:
+        """How it reads clips, as far as copies of features that are resampled already go."""
+        points, rise = self.pre_points, self.visual_rise
+        return {"direction": self.pre_resample, "points": points, "rise": rise}
 
     @nn.nowrap
     def tower(self, stream: str, name: str | None = None) -> Tower:

@@ -380,8 +380,7 @@ def trained_with(run: Run) -> str:
     distance = {"name": objective.distance, "options": objective.distance_options}
     parts = [f"{objective.name} objective"]
     parts += objective.in_words(results.distance_name(distance))
-    if config["encoders"].get("pre_resample"):
-        parts += [f"features resampled {config['encoders']['pre_resample']}"]
+    parts += run.encoders.in_words
     parts += [f"batch {config['data']['batch_size']}", f"{config['train']['steps']} steps"]
     parts += [f"seed {config['seed']}", f"average of steps {', '.join(map(str, run.steps))}"]
     return ", ".join(parts)

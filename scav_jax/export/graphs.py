@@ -19,7 +19,7 @@ import numpy as np
 
 from scav_jax.base.errors import InputError
 from scav_jax.base.files import write_atomically
-from scav_jax.export.towers import tower_function
+from scav_jax.export.towers import tower_function, width_read
 from scav_jax.objectives.objective import embeds_its_own_way
 from scav_jax.retrieval.model import Model
 from scav_jax.sequences import masked_mean
@@ -51,7 +51,7 @@ def graph(model: Model, stream: str, steps: int) -> bytes:
     """A tower of that many steps, and the embedding, as one ONNX file."""
     to_onnx = _packages()[0]
     (batch,) = jax.export.symbolic_shape("B")
-    width = model.run.config["features"]["widths"][stream]
+    width = width_read(model, stream)
     shapes = [
         jax.ShapeDtypeStruct((batch, steps, width), jnp.float32),
         jax.ShapeDtypeStruct((batch,), jnp.int32),
@@ -95,7 +95,7 @@ def _check(content: bytes, model: Model, stream: str, steps: int) -> None:
     """Raises `InputError` where the file gives other numbers than the tower; on noise, ragged."""
     session = _packages()[1].InferenceSession(content, providers=["CPUExecutionProvider"])
     random = np.random.default_rng(0)
-    width = model.run.config["features"]["widths"][stream]
+    width = width_read(model, stream)
     features = random.normal(size=(3, steps, width)).astype(np.float32)
     lengths = np.array([steps, max(1, steps // 2), 1], np.int32)
     got = session.run(None, {"features": features, "lengths": lengths})

@@ -12,6 +12,7 @@ from scav_jax.encoders import Towers
 from scav_jax.retrieval.model import Model
 from scav_jax.sequences import Sequences, whole_windows
 from scav_jax.train_step import bound_heads
+from scav_jax.training.runs import example_batch
 
 PLATFORMS = ("cpu", "cuda", "tpu")
 
@@ -19,8 +20,8 @@ PLATFORMS = ("cpu", "cuda", "tpu")
 def tower_function(encoders: Towers, stream: str) -> Callable:
     """`(parameters of the tower, features [b, n, D], lengths [b]) -> latents [b, n, C]`.
 
-    Where the model resamples before its towers, the resampled stream comes at the steps of the
-    other one, as `sequences.resample` gives it.
+    Features come as `Encoders.read` gives them: where the model resamples before its towers, the
+    resampled stream at the steps of the other one.
     """
     tower = encoders.tower(stream)
 
@@ -41,8 +42,15 @@ def serialized_tower(model: Model, stream: str) -> bytes:
       InputError: the library that JAX needs for that is missing.
     """
     params = model.run.params["encoders"][stream]
-    width = model.run.config["features"]["widths"][stream]
-    return _serialized(tower_function(model.run.encoders, stream), params, width)
+    tower = tower_function(model.run.encoders, stream)
+    return _serialized(tower, params, width_read(model, stream))
+
+
+def width_read(model: Model, stream: str) -> int:
+    """How wide the features are that a tower takes."""
+    stored = example_batch(model.run.config["features"]["widths"]).features
+    read = jax.eval_shape(model.run.encoders.read, stored)
+    return getattr(read, stream).values.shape[-1]
 
 
 def serialized_kept(model: Model, stream: str) -> bytes:

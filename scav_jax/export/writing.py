@@ -199,7 +199,7 @@ def card(model: Model, run: Path, licence: str) -> str:
     of, to = (direction or "_to_").split("_to_")
     resampling = (
         f"This model resamples the {of} features to the steps of the {to} before its tower "
-        "(scav_jax.sequences.resample); the exported tower takes them resampled."
+        "(scav_jax.encoders.Encoders.read); the exported tower takes them resampled."
         if direction
         else "Both towers take features at their own steps."
     )

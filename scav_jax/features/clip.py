@@ -223,18 +223,18 @@ def _flat(settings: dict, prefix: str = "") -> dict:
     return found
 
 
-def check_resampled(fingerprint: dict, **wanted: str | None) -> None:
+def check_resampled(fingerprint: dict, **wanted: str | float | None) -> None:
     """Raises `InputError` where a resampled copy does not hold what is wanted.
 
     Args:
       fingerprint: of the data set; originals serve every purpose.
-      wanted: `align` ("time" or "index"), and `direction` as in `encoders.pre_resample`, where
-        None means that nothing is resampled before the encoders.
+      wanted: `align` ("time" or "index"), and the towers' `reading`: `direction` as in
+        `encoders.pre_resample`, where None means that nothing is resampled before them.
     """
     made = fingerprint.get("resampled")
     if made is None:
         return
-    differs = fingerprint_difference({key: made[key] for key in wanted}, wanted)
+    differs = fingerprint_difference({key: made.get(key) for key in wanted}, wanted)
     if differs:
         raise InputError(
             f"a resampled copy of features serves the settings that it was made with only "

@@ -44,7 +44,7 @@ def write_resampled(data: Path, out: Path, *, align: str = "time") -> None:
     fingerprint = about["fingerprint"]
     if "resampled" in fingerprint:
         raise InputError(f"{data}: expected original features, these are a resampled copy already")
-    how = {"direction": "visual_to_audio", "align": align, "revision": 1}
+    how = {"direction": "visual_to_audio", "align": align, "points": 1, "rise": 0.0, "revision": 1}
     store.write(
         _clips(data, align),
         out,

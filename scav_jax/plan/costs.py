@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from scav_jax.encoders import GATE_WIDTH, PatchEncoders, Towers
 from scav_jax.objectives import Objective
 from scav_jax.objectives.objective import Cost, Work
-from scav_jax.sequences import STREAMS, AudioVisual
+from scav_jax.sequences import STREAMS, AudioVisual, Batch
 from scav_jax.training.runs import example_batch, parameter_shapes
 
 FLOAT = 4  # bytes
@@ -64,15 +64,7 @@ class Workload:
 
         'pre' resampling brings both streams to one length.
         """
-        views = _view_shapes(self.objective, self.visual, self.audio)
-        return tuple(self._resampled(view) for view in views)
-
-    def _resampled(self, shapes: dict[str, tuple[int, int]]) -> dict[str, tuple[int, int]]:
-        to = {"visual_to_audio": "audio", "audio_to_visual": "visual"}
-        target = to.get(self.encoders.pre_resample)
-        if target is None:
-            return shapes
-        return {name: (shapes[target][0], width) for name, (_, width) in shapes.items()}
+        return _view_shapes(self.encoders, self.objective, self.visual, self.audio)
 
     @property
     def loss_cost(self) -> Cost:
@@ -85,19 +77,23 @@ class Workload:
 
 @functools.cache  # a search for the largest batch asks again and again
 def _view_shapes(
-    objective: Objective, visual: tuple[int, int], audio: tuple[int, int]
+    encoders: Towers, objective: Objective, visual: tuple[int, int], audio: tuple[int, int]
 ) -> tuple[dict[str, tuple[int, int]], ...]:
-    """(steps, width) of both streams in every view of a clip."""
+    """(steps, width) of both streams in every view of a clip, as the towers read it."""
     batch = example_batch({"visual": visual[1], "audio": audio[1]})
     features = [
         stream.replace(values=jax.ShapeDtypeStruct((1, *shape), jnp.float32))
         for stream, shape in zip(batch.features, (visual, audio), strict=True)
     ]
     batch = batch._replace(features=AudioVisual(*features))
-    views = jax.eval_shape(lambda b: objective.views(b, jax.random.key(0)), batch)
+
+    def read(batch: Batch) -> list[AudioVisual]:
+        views = objective.views(batch, jax.random.key(0))
+        return [encoders.read(view) for view in views.features.values()]
+
     return tuple(
         {name: getattr(view, name).values.shape[1:] for name in STREAMS}
-        for view in views.features.values()
+        for view in jax.eval_shape(read, batch)
     )
 
 

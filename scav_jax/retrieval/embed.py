@@ -295,11 +295,8 @@ def check_features(run: Run, split: Split) -> None:
 
     A resampled copy of them serves as well as they do, where the model resamples in the same way.
     """
-    check_resampled(
-        split.fingerprint,
-        align=run.config["data"]["align"],
-        direction=run.encoders.pre_resample,
-    )
+    align = run.config["data"]["align"]
+    check_resampled(split.fingerprint, align=align, **run.encoders.reading)
     differs = fingerprint_difference(original(run.fingerprint), original(split.fingerprint))
     if differs:
         raise InputError(

@@ -59,7 +59,7 @@ def set_up(config: Config) -> Setup:
     validation = store.read(Path(data.path), data.validation_split)
     for split, of_split in ((training, told), (validation, material(validation, data.align))):
         _check_made_by(data.backbone, split)
-        check_resampled(split.fingerprint, align=data.align, direction=encoders.pre_resample)
+        check_resampled(split.fingerprint, align=data.align, **encoders.reading)
         objective.check(of_split)
     setup = Setup(config, encoders, objective, training, validation)
     # Sizes that do not fit fail here.

@@ -18,11 +18,12 @@ from jaxtyping import Array, Float, Int, PyTree
 from scav_jax import gradient_cache, sharding
 from scav_jax.distances import MEMORY_BYTES
 from scav_jax.encoders import Towers
+from scav_jax.objectives import free
 from scav_jax.objectives.objective import Metrics, Objective, Outputs, Place
 from scav_jax.sequences import AudioVisual, Batch
 
 # What is folded into a key, for a stream of random numbers of its own.
-VIEWS, HEADS, MIXED = 1, 2, 2**16
+VIEWS, HEADS, MIXED, FREE = 1, 2, 2**16, 2**17
 
 
 @flax.struct.dataclass
@@ -162,8 +163,10 @@ def of_clips(
       params: `encoders`, and `heads` where there are any.
       batch: the clips.
       rows: which of the global batch they are, for dropout; None is all of it.
-      key: the step's; None turns dropout off.
+      key: the step's; None turns dropout and augmentation off.
     """
+    if key is not None:
+        batch = free.changed(objective.free, batch, jax.random.fold_in(key, FREE))
     view_key = jax.random.fold_in(jax.random.key(0) if key is None else key, VIEWS)
     views = objective.views(batch, view_key)
     which = {} if rows is None else {"rows": rows}

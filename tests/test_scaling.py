@@ -33,6 +33,7 @@ from scav_jax.objectives import (
     cross_entropy,
     sequence_loss,
 )
+from scav_jax.objectives.free import Free
 from scav_jax.optimizer import make_optimizer
 from scav_jax.sequences import AudioVisual, as_batch, sequences
 from scav_jax.train_step import (
@@ -84,7 +85,7 @@ CASES = {
     "soft_dtw": (POST, Sequential(distance="soft_dtw")),
     "wasserstein": (POST, Sequential(distance="wasserstein", distance_options=WASSERSTEIN)),
     "sinkhorn": (POST, Sequential(distance="sinkhorn", distance_options={"epsilon": 0.5})),
-    "both": (BARE, Sequential("sequence+aggregation")),
+    "both": (BARE, Sequential("sequence+aggregation", free=Free(0.8, (1, 5, 1, 1), (3, 3)))),
     "temporal": (POST, TEMPORAL),
     "classification": (POST, CLASSES),
     "playing": (POST, PLAYING),

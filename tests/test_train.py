@@ -329,6 +329,8 @@ def mistakes(tmp_path, data):
     yield "a copy that was read at one point", changes, ("points", "got 4", "original features")
     changes = {"encoders.pre_points": 2, "encoders.pre_resample": None}
     yield "points of nothing", changes, ("pre_points", "encoders.pre_resample")
+    yield "nothing is free", {"data.augment": 0.5}, ("data.augment", "got 0.5", "plain")
+    yield "a share", {"data.augment": 2.0}, ("data.augment", "0 to 1", "got 2")
     yield "heads", {"encoders.heads": 5}, ("divisible by heads", "5 heads")
     yield "warm-up", {"optimizer.warmup_steps": 99}, ("warmup_steps", "got 99")
 

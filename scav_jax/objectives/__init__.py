@@ -3,6 +3,7 @@
 objective      what every objective is: views, heads, loss, memory, health, score, cost, embedding
 sequential     SCAV, CAV and both
 separate       what changes over a clip and what does not, learned apart
+free           changes of features that say nothing new: augmentation
 scale          what distances are divided by before the softmax
 pixels         what towers of patches see, and the contrast of it alone
 equivariant    EquiAV; `augment`: what it does to pictures and log-mels, as vectors say

@@ -20,6 +20,7 @@ from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from scav_jax.distances import find, retrieval_form
 from scav_jax.objectives.contrastive import unit
+from scav_jax.objectives.free import NOTHING, Free
 from scav_jax.sequences import AudioVisual, Batch, Sequences, masked_mean, sequences
 
 Metrics = dict[str, Float[Array, ""]]
@@ -139,11 +140,13 @@ class Objective:
       name: of the section: a key of `OBJECTIVES`, or a dotted path.
       distance: ranks sequences in logs and in retrieval, and trains where the objective uses it.
       distance_options: its options, for example `{"resample": "visual_to_audio"}`.
+      free: which changes of features say nothing new, and are made in training; of `data.augment`.
     """
 
     name: str = ""
     distance: str = "euclidean"
     distance_options: dict = field(default_factory=dict, hash=False)
+    free: Free = NOTHING
 
     def __post_init__(self):
         find(self.distance, self.distance_options)

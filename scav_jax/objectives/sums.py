@@ -30,7 +30,7 @@ from scav_jax.objectives.objective import (
 )
 from scav_jax.sequences import AudioVisual, Sequences
 
-OURS = ("name", "distance", "distance_options")
+OURS = ("name", "distance", "distance_options", "free")
 WEIGHT = "weight"
 
 

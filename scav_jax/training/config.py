@@ -49,6 +49,8 @@ class Data:
         towers compute the same.
       prefetch: batches that wait on the devices; 0 where two do not fit.
       backbone: whose features these are, as "clip_beats"; "" takes any.
+      augment: the share of training clips whose features are changed, in every step anew, in ways
+        that their backbone declares free (`features.free`): mirrored, recoloured, higher or lower.
     """
 
     path: str = "data/vggsound"
@@ -61,6 +63,11 @@ class Data:
     features: str = "float16"
     prefetch: int = 1
     backbone: str = ""
+    augment: float = 0.0
+
+    def __post_init__(self):
+        if not 0 <= self.augment <= 1:
+            raise InputError(f"data.augment: expected a share of 0 to 1, got {self.augment:g}")
 
 
 TRACKERS = ("none", "tensorboard", "wandb", "trackio")  # those of `training.records`
@@ -175,7 +182,7 @@ def distance_section(name: str) -> Any:
 
 def objective_section(name: str) -> Any:
     """The `objective` section of a name: its options, with their defaults."""
-    ours = ("name", "distance", "distance_options")
+    ours = ("name", "distance", "distance_options", "free")
     return settings_of("objective", objectives.find(name), ours, name=name)  # type: ignore[arg-type]
 
 

@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import hashlib
 import json
+import math
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,7 +19,9 @@ from scav_jax.encoders import Towers
 from scav_jax.features import store
 from scav_jax.features.batches import covered_seconds, training_batches
 from scav_jax.features.clip import check_resampled
+from scav_jax.features.free import free
 from scav_jax.features.playable import playable
+from scav_jax.objectives.free import NOTHING, Free
 from scav_jax.objectives.objective import Material, Objective
 from scav_jax.optimizer import learning_rate_schedule, make_optimizer
 from scav_jax.sequences import Batch
@@ -56,6 +59,7 @@ def set_up(config: Config) -> Setup:
     told = material(training, data.align)
     config = with_data(config, told)
     encoders, objective = build(config)
+    objective = dataclasses.replace(objective, free=_augmentation(data.augment, training))
     validation = store.read(Path(data.path), data.validation_split)
     for split, of_split in ((training, told), (validation, material(validation, data.align))):
         _check_made_by(data.backbone, split)
@@ -91,6 +95,24 @@ def material(split: store.Split, align: str) -> Material:
         playable(split.fingerprint),
         split.labels,
     )
+
+
+def _augmentation(share: float, split: store.Split) -> Free:
+    """What `data.augment` changes of these features."""
+    layouts = free(split.fingerprint)
+    if share and not layouts:
+        raise InputError(
+            f"data.augment: expected 0 for features of which no change is free, got {share:g}; "
+            "those of the backbones plain, colours and clip_mel have some ('free' in a fingerprint)"
+        )
+    wide = {"grid": split.visual_width, "mel": split.audio_width}
+    for kind, layout in layouts.items():
+        if share and math.prod(layout) != wide[kind]:
+            raise InputError(
+                f"data.augment: expected {wide[kind]} features a step in the layout that the "
+                f"backbone declares free, got {layout}; correct 'free' in its fingerprint"
+            )
+    return Free(share, **layouts) if share else NOTHING
 
 
 def _check_made_by(backbone: str, split: store.Split) -> None:

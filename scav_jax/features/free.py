@@ -1,0 +1,33 @@
+"""Which changes of features say nothing new: what a backbone declares free, for `data.augment`.
+
+A grid of colours may be mirrored and its colours may change places; a log-mel may be moved along
+its bins. Of what CLIP or BEATs make of a picture or a sound no such change is known.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+KINDS = {"visual": "grid", "audio": "mel"}  # as `objectives.free.Free` has them
+LAYOUTS = {  # (stream, side) -> (kinds, rows, columns, colours), or (frames, bins)
+    ("visual", "plain"): (2, 8, 8, 3),
+    ("visual", "colours"): (1, 8, 8, 3),
+    ("audio", "plain"): (16, 128),
+}
+
+
+def free(fingerprint: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
+    """The layouts of an extractor's features that may be changed, by kind.
+
+    A side of one's own says so in its fingerprint: `{"free": [1, 14, 14, 3]}`.
+
+    >>> free({"backbone": {"visual": {"name": "clip"}, "audio": {"name": "plain"}}})
+    {'mel': (16, 128)}
+    """
+    sides = fingerprint.get("backbone")
+    found = {}
+    for stream, kind in KINDS.items():
+        side = sides.get(stream, {}) if isinstance(sides, Mapping) else {}
+        layout = LAYOUTS.get((stream, side.get("name", "")), side.get("free"))
+        if layout:
+            found[kind] = tuple(layout)
+    return found

@@ -314,8 +314,8 @@ def test_the_command_reports_bad_input_in_one_line(tmp_path):
     done = subprocess.run([*command, "--preset", "tiney"], capture_output=True, text=True)
     assert done.returncode == 2
     assert done.stderr.splitlines() == [
-        "error: chimes: expected a preset of tiny, demo, large, rooms, mixed, static, got 'tiney'. "
-        "Did you mean 'tiny'?"
+        "error: chimes: expected a preset of tiny, demo, large, rooms, mixed, static, hard, got "
+        "'tiney'. Did you mean 'tiny'?"
     ]
     assert not (tmp_path / "videos").exists()
 

@@ -197,6 +197,19 @@ PRESETS = {
 PRESETS["mixed"] = replace(PRESETS["demo"], shared_scores=6, score_jitter_ms=5.0)
 # The control of `rooms`: sound and picture share the instrument and the room, and no timing.
 PRESETS["static"] = replace(PRESETS["rooms"], other_times=1)
+# As large as `large`, and harder: an easy `large` cannot tell good from better.
+PRESETS["hard"] = replace(
+    PRESETS["large"],
+    events_per_second=1.4,
+    rhythm_spread=0.15,
+    rest_probability=0.05,
+    tempo_drift=0.05,
+    sensor_noise=0.06,
+    noise_grain_px=2.0,
+    room_noise=0.012,
+    performance_delay_ms=60.0,
+    event_delay_ms=30.0,
+)
 
 
 def preset(name: str) -> Parameters:

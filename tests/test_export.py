@@ -9,6 +9,7 @@ import re
 import subprocess
 import sys
 import threading
+from dataclasses import replace
 from pathlib import Path
 from typing import ClassVar
 
@@ -29,6 +30,7 @@ from scav_jax.base.errors import InputError
 from scav_jax.export import __main__ as program
 from scav_jax.export import graphs
 from scav_jax.export import writing as export
+from scav_jax.export.towers import width_read
 from scav_jax.retrieval import calibration, model
 from scav_jax.retrieval.results import FORMAT_VERSION
 from scav_jax.retrieval.sketch import Sketch, save_sketch
@@ -222,7 +224,12 @@ def test_a_card_without_licence_or_figures_says_so(tmp_path):
     assert "license: other" in card
     assert "not stated: ask who trained it" in card
     assert "None: the run was not evaluated" in card
-    assert "resamples the visual features to the steps of the audio" in card
+    assert "features resampled visual_to_audio; scav_jax" in card
+    finely = made.run.encoders.clone(pre_points=2, visual_rise=3.0)
+    made = replace(made, run=replace(made.run, encoders=finely))
+    card = export.card(made, run, export.UNKNOWN_LICENCE)
+    assert "visual_to_audio, 2 points a step: beside, visual rises times 3" in card
+    assert [width_read(made, stream) for stream in ("visual", "audio")] == [4 * 384, 2048]
 
 
 def test_damage_is_seen(exported, tmp_path):

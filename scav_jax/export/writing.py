@@ -195,12 +195,11 @@ def card(model: Model, run: Path, licence: str) -> str:
     widths = config["features"]["widths"]
     counts = config["features"].get("clips", {})
     clips = ", ".join(f"{count:,} clips in {split}" for split, count in sorted(counts.items()))
-    direction = model.run.encoders.pre_resample
-    of, to = (direction or "_to_").split("_to_")
+    read = ", ".join(model.run.encoders.in_words)
     resampling = (
-        f"This model resamples the {of} features to the steps of the {to} before its tower "
-        "(scav_jax.encoders.Encoders.read); the exported tower takes them resampled."
-        if direction
+        f"This model reads features in a way of its own ({read}; scav_jax.encoders.Encoders.read); "
+        "the exported towers take what comes of it."
+        if read
         else "Both towers take features at their own steps."
     )
     return CARD.format(

@@ -321,7 +321,8 @@ def read_options() -> argparse.Namespace:
         raise InputError("expected --seeds of at least 1, --steps, --gallery and --batches of 2")
     options.changes, options.clips = {}, None
     if options.quick:
-        options.out, options.changes, options.clips = options.out / "quick", TINY, 64
+        no_blocks = {"encoders.visual_blocks": 0, "encoders.audio_blocks": 0}
+        options.out, options.changes, options.clips = options.out / "quick", TINY | no_blocks, 64
         options.steps, options.chunk, options.gallery, options.seeds = 4, 2, 32, 2
         options.rates, options.batches, options.tables = (1e-3, 2e-3), (), ("family",)
     return options

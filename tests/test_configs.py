@@ -58,7 +58,7 @@ VARIANTS = {
     "table2": ("max", "demo"),
     "table4": ("max", "demo"),
     "vggsound.py": ("39m", "38m", "v100_4096", "h200", "8gpu", "pod"),
-    "demo.py": (None,),
+    "demo.py": ("scav", "finely", "augmented"),
     "temporal": ("temporal", "with_scav", "scav", "cav"),
     "temporal/vggsound.py": (None,),
     "temporal/vggsound_with_scav.py": (None,),

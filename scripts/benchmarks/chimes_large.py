@@ -21,6 +21,7 @@ import argparse
 import dataclasses
 import json
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -57,7 +58,6 @@ PAPER = {
     "SCAV, lambda 0.07": "table4/temperature_007",
     "SCAV, no z-score": "table4/without_normalization",
 }
-FINELY = {"encoders.pre_points": 4, "encoders.visual_rise": 5.0}
 FAMILY: dict[str, tuple[str, dict]] = {
     "SCAV, by one deviation": ("separate/demo.py:scale", {}),
     "SCAV, no z-score, lambda 0.05": ("demo.py", {"objective.normalize": "none"}
@@ -67,7 +67,8 @@ FAMILY: dict[str, tuple[str, dict]] = {
     "separate, by distance": ("separate/demo.py:by_distance", {}),
     "SCAV, four frames a step": ("demo.py", {"encoders.pre_points": 4}),
     "SCAV, augmented": ("demo.py", {"data.augment": 0.8}),
-    "SCAV, four frames and rises, augmented": ("demo.py", FINELY | {"data.augment": 0.8}),
+    "SCAV, four frames and rises": ("demo.py:finely", {}),
+    "SCAV, four frames and rises, augmented": ("demo.py:augmented", {}),
     "separate, augmented": ("separate/demo.py:separate", {"data.augment": 0.8}),
 }  # fmt: skip
 BATCHES = (32, 64, 128, 256, 512, 1024, 2048, 4096)
@@ -151,7 +152,7 @@ def trained(setup: Setup, clips: Batch, runs: list[tuple[int, float]], options) 
     def begin(seed):
         return init_state(encoders, setup.objective, optimizer(1.0), clips, seed)
 
-    def step(run):
+    def step(clips, run):
         state, seed, rate, numbers = run
         batch = jax.tree.map(lambda leaf: leaf[numbers], clips)
         go_on = make_train_step(encoders, setup.objective, optimizer(rate), seed)
@@ -160,17 +161,21 @@ def trained(setup: Setup, clips: Batch, runs: list[tuple[int, float]], options) 
 
     at_once = max(1, min(len(runs), options.clips_at_once // size))
 
-    def of_all(states, numbers):  # [runs, batch]
-        return jax.lax.map(step, (states, seeds, rates, numbers), batch_size=at_once)
+    def of_all(clips, states, numbers):  # [runs, batch]
+        runs = states, seeds, rates, numbers
+        return jax.lax.map(partial(step, clips), runs, batch_size=at_once)
+
+    @partial(jax.jit, donate_argnums=0)
+    def many(states, clips, chunk):  # [steps, runs, batch]
+        return jax.lax.scan(partial(of_all, clips), states, chunk)
 
     lengths = trimmed_lengths(setup.training, setup.data.align)[: len(clips.numbers)]
     plans = {seed: BatchPlan(lengths, batch_size=size, seed=seed, buckets=1) for seed, _ in runs}
-    many = jax.jit(lambda states, chunk: jax.lax.scan(of_all, states, chunk), donate_argnums=0)
     states = jax.jit(jax.vmap(begin))(seeds)
     for first in range(0, steps, options.chunk):
         last = min(first + options.chunk, steps)
         chunk = [[plans[seed][number][0] for seed, _ in runs] for number in range(first, last)]
-        states, (losses, skipped) = many(states, np.asarray(chunk, np.int32))
+        states, (losses, skipped) = many(states, clips, np.asarray(chunk, np.int32))
     lost = int(np.asarray(skipped)[-1].sum())
     print(f"   {len(runs)} runs, loss {np.asarray(losses)[-1].mean():.3f}, {lost} steps skipped")
     return states
@@ -341,8 +346,10 @@ def main() -> None:
     on_device = {name: resident(split, options.clips if name == "train" else options.gallery)
                  for name, split in splits.items()}  # fmt: skip
     file = options.out / "chimes_large.json"
-    kept = json.loads(file.read_text()) if file.is_file() else {}
-    results = kept["tables"] if kept.get("settings") == settings(options) else {}
+    kept = json.loads(file.read_text()) if file.is_file() else {"settings": settings(options)}
+    if kept["settings"] != settings(options):
+        raise InputError(f"{file}: expected rows of these settings, got others; use another --out")
+    results = kept.get("tables", {})
     for row in wanted:
         of_table = results.setdefault(row.table, {})
         if row.name not in of_table:

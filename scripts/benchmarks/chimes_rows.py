@@ -48,6 +48,8 @@ ROWS = {
     "SCAV, Wasserstein": "configs/table1/scav_wass.py:demo",
     "SCAV, features less their mean": "configs/separate/demo.py:centred",
     "separate": "configs/separate/demo.py:separate",
+    "SCAV, read finely": "configs/demo.py:finely",
+    "SCAV, read finely, augmented": "configs/demo.py:augmented",
 }
 TABLES = {
     "ablations": ("SCAV", "CAV", "SCAV, no z-score", "SCAV, lambda 0.07"),
@@ -57,6 +59,7 @@ TABLES = {
         "SCAV, soft-DTW",
         "SCAV, Wasserstein",
     ),
+    "reading": ("SCAV", "SCAV, read finely", "SCAV, read finely, augmented"),
     "parts": ("SCAV", "SCAV, features less their mean", "separate"),
     "all": tuple(ROWS),
 }

@@ -294,7 +294,7 @@ def draw(results: dict[str, dict[str, dict]], file: Path) -> None:
                 panel.errorbar(np.mean(values), at, xerr=half, fmt="o", color="C0", capsize=3)
             panel.set_yticks(range(len(names)), [f"{name} ({table})" for table, name in names])
             panel.set_xlim(0, 101)
-            panel.set_title(f"{split}: V→A R@1 by sequence, %")
+            panel.set_title(f"{split}: V→A R@1, %")
             panel.grid(axis="x")
         panels[0].invert_yaxis()
         figure.savefig(file, dpi=130)

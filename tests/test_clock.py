@@ -123,11 +123,13 @@ def test_a_straggler_behind_a_joint_keeps_its_time_and_the_rest_is_in_doubt():
     assert clock.doubt[0] == pytest.approx(6.0, abs=0.05)
 
 
-def test_packets_without_decoding_times_may_come_in_their_own_order():
+@pytest.mark.parametrize(("period", "trusted"), [(0.04, True), (1.0, True), (1.0, False)])
+def test_packets_without_decoding_times_may_come_in_their_own_order(period, trusted):
     order = [0, 3, 1, 2, 6, 4, 5, 9, 7, 8]
-    packets = [(Stamp("video", 0.04 * n, 0.04, shown=True), ("video", 0.04 * n)) for n in order]
+    times = [period * n for n in order]
+    packets = [(Stamp("video", t, period, shown=True), ("video", t)) for t in times]
     unknown = [(Stamp("video", None), ("video", 0.0))]
-    clock = Clock(True)
+    clock = Clock(trusted)
     back = [item for s, p in packets + unknown for item in clock.push(s, (s, p))]
     assert [shift for shift, _ in back] == [0.0] * 11 and clock.doubt is None
     assert [place for _, (_, place) in back] == [place for _, place in packets + unknown]

@@ -15,7 +15,13 @@ import pytest
 from scav_jax.base import containers
 from scav_jax.base.errors import ProgramFault
 from scav_jax.extract import backbones, fbank, manifest, media
-from scav_jax.extract.streams import Unusable, decoder_errors, stream_seconds, video_seconds
+from scav_jax.extract.streams import (
+    Order,
+    Unusable,
+    decoder_errors,
+    stream_seconds,
+    video_seconds,
+)
 
 FPS = 25
 SIZE = (96, 64)  # width, height
@@ -553,3 +559,94 @@ def test_a_pipe_is_refused_at_once_and_can_be_saved(tmp_path):
     assert not file.exists()
     with containers.saved(path) as file:
         assert file == path
+
+
+def boxes(content, begin, end):
+    """The kinds, begins and ends of an MP4's boxes."""
+    while begin < end:
+        size = int.from_bytes(content[begin : begin + 4], "big")
+        yield content[begin + 4 : begin + 8], begin, begin + size
+        begin += size
+
+
+def with_edits(content, edits):
+    """An MP4 whose header stands at its end, each of its tracks shown by these edits.
+
+    `edits` are seconds of their length and of the track (-1 is nothing).
+    """
+    _, at, end = next(box for box in boxes(content, 0, len(content)) if box[0] == b"moov")
+    out, ticks = b"", None
+    for kind, begin, stop in boxes(content, at + 8, end):
+        box = content[begin:stop]
+        if kind == b"mvhd":
+            ticks = int.from_bytes(box[20:24], "big")
+        elif kind == b"trak":
+            scale = int.from_bytes(box[(place := box.index(b"mdhd") + 16) : place + 4], "big")
+            parts = [(kind, box[a:b]) for kind, a, b in boxes(box, 8, len(box)) if kind != b"edts"]
+            rows = b"".join(
+                struct.pack(">IiI", round(length * ticks), round(max(of * scale, -1)), 65_536)
+                for length, of in edits
+            )
+            table = struct.pack(">I4sII", 16 + len(rows), b"elst", 0, len(edits)) + rows
+            table = struct.pack(">I4s", 8 + len(table), b"edts") + table
+            inside = b"".join(table + part if kind == b"mdia" else part for kind, part in parts)
+            box = struct.pack(">I4s", 8 + len(inside), b"trak") + inside
+        out += box
+    return content[:at] + struct.pack(">I4s", 8 + len(out), b"moov") + out
+
+
+@pytest.mark.parametrize(
+    ("edits", "moments"),
+    [
+        ([(2.0, 0.0), (1.0, 2.0)], [1.48]),
+        ([(2.0, 1.0), (1.0, 0.0)], [0.48]),
+        ([(0.8, -1), (1.8, 0.0), (0.6, 2.2)], [1.48]),
+        ([(1.0, 0.0), (0.8, -1), (2.0, 1.0)], [2.28]),
+        ([(2.0, 0.0), (2.0, 0.0)], [1.48, 3.48]),
+    ],
+)
+def test_what_an_edit_list_leaves_out_spoils_no_clock(tmp_path, edits, moments):
+    path = films.write_film(tmp_path / "a.mp4", "no edit list")
+    path.write_bytes(with_edits(path.read_bytes(), edits))
+    for found in films.of_media(cut(path, size=films.SIZE)):
+        np.testing.assert_allclose(found, moments, rtol=0, atol=3.5 * FRAME_S)  # no priming is cut
+
+
+@pytest.mark.parametrize(
+    ("suffix", "codecs"),
+    [
+        ("wav", ["pcm_s16le"]),
+        ("aiff", ["pcm_s16be"]),
+        ("caf", ["pcm_s16le"]),
+        ("ogv", ["libopus", "libvpx"]),
+        ("mxf", ["pcm_s16le", "mpeg2video"]),
+    ],
+)
+def test_what_is_joined_and_read_in_part_only_is_refused(tmp_path, suffix, codecs):
+    path = tmp_path / f"a.{suffix}"
+    parts = []
+    for options in ({}, {"serial_offset": "7"} if suffix == "ogv" else {}):
+        with av.open(str(path), "w", options=options) as container:
+            streams = films.add_streams(container, codecs[::-1]) if len(codecs) > 1 else []
+            sound = streams[-1] if streams else container.add_stream(codecs[0], 48_000)
+            sound.layout = "mono"
+            frame = av.AudioFrame.from_ndarray(films.sound(1.6), "fltp", layout="mono")
+            frame.sample_rate = 48_000
+            packets = [*sound.encode(frame), *sound.encode()]
+            for rgb in films.pictures(1.6) if streams else ():
+                packets += streams[0].encode(av.VideoFrame.from_ndarray(rgb, format="rgb24"))
+            container.mux([*packets, *(streams[0].encode() if streams else ())])
+        parts.append(path.read_bytes())
+    assert stream_seconds(path, "audio") == pytest.approx(1.6, abs=0.05)
+    path.write_bytes(b"".join(parts))
+    with pytest.raises(Unusable, match="joined"):
+        stream_seconds(path, "audio")
+
+
+def test_pictures_whose_times_run_backwards_are_in_the_order_of_decoding():
+    """H.264 with B-frames in AVI, as libavformat 62 guesses its times."""
+    given = [(1, 2), (3, 3), (4, 4), (2, 5), (5, 6), (6, 7), (8, 8), (7, 9), (None, 10)]
+    order = Order(stored=False)
+    assert [order.time(*times) for times in given] == [*range(2, 11)]
+    order = Order(stored=True)
+    assert [order.time(*times) for times in given] == [1, 3, *range(4, 11)]

@@ -88,6 +88,20 @@ def test_pixels_that_are_not_square_are_shown_as_wide_as_they_are(tmp_path, suff
         assert reader.cut(0.0, None).frames.shape == (30, 32, 32, 3)
 
 
+def test_what_is_cut_off_at_the_left_is_not_shown(tmp_path):
+    path = tmp_path / "a.mp4"
+    with av.open(str(path), "w") as container:
+        video = container.add_stream(
+            "libx264", rate=25, options={"x264-params": "crop-rect=6,0,0,2"}
+        )
+        video.width, video.height, video.pix_fmt = 96, 64, "yuv420p"
+        for rgb in flash_frames(1.2, []):
+            container.mux(video.encode(av.VideoFrame.from_ndarray(rgb, format="rgb24")))
+        container.mux(video.encode())
+    with media.Reader(path, None, kinds=("video",)) as reader:
+        assert reader.cut(0.0, None).frames.shape == (30, 62, 90, 3)
+
+
 @pytest.mark.parametrize(
     ("suffix", "codec"), [("mp4", "png"), ("mp4", "mjpeg"), ("mkv", "mjpeg"), ("nut", "png")]
 )

@@ -23,6 +23,7 @@ BACKWARD_S = 0.1  # FFmpeg's own limits (-dts_delta_threshold, -dts_error_thresh
 FORWARD_S, FORWARD_UNTRUSTED_S = 10.0, 108_000.0
 BACKWARD_UNTRUSTED_S = 0.5  # timestamps that a container does not store are guessed
 BACKWARD_SHOWN_S = 1.0  # packets that only say when they are shown come in another order
+REORDERED = 4  # pictures: so far do those go back that last long
 LOOK_AHEAD = 1_024  # packets that wait at most until the other stream follows
 GAP_S = 0.25
 UNTIMED = 12  # packets in a row without any time: what they say of others would be a guess
@@ -130,8 +131,11 @@ class Clock(Generic[P]):
         if stamp.seconds is None or side.last is None:
             return True
         time = stamp.seconds + side.shift
-        back = BACKWARD_S if self._trusted else BACKWARD_UNTRUSTED_S
-        if time < side.last - (BACKWARD_SHOWN_S if stamp.shown else back):
+        back = BACKWARD_S
+        if stamp.shown or not self._trusted:
+            back = BACKWARD_SHOWN_S if stamp.shown else BACKWARD_UNTRUSTED_S
+            back = max(back, REORDERED * stamp.duration)
+        if time < side.last - back:
             return False
         latest = max(self._reached, *(one.end for one in self._sides.values()))
         return time <= latest + (FORWARD_S if self._trusted else FORWARD_UNTRUSTED_S)

@@ -31,10 +31,11 @@ from jaxtyping import Float, UInt8
 from scav_jax.extract.fbank import RATE_HZ
 from scav_jax.extract.film import KINDS, film_of
 from scav_jax.extract.opening import Unusable, decoder_errors
+from scav_jax.extract.packets import usual_duration
 from scav_jax.extract.streams import Stream, frame_rate, stream_seconds
 from scav_jax.extract.upright import Upright
 
-DECODING_RULES = 4  # raise it when this room gives other frames or samples of some file
+DECODING_RULES = 5  # raise it when this room gives other frames or samples of some file
 MIN_CLIP_S = 1.0  # less picture and sound than this together has nothing to contrast
 MAX_CLIP_S = 600.0  # a clip is held in memory whole
 LENGTH_MARGIN_S = 1.0  # half of it is let pass: a video of a minute has some frames more
@@ -453,12 +454,13 @@ def _check_extent(
 ) -> None:
     """Raises `Unusable` where a stream lacks part of what its header promises for start..stop."""
     promised = stream.declared_begin
-    if promised is not None and begin - max(start, promised) > TRUNCATION_S and begin < math.inf:
+    slack = max(TRUNCATION_S, 2.5 * usual_duration(stream.stream))
+    if promised is not None and begin - max(start, promised) > slack and begin < math.inf:
         raise Unusable("decode", f"corrupt: the {what} cannot be decoded before {begin:.2f} s")
     promised = stream.declared_end
     if promised is None or not stream.own_duration or not stream.ended:
         return
-    if end < min(promised, stop) - TRUNCATION_S:
+    if end < min(promised, stop) - slack:
         raise Unusable(
             "decode",
             f"truncated: the {what} ends at {end:.2f} s, its header says {promised:.2f} s",

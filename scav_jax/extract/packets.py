@@ -7,6 +7,7 @@ import av
 from scav_jax.extract.clock import Clock, Stamp
 from scav_jax.extract.film import Film
 from scav_jax.extract.opening import Unusable
+from scav_jax.extract.whole import JOINED
 
 LOST_S = 0.25  # where picture and sound are both missing for longer, something was lost
 RESTARTING = 0x0200  # libavformat's AVFMT_TS_DISCONT: timestamps may start anew
@@ -39,10 +40,15 @@ class Packets:
         while True:
             try:
                 packet = next(demuxer)
+            except av.PatchWelcomeError:  # other streams begin in the middle of an Ogg
+                raise Unusable("open", JOINED) from None
             except (StopIteration, av.FFmpegError):
                 break  # where a file breaks off, what is missing shows as truncated
             except IndexError:  # PyAV's answer where a damaged header numbers its streams wrongly
                 raise Unusable("open", "corrupt: its streams are numbered wrongly") from None
+            if packet.is_discard:  # an edit list leaves it out: its time may lie anywhere
+                yield from self._shifted(iter([(0.0, packet)]))
+                continue
             yield from self._shifted(self._clock.push(self._stamp(packet), packet))
         yield from self._shifted(self._clock.rest())
 

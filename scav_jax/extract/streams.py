@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import av
+from av.codec.context import Flags
 
 from scav_jax.extract.film import Film, film_of
 from scav_jax.extract.opening import Unusable, decoder_errors, open_container
@@ -21,6 +22,7 @@ INDEXED = frozenset({MOV, "matroska,webm"})  # seeking is exact
 # or guesses.
 LENGTH_IN_HEADER = frozenset({"matroska,webm", "flv", "asf", "nut", "avi"})
 UNKNOWN_FRAMES = 2**30  # what an AVI says that was written to a pipe
+LISTED_S = 0.25  # an MP4's last packet begins at most so long before its stream ends
 TAIL_S = 30.0  # of an indexed file, read to find its end
 
 
@@ -49,11 +51,14 @@ class Stream:
         self._container = open_container(path)
         self.stream = self._container.streams[self._film.indexes[kind]]
         self.stream.codec_context.thread_count = 1  # processes are the unit of parallel work
+        if kind == "video":  # else what is cut off at the left is rounded to whole cache lines
+            self.stream.codec_context.flags |= Flags.unaligned
         self.own_duration = self._container.format.name == MOV and bool(self.stream.duration)
         self.ends_within_frame = kind == "audio" and self.own_duration
         self.declared_begin = self._seconds(self.stream.start_time)
         self.declared_end = self._declared_end()
         self._damage: list[tuple[float, float]] = []
+        self._order = Order(self._container.format.name != "avi")
         self._restart()
 
     def close(self) -> None:
@@ -126,7 +131,10 @@ class Stream:
 
     def _declared_end(self) -> float | None:
         if self.own_duration:
-            return self._seconds((self.stream.start_time or 0) + self.stream.duration)
+            start, ticks = self.stream.start_time or 0, self.stream.duration
+            end = self._seconds(start + ticks)
+            # Where there are edits, what they leave empty at the begin is counted in.
+            return end if start <= 0 or self._listed_until(end) else self._seconds(ticks)
         container, zero = self._container, self._film.zero
         if container.format.name not in LENGTH_IN_HEADER or not container.duration:
             return None
@@ -139,6 +147,13 @@ class Stream:
             seconds = min(float((s.duration or 0) * s.time_base) for s in streams)
         # Some muxers count from the clock's 0 and some from its start: this much both promise.
         return seconds - zero if seconds > zero > 0 else seconds
+
+    def _listed_until(self, end: float) -> bool:
+        """Whether an MP4's table has packets until then."""
+        entries = self.stream.index_entries
+        shown = (entries[n] for n in reversed(range(len(entries))) if not entries[n].is_discard)
+        last = next(shown, None)
+        return last is None or end - self._seconds(last.timestamp) < LISTED_S
 
     def _seconds(self, timestamp: int | None) -> float | None:
         if timestamp is None:
@@ -201,7 +216,10 @@ class Stream:
                 yield time, frame
 
     def _time_of(self, frame: av.VideoFrame | av.AudioFrame) -> float:
-        time = self._seconds(frame.pts if frame.pts is not None else frame.dts)
+        shown, decoded = frame.pts, frame.dts
+        if self.kind == "video":
+            shown = self._order.time(shown, decoded)
+        time = self._seconds(decoded if shown is None else shown)
         if time is None:  # streams without timestamps: it follows the one before
             time = self._following
         if self.kind == "video":
@@ -228,6 +246,31 @@ class Stream:
         if self._started:
             time = self._following if time is None else time
             self._broken_at = time if self._broken_at is None else min(time, self._broken_at)
+
+
+class Order:
+    """Which timestamp of a picture is right, as FFmpeg's program guesses it.
+
+    Decoders give pictures in the order in which they are shown, so times of showing that run
+    backwards are wrong. Then the times of decoding are taken.
+
+    Args:
+      stored: whether the file has times of showing; else they are libavformat's guesses.
+    """
+
+    def __init__(self, stored: bool):
+        self._last = {"shown": -math.inf, "decoded": -math.inf}
+        self._backwards = {"shown": int(not stored), "decoded": 0}
+
+    def time(self, shown: int | None, decoded: int | None) -> int | None:
+        """The better of a picture's two times, or None where it has none."""
+        for name, own, other in (("shown", shown, decoded), ("decoded", decoded, shown)):
+            if own is not None:
+                self._backwards[name] += own <= self._last[name]
+            if (known := other if own is None else own) is not None:
+                self._last[name] = known
+        trusted = self._backwards["shown"] <= self._backwards["decoded"]
+        return decoded if shown is None or (decoded is not None and not trusted) else shown
 
 
 def _keep_padding(packet: av.Packet) -> None:

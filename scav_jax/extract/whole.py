@@ -12,7 +12,11 @@ from scav_jax.extract.opening import Unusable
 BEGINNINGS = {
     "flv": [b"FLV\x01%c\0\0\0\x09\0\0\0\0" % kinds for kinds in (1, 4, 5)],
     "asf": [bytes.fromhex("3026b2758e66cf11a6d900aa0062ce6c")],
+    "mxf": [bytes.fromhex("060e2b34020501010d0102010102")],
 }
+# Here a length stands after the first four bytes; what follows tells one kind of file from others.
+SIZED = ("wav", "aiff", "caf", "w64")
+JOINED = "joined: two files byte by byte, only the first can be read; join with FFmpeg"
 MOV = "mov,mp4,m4a,3gp,3g2,mj2"
 
 
@@ -25,11 +29,13 @@ def check_single(path: Path, format_name: str) -> None:
         kinds = Counter(_boxes(path))
         joined = kinds[b"moov"] > 1 and not kinds[b"moof"]
     else:
-        joined = any(_occurs_later(path, begin) for begin in BEGINNINGS.get(format_name, ()))
+        marks = BEGINNINGS.get(format_name, [])
+        if format_name in SIZED:
+            with open(path, "rb") as file:
+                marks = [file.read(16)[8:]]
+        joined = any(_occurs_later(path, mark) for mark in marks)
     if joined:
-        raise Unusable(
-            "open", "joined: two files byte by byte, only the first can be read; join with FFmpeg"
-        )
+        raise Unusable("open", JOINED)
 
 
 def _boxes(path: Path) -> Iterator[bytes]:
@@ -48,6 +54,6 @@ def _boxes(path: Path) -> Iterator[bytes]:
             at += length
 
 
-def _occurs_later(path: Path, begin: bytes) -> bool:
+def _occurs_later(path: Path, mark: bytes) -> bool:
     with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
-        return content.find(begin, len(begin)) >= 0
+        return content.find(mark, content.find(mark) + 1) >= 0

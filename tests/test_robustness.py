@@ -234,7 +234,7 @@ def test_clips_of_three_sparse_hours_are_told_apart_quickly(folder):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("layout", ["moov-last.mp4", "moov-first.mp4", "a.mkv", "a.ts"])
+@pytest.mark.parametrize("layout", ["moov-first.mp4", "a.mkv", "a.avi", "a.ts"])
 def test_a_file_that_breaks_off_anywhere_never_gives_other_features(tmp_path, layout):
     """At 24 offsets: refused with a reason, or what is left is that part of the whole."""
     whole = tmp_path / layout
@@ -244,7 +244,7 @@ def test_a_file_that_breaks_off_anywhere_never_gives_other_features(tmp_path, la
     reference = cut(whole)
     offsets = np.linspace(1, len(content) - 1, 24).astype(int)
     # Matroska says how long the file is, but not each stream.
-    tolerance = {".mp4": media.TRUNCATION_S, ".mkv": 2 * media.TRUNCATION_S, ".ts": 3.0}
+    tolerance = {".mp4": media.TRUNCATION_S, ".mkv": 0.5, ".avi": 0.5, ".ts": 3.0}
     kept = 0
     for offset in [*offsets.tolist(), *range(len(content) - 8, len(content))]:
         path = tmp_path / f"cut-{offset}{whole.suffix}"

@@ -143,8 +143,9 @@ class Stream:
             streams = [container.streams[index] for index in self._film.indexes.values()]
             if max(stream.frames for stream in streams) >= UNKNOWN_FRAMES:
                 return None
-            # A stream that begins late is given the frames that it lacks there.
-            seconds = min(float((s.duration or 0) * s.time_base) for s in streams)
+            # A stream that begins late is given the frames that it lacks there. Durations are no
+            # header's: libavformat shortens them where the file is shorter.
+            seconds = min(float(s.frames * s.time_base) for s in streams)
         # Some muxers count from the clock's 0 and some from its start: this much both promise.
         return seconds - zero if seconds > zero > 0 else seconds
 

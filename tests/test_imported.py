@@ -90,10 +90,12 @@ def test_what_cannot_be_used_is_told_and_the_rest_goes_on(tmp_path, capsys):
     huge = (tmp_path / "good.npy").read_bytes().replace(b"(4, 3), }", b"(4, 3000000000), }", 1)
     (tmp_path / "huge.npy").write_bytes(huge)  # a header is a claim
     (tmp_path / "text.npy").write_text("no array")
+    (tmp_path / "deep.npy").write_bytes(b"\x93NUMPY\1\0\xf6\0" + b"(" * 246)
     (tmp_path / "folder.npy").mkdir()
     in_shard(tmp_path / "0.tar", {"good.npy": good})
     (tmp_path / "broken.tar").write_bytes(b"x" * 100)
-    bad = ["wide", "flat", "nan", "large", "object", "cut", "huge", "text", "folder", "absent"]
+    bad = ["wide", "flat", "nan", "large", "object", "cut", "huge", "text", "deep"]
+    bad += ["folder", "absent"]
     places = ["good.npy", *(f"{name}.npy" for name in bad)]
     places += ["0.tar:other.npy", "broken.tar:good.npy", "good.txt", "0.tar:good.npy"]
     rows = [
@@ -101,7 +103,7 @@ def test_what_cannot_be_used_is_told_and_the_rest_goes_on(tmp_path, capsys):
     ]
     run(manifest(tmp_path, rows), tmp_path / "data")
     kept = store.read(tmp_path / "data", "all")
-    assert kept.ids == ["0 good.npy", "14 0.tar:good.npy"] and kept[0].visual.shape == (0, 0)
+    assert kept.ids == ["0 good.npy", "15 0.tar:good.npy"] and kept[0].visual.shape == (0, 0)
     rejected = {row["id"]: row["reason"] for row in store.read_rejected(tmp_path / "data")}
     assert list(rejected) == [row["id"] for row in rows[1:-1]]
     words = [
@@ -111,11 +113,11 @@ def test_what_cannot_be_used_is_told_and_the_rest_goes_on(tmp_path, capsys):
         "infinity",
         "array of numbers",
     ]
-    words += ["array of numbers"] * 3 + ["got a folder", "No such file", "there is none"]
+    words += ["array of numbers"] * 4 + ["got a folder", "No such file", "there is none"]
     words += ["ReadError", "expected FILE.npy"]
     for (name, reason), word in zip(rejected.items(), words, strict=True):
         assert word in reason and "\n" not in reason, (name, reason)
-    assert "13 could not be used" in capsys.readouterr().out
+    assert "14 could not be used" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

@@ -16,8 +16,10 @@ import zipfile
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
+from lzma import LZMAError
 from pathlib import Path
 from reprlib import repr as short  # of what may be as long as the file
+from tokenize import TokenError
 from typing import IO, TYPE_CHECKING, Any
 
 from scav_jax.base.errors import InputError
@@ -26,6 +28,11 @@ from scav_jax.base.files import write_json
 if TYPE_CHECKING:
     import numpy as np
 
+# What NumPy's readers and Python's of archives raise of bytes that are no array, `ValueError` too.
+NO_ARRAY = (
+    *(OSError, EOFError, MemoryError, RuntimeError, OverflowError, SyntaxError, TypeError),
+    *(TokenError, zipfile.BadZipFile, zlib.error, LZMAError),
+)
 # Python makes at most 32 bytes of a byte of JSON (`[[],[],...`), so 128 MiB of this.
 MOST_JSON_BYTES = 2**22
 MOST_TEXT_BYTES = 2**28
@@ -101,8 +108,8 @@ def arrays_in(file: IO[bytes]) -> dict[str, "np.ndarray"]:
         if isinstance(stored, np.ndarray):
             raise ValueError("a single array")
         return {name: stored[name] for name in stored.files}
-    except (OSError, EOFError, zipfile.BadZipFile, zlib.error) as error:
-        raise ValueError(str(error)) from None
+    except NO_ARRAY as error:
+        raise ValueError(str(error) or type(error).__name__) from None
 
 
 def read_text(path: str | Path, what: str, mend: str, most: int = MOST_TEXT_BYTES) -> str:

@@ -29,7 +29,7 @@ from typing import Any
 
 import numpy as np
 
-from scav_jax.base.documents import read_text, regular_file
+from scav_jax.base.documents import NO_ARRAY, read_text, regular_file
 from scav_jax.base.errors import InputError, check_unique, did_you_mean
 from scav_jax.base.progress import progress_bar
 from scav_jax.features.clip import (
@@ -286,7 +286,7 @@ class Arrays:
             with regular_file(path, "a file of arrays", "correct the manifest"):
                 pass  # no pipe, no folder
             return self._member(path, name, place)
-        except (OSError, tarfile.TarError, zipfile.BadZipFile, EOFError, RuntimeError) as error:
+        except (*NO_ARRAY, tarfile.TarError) as error:
             raise InputError(f"{place}: {type(error).__name__}: {error}") from None
 
     def _member(self, path: Path, name: str, place: str) -> np.ndarray:
@@ -344,7 +344,7 @@ def _npy(content: bytes, place: str) -> np.ndarray:
     """An `.npy` file; its header cannot claim more than there is."""
     try:
         return np.lib.format.read_array(io.BytesIO(content), allow_pickle=False)
-    except (ValueError, OverflowError, SyntaxError, MemoryError, TypeError) as error:
+    except (*NO_ARRAY, ValueError) as error:
         words = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise InputError(f"{place}: expected an array of numbers (.npy): {words}") from None
 

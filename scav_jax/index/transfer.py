@@ -12,12 +12,12 @@ index knows of a bank of queries (`hubness`) stays behind.
 
 import json
 import shutil
-import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 
+from scav_jax.base.documents import read_arrays
 from scav_jax.base.errors import InputError
 from scav_jax.base.progress import progress_bar
 from scav_jax.index.catalog import ABOUT, Header
@@ -178,7 +178,7 @@ def import_index(file: Path, path: Path) -> Index:
         )
     except InputError:
         raise
-    except (KeyError, ValueError, zipfile.BadZipFile, RecursionError) as error:
+    except (KeyError, ValueError, TypeError, RecursionError) as error:
         raise InputError(_words(file, error)) from None
     try:
         if about["root"] is not None or about["clip_seconds"] is not None:
@@ -189,7 +189,7 @@ def import_index(file: Path, path: Path) -> Index:
     except BaseException as error:
         shutil.rmtree(path, ignore_errors=True)  # half an index would be taken for a whole one
         ours = isinstance(error, InputError)
-        if isinstance(error, KeyError | ValueError) and not ours:
+        if isinstance(error, KeyError | ValueError | TypeError) and not ours:
             raise InputError(_words(file, error)) from None
         raise
     return index
@@ -217,8 +217,7 @@ def _read_parquet(file: Path) -> tuple[str, Iterator[list[dict]]]:
 
 
 def _read_npz(file: Path) -> tuple[str, Iterator[list[dict]]]:
-    with np.load(file, allow_pickle=False) as stored:
-        arrays = {name: stored[name] for name in stored.files}
+    arrays = read_arrays(file, "an exported index", MEND)
     clips = [
         {name: arrays[name][number].item() for name in ABOUT} for number in range(len(arrays["id"]))
     ]

@@ -306,9 +306,17 @@ def make_train_step(
             params = optax.apply_updates(params, held(updates, objective.frozen))
             return params, opt_state, objective.remember(memory, jax.lax.stop_gradient(outputs))
 
-        # Not a choice for every number: that would read and copy the whole state once more.
-        params, opt_state, memory = jax.lax.cond(
-            finite, update, lambda *same: same, state.params, state.opt_state, state.memory
+        def by_branch(finite: Array, *old: PyTree) -> tuple:
+            return jax.lax.cond(finite, update, lambda *same: same, *old)
+
+        def by_number(finite: Array, *old: PyTree) -> tuple:
+            return jax.tree.map(partial(jnp.where, finite), update(*old), old)
+
+        # On a GPU a branch copies the whole state and waits for the host, while a choice for every
+        # number is part of the optimizer's kernels; on a CPU it would read the state once more.
+        old = finite, state.params, state.opt_state, state.memory
+        params, opt_state, memory = jax.lax.platform_dependent(
+            *old, cpu=by_branch, default=by_number
         )
         failed = 1 - finite.astype(jnp.int32)
         counts = state.skipped + failed, (state.skipped_in_row + 1) * failed

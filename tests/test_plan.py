@@ -133,7 +133,7 @@ def test_caching_and_remat_add_their_forward_passes_and_save_memory():
     work = small(batch=256, visual_blocks=4)
     cached, remat = (
         dataclasses.replace(work, microbatch=32),
-        dataclasses.replace(work, encoders=work.encoders.clone(remat=True)),
+        dataclasses.replace(work, encoders=work.encoders.clone(remat="blocks")),
     )
     count = costs.flops(work)
     assert costs.flops(cached).recomputed == count.towers_forward

@@ -463,14 +463,15 @@ def kept_bytes(encoders):
     return sum(leaf.size * leaf.dtype.itemsize for leaf in kept)
 
 
-def test_rematerialisation_changes_no_number_and_keeps_less():
+@pytest.mark.parametrize(("remat", "share"), [("elementwise", 0.9), ("blocks", 0.5)])
+def test_rematerialisation_changes_no_number_and_keeps_less(remat, share):
     loss, gradients = one_gradient()
-    again, same = one_gradient(remat=True)
+    again, same = one_gradient(remat=remat)
     np.testing.assert_allclose(again, loss, rtol=1e-6)
     largest = max(float(np.abs(leaf).max()) for leaf in jax.tree.leaves(gradients))
     assert_trees(same, gradients, 1e-6 * largest)
     deep = PRE.clone(visual_blocks=3)
-    assert kept_bytes(deep.clone(remat=True)) < 0.5 * kept_bytes(deep)
+    assert kept_bytes(deep.clone(remat=remat)) < share * kept_bytes(deep)
 
 
 def test_stored_float16_gives_the_numbers_of_its_float32():

@@ -348,6 +348,8 @@ class Tiles(NamedTuple):
 
 def sort_by_grid(grid: Grid) -> Int[Array, " B"]:
     """An order of the sequences in which those that share a grid are neighbours."""
+    # XLA takes seconds to sort constants, as lengths are that a function closes over.
+    grid = jax.lax.optimization_barrier(grid)
     return jnp.lexsort((grid.windows[:, 1], grid.windows[:, 0], grid.lengths))
 
 

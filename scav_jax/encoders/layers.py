@@ -12,6 +12,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Bool, Float, Int, Num, PyTree
 
 from scav_jax.base.errors import check_one_of
@@ -28,10 +29,30 @@ MATMUL_PRECISIONS = {
     "bfloat16": jax.lax.Precision.DEFAULT,
 }
 
+KEPT = "kept"
+# Which results inside of a block its gradient finds stored, by `Encoders.remat`; None is none of
+# them. What products, attention and statistics give is dear to compute; norms, GELUs and dropout
+# are cheaper to compute again than to write and read, and half of all numbers.
+REMATS = {
+    "none": jax.checkpoint_policies.everything_saveable,
+    "elementwise": jax.checkpoint_policies.save_only_these_names(KEPT),
+    "blocks": None,
+}
+
 
 def check_precision(precision: str) -> None:
     """Raises `InputError` for what is no key of `MATMUL_PRECISIONS`."""
     check_one_of("train.precision", precision, MATMUL_PRECISIONS)
+
+
+def check_remat(remat: str) -> None:
+    """Raises `InputError` for what is no key of `REMATS`."""
+    check_one_of("train.remat", remat, REMATS)
+
+
+def dear(x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
+    """x, which `remat="elementwise"` keeps for the gradient."""
+    return checkpoint_name(x, KEPT)
 
 
 def products_in(precision: str) -> dict[str, Any]:
@@ -78,6 +99,7 @@ def _normalized_forward(dtype, x, scale, bias):
     mean = values.mean(-1, keepdims=True)
     square = (values * values).mean(-1, keepdims=True)
     deviation = jax.lax.rsqrt(jnp.maximum(0.0, square - mean * mean) + LAYER_NORM_EPSILON)
+    mean, deviation = dear(mean), dear(deviation)
     result = (values - mean) * (deviation * scale[None, None]) + bias[None, None]
     return result.astype(dtype), (x, mean, deviation, scale)
 
@@ -184,7 +206,7 @@ def affine(
     dtype = jnp.bfloat16 if precision == "bfloat16" else x.dtype
     kernel = kernel.reshape(x.shape[-1], -1).astype(dtype)
     product = jnp.matmul(x.astype(dtype), kernel, precision=MATMUL_PRECISIONS[precision])
-    return _plus_bias(product, bias.reshape(-1))
+    return dear(_plus_bias(product, bias.reshape(-1)))
 
 
 @jax.custom_vjp
@@ -247,8 +269,8 @@ def _attend_forward(precision, rate, query, key, value, position, mask, draws):
     if position is not None:
         logits = logits + position[0] * position[1]
     logits = jnp.where(mask[:, None, None, :], logits, jnp.finfo(logits.dtype).min)
-    weights = jax.nn.softmax(logits, axis=-1).astype(value.dtype)
-    mixed = _product("bhqk,bkhd->bqhd", precision, dropout(weights, rate, draws), value)
+    weights = dear(jax.nn.softmax(logits, axis=-1).astype(value.dtype))
+    mixed = dear(_product("bhqk,bkhd->bqhd", precision, dropout(weights, rate, draws), value))
     return mixed, (query, key, value, position, mask, draws, weights)
 
 
@@ -304,8 +326,8 @@ def through_blocks(
     params = tower.get_variable("params", "blocks") if known else tower.param("blocks", start)
     if tower.precision == "bfloat16":  # once, so that the loop reads and gathers half as much
         params = jax.tree_util.tree_map_with_path(_kernel_as_bfloat16, params)
-    if tower.remat:  # in a loop XLA cannot merge what is computed twice
-        one = jax.checkpoint(one, prevent_cse=count == 1)
+    if tower.remat != "none":  # in a loop XLA cannot merge what is computed twice
+        one = jax.checkpoint(one, prevent_cse=count == 1, policy=REMATS[tower.remat])
     return jax.lax.scan(one, x, (params, own))[0]
 
 

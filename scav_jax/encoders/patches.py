@@ -24,6 +24,7 @@ from scav_jax.encoders.layers import (
     LayerNorm,
     attend,
     check_precision,
+    check_remat,
     gelu,
     query_key_value,
     row_numbers,
@@ -96,7 +97,7 @@ class PatchTower(nn.Module):
     side: int
     drop_path: float
     precision: str
-    remat: bool
+    remat: str
 
     @nn.compact
     def __call__(self, features: Sequences, draws: Draws | None = None) -> Sequences:
@@ -185,7 +186,7 @@ class PatchEncoders(nn.Module):
     side: int = 224
     drop_path: float = 0.0
     precision: str = "float32"
-    remat: bool = False
+    remat: str = "none"
 
     pre_resample = None  # steps are pictures: nothing lies between them
     reading: ClassVar[dict] = {"direction": None}
@@ -219,6 +220,7 @@ class PatchEncoders(nn.Module):
     @nn.nowrap
     def _check(self, visual: int, audio: int) -> None:
         check_precision(self.precision)
+        check_remat(self.remat)
         if self.width % 4 or self.width % self.heads or self.side % PATCH:
             raise InputError(
                 "encoders: width should be divisible by 4 and by heads, and side by "

@@ -163,7 +163,7 @@ def flops(work: Workload) -> Flops:
     """Products of matrices, which are nearly all; element by element it is 1-3 % more at width 512.
 
     Backward is two products for one of forward, less the gradient of the features, which nobody
-    asks for. Gradient caching adds one forward pass, rematerialisation that of the blocks. The loss
+    asks for. Gradient caching adds one forward pass, `remat="blocks"` that of the blocks. The loss
     is counted as about 100 operations an entry of D.
     """
     forward = first = blocks = 0.0
@@ -172,7 +172,7 @@ def flops(work: Workload) -> Flops:
         forward, first = forward + of_all, first + of_first
         blocks += getattr(work.encoders, f"{name}_blocks") * of_block
     scale = 2.0 * work.batch
-    again = scale * (forward * bool(work.microbatch) + blocks * bool(work.encoders.remat))
+    again = scale * (forward * bool(work.microbatch) + blocks * (work.encoders.remat == "blocks"))
     return Flops(
         towers_forward=scale * forward,
         towers_backward=scale * (2 * forward - first),
@@ -210,6 +210,7 @@ class PlannedMemory(NamedTuple):
 BLOCK_WIDTH = 9  # both inputs and outputs of norms, q twice (in two layouts), k, v, mixed values
 BLOCK_HIDDEN = 2  # before GELU and after it
 BLOCK_MAPS = 1  # [T, T] for each head: weights before dropout, of which nothing is kept
+DEAR_WIDTH = 6  # without outputs of norms, and q once: what is dear to compute again
 FLOAT_MAPS = 1  # logits or their gradient, float32 in any precision
 
 
@@ -223,6 +224,19 @@ def _block_bytes(encoders: Towers, steps: int) -> float:
     return always_float32 + by_precision
 
 
+def _blocks_bytes(encoders: Towers, steps: int, name: str) -> float:
+    """Of all blocks of a tower: all that is kept, or less of each and all of one."""
+    blocks, whole = getattr(encoders, f"{name}_blocks"), _block_bytes(encoders, steps)
+    if encoders.remat == "none" or not blocks:
+        return blocks * whole
+    number = 2 if encoders.precision == "bfloat16" else FLOAT
+    numbers = encoders.width
+    if encoders.remat == "elementwise":
+        numbers = DEAR_WIDTH * encoders.width + encoders.feedforward
+        numbers += BLOCK_MAPS * encoders.heads * steps
+    return blocks * number * steps * numbers + whole
+
+
 def _tower_bytes(encoders: Towers, steps: int, feature_width: int, name: str) -> float:
     """What is kept of one tower for one clip, at the fullest moment: when backward begins."""
     number = 2 if encoders.precision == "bfloat16" else FLOAT
@@ -230,20 +244,12 @@ def _tower_bytes(encoders: Towers, steps: int, feature_width: int, name: str) ->
         tokens, count = _tokens(encoders, steps, feature_width, name), 1
         if name == "visual":  # a picture attends to itself
             tokens, count = tokens // steps, steps
-        block, blocks = _block_bytes(encoders, tokens), getattr(encoders, f"{name}_blocks")
-        kept = (
-            blocks * number * tokens * encoders.width + block
-            if encoders.remat
-            else (blocks * block)
-        )
+        kept = _blocks_bytes(encoders, tokens, name)
         return count * (kept + number * tokens * (PATCH_NUMBERS + 2 * encoders.width))
     width, hidden = steps * encoders.width, steps * getattr(encoders, f"{name}_hidden")
     projection = number * (BLOCK_HIDDEN * hidden + 2 * width + steps * feature_width)
     norm_and_latents = FLOAT * 5 * width
-    blocks = getattr(encoders, f"{name}_blocks")
-    block = _block_bytes(encoders, steps)
-    kept = blocks * number * width + block if encoders.remat and blocks else blocks * block
-    return projection + norm_and_latents + kept
+    return projection + norm_and_latents + _blocks_bytes(encoders, steps, name)
 
 
 def memory(work: Workload, count: int | None = None) -> PlannedMemory:

@@ -157,15 +157,15 @@ def ways(work: Workload) -> dict[str, Workload]:
     part = work.microbatch or min(work.batch, 32 * work.devices)
     part = math.gcd(work.batch, part) if work.batch % part else part
 
-    def changed(microbatch: int, remat: bool) -> Workload:
+    def changed(microbatch: int, remat: str) -> Workload:
         encoders = work.encoders.clone(remat=remat)
         return dataclasses.replace(work, microbatch=microbatch, encoders=encoders)
 
     return {
-        "plain": changed(0, False),
-        "remat": changed(0, True),
-        f"microbatch {part}": changed(part, False),
-        f"microbatch {part}, remat": changed(part, True),
+        "plain": changed(0, "none"),
+        "remat": changed(0, "blocks"),
+        f"microbatch {part}": changed(part, "none"),
+        f"microbatch {part}, remat": changed(part, "blocks"),
     }
 
 

@@ -526,8 +526,17 @@ def test_bfloat16_is_near_float32_and_leaves_parameters_and_latents_alone():
     cosine = flat @ rounded_flat / np.linalg.norm(flat) / np.linalg.norm(rounded_flat)
     assert cosine > 0.99
     encoders = PRE.clone(precision="bfloat16")
-    latents, _ = jax.eval_shape(encoders.init_with_output, jax.random.key(0), batch().features)
+    given = jax.random.key(0), batch().features
+    latents, _ = jax.eval_shape(encoders.init_with_output, *given)
     assert {stream.values.dtype for stream in latents} == {jnp.dtype(jnp.float32)}
+    # Latents have the steps of the features, products a multiple of eight.
+    steps = given[1].audio.values.shape[1]
+    assert steps % 8 and {stream.values.shape[1] for stream in latents} == {steps}
+    jaxpr = jax.make_jaxpr(encoders.init_with_output)(*given)
+    matrices = [
+        e.invars[0].aval for e in equations(jaxpr.jaxpr) if e.primitive.name == "dot_general"
+    ]
+    assert {x.shape[1] % 8 for x in matrices if x.ndim == 3} == {0}
 
 
 def test_an_unknown_precision_is_named():

@@ -29,6 +29,9 @@ MATMUL_PRECISIONS = {
     "bfloat16": jax.lax.Precision.DEFAULT,
 }
 
+# Towers compute in multiples of so many steps: products of half precision come in tiles of eight
+# numbers, and XLA would pad and cut each product alone.
+STEP_MULTIPLES = {"float32": 1, "tensorfloat32": 1, "bfloat16": 8}
 KEPT = "kept"
 # Which results inside of a block its gradient finds stored, by `Encoders.remat`; None is none of
 # them. What products, attention and statistics give is dear to compute; norms, GELUs and dropout

@@ -13,6 +13,7 @@ from jaxtyping import Array, Bool, Float, Int
 from scav_jax.base.errors import InputError, check_one_of
 from scav_jax.encoders.dropout import Draws, draws_of, dropout
 from scav_jax.encoders.layers import (
+    STEP_MULTIPLES,
     Dense,
     LayerNorm,
     attend,
@@ -147,8 +148,10 @@ class Tower(nn.Module):
     @nn.compact
     def __call__(self, features: Sequences, draws: Draws | None = None) -> Sequences:
         """Latents; without `draws` there is no dropout."""
-        lengths, steps = features.lengths, features.values.shape[-2]
-        x = zero_padding(features.values, lengths)
+        lengths, given = features.lengths, features.values.shape[-2]
+        steps = given + -given % STEP_MULTIPLES[self.precision]
+        x = jnp.pad(features.values, ((0, 0), (0, steps - given), (0, 0)))
+        x = zero_padding(x, lengths)
         x = gelu(Dense(self.hidden, self.precision, name="projection_in")(x))
         x = dropout(x, self.dropout, draws and draws.at(0))
         x = Dense(self.width, self.precision, name="projection_out")(x)
@@ -170,7 +173,7 @@ class Tower(nn.Module):
         block = Block(self.heads, self.feedforward, self.dropout, self.precision, parent=None)
         shared = step_mask(lengths, steps), bias
         x = through_blocks(self, block, self.blocks, x, draws, shared)
-        x = LayerNorm(widens=True, name="final_norm")(x)
+        x = LayerNorm(widens=True, name="final_norm")(x[:, :given])
         return features.replace(values=zero_padding(x, lengths))
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from scav_jax.base.commands import ConfigParser
 from scav_jax.base.errors import InputError, check_one_of, run_program
-from scav_jax.plan.devices import DEVICES, EFFICIENCY, TERA, Device
+from scav_jax.plan.devices import DEVICES, EFFICIENCY, MEASURED, TERA, Device
 
 
 def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -20,7 +20,12 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--device", default="v100", help=f"one of {', '.join(DEVICES)}")
     parser.add_argument("--memory", help="of each device, such as 32GiB; else the device's")
     parser.add_argument("--peak-tflops", type=float, help="of each device; else the device's")
-    parser.add_argument("--efficiency", type=float, default=EFFICIENCY, help="share of the peak")
+    known = ", ".join(f"{' in '.join(which)} {share:.2f}" for which, share in MEASURED.items())
+    parser.add_argument(
+        "--efficiency",
+        type=float,
+        help=f"share of the peak; default: what was measured ({known}), else {EFFICIENCY}",
+    )
     parser.add_argument("--compile", action="store_true", help="asks XLA too, on this machine")
     parser.add_argument("--run", action="store_true", help="runs the step here, a few times")
     parser.add_argument("--json", type=Path, help="writes every figure there")
@@ -53,6 +58,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     from scav_jax.training.setup import optimizer_of
 
     config = config_files.load(arguments)
+    if arguments.efficiency is None:
+        which = arguments.device, config.train.precision
+        arguments.efficiency = MEASURED.get(which, EFFICIENCY)
     device = _device(arguments)
     stored = estimate.stored_features(config)
     work = estimate.workload(config, arguments.devices, stored)

@@ -279,11 +279,19 @@ def from_disk(quick: bool, data: str) -> dict:
 
 
 ROWS = {
-    "step, bfloat16, batch 1,024": partial(step, batch=1024, steps=62, precision="bfloat16"),
+    "step, bfloat16, batch 1,024": partial(
+        step, batch=1024, steps=62, precision="bfloat16", remat="elementwise"
+    ),
     "step in PyTorch, bfloat16, batch 1,024": partial(
         step_in_torch, batch=1024, steps=62, bfloat16=True
     ),
+    "step, bfloat16, batch 1,024, all kept": partial(
+        step, batch=1024, steps=62, precision="bfloat16"
+    ),
     "step, float32, batch 256": partial(step, batch=256, steps=62),
+    "step, float32, batch 256, elementwise": partial(
+        step, batch=256, steps=62, remat="elementwise"
+    ),
     "search, 1,000 x 10,000": search,
     "soft-DTW, 62 x 62": partial(soft_dtw, visual_steps=62),
     "soft-DTW, 250 x 62": partial(soft_dtw, visual_steps=250),
@@ -291,7 +299,7 @@ ROWS = {
     "ragged, audio_to_visual": partial(ragged, resample="audio_to_visual"),
     "step in 32 GB, batch 4,096, cached": partial(step, batch=4096, steps=62, microbatch=64),
     "step in 32 GB, batch 16,384, cached, bfloat16": partial(
-        step, batch=16_384, steps=62, microbatch=256, precision="bfloat16"
+        step, batch=16_384, steps=62, microbatch=256, precision="bfloat16", remat="elementwise"
     ),
     "step in PyTorch, float32, batch 256": partial(
         step_in_torch, batch=256, steps=62, bfloat16=False

@@ -201,8 +201,13 @@ def test_without_jit_it_is_the_same_step():
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
-def test_a_non_finite_batch_changes_nothing_and_is_counted(bad):
-    state, _ = compiled_step()(initial(), batch())
+def test_a_non_finite_batch_changes_nothing_and_is_counted(bad, monkeypatch):
+    step = compiled_step()
+    if bad == np.inf:  # as on an accelerator
+        choice = lambda *given, cpu, default: default(*given)  # noqa: E731
+        monkeypatch.setattr(jax.lax, "platform_dependent", choice)
+        step = compiled_step.__wrapped__()
+    state, _ = step(initial(), batch())
     features = batch()
     audio = features.features.audio
     poisoned = features._replace(
@@ -210,16 +215,16 @@ def test_a_non_finite_batch_changes_nothing_and_is_counted(bad):
             audio=audio.replace(values=audio.values.at[2, 0, 4].set(bad))
         )
     )
-    skipped, metrics = compiled_step()(state, poisoned)
+    skipped, metrics = step(state, poisoned)
     # tanh takes infinity to 1: the loss is finite, its gradient is not
     assert np.isfinite(metrics["loss"]) == (bad == np.inf)
     assert not np.isfinite(metrics["gradient_norm"])
     equal_trees(skipped.params, state.params)
     equal_trees(skipped.opt_state, state.opt_state)
     assert (int(skipped.step), int(skipped.skipped), int(skipped.skipped_in_row)) == (2, 1, 1)
-    twice, metrics = compiled_step()(skipped, poisoned)
+    twice, metrics = step(skipped, poisoned)
     assert (int(metrics["skipped"]), int(metrics["skipped_in_row"])) == (2, 2)
-    recovered, metrics = compiled_step()(twice, features)
+    recovered, metrics = step(twice, features)
     assert (int(recovered.skipped), int(recovered.skipped_in_row)) == (2, 0)
     assert np.isfinite(metrics["loss"])
     changes = jax.tree.map(lambda a, b: np.any(a != b), recovered.params, twice.params)

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from jax.sharding import Mesh
-from jaxtyping import Array, Float, Int, PyTree
+from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from scav_jax import gradient_cache, sharding
 from scav_jax.distances import MEMORY_BYTES
@@ -267,6 +267,22 @@ def state_shardings(
     )
 
 
+def _updated_if(finite: Bool[Array, ""], update: Callable, *old: PyTree) -> tuple:
+    """`update(*old)` if all is finite, else what there was.
+
+    On a GPU a branch copies the whole state and waits for the host, while a choice for every number
+    is part of the optimizer's kernels; on a CPU it would read the state once more.
+    """
+
+    def by_branch(finite: Array, *old: PyTree) -> tuple:
+        return jax.lax.cond(finite, update, lambda *same: same, *old)
+
+    def by_number(finite: Array, *old: PyTree) -> tuple:
+        return jax.tree.map(partial(jnp.where, finite), update(*old), old)
+
+    return jax.lax.platform_dependent(finite, *old, cpu=by_branch, default=by_number)
+
+
 def make_train_step(
     encoders: Towers,
     objective: Objective,
@@ -306,18 +322,8 @@ def make_train_step(
             params = optax.apply_updates(params, held(updates, objective.frozen))
             return params, opt_state, objective.remember(memory, jax.lax.stop_gradient(outputs))
 
-        def by_branch(finite: Array, *old: PyTree) -> tuple:
-            return jax.lax.cond(finite, update, lambda *same: same, *old)
-
-        def by_number(finite: Array, *old: PyTree) -> tuple:
-            return jax.tree.map(partial(jnp.where, finite), update(*old), old)
-
-        # On a GPU a branch copies the whole state and waits for the host, while a choice for every
-        # number is part of the optimizer's kernels; on a CPU it would read the state once more.
-        old = finite, state.params, state.opt_state, state.memory
-        params, opt_state, memory = jax.lax.platform_dependent(
-            *old, cpu=by_branch, default=by_number
-        )
+        old = state.params, state.opt_state, state.memory
+        params, opt_state, memory = _updated_if(finite, update, *old)
         failed = 1 - finite.astype(jnp.int32)
         counts = state.skipped + failed, (state.skipped_in_row + 1) * failed
         new_state = TrainState(state.step + 1, params, opt_state, memory, *counts)

@@ -226,7 +226,7 @@ def test_a_card_without_licence_or_figures_says_so(tmp_path):
     assert "None: the run was not evaluated" in card
     assert "features resampled visual_to_audio; scav_jax" in card
     finely = made.run.encoders.clone(pre_points=2, visual_rise=3.0)
-    made = replace(made, run=replace(made.run, encoders=finely))
+    made.run = replace(made.run, encoders=finely)
     card = export.card(made, run, export.UNKNOWN_LICENCE)
     assert "visual_to_audio, 2 points a step: beside, visual rises times 3" in card
     assert [width_read(made, stream) for stream in ("visual", "audio")] == [4 * 384, 2048]

@@ -86,7 +86,14 @@ def test_what_is_no_exported_index_is_one_line(tmp_path):
     without = table.from_pylist(rows, schema=table.schema)
     parquet.write_table(without, tmp_path / "without.parquet")
     np.savez(tmp_path / "less.npz", header="{}")
-    for name in ("less.parquet", "bare.parquet", "without.parquet", "less.npz"):
+    program.main(["export", str(index.path), "--out", str(tmp_path / "all.npz")])
+    arrays = dict(np.load(tmp_path / "all.npz"))
+    others = {"id": np.full(8, np.nan), "source": arrays["source"][:1], "visual": np.array(5)}
+    others["audio_steps"] = np.full(8, 10**12)
+    for name, values in others.items():
+        np.savez(tmp_path / f"{name}.npz", **{**arrays, name: values})
+    names = ["less.parquet", "bare.parquet", "without.parquet", "less.npz"]
+    for name in [*names, *(f"{name}.npz" for name in others)]:
         with pytest.raises(InputError, match="export the index again"):
             program.main(["import", str(tmp_path / "back"), str(tmp_path / name)])
         assert not (tmp_path / "back").exists()

@@ -32,6 +32,8 @@ FORMAT_VERSION = 1
 HEADER = b"scav_index"
 KEPT = ("identity", "distance", "options", "sketch", "root", "clip_seconds")
 MEND = "export the index again"
+# What columns of another length, shape or type than `export_index` writes lead to.
+MALFORMED = (LookupError, ValueError, TypeError, AttributeError, OverflowError)
 
 
 # ---- out -----------------------------------------------------------------------------------------
@@ -178,7 +180,7 @@ def import_index(file: Path, path: Path) -> Index:
         )
     except InputError:
         raise
-    except (KeyError, ValueError, TypeError, RecursionError) as error:
+    except (*MALFORMED, RecursionError) as error:
         raise InputError(_words(file, error)) from None
     try:
         if about["root"] is not None or about["clip_seconds"] is not None:
@@ -189,7 +191,7 @@ def import_index(file: Path, path: Path) -> Index:
     except BaseException as error:
         shutil.rmtree(path, ignore_errors=True)  # half an index would be taken for a whole one
         ours = isinstance(error, InputError)
-        if isinstance(error, KeyError | ValueError | TypeError) and not ours:
+        if isinstance(error, MALFORMED) and not ours:
             raise InputError(_words(file, error)) from None
         raise
     return index

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import numpy as np
 
-from scav_jax.base.documents import read_arrays
+from scav_jax.base.documents import read_arrays, regular_file
 from scav_jax.base.errors import InputError
 from scav_jax.base.progress import progress_bar
 from scav_jax.index.catalog import ABOUT, Header
@@ -207,15 +207,22 @@ def _read_parquet(file: Path) -> tuple[str, Iterator[list[dict]]]:
     import pyarrow.parquet as parquet
 
     try:
-        opened = parquet.ParquetFile(file)
-    except (pa.ArrowInvalid, OSError) as error:
-        raise InputError(f"{file}: expected Parquet: {error}; {MEND}") from None
+        with regular_file(file, "an exported index", MEND):
+            opened = parquet.ParquetFile(file)
+    except (pa.ArrowException, OSError) as error:
+        raise ValueError(str(error)) from None
     metadata = opened.schema_arrow.metadata or {}
     if HEADER not in metadata:
         raise InputError(f"{file}: expected an exported index, it has no header; {MEND}")
-    return metadata[HEADER].decode(), (
-        batch.to_pylist() for batch in opened.iter_batches(CLIPS_AT_ONCE)
-    )
+
+    def parts() -> Iterator[list[dict]]:
+        try:
+            for batch in opened.iter_batches(CLIPS_AT_ONCE):
+                yield batch.to_pylist()
+        except (pa.ArrowException, OSError) as error:  # Arrow's own, of a page that it cannot read
+            raise ValueError(str(error)) from None
+
+    return metadata[HEADER].decode(), parts()
 
 
 def _read_npz(file: Path) -> tuple[str, Iterator[list[dict]]]:

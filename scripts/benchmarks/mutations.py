@@ -18,6 +18,7 @@ and no reader may take more memory than the bound. `tests/test_readers.py` runs 
 """
 
 import argparse
+import itertools
 import json
 import os
 import random
@@ -263,6 +264,26 @@ def of_index(folder: Path) -> list[Reader]:
     return [*ours, *theirs]
 
 
+def of_transfers(folder: Path) -> list[Reader]:
+    """An index as one file, which no checksum seals: other tools may write it too."""
+    from scav_jax.index import create, transfer
+
+    found, new = embedded(9), itertools.count()
+    index = create(folder / "whole.index", identity="model")
+    index.add(found)
+    readers = []
+    for suffix in (".parquet", ".npz"):
+        file = folder / f"moved{suffix}"
+        transfer.export_index(index, file)
+
+        def read(file: Path = file) -> Any:
+            made = transfer.import_index(file, folder / f"{next(new)}.index")
+            return sorted(made.ids()), made.search(found, "a2v", 3, "exact")
+
+        readers.append(Reader(f"moved index: {suffix}", file, read, cost=30, sealed=False))
+    return readers
+
+
 def embedded(count: int, steps: int = 7, width: int = 12) -> Any:
     from scav_jax.retrieval.embed import Embedded
     from scav_jax.sequences import Sequences
@@ -313,7 +334,7 @@ def of_exports(folder: Path) -> list[Reader]:
     return [Reader(f"exported: {name}", out / name, read, cost=30) for name in names]
 
 
-MAKERS = (of_data, of_runs, of_extraction, of_lists, of_weights, of_index, of_exports)
+MAKERS = (of_data, of_runs, of_extraction, of_lists, of_weights, of_index, of_transfers, of_exports)
 
 
 # ---- what is done to them --------------------------------------------------------------------

@@ -154,7 +154,7 @@ def load(folder: Path, identity: str) -> Calibration | None:
     """
     try:
         told = read_document(folder / FILE, "the calibration of a model", MEND)
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):  # other systems' weights are a file
         return None
     if told.pop("format", None) != FORMAT:
         raise InputError(f"{folder / FILE}: expected a calibration of format {FORMAT}; {MEND}")

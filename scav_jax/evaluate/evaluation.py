@@ -426,7 +426,7 @@ def evaluate(
 
 def head(split: store.Split, settings: EvaluationSettings) -> dict:
     """What a document says of clips, resampling and machine, whatever is measured."""
-    device = jax.devices()[0]
+    device, ids = jax.devices()[0], ids_sha256(split.ids)
     return {
         "format_version": results.FORMAT_VERSION,
         "data": {
@@ -434,8 +434,8 @@ def head(split: store.Split, settings: EvaluationSettings) -> dict:
             "split": split.split,
             "n": len(split),
             "sources": len(set(split.sources)),
-            "ids_sha256": ids_sha256(split.ids),
-            "gallery": galleries.PUBLISHED.get(ids_sha256(split.ids), ""),
+            "ids_sha256": ids,
+            "gallery": galleries.PUBLISHED.get(ids, ""),
             "fingerprint": split.fingerprint,
             "fingerprint_id": split.fingerprint_id,
             "rendered": pictures.is_rendered(split),

@@ -13,6 +13,7 @@ index knows of a bank of queries (`hubness`) stays behind.
 import json
 import shutil
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -202,25 +203,30 @@ def _words(file: Path, error: BaseException) -> str:
     return f"{file}: expected an exported index ({words}); {MEND}"
 
 
-def _read_parquet(file: Path) -> tuple[str, Iterator[list[dict]]]:
+@contextmanager
+def _arrow_errors() -> Iterator[None]:
+    """Arrow's words of a file or a page that it cannot read, as `ValueError`."""
     import pyarrow as pa
-    import pyarrow.parquet as parquet
 
     try:
-        with regular_file(file, "an exported index", MEND):
-            opened = parquet.ParquetFile(file)
+        yield
     except (pa.ArrowException, OSError) as error:
         raise ValueError(str(error)) from None
+
+
+def _read_parquet(file: Path) -> tuple[str, Iterator[list[dict]]]:
+    import pyarrow.parquet as parquet
+
+    with _arrow_errors(), regular_file(file, "an exported index", MEND):
+        opened = parquet.ParquetFile(file)
     metadata = opened.schema_arrow.metadata or {}
     if HEADER not in metadata:
         raise InputError(f"{file}: expected an exported index, it has no header; {MEND}")
 
     def parts() -> Iterator[list[dict]]:
-        try:
+        with _arrow_errors():
             for batch in opened.iter_batches(CLIPS_AT_ONCE):
                 yield batch.to_pylist()
-        except (pa.ArrowException, OSError) as error:  # Arrow's own, of a page that it cannot read
-            raise ValueError(str(error)) from None
 
     return metadata[HEADER].decode(), parts()
 

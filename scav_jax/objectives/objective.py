@@ -8,7 +8,7 @@ with a subclass of `Objective` and one line in `OBJECTIVES`, or a dotted path to
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any, ClassVar, NamedTuple
 
 import flax.linen as nn
@@ -343,6 +343,10 @@ class Objective:
           distances: by `ranks_by`.
         """
         return {}
+
+
+# What every objective has; all other fields are options of the section `objective`.
+OURS = tuple(one.name for one in fields(Objective))
 
 
 def embeds_its_own_way(objective: Objective) -> bool:

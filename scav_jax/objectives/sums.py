@@ -17,6 +17,7 @@ from jaxtyping import Array, Float, PyTree
 
 from scav_jax.base.errors import InputError
 from scav_jax.objectives.objective import (
+    OURS,
     Batch,
     Cost,
     Material,
@@ -30,7 +31,6 @@ from scav_jax.objectives.objective import (
 )
 from scav_jax.sequences import AudioVisual, Sequences
 
-OURS = ("name", "distance", "distance_options", "free")
 WEIGHT = "weight"
 
 

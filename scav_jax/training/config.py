@@ -183,7 +183,7 @@ def distance_section(name: str) -> Any:
 
 def objective_section(name: str) -> Any:
     """The `objective` section of a name: its options, with their defaults."""
-    ours = ("name", "distance", "distance_options", "free")
+    ours = objectives.objective.OURS
     return settings_of("objective", objectives.find(name), ours, name=name)  # type: ignore[arg-type]
 
 

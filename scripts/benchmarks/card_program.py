@@ -19,16 +19,14 @@ from pathlib import Path
 import jax
 import numpy as np
 from jax.sharding import Mesh
+from step_program import PAPER, paper_step
 
 from scav_jax.base.errors import run_program
 from scav_jax.base.files import write_json
 from scav_jax.encoders import Encoders
-from scav_jax.objectives import Sequential
 from scav_jax.optimizer import make_optimizer
 from scav_jax.plan import trial
-from scav_jax.plan.costs import Workload
 
-PAPER = Encoders(pre_resample="visual_to_audio")
 VARIANTS = {
     "bfloat16": PAPER.clone(precision="bfloat16"),
     "bfloat16, elementwise": PAPER.clone(precision="bfloat16", remat="elementwise"),
@@ -84,16 +82,7 @@ def device_of(card: str) -> jax.Device:
 
 
 def lowered(encoders: Encoders, batch: int, device: jax.Device) -> jax.stages.Lowered:
-    options = {"resample": "visual_to_audio"}
-    work = Workload(
-        encoders,
-        Sequential(distance="euclidean", distance_options=options),
-        batch,
-        visual=(62, 768),
-        audio=(62, 6144),
-        feature_bytes=(2, 2),
-        batches=1,
-    )
+    work = paper_step(encoders, batch, feature_bytes=(2, 2))
     here = trial.sharding.make_mesh
     axes = here(1).axis_names
     trial.sharding.make_mesh = lambda _: Mesh(np.array([device]), axes)

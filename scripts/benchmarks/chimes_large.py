@@ -29,7 +29,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from chimes_rows import TINY, interval
+from chimes_rows import TINY, half_width, interval
 
 from scav_jax import metrics, retrieve
 from scav_jax.base.errors import InputError, run_program
@@ -276,7 +276,6 @@ def draw(results: dict[str, dict[str, dict]], file: Path) -> None:
     """R@1 by sequence (V→A) of every row with its 95 % interval, a panel for each split."""
     import matplotlib
     from matplotlib.figure import Figure
-    from scipy.stats import t
 
     from scav_jax.report.figures import STYLE
 
@@ -287,11 +286,9 @@ def draw(results: dict[str, dict[str, dict]], file: Path) -> None:
         for panel, split in zip(panels, SPLITS[1:], strict=True):
             for at, (table, name) in enumerate(names):
                 runs = results[table][name]["splits"][split]
-                values = [100 * run["sequence"]["v2a"] for run in runs]
-                few = len(values) < 2
-                wide = 0.0 if few else t.ppf(0.975, len(values) - 1) * np.std(values, ddof=1)
-                half = wide / np.sqrt(len(values))
-                panel.errorbar(np.mean(values), at, xerr=half, fmt="o", color="C0", capsize=3)
+                values = [run["sequence"]["v2a"] for run in runs]
+                mean, half = 100 * np.mean(values), half_width(values)
+                panel.errorbar(mean, at, xerr=half, fmt="o", color="C0", capsize=3)
             panel.set_yticks(range(len(names)), [f"{name} ({table})" for table, name in names])
             panel.set_xlim(0, 101)
             panel.set_title(f"{split}: V→A R@1, %")

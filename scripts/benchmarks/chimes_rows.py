@@ -165,15 +165,19 @@ def seconds_per_step(row: str, data: str) -> float:
     return config.data.batch_size / float(np.median(rates[1:]))  # the first one compiles
 
 
-def interval(values: list[float]) -> str:
-    """Mean and 95 % t-interval over seeds, in per cent."""
+def half_width(values: list[float]) -> float:
+    """Of the 95 % t-interval over seeds, in per cent; of one seed 0."""
     from scipy.stats import t
 
-    mean = 100 * np.mean(values)
     if len(values) < 2:
-        return f"{mean:5.1f}"
-    half = 100 * t.ppf(0.975, len(values) - 1) * np.std(values, ddof=1) / np.sqrt(len(values))
-    return f"{mean:5.1f} ± {half:.1f}"
+        return 0.0
+    return 100 * t.ppf(0.975, len(values) - 1) * np.std(values, ddof=1) / np.sqrt(len(values))
+
+
+def interval(values: list[float]) -> str:
+    """Mean and 95 % t-interval over seeds, in per cent."""
+    mean = f"{100 * np.mean(values):5.1f}"
+    return mean if len(values) < 2 else f"{mean} ± {half_width(values):.1f}"
 
 
 def table(results: dict, split: str, methods: tuple[str, ...]) -> str:

@@ -36,23 +36,24 @@ VARIANTS = {
     "bfloat16, elementwise": PAPER.clone(precision="bfloat16", remat="elementwise"),
     "bfloat16, blocks": PAPER.clone(precision="bfloat16", remat="blocks"),
     # As few blocks as a loop could cost more than it saves.
-    "demo": build(load_file("configs/demo.py"))[0],
+    "demo": build(load_file("demo"))[0],
 }
 INSTRUCTION = re.compile(r"^\s+(?:ROOT )?\S+ = .+$", re.MULTILINE)
 FUSION = re.compile(r"^\s+(?:ROOT )?\S+ = .* fusion\(", re.MULTILINE)
 
 
+def paper_step(encoders: Encoders, batch: int, **features) -> Workload:
+    """A step on 62 x 62 steps of CLIP's and BEATs' widths."""
+    options = {"resample": "visual_to_audio"}
+    objective = Sequential(distance="euclidean", distance_options=options)
+    return Workload(
+        encoders, objective, batch, visual=(62, 768), audio=(62, 6144), batches=1, **features
+    )
+
+
 def measured(encoders: Encoders) -> dict:
     """The figures of one step."""
-    options = {"resample": "visual_to_audio"}
-    work = Workload(
-        encoders,
-        Sequential(distance="euclidean", distance_options=options),
-        8,
-        visual=(62, 768),
-        audio=(62, 6144),
-        batches=1,
-    )
+    work = paper_step(encoders, 8)
     jax.clear_caches()
     begin = time.process_time()
     lowered = lowered_step(work, make_optimizer(steps=10, warmup_steps=1))

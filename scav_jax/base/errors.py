@@ -3,6 +3,7 @@
 import contextlib
 import errno
 import os
+import select
 import sys
 import warnings
 from collections.abc import Callable, Iterable, Sequence
@@ -13,6 +14,7 @@ from scav_jax.base.names import is_text, shown
 EXIT_INPUT = 2  # bad input: nothing is wrong with the program
 EXIT_SYSTEM = 3  # the machine refused: disk full or read-only, no permission, no memory
 EXIT_FAULT = 4  # the program or a package of it is wrong: no input mends that
+EXIT_UNREAD = 141  # 128 + SIGPIPE: whoever read standard output has left, as `head` does
 
 # What our own wrong call, or a package of another version, raises: whoever turns exceptions into a
 # rejection, a skip or a fallback lets these pass, unless a damaged file is known to provoke them.
@@ -98,6 +100,9 @@ def run_program(main: Callable[[], int | None]) -> None:
     except KeyboardInterrupt:
         interrupts.leave(interrupts.WORDS)
     except Exception as error:
+        if _nobody_reads(error):
+            _silence(1, sys.stdout, sys.__stdout__)
+            sys.exit(EXIT_UNREAD)
         found = None if os.environ.get("SCAV_TRACEBACK") else _code_and_words(error)
         if found is None:
             raise
@@ -156,19 +161,28 @@ def _refusal(error: OSError) -> str:
     return f"the system refused{where}: {said}; {kept.format('mend that')}"
 
 
+def _nobody_reads(error: Exception) -> bool:
+    """Whether it failed because the reader of standard output has left, which is no failure."""
+    if not isinstance(error, BrokenPipeError) or not hasattr(select, "poll"):
+        return False
+    output = select.poll()
+    output.register(1, 0)  # that nobody reads is always told
+    return any(event & select.POLLERR for _, event in output.poll(0))
+
+
 def _end_quietly(error: Exception) -> None:
     """What still works in the background shall not say the same again, at length.
 
-    Logs write what they have when the interpreter ends, and fail once more; so does standard output
-    that nobody reads.
+    Logs write what they have when the interpreter ends, and fail once more.
     """
     sys.stderr.flush()
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
         os._exit(EXIT_SYSTEM)  # a log's own thread would fail on the same disk, for long
-    silent = [(2, sys.stderr, sys.__stderr__)]
-    if isinstance(error, BrokenPipeError):
-        silent.append((1, sys.stdout, sys.__stdout__))
-    for descriptor, stream, own in silent:
-        if stream is own:  # not that of a test, or of a notebook
-            with contextlib.suppress(OSError):
-                os.dup2(os.open(os.devnull, os.O_WRONLY), descriptor)
+    _silence(2, sys.stderr, sys.__stderr__)
+
+
+def _silence(descriptor: int, stream: object, own: object) -> None:
+    """Sends what is still written there to nowhere; a test's or a notebook's stream is left."""
+    if stream is own:
+        with contextlib.suppress(OSError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), descriptor)

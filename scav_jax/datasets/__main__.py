@@ -21,7 +21,8 @@ BEATS_FILE = "BEATs_iter3_plus_AS2M_finetuned_on_AS2M_cpt2.pt"
 
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
-    parser = Parser(prog="scav datasets", description=__doc__)
+    rendered = "Videos that are rendered instead: scav datasets chimes --help"
+    parser = Parser(prog="scav datasets", description=__doc__, epilog=rendered)
     programs = parser.add_subparsers(required=True, metavar="vggsound|music|import|resample")
     one = programs.add_parser("vggsound", help="VGGSound from its lists and a folder of clips")
     one.add_argument(

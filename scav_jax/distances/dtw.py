@@ -243,11 +243,12 @@ def _matrix(visual, audio, block, memory_bytes, gamma) -> Float[Array, "Q K"]:
         return _matrix(audio, visual, block, memory_bytes, gamma).T
     x, y = _centred(visual, audio)
     (queries, n, _), (candidates, m, _), itemsize = x.shape, y.shape, x.dtype.itemsize
-    block = block or warping.fast_block(n, m, itemsize, memory_bytes)
-    tiles = warping.tiling(queries, candidates, block)
-    kept_bytes = queries * candidates * n * m * itemsize
-    tile_bytes = block * warping.tile_bytes(n, m, itemsize)
-    plan = _Plan(*tiles, keep=kept_bytes + tile_bytes <= memory_bytes)
+    fast, pairs = partial(warping.fast_block, n, m, itemsize), queries * candidates
+    kept_bytes, of_pair = pairs * n * m * itemsize, warping.tile_bytes(n, m, itemsize)
+    # On an accelerator tiles take all that there is: half of it is left for what is kept.
+    keep = kept_bytes + min(block or fast(memory_bytes // 2), pairs) * of_pair <= memory_bytes
+    block = min(block or fast(memory_bytes - keep * kept_bytes), pairs)
+    plan = _Plan(*warping.tiling(queries, candidates, block), keep=keep)
     return _all_pairs(x, visual.lengths, y, audio.lengths, gamma, plan)
 
 

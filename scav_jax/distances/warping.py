@@ -41,6 +41,8 @@ REACHABLE = 1e36  # what is less is a real one
 # costs at once, whose tables stay in the last one. An accelerator takes what the memory allows.
 CPU_LANES = 32
 CPU_CELLS = 2**21
+# On an accelerator: diagonals of one pass of a loop. Each pass counts, and copies what it hands on.
+DIAGONALS_AT_ONCE = 4
 
 
 class Tiling(NamedTuple):
@@ -176,6 +178,11 @@ def tile_bytes(n: int, m: int, itemsize: int) -> int:
     return itemsize * n * (6 * m + 2 * n)
 
 
+def _at_once() -> int:
+    """Diagonals of one pass of a loop; a CPU gains nothing by more."""
+    return 1 if jax.default_backend() == "cpu" else DIAGONALS_AT_ONCE
+
+
 def tiling(queries: int, candidates: int, block: int) -> Tiling:
     """Tiles of at most `block` pairs, as equal as possible, so that little is computed in vain."""
     lanes = min(block, CPU_LANES) if jax.default_backend() == "cpu" else block
@@ -264,7 +271,11 @@ def _costs_to_go(problems: _Problems, gamma, *, keep: bool):
 
     beyond = jnp.full_like(_diagonal_of(problems.costs, 0), UNREACHABLE)
     (current, following), (corners, table) = jax.lax.scan(
-        step, (beyond, beyond), (schedule.diagonals, schedule.in_last_column), reverse=True
+        step,
+        (beyond, beyond),
+        (schedule.diagonals, schedule.in_last_column),
+        reverse=True,
+        unroll=_at_once(),
     )
     corners = jnp.concatenate([current[:1], corners[:-1]])  # S of row 0, by diagonal
     return corners[: problems.costs.shape[1] : problems.columns], (following, table)
@@ -292,6 +303,7 @@ def _walk(problems: _Problems, table, gamma) -> Float[Array, "N L P"]:
         step,
         (nowhere, nowhere, following),
         (schedule.diagonals, schedule.in_last_column, schedule.begins, afters),
+        unroll=_at_once(),
     )
 
     def row_of(row):  # cell (i, j) lies on diagonal i + j

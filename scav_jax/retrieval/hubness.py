@@ -21,7 +21,6 @@ from scav_jax.features.store import Split
 from scav_jax.retrieval.embed import Embedded, embed
 from scav_jax.training.runs import Run
 
-CHOICES = ("bank", "none")
 LEAST, ENOUGH, TAKEN = 200, 300, 1024  # clips of a bank: refused below, wanted, taken of more
 STILL = 1e-3  # of the mean: a deviation below is of a clip that all queries are as far from
 

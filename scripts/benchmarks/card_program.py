@@ -1,4 +1,4 @@
-"""What a card would be given: a training step, compiled for it on a machine without one.
+"""What a card would be given: a training step and soft-DTW, compiled on a machine without one.
 
     pip install 'jax[cuda12]'
     python scripts/benchmarks/card_program.py [--card h200] [--batch 256] [--only WORD] [--out FILE]
@@ -7,25 +7,32 @@ XLA compiles for a described card (with JAX's CUDA plugin and ptxas; neither dri
 off the optimized program, for the paper's model (62 x 62 steps, stored float16): kernels that are
 written and launched in a step, the bytes that they read and write (loops by their trips, a
 `dynamic-slice` by what it cuts), temporary memory, and seconds of compiling. Products go to cuBLAS:
-to choose between kernels a card is needed, so nothing is chosen, and the seconds lack that.
+to choose between kernels a card is needed, so nothing is chosen, and the seconds lack that. Then
+the same of soft-DTW with its gradients, of pairs of latents of width 512, beside ott's.
 """
 
 import argparse
 import re
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
+from unittest import mock
 
 import jax
+import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from soft_dtw import GAMMA, ott_on_latents
 from step_program import PAPER, paper_step
 
 from scav_jax.base.errors import run_program
 from scav_jax.base.files import write_json
+from scav_jax.distances.dtw import soft_dtw_matrix
 from scav_jax.encoders import Encoders
 from scav_jax.optimizer import make_optimizer
 from scav_jax.plan import trial
+from scav_jax.sequences import sequences
 
 VARIANTS = {
     "bfloat16": PAPER.clone(precision="bfloat16"),
@@ -33,6 +40,13 @@ VARIANTS = {
     "bfloat16, blocks": PAPER.clone(precision="bfloat16", remat="blocks"),
     "float32": PAPER,
     "float32, elementwise": PAPER.clone(remat="elementwise"),
+}
+# Clips of each stream, visual and audio steps; ott's own has no tiles, and room for the small ones.
+WARPINGS = {
+    f"{name} {clips**2} x {n} x {m}": (form, clips, n, m)
+    for clips, n, m in ((32, 62, 62), (32, 250, 62), (128, 62, 62))
+    for name, form in (("soft-DTW", "ours"), ("ott", "ott"))
+    if (form, clips) != ("ott", 128)
 }
 # Of XLA's own descriptions of cards: name, cores, bytes a second, cache, clock in GHz, memory,
 # shared memory of a core and of a block, compute capability.
@@ -81,15 +95,31 @@ def device_of(card: str) -> jax.Device:
     return TopologyDescription(topology._make_compile_only_devices()).devices[0]
 
 
-def lowered(encoders: Encoders, batch: int, device: jax.Device) -> jax.stages.Lowered:
+def lowered_step(encoders: Encoders, batch: int, device: jax.Device) -> jax.stages.Lowered:
     work = paper_step(encoders, batch, feature_bytes=(2, 2))
-    here = trial.sharding.make_mesh
-    axes = here(1).axis_names
-    trial.sharding.make_mesh = lambda _: Mesh(np.array([device]), axes)
-    try:
+    axes = trial.sharding.make_mesh(1).axis_names
+    here = mock.patch.object(trial.sharding, "make_mesh", lambda _: Mesh(np.array([device]), axes))
+    with here:
         return trial.lowered_step(work, make_optimizer(steps=10, warmup_steps=1))
-    finally:
-        trial.sharding.make_mesh = here
+
+
+def lowered_warping(
+    form: str, clips: int, n: int, m: int, device: jax.Device
+) -> jax.stages.Lowered:
+    """All pairs and both gradients of their sum."""
+
+    def ours(visual, audio):
+        how = {"gamma": GAMMA, "block": None, "memory_bytes": 2**30}
+        return soft_dtw_matrix(sequences(visual), sequences(audio), **how)[0]
+
+    distances = ours if form == "ours" else ott_on_latents
+    there = NamedSharding(Mesh(np.array([device]), ("card",)), PartitionSpec())
+    latents = [
+        jax.ShapeDtypeStruct((clips, steps, 512), jnp.float32, sharding=there) for steps in (n, m)
+    ]
+    with mock.patch.object(jax, "default_backend", lambda: "gpu"):
+        total = jax.value_and_grad(lambda v, a: jnp.sum(distances(v, a)), (0, 1))
+        return jax.jit(total).lower(*latents)
 
 
 # -- reading a program ----------------------------------------------------------------------------
@@ -172,9 +202,9 @@ def operands(rest: str) -> list[str]:
     return re.findall(r"%([\w.-]+)", rest.split("), ")[0])
 
 
-def measured(encoders: Encoders, batch: int, device: jax.Device) -> dict:
+def measured(lowered: Callable[[], jax.stages.Lowered]) -> dict:
     begin = time.process_time()
-    compiled = lowered(encoders, batch, device).compile(compiler_options=FLAGS)
+    compiled = lowered().compile(compiler_options=FLAGS)
     took = time.process_time() - begin
     kernels = list(Program(compiled.as_text()).kernels())
     return {
@@ -190,16 +220,18 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--card", choices=CARDS, default="h200")
     parser.add_argument("--batch", type=int, default=256)
-    parser.add_argument("--only", default="", help="variants whose name begins with this")
+    parser.add_argument("--only", default="", help="rows whose name begins with this")
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
     jax.config.update("jax_enable_compilation_cache", False)
     device, found = device_of(options.card), {}
-    for name, encoders in VARIANTS.items():
+    rows = {name: partial(lowered_step, one, options.batch) for name, one in VARIANTS.items()}
+    rows |= {name: partial(lowered_warping, *how) for name, how in WARPINGS.items()}
+    for name, lowered in rows.items():
         if not name.startswith(options.only):
             continue
-        row = found[name] = measured(encoders, options.batch, device)
-        print(f"{name:<24}" + ", ".join(f"{key} {value:,.4g}" for key, value in row.items()))
+        row = found[name] = measured(partial(lowered, device))
+        print(f"{name:<26}" + ", ".join(f"{key} {value:,.4g}" for key, value in row.items()))
         if options.out:
             write_json(options.out, vars(options) | {"out": str(options.out), "rows": found})
 

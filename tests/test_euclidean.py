@@ -148,8 +148,9 @@ def test_every_form_is_the_definition_and_the_formula(case, resample):
 
 @each_direction
 def test_runs_of_any_width_give_the_same(monkeypatch, resample):
-    """Groups larger than a run, runs at the end of the array, single ones."""
+    """Groups larger than a run, runs at the end of the array, single ones; as on an accelerator."""
     monkeypatch.setattr(euclidean_many_grids, "TILE_WIDTHS", (2, 3))
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
     uncached = compiled.__wrapped__(resample)
     for case in ("few grids", "every audio its own"):
         _, visual, audio = CASES[case]

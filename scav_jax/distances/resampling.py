@@ -160,14 +160,16 @@ def _integer(quotient: Float[Array, ""]) -> Int[Array, ""]:
 def apart(compute, always: Bool[Array, ""]):
     """`compute()`, by itself: what takes its result reads it from memory.
 
-    XLA fuses small computations into large ones, here those of a step into every channel of it,
-    and drops `optimization_barrier` on the CPU. It does not look into a branch. Under `vmap` a
-    branch is none: call it outside.
+    XLA fuses small computations into large ones, here those of a step into every channel of it. A
+    barrier keeps them apart, but on the CPU it is dropped. There XLA does not look into a branch,
+    which elsewhere the host would have to choose. Under `vmap` a branch is none: call it outside.
 
     Args:
       compute: a function of nothing to arrays.
       always: a condition that is true and that XLA does not know to be.
     """
+    if jax.default_backend() != "cpu":
+        return jax.lax.optimization_barrier(compute())
     shapes = jax.eval_shape(compute)
     nothing = partial(jax.tree.map, lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
     return jax.lax.cond(always, compute, nothing)

@@ -4,8 +4,8 @@ INDEX/
    index.json           the header: format version, the model's identity, distance, storage, width,
                         the root of its videos and how they are cut
    rows.lance           a LanceDB table with a row for each clip
-   rows.json            the version of that table that was written last
    segments/00000000/   sequences and what is computed from them, appended and never changed
+   segments/rows.json   the version of the table that was written last: both are of one moment
    bank.npz             what scores are relative to, where there is that, see `hubness`
    lock                 held by the one writer
    adding.json          the clips of an `add` that has not ended
@@ -22,6 +22,7 @@ reader sees the table before it or after it; old versions stay readable.
 import contextlib
 import json
 import os
+import secrets
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from reprlib import repr as short
@@ -36,8 +37,8 @@ from scav_jax.distances import find, option_names
 from scav_jax.distances.static import SUFFIX
 from scav_jax.sequences import DIRECTIONS as RESAMPLINGS
 
-FORMAT_VERSION = 6
-HEADER, SEGMENTS = "index.json", "segments"
+FORMAT_VERSION = 7
+HEADER, SEGMENTS, COMMITTED = "index.json", "segments", "rows.json"
 ADDING, BANK = "adding.json", "bank.npz"
 STORAGES = ("float32", "bfloat16", "int8")
 ABOUT = ("id", "source", "start", "end", "label")
@@ -61,6 +62,7 @@ class Header:
       bank: names the bank that scores are relative to; "" where clips are ranked by distances.
       bank_clips: how many it has.
       sketch, sketch_width: what makes sketches, the first stage, and S; "" where there are none.
+      name: of this index alone, drawn when it was made; its segments have it too.
     """
 
     identity: str
@@ -75,6 +77,7 @@ class Header:
     bank_clips: int = 0
     sketch: str = ""
     sketch_width: int = 0
+    name: str = ""
     format_version: int = FORMAT_VERSION
 
     @property
@@ -143,7 +146,7 @@ class Header:
     @property
     def stored_as(self) -> dict:
         """What sequences depend on, as JSON: that of every segment."""
-        names = ("identity", "distance", "options", "storage", "bank", "sketch")
+        names = ("identity", "distance", "options", "storage", "bank", "sketch", "name")
         told = {name: getattr(self, name) for name in names}
         told["options"] = {k: v for k, v in self.options.items() if k != "static_weight"}
         return json.loads(json.dumps(told))
@@ -206,7 +209,8 @@ def make_header(
     # How the training multiplied is no business of the index: it has a storage of its own.
     options = {key: value for key, value in options.items() if key != "storage"}
     root = None if root is None else os.path.abspath(root)
-    return Header(str(identity), name, options, storage, root=root)
+    own = secrets.token_hex(8)
+    return Header(str(identity), name, options, storage, root=root, name=own)
 
 
 def write_header(path: Path, header: Header) -> None:

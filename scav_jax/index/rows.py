@@ -17,10 +17,10 @@ from scav_jax.base.documents import read_document, write_document
 from scav_jax.base.errors import OUR_FAULTS, InputError
 from scav_jax.base.files import full_disk_is_an_oserror
 from scav_jax.base.names import is_text
-from scav_jax.index.catalog import ABOUT, MEND
+from scav_jax.index.catalog import ABOUT, COMMITTED, MEND, SEGMENTS
 from scav_jax.sequences import STREAMS
 
-TABLE, COMMITTED = "rows", "rows.json"
+TABLE = "rows"
 KNOWN = ("segment", "row", "key", "checksum_visual", "checksum_audio")
 FILTERED = {"id": TEXT, "source": TEXT, "start": NUMBER, "end": NUMBER, "label": TEXT}
 FILTER_SECONDS = 20.0  # what a condition may take
@@ -140,7 +140,7 @@ class Rows:
           InputError: a later one was written, its file is gone: without it clips would be missing
             silently, or deleted ones be back.
         """
-        what, file = "the version of an index's rows", self.path / COMMITTED
+        what, file = "the version of an index's rows", self.path / SEGMENTS / COMMITTED
         if not file.exists():
             raise InputError(f"{file}: expected {what}, it is not there; {MEND}")
         written = read_document(file, what, MEND).get("version")
@@ -153,7 +153,7 @@ class Rows:
 
     def note_version(self) -> None:
         """Says what the latest version is, after a change."""
-        write_document(self.path / COMMITTED, {"version": self.version})
+        write_document(self.path / SEGMENTS / COMMITTED, {"version": self.version})
 
     def __len__(self) -> int:
         return self._table.count_rows()

@@ -22,6 +22,7 @@ readable after the files are gone.
 import io
 import itertools
 import os
+import re
 import shutil
 import zlib
 from collections.abc import Iterable
@@ -35,7 +36,7 @@ from scav_jax.base.documents import read_document, regular_file, write_document
 from scav_jax.base.errors import InputError
 from scav_jax.base.files import folder_atomically
 from scav_jax.features.clip import fingerprint_difference
-from scav_jax.index.catalog import MEND, SEGMENTS, Header
+from scav_jax.index.catalog import COMMITTED, MEND, SEGMENTS, Header
 from scav_jax.index.encoding import (
     COLUMNS,
     SKETCH_STORAGES,
@@ -51,6 +52,7 @@ from scav_jax.index.sketches import Basis, sizes
 from scav_jax.sequences import STREAMS
 
 CHECKED_AT_ONCE = 256  # rows
+_NUMBER = re.compile("[0-9]{8}")
 
 
 class WrongRow(InputError):
@@ -488,14 +490,17 @@ def segment_numbers(index: Path) -> list[int]:
     """The segments that are there, those that no row names included."""
     folder = index / SEGMENTS
     names = [one.name for one in folder.iterdir()] if folder.is_dir() else []
-    return sorted(int(name) for name in names if name.isdigit())
+    return sorted(int(name) for name in names if _NUMBER.fullmatch(name))
 
 
 def sweep(index: Path, used: set[int]) -> list[str]:
     """Removes segments that no row names, and what a kill left of one; returns their names."""
     folder, removed = index / SEGMENTS, []
+    kept = {COMMITTED, *(_folder(index, number).name for number in used)}
     for one in sorted(folder.iterdir()) if folder.is_dir() else []:
-        if not one.name.isdigit() or int(one.name) not in used:
+        if one.name not in kept:
             shutil.rmtree(one, ignore_errors=True)
+            if one.is_file():
+                one.unlink(missing_ok=True)
             removed.append(one.name)
     return removed

@@ -21,7 +21,7 @@ from scav_jax.base.locks import LOCK
 from scav_jax.index import catalog, hubness, searching, writing
 from scav_jax.index.catalog import Header
 from scav_jax.index.encoding import Encoding
-from scav_jax.index.rows import COMMITTED, TABLE, Rows, about_checksums, numbers_in
+from scav_jax.index.rows import TABLE, Rows, about_checksums, numbers_in
 from scav_jax.index.segments import ForeignRow, Snapshot, WrongRow, segment_numbers, sweep
 from scav_jax.retrieval.embed import Embedded
 from scav_jax.retrieval.hubness import check_enough
@@ -67,7 +67,7 @@ def create(
         check_enough(len(bank))
         header = replace(header, bank=hubness.digest(bank), bank_clips=len(bank))
     # What a create that was killed leaves.
-    begun = {LOCK, catalog.SEGMENTS, catalog.BANK, COMMITTED, f"{TABLE}.lance"}
+    begun = {LOCK, catalog.SEGMENTS, catalog.BANK, f"{TABLE}.lance"}
     names = {one.name for one in path.iterdir()} if path.is_dir() else set()
     begun |= {name for name in names if name.startswith(WRITTEN) and _is_partial(name)}
     if path.exists() and (not path.is_dir() or names - begun):

@@ -255,8 +255,11 @@ def of_index(folder: Path) -> list[Reader]:
         return index.verify(), sorted(index.ids()), hits
 
     segment = path / "segments" / "00000000"
-    files = [path / "index.json", path / "rows.json", *sorted(file for file in segment.iterdir())]
-    ours = [Reader(f"index: {file.name}", file, read, cost=20) for file in files]
+    about = (path / "index.json", path / "segments" / "rows.json")
+    ours = [
+        Reader(f"index: {file.name}", file, read, cost=20)
+        for file in (*about, *sorted(segment.iterdir()))
+    ]
     theirs = [
         Reader(f"rows.lance/{file.parent.name}, {number}", file, read, cost=20, part_of=path)
         for number, file in enumerate(table)

@@ -233,6 +233,19 @@ def test_splits_keep_folders_or_what_a_column_says_together(tmp_path):
     with pytest.raises(InputError, match="together with --split"):
         list_clips(tmp_path, ClipOptions(path, None, None, "folder"))
 
+    # One recording under several names: links, and other ways to write its path.
+    for n in range(5):
+        (tmp_path / f"a/link{n}.mp4").symlink_to(tmp_path / f"b/{n}.mp4")
+        os.link(tmp_path / f"c/{n}.mp4", tmp_path / f"a/hard{n}.mp4")
+    names = [f"{way}{n}.mp4" for way in ("b/", "a/link", "./b/", "a/../b/") for n in range(5)]
+    names += [f"{way}{n}.mp4" for way in ("c/", "a/hard") for n in range(5)]
+    listed = write_csv(tmp_path / "all.csv", "\n".join(["file", *names]))
+    clips = list_clips(tmp_path, ClipOptions(listed, None, SHARES)).clips
+    split_of = {clip.file: clip.split for clip in clips}
+    for n in range(5):
+        assert len({split_of[name] for name in names[n:20:5]}) == 1
+        assert len({split_of[name] for name in names[20 + n :: 5]}) == 1
+
 
 def test_splits_that_cannot_be_made_are_refused():
     whole = [ClipRequest(f"{n}.mp4", 0.0, None, str(n)) for n in range(4)]
@@ -245,12 +258,15 @@ def test_splits_that_cannot_be_made_are_refused():
 
 def test_an_empty_folder_says_what_was_expected(tmp_path):
     (tmp_path / "notes.txt").write_text("x")
+    (tmp_path / ".a").mkdir()
+    (tmp_path / ".a.mp4").touch()
     run = run_program("--videos", tmp_path, "--out", tmp_path / "data")
     assert run.returncode == 2
     assert run.stderr.startswith("error: no video files under")
     assert ".mp4" in run.stderr and "1 x .txt" in run.stderr
+    assert "1 x hidden (.*)" in run.stderr and "1 x hidden folder (.*)" in run.stderr
     assert len(run.stderr.strip().splitlines()) == 1
-    assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".a", ".a.mp4", "notes.txt"]
 
 
 # Workers -----------------------------------------------------------------------------------

@@ -10,7 +10,7 @@ import json
 import math
 import os
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -187,14 +187,18 @@ def list_clips(videos: Path, options: ClipOptions = WHOLE_VIDEOS) -> Listing:
                 ".mp4, .mkv, .webm, .mov, .avi or other containers that FFmpeg reads, found "
                 f"{kinds or 'an empty folder'}"
             )
-    if shares:
-        if split_by == "folder":
-            groups = {clip.id: os.path.dirname(clip.file) for clip in clips}
-        clips = assign_splits(clips, shares, groups, split_by)
-    sizes = {clip.file: -1 for clip in clips}
+    sizes, recordings = {clip.file: -1 for clip in clips}, {}
     for file in sizes:
         path = videos / file
-        sizes[file] = path.stat().st_size if path.is_file() else -1
+        if path.is_file():
+            about = path.stat()
+            sizes[file] = about.st_size
+            recordings[file] = f"{about.st_dev} {about.st_ino or file}"
+    if shares:
+        if split_by == "folder":
+            real = functools.cache(lambda folder: os.path.realpath(videos / folder))
+            groups = {clip.id: real(os.path.dirname(clip.file)) for clip in clips}
+        clips = assign_splits(clips, shares, groups, split_by, recordings)
     return Listing(clips, clip_seconds, sizes, unreadable, passed_over, origin, videos)
 
 
@@ -233,6 +237,7 @@ def assign_splits(
     shares: dict[str, float],
     groups: dict[str, str] | None = None,
     split_by: str = "file",
+    recordings: Mapping[str, str] | None = None,
 ) -> list[ClipRequest]:
     """Gives every file to one split, so that no two splits show the same recording.
 
@@ -245,6 +250,8 @@ def assign_splits(
       groups: id -> what must not be in two splits either: a folder, a recording session. Files
         whose clips share a group go together.
       split_by: what groups are called in messages.
+      recordings: what names the content of each file: files that are links to one another, or one
+        file under two names (`./a.mp4`), go together.
 
     Raises:
       InputError: the clips have splits already, or a split would get nothing.
@@ -255,7 +262,7 @@ def assign_splits(
             f"--split: expected clips without a split, the CSV gives {sorted(given)}; leave out "
             "--split or the column"
         )
-    together = _together(clips, groups or {})
+    together = _together(clips, groups or {}, recordings or {})
     files = sorted(set(together.values()), key=_hash)
     ends = [round(share * len(files)) for share in itertools.accumulate(shares.values())]
     split_of: dict[str, str] = {}
@@ -270,7 +277,9 @@ def assign_splits(
     return [replace(clip, split=split_of[together[clip.file]]) for clip in clips]
 
 
-def _together(clips: list[ClipRequest], groups: dict[str, str]) -> dict[str, str]:
+def _together(
+    clips: list[ClipRequest], groups: Mapping[str, str], recordings: Mapping[str, str]
+) -> dict[str, str]:
     """File -> the first name of all files that are tied to it by a group, over others too."""
     parent = {clip.file: clip.file for clip in clips}
 
@@ -279,11 +288,12 @@ def _together(clips: list[ClipRequest], groups: dict[str, str]) -> dict[str, str
             parent[file] = file = parent[parent[file]]
         return file
 
-    first: dict[str, str] = {}
+    first: dict[tuple[int, str], str] = {}
     for clip in clips:
-        if clip.id in groups:
-            one, other = root(first.setdefault(groups[clip.id], clip.file)), root(clip.file)
-            parent[max(one, other)] = min(one, other)
+        for tie in enumerate((groups.get(clip.id), recordings.get(clip.file))):
+            if tie[1] is not None:
+                one, other = root(first.setdefault(tie, clip.file)), root(clip.file)
+                parent[max(one, other)] = min(one, other)
     return {file: root(file) for file in parent}
 
 
@@ -313,6 +323,7 @@ def find_videos(
             folders.clear()
             continue
         seen.add(real)
+        passed_over["hidden folder (.*)"] += sum(name.startswith(".") for name in folders)
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         for name in [name for name in folders if not is_text(name)]:
             reject(os.path.join(folder, name), f"{NO_TEXT} the folder, what is in it is left out")
@@ -320,12 +331,12 @@ def find_videos(
         for name in names:
             suffix = os.path.splitext(name)[1].lower()
             if suffix not in suffixes or name.startswith("."):
-                passed_over[shown(suffix or name)] += 1
+                passed_over["hidden (.*)" if name.startswith(".") else shown(suffix or name)] += 1
             elif is_text(name):
                 files.append((Path(folder) / name).relative_to(videos).as_posix())
             else:
                 reject(os.path.join(folder, name), f"{NO_TEXT} the file")
-    return sorted(files), sorted(unreadable, key=lambda row: row["file"]), passed_over
+    return sorted(files), sorted(unreadable, key=lambda row: row["file"]), +passed_over
 
 
 def read_csv(path: Path, videos: Path | None = None) -> list[ClipRequest]:

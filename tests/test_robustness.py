@@ -111,6 +111,10 @@ FILES = {
     ),
     "pipe.mp4": (lambda f, n: os.mkfifo(f / n), Rejected("open", "a pipe")),
     "mute.mp4": (lambda f, n: write(f, n, track=None), Rejected("open", "no audio stream")),
+    "subtitles.mp4": (
+        lambda f, n: (f / n).write_text("1\n00:00:00,000 --> 00:00:09,000\nhello\n"),
+        Rejected("open", "no video stream"),
+    ),
     "blind.mp4": (lambda f, n: write(f, n, frames=None), Rejected("open", "no video stream")),
     "no-frames.mp4": (lambda f, n: without_pictures(write(f, n)), Rejected("decode", "no frames")),
     "silent.mp4": (lambda f, n: write(f, n, track=0 * LOUD), Rejected("check", "silent")),

@@ -49,6 +49,8 @@ def film_of(path: Path) -> Film:
         for kind in KINDS:
             if usable := _usable_streams(container, kind):
                 indexes[kind] = _chosen(container, kind, usable).index
+    if not indexes:  # subtitles or data alone
+        return Film(indexes, 0.0)
     if start is not None and start >= 0:
         return Film(indexes, start / av.time_base)
     return Film(indexes, _first_moment(path, indexes))

@@ -109,6 +109,10 @@ FILES = {
         lambda f, n: (f / n).write_text("ffconcat version 1.0\nfile good.mp4\n"),
         Rejected("open", "not a readable video: it is no video, or a play list"),
     ),
+    "raw.mp4": (  # MLV, whose parts lie beside it
+        lambda f, n: (f / n).write_bytes(b"MLVI\x34\0\0\0v2.0" + bytes(40)),
+        Rejected("open", "not a readable video: it is no video, or a play list"),
+    ),
     "pipe.mp4": (lambda f, n: os.mkfifo(f / n), Rejected("open", "a pipe")),
     "mute.mp4": (lambda f, n: write(f, n, track=None), Rejected("open", "no audio stream")),
     "subtitles.mp4": (

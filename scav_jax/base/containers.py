@@ -14,8 +14,8 @@ PIPE_BYTES = 2**32
 # What FFmpeg takes for a film, though it is a list that opens other files, a device or a script.
 _OTHERS = (
     "alsa avisynth concat concatf dash fbdev hds hls image2 imf iec61883 jack kmsgrab lavfi "
-    "libcdio nc openal oss pulse rtp rtsp sap sdp sndio vapoursynth webm_dash_manifest x11grab "
-    "xcbgrab"
+    "libcdio mlv nc openal oss pulse rtp rtsp sap sdp sndio vapoursynth vobsub webm_dash_manifest "
+    "x11grab xcbgrab"
 )
 _FORMATS = sorted(av.formats_available - {*_OTHERS.split(), "video4linux2,v4l2"})
 SAFE_OPTIONS = {"protocol_whitelist": "file", "format_whitelist": ",".join(_FORMATS)}

@@ -254,6 +254,10 @@ def test_tokens_of_curves_are_given_out_and_forgotten(client, films, monkeypatch
     )
     assert client.get(first).status_code == client.get("/curves/x").status_code == 404
     assert client.get(second).status_code == 200
+    monkeypatch.setattr(search_page, "curves_of", None)
+    answer = client.get(second)  # whatever goes wrong is a line
+    assert answer.status_code == 500
+    assert answer.json() == {"error": "that failed; the server's log says why"}
 
 
 def test_sounds_and_silent_films_ask_by_what_they_have(client, tmp_path):
@@ -366,6 +370,7 @@ def test_bad_uploads_get_clear_words_and_leave_nothing(client, app, films):
     ):
         answer = ask(client, b"not read", **options)
         assert answer.status_code == 400 and answer.json()["error"].startswith(words)
+    assert ask(client, b"x", name="/").json()["error"].startswith("the file: expected a sound")
     answer = ask(client, films / "d.mp4", where="label = 'crash'")
     assert answer.status_code == 500 and "secret" not in answer.text
     assert leftovers(app) == []
@@ -398,7 +403,7 @@ def test_only_tokens_are_answered(client, films):
         "/films/c.mkv",
     ):
         answer = client.get(path)
-        assert answer.status_code == 404, path
+        assert answer.status_code == 404 and answer.json()["error"], path
         assert b"root:" not in answer.content
 
 

@@ -87,6 +87,7 @@ def create_app(
     try:
         import uvicorn  # noqa: F401
         from starlette.applications import Starlette
+        from starlette.exceptions import HTTPException
         from starlette.middleware import Middleware
         from starlette.routing import Route
     except ModuleNotFoundError as error:
@@ -106,15 +107,16 @@ def create_app(
 
     return Starlette(
         routes=[
-            Route("/", _page(searcher)),
+            Route("/", _in_words(_page(searcher))),
             Route("/app.js", _text(page.SCRIPT, "text/javascript")),
             Route("/app.css", _text(page.STYLE, "text/css")),
-            Route("/clip/{token:str}", _clip(library)),
-            Route("/curves/{token:str}", _curves(searcher)),
+            Route("/clip/{token:str}", _in_words(_clip(library))),
+            Route("/curves/{token:str}", _in_words(_curves(searcher))),
             Route("/progress/{name:str}", _progress(searcher)),
-            Route("/search", _search(searcher, max_bytes), methods=["POST"]),
+            Route("/search", _in_words(_search(searcher, max_bytes)), methods=["POST"]),
         ],
         middleware=[Middleware(_KnownHosts, hosts=frozenset(hosts))],
+        exception_handlers={HTTPException: lambda _, e: _error(e.detail, e.status_code)},
         lifespan=lifespan,
     )
 
@@ -161,6 +163,32 @@ def _error(words: str, status: int) -> Any:
     return JSONResponse({"error": words}, status, HEADERS)
 
 
+def _in_words(answer: Callable) -> Callable:
+    """The same with a line of JSON for whatever goes wrong."""
+
+    async def worded(request: Any) -> Any:
+        from starlette.requests import ClientDisconnect
+
+        try:
+            return await answer(request)
+        except uploads.TooLarge as error:
+            return _error(str(error), 413)
+        except Busy as error:
+            return _error(str(error), 503)
+        except InputError as error:
+            return _error(shown(error), 400)
+        except ClientDisconnect:
+            return _error("the file did not come whole", 400)
+        except OSError:
+            LOG.exception(request.url.path)
+            return _error("the server could not read or store a file: its disk may be full", 507)
+        except Exception:
+            LOG.exception(request.url.path)
+            return _error("that failed; the server's log says why", 500)
+
+    return worded
+
+
 def _clip(library: Library) -> Callable:
     async def answer(request: Any) -> Any:
         from starlette.concurrency import run_in_threadpool
@@ -182,11 +210,8 @@ def _curves(searcher: Searcher) -> Callable:
         from starlette.concurrency import run_in_threadpool
         from starlette.responses import JSONResponse
 
-        try:
-            with searcher.admitted():
-                found = await run_in_threadpool(searcher.curves, request.path_params["token"])
-        except Busy as error:
-            return _error(str(error), 503)
+        with searcher.admitted():
+            found = await run_in_threadpool(searcher.curves, request.path_params["token"])
         if found is None:
             return _error("no such search; search again", 404)
         return JSONResponse(found, headers=HEADERS)
@@ -206,39 +231,23 @@ def _progress(searcher: Searcher) -> Callable:
 def _search(searcher: Searcher, max_bytes: int) -> Callable:
     async def answer(request: Any) -> Any:
         from starlette.concurrency import run_in_threadpool
-        from starlette.requests import ClientDisconnect
         from starlette.responses import JSONResponse
 
         if _is_foreign(request):
             return _error("requests of other sites are refused", 403)
-        try:
-            wanted = _wanted(request.query_params)
-            if wanted["clip"] is not None:
-                with searcher.admitted():
-                    found = await run_in_threadpool(searcher.search_clip, wanted)
-                return JSONResponse(found, headers=HEADERS)
-            name = Path(request.query_params.get("name", "") or "the file").name[:120]
-            declared = request.headers.get("content-length", "")
-            if declared.isdecimal() and int(declared) > max_bytes:
-                raise uploads.too_large(max_bytes)
-            async with uploads.saved(request.stream(), searcher.library.folder, max_bytes) as path:
-                with searcher.admitted():  # who sends slowly keeps nobody out
-                    found = await run_in_threadpool(searcher.search, path, name, wanted)
+        wanted = _wanted(request.query_params)
+        if wanted["clip"] is not None:
+            with searcher.admitted():
+                found = await run_in_threadpool(searcher.search_clip, wanted)
             return JSONResponse(found, headers=HEADERS)
-        except uploads.TooLarge as error:
-            return _error(str(error), 413)
-        except Busy as error:
-            return _error(str(error), 503)
-        except InputError as error:
-            return _error(shown(error), 400)
-        except ClientDisconnect:
-            return _error("the file did not come whole", 400)
-        except OSError:
-            LOG.exception("search")
-            return _error("the server could not store the file: its disk may be full", 507)
-        except Exception:
-            LOG.exception("search")
-            return _error("the search failed; the server's log says why", 500)
+        name = Path(request.query_params.get("name", "")).name[:120] or "the file"
+        declared = request.headers.get("content-length", "")
+        if declared.isdecimal() and int(declared) > max_bytes:
+            raise uploads.too_large(max_bytes)
+        async with uploads.saved(request.stream(), searcher.library.folder, max_bytes) as path:
+            with searcher.admitted():  # who sends slowly keeps nobody out
+                found = await run_in_threadpool(searcher.search, path, name, wanted)
+        return JSONResponse(found, headers=HEADERS)
 
     return answer
 

@@ -21,6 +21,7 @@ from scav_jax.retrieval import calibration, model, synchrony, tracks
 from scav_jax.retrieval.embed import embed_clips
 from scav_jax.retrieval.shifts import Shifted, Track, shifted
 from scav_jax.retrieval.synchrony import Calibration
+from scav_jax.score import program
 from scav_jax.score.__main__ import main, parse
 from scav_jax.sequences import AudioVisual
 from scav_jax.training.config import as_dict
@@ -249,7 +250,7 @@ def trained(tmp_path_factory):
     write_run(folder / "run")
     made = model.load(folder / "run")
     told = Calibration(
-        made.identity, "", 200, 2.0, 0.0, 10.0, (2.0, 1.0), (0.5, 0.1), (-1.0, 0.0, 1.0)
+        made.identity, "", 60, 2.0, 0.0, 10.0, (2.0, 1.0), (0.5, 0.1), (-1.0, 0.0, 1.0)
     )
     calibration.write(folder / "run", told)
     (folder / "videos").mkdir()
@@ -260,7 +261,7 @@ def trained(tmp_path_factory):
     return folder
 
 
-def test_a_folder_is_scored_and_what_is_bad_is_named(trained, capsys, tmp_path):
+def test_a_folder_is_scored_and_what_is_bad_is_named(trained, capsys, tmp_path, monkeypatch):
     words = ["--model", str(trained / "run"), "--csv", str(tmp_path / "scores.csv")]
     words += ["--json", str(tmp_path / "scores.json"), "--html", str(tmp_path / "scores.html")]
     assert main([str(trained / "videos"), *words, "--most-offset", "0.4"]) == 0
@@ -281,6 +282,15 @@ def test_a_folder_is_scored_and_what_is_bad_is_named(trained, capsys, tmp_path):
     assert rows[2]["reason"] and not rows[2]["score"]
     page = (tmp_path / "scores.html").read_text()
     assert page.count('class="offsets"') == 2 and page.count("data-offset=") == 2
+
+    def stopped(*_):
+        raise KeyboardInterrupt
+        yield
+
+    monkeypatch.setattr(program, "_scored", stopped)  # before anything was scored
+    with pytest.raises(KeyboardInterrupt):
+        main([str(trained / "videos"), *words])
+    assert len((tmp_path / "scores.csv").read_text().splitlines()) == 4
 
 
 def test_a_pair_as_python_scores_it(trained, tmp_path):
@@ -306,6 +316,7 @@ def test_sounds_are_laid_under_a_picture(trained, capsys, tmp_path):
     assert pairs[0]["score"] >= pairs[1]["score"]
     longest = max(pairs, key=lambda pair: len(pair["offsets"]))
     curve = np.array(longest["curve"], float)
+    assert "want 100 clips or more: take them as rough" in capsys.readouterr().err
     assert np.nanmax(np.array(longest["offsets"])[np.isfinite(curve)]) > 2.5
 
 

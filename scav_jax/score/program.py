@@ -16,7 +16,7 @@ from scav_jax.retrieval import calibration
 from scav_jax.retrieval.files import requests_for
 from scav_jax.retrieval.model import Model, load_as_asked
 from scav_jax.retrieval.shifts import Track
-from scav_jax.retrieval.synchrony import MOST_S, Calibration
+from scav_jax.retrieval.synchrony import FEW, MOST_S, Calibration
 from scav_jax.retrieval.tracks import tracks_of
 from scav_jax.score.scored import Pair, Scored, document, over_time, signed, verdict
 
@@ -58,6 +58,8 @@ def calibration_of(model: Model, arguments: argparse.Namespace) -> Calibration:
     if not arguments.calibrate:
         found = calibration.load(folder, model.identity)
         if found is not None:
+            if found.clips < FEW:
+                print(found.in_words(str(folder)), file=sys.stderr)
             return found
     path = arguments.data or Path(data["path"])
     if not (arguments.calibrate or (path / "scav.json").is_file()):
@@ -180,6 +182,8 @@ def _write(
     results: Sequence[Scored],
     rejected: Sequence[dict],
 ) -> None:
+    if not (results or rejected):  # stopped before the first: older files stay
+        return
     if results:
         print(table(results))
     for path in (arguments.csv, arguments.html):

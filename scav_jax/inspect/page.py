@@ -7,6 +7,7 @@ import matplotlib
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from scav_jax.metrics import few_queries
 from scav_jax.report import figures, markup
 from scav_jax.report.markup import escape
 from scav_jax.retrieval.results import aligned
@@ -31,7 +32,7 @@ def text(found: dict) -> str:
         "faults:\n" + _table(_fault_rows(found)) if found["faults"] else "no faults",
         "duplicates:\n" + _table([["equal", "groups", "clips", "across splits"], *_copies(found)]),
         _said_near(found),
-        *_leaks(found),
+        *_cautions(found),
         "\n".join(f"{name}: {words}" for name, words in found["thresholds"].items()),
     ]
     return "\n\n".join(part for part in parts if part)
@@ -118,6 +119,13 @@ def _leaks(found: dict) -> list[str]:
     return lines
 
 
+def _cautions(found: dict) -> list[str]:
+    """Leaks, and splits with which too little can be told."""
+    few = {name: few_queries(row["clips"]) for name, row in found["splits"].items() if row["clips"]}
+    few.pop("train", None)
+    return _leaks(found) + [f"CAUTION: {name}: {word}" for name, word in few.items() if word]
+
+
 def _size(count: float) -> str:
     for unit in ("B", "kB", "MB", "GB"):
         if count < 1000:
@@ -138,7 +146,7 @@ def html(found: dict) -> str:
         f'<p class="lead">{found["clips"]:,} usable clips of {found["sources"]:,} sources, '
         f"{found['hours']:,.2f} hours; {_size(found['disk']['bytes'])} on disk, "
         f"{_size(found['disk']['bytes_per_clip'])} a clip.</p>",
-        *map(markup.note, _leaks(found)),
+        *map(markup.note, _cautions(found)),
         _cards(found),
     ]
     sections = [

@@ -17,6 +17,7 @@ from scav_jax.extract.media import RATE_HZ, Reader
 from scav_jax.probe import __main__ as probe_program
 from scav_jax.probe import changes
 from scav_jax.probe.labels import NEAREST, Labelled, linear_probe, neighbours
+from scav_jax.report import probed
 
 # ---- labels -------------------------------------------------------------------------------------
 
@@ -196,9 +197,15 @@ def test_a_run_is_probed_and_its_report_says_so(run, capsys):
     for task in tasks.values():
         assert set(task) == {"accuracy", "error", "prior", "static", "shuffled", "n"}
         assert task["n"] == 5 and 0 <= task["accuracy"] <= 1 and task["prior"] > 0.3
-    assert probe_program.main([*words, "--changed", "0"]) == 0
-    assert json.loads(file.read_text()) == document
+    assert "CAUTION: N = 5 is few: a share may be off by 44 points" in said
+    with pytest.raises(OSError):  # and what was computed is shown all the same
+        probe_program.main([*words, "--changed", "0", "--out", str(file / "below a file")])
+    again = capsys.readouterr().out.strip()
+    assert again == said.partition(f"\n{file}")[0].strip() and len(again) > 500
     told = ["--run", str(run / "run"), "--split", "validation", "--bootstrap", "0"]
     assert evaluate_program.main(told) == 0
     report = next((run / "run" / "evaluation").glob("*/report.html")).read_text()
     assert "What the features tell (SCAV + Temporal)" in report and "shuffled" in report
+    file.write_text("{")
+    with pytest.raises(InputError, match="expected the figures of a probe"):
+        probed.read(run / "run", run / "data", "validation", "")

@@ -147,11 +147,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     folder = output_folder(arguments, split)
     if any(classified.classifies(source) for source in rows):
         classified.check_options(rows, arguments)
-        print(classified.report(rows, splits, settings, folder))
+        document = classified.evaluate(rows, splits, settings)
+        print(classified.table(document))
+        print(f"\n{classified.write(folder, document)}")
         return 0
     document, shown = evaluate(rows, splits, settings, arguments.save)
+    print(results.table(document))  # first: where it is written to may be full
     write(folder, document, shown)
-    print(results.table(document))
     print(f"\n{folder / 'metrics.json'}\n{folder / 'report.html'}")
     return 0
 

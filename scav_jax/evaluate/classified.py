@@ -119,10 +119,7 @@ def _cell(run: dict, name: str) -> str:
     return results.percent(value)
 
 
-def report(
-    runs: Sequence[Run], splits: Sequence[Split], settings: EvaluationSettings, folder: Path
-) -> str:
-    """The table and where classification.json is, which is written whole or not at all."""
-    document = evaluate(runs, splits, settings)
+def write(folder: Path, document: dict) -> Path:
+    """Writes classification.json, whole or not at all; where it is."""
     write_document(folder / FILE, document)
-    return f"{table(document)}\n\n{folder / FILE}"
+    return folder / FILE

@@ -45,9 +45,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     run = load_run(arguments.run)
     data = arguments.data or Path(run.config["data"]["path"])
     document = probe(run, data, arguments.split, settings)
-    written = write(document, arguments.out)
-    print(table(document))
-    print("", *written, sep="\n")
+    print(table(document))  # first: where it is written to may be full
+    print("", *write(document, arguments.out), sep="\n")
     return 0
 
 

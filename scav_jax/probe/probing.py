@@ -17,8 +17,9 @@ from pathlib import Path
 
 import numpy as np
 
+from scav_jax.base.documents import write_document
 from scav_jax.base.errors import InputError
-from scav_jax.base.files import ids_sha256, write_atomically, write_json
+from scav_jax.base.files import ids_sha256, write_atomically
 from scav_jax.features import store
 from scav_jax.features.clip import STREAMS
 from scav_jax.features.store import Split
@@ -144,7 +145,7 @@ def write(document: dict, folder: Path | None = None) -> tuple[Path, Path]:
     if folder is None:
         data = document["data"]
         folder = probed.folder(Path(document["run"]), Path(data["path"]), data["split"])
-    write_json(folder / probed.FILE, document)
+    write_document(folder / probed.FILE, document)
     write_atomically(folder / "probe.html", probed.html(document))
     return folder / probed.FILE, folder / "probe.html"
 
@@ -155,6 +156,6 @@ def table(document: dict) -> str:
     lines = [f"{document['name']} on {data['path']}, split {data['split']}: {data['n']:,} clips"]
     for title, head, rows in probed.tables(document):
         lines += ["", title, *aligned([head, *rows], words=1)]
-    for part, why in document["left_out"].items():
-        lines += ["", f"no {part}: {why}"]
+    for note in probed.notes(document):
+        lines += ["", note]
     return "\n".join(lines)

@@ -1,9 +1,10 @@
 """A probe's figures as tables, for the terminal, a page of their own and a report's section."""
 
-import json
 from html import escape
 from pathlib import Path
 
+from scav_jax.base.documents import read_document
+from scav_jax.metrics import few_queries
 from scav_jax.report import markup
 from scav_jax.retrieval.results import percent
 
@@ -20,8 +21,11 @@ def folder(run: Path, data: Path, split: str) -> Path:
 def read(run: Path, data: Path, split: str, ids_sha256: str) -> dict | None:
     """A run's probe of these very clips; None where there is none."""
     file = folder(run, data, split) / FILE
-    document = json.loads(file.read_text()) if file.is_file() else None
-    return document if document and document["data"]["ids_sha256"] == ids_sha256 else None
+    try:
+        document = read_document(file, "the figures of a probe", "remove it, or probe again")
+    except FileNotFoundError:
+        return None
+    return document if document["data"]["ids_sha256"] == ids_sha256 else None
 
 
 def tables(document: dict) -> list[Table]:
@@ -81,13 +85,21 @@ def _changes(document: dict) -> Table:
     return "Changed copies that find their original, R@1 in %", head, rows
 
 
+def notes(document: dict) -> list[str]:
+    """What is left out and why, and what so few clips cannot tell."""
+    counts = [document["data"]["n"], *(found["n"] for found in document["changes"].values())]
+    word = few_queries(min(filter(None, counts)), "a share")
+    left_out = [f"no {part}: {why}" for part, why in document["left_out"].items()]
+    return left_out + [f"CAUTION: {word}"] * bool(word)
+
+
 def section(document: dict) -> str:
     """A part of a page."""
     parts = []
     for title, head, rows in tables(document):
         cells = [[escape(cell) for cell in row] for row in rows]
         parts += [f"<h3>{escape(title)}</h3>", markup.table(head, cells)]
-    parts += [markup.note(f"No {part}: {why}") for part, why in document["left_out"].items()]
+    parts += map(markup.note, notes(document))
     return markup.section(f"What the features tell ({document['name']})", *parts)
 
 

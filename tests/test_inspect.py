@@ -324,7 +324,7 @@ def test_the_page_is_one_whole_document(data, tmp_path, capsys):
     program.main([str(data), "--html", str(tmp_path / "page.html")])
     said = capsys.readouterr().out
     assert "9 usable clips" in said and "picture and sound" in said and "variable" not in said
-    assert "CAUTION: test: N = 4 is few: R@1 may be off by 49 points" in said
+    assert "test: CAUTION: N = 4 is few: R@1 may be off by 49 points" in said
     text = (tmp_path / "page.html").read_text()
     parsed = Page(text)
     assert parsed.open == []

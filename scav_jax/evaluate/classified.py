@@ -14,7 +14,6 @@ from scav_jax.base.documents import write_document
 from scav_jax.base.errors import InputError
 from scav_jax.evaluate.evaluation import EvaluationSettings, Source, head, of_run, tell_apart
 from scav_jax.features.store import Split
-from scav_jax.metrics import few_queries
 from scav_jax.retrieval import classify, results
 from scav_jax.retrieval.embed import check_features
 from scav_jax.training.runs import Run
@@ -101,8 +100,7 @@ def table(document: dict) -> str:
         for run in document["runs"]
         if run["classes_there"] < run["classes"]
     ]
-    if word := few_queries(data["n"], document["runs"][0]["measured"]):
-        notes.append(f"CAUTION: {word}")
+    notes += results.few_clips(data["n"], document["runs"][0]["measured"])
     if data["rendered"]:
         notes.append(results.RENDERED)
     lines = results.aligned(rows)

@@ -7,10 +7,9 @@ import matplotlib
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from scav_jax.metrics import few_queries
 from scav_jax.report import figures, markup
 from scav_jax.report.markup import escape
-from scav_jax.retrieval.results import aligned
+from scav_jax.retrieval.results import aligned, few_clips
 
 LABELS_SHOWN = 24
 SPLIT_COLOURS = ("#0072b2", "#e69f00", "#009e73", "#cc79a7", "#7f7f7f")
@@ -121,9 +120,9 @@ def _leaks(found: dict) -> list[str]:
 
 def _cautions(found: dict) -> list[str]:
     """Leaks, and splits with which too little can be told."""
-    few = {name: few_queries(row["clips"]) for name, row in found["splits"].items() if row["clips"]}
-    few.pop("train", None)
-    return _leaks(found) + [f"CAUTION: {name}: {word}" for name, word in few.items() if word]
+    asked = {name: row["clips"] for name, row in found["splits"].items() if name != "train"}
+    few = [f"{name}: {line}" for name, n in asked.items() if n for line in few_clips(n)]
+    return _leaks(found) + few
 
 
 def _size(count: float) -> str:

@@ -4,9 +4,8 @@ from html import escape
 from pathlib import Path
 
 from scav_jax.base.documents import read_document
-from scav_jax.metrics import few_queries
 from scav_jax.report import markup
-from scav_jax.retrieval.results import percent
+from scav_jax.retrieval.results import few_clips, percent
 
 FILE = "probe.json"
 STREAM_NAMES = markup.STREAM_WORDS | {"both": "both"}
@@ -88,9 +87,8 @@ def _changes(document: dict) -> Table:
 def notes(document: dict) -> list[str]:
     """What is left out and why, and what so few clips cannot tell."""
     counts = [document["data"]["n"], *(found["n"] for found in document["changes"].values())]
-    word = few_queries(min(filter(None, counts)), "a share")
     left_out = [f"no {part}: {why}" for part, why in document["left_out"].items()]
-    return left_out + [f"CAUTION: {word}"] * bool(word)
+    return left_out + few_clips(min(filter(None, counts)), "a share")
 
 
 def section(document: dict) -> str:

@@ -122,11 +122,16 @@ def table(results: dict) -> str:
     ]
     notes += [words for run in results["runs"] for words in hubness_words(run)]
     notes += [f"CAUTION: {word}" for word in unbeaten(results)]
-    if word := few_queries(n):
-        notes.append(f"CAUTION: {word}")
+    notes += few_clips(n)
     if data["rendered"]:
         notes.append(RENDERED)
     return "\n".join([lines[0], "-" * len(lines[0]), *lines[1:], "", *notes])
+
+
+def few_clips(clips: int, what: str = "R@1") -> list[str]:
+    """A line below a table where so few clips tell little of a share; none where they do."""
+    word = few_queries(clips, what)
+    return [f"CAUTION: {word}"] if word else []
 
 
 def _galleries(results: dict) -> list[str]:

@@ -499,8 +499,9 @@ def sweep(index: Path, used: set[int]) -> list[str]:
     kept = {COMMITTED, *(_folder(index, number).name for number in used)}
     for one in sorted(folder.iterdir()) if folder.is_dir() else []:
         if one.name not in kept:
-            shutil.rmtree(one, ignore_errors=True)
-            if one.is_file():
+            if one.is_dir():
+                shutil.rmtree(one, ignore_errors=True)
+            else:
                 one.unlink(missing_ok=True)
             removed.append(one.name)
     return removed

@@ -21,7 +21,7 @@ from scav_jax.features import store
 from scav_jax.features.store import Split
 from scav_jax.retrieval.embed import Embedded, embed
 from scav_jax.retrieval.model import Model
-from scav_jax.retrieval.results import DIRECTIONS, aligned, percent
+from scav_jax.retrieval.results import DIRECTIONS, aligned, few_clips, percent
 from scav_jax.retrieval.sketch import CLIPS_AT_ONCE, Sketch, on_grid, save_sketch, waves
 from scav_jax.retrieve import aggregation_similarities, queries_first, sequence_distances
 from scav_jax.sequences import STREAMS
@@ -182,5 +182,4 @@ def table(rows: Sequence[dict]) -> str:
         shares = [percent(row[direction][k]) for direction in DIRECTIONS for k in ks]
         lines.append([row["first_stage"], f"{row['numbers']}", *shares])
     note = f"N = {rows[0]['n']:,}: % of queries whose first by sequence is among so many candidates"
-    word = metrics.few_queries(rows[0]["n"], "recall")
-    return "\n".join([*aligned(lines, 1), "", note, *([f"CAUTION: {word}"] if word else [])])
+    return "\n".join([*aligned(lines, 1), "", note, *few_clips(rows[0]["n"], "recall")])

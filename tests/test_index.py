@@ -663,9 +663,10 @@ def test_another_format_is_refused(tmp_path):
     made(tmp_path / "i", 1)
     header = tmp_path / "i" / "index.json"
     text = header.read_text()
-    for other in (6, 8):
-        header.write_text(text.replace('"format_version": 7', f'"format_version": {other}'))
-        with pytest.raises(InputError, match=f"format 7, got {other}; build it again"):
+    own = catalog.FORMAT_VERSION
+    for other in (own - 1, own + 1):
+        header.write_text(text.replace(f'"format_version": {own}', f'"format_version": {other}'))
+        with pytest.raises(InputError, match=f"format {own}, got {other}; build it again"):
             open_index(tmp_path / "i")
 
 

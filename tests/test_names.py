@@ -233,6 +233,29 @@ def test_one_part_of_a_file_has_one_id(cameras, run, tmp_path):
         command("add", tmp_path / "i", "--model", run, "--videos", cameras / "a")
 
 
+def test_an_id_names_one_clip(cameras, run, tmp_path):
+    command("build", tmp_path / "i", "--model", run, "--videos", cameras)
+    film(cameras / "a" / "new.mp4", 1.2, seed=9)
+    (cameras / "a" / "clips.csv").write_text("file,id\nnew.mp4,IMG_0001.mp4\n")
+    for words in (("build",), ("add",), ("add", "--replace")):
+        name, *options = words
+        with pytest.raises(InputError, match=r"'a/IMG_0001.mp4' is a/IMG_0001.mp4 .*as a/new.mp4"):
+            command(name, tmp_path / "i", "--model", run, "--videos", cameras / "a", *options)
+
+
+def test_a_file_that_changed_is_not_taken_for_what_it_was(cameras, run, tmp_path, monkeypatch):
+    path, by, file = tmp_path / "i", ("--model", run), cameras / "a" / "IMG_0001.mp4"
+    command("build", path, *by, "--videos", cameras)
+    film(file, 1.2, seed=7)
+    monkeypatch.chdir(tmp_path)
+    for name in ("build", "add"):
+        with pytest.raises(InputError, match=r"1 of 2 have another content now: a/IMG_0001.mp4"):
+            command(name, path, *by, "--videos", "media")
+    command("add", path, *by, "--videos", "media/a", "--replace")
+    command("build", path, *by, "--videos", "media")
+    assert sorted(open_index(path).ids()) == ["a/IMG_0001.mp4", "b/IMG_0001.mp4"]
+
+
 def test_clips_are_cut_as_the_index_was_begun(cameras, run, tmp_path):
     path, by = tmp_path / "i", ("--model", run)
     command("build", path, *by, "--videos", cameras / "a", "--root", cameras, "--clip-seconds", 1)

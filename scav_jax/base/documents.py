@@ -6,6 +6,7 @@ bounded. JSON is strict: no key twice, no NaN, no infinity. What this project wr
 number.
 """
 
+import contextlib
 import errno
 import hashlib
 import json
@@ -15,7 +16,6 @@ import stat
 import zipfile
 import zlib
 from collections.abc import Iterator
-from contextlib import contextmanager
 from lzma import LZMAError
 from pathlib import Path
 from reprlib import repr as short  # of what may be as long as the file
@@ -36,11 +36,12 @@ NO_ARRAY = (
 # Python makes at most 32 bytes of a byte of JSON (`[[],[],...`), so 128 MiB of this.
 MOST_JSON_BYTES = 2**22
 MOST_TEXT_BYTES = 2**28
+SAMPLE_BYTES = 4096
 SEAL = "checksum"
 _KINDS = {stat.S_IFDIR: "a folder", stat.S_IFIFO: "a pipe", stat.S_IFSOCK: "a socket"}
 
 
-@contextmanager
+@contextlib.contextmanager
 def regular_file(path: str | Path, what: str, mend: str) -> Iterator[IO[bytes]]:
     """A file, open for reading.
 
@@ -70,7 +71,7 @@ def regular_file(path: str | Path, what: str, mend: str) -> Iterator[IO[bytes]]:
     raise InputError(f"{path}: expected {what}, got {kind}; {mend}")
 
 
-@contextmanager
+@contextlib.contextmanager
 def sized_file(path: str | Path, what: str, mend: str, most: int | None) -> Iterator[IO[bytes]]:
     """`regular_file`, of at most `most` bytes; None is any size."""
     with regular_file(path, what, mend) as file:
@@ -80,6 +81,22 @@ def sized_file(path: str | Path, what: str, mend: str, most: int | None) -> Iter
                 f"{path}: expected {what} of at most {most:,} bytes, got {size:,}; {mend}"
             )
         yield file
+
+
+def content_sample(path: str | Path) -> str:
+    """A hash of the size, the beginning, the middle and the end of a file; "" if it cannot be read.
+
+    Reading all of a video would take as long as decoding it.
+    """
+    unreadable = contextlib.suppress(OSError, ValueError, InputError)
+    with unreadable, regular_file(path, "a video", "") as content:  # a pipe would be waited for
+        size = os.fstat(content.fileno()).st_size
+        found = hashlib.sha256(str(size).encode())
+        for begin in (0, (size - SAMPLE_BYTES) // 2, size - SAMPLE_BYTES):
+            content.seek(max(begin, 0))
+            found.update(content.read(SAMPLE_BYTES))
+        return found.hexdigest()
+    return ""
 
 
 def read_bytes(path: str | Path, what: str, mend: str, most: int = MOST_TEXT_BYTES) -> bytes:

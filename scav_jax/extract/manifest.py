@@ -1,6 +1,5 @@
 """What is to be extracted: a folder of videos, or a CSV of clips, as one checked list."""
 
-import contextlib
 import csv
 import functools
 import hashlib
@@ -16,7 +15,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from reprlib import repr as short  # of cells, which may be as long as the file
 
-from scav_jax.base.documents import read_text, regular_file
+from scav_jax.base.documents import content_sample, read_text
 from scav_jax.base.errors import InputError, check_unique, did_you_mean
 from scav_jax.base.names import is_text, shown
 
@@ -36,7 +35,7 @@ _SOUNDS = (
 )
 SOUND_SUFFIXES = frozenset(_SOUNDS.split())
 NO_TEXT = "name: its bytes are no text in UTF-8, which ids are; rename"
-SAMPLE_BYTES, SAMPLERS = 4096, 16
+SAMPLERS = 16  # files that are looked at together
 MOST_LIST_BYTES = 2**28  # of a CSV: a clip of a list takes about 500 bytes of memory
 MOST_SECONDS = 1e8
 LAST_CLIP_TOLERANCE_S = 0.1  # declared lengths fall short of whole clips by a few frames
@@ -104,22 +103,10 @@ class Listing:
         rows = [list(asdict(clip).values()) for clip in self.clips]
         files = sorted(self.sizes)
         with ThreadPoolExecutor(SAMPLERS) as pool:  # waiting for disks, mostly
-            samples = list(pool.map(self._sample, files))
+            samples = list(pool.map(content_sample, (self.root / file for file in files)))
         sizes = [self.sizes[file] for file in files]
         described = [rows, self.clip_seconds, list(zip(files, sizes, samples, strict=True))]
         return hashlib.sha256(json.dumps(described).encode()).hexdigest()[:16]
-
-    def _sample(self, file: str) -> str:
-        """A hash of the beginning, the middle and the end of a file; "" where it cannot be read."""
-        size, found = self.sizes[file], hashlib.sha256()
-        # A pipe is refused: it would be waited for.
-        unreadable = contextlib.suppress(OSError, ValueError, InputError)
-        with unreadable, regular_file(self.root / file, "a video", "") as content:
-            for begin in (0, (size - SAMPLE_BYTES) // 2, size - SAMPLE_BYTES):
-                content.seek(max(begin, 0))
-                found.update(content.read(SAMPLE_BYTES))
-            return found.hexdigest()
-        return ""
 
 
 @dataclass(frozen=True)

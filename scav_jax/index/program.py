@@ -87,7 +87,8 @@ def source_of(
     check_times(0.0, None, arguments.clip_seconds)
     asked = _videos(arguments), arguments.clip_seconds, 0.0, None, STREAMS, root
     wanted = requests_for(*asked, sounds=True)
-    files = {one.id: (str(wanted.folder / one.file), one.start) for one in wanted.requests}
+    paths = {one.id: (wanted.folder / one.file).absolute() for one in wanted.requests}
+    files = {one.id: (str(paths[one.id]), one.start) for one in wanted.requests}
     return Source(list(files), files, functools.partial(_of_videos, arguments, wanted, model))
 
 
@@ -164,7 +165,7 @@ def _sourced(
         )
     index.declare(root, cut)
     if source.files:
-        index.check_new_files(source.files)
+        index.check_files(source.files, getattr(arguments, "replace", False))
     return index, source
 
 

@@ -73,11 +73,16 @@ def _connect(path: Path):
 
 
 def schema():
-    """What a row holds: the clip, its key (order of adding), place, and checksums (CRC-32)."""
+    """What a row holds: the clip, what its file was like, its key, place, and checksums.
+
+    `content` is `base.documents.content_sample` of the source, "" where nobody looked; keys follow
+    the order of adding; checksums are CRC-32.
+    """
     import pyarrow as pa
 
     types = {"id": pa.string(), "source": pa.string(), "start": pa.float64(), "end": pa.float64()}
-    types |= {"label": pa.string(), "key": pa.int64(), "segment": pa.int32(), "row": pa.int32()}
+    types |= {"label": pa.string(), "content": pa.string(), "key": pa.int64()}
+    types |= {"segment": pa.int32(), "row": pa.int32()}
     types |= {f"checksum_{stream}": pa.uint32() for stream in STREAMS}
     return pa.schema([pa.field(name, kind, nullable=False) for name, kind in types.items()])
 
@@ -219,10 +224,10 @@ class Rows:
         return [row["id"] for row in self.with_values("id", ids)]
 
     def with_values(self, column: str, values: Sequence[str]) -> Iterator[dict]:
-        """`ABOUT` of the clips whose id, or source, is one of some."""
+        """`ABOUT` and `content` of the clips whose id, or source, is one of some."""
         for begin in range(0, len(values), IDS_AT_ONCE):
             condition = _is_in(column, values[begin : begin + IDS_AT_ONCE])
-            for batch in self._scan(list(ABOUT), None, condition):
+            for batch in self._scan([*ABOUT, "content"], None, condition):
                 yield from batch.to_pylist()
 
     def tables(self) -> Iterator:

@@ -201,24 +201,9 @@ class Index:
                 "alike, build the index with a root that holds both folders"
             )
 
-    def check_new_files(self, clips: Mapping[str, tuple[str, float]]) -> None:
-        """Raises `InputError` where a part of a file is in the index under another id.
-
-        Args:
-          clips: id -> the file, with its folder, and where the clip begins in it.
-        """
-        ids = {
-            (self.header.stored_source(file), start): one for one, (file, start) in clips.items()
-        }
-        files = sorted({file for file, _ in ids})
-        for row in self._rows.with_values("source", files):
-            new = ids.get((row["source"], row["start"]))
-            if new is not None and row["id"] not in clips:
-                raise InputError(
-                    f"{self.path}: expected every clip of a file once, {row['source']} from "
-                    f"{row['start']:g} s is in the index as {row['id']!r}, it comes as {new!r}; "
-                    "delete that one first, or leave the file out"
-                )
+    def check_files(self, clips: Mapping[str, tuple[str, float]], replacing: bool = False) -> None:
+        """Raises `InputError` for files that the index knows otherwise; see `writing`."""
+        writing.check_files(self.path, self._rows, self.header, clips, replacing)
 
     def declare(self, root: str | Path | None, clip_seconds: float | None) -> None:
         """Says what ids are relative to and how videos are cut, where that is not said yet.

@@ -5,7 +5,7 @@ rows together. Without rows of the table that name them nobody sees them.
 """
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,7 +14,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Int
 
-from scav_jax.base.errors import InputError
+from scav_jax.base.documents import content_sample
+from scav_jax.base.errors import InputError, listed
 from scav_jax.base.names import is_text, shown
 from scav_jax.index.bank import compare_with_bank
 from scav_jax.index.catalog import Header
@@ -81,6 +82,60 @@ def check_texts(embedded: Embedded, header: Header) -> None:
                     f"{name}: expected text in UTF-8, got {shown(text)}; rename the file, or build "
                     "the index with a root below which all names are text"
                 )
+
+
+def check_files(
+    index: Path,
+    rows: Rows,
+    header: Header,
+    clips: Mapping[str, tuple[str, float]],
+    replacing: bool,
+) -> None:
+    """Whether files that are in the index already are so under these ids, and as they are now.
+
+    Args:
+      index, rows, header: of the index.
+      clips: id -> the file, with its folder, and where the clip begins in it.
+      replacing: clips that are there are made anew: their files may have changed.
+
+    Raises:
+      InputError: a part of a file has another id, or a file another content.
+    """
+    places = {one: (header.stored_source(file), start) for one, (file, start) in clips.items()}
+    paths = {header.stored_source(file): file for file, _ in clips.values()}
+    ids, held = {place: one for one, place in places.items()}, {}
+    for row in rows.with_values("id", list(clips)):
+        if places[row["id"]] != (row["source"], row["start"]):
+            source, start = places[row["id"]]
+            raise InputError(
+                f"{index}: expected an id to name one clip, {row['id']!r} is "
+                f"{row['source']} from {row['start']:g} s in the index, it comes as {source} "
+                f"from {start:g} s; give that one another id, or delete the old one first"
+            )
+    for row in rows.with_values("source", sorted(paths)):
+        new = ids.get((row["source"], row["start"]))
+        if new is not None and row["id"] not in clips:
+            raise InputError(
+                f"{index}: expected every clip of a file once, {row['source']} from "
+                f"{row['start']:g} s is in the index as {row['id']!r}, it comes as {new!r}; "
+                "delete that one first, or leave the file out"
+            )
+        if row["content"]:
+            held[row["source"]] = row["content"]
+    if not replacing:
+        _check_unchanged(index, held, paths)
+
+
+def _check_unchanged(index: Path, held: Mapping[str, str], paths: Mapping[str, str]) -> None:
+    """Raises `InputError` where a file is another than its rows say; by source, both."""
+    now = {source: content_sample(paths[source]) for source in held}
+    changed = [source for source, content in now.items() if content not in ("", held[source])]
+    if changed:
+        raise InputError(
+            f"{index}: expected files as they were when their clips were added, "
+            f"{len(changed)} of {len(paths)} have another content now: {listed(changed)}; take "
+            "them as they are with `scav index add --replace`, or delete their clips first"
+        )
 
 
 def check_streams(embedded: Embedded, streams: dict[str, Sequences], header: Header) -> None:
@@ -160,6 +215,7 @@ def write_clips(index: Path, new: New, encoding: Encoding, header: Header):
         write_segment(index, number, encoded, clips, encoding, header)
         columns = {
             **about,
+            "content": [embedded.contents[clip] if embedded.contents else "" for clip in part],
             "key": first_key + part,
             "segment": np.full(len(part), number, np.int32),
             "row": np.arange(len(part), dtype=np.int32),

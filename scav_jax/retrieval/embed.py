@@ -57,6 +57,7 @@ class Embedded:
       partner: where one stream was embedded alone, the steps and windows of the other one (values
         of width 0), as those of a silence, or of pictures, of its length.
       visual_sketches, audio_sketches: `[K, S]`, where the model has a sketch, `sketched_by`.
+      contents: `base.documents.content_sample` of each source; None where nobody looked.
       seconds: how long it took, compiling and reading included.
       rejected: what could not be embedded: rows of `datasets.REJECTED_COLUMNS`.
     """
@@ -74,6 +75,7 @@ class Embedded:
     audio_sketches: Float[np.ndarray, "K S"] | None = None
     partner: Sequences | None = None
     sketched_by: str = ""
+    contents: list[str] | None = None
     seconds: float = 0.0
     rejected: list[dict] = field(default_factory=list)
 
@@ -89,7 +91,7 @@ class Embedded:
                 return [value[number] for number in chosen]
             return jax.tree.map(lambda leaf: np.asarray(leaf)[chosen], value)
 
-        names = ("ids", "sources", "starts", "ends", "labels")
+        names = ("ids", "sources", "contents", "starts", "ends", "labels")
         names += (
             "partner",
             *STREAMS,
@@ -268,6 +270,7 @@ def join(parts: Sequence[Embedded]) -> Embedded:
         starts=np.concatenate([part.starts for part in parts]),
         ends=np.concatenate([part.ends for part in parts]),
         labels=[label for part in parts for label in part.labels],
+        contents=[one for part in parts for one in part.contents or [""] * len(part)],
         **joined,
         sketched_by=parts[0].sketched_by,
         seconds=sum(part.seconds for part in parts),

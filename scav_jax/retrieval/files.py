@@ -21,6 +21,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from scav_jax.base.documents import content_sample
 from scav_jax.base.errors import InputError
 from scav_jax.base.names import is_text, shown
 from scav_jax.extract import jobs, pool
@@ -315,7 +316,9 @@ def _encoded(
     if not clips:
         return nothing_but(rejected)
     found = embed_clips(run, clips, streams, batch_size=batch_size)
-    return replace(found, rejected=rejected)
+    looked = {source: content_sample(source) for source in set(found.sources)}
+    contents = [looked[source] for source in found.sources]
+    return replace(found, contents=contents, rejected=rejected)
 
 
 def clip_of(backbone: Backbone, outcome: Outcome, streams: Sequence[str], folder: Path) -> Clip:

@@ -9,6 +9,7 @@ import csv
 import dataclasses
 import os
 import time
+import wave
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -69,6 +70,16 @@ def without_pictures(path: Path) -> Path:
     for at, size in places:
         content[at : at + size] = bytes(size)
     path.write_bytes(content)
+    return path
+
+
+def fast(path: Path) -> Path:
+    """A moment of sound whose header says a thousand million samples a second."""
+    with wave.open(str(path), "wb") as file:
+        file.setnchannels(1)
+        file.setsampwidth(2)
+        file.setframerate(10**9)
+        file.writeframes(bytes(4000))
     return path
 
 
@@ -321,3 +332,12 @@ def test_a_folder_that_may_not_be_read_is_listed_and_the_rest_is_done(tmp_path, 
     assert [(row["file"], row["stage"]) for row in rows] == [("closed", "list")]
     assert rows[0]["reason"].startswith("no permission to read it")
     assert store.read(tmp_path / "data", "all").ids == ["good.mp4"]
+
+
+def test_rates_that_nobody_records_are_refused(tmp_path):
+    """They would be filtered for half a minute."""
+    with (
+        media.Reader(fast(tmp_path / "fast.wav"), None, kinds=("audio",)) as reader,
+        pytest.raises(Unusable, match=r"sound of 1,000,000,000 samples a second"),
+    ):
+        reader.cut(0.0, None)

@@ -33,7 +33,13 @@ def figures(row):
 def test_our_own_run_as_a_file_gives_our_own_row(scav, data, tmp_path, capsys):  # noqa: F811
     file = tmp_path / "own.npz"
     own = evaluated(tmp_path / "run", "--run", scav, "--save", file)
-    both = evaluated(tmp_path / "both", "--run", scav, "--embeddings", file)
+    (tmp_path / "full").touch()  # what cannot be saved loses no figure
+    with pytest.raises(OSError, match="full"):
+        evaluated(
+            *(tmp_path / "both", "--run", scav, "--embeddings", file),
+            *("--save", tmp_path / "full" / "own.npz"),
+        )
+    both = json.loads((tmp_path / "both" / "metrics.json").read_text())
     first, second = both["runs"]
     assert figures(first) == figures(second) == figures(own["runs"][0])
     assert first["per_class"] == second["per_class"]

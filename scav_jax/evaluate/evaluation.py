@@ -33,7 +33,6 @@ from scav_jax.evaluate.sources import (
     parameters_of,
     seen_by,
 )
-from scav_jax.evaluate.sources import write as write_embeddings
 from scav_jax.features import store
 from scav_jax.report import page, pictures, probed
 from scav_jax.retrieval import results
@@ -154,16 +153,13 @@ def hybrid_ks(ks: Sequence[int] | None, candidates: int) -> list[int]:
     return sorted({power for power in powers if 2 * power <= candidates} | {candidates})
 
 
-def evaluate_source(
-    source: Source, split: store.Split, settings: EvaluationSettings, save: Path | None = None
-) -> Ranked:
+def evaluate_source(source: Source, split: store.Split, settings: EvaluationSettings) -> Ranked:
     """Every figure of one run, or of one file of embeddings, on one split.
 
     Args:
       source: the run, or the file.
       split: the clips.
       settings: how to rank.
-      save: writes the run's embeddings there, see `sources`.
     """
     bank = None
     if isinstance(source, EmbeddingsFile):
@@ -172,8 +168,6 @@ def evaluate_source(
         bank = bank_of(source, settings.batch_size, progress=True) if settings.hubness else None
         embedded = embed(source, split, settings.batch_size, progress=True)
         methods, about = source.objective.methods, of_run(source)
-        if save is not None:
-            write_embeddings(save, embedded, source)
     distance = retrieval_distance_of(source, settings)
     return ranked(embedded, methods, about, distance, split, settings, bank)
 
@@ -390,18 +384,16 @@ def evaluate(
     sources: Sequence[Source],
     splits: Sequence[store.Split],
     settings: EvaluationSettings,
-    save: Path | None = None,
-) -> tuple[dict, page.Pictures]:
+) -> tuple[dict, page.Pictures, Embedded]:
     """Evaluates runs and files of embeddings on the same clips.
 
     Args:
       sources: one row each.
       splits: the clips as each of them takes them: features differ, ids and their order do not.
       settings: how to rank.
-      save: writes the embeddings of the first source, a run, there.
 
     Returns:
-      The results document (see `results`) and the `page.Pictures` of the first source.
+      The results document (see `results`), and the `page.Pictures` and latents of the first source.
     """
     galleries.check(settings.galleries, len(splits[0]))
     for source, split in zip(sources, splits, strict=True):
@@ -414,14 +406,14 @@ def evaluate(
         if settings.hubness:
             hubness.check_bank(source)
     rows = [
-        evaluate_source(source, split, settings, save if number == 0 else None)
-        for number, (source, split) in enumerate(zip(sources, splits, strict=True))
+        evaluate_source(source, split, settings)
+        for source, split in zip(sources, splits, strict=True)
     ]
     tell_apart(sources, [one.document for one in rows])
     costs_nothing = _of_baselines(sources[0], splits[0], settings) if settings.baselines else []
     split = splits[0]
     document = head(split, settings) | {"runs": [one.document for one in (*rows, *costs_nothing)]}
-    return document, _pictures(sources, rows, split, settings.seed)
+    return document, _pictures(sources, rows, split, settings.seed), rows[0].embedded
 
 
 def head(split: store.Split, settings: EvaluationSettings) -> dict:

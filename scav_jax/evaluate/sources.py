@@ -309,6 +309,7 @@ def write(path: Path, embedded: Embedded, run: Run) -> None:
     arrays["distance"] = np.array(json.dumps({"name": name, "options": options}))
     buffer = io.BytesIO()
     np.savez(buffer, **arrays)
+    path.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(path, buffer.getvalue())
 
 

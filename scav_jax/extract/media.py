@@ -41,6 +41,7 @@ MAX_CLIP_S = 600.0  # a clip is held in memory whole
 LENGTH_MARGIN_S = 1.0  # half of it is let pass: a video of a minute has some frames more
 SEEK_GAP_S = 20.0  # decoding on is cheaper than seeking over less than this
 RESAMPLING_MARGIN_S = 0.03  # more than the reach of the resampling filter
+MOST_RATE_HZ = 4_000_000  # of sound; the fastest that is recorded, DSD, decodes to 2,822,400
 TIMESTAMP_JITTER_S = 0.025  # sound whose timestamps are off by less is taken as gapless
 TRUNCATION_S = 0.25  # a stream that lacks more than this of what it declares was truncated
 SILENT_PEAK = 1e-4  # of full scale
@@ -407,6 +408,9 @@ class _AudioCutter:
                 break
             time, frame = found
             self._rate = self._rate or frame.sample_rate
+            if self._rate > MOST_RATE_HZ:
+                reason = f"sound of {self._rate:,} samples a second, above {MOST_RATE_HZ:,}"
+                raise Unusable("decode", reason)
             if frame.sample_rate != self._rate:
                 raise Unusable("decode", "corrupt: the sample rate changes")
             index = round(time * self._rate)

@@ -26,6 +26,7 @@ from scav_jax.sequences import DIRECTIONS, Sequences, sequences
 STEPS, WIDTH = 62, 512
 BATCHES = (32, 128, 256)
 RAGGED_BATCH, LONGEST = 32, 300
+KINDS = ("any", "four", "one")  # of audio lengths; `--quick` takes the first
 NAIVE_PAIRS = 2**14  # 4 GB of differences and gradients
 BACKWARD = {"forward": False, "forward and backward": True}
 
@@ -235,7 +236,7 @@ def worst(result, expected) -> float:
     return float(np.max(np.abs(np.asarray(result, np.float64) - expected) / expected))
 
 
-def accuracy() -> list[dict]:
+def accuracy(kinds) -> list[dict]:
     """The bars on accuracy."""
     rng = np.random.default_rng(5)
     values = [
@@ -249,7 +250,7 @@ def accuracy() -> list[dict]:
         verdict("mean 30, noise 0.01: relative error <= 2e-6", f"{error:.1e}", error <= 2e-6)
     )
     for resample in DIRECTIONS:
-        for kind in ("any", "four", "one"):
+        for kind in kinds:
             streams = ragged(kind)
             result, _ = jax.jit(partial(ours, resample=resample))(*streams)
             error = worst(result, in_float64(*streams, resample))
@@ -265,6 +266,7 @@ def main() -> None:
     """Runs everything and prints the bars."""
     arguments = contest.parse_arguments(__doc__.split("\n")[0])
     quick, clock = arguments.quick, contest.clock_of(arguments)
+    kinds = KINDS[:1] if quick else KINDS
     memory = contest.large_batch(ours, not quick)  # first: it reads this process' peak memory
     peak = contest.gemm_peak(clock)
     print(f"GEMM peak {peak / 1e9:.0f} GFLOP/s")
@@ -275,12 +277,12 @@ def main() -> None:
     }
     uneven = {
         (kind, resample, work): ragged_race(kind, resample, work, quick, clock)
-        for kind in ("any", "four", "one")
+        for kind in kinds
         for resample in DIRECTIONS
         for work in BACKWARD
     }
     print("\nBars, forward and backward unless said")
-    bars = equal_bars(equal, peak) + ragged_bars(uneven) + accuracy()
+    bars = equal_bars(equal, peak) + ragged_bars(uneven) + accuracy(kinds)
     bars.append(contest.large_batch_verdict("euclidean", memory))
     races = [x for both in (equal, uneven) for _, records in both.values() for x in records]
     contest.write(arguments, {"races": races, "gemm_peak": peak, "memory": memory, "bars": bars})

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import jax
 import jax.numpy as jnp
+import lancedb
 import numpy as np
 import pytest
 
@@ -594,6 +595,17 @@ def test_a_table_of_another_moment_is_named(tmp_path, change):
         put(part, tmp_path / "i" / part.name)
     with pytest.raises(InputError, match=r"rows.lance: expected version \d+ of the rows"):
         open_index(tmp_path / "i")
+
+
+def test_rows_that_another_program_took_away_are_missed(tmp_path):
+    index = made(tmp_path / "i", 3)
+    index.add(embedded(2, seed=1, prefix="late"), "replace")
+    index.add(embedded(3, seed=2), "replace")
+    lancedb.connect(str(tmp_path / "i")).open_table("rows").delete("id = 'clip1'")
+    with pytest.raises(InputError, match=r"rows.lance: expected 5 rows, .* got 4: another program"):
+        open_index(tmp_path / "i")
+    with pytest.raises(InputError, match=r"rows.lance: expected 5 rows"):
+        index.delete(["clip0"])
 
 
 @pytest.mark.parametrize("change", ["add", "delete"])

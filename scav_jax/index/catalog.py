@@ -5,7 +5,8 @@ INDEX/
                         the root of its videos and how they are cut
    rows.lance           a LanceDB table with a row for each clip
    segments/00000000/   sequences and what is computed from them, appended and never changed
-   segments/rows.json   the version of the table that was written last: both are of one moment
+   segments/rows.json   the version of the table that was written last, and how many clips it has:
+                        both are of one moment
    bank.npz             what scores are relative to, where there is that, see `hubness`
    lock                 held by the one writer
    adding.json          the clips of an `add` that has not ended

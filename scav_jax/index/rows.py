@@ -143,22 +143,38 @@ class Rows:
 
         Raises:
           InputError: a later one was written, its file is gone: without it clips would be missing
-            silently, or deleted ones be back.
+            silently, or deleted ones be back; or there are more or fewer clips than were left.
         """
+        noted, before = self._noted(), None
+        while noted != before:  # a writer may have been at work between the two readings
+            self._table.checkout_latest()
+            if type(noted["version"]) is not int or self.version < noted["version"]:
+                raise InputError(
+                    f"{self.path / TABLE}.lance: expected version {short(noted['version'])} of the "
+                    f"rows or a later one, the latest there is {self.version}; {MEND}"
+                )
+            later = (noted["coming"],) if self.version > noted["version"] else ()
+            if len(self) in (noted["clips"], *later):
+                return
+            noted, before = self._noted(), noted
+        raise InputError(
+            f"{self.path / TABLE}.lance: expected {short(noted['clips'])} rows, as `scav index` "
+            f"left them, got {len(self)}: another program has changed the table; {MEND}"
+        )
+
+    def _noted(self) -> dict:
         what, file = "the version of an index's rows", self.path / SEGMENTS / COMMITTED
         if not file.exists():
             raise InputError(f"{file}: expected {what}, it is not there; {MEND}")
-        written = read_document(file, what, MEND).get("version")
-        self._table.checkout_latest()
-        if type(written) is not int or self.version < written:
-            raise InputError(
-                f"{self.path / TABLE}.lance: expected version {short(written)} of the rows or a "
-                f"later one, the latest there is {self.version}; {MEND}"
-            )
+        found = read_document(file, what, MEND)
+        return {name: found.get(name) for name in ("version", "clips", "coming")}
 
-    def note_version(self) -> None:
-        """Says what the latest version is, after a change."""
-        write_document(self.path / SEGMENTS / COMMITTED, {"version": self.version})
+    def note_version(self, coming: int | None = None) -> None:
+        """Says what the latest version is, after a change, or how many clips one will leave."""
+        clips = len(self)
+        about = {"version": self.version, "clips": clips}
+        about["coming"] = clips if coming is None else coming
+        write_document(self.path / SEGMENTS / COMMITTED, about)
 
     def __len__(self) -> int:
         return self._table.count_rows()
@@ -236,7 +252,9 @@ class Rows:
 
     def add(self, table, replace: bool = False) -> None:
         """Adds rows in one commit; with `replace`, those whose id is there take its place."""
+        there = len(self.existing(table.column("id").to_pylist())) if replace else 0
         with full_disk_is_an_oserror(self.path):
+            self.note_version(len(self) + len(table) - there)
             if not replace:
                 self._table.add(table)
                 return
@@ -245,6 +263,7 @@ class Rows:
 
     def delete(self, ids: list[str]) -> None:
         with full_disk_is_an_oserror(self.path):
+            self.note_version(len(self) - len(ids))
             self._table.delete(_is_in("id", ids))
 
     def overwrite(self, batches: Iterator) -> None:

@@ -618,6 +618,11 @@ def test_what_an_edit_list_leaves_out_spoils_no_clock(tmp_path, edits, moments):
         ("wav", ["pcm_s16le"]),
         ("aiff", ["pcm_s16be"]),
         ("caf", ["pcm_s16le"]),
+        ("tta", ["tta"]),
+        ("wv", ["wavpack"]),
+        ("voc", ["pcm_s16le"]),
+        ("nut", ["pcm_s16le"]),
+        ("adx", ["adpcm_adx"]),
         ("ogv", ["libopus", "libvpx"]),
         ("mxf", ["pcm_s16le", "mpeg2video"]),
     ],
@@ -641,6 +646,33 @@ def test_what_is_joined_and_read_in_part_only_is_refused(tmp_path, suffix, codec
     path.write_bytes(b"".join(parts))
     with pytest.raises(Unusable, match="joined"):
         stream_seconds(path, "audio")
+
+
+def test_a_frame_without_a_sample_is_passed_over(tmp_path):
+    """ADX ends with one."""
+    path = tmp_path / "a.adx"
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("adpcm_adx", 16_000)
+        stream.layout = "mono"
+        frame = av.AudioFrame.from_ndarray(films.sound(1.6), "fltp", layout="mono")
+        frame.sample_rate = 48_000
+        container.mux([*stream.encode(frame), *stream.encode()])
+    with media.Reader(path, None, kinds=("audio",)) as reader:
+        assert len(reader.cut(0.0, None).waveform) == pytest.approx(1.6 * 16_000, abs=320)
+
+
+def test_side_data_without_a_name_is_passed_over(tmp_path):
+    """Exif, of which PyAV 18 has not heard."""
+    path = tmp_path / "a.mov"
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("tiff", 25, width=64, height=48, pix_fmt="rgb24")
+        for level in range(0, 250, 5):
+            pixels = np.full((48, 64, 3), level, np.uint8)
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(pixels, format="rgb24")))
+        container.mux(stream.encode())
+    with media.Reader(path, None, kinds=("video",)) as reader:
+        frames = reader.cut(0.0, None).frames
+    np.testing.assert_array_equal(frames[:, 0, 0, 0], range(0, 250, 5))
 
 
 def test_pictures_whose_times_run_backwards_are_in_the_order_of_decoding():

@@ -407,6 +407,8 @@ class _AudioCutter:
                 self._cut_padding()
                 break
             time, frame = found
+            if not frame.samples:  # ADX ends with one
+                continue
             self._rate = self._rate or frame.sample_rate
             if self._rate > MOST_RATE_HZ:
                 reason = f"sound of {self._rate:,} samples a second, above {MOST_RATE_HZ:,}"

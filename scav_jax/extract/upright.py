@@ -12,6 +12,18 @@ from av.sidedata.sidedata import Type
 from av.video.reformatter import Interpolation, VideoReformatter
 from jaxtyping import UInt8
 
+
+def _unnamed(cls: type[Type], value: int) -> Type:
+    """A kind of side data that FFmpeg has and PyAV has no name for, as EXIF in a picture is.
+
+    Without it, asking a frame that has such data for any other fails.
+    """
+    member = object.__new__(cls)
+    member._name_, member._value_ = f"UNNAMED_{value}", value
+    return cls._value2member_map_.setdefault(value, member)
+
+
+Type._missing_ = classmethod(_unnamed)
 WIDEST_PIXEL = 16.0  # a header that says more is wrong
 
 

@@ -2,6 +2,7 @@
 
 import mmap
 import os
+import struct
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,9 +14,15 @@ BEGINNINGS = {
     "flv": [b"FLV\x01%c\0\0\0\x09\0\0\0\0" % kinds for kinds in (1, 4, 5)],
     "asf": [bytes.fromhex("3026b2758e66cf11a6d900aa0062ce6c")],
     "mxf": [bytes.fromhex("060e2b34020501010d0102010102")],
+    "adx": [b"(c)CRI"],
 }
+# How many bytes of its own beginning another file of the kind has too, whatever is in it.
+ALIKE = {"tta": 6, "ape": 6, "mpc8": 6, "argo_asf": 8, "smjpeg": 8, "dsf": 12, "wtv": 16}
+ALIKE |= {"voc": 20, "nut": 25}
 # Here a length stands after the first four bytes; what follows tells one kind of file from others.
-SIZED = ("wav", "aiff", "caf", "w64")
+SIZED = ("wav", "aiff", "caf", "w64", "iff", "xwma")
+WAVPACK = struct.Struct("<IHHIIII")  # size, version, more digits; samples, first, count, flags
+FIRST_OF_BLOCK = 1 << 11
 JOINED = "joined: two files byte by byte, only the first can be read; join with FFmpeg"
 MOV = "mov,mp4,m4a,3gp,3g2,mj2"
 
@@ -28,11 +35,15 @@ def check_single(path: Path, format_name: str) -> None:
     if format_name == MOV:
         kinds = Counter(_boxes(path))
         joined = kinds[b"moov"] > 1 and not kinds[b"moof"]
+    elif format_name == "wv":
+        joined = list(_wavpack_blocks(path)).count(0) > 1
     else:
         marks = BEGINNINGS.get(format_name, [])
-        if format_name in SIZED:
+        if format_name in SIZED or format_name in ALIKE:
             with open(path, "rb") as file:
-                marks = [file.read(16)[8:]]
+                marks = [
+                    file.read(ALIKE[format_name]) if format_name in ALIKE else file.read(16)[8:]
+                ]
         joined = any(_occurs_later(path, mark) for mark in marks)
     if joined:
         raise Unusable("open", JOINED)
@@ -52,6 +63,20 @@ def _boxes(path: Path) -> Iterator[bytes]:
                 return
             yield kind
             at += length
+
+
+def _wavpack_blocks(path: Path) -> Iterator[int]:
+    """At which sample each block begins that is the first of its channels, in all of a file.
+
+    A file of tags, or another one, may lie behind the last block of one.
+    """
+    with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+        at = content.find(b"wvpk")
+        while at >= 0 and at + 32 <= len(content):
+            size, _, _, _, first, count, flags = WAVPACK.unpack_from(content, at + 4)
+            if flags & FIRST_OF_BLOCK and count:
+                yield first
+            at = content.find(b"wvpk", at + 8 + size if size < len(content) else at + 4)
 
 
 def _occurs_later(path: Path, mark: bytes) -> bool:

@@ -4,6 +4,7 @@ import errno
 import os
 import struct
 import threading
+import wave
 from collections import Counter
 from fractions import Fraction
 
@@ -659,6 +660,20 @@ def test_a_frame_without_a_sample_is_passed_over(tmp_path):
         container.mux([*stream.encode(frame), *stream.encode()])
     with media.Reader(path, None, kinds=("audio",)) as reader:
         assert len(reader.cut(0.0, None).waveform) == pytest.approx(1.6 * 16_000, abs=320)
+
+
+@pytest.mark.parametrize("channels", [7, 8, 9, 64])
+def test_a_sound_is_the_mean_of_its_channels_however_many(tmp_path, random, channels):
+    """Of eight planes and more PyAV reads what is not there."""
+    samples = random.integers(-9_000, 9_000, (32_000, channels), np.int16)
+    with wave.open(str(tmp_path / "a.wav"), "wb") as file:
+        file.setnchannels(channels)
+        file.setsampwidth(2)
+        file.setframerate(16_000)
+        file.writeframes(samples.tobytes())
+    with media.Reader(tmp_path / "a.wav", None, kinds=("audio",)) as reader:
+        heard = reader.cut(0.0, None).waveform
+    np.testing.assert_allclose(heard, (samples / 2**15).mean(axis=1), atol=1e-6)
 
 
 def test_side_data_without_a_name_is_passed_over(tmp_path):

@@ -35,13 +35,14 @@ from scav_jax.extract.packets import usual_duration
 from scav_jax.extract.streams import Stream, frame_rate, stream_seconds
 from scav_jax.extract.upright import Upright
 
-DECODING_RULES = 5  # raise it when this room gives other frames or samples of some file
+DECODING_RULES = 6  # raise it when this room gives other frames or samples of some file
 MIN_CLIP_S = 1.0  # less picture and sound than this together has nothing to contrast
 MAX_CLIP_S = 600.0  # a clip is held in memory whole
 LENGTH_MARGIN_S = 1.0  # half of it is let pass: a video of a minute has some frames more
 SEEK_GAP_S = 20.0  # decoding on is cheaper than seeking over less than this
 RESAMPLING_MARGIN_S = 0.03  # more than the reach of the resampling filter
 MOST_RATE_HZ = 4_000_000  # of sound; the fastest that is recorded, DSD, decodes to 2,822,400
+MOST_PLANES = 7  # one for each channel; PyAV looks for one more
 TIMESTAMP_JITTER_S = 0.025  # sound whose timestamps are off by less is taken as gapless
 TRUNCATION_S = 0.25  # a stream that lacks more than this of what it declares was truncated
 SILENT_PEAK = 1e-4  # of full scale
@@ -436,13 +437,18 @@ class _AudioCutter:
 
     def _mono(self, frame: av.AudioFrame) -> Float[np.ndarray, " S"]:
         """The mean of the channels, whatever their number."""
-        if frame.format.name == "fltp":
+        channels = frame.layout.nb_channels
+        # Of more planes PyAV reads what is not there: it ends the process, or raises.
+        planar = channels <= MOST_PLANES
+        if planar and frame.format.name == "fltp":
             return frame.to_ndarray().mean(axis=0)
         kind = (frame.format.name, frame.layout.name)
         if kind != self._converted:  # broadcasts change from mono to 5.1 and back
-            self._converter, self._converted = AudioResampler(format="fltp"), kind
-        parts = self._converter.resample(frame)
-        return np.concatenate([part.to_ndarray().mean(axis=0) for part in parts])
+            wanted = "fltp" if planar else "flt"
+            self._converter, self._converted = AudioResampler(format=wanted), kind
+        parts = [part.to_ndarray() for part in self._converter.resample(frame)]
+        parts = parts if planar else [part.reshape(-1, channels).T for part in parts]
+        return np.concatenate([part.mean(axis=0) for part in parts])
 
 
 def _resample(samples: Float[np.ndarray, " S"], rate: int) -> Float[np.ndarray, " S_out"]:

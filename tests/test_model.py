@@ -14,7 +14,7 @@ from test_media import click_track, flash_frames, write_video
 
 from scav_jax.base.documents import read_document, write_document
 from scav_jax.base.errors import InputError
-from scav_jax.extract import backbones, fbank, media, program
+from scav_jax.extract import backbones, fbank, media, pool, program
 from scav_jax.extract.backbones.plain import PlainVisual
 from scav_jax.extract.manifest import ClipOptions, cut_whole_videos, list_clips
 from scav_jax.features import store
@@ -465,3 +465,12 @@ def test_the_index_program_adds_all_of_a_split_or_none(made, folder, tmp_path, m
             index_main.main([command, path, *of_model, *data, "--split", "all", *videos])
         with pytest.raises(InputError, match="expected --split"):
             index_main.main([command, path, *of_model, *data])
+
+
+def test_of_many_files_processes_decode():
+    cores = pool.cores()
+    chosen = [files.workers_for(range(count), None) for count in (1, 7, 8, 1000)]
+    assert chosen == [0, 0, min(8, cores), cores]
+    assert [files.workers_for(range(9), given) for given in (0, 3)] == [0, 3]
+    with pytest.raises(InputError, match="workers: expected 0 or more, got -1"):
+        files.workers_for(range(9), -1)

@@ -1,7 +1,6 @@
 """A folder of videos -> a data set of features: what to do, what is done, workers, the result."""
 
 import contextlib
-import os
 import shutil
 import threading
 import time
@@ -78,7 +77,7 @@ def extract(
     shards.check_division(whole, shard and shard.count)
     ledger = shard.ledger(whole) if shard else whole
     part = shard.part(listing) if shard else listing
-    workers = workers or _cores()
+    workers = workers or pool.cores()
     with ledger.locked():
         ledger.open({"fingerprint": fingerprint, "manifest": listing.identity()})
         _say_listing(part)
@@ -143,13 +142,6 @@ def merge(
         rows, usable = _write(out, videos, listing, wanted, stored, fingerprint)
         whole.remove()
     _say_summary(out, usable, rows, time.monotonic() - started)
-
-
-def _cores() -> int:
-    """The cores that this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def _check_named(out: Path) -> None:

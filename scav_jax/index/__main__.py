@@ -24,7 +24,12 @@ from scav_jax.base.errors import run_program
 def _clips(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--videos", type=Path, nargs="+", help="a folder of videos, or files")
     parser.add_argument("--clip-seconds", type=float, help="cut videos into clips of this length")
-    parser.add_argument("--workers", type=int, default=0, help="processes that decode (default 0)")
+    parser.add_argument(
+        "--workers",
+        type=int,
+        help="processes that decode; with one, a file that hangs or crashes the decoder is "
+        "rejected too (default: one for each core, 0 for a few files)",
+    )
     parser.add_argument("--data", type=Path, help="features on disk, instead of videos")
     parser.add_argument("--split", help="of --data")
 

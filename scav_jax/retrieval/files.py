@@ -14,7 +14,7 @@ import functools
 import math
 import os
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
@@ -44,6 +44,7 @@ from scav_jax.training.runs import Run
 CLIPS_AT_ONCE = 64  # what `embed_requests` holds in memory
 PICTURE_HZ = 25.0  # the frames that a sound without a picture is taken to have
 TIMEOUT_S = 300.0
+FEW_FILES = 8  # are decoded sooner than a process starts
 
 
 # ---- what is asked for ----------------------------------------------------------------------
@@ -261,7 +262,7 @@ def embed_requests(
     folder: Path,
     *,
     streams: Sequence[str] = STREAMS,
-    workers: int = 0,
+    workers: int | None = 0,
     timeout_s: float = TIMEOUT_S,
     batch_size: int,
 ) -> Iterator[Embedded]:
@@ -275,6 +276,7 @@ def embed_requests(
       streams, workers, timeout_s: see `model.Model.stream`.
       batch_size: how many clips are encoded at once.
     """
+    workers = workers_for({one.file for one in requests}, workers)
     kinds = tuple(KINDS[stream] for stream in streams)
     preparer = backbone.preparer
     work = functools.partial(jobs.prepare, videos=folder, preparer=preparer, kinds=kinds)
@@ -328,6 +330,15 @@ def clip_of(backbone: Backbone, outcome: Outcome, streams: Sequence[str], folder
     (features,) = backbone.encode([outcome.prepared])
     clip = outcome.clip(_stand_in(features, outcome, streams, backbone.visual.steps))
     return replace(clip, source=str((folder / clip.source).absolute()))
+
+
+def workers_for(files: Collection, workers: int | None) -> int:
+    """How many processes decode; of None, one for each core, or none for a few files."""
+    if workers is None:
+        return 0 if len(files) < FEW_FILES else min(len(files), pool.cores())
+    if workers < 0:
+        raise InputError(f"workers: expected 0 or more, got {workers}")
+    return workers
 
 
 def outcomes_of(

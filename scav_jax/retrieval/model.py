@@ -169,7 +169,7 @@ class Model:
         end: float | None = None,
         streams: Sequence[str] | None = None,
         root: str | Path | None = None,
-        workers: int = 0,
+        workers: int | None = 0,
         timeout_s: float = TIMEOUT_S,
     ) -> Iterator[Embedded]:
         """The same, some clips at a time, for folders that are too large to hold.
@@ -184,7 +184,7 @@ class Model:
           root: what ids are relative to, a folder above what is given; None takes the folder that
             is given, or the path of a single file as it is.
           workers: processes that decode. 0 decodes here; with one or more, a file that hangs or
-            crashes the decoder is rejected too.
+            crashes the decoder is rejected too. None: one for each core, or none for a few files.
           timeout_s: the limit for one clip, with workers.
 
         Yields:
@@ -212,7 +212,7 @@ class Model:
         folder: Path,
         *,
         streams: Sequence[str] = STREAMS,
-        workers: int = 0,
+        workers: int | None = 0,
         timeout_s: float = TIMEOUT_S,
         rejected: Sequence[dict] = (),
     ) -> Iterator[Embedded]:

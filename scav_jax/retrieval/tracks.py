@@ -21,7 +21,7 @@ from scav_jax.extract.jobs import Job, Outcome
 from scav_jax.extract.manifest import ClipRequest
 from scav_jax.extract.streams import Unusable
 from scav_jax.features.clip import Clip
-from scav_jax.retrieval.files import TIMEOUT_S, clip_of, outcomes_of, seconds_of
+from scav_jax.retrieval.files import TIMEOUT_S, clip_of, outcomes_of, seconds_of, workers_for
 from scav_jax.retrieval.shifts import Track
 
 PIECE_S = 20.0  # of a picture: what is held as frames
@@ -32,7 +32,7 @@ def tracks_of(
     wanted: Sequence[tuple[Path, str]],
     clip_seconds: float,
     *,
-    workers: int = 0,
+    workers: int | None = 0,
     timeout_s: float = TIMEOUT_S,
 ) -> Iterator[list[Track] | str]:
     """The tracks of files, in their order.
@@ -41,7 +41,7 @@ def tracks_of(
       backbone: of the model.
       wanted: (file, "visual" or "audio") of each.
       clip_seconds: of the windows of a sound.
-      workers: processes that decode; 0 decodes here.
+      workers: processes that decode; 0 decodes here, None is `files.workers_for`'s.
       timeout_s: the limit for a piece or window, with workers.
 
     Yields:
@@ -65,6 +65,7 @@ def tracks_of(
         for job in jobs.make_jobs(requests):
             todo.append(replace(job, number=len(todo)))
     work = functools.partial(_prepare, preparer=backbone.preparer)
+    workers = workers_for({file for file, _ in wanted}, workers)
     outcomes = outcomes_of(todo, work, workers, timeout_s)
     for _, group in itertools.groupby(outcomes, key=lambda outcome: outcome.request.id):
         yield _tracks(backbone, group)

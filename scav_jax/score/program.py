@@ -130,7 +130,7 @@ def _scored(
 
 
 def _tracks(
-    model: Model, calibrated: Calibration, pairs: Sequence[Pair], workers: int
+    model: Model, calibrated: Calibration, pairs: Sequence[Pair], workers: int | None
 ) -> dict[tuple[Path, str], list[Track] | str]:
     wanted = dict.fromkeys(
         key for pair in pairs for key in ((pair.picture, "visual"), (pair.sound, "audio"))

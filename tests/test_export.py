@@ -27,10 +27,13 @@ from test_model import film, write_run
 
 from scav_jax.base.documents import write_document
 from scav_jax.base.errors import InputError
+from scav_jax.evaluate.__main__ import main as evaluate
 from scav_jax.export import __main__ as program
 from scav_jax.export import graphs
 from scav_jax.export import writing as export
 from scav_jax.export.towers import width_read
+from scav_jax.extract.manifest import DEFAULT_SPLIT
+from scav_jax.extract.program import extract
 from scav_jax.retrieval import calibration, model
 from scav_jax.retrieval.results import FORMAT_VERSION
 from scav_jax.retrieval.sketch import Sketch, save_sketch
@@ -290,6 +293,21 @@ def test_what_is_there_is_not_overwritten(run, exported, tmp_path):
     with pytest.raises(InputError, match="expected a run directory"):
         export.export(write_data(tmp_path / "data"), tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+def test_an_export_is_evaluated_as_its_run_is(run, exported, tmp_path):
+    (tmp_path / "videos").mkdir()
+    for seed in range(3):
+        film(tmp_path / "videos" / f"{seed}.mp4", 2.0, seed=seed)
+    extract(tmp_path / "videos", tmp_path / "data", workers=1)
+    words = ["--run", exported, "--data", tmp_path / "data", "--split", DEFAULT_SPLIT]
+    words += ["--compare", run, "--bootstrap", "0", "--hybrid", "1"]
+    assert evaluate([str(word) for word in words]) == 0
+    (file,) = exported.parent.glob("model.evaluation/*/metrics.json")  # it stays as it is
+    first, second = json.loads(file.read_text())["runs"]
+    keys = ("method", "k", "a2v", "v2a")
+    rows = [[{key: one[key] for key in keys} for one in row["methods"]] for row in (first, second)]
+    assert rows[0] == rows[1] and len(rows[0]) > 1
 
 
 # ---- the hub, for which a small server stands in -------------------------------------------------

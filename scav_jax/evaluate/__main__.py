@@ -106,7 +106,11 @@ def output_folder(arguments: argparse.Namespace, split) -> Path:
     name = "-".join(word for word in words if word)
     if arguments.run is None:
         return arguments.embeddings[0].with_suffix(".evaluation") / name
-    return arguments.run / "evaluation" / name
+    if (arguments.run / "averaged").is_dir():
+        return arguments.run / "evaluation" / name
+    # An export is handed on as it is, and one of the hub lies in a cache: beside it, or here.
+    beside = arguments.run if arguments.run.exists() else Path(arguments.run.name)
+    return beside.with_name(f"{beside.name}.evaluation") / name
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -116,10 +120,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     from scav_jax.evaluate.evaluation import EvaluationSettings, evaluate, write
     from scav_jax.features import store
     from scav_jax.retrieval import results
-    from scav_jax.training.runs import load_run
+    from scav_jax.retrieval.model import trained
 
     annotations = arguments.annotations and read_annotations(arguments.annotations)
-    run = [load_run(arguments.run)] if arguments.run else []
+    run = [trained(arguments.run)] if arguments.run else []
     data = arguments.data or Path(run[0].config["data"]["path"])
     split = sources.chosen(store.read(data, arguments.split), arguments.ids)
     settings = EvaluationSettings(
@@ -139,7 +143,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     rows, splits = list(run), [split] * len(run)
     for text in arguments.compare:
         path, _, other = text.partition("=")
-        rows.append(load_run(path))
+        rows.append(trained(path))
         splits.append(sources.same_clips(store.read(Path(other), split.split), split)
                       if other else split)  # fmt: skip
     rows += [sources.load(path) for path in arguments.embeddings]

@@ -323,5 +323,5 @@ def seen_by(run: Run) -> str:
     features = run.config.get("features", {})
     data = run.config["data"]
     count = features.get("clips", {}).get(data["train_split"])
-    name = "/".join(Path(data["path"]).parts[-2:])
+    name = "/".join(Path(data["path"]).parts[-2:]) or "what it does not say"
     return f"{name}, {count:,} clips" if count else name

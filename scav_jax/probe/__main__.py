@@ -31,7 +31,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = parse(argv)
     from scav_jax.extract.backbones import parse_weights
     from scav_jax.probe.probing import ProbeSettings, probe, table, write
-    from scav_jax.training.runs import load_run
+    from scav_jax.retrieval.model import trained
 
     settings = ProbeSettings(
         train_split=arguments.train_split,
@@ -42,7 +42,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         trust=tuple(arguments.trust),
         batch_size=arguments.batch_size,
     )
-    run = load_run(arguments.run)
+    run = trained(arguments.run, settings.trust)
     data = arguments.data or Path(run.config["data"]["path"])
     document = probe(run, data, arguments.split, settings)
     print(table(document))  # first: where it is written to may be full

@@ -313,16 +313,29 @@ def load(
     Raises:
       InputError: no model there, an unfinished one, or weights of another backbone (named).
     """
-    path = _at(path)
-    exported = (path / PARAMETERS_FILE).is_file()
-    run = load_exported(path, trust) if exported else load_run(path)
+    run = trained(path, trust)
     model = Model(run, weights, trust)
-    if exported:
+    if is_exported(run.path):
         _check_whole(model)
     _ = model.sketch  # says now what is wrong with it
     if weights:
         _ = model.backbone  # says now what is wrong with them
     return model
+
+
+def trained(path: str | Path, trust: Collection[str] = ()) -> Run:
+    """What `load` has of a model but for its backbone: towers, objective and parameters.
+
+    Raises:
+      InputError: no model there, or an unfinished one.
+    """
+    path = _at(path)
+    return load_exported(path, trust) if is_exported(path) else load_run(path)
+
+
+def is_exported(path: Path) -> bool:
+    """Whether a directory holds what `scav_jax.export` wrote, and not a run."""
+    return (path / PARAMETERS_FILE).is_file()
 
 
 def _at(path: str | Path) -> Path:

@@ -313,9 +313,9 @@ def load(
     Raises:
       InputError: no model there, an unfinished one, or weights of another backbone (named).
     """
-    run = trained(path, trust)
-    model = Model(run, weights, trust)
-    if is_exported(run.path):
+    path = _at(path)
+    model = Model(trained(path, trust), weights, trust)
+    if is_exported(path):
         _check_whole(model)
     _ = model.sketch  # says now what is wrong with it
     if weights:

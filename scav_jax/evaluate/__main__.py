@@ -99,6 +99,8 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
 
 def output_folder(arguments: argparse.Namespace, split) -> Path:
     """Where the results go: a folder of its own for each data set, split and other distance."""
+    from scav_jax.training.runs import AVERAGED
+
     if arguments.out is not None:
         return arguments.out
     words = [split.data.resolve().name, split.split, arguments.distance, arguments.resample]
@@ -106,7 +108,7 @@ def output_folder(arguments: argparse.Namespace, split) -> Path:
     name = "-".join(word for word in words if word)
     if arguments.run is None:
         return arguments.embeddings[0].with_suffix(".evaluation") / name
-    if (arguments.run / "averaged").is_dir():
+    if (arguments.run / AVERAGED).is_dir():
         return arguments.run / "evaluation" / name
     # An export is handed on as it is, and one of the hub lies in a cache: beside it, or here.
     beside = arguments.run if arguments.run.exists() else Path(arguments.run.name)

@@ -16,11 +16,12 @@ BEGINNINGS = {
     "mxf": [bytes.fromhex("060e2b34020501010d0102010102")],
     "adx": [b"(c)CRI"],
 }
-# How many bytes of its own beginning another file of the kind has too, whatever is in it.
-ALIKE = {"tta": 6, "ape": 6, "mpc8": 6, "argo_asf": 8, "smjpeg": 8, "dsf": 12, "wtv": 16}
-ALIKE |= {"voc": 20, "nut": 25}
+# Which bytes of its own another file of the kind has too, whatever is in it.
+ALIKE = {"tta": slice(6), "ape": slice(6), "mpc8": slice(6), "argo_asf": slice(8)}
+ALIKE |= {"smjpeg": slice(8), "dsf": slice(12), "wtv": slice(16), "voc": slice(20)}
+ALIKE |= {"nut": slice(25)}
 # Here a length stands after the first four bytes; what follows tells one kind of file from others.
-SIZED = ("wav", "aiff", "caf", "w64", "iff", "xwma")
+ALIKE |= dict.fromkeys(("wav", "aiff", "caf", "w64", "iff", "xwma"), slice(8, 16))
 WAVPACK = struct.Struct("<IHHIIII")  # size, version, more digits; samples, first, count, flags
 FIRST_OF_BLOCK = 1 << 11
 JOINED = "joined: two files byte by byte, only the first can be read; join with FFmpeg"
@@ -39,11 +40,9 @@ def check_single(path: Path, format_name: str) -> None:
         joined = list(_wavpack_blocks(path)).count(0) > 1
     else:
         marks = BEGINNINGS.get(format_name, [])
-        if format_name in SIZED or format_name in ALIKE:
+        if format_name in ALIKE:
             with open(path, "rb") as file:
-                marks = [
-                    file.read(ALIKE[format_name]) if format_name in ALIKE else file.read(16)[8:]
-                ]
+                marks = [file.read(32)[ALIKE[format_name]]]
         joined = any(_occurs_later(path, mark) for mark in marks)
     if joined:
         raise Unusable("open", JOINED)

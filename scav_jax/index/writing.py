@@ -5,7 +5,7 @@ rows together. Without rows of the table that name them nobody sees them.
 """
 
 import itertools
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -103,7 +103,7 @@ def check_files(
     """
     places = {one: (header.stored_source(file), start) for one, (file, start) in clips.items()}
     paths = {header.stored_source(file): file for file, _ in clips.values()}
-    ids, held = {place: one for one, place in places.items()}, {}
+    ids, held = {place: one for one, place in places.items()}, set()
     for row in rows.with_values("id", list(clips)):
         if places[row["id"]] != (row["source"], row["start"]):
             source, start = places[row["id"]]
@@ -121,15 +121,17 @@ def check_files(
                 "delete that one first, or leave the file out"
             )
         if row["content"]:
-            held[row["source"]] = row["content"]
+            held.add((row["source"], row["content"]))
     if not replacing:
         _check_unchanged(index, held, paths)
 
 
-def _check_unchanged(index: Path, held: Mapping[str, str], paths: Mapping[str, str]) -> None:
-    """Raises `InputError` where a file is another than its rows say; by source, both."""
-    now = {source: content_sample(paths[source]) for source in held}
-    changed = [source for source, content in now.items() if content not in ("", held[source])]
+def _check_unchanged(
+    index: Path, held: Collection[tuple[str, str]], paths: Mapping[str, str]
+) -> None:
+    """Raises `InputError` where a file is another than a row says: (source, content) of each."""
+    now = {source: content_sample(paths[source]) for source, _ in held}
+    changed = sorted({source for source, content in held if now[source] not in ("", content)})
     if changed:
         raise InputError(
             f"{index}: expected files as they were when their clips were added, "

@@ -1,7 +1,6 @@
 """`scav inspect DATA` or `--videos DIR`: what is in it, and what is wrong with it."""
 
 import argparse
-import os
 from pathlib import Path
 
 from scav_jax.base.commands import Parser
@@ -52,13 +51,14 @@ def _inspect(options: argparse.Namespace) -> dict:
         from scav_jax.inspect.features import inspect_features
 
         return inspect_features(options.data)
+    from scav_jax.extract.pool import cores
     from scav_jax.inspect.videos import inspect_videos
 
     return inspect_videos(
         options.videos,
         clips=options.clips,
         clip_seconds=options.clip_seconds,
-        workers=options.workers or os.cpu_count() or 1,
+        workers=options.workers or cores(),
     )
 
 

@@ -19,13 +19,13 @@ OK, MISSING = "ok", "MISSING"
 def machine() -> list[tuple[str, str, str]]:
     """The system and what of it may be used: (name, what is there, "ok" or what is wrong)."""
     import scav_jax
+    from scav_jax.extract.pool import cores
 
-    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     lines = [
         ("scav_jax", scav_jax.__version__, OK),
         ("Python", f"{platform.python_version()} {sys.executable}", OK),
         ("system", platform.platform(), OK),
-        ("cores", f"{usable} of {os.cpu_count()}", OK),
+        ("cores", f"{cores()} of {os.cpu_count()}", OK),
     ]
     if hasattr(os, "sysconf") and "SC_PHYS_PAGES" in os.sysconf_names:
         memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")

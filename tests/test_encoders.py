@@ -1,6 +1,6 @@
 """The towers against float64 loops, and what padding, order and shift may and may not change."""
 
-from functools import cache
+from functools import cache, partial
 
 import flax.linen as nn
 import jax
@@ -10,7 +10,7 @@ import pytest
 import reference
 
 from scav_jax import encoders
-from scav_jax.encoders import Encoders
+from scav_jax.encoders import Encoders, layers
 from scav_jax.sequences import AudioVisual, sequences
 
 VISUAL_WIDTH, AUDIO_WIDTH = 5, 9
@@ -391,3 +391,37 @@ def test_gelu_and_its_gradient_are_flax_own_and_keep_the_input_only():
     kept = jax.tree.leaves(jax.vjp(encoders.gelu, x)[1])
     assert [leaf.shape for leaf in kept] == [x.shape]
     assert jax.grad(encoders.gelu)(jnp.bfloat16(0.5)).dtype == jnp.bfloat16
+
+
+def test_layer_norms_and_attentions_gradients_are_those_of_their_definitions(random):
+    """Both are written by hand; autodiff of the formulas is the reference."""
+
+    def normalized(x, scale, bias):
+        x = x - x.mean(-1, keepdims=True)
+        x = x / jnp.sqrt((x * x).mean(-1, keepdims=True) + 1e-5)
+        return x * scale[None, None] + bias[None, None]
+
+    def attended(query, key, value, gain, bias):
+        logits = jnp.einsum("bqhd,bkhd->bhqk", query, key) / 2.0
+        logits += jnp.einsum("bqh,hqk->bhqk", gain, bias)
+        weights = jax.nn.softmax(jnp.where(mask[:, None, None, :], logits, -jnp.inf), axis=-1)
+        return jnp.einsum("bhqk,bkhd->bqhd", weights, value)
+
+    def ours(query, key, value, gain, bias):
+        return layers.attend(query, key, value, mask, precision="float32", position=(gain, bias))
+
+    mask = jnp.arange(5)[None] < jnp.array([5, 3])[:, None]
+    shapes = [(2, 5, 3, 4)] * 3 + [(2, 5, 3), (3, 5, 5)]
+    norm = [3.0 + random.normal(size=shape) for shape in ((2, 5, 7), (7,), (7,))]
+    pairs = [
+        (partial(layers._normalized, jnp.float32), normalized, norm),
+        (ours, attended, [random.normal(size=shape) for shape in shapes]),
+    ]
+    for one, other, given in pairs:
+        given = [jnp.asarray(x, jnp.float32) for x in given]
+        found, back = jax.vjp(one, *given)
+        expected, their_back = jax.vjp(other, *given)
+        np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
+        cotangent = jnp.asarray(random.normal(size=found.shape), jnp.float32)
+        for gradient, theirs in zip(back(cotangent), their_back(cotangent), strict=True):
+            np.testing.assert_allclose(gradient, theirs, atol=3e-5)

@@ -48,7 +48,7 @@ HERE = {"VIDEOS": "videos", "VIDEO.mp4": QUERY}
 SMALL_CONFIG = [
     *("--config.data.batch_size=8", "--config.data.buckets=1", "--config.train.steps=10"),
     *("--config.optimizer.warmup_steps=2", "--config.train.validate_every=5"),
-    *("--config.encoders.visual_blocks=1", "--config.encoders.audio_blocks=1"),
+    *(f"--config.encoders.{stream}_blocks=0" for stream in STREAMS),
 ]
 SMALL = {
     "extract": ["--workers", "1"],
@@ -56,14 +56,10 @@ SMALL = {
     "train": SMALL_CONFIG,
     "web": ["--help"],  # it would serve until it is stopped
 }
-# Of the tutorials: smaller still, and a calibration wants twenty clips, which `data/short` has.
+# Of the tutorials; a calibration wants twenty clips, which `data/short` has.
 SMALLER = {
     "extract": ["--workers", "1"],
-    "train": [
-        *SMALL_CONFIG[:-2],
-        *(f"--config.encoders.{s}_blocks=0" for s in STREAMS),
-        "--config.train.log_every=5",
-    ],
+    "train": [*SMALL_CONFIG, "--config.train.log_every=5"],
     "score --calibrate": [
         *("--data", "data/short", "--split", "validation"),
         *("--most-offset", "0.4", "--step", "0.1"),

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 import scav_jax
-from scav_jax.__main__ import listing, program
+from scav_jax.__main__ import listing, main, program
 from scav_jax.base import compiled
 from scav_jax.base.commands import LIES_IN, PROGRAMS
 from scav_jax.base.errors import EXIT_INPUT, InputError
@@ -71,6 +71,31 @@ def test_scav_is_the_same_programs(tmp_path):
     wrong, _ = answer(tmp_path, "scav_jax", "trian", "--config", "demo")
     assert wrong.returncode == EXIT_INPUT and wrong.stderr.count("\n") == 1
     assert "Did you mean 'train'?" in wrong.stderr
+
+
+@pytest.mark.filterwarnings("ignore:.*found in sys.modules after import:RuntimeWarning")
+@pytest.mark.parametrize(
+    ("words", "least"),
+    [
+        ("index build x --model m --workers -1", 0),
+        ("index tune x --model m --queries 0", 1),
+        ("score a.mp4 --model m --workers -1", 0),
+        ("inspect --videos . --workers 0", 1),
+        ("probe --run r --split test --changed -1", 0),
+        ("evaluate --run r --split test --batch-size 0", 1),
+        ("sketch --run r --numbers 0", 1),
+        ("web --index x --model m --max-megabytes 0", 1),
+        ("datasets chimes --out x --workers 0", 1),
+    ],
+)
+def test_a_number_that_cannot_be_is_named_before_anything_is_read(
+    words, least, monkeypatch, capsys
+):
+    monkeypatch.setattr(sys, "argv", ["scav", *words.split()])
+    *_, option, number = words.split()
+    with pytest.raises(SystemExit, match=str(EXIT_INPUT)):
+        main()
+    assert f"{option}: expected {least} or more, got {number}" in capsys.readouterr().err
 
 
 def test_two_words_name_a_program_before_one():

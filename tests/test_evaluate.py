@@ -264,7 +264,7 @@ def test_default_ks():
         (["--split", "tset"], "no split 'tset'.*Did you mean 'test'"),
         (["--split", "test", "--hybrid", "1,x"], "whole numbers with commas"),
         (["--split", "test", "--hybrid", "11"], "expected 1 to 10 .*got 11"),
-        (["--split", "test", "--bootstrap", "-1"], "--bootstrap: expected at least 0, got -1"),
+        (["--split", "test", "--bootstrap", "-1"], "--bootstrap: expected 0 or more, got -1"),
         (["--split", "test", "--resample", "v2a"], "--resample: expected one of .*got 'v2a'"),
         (["--split", "test", "--gallery", "4", "11"], "--gallery: .* the 10 clips .*got 11"),
         (["--split", "test", "--gallery", "0"], "expected 1 or more, or all, got '0'"),

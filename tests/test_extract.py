@@ -620,7 +620,7 @@ def test_a_fault_of_ours_rejects_nothing_and_ends_in_one_line(videos, tmp_path, 
     [
         (["--backbone", "plane"], "Did you mean 'plain'"),
         (["--clip-seconds", "0.2"], "--clip-seconds: expected at least 1"),
-        (["--workers", "0"], "--workers: expected more than 0"),
+        (["--workers", "0"], "--workers: expected 1 or more, got 0"),
         (["--split", "train"], "NAME=SHARE.*got 'train'"),
         (["--split", "train=0", "test=1"], "above 0.*'train=0'"),
         (["--split", "train=0.8", "test=0.1"], "sum to 1, got 0.9"),

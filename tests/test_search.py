@@ -817,7 +817,7 @@ def test_search_program_says_what_is_wrong(tmp_path, stand, monkeypatch):
         program.main(given)
     with pytest.raises(InputError, match="not allowed with argument"):
         program.main([*given, "--sound", "--video"])
-    with pytest.raises(InputError, match="--k: expected at least 1"):
+    with pytest.raises(InputError, match="--k: expected 1 or more"):
         program.main([*given, "--k", "0"])
     with pytest.raises(InputError, match="expected an index"):
         program.main([str(tmp_path / "none"), *given[1:]])

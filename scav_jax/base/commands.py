@@ -7,7 +7,7 @@ before it imports what the work needs: `--help` and a mistake are answered at on
 import argparse
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from scav_jax.base.compiled import keep_compiled
@@ -69,6 +69,19 @@ class Parser(argparse.ArgumentParser):
             self.error(f"unknown argument {unknown[0]!r}.{hint} There are {', '.join(options)}")
         keep_compiled()
         return arguments
+
+
+def at_least(least: int) -> Callable[[str], int]:
+    """The `type` of an option that is a whole number of a least value."""
+
+    def number(word: str) -> int:
+        value = int(word)
+        if value < least:
+            raise argparse.ArgumentTypeError(f"expected {least} or more, got {value}")
+        return value
+
+    number.__name__ = "int"  # what argparse calls it where it is no number
+    return number
 
 
 def _options(parser: argparse.ArgumentParser) -> list[str]:
@@ -165,7 +178,7 @@ def add_run_and_split(parser: argparse.ArgumentParser, run_required: bool) -> No
     add("--run", type=Path, required=run_required, help="the --workdir of a finished training")
     add("--data", type=Path, help="a data set; default: the one that the run was trained on")
     add("--split", required=True, help="which of its splits, for example test")
-    add("--batch-size", type=int, default=64, help="clips embedded at a time (default 64)")
+    add("--batch-size", type=at_least(1), default=64, help="clips embedded at a time (default 64)")
 
 
 def add_processes(parser: argparse.ArgumentParser) -> None:

@@ -4,7 +4,7 @@ import argparse
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from scav_jax.base.commands import Parser, add_run_and_split
+from scav_jax.base.commands import Parser, add_run_and_split, at_least
 from scav_jax.base.errors import InputError, run_program
 
 
@@ -62,7 +62,12 @@ def _add_options(add: Callable) -> None:
         "relative to those to training clips, and what that gains")  # fmt: skip
     add("--hybrid", type=_ks, metavar="K,K,...", help="default: 1, 10, 100, ... and all")
     add("--out", type=Path, help="default: RUN/evaluation/<data>-<split>")
-    add("--bootstrap", type=int, default=1000, help="resamples; 0: no intervals (default 1000)")
+    add(
+        "--bootstrap",
+        type=at_least(0),
+        default=1000,
+        help="resamples; 0: no intervals (default 1000)",
+    )
     add("--seed", type=int, default=0, help="of the resampling and of the clips shown")
     add(
         "--compare",

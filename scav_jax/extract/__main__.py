@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from scav_jax.base.commands import Parser
+from scav_jax.base.commands import Parser, at_least
 from scav_jax.base.errors import InputError, run_program
 
 EPILOG = """\
@@ -91,7 +91,9 @@ def _add_models(models: argparse._ArgumentGroup) -> None:
 def _add_work(work: argparse._ArgumentGroup) -> None:
     from scav_jax.extract.program import ENGINES
 
-    work.add_argument("--workers", type=int, help="decoding processes (default: one for each core)")
+    work.add_argument(
+        "--workers", type=at_least(1), help="decoding processes (default: one a core)"
+    )
     work.add_argument(
         "--timeout-seconds", type=float, default=300.0, help="limit for one clip (default: 300)"
     )
@@ -112,7 +114,7 @@ def check(options: argparse.Namespace) -> None:
     for name in ("videos", "out"):
         if getattr(options, name) is None:
             raise InputError(f"--{name}: expected a folder, got none; see --help")
-    for name in ("workers", "timeout_seconds", "num_shards"):
+    for name in ("timeout_seconds", "num_shards"):
         value = getattr(options, name)
         if value is not None and value <= 0:
             raise InputError(f"--{name.replace('_', '-')}: expected more than 0, got {value:g}")

@@ -17,7 +17,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from scav_jax.base.commands import Parser, add_model
+from scav_jax.base.commands import Parser, add_model, at_least
 from scav_jax.base.errors import run_program
 
 
@@ -26,7 +26,7 @@ def _clips(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--clip-seconds", type=float, help="cut videos into clips of this length")
     parser.add_argument(
         "--workers",
-        type=int,
+        type=at_least(0),
         help="processes that decode; with one, a file that hangs or crashes the decoder is "
         "rejected too (default: one for each core, 0 for a few files)",
     )
@@ -77,8 +77,10 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     add["info"].add_argument("--verify", action="store_true", help="read and check every byte")
     tune = add["tune"]
     tune.add_argument("--direction", choices=("a2v", "v2a"), default="a2v")
-    tune.add_argument("--k", type=int, default=10, help="how many clips are wanted (default 10)")
-    tune.add_argument("--queries", type=int, default=100, help="at random (default 100)")
+    tune.add_argument(
+        "--k", type=at_least(1), default=10, help="how many clips are wanted (default 10)"
+    )
+    tune.add_argument("--queries", type=at_least(1), default=100, help="at random (default 100)")
     tune.add_argument("--out", type=Path, help="writes the result as JSON")
     words = list(sys.argv[1:] if argv is None else argv)
     ids = _ids_to_delete(words)

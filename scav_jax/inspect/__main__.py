@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from scav_jax.base.commands import Parser
+from scav_jax.base.commands import Parser, at_least
 from scav_jax.base.errors import InputError, run_program
 
 EPILOG = """\
@@ -19,7 +19,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--videos", type=Path, help="a folder of videos instead")
     parser.add_argument("--clips", type=Path, help="with --videos: a CSV of clips")
     parser.add_argument("--clip-seconds", type=float, help="with --videos: cut whole videos")
-    parser.add_argument("--workers", type=int, help="with --videos: processes")
+    parser.add_argument("--workers", type=at_least(1), help="with --videos: processes")
     parser.add_argument("--json", type=Path, metavar="FILE", help="writes everything as JSON")
     parser.add_argument("--html", type=Path, metavar="FILE", help="writes a page to look at")
     return parser.parse_args(arguments)
@@ -32,8 +32,6 @@ def main(arguments: list[str] | None = None) -> None:
     for_videos = (options.clips, options.clip_seconds, options.workers)
     if options.data is not None and any(option is not None for option in for_videos):
         raise InputError("--clips, --clip-seconds and --workers: expected with --videos only")
-    if options.workers is not None and options.workers < 1:
-        raise InputError(f"--workers: expected 1 or more, got {options.workers}")
     found = _inspect(options)
     from scav_jax.base.files import write_atomically, write_json
     from scav_jax.inspect import page

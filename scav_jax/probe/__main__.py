@@ -4,7 +4,7 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from scav_jax.base.commands import Parser, add_run_and_split
+from scav_jax.base.commands import Parser, add_run_and_split, at_least
 from scav_jax.base.errors import run_program
 
 
@@ -19,7 +19,12 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     add = parser.add_argument
     add("--train-split", default="train", help="where labels are learned from (default train)")
     add("--validation-split", default="validation", help="chooses C (default validation)")
-    add("--changed", type=int, default=100, help="clips that are changed; 0: none (default 100)")
+    add(
+        "--changed",
+        type=at_least(0),
+        default=100,
+        help="clips that are changed; 0: none (default 100)",
+    )
     add("--videos", type=Path, help="where the sources are; default: where they were extracted")
     add("--weights", action="append", default=[], metavar="NAME=PATH", help="of the backbone")
     add("--trust", action="append", default=[], metavar="MODULE:NAME", help="the model's code")

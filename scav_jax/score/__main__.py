@@ -13,7 +13,7 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from scav_jax.base.commands import Parser, add_model
+from scav_jax.base.commands import Parser, add_model, at_least
 from scav_jax.base.errors import InputError, run_program
 
 
@@ -31,7 +31,8 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     add("--most-offset", type=float, metavar="S", help="offsets from -S to S seconds (default 1; "
         "with --lay: wherever at least half of the shorter one is shared)")  # fmt: skip
     add("--step", type=float, default=0.04, metavar="S", help="between offsets (default 0.04)")
-    add("--workers", type=int, help="processes that decode (default: one a core, 0 for few files)")
+    add("--workers", type=at_least(0), help="processes that decode (default: one a core, 0 for few "
+        "files)")  # fmt: skip
     add("--json", type=Path, metavar="FILE", help="all, with the curves")
     add("--csv", type=Path, metavar="FILE", help="a row a pair")
     add("--html", type=Path, metavar="FILE", help="a page: curves, and both played in sync")
@@ -67,8 +68,6 @@ def _check(given: argparse.Namespace) -> None:
             f"--most-offset: expected from 4 steps ({4 * given.step:g} s) to 600 s, got "
             f"{given.most_offset:g}"
         )
-    if given.workers is not None and given.workers < 0:
-        raise InputError(f"--workers: expected 0 or more, got {given.workers}")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

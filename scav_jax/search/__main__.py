@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from scav_jax.base.commands import Parser, add_model
+from scav_jax.base.commands import Parser, add_model, at_least
 from scav_jax.base.errors import InputError, run_program
 
 if TYPE_CHECKING:
@@ -50,7 +50,7 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
         "where the model learned it apart; 0: by what changes alone")  # fmt: skip
     add("--hubness", choices=("bank", "none"), help="relative to the bank of the index (the "
         "default where it has one), or by distances")  # fmt: skip
-    add("--k", type=int, default=10, help="clips of each query (default 10)")
+    add("--k", type=at_least(1), default=10, help="clips of each query (default 10)")
     add("--clip-seconds", type=float, help="cut the files into windows, each asks for itself")
     add("--start", type=float, default=0.0, help="of the part that asks, in seconds")
     add("--end", type=float, help="of the part that asks, in seconds")
@@ -70,8 +70,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     parse_retrieval(arguments.retrieval, "both" if arguments.both else "")
     if arguments.filter is not None:
         checked_filter(arguments.filter)
-    if arguments.k < 1:
-        raise InputError(f"--k: expected at least 1, got {arguments.k}")
     model = load_as_asked(arguments)
     index = open_index(arguments.index, model.identity)
     asked = index.header.asked(arguments.static_weight, arguments.hubness)

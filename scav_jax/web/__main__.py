@@ -6,7 +6,7 @@ import socket
 import sys
 from pathlib import Path
 
-from scav_jax.base.commands import Parser, add_model
+from scav_jax.base.commands import Parser, add_model, at_least
 from scav_jax.base.errors import InputError, run_program
 
 PORT = 7860
@@ -26,7 +26,9 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
         metavar="DIR",
         help="play clips below these folders only (default: any source of the index)",
     )
-    parser.add_argument("--max-megabytes", type=int, default=256, help="of a query (default: 256)")
+    parser.add_argument(
+        "--max-megabytes", type=at_least(1), default=256, help="of a query (default: 256)"
+    )
     return parser.parse_args(arguments)
 
 

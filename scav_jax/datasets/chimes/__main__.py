@@ -1,6 +1,6 @@
 """`scav datasets chimes --preset demo --out VIDEOS`: renders the data set."""
 
-from scav_jax.base.commands import Parser
+from scav_jax.base.commands import Parser, at_least
 from scav_jax.base.errors import run_program
 from scav_jax.datasets.chimes.presets import PRESETS, clips, override, preset
 from scav_jax.datasets.chimes.rendering import render
@@ -15,7 +15,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--preset", default="demo", help=f"one of {', '.join(PRESETS)}")
     parser.add_argument("--out", required=True, help="the folder for the videos and clips.csv")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--workers", type=int, help="processes (default: one a core)")
+    parser.add_argument("--workers", type=at_least(1), help="processes (default: one a core)")
     parser.add_argument(
         "--set",
         action="append",

@@ -8,7 +8,7 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from scav_jax.base.commands import Parser
+from scav_jax.base.commands import Parser, at_least
 from scav_jax.base.errors import run_program
 from scav_jax.export import UNKNOWN_LICENCE
 
@@ -19,7 +19,7 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     add("file", type=Path, help=".pth, .pt or .safetensors, as it was released")
     add("--from", dest="system", required=True, help="whose: equiav or cav_mae")
     add("--out", type=Path, required=True, help="the directory to write")
-    add("--heads", type=int, help="of attention; default: the width in heads of 64")
+    add("--heads", type=at_least(1), help="of attention; default: the width in heads of 64")
     add("--licence", default=UNKNOWN_LICENCE, help="of the parameters: an SPDX name")
     return parser.parse_args(argv)
 

@@ -11,7 +11,7 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from scav_jax.base.commands import Parser
+from scav_jax.base.commands import Parser, at_least
 from scav_jax.base.errors import run_program
 
 
@@ -20,9 +20,19 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser = Parser(prog="scav sketch", description=__doc__)
     add = parser.add_argument
     add("--run", type=Path, required=True, help="the --workdir of a finished training")
-    add("--numbers", type=int, default=192, help="of a sketch (default 192)")
-    add("--steps", type=int, default=0, help="cells of time (default: those of sequences, to 64)")
-    add("--clips", type=int, default=2048, help="of the training data, at most (default 2048)")
+    add("--numbers", type=at_least(1), default=192, help="of a sketch (default 192)")
+    add(
+        "--steps",
+        type=at_least(0),
+        default=0,
+        help="cells of time (default: those of sequences, to 64)",
+    )
+    add(
+        "--clips",
+        type=at_least(1),
+        default=2048,
+        help="of the training data, at most (default 2048)",
+    )
     add("--seed", type=int, default=0, help="chooses the clips (default 0)")
     add("--json", action="store_true", help="for programs")
     return parser.parse_args(argv)

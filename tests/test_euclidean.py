@@ -173,7 +173,7 @@ def test_float64(resample):
     with jax.enable_x64(True):
         visual = stream([9, 3, 1, 7, 8, 2], 9, 9, dtype=np.float64)
         audio = stream([5, 2, 5, 5, 2, 5], 7, 10, dtype=np.float64)
-        distances = results(visual, audio, resample)[0]
+        distances = jax.jit(partial(pairwise, "euclidean", resample=resample))(visual, audio)
     np.testing.assert_allclose(distances, in_loops(visual, audio, resample), rtol=1e-13)
 
 
@@ -311,10 +311,11 @@ def test_whole_windows_are_interpolated_as_torch_does(resample):
 @each_direction
 def test_ragged_lengths_are_exact_to_a_millionth(resample):
     """Long visual sequences, where float32 positions alone lose five digits."""
-    visual = stream([117, 209, 184, 175, 300, 250, 61, 299], 300, 21)
-    audio = stream([45, 33, 62, 21, 20, 36, 40, 57], 62, 22)
+    visual = stream([117, 209, 300, 61, 299], 300, 21)
+    audio = stream([45, 62, 21, 57], 62, 22)
     expected = in_loops(visual, audio, resample)
-    error = np.abs(results(visual, audio, resample)[0] - expected) / expected
+    distances = jax.jit(partial(pairwise, "euclidean", resample=resample))(visual, audio)
+    error = np.abs(distances - expected) / expected
     assert error.max() <= 1e-6
 
 
@@ -322,7 +323,7 @@ def test_ragged_lengths_are_exact_to_a_millionth(resample):
 def test_a_common_mean_takes_no_digits(lengths):
     """Mean 30, noise 0.01: without centring, nothing would be left."""
     rng = np.random.default_rng(23)
-    shape, steps = (16, 62, 512), [62] * 16 if lengths == "equal" else [62, 40] * 8
+    shape, steps = (6, 62, 512), [62] * 6 if lengths == "equal" else [62, 40] * 3
     visual, audio = (
         sequences(jnp.asarray(30 + 0.01 * rng.normal(size=shape), jnp.float32)) for _ in range(2)
     )
@@ -336,13 +337,14 @@ def test_a_common_mean_takes_no_digits(lengths):
             assert abs(distance - expected) <= 2e-6 * expected
 
 
-@each_direction
-@pytest.mark.parametrize("lengths", ["equal", "ragged"])
+@pytest.mark.parametrize(  # equal lengths are not resampled
+    ("lengths", "resample"), [("equal", DIRECTIONS[0]), *(("ragged", d) for d in DIRECTIONS)]
+)
 @pytest.mark.parametrize("kind", ["outlier", "groups", "both", "alternating"])
 def test_clips_far_from_others_take_no_digits(kind, lengths, resample):
     """Ranks among near clips survive one that is 10,000 away, and groups at +-1,000."""
     rng = np.random.default_rng(36)
-    count, steps, width = 24, 8, 16
+    count, steps, width = 12, 8, 16
     values = 0.05 * rng.normal(size=(2, count, steps, width))
     if kind in ("groups", "both"):
         values[:, ::2] += 1_000.0 / width**0.5
@@ -351,7 +353,7 @@ def test_clips_far_from_others_take_no_digits(kind, lengths, resample):
         values[:, 7] += 10_000.0 / width**0.5
     if kind == "alternating":
         values[:, 7] += 3_000.0 * (-1.0) ** np.arange(steps)[:, None]
-    cut = [steps] * count if lengths == "equal" else [8, 5, 7, 8, 6, 8] * 4
+    cut = [steps] * count if lengths == "equal" else [8, 5, 7, 8, 6, 8] * 2
     visual, audio = (
         sequences(jnp.asarray(one, jnp.float32), jnp.asarray(cut, jnp.int32)) for one in values
     )

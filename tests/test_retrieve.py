@@ -147,10 +147,10 @@ def test_blocks_equal_the_definition(monkeypatch, name, ragged):
 
 
 @pytest.mark.parametrize("direction", DIRECTIONS)
-@pytest.mark.parametrize("resample", ["visual_to_audio", "audio_to_visual"])
-def test_rerank_computes_the_same_distances(direction, resample):
+def test_rerank_computes_the_same_distances(direction):
+    """With an option that is not the default, and a distance that tells the streams apart."""
     latents = random_latents(2)
-    options = {"resample": resample}
+    options = {"resample": "audio_to_visual"}
     matrix = retrieve.queries_first(
         retrieve.sequence_distances(latents, "euclidean", options), direction
     )
@@ -173,6 +173,6 @@ def test_top_k_is_ordered():
 def test_seconds_per_query_names_every_method():
     latents = random_latents(3)
     embeddings = [stream.values.mean(1) for stream in latents]
-    seconds = retrieve.seconds_per_query(latents, *embeddings, "euclidean", {}, [5], sample=3)
+    seconds = retrieve.seconds_per_query(latents, *embeddings, "dtw", {}, [5], sample=3)
     assert set(seconds) == {"aggregation", "sequence", "hybrid 5"}
     assert all(value > 0 for value in seconds.values())

@@ -194,9 +194,9 @@ def test_a_large_common_offset_changes_nothing(form):
 # -- the matrix is the definition -----------------------------------------------------------------
 
 
-@pytest.mark.parametrize("how", [{"block": 4, "memory_bytes": 4000}, TILED], ids=str)
+@pytest.mark.parametrize("how", [{"block": 4}, {"block": 4, "memory_bytes": 4000}, TILED], ids=str)
 def test_matrix_is_the_definition_in_float64_and_with_self_terms(how):
-    """Where float32 does not hide a difference; with and without potentials for the way back."""
+    """Where float32 does not hide a difference; costs, only potentials or nothing kept."""
     with jax.enable_x64(True):
         inputs = both(np.float64)
         expected, right = result_and_gradients("sinkhorn", DEBIASED, *inputs, by_definition=True)

@@ -90,35 +90,41 @@ def assert_close(found, expected, relative=2e-6):
 
 # -- the forms ------------------------------------------------------------------------------------
 
+
+def clips(lengths, steps, seed, windows=None) -> Sequences:
+    """Two of each length: as few as there are pivots would be compared by differences."""
+    return stream(lengths * 2, steps, seed, windows and windows * 2)
+
+
 ONE = (0.25, 4.5)  # a window of 5 steps
 CASES = {  # form for each direction, visual, audio; of one shape, so that compiling is shared
-    "aligned": ((0, 0), stream([6] * 6, 9, 1), stream([6] * 6, 7, 2)),
+    "aligned": ((0, 0), clips([6] * 6, 9, 1), clips([6] * 6, 7, 2)),
     "aligned, fractional windows": (
         (0, 0),
-        stream([5] * 6, 9, 3, [ONE] * 6),
-        stream([5] * 6, 7, 4, [ONE] * 6),
+        clips([5] * 6, 9, 3, [ONE] * 6),
+        clips([5] * 6, 7, 4, [ONE] * 6),
     ),
     "equal lengths, other windows": (
         (1, 1),
-        stream([5] * 6, 9, 33, [(0.5, 4.0)] * 6),
-        stream([5] * 6, 7, 34, [ONE] * 6),
+        clips([5] * 6, 9, 33, [(0.5, 4.0)] * 6),
+        clips([5] * 6, 7, 34, [ONE] * 6),
     ),
-    "audio on one grid": ((1, 2), stream([9, 3, 1, 7, 8, 9], 9, 5), stream([5] * 6, 7, 6)),
+    "audio on one grid": ((1, 2), clips([9, 3, 1, 7, 8, 9], 9, 5), clips([5] * 6, 7, 6)),
     "one visual length, many audio": (
         (3, 1),
-        stream([3] * 6, 9, 7),
-        stream([6, 4, 5, 7, 1, 2], 7, 8),
+        clips([3] * 6, 9, 7),
+        clips([6, 4, 5, 7, 1, 2], 7, 8),
     ),
-    "few grids": ((2, 2), stream([9, 3, 1, 7, 8, 2], 9, 9), stream([5, 2, 5, 5, 2, 5], 7, 10)),
+    "few grids": ((2, 2), clips([9, 3, 1, 7, 8, 2], 9, 9), clips([5, 2, 5, 5, 2, 5], 7, 10)),
     "every audio its own": (
         (3, 2),
-        stream([9, 3, 1, 7, 6, 9], 9, 11),
-        stream([5, 2, 1, 6, 7, 4], 7, 12),
+        clips([9, 3, 1, 7, 6, 9], 9, 11),
+        clips([5, 2, 1, 6, 7, 4], 7, 12),
     ),
     "one length, many windows": (
         (3, 2),
-        stream([5] * 6, 9, 13, [(0.1 * k, 5 - 0.2 * k) for k in range(6)]),
-        stream([4] * 6, 7, 14, [(-0.1 * k, 4 + 0.1 * k) for k in range(6)]),
+        clips([5] * 6, 9, 13, [(0.1 * k, 5 - 0.2 * k) for k in range(6)]),
+        clips([4] * 6, 7, 14, [(-0.1 * k, 4 + 0.1 * k) for k in range(6)]),
     ),
 }
 each_case = pytest.mark.parametrize("case", list(CASES))
@@ -131,6 +137,7 @@ def test_the_form_is_the_one_that_fits(case, resample):
     forms, visual, audio = CASES[case]
     plan = Plan(resample, None, AMPLE)
     assert int(module._form(plan, visual, audio)) == forms[DIRECTIONS.index(resample)]
+    assert not module._scattered(visual, audio), "differences would be compared with differences"
 
 
 @each_direction
@@ -311,8 +318,9 @@ def test_whole_windows_are_interpolated_as_torch_does(resample):
 @each_direction
 def test_ragged_lengths_are_exact_to_a_millionth(resample):
     """Long visual sequences, where float32 positions alone lose five digits."""
-    visual = stream([117, 209, 300, 61, 299], 300, 21)
-    audio = stream([45, 62, 21, 57], 62, 22)
+    visual = stream([117, 209, 184, 175, 300, 250, 61, 299, 300], 300, 21)
+    audio = stream([45, 33, 62, 21, 20, 36, 40, 57, 62, 21], 62, 22)
+    assert not module._scattered(visual, audio)
     expected = in_loops(visual, audio, resample)
     distances = jax.jit(partial(pairwise, "euclidean", resample=resample))(visual, audio)
     error = np.abs(distances - expected) / expected
@@ -323,11 +331,13 @@ def test_ragged_lengths_are_exact_to_a_millionth(resample):
 def test_a_common_mean_takes_no_digits(lengths):
     """Mean 30, noise 0.01: without centring, nothing would be left."""
     rng = np.random.default_rng(23)
-    shape, steps = (6, 62, 512), [62] * 6 if lengths == "equal" else [62, 40] * 3
+    shape, steps = (12, 62, 512), [62] * 12 if lengths == "equal" else [62, 40] * 6
     visual, audio = (
         sequences(jnp.asarray(30 + 0.01 * rng.normal(size=shape), jnp.float32)) for _ in range(2)
     )
     audio = sequences(audio.values, jnp.asarray(steps, jnp.int32))
+    # The alternating sums of a mean so large tell lengths apart: those are compared by differences.
+    assert module._scattered(visual, audio) == (lengths == "ragged")
     found = jax.jit(partial(pairwise, "euclidean"))(visual, audio)
     for k, length in enumerate(steps):
         target = np.asarray(audio.values[k, :length], np.float64)

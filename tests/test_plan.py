@@ -58,9 +58,9 @@ def compiled_bytes(work):
 @pytest.mark.parametrize(
     "work",
     [
-        small(visual_blocks=2),
+        small(visual_blocks=2, audio_blocks=0),
         small(pre_resample=None, dropout=0.0, audio_blocks=0, batch=192, visual=(4, 48)),
-        small(visual_blocks=0, microbatch=8, batch=128, devices=2),
+        small(visual_blocks=0, audio_blocks=0, microbatch=8, batch=128, devices=2),
     ],
     ids=["blocks", "large batch, post, no dropout", "cached on 2 devices"],
 )
@@ -264,7 +264,7 @@ def test_a_data_set_on_disk_is_read_instead(tmp_path):
 def compiled_step():
     """-> (a small step, its optimizer, compiled)."""
     work, optimizer = (
-        small(batch=8, dropout=0.0, audio_blocks=0),
+        small(batch=8, dropout=0.0, visual_blocks=0, audio_blocks=0),
         make_optimizer(learning_rate=1e-3, warmup_steps=1, steps=9),
     )
     return work, optimizer, trial.lowered_step(work, optimizer).compile()
@@ -288,24 +288,26 @@ def test_the_step_is_run(compiled_step):
     assert found["flops_per_s"] == pytest.approx(costs.flops(work).total / found["step_s"])
 
 
-@pytest.mark.parametrize("microbatch", [0, 4])
-def test_on_a_v100_nothing_needs_bfloat16_or_triton(microbatch):
+def test_on_a_v100_nothing_needs_bfloat16_or_triton():
     """A V100 has neither: what JAX hands to XLA for CUDA holds no such type and no kernel call."""
-    document = load_file(str(ROOT / "configs/vggsound.py"))
-    encoders, objective = build(document)
+    encoders, objective = build(load_file(str(ROOT / "configs/vggsound.py")))
     assert encoders.precision == "float32"
-    work = dataclasses.replace(small(batch=8, microbatch=microbatch), objective=objective)
-    work = dataclasses.replace(work, encoders=encoders.clone(**SMALL))
     optimizer = make_optimizer(learning_rate=1e-3, warmup_steps=1, steps=9)
 
-    def text(work):
+    def text(microbatch, **towers):
+        work = dataclasses.replace(small(batch=8, microbatch=microbatch), objective=objective)
+        work = dataclasses.replace(work, encoders=encoders.clone(**(SMALL | towers)))
         return trial.lowered_step(work, optimizer, platforms=("cuda",)).as_text()
 
-    shown = text(work)
-    assert "bf16" not in shown and "triton" not in shown.lower() and "mosaic" not in shown.lower()
-    assert set(re.findall(r"custom_call @(\w+)", shown)) <= {"Sharding"}
-    half = dataclasses.replace(work, encoders=work.encoders.clone(precision="bfloat16"))
-    assert "bf16" in text(half)
+    bare = {
+        "visual_blocks": 0,
+        "audio_blocks": 0,
+    }  # the towers of a cached step are the plain one's
+    for shown in (text(0, audio_blocks=0), text(4, **bare)):
+        assert "bf16" not in shown
+        assert "triton" not in shown.lower() and "mosaic" not in shown.lower()
+        assert set(re.findall(r"custom_call @(\w+)", shown)) <= {"Sharding"}
+    assert "bf16" in text(0, precision="bfloat16", **bare)
 
 
 @pytest.mark.slow

@@ -302,7 +302,7 @@ def test_on_a_v100_nothing_needs_bfloat16_or_triton():
     bare = {
         "visual_blocks": 0,
         "audio_blocks": 0,
-    }  # the towers of a cached step are the plain one's
+    }  # as in the plain step
     for shown in (text(0, audio_blocks=0), text(4, **bare)):
         assert "bf16" not in shown
         assert "triton" not in shown.lower() and "mosaic" not in shown.lower()

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from test_evaluate import data, method, scav  # noqa: F401
+from test_evaluate import data, figures_only, method, scav  # noqa: F401
 
 from scav_jax.base.errors import InputError
 from scav_jax.base.files import ids_sha256
@@ -30,6 +30,7 @@ def figures(row):
     return [{key: one[key] for key in keys} for one in row["methods"]], row["first_stage"]
 
 
+@pytest.mark.usefixtures("figures_only")
 def test_our_own_run_as_a_file_gives_our_own_row(scav, data, tmp_path, capsys):  # noqa: F811
     file = tmp_path / "own.npz"
     own = evaluated(tmp_path / "run", "--run", scav, "--save", file)

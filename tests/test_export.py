@@ -22,7 +22,7 @@ import pytest
 import safetensors
 from flax.traverse_util import unflatten_dict
 from safetensors.numpy import load_file, save_file
-from test_evaluate import write_data
+from test_evaluate import figures_only, write_data  # noqa: F401
 from test_model import film, write_run
 
 from scav_jax.base.documents import write_document
@@ -295,6 +295,7 @@ def test_what_is_there_is_not_overwritten(run, exported, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.usefixtures("figures_only")
 def test_an_export_is_evaluated_as_its_run_is(run, exported, tmp_path):
     (tmp_path / "videos").mkdir()
     for seed in range(3):

@@ -11,13 +11,14 @@ from small_run import untrained
 from test_extract import good_video
 from test_temporal import config_of, write
 
+from scav_jax import retrieve
 from scav_jax.base.errors import InputError
 from scav_jax.evaluate import __main__ as evaluate_program
 from scav_jax.extract.media import RATE_HZ, Reader
 from scav_jax.probe import __main__ as probe_program
-from scav_jax.probe import changes
+from scav_jax.probe import changes, probing
 from scav_jax.probe.labels import NEAREST, Labelled, linear_probe, neighbours
-from scav_jax.report import probed
+from scav_jax.report import figures, probed
 
 # ---- labels -------------------------------------------------------------------------------------
 
@@ -178,8 +179,14 @@ def run(tmp_path_factory):
     return folder
 
 
-def test_a_run_is_probed_and_its_report_says_so(run, capsys):
-    words = ["--run", str(run / "run"), "--split", "validation"]
+def test_a_run_is_probed_and_its_report_says_so(run, capsys, monkeypatch):
+    words, computed = ["--run", str(run / "run"), "--split", "validation"], []
+
+    def once(*arguments, probe=probing.probe):
+        computed[:] = computed or [probe(*arguments)]
+        return computed[0]
+
+    monkeypatch.setattr(probing, "probe", once)
     with pytest.raises(InputError, match=r"--videos: expected the folder .* or --changed 0"):
         probe_program.main(words)
     assert probe_program.main([*words, "--changed", "0"]) == 0
@@ -202,6 +209,8 @@ def test_a_run_is_probed_and_its_report_says_so(run, capsys):
         probe_program.main([*words, "--changed", "0", "--out", str(file / "below a file")])
     again = capsys.readouterr().out.strip()
     assert again == said.partition(f"\n{file}")[0].strip() and len(again) > 500
+    monkeypatch.setattr(retrieve, "_shortest", lambda _: 1.0)  # `test_evaluate` has times, pictures
+    monkeypatch.setattr(figures, "image", lambda _: "")
     told = ["--run", str(run / "run"), "--split", "validation", "--bootstrap", "0"]
     assert evaluate_program.main(told) == 0
     report = next((run / "run" / "evaluation").glob("*/report.html")).read_text()

@@ -2,8 +2,9 @@
 
 Loss, gradients and three training steps, of the towers from features on, with ragged clips. What is
 equal here differs as soon as one statistic is a device's own, which is tested too. Without
-`SCAV_WHOLE_TABLE=1` some cells of the table are tested: each objective once, one with a block and
-dropout. The others have neither, since neither knows of the loss.
+`SCAV_WHOLE_TABLE=1` two cells of the table are tested: what a step is made of (a block, dropout,
+changed features, a memory), and clips that are mixed before they are cut. Other objectives differ
+in two parts of a step: what is of a clip alone (`test_doors`) and the loss, compared alone below.
 """
 
 import os
@@ -20,12 +21,12 @@ from communication import communication_bytes
 
 from scav_jax import sharding
 from scav_jax.base.errors import InputError
-from scav_jax.distances import pairwise
 from scav_jax.encoders import Encoders
 from scav_jax.encoders.dropout import draws_of, dropout
 from scav_jax.objectives import (
     Classification,
     EquivariantPlaying,
+    Outputs,
     Place,
     Separate,
     Sequential,
@@ -40,6 +41,7 @@ from scav_jax.train_step import (
     init_params,
     loss_and_gradients,
     make_train_step,
+    of_clips,
     state_shardings,
 )
 
@@ -71,6 +73,21 @@ PLAYING = EquivariantPlaying(
     visual_tokens=2, audio_tokens=2, audio_frames=3, speeds=2, hidden=6, intra_width=5,
     inter_width=4, code_width=6, centroid=2,
 )  # fmt: skip
+
+
+class Remembering(Sequential):
+    """It also keeps of every clip what the loss saw, in the order of the batch."""
+
+    def memory(self):
+        return {"scale": super().memory(), "seen": jnp.zeros((CLIPS, PRE.width))}
+
+    def remember(self, memory, outputs):
+        return {"scale": memory["scale"], "seen": outputs.values[0][:, 0]}
+
+    def loss(self, log_temperature, outputs, memory, place):
+        return super().loss(log_temperature, outputs, memory["scale"], place)
+
+
 OPTIONS = {"branch_hidden": 6, "branch_width": 5}
 SEPARATE = {
     "separate": Separate(**OPTIONS),
@@ -79,13 +96,12 @@ SEPARATE = {
     ),
 }
 CASES = {
-    "dropout": (PRE, Sequential("aggregation")),
     "pre": (BARE, Sequential()),
     "post": (POST, Sequential(distance_options={"resample": "audio_to_visual"})),
     "soft_dtw": (POST, Sequential(distance="soft_dtw")),
     "wasserstein": (POST, Sequential(distance="wasserstein", distance_options=WASSERSTEIN)),
     "sinkhorn": (POST, Sequential(distance="sinkhorn", distance_options={"epsilon": 0.5})),
-    "both": (BARE, Sequential("sequence+aggregation", free=Free(0.8, (1, 5, 1, 1), (3, 3)))),
+    "step": (PRE, Remembering("aggregation", free=Free(0.8, (1, 5, 1, 1), (3, 3)))),
     "temporal": (POST, TEMPORAL),
     "classification": (POST, CLASSES),
     "playing": (POST, PLAYING),
@@ -93,9 +109,7 @@ CASES = {
 }
 EVERY = [(devices, parts) for devices in (1, 2, 4, MANY) for parts in (1, 2, 4)][1:]
 WHOLE_TABLE = [(case, *where) for case in CASES for where in EVERY]
-# Distances alone are compared on eight devices below; `SCAV_WHOLE_TABLE=1` tests all.
-CHOSEN = [("dropout", 4, 2), ("both", MANY, 2), ("temporal", 2, 2), ("classification", 4, 2)]
-CHOSEN += [("separate", 2, 2)]  # EquiAV's losses, which "playing" has, are in test_doors' table
+CHOSEN = [("step", MANY, 2), ("classification", 4, 2)]
 WHOLE = bool(os.environ.get("SCAV_WHOLE_TABLE"))
 TABLE = WHOLE_TABLE if WHOLE else CHOSEN
 # Softmax does not see what a key's bias adds: its gradient is rounding, which Adam makes a step of.
@@ -217,40 +231,83 @@ def test_a_run_goes_on_from_its_state_bit_for_bit(case):
     assert abs(another - go_on(begin, 0, 1)[1]["loss"]) > 1e-4, "another step draws anew"
 
 
-# From latents on. By `jit` alone, XLA cuts D; the trainer has each device compare its own rows.
-WITHOUT_DISTANCE = ("dropout", "both", "temporal", "classification", "playing", *SEPARATE)
-OF_DISTANCES = [(case, True) for case in CASES if case not in WITHOUT_DISTANCE] + [("pre", False)]
-OF_DISTANCES = OF_DISTANCES if WHOLE else OF_DISTANCES[1:]  # "pre" is in the table, as "both"
+OF_LOSSES = [*SEPARATE, "temporal", "playing"] if WHOLE else ["temporal", "playing"]
 
 
 @needs_devices
-@pytest.mark.parametrize(("case", "own_rows"), OF_DISTANCES)
-def test_every_distance_on_eight_devices_is_that_of_one(case, own_rows):
-    """D of ragged clips, its z-score and the loss; gradients of the latents."""
-    objective, mesh = CASES[case][1], sharding.make_mesh(MANY)
-    compare = partial(pairwise, objective.distance, **objective.distance_options)
-    latents = ragged_latents(MANY)
+@pytest.mark.parametrize("case", OF_LOSSES)
+def test_a_loss_on_eight_devices_is_that_of_one(case):
+    """Gradients of what it sees of clips, its memory and metrics; once more with that memory."""
+    encoders, objective = CASES[case]
+    params = drawn.params(encoders, objective, batch())
+    see = jax.jit(partial(of_clips, encoders, objective))
+    outputs = jax.device_get(see(params, batch(), None, jax.random.key(1)))
+    temperatures = jax.device_get(params.get("log_temperature", {}))
 
     def function(mesh):
+        def loss(values, temperatures, about, memory):
+            seen, place = Outputs(values, about), Place(2**20, mesh)
+            value, aux = objective.loss(temperatures, seen, memory, place)
+            return value, (objective.remember(memory, seen), objective.health(aux))
+
+        return jax.jit(jax.value_and_grad(loss, (0, 1), has_aux=True))
+
+    def twice(mesh):
+        memory, found, compute = jax.device_get(objective.memory()), [], function(mesh)
+        for _ in range(2):
+            values, about = (sharding.put_batch(part, mesh) for part in outputs)
+            rest = sharding.put_replicated((temperatures, memory), mesh)
+            found.append(jax.device_get(compute(values, rest[0], about, rest[1])))
+            memory = found[-1][0][1][0]
+        return found
+
+    one, many = twice(sharding.make_mesh(1)), twice(sharding.make_mesh(MANY))
+    jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-6), many, one)
+
+
+# From latents on.
+WITHOUT_DISTANCE = ("step", "temporal", "classification", "playing", *SEPARATE)
+OF_DISTANCES = [case for case in CASES if case not in WITHOUT_DISTANCE]
+OF_DISTANCES = OF_DISTANCES if WHOLE else ["post", "soft_dtw", "wasserstein"]
+
+
+@needs_devices
+@pytest.mark.parametrize("case", OF_DISTANCES)
+def test_every_distance_on_eight_devices_is_that_of_one_and_audio_travels_once(case):
+    """Loss, D of ragged clips, gradients of the latents, which travel once.
+
+    Whatever loops and branches ragged lengths need.
+    """
+    objective, latents = CASES[case][1], ragged_latents(CLIPS)
+    temperatures = {name: jnp.zeros(()) for name in objective.losses}
+
+    def function(mesh, **settings):
         def loss(values):
-            streams = [s.replace(values=v) for s, v in zip(latents, values, strict=True)]
-            distances, _ = sharding.against_all(lambda *pair: (compare(*pair), ()), mesh)(*streams)
-            return sequence_loss(distances, jnp.zeros(()))[0], distances
+            streams = zip(latents, values, strict=True)
+            cut = AudioVisual(*(s.replace(values=v) for s, v in streams))
+            outputs = objective.of_clips(None, {"clip": cut}, ())
+            value, aux = objective.loss(temperatures, outputs, {}, Place(2**20, mesh))
+            return value, aux["sequence"]["distances"]
 
-        return jax.jit(jax.value_and_grad(loss, has_aux=True))
+        values = [stream.values for stream in latents]
+        return jax.jit(jax.value_and_grad(loss, has_aux=True), **settings).lower(values).compile()
 
-    values = [stream.values for stream in latents]
+    values, mesh = [stream.values for stream in latents], sharding.make_mesh(MANY)
     (expected_loss, expected), gradients = function(None)(values)
-    spread = sharding.put_batch(values, mesh)
-    (loss, distances), found = function(mesh if own_rows else None)(spread)
-    assert len(distances.sharding.device_set) == MANY
+    rows, whole = sharding.batch_sharded(mesh), sharding.replicated(mesh)
+    program = function(mesh, in_shardings=(rows,), out_shardings=((whole, rows), rows))
+    (loss, distances), found = program(sharding.put_batch(values, mesh))
     np.testing.assert_allclose(loss, expected_loss, rtol=TOLERANCE)
     np.testing.assert_allclose(distances, expected, rtol=1e-4)
     for ours, theirs in zip(found, gradients, strict=True):
         np.testing.assert_allclose(ours, theirs, atol=1e-4 * np.abs(theirs).max())
+    received = communication_bytes(program, unknown_trips=1000)
+    audio = latents.audio.values.nbytes * (MANY - 1) / MANY
+    statistics = 4 * CLIPS * 64  # rows and columns of [B, B], in vectors
+    assert sum(received.values()) < 2 * audio + statistics
 
 
-def ragged_latents(clips, width=4):
+def ragged_latents(clips, width=16):
     rng = np.random.default_rng(3)
     streams = []
     for steps in (6, 4):
@@ -295,46 +352,13 @@ WRONG = {
 }
 
 
-def test_a_local_statistic_is_seen_in_training(monkeypatch):
-    what = "the z-score of columns"  # the others: below, where they cost nothing
-    their_gradients, their_losses, *_ = expected("both")
-    monkeypatch.setattr(cross_entropy, *WRONG[what])
-    gradients, losses, *_ = train("both", steps=2)
-    largest = max(float(np.abs(leaf).max()) for leaf in jax.tree.leaves(their_gradients))
-    with pytest.raises(AssertionError):
-        np.testing.assert_allclose(losses, their_losses[:2], rtol=TOLERANCE)
-    with pytest.raises(AssertionError):
-        assert_trees(gradients, their_gradients, TOLERANCE * largest)
-
-
 @pytest.mark.parametrize("what", WRONG)
-def test_a_local_statistic_is_seen_for_every_distance(what, monkeypatch):
-    losses = losses_of_matrices()
+def test_a_local_statistic_would_be_seen(what, monkeypatch):
+    matrix = jnp.asarray(np.random.default_rng(7).uniform(1.0, 2.0, (MANY, MANY)), jnp.float32)
+    loss, _ = sequence_loss(matrix, jnp.zeros(()))
     monkeypatch.setattr(cross_entropy, *WRONG[what])
-    for case, wrong in losses_of_matrices().items():
-        assert abs(wrong - losses[case]) > 100 * TOLERANCE * losses[case], case
-
-
-def losses_of_matrices():
-    names, matrices = zip(*matrices_of_distances().items(), strict=True)
-    loss = jax.jit(jax.vmap(lambda matrix: sequence_loss(matrix, jnp.zeros(()))[0]))
-    return dict(zip(names, map(float, loss(np.stack(matrices))), strict=True))
-
-
-@cache
-def matrices_of_distances():
-    rng = np.random.default_rng(7)
-    streams = [sequences(jnp.asarray(rng.normal(size=(8, t, 4)), jnp.float32)) for t in (6, 4)]
-
-    @jax.jit
-    def matrices(streams):
-        return {
-            case: pairwise(objective.distance, *streams, **objective.distance_options)
-            for case, (_, objective) in CASES.items()
-            if case not in WITHOUT_DISTANCE
-        }
-
-    return jax.device_get(matrices(streams))
+    wrong, _ = sequence_loss(matrix, jnp.zeros(()))
+    assert abs(wrong - loss) > 100 * TOLERANCE * loss
 
 
 # -- dropout ---------------------------------------------------------------------------------------
@@ -609,38 +633,6 @@ def test_features_stay_on_their_device_and_gradients_travel_once():
     # Gradients in a ring, latents' means in both passes, D and its statistics; no features.
     assert 2 * params * (MANY - 1) / MANY <= few < 2 * params + 8 * embeddings
     assert features > 2 * embeddings
-
-
-@needs_devices
-@pytest.mark.parametrize("case", ["pre", "soft_dtw", "wasserstein"])
-def test_audio_is_gathered_once_and_its_gradient_travels_once(case):
-    """Of the distance and the loss, whatever loops and branches ragged lengths need."""
-    mesh, objective = sharding.make_mesh(MANY), CASES[case][1]
-    rng = np.random.default_rng(3)
-    shapes = [(CLIPS, 6, 16), (CLIPS, 4, 16)]
-    latents = AudioVisual(
-        *(sequences(jnp.asarray(rng.normal(size=s), jnp.float32), _lengths(rng, s)) for s in shapes)
-    )
-    temperatures = {name: jnp.zeros(()) for name in objective.losses}
-
-    def loss(values):
-        streams = zip(latents, values, strict=True)
-        cut = AudioVisual(*(s.replace(values=v) for s, v in streams))
-        outputs = objective.of_clips(None, {"clip": cut}, ())
-        return objective.loss(temperatures, outputs, {}, Place(2**20, mesh))[0]
-
-    rows, whole = sharding.batch_sharded(mesh), sharding.replicated(mesh)
-    program = jax.jit(
-        jax.value_and_grad(loss), in_shardings=(rows,), out_shardings=(whole, rows)
-    ).lower([s.values for s in latents])
-    received = communication_bytes(program.compile(), unknown_trips=1000)
-    audio = latents.audio.values.nbytes * (MANY - 1) / MANY
-    statistics = 4 * CLIPS * 64  # rows and columns of [B, B], in vectors
-    assert sum(received.values()) < 2 * audio + statistics
-
-
-def _lengths(rng, shape):
-    return jnp.asarray(rng.integers(1, shape[1] + 1, shape[0]), jnp.int32)
 
 
 def test_the_largest_axis_that_the_devices_divide_is_cut():

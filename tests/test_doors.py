@@ -159,12 +159,12 @@ def test_a_strangers_distance_is_trained_by(tmp_path):
 
     @jax.jit
     @partial(jax.value_and_grad, has_aux=True)
-    def loss(values):
+    def loss(values, latents):
         cut = latents._replace(visual=latents.visual.replace(values=values))
         outputs = objective.of_clips(None, {"clip": cut}, ())
         return objective.loss({"sequence": jnp.zeros(())}, outputs, {}, Place(2**20))
 
-    (_, aux), gradient = loss(latents.visual.values)
+    (_, aux), gradient = loss(latents.visual.values, latents)
     means = [
         np.stack([v[:n].mean(axis=0) for v, n in zip(np.asarray(s.values), s.lengths, strict=True)])
         for s in latents

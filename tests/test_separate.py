@@ -271,7 +271,7 @@ def test_a_run_carries_its_weight(tmp_path, symbolic_shapes):
     data = small_run.write_data(tmp_path / "data", fingerprint=extractor)
     options = {"dynamic": "distance", "normalize": "deviation", **SMALL}
     changes = {f"objective.{name}": value for name, value in options.items()}
-    changes |= {"objective.name": "separate", "train.steps": 2, "train.validate_every": 2}
+    changes |= {"objective.name": "separate", "train.steps": 4, "train.validate_every": 4}
     document = small_run.small_config(data, **changes)
     run = small_run.train_here(document, tmp_path / "whole")
     weight = load_run(tmp_path / "whole").objective.static_weight

@@ -414,22 +414,30 @@ def data(tmp_path_factory):
     return write_data(tmp_path_factory.mktemp("labelled") / "data")
 
 
-def learn(data, workdir, **changes):
-    """Whether a training came to its end."""
+def learn(data, workdir, stop_after=None, **changes):
+    """Whether a training came to its end; SIGTERM comes after a step."""
     settings = {"train.steps": 20, "train.validate_every": 10, "train.checkpoint_every": 0}
     settings |= {"objective.name": "classification", "optimizer.learning_rate": 0.1}
     settings |= {"encoders.dropout": 0.0, "optimizer.weight_decay": 0.1}
-    return train_here(small_config(data, **settings | changes), workdir) is not None
+    return train_here(small_config(data, **settings | changes), workdir, stop_after) is not None
 
 
 @pytest.fixture(scope="module")
 def probe(trained, data, tmp_path_factory):
-    """A linear probe that starts from a SCAV run, of mixed clips."""
+    """A linear probe that starts from a SCAV run, of mixed clips; once stopped in between."""
     folder = tmp_path_factory.mktemp("classifier")
     changes = {"objective.towers": "frozen", "objective.mixup": 0.5}
     changes |= {"train.init_from": str(trained / "run")}
     assert learn(data, folder / "whole", **changes)
+    assert not learn(data, folder / "stopped", stop_after=13, **changes)
+    assert learn(data, folder / "stopped", **changes)
     return folder
+
+
+def test_a_run_that_was_stopped_is_the_same_bit_for_bit(probe):
+    both = [parameters(probe / name) for name in ("whole", "stopped")]
+    jax.tree.map(np.testing.assert_array_equal, *both)
+    assert records(probe / "whole") == records(probe / "stopped")
 
 
 def test_a_linear_probe_leaves_the_towers_that_it_starts_from(probe, trained):

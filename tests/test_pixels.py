@@ -1,7 +1,4 @@
-"""Pixels from end to end: extracted, trained on by EquiAV, evaluated, searched.
-
-What is resumed to the bit, views included: `test_doors`, `test_train`.
-"""
+"""Pixels from end to end: extracted, trained on by EquiAV, resumed, evaluated, searched."""
 
 import json
 import re
@@ -11,7 +8,7 @@ import jaxtyping
 import numpy as np
 import pytest
 from PIL import Image
-from small_run import records, train_here
+from small_run import parameters, records, train_here
 from test_backbone_door import extract, ten_films
 
 from scav_jax.base.errors import InputError
@@ -66,10 +63,10 @@ def features(videos, tmp_path_factory):
     return extract(videos, out, *words)
 
 
-def trained(features, run, **changes):
+def trained(features, run, until=None, **changes):
     demo = config_files.load_file("configs/equiav/demo.py")
     settings = SMALL | {"data.path": str(features)} | changes
-    return train_here(override(demo, settings), run)
+    return train_here(override(demo, settings), run, until)
 
 
 @pytest.fixture(scope="module")
@@ -146,9 +143,12 @@ def test_sizes_are_said_before_the_work_and_too_much_is_refused(
             PixelsVisual(**options)
 
 
-def test_it_trains(run):
+def test_it_trains_and_resumes_to_the_bit(features, run, tmp_path):
+    assert trained(features, tmp_path / "stopped", until=4) is None
+    assert trained(features, tmp_path / "stopped") is not None
+    jax.tree.map(np.testing.assert_array_equal, parameters(run), parameters(tmp_path / "stopped"))
     lines = records(run)
-    assert all(np.isfinite(line["loss"]) for line in lines if "loss" in line)
+    assert lines == records(tmp_path / "stopped")
     names = {name for line in lines for name in line}
     assert {"equivariance_gain", "loss_inter", "loss_intra_audio"} <= names
 

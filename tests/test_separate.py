@@ -265,15 +265,20 @@ def symbolic_shapes():
 
 
 @pytest.mark.slow
-def test_a_run_carries_its_weight(tmp_path, symbolic_shapes):
-    """Trained by a scale, evaluated, exported and indexed. `test_temporal` resumes a memory."""
+def test_a_run_goes_on_bit_for_bit_and_carries_its_weight(tmp_path, symbolic_shapes):
+    """Trained, stopped and resumed with its scale; evaluated, exported and indexed."""
     extractor = make_fingerprint(load("plain"))
     data = small_run.write_data(tmp_path / "data", fingerprint=extractor)
     options = {"dynamic": "distance", "normalize": "deviation", **SMALL}
     changes = {f"objective.{name}": value for name, value in options.items()}
-    changes |= {"objective.name": "separate", "train.steps": 4, "train.validate_every": 4}
+    changes |= {"objective.name": "separate", "train.steps": 6, "train.validate_every": 3}
     document = small_run.small_config(data, **changes)
-    run = small_run.train_here(document, tmp_path / "whole")
+    assert small_run.train_here(document, tmp_path / "whole")
+    assert small_run.train_here(document, tmp_path / "stopped", stop_after=4) is None
+    run = small_run.train_here(document, tmp_path / "stopped")
+    whole, stopped = (small_run.parameters(tmp_path / name) for name in ("whole", "stopped"))
+    jax.tree.map(np.testing.assert_array_equal, whole, stopped)
+    assert small_run.records(tmp_path / "whole") == small_run.records(tmp_path / "stopped")
     weight = load_run(tmp_path / "whole").objective.static_weight
     assert (
         weight

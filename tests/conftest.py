@@ -83,6 +83,16 @@ def optimized():
     jax.clear_caches()
 
 
+@pytest.fixture
+def figures_only(monkeypatch):
+    """Evaluations without report and timings, which cost most; `test_evaluate` has both."""
+    from scav_jax import retrieve
+    from scav_jax.report import page
+
+    monkeypatch.setattr(page, "html", lambda *_: "")
+    monkeypatch.setattr(retrieve, "_shortest", lambda _: 1.0)
+
+
 @pytest.fixture(scope="session")
 def trained(tmp_path_factory):
     """The folder of `small_run`'s data and of its finished run, for tests that only read it.

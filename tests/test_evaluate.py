@@ -19,7 +19,7 @@ from scav_jax.evaluate import galleries
 from scav_jax.features import store
 from scav_jax.features.clip import Clip
 from scav_jax.objectives import Sequential
-from scav_jax.report import page, pictures
+from scav_jax.report import pictures
 from scav_jax.retrieval.embed import embed
 from scav_jax.training import runs
 from scav_jax.training.config import Config, as_dict
@@ -67,13 +67,6 @@ def write_run(folder, data, seed=0, distance=None, **objective):
     params = jax.tree.map(lambda x: random.normal(size=x.shape).astype(np.float32) * 0.3, shapes)
     runs.save_averaged(folder, params, [10, 20])
     return folder
-
-
-@pytest.fixture
-def figures_only(monkeypatch):
-    """Evaluations without report and timings, which cost most: `document` below has both."""
-    monkeypatch.setattr(page, "html", lambda *_: "")
-    monkeypatch.setattr(retrieve, "_shortest", lambda _: 1.0)
 
 
 @pytest.fixture(scope="module")

@@ -22,7 +22,7 @@ import pytest
 import safetensors
 from flax.traverse_util import unflatten_dict
 from safetensors.numpy import load_file, save_file
-from test_evaluate import figures_only, write_data  # noqa: F401
+from test_evaluate import write_data
 from test_model import film, write_run
 
 from scav_jax.base.documents import write_document

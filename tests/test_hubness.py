@@ -6,7 +6,7 @@ from dataclasses import replace
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from test_evaluate import FINGERPRINT, WIDTHS, figures_only, write_run  # noqa: F401
+from test_evaluate import FINGERPRINT, WIDTHS, write_run
 from test_index import embedded
 from test_search import clustered, ids, loops, replace_values, scores
 

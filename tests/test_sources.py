@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from test_evaluate import data, figures_only, method, scav  # noqa: F401
+from test_evaluate import data, method, scav  # noqa: F401
 
 from scav_jax.base.errors import InputError
 from scav_jax.base.files import ids_sha256

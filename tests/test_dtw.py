@@ -243,8 +243,14 @@ def given_costs(n, m, pairs, seed=0):
     return jnp.asarray(costs), jnp.asarray(rows), jnp.asarray(columns)
 
 
-@pytest.mark.parametrize("gamma", [0.01, 0.3, 5.0, None])
-@pytest.mark.parametrize(("n", "m"), [(3, 5), (5, 3), (1, 4), (1, 1)])
+@pytest.mark.parametrize(
+    ("n", "m", "gamma"),
+    [
+        *((3, 5, gamma) for gamma in (0.01, 0.3, 5.0, None)),
+        *((*shape, gamma) for shape in ((5, 3), (1, 4)) for gamma in (0.3, None)),
+        (1, 1, 0.3),
+    ],
+)
 def test_given_costs_are_summed_over_every_path(n, m, gamma):
     """Values by loops, alignments by the enumeration of all paths; 0 outside of the real cells."""
     costs, rows, columns = given_costs(n, m, pairs=7)

@@ -229,9 +229,6 @@ def test_pairwise_is_vmap_of_the_definition(row):
         np.testing.assert_allclose(ours, theirs, **scaled_tolerance(theirs, 20 * row.noise))
 
 
-SETTINGS = [{"block": 5}, {"memory_bytes": 1}]
-
-
 # That they change no number: the file of each distance.
 @pytest.mark.parametrize("name", DISTANCES)
 def test_settings_reach_the_matrix_form(monkeypatch, name):
@@ -246,7 +243,7 @@ def test_settings_reach_the_matrix_form(monkeypatch, name):
     assert given == [{"block": 5, "memory_bytes": 7}]
 
 
-@pytest.mark.parametrize("settings", SETTINGS, ids=str)
+@pytest.mark.parametrize("settings", [{"block": 5}, {"memory_bytes": 1}], ids=str)
 def test_a_distance_without_a_matrix_form_is_lifted_in_blocks(monkeypatch, settings):
     row = soft_dtw_row(0.1)
     expected, expected_gradients = value_and_gradients(row, VISUAL.padded(), AUDIO.padded())

@@ -167,7 +167,7 @@ def test_runs_of_any_width_give_the_same(monkeypatch, resample):
 
 
 @pytest.mark.parametrize(
-    ("how", "resample"), [({"block": 19}, DIRECTIONS[0]), ({"memory_bytes": 1}, DIRECTIONS[1])]
+    ("how", "resample"), [({"block": 38}, DIRECTIONS[0]), ({"memory_bytes": 1}, DIRECTIONS[1])]
 )
 def test_blocks_change_nothing(how, resample):
     """Three visual sequences at a time, and one."""
@@ -178,8 +178,9 @@ def test_blocks_change_nothing(how, resample):
 @each_direction
 def test_float64(resample):
     with jax.enable_x64(True):
-        visual = stream([9, 3, 1, 7, 8, 2], 9, 9, dtype=np.float64)
-        audio = stream([5, 2, 5, 5, 2, 5], 7, 10, dtype=np.float64)
+        visual = stream([9, 3, 1, 7, 8, 2] * 2, 9, 9, dtype=np.float64)
+        audio = stream([5, 2, 5, 5, 2, 5] * 2, 7, 10, dtype=np.float64)
+        assert not module._scattered(visual, audio)
         distances = jax.jit(partial(pairwise, "euclidean", resample=resample))(visual, audio)
     np.testing.assert_allclose(distances, in_loops(visual, audio, resample), rtol=1e-13)
 
@@ -295,7 +296,8 @@ def test_collect_and_spread_are_the_adjoint_of_read():
 def test_whole_windows_are_interpolated_as_torch_does(resample):
     """Where torch is installed: `torch.nn.functional.interpolate(mode="linear")`, in float64."""
     torch = pytest.importorskip("torch")
-    visual, audio = stream([9, 3, 1, 7], 9, 35), stream([5, 2, 1, 6, 7], 7, 36)
+    visual, audio = stream([9, 3, 1, 7] * 3, 9, 35), stream([5, 2, 1, 6, 7] * 2, 7, 36)
+    assert not module._scattered(visual, audio)
 
     def clips(one):
         values = torch.from_numpy(np.asarray(one.values, np.float64))
@@ -421,6 +423,7 @@ def test_blocks_hold_rows_of_all_eight_devices():
     """jit over sharded rows, eight at a time."""
     lengths = np.random.default_rng(24).integers(1, 9, 16)
     visual, audio = stream(lengths, 8, 25), stream([5, 2, 5, 5, 2, 5], 7, 26)
+    assert not module._scattered(visual, audio)
     mesh = Mesh(np.asarray(jax.devices()[:8]), ("data",))
     sharded = jax.device_put(visual, NamedSharding(mesh, P("data")))
     whole = jax.device_put(audio, NamedSharding(mesh, P()))

@@ -299,10 +299,7 @@ def test_on_a_v100_nothing_needs_bfloat16_or_triton():
         work = dataclasses.replace(work, encoders=encoders.clone(**(SMALL | towers)))
         return trial.lowered_step(work, optimizer, platforms=("cuda",)).as_text()
 
-    bare = {
-        "visual_blocks": 0,
-        "audio_blocks": 0,
-    }  # as in the plain step
+    bare = {"visual_blocks": 0, "audio_blocks": 0}  # as in the plain step
     for shown in (text(0, audio_blocks=0), text(4, **bare)):
         assert "bf16" not in shown
         assert "triton" not in shown.lower() and "mosaic" not in shown.lower()

@@ -3,7 +3,7 @@
 Only shapes are traced. Compiling an initialisation takes as long as compiling a training step.
 """
 
-from functools import partial
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -17,7 +17,8 @@ def params(encoders, objective, example, seed=0):
 
     Temperatures are the objective's.
     """
-    shapes = jax.eval_shape(partial(init_params, encoders, objective, seed=seed), example)
+    leaves, tree = jax.tree.flatten(example)
+    shapes = _shapes(encoders, objective, tree, tuple((leaf.shape, leaf.dtype) for leaf in leaves))
     rng = np.random.default_rng(seed)
 
     def draw(path, leaf):
@@ -29,6 +30,12 @@ def params(encoders, objective, example, seed=0):
         return values.astype(leaf.dtype)
 
     return jax.tree.map(jnp.asarray, jax.tree_util.tree_map_with_path(draw, shapes))
+
+
+@functools.cache
+def _shapes(encoders, objective, tree, leaves):
+    example = jax.tree.unflatten(tree, [jax.ShapeDtypeStruct(*leaf) for leaf in leaves])
+    return jax.eval_shape(functools.partial(init_params, encoders, objective, seed=0), example)
 
 
 def state(encoders, objective, optimizer, example, seed=0):

@@ -7,6 +7,7 @@ same run is its content, not where things lie: another path to the same clips re
 content behind the same path does not.
 """
 
+import functools
 import json
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -90,7 +91,19 @@ def parameter_shapes(encoders: Towers, objective: Objective, widths: dict) -> Py
       objective: it has the temperatures.
       widths: `{"visual": Dv, "audio": Da}`, channels of the features.
     """
-    return jax.eval_shape(lambda: init_params(encoders, objective, example_batch(widths), 0))
+    given = encoders, objective, *(widths[name] for name in STREAMS)
+    try:
+        shapes = _parameter_shapes(*given)
+    except TypeError:  # an objective of one's own may have fields without a hash
+        shapes = _parameter_shapes.__wrapped__(*given)
+    return jax.tree.map(lambda leaf: leaf, shapes)  # dicts of one's own
+
+
+# Tracing them takes half a second, and a program may load several runs of one config.
+@functools.cache
+def _parameter_shapes(encoders: Towers, objective: Objective, *widths: int) -> PyTree:
+    example = example_batch(dict(zip(STREAMS, widths, strict=True)))
+    return jax.eval_shape(lambda: init_params(encoders, objective, example, 0))
 
 
 def example_batch(widths: dict) -> Batch:

@@ -501,8 +501,9 @@ def originals(tmp_path, random):
 def test_a_copy_gives_what_resampling_in_training_gives(originals, tmp_path, align):
     import jax
 
-    from scav_jax.sequences import resample_pairs
+    from scav_jax import sequences
 
+    resample_pairs = jax.jit(sequences.resample_pairs, static_argnums=1)
     copy = tmp_path / "copy"
     run("resample", originals, "--out", copy, "--align", align)
     assert store.splits(copy) == store.splits(originals)

@@ -287,7 +287,7 @@ def trace(document, batch_size):
 def test_a_config_builds(path):
     document = load(path)
     build(document)
-    batch_size = document.data.batch_size if path == WHOLE else 32
+    batch_size = document.data.batch_size if path == WHOLE else 8
     params, loss, logits = trace(narrow(document), batch_size)
     assert document.optimizer.warmup_steps < document.train.steps
     if document.encoders.name == "patches":
@@ -305,6 +305,6 @@ def test_a_config_builds(path):
 
 @pytest.mark.parametrize(("variant", "millions"), [("39m", 39.27), ("38m", 38.22)])
 def test_how_many_parameters_the_papers_towers_have(variant, millions):
-    params, _, _ = trace(load(f"configs/vggsound.py:{variant}"), 32)
+    params, _, _ = trace(load(f"configs/vggsound.py:{variant}"), 8)
     count = sum(leaf.size for leaf in jax.tree.leaves(params["encoders"]))
     assert count / 1e6 == pytest.approx(millions, abs=0.02)

@@ -516,7 +516,7 @@ def test_under_jit_it_is_flagged_and_gives_nan(row, case):
     assert not usable[stream_name][number]
     assert sum((~flags).sum() for flags in usable.values()) == 1
     broken = result[number] if stream_name == "visual" else result[:, number]
-    assert not np.isfinite(broken).all()
+    assert np.isnan(broken).any()
     if case[0] not in ("NaN", "infinity"):  # these may lie where interpolation reads nothing
         assert np.isnan(broken).all()
     assert not np.isinf(result).any()

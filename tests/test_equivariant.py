@@ -191,14 +191,15 @@ def embeddings(clips=5, width=7, scale=1.0, seed=0):
 def test_losses_are_the_formulas(scale):
     a, b = embeddings(scale=scale)
     with jax.enable_x64(True):
-        ours = float(nt_xent(jnp.asarray(a), jnp.asarray(b), TAU))
-        turned = float(nt_xent(jnp.asarray(b), jnp.asarray(a), TAU))
-        across, cosines = info_nce(jnp.asarray(a), jnp.asarray(b), TAU)
+        compiled, both = jax.jit(nt_xent), jax.jit(info_nce)
+        ours = float(compiled(jnp.asarray(a), jnp.asarray(b), TAU))
+        turned = float(compiled(jnp.asarray(b), jnp.asarray(a), TAU))
+        across, cosines = both(jnp.asarray(a), jnp.asarray(b), TAU)
     assert ours == pytest.approx(numpy_nt_xent(a, b, TAU), abs=1e-10)
     assert turned == pytest.approx(ours, abs=1e-12)
     assert float(across) == pytest.approx(numpy_info_nce(a, b, TAU), abs=1e-10)
     np.testing.assert_allclose(cosines, unit(a) @ unit(b).T, atol=1e-12)
-    single = nt_xent(jnp.asarray(a, jnp.float32), jnp.asarray(b, jnp.float32), TAU)
+    single = compiled(jnp.asarray(a, jnp.float32), jnp.asarray(b, jnp.float32), TAU)
     assert float(single) == pytest.approx(ours, rel=1e-5)
 
 
@@ -420,9 +421,9 @@ def test_a_temperature_may_be_learned():
     values = {"predicted": a, "augmented": b, "plain": b, "centroid": a}
     outputs = objectives.Outputs({"visual": values, "audio": values | {"centroid": b}})
     logs = {name: jnp.log(jnp.float32(0.07)) for name in ("inter", "intra")}
-    fixed, _ = Equivariant().loss({}, outputs, {}, PLACE)
-    (same, aux), slope = jax.value_and_grad(
-        lambda logs: learned.loss(logs, outputs, {}, PLACE), has_aux=True
+    fixed, _ = jax.jit(lambda: Equivariant().loss({}, outputs, {}, PLACE))()
+    (same, aux), slope = jax.jit(
+        jax.value_and_grad(lambda logs: learned.loss(logs, outputs, {}, PLACE), has_aux=True)
     )(logs)
     assert float(fixed) == pytest.approx(float(same), rel=1e-6)
     assert all(abs(float(g)) > 1e-3 for g in slope.values())

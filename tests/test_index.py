@@ -742,7 +742,7 @@ def test_pictures_are_stored_on_the_grid_of_their_own_sound(tmp_path, random):
     windows = np.asarray([[0, 13], [0.5, 8.2], [0, 12.5], [0, 2]], np.float32)
     visual = Sequences(np.nan_to_num(pictures.visual.values), lengths, windows)
     index.add(replace(clips, visual=visual))
-    expected = jax.vmap(resample_like)(
+    expected = jax.jit(jax.vmap(resample_like))(
         jax.tree.map(jnp.asarray, visual), jax.tree.map(jnp.asarray, clips.audio)
     ).values
     (segment,) = index.snapshot.segments.values()

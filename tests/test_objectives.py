@@ -66,10 +66,10 @@ def test_blocks_of_rows_and_columns_change_nothing(normalize, monkeypatch):
     def loss(distances, log_temperature):
         return sequence_loss(distances, log_temperature, normalize=normalize)[0]
 
-    expected = jax.value_and_grad(loss, (0, 1))(distances, log(0.5))
+    expected = jax.jit(jax.value_and_grad(loss, (0, 1)))(distances, log(0.5))
     monkeypatch.setattr(cross_entropy, "BLOCK_BYTES", distances.nbytes // 3)
     assert cross_entropy.count_blocks(distances) == 3
-    found = jax.value_and_grad(loss, (0, 1))(distances, log(0.5))
+    found = jax.jit(jax.value_and_grad(lambda *x: loss(*x), (0, 1)))(distances, log(0.5))
     for ours, theirs in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
         np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-6)
 
@@ -104,7 +104,9 @@ def test_sequence_loss_does_not_see_the_scale_or_offset_of_distances(scale, shif
     """`D -> a D + b` changes neither the loss nor where its gradient points."""
     with jax.enable_x64(True):
         distances = jnp.asarray(asymmetric(), jnp.float64)
-        value_and_gradient = jax.value_and_grad(lambda d: sequence_loss(d, jnp.zeros(()))[0])
+        value_and_gradient = jax.jit(
+            jax.value_and_grad(lambda d: sequence_loss(d, jnp.zeros(()))[0])
+        )
         loss, gradient = value_and_gradient(distances)
         moved, moved_gradient = value_and_gradient(scale * distances + shift)
         np.testing.assert_allclose(moved, loss, rtol=1e-5)
@@ -137,7 +139,8 @@ def test_a_constant_row_has_finite_gradients():
         return sequence_loss(d, t)[0]
 
     for matrix in (distances, np.full((4, 4), 2.0, np.float32)):
-        value, gradients = jax.value_and_grad(loss, argnums=(0, 1))(jnp.asarray(matrix), ZERO)
+        both = jax.jit(jax.value_and_grad(loss, argnums=(0, 1)))
+        value, gradients = both(jnp.asarray(matrix), ZERO)
         assert np.isfinite(value)
         assert all(np.isfinite(gradient).all() for gradient in gradients)
     np.testing.assert_allclose(value, np.log(4), rtol=1e-6)

@@ -105,11 +105,16 @@ def test_steps_are_adamw_with_decay_of_matrices_only(clip_norm):
     optimizer = make_optimizer(**SETTINGS, weight_decay=0.3, clip_norm=clip_norm)
     ours = jax.tree.map(jnp.asarray, params)
     state = optimizer.init(ours)
+
+    @jax.jit
+    def update(gradients, state, params):
+        updates, state = optimizer.update(gradients, state, params)
+        return optax.apply_updates(params, updates), state
+
     for step in range(5):
         gradients = gradients_of(params, step)
         with jax.numpy_dtype_promotion("standard"):
-            updates, state = optimizer.update(gradients, state, ours)
-        ours = optax.apply_updates(ours, updates)
+            ours, state = update(gradients, state, ours)
         squares = sum(np.sum(np.asarray(g, np.float64) ** 2) for g in jax.tree.leaves(gradients))
         factor = 1.0 if clip_norm is None else min(1.0, clip_norm / np.sqrt(squares))
         rate = reference.learning_rate(step, **RATE)

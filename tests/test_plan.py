@@ -294,13 +294,13 @@ def test_on_a_v100_nothing_needs_bfloat16_or_triton():
     assert encoders.precision == "float32"
     optimizer = make_optimizer(learning_rate=1e-3, warmup_steps=1, steps=9)
 
-    def text(microbatch, **towers):
-        work = dataclasses.replace(small(batch=8, microbatch=microbatch), objective=objective)
+    def text(microbatch, batch=8, **towers):
+        work = dataclasses.replace(small(batch=batch, microbatch=microbatch), objective=objective)
         work = dataclasses.replace(work, encoders=encoders.clone(**(SMALL | towers)))
         return trial.lowered_step(work, optimizer, platforms=("cuda",)).as_text()
 
     bare = {"visual_blocks": 0, "audio_blocks": 0}  # as in the plain step
-    for shown in (text(0, audio_blocks=0), text(4, **bare)):
+    for shown in (text(0, audio_blocks=0), text(4, batch=32, **bare)):
         assert "bf16" not in shown
         assert "triton" not in shown.lower() and "mosaic" not in shown.lower()
         assert set(re.findall(r"custom_call @(\w+)", shown)) <= {"Sharding"}

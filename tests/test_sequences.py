@@ -165,9 +165,10 @@ def test_pairs_are_resampled_clip_by_clip(direction, points, join):
             padded(clip, steps[name], window=window)
             for clip, window in zip(clips[name], windows[name], strict=True)
         ]
-        streams[name] = jax.tree.map(lambda *leaves: jnp.stack(leaves), *rows)
+        streams[name] = jax.tree.map(lambda *leaves: jnp.asarray(np.stack(leaves)), *rows)
     batch = AudioVisual(**streams)
-    result = resample_pairs(batch, direction, points, join)
+    how = direction, points, join
+    result = jax.device_get(jax.jit(lambda batch: resample_pairs(batch, *how))(batch))
     moved, kept = ("visual", "audio") if direction == "visual_to_audio" else ("audio", "visual")
     for a, b in zip(
         jax.tree.leaves(getattr(result, kept)), jax.tree.leaves(streams[kept]), strict=True

@@ -158,6 +158,28 @@ def test_a_second_ctrl_c_ends_what_the_first_one_could_not():
     assert (process.returncode, said.strip()) == (130, interrupts.AT_ONCE)
 
 
+IMPORTED = """
+import os, signal, time
+try:
+    os.kill(os.getpid(), signal.SIGINT)
+    time.sleep(60)
+except KeyboardInterrupt as error:
+    raise ImportError("of an extension") from error
+"""
+
+
+def test_ctrl_c_while_a_module_is_imported_is_a_line(tmp_path):
+    """Jaxlib's start makes an ImportError of it, or crashes."""
+    (tmp_path / "imported.py").write_text(IMPORTED)
+    program = (
+        "from scav_jax.base.errors import run_program; run_program(lambda: __import__('imported'))"
+    )
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    environ = os.environ | {"PYTHONPATH": f"{ROOT}{os.pathsep}{tmp_path}"}
+    done = subprocess.run([sys.executable, "-c", program], env=environ, timeout=30, **pipes)
+    assert (done.returncode, done.stdout.strip()) == (130, interrupts.WORDS)
+
+
 # What `only_trainer` holds, without the seconds of its imports.
 OTHER_PROCESS = """
 import pathlib, sys

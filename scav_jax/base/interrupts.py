@@ -6,9 +6,11 @@ import signal
 import sys
 import threading
 from collections.abc import Iterator
+from types import FrameType
 
 EXIT_INTERRUPTED = 130  # as shells report it
 WORDS = "interrupted; the same command resumes"
+IMPORTS = "<frozen importlib._bootstrap>"  # the file of its frames
 AT_ONCE = "interrupted at once; the same command resumes from what was kept"
 
 
@@ -19,10 +21,16 @@ def second_ends() -> Iterator[None]:
     Python tells a program of a signal between two instructions of its main thread only, which a
     collective does not have for minutes. The system's own handler writes to a pipe at once, and a
     thread reads it; where XLA compiles and holds Python's lock, that is when it lets go.
+
+    While modules are imported the first one ends it, too: an exception in the middle of an
+    extension's start is another error there, with a traceback, or a crash.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
+    handler = signal.getsignal(signal.SIGINT)
+    if handler is signal.default_int_handler:
+        signal.signal(signal.SIGINT, _interrupt)
     read, write = os.pipe()
     os.set_blocking(write, False)
     before = signal.set_wakeup_fd(write, warn_on_full_buffer=False)
@@ -32,6 +40,17 @@ def second_ends() -> Iterator[None]:
     finally:
         signal.set_wakeup_fd(before)
         os.close(write)  # and the thread ends
+        if handler is signal.default_int_handler:
+            signal.signal(signal.SIGINT, handler)
+
+
+def _interrupt(number: int, frame: FrameType | None) -> None:
+    at = frame
+    while at is not None:
+        if at.f_code.co_filename == IMPORTS:
+            leave(WORDS)
+        at = at.f_back
+    signal.default_int_handler(number, frame)
 
 
 def leave(words: str = "") -> None:

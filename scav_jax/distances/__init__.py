@@ -93,9 +93,8 @@ def pairwise(
 
     Returns:
       `D[i, j]` of visual i and audio j. A sequence whose length is not in 1..steps has NaN
-      distances; one that holds NaN or infinity has some that are not finite, and may make all of
-      them so. Outside of `jit` both are errors instead; inside, `pairwise_with_aux` says which
-      sequences they are.
+      distances; one that holds NaN or infinity may make all of them NaN. Outside of `jit` both
+      are errors instead; inside, `pairwise_with_aux` says which sequences they are.
 
     Raises:
       InputError: an unknown distance or option, or streams that cannot be compared.

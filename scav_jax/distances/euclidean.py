@@ -180,7 +180,9 @@ def _by_definition(
 
     streams = summable(visual), summable(audio)
     sizes = {"block": block, "memory_bytes": memory_bytes}
-    return all_pairs(euclidean, *streams, **sizes, resample=resample)[0].astype(dtype)
+    distances, _ = all_pairs(euclidean, *streams, **sizes, resample=resample)
+    # What is infinite is so where a value is: NaN, as in the other forms.
+    return jnp.where(jnp.isinf(distances), jnp.nan, distances).astype(dtype)
 
 
 def _in_range(stream: Sequences) -> Sequences:

@@ -211,9 +211,10 @@ def _optimizer(steps: int, section) -> optax.GradientTransformation:
 
 def learning_rates(config: Config) -> optax.Schedule:
     """Step -> learning rate, as the optimizer has it: for the log."""
-    return learning_rate_schedule(
+    schedule = learning_rate_schedule(
         learning_rate=config.optimizer.learning_rate,
         warmup_steps=config.optimizer.warmup_steps,
         final_learning_rate=config.optimizer.final_learning_rate,
         steps=config.train.steps,
     )
+    return jax.jit(schedule)  # op by op, a line of the log would take as long as a small step

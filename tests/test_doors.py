@@ -4,6 +4,7 @@ Each trains, is stopped, goes on to the same bits, and is evaluated. Then what h
 objective of ours: nothing of a clip depends on its row or its neighbours.
 """
 
+import dataclasses
 import json
 from functools import partial
 
@@ -32,6 +33,7 @@ from scav_jax.train_step import (
     make_train_step,
     of_clips,
 )
+from scav_jax.training import runs
 from scav_jax.training.config import distance_section
 from scav_jax.training.setup import set_up
 
@@ -294,6 +296,25 @@ def test_what_is_of_a_clip_alone_depends_on_nothing_else(name):
         found = outputs(jax.tree.map(lambda leaf, some=some: np.asarray(leaf)[some], clips), some)
         expected = jax.tree.map(lambda leaf, some=some: leaf[some], whole)
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), found, expected)
+
+
+@dataclasses.dataclass(frozen=True)
+class Listed(objectives.Sequential):
+    """A field without a hash."""
+
+    weights: list = dataclasses.field(default_factory=lambda: [1.0])
+
+
+def test_shapes_are_one_s_own_and_of_any_objective():
+    """They are traced once for a config."""
+    widths, towers = {"visual": 5, "audio": 9}, ENCODERS.clone(visual_blocks=0)
+    first = runs.parameter_shapes(towers, objectives.Sequential(), widths)
+    again = runs.parameter_shapes(towers, objectives.Sequential(), widths)
+    assert jax.tree.leaves(first)[0] is jax.tree.leaves(again)[0]
+    first["encoders"].clear()
+    assert runs.parameter_shapes(towers, Listed(), widths) == again
+    wider = runs.parameter_shapes(towers, objectives.Sequential(), widths | {"audio": 7})
+    assert jax.tree.structure(wider) == jax.tree.structure(again) and wider != again
 
 
 # The others are in the table of test_scaling, where blocks are.

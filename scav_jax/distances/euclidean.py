@@ -227,7 +227,7 @@ def _scattered(visual: Sequences, audio: Sequences) -> Bool[Array, ""]:
     """Whether clips lie in a few groups much farther apart than the clips of a group.
 
     Seen from sketches of the clips, by pivots, each the clip that is farthest from those before it
-    (Gonzalez 1985). As few clips as pivots always do, and are compared by differences.
+    (Gonzalez 1985). As few clips as pivots always do.
     """
     points = jax.lax.stop_gradient(jnp.concatenate([_sketches(visual), _sketches(audio)]))
     centre = jnp.mean(points[len(visual.lengths) :], axis=0, keepdims=True)

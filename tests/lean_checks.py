@@ -28,7 +28,7 @@ def jaxtyped(fn: Any = None, *, typechecker: Any = None) -> Any:
         return fn
     if not plain or any(map(_names_come_later, fn.__annotations__.values())):
         return of_jaxtyping(fn, typechecker=typechecker)
-    return _checked(fn, typechecker(fn))
+    return _checked(fn, typechecker)
 
 
 def _names_come_later(hint: Any) -> bool:
@@ -38,12 +38,14 @@ def _names_come_later(hint: Any) -> bool:
     return not literal and any(map(_names_come_later, typing.get_args(hint)))
 
 
-def _checked(fn: Callable, looked_at: Callable) -> Callable:
+def _checked(fn: Callable, typechecker: Callable) -> Callable:
+    looked_at = functools.cache(lambda: typechecker(fn))  # most functions are never called here
+
     @functools.wraps(fn)
     def checked(*args, **kwargs):
         if jaxtyping.config.jaxtyping_disable:
             return fn(*args, **kwargs)
         with of_jaxtyping("context"):
-            return looked_at(*args, **kwargs)
+            return looked_at()(*args, **kwargs)
 
     return checked

@@ -162,6 +162,9 @@ def extraction(videos: Path, options: list[str]) -> Task:
         return [*command, *options, "--out", str(folder / "data")]
 
     def done(folder: Path) -> int:
+        whole = folder / "data" / "clips.csv"
+        if whole.exists():  # it was killed when all was done
+            return len(whole.read_text().splitlines())
         return len(list((folder / "data.partial").rglob("*.npz")))
 
     def contents(folder: Path) -> dict[str, str]:

@@ -138,15 +138,22 @@ def write_film(
 def of_ffmpeg(ffmpeg: str, path: Path, folder: Path) -> tuple[list[float], list[float]]:
     """When FFmpeg's program shows the flashes and plays the clicks, in seconds."""
     pictures, sounds = folder / "pictures", folder / "sounds"
-    line = "-map 0:v:0 -vf scale=8:8,format=gray,showinfo -vsync passthrough -f rawvideo"
-    other = "-map 0:a:0 -af ashowinfo -ac 1 -c:a pcm_f32le -f f32le"
-    command = [ffmpeg, "-hide_banner", "-nostdin", "-y", "-i", str(path), *line.split()]
-    command += [str(pictures), *other.split(), str(sounds)]
-    said = subprocess.run(command, capture_output=True, check=True).stderr.decode("utf8", "replace")
+
+    def written(options: str, target: Path, beside: str) -> str:
+        """What it says of one stream: lines of two are mixed. Both make the file's beginning."""
+        command = [ffmpeg, "-hide_banner", "-nostdin", "-y", "-i", str(path), *options.split()]
+        command += [str(target), "-map", beside, "-f", "null", "-"]
+        done = subprocess.run(command, capture_output=True, check=True)
+        return done.stderr.decode("utf8", "replace")
+
+    frames_of = "-map 0:v:0 -vf scale=8:8,format=gray,showinfo -fps_mode passthrough -f rawvideo"
+    said = written(frames_of, pictures, "0:a:0")
     shown = [float(t) for t in re.findall(r"_showinfo_.* pts_time:(-?[\d.]+)", said)]
     grey = np.fromfile(pictures, np.uint8)
     grey = grey[: len(grey) // 64 * 64].reshape(-1, 64).mean(axis=1)
     flashes = [time for time, level in zip(shown, grey, strict=False) if level > 180]
+    samples_of = "-map 0:a:0 -af ashowinfo -ac 1 -c:a pcm_f32le -f f32le"
+    said = written(samples_of, sounds, "0:v:0")
     frames = re.findall(r"_ashowinfo_.* pts_time:(-?[\d.]+).* rate:(\d+) nb_samples:(\d+)", said)
     samples, clicks, at = np.fromfile(sounds, "<f4"), [], 0
     for time, rate, count in frames:

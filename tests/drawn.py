@@ -3,13 +3,12 @@
 Only shapes are traced. Compiling an initialisation takes as long as compiling a training step.
 """
 
-import functools
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from scav_jax.train_step import TrainState, init_params
+from scav_jax.train_step import TrainState
+from scav_jax.training.runs import parameter_shapes
 
 
 def params(encoders, objective, example, seed=0):
@@ -17,8 +16,8 @@ def params(encoders, objective, example, seed=0):
 
     Temperatures are the objective's.
     """
-    leaves, tree = jax.tree.flatten(example)
-    shapes = _shapes(encoders, objective, tree, tuple((leaf.shape, leaf.dtype) for leaf in leaves))
+    widths = {name: stream.values.shape[2] for name, stream in example.features._asdict().items()}
+    shapes = parameter_shapes(encoders, objective, widths)
     rng = np.random.default_rng(seed)
 
     def draw(path, leaf):
@@ -30,12 +29,6 @@ def params(encoders, objective, example, seed=0):
         return values.astype(leaf.dtype)
 
     return jax.tree.map(jnp.asarray, jax.tree_util.tree_map_with_path(draw, shapes))
-
-
-@functools.cache
-def _shapes(encoders, objective, tree, leaves):
-    example = jax.tree.unflatten(tree, [jax.ShapeDtypeStruct(*leaf) for leaf in leaves])
-    return jax.eval_shape(functools.partial(init_params, encoders, objective, seed=0), example)
 
 
 def state(encoders, objective, optimizer, example, seed=0):

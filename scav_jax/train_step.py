@@ -322,6 +322,7 @@ def make_train_step(
             params = optax.apply_updates(params, held(updates, objective.frozen))
             return params, opt_state, objective.remember(memory, jax.lax.stop_gradient(outputs))
 
+        update = jax.jit(update)  # both branches of it from one trace
         old = state.params, state.opt_state, state.memory
         params, opt_state, memory = _updated_if(finite, update, *old)
         failed = 1 - finite.astype(jnp.int32)

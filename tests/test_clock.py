@@ -1,6 +1,7 @@
 """The clock of packets, on made-up files in which every packet says where it belongs."""
 
 import itertools
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -63,6 +64,20 @@ def test_what_is_joined_goes_on_where_the_longer_stream_ends(lengths, start, fir
     for kind in lengths:
         times = [time for one, time, _ in got if one == kind]
         assert times == sorted(times) or np.diff(times).min() > -0.1
+
+
+@pytest.mark.parametrize("counted, overlap", [(None, 0.0), (0.024, 0.0), (0.0, 0.024)])
+def test_it_goes_on_where_ffmpeg_awaits_the_next_packet(counted, overlap):
+    """After AC-3 that is at the last packet's beginning: FFmpeg does not know how long that is."""
+    lengths, period = {"video": 6.0, "audio": 9.0}, STEPS["audio"]
+    stamped = [
+        (replace(stamp, counted=counted) if stamp.kind == "audio" else stamp, place)
+        for stamp, place in recording(lengths)
+    ]
+    got = [time for kind, time, _ in run(Clock(True), 2 * stamped) if kind == "audio"]
+    joint = len(got) // 2
+    assert got[joint] == pytest.approx(round(9.0 / period) * period - overlap)
+    assert np.diff(got[joint:]) == pytest.approx(period)
 
 
 def test_many_joints_and_a_hole_in_a_trusted_clock_are_closed():

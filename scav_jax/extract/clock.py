@@ -36,11 +36,12 @@ P = TypeVar("P")
 class _Side:
     """What has come of one stream: the last packet's time, the end of all, where time stood still.
 
-    `shift` is what its packets are moved by now.
+    `shift` is what its packets are moved by now, `due` when FFmpeg's program awaits the next.
     """
 
     shift: float = 0.0
     last: float | None = None
+    due: float = -math.inf
     end: float = -math.inf
     untimed: int = 0
     gaps: list[tuple[float, float]] = field(default_factory=list)
@@ -55,12 +56,18 @@ class Stamp:
       seconds: as the file says; None where it says nothing.
       duration: in seconds, 0 where it is not known.
       shown: see above.
+      counted: what FFmpeg's program takes the duration for; None is the same.
     """
 
     kind: str
     seconds: float | None
     duration: float = 0.0
     shown: bool = False
+    counted: float | None = None
+
+    def due(self, time: float) -> float:
+        """When FFmpeg's program awaits the next packet after this one at a time."""
+        return time + (self.duration if self.counted is None else self.counted)
 
 
 class Clock(Generic[P]):
@@ -151,12 +158,13 @@ class Clock(Generic[P]):
         if time - side.end > GAP_S and side.end > -math.inf:
             side.gaps.append((side.end, time))
         side.last = time if side.last is None else max(side.last, time)
+        side.due = stamp.due(time)
         side.end = max(side.end, time + stamp.duration)
 
     def _shift_of_ffmpeg(self, waiting: list[Stamp]) -> float:
         """What FFmpeg's program shifts everything by in the end: it looks at each packet alone."""
         shift = self._shift
-        last = {kind: (side.last, side.end) for kind, side in self._sides.items()}
+        last = {kind: (side.last, side.due) for kind, side in self._sides.items()}
         for stamp in waiting:
             if stamp.seconds is None:
                 continue
@@ -164,7 +172,7 @@ class Clock(Generic[P]):
             before, due = last[stamp.kind]
             if before is not None and (abs(time - due) > FORWARD_S or time + BACKWARD_S < before):
                 shift, time = shift - (time - due), due
-            last[stamp.kind] = time, time + stamp.duration
+            last[stamp.kind] = time, stamp.due(time)
         return shift
 
     def _doubt(self, joint: float, stayed: set[str], apart: bool) -> None:

@@ -28,9 +28,10 @@ class Packets:
     def __init__(self, container: av.container.InputContainer, film: Film, kind: str):
         self._container, self._kind, self._zero = container, kind, film.zero
         self._streams = {kind: container.streams[index] for kind, index in film.indexes.items()}
-        # Of each stream by its index: kind, seconds a tick, seconds that a packet usually lasts.
+        # Of each stream by its index: kind, seconds a tick, seconds that a packet usually lasts and
+        # that FFmpeg's program counts it for.
         self._about = {
-            stream.index: (kind, float(stream.time_base), usual_duration(stream))
+            stream.index: (kind, float(stream.time_base), usual_duration(stream), _counted(stream))
             for kind, stream in self._streams.items()
         }
         self._clock: Clock[av.Packet] = Clock(bool(container.format.flags & RESTARTING))
@@ -73,15 +74,15 @@ class Packets:
         )
 
     def _stamp(self, packet: av.Packet) -> Stamp:
-        kind, base, usual = self._about[packet.stream.index]
+        kind, base, usual, counted = self._about[packet.stream.index]
         shown = packet.dts is None
         time = packet.pts if shown else packet.dts
         duration = (packet.duration or 0) * base or usual
-        return Stamp(kind, None if time is None else time * base, duration, shown)
+        return Stamp(kind, None if time is None else time * base, duration, shown, counted)
 
     def _shifted(self, ready: Iterator[tuple[float, av.Packet]]) -> Iterator[av.Packet]:
         for shift, packet in ready:
-            kind, base, _ = self._about[packet.stream.index]
+            kind, base, *_ = self._about[packet.stream.index]
             if kind != self._kind:
                 continue
             ticks = round(shift / base) if shift else 0
@@ -98,6 +99,16 @@ def usual_duration(stream: av.stream.Stream) -> float:
         return 0.0
     rate = known_rate(stream)
     return 1 / rate if rate else 0.0
+
+
+def _counted(stream: av.stream.Stream) -> float | None:
+    """Seconds that FFmpeg's program counts a packet of sound for: 0 where frames vary by format.
+
+    After AC-3, DTS, Opus or Vorbis it awaits the next packet at the time of the last one.
+    """
+    if stream.type != "audio" or not stream.sample_rate:
+        return None
+    return stream.codec_context.frame_size / stream.sample_rate
 
 
 def known_rate(stream: av.video.stream.VideoStream) -> float | None:

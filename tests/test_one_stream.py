@@ -13,6 +13,7 @@ from scav_jax.extract import manifest
 from scav_jax.index import __main__ as program
 from scav_jax.index import create, open_index
 from scav_jax.retrieval import model
+from scav_jax.search import __main__ as search
 
 KINDS = {"visual": "video", "audio": "audio"}
 
@@ -153,6 +154,17 @@ def test_nothing_usable_is_an_error(folders, tmp_path):
     words = ["build", str(tmp_path / "i"), "--model", str(run)]
     with pytest.raises(InputError, match="the index is empty"):
         program.main([*words, "--videos", str(tmp_path / "films")])
+
+
+def test_a_query_without_the_stream_that_asks_is_told_of_the_other(folders, tmp_path):
+    run, index = str(write_run(tmp_path / "run")), str(tmp_path / "i")
+    program.main(["build", index, "--model", run, "--videos", str(folders / "mixed")])
+    for name, words, advice in (
+        ("0.mkv", [], "no audio stream; --video asks by its picture"),
+        ("2.mka", ["--video"], "no video stream; --sound asks by its sound"),
+    ):
+        with pytest.raises(InputError, match=advice):
+            search.main([index, str(folders / "mixed" / name), "--model", run, *words])
 
 
 def test_sounds_are_listed_where_no_picture_is_needed(folders):

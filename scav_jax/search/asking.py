@@ -4,6 +4,7 @@ import argparse
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
+from scav_jax.base.errors import InputError
 from scav_jax.base.names import from_here, shown
 from scav_jax.index import Hit, Index
 from scav_jax.report.markup import ASKING, STREAM_WORDS, nothing_found
@@ -11,6 +12,12 @@ from scav_jax.report.match import latents_of
 from scav_jax.report.search_page import make_search, results_page
 from scav_jax.retrieval.embed import Embedded
 from scav_jax.retrieval.model import Model
+
+# What to type where a file lacks the stream that was to ask.
+OTHERWISE = {
+    "no audio stream": "--video asks by its picture",
+    "no video stream": "--sound asks by its sound",
+}
 
 
 @dataclass(frozen=True)
@@ -34,13 +41,19 @@ class Asked:
 def embed_queries(model: Model, arguments: argparse.Namespace) -> tuple[Embedded, str]:
     """The files of the command line, embedded, and the direction in which they ask."""
     direction = "v2a" if arguments.video else "both" if arguments.both else "a2v"
-    queries = model.embed(
-        arguments.files,
-        clip_seconds=arguments.clip_seconds,
-        start=arguments.start,
-        end=arguments.end,
-        streams=ASKING[direction],
-    )
+    try:
+        queries = model.embed(
+            arguments.files,
+            clip_seconds=arguments.clip_seconds,
+            start=arguments.start,
+            end=arguments.end,
+            streams=ASKING[direction],
+        )
+    except InputError as error:
+        for reason, words in OTHERWISE.items():
+            if str(error).endswith(reason):
+                raise InputError(f"{error}; {words}") from None
+        raise
     return queries, direction
 
 

@@ -273,6 +273,7 @@ def _updated_if(finite: Bool[Array, ""], update: Callable, *old: PyTree) -> tupl
     On a GPU a branch copies the whole state and waits for the host, while a choice for every number
     is part of the optimizer's kernels; on a CPU it would read the state once more.
     """
+    update = jax.jit(update)  # both devices' forms from one trace
 
     def by_branch(finite: Array, *old: PyTree) -> tuple:
         return jax.lax.cond(finite, update, lambda *same: same, *old)
@@ -322,7 +323,6 @@ def make_train_step(
             params = optax.apply_updates(params, held(updates, objective.frozen))
             return params, opt_state, objective.remember(memory, jax.lax.stop_gradient(outputs))
 
-        update = jax.jit(update)  # both branches of it from one trace
         old = state.params, state.opt_state, state.memory
         params, opt_state, memory = _updated_if(finite, update, *old)
         failed = 1 - finite.astype(jnp.int32)

@@ -102,6 +102,107 @@ def test_what_is_cut_off_at_the_left_is_not_shown(tmp_path):
         assert reader.cut(0.0, None).frames.shape == (30, 62, 90, 3)
 
 
+def with_clean_aperture(content, width, height, margins):
+    """An MP4 whose picture is the first track, with a `clap` box in the picture's description."""
+    left, right, top, bottom = margins
+    kept = width - left - right, height - top - bottom
+    words = [2 * kept[0], 2, 3 * kept[1], 3, left - right, 2, 2 * (top - bottom), 4]
+    box = b"".join(
+        [(40).to_bytes(4, "big"), b"clap", *(w.to_bytes(4, "big", signed=True) for w in words)]
+    )
+    content, path = (
+        bytearray(content),
+        (b"moov", b"trak", b"mdia", b"minf", b"stbl", b"stsd", b"mp4v"),
+    )
+    places = [content.index(path[0]) - 4]
+    for kind in path[1:]:
+        places.append(content.index(kind, places[-1]) - 4)
+    for at in places:
+        content[at : at + 4] = (int.from_bytes(content[at : at + 4], "big") + 40).to_bytes(4, "big")
+    end = places[-1] + int.from_bytes(content[places[-1] : places[-1] + 4], "big") - 40
+    content[end:end] = box
+    return bytes(content)
+
+
+def with_pixel_crops(content, margins):
+    """A Matroska film of one track, with PixelCrop elements in place of a void behind its seeks."""
+    said = b"".join(
+        bytes((0x54, kind, 0x81, margin))
+        for kind, margin in zip((0xCC, 0xDD, 0xBB, 0xAA), margins, strict=True)
+    )
+    content = bytearray(content)
+    width = content.index(b"\xb0\x81\x60\xba\x81\x40")  # 96 x 64
+    video = content.rindex(b"\xe0", 0, width)
+    tracks = content.rindex(b"\x16\x54\xae\x6b", 0, video)
+    entry = content.index(b"\xae\x01\0\0", tracks)
+    for at in (tracks + 4, entry + 1, video + 1):
+        digits = 9 - content[at].bit_length()
+        size = int.from_bytes(content[at : at + digits], "big") + len(said)
+        content[at : at + digits] = size.to_bytes(digits, "big")
+    content[width:width] = said
+    void = content.index(b"\xec\x01")  # eight bytes of length
+    size = int.from_bytes(content[void + 2 : void + 9], "big")
+    content[void + 2 : void + 9] = (size - len(said)).to_bytes(7, "big")
+    del content[void + 9 : void + 9 + len(said)]
+    return bytes(content)
+
+
+def write_coordinates(path):
+    """A film whose red tells the column and whose green tells the line."""
+    with av.open(str(path), "w") as container:
+        video = container.add_stream("mpeg4", rate=25, options={"qscale": "1", "qmin": "1"})
+        video.width, video.height, video.pix_fmt = 96, 64, "yuv420p"
+        video.bit_rate = 8_000_000
+        rgb = np.zeros((64, 96, 3), np.uint8)
+        rgb[..., 0], rgb[..., 1] = 2 * np.arange(96), 3 * np.arange(64)[:, None]
+        for _ in range(30):
+            container.mux(video.encode(av.VideoFrame.from_ndarray(rgb, format="rgb24")))
+        container.mux(video.encode())
+    return path
+
+
+@pytest.mark.parametrize("suffix", ["mp4", "mkv"])
+@pytest.mark.parametrize("margins", [(0, 0, 8, 12), (4, 10, 0, 0), (7, 3, 5, 20)])
+def test_what_the_container_cuts_off_is_not_shown(tmp_path, suffix, margins):
+    whole = write_coordinates(tmp_path / f"whole.{suffix}")
+    content = whole.read_bytes()
+    path = tmp_path / f"a.{suffix}"
+    if suffix == "mp4":
+        path.write_bytes(with_clean_aperture(content, 96, 64, margins))
+    else:
+        path.write_bytes(with_pixel_crops(content, margins))
+    left, right, top, bottom = margins
+    width, height = (96 - left - right) // 2 * 2, (64 - top - bottom) // 2 * 2
+    left, top = left // 2 * 2, top // 2 * 2  # colours belong to 2 x 2 pixels
+    with media.Reader(whole, None, kinds=("video",)) as reader:
+        expected = reader.cut(0.0, None).frames[:, top : top + height, left : left + width]
+    with media.Reader(path, None, kinds=("video",)) as reader:
+        np.testing.assert_array_equal(reader.cut(0.0, None).frames, expected)
+    assert picture_ratio(path) == pytest.approx(expected.shape[2] / expected.shape[1])
+    with media.Reader(path, (16, 16), kinds=("video",)) as reader:
+        corner = reader.cut(0.0, None).frames[0, 0, 0]
+    np.testing.assert_allclose(corner[:2], (2 * left + 5, 3 * top + 4), atol=6)
+
+
+def test_margins_that_leave_nothing_cut_nothing_off_or_are_refused(tmp_path):
+    whole = write_coordinates(tmp_path / "whole.mp4").read_bytes()
+    path = tmp_path / "a.mp4"
+    path.write_bytes(with_clean_aperture(whole, 96, 64, (50, 50, 0, 0)))
+    with media.Reader(path, None, kinds=("video",)) as reader:
+        assert reader.cut(0.0, None).frames.shape == (30, 64, 96, 3)
+    whole = write_coordinates(tmp_path / "whole.mkv").read_bytes()
+    path = tmp_path / "a.mkv"
+    path.write_bytes(with_pixel_crops(whole, (50, 50, 0, 0)))
+    with pytest.raises(media.Unusable, match="not a readable video"):  # by FFmpeg
+        media.Reader(path, None, kinds=("video",))
+
+
+def test_turns_that_are_no_quarter_are_refused(tmp_path, stored):
+    path = with_matrix(stored, tmp_path / "a.mp4", (1, 1, -1, 1))
+    with pytest.raises(media.Unusable, match="turned: by 45 degrees, which is no quarter turn"):
+        cut(path)
+
+
 @pytest.mark.parametrize(
     ("suffix", "codec"), [("mp4", "png"), ("mp4", "mjpeg"), ("mkv", "mjpeg"), ("nut", "png")]
 )

@@ -18,6 +18,7 @@ from pathlib import Path
 import av
 from av.stream import Disposition
 
+from scav_jax.extract.cropping import NO_MARGINS, Margins, margins
 from scav_jax.extract.opening import open_container
 from scav_jax.extract.whole import check_single
 
@@ -34,10 +35,12 @@ class Film:
     Attributes:
       indexes: kind -> the stream's index in the file; kinds that it lacks are left out.
       zero: second 0 of the film, in seconds of the file's own clock.
+      margins: what is cut off its pictures.
     """
 
     indexes: dict[str, int]
     zero: float
+    margins: Margins = NO_MARGINS
 
 
 def film_of(path: Path) -> Film:
@@ -49,11 +52,22 @@ def film_of(path: Path) -> Film:
         for kind in KINDS:
             if usable := _usable_streams(container, kind):
                 indexes[kind] = _chosen(container, kind, usable).index
+        cut_off = _margins(path, container, indexes)
     if not indexes:  # subtitles or data alone
         return Film(indexes, 0.0)
     if start is not None and start >= 0:
-        return Film(indexes, start / av.time_base)
-    return Film(indexes, _first_moment(path, indexes))
+        return Film(indexes, start / av.time_base, cut_off)
+    return Film(indexes, _first_moment(path, indexes), cut_off)
+
+
+def _margins(
+    path: Path, container: av.container.InputContainer, indexes: dict[str, int]
+) -> Margins:
+    if "video" not in indexes:
+        return NO_MARGINS
+    stream = container.streams[indexes["video"]]
+    number = container.streams.video.index(stream)
+    return margins(path, container.format.name, number, stream.width, stream.height)
 
 
 def _usable_streams(container: av.container.InputContainer, kind: str) -> list[av.stream.Stream]:

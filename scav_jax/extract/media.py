@@ -35,7 +35,7 @@ from scav_jax.extract.packets import usual_duration
 from scav_jax.extract.streams import Stream, frame_rate, stream_seconds
 from scav_jax.extract.upright import Upright
 
-DECODING_RULES = 7  # raise it when this room gives other frames or samples of some file
+DECODING_RULES = 8  # raise it when this room gives other frames or samples of some file
 MIN_CLIP_S = 1.0  # less picture and sound than this together has nothing to contrast
 MAX_CLIP_S = 600.0  # a clip is held in memory whole
 LENGTH_MARGIN_S = 1.0  # half of it is let pass: a video of a minute has some frames more
@@ -247,7 +247,7 @@ class _VideoCutter:
         self.stream = stream
         self._shrink = shrink
         self._rate = frame_rate(stream.stream)
-        self._upright = Upright(stream.stream, frame_size)
+        self._upright = Upright(stream.stream, frame_size, stream.margins)
         self._kept: deque[tuple[float, np.ndarray]] = deque()
         self._skipped: tuple[float, av.VideoFrame] | None = None
         self._position = -math.inf  # the time of the last frame that was read

@@ -10,6 +10,9 @@ import av
 from scav_jax.base import containers
 from scav_jax.base.errors import ProgramFault
 
+# FFmpeg's names of the two containers that most films are in.
+MOV = "mov,mp4,m4a,3gp,3g2,mj2"
+MATROSKA = "matroska,webm"
 NO_SUCH_RESOURCE = (errno.EMFILE, errno.ENFILE)  # the machine's limits, not the file's
 REFUSED = "it is no video, or a play list that would open other files"
 

@@ -10,17 +10,22 @@ import av
 from av.codec.context import Flags
 
 from scav_jax.extract.film import Film, film_of
-from scav_jax.extract.opening import Unusable, decoder_errors, open_container
+from scav_jax.extract.opening import (
+    MATROSKA,
+    MOV,
+    Unusable,
+    decoder_errors,
+    open_container,
+)
 from scav_jax.extract.packets import Packets, known_rate, usual_duration
 from scav_jax.extract.upright import shown_ratio
 
 PREROLL_S = 0.5  # decoded before a seek's target: codecs whose frames overlap need it
 PASSED_OVER_BYTES = 2**26  # packets since the last key frame that are kept at most
-MOV = "mov,mp4,m4a,3gp,3g2,mj2"
-INDEXED = frozenset({MOV, "matroska,webm"})  # seeking is exact
+INDEXED = frozenset({MOV, MATROSKA})  # seeking is exact
 # Their headers say how long the file is; for the others libavformat looks at the last timestamps,
 # or guesses.
-LENGTH_IN_HEADER = frozenset({"matroska,webm", "flv", "asf", "nut", "avi"})
+LENGTH_IN_HEADER = frozenset({MATROSKA, "flv", "asf", "nut", "avi"})
 UNKNOWN_FRAMES = 2**30  # what an AVI says that was written to a pipe
 LISTED_S = 0.25  # an MP4's last packet begins at most so long before its stream ends
 TAIL_S = 30.0  # of an indexed file, read to find its end
@@ -33,6 +38,7 @@ class Stream:
 
     Attributes:
       stream: PyAV's stream.
+      margins: of pictures, what is cut off them.
       declared_begin: when the header says that it begins, or None.
       declared_end: when the header says that it, or the whole film, ends; None where it says
         nothing that could be believed.
@@ -51,6 +57,7 @@ class Stream:
         self._container = open_container(path)
         self.stream = self._container.streams[self._film.indexes[kind]]
         self.stream.codec_context.thread_count = 1  # processes are the unit of parallel work
+        self.margins = self._film.margins
         if kind == "video":  # else what is cut off at the left is rounded to whole cache lines
             self.stream.codec_context.flags |= Flags.unaligned
         self.own_duration = self._container.format.name == MOV and bool(self.stream.duration)
@@ -330,7 +337,7 @@ def picture_ratio(path: Path) -> float:
         found = stream.next()
         if found is None:
             raise Unusable("decode", "no frames")
-        return shown_ratio(found[1], stream.stream)
+        return shown_ratio(found[1], stream.stream, stream.margins)
 
 
 def stream_kinds(path: Path) -> tuple[str, ...]:

@@ -1,9 +1,11 @@
-"""Pictures as players show them: turned, mirrored, and with pixels that are not square.
+"""Pictures as players show them: cropped, turned, mirrored, and with pixels that are not square.
 
 A file may say by a display matrix how its pictures are to be turned (a telephone held on end) or
-mirrored (a front camera), and by a sample aspect ratio how wide a pixel is (broadcast, DVD).
+mirrored (a front camera), by a sample aspect ratio how wide a pixel is (broadcast, DVD), and which
+of its edges are not shown (`cropping`).
 """
 
+import math
 from dataclasses import dataclass
 
 import av
@@ -11,6 +13,9 @@ import numpy as np
 from av.sidedata.sidedata import Type
 from av.video.reformatter import Interpolation, VideoReformatter
 from jaxtyping import UInt8
+
+from scav_jax.extract.cropping import NO_MARGINS, Margins
+from scav_jax.extract.opening import Unusable
 
 
 def _unnamed(cls: type[Type], value: int) -> Type:
@@ -24,6 +29,7 @@ def _unnamed(cls: type[Type], value: int) -> Type:
 
 
 Type._missing_ = classmethod(_unnamed)
+MOST_OFF = math.tan(math.radians(1.0))  # of a quarter turn: FFmpeg's program turns by more
 WIDEST_PIXEL = 16.0  # a header that says more is wrong
 
 
@@ -49,7 +55,7 @@ AS_STORED = Placement()
 
 
 def placement(frame: av.VideoFrame) -> Placement:
-    """What a frame's display matrix says, to the nearest quarter turn.
+    """What a frame's display matrix says; `Unusable` where it is not of quarter turns.
 
     The matrix's a, b, c, d take the point (x, y) to (a x + c y, b x + d y).
     """
@@ -58,7 +64,11 @@ def placement(frame: av.VideoFrame) -> Placement:
         return AS_STORED
     matrix = np.frombuffer(bytes(data), np.int32).astype(np.int64)
     a, b, c, d = (int(matrix[index]) for index in (0, 1, 3, 4))
-    if abs(a) + abs(d) >= abs(b) + abs(c):
+    upright, lying = abs(a) + abs(d), abs(b) + abs(c)
+    if min(upright, lying) > MOST_OFF * max(upright, lying):
+        angle = math.degrees(math.atan2(b, a))
+        raise Unusable("decode", f"turned: by {angle:.0f} degrees, which is no quarter turn")
+    if upright >= lying:
         return Placement(False, a < 0, d < 0)
     return Placement(True, c < 0, b < 0)
 
@@ -69,9 +79,24 @@ def pixel_ratio(stream: av.video.stream.VideoStream) -> float:
     return ratio if 1 / WIDEST_PIXEL <= ratio <= WIDEST_PIXEL else 1.0
 
 
-def shown_ratio(frame: av.VideoFrame, stream: av.video.stream.VideoStream) -> float:
+def window(frame: av.VideoFrame, margins: Margins) -> tuple[int, int, int, int]:
+    """(left, top, width, height) of what is shown of a frame.
+
+    Where pixels share their colour with their neighbours, it is cut between such groups, as
+    FFmpeg's program does.
+    """
+    across, down = (16 // of(16) for of in (frame.format.chroma_width, frame.format.chroma_height))
+    width, height = margins.rest(frame.width, frame.height)
+    left, top = margins.left // across * across, margins.top // down * down
+    return left, top, width // across * across or width, height // down * down or height
+
+
+def shown_ratio(
+    frame: av.VideoFrame, stream: av.video.stream.VideoStream, margins: Margins
+) -> float:
     """The width of a frame over its height, as it is shown."""
-    ratio = frame.width * pixel_ratio(stream) / frame.height
+    _, _, width, height = window(frame, margins)
+    ratio = width * pixel_ratio(stream) / height
     return 1 / ratio if placement(frame).transposed else ratio
 
 
@@ -82,19 +107,33 @@ class Upright:
       stream: that the frames are of.
       size: (width, height) that whole pictures are scaled to; None gives each pixel of the height
         a pixel, and the width that it is shown with.
+      margins: of stored pixels, that are cut off.
     """
 
-    def __init__(self, stream: av.video.stream.VideoStream, size: tuple[int, int] | None):
-        self._ratio, self._size = pixel_ratio(stream), size
+    def __init__(
+        self,
+        stream: av.video.stream.VideoStream,
+        size: tuple[int, int] | None,
+        margins: Margins = NO_MARGINS,
+    ):
+        self._ratio, self._size, self._margins = pixel_ratio(stream), size, margins
         self._scaler = VideoReformatter()
 
     def __call__(self, frame: av.VideoFrame) -> UInt8[np.ndarray, "height width 3"]:
         how = placement(frame)
+        if any(self._margins):
+            frame = self._cropped(frame)
         width, height = self._stored_size(frame, how)
         smooth = self._size is None and width is not None
         interpolation = Interpolation.BICUBIC if smooth else Interpolation.AREA
         rgb = self._scaler.reformat(frame, width, height, "rgb24", interpolation=interpolation)
         return how.place(rgb.to_ndarray())
+
+    def _cropped(self, frame: av.VideoFrame) -> av.VideoFrame:
+        left, top, width, height = window(frame, self._margins)
+        rgb = self._scaler.reformat(frame, format="rgb24").to_ndarray()
+        rgb = rgb[top : top + height, left : left + width]
+        return av.VideoFrame.from_ndarray(np.ascontiguousarray(rgb), format="rgb24")
 
     def _stored_size(self, frame: av.VideoFrame, how: Placement) -> tuple[int | None, int | None]:
         """What the frame is scaled to before it is placed; None for as it is."""

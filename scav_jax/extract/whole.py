@@ -1,13 +1,13 @@
 """Files of which FFmpeg would read the first part only, without a word."""
 
 import mmap
-import os
 import struct
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
-from scav_jax.extract.opening import Unusable
+from scav_jax.extract.nested import boxes
+from scav_jax.extract.opening import MOV, Unusable
 
 # How a file begins, in full: shorter marks occur inside of films too.
 BEGINNINGS = {
@@ -25,7 +25,6 @@ ALIKE |= dict.fromkeys(("wav", "aiff", "caf", "w64", "iff", "xwma"), slice(8, 16
 WAVPACK = struct.Struct("<IHHIIII")  # size, version, more digits; samples, first, count, flags
 FIRST_OF_BLOCK = 1 << 11
 JOINED = "joined: two files byte by byte, only the first can be read; join with FFmpeg"
-MOV = "mov,mp4,m4a,3gp,3g2,mj2"
 
 
 def check_single(path: Path, format_name: str) -> None:
@@ -49,19 +48,9 @@ def check_single(path: Path, format_name: str) -> None:
 
 
 def _boxes(path: Path) -> Iterator[bytes]:
-    """The kinds of the boxes of an MP4, up to the first that cannot be right."""
-    size, at = os.path.getsize(path), 0
-    with open(path, "rb") as file:
-        while at + 8 <= size:
-            file.seek(at)
-            head = file.read(16)
-            length, kind = int.from_bytes(head[:4], "big"), head[4:8]
-            if length == 1:
-                length = int.from_bytes(head[8:16], "big")
-            if length < 8:  # 0: to the end
-                return
-            yield kind
-            at += length
+    """The kinds of the boxes of an MP4."""
+    with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+        yield from (kind for kind, _ in boxes(content, (0, len(content))))
 
 
 def _wavpack_blocks(path: Path) -> Iterator[int]:

@@ -138,30 +138,34 @@ def write_film(
 def of_ffmpeg(ffmpeg: str, path: Path, folder: Path) -> tuple[list[float], list[float]]:
     """When FFmpeg's program shows the flashes and plays the clicks, in seconds."""
     pictures, sounds = folder / "pictures", folder / "sounds"
+    shown, heard = folder / "pictures.txt", folder / "sounds.txt"
 
-    def written(options: str, target: Path, beside: str) -> str:
-        """What it says of one stream: lines of two are mixed. Both make the file's beginning."""
-        command = [ffmpeg, "-hide_banner", "-nostdin", "-y", "-i", str(path), *options.split()]
-        command += [str(target), "-map", beside, "-f", "null", "-"]
-        done = subprocess.run(command, capture_output=True, check=True)
-        return done.stderr.decode("utf8", "replace")
+    def run(options: str, beside: str) -> None:
+        """Of one stream: lines of two would be mixed. Both make the file's beginning."""
+        command = [ffmpeg, "-v", "error", "-nostdin", "-y", "-i", str(path), *options.split()]
+        command += ["-map", beside, "-f", "null", "-"]
+        subprocess.run(command, capture_output=True, check=True)
 
-    frames_of = "-map 0:v:0 -vf scale=8:8,format=gray,showinfo -fps_mode passthrough -f rawvideo"
-    said = written(frames_of, pictures, "0:a:0")
-    shown = [float(t) for t in re.findall(r"_showinfo_.* pts_time:(-?[\d.]+)", said)]
-    grey = np.fromfile(pictures, np.uint8)
-    grey = grey[: len(grey) // 64 * 64].reshape(-1, 64).mean(axis=1)
-    flashes = [time for time, level in zip(shown, grey, strict=False) if level > 180]
-    samples_of = "-map 0:a:0 -af ashowinfo -ac 1 -c:a pcm_f32le -f f32le"
-    said = written(samples_of, sounds, "0:v:0")
-    frames = re.findall(r"_ashowinfo_.* pts_time:(-?[\d.]+).* rate:(\d+) nb_samples:(\d+)", said)
+    # Times go to files of their own: what it logs is mixed with what its other threads say.
+    grey = f"scale=8:8,format=gray,metadata=add:key=of:value=frame,metadata=print:file={shown}"
+    run(f"-map 0:v:0 -vf {grey} -fps_mode passthrough -f rawvideo {pictures}", "0:a:0")
+    times = [float(t) for t in re.findall(r"pts_time:(-?[\d.]+)", shown.read_text())]
+    levels = np.fromfile(pictures, np.uint8)
+    levels = levels[: len(levels) // 64 * 64].reshape(-1, 64).mean(axis=1)
+    flashes = [time for time, level in zip(times, levels, strict=True) if level > 180]
+    mono = "-map 0:a:0 -ac 1 -c:a pcm_f32le -f"
+    run(f"{mono} f32le {sounds} {mono} framecrc {heard}", "0:v:0")
+    base = re.search(r"#tb 0: (\d+)/(\d+)", heard.read_text())
+    lines = re.findall(r"^0, +-?\d+, +(-?\d+), +\d+, +(\d+),", heard.read_text(), re.MULTILINE)
+    rate = int(re.search(r"#sample_rate 0: (\d+)", heard.read_text())[1])
     samples, clicks, at = np.fromfile(sounds, "<f4"), [], 0
-    for time, rate, count in frames:
-        part = samples[at : at + int(count)]
-        at += int(count)
+    for ticks, size in lines:
+        part = samples[at : at + int(size) // 4]
+        at += len(part)
         loud = np.flatnonzero(np.abs(part) > 0.25)
         if len(loud):
-            clicks.append(float(time) + loud[0] / int(rate))
+            clicks.append(int(ticks) * int(base[1]) / int(base[2]) + loud[0] / rate)
+    assert at == len(samples), "a line of each frame"
     return _apart(flashes), _apart(clicks)
 
 

@@ -1,0 +1,62 @@
+"""What MP4 and Matroska files are made of: boxes in boxes, elements in elements.
+
+Of any bytes: what is found ends at the first thing that cannot be right.
+"""
+
+import mmap
+from collections.abc import Iterator
+
+Extent = tuple[int, int]  # where the content of a box or an element begins, and where it ends
+
+
+def boxes(content: mmap.mmap, extent: Extent) -> Iterator[tuple[bytes, Extent]]:
+    """The boxes in a part of an MP4 or MOV file (ISO/IEC 14496-12): what they are, and where."""
+    at, end = extent
+    while at + 8 <= end:
+        size, head = int.from_bytes(content[at : at + 4], "big"), 8
+        if size == 1:
+            size, head = int.from_bytes(content[at + 8 : at + 16], "big"), 16
+        stop = end if size == 0 else at + size
+        if stop < at + head:
+            return
+        yield content[at + 4 : at + 8], (at + head, min(stop, end))
+        at = stop
+
+
+def box(content: mmap.mmap, extent: Extent, *kinds: bytes) -> Extent | None:
+    """The first box of the first kind, in it the first of the second, and so on."""
+    found: Extent | None = extent
+    for kind in kinds:
+        if found is None:
+            return None
+        found = next((inner for name, inner in boxes(content, found) if name == kind), None)
+    return found
+
+
+def elements(content: mmap.mmap, extent: Extent) -> Iterator[tuple[int, Extent]]:
+    """The elements in a part of a Matroska file (RFC 8794): what they are, and where."""
+    at, end = extent
+    while at < end:
+        kind, at = _number(content, at, marked=True)
+        size, at = _number(content, at, marked=False)
+        if kind is None or size is None or at > end:
+            return
+        stop = end if size < 0 else min(at + size, end)
+        yield kind, (at, stop)
+        at = stop
+
+
+def _number(content: mmap.mmap, at: int, marked: bool) -> tuple[int | None, int]:
+    """(a number of variable length, where it ends): -1 where it is said to be unknown.
+
+    `marked` keeps the bit that says how long it is, as identifiers do.
+    """
+    first = content[at] if at < len(content) else 0
+    length = 9 - first.bit_length()
+    if first == 0 or at + length > len(content):
+        return None, at
+    value = int.from_bytes(content[at : at + length], "big")
+    unmarked = value - (1 << 7 * length)
+    if not marked and unmarked == (1 << 7 * length) - 1:
+        return -1, at + length
+    return (value if marked else unmarked), at + length

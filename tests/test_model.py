@@ -338,11 +338,17 @@ def test_distance_is_the_one_that_retrieves(tmp_path, made):
 
 
 def test_another_extractor_is_named(tmp_path, folder):
+    from scav_jax.index import __main__ as index_main
+
     print_ = program.make_fingerprint("plain")
     other = write_run(tmp_path / "a", fingerprint=print_ | {"decoding": {"rules": 1}})
     differs = rf"this one differs \(decoding.rules: expected 1, got {media.DECODING_RULES}\)"
     with pytest.raises(InputError, match=differs):
         model.load(other).embed(folder / "b.mp4")
+    words = ["build", str(tmp_path / "new.index"), "--model", str(other), "--videos", str(folder)]
+    with pytest.raises(InputError, match=differs):
+        index_main.main(words)
+    assert not (tmp_path / "new.index").exists()
     older = write_run(
         tmp_path / "b", fingerprint=print_ | {"decoding": {**print_["decoding"], "pyav": "0.1"}}
     )

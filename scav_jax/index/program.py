@@ -85,6 +85,7 @@ def source_of(
         ids = [joined(way, name) for name in split.ids]
         return Source(ids, {}, functools.partial(_of_split, split, ids, model))
     check_times(0.0, None, arguments.clip_seconds)
+    _ = model.backbone  # another extractor is refused before anything is written
     asked = _videos(arguments), arguments.clip_seconds, 0.0, None, STREAMS, root
     wanted = requests_for(*asked, sounds=True)
     paths = {one.id: (wanted.folder / one.file).absolute() for one in wanted.requests}

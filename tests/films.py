@@ -120,6 +120,8 @@ def write_film(
     lengths: str = "equal",
     way: str = "file",
     change=None,
+    moved=None,
+    beside: tuple[str, float] | None = None,
 ) -> Path:
     """Writes a film.
 
@@ -131,21 +133,32 @@ def write_film(
       way: "file", "pipe" (the muxer cannot go back) or "joined" (two, byte by byte).
       change: takes (stream number, seconds, bytes) of each packet and gives bytes, or None to leave
         the packet out.
+      moved: takes (stream number, seconds) of each packet and gives seconds that it is moved by;
+        a sound packet stays behind the one before it.
+      beside: (of `LENGTHS`, seconds) a second sound that nobody reads, and what it is moved by.
     """
     _, muxer, *codecs, options = CONTAINERS[container]
     target = Pipe() if way == "pipe" else io.BytesIO()
     options = {**options, "avoid_negative_ts": "disabled"} if offset else options
     with av.open(target, "w", format=muxer, options=options) as out:
         streams = add_streams(out, tuple(codecs))
-        for number, pts, dts, duration, base, key, data in _encoded(
-            muxer, tuple(codecs), LENGTHS[lengths]
-        ):
+        packets = _encoded(muxer, tuple(codecs), LENGTHS[lengths])
+        if beside is not None:
+            streams.append(out.add_stream(codecs[1], rate=RATE, layout="mono"))
+            others = _encoded(muxer, tuple(codecs), LENGTHS[beside[0]])
+            packets = packets + [(2, *one[1:]) for one in others if one[0] == 1]
+            packets.sort(key=lambda one: float(one[2] * one[4]) + beside[1] * (one[0] == 2))
+        last = packets[0][2] - 1
+        for number, pts, dts, duration, base, key, data in packets:
             data = data if change is None else change(number, float(pts * base), data)
             if data is None:
                 continue
             packet = av.Packet(data)
-            ticks = round(offset / base)
+            move = offset if moved is None else offset + moved(number, float(pts * base))
+            ticks = round((move + beside[1] if number == 2 else move) / base)
             packet.pts, packet.dts, packet.duration = pts + ticks, dts + ticks, duration
+            if moved is not None and number == 1:  # muxers want times of decoding that increase
+                packet.pts = packet.dts = last = max(packet.pts, last + 1)
             packet.time_base, packet.stream, packet.is_keyframe = base, streams[number], key
             out.mux(packet)
     content = bytes(target.content) if way == "pipe" else target.getvalue()

@@ -44,6 +44,18 @@ def test_a_clock_that_runs_forward_is_left_alone(trusted, start):
     assert clock.doubt is None
 
 
+def test_a_time_of_decoding_may_lie_long_before_one_of_showing():
+    """Matroska stores times of showing; what libavformat guesses of the others begins late."""
+    shown = [Stamp("video", time, 0.04, shown=True) for time in (0.0, 1.0)]
+    decoded = [Stamp("video", time, 0.04) for time in (0.0, 1.0, 2.8, 2.84, 2.88)]
+    sound = [Stamp("audio", time, 0.024) for time in np.arange(0.0, 3.0, 0.024).tolist()]
+    packets = [(stamp, ("video", stamp.seconds)) for stamp in [*shown, *decoded]]
+    packets[1:1] = [(stamp, ("audio", stamp.seconds)) for stamp in sound]
+    clock = Clock(False)
+    assert all(time == place for _, time, place in run(clock, packets))
+    assert clock.doubt is None
+
+
 @pytest.mark.parametrize("first", ["video", "audio"])
 @pytest.mark.parametrize("start", [0.0, 1.4, 50_000.0, 90_000.0])
 @pytest.mark.parametrize(

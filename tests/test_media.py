@@ -1,6 +1,7 @@
 """Decoding: frames and sound of a clip on the clip's own clock, from generated files."""
 
 import errno
+import io
 import os
 import struct
 import threading
@@ -497,6 +498,75 @@ def test_sound_that_is_left_out_is_silence(tmp_path, container):
     assert aligned(*films.of_media(media))
     assert np.abs(media.waveform[round(2.1 * 16_000) : round(2.5 * 16_000)]).max() < 1e-4
     assert np.abs(media.waveform[round(2.8 * 16_000) :]).max() > 1e-3
+    later = cut(path, 2.1, 2.95, size=films.SIZE).waveform  # it begins where nothing sounds
+    assert np.abs(later[: round(0.4 * 16_000)]).max() < 1e-4 < np.abs(later[-2_000:]).max()
+
+
+@pytest.mark.parametrize("container", ["mkv", "mp4", "mpg"])
+def test_nothing_is_lost_where_the_clock_of_the_sound_steps_back(tmp_path, container):
+    """Sound from after the click stands over its last part: both are heard."""
+
+    def back(number, seconds):
+        return -0.08 if number == 1 and seconds > films.MOMENT + 0.02 else 0.0
+
+    path = films.write_film(tmp_path / f"a.{container}", container, moved=back)
+    plain = cut(films.write_film(tmp_path / f"b.{container}", container), size=films.SIZE)
+    begin, end = (round((films.MOMENT + at) * 16_000) for at in (0.013, 0.019))
+    loud = np.abs(plain.waveform[begin:end]).mean()
+    assert np.abs(cut(path, size=films.SIZE).waveform[begin:end]).mean() > 0.8 * loud > 0.05
+
+
+def test_a_sound_that_nobody_reads_moves_no_clock(tmp_path):
+    path = films.write_film(tmp_path / "a.m2ts", "m2ts", offset=5.0, beside=("equal", -1.0))
+    found = cut(path, size=films.SIZE)
+    assert aligned(*films.of_media(found))
+    assert films.of_media(found)[0][0] == pytest.approx(films.MOMENT, abs=FRAME_S)
+
+
+def test_a_sound_that_nobody_reads_may_outlast_the_film(tmp_path, monkeypatch):
+    monkeypatch.setitem(films.CONTAINERS, "S", ("mkv", "matroska", films.H264, "pcm_s16le", {}))
+    path = films.write_film(tmp_path / "a.mkv", "S", beside=("longer sound", 0.0))
+    assert len(cut(path, size=films.SIZE).frames) == 75
+    content = path.read_bytes()
+    (tmp_path / "b.mkv").write_bytes(content[: len(content) // 2])
+    with pytest.raises(Unusable, match="truncated"):
+        cut(tmp_path / "b.mkv")
+
+
+def test_pictures_that_a_decoder_gives_last_follow_in_an_avi(tmp_path, monkeypatch):
+    """It stores no times of showing, and the last pictures have none of decoding."""
+    monkeypatch.setitem(films.CONTAINERS, "B", ("avi", "avi", films.H264, "libmp3lame", {}))
+    path = films.write_film(tmp_path / "a.avi", "B")
+    assert len(cut(path, size=films.SIZE).frames) == 75
+
+
+@pytest.mark.parametrize("rate", [10, 60])
+def test_a_bare_stream_runs_at_its_codec_s_rate(tmp_path, rate):
+    with av.open(io.BytesIO(), "w", format="h264") as container:
+        video = container.add_stream("libx264", rate=rate)
+        video.width, video.height, video.pix_fmt = 96, 64, "yuv420p"
+        packets = []
+        for index, rgb in enumerate(flash_frames(2.0, [], rate=rate)):
+            frame = av.VideoFrame.from_ndarray(rgb, format="rgb24")
+            frame.pts, frame.time_base = index, Fraction(1, rate)
+            packets += video.encode(frame)
+        packets += video.encode()
+    path = tmp_path / "a.h264"
+    path.write_bytes(b"".join(map(bytes, packets)))
+    with media.Reader(path, None, kinds=("video",)) as reader:
+        found = reader.cut(0.0, None)
+    assert len(found.frames) == 2 * rate and found.frames_span == pytest.approx((0.0, 2.0))
+
+
+def test_a_picture_that_no_decoder_opens_is_the_files_fault(tmp_path):
+    path = tmp_path / "a.mov"
+    with av.open(str(path), "w") as container:
+        video = container.add_stream("rawvideo", rate=25)
+        video.width, video.height, video.pix_fmt = 96, 64, "yuv420p"
+        for rgb in flash_frames(1.2, []):
+            container.mux(video.encode(av.VideoFrame.from_ndarray(rgb, format="rgb24")))
+    with pytest.raises(Unusable, match="decoder error"):
+        media.Reader(path, None, kinds=("video",))
 
 
 def test_where_picture_and_sound_are_both_missing_something_was_lost(tmp_path):

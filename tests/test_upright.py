@@ -4,6 +4,7 @@ import itertools
 from fractions import Fraction
 
 import av
+import av.filter
 import numpy as np
 import pytest
 from test_media import click_track, cut, flash_frames, write_video
@@ -195,6 +196,30 @@ def test_margins_that_leave_nothing_cut_nothing_off_or_are_refused(tmp_path):
     path.write_bytes(with_pixel_crops(whole, (50, 50, 0, 0)))
     with pytest.raises(media.Unusable, match="not a readable video"):  # by FFmpeg
         media.Reader(path, None, kinds=("video",))
+
+
+@pytest.mark.parametrize("colours", ["yuv410p", "yuv411p", "yuv440p", "yuv420p16le"])
+def test_colours_of_whole_pictures_are_those_of_ffmpegs_scaler(tmp_path, colours):
+    path = tmp_path / "a.mkv"
+    with av.open(str(path), "w") as container:
+        video = container.add_stream("ffv1", rate=25)
+        video.width, video.height, video.pix_fmt = 96, 64, colours
+        for rgb in flash_frames(1.2, []):
+            container.mux(video.encode(av.VideoFrame.from_ndarray(rgb, format="rgb24")))
+        container.mux(video.encode())
+    with av.open(str(path)) as container:
+        graph, stream = av.filter.Graph(), container.streams.video[0]
+        chain = [
+            graph.add_buffer(template=stream),
+            graph.add("scale", "flags=bicubic"),
+            graph.add("format", "rgb24"),
+            graph.add("buffersink"),
+        ]
+        graph.link_nodes(*chain).configure()
+        graph.push(next(container.decode(stream)))
+        expected = graph.pull().to_ndarray()
+    with media.Reader(path, None, kinds=("video",)) as reader:
+        np.testing.assert_array_equal(reader.cut(0.0, None).frames[0], expected)
 
 
 def test_turns_that_are_no_quarter_are_refused(tmp_path, stored):

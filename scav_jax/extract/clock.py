@@ -36,11 +36,13 @@ P = TypeVar("P")
 class _Side:
     """What has come of one stream: the last packet's time, the end of all, where time stood still.
 
-    `shift` is what its packets are moved by now, `due` when FFmpeg's program awaits the next.
+    `shift` is what its packets are moved by now, `due` when FFmpeg's program awaits the next, and
+    `decoded` the last time of decoding: it may lie long before a time of showing that came first.
     """
 
     shift: float = 0.0
     last: float | None = None
+    decoded: float | None = None
     due: float = -math.inf
     end: float = -math.inf
     untimed: int = 0
@@ -126,7 +128,7 @@ class Clock(Generic[P]):
         for number, (stamp, packet) in enumerate(waiting):
             side = self._sides[stamp.kind]
             if number == new.get(stamp.kind, (-1, 0.0))[0] or stamp.kind not in running:
-                side.shift, side.last = self._shift, None
+                side.shift, side.last, side.decoded = self._shift, None, None
             self._note(side, stamp)
             yield side.shift, packet
 
@@ -142,7 +144,8 @@ class Clock(Generic[P]):
         if stamp.shown or not self._trusted:
             back = BACKWARD_SHOWN_S if stamp.shown else BACKWARD_UNTRUSTED_S
             back = max(back, REORDERED * stamp.duration)
-        if time < side.last - back:
+        before = side.last if stamp.shown else side.decoded
+        if before is not None and time < before - back:
             return False
         latest = max(self._reached, *(one.end for one in self._sides.values()))
         return time <= latest + (FORWARD_S if self._trusted else FORWARD_UNTRUSTED_S)
@@ -158,6 +161,8 @@ class Clock(Generic[P]):
         if time - side.end > GAP_S and side.end > -math.inf:
             side.gaps.append((side.end, time))
         side.last = time if side.last is None else max(side.last, time)
+        if not stamp.shown:
+            side.decoded = time if side.decoded is None else max(side.decoded, time)
         side.due = stamp.due(time)
         side.end = max(side.end, time + stamp.duration)
 

@@ -23,6 +23,7 @@ from scav_jax.extract.opening import open_container
 from scav_jax.extract.whole import check_single
 
 KINDS = ("video", "audio")
+RESTARTING = 0x0200  # libavformat's AVFMT_TS_DISCONT: timestamps may start anew
 NO_FILM = Disposition.attached_pic | Disposition.timed_thumbnails | Disposition.still_image
 DEFAULT_BONUS = 5_000_000  # of FFmpeg's program
 PACKETS_PROBED = 512
@@ -47,17 +48,31 @@ def film_of(path: Path) -> Film:
     """Looks at a file; `Unusable` where it cannot be opened, or only its first part is read."""
     with contextlib.closing(open_container(path)) as container:
         check_single(path, container.format.name)
-        start = container.start_time
         indexes = {}
         for kind in KINDS:
             if usable := _usable_streams(container, kind):
                 indexes[kind] = _chosen(container, kind, usable).index
         cut_off = _margins(path, container, indexes)
+        start = _declared_start(container, indexes)
     if not indexes:  # subtitles or data alone
         return Film(indexes, 0.0)
     if start is not None and start >= 0:
-        return Film(indexes, start / av.time_base, cut_off)
+        return Film(indexes, start, cut_off)
     return Film(indexes, _first_moment(path, indexes), cut_off)
+
+
+def _declared_start(
+    container: av.container.InputContainer, indexes: dict[str, int]
+) -> float | None:
+    """When the header says that the film starts, in seconds; None where it does not.
+
+    Where timestamps may start anew, FFmpeg's program looks at the streams that it reads only.
+    """
+    if container.format.flags & RESTARTING:
+        streams = [container.streams[index] for index in indexes.values()]
+        starts = [float(s.start_time * s.time_base) for s in streams if s.start_time is not None]
+        return min(starts, default=None)
+    return None if container.start_time is None else container.start_time / av.time_base
 
 
 def _margins(

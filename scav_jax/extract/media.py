@@ -32,7 +32,7 @@ from scav_jax.extract.fbank import RATE_HZ
 from scav_jax.extract.film import KINDS, film_of
 from scav_jax.extract.opening import Unusable, decoder_errors
 from scav_jax.extract.packets import usual_duration
-from scav_jax.extract.streams import Stream, frame_rate, stream_seconds
+from scav_jax.extract.streams import Stream, file_seconds, frame_rate, stream_seconds
 from scav_jax.extract.upright import Upright
 
 DECODING_RULES = 8  # raise it when this room gives other frames or samples of some file
@@ -167,7 +167,7 @@ class Reader:
         if ended >= wanted - 2 * TRUNCATION_S:
             return
         if end is None and self._longest() >= wanted - 2 * TRUNCATION_S:
-            return  # the other stream, which was not asked for, is as long as the file
+            return  # a stream that was not asked for is as long as the file
         raise Unusable(
             "decode",
             f"truncated: the clip should end at {wanted:g} s, picture and sound end at "
@@ -176,7 +176,8 @@ class Reader:
 
     def _longest(self) -> float:
         kinds = film_of(self._path).indexes
-        return max(stream_seconds(self._path, kind) or 0.0 for kind in kinds)
+        ends = (stream_seconds(self._path, kind) or 0.0 for kind in kinds)
+        return max(*ends, file_seconds(self._path))
 
     @property
     def _kind(self) -> str:
@@ -382,12 +383,17 @@ class _AudioCutter:
                 raise Unusable("decode", f"corrupt: {missing} from {begin_s:.2f} s")
 
     def _samples(self, begin: int, count: int) -> Float[np.ndarray, " count"]:
-        """Samples by their index in the file; zeros where there is no sound."""
+        """Samples by their index in the file; zeros where there is no sound.
+
+        Where a receiver's clock steps back, two frames claim the same moment: the louder sample
+        is heard, so that nothing is lost and what is repeated is heard once.
+        """
         out = np.zeros(count, np.float32)
         for index, samples in self._kept:
             low, high = max(index, begin), min(index + len(samples), begin + count)
             if low < high:
-                out[low - begin : high - begin] = samples[low - index : high - index]
+                there, new = out[low - begin : high - begin], samples[low - index : high - index]
+                np.copyto(there, new, where=np.abs(new) > np.abs(there))
         return out
 
     def _read(self, start: float, stop: float) -> None:
@@ -396,11 +402,7 @@ class _AudioCutter:
             self.stream.seek(start - 3 * RESAMPLING_MARGIN_S)
             self._kept.clear()
         margin = 3 * RESAMPLING_MARGIN_S
-        while rate and self._kept:
-            index, samples = self._kept[0]
-            if (index + len(samples)) / rate > start - margin:
-                break
-            self._kept.popleft()
+        self._forget(start - margin)
         limit = min(stop, start + MAX_CLIP_S) + margin
         while self._rate is None or self._stop / self._rate < limit:
             found = self.stream.next()
@@ -418,12 +420,18 @@ class _AudioCutter:
                 raise Unusable("decode", "corrupt: the sample rate changes")
             index = round(time * self._rate)
             jitter = TIMESTAMP_JITTER_S * self._rate
-            if self._kept and abs(index - self._stop) <= jitter:
+            near = self._kept and self._stop / self._rate > start - margin
+            if near and abs(index - self._stop) <= jitter:
                 index = self._stop
             samples = self._mono(frame)
             self._last, self._stop = index, index + len(samples)
-            if self._stop / self._rate > start - margin:
-                self._kept.append((index, samples))
+            self._kept.append((index, samples))
+            self._forget(start - margin)
+
+    def _forget(self, seconds: float) -> None:
+        """Drops what ends before then, but for the last of it: a pause may follow."""
+        while len(self._kept) > 1 and self._kept[1][0] <= seconds * self._rate:
+            self._kept.popleft()
 
     def _cut_padding(self) -> None:
         """An encoder fills its last frame up; an MP4 says where in it the sound ends."""

@@ -5,12 +5,12 @@ from collections.abc import Iterator
 import av
 
 from scav_jax.extract.clock import Clock, Stamp
-from scav_jax.extract.film import Film
+from scav_jax.extract.film import RESTARTING, Film
 from scav_jax.extract.opening import Unusable
 from scav_jax.extract.whole import JOINED
 
+UNTIMED = 0x0080  # libavformat's AVFMT_NOTIMESTAMPS: a codec's bare packets
 LOST_S = 0.25  # where picture and sound are both missing for longer, something was lost
-RESTARTING = 0x0200  # libavformat's AVFMT_TS_DISCONT: timestamps may start anew
 
 
 class Packets:
@@ -113,7 +113,10 @@ def _counted(stream: av.stream.Stream) -> float | None:
 
 def known_rate(stream: av.video.stream.VideoStream) -> float | None:
     """A picture stream's average rate in Hz (its nominal rate where no average is known)."""
-    for rate in (stream.average_rate, stream.guessed_rate, stream.base_rate):
+    rates = [stream.average_rate, stream.guessed_rate, stream.base_rate]
+    if stream.container.format.flags & UNTIMED:  # what libavformat says then is its default
+        rates = [stream.guessed_rate, stream.average_rate, stream.base_rate]
+    for rate in rates:
         if rate and 0.5 <= rate <= 300:
             return float(rate)
     return None

@@ -60,6 +60,7 @@ class Stream:
         self.margins = self._film.margins
         if kind == "video":  # else what is cut off at the left is rounded to whole cache lines
             self.stream.codec_context.flags |= Flags.unaligned
+        self.stream.codec_context.open(strict=False)  # a failure in here is the file's
         self.own_duration = self._container.format.name == MOV and bool(self.stream.duration)
         self.ends_within_frame = kind == "audio" and self.own_duration
         self.declared_begin = self._seconds(self.stream.start_time)
@@ -268,17 +269,21 @@ class Order:
 
     def __init__(self, stored: bool):
         self._last = {"shown": -math.inf, "decoded": -math.inf}
+        self._stamped = False
         self._backwards = {"shown": int(not stored), "decoded": 0}
 
     def time(self, shown: int | None, decoded: int | None) -> int | None:
-        """The better of a picture's two times, or None where it has none."""
+        """The better of a picture's two times, or None where it has none that can be."""
         for name, own, other in (("shown", shown, decoded), ("decoded", decoded, shown)):
             if own is not None:
                 self._backwards[name] += own <= self._last[name]
             if (known := other if own is None else own) is not None:
                 self._last[name] = known
         trusted = self._backwards["shown"] <= self._backwards["decoded"]
-        return decoded if shown is None or (decoded is not None and not trusted) else shown
+        self._stamped |= decoded is not None
+        if not trusted and self._stamped:  # a decoder's last pictures have no times of decoding
+            return decoded
+        return decoded if shown is None else shown
 
 
 def _keep_padding(packet: av.Packet) -> None:
@@ -320,6 +325,20 @@ def film_seconds(path: Path) -> float | None:
         kind = "video" if "video" in film.indexes else "audio"
         with contextlib.closing(Stream(path, kind, film)) as stream:
             return stream.measured_end()
+
+
+def file_seconds(path: Path) -> float:
+    """When a file's last packet ends, also of streams that are no part of the film.
+
+    A subtitle or a second language may outlast it.
+    """
+    film, end = film_of(path), 0.0
+    with contextlib.closing(open_container(path)) as container, contextlib.suppress(av.FFmpegError):
+        for packet in container.demux():
+            if packet.pts is not None and not packet.is_discard:
+                ticks = packet.pts + (packet.duration or 0)
+                end = max(end, float(ticks * packet.stream.time_base) - film.zero)
+    return end
 
 
 def packet_times(path: Path, kind: str) -> list[float]:

@@ -124,7 +124,7 @@ class Upright:
         if any(self._margins):
             frame = self._cropped(frame)
         width, height = self._stored_size(frame, how)
-        smooth = self._size is None and width is not None
+        smooth = self._size is None  # as FFmpeg's program scales, colours too
         interpolation = Interpolation.BICUBIC if smooth else Interpolation.AREA
         rgb = self._scaler.reformat(frame, width, height, "rgb24", interpolation=interpolation)
         return how.place(rgb.to_ndarray())

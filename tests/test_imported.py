@@ -120,6 +120,26 @@ def test_what_cannot_be_used_is_told_and_the_rest_goes_on(tmp_path, capsys):
     assert "14 could not be used" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("bad", [None, np.ones(4), np.zeros((0, 3)), np.full((8, 3), np.nan)])
+def test_a_bad_first_clip_is_told_like_any_other(tmp_path, bad):
+    if bad is not None:
+        np.save(tmp_path / "bad.npy", bad)
+    np.save(tmp_path / "good.npy", np.ones((4, 3)))
+    rows = [
+        {"id": name, "audio": f"{name}.npy", "seconds": seconds}
+        for name, seconds in (("bad", "9"), ("good", "2"))
+    ]
+    run(manifest(tmp_path, rows), tmp_path / "data")
+    kept = store.read(tmp_path / "data", "all")
+    assert kept.ids == ["good"] and kept.fingerprint["audio_step_s"] == 0.5
+    assert [row["id"] for row in store.read_rejected(tmp_path / "data")] == ["bad"]
+    for stream in ("audio", "visual"):
+        path = manifest(tmp_path, [{"id": "a", stream: "bad.npy", "seconds": "9"}])
+        with pytest.raises(InputError, match=r"manifest\.csv: expected a clip.*none in 1.*: a: "):
+            run(path, tmp_path / "nothing")
+    assert not (tmp_path / "nothing").exists()
+
+
 @pytest.mark.parametrize(
     ("text", "words"),
     [

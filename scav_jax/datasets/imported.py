@@ -89,16 +89,29 @@ class Imported:
         """Of the manifest: what names its source, beside the name that is given."""
         return hashlib.sha256(self.manifest.read_bytes()).hexdigest()
 
+    @cached_property
+    def first(self) -> Clip:
+        """The first clip that can be used; `InputError` where none can."""
+        reasons = []
+        with Arrays(self.manifest.parent) as arrays:
+            for row in self.rows:
+                try:
+                    return self._usable(row, arrays)
+                except InputError as error:
+                    reasons.append(f"{row.id}: {error}")
+        raise InputError(
+            f"{self.manifest}: expected a clip that can be imported, got none in {len(reasons):,}; "
+            f"the first: {reasons[0]}"
+        )
+
     def fingerprint(self, name: str) -> dict:
         """Says whose features they are, and that nothing here can make more of them.
 
-        The step of sound is that of the first clip, in seconds.
+        The step of sound is that of the first clip that can be used, in seconds.
         """
-        step_s = 0.0
+        first, step_s = self.first, 0.0
         if "audio" in self.streams:
-            begin, end = self.rows[0].spans["audio"]
-            with Arrays(self.manifest.parent) as arrays:
-                step_s = (end - begin) / max(len(arrays.read(self.rows[0].places["audio"])), 1)
+            step_s = (first.audio_span[1] - first.audio_span[0]) / len(first.audio)
         return {
             "format_version": FORMAT_VERSION,
             "backbone": {"name": name, IMPORTED: {"manifest": self.sha256}},
@@ -114,14 +127,18 @@ class Imported:
         ):
             for row in self.rows:
                 try:
-                    clip = _clip(row, arrays)
-                    check_clip(clip, self.streams)
+                    clip = self._usable(row, arrays)
                     like = _check_alike(clip, like)
                 except InputError as error:
                     self.rejected.append(_rejection(row, str(error)))
                 else:
                     yield row.split, clip
                 bar.update()
+
+    def _usable(self, row: Row, arrays: "Arrays") -> Clip:
+        clip = _clip(row, arrays)
+        check_clip(clip, self.streams)
+        return clip
 
 
 def _check_alike(clip: Clip, like: dict | None) -> dict:

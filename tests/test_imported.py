@@ -10,7 +10,9 @@ import pytest
 from scav_jax.base.errors import InputError
 from scav_jax.datasets import __main__ as program
 from scav_jax.datasets.imported import COLUMNS, read_manifest
+from scav_jax.extract import media
 from scav_jax.features import store
+from scav_jax.features.clip import MAX_CLIP_S
 
 
 def arrays(seed, count=4, steps=6, width=5):
@@ -140,6 +142,27 @@ def test_a_bad_first_clip_is_told_like_any_other(tmp_path, bad):
     assert not (tmp_path / "nothing").exists()
 
 
+def test_a_clip_longer_than_extract_takes_is_told(tmp_path):
+    assert MAX_CLIP_S == media.MAX_CLIP_S
+    np.save(tmp_path / "a.npy", np.ones((4, 3)))
+    times = [
+        {"seconds": "600.4"},
+        {"seconds": "601"},
+        {"seconds": "10", "end": "700"},
+        {"seconds": "10", "start": "1000"},
+        {"visual_begin": "-590", "visual_end": "20"},
+        {"visual_begin": "1000", "visual_end": "1004"},
+    ]
+    blank = dict.fromkeys(name for row in times for name in row)
+    rows = [{"id": str(n), "visual": "a.npy", **blank, **row} for n, row in enumerate(times)]
+    run(manifest(tmp_path, rows), tmp_path / "data")
+    assert store.read(tmp_path / "data", "all").ids == ["0", "3"]
+    reasons = [row["reason"] for row in store.read_rejected(tmp_path / "data")]
+    told = ["601.0", "700.0", "610.0", "1004.0"]
+    for reason, seconds in zip(reasons, told, strict=True):
+        assert reason.startswith(f"too long: {seconds} s, a clip has at most 600 s; cut its arrays")
+
+
 @pytest.mark.parametrize(
     ("text", "words"),
     [
@@ -153,6 +176,11 @@ def test_a_bad_first_clip_is_told_like_any_other(tmp_path, bad):
         ("id,visual,audio,seconds\na,b.npy,,1\nb,,b.npy,1\n", "line 3: expected the streams"),
         ("id,visual,seconds\na,b.npy\n", "line 2: expected as many cells"),
         ("id,visual,seconds,split\na,b.npy,1,a b\n", "line 2: split"),
+        ("id,visual,seconds,start,end\na,b.npy,1,5,4\n", "line 2: expected start before end"),
+        ("id,visual,seconds,start,end\na,b.npy,1,5,5\n", "0 or more), got 5 and 5"),
+        ("id,visual,seconds,start\na,b.npy,1,-2\n", "line 2: expected start before end"),
+        ("id,visual,seconds,start\na,b.npy,1,1e39\n", "line 2: expected start before end"),
+        ("id,visual,seconds,end\na,b.npy,1,inf\n", "line 2: end: expected seconds, got 'inf'"),
     ],
 )
 def test_a_manifest_with_a_fault_names_its_line(text, words, tmp_path):

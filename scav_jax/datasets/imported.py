@@ -11,7 +11,8 @@ A row of the manifest is a clip:
 
 An array lies in a `.npy` file, in `FILE.npz:NAME`, in a WebDataset shard `SHARD.tar:MEMBER.npy`, or
 in `FILE.h5:DATASET` (with the extra `hdf5`). Nothing is executed: arrays of objects are refused. A
-clip whose array cannot be used stands in DATA/rejected.csv with the reason, and the rest goes on.
+clip that is too long or whose array cannot be used stands in DATA/rejected.csv with the reason, and
+the rest goes on; a manifest with a fault is refused whole.
 """
 
 import csv
@@ -35,6 +36,7 @@ from scav_jax.base.progress import progress_bar
 from scav_jax.features.clip import (
     FORMAT_VERSION,
     IMPORTED,
+    MAX_CLIP_S,
     STREAMS,
     Clip,
     as_stored,
@@ -45,6 +47,8 @@ SPANS = tuple(f"{stream}_{end}" for stream in STREAMS for end in ("begin", "end"
 TIMES = ("seconds", "start", "end", *SPANS)
 COLUMNS = ("id", "split", *STREAMS, "label", "source", *TIMES)
 MOST_ARRAY_BYTES = 2**30
+MOST_SECONDS = 1e8  # of a start; times are stored in float32
+LENGTH_MARGIN_S = 0.5  # a step or two beyond ten minutes
 OPEN_AT_ONCE = 8  # shards
 HDF5 = (".h5", ".hdf5")
 STAGE = "import"
@@ -136,9 +140,22 @@ class Imported:
                 bar.update()
 
     def _usable(self, row: Row, arrays: "Arrays") -> Clip:
+        _check_length(row)
         clip = _clip(row, arrays)
         check_clip(clip, self.streams)
         return clip
+
+
+def _check_length(row: Row) -> None:
+    """`InputError` where a clip is longer than one that `scav extract` takes."""
+    begin = min(0.0, *(begin for begin, _ in row.spans.values()))
+    covered = max(end for _, end in row.spans.values()) - begin
+    seconds = max(row.end - row.start, covered)
+    if seconds > MAX_CLIP_S + LENGTH_MARGIN_S:
+        raise InputError(
+            f"too long: {seconds:.1f} s, a clip has at most {MAX_CLIP_S:g} s; cut its arrays into "
+            "rows of their own, whose seconds count from their own start"
+        )
 
 
 def _check_alike(clip: Clip, like: dict | None) -> dict:
@@ -248,6 +265,11 @@ def _row(cells: dict, line: int, path: Path) -> Row:
     spans = {stream: _span(stream, times, where) for stream in places}
     start = times.get("start", 0.0)
     end = times.get("end", start + max(end for _, end in spans.values()))
+    if not 0 <= start < end < MOST_SECONDS:
+        raise InputError(
+            f"{where}: expected start before end, both seconds of the source (0 or more), got "
+            f"{start:g} and {end:g}"
+        )
     source = cells.get("source") or cells["id"]
     return Row(line, cells["id"], split, places, spans, cells.get("label", ""), source, start, end)
 

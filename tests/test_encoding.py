@@ -16,6 +16,7 @@ from scav_jax.extract.backbones import Prepared
 from scav_jax.extract.encoding import Encoder, Results
 from scav_jax.extract.ledger import Ledger
 from scav_jax.extract.manifest import ClipRequest
+from scav_jax.extract.streams import Unusable
 
 CLIP_BYTES = 2**20
 
@@ -193,6 +194,15 @@ def outcome(place):
     features = np.full((5, 2), place, np.float32)
     prepared = Prepared(features, features)
     return jobs.Outcome(place, request(f"c{place}"), prepared, (0.0, 2.0), 2.0, 0.16)
+
+
+@pytest.mark.parametrize("values", [1e-9, 1e6, np.nan])
+def test_features_that_float16_cannot_hold_reject_their_clip(values):
+    fine, bad = np.ones((5, 2), np.float32), np.full((5, 2), values, np.float32)
+    assert outcome(0).clip((fine, fine)).visual.dtype == np.float16
+    for features, stream in ((bad, fine), "visual"), ((fine, bad), "audio"):
+        with pytest.raises(Unusable, match=f"unusable features: clip 'c0': {stream}"):
+            outcome(0).clip(features)
 
 
 class Echo(Model):

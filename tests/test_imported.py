@@ -142,6 +142,23 @@ def test_a_bad_first_clip_is_told_like_any_other(tmp_path, bad):
     assert not (tmp_path / "nothing").exists()
 
 
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_features_that_float16_would_round_away_are_told(tmp_path, dtype):
+    ones = np.linspace(-1, 1, 12, dtype=dtype).reshape(4, 3)
+    beside = np.where(np.eye(4, 3) > 0, 1, 1e-9).astype(dtype)  # as probabilities are
+    found = {"fine": ones, "small": 1e-9 * ones, "subnormal": -6e-5 * np.abs(ones)}
+    found |= {"normal": 6.2e-5 * ones, "zero": 0 * ones, "beside": beside}
+    for name, values in found.items():
+        np.save(tmp_path / f"{name}.npy", values)
+    rows = [{"id": name, "audio": f"{name}.npy", "seconds": "1"} for name in found]
+    run(manifest(tmp_path, rows), tmp_path / "data")
+    assert store.read(tmp_path / "data", "all").ids == ["fine", "normal", "zero", "beside"]
+    first, second = (row["reason"] for row in store.read_rejected(tmp_path / "data"))
+    assert first.startswith("small.npy: expected features that float16 can hold, from 6.1e-05")
+    assert first.endswith("got 1e-09 at most; scale those of all clips by one factor, to about 1")
+    assert second.startswith("subnormal.npy: ")
+
+
 def test_a_clip_longer_than_extract_takes_is_told(tmp_path):
     assert MAX_CLIP_S == media.MAX_CLIP_S
     np.save(tmp_path / "a.npy", np.ones((4, 3)))

@@ -41,6 +41,7 @@ from scav_jax.features.clip import (
     Clip,
     as_stored,
     check_clip,
+    check_scale,
 )
 
 SPANS = tuple(f"{stream}_{end}" for stream in STREAMS for end in ("begin", "end"))
@@ -199,6 +200,7 @@ def _clip(row: Row, arrays: "Arrays") -> Clip:
                 f"{row.places[stream]}: expected numbers [steps, width], got "
                 f"{read.dtype} {list(read.shape)}"
             )
+        check_scale(read, row.places[stream])
         with np.errstate(over="ignore"):  # what is too large for float16 is refused as infinite
             values[stream] = as_stored(read)
     spans = {f"{stream}_span": row.spans.get(stream, (0.0, 0.0)) for stream in STREAMS}

@@ -14,7 +14,7 @@ from scav_jax.extract.backbones import Features, Prepared, Preparer
 from scav_jax.extract.fbank import RATE_HZ, check_waveform
 from scav_jax.extract.manifest import ClipRequest
 from scav_jax.extract.streams import Unusable
-from scav_jax.features.clip import Clip, as_stored, check_clip, streams_of
+from scav_jax.features.clip import Clip, as_stored, check_clip, check_scale, streams_of
 
 CLIPS_A_JOB = 32  # what a worker does at a time, and what a kill loses at most for each worker
 ATTEMPTS = 2
@@ -98,11 +98,18 @@ class Outcome:
         return self.end - self.request.start if self.rejection is None else 0.0
 
     def clip(self, features: Features) -> Clip:
-        """The clip with its features as they are stored; `Unusable` if they are not finite."""
-        visual, audio = features
+        """The clip with its features as stored; `Unusable` where float16 cannot hold them."""
+        try:
+            return self._clip(*features)
+        except InputError as error:
+            raise Unusable("features", f"unusable features: {error}") from None
+
+    def _clip(self, visual: np.ndarray, audio: np.ndarray) -> Clip:
+        request = self.request
+        check_scale(visual, f"clip {request.id!r}: visual")
+        check_scale(audio, f"clip {request.id!r}: audio")
         with np.errstate(over="ignore"):  # what float16 cannot hold is refused below
             visual, audio = as_stored(visual), as_stored(audio)
-        request = self.request
         clip = Clip(
             id=request.id,
             visual=visual,
@@ -114,10 +121,7 @@ class Outcome:
             end=self.end,
             label=request.label,
         )
-        try:
-            check_clip(clip, streams_of(visual.shape[1], audio.shape[1]))
-        except InputError as error:
-            raise Unusable("features", f"unusable features: {error}") from None
+        check_clip(clip, streams_of(visual.shape[1], audio.shape[1]))
         return clip
 
 

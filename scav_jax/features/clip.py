@@ -17,6 +17,7 @@ from scav_jax.base.errors import InputError
 FORMAT_VERSION = 3
 STREAMS = ("visual", "audio")  # as in `sequences`, which needs jax; workers do without
 STORED_DTYPE = np.float16
+SMALLEST_NORMAL = float(np.finfo(STORED_DTYPE).smallest_normal)  # 6.1e-5; digits are lost below
 PIXELS_DTYPE = np.uint8  # of a stream of pictures as they are
 IMPORTED = "imported"  # key of a backbone's fingerprint: nothing here can make such features
 DIFFERENCES_SHOWN = 6
@@ -97,6 +98,27 @@ def check_clip(clip: Clip, streams: Sequence[str] = STREAMS) -> None:
         raise InputError(
             f"clip {clip.id!r}: its streams should share at least {MIN_OVERLAP_S:g} s, they share "
             f"{max(overlap, 0.0):.3g} s; drop it from the data"
+        )
+
+
+def check_scale(values: np.ndarray, name: str) -> None:
+    """Raises `InputError` where float16 would round a clip's features away.
+
+    That is where the largest magnitude, though not 0, is below float16's smallest normal number:
+    all of them would become 0 or lose digits. Small values beside larger ones may, and what is
+    float16 or uint8 already is stored as it is.
+
+    Args:
+      values: of one stream, of any numeric dtype; NaN and infinity are for `check_clip`.
+      name: of the file or the stream, for the message.
+    """
+    if values.size == 0 or values.dtype in (STORED_DTYPE, PIXELS_DTYPE):
+        return
+    largest = max(abs(float(values.max())), abs(float(values.min())))
+    if 0 < largest < SMALLEST_NORMAL:
+        raise InputError(
+            f"{name}: expected features that float16 can hold, from {SMALLEST_NORMAL:.2g} on, got "
+            f"{largest:.2g} at most; scale those of all clips by one factor, to about 1"
         )
 
 

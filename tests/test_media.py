@@ -480,6 +480,26 @@ def test_a_header_that_lies_about_the_length_hides_and_refuses_nothing(tmp_path,
         cut(path)
 
 
+@pytest.mark.parametrize("container", ["mp4", "mkv", "ts"])
+def test_a_clip_after_the_end_is_told_where_that_is(tmp_path, container):
+    path = films.write_film(tmp_path / f"a.{container}", container)
+    for kind, words in (("audio", "no sound so late: the sound"), ("video", "no frames: the pic")):
+        for before in ([], [(0.0, 1.0)]):
+            with media.Reader(path, None, kinds=(kind,)) as reader:
+                for start, end in before:
+                    reader.cut(start, end)
+                with pytest.raises(Unusable, match=rf"{words}.* ends at 3\.0\d s"):
+                    reader.cut(50.0, None)
+
+
+def test_sound_that_begins_after_a_clip_is_not_said_to_be_over(tmp_path):
+    path = write_video(
+        tmp_path / "a.mkv", flash_frames(5, []), click_track(2, 44_100, [1.0]), audio_delay_s=3.0
+    )
+    with pytest.raises(Unusable, match="no sound in this clip"):
+        cut(path, 0.0, 2.0)
+
+
 def test_sound_that_is_shorter_than_the_picture_can_be_asked_for_alone(tmp_path):
     path = films.write_film(tmp_path / "a.mkv", "mkv", lengths="longer picture")
     with media.Reader(path, None, kinds=("audio",)) as reader:

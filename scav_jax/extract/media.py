@@ -358,7 +358,10 @@ class _AudioCutter:
         ends = self._stop / self._rate
         _check_extent(self.stream, "sound", start, stop, first, ends)
         if ends <= start or first >= stop:
-            raise Unusable("decode", "no sound in this clip")
+            # After a seek little was read: a header that says more is believed.
+            last = max(ends, self.stream.declared_end or 0.0)
+            reason = "in this clip" if last > start else f"so late: the sound ends at {last:.2f} s"
+            raise Unusable("decode", f"no sound {reason}")
         self._check_gaps(start, stop)
         seconds = min(stop, ends) - start
         # Whole cycles of the two rates, so that a sample's phase in the resampling filter depends

@@ -190,8 +190,10 @@ def test_a_constant_error_is_taken_off(run, data, calibrated):
     )
     assert found.offset == pytest.approx(-0.4, abs=0.02)
     assert found.low <= -0.4 <= found.high and found.high - found.low < 0.4
-    with pytest.raises(InputError, match="at least 20 clips"):
+    with pytest.raises(InputError, match="at least 20 clips") as few:
         calibration.calibrate(run, "me", store.read(data, "few"))
+    command = str(few.value).partition("scav score ")[2]
+    assert command and parse(command.split()).calibrate  # what it says to do can be done
 
 
 def test_strangers_score_nothing_and_own_sounds_much(run, calibrated):

@@ -60,7 +60,8 @@ def calibrate(
     if len(split) < FEWEST:
         raise InputError(
             f"{split.data} ({split.split}): expected at least {FEWEST} clips to calibrate on, got "
-            f"{len(split)}; name a larger split with --data and --split"
+            f"{len(split)}; name a larger one: scav score --calibrate --model RUN --data DATA "
+            "--split SPLIT"
         )
     chosen = np.unique(np.linspace(0, len(split) - 1, min(most, len(split))).round().astype(int))
     others_of = strangers([split.sources[number] for number in chosen])

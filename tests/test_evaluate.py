@@ -264,6 +264,7 @@ def test_default_ks():
     [
         (["--split", "tset"], "no split 'tset'.*Did you mean 'test'"),
         (["--split", "test", "--hybrid", "1,x"], "whole numbers with commas"),
+        (["--split", "test", "--hybrid", "0,5"], "--hybrid: expected numbers from 1 on, got 0"),
         (["--split", "test", "--hybrid", "11"], "expected 1 to 10 .*got 11"),
         (["--split", "test", "--bootstrap", "-1"], "--bootstrap: expected 0 or more, got -1"),
         (["--split", "test", "--resample", "v2a"], "--resample: expected one of .*got 'v2a'"),
@@ -273,7 +274,8 @@ def test_default_ks():
         (["--split", "test", "--compare", "nowhere"], "nowhere: expected a run directory"),
     ],
 )
-def test_bad_arguments_are_one_line(scav, arguments, message):
+def test_bad_arguments_are_one_line_before_the_work(scav, arguments, message, monkeypatch):
+    monkeypatch.setattr(evaluate, "embed", lambda *_, **__: pytest.fail("embedded"))
     with pytest.raises(InputError, match=message):
         program.main(["--run", str(scav), *arguments])
 

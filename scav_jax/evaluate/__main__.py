@@ -10,11 +10,14 @@ from scav_jax.base.errors import InputError, run_program
 
 def _ks(text: str) -> tuple[int, ...]:
     try:
-        return tuple(int(word) for word in text.split(","))
+        ks = tuple(int(word) for word in text.split(","))
     except ValueError:
         raise argparse.ArgumentTypeError(
             f"expected whole numbers with commas, as in 1,10,100, got {text!r}"
         ) from None
+    if min(ks) < 1:
+        raise argparse.ArgumentTypeError(f"expected numbers from 1 on, got {min(ks)}; leave it out")
+    return ks
 
 
 def _size(text: str) -> int:

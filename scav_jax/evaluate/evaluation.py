@@ -400,8 +400,12 @@ def evaluate(
         # What can be wrong is said before the first hour of work.
         if isinstance(source, EmbeddingsFile):
             embedded_from(source, split)
+            methods = source.methods
         else:
             check_features(source, split)
+            methods = source.objective.methods
+        if "sequence" in methods:
+            hybrid_ks(settings.ks, len(split))
         retrieval_distance_of(source, settings)
         if settings.hubness:
             hubness.check_bank(source)

@@ -13,6 +13,7 @@ from test_embed import CONFIG
 from test_media import click_track
 from test_model import RATE, film, write_run, write_sound
 
+from scav_jax.base.documents import write_document
 from scav_jax.base.errors import InputError
 from scav_jax.distances import pairwise
 from scav_jax.encoders import Encoders
@@ -182,7 +183,7 @@ def calibrated(run, data):
 
 
 def test_a_constant_error_is_taken_off(run, data, calibrated):
-    assert calibrated.clips == 20 and "rough" in calibrated.in_words("x")
+    assert calibrated.clips == 20 and "rough" in calibrated.in_words()
     assert calibrated.bias_s == pytest.approx(-0.12, abs=0.01)
     assert calibrated.clip_seconds == pytest.approx(4.0, abs=0.01)
     found = synchrony.synchrony(
@@ -211,12 +212,22 @@ def test_strangers_are_of_other_files():
         assert sources[number] != sources[other]
 
 
-def test_a_calibration_is_stored_with_the_model_that_it_is_of(tmp_path, calibrated):
+def test_a_calibration_is_stored_with_the_model_that_it_is_of(tmp_path, data, calibrated):
     assert calibration.load(tmp_path, "me") is None
     calibration.write(tmp_path, calibrated)
     assert calibration.load(tmp_path, "me") == calibrated
+    assert (
+        calibration.load(tmp_path, "me")
+        .in_words()
+        .startswith(
+            f"calibrated on 20 clips of {data.parent.name}/data (validation): constant error -0.1"
+        )
+    )
     with pytest.raises(InputError, match="calibration of the model other"):
         calibration.load(tmp_path, "other")
+    write_document(tmp_path / calibration.FILE, {"format": 1})  # which did not name its clips
+    with pytest.raises(InputError, match="calibration of format 2; calibrate again: scav score"):
+        calibration.load(tmp_path, "me")
 
 
 # ---- files --------------------------------------------------------------------------------------
@@ -252,9 +263,8 @@ def trained(tmp_path_factory):
     folder = tmp_path_factory.mktemp("score")
     write_run(folder / "run")
     made = model.load(folder / "run")
-    told = Calibration(
-        made.identity, "", 60, 2.0, 0.0, 10.0, (2.0, 1.0), (0.5, 0.1), (-1.0, 0.0, 1.0)
-    )
+    of, nulls = ("", "data/x", "new"), ((2.0, 1.0), (0.5, 0.1), (-1.0, 0.0, 1.0))
+    told = Calibration(made.identity, *of, 60, 2.0, 0.0, 10.0, *nulls)
     calibration.write(folder / "run", told)
     (folder / "videos").mkdir()
     film(folder / "videos" / "a.mp4", 3, seed=1)
@@ -319,7 +329,8 @@ def test_sounds_are_laid_under_a_picture(trained, capsys, tmp_path):
     assert pairs[0]["score"] >= pairs[1]["score"]
     longest = max(pairs, key=lambda pair: len(pair["offsets"]))
     curve = np.array(longest["curve"], float)
-    assert "want 100 clips or more: take them as rough" in capsys.readouterr().err
+    told = "calibrated on 60 clips of data/x (new): constant error +0.000 s; intervals and scores "
+    assert f"{told}want 100 clips or more: take them as rough" in capsys.readouterr().err
     assert np.nanmax(np.array(longest["offsets"])[np.isfinite(curve)]) > 2.5
 
 

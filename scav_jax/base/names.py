@@ -6,6 +6,7 @@ but no table, record or page can hold it.
 
 import os
 import unicodedata
+from pathlib import Path
 
 _NOT_SHOWN = {"Cc", "Cs", "Zl", "Zp"}  # control, surrogates, separators of lines and paragraphs
 _TURNS = frozenset("\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")  # show the end first
@@ -19,6 +20,15 @@ def is_text(name: str) -> bool:
 def from_here(path: str) -> str:
     """A path as people give it: below the working directory without that directory."""
     return os.path.normpath(path).removeprefix(os.path.join(os.getcwd(), ""))
+
+
+def last_parts(folder: Path) -> str:
+    """What a folder is called on any machine: the last two parts of its path as it was given.
+
+    >>> last_parts(Path("/home/me/data/mine")), last_parts(Path("data")), last_parts(Path("/data"))
+    ('data/mine', 'data', 'data')
+    """
+    return "/".join(folder.parts[-2:]).lstrip("/")
 
 
 def shown(name: object) -> str:

@@ -9,6 +9,7 @@ import numpy as np
 from scav_jax.base.documents import read_object, unsealed, write_document
 from scav_jax.base.errors import InputError
 from scav_jax.base.files import folder_atomically, write_atomically
+from scav_jax.base.names import last_parts
 from scav_jax.export import UNKNOWN_LICENCE
 from scav_jax.export.towers import PLATFORMS, serialized_kept, serialized_tower
 from scav_jax.features.clip import fingerprint_id
@@ -121,7 +122,7 @@ def _config(model: Model) -> dict:
 
 
 def _data_name(model: Model) -> str:
-    return "/".join(Path(model.run.config["data"].get("path", "")).parts[-2:]).lstrip("/")
+    return last_parts(Path(model.run.config["data"].get("path", "")))
 
 
 # ---- the card ---------------------------------------------------------------------------------

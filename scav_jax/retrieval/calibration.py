@@ -13,6 +13,7 @@ from jaxtyping import Float
 
 from scav_jax.base.documents import read_document, write_document
 from scav_jax.base.errors import InputError
+from scav_jax.base.names import last_parts, shown
 from scav_jax.base.progress import progress_bar
 from scav_jax.features import store
 from scav_jax.features.clip import used_span
@@ -31,7 +32,7 @@ from scav_jax.retrieval.synchrony import (
 )
 from scav_jax.training.runs import Run
 
-FILE, FORMAT = "synchrony.json", 1
+FILE, FORMAT = "synchrony.json", 2
 FEWEST, MOST = 20, 300  # reference clips: refused below, taken at most
 MEND = "calibrate again: scav score --calibrate --model RUN"
 
@@ -92,6 +93,8 @@ def calibrate(
     return Calibration(
         identity=identity,
         content=split.content,
+        data=shown(last_parts(split.data) or split.data.resolve().name),  # of "." too
+        split=split.split,
         clips=len(clips),
         clip_seconds=seconds,
         bias_s=bias,

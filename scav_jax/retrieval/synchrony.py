@@ -29,6 +29,8 @@ class Calibration:
     Attributes:
       identity: of the model.
       content: of the reference clips, `Split.content`.
+      data: what their data set is called, the last two parts of its path.
+      split: which of its splits they are.
       clips: how many.
       clip_seconds: their length, of which windows of longer sounds are made.
       bias_s: the shift at which sounds in place are found, the median.
@@ -41,6 +43,8 @@ class Calibration:
 
     identity: str
     content: str
+    data: str
+    split: str
     clips: int
     clip_seconds: float
     bias_s: float
@@ -54,9 +58,12 @@ class Calibration:
         above = sum(one >= score for one in self.strangers)
         return (1 + above) / (1 + len(self.strangers))
 
-    def in_words(self, where: str) -> str:
+    def in_words(self) -> str:
         """What was found, for people."""
-        told = f"calibrated on {self.clips:,} clips of {where}: constant error {self.bias_s:+.3f} s"
+        told = (
+            f"calibrated on {self.clips:,} clips of {self.data} ({self.split}): constant error "
+            f"{self.bias_s:+.3f} s"
+        )
         if self.clips < FEW:
             told += f"; intervals and scores want {FEW} clips or more: take them as rough"
         return told

@@ -59,7 +59,7 @@ def calibration_of(model: Model, arguments: argparse.Namespace) -> Calibration:
         found = calibration.load(folder, model.identity)
         if found is not None:
             if found.clips < FEW:
-                print(found.in_words(str(folder)), file=sys.stderr)
+                print(found.in_words(), file=sys.stderr)
             return found
     path = arguments.data or Path(data["path"])
     if not (arguments.calibrate or (path / "scav.json").is_file()):
@@ -70,7 +70,7 @@ def calibration_of(model: Model, arguments: argparse.Namespace) -> Calibration:
     split = arguments.split or data["validation_split"]
     made = calibration.of_data(model.run, model.identity, path, split)
     calibration.write(folder, made)
-    print(made.in_words(f"{path} ({split})"), file=sys.stderr)
+    print(made.in_words(), file=sys.stderr)
     return made
 
 

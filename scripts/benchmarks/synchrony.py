@@ -173,7 +173,7 @@ def measure(options) -> dict:
     model = load(options.run)
     run, random = model.run, np.random.default_rng(0)
     calibration = calibrated(model, options)
-    print(calibration.in_words(str(options.data)))
+    print(calibration.in_words())
     own_bias = cosine_bias(run, store.read(options.data, options.validation))
     split = store.read(options.data, options.split)
     clips = [split[int(number)] for number in spread(len(split), options.clips)]

@@ -18,6 +18,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from scav_jax.base.errors import InputError
+from scav_jax.base.ranges import AT_LEAST_0, AT_LEAST_1, BELOW_1, check_ranges
 from scav_jax.encoders.dropout import Draws, draws_of, dropout
 from scav_jax.encoders.layers import (
     Dense,
@@ -42,6 +43,11 @@ from scav_jax.sequences import (
 PATCH = 16  # pixels, or frames and mel bins, along a side
 CHANNELS = 3  # of the patch embedding; a log-mel is three equal channels
 POSITION_BASE = 10_000.0
+ALLOWED = {
+    **dict.fromkeys(("width", "heads", "feedforward", "side"), AT_LEAST_1),
+    **dict.fromkeys(("visual_blocks", "audio_blocks"), AT_LEAST_0),
+    "drop_path": BELOW_1,
+}
 GLOROT = nn.initializers.xavier_uniform()
 # Query, key and value are one layer in the public code, which starts it as such.
 GLOROT_OF_THREE = nn.initializers.variance_scaling(0.5, "fan_avg", "uniform")
@@ -192,6 +198,17 @@ class PatchEncoders(nn.Module):
     reading: ClassVar[dict] = {"direction": None}
     in_words: ClassVar[list[str]] = []
 
+    def __post_init__(self):
+        check_ranges("encoders", self, ALLOWED)
+        if self.width % 4 or self.width % self.heads or self.side % PATCH:
+            raise InputError(
+                "encoders: width should be divisible by 4 and by heads, and side by "
+                f"{PATCH}, got width {self.width}, {self.heads} heads and side {self.side}"
+            )
+        check_precision(self.precision)
+        check_remat(self.remat)
+        super().__post_init__()
+
     @nn.compact
     def __call__(
         self,
@@ -219,13 +236,6 @@ class PatchEncoders(nn.Module):
 
     @nn.nowrap
     def _check(self, visual: int, audio: int) -> None:
-        check_precision(self.precision)
-        check_remat(self.remat)
-        if self.width % 4 or self.width % self.heads or self.side % PATCH:
-            raise InputError(
-                "encoders: width should be divisible by 4 and by heads, and side by "
-                f"{PATCH}, got width {self.width}, {self.heads} heads and side {self.side}"
-            )
         if visual != self.side**2 * CHANNELS:
             got = math.isqrt(visual // CHANNELS)
             what = f"{got}" if got**2 * CHANNELS == visual else f"none: {visual} numbers a step"

@@ -6,6 +6,26 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Int
 
+from scav_jax.base.errors import InputError
+from scav_jax.base.ranges import Range, check_range
+
+
+def check_buckets(buckets: int, max_distance: int) -> None:
+    """Raises `InputError` unless near offsets have buckets of their own, and far ones others.
+
+    Args:
+      buckets: of the table; the offsets below a quarter of them have one each.
+      max_distance: in steps, up to which the others reach: beyond those of the near ones.
+    """
+    check_range("encoders.position_buckets", buckets, Range(4))
+    check_range("encoders.position_max_distance", max_distance, Range(1, 2**20))
+    if max_distance <= buckets // 4:
+        raise InputError(
+            "encoders.position_max_distance: expected more than a quarter of "
+            f"encoders.position_buckets, {buckets // 4} of {buckets}, got {max_distance}; raise it "
+            "or take fewer buckets"
+        )
+
 
 def offset_buckets(
     offsets: Int[np.ndarray, "*shape"], buckets: int, max_distance: int
@@ -13,7 +33,8 @@ def offset_buckets(
     """The bucket of each offset, key minus query, in steps (T5's bidirectional buckets).
 
     Half of the buckets serve keys after the query. Near offsets have a bucket each, far ones share
-    logarithmically wide buckets up to `max_distance`; farther ones share the last.
+    logarithmically wide buckets up to `max_distance`; farther ones share the last. What both may be
+    says `check_buckets`.
 
     >>> offset_buckets(np.array([-100, -1, 0, 1, 100]), 320, 800).tolist()
     [87, 1, 0, 161, 247]

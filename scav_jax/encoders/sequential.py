@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from scav_jax.base.errors import InputError, check_one_of
+from scav_jax.base.ranges import AT_LEAST_0, AT_LEAST_1, BELOW_1, check_ranges
 from scav_jax.encoders.dropout import Draws, draws_of, dropout
 from scav_jax.encoders.layers import (
     STEP_MULTIPLES,
@@ -27,8 +28,9 @@ from scav_jax.encoders.layers import (
     through_blocks,
     wide,
 )
-from scav_jax.encoders.positions import relative_buckets
+from scav_jax.encoders.positions import check_buckets, relative_buckets
 from scav_jax.sequences import (
+    DIRECTIONS,
     STREAMS,
     AudioVisual,
     Sequences,
@@ -43,6 +45,12 @@ DROPPED_IN_BLOCK = 3  # attention's weights, what it gives, what the layers behi
 JOINS = ("beside", "mean")
 CONV_POSITION_KERNEL = 128
 CONV_POSITION_GROUPS = 16
+ALLOWED = {
+    **dict.fromkeys(("width", "visual_hidden", "audio_hidden", "heads", "feedforward"), AT_LEAST_1),
+    **dict.fromkeys(("visual_blocks", "audio_blocks", "visual_rise"), AT_LEAST_0),
+    "dropout": BELOW_1,
+    "pre_points": AT_LEAST_1,
+}
 
 
 class Attention(nn.Module):
@@ -223,6 +231,10 @@ class Encoders(nn.Module):
     precision: str = "float32"
     remat: str = "none"
 
+    def __post_init__(self):
+        _check_options(self)
+        super().__post_init__()
+
     @nn.compact
     def __call__(
         self,
@@ -241,18 +253,6 @@ class Encoders(nn.Module):
           rows: which rows of the global batch the clips are, for their dropout masks; None where
             they are all of it.
         """
-        if self.width % self.heads:
-            raise InputError(
-                "encoders: width should be divisible by heads, "
-                f"got width {self.width} and {self.heads} heads"
-            )
-        if self.conv_position and self.width % CONV_POSITION_GROUPS:
-            raise InputError(
-                f"encoders: width should be divisible by {CONV_POSITION_GROUPS} for conv_position, "
-                f"got width {self.width}"
-            )
-        check_precision(self.precision)
-        check_remat(self.remat)
         draws: tuple[Draws | None, Draws | None] = None, None
         if self.dropout and not deterministic:
             rows, key = row_numbers(features) if rows is None else rows, self.make_rng("dropout")
@@ -264,12 +264,6 @@ class Encoders(nn.Module):
     @nn.nowrap
     def read(self, features: AudioVisual) -> AudioVisual:
         """What the towers take: float32, with the rises that are asked for, resampled by 'pre'."""
-        check_one_of("encoders.pre_join", self.pre_join, JOINS)
-        if self.pre_points < 1 or (self.pre_points > 1 and self.pre_resample is None):
-            raise InputError(
-                "encoders.pre_points: expected 1, or more with encoders.pre_resample, got "
-                f"{self.pre_points}"
-            )
         visual, audio = (
             stream.replace(values=wide(jnp.asarray(stream.values))) for stream in features
         )
@@ -310,3 +304,29 @@ class Encoders(nn.Module):
             remat=self.remat,
             name=name,
         )
+
+
+def _check_options(encoders: Encoders) -> None:
+    """Raises `InputError` for options that make no towers, whatever the features are."""
+    check_ranges("encoders", encoders, ALLOWED)
+    width, heads = encoders.width, encoders.heads
+    if width % heads:
+        raise InputError(
+            f"encoders: width should be divisible by heads, got width {width} and {heads} heads"
+        )
+    if encoders.conv_position and width % CONV_POSITION_GROUPS:
+        raise InputError(
+            f"encoders: width should be divisible by {CONV_POSITION_GROUPS} for conv_position, "
+            f"got width {width}"
+        )
+    check_buckets(encoders.position_buckets, encoders.position_max_distance)
+    check_one_of("encoders.pre_join", encoders.pre_join, JOINS)
+    if encoders.pre_resample is not None:
+        check_one_of("encoders.pre_resample", encoders.pre_resample, DIRECTIONS)
+    elif encoders.pre_points > 1:
+        raise InputError(
+            "encoders.pre_points: expected 1, or more with encoders.pre_resample, got "
+            f"{encoders.pre_points}"
+        )
+    check_precision(encoders.precision)
+    check_remat(encoders.remat)

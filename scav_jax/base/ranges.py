@@ -1,0 +1,68 @@
+"""Which numbers an option may be, and how a message says so."""
+
+import math
+from collections.abc import Mapping
+from typing import NamedTuple
+
+from scav_jax.base.errors import InputError
+
+MOST_WHOLE = 2**31 - 1  # what arrays count in
+
+
+class Range(NamedTuple):
+    """The numbers from `least` to `most`.
+
+    Attributes:
+      least, most: the ends.
+      above: `least` itself is left out.
+      below: `most` itself is left out.
+
+    >>> str(Range(0, 1, below=True)), 1.0 in Range(0, 1, below=True)
+    ('0 up to, not including, 1', False)
+    """
+
+    least: float
+    most: float = math.inf
+    above: bool = False
+    below: bool = False
+
+    def __contains__(self, value: object) -> bool:
+        if not isinstance(value, int | float) or not math.isfinite(value):
+            return False
+        high = value < self.most if self.below else value <= self.most
+        return high and (value > self.least if self.above else value >= self.least)
+
+    def __str__(self) -> str:
+        if self.most == math.inf:
+            return f"{'more than' if self.above else 'at least'} {self.least:g}"
+        first = f"more than {self.least:g}, at most" if self.above else f"{self.least:g} to"
+        if self.below:
+            first = f"{self.least:g} up to, not including,"
+        return f"{first} {self.most:g}"
+
+
+AT_LEAST_0, AT_LEAST_1, ABOVE_0 = Range(0), Range(1), Range(0, above=True)
+SHARE = Range(0, 1)
+BELOW_1 = Range(0, 1, below=True)  # rates, of which 1 would leave nothing
+
+
+def check_range(where: str, value: float | None, allowed: Range) -> None:
+    """Raises `InputError` for a number out of its range; None, an option that is off, is in it.
+
+    Args:
+      where: what was set to it, as "train.steps".
+      value: of the option; what is whole is at most `MOST_WHOLE`, unless the range has an end.
+      allowed: its range.
+    """
+    if value is None:
+        return
+    if value not in allowed:
+        raise InputError(f"{where}: expected {allowed}, got {value}")
+    if isinstance(value, int) and allowed.most == math.inf and value > MOST_WHOLE:
+        raise InputError(f"{where}: expected {allowed} and at most {MOST_WHOLE}, got {value}")
+
+
+def check_ranges(section: str, options: object, allowed: Mapping[str, Range]) -> None:
+    """`check_range` of some attributes of an object: the options of a config's section."""
+    for name, of_option in allowed.items():
+        check_range(f"{section}.{name}", getattr(options, name), of_option)

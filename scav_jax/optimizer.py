@@ -4,6 +4,7 @@ import jax
 import optax
 
 from scav_jax.base.errors import InputError
+from scav_jax.base.ranges import ABOVE_0, AT_LEAST_0, BELOW_1, check_range
 
 # Norms, biases, position tables, gates' scales, modalities' vectors, and everything below
 # `log_temperature`: decay would only pull them towards a value that means nothing.
@@ -14,6 +15,7 @@ def learning_rate_schedule(
     *, learning_rate: float, warmup_steps: int, steps: int, final_learning_rate: float = 0.0
 ) -> optax.Schedule:
     """Linear from 0 to `learning_rate` over `warmup_steps`, then a cosine to the final one."""
+    check_range("optimizer.learning_rate", learning_rate, AT_LEAST_0)
     if not 0 <= final_learning_rate <= learning_rate:
         raise InputError(
             "optimizer.final_learning_rate: expected 0 up to optimizer.learning_rate = "
@@ -59,7 +61,14 @@ def make_optimizer(
       weight_decay: decoupled, on the layers' matrices only.
       clip_norm: clips the global norm of the gradient; None does not.
       final_learning_rate: where the cosine ends.
+
+    Raises:
+      InputError: an option out of its range.
     """
+    for name, rate in (("b1", b1), ("b2", b2)):
+        check_range(f"optimizer.{name}", rate, BELOW_1)
+    check_range("optimizer.weight_decay", weight_decay, AT_LEAST_0)
+    check_range("optimizer.clip_norm", clip_norm, ABOVE_0)
     schedule = learning_rate_schedule(
         learning_rate=learning_rate,
         warmup_steps=warmup_steps,

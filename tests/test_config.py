@@ -8,7 +8,8 @@ import pytest
 
 from scav_jax.base import commands
 from scav_jax.base.errors import InputError
-from scav_jax.training import config, config_files
+from scav_jax.features import batches
+from scav_jax.training import config, config_files, setup
 from scav_jax.training.config import Config
 
 IMPORT = "from scav_jax.training.config import Config\n"
@@ -309,3 +310,150 @@ def test_differences_are_said_in_words():
         "train.more: expected no such key, got None; train.steps: expected 3, got 4"
     )
     assert config.difference(old, old) == ""
+
+
+# ---- ranges ------------------------------------------------------------------------------------
+
+# By what a section is named: of its keys, values out of their range and how a message names that.
+OUT_OF_RANGE = {
+    "seed": {"seed": [(-1, "0 to"), (2**32, "0 to"), (10**20, "0 to")]},
+    "data": {
+        "batch_size": [(1, "at least 2"), (10**20, "at most")],
+        **{key: [(-1, "at least 0")] for key in ("read_threads", "prefetch")},
+        "buckets": [(0, "at least 1")],
+        "augment": [(-0.1, "0 to 1"), (1.1, "0 to 1")],
+        "align": [("clock", "one of time, index")],
+        "features": [("float64", "one of float32, float16")],
+    },
+    "train": {
+        "steps": [(0, "at least 1"), (10**20, "at most")],
+        **{key: [(0, "at least 1")] for key in ("log_every", "validate_every", "keep_best")},
+        **{key: [(-1, "at least 0")] for key in ("checkpoint_every", "devices", "microbatch")},
+        **{key: [(0, "")] for key in ("max_skipped_in_row", "distance_memory_bytes")},
+        "preemption_deadline_s": [(0.0, "more than 0")],
+        "profile": [("3:1", "start:stop")],
+        **{key: [("half", "one of")] for key in ("remat", "precision", "tracker")},
+    },
+    "encoders": {
+        **{key: [(0, "at least 1")] for key in ("heads", "width", "feedforward")},
+        **{key: [(0, "at least 1")] for key in ("visual_hidden", "audio_hidden", "pre_points")},
+        **{key: [(-1, "at least 0")] for key in ("visual_blocks", "audio_blocks")},
+        "visual_rise": [(-0.5, "at least 0")],
+        "dropout": [(1.0, "0 up to, not including, 1"), (1.5, ""), (-0.1, "")],
+        "position_buckets": [(1, "at least 4"), (3200, "800 of 3200, got 800")],
+        "position_max_distance": [(0, "1 to"), (80, "more than a quarter"), (10**9, "1 to")],
+        "pre_resample": [("visual", "one of visual_to_audio")],
+        "pre_join": [("above", "one of beside")],
+    },
+    "encoders=patches": {
+        **{key: [(0, "at least 1")] for key in ("heads", "width", "feedforward", "side")},
+        **{key: [(-1, "at least 0")] for key in ("visual_blocks", "audio_blocks")},
+        "drop_path": [(1.0, "0 up to, not including, 1"), (-0.1, "")],
+    },
+    "optimizer": {
+        "learning_rate": [(-1.0, "at least 0")],
+        "warmup_steps": [(-1, "0 <= warmup_steps < train.steps"), (250_000, "")],
+        **{key: [(1.5, "0 up to, not including, 1"), (-0.1, "")] for key in ("b1", "b2")},
+        "weight_decay": [(-5.0, "at least 0")],
+        "clip_norm": [(0.0, "more than 0")],
+        "final_learning_rate": [(-1.0, "0 up to"), (1.0, "0 up to")],
+    },
+    "distance": {"resample": [("visual", "visual_to_audio or")]},
+    "distance=soft_dtw": {"gamma": [(0.0, "above 0")]},
+    "distance=wasserstein": {
+        "blur": [(0.0, "> 0")],
+        "position_weight": [(-1.0, ">= 0")],
+        "scaling": [(0.0, r"in \(0, 1\)"), (1.0, "")],
+        "diameter": [(0.01, ">= blur")],
+    },
+    "distance=sinkhorn": {
+        "epsilon": [(0.0, "> 0")],
+        "iterations": [(0, ">= 1")],
+        "position_weight": [(-1.0, ">= 0")],
+    },
+    "distance=dtw+static": {
+        "static_width": [(-1, "at least 0")],
+        "static_weight": [(-1.0, "0 or more")],
+    },
+    "objective": {
+        "temperature": [(-1.0, "0.01 to 100"), (0.0, ""), (1e3, "")],
+        "aggregation_temperature": [(0.0, "0.01 to 100")],
+        "normalize": [("mean", "one of")],
+    },
+    "objective=separate": {
+        **{key: [(0.0, "0.01 to 100")] for key in ("temperature", "static_temperature")},
+        **{key: [(-1.0, "at least 0")] for key in ("dynamic_loss", "static_loss", "static_weight")},
+        **{key: [(0, "at least 1")] for key in ("branch_hidden", "branch_width", "branch_heads")},
+        "branch_blocks": [(-1, "at least 0")],
+        **{key: [("no", "one of")] for key in ("statics", "dynamic", "branch", "normalize")},
+    },
+    "objective=temporal": {
+        **{key: [(0, "at least 1")] for key in ("hidden", "width", "audio_frames")},
+        **{key: [(1, "at least 2")] for key in ("visual_tokens", "audio_tokens")},
+        **{key: [(-1, "at least 0")] for key in ("queue", "positives", "negatives")},
+        **{key: [(0.0, "more than 0")] for key in ("temperature", "selection_temperature")},
+        **{key: [(-1.0, "at least 0")] for key in ("weight_vv", "weight_va", "weight_speed")},
+        **{key: [(-1.0, "at least 0")] for key in ("weight_direction", "weight_order")},
+        "window_s": [(0.0, "more than 0")],
+        "speeds": [(0, "1 to 16"), (2000, "1 to 16")],
+        **{key: [("both", "one of")] for key in ("nn_space", "control")},
+    },
+    "objective=equivariant": {
+        "temperature": [(0.0, "at least 1e-06")],
+        **{key: [(0, "at least 1")] for key in ("hidden", "code_width")},
+        **{key: [(0, "at least 1")] for key in ("intra_width", "inter_width")},
+        **{key: [(-1, "at least 0")] for key in ("centroid", "time_mask", "frequency_mask")},
+        "audio_frames": [(0, "a multiple of 16")],
+        "audio_std": [(0.0, "more than 0")],
+    },
+    "objective=equivariant_playing": {
+        "temperature": [(0.0, "at least 1e-06")],
+        "centroid": [(-1, "at least 0")],
+        **{key: [(0, "at least 1")] for key in ("hidden", "code_width", "audio_frames")},
+        **{key: [(0, "at least 1")] for key in ("intra_width", "inter_width")},
+        **{key: [(1, "at least 2")] for key in ("visual_tokens", "audio_tokens")},
+        "window_s": [(0.0, "more than 0")],
+        "speeds": [(0, "1 to 16")],
+    },
+    "objective=pixels": {
+        "temperature": [(0.0, "0.01 to 100")],
+        "audio_frames": [(0, "a multiple of 16")],
+        "audio_std": [(0.0, "more than 0")],
+    },
+    "objective=classification": {
+        **{key: [("none", "one of")] for key in ("streams", "towers")},
+        "mixup": [(1.5, "0 to 1")],
+        "mixup_alpha": [(0.0, "more than 0")],
+        "audio_frames": [(0, "a multiple of 16")],
+        "audio_std": [(0.0, "more than 0")],
+    },
+}
+# Any number and any word is possible; what data decide is checked with them.
+FREE = {"name", "path", "train_split", "validation_split", "backbone", "init_from"}
+FREE |= {"audio_mean", "classes", "separator"}
+
+
+@pytest.mark.parametrize("which", OUT_OF_RANGE)
+def test_a_value_out_of_its_range_is_refused_before_data_are_read(which):
+    section, _, name = which.partition("=")
+    base = Config().replace(**{section: {"name": name}}) if name else Config()
+    setup.check_config(base)
+    keys = {"seed"} if section == "seed" else vars(getattr(base, section)).keys() - FREE
+    kept = {key for key in keys if isinstance(flat(base).get(f"{section}.{key}"), bool)}
+    assert keys - kept == OUT_OF_RANGE[which].keys()
+    for key, values in OUT_OF_RANGE[which].items():
+        for value, words in values:
+            changes = {"seed": value} if section == "seed" else {f"{section}.{key}": value}
+            with pytest.raises(InputError, match=f"{key}\\b.*{words}") as caught:
+                setup.set_up(config.override(base, changes | {"data.path": "/nowhere"}))
+            assert "\n" not in str(caught.value)
+
+
+def test_what_options_may_be_has_one_meaning():
+    assert config.ALIGNMENTS == batches.ALIGNMENTS
+    assert set(config.FEATURES) == set(batches.DTYPES)
+    off = {"encoders": {"visual_blocks": 0, "dropout": 0.0}, "optimizer": {"weight_decay": 0.0}}
+    setup.check_config(Config().replace(**off, train={"checkpoint_every": 0}, seed=2**32 - 1))
+    learned = {"name": "equivariant", "learn_temperature": True, "temperature": 1e-3}
+    with pytest.raises(InputError, match=r"objective\.temperature: expected 0\.01 to 100"):
+        setup.check_config(Config().replace(objective=learned))

@@ -470,7 +470,7 @@ def test_what_cannot_be_trained_on_is_named_before_training(tmp_path, data, chan
     ("option", "value", "words"),
     [
         ("queue", 6, r"objective\.queue: expected at least positives \+ negatives = 7, got 6"),
-        ("speeds", 0, r"objective\.speeds: expected at least 1, got 0"),
+        ("speeds", 0, r"objective\.speeds: expected 1 to 16, got 0"),
         ("window_s", 0.0, r"objective\.window_s: expected more than 0, got 0"),
         ("weight_vv", -1.0, r"objective\.weight_vv: expected at least 0, got -1"),
         ("nn_space", "cross", "expected one of same_modality, cross_modal, got 'cross'"),

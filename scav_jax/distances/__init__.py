@@ -44,12 +44,14 @@ class Distance(NamedTuple):
       matrix: `(visual, audio, *, block, memory_bytes, **options) -> (D, aux)`: a faster form of
         all pairs, equal to the definition; None lifts the definition.
       retrieval: the name of the form that is used for retrieval, or None for itself.
+      check: `(**options)`, some or all of them; raises `InputError` for one out of its range.
     """
 
     pair: Callable[..., Float[Array, ""]]
     alignment: Callable[..., Float[Array, "N M"]]
     matrix: Callable[..., tuple[Float[Array, "Q K"], dict]] | None = None
     retrieval: str | None = None
+    check: Callable[..., None] | None = None
 
 
 DISTANCES: dict[str, Distance] = {
@@ -57,16 +59,23 @@ DISTANCES: dict[str, Distance] = {
         _euclidean.euclidean,
         _euclidean.interpolation_weights,
         _euclidean.euclidean_matrix,
+        check=_euclidean.check_options,
     ),
-    "soft_dtw": Distance(_dtw.soft_dtw, _dtw.soft_alignment, _dtw.soft_dtw_matrix, retrieval="dtw"),
+    "soft_dtw": Distance(
+        *(_dtw.soft_dtw, _dtw.soft_alignment, _dtw.soft_dtw_matrix),
+        retrieval="dtw",
+        check=_dtw.check_options,
+    ),
     "dtw": Distance(_dtw.dtw, _dtw.hard_alignment, _dtw.dtw_matrix),
     "wasserstein": Distance(
         _wasserstein.wasserstein,
         _wasserstein.transport_plan,
         _wasserstein.wasserstein_matrix,
+        check=_wasserstein.check_annealed,
     ),
     "sinkhorn": Distance(
-        _wasserstein.sinkhorn, _wasserstein.sinkhorn_plan, _wasserstein.sinkhorn_matrix
+        *(_wasserstein.sinkhorn, _wasserstein.sinkhorn_plan, _wasserstein.sinkhorn_matrix),
+        check=_wasserstein.check_fixed_epsilon,
     ),
 }
 
@@ -174,7 +183,7 @@ def _options(distance: Distance) -> tuple[str, ...]:
 
 
 def find(name: str, options: dict) -> Distance:
-    """The named distance, once it is known to take these options.
+    """The named distance, once it is known to take these options with these values.
 
     Args:
       name: a key of `DISTANCES`, or `package.module:function` of one pair, which is lifted; with
@@ -182,7 +191,7 @@ def find(name: str, options: dict) -> Distance:
       options: keyword arguments of its definition.
 
     Raises:
-      InputError: no such distance, or no such option.
+      InputError: no such distance, no such option, or one out of its range.
     """
     base = name.removesuffix(_static.SUFFIX) if isinstance(name, str) else name
     found = doors.find("distance", base, DISTANCES)
@@ -197,6 +206,8 @@ def find(name: str, options: dict) -> Distance:
                     f"distance {name!r}: expected options among {', '.join(known) or '(none)'}, "
                     f"got {option!r}." + did_you_mean(option, known)
                 )
+        if distance.check:
+            distance.check(**options)
     return distance
 
 
@@ -208,6 +219,7 @@ def _with_static(distance: Distance) -> Distance:
         _static.alignment_with(distance.alignment),
         _static.matrix_with(matrix),
         distance.retrieval and f"{distance.retrieval}{_static.SUFFIX}",
+        _static.check_with(distance.check),
     )
 
 

@@ -44,7 +44,7 @@ def soft_dtw(visual: Sequences, audio: Sequences, *, gamma: float = 0.1) -> Floa
     Raises:
       InputError: gamma is not above 0.
     """
-    _check(gamma)
+    check_options(gamma)
     return _costs_to_go(visual, audio, gamma)[0, 0]
 
 
@@ -123,7 +123,8 @@ def _soft_minimum(right, down, diagonal, gamma: float | None):
     return lowest - gamma * jnp.log(jnp.sum(jnp.exp((lowest - three) / gamma)))
 
 
-def _check(gamma: float) -> None:
+def check_options(gamma: float) -> None:
+    """Raises `InputError` for a gamma that is not above 0."""
     if not 0 < gamma < float("inf"):
         raise InputError(
             f"soft-DTW: gamma should be a number above 0, got {gamma}; its limit at 0 is 'dtw'"
@@ -137,7 +138,7 @@ def soft_alignment(
     visual: Sequences, audio: Sequences, *, gamma: float = 0.1
 ) -> Float[Array, "N M"]:
     """The expected alignment under soft-DTW: the gradient with respect to the costs, in [0, 1]."""
-    _check(gamma)
+    check_options(gamma)
     return _alignment(visual, audio, gamma)
 
 
@@ -209,7 +210,7 @@ def soft_dtw_matrix(
     Raises:
       InputError: gamma is not above 0.
     """
-    _check(gamma)
+    check_options(gamma)
     return _matrix(visual, audio, block, memory_bytes, gamma), {}
 
 

@@ -98,7 +98,7 @@ def euclidean(
     >>> float(euclidean(v, a)), float(euclidean(v, a, resample="audio_to_visual"))
     (0.0, 1.0)
     """
-    _check(resample)
+    check_options(resample)
     moved, target = moved_and_target(visual, audio, resample)
     difference = resample_like(moved, target).values - target.values
     squared = jnp.sum(zero_padding(difference, target.lengths) ** 2)
@@ -112,7 +112,7 @@ def interpolation_weights(
     resample: str = "visual_to_audio",
 ) -> Float[Array, "N M"]:
     """How much each target step reads of each source step, for plotting; target steps sum to 1."""
-    _check(resample)
+    check_options(resample)
     moved, target = moved_and_target(visual, audio, resample)
     steps, last = moved.values.shape[-2], moved.lengths - 1
     positions = resample_positions(moved.windows, target.windows, target.values.shape[-2])
@@ -123,7 +123,8 @@ def interpolation_weights(
     return weights.T if resample == "visual_to_audio" else weights
 
 
-def _check(resample: str) -> None:
+def check_options(resample: str) -> None:
+    """Raises `InputError` for an unknown direction."""
     if resample not in DIRECTIONS:
         raise InputError(
             f"euclidean: resample: expected {' or '.join(DIRECTIONS)}, got {resample!r}."
@@ -161,7 +162,7 @@ def euclidean_matrix(
     Raises:
       InputError: an unknown `resample`.
     """
-    _check(resample)
+    check_options(resample)
     audio = jax.tree.map(lambda leaf: resampling.vary(leaf, visual.lengths), audio)
     visual, audio = _in_range(visual), _in_range(audio)
     if len(visual.lengths) + len(audio.lengths) <= PIVOTS:

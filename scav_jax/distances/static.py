@@ -59,6 +59,19 @@ def alignment_with(alignment: Callable) -> Callable:
     return with_static
 
 
+def check_with(check: Callable[..., None] | None) -> Callable[..., None]:
+    """The check of the options of `NAME+static`, of that of NAME."""
+
+    def with_static(*, static_width=0, static_weight=1.0, **options):
+        if static_width < 0:
+            raise InputError(f"distance.static_width: expected at least 0, got {static_width}")
+        _weight(static_weight)
+        if check and options:
+            check(**options)
+
+    return with_static
+
+
 def squared_distances(
     visual: Float[Array, "Q S"], audio: Float[Array, "K S"]
 ) -> Float[Array, "Q K"]:

@@ -310,6 +310,17 @@ class FixedEpsilon:
         return value, 0.5 * (plan + plan.swapaxes(1, 2))
 
 
+def check_annealed(**options) -> None:
+    """Raises `InputError` for an option of `wasserstein` out of its range."""
+    Annealed(**options)
+
+
+def check_fixed_epsilon(*, debiased: bool = True, **options) -> None:
+    """Raises `InputError` for an option of `sinkhorn` out of its range."""
+    del debiased  # both are possible
+    FixedEpsilon(**options)
+
+
 def _wrong_mass(plan: Float[Array, "P N M"], columns: Bool[Array, "P M"]) -> Float[Array, " P"]:
     """`sum_j |sum_i P_ij - 1/m|`, for a plan whose rows are exact."""
     count = jnp.maximum(jnp.sum(columns, axis=-1, keepdims=True), 1).astype(plan.dtype)

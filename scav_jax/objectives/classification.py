@@ -25,6 +25,7 @@ from jaxtyping import Array, Float, PyTree
 
 from scav_jax import sharding
 from scav_jax.base.errors import InputError, check_one_of
+from scav_jax.base.ranges import ABOVE_0, SHARE, check_ranges
 from scav_jax.encoders.layers import LAYER_NORM_EPSILON
 from scav_jax.objectives.objective import (
     LOSS_OPERATIONS,
@@ -89,10 +90,7 @@ class Classification(OfPixels):
             check_one_of(f"objective.{name}", getattr(self, name), known)
         if len(set(self.classes)) < len(self.classes):
             raise InputError(f"objective.classes: expected each once, got {self.classes}")
-        if not 0 <= self.mixup <= 1:
-            raise InputError(f"objective.mixup: expected 0 to 1, got {self.mixup}")
-        if not self.mixup_alpha > 0:
-            raise InputError(f"objective.mixup_alpha: expected more than 0, got {self.mixup_alpha}")
+        check_ranges("objective", self, {"mixup": SHARE, "mixup_alpha": ABOVE_0})
         if self.multi_label and not self.separator:
             raise InputError("objective.separator: expected what lies between labels, got nothing")
 

@@ -9,9 +9,11 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from scav_jax.base.ranges import Range
 from scav_jax.objectives.cross_entropy import statistics, symmetric_cross_entropy
 
 MIN_TEMPERATURE, MAX_TEMPERATURE = 0.01, 100.0  # CLIP clips its logit scale at 100 as well
+TEMPERATURES = Range(MIN_TEMPERATURE, MAX_TEMPERATURE)  # beyond them one would never learn
 NORM_FLOOR = 1e-12
 
 Aux = dict[str, Float[Array, "..."]]

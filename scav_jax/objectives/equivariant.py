@@ -21,9 +21,10 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree
 
 from scav_jax.base.errors import InputError
+from scav_jax.base.ranges import AT_LEAST_0, AT_LEAST_1, Range, check_ranges
 from scav_jax.encoders.layers import LAYER_NORM_EPSILON
 from scav_jax.objectives import augment
-from scav_jax.objectives.contrastive import temperature
+from scav_jax.objectives.contrastive import TEMPERATURES, temperature
 from scav_jax.objectives.objective import (
     FLOAT,
     LOSS_OPERATIONS,
@@ -91,11 +92,10 @@ class Equivariance(Objective):
 
     def __post_init__(self):
         super().__post_init__()
-        for name, least in (("centroid", 0), ("temperature", 1e-6)):
-            if getattr(self, name) < least:
-                raise InputError(
-                    f"objective.{name}: expected at least {least:g}, got {getattr(self, name)}"
-                )
+        widths = ("hidden", "intra_width", "inter_width", "code_width")
+        allowed = dict.fromkeys(widths, AT_LEAST_1) | {"centroid": AT_LEAST_0}
+        allowed |= {"temperature": TEMPERATURES if self.learn_temperature else Range(1e-6)}
+        check_ranges("objective", self, allowed)
 
     def in_words(self, distance: str) -> list[str]:
         return [f"centroid of {self.centroid}"] if self.centroid else ["no centroid"]
@@ -201,7 +201,8 @@ class Equivariant(Equivariance, OfPixels):
 
     def __post_init__(self):
         super().__post_init__()
-        if not (0 <= self.time_mask <= self.audio_frames and self.frequency_mask >= 0):
+        check_ranges("objective", self, dict.fromkeys(("time_mask", "frequency_mask"), AT_LEAST_0))
+        if self.time_mask > self.audio_frames:
             raise InputError(
                 f"objective.time_mask: expected at most the {self.audio_frames} frames of "
                 f"objective.audio_frames, got {self.time_mask}"

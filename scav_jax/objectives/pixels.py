@@ -13,8 +13,9 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, PyTree
 
 from scav_jax.base.errors import InputError
+from scav_jax.base.ranges import ABOVE_0, check_range
 from scav_jax.encoders.layers import LAYER_NORM_EPSILON
-from scav_jax.objectives.contrastive import aggregation_loss
+from scav_jax.objectives.contrastive import TEMPERATURES, aggregation_loss
 from scav_jax.objectives.objective import (
     Material,
     Metrics,
@@ -67,8 +68,7 @@ class OfPixels(Objective):
                 f"objective.audio_frames: expected a multiple of {STACKED_FRAMES}, got "
                 f"{self.audio_frames}"
             )
-        if self.audio_std <= 0:
-            raise InputError(f"objective.audio_std: expected more than 0, got {self.audio_std}")
+        check_range("objective.audio_std", self.audio_std, ABOVE_0)
 
     def check(self, material: Material) -> None:
         about = material.fingerprint.get("backbone")
@@ -112,6 +112,10 @@ class PixelContrast(OfPixels):
 
     name: str = "pixels"
     temperature: float = 0.07
+
+    def __post_init__(self):
+        super().__post_init__()
+        check_range("objective.temperature", self.temperature, TEMPERATURES)
 
     @property
     def title(self) -> str:

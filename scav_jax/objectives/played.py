@@ -14,10 +14,17 @@ from jaxtyping import Array, Float
 
 from scav_jax import views
 from scav_jax.base.errors import InputError
+from scav_jax.base.ranges import ABOVE_0, AT_LEAST_1, Range, check_ranges
 from scav_jax.objectives.objective import Batch, Material, Objective
 from scav_jax.sequences import STREAMS, AudioVisual, Sequences
 
 NAMED = 3  # clips in a message
+ALLOWED = {
+    "window_s": ABOVE_0,
+    **dict.fromkeys(("visual_tokens", "audio_tokens"), Range(2)),
+    "audio_frames": AT_LEAST_1,
+    "speeds": Range(1, 16),  # the last is 2^15 times: more than any clip has steps
+}
 
 
 @dataclass(frozen=True)
@@ -42,14 +49,7 @@ class OfPlayed(Objective):
 
     def __post_init__(self):
         super().__post_init__()
-        least = {"visual_tokens": 2, "audio_tokens": 2, "audio_frames": 1, "speeds": 1}
-        for name, lowest in least.items():
-            if getattr(self, name) < lowest:
-                raise InputError(
-                    f"objective.{name}: expected at least {lowest}, got {getattr(self, name)}"
-                )
-        if not self.window_s > 0:
-            raise InputError(f"objective.window_s: expected more than 0, got {self.window_s}")
+        check_ranges("objective", self, ALLOWED)
 
     def tokens_of(self, stream: str) -> int:
         """Of a view."""

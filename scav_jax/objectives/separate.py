@@ -23,10 +23,11 @@ import numpy as np
 from jaxtyping import Array, Float, PyTree
 
 from scav_jax.base.errors import InputError, check_one_of
+from scav_jax.base.ranges import AT_LEAST_0, AT_LEAST_1, check_ranges
 from scav_jax.distances.static import SUFFIX
 from scav_jax.encoders.sequential import STREAMS, Encoders, gelu, wide
 from scav_jax.objectives import scale
-from scav_jax.objectives.contrastive import aggregation_loss, sequence_loss, unit
+from scav_jax.objectives.contrastive import TEMPERATURES, aggregation_loss, sequence_loss, unit
 from scav_jax.objectives.objective import (
     Cost,
     Metrics,
@@ -51,6 +52,11 @@ from scav_jax.sequences import (
 STATICS = ("separate", "remove", "keep")
 DYNAMICS = ("cosine", "distance")
 BRANCHES = ("mlp", "tower")
+ALLOWED = {
+    **dict.fromkeys(("temperature", "static_temperature"), TEMPERATURES),
+    **dict.fromkeys(("dynamic_loss", "static_loss", "static_weight", "branch_blocks"), AT_LEAST_0),
+    **dict.fromkeys(("branch_hidden", "branch_width", "branch_heads"), AT_LEAST_1),
+}
 START = {"cosine": 0.07, "distance": 1.0}
 # Weights of the static part that validation tries, in deviations of the dynamic distance by those
 # of the static one.
@@ -103,13 +109,12 @@ class Separate(Objective):
         for name, known in (("statics", STATICS), ("dynamic", DYNAMICS), ("branch", BRANCHES)):
             check_one_of(f"objective.{name}", getattr(self, name), known)
         scale.check(self.normalize)
-        least = {"dynamic_loss": 0, "static_loss": 0, "static_weight": 0, "branch_hidden": 1}
-        least |= {"branch_width": 1, "branch_blocks": 0, "branch_heads": 1}
-        for name, value in least.items():
-            if getattr(self, name) is not None and getattr(self, name) < value:
-                raise InputError(
-                    f"objective.{name}: expected at least {value}, got {getattr(self, name)}"
-                )
+        check_ranges("objective", self, ALLOWED)
+        if self.branch == "tower" and self.branch_width % self.branch_heads:
+            raise InputError(
+                f"objective.branch_width: expected a multiple of the {self.branch_heads} heads of "
+                f"objective.branch_heads, got {self.branch_width}"
+            )
         if not (self.dynamic_loss or self.has_static):
             raise InputError("objective.dynamic_loss: expected a loss above 0, got none")
         if self.dynamic == "cosine" and self.distance != "euclidean":

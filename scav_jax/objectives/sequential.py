@@ -9,9 +9,10 @@ from jaxtyping import Array, Float, Int, PyTree
 
 from scav_jax import sharding
 from scav_jax.base.errors import check_one_of
+from scav_jax.base.ranges import check_range
 from scav_jax.distances import pairwise, pairwise_with_aux
 from scav_jax.objectives import scale
-from scav_jax.objectives.contrastive import aggregation_loss, sequence_loss
+from scav_jax.objectives.contrastive import TEMPERATURES, aggregation_loss, sequence_loss
 from scav_jax.objectives.cross_entropy import MatricesHeld, block_of, memory_of_losses, over_blocks
 from scav_jax.objectives.objective import (
     FLOAT,
@@ -54,6 +55,8 @@ class Sequential(Objective):
         super().__post_init__()
         check_one_of("objective.name", self.name, TITLES)
         scale.check(self.normalize)
+        for name in ("temperature", "aggregation_temperature"):
+            check_range(f"objective.{name}", getattr(self, name), TEMPERATURES)
 
     @property
     def losses(self) -> tuple[str, ...]:

@@ -20,6 +20,7 @@ from jaxtyping import Array, Float, PyTree
 
 from scav_jax import views
 from scav_jax.base.errors import InputError, check_one_of
+from scav_jax.base.ranges import ABOVE_0, AT_LEAST_0, AT_LEAST_1, check_ranges
 from scav_jax.objectives.contrastive import unit
 from scav_jax.objectives.objective import (
     FLOAT,
@@ -51,6 +52,11 @@ ORDERED = {  # task -> the stream of the first segment, of the second
 TOLD_OF_A_VIEW = tuple(f"{task}_{stream}" for task in ("speed", "direction") for stream in STREAMS)
 SPACES = ("same_modality", "cross_modal")
 CONTROLS = ("none", "static", "shuffled")
+ALLOWED = {
+    **dict.fromkeys(("hidden", "width"), AT_LEAST_1),
+    **dict.fromkeys(("queue", "positives", "negatives"), AT_LEAST_0),
+    **dict.fromkeys(("temperature", "selection_temperature"), ABOVE_0),
+}
 QUEUE_MATRICES = 8  # [clips, queue], as XLA has them
 
 
@@ -359,16 +365,8 @@ def _view(
 
 def _check_options(o: Temporal) -> None:
     """Raises `InputError` for options that make no sense, whatever the features are."""
-    least = {"hidden": 1, "width": 1, "queue": 0, "positives": 0, "negatives": 0}
-    least |= {name: 0.0 for name in vars(o) if name.startswith("weight_")}
-    for name, lowest in least.items():
-        if getattr(o, name) < lowest:
-            raise InputError(
-                f"objective.{name}: expected at least {lowest:g}, got {getattr(o, name)}"
-            )
-    for name in ("temperature", "selection_temperature"):
-        if not getattr(o, name) > 0:
-            raise InputError(f"objective.{name}: expected more than 0, got {getattr(o, name)}")
+    weights = (name for name in vars(o) if name.startswith("weight_"))
+    check_ranges("objective", o, ALLOWED | dict.fromkeys(weights, AT_LEAST_0))
     for name, known in (("nn_space", SPACES), ("control", CONTROLS)):
         check_one_of(f"objective.{name}", getattr(o, name), known)
     if o.queue and o.positives + o.negatives > o.queue:

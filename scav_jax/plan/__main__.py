@@ -55,9 +55,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     from scav_jax.base.files import write_json
     from scav_jax.plan import estimate, trial
     from scav_jax.training import config_files
-    from scav_jax.training.setup import optimizer_of
+    from scav_jax.training.setup import check_config, optimizer_of
 
     config = config_files.load(arguments)
+    check_config(config)
     if arguments.efficiency is None:
         which = arguments.device, config.train.precision
         arguments.efficiency = MEASURED.get(which, EFFICIENCY)

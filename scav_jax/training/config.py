@@ -28,9 +28,28 @@ from typing import Any
 
 from scav_jax import distances, encoders, objectives
 from scav_jax.base.errors import InputError, check_one_of, did_you_mean
+from scav_jax.base.ranges import ABOVE_0, AT_LEAST_0, AT_LEAST_1, SHARE, Range, check_ranges
+from scav_jax.encoders.layers import check_precision, check_remat
 from scav_jax.optimizer import make_optimizer
 
 # ---- the tree ------------------------------------------------------------------------------
+
+ALIGNMENTS, FEATURES = ("time", "index"), ("float32", "float16")  # those of `features.batches`
+TRACKERS = ("none", "tensorboard", "wandb", "trackio")  # those of `training.records`
+OF_DATA = {
+    "batch_size": Range(2),  # without other clips there is nothing to contrast
+    "buckets": AT_LEAST_1,
+    "read_threads": AT_LEAST_0,
+    "prefetch": AT_LEAST_0,
+    "augment": SHARE,
+}
+OF_TRAIN = {
+    **dict.fromkeys(("steps", "log_every", "validate_every", "keep_best"), AT_LEAST_1),
+    **dict.fromkeys(("checkpoint_every", "devices", "microbatch"), AT_LEAST_0),
+    "max_skipped_in_row": AT_LEAST_1,
+    "distance_memory_bytes": Range(1, float(2**62)),
+    "preemption_deadline_s": ABOVE_0,
+}
 
 
 @dataclass(frozen=True)
@@ -66,11 +85,9 @@ class Data:
     augment: float = 0.0
 
     def __post_init__(self):
-        if not 0 <= self.augment <= 1:
-            raise InputError(f"data.augment: expected a share of 0 to 1, got {self.augment:g}")
-
-
-TRACKERS = ("none", "tensorboard", "wandb", "trackio")  # those of `training.records`
+        check_ranges("data", self, OF_DATA)
+        check_one_of("data.align", self.align, ALIGNMENTS)
+        check_one_of("data.features", self.features, FEATURES)
 
 
 @dataclass(frozen=True)
@@ -121,16 +138,10 @@ class Train:
     tracker: str = "tensorboard"
 
     def __post_init__(self):
-        at_least_1 = ("steps", "log_every", "validate_every", "max_skipped_in_row")
-        for name in (*at_least_1, "distance_memory_bytes"):
-            if getattr(self, name) < 1:
-                raise InputError(f"train.{name}: expected at least 1, got {getattr(self, name)}")
+        check_ranges("train", self, OF_TRAIN)
         check_one_of("train.tracker", self.tracker, TRACKERS)
-        if self.preemption_deadline_s <= 0:
-            raise InputError(
-                f"train.preemption_deadline_s: expected more than 0, "
-                f"got {self.preemption_deadline_s}"
-            )
+        check_remat(self.remat)
+        check_precision(self.precision)
 
 
 @functools.cache
@@ -211,7 +222,7 @@ class Config:
       distance: of which distance sequences are compared by, and its options.
       objective: what is minimised, and its options.
       optimizer: the arguments of `make_optimizer`; steps are `train.steps`.
-      seed: of parameters, dropout and the order of clips.
+      seed: of parameters, dropout and the order of clips: 0 to 2^32 - 1.
     """
 
     data: Data = Data()

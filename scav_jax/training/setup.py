@@ -15,6 +15,7 @@ import optax
 import scav_jax
 from scav_jax import sharding
 from scav_jax.base.errors import InputError
+from scav_jax.base.ranges import Range, check_range
 from scav_jax.encoders import Towers
 from scav_jax.features import store
 from scav_jax.features.batches import covered_seconds, training_batches
@@ -28,6 +29,8 @@ from scav_jax.sequences import Batch
 from scav_jax.training import processes, profiling
 from scav_jax.training.config import Config, Data, Train, as_dict
 from scav_jax.training.runs import build, parameter_shapes
+
+SEEDS = Range(0, 2**32 - 1)  # of these alone JAX makes different keys
 
 
 @dataclass(frozen=True)
@@ -51,10 +54,18 @@ class Setup:
         return self.config.train
 
 
+def check_config(config: Config) -> None:
+    """Raises `InputError` for what is wrong with a config itself, whatever its data are."""
+    check_range("seed", config.seed, SEEDS)
+    build(config)
+    optimizer_of(config)
+    profiling.steps_of(config.train.profile, config.train.steps)
+
+
 def set_up(config: Config) -> Setup:
     """Builds everything that a config names; every mistake is an `InputError`."""
+    check_config(config)
     data = config.data
-    build(config)  # what is wrong with the config itself is said before data are read
     training = store.read(Path(data.path), data.train_split)
     told = material(training, data.align)
     config = with_data(config, told)
@@ -174,8 +185,6 @@ def prepare(config: Config):
     mesh = sharding.make_mesh(setup.settings.devices or None)
     sharding.check_batch_size(setup.data.batch_size, mesh)
     sharding.check_microbatch(setup.settings.microbatch, setup.data.batch_size, mesh)
-    optimizer_of(config)
-    profiling.steps_of(setup.settings.profile, setup.settings.steps)
     return setup, mesh, training_dataset(setup)
 
 

@@ -229,6 +229,35 @@ def test_pairwise_is_vmap_of_the_definition(row):
         np.testing.assert_allclose(ours, theirs, **scaled_tolerance(theirs, 20 * row.noise))
 
 
+@each_row
+def test_float16_is_float32_of_the_same_numbers_rounded_once(row):
+    """Squares of the small ones are 0 in float16, sums of those of the large ones infinite."""
+    for scale in (0.005, 30.0):
+        exact = [stream.padded() for stream in (VISUAL, AUDIO)]
+        rounded = [x.replace(values=(x.values * scale).astype(jnp.float16)) for x in exact]
+        exact = [x.replace(values=x.values.astype(jnp.float32)) for x in rounded]
+        result, gradients = value_and_gradients(row, *rounded)
+        expected, expected_gradients = value_and_gradients(row, *exact)
+        assert result.dtype == jnp.float16 and np.isfinite(result).all()
+        np.testing.assert_allclose(result, expected, rtol=1e-3, atol=1e-7)
+        for ours, theirs in zip(gradients, expected_gradients, strict=True):
+            assert ours.dtype == jnp.float16 and np.isfinite(ours).all()
+            np.testing.assert_allclose(ours, theirs, **scaled_tolerance(theirs, 5e-3))
+    pair = partial(DISTANCES[row.name].pair, **row.options)
+    first = (jax.tree.map(lambda leaf: leaf[0], stream) for stream in rounded)
+    defined = jax.jit(pair)(*first)
+    assert defined.dtype == jnp.float16
+    np.testing.assert_allclose(defined, expected[0, 0], rtol=1e-3)
+
+
+def test_latents_of_fewer_bits_are_refused():
+    for dtype in (jnp.float8_e4m3fn, jnp.int8):
+        streams = (s.padded(0.0) for s in (VISUAL, AUDIO))
+        cast = [stream.replace(values=stream.values.astype(dtype)) for stream in streams]
+        with pytest.raises(InputError, match=f"float16, bfloat16, float32 .*got {dtype.__name__}"):
+            pairwise("euclidean", *cast)
+
+
 # That they change no number: the file of each distance.
 @pytest.mark.parametrize("name", DISTANCES)
 def test_settings_reach_the_matrix_form(monkeypatch, name):

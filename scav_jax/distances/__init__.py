@@ -10,6 +10,7 @@ dtw            soft-DTW and DTW; `warping`: all pairs along anti-diagonals
 wasserstein    both transport distances; `sinkhorn`: ott's solver, `transport`: all pairs in tiles
 static         any of them beside what does not change over a clip: "euclidean+static"
 checks, lift   what no distance can compare; all pairs of a distance that has a definition only
+narrow         float16, which is computed in float32
 """
 
 import inspect
@@ -29,6 +30,7 @@ from scav_jax.distances import static as _static
 from scav_jax.distances import wasserstein as _wasserstein
 from scav_jax.distances.checks import check_streams, in_range, usable
 from scav_jax.distances.lift import all_pairs
+from scav_jax.distances.narrow import widened
 from scav_jax.sequences import Sequences
 
 MEMORY_BYTES = 2**30
@@ -103,7 +105,8 @@ def pairwise(
     Returns:
       `D[i, j]` of visual i and audio j. A sequence whose length is not in 1..steps has NaN
       distances; one that holds NaN or infinity may make all of them NaN. Outside of `jit` both
-      are errors instead; inside, `pairwise_with_aux` says which sequences they are.
+      are errors instead; inside, `pairwise_with_aux` says which sequences they are. D has the
+      dtype of the latents; that of float16 is computed in float32, and infinite beyond 65,504.
 
     Raises:
       InputError: an unknown distance or option, or streams that cannot be compared.
@@ -132,9 +135,10 @@ def pairwise_with_aux(
     distance = find(name, options)
     check_streams(visual, audio)
     matrix = distance.matrix or partial(all_pairs, distance.pair)
-    distances, aux = matrix(
-        visual, audio, block=_checked(block, memory_bytes), memory_bytes=memory_bytes, **options
-    )
+    sizes = {"block": _checked(block, memory_bytes), "memory_bytes": memory_bytes}
+    distances, aux = matrix(widened(visual), widened(audio), **sizes, **options)
+    if visual.values.dtype == jnp.float16:
+        distances = distances.astype(jnp.float16)
     possible = in_range(visual)[:, None] & in_range(audio)[None, :]
     distances = jnp.where(possible, distances, jnp.asarray(jnp.nan, distances.dtype))
     visual, audio = jax.lax.stop_gradient((visual, audio))

@@ -12,6 +12,8 @@ from jaxtyping import Array, Bool
 from scav_jax.base.errors import InputError
 from scav_jax.sequences import Sequences, step_mask
 
+LEAST_BITS = 16  # of a number of latents
+
 
 def check_streams(visual: Sequences, audio: Sequences) -> None:
     """Raises `InputError` for streams that no distance can compare.
@@ -34,6 +36,12 @@ def check_streams(visual: Sequences, audio: Sequences) -> None:
         raise InputError(
             f"both streams should have one width, got visual {visual.values.shape} and audio "
             f"{audio.values.shape}; encode them first"
+        )
+    dtype = visual.values.dtype
+    if not jnp.issubdtype(dtype, jnp.floating) or jnp.finfo(dtype).bits < LEAST_BITS:
+        raise InputError(
+            f"visual: expected latents in float16, bfloat16, float32 or float64, got {dtype}; cast "
+            "both streams"
         )
     if visual.values.dtype != audio.values.dtype:
         raise InputError(

@@ -24,6 +24,7 @@ from jaxtyping import Array, Float, Int
 
 from scav_jax.base.errors import InputError
 from scav_jax.distances import warping
+from scav_jax.distances.narrow import in_float32
 from scav_jax.sequences import Sequences, zero_padding
 
 # TF32 and bf16, the accelerators' defaults, lose what the z-score then amplifies.
@@ -33,6 +34,7 @@ FULL_PRECISION = jax.lax.Precision.HIGHEST
 # -- one pair: the definition ---------------------------------------------------------------------
 
 
+@in_float32
 def soft_dtw(visual: Sequences, audio: Sequences, *, gamma: float = 0.1) -> Float[Array, ""]:
     """Soft-DTW of one pair, the training form; can be negative.
 
@@ -48,11 +50,13 @@ def soft_dtw(visual: Sequences, audio: Sequences, *, gamma: float = 0.1) -> Floa
     return _costs_to_go(visual, audio, gamma)[0, 0]
 
 
+@in_float32
 def dtw(visual: Sequences, audio: Sequences) -> Float[Array, ""]:
     """DTW of one pair: the cost of the cheapest monotone alignment, the retrieval form."""
     return _costs_to_go(visual, audio, None)[0, 0]
 
 
+@in_float32
 def step_costs(visual: Sequences, audio: Sequences) -> Float[Array, "N M"]:
     """Squared difference of every visual step to every audio step, averaged over channels.
 
@@ -134,6 +138,7 @@ def check_options(gamma: float) -> None:
 # -- one pair: for plotting -----------------------------------------------------------------------
 
 
+@in_float32
 def soft_alignment(
     visual: Sequences, audio: Sequences, *, gamma: float = 0.1
 ) -> Float[Array, "N M"]:
@@ -142,6 +147,7 @@ def soft_alignment(
     return _alignment(visual, audio, gamma)
 
 
+@in_float32
 def hard_alignment(visual: Sequences, audio: Sequences) -> Float[Array, "N M"]:
     """The cells of the cheapest path (1 on it, shared among equally cheap ones)."""
     return _alignment(visual, audio, None)

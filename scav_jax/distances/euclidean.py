@@ -56,6 +56,7 @@ from scav_jax.distances.euclidean_one_grid import (
     one_grid_gradients,
 )
 from scav_jax.distances.lift import all_pairs
+from scav_jax.distances.narrow import in_float32
 from scav_jax.distances.resampling import grid_of
 from scav_jax.sequences import (
     DIRECTIONS,
@@ -74,6 +75,7 @@ FEW_GRIDS = 0.4  # audio grids per audio sequence, beyond which a product serves
 # -- one pair: the definition ---------------------------------------------------------------------
 
 
+@in_float32
 def euclidean(
     visual: Sequences,
     audio: Sequences,
@@ -105,6 +107,7 @@ def euclidean(
     return squared / (target.lengths * target.values.shape[-1]).astype(squared.dtype)
 
 
+@in_float32
 def interpolation_weights(
     visual: Sequences,
     audio: Sequences,

@@ -111,7 +111,8 @@ def sum_dtype(stream: Sequences) -> jnp.dtype:
 
 
 def wide(dtype: jnp.dtype) -> jnp.dtype:
-    return jnp.dtype(jnp.float32) if dtype == jnp.bfloat16 else jnp.dtype(dtype)
+    """float32 for what has fewer bits."""
+    return jnp.dtype(jnp.float32) if jnp.finfo(dtype).bits < 32 else jnp.dtype(dtype)
 
 
 def centre_of(audio: Sequences) -> Float[Array, " C"]:

@@ -18,6 +18,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from scav_jax.base.errors import InputError
+from scav_jax.distances.narrow import in_float32
 from scav_jax.sequences import Sequences, masked_mean, resample_like
 
 SUFFIX = "+static"
@@ -95,6 +96,7 @@ def dynamic_part(
     return name.removesuffix(SUFFIX), rest, [_dynamic(stream, width) for stream in streams]
 
 
+@in_float32
 def euclidean_static(
     visual: Sequences, audio: Sequences, *, resample: str = "visual_to_audio"
 ) -> Float[Array, ""]:

@@ -41,6 +41,7 @@ from scav_jax.distances.annealing import (
     less_potentials,
     plan_with_exact_rows,
 )
+from scav_jax.distances.narrow import in_float32
 from scav_jax.distances.transport import (
     FULL_PRECISION,
     Costs,
@@ -53,6 +54,7 @@ from scav_jax.distances.transport import (
 from scav_jax.sequences import Sequences, step_mask, zero_padding
 
 
+@in_float32
 def wasserstein(
     visual: Sequences,
     audio: Sequences,
@@ -83,6 +85,7 @@ def wasserstein(
     return cross - _annealed_self_cost(method, visual) - _annealed_self_cost(method, audio)
 
 
+@in_float32
 def sinkhorn(
     visual: Sequences,
     audio: Sequences,
@@ -125,6 +128,7 @@ def sinkhorn(
     return cross - 0.5 * both
 
 
+@in_float32
 def transport_plan(visual: Sequences, audio: Sequences, **options) -> Float[Array, "N M"]:
     """How much mass `wasserstein` moves from each visual to each audio step, for plotting.
 
@@ -136,6 +140,7 @@ def transport_plan(visual: Sequences, audio: Sequences, **options) -> Float[Arra
     return method.plans(costs.reduced, f, g, rows, columns)[0][0]
 
 
+@in_float32
 def sinkhorn_plan(
     visual: Sequences, audio: Sequences, *, debiased: bool = True, **options
 ) -> Float[Array, "N M"]:

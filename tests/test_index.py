@@ -671,6 +671,28 @@ def test_bad_input_is_one_line(tmp_path):
     assert segments.segment_numbers(tmp_path / "i") == [0]
 
 
+@pytest.mark.parametrize("stream", ["visual", "audio"])
+def test_latents_whose_squares_overflow_are_refused(tmp_path, stream):
+    """Else they would be at no distance from anything: searches would find fewer clips."""
+    index = made(tmp_path / "i", 4)
+    clips = embedded(3, prefix="x")
+    of_stream = getattr(clips, stream)
+    direction = "v2a" if stream == "visual" else "a2v"
+    for factor, refused in ((1e12, False), (1e18, True), (1e30, True)):
+        values = np.array(of_stream.values)
+        values[1] *= factor
+        large = replace(clips, **{stream: of_stream.replace(values=values)})
+        if not refused:
+            found = index.search(large, direction, k=4)
+            assert [len(hits) for hits in found] == [4, 4, 4]
+            continue
+        with pytest.raises(InputError, match=r"query 'x1': expected finite .*1e\+15"):
+            index.search(large, direction, k=4)
+        with pytest.raises(InputError, match=rf"clip 'x1': expected finite {stream} .*1e\+15"):
+            index.add(large)
+    assert len(open_index(tmp_path / "i")) == 4
+
+
 def test_another_format_is_refused(tmp_path):
     made(tmp_path / "i", 1)
     header = tmp_path / "i" / "index.json"

@@ -35,16 +35,18 @@ from scav_jax.sequences import Sequences
 TILE_BYTES = 2**28  # of one tile of candidates, as float32
 TILE_ROWS = 4096
 TILE_PAIRS = 2**22  # with few queries, a tile has more rows
+# Of a number of latents: squares of differences, summed over a sequence, stay within float32.
+LARGEST = np.float32(1e15)
 LONG = 4096  # numbers of a sequence that is compared alone; shorter ones together
 TOGETHER = 8  # queries
 _KEPT_BYTES = 2**29  # of queries on the grids of candidates
 
 
-def are_finite(sequences: Sequences) -> Bool[np.ndarray, " K"]:
-    """Which sequences have no NaN or infinity in their real steps."""
+def are_comparable(sequences: Sequences) -> Bool[np.ndarray, " K"]:
+    """Which sequences hold no number beyond `LARGEST`, NaN or infinity in their real steps."""
     values = np.asarray(sequences.values)
     real = np.arange(values.shape[1]) < np.asarray(sequences.lengths)[:, None]
-    return (np.isfinite(values).all(axis=2) | ~real).all(axis=1)
+    return ((np.abs(values) <= LARGEST).all(axis=2) | ~real).all(axis=1)
 
 
 def interpolate(
@@ -85,7 +87,7 @@ class Queries:
         """The clips that ask.
 
         Raises:
-          InputError: they were not embedded, are of another width, or not finite.
+          InputError: they were not embedded, are of another width, not finite, or too large.
         """
         stream = query_streams(direction)[0]
         sequences, embeddings = getattr(embedded, stream), getattr(embedded, f"{stream}_embeddings")
@@ -101,11 +103,12 @@ class Queries:
                 f"expected queries of width {header.width}, got {width}; embed them with the model "
                 "of the index"
             )
-        finite = are_finite(sequences)
-        if not finite.all():
+        good = are_comparable(sequences)
+        if not good.all():
             raise InputError(
-                f"query {embedded.ids[int(np.flatnonzero(~finite)[0])]!r}: expected finite "
-                "latents, got NaN or infinity; look at the model's training log"
+                f"query {embedded.ids[int(np.flatnonzero(~good)[0])]!r}: expected finite latents "
+                f"up to {LARGEST:g}, whose squares float32 can sum, got NaN, infinity or more; "
+                "look at the model's training log"
             )
         sequences, embeddings = jax.tree.map(np.asarray, (sequences, embeddings))
         if header.one_grid and header.static_width:

@@ -21,7 +21,7 @@ from scav_jax.index.bank import compare_with_bank
 from scav_jax.index.catalog import Header
 from scav_jax.index.encoding import COLUMNS, EncodedStream, Encoding
 from scav_jax.index.rows import Rows, about_checksums, schema
-from scav_jax.index.scan import are_finite
+from scav_jax.index.scan import LARGEST, are_comparable
 from scav_jax.index.segments import Snapshot, segment_numbers, write_segment
 from scav_jax.retrieval.embed import Embedded
 from scav_jax.sequences import STREAMS, Sequences, resample_like
@@ -141,7 +141,7 @@ def _check_unchanged(
 
 
 def check_streams(embedded: Embedded, streams: dict[str, Sequences], header: Header) -> None:
-    """Raises `InputError` for latents that are not finite, empty, or of another width."""
+    """Raises `InputError` for latents not finite, too large, empty, or of another width."""
     widths = {np.asarray(stream.values).shape[2] for stream in streams.values()}
     if len(widths) > 1 or (header.width and widths != {header.width}):
         raise InputError(
@@ -155,11 +155,12 @@ def check_streams(embedded: Embedded, streams: dict[str, Sequences], header: Hea
             "was begun, or build the index again"
         )
     for name, stream in streams.items():
-        good = are_finite(stream) & (np.asarray(stream.lengths) >= 1)
+        good = are_comparable(stream) & (np.asarray(stream.lengths) >= 1)
         if not good.all():
             raise InputError(
                 f"clip {embedded.ids[int(np.flatnonzero(~good)[0])]!r}: expected finite {name} "
-                "latents of at least a step, got NaN, infinity or none; nothing was added"
+                f"latents up to {LARGEST:g}, whose squares float32 can sum, and a step at least, "
+                "got NaN, infinity, more or no step; nothing was added"
             )
 
 

@@ -56,14 +56,7 @@ def calibrate(
     Raises:
       InputError: too few clips, or features of another extractor.
     """
-    check_features(run, split)
-    split.check_both_streams()
-    if len(split) < FEWEST:
-        raise InputError(
-            f"{split.data} ({split.split}): expected at least {FEWEST} clips to calibrate on, got "
-            f"{len(split)}; name a larger one: scav score --calibrate --model RUN --data DATA "
-            "--split SPLIT"
-        )
+    _check_clips(run, split)
     chosen = np.unique(np.linspace(0, len(split) - 1, min(most, len(split))).round().astype(int))
     others_of = strangers([split.sources[number] for number in chosen])
     near = np.arange(-MOST_S, MOST_S + STEP_S / 2, STEP_S)
@@ -103,6 +96,17 @@ def calibrate(
         level=(mean(levels), std(levels)),
         strangers=tuple(np.sort(scores / 2).round(4).tolist()),
     )
+
+
+def _check_clips(run: Run, split: Split) -> None:
+    check_features(run, split)
+    split.check_both_streams()
+    if len(split) < FEWEST:
+        raise InputError(
+            f"{split.data} ({split.split}): expected at least {FEWEST} clips to calibrate on, got "
+            f"{len(split)}; name a larger one: scav score --calibrate --model RUN --data DATA "
+            "--split SPLIT"
+        )
 
 
 def strangers(sources: Sequence[str]) -> list[int]:

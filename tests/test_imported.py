@@ -10,9 +10,7 @@ import pytest
 from scav_jax.base.errors import InputError
 from scav_jax.datasets import __main__ as program
 from scav_jax.datasets.imported import COLUMNS, read_manifest
-from scav_jax.extract import media
 from scav_jax.features import store
-from scav_jax.features.clip import MAX_CLIP_S
 
 
 def arrays(seed, count=4, steps=6, width=5):
@@ -160,7 +158,6 @@ def test_features_that_float16_would_round_away_are_told(tmp_path, dtype):
 
 
 def test_a_clip_longer_than_extract_takes_is_told(tmp_path):
-    assert MAX_CLIP_S == media.MAX_CLIP_S
     np.save(tmp_path / "a.npy", np.ones((4, 3)))
     times = [
         {"seconds": "600.4"},

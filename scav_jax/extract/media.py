@@ -34,10 +34,10 @@ from scav_jax.extract.opening import Unusable, decoder_errors
 from scav_jax.extract.packets import usual_duration
 from scav_jax.extract.streams import Stream, file_seconds, frame_rate, stream_seconds
 from scav_jax.extract.upright import Upright
+from scav_jax.features.clip import MAX_CLIP_S
 
 DECODING_RULES = 8  # raise it when this room gives other frames or samples of some file
 MIN_CLIP_S = 1.0  # less picture and sound than this together has nothing to contrast
-MAX_CLIP_S = 600.0  # a clip is held in memory whole
 LENGTH_MARGIN_S = 1.0  # half of it is let pass: a video of a minute has some frames more
 SEEK_GAP_S = 20.0  # decoding on is cheaper than seeking over less than this
 RESAMPLING_MARGIN_S = 0.03  # more than the reach of the resampling filter
@@ -360,8 +360,9 @@ class _AudioCutter:
         if ends <= start or first >= stop:
             # After a seek little was read: a header that says more is believed.
             last = max(ends, self.stream.declared_end or 0.0)
-            reason = "in this clip" if last > start else f"so late: the sound ends at {last:.2f} s"
-            raise Unusable("decode", f"no sound {reason}")
+            if last > start:
+                raise Unusable("decode", "no sound in this clip")
+            raise Unusable("decode", f"no sound so late: the sound ends at {last:.2f} s")
         self._check_gaps(start, stop)
         seconds = min(stop, ends) - start
         # Whole cycles of the two rates, so that a sample's phase in the resampling filter depends

@@ -23,7 +23,7 @@ IMPORTED = "imported"  # key of a backbone's fingerprint: nothing here can make 
 DIFFERENCES_SHOWN = 6
 Window = tuple[float, float]  # (begin, extent) in steps, see `sequences.Sequences.windows`
 FINITE_PIECE = 2**15
-MAX_CLIP_S = 600.0  # `extract.media` has the same; both refuse what is longer by half a second
+MAX_CLIP_S = 600.0  # a clip is held in memory whole; half a second more is let pass
 MIN_OVERLAP_S = 0.5  # streams of one clip that share less time than this have nothing to contrast
 
 

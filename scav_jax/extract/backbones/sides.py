@@ -25,7 +25,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from jaxtyping import Float, UInt8
 
-from scav_jax.extract.media import MAX_CLIP_S
+from scav_jax.features.clip import MAX_CLIP_S
 
 
 class Side:

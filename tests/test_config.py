@@ -363,7 +363,7 @@ OUT_OF_RANGE = {
     "distance=wasserstein": {
         "blur": [(0.0, "> 0")],
         "position_weight": [(-1.0, ">= 0")],
-        "scaling": [(0.0, r"in \(0, 1\)"), (1.0, "")],
+        "scaling": [(0.0, r"in \(0, 0\.999\]"), (1.0 - 1e-9, "")],
         "diameter": [(0.01, ">= blur")],
     },
     "distance=sinkhorn": {

@@ -71,7 +71,7 @@ def wasserstein(
       audio: one sequence `[M, C]`.
       blur: > 0, the square root of the final regularisation epsilon, in units of the latents.
       position_weight: >= 0, of the position coordinate; 0 makes it insensitive to order.
-      scaling: in (0, 1), how fast the annealing goes; its square is applied to epsilon.
+      scaling: in (0, 0.999], how fast the annealing goes; its square is applied to epsilon.
       diameter: an upper bound of the distances between points, where the annealing starts.
 
     Returns:
@@ -207,7 +207,8 @@ class Annealed:
     def __post_init__(self):
         _check("wasserstein", "blur", self.blur, "> 0", self.blur > 0)
         _check_position_weight("wasserstein", self.position_weight)
-        _check("wasserstein", "scaling", self.scaling, "in (0, 1)", 0 < self.scaling < 1)
+        slow = "in (0, 0.999], closer to 1 it anneals for ever"
+        _check("wasserstein", "scaling", self.scaling, slow, 0 < self.scaling <= 0.999)
         wide = self.blur <= self.diameter < math.inf
         _check("wasserstein", "diameter", self.diameter, f">= blur {self.blur}", wide)
 

@@ -13,6 +13,7 @@ from test_index import embedded
 from test_search import clustered, ids, loops, replace_values, scores
 
 from scav_jax import metrics
+from scav_jax.base.documents import read_document, write_document
 from scav_jax.base.errors import InputError
 from scav_jax.distances import pairwise
 from scav_jax.evaluate import __main__ as evaluate_program
@@ -223,6 +224,11 @@ def test_evaluate_and_index_take_the_bank_of_the_run(tmp_path, capsys):
     assert len(found) == 24
     with pytest.raises(InputError, match="expected hubness bank, as it was begun, got none"):
         index_program.main([w for w in index_words if w not in ("--hubness", "bank")])
+    config = read_document(run_path / "config.json", "a config", "")
+    config["features"]["content"] = {"train": "of other clips"}
+    write_document(run_path / "config.json", config)
+    with pytest.raises(InputError, match="other clips or features lie there now"):
+        evaluate_program.main([*words, "--out", str(tmp_path / "out")])
     write_clips(tmp_path / "few", {"train": 150, "test": 24})
     other = write_run(tmp_path / "other", tmp_path / "few")
     with pytest.raises(InputError, match="got 150"):

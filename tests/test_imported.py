@@ -9,7 +9,7 @@ import pytest
 
 from scav_jax.base.errors import InputError
 from scav_jax.datasets import __main__ as program
-from scav_jax.datasets.imported import COLUMNS, read_manifest
+from scav_jax.datasets.imported import COLUMNS, Arrays, read_manifest
 from scav_jax.features import store
 
 
@@ -52,6 +52,12 @@ def test_every_kind_of_place_gives_the_same_clips(tmp_path):
     with h5py.File(tmp_path / "a.h5", "w") as file:
         for number, values in enumerate(audio):
             file[f"clips/{number}"] = values
+        file["nothing"] = h5py.Empty("f4")
+    with (
+        Arrays(tmp_path) as reading,
+        pytest.raises(InputError, match="with numbers, there is none"),
+    ):
+        reading.read("a.h5:nothing")
     places = {
         "files": ("v{}.npy", "a.npz:a{}"),
         "shards": ("0.tar:{}.visual.npy", "a.h5:clips/{}"),

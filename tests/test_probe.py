@@ -15,10 +15,12 @@ from scav_jax import retrieve
 from scav_jax.base.errors import InputError
 from scav_jax.evaluate import __main__ as evaluate_program
 from scav_jax.extract.media import RATE_HZ, Reader
+from scav_jax.features import store
 from scav_jax.probe import __main__ as probe_program
 from scav_jax.probe import changes, probing
 from scav_jax.probe.labels import NEAREST, Labelled, linear_probe, neighbours
 from scav_jax.report import figures, probed
+from scav_jax.training.runs import load_run
 
 # ---- labels -------------------------------------------------------------------------------------
 
@@ -209,6 +211,10 @@ def test_a_run_is_probed_and_its_report_says_so(run, capsys, monkeypatch):
         probe_program.main([*words, "--changed", "0", "--out", str(file / "below a file")])
     again = capsys.readouterr().out.strip()
     assert again == said.partition(f"\n{file}")[0].strip() and len(again) > 500
+    loaded = load_run(run / "run")
+    of_train = probing.embed(loaded, store.read(run / "data", "train"), 8)
+    with pytest.raises(InputError, match="expected clips that labels are not learned from"):
+        probing._labels(loaded, run / "data", of_train, probing.ProbeSettings())
     monkeypatch.setattr(retrieve, "_shortest", lambda _: 1.0)  # `test_evaluate` has times, pictures
     monkeypatch.setattr(figures, "image", lambda _: "")
     told = ["--run", str(run / "run"), "--split", "validation", "--bootstrap", "0"]

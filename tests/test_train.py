@@ -34,7 +34,7 @@ from scav_jax.train import __main__ as train_program
 from scav_jax.train import loop
 from scav_jax.train.loop import train
 from scav_jax.training import processes
-from scav_jax.training.runs import load_run
+from scav_jax.training.runs import load_run, seen_by
 
 
 @pytest.fixture
@@ -91,6 +91,15 @@ def test_killed_and_resumed_equals_uninterrupted(tmp_path, data, uninterrupted):
     assert max(saved_steps(tmp_path / "run")) < STEPS
     train(small_config(data), tmp_path / "run")
     assert_same_run(tmp_path / "run", uninterrupted)
+
+
+def test_a_run_that_needs_too_much_memory_goes_on_in_parts(tmp_path, data, uninterrupted):
+    assert stopped_after(6, data, tmp_path / "run") is None
+    run = stopped_after(0, data, tmp_path / "run", **{"train.microbatch": 4})
+    theirs = parameters(uninterrupted)
+    for name, value in parameters(tmp_path / "run").items():
+        np.testing.assert_allclose(value, theirs[name], rtol=1e-3, atol=2e-4, err_msg=name)
+    assert run.config["train"]["microbatch"] == 4
 
 
 def test_sigterm_saves_and_resumed_equals_uninterrupted(
@@ -258,6 +267,8 @@ def test_a_run_starts_from_the_weights_of_another(tmp_path, data, uninterrupted)
         np.testing.assert_allclose(value, theirs[name], rtol=1e-6, err_msg=name)
     assert on.config["start"]["weights"].startswith("averaged over steps")
     assert on.config["train"]["init_from"] == str(uninterrupted)
+    own, before = seen_by(on.config)  # in the words of a model's card and of an evaluation
+    assert own == before and own.endswith(" clips") and "data" in own
     # An unfinished run gives its latest checkpoint.
     stopped_after(2, data, tmp_path / "part", **{"train.checkpoint_every": 0})
     last = source | {"train.init_from": str(tmp_path / "part")}

@@ -392,8 +392,8 @@ def _npy(content: bytes, place: str) -> np.ndarray:
 
 def _hdf5(file: Any, name: str, place: str) -> np.ndarray:
     found = file.get(name)
-    if not isinstance(found, _h5py().Dataset):
-        raise InputError(f"{place}: expected a data set of that name, there is none")
+    if not isinstance(found, _h5py().Dataset) or found.shape is None:
+        raise InputError(f"{place}: expected a data set of that name with numbers, there is none")
     _check_size(found.size * found.dtype.itemsize, place)
     return found[()]
 

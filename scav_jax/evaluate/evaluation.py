@@ -31,7 +31,7 @@ from scav_jax.evaluate.sources import (
     about_file,
     embedded_from,
     parameters_of,
-    seen_by,
+    trained_on,
 )
 from scav_jax.features import store
 from scav_jax.report import page, pictures, probed
@@ -193,7 +193,7 @@ def of_run(run: Run) -> dict:
         "objective": run.objective.name,
         "own_method": run.objective.methods[0],
         "trained_with": trained_with(run),
-        "training": seen_by(run),
+        "training": trained_on(run),
         "parameters": parameters_of(run),
         "config": run.config,
     }
@@ -216,7 +216,7 @@ def _of_baselines(source: Source, split: store.Split, settings: EvaluationSettin
             "objective": results.BASELINE,
             "own_method": one.methods[0],
             "trained_with": "in closed form",
-            "training": seen_by(source),
+            "training": trained_on(source),
             "parameters": one.parameters,
             "config": {},
         }

@@ -30,7 +30,7 @@ from scav_jax.base.files import write_atomically
 from scav_jax.features.store import Split
 from scav_jax.retrieval.embed import Embedded
 from scav_jax.sequences import STREAMS, Sequences, masked_mean, unit
-from scav_jax.training.runs import Run
+from scav_jax.training.runs import Run, seen_by
 
 SHOWN = 3  # ids in a message
 NEEDED = ("ids", "visual", "audio", "name", "parameters", "training")
@@ -296,7 +296,7 @@ def write(path: Path, embedded: Embedded, run: Run) -> None:
         "ids": np.array(embedded.ids),
         "name": np.array(run.objective.title),
         "parameters": np.array(parameters_of(run)),
-        "training": np.array(seen_by(run)),
+        "training": np.array(trained_on(run)),
     }
     for stream in STREAMS:
         means, latents = getattr(embedded, f"{stream}_embeddings"), getattr(embedded, stream)
@@ -318,10 +318,6 @@ def parameters_of(run: Run) -> int:
     return sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(run.params))
 
 
-def seen_by(run: Run) -> str:
+def trained_on(run: Run) -> str:
     """What a run has been trained on, in words."""
-    features = run.config.get("features", {})
-    data = run.config["data"]
-    count = features.get("clips", {}).get(data["train_split"])
-    name = "/".join(Path(data["path"]).parts[-2:]) or "what it does not say"
-    return f"{name}, {count:,} clips" if count else name
+    return "; before that ".join(seen_by(run.config))

@@ -25,7 +25,7 @@ from scav_jax.retrieval.model import (
 from scav_jax.retrieval.results import FORMAT_VERSION, main_methods, method_name
 from scav_jax.retrieval.sketch import save_sketch
 from scav_jax.sequences import STREAMS
-from scav_jax.training.runs import CONFIG_FILE, Run, load_run
+from scav_jax.training.runs import CONFIG_FILE, Run, load_run, seen_by
 
 TOWERS = "towers"
 EVALUATIONS = "evaluation"
@@ -183,7 +183,7 @@ What lies at or beyond a length is not read, and zero in the result. {resampling
 
 ## Limits
 
-It has seen the data above and nothing else. Files are decoded and turned into features by the \
+{seen} Files are decoded and turned into features by the \
 extractor of preprocessing.json; features of another one are refused.
 """
 
@@ -225,7 +225,15 @@ def card(model: Model, run: Path, licence: str) -> str:
         audio_width=widths["audio"],
         resampling=resampling,
         embedding=_embedding_words(model.run.objective),
+        seen=_seen_words(config),
     )
+
+
+def _seen_words(config: dict) -> str:
+    _, *before = seen_by(config)
+    if not before:
+        return "It has seen the data above and nothing else."
+    return f"It began with the weights of a model that had seen {'; '.join(before)}."
 
 
 def _embedding_words(objective: Objective) -> str:

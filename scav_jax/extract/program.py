@@ -183,6 +183,11 @@ def _cut(
     """The final list of clips: whole videos are measured and cut if that was asked for."""
     if listing.clip_seconds is None:
         return listing.clips
+    if not any(clip.start == 0 and clip.end is None for clip in listing.clips):
+        raise InputError(
+            "--clip-seconds: expected whole videos to cut, every clip of the list has a start and "
+            "an end; leave it out"
+        )
     lengths = ledger.lengths()
     files = sorted({clip.file for clip in listing.clips if listing.sizes[clip.file] > 0})
     if lengths is None:

@@ -215,12 +215,12 @@ def bytes_of(text: str) -> float:
     >>> bytes_of("2GiB"), bytes_of("1.5 GB")
     (2147483648.0, 1500000000.0)
     """
-    match = re.fullmatch(r"([\d.]+) *([KMGT]i?)?B?", text.strip())
-    if not match or match[1].count(".") > 1 or match[1] == ".":
+    match = re.fullmatch(r"([\d.]+) *([KMGT]i?)B?", text.strip())
+    if not match or match[1].count(".") > 1 or match[1] == "." or not float(match[1]):
         raise InputError(f"--memory: expected a size such as 32GiB or 16GB, got {text!r}")
-    number, unit = float(match[1]), match[2] or ""
+    number, unit = float(match[1]), match[2]
     base = 1024 if unit.endswith("i") else 1000
-    return number * base ** ("KMGT".index(unit[0]) + 1 if unit else 0)
+    return number * base ** ("KMGT".index(unit[0]) + 1)
 
 
 def check_devices(work: Workload) -> None:

@@ -115,9 +115,13 @@ def _videos(split: Split, settings: ProbeSettings) -> Path | None:
 def _labels(run: Run, data: Path, asked: Embedded, settings: ProbeSettings) -> dict[str, dict]:
     """Linear probe and neighbours of each stream and of both."""
     named = (settings.train_split, settings.validation_split)
-    train, validation = (
-        embed(run, store.read(data, name), settings.batch_size, progress=True) for name in named
-    )
+    splits = [store.read(data, name) for name in named]
+    if shared := len(set(splits[0].ids).intersection(asked.ids)):  # each would find itself
+        raise InputError(
+            f"--split: expected clips that labels are not learned from, {shared:,} of them are in "
+            f"{splits[0].split} too"
+        )
+    train, validation = (embed(run, one, settings.batch_size, progress=True) for one in splits)
     found: dict[str, dict] = {"labels": {}, "neighbours": {}}
     for stream in (*STREAMS, "both"):
         parts = [Labelled(_means(part, stream), part.labels) for part in (train, validation, asked)]

@@ -10,15 +10,13 @@ pictures, pictures for sounds. Per clip it grows with D, so bounds on D are boun
 query is looked at.
 """
 
-from pathlib import Path
-
 import numpy as np
 from jaxtyping import Float
 
 from scav_jax.base.errors import InputError
-from scav_jax.features import store
 from scav_jax.features.store import Split
 from scav_jax.retrieval.embed import Embedded, embed
+from scav_jax.retrieval.own_data import own_split
 from scav_jax.training.runs import Run
 
 LEAST, ENOUGH, TAKEN = 200, 300, 1024  # clips of a bank: refused below, wanted, taken of more
@@ -31,9 +29,8 @@ def training_clips(run: Run) -> Split:
     Raises:
       InputError: the run's training data are not there, or too few.
     """
-    data = run.config["data"]
     try:
-        split = store.read(Path(data["path"]), data["train_split"])
+        split = own_split(run, "train")
     except InputError as error:
         raise InputError(
             f"hubness: expected the training data of the run, of which the bank is ({error}); "

@@ -17,10 +17,10 @@ import numpy as np
 
 from scav_jax import metrics
 from scav_jax.base.errors import InputError
-from scav_jax.features import store
 from scav_jax.features.store import Split
 from scav_jax.retrieval.embed import Embedded, embed
 from scav_jax.retrieval.model import Model
+from scav_jax.retrieval.own_data import own_split
 from scav_jax.retrieval.results import DIRECTIONS, aligned, few_clips, percent
 from scav_jax.retrieval.sketch import CLIPS_AT_ONCE, Sketch, on_grid, save_sketch, waves
 from scav_jax.retrieve import aggregation_similarities, queries_first, sequence_distances
@@ -68,8 +68,7 @@ def training_split(run: Run, fitting: Fitting) -> tuple[Split, Split]:
             f"{run.path}: expected a run that ranks by sequences, this one does not: its embedding "
             "is all that it has, and is the first stage"
         )
-    data = run.config["data"]
-    splits = [store.read(Path(data["path"]), data[f"{n}_split"]) for n in ("train", "validation")]
+    splits = [own_split(run, role) for role in ("train", "validation")]
     chosen = np.random.default_rng(fitting.seed).permutation(len(splits[0]))[: fitting.clips]
     return splits[0].take(np.sort(chosen)), splits[1]
 

@@ -45,6 +45,7 @@ AVERAGED = "averaged"
 MAY_CHANGE = (
     *("train.devices", "train.distance_memory_bytes", "train.preemption_deadline_s"),
     *("data.read_threads", "data.path", "train.init_from", "train.tracker"),
+    *("train.microbatch", "train.remat"),  # they change no number but for rounding
 )
 MEND = (
     "bring it back from a copy; or delete it and give the same `scav train` command again: its "
@@ -195,6 +196,19 @@ def _way_on(workdir: Path, before: dict, now: dict) -> str:
 
 def _what_is_computed(config: dict) -> dict:
     return {key: value for key, value in flatten(as_read(config)).items() if key not in MAY_CHANGE}
+
+
+def seen_by(config: dict) -> list[str]:
+    """What a run has been trained on, in words; then what the one saw whose weights it began with.
+
+    Args:
+      config: of the run, resolved, or of its export.
+    """
+    data = config["data"]
+    count = config.get("features", {}).get("clips", {}).get(data["train_split"])
+    name = "/".join(Path(data["path"]).parts[-2:]) or "what it does not say"
+    own = f"{name}, {count:,} clips" if count else name
+    return [own, *(config.get("start") or {}).get("seen", [])]
 
 
 def as_read(config: dict) -> dict:

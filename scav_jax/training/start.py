@@ -26,6 +26,7 @@ from scav_jax.training.runs import (
     load_run,
     parameter_shapes,
     read_config,
+    seen_by,
 )
 from scav_jax.training.setup import Setup, widths
 
@@ -38,7 +39,7 @@ class Start:
 
     Attributes:
       run: the directory of the run that they are of.
-      about: what config.json says of them: which they are, and a checksum.
+      about: what config.json says of them: which they are, a checksum, what they have seen.
       params: by name, `encoders/visual/...`; None where a run has gone on from them already.
     """
 
@@ -85,7 +86,8 @@ def weights_to_start_from(setup: Setup, workdir: Path) -> Start | None:
     params, which = _weights_of(Path(source), config)
     named = {name: np.asarray(value) for name, value in flatten_dict(params, sep="/").items()}
     _check_towers(source, named, setup)
-    return Start(source, {"weights": which, "checksum": checksum(checksums(params))}, named)
+    about = {"weights": which, "checksum": checksum(checksums(params)), "seen": seen_by(config)}
+    return Start(source, about, named)
 
 
 def _config_of(source: str) -> dict:

@@ -184,10 +184,8 @@ def _cut(
     if listing.clip_seconds is None:
         return listing.clips
     if not any(clip.start == 0 and clip.end is None for clip in listing.clips):
-        raise InputError(
-            "--clip-seconds: expected whole videos to cut, every clip of the list has a start and "
-            "an end; leave it out"
-        )
+        _say("nothing was cut: every clip of the list has a start and an end of its own")
+        return listing.clips
     lengths = ledger.lengths()
     files = sorted({clip.file for clip in listing.clips if listing.sizes[clip.file] > 0})
     if lengths is None:

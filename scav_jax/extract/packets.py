@@ -9,7 +9,7 @@ from scav_jax.extract.film import RESTARTING, Film
 from scav_jax.extract.opening import Unusable
 from scav_jax.extract.whole import JOINED
 
-UNTIMED = 0x0080  # libavformat's AVFMT_NOTIMESTAMPS: a codec's bare packets
+NO_TIMESTAMPS = 0x0080  # libavformat's AVFMT_NOTIMESTAMPS: a codec's bare packets
 LOST_S = 0.25  # where picture and sound are both missing for longer, something was lost
 
 
@@ -114,7 +114,7 @@ def _counted(stream: av.stream.Stream) -> float | None:
 def known_rate(stream: av.video.stream.VideoStream) -> float | None:
     """A picture stream's average rate in Hz (its nominal rate where no average is known)."""
     rates = [stream.average_rate, stream.guessed_rate, stream.base_rate]
-    if stream.container.format.flags & UNTIMED:  # what libavformat says then is its default
+    if stream.container.format.flags & NO_TIMESTAMPS:  # what libavformat says then is its default
         rates = [stream.guessed_rate, stream.average_rate, stream.base_rate]
     for rate in rates:
         if rate and 0.5 <= rate <= 300:

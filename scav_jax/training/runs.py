@@ -21,6 +21,7 @@ from scav_jax.base import locks
 from scav_jax.base.documents import checksum, read_document, write_document
 from scav_jax.base.errors import InputError
 from scav_jax.base.files import folder_atomically
+from scav_jax.base.names import last_parts
 from scav_jax.encoders import Towers
 from scav_jax.features.clip import fingerprint_difference
 from scav_jax.objectives import Objective
@@ -206,7 +207,7 @@ def seen_by(config: dict) -> list[str]:
     """
     data = config["data"]
     count = config.get("features", {}).get("clips", {}).get(data["train_split"])
-    name = "/".join(Path(data["path"]).parts[-2:]) or "what it does not say"
+    name = last_parts(Path(data["path"])) or "what it does not say"
     own = f"{name}, {count:,} clips" if count else name
     return [own, *(config.get("start") or {}).get("seen", [])]
 

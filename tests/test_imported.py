@@ -41,7 +41,7 @@ def run(path, out, *words):
     program.main(["import", str(path), "--out", str(out), "--name", "theirs", *words])
 
 
-def test_every_kind_of_place_gives_the_same_clips(tmp_path):
+def test_every_kind_of_place_gives_the_same_clips(tmp_path, capsys):
     import h5py
 
     visual, audio = arrays(0), arrays(1, width=3)
@@ -80,6 +80,8 @@ def test_every_kind_of_place_gives_the_same_clips(tmp_path):
             assert clip.visual_span == (0.0, 2.0)
             assert clip.audio_span == (0.0, pytest.approx(1.8))
             assert (clip.id, clip.label, clip.end) == (f"c{number}", "x", 2.0)
+    printed = capsys.readouterr().out
+    assert "name the clips of validation in" in printed and "--split train" in printed
     about = store.read(tmp_path / "files", "train").fingerprint
     assert about["backbone"]["name"] == "theirs" and about["audio_step_s"] == pytest.approx(0.3)
 
@@ -123,7 +125,9 @@ def test_what_cannot_be_used_is_told_and_the_rest_goes_on(tmp_path, capsys):
     words += ["ReadError", "expected FILE.npy"]
     for (name, reason), word in zip(rejected.items(), words, strict=True):
         assert word in reason and "\n" not in reason, (name, reason)
-    assert "14 could not be used" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "14 could not be used" in printed
+    assert "have audio features only" in printed and "scav train" not in printed
 
 
 @pytest.mark.parametrize("bad", [None, np.ones(4), np.zeros((0, 3)), np.full((8, 3), np.nan)])

@@ -197,6 +197,18 @@ def test_a_constant_error_is_taken_off(run, data, calibrated):
     assert command and parse(command.split()).calibrate  # what it says to do can be done
 
 
+def test_a_runs_own_clips_are_those_that_it_was_trained_with(run, data, calibrated):
+    own = {**run.config["data"], "path": str(data), "validation_split": "validation"}
+    content = {"validation": store.read(data, "validation").content}
+    config = {**run.config, "data": own, "features": {"content": content}}
+    trained = replace(run, path=data, config=config)
+    assert calibration.of_data(trained, "me", None, None) == calibrated
+    config["features"] = {"content": {"validation": "of other clips"}}
+    with pytest.raises(InputError, match="other clips or features lie there now"):
+        calibration.of_data(trained, "me", None, None)
+    assert calibration.of_data(trained, "me", data, "validation") == calibrated  # named: as asked
+
+
 def test_strangers_score_nothing_and_own_sounds_much(run, calibrated):
     own = [scored(run, clip(k, 0.12), calibrated) for k in range(60, 66)]
     others = [scored(run, clip(k), calibrated, sound=clip(k + 10)) for k in range(60, 66)]

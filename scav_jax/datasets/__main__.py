@@ -149,7 +149,23 @@ def import_features(options: argparse.Namespace) -> None:
             f"{len(imported.rejected):,} could not be used, see {options.out}/rejected.csv; the "
             f"first: {first['id']}: {first['reason']}"
         )
-    print(f"next: scav train --config demo --config.data.path={options.out} --workdir RUN")
+    print(_next_of_imported(options.out, imported.streams, counts))
+
+
+def _next_of_imported(out: Path, streams: Sequence[str], counts: dict[str, int]) -> str:
+    """What such a data set is good for."""
+    if len(streams) < 2:
+        return (
+            f"its clips have {streams[0]} features only: scav inspect {out} shows them; to train "
+            "and to evaluate, name the visual and the audio array of each clip in the manifest"
+        )
+    lacking = [split for split in ("train", "validation") if split not in counts]
+    if lacking:
+        return (
+            f"to train on it, name the clips of {' and '.join(lacking)} in the manifest's column "
+            f"split; to evaluate: scav evaluate --run RUN --data {out} --split {next(iter(counts))}"
+        )
+    return f"next: scav train --config demo --config.data.path={out} --workdir RUN"
 
 
 def resample(options: argparse.Namespace) -> None:

@@ -19,6 +19,7 @@ from scav_jax.features import store
 from scav_jax.features.clip import used_span
 from scav_jax.features.store import Split
 from scav_jax.retrieval.embed import check_features
+from scav_jax.retrieval.own_data import own_split
 from scav_jax.retrieval.shifts import Track, shifted
 from scav_jax.retrieval.synchrony import (
     COVERAGE,
@@ -37,9 +38,19 @@ FEWEST, MOST = 20, 300  # reference clips: refused below, taken at most
 MEND = "calibrate again: scav score --calibrate --model RUN"
 
 
-def of_data(run: Run, identity: str, data: Path, split: str) -> Calibration:
-    """`calibrate` on a split of a data set, with a bar."""
-    return calibrate(run, identity, store.read(data, split), progress=True)
+def of_data(run: Run, identity: str, data: Path | None, name: str | None) -> Calibration:
+    """`calibrate`, with a bar, on a split of a data set.
+
+    Args:
+      data, name: the data set and its split; without both, the run's own validation clips, which
+        must be those that it was trained with.
+    """
+    if data is None and name is None:
+        split = own_split(run, "validation")
+    else:
+        own = run.config["data"]
+        split = store.read(data or Path(own["path"]), name or own["validation_split"])
+    return calibrate(run, identity, split, progress=True)
 
 
 def calibrate(

@@ -67,8 +67,7 @@ def calibration_of(model: Model, arguments: argparse.Namespace) -> Calibration:
             f"{folder}: expected a calibrated model, and the data that it was trained on are not "
             f"at {path}; give --calibrate --data DATA --split SPLIT, of clips new to it"
         )
-    split = arguments.split or data["validation_split"]
-    made = calibration.of_data(model.run, model.identity, path, split)
+    made = calibration.of_data(model.run, model.identity, arguments.data, arguments.split)
     calibration.write(folder, made)
     print(made.in_words(), file=sys.stderr)
     return made

@@ -97,6 +97,8 @@ def _train(
             state, step_metrics = step_function(state, batch)
             trace.after(step, step_metrics)
             meter.add(step_metrics)
+            if step == first + 1:
+                bar.unpause()  # what its compilation took says nothing about the time left
             bar.update()
             last = step == settings.steps
             if step % settings.log_every == 0 or last:
@@ -210,7 +212,8 @@ def _start_or_resume(
 def _log(step: int, values: dict, setup: Setup, records: Records, bar: tqdm, batch, state) -> None:
     """Writes a line of metrics; ends the run if it no longer learns from anything."""
     records.write("train", step, values)
-    bar.set_postfix_str(f"loss {values['loss']:.3f}, {values['examples_per_s']:.0f} clips/s")
+    told = f"loss {values['loss']:.3f}, {values['examples_per_s']:.0f} clips/s"
+    bar.set_postfix_str(told, refresh=False)  # it is drawn in its own time
     if values["skipped_in_row"] >= setup.settings.max_skipped_in_row:
         raise InputError(_diagnosis(step, values, batch, state))
     if values.get("embedding_spread", np.inf) < COLLAPSED_SPREAD:

@@ -267,6 +267,23 @@ def test_an_empty_folder_says_what_was_expected(tmp_path):
     assert "1 x hidden (.*)" in run.stderr and "1 x hidden folder (.*)" in run.stderr
     assert len(run.stderr.strip().splitlines()) == 1
     assert sorted(path.name for path in tmp_path.iterdir()) == [".a", ".a.mp4", "notes.txt"]
+    (tmp_path / "a.flac").touch()
+    with pytest.raises(InputError, match="sounds alone add --visual none"):
+        list_clips(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("reasons", "words"),
+    [
+        (["no audio stream"] * 2, r"stream 2\); for features of pictures alone add --audio none"),
+        (["no video stream: a"], "for features of sounds alone add --visual none"),
+        (["no audio stream", "silent"], r"silent 1\); see"),
+    ],
+)
+def test_where_all_lack_a_stream_the_way_out_is_named(tmp_path, reasons, words):
+    rows = [dict.fromkeys(store.REJECTED_COLUMNS, "") | {"reason": one} for one in reasons]
+    with pytest.raises(InputError, match=words):
+        program._nothing_usable(rows, Ledger.beside(tmp_path / "data"), tmp_path)
 
 
 # Workers -----------------------------------------------------------------------------------

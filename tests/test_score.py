@@ -2,6 +2,7 @@
 
 import csv
 import json
+import signal
 from dataclasses import replace
 from functools import partial
 
@@ -312,6 +313,21 @@ def test_a_folder_is_scored_and_what_is_bad_is_named(trained, capsys, tmp_path, 
         raise KeyboardInterrupt
         yield
 
+    (tmp_path / "folder.json").mkdir()
+    mixed = ["--json", str(tmp_path / "folder.json"), "--csv", str(tmp_path / "new" / "other.csv")]
+    with pytest.raises(IsADirectoryError):
+        main([str(trained / "videos"), *words[:2], *mixed, "--most-offset", "0.4"])
+    assert len((tmp_path / "new" / "other.csv").read_text().splitlines()) == 4  # nothing is lost
+
+    def terminated(*_):
+        yield from ()
+        signal.raise_signal(signal.SIGTERM)
+
+    monkeypatch.setattr(program, "_scored", terminated)
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(KeyboardInterrupt):
+        main([str(trained / "videos"), *words])
+    assert signal.getsignal(signal.SIGTERM) is before
     monkeypatch.setattr(program, "_scored", stopped)  # before anything was scored
     with pytest.raises(KeyboardInterrupt):
         main([str(trained / "videos"), *words])
@@ -330,6 +346,32 @@ def test_a_pair_as_python_scores_it(trained, tmp_path):
     found = made.synchrony(made.tracks(picture, "visual"), made.tracks(sound, "audio"))
     assert told["offset"] == found.offset and told["score"] == found.score
     np.testing.assert_array_equal(np.array(told["curve"], float), found.curve)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("picture,sound,sound\na,b,c\n", "columns picture and sound, got picture, sound, sound"),
+        ("picture,sound\na,b,c\n", "line 2: expected as many cells"),
+        ("picture,sound\na\n", "line 2: expected as many cells"),
+        ("picture,sound\na, \n", "line 2: expected a picture and a sound"),
+        ('picture,sound\n"a,b\n', "line 2: expected CSV: unexpected end"),
+        ("picture,sound\n" + "a" * 200_000 + ",b\n", "line 2: expected CSV: field larger"),
+        ("picture,sound\n", "got no rows"),
+        ("", "got no rows"),
+    ],
+)
+def test_a_list_of_pairs_with_a_fault_is_named(tmp_path, text, message):
+    (tmp_path / "pairs.csv").write_text(text)
+    with pytest.raises(InputError, match=message):
+        program.read_pairs(tmp_path / "pairs.csv")
+
+
+def test_spaces_of_a_list_are_of_a_name_where_a_file_has_them(tmp_path):
+    (tmp_path / "a .mp4 ").touch()
+    (tmp_path / "pairs.csv").write_text("picture, sound\na .mp4 , b.wav\n")
+    (pair,) = program.read_pairs(tmp_path / "pairs.csv")
+    assert (pair.picture.name, pair.sound.name) == ("a .mp4 ", "b.wav")
 
 
 def test_sounds_are_laid_under_a_picture(trained, capsys, tmp_path):

@@ -1,6 +1,7 @@
 """Anyone's embeddings in the table: our own run as a file gives our own row, bad ones are named."""
 
 import json
+import os
 import runpy
 import sys
 import types
@@ -100,6 +101,18 @@ def test_one_vector_a_clip_is_ranked_by_aggregation_in_any_order(data, scav, tmp
         (lambda a: a.update(audio=np.ones((10, 2, 5)), visual=np.ones((10, 2, 5))),
          "expected visual_lengths with the sequences"),
         (lambda a: a.update(name=np.array({"a": 1}, object)), "expected an npz of plain arrays"),
+        (lambda a: a.update(name=np.array(b"x")), "name as one string, got"),
+        (lambda a: a.update(ids=a["ids"].astype("S")), "ids as a row of strings"),
+        (lambda a: a.update(visual=a["visual"] * 1e300), "NaN or infinity for 'clip"),
+        (lambda a: a.update(visual_embeddings=a["ids"][:, None]), "finite visual_embeddings"),
+        (lambda a: a.update(visual_embeddings=np.full((10, 2), 1e99),
+                            audio_embeddings=np.ones((10, 2))), "finite visual_embeddings"),
+        *((lambda a, bad=bad: a.update(parameters=np.array(bad)), "parameters as one whole number")
+          for bad in ("abc", np.nan, np.inf, [1, 2], -1)),
+        *((lambda a, bad=bad: a.update(distance=np.array(bad)), message)
+          for bad, message in (("[" * 100_000, "nested too deeply"), ("[]", "distance as JSON"),
+              ('{"name": "os:getcwd", "options": {}}', "name is none of euclidean"),
+              ('{"name": "euclidean", "options": {"zz": 1}}', "theirs.npz: distance .*got 'zz'"))),
     ],
 )  # fmt: skip
 def test_a_file_that_does_not_fit_is_named(data, tmp_path, change, message):  # noqa: F811
@@ -118,6 +131,14 @@ def test_ids_that_are_not_there_and_words_that_do_not_go_together(data, tmp_path
     (tmp_path / "ids.txt").write_text("clip 1\nclip 1\n")
     with pytest.raises(InputError, match="named twice: 'clip 1'"):
         sources.chosen(store.read(data, "test"), tmp_path / "ids.txt")
+    split = store.read(data, "test")
+    split.ids = ["#1", " a", "c"]
+    (tmp_path / "ids.txt").write_text("\ufeff#1\r\n# a remark\n b \n\n a\n", encoding="utf-8")
+    with pytest.raises(InputError, match="1 of 3 not in the split: 'b'"):
+        sources.chosen(split, tmp_path / "ids.txt")
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(InputError, match="an id a line, got a pipe"):
+        sources.chosen(split, tmp_path / "pipe")
     for words, message in (
         ([], "--run: expected a run, or --embeddings"),
         (["--embeddings", "x.npz"], "--data: expected a data set with --embeddings"),

@@ -1,5 +1,7 @@
 """An index as one file and back: the same hits to the digit."""
 
+import json
+
 import numpy as np
 import pyarrow.parquet as parquet
 import pytest
@@ -89,14 +91,32 @@ def test_what_is_no_exported_index_is_one_line(tmp_path):
     program.main(["export", str(index.path), "--out", str(tmp_path / "all.npz")])
     arrays = dict(np.load(tmp_path / "all.npz"))
     others = {"id": np.full(8, np.nan), "source": arrays["source"][:1], "visual": np.array(5)}
-    others["audio_steps"] = np.full(8, 10**12)
+    others |= {"audio_steps": np.full(8, 10**12), "label": np.arange(8)}
+    others |= {"start": np.full(8, np.nan), "end": arrays["start"]}
     for name, values in others.items():
         np.savez(tmp_path / f"{name}.npz", **{**arrays, name: values})
+    about = json.loads(str(arrays["header"]))
+    wrong = {"root": 5, "options": [], "width": "4", "identity": None, "clip_seconds": np.nan}
+    headers = {name: json.dumps(about | {name: value}) for name, value in wrong.items()}
+    headers |= {"cut": json.dumps(about | {"clip_seconds": "x"}), "twice": '{"a": 1, "a": 2}'}
+    headers |= {"list": "[]", "deep": "[" * 100_000}
+    for name, header in headers.items():
+        np.savez(tmp_path / f"{name}.npz", **{**arrays, "header": np.array(header)})
     names = ["less.parquet", "bare.parquet", "without.parquet", "less.npz"]
-    for name in [*names, *(f"{name}.npz" for name in others)]:
-        with pytest.raises(InputError, match="export the index again"):
+    for name in [*names, *(f"{name}.npz" for name in (*others, *headers))]:
+        with pytest.raises(InputError, match=rf"{name}: expected.*export the index again"):
             program.main(["import", str(tmp_path / "back"), str(tmp_path / name)])
         assert not (tmp_path / "back").exists()
+    arrays["id"][1] = arrays["id"][0]
+    np.savez(tmp_path / "same.npz", **arrays)
+    with pytest.raises(InputError, match=r"same.npz: .*expected every id once"):
+        program.main(["import", str(tmp_path / "back"), str(tmp_path / "same.npz")])
+    assert not (tmp_path / "back").exists()
+    with pytest.raises(InputError, match="a path where nothing is"):
+        program.main(["import", str(index.path), str(file)])
+    long = tmp_path / "new" / f"{'n' * 243}.parquet"  # as long as a name may be
+    program.main(["export", str(index.path), "--out", str(long)])
+    assert [one.name for one in long.parent.iterdir()] == [long.name]
     empty = create(tmp_path / "empty", identity="m")
     with pytest.raises(InputError, match="the index is empty"):
         program.main(["export", str(empty.path), "--out", str(tmp_path / "none.npz")])

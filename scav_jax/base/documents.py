@@ -61,6 +61,10 @@ def regular_file(path: str | Path, what: str, mend: str) -> Iterator[IO[bytes]]:
         if error.errno != errno.ELOOP:
             raise
         raise InputError(f"{path}: expected {what}, got a link to itself; {mend}") from None
+    except ValueError:  # a zero byte, which no name of a file has
+        raise InputError(
+            f"{str(path)!r}: expected {what}, that is no name of a file; {mend}"
+        ) from None
     if stat.S_ISREG(mode):
         # Not to wait, should a pipe have come in between.
         handle = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))

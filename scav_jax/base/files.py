@@ -30,18 +30,31 @@ _LONGEST_NAME = 200  # bytes of a name that leave room for what is added
 def write_atomically(path: str | Path, content: bytes | str) -> None:
     """Writes a file so that a reader, a kill or a power cut finds the old content or the new.
 
+    Its folder is made.
+
     Raises:
       OSError: with the file's name; what was written of it is removed, since a full disk needs
         the space.
     """
-    path = Path(path)
     if isinstance(content, str):
         content = content.encode(errors="backslashreplace")  # names of files may be no text
+    with file_atomically(path) as partial, open(partial, "wb") as file:
+        file.write(content)
+
+
+@contextlib.contextmanager
+def file_atomically(path: str | Path) -> Iterator[Path]:
+    """A file to write, there already and empty; at the end it becomes `path`, as by the above.
+
+    Its folder is made.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f"{_short(path.name)}.{os.getpid()}.partial")
     try:
-        with open(partial, "wb") as file:
-            file.write(content)
-            file.flush()
+        partial.touch()
+        yield partial
+        with open(partial, "r+b") as file:
             os.fsync(file.fileno())
         os.replace(partial, path)
     except BaseException as error:
@@ -52,8 +65,6 @@ def write_atomically(path: str | Path, content: bytes | str) -> None:
 
 def write_json(path: str | Path, value: Any) -> None:
     """Writes JSON that a person can read, atomically; makes the folder."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(path, json.dumps(value, indent=2, sort_keys=True) + "\n")
 
 

@@ -53,6 +53,19 @@ def _interrupt(number: int, frame: FrameType | None) -> None:
     signal.default_int_handler(number, frame)
 
 
+@contextlib.contextmanager
+def termination_interrupts() -> Iterator[None]:
+    """SIGTERM is a Ctrl-C, for a program that has something to keep when it is stopped."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, _interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
 def leave(words: str = "") -> None:
     """Ends the process with a line: an orderly end could wait, or be interrupted again."""
     if words:

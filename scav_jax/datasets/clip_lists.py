@@ -162,7 +162,6 @@ def write_clips(out: Path, wanted: Sequence[Listed], located: Located) -> None:
         for clip in wanted
         if clip.id not in located.files
     ]
-    out.parent.mkdir(parents=True, exist_ok=True)
     write_csv(beside(out, "missing"), MISSING_COLUMNS, missing)
     write_csv(out, COLUMNS, rows)
 

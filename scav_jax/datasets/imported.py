@@ -224,7 +224,7 @@ def read_manifest(path: Path) -> Imported:
         reader.fieldnames = columns
         rows = [_row(cells, reader.line_num, path) for cells in reader]
     except csv.Error as error:
-        raise InputError(f"{path}, line {reader.line_num}: expected CSV: {error}") from None
+        raise InputError(f"{path}, line {reader.reader.line_num}: expected CSV: {error}") from None
     if not rows:
         raise InputError(f"{path}: expected at least one clip after the header, got none")
     check_unique([row.id for row in rows], (f"{path}, line {row.line}" for row in rows))
@@ -327,7 +327,9 @@ class Arrays:
             with regular_file(path, "a file of arrays", "correct the manifest"):
                 pass  # no pipe, no folder
             return self._member(path, name, place)
-        except (*NO_ARRAY, tarfile.TarError) as error:
+        except InputError:
+            raise
+        except (*NO_ARRAY, ValueError, tarfile.TarError) as error:
             raise InputError(f"{place}: {type(error).__name__}: {error}") from None
 
     def _member(self, path: Path, name: str, place: str) -> np.ndarray:

@@ -120,7 +120,6 @@ def write_annotations(
             f"{len(annotations):,} clips (such as {next(iter(annotations), 'none')}) is in it"
         )
     rows = [row for name in known for row in _rows_of(name, annotations[name])]
-    path.parent.mkdir(parents=True, exist_ok=True)
     clip_lists.write_csv(path, COLUMNS, rows)
     return len(known), len(annotations) - len(known)
 

@@ -17,6 +17,7 @@ onto each other otherwise than from first to last step: visual_embeddings, audio
 import io
 import json
 from collections import Counter
+from collections.abc import Container
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,9 +25,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from scav_jax.base.documents import read_arrays
+from scav_jax.base.documents import parse_json, read_arrays, read_text
 from scav_jax.base.errors import InputError
 from scav_jax.base.files import write_atomically
+from scav_jax.distances import DISTANCES, find
+from scav_jax.distances.static import SUFFIX
 from scav_jax.features.store import Split
 from scav_jax.retrieval.embed import Embedded
 from scav_jax.sequences import STREAMS, Sequences, masked_mean, unit
@@ -84,7 +87,7 @@ def load(path: Path) -> EmbeddingsFile:
         raise InputError(
             f"{path}: expected the arrays {', '.join(NEEDED)}, got none called {missing[0]!r}"
         )
-    ids = [str(one) for one in np.atleast_1d(found["ids"])]
+    ids = _checked_ids(path, found["ids"])
     values, lengths = {}, {}
     for stream in STREAMS:
         values[stream] = _checked(path, stream, found[stream], len(ids))
@@ -97,9 +100,9 @@ def load(path: Path) -> EmbeddingsFile:
         )
     return EmbeddingsFile(
         path=path,
-        name=str(found["name"]),
-        parameters=int(found["parameters"]),
-        training=str(found["training"]),
+        name=_text(path, found, "name"),
+        parameters=_count(path, found, "parameters"),
+        training=_text(path, found, "training"),
         ids=ids,
         values=values,
         lengths=lengths,
@@ -109,30 +112,69 @@ def load(path: Path) -> EmbeddingsFile:
     )
 
 
+def _checked_ids(path: Path, ids: np.ndarray) -> list[str]:
+    if ids.ndim > 1 or ids.dtype.kind not in "Uiu":
+        raise InputError(f"{path}: expected ids as a row of strings, got {_described(ids)}")
+    return [str(one) for one in np.atleast_1d(ids)]
+
+
+def _text(path: Path, found: dict, name: str) -> str:
+    value = found[name]
+    if value.size != 1 or value.dtype.kind != "U":
+        raise InputError(f"{path}: expected {name} as one string, got {_described(value)}")
+    return str(value.item())
+
+
+def _count(path: Path, found: dict, name: str) -> int:
+    value = found[name]
+    if value.size != 1 or value.dtype.kind not in "iu" or value.item() < 0:
+        raise InputError(
+            f"{path}: expected {name} as one whole number, 0 or more, got {_described(value)}"
+        )
+    return value.item()
+
+
+def _described(values: np.ndarray) -> str:
+    return f"{values.dtype} {list(values.shape)}"
+
+
 def _optional(path: Path, found: dict, what: str, shape: tuple) -> dict[str, np.ndarray]:
     """The arrays that a file may have for each stream, in float32."""
     there = {stream: found.get(f"{stream}_{what}") for stream in STREAMS}
     there = {stream: values for stream, values in there.items() if values is not None}
     for stream, values in there.items():
         fits = values.ndim == 2 and len(values) == shape[0] and shape[1] in (None, values.shape[1])
-        if len(there) < len(STREAMS) or not fits or not np.isfinite(values).all():
+        fits = fits and values.dtype.kind in "fiu"
+        if len(there) < len(STREAMS) or not fits or not np.isfinite(_narrow(values)).all():
             raise InputError(
                 f"{path}: expected finite {stream}_{what} with a row for each of the {shape[0]} "
-                f"ids, for both streams, got {list(values.shape)}"
+                f"ids, for both streams, got {_described(values)}"
             )
-    return {stream: np.asarray(values, np.float32) for stream, values in there.items()}
+    return {stream: _narrow(values) for stream, values in there.items()}
+
+
+def _narrow(values: np.ndarray) -> np.ndarray:
+    """In float32; what is too large for it is infinite, and told as such."""
+    with np.errstate(over="ignore"):
+        return np.asarray(values, np.float32)
 
 
 def _distance(path: Path, found: dict) -> tuple[str, dict]:
     if "distance" not in found:
         return "euclidean", {}
     try:
-        told = json.loads(str(found["distance"]))
-        return str(told["name"]), dict(told["options"])
+        told = parse_json(_text(path, found, "distance"))
+        name, options = told["name"], dict(told["options"])
+        if not isinstance(name, str) or name.removesuffix(SUFFIX) not in DISTANCES:
+            raise ValueError(f"name is none of {', '.join(DISTANCES)}")  # nor code to import
+        find(name, options)
+    except InputError as error:
+        raise InputError(f"{path}: {error}".replace(f"{path}: {path}: ", f"{path}: ")) from None
     except (ValueError, KeyError, TypeError) as error:
         raise InputError(
             f"{path}: expected distance as JSON with name and options ({error})"
         ) from None
+    return name, options
 
 
 def _checked(path: Path, stream: str, values: np.ndarray, clips: int) -> np.ndarray:
@@ -143,7 +185,7 @@ def _checked(path: Path, stream: str, values: np.ndarray, clips: int) -> np.ndar
         )
     if not np.issubdtype(values.dtype, np.floating):
         raise InputError(f"{path}: expected {stream} in floating point, got {values.dtype}")
-    return np.asarray(values, np.float32)
+    return _narrow(values)
 
 
 def _checked_lengths(path: Path, stream: str, found: dict, values: np.ndarray) -> np.ndarray:
@@ -151,7 +193,7 @@ def _checked_lengths(path: Path, stream: str, found: dict, values: np.ndarray) -
     if name not in found:
         raise InputError(f"{path}: expected {name} with the sequences {stream}, got none")
     lengths = np.asarray(found[name])
-    fits = lengths.shape == values.shape[:1] and np.issubdtype(lengths.dtype, np.integer)
+    fits = lengths.shape == values.shape[:1] and lengths.dtype.kind in "iu"
     if not (fits and lengths.min() >= 1 and lengths.max() <= values.shape[1]):
         raise InputError(
             f"{path}: expected {name} of {len(values)} whole numbers in 1..{values.shape[1]}"
@@ -253,17 +295,21 @@ def match_ids(given: list[str], wanted: list[str], where: str) -> np.ndarray:
 def chosen(split: Split, path: Path | None) -> Split:
     """The clips of a split that a file names, one id a line, in its order; None: all of them.
 
+    Lines that begin with # are remarks, and spaces around an id are none of it, unless an id of
+    the split is written so.
+
     Raises:
       InputError: no such file, ids that are not in the split or come twice.
     """
     if path is None:
         return split
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
+        text = read_text(path, "a list of clips, an id a line", "correct it")
+    except OSError as error:
         raise InputError(f"--ids: expected a text file with an id a line ({error})") from None
-    ids = [line.strip() for line in lines if line.strip() and not line.startswith("#")]
     place = {one: number for number, one in enumerate(split.ids)}
+    lines = [line.removesuffix("\r") for line in text.split("\n")]
+    ids = [one if one in place else one.strip() for one in lines if _is_id(one, place)]
     unknown = [one for one in ids if one not in place]
     twice = [one for one, count in Counter(ids).items() if count > 1]
     if unknown or twice or not ids:
@@ -275,6 +321,10 @@ def chosen(split: Split, path: Path | None) -> Split:
             f"{len(some):,} of {len(ids):,} {what}: {named}"
         )
     return split.take([place[one] for one in ids])
+
+
+def _is_id(line: str, known: Container[str]) -> bool:
+    return line in known or bool(line.strip() and not line.startswith("#"))
 
 
 def same_clips(other: Split, split: Split) -> Split:
@@ -309,7 +359,6 @@ def write(path: Path, embedded: Embedded, run: Run) -> None:
     arrays["distance"] = np.array(json.dumps({"name": name, "options": options}))
     buffer = io.BytesIO()
     np.savez(buffer, **arrays)
-    path.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(path, buffer.getvalue())
 
 

@@ -65,7 +65,8 @@ def _add_models(models: argparse._ArgumentGroup) -> None:
     models.add_argument("--backbone", help=f"a pair: {', '.join(PAIRS)} (default: plain)")
     for stream, known in (("visual", VISUAL), ("audio", AUDIO)):
         models.add_argument(
-            f"--{stream}", help=f"a side: {', '.join(known)} or package.module:Class"
+            f"--{stream}",
+            help=f"a side: {', '.join(known)} or package.module:Class; 'none' leaves it out",
         )
     models.add_argument(
         "--weights",
@@ -129,6 +130,8 @@ def check(options: argparse.Namespace) -> None:
         )
     if options.backbone and (options.visual or options.audio):
         raise InputError("--backbone: expected no --visual and no --audio beside it, got some")
+    if "none" in (options.visual, options.audio):  # then the other one may go without saying
+        options.visual, options.audio = options.visual or "plain", options.audio or "plain"
     if bool(options.visual) != bool(options.audio):
         raise InputError("--visual, --audio: expected both, got one; 'none' leaves a stream out")
 

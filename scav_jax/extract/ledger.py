@@ -129,7 +129,6 @@ class Ledger:
         buffer = io.BytesIO()
         np.savez(buffer, **arrays)
         path = self.path(job)
-        path.parent.mkdir(parents=True, exist_ok=True)
         content = buffer.getvalue() + MAGIC + self._run.encode()
         write_atomically(path, content + hashlib.sha256(content).digest())
 

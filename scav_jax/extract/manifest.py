@@ -169,10 +169,12 @@ def list_clips(videos: Path, options: ClipOptions = WHOLE_VIDEOS) -> Listing:
         if not clips and not unreadable:
             kinds = ", ".join(f"{n} x {suffix}" for suffix, n in passed_over.most_common(5))
             what = "film or sound" if options.sounds else "video"
+            heard = any(suffix in SOUND_SUFFIXES for suffix in passed_over)
             raise InputError(
                 f"no {what} files under {videos}: expected "
                 ".mp4, .mkv, .webm, .mov, .avi or other containers that FFmpeg reads, found "
                 f"{kinds or 'an empty folder'}"
+                + ("; for features of sounds alone add --visual none" if heard else "")
             )
     sizes, recordings = {clip.file: -1 for clip in clips}, {}
     for file in sizes:

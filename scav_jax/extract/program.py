@@ -382,8 +382,18 @@ def _nothing_usable(rows: list[dict], ledger: Ledger, videos: Path) -> None:
     store.write_rejected(path, rows)
     raise InputError(
         f"no usable clip under {videos}: expected videos with moving pictures and sound, all "
-        f"{len(rows):,} were rejected ({_reasons(rows)}); see {path}"
+        f"{len(rows):,} were rejected ({_reasons(rows)}){_way_out(rows)}; see {path}"
     )
+
+
+def _way_out(rows: list[dict]) -> str:
+    """What to do where nothing has one of the streams."""
+    reasons = {row["reason"] for row in rows}
+    for stream, other in (("audio", "pictures"), ("visual", "sounds")):
+        kind = "audio" if stream == "audio" else "video"
+        if all(reason.startswith(f"no {kind} stream") for reason in reasons):
+            return f"; for features of {other} alone add --{stream} none"
+    return ""
 
 
 def _reasons(rows: list[dict]) -> str:

@@ -11,20 +11,21 @@ index knows of a bank of queries (`hubness`) stays behind.
 """
 
 import json
-import shutil
-from collections.abc import Iterator
+import math
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 
-from scav_jax.base.documents import read_arrays, regular_file
+from scav_jax.base.documents import parse_json, read_arrays, regular_file
 from scav_jax.base.errors import InputError
+from scav_jax.base.files import file_atomically, folder_atomically
 from scav_jax.base.progress import progress_bar
 from scav_jax.index.catalog import ABOUT, Header
 from scav_jax.index.products import widen
 from scav_jax.index.segments import Segment
-from scav_jax.index.store import Index, create
+from scav_jax.index.store import Index, create, open_index
 from scav_jax.retrieval.embed import Embedded
 from scav_jax.sequences import STREAMS, Sequences
 
@@ -33,6 +34,14 @@ FORMAT_VERSION = 1
 HEADER = b"scav_index"
 KEPT = ("identity", "distance", "options", "sketch", "root", "clip_seconds")
 MEND = "export the index again"
+# What a header has to hold, by name.
+RIGHT: dict[str, Callable] = {
+    **{name: lambda value: isinstance(value, str) for name in ("identity", "distance", "sketch")},
+    "options": lambda value: isinstance(value, dict),
+    "root": lambda value: value is None or isinstance(value, str),
+    "clip_seconds": lambda value: value is None or (_number(value) and value >= 0),
+    "width": lambda value: type(value) is int and value > 0,
+}
 # What columns of another length, shape or type than `export_index` writes lead to.
 MALFORMED = (LookupError, ValueError, TypeError, AttributeError, OverflowError)
 
@@ -54,12 +63,8 @@ def export_index(index: Index, file: Path) -> int:
     if not len(index):
         raise InputError(f"{index.path}: expected clips to export, the index is empty")
     write = _write_parquet if file.suffix == ".parquet" else _write_npz
-    partial = file.with_name(f"{file.name}.partial{file.suffix}")
-    try:
+    with file_atomically(file) as partial:
         write(index, partial)
-        partial.replace(file)
-    finally:
-        partial.unlink(missing_ok=True)
     return len(index)
 
 
@@ -164,41 +169,54 @@ def import_index(file: Path, path: Path) -> Index:
         raise InputError(
             f"expected a .parquet or a .npz file that `scav index export` wrote, got {file}"
         )
+    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+        raise InputError(f"{path}: expected a path where nothing is; remove it or use another")
     try:
         header, parts = read(file)
-        about = json.loads(header)
-        if not isinstance(about, dict):
-            raise ValueError("its header is no object")
-        if about["format_version"] != FORMAT_VERSION:
-            got = about["format_version"]
-            raise InputError(f"{file}: expected format version {FORMAT_VERSION}, got {got}; {MEND}")
-        index = create(
-            path,
-            identity=about["identity"],
-            distance=(about["distance"], about["options"]),
-            root=about["root"],
-            sketch=about["sketch"],
-        )
-    except InputError:
-        raise
-    except (*MALFORMED, RecursionError) as error:
+        about = _checked(header)
+        with folder_atomically(path) as partial:  # half of one would be taken for a whole one
+            _fill(partial, about, parts)
+    except MALFORMED as error:  # `InputError` too
         raise InputError(_words(file, error)) from None
-    try:
-        if about["root"] is not None or about["clip_seconds"] is not None:
-            index.declare(about["root"], about["clip_seconds"])
-        for clips in parts:
-            for alike in _alike(clips):
-                index.add(_embedded(alike, about, index.header))
-    except BaseException as error:
-        shutil.rmtree(path, ignore_errors=True)  # half an index would be taken for a whole one
-        ours = isinstance(error, InputError)
-        if isinstance(error, MALFORMED) and not ours:
-            raise InputError(_words(file, error)) from None
-        raise
-    return index
+    return open_index(path)
 
 
-def _words(file: Path, error: BaseException) -> str:
+def _checked(header: str) -> dict:
+    """The header of an exported index; `ValueError` says what is wrong with it."""
+    about = parse_json(header)
+    if not isinstance(about, dict):
+        raise ValueError("its header is no object")
+    if about.get("format_version") != FORMAT_VERSION:
+        got = about.get("format_version")
+        raise ValueError(f"expected format version {FORMAT_VERSION}, got {got!r}")
+    for name, is_right in RIGHT.items():
+        if not is_right(about[name]):
+            raise ValueError(f"its header says {name} {about[name]!r}")
+    return about
+
+
+def _number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _fill(path: Path, about: dict, parts: Iterator[list[dict]]) -> None:
+    index = create(
+        path,
+        identity=about["identity"],
+        distance=(about["distance"], about["options"]),
+        root=about["root"],
+        sketch=about["sketch"],
+    )
+    if about["root"] is not None or about["clip_seconds"] is not None:
+        index.declare(about["root"], about["clip_seconds"])
+    for clips in parts:
+        for alike in _alike(clips):
+            index.add(_embedded(alike, about, index.header))
+
+
+def _words(file: Path, error: Exception) -> str:
+    if isinstance(error, InputError):
+        return f"{file}: {str(error).removeprefix(f'{file}: ')}"
     words = f"{type(error).__name__}: {error}".splitlines()[0]
     return f"{file}: expected an exported index ({words}); {MEND}"
 
@@ -272,6 +290,12 @@ def _check(clip: dict, sketch: str) -> None:
     absent = [name for name in wanted if clip[name] is None]
     if absent:
         raise ValueError(f"clip {clip['id']!r} has no {absent[0]}")
+    for name in ("id", "source", "label"):
+        if not isinstance(clip[name], str):
+            raise ValueError(f"clip {clip['id']!r}: {name} is {clip[name]!r}")
+    start, end = clip["start"], clip["end"]
+    if not (_number(start) and _number(end) and 0 <= start < end):
+        raise ValueError(f"clip {clip['id']!r} lasts from {start!r} to {end!r}")
 
 
 def _embedded(clips: list[dict], about: dict, header: Header) -> Embedded:

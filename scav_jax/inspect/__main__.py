@@ -40,7 +40,6 @@ def main(arguments: list[str] | None = None) -> None:
     if options.json:
         write_json(options.json, found)
     if options.html:
-        options.html.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(options.html, page.html(found))
 
 

@@ -1,6 +1,7 @@
 """What `scav score` does: pairs of files in, offsets and scores out."""
 
 import argparse
+import contextlib
 import csv
 import io
 import sys
@@ -10,6 +11,7 @@ from pathlib import Path
 from scav_jax.base.documents import read_text
 from scav_jax.base.errors import InputError
 from scav_jax.base.files import write_atomically, write_json
+from scav_jax.base.interrupts import termination_interrupts
 from scav_jax.base.names import shown
 from scav_jax.base.progress import progress_bar
 from scav_jax.retrieval import calibration
@@ -34,8 +36,9 @@ def run(arguments: argparse.Namespace) -> int:
         print(shown(f"rejected {row['file']}: {row['reason']}"), file=sys.stderr)
     results: list[Scored] = []
     try:
-        for one in _scored(model, calibrated, pairs, arguments, rejected):
-            results.append(one)
+        with termination_interrupts():
+            for one in _scored(model, calibrated, pairs, arguments, rejected):
+                results.append(one)
     finally:  # of a folder that somebody stopped, what was scored
         if arguments.lay:
             results.sort(key=lambda one: -one.found.score)
@@ -92,15 +95,37 @@ def pairs_of(arguments: argparse.Namespace) -> tuple[list[Pair], list[dict]]:
 def read_pairs(path: Path) -> list[Pair]:
     """The rows of a CSV with the columns picture and sound, relative to its folder."""
     what = "a CSV with the columns picture and sound"
-    rows = list(csv.DictReader(io.StringIO(read_text(path, what, "correct it"))))
-    if not rows or not {"picture", "sound"} <= set(rows[0]):
-        got = ", ".join(map(str, rows[0])) if rows else "no rows"
-        raise InputError(f"{path}: expected {what}, got {got}")
-    for number, row in enumerate(rows, 2):
-        if not (row["picture"] and row["sound"]):
-            raise InputError(f"{path}: line {number}: expected a picture and a sound")
-    folder = path.parent
-    return [Pair(folder / row["picture"].strip(), folder / row["sound"].strip()) for row in rows]
+    text = read_text(path, what, "correct it")
+    reader = csv.DictReader(io.StringIO(text, newline=""), strict=True)
+    try:
+        columns = [name.strip() for name in reader.fieldnames or []]
+        if any(columns.count(name) != 1 for name in ("picture", "sound")):
+            raise InputError(f"{path}: expected {what}, got {', '.join(columns) or 'no rows'}")
+        reader.fieldnames = columns
+        pairs = [_pair(row, path, reader.line_num) for row in reader]
+    except csv.Error as error:
+        raise InputError(f"{path}, line {reader.reader.line_num}: expected CSV: {error}") from None
+    if not pairs:
+        raise InputError(f"{path}: expected {what}, got no rows")
+    return pairs
+
+
+def _pair(row: dict, path: Path, line: int) -> Pair:
+    where = f"{path}, line {line}"
+    if None in row or None in row.values():
+        raise InputError(f"{where}: expected as many cells as the header has; quote commas")
+    if not (row["picture"].strip() and row["sound"].strip()):
+        raise InputError(f"{where}: expected a picture and a sound")
+    return Pair(*(_named(path.parent, row[name]) for name in ("picture", "sound")))
+
+
+def _named(folder: Path, cell: str) -> Path:
+    """The file of a cell; spaces around a name are none of it, unless a file is called so."""
+    written, usual = folder / cell, folder / cell.strip()
+    with contextlib.suppress(OSError, ValueError):  # a name that the system does not take
+        if written != usual and written.exists():
+            return written
+    return usual
 
 
 # ---- scoring -----------------------------------------------------------------------------------
@@ -185,22 +210,31 @@ def _write(
         return
     if results:
         print(table(results))
-    for path in (arguments.csv, arguments.html):
-        if path:
-            path.parent.mkdir(parents=True, exist_ok=True)
-    if arguments.json:
-        write_json(arguments.json, document(model, calibrated, results, rejected))
-    if arguments.csv:
+
+    def to_json(path: Path) -> None:
+        write_json(path, document(model, calibrated, results, rejected))
+
+    def to_csv(path: Path) -> None:
         text = io.StringIO()
         writer = csv.DictWriter(text, (*COLUMNS, "verdict", "reason"), extrasaction="ignore")
         writer.writeheader()
         writer.writerows({**one.row(), "reason": ""} for one in results)
         writer.writerows({"picture": row["file"], **row} for row in rejected)
-        write_atomically(arguments.csv, text.getvalue())
-    if arguments.html:
+        write_atomically(path, text.getvalue())
+
+    def to_html(path: Path) -> None:
         from scav_jax.score.page import page
 
-        write_atomically(arguments.html, page(results))
-    for path in (arguments.json, arguments.csv, arguments.html):
+        write_atomically(path, page(results))
+
+    ways = ((to_json, arguments.json), (to_csv, arguments.csv), (to_html, arguments.html))
+    refused = None
+    for write, path in ways:
         if path:
-            print(path, file=sys.stderr)
+            try:
+                write(path)
+                print(path, file=sys.stderr)
+            except OSError as error:  # the others may be elsewhere
+                refused = refused or error
+    if refused:
+        raise refused

@@ -92,7 +92,6 @@ def write(
     from safetensors.numpy import save
 
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
     # The library writes the memory as it lies: a transposed view would come back scrambled.
     content = save({name: np.asarray(x, order="C") for name, x in arrays.items()}, metadata)
     write_atomically(path, content)

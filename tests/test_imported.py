@@ -121,7 +121,12 @@ def test_what_cannot_be_used_is_told_and_the_rest_goes_on(tmp_path, capsys):
         "infinity",
         "array of numbers",
     ]
-    words += ["array of numbers"] * 4 + ["got a folder", "No such file", "no name of a file", "there is none"]
+    words += ["array of numbers"] * 4 + [
+        "got a folder",
+        "No such file",
+        "no name of a file",
+        "there is none",
+    ]
     words += ["ReadError", "expected FILE.npy"]
     for (name, reason), word in zip(rejected.items(), words, strict=True):
         assert word in reason and "\n" not in reason, (name, reason)

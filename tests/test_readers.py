@@ -16,7 +16,7 @@ import pytest
 
 MUTATIONS = 32  # of a file that reads quickly
 # Values in these may change unseen: no checksum covers them.
-SEALED_IN_PART = ("of_runs", "of_lists", "of_weights", "of_index", "of_transfers")
+SEALED_IN_PART = ("of_runs", "of_lists", "of_weights", "of_index", "of_transfers", "of_others")
 MOST_MIB = 100  # that reading a bomb may take
 
 

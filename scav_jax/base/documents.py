@@ -24,6 +24,7 @@ from typing import IO, TYPE_CHECKING, Any
 
 from scav_jax.base.errors import InputError
 from scav_jax.base.files import write_json
+from scav_jax.base.names import shown
 
 if TYPE_CHECKING:
     import numpy as np
@@ -36,6 +37,7 @@ NO_ARRAY = (
 # Python makes at most 32 bytes of a byte of JSON (`[[],[],...`), so 128 MiB of this.
 MOST_JSON_BYTES = 2**22
 MOST_TEXT_BYTES = 2**28
+MOST_WORDS = 200  # of a library's message, which may quote the file
 SAMPLE_BYTES = 4096
 SEAL = "checksum"
 _KINDS = {stat.S_IFDIR: "a folder", stat.S_IFIFO: "a pipe", stat.S_IFSOCK: "a socket"}
@@ -117,7 +119,8 @@ def read_arrays(
         try:
             return arrays_in(file)
         except ValueError as error:
-            raise InputError(f"{path}: expected {what} ({error}); {mend}") from None
+            words = shown(str(error).partition("\n")[0])[:MOST_WORDS]
+            raise InputError(f"{path}: expected {what} ({words}); {mend}") from None
 
 
 def arrays_in(file: IO[bytes]) -> dict[str, "np.ndarray"]:

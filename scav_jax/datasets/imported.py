@@ -21,11 +21,13 @@ import io
 import math
 import os
 import tarfile
+import warnings
 import zipfile
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
+from reprlib import repr as short
 from typing import Any
 
 import numpy as np
@@ -242,13 +244,13 @@ def _check_columns(columns: list[str], path: Path) -> None:
         if name not in COLUMNS:
             hint = did_you_mean(name[:100], COLUMNS)
             raise InputError(
-                f"{path}: unknown column {name!r}, expected {', '.join(COLUMNS)}.{hint}"
+                f"{path}: unknown column {short(name)}, expected {', '.join(COLUMNS)}.{hint}"
             )
     if len(set(columns)) < len(columns):
-        raise InputError(f"{path}: a column appears twice in the header {','.join(columns)}")
+        raise InputError(f"{path}: a column appears twice in the header {short(columns)}")
     if "id" not in columns or not set(STREAMS) & set(columns):
         raise InputError(
-            f"{path}: expected the columns id and visual, audio or both, got {columns}"
+            f"{path}: expected the columns id and visual, audio or both, got {short(columns)}"
         )
 
 
@@ -386,7 +388,8 @@ def _file_and_name(place: str) -> tuple[str, str | None]:
 def _npy(content: bytes, place: str) -> np.ndarray:
     """An `.npy` file; its header cannot claim more than there is."""
     try:
-        return np.lib.format.read_array(io.BytesIO(content), allow_pickle=False)
+        with warnings.catch_warnings(action="ignore"):  # of a header that is no Python
+            return np.lib.format.read_array(io.BytesIO(content), allow_pickle=False)
     except (*NO_ARRAY, ValueError) as error:
         words = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise InputError(f"{place}: expected an array of numbers (.npy): {words}") from None

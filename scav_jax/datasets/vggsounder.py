@@ -10,6 +10,7 @@ import csv
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from reprlib import repr as short
 
 from scav_jax.base.errors import InputError
 from scav_jax.datasets import clip_lists
@@ -140,7 +141,7 @@ def _read_csv(path: Path, columns: tuple[str, ...], what: str) -> list[tuple[str
         raise InputError(f"{path}, line {reader.line_num}: expected CSV: {error}") from None
     if tuple(reader.fieldnames or ()) != columns:
         raise InputError(
-            f"{path}: expected the columns {','.join(columns)}, got {reader.fieldnames}"
+            f"{path}: expected the columns {','.join(columns)}, got {short(reader.fieldnames)}"
         )
     for where, row in rows:
         if None in row or None in row.values() or not row["label"]:

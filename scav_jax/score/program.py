@@ -7,6 +7,7 @@ import io
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from reprlib import repr as short
 
 from scav_jax.base.documents import read_text
 from scav_jax.base.errors import InputError
@@ -95,12 +96,15 @@ def pairs_of(arguments: argparse.Namespace) -> tuple[list[Pair], list[dict]]:
 def read_pairs(path: Path) -> list[Pair]:
     """The rows of a CSV with the columns picture and sound, relative to its folder."""
     what = "a CSV with the columns picture and sound"
-    text = read_text(path, what, "correct it")
+    try:
+        text = read_text(path, what, "correct it")
+    except OSError as error:
+        raise InputError(f"expected {what}: {error}") from None
     reader = csv.DictReader(io.StringIO(text, newline=""), strict=True)
     try:
         columns = [name.strip() for name in reader.fieldnames or []]
         if any(columns.count(name) != 1 for name in ("picture", "sound")):
-            raise InputError(f"{path}: expected {what}, got {', '.join(columns) or 'no rows'}")
+            raise InputError(f"{path}: expected {what}, got {short(columns)}")
         reader.fieldnames = columns
         pairs = [_pair(row, path, reader.line_num) for row in reader]
     except csv.Error as error:

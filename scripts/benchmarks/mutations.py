@@ -337,7 +337,93 @@ def of_exports(folder: Path) -> list[Reader]:
     return [Reader(f"exported: {name}", out / name, read, cost=30) for name in names]
 
 
-MAKERS = (of_data, of_runs, of_extraction, of_lists, of_weights, of_index, of_transfers, of_exports)
+def of_others(folder: Path) -> list[Reader]:
+    """What other people's programs hand in: nothing of it has a checksum."""
+    from scav_jax.datasets import imported, vggsounder
+    from scav_jax.evaluate import sources
+    from scav_jax.score import program
+
+    random_ = np.random.default_rng(0)
+    arrays = [random_.normal(size=(steps, 4)).astype(np.float32) for steps in (6, 3)]
+    np.save(folder / "seen.npy", arrays[0])
+    np.savez_compressed(folder / "heard.npz", a=arrays[1])
+    rows = ["id,visual,audio,seconds", "a,seen.npy,heard.npz:a,1.5", "b,seen.npy,heard.npz:a,2"]
+    (folder / "manifest.csv").write_text("\n".join(rows) + "\n")
+    (folder / "pairs.csv").write_text('picture,sound\na.mp4,"b,c.wav"\nd.mp4,e.flac\n')
+    (folder / "ids.txt").write_text("# of a gallery\nclip 1, é\nclip 0, é\n")
+    (folder / "annotations.csv").write_text(
+        ",".join(vggsounder.COLUMNS) + '\nx,"dog, barking",1,0,0,1,0\n'
+    )
+    lengths = np.array([5, 3, 4])
+    np.savez(
+        folder / "theirs.npz",
+        ids=np.array(["a", "b", "c"]),
+        **{name: random_.normal(size=(3, 5, 4)) for name in ("visual", "audio")},
+        **{f"{name}_lengths": lengths for name in ("visual", "audio")},
+        **{f"{name}_embeddings": np.ones((3, 2)) for name in ("visual", "audio")},
+        name=np.array("theirs"),
+        training=np.array("x"),
+        parameters=np.array(7),
+        distance=np.array('{"name": "dtw", "options": {}}'),
+    )
+    about = {"backbone": {"name": "test"}}
+    store.write(clips(), folder / "known", fingerprint=about, videos="", rejected=[])
+    known = store.read(folder / "known", "train")
+
+    def imports() -> Any:
+        found = imported.read_manifest(folder / "manifest.csv")
+        return [vars(clip) for _, clip in found.clips()], found.rejected
+
+    def first() -> Any:
+        return vars(imported.read_manifest(folder / "manifest.csv").first)
+
+    reads: dict[str, tuple[str, Callable[[], Any]]] = {
+        "manifest of features": ("manifest.csv", imports),
+        "features, .npy": ("seen.npy", first),
+        "features, .npz": ("heard.npz", first),
+        "pairs to score": ("pairs.csv", lambda: program.read_pairs(folder / "pairs.csv")),
+        "list of ids": ("ids.txt", lambda: sources.chosen(known, folder / "ids.txt").ids),
+        "embeddings": ("theirs.npz", lambda: vars(sources.load(folder / "theirs.npz"))),
+        "annotations": (
+            "annotations.csv",
+            lambda: vggsounder.read_annotations(folder / "annotations.csv"),
+        ),
+    }
+    return [Reader(name, folder / file, read, sealed=False) for name, (file, read) in reads.items()]
+
+
+def of_models(folder: Path) -> list[Reader]:
+    """What lies beside a model: its calibration and its sketch."""
+    from scav_jax.retrieval import calibration, sketch
+    from scav_jax.retrieval.synchrony import Calibration
+
+    nulls = ((2.0, 1.0), (0.5, 0.1), (-1.0, 0.0, 1.0))
+    calibration.write(folder, Calibration("m", "c", "data", "new", 60, 2.0, 0.1, 9.0, *nulls))
+    random_ = np.random.default_rng(0)
+    mean, directions = random_.normal(size=5), random_.normal(size=(5, 2))
+    chosen = np.array([[0, 1, 2], [0, 1, 0]])
+    made = sketch.Sketch(4, mean.astype(np.float32), directions.astype(np.float32), chosen)
+    sketch.save_sketch(folder, made, "m", {})
+
+    def read_sketch() -> Any:
+        found = sketch.load_sketch(folder, lambda: "m")
+        return found and vars(found)
+
+    def read_calibration() -> Any:
+        return calibration.load(folder, "m") or AGAIN  # none is none
+
+    maps, about = (folder / sketch.FOLDER / name for name in (sketch.MAPS, sketch.ABOUT))
+    return [
+        Reader("synchrony.json", folder / calibration.FILE, read_calibration),
+        Reader("a sketch's maps", maps, read_sketch),
+        Reader("what a sketch is", about, read_sketch),
+    ]
+
+
+MAKERS = (
+    *(of_data, of_runs, of_extraction, of_lists, of_weights, of_index, of_transfers, of_exports),
+    *(of_others, of_models),
+)
 
 
 # ---- what is done to them --------------------------------------------------------------------

@@ -198,6 +198,23 @@ def test_a_constant_error_is_taken_off(run, data, calibrated):
     assert command and parse(command.split()).calibrate  # what it says to do can be done
 
 
+def test_a_narrow_range_of_offsets_changes_no_verdict(run, calibrated):
+    """What it is compared with are shifts beyond that range."""
+    for number in range(60, 66):
+        picture, sound = both(clip(number, 0.12))
+        found = [
+            synchrony.synchrony(run, picture, [sound], calibrated, around=around)
+            for around in ((-1.0, 1.0), (-0.4, 0.4), (-0.2, 0.2))
+        ]
+        assert [len(one.offsets) for one in found] == [51, 21, 11]
+        for one in found[1:]:
+            assert one.offset == pytest.approx(found[0].offset, abs=0.01)
+            assert one.sync == pytest.approx(found[0].sync, rel=0.01)
+            assert one.score == pytest.approx(found[0].score, rel=0.01)
+    away = synchrony.synchrony(run, picture, [sound], calibrated, around=(0.5, 0.9))
+    assert 0.5 <= away.offset <= 0.9 and len(away.offsets) == 11 and away.sync < 0
+
+
 def test_a_runs_own_clips_are_those_that_it_was_trained_with(run, data, calibrated):
     own = {**run.config["data"], "path": str(data), "validation_split": "validation"}
     content = {"validation": store.read(data, "validation").content}

@@ -5,6 +5,7 @@ later. A model has a constant error of its own (`bias_s`) and a sharpness of its
 measured on reference clips whose sound is taken to be in place, see `calibration`.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -20,6 +21,10 @@ SMOOTH_S = 0.08  # of a curve; chosen on validation clips
 NEAR_S = 0.4  # from the best shift: what lies beyond are other shifts
 COVERAGE = 0.95
 FEW = 100  # reference clips: with fewer, intervals and scores are rough
+NOTHING_SHARED = (
+    "expected a picture and a sound that share at least a second, half of the shorter one, at some "
+    "offset; try another range of offsets"
+)
 
 
 @dataclass(frozen=True)
@@ -117,7 +122,8 @@ def synchrony(
       run: the model.
       visual, audio: features, see `shifts.shifted`.
       calibration: of this model; None takes its bias as 0.
-      around: the smallest and the largest offset that is tried, in seconds.
+      around: the smallest and the largest offset that is tried, in seconds. Where they are less
+        than 2 `MOST_S` apart, more is compared for `sync`, which is against other shifts.
       step_s: between offsets.
 
     Raises:
@@ -129,9 +135,11 @@ def synchrony(
             f"s in steps of {step_s:g} s"
         )
     count = round((around[1] - around[0]) / step_s)
-    offsets = around[0] + step_s * np.arange(count + 1)
+    more = max(math.ceil((2 * MOST_S - (around[1] - around[0])) / (2 * step_s) - 1e-6), 0)
+    offsets = around[0] + step_s * np.arange(-more, count + 1 + more)
     bias = calibration.bias_s if calibration else 0.0
-    return read(shifted(run, visual, audio, offsets + bias), offsets, visual, audio, calibration)
+    found = shifted(run, visual, audio, offsets + bias)
+    return read(found, offsets, visual, audio, calibration, slice(more, more + count + 1))
 
 
 def read(
@@ -140,17 +148,27 @@ def read(
     visual: Track,
     audio: Sequence[Track],
     calibration: Calibration | None,
+    tried: slice = slice(None),
 ) -> Synchrony:
-    """What distances at some offsets say, without the model's constant error."""
+    """What distances at some offsets say, without the model's constant error.
+
+    Args:
+      found, offsets: distances, and where.
+      visual, audio, calibration: see `synchrony`.
+      tried: which of the offsets may be the answer; the others are what it is compared with.
+    """
     step_s = float(offsets[1] - offsets[0])
-    curve, seconds = curve_of(found, step_s), covered(found, audio)
+    whole = curve_of(found, step_s)
+    depth = dip(offsets, whole, tried)
+    found = Shifted(*(one[:, tried] for one in found))
+    offsets, curve, seconds = offsets[tried], whole[tried], covered(found, audio)
     offset = best(offsets, curve)
     low = high = np.nan
     scores: dict = dict.fromkeys(("sync", "match", "score", "chance"))
     if calibration is not None:
         lengths = seconds / calibration.clip_seconds
         low, high = interval(offsets, calibration.sharpness * lengths * curve, offset)
-        values = dip(offsets, curve), -np.nanmin(curve)
+        values = depth, -np.nanmin(curve)
         nulls = calibration.dip, (-calibration.level[0], calibration.level[1])
         sync, match = ((v - mean) / std for v, (mean, std) in zip(values, nulls, strict=True))
         score = float((sync + match) / 2)
@@ -185,10 +203,7 @@ def curve_of(found: Shifted, step_s: float) -> Float[np.ndarray, " S"]:
     """
     there = np.isfinite(found.distances)
     if not there.any():
-        raise InputError(
-            "expected a picture and a sound that share at least a second, half of the shorter one, "
-            "at some offset; try another range of offsets"
-        )
+        raise InputError(NOTHING_SHARED)
     used = there.any(axis=1)
     distances, there = found.distances[used], there[used]
     seconds = np.where(there, found.seconds[used], 0.0)
@@ -228,12 +243,19 @@ def best(offsets: Float[np.ndarray, " S"], curve: Float[np.ndarray, " S"]) -> fl
     return float(offsets[at] + moved * (offsets[at + 1] - offsets[at]))
 
 
-def dip(offsets: Float[np.ndarray, " S"], curve: Float[np.ndarray, " S"]) -> float:
+def dip(
+    offsets: Float[np.ndarray, " S"], curve: Float[np.ndarray, " S"], tried: slice = slice(None)
+) -> float:
     """By what share the lowest point lies below the mean of other shifts; 0 where there are none.
 
-    A share, because distances are larger where more happens.
+    A share, because distances are larger where more happens. The lowest point is one of `tried`.
+
+    Raises:
+      InputError: there nothing is known.
     """
-    at = int(np.nanargmin(curve))
+    if not np.isfinite(curve[tried]).any():
+        raise InputError(NOTHING_SHARED)
+    at = tried.indices(len(curve))[0] + int(np.nanargmin(curve[tried]))
     others = curve[(np.abs(offsets - offsets[at]) > NEAR_S) & np.isfinite(curve)]
     level = float(np.mean(others)) if len(others) else 0.0
     return 1.0 - float(curve[at]) / level if level > 0 else 0.0

@@ -2,7 +2,8 @@
 
 Of several, those are taken that FFmpeg's program takes: the largest picture, the sound with the
 most channels, before them what is marked as the default. But covers and stills are no film: a
-picture stream with one picture only is passed over where another one moves.
+picture stream with one picture only is passed over where another one moves. And where a transport
+stream has several programmes, the sound is one of the picture's own programme, or there is none.
 
 Second 0 is where the container says that it starts, as FFmpeg's program has it. Where that is
 before 0, it may be what decoders drop (an encoder's priming): then it is the first moment that is
@@ -19,8 +20,10 @@ import av
 from av.stream import Disposition
 
 from scav_jax.extract.cropping import NO_MARGINS, Margins, margins
-from scav_jax.extract.opening import open_container
-from scav_jax.extract.whole import check_single
+from scav_jax.extract.opening import Unusable, open_container
+from scav_jax.extract.transport import FORMAT as TRANSPORT
+from scav_jax.extract.transport import Programmes
+from scav_jax.extract.whole import JOINED, check_single
 
 KINDS = ("video", "audio")
 RESTARTING = 0x0200  # libavformat's AVFMT_TS_DISCONT: timestamps may start anew
@@ -48,10 +51,7 @@ def film_of(path: Path) -> Film:
     """Looks at a file; `Unusable` where it cannot be opened, or only its first part is read."""
     with contextlib.closing(open_container(path)) as container:
         check_single(path, container.format.name)
-        indexes = {}
-        for kind in KINDS:
-            if usable := _usable_streams(container, kind):
-                indexes[kind] = _chosen(container, kind, usable).index
+        indexes = _indexes(path, container)
         cut_off = _margins(path, container, indexes)
         start = _declared_start(container, indexes)
     if not indexes:  # subtitles or data alone
@@ -59,6 +59,38 @@ def film_of(path: Path) -> Film:
     if start is not None and start >= 0:
         return Film(indexes, start, cut_off)
     return Film(indexes, _first_moment(path, indexes), cut_off)
+
+
+def _indexes(path: Path, container: av.container.InputContainer) -> dict[str, int]:
+    """Kind -> the index of the stream that is the film's; the picture is chosen first."""
+    chosen: dict[str, av.stream.Stream] = {}
+    programmes = Programmes(path) if container.format.name == TRANSPORT else None
+    for kind in KINDS:
+        usable = _usable_streams(container, kind)
+        if programmes and "video" in chosen:
+            usable = _related(programmes, chosen["video"], usable)
+        if usable:
+            chosen[kind] = _chosen(container, kind, usable)
+    if programmes and any(programmes.replaced(one.id, kind) for kind, one in chosen.items()):
+        raise Unusable("open", JOINED)
+    return {kind: stream.index for kind, stream in chosen.items()}
+
+
+def _related(
+    programmes: Programmes, picture: av.stream.Stream, sounds: list[av.stream.Stream]
+) -> list[av.stream.Stream]:
+    """Those sounds that are in a programme with the picture."""
+    pids = programmes.related(picture.id)
+    own = [sound for sound in sounds if sound.id in pids]
+    if not programmes.several:
+        return own or sounds
+    if sounds and not pids:
+        raise Unusable(
+            "open",
+            "unclear programme: of several, none has the picture, so no sound is known to be its "
+            "own; take one out: ffmpeg -i in.ts -map 0:v:0 -map 0:a:0 -c copy out.ts",
+        )
+    return own
 
 
 def _declared_start(
@@ -120,7 +152,7 @@ def _moving(
 ) -> list[av.stream.Stream]:
     """The streams that have more than one picture near the file's begin."""
     counts: Counter[int] = Counter()
-    with contextlib.suppress(av.FFmpegError):
+    with contextlib.suppress(av.FFmpegError, IndexError):
         for packet in container.demux(list(streams)):
             counts[packet.stream.index] += packet.size > 0
             enough = all(counts[stream.index] > 1 for stream in streams)
@@ -134,7 +166,7 @@ def _first_moment(path: Path, indexes: dict[str, int]) -> float:
     found: dict[int, float] = {}
     with contextlib.closing(open_container(path)) as container:
         streams = [container.streams[index] for index in indexes.values()]
-        with contextlib.suppress(av.FFmpegError):
+        with contextlib.suppress(av.FFmpegError, IndexError):
             for number, packet in enumerate(container.demux(streams)):
                 if packet.size == 0 or packet.stream.index in found:
                     continue

@@ -7,6 +7,7 @@ import av
 from scav_jax.extract.clock import Clock, Stamp
 from scav_jax.extract.film import RESTARTING, Film
 from scav_jax.extract.opening import Unusable
+from scav_jax.extract.transport import FORMAT as TRANSPORT
 from scav_jax.extract.whole import JOINED
 
 NO_TIMESTAMPS = 0x0080  # libavformat's AVFMT_NOTIMESTAMPS: a codec's bare packets
@@ -46,6 +47,8 @@ class Packets:
             except (StopIteration, av.FFmpegError):
                 break  # where a file breaks off, what is missing shows as truncated
             except IndexError:  # PyAV's answer where a damaged header numbers its streams wrongly
+                if self._container.format.name == TRANSPORT:
+                    break  # before PyAV 19 that of the end where streams have come later
                 raise Unusable("open", "corrupt: its streams are numbered wrongly") from None
             if packet.is_discard:  # an edit list leaves it out: its time may lie anywhere
                 yield from self._shifted(iter([(0.0, packet)]))

@@ -703,6 +703,9 @@ def test_what_an_edit_list_leaves_out_spoils_no_clock(tmp_path, edits, moments):
         np.testing.assert_allclose(found, moments, rtol=0, atol=3.5 * FRAME_S)  # no priming is cut
 
 
+RATES_ALLOWED = {"mmf": 22_050, "aud": 22_050}
+
+
 @pytest.mark.parametrize(
     ("suffix", "codecs"),
     [
@@ -714,6 +717,9 @@ def test_what_an_edit_list_leaves_out_spoils_no_clock(tmp_path, edits, moments):
         ("voc", ["pcm_s16le"]),
         ("nut", ["pcm_s16le"]),
         ("adx", ["adpcm_adx"]),
+        ("ast", ["pcm_s16be_planar"]),
+        ("mmf", ["adpcm_yamaha"]),
+        ("aud", ["adpcm_ima_ws"]),
         ("ogv", ["libopus", "libvpx"]),
         ("mxf", ["pcm_s16le", "mpeg2video"]),
     ],
@@ -724,7 +730,8 @@ def test_what_is_joined_and_read_in_part_only_is_refused(tmp_path, suffix, codec
     for options in ({}, {"serial_offset": "7"} if suffix == "ogv" else {}):
         with av.open(str(path), "w", options=options) as container:
             streams = films.add_streams(container, codecs[::-1]) if len(codecs) > 1 else []
-            sound = streams[-1] if streams else container.add_stream(codecs[0], 48_000)
+            rate = RATES_ALLOWED.get(suffix, 48_000)
+            sound = streams[-1] if streams else container.add_stream(codecs[0], rate)
             sound.layout = "mono"
             frame = av.AudioFrame.from_ndarray(films.sound(1.6), "fltp", layout="mono")
             frame.sample_rate = 48_000
@@ -733,10 +740,73 @@ def test_what_is_joined_and_read_in_part_only_is_refused(tmp_path, suffix, codec
                 packets += streams[0].encode(av.VideoFrame.from_ndarray(rgb, format="rgb24"))
             container.mux([*packets, *(streams[0].encode() if streams else ())])
         parts.append(path.read_bytes())
-    assert stream_seconds(path, "audio") == pytest.approx(1.6, abs=0.05)
+    assert stream_seconds(path, "audio") == pytest.approx(1.6, abs=0.1)
     path.write_bytes(b"".join(parts))
     with pytest.raises(Unusable, match="joined"):
         stream_seconds(path, "audio")
+
+
+@pytest.mark.parametrize(
+    ("muxer", "codec", "pixels"),
+    [
+        ("yuv4mpegpipe", "rawvideo", "yuv420p"),
+        ("swf", "flv", "yuv420p"),
+        ("roq", "roqvideo", "yuvj444p"),
+        ("apng", "apng", "rgb24"),
+        ("fits", "fits", "gray"),
+        ("film_cpk", "cinepak", "rgb24"),
+        ("mpjpeg", "mjpeg", "yuvj420p"),
+        ("flv", "flv", "yuv420p"),
+    ],
+)
+def test_pictures_that_are_joined_and_read_in_part_only_are_refused(tmp_path, muxer, codec, pixels):
+    parts = []
+    for size in ((64, 64), (96, 48)):  # what begins alike only by its size is found too
+        path = tmp_path / "a"
+        with av.open(str(path), "w", format=muxer) as container:
+            rate = 30 if muxer == "roq" else 25
+            stream = container.add_stream(codec, rate)
+            stream.width, stream.height = (64, 64) if muxer == "roq" else size
+            stream.pix_fmt = pixels
+            for level in range(0, 240, 6):
+                image = np.full((stream.height, stream.width, 3), level, np.uint8)
+                image[::8, ::8] = 255
+                container.mux(stream.encode(av.VideoFrame.from_ndarray(image, format="rgb24")))
+            container.mux(stream.encode())
+        parts.append(path.read_bytes())
+    path.write_bytes(parts[0])
+    assert stream_seconds(path, "video") >= 40 / rate - 0.1
+    path.write_bytes(b"".join(parts))
+    with pytest.raises(Unusable, match="joined: two files byte by byte"):
+        stream_seconds(path, "video")
+
+
+def test_a_film_with_sound_and_one_without_are_joined_too(tmp_path):
+    both = films.write_film(tmp_path / "a.flv", "flv").read_bytes()
+    mute = io.BytesIO()
+    with av.open(mute, "w", format="flv") as container:
+        stream = container.add_stream("flv", 25, width=96, height=64, pix_fmt="yuv420p")
+        for rgb in films.pictures(1.6):
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(rgb, format="rgb24")))
+        container.mux(stream.encode())
+    path = tmp_path / "joined.flv"
+    path.write_bytes(both + mute.getvalue())
+    with pytest.raises(Unusable, match="joined: two files byte by byte"):
+        stream_seconds(path, "video")
+
+
+def test_fragments_that_start_anew_are_refused_and_those_that_go_on_are_read(tmp_path):
+    path = films.write_film(tmp_path / "a.mp4", "fragments")
+    content = path.read_bytes()
+    header = content[: content.index(b"moof") - 4]
+    begins = [begin for kind, begin, _ in boxes(content, 0, len(content)) if kind == b"moof"]
+    path.write_bytes(content[: begins[1]] + header + content[begins[1] :])
+    assert stream_seconds(path, "video") == pytest.approx(films.SECONDS, abs=0.1)
+    plain = films.write_film(tmp_path / "b.mp4", "mp4").read_bytes()
+    for second in (content, plain):
+        path.write_bytes(content + second)
+        with pytest.raises(Unusable, match="joined: two files byte by byte"):
+            stream_seconds(path, "video")
 
 
 def test_a_frame_without_a_sample_is_passed_over(tmp_path):

@@ -1,29 +1,43 @@
 """Files of which FFmpeg would read the first part only, without a word."""
 
+import contextlib
+import itertools
 import mmap
+import re
 import struct
-from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from scav_jax.extract.nested import boxes
+from scav_jax.extract.nested import Extent, box, boxes
 from scav_jax.extract.opening import MOV, Unusable
 
-# How a file begins, in full: shorter marks occur inside of films too.
+# How files begin, in full: shorter marks occur inside of films too. A dot is a byte of any value.
 BEGINNINGS = {
-    "flv": [b"FLV\x01%c\0\0\0\x09\0\0\0\0" % kinds for kinds in (1, 4, 5)],
-    "asf": [bytes.fromhex("3026b2758e66cf11a6d900aa0062ce6c")],
-    "mxf": [bytes.fromhex("060e2b34020501010d0102010102")],
-    "adx": [b"(c)CRI"],
+    "flv": rb"FLV\x01[\1\4\5]\0\0\0\x09\0\0\0\0",
+    "asf": re.escape(bytes.fromhex("3026b2758e66cf11a6d900aa0062ce6c")),
+    "mxf": re.escape(bytes.fromhex("060e2b34020501010d0102010102")),
+    "adx": rb"\(c\)CRI",
+    "wav": rb"R[IF][F6][FX4].{4}WAVE",  # RIFF, RIFX, RF64
+    "aiff": rb"FORM.{4}AIF[FC]",
+    "webp": rb"RIFF.{4}WEBP",
+    "webp_anim": rb"RIFF.{4}WEBP",
+    "roq": re.escape(bytes.fromhex("8410ffffffff")),
+    "yuv4mpegpipe": rb"YUV4MPEG2 ",
+    "apng": rb"\x89PNG\r\n\x1a\n\0\0\0\rIHDR",
+    "fits": rb"SIMPLE  = {20}T",
+    "film_cpk": rb"FILM.{12}FDSC",
+    "mmf": rb"MMMD.{4}CNTI",
+    "ast": rb"STRM.{4}\0[\0\1]\0\x10\0.",
 }
 # Which bytes of its own another file of the kind has too, whatever is in it.
 ALIKE = {"tta": slice(6), "ape": slice(6), "mpc8": slice(6), "argo_asf": slice(8)}
 ALIKE |= {"smjpeg": slice(8), "dsf": slice(12), "wtv": slice(16), "voc": slice(20)}
 ALIKE |= {"nut": slice(25)}
 # Here a length stands after the first four bytes; what follows tells one kind of file from others.
-ALIKE |= dict.fromkeys(("wav", "aiff", "caf", "w64", "iff", "xwma"), slice(8, 16))
+ALIKE |= dict.fromkeys(("caf", "w64", "iff", "xwma"), slice(8, 16))
 WAVPACK = struct.Struct("<IHHIIII")  # size, version, more digits; samples, first, count, flags
 FIRST_OF_BLOCK = 1 << 11
+WESTWOOD_CHUNK = bytes.fromhex("afde0000")
 JOINED = "joined: two files byte by byte, only the first can be read; join with FFmpeg"
 
 
@@ -32,25 +46,64 @@ def check_single(path: Path, format_name: str) -> None:
 
     Others are read to their end, and their clocks say that they start anew.
     """
-    if format_name == MOV:
-        kinds = Counter(_boxes(path))
-        joined = kinds[b"moov"] > 1 and not kinds[b"moof"]
-    elif format_name == "wv":
-        joined = list(_wavpack_blocks(path)).count(0) > 1
-    else:
-        marks = BEGINNINGS.get(format_name, [])
-        if format_name in ALIKE:
-            with open(path, "rb") as file:
-                marks = [file.read(32)[ALIKE[format_name]]]
-        joined = any(_occurs_later(path, mark) for mark in marks)
-    if joined:
+    if STRUCTURES.get(format_name, _begins_again)(path, format_name):
         raise Unusable("open", JOINED)
 
 
-def _boxes(path: Path) -> Iterator[bytes]:
-    """The kinds of the boxes of an MP4."""
+def _begins_again(path: Path, format_name: str) -> bool:
+    """Whether what a file begins with stands later in it too."""
+    pattern = BEGINNINGS.get(format_name)
+    if format_name in ALIKE:
+        with open(path, "rb") as file:
+            pattern = re.escape(file.read(32)[ALIKE[format_name]])
+    return bool(pattern) and _occurs_twice(path, pattern)
+
+
+def _occurs_twice(path: Path, pattern: bytes) -> bool:
+    with _mapped(path) as content:
+        return len([*itertools.islice(re.finditer(pattern, content, re.DOTALL), 2)]) > 1
+
+
+@contextlib.contextmanager
+def _mapped(path: Path) -> Iterator[mmap.mmap]:
     with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
-        yield from (kind for kind, _ in boxes(content, (0, len(content))))
+        yield content
+
+
+def _has_two_headers(path: Path, format_name: str) -> bool:
+    """Of an MP4: whether another one follows that is not read.
+
+    libavformat leaves a second header out, and behind it fragments that begin before others that it
+    has read. Fragments that go on are read, though the header may stand before each.
+    """
+    del format_name
+    headers, in_fragments, begins = 0, True, {}
+    with _mapped(path) as content:
+        for kind, extent in boxes(content, (0, len(content))):
+            if kind == b"moov":
+                headers += 1
+                in_fragments &= box(content, extent, b"mvex") is not None
+            for track, begin in _fragment_begins(content, extent) if kind == b"moof" else ():
+                if headers > 1 and begin <= begins.get(track, -1):
+                    return True
+                begins[track] = begin
+    return headers > 1 and not in_fragments
+
+
+def _fragment_begins(content: mmap.mmap, fragment: Extent) -> Iterator[tuple[int, int]]:
+    """(track, tick that it begins at) of each track in a fragment that says so."""
+    for kind, extent in boxes(content, fragment):
+        head, time = (box(content, extent, name) for name in (b"tfhd", b"tfdt"))
+        if kind == b"traf" and head and time:
+            at, digits = time[0] + 4, 8 if content[time[0]] else 4
+            track = int.from_bytes(content[head[0] + 4 : head[0] + 8], "big")
+            yield track, int.from_bytes(content[at : at + digits], "big")
+
+
+def _has_two_first_blocks(path: Path, format_name: str) -> bool:
+    """Of a WavPack."""
+    del format_name
+    return [*_wavpack_blocks(path)].count(0) > 1
 
 
 def _wavpack_blocks(path: Path) -> Iterator[int]:
@@ -58,7 +111,7 @@ def _wavpack_blocks(path: Path) -> Iterator[int]:
 
     A file of tags, or another one, may lie behind the last block of one.
     """
-    with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+    with _mapped(path) as content:
         at = content.find(b"wvpk")
         while at >= 0 and at + 32 <= len(content):
             size, _, _, _, first, count, flags = WAVPACK.unpack_from(content, at + 4)
@@ -67,6 +120,45 @@ def _wavpack_blocks(path: Path) -> Iterator[int]:
             at = content.find(b"wvpk", at + 8 + size if size < len(content) else at + 4)
 
 
-def _occurs_later(path: Path, mark: bytes) -> bool:
-    with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
-        return content.find(mark, content.find(mark) + 1) >= 0
+def _goes_on_behind_flash(path: Path, format_name: str) -> bool:
+    """Of an SWF: whether another one follows its last tag; packed ones begin alike."""
+    with _mapped(path) as content:
+        if content[:1] != b"F":
+            first = re.escape(content[:4]) + b".{4}" + re.escape(content[8:10])
+            return _occurs_twice(path, first)
+        digits = 5 + 4 * (content[8] >> 3)  # of the rectangle
+        at, tag = 8 + -(-digits // 8) + 4, 1
+        while tag and at + 2 <= len(content):
+            tag, length = divmod(int.from_bytes(content[at : at + 2], "little"), 64)
+            at += 2
+            if length == 63:
+                length, at = int.from_bytes(content[at : at + 4], "little"), at + 4
+            at += length
+        return content[at + 1 : at + 3] == b"WS"
+
+
+def _goes_on_behind_chunks(path: Path, format_name: str) -> bool:
+    """Of a Westwood sound: whether more chunks follow behind what is none."""
+    del format_name
+    with _mapped(path) as content:
+        at = 12
+        while content[at + 4 : at + 8] == WESTWOOD_CHUNK:
+            at += 8 + int.from_bytes(content[at : at + 2], "little")
+        return content.find(WESTWOOD_CHUNK, at) >= 0
+
+
+def _has_an_empty_part(path: Path, format_name: str) -> bool:
+    """Of pictures as a browser is sent them: whether the line between them comes twice at once."""
+    del format_name
+    with _mapped(path) as content:
+        line = content[: content.find(b"\n") + 1]
+        return content.find(2 * line) >= 0
+
+
+STRUCTURES: dict[str, Callable[[Path, str], bool]] = {
+    MOV: _has_two_headers,
+    "wv": _has_two_first_blocks,
+    "swf": _goes_on_behind_flash,
+    "wsaud": _goes_on_behind_chunks,
+    "mpjpeg": _has_an_empty_part,
+}

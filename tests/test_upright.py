@@ -7,6 +7,7 @@ import av
 import av.filter
 import numpy as np
 import pytest
+from av.codec.context import Flags
 from test_media import click_track, cut, flash_frames, write_video
 
 from scav_jax.extract import media
@@ -55,6 +56,22 @@ def test_turns_and_reflections_are_those_of_the_display_matrix(tmp_path, stored,
     expected = moved(cut(stored, size=None).frames[7], matrix)
     np.testing.assert_array_equal(cut(path, size=None).frames[7], expected)
     assert picture_ratio(path) == pytest.approx(expected.shape[1] / expected.shape[0])
+
+
+def shown_by_ffmpeg(path, *filters):
+    """The first frame of a film, and its pixels as FFmpeg's filters and its scaler make them."""
+    with av.open(str(path)) as container:
+        graph, stream = av.filter.Graph(), container.streams.video[0]
+        chain = [
+            graph.add_buffer(template=stream),
+            *(graph.add(*one) for one in filters),
+            graph.add("format", "rgb24"),
+            graph.add("buffersink"),
+        ]
+        graph.link_nodes(*chain).configure()
+        frame = next(container.decode(stream))
+        graph.push(frame)
+        return frame, graph.pull().to_ndarray()
 
 
 def write_anamorphic(path, ratio):
@@ -181,8 +198,11 @@ def test_what_the_container_cuts_off_is_not_shown(tmp_path, suffix, margins):
         np.testing.assert_array_equal(reader.cut(0.0, None).frames, expected)
     assert picture_ratio(path) == pytest.approx(expected.shape[2] / expected.shape[1])
     with media.Reader(path, (16, 16), kinds=("video",)) as reader:
-        corner = reader.cut(0.0, None).frames[0, 0, 0]
-    np.testing.assert_allclose(corner[:2], (2 * left + 5, 3 * top + 4), atol=6)
+        shown = reader.cut(0.0, None).frames[0]
+    np.testing.assert_allclose(shown[0, 0, :2], (2 * left + 5, 3 * top + 4), atol=6)
+    crop, scale = f"{width}:{height}:{left}:{top}", "16:16:flags=area"
+    _, expected = shown_by_ffmpeg(whole, ("crop", crop), ("scale", scale))
+    np.testing.assert_array_equal(shown, expected)
 
 
 def test_margins_that_leave_nothing_cut_nothing_off_or_are_refused(tmp_path):
@@ -198,6 +218,63 @@ def test_margins_that_leave_nothing_cut_nothing_off_or_are_refused(tmp_path):
         media.Reader(path, None, kinds=("video",))
 
 
+def write_interlaced(path, codec, colours, size, first="tff"):
+    """A film of fields in which a coloured board moves sideways: the lines of a picture differ."""
+    marking = av.filter.Graph()
+    chain = [
+        marking.add_buffer(
+            width=size[0], height=size[1], format="rgb24", time_base=Fraction(1, 25)
+        ),
+        marking.add("format", colours),
+        marking.add("setfield", f"mode={first}"),
+        marking.add("buffersink"),
+    ]
+    marking.link_nodes(*chain).configure()
+    y, x = np.mgrid[: size[1], : size[0]]
+    with av.open(str(path), "w") as container:
+        video = container.add_stream(codec, rate=Fraction(30_000, 1_001) if size[1] == 480 else 25)
+        video.width, video.height, video.pix_fmt = *size, colours
+        video.codec_context.flags |= Flags.interlaced_dct | Flags.interlaced_me
+        if codec == "libx264":
+            video.options = {"x264-params": f"{first}=1", "preset": "ultrafast"}
+        for index in range(30):
+            at = x + 3 * (2 * index + y % 2)
+            rgb = 255 * np.stack([at // 8 % 2, (at + y) // 16 % 2, y // 8 % 2], axis=-1)
+            marking.push(av.VideoFrame.from_ndarray(rgb.astype(np.uint8), format="rgb24"))
+            frame = marking.pull()
+            frame.pts = None
+            container.mux(video.encode(frame))
+        container.mux(video.encode())
+    return path
+
+
+@pytest.mark.parametrize("scaled_to", [None, (40, 24)])
+@pytest.mark.parametrize(
+    ("name", "codec", "colours", "size", "first"),
+    [
+        ("a.mpg", "mpeg2video", "yuv420p", (96, 64), "tff"),
+        ("a.mkv", "libx264", "yuv420p", (96, 64), "tff"),
+        ("a.mkv", "libx264", "yuv420p", (96, 64), "bff"),
+        ("a.mkv", "libx264", "yuv420p10le", (96, 64), "tff"),
+        ("a.mkv", "libx264", "yuv420p", (90, 60), "tff"),
+        ("a.mov", "dvvideo", "yuv411p", (720, 480), "bff"),
+        ("a.mov", "dvvideo", "yuv422p", (720, 576), "bff"),
+        ("a.mov", "prores_ks", "yuv422p10le", (96, 64), "tff"),
+    ],
+)
+def test_pictures_of_two_fields_are_scaled_as_one(
+    tmp_path, name, codec, colours, size, first, scaled_to
+):
+    path = write_interlaced(tmp_path / name, codec, colours, size, first)
+    with media.Reader(path, scaled_to, kinds=("video",)) as reader:
+        shown = reader.cut(0.0, None).frames[0]
+    way = "bicubic" if scaled_to is None else "area"
+    size = f"{shown.shape[1]}:{shown.shape[0]}"
+    frame, expected = shown_by_ffmpeg(path, ("scale", f"{size}:flags={way}"))
+    assert frame.interlaced_frame
+    np.testing.assert_array_equal(shown, expected)
+
+
 @pytest.mark.parametrize("colours", ["yuv410p", "yuv411p", "yuv440p", "yuv420p16le"])
 def test_colours_of_whole_pictures_are_those_of_ffmpegs_scaler(tmp_path, colours):
     path = tmp_path / "a.mkv"
@@ -207,17 +284,7 @@ def test_colours_of_whole_pictures_are_those_of_ffmpegs_scaler(tmp_path, colours
         for rgb in flash_frames(1.2, []):
             container.mux(video.encode(av.VideoFrame.from_ndarray(rgb, format="rgb24")))
         container.mux(video.encode())
-    with av.open(str(path)) as container:
-        graph, stream = av.filter.Graph(), container.streams.video[0]
-        chain = [
-            graph.add_buffer(template=stream),
-            graph.add("scale", "flags=bicubic"),
-            graph.add("format", "rgb24"),
-            graph.add("buffersink"),
-        ]
-        graph.link_nodes(*chain).configure()
-        graph.push(next(container.decode(stream)))
-        expected = graph.pull().to_ndarray()
+    _, expected = shown_by_ffmpeg(path, ("scale", "flags=bicubic"))
     with media.Reader(path, None, kinds=("video",)) as reader:
         np.testing.assert_array_equal(reader.cut(0.0, None).frames[0], expected)
 

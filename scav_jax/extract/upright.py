@@ -2,13 +2,16 @@
 
 A file may say by a display matrix how its pictures are to be turned (a telephone held on end) or
 mirrored (a front camera), by a sample aspect ratio how wide a pixel is (broadcast, DVD), and which
-of its edges are not shown (`cropping`).
+of its edges are not shown (`cropping`). That a picture is of two fields (interlaced) changes
+nothing: it is scaled as a whole, as FFmpeg's program does.
 """
 
 import math
 from dataclasses import dataclass
+from fractions import Fraction
 
 import av
+import av.filter
 import numpy as np
 from av.sidedata.sidedata import Type
 from av.video.reformatter import Interpolation, VideoReformatter
@@ -30,6 +33,7 @@ def _unnamed(cls: type[Type], value: int) -> Type:
 
 Type._missing_ = classmethod(_unnamed)
 MOST_OFF = math.tan(math.radians(1.0))  # of a quarter turn: FFmpeg's program turns by more
+ANY_TIME_BASE = Fraction(1, 1_000)  # times are not looked at
 WIDEST_PIXEL = 16.0  # a header that says more is wrong
 
 
@@ -100,6 +104,47 @@ def shown_ratio(
     return 1 / ratio if placement(frame).transposed else ratio
 
 
+class _Prepared:
+    """Frames as FFmpeg's program gives them to its scaler: cut, and whole though of two fields.
+
+    libswscale would scale the lines of each field of an interlaced frame for themselves, which
+    tears apart what moves and shifts colours, and heeds where between pixels colours were taken.
+    FFmpeg's program tells it of neither. PyAV cannot change such marks, a filter can; no pixels are
+    copied.
+
+    Args:
+      margins: that are cut off.
+    """
+
+    def __init__(self, margins: Margins):
+        self._margins = margins
+        self._graph: av.filter.Graph | None = None
+        self._kind: tuple[int, int, str] | None = None
+
+    def __call__(self, frame: av.VideoFrame) -> av.VideoFrame:
+        if not frame.interlaced_frame and not any(self._margins):
+            return frame
+        kind = frame.width, frame.height, frame.format.name
+        if kind != self._kind:
+            self._graph, self._kind = self._graph_for(frame), kind
+        self._graph.vpush(frame)
+        return self._graph.vpull()
+
+    def _graph_for(self, frame: av.VideoFrame) -> av.filter.Graph:
+        graph = av.filter.Graph()
+        width, height, kind = frame.width, frame.height, frame.format
+        chain = [
+            graph.add_buffer(width=width, height=height, format=kind, time_base=ANY_TIME_BASE),
+            graph.add("setparams", "field_mode=prog:chroma_location=unspecified"),
+        ]
+        if any(self._margins):
+            left, top, width, height = window(frame, self._margins)
+            chain.append(graph.add("crop", f"{width}:{height}:{left}:{top}:exact=1"))
+        chain.append(graph.add("buffersink"))
+        graph.link_nodes(*chain).configure()
+        return graph
+
+
 class Upright:
     """Makes RGB pictures of decoded frames, as they are shown.
 
@@ -116,24 +161,17 @@ class Upright:
         size: tuple[int, int] | None,
         margins: Margins = NO_MARGINS,
     ):
-        self._ratio, self._size, self._margins = pixel_ratio(stream), size, margins
-        self._scaler = VideoReformatter()
+        self._ratio, self._size = pixel_ratio(stream), size
+        self._prepared, self._scaler = _Prepared(margins), VideoReformatter()
 
     def __call__(self, frame: av.VideoFrame) -> UInt8[np.ndarray, "height width 3"]:
         how = placement(frame)
-        if any(self._margins):
-            frame = self._cropped(frame)
+        frame = self._prepared(frame)
         width, height = self._stored_size(frame, how)
         smooth = self._size is None  # as FFmpeg's program scales, colours too
         interpolation = Interpolation.BICUBIC if smooth else Interpolation.AREA
         rgb = self._scaler.reformat(frame, width, height, "rgb24", interpolation=interpolation)
         return how.place(rgb.to_ndarray())
-
-    def _cropped(self, frame: av.VideoFrame) -> av.VideoFrame:
-        left, top, width, height = window(frame, self._margins)
-        rgb = self._scaler.reformat(frame, format="rgb24").to_ndarray()
-        rgb = rgb[top : top + height, left : left + width]
-        return av.VideoFrame.from_ndarray(np.ascontiguousarray(rgb), format="rgb24")
 
     def _stored_size(self, frame: av.VideoFrame, how: Placement) -> tuple[int | None, int | None]:
         """What the frame is scaled to before it is placed; None for as it is."""

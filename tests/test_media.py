@@ -795,6 +795,31 @@ def test_a_film_with_sound_and_one_without_are_joined_too(tmp_path):
         stream_seconds(path, "video")
 
 
+@pytest.mark.parametrize("first", [True, False])
+def test_program_streams_that_go_on_with_another_sound_are_refused(tmp_path, first):
+    parts = []
+    for codec in ("mp2", "ac3"):
+        path = tmp_path / f"{codec}.mpg"
+        with av.open(str(path), "w", format="mpeg") as container:
+            streams = films.add_streams(container, ("mpeg2video", codec))
+            frame = av.AudioFrame.from_ndarray(films.sound(9.0), "fltp", layout="mono")
+            frame.sample_rate, frame.pts, frame.time_base = films.RATE, 0, Fraction(1, films.RATE)
+            packets = [*streams[1].encode(frame), *streams[1].encode()]
+            for index, rgb in enumerate(films.pictures(9.0)):
+                frame = av.VideoFrame.from_ndarray(rgb, format="rgb24")
+                frame.pts, frame.time_base = index, Fraction(1, films.FPS)
+                packets += streams[0].encode(frame)
+            packets += streams[0].encode()
+            for packet in sorted(packets, key=lambda one: float(one.dts * one.time_base)):
+                container.mux(packet)
+        parts.append(path.read_bytes())
+        path.write_bytes(2 * parts[-1])  # the same streams go on
+        assert stream_seconds(path, "audio") == pytest.approx(18.0, abs=0.3)
+    path.write_bytes(b"".join(parts if first else parts[::-1]))
+    with pytest.raises(Unusable, match="joined: two files byte by byte"):
+        stream_seconds(path, "video")
+
+
 def test_fragments_that_start_anew_are_refused_and_those_that_go_on_are_read(tmp_path):
     path = films.write_film(tmp_path / "a.mp4", "fragments")
     content = path.read_bytes()

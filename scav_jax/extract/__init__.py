@@ -4,6 +4,7 @@ fbank        log-mel frames, Kaldi-compatible
 opening      a file opened, and whose fault it is where that fails
 whole        files of which only the first part would be read
 transport    which programmes a transport stream has, from its first to its last table
+packs        whether other streams follow those of a program stream
 film         which streams of a file are the film, and where its second 0 lies
 clock        one clock for all packets of a file, which runs forward
 packets      the packets of a stream on that clock

@@ -21,6 +21,8 @@ from av.stream import Disposition
 
 from scav_jax.extract.cropping import NO_MARGINS, Margins, margins
 from scav_jax.extract.opening import Unusable, open_container
+from scav_jax.extract.packs import FORMAT as PROGRAM_STREAM
+from scav_jax.extract.packs import ProgramStream
 from scav_jax.extract.transport import FORMAT as TRANSPORT
 from scav_jax.extract.transport import Programmes
 from scav_jax.extract.whole import JOINED, check_single
@@ -73,6 +75,10 @@ def _indexes(path: Path, container: av.container.InputContainer) -> dict[str, in
             chosen[kind] = _chosen(container, kind, usable)
     if programmes and any(programmes.replaced(one.id, kind) for kind, one in chosen.items()):
         raise Unusable("open", JOINED)
+    if container.format.name == PROGRAM_STREAM:
+        packs = ProgramStream(path)
+        if any(packs.replaced(one.id) for one in chosen.values()):
+            raise Unusable("open", JOINED)
     return {kind: stream.index for kind, stream in chosen.items()}
 
 

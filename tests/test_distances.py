@@ -250,6 +250,15 @@ def test_float16_is_float32_of_the_same_numbers_rounded_once(row):
     np.testing.assert_allclose(defined, expected[0, 0], rtol=1e-3)
 
 
+@pytest.mark.parametrize("name", ["dtw", "wasserstein"])
+def test_bfloat16_is_rounded_once_too(name):
+    rounded = [s.padded() for s in (VISUAL, AUDIO)]
+    rounded = [x.replace(values=x.values.astype(jnp.bfloat16)) for x in rounded]
+    exact = [x.replace(values=x.values.astype(jnp.float32)) for x in rounded]
+    result, expected = (pairwise(name, *streams) for streams in (rounded, exact))
+    np.testing.assert_array_equal(result, expected.astype(jnp.bfloat16))
+
+
 def test_latents_of_fewer_bits_are_refused():
     for dtype in (jnp.float8_e4m3fn, jnp.int8):
         streams = (s.padded(0.0) for s in (VISUAL, AUDIO))

@@ -2,6 +2,7 @@
 
 import json
 
+import jax.numpy as jnp
 import numpy as np
 import pyarrow.parquet as parquet
 import pytest
@@ -48,17 +49,37 @@ def test_an_index_comes_back_with_the_same_hits(tmp_path, kind, distance, certai
         assert np.linalg.norm(rows[0]["visual_embedding"]) == pytest.approx(1, abs=1e-6)
 
 
-def test_rounded_sequences_come_back_as_their_values(tmp_path):
+@pytest.mark.parametrize("retrieval", ["exact", "aggregation"])
+def test_rounded_sequences_come_back_as_their_values(tmp_path, retrieval):
+    """And vectors that rounding has made longer or shorter than 1 as what cosines are taken of."""
     index = mixed(tmp_path / "i", storage="int8")
     program.main(["export", str(index.path), "--out", str(tmp_path / "all.parquet")])
     program.main(["import", str(tmp_path / "back"), str(tmp_path / "all.parquet")])
+    rows = parquet.read_table(tmp_path / "all.parquet").to_pylist()
+    lengths = [np.linalg.norm(r["visual_embedding"]) for r in rows if r["visual_embedding"]]
+    np.testing.assert_allclose(lengths, 1.0, atol=1e-6)
     for one, other in zip(
-        found(open_index(tmp_path / "back"), "exact"), found(index, "exact"), strict=True
+        found(open_index(tmp_path / "back"), retrieval), found(index, retrieval), strict=True
     ):
         for mine, theirs in zip(one, other, strict=True):
             assert [hit.id for hit in mine] == [hit.id for hit in theirs]
             scores = [[hit.score for hit in hits] for hits in (mine, theirs)]
             np.testing.assert_allclose(*scores, atol=1e-6)
+
+
+def test_cosines_of_a_rounded_index_are_cosines(tmp_path):
+    clips = embedded(200, steps=3, width=8)
+    index = create(tmp_path / "i", identity="m", storage="bfloat16")
+    index.add(clips)
+    hits = index.search(clips, "a2v", 1, "aggregation")
+    visual, audio = (
+        one / np.linalg.norm(one, axis=1, keepdims=True)
+        for one in (clips.visual_embeddings, clips.audio_embeddings)
+    )
+    stored = visual.astype(jnp.bfloat16).astype(np.float64)
+    stored /= np.linalg.norm(stored, axis=1)[:, None]
+    best = (audio @ stored.T).max(axis=1)
+    np.testing.assert_allclose([of_query[0].score for of_query in hits], best, atol=2e-7)
 
 
 def test_what_is_no_exported_index_is_one_line(tmp_path):

@@ -10,7 +10,7 @@ dtw            soft-DTW and DTW; `warping`: all pairs along anti-diagonals
 wasserstein    both transport distances; `sinkhorn`: ott's solver, `transport`: all pairs in tiles
 static         any of them beside what does not change over a clip: "euclidean+static"
 checks, lift   what no distance can compare; all pairs of a distance that has a definition only
-narrow         float16, which is computed in float32
+narrow         16 bits, which are computed in float32
 """
 
 import inspect
@@ -47,6 +47,8 @@ class Distance(NamedTuple):
         all pairs, equal to the definition; None lifts the definition.
       retrieval: the name of the form that is used for retrieval, or None for itself.
       check: `(**options)`, some or all of them; raises `InputError` for one out of its range.
+      of_bfloat16: whether `matrix` multiplies bfloat16 as it is and sums in float32; else latents
+        in it are made float32 first.
     """
 
     pair: Callable[..., Float[Array, ""]]
@@ -54,6 +56,7 @@ class Distance(NamedTuple):
     matrix: Callable[..., tuple[Float[Array, "Q K"], dict]] | None = None
     retrieval: str | None = None
     check: Callable[..., None] | None = None
+    of_bfloat16: bool = False
 
 
 DISTANCES: dict[str, Distance] = {
@@ -62,6 +65,7 @@ DISTANCES: dict[str, Distance] = {
         _euclidean.interpolation_weights,
         _euclidean.euclidean_matrix,
         check=_euclidean.check_options,
+        of_bfloat16=True,
     ),
     "soft_dtw": Distance(
         *(_dtw.soft_dtw, _dtw.soft_alignment, _dtw.soft_dtw_matrix),
@@ -106,7 +110,8 @@ def pairwise(
       `D[i, j]` of visual i and audio j. A sequence whose length is not in 1..steps has NaN
       distances; one that holds NaN or infinity may make all of them NaN. Outside of `jit` both
       are errors instead; inside, `pairwise_with_aux` says which sequences they are. D has the
-      dtype of the latents; that of float16 is computed in float32, and infinite beyond 65,504.
+      dtype of the latents; that of 16 bits is computed in float32, and of float16 infinite beyond
+      65,504.
 
     Raises:
       InputError: an unknown distance or option, or streams that cannot be compared.
@@ -136,9 +141,11 @@ def pairwise_with_aux(
     check_streams(visual, audio)
     matrix = distance.matrix or partial(all_pairs, distance.pair)
     sizes = {"block": _checked(block, memory_bytes), "memory_bytes": memory_bytes}
-    distances, aux = matrix(widened(visual), widened(audio), **sizes, **options)
-    if visual.values.dtype == jnp.float16:
-        distances = distances.astype(jnp.float16)
+    dtype = visual.values.dtype
+    whole = dtype == jnp.bfloat16 and distance.of_bfloat16
+    pair = (visual, audio) if whole else (widened(visual), widened(audio))
+    distances, aux = matrix(*pair, **sizes, **options)
+    distances = distances.astype(dtype)
     possible = in_range(visual)[:, None] & in_range(audio)[None, :]
     distances = jnp.where(possible, distances, jnp.asarray(jnp.nan, distances.dtype))
     visual, audio = jax.lax.stop_gradient((visual, audio))
@@ -224,6 +231,7 @@ def _with_static(distance: Distance) -> Distance:
         _static.matrix_with(matrix),
         distance.retrieval and f"{distance.retrieval}{_static.SUFFIX}",
         _static.check_with(distance.check),
+        distance.of_bfloat16,
     )
 
 

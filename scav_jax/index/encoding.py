@@ -35,6 +35,8 @@ ROW = np.dtype(
         ("fine_scale", "<f4"),
         ("fine_square", "<f8"),
         ("fine_residual", "<f4"),
+        ("embeddings_length", "<f4"),  # of the stored vector, which rounding has left near 1
+        ("sketches_length", "<f4"),
         ("bank_mean", "<f4"),  # of the distances to the bank, see `hubness`; 0 without one
         ("bank_deviation", "<f4"),
         ("values_sum", "<u8"),
@@ -178,7 +180,11 @@ class Encoding:
         rows["square"] = np.einsum("ij,ij->i", wide, wide)
         records = {"values": as_records(stored)}
         for name, one in vectors.items():
-            records[name] = as_records(_unit_once(one).astype(dtypes(self.storage)[name]))
+            vector = _unit_once(one).astype(dtypes(self.storage)[name])
+            records[name] = as_records(vector)
+            rows[f"{name}_length"] = 1.0
+            if vector.dtype != np.float32:
+                rows[f"{name}_length"] = np.linalg.norm(widen(vector).astype(np.float64), axis=1)
         if self.basis is not None:
             for column in SKETCH_STORAGES:
                 records[column] = self._sketches(column, rows, wide.reshape(run.shape))

@@ -338,6 +338,7 @@ def _possible(
             if not alive[rows].any():
                 continue
             similar = products.inner(embeddings, stream.read(column, rows))
+            similar /= stream.rows[f"{column}_length"][rows]
             distances = np.negative(similar, out=similar)
             distances[:, ~alive[rows]] = np.inf
             nearest.offer(numbers, distances, errors, number, np.arange(rows.start, rows.stop))
@@ -357,7 +358,8 @@ def _cosines(
         for begin in range(0, len(here), COSINE_ROWS):
             part = here[begin : begin + COSINE_ROWS]
             stored = stream.gather(column, slice(0, len(stream.rows)), row[part])
-            result[part] = np.vecdot(widen(stored), embeddings[query[part]])
+            lengths = stream.rows[f"{column}_length"][row[part]]
+            result[part] = np.vecdot(widen(stored), embeddings[query[part]]) / lengths
     return result
 
 

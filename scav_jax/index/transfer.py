@@ -6,8 +6,9 @@ A row is a clip: `id`, `source`, `start`, `end`, `label`, and of each stream tha
 clips: sequences one after the other, embeddings `[K, E]`, and no steps where a stream is missing.
 The header of the index is JSON, in the schema's metadata or under `header`.
 
-What is stored is written, so the same queries find the same clips with the same scores; what an
-index knows of a bank of queries (`hubness`) stays behind.
+What is stored is written, so the same queries find the same clips with the same scores (of what is
+stored in float32 to the digit, else up to rounding); what an index knows of a bank of queries
+(`hubness`) stays behind.
 """
 
 import json
@@ -24,7 +25,7 @@ from scav_jax.base.files import file_atomically, folder_atomically
 from scav_jax.base.progress import progress_bar
 from scav_jax.index.catalog import ABOUT, Header
 from scav_jax.index.products import widen
-from scav_jax.index.segments import Segment
+from scav_jax.index.segments import Segment, StoredStream
 from scav_jax.index.store import Index, create, open_index
 from scav_jax.retrieval.embed import Embedded
 from scav_jax.sequences import STREAMS, Sequences
@@ -105,12 +106,17 @@ def _stored(segment: Segment, row: int) -> dict:
             found |= {f"{name}_steps": None, name: None, f"{name}_embedding": None}
             found[f"{name}_sketch"] = None
             continue
-        one, values = slice(row, row + 1), segment.sequence(name, row)
+        values = segment.sequence(name, row)
         found |= {f"{name}_steps": len(values), name: values}
-        found[f"{name}_embedding"] = widen(stream.read("embeddings", one)[0])
-        has_sketch = stream.has("sketches")
-        found[f"{name}_sketch"] = widen(stream.read("sketches", one)[0]) if has_sketch else None
+        for what, column in (("embedding", "embeddings"), ("sketch", "sketches")):
+            there = stream.has(column)
+            found[f"{name}_{what}"] = _unit_vector(stream, column, row) if there else None
     return found
+
+
+def _unit_vector(stream: StoredStream, column: str, row: int) -> np.ndarray:
+    vector = widen(stream.read(column, slice(row, row + 1))[0])
+    return vector / stream.rows[f"{column}_length"][row]
 
 
 def _write_parquet(index: Index, file: Path) -> None:

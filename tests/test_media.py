@@ -2,6 +2,7 @@
 
 import errno
 import io
+import itertools
 import os
 import struct
 import threading
@@ -498,6 +499,67 @@ def test_sound_that_begins_after_a_clip_is_not_said_to_be_over(tmp_path):
     )
     with pytest.raises(Unusable, match="no sound in this clip"):
         cut(path, 0.0, 2.0)
+
+
+@pytest.mark.parametrize(
+    ("suffix", "late"),
+    [*itertools.product(["mkv", "nut", "ts", "flv"], ["picture", "sound"]), ("mp4", "sound")],
+)
+def test_what_begins_late_by_any_time_is_no_damage(tmp_path, suffix, late):
+    """Later than libavformat's probing looks, so that it says the file's own start."""
+    picture_s, sound_s = (6.0, 0.0) if late == "picture" else (0.0, 6.0)
+    path = write_video(
+        tmp_path / f"a.{suffix}",
+        flash_frames(8.0 - picture_s, [7.0 - picture_s], size=(32, 32)),
+        click_track(8.0 - sound_s, 44_100, [7.0 - sound_s]),
+        timestamps=range(round(1000 * picture_s), 8_000, 40),
+        audio_delay_s=sound_s,
+        size=(32, 32),
+        options={"movflags": "frag_keyframe+empty_moov"} if suffix == "mp4" else {},
+    )
+    for found in films.of_media(cut(path, size=None)):
+        np.testing.assert_allclose(found, [7.0], rtol=0, atol=2 * FRAME_S)
+    later = cut(path, 5.0, 8.0, size=None)
+    assert len(later.waveform) == pytest.approx(48_000, abs=1_000)
+    assert later.frames_span[0] == pytest.approx(1.0 if late == "picture" else 0.0, abs=2 * FRAME_S)
+
+
+def test_a_clip_before_the_sound_begins_says_that_it_has_none(tmp_path):
+    path = films.write_film(tmp_path / "a.mkv", "mkv", moved=lambda of, seconds: 35.0 * (of == 1))
+    with (
+        media.Reader(path, None, kinds=("audio",)) as reader,
+        pytest.raises(Unusable, match="no sound in this clip"),
+    ):
+        reader.cut(24.0, 30.0)
+
+
+@pytest.mark.parametrize("container", ["ts", "mpg"])
+def test_pictures_before_the_first_key_frame_are_no_damage(tmp_path, container):
+    """A recording of a broadcast begins anywhere: the sound at once, the picture with a key."""
+    path = films.write_film(
+        tmp_path / f"a.{container}",
+        container,
+        change=lambda number, seconds, data: None if number == 0 and seconds < 0.04 else data,
+    )
+    found = cut(path, size=films.SIZE)
+    assert 0.35 < found.frames_span[0] < 0.55  # the first key frame that is left is the 12th
+    assert aligned(*films.of_media(found))
+
+
+@pytest.mark.parametrize("suffix", ["mp4", "mkv", "ts"])
+def test_a_key_frame_that_cannot_be_decoded_is_damage(tmp_path, suffix):
+    path = write_video(tmp_path / f"a.{suffix}", flash_frames(3, []), click_track(3, 44_100, [1.0]))
+    content, spoilt = bytearray(path.read_bytes()), 0
+    with av.open(str(path)) as container:
+        for packet in container.demux(video=0):
+            if packet.size and spoilt < 12:
+                spoilt += 1
+                at = content.find(bytes(packet)[-40:]) if suffix == "ts" else packet.pos
+                content[at : at + 40 if suffix == "ts" else at + packet.size] = b""
+                content[at:at] = bytes(40 if suffix == "ts" else packet.size)
+    path.write_bytes(content)
+    with pytest.raises(Unusable, match="corrupt"):
+        cut(path)
 
 
 def test_sound_that_is_shorter_than_the_picture_can_be_asked_for_alone(tmp_path):

@@ -476,8 +476,11 @@ def _resample(samples: Float[np.ndarray, " S"], rate: int) -> Float[np.ndarray, 
 def _check_extent(
     stream: Stream, what: str, start: float, stop: float, begin: float, end: float
 ) -> None:
-    """Raises `Unusable` where a stream lacks part of what its header promises for start..stop."""
-    promised = stream.declared_begin
+    """Raises `Unusable` where a stream lacks part of what was promised for start..stop.
+
+    Its first packet promises that it begins there, its header that it goes on until its end.
+    """
+    promised = stream.promised_begin
     slack = max(TRUNCATION_S, 2.5 * usual_duration(stream.stream))
     if promised is not None and begin - max(start, promised) > slack and begin < math.inf:
         raise Unusable("decode", f"corrupt: the {what} cannot be decoded before {begin:.2f} s")

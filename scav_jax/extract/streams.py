@@ -39,7 +39,9 @@ class Stream:
     Attributes:
       stream: PyAV's stream.
       margins: of pictures, what is cut off them.
-      declared_begin: when the header says that it begins, or None.
+      promised_begin: when its first packet is shown that can be decoded on its own, of those that
+        were read since the last seek; None before. What comes before a recording's first key frame
+        lacks what it builds on: there the picture has not begun, as in players.
       declared_end: when the header says that it, or the whole film, ends; None where it says
         nothing that could be believed.
       own_duration: whether the header says it of this stream.
@@ -63,7 +65,6 @@ class Stream:
         self.stream.codec_context.open(strict=False)  # a failure in here is the file's
         self.own_duration = self._container.format.name == MOV and bool(self.stream.duration)
         self.ends_within_frame = kind == "audio" and self.own_duration
-        self.declared_begin = self._seconds(self.stream.start_time)
         self.declared_end = self._declared_end()
         self._damage: list[tuple[float, float]] = []
         self._order = Order(self._container.format.name != "avi")
@@ -130,12 +131,22 @@ class Stream:
     def _restart(self) -> None:
         self.ended = False
         self.repeated_until = -math.inf
+        self.promised_begin: float | None = None
         self._started = False
+        self._decodable = self.kind == "audio" or self._listed_as_key()
         self._broken_at: float | None = None
         self._following = 0.0  # when the next frame is due
         self._passed_over_until: float | None = None
         self._packets = Packets(self._container, self._film, self.kind)
         self._frames = self._decode()
+
+    def _listed_as_key(self) -> bool:
+        """Whether an MP4's table begins with a key frame; that of a packet may be damaged itself.
+
+        What is sought in it begins with one too.
+        """
+        entries = self.stream.index_entries
+        return self._container.format.name == MOV and len(entries) > 0 and entries[0].is_keyframe
 
     def _declared_end(self) -> float | None:
         if self.own_duration:
@@ -212,6 +223,7 @@ class Stream:
     ) -> Iterator[tuple[float, av.VideoFrame | av.AudioFrame]]:
         if self.ends_within_frame:
             _keep_padding(packet)
+        self._note_begin(packet)
         try:
             frames = packet.decode()
         except EOFError:
@@ -223,6 +235,13 @@ class Stream:
             time = self._time_of(frame)
             if self._is_sound(frame, time):
                 yield time, frame
+
+    def _note_begin(self, packet: av.Packet) -> None:
+        """An edit list may leave the key frame out that the first shown picture builds on."""
+        self._decodable |= packet.is_keyframe
+        if self.promised_begin is None and self._decodable and not packet.is_discard:
+            shown = packet.pts if packet.pts is not None else packet.dts
+            self.promised_begin = self._seconds(shown)
 
     def _time_of(self, frame: av.VideoFrame | av.AudioFrame) -> float:
         shown, decoded = frame.pts, frame.dts

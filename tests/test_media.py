@@ -8,6 +8,7 @@ import struct
 import threading
 import wave
 from collections import Counter
+from contextlib import nullcontext
 from fractions import Fraction
 
 import av
@@ -82,7 +83,7 @@ def write_video(
         if track is not None:
             audio = container.add_stream(audio_codec, rate=audio_rate)
             audio.layout = {1: "mono", 2: "stereo", 6: "5.1"}[len(track)]
-            if audio_codec == "aac":
+            if audio_codec in ("aac", "wmav2"):
                 audio.bit_rate = 128_000
         if frames is not None:
             for index, rgb in enumerate(frames):
@@ -353,6 +354,50 @@ def test_damage_spoils_its_own_clip_only(tmp_path, suffix, count):
         with pytest.raises(Unusable, match="corrupt"):
             reader.cut(2.0, 4.0)
         assert len(reader.cut(6.0, 8.0).frames) == 50
+
+
+@pytest.mark.parametrize(
+    ("suffix", "codec"),
+    [("aac", "aac"), ("ac3", "ac3"), ("flac", "flac"), ("wma", "wmav2"), ("ts", "aac")],
+)
+def test_a_recording_that_was_cut_off_ends_before_its_last_packet(tmp_path, suffix, codec):
+    whole = write_video(
+        tmp_path / f"a.{suffix}", None, click_track(4, 44_100, [1.0]), audio_codec=codec
+    )
+    content, path = whole.read_bytes(), tmp_path / f"b.{suffix}"
+    for count in range(round(0.8 * len(content)), len(content), len(content) // 83):
+        path.write_bytes(content[:count])
+        end = stream_seconds(path, "audio")
+        for start in (0.0, end - 1.5):
+            with media.Reader(path, None, kinds=("audio",)) as reader:
+                wave = reader.cut(start, end).waveform
+            assert len(wave) / 16_000 == pytest.approx(end - start, abs=0.25)
+
+
+def test_nothing_but_zeros_behind_a_sound_is_no_part_of_it(tmp_path):
+    path = tmp_path / "a.mp3"
+    write_video(path, None, click_track(3, 44_100, [1.0]), audio_codec="libmp3lame")
+    path.write_bytes(path.read_bytes() + bytes(4_096))
+    with media.Reader(path, None, kinds=("audio",)) as reader:
+        assert len(reader.cut(0.0, None).waveform) == pytest.approx(48_000, abs=1_000)
+
+
+def test_damaged_sound_spoils_the_clips_that_it_touches(tmp_path):
+    path = write_video(tmp_path / "a.mkv", flash_frames(6, []), click_track(6, 44_100, [1.0]))
+    with av.open(str(path)) as container:
+        packets = [one for one in container.demux(audio=0) if one.size]
+    content = bytearray(path.read_bytes())
+    for seconds in (3.0, 5.9):  # the last of these is not the end of the file
+        packet = next(one for one in packets if one.pts * one.time_base >= seconds)
+        at = content.index(bytes(packet))
+        noise = np.random.default_rng(0).integers(0, 256, packet.size, dtype=np.uint8)
+        content[at : at + packet.size] = bytes(noise)
+    path.write_bytes(content)
+    with media.Reader(path, SIZE) as reader:
+        for start, end, spoilt in ((0.0, 2.0, 0), (2.0, 4.0, 1), (4.0, 5.5, 0), (4.0, 6.0, 1)):
+            context = pytest.raises(Unusable, match="corrupt") if spoilt else nullcontext()
+            with context:
+                reader.cut(start, end)
 
 
 def test_plain_equals_naive_loops(random):

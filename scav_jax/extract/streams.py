@@ -116,8 +116,12 @@ class Stream:
         return end if end > -math.inf else None
 
     def damaged(self, start: float, stop: float) -> bool:
-        """Whether anything in start..stop could not be decoded, or may look wrong for that."""
+        """Whether anything in start..stop could not be decoded, or may look wrong for that.
+
+        A recording that was cut off within its last packet ends before that.
+        """
         waiting = self._broken_at is not None and self._broken_at < stop
+        waiting = waiting and not (self.ended and self._broken_by == self._sent)
         return waiting or any(begin < stop and end > start for begin, end in self._damage)
 
     def lost(self, start: float, stop: float) -> bool:
@@ -135,6 +139,8 @@ class Stream:
         self._started = False
         self._decodable = self.kind == "audio" or self._listed_as_key()
         self._broken_at: float | None = None
+        self._broken_by = self._sent = 0  # packets: the one of the first damage, those decoded
+        self._sent_time: float | None = None
         self._following = 0.0  # when the next frame is due
         self._passed_over_until: float | None = None
         self._packets = Packets(self._container, self._film, self.kind)
@@ -224,12 +230,17 @@ class Stream:
         if self.ends_within_frame:
             _keep_padding(packet)
         self._note_begin(packet)
+        if packet.size:
+            self._sent += 1
+            self._sent_time = self._seconds(packet.pts)
+        elif self._broken_by == self._sent:  # a decoder's rest mends nothing
+            self._broken_at = None
         try:
             frames = packet.decode()
         except EOFError:
             return
         except av.FFmpegError:
-            self._mark_broken(self._seconds(packet.pts))
+            self._mark_broken(self._seconds(packet.pts), self._sent)
             return
         for frame in frames:
             time = self._time_of(frame)
@@ -259,7 +270,8 @@ class Stream:
     def _is_sound(self, frame: av.VideoFrame | av.AudioFrame, time: float) -> bool:
         """Keeps the account of damage; False for what comes before the first whole frame."""
         if frame.is_corrupt:
-            self._mark_broken(time)
+            # A decoder that sorts pictures gives the last packet's behind others, or before them.
+            self._mark_broken(time, self._sent if time == self._sent_time else 0)
             return self._started
         self._started = True
         # Pictures build on each other: all that come before the next key frame may be wrong.
@@ -269,9 +281,14 @@ class Stream:
             self._broken_at = None
         return True
 
-    def _mark_broken(self, time: float | None) -> None:
-        """Notes the first moment of a damage; before the first whole frame there is no damage."""
+    def _mark_broken(self, time: float | None, packet: int) -> None:
+        """Notes the first moment of a damage, and the number of the packet that it lies in.
+
+        Before the first whole frame there is no damage. 0 is some packet before the last.
+        """
         if self._started:
+            if self._broken_at is None:
+                self._broken_by = packet
             time = self._following if time is None else time
             self._broken_at = time if self._broken_at is None else min(time, self._broken_at)
 

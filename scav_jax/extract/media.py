@@ -20,7 +20,7 @@ import itertools
 import math
 from collections import deque
 from collections.abc import Callable, Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import av
@@ -32,6 +32,7 @@ from scav_jax.extract.fbank import RATE_HZ
 from scav_jax.extract.film import KINDS, film_of
 from scav_jax.extract.opening import Unusable, decoder_errors
 from scav_jax.extract.packets import usual_duration
+from scav_jax.extract.pieces import Piece, placed
 from scav_jax.extract.streams import Stream, file_seconds, frame_rate, stream_seconds
 from scav_jax.extract.upright import Upright
 from scav_jax.features.clip import MAX_CLIP_S
@@ -41,9 +42,9 @@ MIN_CLIP_S = 1.0  # less picture and sound than this together has nothing to con
 LENGTH_MARGIN_S = 1.0  # half of it is let pass: a video of a minute has some frames more
 SEEK_GAP_S = 20.0  # decoding on is cheaper than seeking over less than this
 RESAMPLING_MARGIN_S = 0.03  # more than the reach of the resampling filter
+SOUND_MARGIN_S = 3 * RESAMPLING_MARGIN_S  # read before and behind a clip
 MOST_RATE_HZ = 4_000_000  # of sound; the fastest that is recorded, DSD, decodes to 2,822,400
 MOST_PLANES = 7  # one for each channel; PyAV looks for one more
-TIMESTAMP_JITTER_S = 0.025  # sound whose timestamps are off by less is taken as gapless
 TRUNCATION_S = 0.25  # a stream that lacks more than this of what it declares was truncated
 SILENT_PEAK = 1e-4  # of full scale
 STILL_LEVELS = 2.5  # of 255: re-encoded still pictures reach 2, slight motion starts at 6
@@ -339,12 +340,10 @@ class _AudioCutter:
 
     def __init__(self, stream: Stream):
         self.stream = stream
-        self._rate: int | None = None  # of the decoded frames: headers may say half of it
-        self._kept: deque[tuple[int, np.ndarray]] = deque()  # sample index in the file, samples
-        self._last = 0  # the sample index of the last frame that was read
-        self._stop = 0  # the sample index after the last sample that was read
+        self._kept: deque[Piece] = deque()  # the last that was read, and what a clip may need
+        self._until: float | None = None  # when that ends, in seconds
         self._converter: AudioResampler | None = None
-        self._converted: tuple[str, str] | None = None  # sample format and channels
+        self._converted: tuple[str, str, int] | None = None  # format, channels, rate
 
     def cut(self, start: float, stop: float) -> Float[np.ndarray, " S"]:
         """Mono sound at 16 kHz from `start` to `stop` or to the stream's end."""
@@ -352,10 +351,11 @@ class _AudioCutter:
         self.stream.check_clock(stop)
         if self.stream.damaged(start, stop):
             raise Unusable("decode", "corrupt: some of the sound cannot be decoded")
-        if self._rate is None:
+        if self._until is None:
             raise Unusable("decode", "no sound: the stream is empty")
-        first = self._kept[0][0] / self._rate if self._kept else math.inf
-        ends = self._stop / self._rate
+        pieces = placed(self._around(start, stop))
+        first = pieces[0].seconds if pieces else math.inf
+        ends = pieces[-1].end if pieces else self._until
         _check_extent(self.stream, "sound", start, stop, first, ends)
         if ends <= start or first >= stop:
             # After a seek little was read: a header that says more is believed.
@@ -363,52 +363,35 @@ class _AudioCutter:
             if last > start:
                 raise Unusable("decode", "no sound in this clip")
             raise Unusable("decode", f"no sound so late: the sound ends at {last:.2f} s")
-        self._check_gaps(start, stop)
-        seconds = min(stop, ends) - start
-        # Whole cycles of the two rates, so that a sample's phase in the resampling filter depends
-        # on its time in the file and not on where the clip was cut.
-        common = math.gcd(self._rate, RATE_HZ)
-        cycles = math.ceil(RESAMPLING_MARGIN_S * common)
-        margin_in, margin_out = cycles * self._rate // common, cycles * RATE_HZ // common
-        begin = round(start * self._rate)
-        length = math.ceil(seconds * self._rate)
-        samples = self._samples(begin - margin_in, length + 2 * margin_in)
-        resampled = _resample(samples, self._rate)
-        return resampled[margin_out : margin_out + round(seconds * RATE_HZ)]
+        self._check_gaps(pieces, start, stop)
+        # Recordings that were joined may have several rates.
+        rates = sorted({piece.rate for piece in pieces})
+        return sum(_resampled(pieces, rate, start, min(stop, ends)) for rate in rates)
 
-    def _check_gaps(self, start: float, stop: float) -> None:
+    def _check_gaps(self, pieces: list[Piece], start: float, stop: float) -> None:
         """Sound may pause (DTX), and that is silence; what stops together was lost."""
-        pairs = itertools.pairwise(self._kept)
-        gaps = [(a + len(samples), b) for (a, samples), (b, _) in pairs]
-        for begin, end in gaps:
-            begin_s, end_s = max(begin / self._rate, start), min(end / self._rate, stop)
-            if end_s - begin_s > TRUNCATION_S and self.stream.lost(begin_s, end_s):
-                missing = f"{end_s - begin_s:.2f} s of picture and sound are missing"
-                raise Unusable("decode", f"corrupt: {missing} from {begin_s:.2f} s")
+        for before, after in itertools.pairwise(pieces):
+            begin, end = max(before.end, start), min(after.seconds, stop)
+            if end - begin > TRUNCATION_S and self.stream.lost(begin, end):
+                missing = f"{end - begin:.2f} s of picture and sound are missing"
+                raise Unusable("decode", f"corrupt: {missing} from {begin:.2f} s")
 
-    def _samples(self, begin: int, count: int) -> Float[np.ndarray, " count"]:
-        """Samples by their index in the file; zeros where there is no sound.
-
-        Where a receiver's clock steps back, two frames claim the same moment: the louder sample
-        is heard, so that nothing is lost and what is repeated is heard once.
-        """
-        out = np.zeros(count, np.float32)
-        for index, samples in self._kept:
-            low, high = max(index, begin), min(index + len(samples), begin + count)
-            if low < high:
-                there, new = out[low - begin : high - begin], samples[low - index : high - index]
-                np.copyto(there, new, where=np.abs(new) > np.abs(there))
-        return out
+    def _around(self, start: float, stop: float) -> list[Piece]:
+        """What was read for a clip; a clip before this one may have needed more."""
+        limit, pieces = _limit(start, stop), []
+        for piece in self._kept:
+            pieces.append(piece)
+            if piece.end >= limit:
+                break
+        return pieces
 
     def _read(self, start: float, stop: float) -> None:
-        rate = self._rate
-        if start - (self._stop / rate if rate else 0.0) > SEEK_GAP_S:
-            self.stream.seek(start - 3 * RESAMPLING_MARGIN_S)
+        if start - (self._until or 0.0) > SEEK_GAP_S:
+            self.stream.seek(start - SOUND_MARGIN_S)
             self._kept.clear()
-        margin = 3 * RESAMPLING_MARGIN_S
-        self._forget(start - margin)
-        limit = min(stop, start + MAX_CLIP_S) + margin
-        while self._rate is None or self._stop / self._rate < limit:
+        self._forget(start - SOUND_MARGIN_S)
+        limit = _limit(start, stop)
+        while self._until is None or self._until < limit:
             found = self.stream.next()
             if found is None:
                 self._cut_padding()
@@ -416,36 +399,27 @@ class _AudioCutter:
             time, frame = found
             if not frame.samples:  # ADX ends with one
                 continue
-            self._rate = self._rate or frame.sample_rate
-            if self._rate > MOST_RATE_HZ:
-                reason = f"sound of {self._rate:,} samples a second, above {MOST_RATE_HZ:,}"
+            if frame.sample_rate > MOST_RATE_HZ:
+                reason = f"sound of {frame.sample_rate:,} samples a second, above {MOST_RATE_HZ:,}"
                 raise Unusable("decode", reason)
-            if frame.sample_rate != self._rate:
-                raise Unusable("decode", "corrupt: the sample rate changes")
-            index = round(time * self._rate)
-            jitter = TIMESTAMP_JITTER_S * self._rate
-            near = self._kept and self._stop / self._rate > start - margin
-            if near and abs(index - self._stop) <= jitter:
-                index = self._stop
-            samples = self._mono(frame)
-            self._last, self._stop = index, index + len(samples)
-            self._kept.append((index, samples))
-            self._forget(start - margin)
+            self._kept.append(Piece(time, frame.sample_rate, self._mono(frame)))
+            self._until = self._kept[-1].end
+            self._forget(start - SOUND_MARGIN_S)
 
     def _forget(self, seconds: float) -> None:
         """Drops what ends before then, but for the last of it: a pause may follow."""
-        while len(self._kept) > 1 and self._kept[1][0] <= seconds * self._rate:
+        while len(self._kept) > 1 and self._kept[1].seconds <= seconds:
             self._kept.popleft()
 
     def _cut_padding(self) -> None:
         """An encoder fills its last frame up; an MP4 says where in it the sound ends."""
-        if not self.stream.ends_within_frame or self._rate is None:
+        if not self.stream.ends_within_frame or not self._kept:
             return
-        end = round(self.stream.declared_end * self._rate)
-        if self._last < end < self._stop:
-            self._stop = end
-            if self._kept and self._kept[-1][0] == self._last:
-                self._kept[-1] = (self._last, self._kept[-1][1][: end - self._last])
+        last, end = self._kept[-1], self.stream.declared_end
+        if last.seconds < end < last.end:
+            count = round((end - last.seconds) * last.rate)
+            self._kept[-1] = replace(last, samples=last.samples[:count])
+            self._until = self._kept[-1].end
 
     def _mono(self, frame: av.AudioFrame) -> Float[np.ndarray, " S"]:
         """The mean of the channels, whatever their number."""
@@ -454,13 +428,48 @@ class _AudioCutter:
         planar = channels <= MOST_PLANES
         if planar and frame.format.name == "fltp":
             return frame.to_ndarray().mean(axis=0)
-        kind = (frame.format.name, frame.layout.name)
+        kind = (frame.format.name, frame.layout.name, frame.sample_rate)
         if kind != self._converted:  # broadcasts change from mono to 5.1 and back
             wanted = "fltp" if planar else "flt"
             self._converter, self._converted = AudioResampler(format=wanted), kind
         parts = [part.to_ndarray() for part in self._converter.resample(frame)]
         parts = parts if planar else [part.reshape(-1, channels).T for part in parts]
         return np.concatenate([part.mean(axis=0) for part in parts])
+
+
+def _limit(start: float, stop: float) -> float:
+    """Until when sound is read for a clip."""
+    return min(stop, start + MAX_CLIP_S) + SOUND_MARGIN_S
+
+
+def _resampled(
+    pieces: list[Piece], rate: int, start: float, stop: float
+) -> Float[np.ndarray, " S_out"]:
+    """The sound of one rate from `start` to `stop` at 16 kHz; zeros where there is none."""
+    # Whole cycles of the two rates, so that a sample's phase in the resampling filter depends
+    # on its time in the file and not on where the clip was cut.
+    common = math.gcd(rate, RATE_HZ)
+    cycles = math.ceil(RESAMPLING_MARGIN_S * common)
+    margin_in, margin_out = cycles * rate // common, cycles * RATE_HZ // common
+    begin = round(start * rate) - margin_in
+    samples = np.zeros(math.ceil((stop - start) * rate) + 2 * margin_in, np.float32)
+    for piece in pieces:
+        if piece.rate == rate:
+            _lay(piece.samples, round(piece.seconds * rate) - begin, samples)
+    resampled = _resample(samples, rate)
+    return resampled[margin_out : margin_out + round((stop - start) * RATE_HZ)]
+
+
+def _lay(piece: Float[np.ndarray, " S"], at: int, onto: Float[np.ndarray, " S_all"]) -> None:
+    """Lays a piece into a longer sound.
+
+    Where a receiver's clock steps back, two pieces claim the same moment: the louder sample is
+    heard, so that nothing is lost and what is repeated is heard once.
+    """
+    low, high = max(at, 0), min(at + len(piece), len(onto))
+    if low < high:
+        there, new = onto[low:high], piece[low - at : high - at]
+        np.copyto(there, new, where=np.abs(new) > np.abs(there))
 
 
 def _resample(samples: Float[np.ndarray, " S"], rate: int) -> Float[np.ndarray, " S_out"]:

@@ -251,8 +251,15 @@ class Stream:
         """An edit list may leave the key frame out that the first shown picture builds on."""
         self._decodable |= packet.is_keyframe
         if self.promised_begin is None and self._decodable and not packet.is_discard:
-            shown = packet.pts if packet.pts is not None else packet.dts
-            self.promised_begin = self._seconds(shown)
+            begin = self._seconds(packet.pts if packet.pts is not None else packet.dts)
+            self.promised_begin = None if begin is None else begin + self._skipped_s(packet)
+
+    def _skipped_s(self, packet: av.Packet) -> float:
+        """Seconds of sound that are to be cut off from a packet on: priming, or an edit's."""
+        if self.kind == "video" or not packet.has_sidedata("skip_samples"):
+            return 0.0
+        skipped = bytes(memoryview(packet.get_sidedata("skip_samples")))[:4]
+        return int.from_bytes(skipped, "little") / (self.stream.sample_rate or math.inf)
 
     def _time_of(self, frame: av.VideoFrame | av.AudioFrame) -> float:
         shown, decoded = frame.pts, frame.dts

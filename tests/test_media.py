@@ -854,6 +854,45 @@ def test_what_an_edit_list_leaves_out_spoils_no_clock(tmp_path, edits, moments):
 
 
 RATES_ALLOWED = {"mmf": 22_050, "aud": 22_050}
+FRAGMENTS = "frag_keyframe+delay_moov"
+
+
+def written_in_fragments(path, flags=FRAGMENTS, delay_s=0.0):
+    return write_video(
+        path,
+        flash_frames(4.8, [2.0], rate=10),  # four groups of pictures
+        click_track(4.8, 48_000, [2.0 - delay_s]),
+        frame_rate=10,
+        audio_rate=48_000,
+        audio_delay_s=delay_s,
+        options={"movflags": flags},
+    )
+
+
+@pytest.mark.parametrize("delay_s", [-0.7, 0.0])
+def test_fragments_whose_sound_an_edit_trims_are_whole(tmp_path, delay_s):
+    clip = cut(written_in_fragments(tmp_path / "a.mp4", delay_s=delay_s))
+    assert len(clip.waveform) / 16_000 == pytest.approx(4.8 + delay_s, abs=0.03)
+    for found in films.of_media(clip):
+        np.testing.assert_allclose(found, [2.0], rtol=0, atol=FRAME_S)
+
+
+@pytest.mark.parametrize(
+    ("flags", "behind", "words"),
+    [
+        (FRAGMENTS, 1_000, "truncated: the (sound|picture) ends at 3.* s, its header says 4"),
+        ("cmaf+dash", -8, "truncated: the clip should end at 4.* s, picture and sound end at 3"),
+    ],
+)
+def test_fragments_that_were_broken_off_are_told(tmp_path, flags, behind, words):
+    """Within the last, or before it where an index says how long all of them are."""
+    path = written_in_fragments(tmp_path / "a.mp4", flags)
+    content = path.read_bytes()
+    parts = [(kind, at) for kind, at, _ in boxes(content, 0, len(content))]
+    last = max(at for kind, at in parts if kind == (b"mdat" if behind > 0 else b"moof"))
+    path.write_bytes(content[: last + behind])
+    with pytest.raises(Unusable, match=words):
+        cut(path)
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ from fractions import Fraction
 from pathlib import Path
 from typing import NamedTuple
 
-from scav_jax.extract.nested import Extent, box, boxes, elements
+from scav_jax.extract.nested import Extent, box, boxes, elements, mapped
 from scav_jax.extract.opening import MATROSKA, MOV
 
 SEGMENT, TRACKS, ENTRY, VIDEO = 0x18538067, 0x1654AE6B, 0xAE, 0xE0
@@ -53,7 +53,7 @@ def margins(path: Path, format_name: str, number: int, width: int, height: int) 
     find = {MOV: _clean_apertures, MATROSKA: _pixel_crops}.get(format_name)
     if find is None:
         return NO_MARGINS
-    with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+    with mapped(path) as content:
         for at, found in enumerate(find(content, width, height)):
             if at == number:
                 can_be = min(found) >= 0 and min(found.rest(width, height)) > 0

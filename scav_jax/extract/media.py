@@ -413,9 +413,10 @@ class _AudioCutter:
 
     def _cut_padding(self) -> None:
         """An encoder fills its last frame up; an MP4 says where in it the sound ends."""
-        if not self.stream.ends_within_frame or not self._kept:
+        end = self.stream.padding_from
+        if end is None or not self._kept:
             return
-        last, end = self._kept[-1], self.stream.declared_end
+        last = self._kept[-1]
         if last.seconds < end < last.end:
             count = round((end - last.seconds) * last.rate)
             self._kept[-1] = replace(last, samples=last.samples[:count])

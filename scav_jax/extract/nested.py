@@ -3,10 +3,19 @@
 Of any bytes: what is found ends at the first thing that cannot be right.
 """
 
+import contextlib
 import mmap
 from collections.abc import Iterator
+from pathlib import Path
 
 Extent = tuple[int, int]  # where the content of a box or an element begins, and where it ends
+
+
+@contextlib.contextmanager
+def mapped(path: Path) -> Iterator[mmap.mmap]:
+    """The content of a file that has some."""
+    with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+        yield content
 
 
 def boxes(content: mmap.mmap, extent: Extent) -> Iterator[tuple[bytes, Extent]]:

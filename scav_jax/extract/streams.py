@@ -5,11 +5,13 @@ import itertools
 import math
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Literal
 
 import av
 from av.codec.context import Flags
 
 from scav_jax.extract.film import Film, film_of
+from scav_jax.extract.nested import box, boxes, mapped
 from scav_jax.extract.opening import (
     MATROSKA,
     MOV,
@@ -45,8 +47,8 @@ class Stream:
       declared_end: when the header says that it, or the whole film, ends; None where it says
         nothing that could be believed.
       own_duration: whether the header says it of this stream.
-      ends_within_frame: whether `declared_end` may lie inside the last frame of sound, whose rest
-        is an encoder's padding.
+      padding_from: of an MP4's sound, when its table says that it ends: that may lie inside of the
+        last frame, whose rest is an encoder's padding. Else None.
       ended: whether the last frame has been read.
       repeated_until: until when packets without content repeat the picture before them.
     """
@@ -63,8 +65,10 @@ class Stream:
         if kind == "video":  # else what is cut off at the left is rounded to whole cache lines
             self.stream.codec_context.flags |= Flags.unaligned
         self.stream.codec_context.open(strict=False)  # a failure in here is the file's
-        self.own_duration = self._container.format.name == MOV and bool(self.stream.duration)
-        self.ends_within_frame = kind == "audio" and self.own_duration
+        listed = self._container.format.name == MOV and bool(self.stream.duration)
+        self._fragments = fragments(path) if listed else None
+        self.own_duration = listed and self._fragments != "summed up"
+        self.padding_from = self._table_end() if listed and kind == "audio" else None
         self.declared_end = self._declared_end()
         self._damage: list[tuple[float, float]] = []
         self._order = Order(self._container.format.name != "avi")
@@ -154,12 +158,30 @@ class Stream:
         entries = self.stream.index_entries
         return self._container.format.name == MOV and len(entries) > 0 and entries[0].is_keyframe
 
+    def _table_end(self) -> float:
+        """When an MP4's table says that the stream ends."""
+        start, ticks = self.stream.start_time or 0, self.stream.duration
+        end = self._seconds(start + ticks)
+        # Where there are edits, what they leave empty at the begin is counted in.
+        return end if start <= 0 or self._listed_until(end) else self._seconds(ticks)
+
+    def _fragments_end(self) -> float:
+        """When the fragments of an MP4 end.
+
+        libavformat's duration is no help: an edit's trim is not taken off, and a last packet may be
+        said to last until the other stream ends.
+        """
+        entries, ticks = self.stream.index_entries, self.stream.duration
+        if self._fragments == "summed up":  # they are listed while they are read
+            first = entries[0].timestamp if len(entries) else 0
+            return self._seconds(ticks + min(first, 0))
+        return self._seconds(entries[len(entries) - 1].timestamp if len(entries) else ticks)
+
     def _declared_end(self) -> float | None:
+        if self._fragments is not None:
+            return self._fragments_end()
         if self.own_duration:
-            start, ticks = self.stream.start_time or 0, self.stream.duration
-            end = self._seconds(start + ticks)
-            # Where there are edits, what they leave empty at the begin is counted in.
-            return end if start <= 0 or self._listed_until(end) else self._seconds(ticks)
+            return self._table_end()
         container, zero = self._container, self._film.zero
         if container.format.name not in LENGTH_IN_HEADER or not container.duration:
             return None
@@ -227,7 +249,7 @@ class Stream:
     def _decode_packet(
         self, packet: av.Packet
     ) -> Iterator[tuple[float, av.VideoFrame | av.AudioFrame]]:
-        if self.ends_within_frame:
+        if self.padding_from is not None:
             _keep_padding(packet)
         self._note_begin(packet)
         if packet.size:
@@ -327,6 +349,18 @@ class Order:
         if not trusted and self._stamped:  # a decoder's last pictures have no times of decoding
             return decoded
         return decoded if shown is None else shown
+
+
+def fragments(path: Path) -> Literal["listed", "summed up"] | None:
+    """How an MP4 that is written in fragments says what is in it; None where it is in one piece.
+
+    Each fragment lists its own packets. A segment index before them says how long all of them are.
+    """
+    with mapped(path) as content:
+        if box(content, (0, len(content)), b"moov", b"mvex") is None:
+            return None
+        kinds = (kind for kind, _ in boxes(content, (0, len(content))))
+        return "summed up" if b"sidx" in kinds else "listed"
 
 
 def _keep_padding(packet: av.Packet) -> None:

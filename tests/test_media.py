@@ -19,6 +19,7 @@ import pytest
 from scav_jax.base import containers
 from scav_jax.base.errors import ProgramFault
 from scav_jax.extract import backbones, fbank, manifest, media
+from scav_jax.extract.packets import workable_rate
 from scav_jax.extract.streams import (
     Order,
     Unusable,
@@ -287,6 +288,53 @@ def test_variable_rate_shows_the_frame_of_the_moment(tmp_path):
         assert level == pytest.approx(levels[shown], abs=3), step
 
 
+@pytest.mark.parametrize(
+    ("rate", "seconds", "suffix", "worked_with"),
+    [
+        (480, 1.5, "mp4", 240),
+        (480, 1.5, "mkv", 240),
+        (960, 1.5, "ts", 240),
+        (Fraction(1, 3), 12.0, "mp4", 2 / 3),
+        (Fraction(2, 5), 12.5, "mp4", 4 / 5),
+        (Fraction(1, 3), 12.0, "flv", 2 / 3),
+    ],
+)
+def test_slow_motion_and_time_lapse_have_a_rate(tmp_path, rate, seconds, suffix, worked_with):
+    count = round(seconds * rate)
+    levels = np.linspace(20, 230, count).astype(np.uint8)
+    path = write_video(
+        tmp_path / f"a.{suffix}",
+        [np.full((32, 32, 3), level) for level in levels],
+        click_track(seconds, 44_100, [1.0]),
+        frame_rate=rate,
+        size=(32, 32),
+    )
+    clip = cut(path, size=None)
+    begin, end = clip.frames_span
+    assert len(clip.frames) / (end - begin) == pytest.approx(worked_with, rel=0.03)
+    got = clip.frames.reshape(len(clip.frames), -1).mean(axis=1)
+    shown = np.minimum((np.arange(len(got)) + 0.5) * float(rate) / worked_with, count - 1)
+    tolerance = 3 + (levels[1] - levels[0] if rate > 1 else 0)
+    assert np.abs(got - levels[shown.astype(int)]).max() < tolerance
+
+
+def test_a_rate_is_measured_where_the_header_has_none():
+    uneven = [0.0, 3.0, *(6 + np.arange(360) / 60).round(3)]
+    assert workable_rate(uneven) == pytest.approx(60, abs=0.1)
+    assert workable_rate(reversed(uneven)) == pytest.approx(60, abs=0.1)
+    assert workable_rate([1.0]) == workable_rate([]) == 0.5
+
+
+@pytest.mark.parametrize("container", ["mkv", "ts"])
+def test_pictures_without_a_key_frame_are_called_that(tmp_path, container):
+    def without(number, seconds, data):
+        return None if number == 0 and round(seconds * FPS) % 12 == 0 else data
+
+    path = films.write_film(tmp_path / "a.film", container, change=without)
+    with pytest.raises(Unusable, match="no frames: the picture has no key frame"):
+        cut(path)
+
+
 def test_late_and_short_sound_keep_their_time(tmp_path):
     frames = list(flash_frames(4, []))
     late = write_video(
@@ -326,6 +374,25 @@ def test_odd_sizes_are_scaled(tmp_path):
     )
     assert cut(path, size=(64, 64)).frames.shape == (50, 64, 64, 3)
     assert video_seconds(path) == pytest.approx(2.0)
+
+
+def test_pictures_that_change_their_size_are_scaled_or_told(tmp_path):
+    """As in a call whose connection became worse."""
+    path = tmp_path / "a.ts"
+    parts = [
+        write_video(
+            tmp_path / f"{width}.ts",
+            flash_frames(1.5, [], size=(width, 32)),
+            click_track(1.5, 44_100, [1.0]),
+            size=(width, 32),
+            options={"output_ts_offset": "1.5" if width < 64 else "0"},
+        ).read_bytes()
+        for width in (64, 32)
+    ]
+    path.write_bytes(b"".join(parts))
+    assert cut(path, size=(48, 48)).frames.shape[1:] == (48, 48, 3)
+    with pytest.raises(Unusable, match="changing size: pictures from 64x32 to 32x32"):
+        cut(path, size=None)
 
 
 def damaged(path, share, count):

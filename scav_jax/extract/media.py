@@ -33,7 +33,7 @@ from scav_jax.extract.film import KINDS, film_of
 from scav_jax.extract.opening import Unusable, decoder_errors
 from scav_jax.extract.packets import usual_duration
 from scav_jax.extract.pieces import Piece, placed
-from scav_jax.extract.streams import Stream, file_seconds, frame_rate, stream_seconds
+from scav_jax.extract.streams import Stream, file_seconds, stream_seconds
 from scav_jax.extract.upright import Upright
 from scav_jax.features.clip import MAX_CLIP_S
 
@@ -49,6 +49,7 @@ TRUNCATION_S = 0.25  # a stream that lacks more than this of what it declares wa
 SILENT_PEAK = 1e-4  # of full scale
 STILL_LEVELS = 2.5  # of 255: re-encoded still pictures reach 2, slight motion starts at 6
 STILL_GRID = 8
+NO_KEY = "no frames: the picture has no key frame, and all others build on one"
 
 
 @dataclass(frozen=True)
@@ -248,7 +249,7 @@ class _VideoCutter:
     ):
         self.stream = stream
         self._shrink = shrink
-        self._rate = frame_rate(stream.stream)
+        self._rate = stream.rate
         self._upright = Upright(stream.stream, frame_size, stream.margins)
         self._kept: deque[tuple[float, np.ndarray]] = deque()
         self._skipped: tuple[float, av.VideoFrame] | None = None
@@ -281,8 +282,10 @@ class _VideoCutter:
         points = begin + np.arange(-1, count) * period
         chosen = np.searchsorted(times, points + half - tolerance, side="right") - 1
         shown = [self._kept[index][1] for index in chosen[1:]]
-        if len({frame.shape for frame in shown}) > 1:
-            raise Unusable("decode", "corrupt: the size of the frames changes")
+        sizes = list(dict.fromkeys(f"{frame.shape[1]}x{frame.shape[0]}" for frame in shown))
+        if len(sizes) > 1:
+            change = " to ".join(sizes[:2])
+            raise Unusable("decode", f"changing size: pictures from {change}; transcode it to one")
         frames = np.stack(shown)
         previous = self._kept[chosen[0]][1] if chosen[0] >= 0 else None
         return frames, previous, (begin - start, begin - start + count * period)
@@ -329,7 +332,7 @@ class _VideoCutter:
         if self.stream.damaged(start, stop):
             raise Unusable("decode", "corrupt: some frames cannot be decoded")
         if not self._kept:
-            raise Unusable("decode", "no frames")
+            raise Unusable("decode", NO_KEY if self.stream.without_key else "no frames")
         _check_extent(self.stream, "picture", start, stop, self._kept[0][0], self._shown_until)
         if self._shown_until <= start:
             raise Unusable("decode", f"no frames: the picture ends at {self._shown_until:.2f} s")

@@ -1,8 +1,10 @@
 """The packets of one stream of a film, in the file's order and on the film's clock (PyAV)."""
 
-from collections.abc import Iterator
+import math
+from collections.abc import Iterable, Iterator
 
 import av
+import numpy as np
 
 from scav_jax.extract.clock import Clock, Stamp
 from scav_jax.extract.film import RESTARTING, Film
@@ -11,6 +13,7 @@ from scav_jax.extract.transport import FORMAT as TRANSPORT
 from scav_jax.extract.whole import JOINED
 
 NO_TIMESTAMPS = 0x0080  # libavformat's AVFMT_NOTIMESTAMPS: a codec's bare packets
+LEAST_RATE_HZ, MOST_RATE_HZ = 0.5, 300.0  # of pictures
 LOST_S = 0.25  # where picture and sound are both missing for longer, something was lost
 
 
@@ -115,11 +118,32 @@ def _counted(stream: av.stream.Stream) -> float | None:
 
 
 def known_rate(stream: av.video.stream.VideoStream) -> float | None:
-    """A picture stream's average rate in Hz (its nominal rate where no average is known)."""
+    """A picture stream's average rate in Hz (its nominal rate where no average is known).
+
+    None where its header says none that could be worked with: libavformat has guesses, as that
+    there is a picture at each tick of the clock.
+    """
     rates = [stream.average_rate, stream.guessed_rate, stream.base_rate]
     if stream.container.format.flags & NO_TIMESTAMPS:  # what libavformat says then is its default
         rates = [stream.guessed_rate, stream.average_rate, stream.base_rate]
     for rate in rates:
-        if rate and 0.5 <= rate <= 300:
+        if rate and LEAST_RATE_HZ <= rate <= MOST_RATE_HZ:
             return float(rate)
     return None
+
+
+def workable_rate(seconds: Iterable[float]) -> float:
+    """The rate in Hz at which pictures are looked at, from the times of some of them.
+
+    Their own, or where that is beyond what is worked with (slow motion, a slide every minute), a
+    whole part or multiple of it.
+    """
+    gaps = np.diff(sorted(seconds))
+    gaps = gaps[gaps > 0]
+    if not len(gaps):
+        return LEAST_RATE_HZ
+    usual = np.median(gaps)  # there may be pauses; and times are rounded, 2.08 ms to 2 or 3
+    rate = float(1 / gaps[(gaps > 0.4 * usual) & (gaps < 2.5 * usual)].mean())
+    if rate > MOST_RATE_HZ:
+        return rate / math.ceil(rate / MOST_RATE_HZ)
+    return rate * math.ceil(LEAST_RATE_HZ / rate)

@@ -1,6 +1,7 @@
 """One stream of a video file: decoded frames with their times, from front to back (PyAV)."""
 
 import contextlib
+import functools
 import itertools
 import math
 from collections.abc import Iterator
@@ -19,7 +20,7 @@ from scav_jax.extract.opening import (
     decoder_errors,
     open_container,
 )
-from scav_jax.extract.packets import Packets, known_rate, usual_duration
+from scav_jax.extract.packets import Packets, known_rate, usual_duration, workable_rate
 from scav_jax.extract.upright import shown_ratio
 
 PREROLL_S = 0.5  # decoded before a seek's target: codecs whose frames overlap need it
@@ -30,6 +31,7 @@ INDEXED = frozenset({MOV, MATROSKA})  # seeking is exact
 LENGTH_IN_HEADER = frozenset({MATROSKA, "flv", "asf", "nut", "avi"})
 UNKNOWN_FRAMES = 2**30  # what an AVI says that was written to a pipe
 LISTED_S = 0.25  # an MP4's last packet begins at most so long before its stream ends
+RATE_PACKETS = 20_000  # that a rate is measured from
 TAIL_S = 30.0  # of an indexed file, read to find its end
 
 
@@ -54,7 +56,7 @@ class Stream:
     """
 
     def __init__(self, path: Path, kind: str, film: Film | None = None):
-        self.kind = kind
+        self.kind, self._path = kind, path
         self._film = film or film_of(path)
         if kind not in self._film.indexes:
             raise Unusable("open", f"no {kind} stream")
@@ -76,6 +78,19 @@ class Stream:
 
     def close(self) -> None:
         self._container.close()
+
+    @functools.cached_property
+    def rate(self) -> float:
+        """Of pictures, in Hz."""
+        rate = known_rate(self.stream)
+        if rate is None:
+            rate = workable_rate(packet_times(self._path, "video", RATE_PACKETS))
+        return rate
+
+    @property
+    def without_key(self) -> bool:
+        """Whether there were pictures, but all build on others that were not there."""
+        return self._sent > 0 and not self._decodable
 
     def next(self) -> tuple[float, av.VideoFrame | av.AudioFrame] | None:
         """The next frame and its time, or None at the end."""
@@ -291,7 +306,7 @@ class Stream:
         if time is None:  # streams without timestamps: it follows the one before
             time = self._following
         if self.kind == "video":
-            self._following = time + 1 / frame_rate(self.stream)
+            self._following = time + 1 / self.rate
         else:
             self._following = time + frame.samples / frame.sample_rate
         return time
@@ -376,14 +391,6 @@ def _keep_padding(packet: av.Packet) -> None:
         packet.set_sidedata(data)
 
 
-def frame_rate(stream: av.video.stream.VideoStream) -> float:
-    """A picture stream's rate in Hz."""
-    rate = known_rate(stream)
-    if rate is None:
-        raise Unusable("open", "no frame rate")
-    return rate
-
-
 def video_seconds(path: Path) -> float | None:
     """The length of the picture, from its packets; None where it has none."""
     return stream_seconds(path, "video")
@@ -418,12 +425,18 @@ def file_seconds(path: Path) -> float:
     return end
 
 
-def packet_times(path: Path, kind: str) -> list[float]:
-    """When the packets of the film's picture or sound are shown, in seconds, as they are stored."""
+def packet_times(path: Path, kind: str, most: int | None = None) -> list[float]:
+    """When the packets of the film's picture or sound are shown, in seconds, as they are stored.
+
+    Args:
+      path: of the file.
+      kind: "video" or "audio".
+      most: so many at most.
+    """
     film = film_of(path)
     with contextlib.closing(open_container(path)) as container:
         base = container.streams[film.indexes[kind]].time_base
-        packets = Packets(container, film, kind)
+        packets = itertools.islice(Packets(container, film, kind), most)
         return [float(one.pts * base) - film.zero for one in packets if one.pts is not None]
 
 

@@ -172,7 +172,7 @@ def _file_facts(path: Path) -> tuple[str, float, bool]:
         digest = hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
     with streams.decoder_errors(path):
         with contextlib.closing(streams.Stream(path, "video")) as stream:
-            rate = round(streams.frame_rate(stream.stream), 3)
+            rate = round(stream.rate, 3)
         return digest, rate, is_variable(streams.packet_times(path, "video"))
 
 

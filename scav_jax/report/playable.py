@@ -23,7 +23,6 @@ from scav_jax.extract.streams import (
     Stream,
     Unusable,
     decoder_errors,
-    frame_rate,
     stream_kinds,
 )
 
@@ -120,7 +119,7 @@ def picture_load(path: Path) -> tuple[int, float]:
       Unusable: it has no picture, or cannot be read.
     """
     with decoder_errors(path), contextlib.closing(Stream(path, "video")) as stream:
-        return stream.stream.width * stream.stream.height, frame_rate(stream.stream)
+        return stream.stream.width * stream.stream.height, stream.rate
 
 
 def _scaled(

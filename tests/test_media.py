@@ -658,6 +658,22 @@ def test_pictures_before_the_first_key_frame_are_no_damage(tmp_path, container):
     assert aligned(*films.of_media(found))
 
 
+@pytest.mark.parametrize("container", ["m2ts", "mpg", "mkv"])
+def test_a_broadcast_may_begin_within_its_sound(tmp_path, container):
+    """Some packets are parts then; where a file was written as one they were damaged."""
+
+    def part(number, seconds, data):
+        return bytes(len(data)) if number == 1 and seconds < 0.4 else data
+
+    path = films.write_film(tmp_path / "a.film", container, change=part)
+    if container == "mkv":
+        with pytest.raises(Unusable, match=r"corrupt: the sound cannot be decoded before 0\.4"):
+            cut(path)
+        return
+    found = cut(path, size=films.SIZE)
+    assert aligned(*films.of_media(found))
+
+
 @pytest.mark.parametrize("suffix", ["mp4", "mkv", "ts"])
 def test_a_key_frame_that_cannot_be_decoded_is_damage(tmp_path, suffix):
     path = write_video(tmp_path / f"a.{suffix}", flash_frames(3, []), click_track(3, 44_100, [1.0]))

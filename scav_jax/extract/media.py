@@ -46,6 +46,7 @@ SOUND_MARGIN_S = 3 * RESAMPLING_MARGIN_S  # read before and behind a clip
 MOST_RATE_HZ = 4_000_000  # of sound; the fastest that is recorded, DSD, decodes to 2,822,400
 MOST_PLANES = 7  # one for each channel; PyAV looks for one more
 TRUNCATION_S = 0.25  # a stream that lacks more than this of what it declares was truncated
+JOINED_MIDWAY_S = 1.0  # a broadcast's recording may begin with so much that is no whole sound
 SILENT_PEAK = 1e-4  # of full scale
 STILL_LEVELS = 2.5  # of 255: re-encoded still pictures reach 2, slight motion starts at 6
 STILL_GRID = 8
@@ -495,7 +496,8 @@ def _check_extent(
     """
     promised = stream.promised_begin
     slack = max(TRUNCATION_S, 2.5 * usual_duration(stream.stream))
-    if promised is not None and begin - max(start, promised) > slack and begin < math.inf:
+    late = JOINED_MIDWAY_S if stream.joined_midway else slack
+    if promised is not None and begin - max(start, promised) > late and begin < math.inf:
         raise Unusable("decode", f"corrupt: the {what} cannot be decoded before {begin:.2f} s")
     promised = stream.declared_end
     if promised is None or not stream.own_duration or not stream.ended:

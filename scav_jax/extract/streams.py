@@ -11,7 +11,7 @@ from typing import Literal
 import av
 from av.codec.context import Flags
 
-from scav_jax.extract.film import Film, film_of
+from scav_jax.extract.film import RESTARTING, Film, film_of
 from scav_jax.extract.nested import box, boxes, mapped
 from scav_jax.extract.opening import (
     MATROSKA,
@@ -46,6 +46,8 @@ class Stream:
       promised_begin: when its first packet is shown that can be decoded on its own, of those that
         were read since the last seek; None before. What comes before a recording's first key frame
         lacks what it builds on: there the picture has not begun, as in players.
+      joined_midway: whether it is sound that may have been sent before the file begins: its first
+        packets may be no more than parts.
       declared_end: when the header says that it, or the whole film, ends; None where it says
         nothing that could be believed.
       own_duration: whether the header says it of this stream.
@@ -72,6 +74,7 @@ class Stream:
         self.own_duration = listed and self._fragments != "summed up"
         self.padding_from = self._table_end() if listed and kind == "audio" else None
         self.declared_end = self._declared_end()
+        self.joined_midway = kind == "audio" and bool(self._container.format.flags & RESTARTING)
         self._damage: list[tuple[float, float]] = []
         self._order = Order(self._container.format.name != "avi")
         self._restart()

@@ -963,6 +963,7 @@ def test_fragments_whose_sound_an_edit_trims_are_whole(tmp_path, delay_s):
 @pytest.mark.parametrize(
     ("flags", "behind", "words"),
     [
+        ("cmaf+dash", 1_000, "truncated: the (sound|picture) ends at 3.* s, its header says 4"),
         (FRAGMENTS, 1_000, "truncated: the (sound|picture) ends at 3.* s, its header says 4"),
         ("cmaf+dash", -8, "truncated: the clip should end at 4.* s, picture and sound end at 3"),
     ],

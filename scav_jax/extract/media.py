@@ -499,8 +499,8 @@ def _check_extent(
     late = JOINED_MIDWAY_S if stream.joined_midway else slack
     if promised is not None and begin - max(start, promised) > late and begin < math.inf:
         raise Unusable("decode", f"corrupt: the {what} cannot be decoded before {begin:.2f} s")
-    promised = stream.declared_end
-    if promised is None or not stream.own_duration or not stream.ended:
+    promised = stream.promised_end
+    if promised is None or not stream.ended:
         return
     if end < min(promised, stop) - slack:
         raise Unusable(

@@ -50,7 +50,6 @@ class Stream:
         packets may be no more than parts.
       declared_end: when the header says that it, or the whole film, ends; None where it says
         nothing that could be believed.
-      own_duration: whether the header says it of this stream.
       padding_from: of an MP4's sound, when its table says that it ends: that may lie inside of the
         last frame, whose rest is an encoder's padding. Else None.
       ended: whether the last frame has been read.
@@ -69,10 +68,9 @@ class Stream:
         if kind == "video":  # else what is cut off at the left is rounded to whole cache lines
             self.stream.codec_context.flags |= Flags.unaligned
         self.stream.codec_context.open(strict=False)  # a failure in here is the file's
-        listed = self._container.format.name == MOV and bool(self.stream.duration)
-        self._fragments = fragments(path) if listed else None
-        self.own_duration = listed and self._fragments != "summed up"
-        self.padding_from = self._table_end() if listed and kind == "audio" else None
+        self._listed = self._container.format.name == MOV and bool(self.stream.duration)
+        self._fragments = fragments(path) if self._listed else None
+        self.padding_from = self._table_end() if self._listed and kind == "audio" else None
         self.declared_end = self._declared_end()
         self.joined_midway = kind == "audio" and bool(self._container.format.flags & RESTARTING)
         self._damage: list[tuple[float, float]] = []
@@ -89,6 +87,16 @@ class Stream:
         if rate is None:
             rate = workable_rate(packet_times(self._path, "video", RATE_PACKETS))
         return rate
+
+    @property
+    def promised_end(self) -> float | None:
+        """When an MP4 says that this stream ends, which is not the film; None of others.
+
+        Of fragments, those count that were read.
+        """
+        if self._fragments is not None:
+            return self._fragments_end()
+        return self.declared_end if self._listed else None
 
     @property
     def without_key(self) -> bool:
@@ -184,21 +192,23 @@ class Stream:
         return end if start <= 0 or self._listed_until(end) else self._seconds(ticks)
 
     def _fragments_end(self) -> float:
-        """When the fragments of an MP4 end.
+        """When the fragments of an MP4 end that are listed so far.
 
         libavformat's duration is no help: an edit's trim is not taken off, and a last packet may be
         said to last until the other stream ends.
         """
-        entries, ticks = self.stream.index_entries, self.stream.duration
-        if self._fragments == "summed up":  # they are listed while they are read
-            first = entries[0].timestamp if len(entries) else 0
-            return self._seconds(ticks + min(first, 0))
-        return self._seconds(entries[len(entries) - 1].timestamp if len(entries) else ticks)
+        entries = self.stream.index_entries
+        last = entries[len(entries) - 1].timestamp if len(entries) else self.stream.duration
+        return self._seconds(last)
 
     def _declared_end(self) -> float | None:
-        if self._fragments is not None:
+        if self._fragments == "listed":
             return self._fragments_end()
-        if self.own_duration:
+        if self._fragments == "summed up":  # they are listed while they are read
+            entries = self.stream.index_entries
+            trimmed = min(entries[0].timestamp, 0) if len(entries) else 0
+            return self._seconds(self.stream.duration + trimmed)
+        if self._listed:
             return self._table_end()
         container, zero = self._container, self._film.zero
         if container.format.name not in LENGTH_IN_HEADER or not container.duration:

@@ -631,6 +631,9 @@ def test_what_begins_late_by_any_time_is_no_damage(tmp_path, suffix, late):
     )
     for found in films.of_media(cut(path, size=None)):
         np.testing.assert_allclose(found, [7.0], rtol=0, atol=2 * FRAME_S)
+    if suffix != "mp4":  # a fragment begins with the film, and its first piece of sound with it
+        with pytest.raises(Unusable, match=f"no {late} in this clip"):
+            cut(path, 1.0, 3.0, size=None)
     later = cut(path, 5.0, 8.0, size=None)
     assert len(later.waveform) == pytest.approx(48_000, abs=1_000)
     assert later.frames_span[0] == pytest.approx(1.0 if late == "picture" else 0.0, abs=2 * FRAME_S)

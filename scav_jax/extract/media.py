@@ -279,7 +279,8 @@ class _VideoCutter:
         stop = min(stop, self._shown_until)
         count = math.ceil((stop - half - tolerance - begin) / period)
         if count < 1:
-            raise Unusable("decode", "no frames")
+            later = times[0] >= stop
+            raise Unusable("decode", "no picture in this clip" if later else "no frames")
         points = begin + np.arange(-1, count) * period
         chosen = np.searchsorted(times, points + half - tolerance, side="right") - 1
         shown = [self._kept[index][1] for index in chosen[1:]]

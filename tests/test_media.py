@@ -939,7 +939,6 @@ def test_what_an_edit_list_leaves_out_spoils_no_clock(tmp_path, edits, moments):
         np.testing.assert_allclose(found, moments, rtol=0, atol=3.5 * FRAME_S)  # no priming is cut
 
 
-RATES_ALLOWED = {"mmf": 22_050, "aud": 22_050}
 FRAGMENTS = "frag_keyframe+delay_moov"
 
 
@@ -980,6 +979,9 @@ def test_fragments_that_were_broken_off_are_told(tmp_path, flags, behind, words)
     path.write_bytes(content[: last + behind])
     with pytest.raises(Unusable, match=words):
         cut(path)
+
+
+RATES_ALLOWED = {"mmf": 22_050, "aud": 22_050}
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,8 @@ decoded.
 """
 
 import contextlib
+import functools
+import os
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -50,7 +52,24 @@ class Film:
 
 
 def film_of(path: Path) -> Film:
-    """Looks at a file; `Unusable` where it cannot be opened, or only its first part is read."""
+    """Looks at a file; `Unusable` where it cannot be opened, or only its first part is read.
+
+    Files that were looked at last are known by size and time: some are read whole for it, and
+    have many clips.
+    """
+    try:
+        about = os.stat(path)
+    except (OSError, ValueError):
+        return _film_of(path)  # which says so as it always does
+    return _known(path, (about.st_ino, about.st_size, about.st_mtime_ns))
+
+
+@functools.lru_cache(maxsize=16)
+def _known(path: Path, _: tuple[int, int, int]) -> Film:
+    return _film_of(path)
+
+
+def _film_of(path: Path) -> Film:
     with contextlib.closing(open_container(path)) as container:
         check_single(path, container.format.name)
         indexes = _indexes(path, container)

@@ -259,6 +259,19 @@ def test_bfloat16_is_rounded_once_too(name):
     np.testing.assert_array_equal(result, expected.astype(jnp.bfloat16))
 
 
+@pytest.mark.parametrize("name", ["dtw", "sinkhorn", "wasserstein"])
+@pytest.mark.parametrize("broken", [1e5, np.nan])
+def test_a_clip_far_from_all_others_takes_none_of_their_digits(name, broken):
+    """As the Euclidean distance has it, see test_euclidean; nor one that is not finite."""
+    random = np.random.default_rng(3)
+    visual, audio = (random.normal(size=(20, 6, 4)).astype(np.float32) for _ in range(2))
+    compare = jax.jit(lambda audio: pairwise(name, sequences(jnp.asarray(visual)), audio))
+    expected = compare(sequences(jnp.asarray(audio)))[:, :-1]
+    audio[-1] = broken
+    found = compare(sequences(jnp.asarray(audio)))[:, :-1]
+    np.testing.assert_allclose(found, expected, rtol=0, atol=2e-5 * np.std(expected))
+
+
 def test_latents_of_fewer_bits_are_refused():
     for dtype in (jnp.float8_e4m3fn, jnp.int8):
         streams = (s.padded(0.0) for s in (VISUAL, AUDIO))

@@ -10,6 +10,7 @@ dtw            soft-DTW and DTW; `warping`: all pairs along anti-diagonals
 wasserstein    both transport distances; `sinkhorn`: ott's solver, `transport`: all pairs in tiles
 static         any of them beside what does not change over a clip: "euclidean+static"
 checks, lift   what no distance can compare; all pairs of a distance that has a definition only
+centre         what is taken off all clips before products
 narrow         16 bits, which are computed in float32
 """
 

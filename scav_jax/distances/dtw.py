@@ -24,8 +24,9 @@ from jaxtyping import Array, Float, Int
 
 from scav_jax.base.errors import InputError
 from scav_jax.distances import warping
+from scav_jax.distances.centre import typical
 from scav_jax.distances.narrow import in_float32
-from scav_jax.sequences import Sequences, zero_padding
+from scav_jax.sequences import Sequences, masked_mean, zero_padding
 
 # TF32 and bf16, the accelerators' defaults, lose what the z-score then amplifies.
 FULL_PRECISION = jax.lax.Precision.HIGHEST
@@ -77,17 +78,15 @@ def _product(x: Float[Array, "X C"], y: Float[Array, "C Y"]) -> Float[Array, "X 
 
 
 def _centred(visual: Sequences, audio: Sequences):
-    """Both `[..., T, C]` less the mean of all their real steps, 0 in padding.
+    """Both `[..., T, C]` less a centre of what all of them hold, 0 in padding.
 
-    The mean is a constant of the gradient too: moving all steps alike moves no difference.
+    The centre is a constant of the gradient too: moving all steps alike moves no difference.
     """
-    values = [zero_padding(x.values, x.lengths) for x in (visual, audio)]
-    steps = sum(jnp.sum(x.lengths) for x in (visual, audio)).astype(values[0].dtype)
-    total = sum(jnp.sum(x, axis=tuple(range(x.ndim - 1))) for x in values)
-    centre = jax.lax.stop_gradient(total / steps)
+    means = [jnp.atleast_2d(masked_mean(x.values, x.lengths)) for x in (visual, audio)]
+    centre = typical(jnp.concatenate(means))
     return [
-        zero_padding(x - centre.reshape((1,) * (x.ndim - 1) + (-1,)), stream.lengths)
-        for x, stream in zip(values, (visual, audio), strict=True)
+        zero_padding(x.values - jnp.broadcast_to(centre, x.values.shape), x.lengths)
+        for x in (visual, audio)
     ]
 
 

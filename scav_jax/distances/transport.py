@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Bool, Float, Int
 
+from scav_jax.distances.centre import typical
 from scav_jax.sequences import Sequences, step_mask, zero_padding
 
 FULL_PRECISION = jax.lax.Precision.HIGHEST
@@ -211,12 +212,9 @@ def mean_of_real(values: Float[Array, "*P T"], mask: Bool[Array, "*P T"]) -> Flo
 
 
 def _centre(visual: Sequences, audio: Sequences) -> Float[Array, " C"]:
-    """The mean of all first steps, held: near enough to all steps, and no pass over them.
-
-    It is taken off before products are taken, which changes no difference and avoids cancellation.
-    """
+    """Of all first steps: near enough to all steps, and no pass over them."""
     first = [zero_padding(x.values[:, :1], x.lengths)[:, 0] for x in (visual, audio)]
-    return jax.lax.stop_gradient(jnp.mean(jnp.concatenate(first), axis=0))
+    return typical(jnp.concatenate(first))
 
 
 def _centred(values, lengths, centre) -> Float[Array, "B T C"]:

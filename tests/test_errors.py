@@ -66,6 +66,13 @@ def test_a_fault_while_bad_input_is_handled_is_not_taken_for_the_input(capsys):
     assert "bad file" not in capsys.readouterr().err
 
 
+def test_a_message_that_quotes_a_file_at_length_is_cut_in_the_middle():
+    message = str(InputError(f"list.csv, line 2: expected 1 or 0, got {'9' * 10_000}; correct it"))
+    assert len(message) < 2000
+    assert message.startswith("list.csv, line 2") and message.endswith("9; correct it")
+    assert str(InputError("x" * 1800)) == "x" * 1800
+
+
 def test_tracebacks_can_be_asked_for(monkeypatch):
     monkeypatch.setenv("SCAV_TRACEBACK", "1")
     with pytest.raises(ProgramFault):

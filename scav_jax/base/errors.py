@@ -14,6 +14,7 @@ from scav_jax.base.names import is_text, shown
 EXIT_INPUT = 2  # bad input: nothing is wrong with the program
 EXIT_SYSTEM = 3  # the machine refused: disk full or read-only, no permission, no memory
 EXIT_FAULT = 4  # the program or a package of it is wrong: no input mends that
+MOST_LETTERS = 1800  # of a message
 EXIT_UNREAD = 141  # 128 + SIGPIPE: whoever read standard output has left, as `head` does
 
 # What our own wrong call, or a package of another version, raises: whoever turns exceptions into a
@@ -25,8 +26,16 @@ class InputError(ValueError):
     """Bad input that a person can mend.
 
     The message is one line: what was expected, what came, what to do. Programs print it without
-    a traceback (see `run_program`); in Python it is an ordinary `ValueError`.
+    a traceback (see `run_program`); in Python it is an ordinary `ValueError`. Of a message that
+    quotes a file at length the middle is left out.
     """
+
+    def __init__(self, message: str = ""):
+        words = str(message)
+        half = MOST_LETTERS // 2
+        super().__init__(
+            words if len(words) <= MOST_LETTERS else f"{words[:half]} ... {words[-half:]}"
+        )
 
 
 class ProgramFault(RuntimeError):

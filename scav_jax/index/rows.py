@@ -21,6 +21,7 @@ from scav_jax.index.catalog import ABOUT, COMMITTED, MEND, SEGMENTS
 from scav_jax.sequences import STREAMS
 
 TABLE = "rows"
+PANICS = ("PanicException", "RustPanic")  # of Rust, which are no `Exception`
 KNOWN = ("segment", "row", "key", "checksum_visual", "checksum_audio")
 FILTERED = {"id": TEXT, "source": TEXT, "start": NUMBER, "end": NUMBER, "label": TEXT}
 FILTER_SECONDS = 20.0  # what a condition may take
@@ -49,7 +50,7 @@ def _damage_named(path: Path) -> Iterator[None]:
     except BaseException as error:
         if isinstance(error, OSError) and error.errno:
             raise  # the machine's word, not the file's
-        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+        if not isinstance(error, Exception) and type(error).__name__ not in PANICS:
             raise
         reason = " ".join(str(error).split())[:200]
         raise InputError(
@@ -177,7 +178,8 @@ class Rows:
         write_document(self.path / SEGMENTS / COMMITTED, about)
 
     def __len__(self) -> int:
-        return self._table.count_rows()
+        with _damage_named(self.path):
+            return self._table.count_rows()
 
     def places(self, where: str | None = None) -> Iterator[Int[np.ndarray, "n 2"]]:
         """(segment, row) of the clips that a condition holds for, or of all, part by part.
@@ -198,7 +200,8 @@ class Rows:
         condition = inner if where is None else checked_filter(where)
         if len(self) == 0:
             return
-        query = self._table.search().select(columns)
+        with _damage_named(self.path):
+            query = self._table.search().select(columns)
         if condition is not None:
             query = query.where(condition)
         limit = None if where is None else datetime.timedelta(seconds=FILTER_SECONDS)

@@ -86,6 +86,14 @@ def test_every_kind_of_place_gives_the_same_clips(tmp_path, capsys):
     assert about["backbone"]["name"] == "theirs" and about["audio_step_s"] == pytest.approx(0.3)
 
 
+def test_a_source_has_a_name(tmp_path):
+    (tmp_path / "m.csv").write_text("id,audio,seconds\na,a.npy,1\n")
+    with pytest.raises(InputError, match="--name: expected what made the features"):
+        program.main(
+            ["import", str(tmp_path / "m.csv"), "--out", str(tmp_path / "d"), "--name", " "]
+        )
+
+
 def test_what_cannot_be_used_is_told_and_the_rest_goes_on(tmp_path, capsys):
     good = np.ones((4, 3), np.float32)
     np.save(tmp_path / "good.npy", good)

@@ -154,6 +154,7 @@ def test_nothing_usable_is_an_error(folders, tmp_path):
     words = ["build", str(tmp_path / "i"), "--model", str(run)]
     with pytest.raises(InputError, match="the index is empty"):
         program.main([*words, "--videos", str(tmp_path / "films")])
+    assert not (tmp_path / "i").exists()  # whose options would bind the next attempt
 
 
 def test_a_query_without_the_stream_that_asks_is_told_of_the_other(folders, tmp_path):

@@ -102,6 +102,11 @@ def test_what_is_no_exported_index_is_one_line(tmp_path):
             (tmp_path / name).write_bytes(content)
         with pytest.raises(InputError, match="expected"):
             program.main(["import", str(tmp_path / "back"), str(tmp_path / name)])
+    content = bytearray(file.read_bytes())
+    content[len(content) // 3] ^= 1  # among the numbers
+    (tmp_path / "flipped.parquet").write_bytes(content)
+    with pytest.raises(InputError, match="export the index again"):
+        program.main(["import", str(tmp_path / "back"), str(tmp_path / "flipped.parquet")])
     parquet.write_table(table.drop_columns(["audio"]), tmp_path / "less.parquet")
     parquet.write_table(table.replace_schema_metadata({}), tmp_path / "bare.parquet")
     rows = table.to_pylist()

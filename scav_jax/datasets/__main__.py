@@ -131,6 +131,8 @@ def import_features(options: argparse.Namespace) -> None:
     from scav_jax.datasets.imported import read_manifest
     from scav_jax.features import store
 
+    if not options.name.strip():
+        raise InputError("--name: expected what made the features, as in vggish+dino, got none")
     imported = read_manifest(options.manifest)
     store.write(
         imported.clips(),

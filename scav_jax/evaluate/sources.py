@@ -319,7 +319,7 @@ def chosen(split: Split, path: Path | None) -> Split:
         named = ", ".join(map(quoted, some[:SHOWN]))
         raise InputError(
             f"--ids {path}: expected ids of {split.data}, split {split.split}, each once, got "
-            f"{len(some):,} of {len(ids):,} {what}: {named}"
+            f"{len(some):,} of {len(ids):,} {what}" + (f": {named}" if named else "")
         )
     return split.take([place[one] for one in ids])
 

@@ -5,6 +5,7 @@ import contextlib
 import functools
 import json
 import os
+import shutil
 import sys
 import time
 from collections.abc import Callable, Container, Iterator
@@ -182,9 +183,12 @@ def build(arguments: argparse.Namespace) -> int:
                     f"{getattr(arguments, name)}; remove the index to build it anew"
                 )
         index = open_index(arguments.index, model.identity)
+    begun_before = index is not None
     index, source = _sourced(index, arguments, model, split)
     count = _grow(index, source.parts(set(index.ids())), "skip")
     if not len(index):
+        if not begun_before:  # it would hold the next attempt to this one's options
+            shutil.rmtree(index.path, ignore_errors=True)
         raise InputError(
             f"{arguments.index}: expected at least one clip that can be used, there is none (see "
             "above); the index is empty"

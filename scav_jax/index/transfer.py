@@ -130,7 +130,7 @@ def _write_parquet(index: Index, file: Path) -> None:
         types |= {f"{name}_steps": pa.int32(), name: numbers}
         types |= {f"{name}_embedding": numbers, f"{name}_sketch": numbers}
     schema = pa.schema(types, metadata={HEADER: _header(index).encode()})
-    with parquet.ParquetWriter(file, schema) as writer:
+    with parquet.ParquetWriter(file, schema, write_page_checksum=True) as writer:
         for clips in _clips(index):
             columns = {name: [_flat(clip[name]) for clip in clips] for name in types}
             writer.write_table(pa.Table.from_pydict(columns, schema=schema))
@@ -242,7 +242,7 @@ def _read_parquet(file: Path) -> tuple[str, Iterator[list[dict]]]:
     import pyarrow.parquet as parquet
 
     with _arrow_errors(), regular_file(file, "an exported index", MEND):
-        opened = parquet.ParquetFile(file)
+        opened = parquet.ParquetFile(file, page_checksum_verification=True)
     metadata = opened.schema_arrow.metadata or {}
     if HEADER not in metadata:
         raise InputError(f"{file}: expected an exported index, it has no header; {MEND}")

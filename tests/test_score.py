@@ -225,6 +225,9 @@ def test_a_runs_own_clips_are_those_that_it_was_trained_with(run, data, calibrat
     with pytest.raises(InputError, match="other clips or features lie there now"):
         calibration.of_data(trained, "me", None, None)
     assert calibration.of_data(trained, "me", data, "validation") == calibrated  # named: as asked
+    config["features"] = {"content": {"train": content["validation"]}}
+    with pytest.raises(InputError, match="it has learned from these"):
+        calibration.of_data(trained, "me", data, "validation")
 
 
 def test_strangers_score_nothing_and_own_sounds_much(run, calibrated):

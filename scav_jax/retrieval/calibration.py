@@ -44,12 +44,21 @@ def of_data(run: Run, identity: str, data: Path | None, name: str | None) -> Cal
     Args:
       data, name: the data set and its split; without both, the run's own validation clips, which
         must be those that it was trained with.
+
+    Raises:
+      InputError: they are the clips that the model has learned from; else as `calibrate`.
     """
     if data is None and name is None:
         split = own_split(run, "validation")
     else:
         own = run.config["data"]
         split = store.read(data or Path(own["path"]), name or own["validation_split"])
+    learned = run.config.get("features", {}).get("content", {}).get("train")
+    if split.content == learned:
+        raise InputError(
+            f"{split.data} ({split.split}): expected clips that are new to the model, it has "
+            "learned from these: they fit better than others will; name another split"
+        )
     return calibrate(run, identity, split, progress=True)
 
 

@@ -9,6 +9,8 @@ import mmap
 from dataclasses import dataclass
 from pathlib import Path
 
+from scav_jax.extract.nested import mapped
+
 FORMAT = "mpeg"  # libavformat's name
 PREFIX = b"\0\0\x01"
 END, PACK, PRIVATE = 0xB9, 0xBA, 0xBD  # what a start code says
@@ -37,10 +39,7 @@ class ProgramStream:
 
     def __init__(self, path: Path):
         self._spans: dict[int, _Span] = {}
-        with (
-            open(path, "rb") as file,
-            mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content,
-        ):
+        with mapped(path) as content:
             self._walk(content)
 
     def replaced(self, number: int) -> bool:

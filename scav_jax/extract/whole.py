@@ -1,6 +1,5 @@
 """Files of which FFmpeg would read the first part only, without a word."""
 
-import contextlib
 import itertools
 import mmap
 import re
@@ -8,7 +7,7 @@ import struct
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from scav_jax.extract.nested import Extent, box, boxes
+from scav_jax.extract.nested import Extent, box, boxes, mapped
 from scav_jax.extract.opening import MOV, Unusable
 
 # How files begin, in full: shorter marks occur inside of films too. A dot is a byte of any value.
@@ -60,14 +59,8 @@ def _begins_again(path: Path, format_name: str) -> bool:
 
 
 def _occurs_twice(path: Path, pattern: bytes) -> bool:
-    with _mapped(path) as content:
+    with mapped(path) as content:
         return len([*itertools.islice(re.finditer(pattern, content, re.DOTALL), 2)]) > 1
-
-
-@contextlib.contextmanager
-def _mapped(path: Path) -> Iterator[mmap.mmap]:
-    with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
-        yield content
 
 
 def _has_two_headers(path: Path, format_name: str) -> bool:
@@ -78,7 +71,7 @@ def _has_two_headers(path: Path, format_name: str) -> bool:
     """
     del format_name
     headers, in_fragments, begins = 0, True, {}
-    with _mapped(path) as content:
+    with mapped(path) as content:
         for kind, extent in boxes(content, (0, len(content))):
             if kind == b"moov":
                 headers += 1
@@ -111,7 +104,7 @@ def _wavpack_blocks(path: Path) -> Iterator[int]:
 
     A file of tags, or another one, may lie behind the last block of one.
     """
-    with _mapped(path) as content:
+    with mapped(path) as content:
         at = content.find(b"wvpk")
         while at >= 0 and at + 32 <= len(content):
             size, _, _, _, first, count, flags = WAVPACK.unpack_from(content, at + 4)
@@ -122,7 +115,7 @@ def _wavpack_blocks(path: Path) -> Iterator[int]:
 
 def _goes_on_behind_flash(path: Path, format_name: str) -> bool:
     """Of an SWF: whether another one follows its last tag; packed ones begin alike."""
-    with _mapped(path) as content:
+    with mapped(path) as content:
         if content[:1] != b"F":
             first = re.escape(content[:4]) + b".{4}" + re.escape(content[8:10])
             return _occurs_twice(path, first)
@@ -140,7 +133,7 @@ def _goes_on_behind_flash(path: Path, format_name: str) -> bool:
 def _goes_on_behind_chunks(path: Path, format_name: str) -> bool:
     """Of a Westwood sound: whether more chunks follow behind what is none."""
     del format_name
-    with _mapped(path) as content:
+    with mapped(path) as content:
         at = 12
         while content[at + 4 : at + 8] == WESTWOOD_CHUNK:
             at += 8 + int.from_bytes(content[at : at + 2], "little")
@@ -150,7 +143,7 @@ def _goes_on_behind_chunks(path: Path, format_name: str) -> bool:
 def _has_an_empty_part(path: Path, format_name: str) -> bool:
     """Of pictures as a browser is sent them: whether the line between them comes twice at once."""
     del format_name
-    with _mapped(path) as content:
+    with mapped(path) as content:
         line = content[: content.find(b"\n") + 1]
         return content.find(2 * line) >= 0
 

@@ -37,7 +37,6 @@ NO_ARRAY = (
 # Python makes at most 32 bytes of a byte of JSON (`[[],[],...`), so 128 MiB of this.
 MOST_JSON_BYTES = 2**22
 MOST_TEXT_BYTES = 2**28
-MOST_WORDS = 200  # of a library's message, which may quote the file
 SAMPLE_BYTES = 4096
 SEAL = "checksum"
 _KINDS = {stat.S_IFDIR: "a folder", stat.S_IFIFO: "a pipe", stat.S_IFSOCK: "a socket"}
@@ -119,7 +118,7 @@ def read_arrays(
         try:
             return arrays_in(file)
         except ValueError as error:
-            words = shown(str(error).partition("\n")[0])[:MOST_WORDS]
+            words = shown(str(error).partition("\n")[0])
             raise InputError(f"{path}: expected {what} ({words}); {mend}") from None
 
 

@@ -14,8 +14,8 @@ from scav_jax.base.names import is_text, shown
 EXIT_INPUT = 2  # bad input: nothing is wrong with the program
 EXIT_SYSTEM = 3  # the machine refused: disk full or read-only, no permission, no memory
 EXIT_FAULT = 4  # the program or a package of it is wrong: no input mends that
-MOST_LETTERS = 1800  # of a message
 EXIT_UNREAD = 141  # 128 + SIGPIPE: whoever read standard output has left, as `head` does
+MOST_LETTERS = 1800  # of a message
 
 # What our own wrong call, or a package of another version, raises: whoever turns exceptions into a
 # rejection, a skip or a fallback lets these pass, unless a damaged file is known to provoke them.

@@ -7,13 +7,9 @@ but no table, record or page can hold it.
 import os
 import unicodedata
 from pathlib import Path
-from reprlib import Repr
 
 _NOT_SHOWN = {"Cc", "Cs", "Zl", "Zp"}  # control, surrogates, separators of lines and paragraphs
 _TURNS = frozenset("\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")  # show the end first
-
-_QUOTING = Repr()
-_QUOTING.maxstring = 200
 
 
 def is_text(name: str) -> bool:
@@ -33,11 +29,6 @@ def last_parts(folder: Path) -> str:
     ('data/mine', 'data', 'data')
     """
     return "/".join(folder.parts[-2:]).lstrip("/")
-
-
-def quoted(name: str) -> str:
-    """A name in quotes, without the middle of a very long one."""
-    return _QUOTING.repr(name)
 
 
 def shown(name: object) -> str:

@@ -28,7 +28,6 @@ import numpy as np
 from scav_jax.base.documents import parse_json, read_arrays, read_text
 from scav_jax.base.errors import InputError
 from scav_jax.base.files import write_atomically
-from scav_jax.base.names import quoted
 from scav_jax.distances import DISTANCES, find
 from scav_jax.distances.static import SUFFIX
 from scav_jax.features.store import Split
@@ -282,7 +281,7 @@ def match_ids(given: list[str], wanted: list[str], where: str) -> np.ndarray:
     twice = [one for one, count in Counter(given).items() if count > 1]
     for what, some in (("missing", missing), ("not in the split", others), ("twice", twice)):
         if some:
-            named = ", ".join(map(quoted, some[:SHOWN])) + (", ..." if len(some) > SHOWN else "")
+            named = ", ".join(map(repr, some[:SHOWN])) + (", ..." if len(some) > SHOWN else "")
             problems.append(f"{len(some):,} {what}: {named}")
     if problems:
         raise InputError(
@@ -316,7 +315,7 @@ def chosen(split: Split, path: Path | None) -> Split:
     if unknown or twice or not ids:
         what = "not in the split" if unknown else "named twice" if twice else "no ids at all"
         some = unknown or twice
-        named = ", ".join(map(quoted, some[:SHOWN]))
+        named = ", ".join(map(repr, some[:SHOWN]))
         raise InputError(
             f"--ids {path}: expected ids of {split.data}, split {split.split}, each once, got "
             f"{len(some):,} of {len(ids):,} {what}" + (f": {named}" if named else "")

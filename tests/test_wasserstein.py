@@ -11,6 +11,7 @@ import pytest
 import reference
 
 from scav_jax.base.errors import InputError
+from scav_jax.distances.products import inner_products
 from scav_jax.distances.sinkhorn import absorb_minima, fixed_potentials, largest_exponent
 from scav_jax.distances.transport import Costs
 from scav_jax.distances.wasserstein import (
@@ -176,6 +177,45 @@ def test_wasserstein_is_geomloss(options, dtype, tolerances):
             right[1][j, : len(a)] += weights[i, j] * of_audio
     np.testing.assert_allclose(found, expected, rtol=tolerances[0])
     assert_close(gradients, right, tolerances[1])
+
+
+@pytest.mark.parametrize("width", [8, 512])
+def test_each_pair_is_geomloss_where_costs_are_a_hundred_thousand_epsilons(width):
+    """Of noise, relative to the largest of a pair's own gradient: a batch hides its worst."""
+    visual = [x.astype(np.float32) for x in clips([48, 37, 20, 29], 5 + width % 100, width=width)]
+    audio = [x.astype(np.float32) for x in clips([31, 10, 24, 17], 6 + width % 100, width=width)]
+    both = padded(visual, 48), padded(audio, 32)
+
+    def distances(v, a):
+        return wasserstein_matrix(both[0].replace(values=v), both[1].replace(values=a))[0]
+
+    found, pull = jax.vjp(jax.jit(distances), *(x.values for x in both))
+    for i, v in enumerate(visual):
+        for j, a in enumerate(audio):
+            value, *right = reference.geomloss_with_gradients(v, a, 0.05, 10.0, diameter=256.0)
+            np.testing.assert_allclose(found[i, j], value, rtol=1e-6)
+            of_v, of_a = pull(jnp.zeros_like(found).at[i, j].set(1.0))
+            assert_close((of_v[i, : len(v)], of_a[j, : len(a)]), right, 5e-5)
+
+
+@pytest.mark.parametrize(
+    ("width", "dtype"), [(1, np.float32), (512, np.float32), (512, np.float64), (2000, np.float32)]
+)
+def test_inner_products_lose_only_a_rounding_of_the_result(width, dtype):
+    """Where one matrix product of width 512 is ten roundings off."""
+    rng = np.random.default_rng(width)
+    x, y = (rng.normal(size=(count, width)).astype(dtype) for count in (40, 30))
+    x[3], y[4] = 0.0, 1e30
+    exact = x.astype(np.longdouble) @ y.astype(np.longdouble).T
+    with jax.enable_x64(dtype == np.float64):
+        found, pull = jax.vjp(partial(inner_products, "nc,mc->nm"), jnp.asarray(x), jnp.asarray(y))
+        of_x, of_y = pull(jnp.ones_like(found))
+    found = np.asarray(found)
+    error = np.abs(found - exact)[:, np.arange(30) != 4]
+    assert error.max() <= 2 * np.finfo(dtype).eps * np.abs(exact[:, :4]).max()
+    np.testing.assert_allclose(found[:, 4], exact[:, 4].astype(dtype), rtol=1e-4)
+    np.testing.assert_allclose(of_x, np.broadcast_to(y.sum(axis=0), x.shape), rtol=1e-4)
+    np.testing.assert_allclose(of_y, np.broadcast_to(x.sum(axis=0), y.shape), rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("form", FORMS)

@@ -7,11 +7,12 @@ both from the old potentials, once for each epsilon of the schedule, from `diame
 `blur^2`. The first epsilon is used twice beside the potentials' start, as in geomloss 0.2.5
 (`epsilon_schedule`, `sinkhorn_loop`). It does not converge, by design.
 
-At blur 0.05 epsilon is 0.0025, and float32 rounds a cost of 500 to a hundredth of that. Three means
-keep its digits. Costs come less what depends on one side only (`Costs`). At the first epsilons,
-where all exponents are near 0 and epsilon multiplies what is lost there, logarithms of means are
-taken as `log1p(mean(expm1))`. And twice on the way the potentials are taken off the costs without
-rounding: where mass moves next to nothing is left of them, and the loop goes on from 0.
+At blur 0.05 epsilon is 0.0025, and float32 rounds a cost of 500 to a hundredth of that. Four means
+keep its digits. Costs come less what depends on one side only (`Costs`), from products that lose
+nothing (`products`). At the first epsilons, where all exponents are near 0 and epsilon multiplies
+what is lost there, the logarithm of a mean is taken of what the mean of the exponents leaves. And
+from then on potentials are sums of two numbers, which are taken off the costs before each step:
+where mass moves next to nothing is left of them.
 """
 
 import jax
@@ -22,7 +23,7 @@ from jaxtyping import Array, Bool, Float
 from scav_jax.distances.transport import Costs
 
 FAR = 1e30  # a cost, in float32
-CAREFUL = 1000.0  # final epsilons that a unit of a logarithm moves the result by; less: plainly
+CAREFUL = 2e4  # final epsilons, above which softmin is taken carefully
 
 
 def epsilons(blur: float, scaling: float, diameter: float) -> list[float]:
@@ -70,28 +71,30 @@ def _far_in_padding(reduced, rows, columns):
 
 def _averaged(new, reduced, potentials: tuple, schedule: list[float]) -> tuple:
     """`potentials <- (potentials + new(reduced, *potentials)) / 2`, once for every epsilon."""
-    count = len(schedule)
-    # Every later iteration halves an error.
-    weights = np.array(schedule) * 0.5 ** np.arange(count - 1, -1, -1.0) / schedule[-1]
-    careful = int(np.sum(weights > CAREFUL))
-    middle = (careful + count) // 2
+    careful = sum(epsilon > CAREFUL * schedule[-1] for epsilon in schedule)
 
-    def iterations(reduced, potentials, part, so):
-        def body(old, epsilon):
-            fresh = new(reduced, *old, epsilon, so)
-            return tuple(0.5 * (x + y) for x, y in zip(old, fresh, strict=True)), None
+    def whole(old, epsilon):
+        fresh = new(reduced, *old, epsilon, True)
+        return tuple(0.5 * (x + y) for x, y in zip(old, fresh, strict=True)), None
 
-        return jax.lax.scan(body, potentials, jnp.asarray(part, reduced.dtype))[0]
+    def in_two(old, epsilon):
+        rest = _less(reduced, old[0], old[-1])
+        changes = new(rest, *(jnp.zeros_like(high) for high, _ in old), epsilon, False)
+        return tuple(_plus(*pair) for pair in zip(old, changes, strict=True)), None
 
-    potentials = iterations(reduced, potentials, schedule[:careful], True)
-    high_and_low = tuple((x, jnp.zeros_like(x)) for x in potentials)
-    for part in (schedule[careful:middle], schedule[middle:]):
-        rest = _less(reduced, high_and_low[0], high_and_low[-1])
-        zeros = tuple(jnp.zeros_like(x) for x, _ in high_and_low)
-        further = iterations(rest, zeros, part, False)
-        sums = [(_two_sum(x, y), low) for (x, low), y in zip(high_and_low, further, strict=True)]
-        high_and_low = tuple((high, lost + low) for (high, lost), low in sums)
-    return tuple(jnp.stack(pair, axis=-1) for pair in high_and_low)
+    def epsilons(part):
+        return jnp.asarray(part, reduced.dtype)
+
+    potentials, _ = jax.lax.scan(whole, potentials, epsilons(schedule[:careful]))
+    in_two_parts = tuple((x, jnp.zeros_like(x)) for x in potentials)
+    in_two_parts, _ = jax.lax.scan(in_two, in_two_parts, epsilons(schedule[careful:]))
+    return tuple(jnp.stack(pair, axis=-1) for pair in in_two_parts)
+
+
+def _plus(potential: tuple[Array, Array], change) -> tuple[Array, Array]:
+    """A sum of two and half a change, again as a sum of two."""
+    high, lost = _two_sum(potential[0], 0.5 * change)
+    return _two_sum(high, lost + potential[1])
 
 
 def _two_sum(x, y):
@@ -152,13 +155,31 @@ def softmin(
 
     `careful`: to the last digits also where all exponents are near 0.
     """
-    exponents = (g[..., None, :] - costs) * (1.0 / epsilon)
-    highest = jax.lax.stop_gradient(jnp.max(exponents, axis=-1, keepdims=True))
     real = columns.astype(costs.dtype)
     count = jnp.maximum(jnp.sum(real, axis=-1, keepdims=True), 1.0)
-    if careful:  # a factor, which is vectorized where a selection is not
-        below = jnp.expm1(exponents - highest) * real[..., None, :]
-        log_mean = jnp.log1p(jnp.sum(below, axis=-1) / count)
-    else:
-        log_mean = jnp.log(jnp.sum(jnp.exp(exponents - highest), axis=-1) / count)
+    if careful:
+        return _careful_softmin(costs, g[..., None, :], real[..., None, :], count, epsilon)
+    exponents = (g[..., None, :] - costs) * (1.0 / epsilon)
+    highest = jax.lax.stop_gradient(jnp.max(exponents, axis=-1, keepdims=True))
+    log_mean = jnp.log(jnp.sum(jnp.exp(exponents - highest), axis=-1) / count)
     return -epsilon * (highest[..., 0] + log_mean)
+
+
+def _careful_softmin(costs, g, real, count, epsilon):
+    """`-epsilon log mean exp((g - costs) / epsilon)`, by the mean and what is beyond it.
+
+    With x about its mean, `log mean exp x = log1p(mean(expm1(x) - x))`, where little is lost and
+    nothing is multiplied by a large epsilon. Large x are moved down first.
+    """
+    # The costs' own mean is made once for all iterations; `real` is a factor, which is vectorized
+    # where a selection is not.
+    mean = (jnp.sum(g * real, axis=-1) - jnp.sum(costs * real, axis=-1)) / count
+    mean = mean[..., None]
+    x = (g - costs - mean) * real * (1.0 / epsilon)
+    highest = jnp.max(x, axis=-1, keepdims=True)
+    moved = jnp.where(highest > 1.0, highest, 0.0)
+    x = x - moved
+    beyond = jnp.sum((jnp.expm1(x) - x) * real, axis=-1) / count - moved[..., 0]
+    # The highest is one of those that the mean is of.
+    log_mean = moved[..., 0] + jnp.log1p(jnp.maximum(beyond, 1.0 / count - 1.0))
+    return -(mean[..., 0] + epsilon * log_mean)

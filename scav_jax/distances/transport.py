@@ -16,7 +16,6 @@ from jaxtyping import Array, Bool, Float, Int
 from scav_jax.distances.centre import typical
 from scav_jax.sequences import Sequences, step_mask, zero_padding
 
-FULL_PRECISION = jax.lax.Precision.HIGHEST
 CONVERGED = 1e-3  # of the mass may be in wrong columns of the plan; ott's own threshold
 LANES = 8  # columns are padded to a multiple of it: unaligned rows halve the speed on a CPU
 CACHE_BYTES = 2**19  # of one core: costs of a tile that fit in it are iterated on at its speed
@@ -57,6 +56,10 @@ class Method(Protocol):
 
     def scales(self, width: int) -> tuple[float, float]:
         """What squared differences of latents and of positions (in 0..1) count in the costs."""
+        ...
+
+    def products(self, subscripts: str, x: Array, y: Array) -> Array:
+        """`einsum` of latents, as precisely as the method needs its costs."""
         ...
 
     def potentials(self, costs: Costs, rows, columns) -> tuple[Array, Array, Array]:
@@ -222,14 +225,15 @@ def _centred(values, lengths, centre) -> Float[Array, "B T C"]:
     return zero_padding(values, lengths) - centre[None, None]
 
 
-def _tile_costs(scales, visual, audio, visual_lengths, audio_lengths, centre) -> Costs:
+def _tile_costs(method: Method, visual, audio, visual_lengths, audio_lengths, centre) -> Costs:
     """Costs `[q k, N, M']` of q by k pairs; M' is M padded to whole vector lanes."""
     v = _centred(visual, visual_lengths, centre)
     a = _centred(audio, audio_lengths, centre)
     a = jnp.pad(a, ((0, 0), (0, -a.shape[1] % LANES), (0, 0)))
     at_v = positions(visual_lengths, v.shape[1], v.dtype)
     at_a = positions(audio_lengths, a.shape[1], a.dtype)
-    products = jnp.einsum("qnc,kmc->qknm", v, a, precision=FULL_PRECISION)
+    products = method.products("qnc,kmc->qknm", v, a)
+    scales = method.scales(v.shape[-1])
     at_both = at_v[:, None, :, None] * at_a[None, :, None, :]
     reduced = -2.0 * (scales[0] * products + scales[1] * at_both)
     return Costs(
@@ -275,10 +279,9 @@ def _tiles(method: Method, kept, visual, audio, visual_lengths, audio_lengths, c
 def _solve(method: Method, kept, visual, audio, visual_lengths, audio_lengths, centre):
     """((values, errors), what is to be kept) of every tile."""
     masks = partial(_tile_masks, visual.shape[2], audio.shape[2])
-    scales = method.scales(visual.shape[-1])
 
     def tile(v, v_lengths, a, a_lengths):
-        costs = _tile_costs(scales, v, a, v_lengths, a_lengths, centre)
+        costs = _tile_costs(method, v, a, v_lengths, a_lengths, centre)
         rows, columns = masks(v_lengths, a_lengths)
         f, g, errors = method.potentials(costs, rows, columns)
         values = method.values(costs.reduced, f, g, rows, columns)
@@ -301,11 +304,10 @@ def _tiles_backward(method, kept, residuals, cotangents):
     """Tile by tile, the plans take the gradient from costs to latents."""
     (visual, audio, visual_lengths, audio_lengths, centre), found = residuals
     masks = partial(_tile_masks, visual.shape[2], audio.shape[2])
-    scales = method.scales(visual.shape[-1])
 
     def tile(v, v_lengths, a, a_lengths, weights, found):
         def costs_of(v, a):
-            costs = _tile_costs(scales, v, a, v_lengths, a_lengths, centre)
+            costs = _tile_costs(method, v, a, v_lengths, a_lengths, centre)
             return costs.whole, costs
 
         _, pull, costs = jax.vjp(costs_of, v, a, has_aux=True)
@@ -345,11 +347,10 @@ _tiles.defvjp(_tiles_forward, _tiles_backward)
 def _self_terms(method: Method, stream: Sequences, items: int):
     """(OT(X, X) / 2, its error) `[Q]`, at most so many items at a time."""
     total = len(stream.lengths)
-    scales = method.scales(stream.values.shape[-1])
 
     @partial(jax.checkpoint, policy=KEEP_POTENTIALS)
     def part(inputs):
-        costs = _item_costs(scales, *inputs)
+        costs = _item_costs(method, *inputs)
         held = jax.lax.stop_gradient(costs)
         mask = step_mask(inputs[1], costs.reduced.shape[-1])
         f, g, error = checkpoint_name(method.self_potentials(held, mask), POTENTIALS)
@@ -361,14 +362,15 @@ def _self_terms(method: Method, stream: Sequences, items: int):
     return tuple(x.reshape(-1)[:total] for x in jax.lax.map(part, tuple(parts)))
 
 
-def _item_costs(scales, values, lengths) -> Costs:
+def _item_costs(method: Method, values, lengths) -> Costs:
     """Costs of items to themselves, about their own means; they move with the rows only."""
     x = zero_padding(values, lengths)
     mean = jnp.sum(x, axis=1, keepdims=True) / lengths[:, None, None].astype(x.dtype)
     x = zero_padding(x - jax.lax.stop_gradient(mean), lengths)
     y = jax.lax.stop_gradient(x)
     at = positions(lengths, x.shape[1], x.dtype)
-    products = jnp.einsum("bnc,bmc->bnm", x, y, precision=FULL_PRECISION)
+    products = method.products("bnc,bmc->bnm", x, y)
+    scales = method.scales(x.shape[-1])
     reduced = -2.0 * (scales[0] * products + scales[1] * at[:, :, None] * at[:, None, :])
     of_columns = one_sided(scales, y, lengths)
     return Costs(reduced, one_sided(scales, x, lengths), of_columns)

@@ -42,8 +42,8 @@ from scav_jax.distances.annealing import (
     plan_with_exact_rows,
 )
 from scav_jax.distances.narrow import in_float32
+from scav_jax.distances.products import inner_products, plain_products
 from scav_jax.distances.transport import (
-    FULL_PRECISION,
     Costs,
     Method,
     mean_of_real,
@@ -217,6 +217,10 @@ class Annealed:
         del width
         return 0.5, 0.5 * self.position_weight**2
 
+    def products(self, subscripts: str, x: Array, y: Array) -> Array:
+        """To the last digit, which is a hundredth of the last epsilon."""
+        return inner_products(subscripts, x, y)
+
     @property
     def schedule(self) -> list[float]:
         """The epsilon of every iteration."""
@@ -273,6 +277,10 @@ class FixedEpsilon:
     def scales(self, width: int) -> tuple[float, float]:
         """(of squared differences, of squared differences of positions) in the costs."""
         return 1.0 / width, self.position_weight
+
+    def products(self, subscripts: str, x: Array, y: Array) -> Array:
+        """At full precision: epsilon is far above what float32 rounds away."""
+        return plain_products(subscripts, x, y)
 
     def potentials(self, costs, rows, columns):
         """Dual potentials after the iterations, and the error of their plan."""
@@ -332,7 +340,7 @@ def _wrong_mass(plan: Float[Array, "P N M"], columns: Bool[Array, "P M"]) -> Flo
     count = jnp.maximum(jnp.sum(columns, axis=-1, keepdims=True), 1).astype(plan.dtype)
     # A product, since XLA would make the plan again for every row of a sum.
     ones = jnp.ones_like(plan[:, :, 0])
-    sums = jnp.einsum("pn,pnm->pm", ones, plan, precision=FULL_PRECISION)
+    sums = plain_products("pn,pnm->pm", ones, plan)
     wrong = jnp.abs(sums - 1.0 / count)
     return jnp.sum(jnp.where(columns, wrong, 0.0), axis=1)
 
@@ -365,7 +373,7 @@ def _pair_costs(method: Method, visual: Sequences, audio: Sequences) -> Costs:
     v, a = zero_padding(v - centre, visual.lengths), zero_padding(a - centre, audio.lengths)
     scales = method.scales(v.shape[-1])
     at_v, at_a = (positions(x.lengths, len(y), y.dtype) for x, y in ((visual, v), (audio, a)))
-    products = jnp.matmul(v, a.T, precision=FULL_PRECISION)
+    products = method.products("nc,mc->nm", v, a)
     return Costs(
         -2.0 * (scales[0] * products + scales[1] * at_v[:, None] * at_a[None]),
         one_sided(scales, v, visual.lengths),

@@ -428,7 +428,7 @@ def test_annotations_lie_beside_the_list(official, tmp_path, capsys):
 @pytest.mark.parametrize(
     "text, message",
     [
-        ("video_id,label\n", "expected the columns video_id,label,modality"),
+        ("video_id,label\n", "line 1: expected .* with a header that has video_id, "),
         (HEADER + "---g-f_I2yQ_000001,x,B,False,False,False\n", "line 2: .*'B'"),
         (HEADER + "---g-f_I2yQ,x,A,False,False,False\n", "line 2: expected ytid_start"),
         (HEADER + "---g-f_I2yQ_000001,x,A,no,False,False\n", "line 2: background_music: .*'no'"),

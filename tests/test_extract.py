@@ -166,8 +166,8 @@ def test_a_csv_is_read_with_defaults(tmp_path):
     [
         ("file,begin\na,1\n", "unknown column 'begin'"),
         ("file,lable\na,1\n", "Did you mean 'label'"),
-        ("id,label\na,1\n", "column 'file'"),
-        ("file\n", "at least one clip"),
+        ("id,label\na,1\n", "line 1: expected a CSV of clips with a header that has file, got"),
+        ("file\n", "at least one row"),
         ("file,start\na,1,2\n", "line 2.*as many cells"),
         ("file,start,end\na,1,2\nb,3,3\n", "line 3.*start before end, got 3 and 3"),
         ("file,start\na,soon\n", "line 2.*start.*'soon'"),

@@ -111,7 +111,7 @@ def test_what_cannot_be_used_is_told_and_the_rest_goes_on(tmp_path, capsys):
     in_shard(tmp_path / "0.tar", {"good.npy": good})
     (tmp_path / "broken.tar").write_bytes(b"x" * 100)
     bad = ["wide", "flat", "nan", "large", "object", "cut", "huge", "text", "deep"]
-    bad += ["folder", "absent", "a\0b"]
+    bad += ["folder", "absent"]
     places = ["good.npy", *(f"{name}.npy" for name in bad)]
     places += ["0.tar:other.npy", "broken.tar:good.npy", "good.txt", "0.tar:good.npy"]
     rows = [
@@ -119,7 +119,7 @@ def test_what_cannot_be_used_is_told_and_the_rest_goes_on(tmp_path, capsys):
     ]
     run(manifest(tmp_path, rows), tmp_path / "data")
     kept = store.read(tmp_path / "data", "all")
-    assert kept.ids == ["0 good.npy", "16 0.tar:good.npy"] and kept[0].visual.shape == (0, 0)
+    assert kept.ids == ["0 good.npy", "15 0.tar:good.npy"] and kept[0].visual.shape == (0, 0)
     rejected = {row["id"]: row["reason"] for row in store.read_rejected(tmp_path / "data")}
     assert list(rejected) == [row["id"] for row in rows[1:-1]]
     words = [
@@ -132,14 +132,13 @@ def test_what_cannot_be_used_is_told_and_the_rest_goes_on(tmp_path, capsys):
     words += ["array of numbers"] * 4 + [
         "got a folder",
         "No such file",
-        "no name of a file",
         "there is none",
     ]
     words += ["ReadError", "expected FILE.npy"]
     for (name, reason), word in zip(rejected.items(), words, strict=True):
         assert word in reason and "\n" not in reason, (name, reason)
     printed = capsys.readouterr().out
-    assert "15 could not be used" in printed
+    assert "14 could not be used" in printed
     assert "have audio features only" in printed and "scav train" not in printed
 
 
@@ -203,7 +202,7 @@ def test_a_clip_longer_than_extract_takes_is_told(tmp_path):
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("id,visual\n", "at least one clip"),
+        ("id,visual\n", "at least one row"),
         ("id,viusal\na,b.npy\n", "Did you mean 'visual'"),
         ("id,label\na,b\n", "id and visual, audio or both"),
         ("id,visual\na,b.npy\n", "line 2: expected seconds, or visual_begin before visual_end"),

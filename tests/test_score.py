@@ -371,14 +371,14 @@ def test_a_pair_as_python_scores_it(trained, tmp_path):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("picture,sound,sound\na,b,c\n", r"picture and sound, got \['picture', 'sound', 'sound'\]"),
+        ("picture,sound,sound\na,b,c\n", r"twice: \['picture', 'sound', 'sound'\]"),
         ("picture,sound\na,b,c\n", "line 2: expected as many cells"),
         ("picture,sound\na\n", "line 2: expected as many cells"),
         ("picture,sound\na, \n", "line 2: expected a picture and a sound"),
         ('picture,sound\n"a,b\n', "line 2: expected CSV: unexpected end"),
         ("picture,sound\n" + "a" * 200_000 + ",b\n", "line 2: expected CSV: field larger"),
-        ("picture,sound\n", "got no rows"),
-        ("", r"picture and sound, got \[\]"),
+        ("picture,sound\n", "at least one row"),
+        ("", r"picture, sound, got \[\]"),
     ],
 )
 def test_a_list_of_pairs_with_a_fault_is_named(tmp_path, text, message):

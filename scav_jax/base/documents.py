@@ -140,7 +140,10 @@ def read_text(path: str | Path, what: str, mend: str, most: int = MOST_TEXT_BYTE
     try:
         return read_bytes(path, what, mend, most).decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        raise InputError(f"{path}: expected {what} in UTF-8: {error}; {mend}") from None
+        line = len((error.object[: error.start] + b".").splitlines())
+        raise InputError(
+            f"{path}, line {line}: expected {what} in UTF-8: {error}; {mend}"
+        ) from None
 
 
 def read_json(path: str | Path, what: str, mend: str, most: int = MOST_JSON_BYTES) -> Any:

@@ -5,7 +5,6 @@ splits do not depend on what could be downloaded), finds the files, and writes w
 `python -m scav_jax.extract --clips` takes, with `missing.csv` beside it.
 """
 
-import csv
 import hashlib
 import io
 import os
@@ -13,10 +12,11 @@ from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from scav_jax.base import documents
 from scav_jax.base.errors import InputError
 from scav_jax.base.files import write_atomically
+from scav_jax.base.tables import write_rows
 
+AS_PUBLISHED = "give the list as it was published"
 COLUMNS = ("file", "start", "end", "id", "label", "split")  # of a list of clips
 MISSING_COLUMNS = ("file", "id", "label", "split")
 # What people keep downloads in, the first preferred; other files are passed over.
@@ -43,14 +43,6 @@ class Listed:
     split: str
     file: str
     key: Hashable
-
-
-def read_text(path: Path, what: str) -> str:
-    """The text of a list; `InputError` where there is none."""
-    try:
-        return documents.read_text(path, what, "give the list as it was published")
-    except OSError as error:
-        raise InputError(f"{path}: expected {what} in UTF-8: {error}") from None
 
 
 def draw(names: Iterable[str], count: int, seed: str) -> list[str]:
@@ -169,7 +161,5 @@ def write_clips(out: Path, wanted: Sequence[Listed], located: Located) -> None:
 def write_csv(path: Path, columns: Sequence[str], rows: Iterable[dict]) -> None:
     """Writes a CSV, whole or not at all; cells that a row lacks stay empty."""
     text = io.StringIO()
-    writer = csv.DictWriter(text, columns, restval="", lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
+    write_rows(text, columns, rows)
     write_atomically(path, text.getvalue())

@@ -15,7 +15,6 @@ clip that is too long or whose array cannot be used stands in DATA/rejected.csv 
 the rest goes on; a manifest with a fault is refused whole.
 """
 
-import csv
 import hashlib
 import io
 import math
@@ -27,14 +26,14 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from reprlib import repr as short
 from typing import Any
 
 import numpy as np
 
-from scav_jax.base.documents import NO_ARRAY, read_text, regular_file
-from scav_jax.base.errors import InputError, check_unique, did_you_mean
+from scav_jax.base.documents import NO_ARRAY, regular_file
+from scav_jax.base.errors import InputError, check_unique
 from scav_jax.base.progress import progress_bar
+from scav_jax.base.tables import Table
 from scav_jax.features.clip import (
     FORMAT_VERSION,
     IMPORTED,
@@ -215,20 +214,9 @@ def _clip(row: Row, arrays: "Arrays") -> Clip:
 
 def read_manifest(path: Path) -> Imported:
     """The rows of a manifest; `InputError` names the first line with a fault."""
-    try:
-        text = read_text(path, "a manifest of features", "correct the list")
-    except OSError as error:
-        raise InputError(f"expected a manifest (CSV in UTF-8) at {path}: {error}") from None
-    reader = csv.DictReader(io.StringIO(text, newline=""), skipinitialspace=True)
-    try:
-        columns = [name.strip() for name in reader.fieldnames or []]
-        _check_columns(columns, path)
-        reader.fieldnames = columns
-        rows = [_row(cells, reader.line_num, path) for cells in reader]
-    except csv.Error as error:
-        raise InputError(f"{path}, line {reader.reader.line_num}: expected CSV: {error}") from None
-    if not rows:
-        raise InputError(f"{path}: expected at least one clip after the header, got none")
+    table = Table(path, "a manifest of features", "correct the list")
+    table.check(COLUMNS[:1], COLUMNS[1:])
+    rows = [_row(cells, line, path) for line, cells in table.rows()]
     check_unique([row.id for row in rows], (f"{path}, line {row.line}" for row in rows))
     for row in rows:
         if row.places.keys() != rows[0].places.keys():
@@ -239,29 +227,11 @@ def read_manifest(path: Path) -> Imported:
     return Imported(path, rows)
 
 
-def _check_columns(columns: list[str], path: Path) -> None:
-    for name in columns:
-        if name not in COLUMNS:
-            hint = did_you_mean(name[:100], COLUMNS)
-            raise InputError(
-                f"{path}: unknown column {short(name)}, expected {', '.join(COLUMNS)}.{hint}"
-            )
-    if len(set(columns)) < len(columns):
-        raise InputError(f"{path}: a column appears twice in the header {short(columns)}")
-    if "id" not in columns or not set(STREAMS) & set(columns):
-        raise InputError(
-            f"{path}: expected the columns id and visual, audio or both, got {short(columns)}"
-        )
-
-
-def _row(cells: dict, line: int, path: Path) -> Row:
+def _row(cells: dict[str, str], line: int, path: Path) -> Row:
     where = f"{path}, line {line}"
-    if None in cells or None in cells.values():
-        raise InputError(f"{where}: expected as many cells as the header has; quote commas")
-    cells = {name: cell.strip() for name, cell in cells.items()}
     places = {stream: cells[stream] for stream in STREAMS if cells.get(stream)}
     if not cells["id"] or not places:
-        raise InputError(f"{where}: expected an id, and where its visual or audio array lies")
+        raise InputError(f"{where}: expected an id and visual, audio or both: where its arrays lie")
     split = cells.get("split") or "all"
     if not split.isidentifier() or not split.isascii():
         raise InputError(f"{where}: split: expected letters, digits and underscores, got {split!r}")

@@ -17,7 +17,7 @@ from dataclasses import replace
 from pathlib import Path
 from reprlib import repr as short
 
-from scav_jax.base.documents import parse_json
+from scav_jax.base.documents import parse_json, read_text
 from scav_jax.base.errors import InputError, check_unique
 from scav_jax.base.files import ids_sha256
 from scav_jax.datasets import clip_lists
@@ -46,7 +46,10 @@ def read_list(path: Path) -> list[Listed]:
     Raises:
       InputError: not such a list, or an id that comes twice.
     """
-    text = clip_lists.read_text(path, "a list of MUSIC videos")
+    try:
+        text = read_text(path, "a list of MUSIC videos", clip_lists.AS_PUBLISHED)
+    except OSError as error:
+        raise InputError(f"{path}: expected a list of MUSIC videos in UTF-8: {error}") from None
     expected = f'{path}: expected {{"videos": {{INSTRUMENT: [YouTube ids]}}}}'
     try:
         videos = parse_json(text)["videos"]

@@ -12,15 +12,15 @@ video: no padding, and names with an end, in seconds (`ytid_21_31`) or in millis
 Validation is ours: the paper holds out 550 videos of train without saying which.
 """
 
-import csv
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from reprlib import repr as short
 
 from scav_jax.base.errors import InputError, check_unique
+from scav_jax.base.tables import read_records
 from scav_jax.datasets import clip_lists
 from scav_jax.datasets.clip_lists import Listed
 
@@ -93,20 +93,15 @@ def split_and_path(word: str) -> tuple[str, Path]:
     return (split, Path(path)) if named else ("", Path(word))
 
 
-def _rows(path: Path) -> list[tuple[str, list[str]]]:
+def _rows(path: Path) -> Iterator[tuple[str, list[str]]]:
     """The rows of a list and where they are, without comments and a header."""
-    text = clip_lists.read_text(path, "a list of VGGSound clips")
-    reader = csv.reader(text.splitlines(), strict=True)
-    rows = []
-    try:
-        for cells in reader:
-            if cells and not cells[0].startswith("#"):
-                rows.append((f"{path}, line {reader.line_num}", [cell.strip() for cell in cells]))
-    except csv.Error as error:
-        raise InputError(f"{path}, line {reader.line_num}: expected CSV: {error}") from None
-    if rows and "label" in map(str.lower, rows[0][1]):
-        rows = rows[1:]
-    return rows
+    first = True
+    for line, cells in read_records(path, "a list of VGGSound clips", clip_lists.AS_PUBLISHED):
+        if not cells[0].startswith("#"):
+            row = [cell.strip() for cell in cells]
+            if not (first and "label" in map(str.lower, row)):
+                yield f"{path}, line {line}", row
+            first = False
 
 
 def _parse(row: list[str], where: str, split: str) -> Listed:

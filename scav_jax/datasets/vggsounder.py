@@ -6,13 +6,12 @@ last three are facts about the clip. Beside a list of clips it becomes `annotati
 the clips' ids: `id,label,audible,visible,background_music,static_image,voice_over` with 1 and 0.
 """
 
-import csv
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from reprlib import repr as short
 
 from scav_jax.base.errors import InputError
+from scav_jax.base.tables import Table
 from scav_jax.datasets import clip_lists
 from scav_jax.datasets.vggsound import clip_id, key_of
 
@@ -45,7 +44,7 @@ def read_vggsounder(path: Path) -> dict[str, Annotation]:
     """The annotations of a VGGSounder CSV by the clip's id (see `vggsound.clip_id`)."""
     booleans = {"True": True, "False": False}
     rows = []
-    for where, row in _read_csv(path, SOURCE_COLUMNS, "VGGSounder annotations"):
+    for where, row in _read(path, SOURCE_COLUMNS, "VGGSounder annotations"):
         key = key_of(row["video_id"])
         if key is None or row["modality"] not in MODALITIES:
             raise InputError(
@@ -62,7 +61,7 @@ def read_annotations(path: Path) -> dict[str, Annotation]:
     """The annotations that `write_annotations` wrote, by the clip's id."""
     booleans = {"1": True, "0": False}
     rows = []
-    for where, row in _read_csv(path, COLUMNS, "annotations of clips"):
+    for where, row in _read(path, COLUMNS, "annotations of clips"):
         audible, visible, *facts = _facts(row, where, booleans, COLUMNS[2:])
         rows.append((where, row["id"], row["label"], audible, visible, tuple(facts)))
     return _gather(rows)
@@ -132,21 +131,13 @@ def _rows_of(name: str, annotation: Annotation) -> Iterable[dict]:
         yield {"id": name, "label": label, "audible": int(heard), "visible": int(seen), **facts}
 
 
-def _read_csv(path: Path, columns: tuple[str, ...], what: str) -> list[tuple[str, dict]]:
-    text = clip_lists.read_text(path, what)
-    reader = csv.DictReader(text.splitlines(), strict=True)
-    try:
-        rows = [(f"{path}, line {reader.line_num}", row) for row in reader]
-    except csv.Error as error:
-        raise InputError(f"{path}, line {reader.line_num}: expected CSV: {error}") from None
-    if tuple(reader.fieldnames or ()) != columns:
-        raise InputError(
-            f"{path}: expected the columns {','.join(columns)}, got {short(reader.fieldnames)}"
-        )
-    for where, row in rows:
-        if None in row or None in row.values() or not row["label"]:
-            raise InputError(f"{where}: expected {len(columns)} cells and a label; quote commas")
-    return rows
+def _read(path: Path, columns: tuple[str, ...], what: str) -> Iterator[tuple[str, dict[str, str]]]:
+    table = Table(path, what, clip_lists.AS_PUBLISHED)
+    table.check(columns)
+    for line, row in table.rows():
+        if not row["label"]:
+            raise InputError(f"{path}, line {line}: expected a label, got an empty cell")
+        yield f"{path}, line {line}", row
 
 
 def _facts(row: dict, where: str, booleans: dict[str, bool], names=FACTS) -> tuple[bool, ...]:

@@ -1,9 +1,7 @@
 """What is to be extracted: a folder of videos, or a CSV of clips, as one checked list."""
 
-import csv
 import functools
 import hashlib
-import io
 import itertools
 import json
 import math
@@ -15,9 +13,10 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from reprlib import repr as short  # of cells, which may be as long as the file
 
-from scav_jax.base.documents import content_sample, read_text
+from scav_jax.base.documents import content_sample
 from scav_jax.base.errors import InputError, check_unique, did_you_mean
 from scav_jax.base.names import is_text, shown
+from scav_jax.base.tables import Table, named
 
 COLUMNS = ("file", "start", "end", "id", "label", "split")
 DEFAULT_SPLIT = "all"
@@ -36,7 +35,6 @@ _SOUNDS = (
 SOUND_SUFFIXES = frozenset(_SOUNDS.split())
 NO_TEXT = "name: its bytes are no text in UTF-8, which ids are; rename"
 SAMPLERS = 16  # files that are looked at together
-MOST_LIST_BYTES = 2**28  # of a CSV: a clip of a list takes about 500 bytes of memory
 MOST_SECONDS = 1e8
 LAST_CLIP_TOLERANCE_S = 0.1  # declared lengths fall short of whole clips by a few frames
 
@@ -341,44 +339,19 @@ def read_csv_with_groups(
     path: Path, column: str | None, videos: Path | None = None
 ) -> tuple[list[ClipRequest], dict[str, str]]:
     """The clips of a CSV, and what a further column of it says of each, by id (empty: nothing)."""
-    try:
-        text = read_text(path, "a CSV of clips", "correct the list", MOST_LIST_BYTES)
-    except OSError as error:
-        raise InputError(f"--clips: expected a CSV in UTF-8 at {path}: {error}") from None
-    reader = csv.DictReader(io.StringIO(text, newline=""), skipinitialspace=True)
-    try:
-        return _parse(reader, path, column, videos)
-    except csv.Error as error:
-        raise InputError(f"{path}, line {reader.line_num}: expected CSV: {error}") from None
-
-
-def _parse(
-    reader: csv.DictReader, path: Path, column: str | None, videos: Path | None
-) -> tuple[list[ClipRequest], dict[str, str]]:
-    columns = [name.strip() for name in reader.fieldnames or []]
-    reader.fieldnames = columns
-    if column is not None and column not in columns:
+    table = Table(path, "a CSV of clips", "correct the list")
+    if column is not None and column not in table.columns:
         raise InputError(
-            f"--split-by: expected file, folder or a column of {path} ({', '.join(columns)}), got "
-            f"{column!r}.{did_you_mean(column, ['file', 'folder', *columns])}"
+            f"--split-by: expected file, folder or a column of {path} "
+            f"({', '.join(table.columns)}), got {column!r}."
+            f"{did_you_mean(column, ['file', 'folder', *table.columns])}"
         )
-    for name in columns:
-        if name not in COLUMNS and name != column:
-            raise InputError(
-                f"{path}: unknown column {short(name)}, expected {','.join(COLUMNS)}."
-                f"{did_you_mean(name[:100], COLUMNS)}"
-            )
-    if "file" not in columns:
-        raise InputError(f"{path}: expected a header with a column 'file', got {short(columns)}")
-    if len(set(columns)) < len(columns):
-        raise InputError(f"{path}: a column appears twice in the header {','.join(columns)}")
+    table.check(COLUMNS[:1], [*COLUMNS[1:], *([column] if column else [])])
     clips, lines, cells = [], [], []
-    for row in reader:
-        clips.append(_parse_row(row, f"{path}, line {reader.line_num}", videos))
-        lines.append(reader.line_num)
-        cells.append((row.get(column) or "").strip() if column else "")
-    if not clips:
-        raise InputError(f"{path}: expected at least one clip after the header, got none")
+    for line, row in table.rows(as_written=COLUMNS[:1]):
+        clips.append(_parse_row(row, f"{path}, line {line}", videos))
+        lines.append(line)
+        cells.append(row[column] if column else "")
     check_unique([clip.id for clip in clips], (f"{path}, line {number}" for number in lines))
     splits = sorted({clip.split for clip in clips})
     if DEFAULT_SPLIT in splits and len(splits) > 1:
@@ -390,14 +363,9 @@ def _parse(
     return clips, {clip.id: cell for clip, cell in zip(clips, cells, strict=True) if cell}
 
 
-def _parse_row(row: dict, where: str, videos: Path | None) -> ClipRequest:
-    if None in row or None in row.values():
-        raise InputError(f"{where}: expected as many cells as the header has; quote commas")
-    cells = {name: value.strip() for name, value in row.items()}
-    file, exact = cells["file"], row["file"]
-    if videos is not None and exact != file and os.path.lexists(videos / exact):
-        file = exact
-    if not file or os.path.isabs(file) or "\0" in file:
+def _parse_row(cells: dict[str, str], where: str, videos: Path | None) -> ClipRequest:
+    file = named(videos, cells["file"]) if videos else cells["file"].strip()
+    if not file or os.path.isabs(file):
         raise InputError(f"{where}: file: expected a path relative to --videos, got {short(file)}")
     times: dict[str, float | None] = {"start": 0.0, "end": None}
     for name in times:

@@ -28,6 +28,7 @@ import numpy as np
 from scav_jax.base.documents import read_bytes, read_object, unsealed, write_document
 from scav_jax.base.errors import InputError, did_you_mean
 from scav_jax.base.files import folder_atomically, full_disk_is_an_oserror
+from scav_jax.base.tables import write_rows
 from scav_jax.features.clip import FORMAT_VERSION, Clip, check_clip, fingerprint_id, streams_of
 
 ABOUT, CLIPS, REJECTED = "scav.json", "clips.csv", "rejected.csv"
@@ -97,7 +98,7 @@ def write(
             "videos": videos,
             "manifest": manifest,
         }
-        _write_csv(building / CLIPS, CLIP_COLUMNS, rows)
+        _write_list(building / CLIPS, CLIP_COLUMNS, rows)
         write_rejected(building / REJECTED, rejected)
         write_document(building / ABOUT, about | _files(building))
 
@@ -395,7 +396,7 @@ def _spans(rows: list[dict], begin: str, end: str) -> np.ndarray:
 
 def write_rejected(path: Path, rows: Iterable[dict]) -> None:
     """Writes rejected.csv: what could not be used, at which stage, and why."""
-    _write_csv(path, REJECTED_COLUMNS, rows)
+    _write_list(path, REJECTED_COLUMNS, rows)
 
 
 def read_rejected(data: Path) -> list[dict]:
@@ -404,13 +405,6 @@ def read_rejected(data: Path) -> list[dict]:
     return list(csv.DictReader(io.StringIO(text, newline="")))
 
 
-def _write_csv(path: Path, columns: Iterable[str], rows: Iterable[dict]) -> None:
-    names = list(columns)
+def _write_list(path: Path, columns: Sequence[str], rows: Iterable[dict]) -> None:
     with open(path, "w", newline="", encoding="utf-8", errors="backslashreplace") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        # Python before 3.13 does not quote a carriage return, which ends a line when it is read.
-        quoting = csv.writer(file, lineterminator="\n", quoting=csv.QUOTE_ALL)
-        writer.writerow(names)
-        for row in rows:
-            cells = [row[name] for name in names]
-            (quoting if "\r" in "".join(map(str, cells)) else writer).writerow(cells)
+        write_rows(file, columns, rows)

@@ -1,20 +1,17 @@
 """What `scav score` does: pairs of files in, offsets and scores out."""
 
 import argparse
-import contextlib
-import csv
 import io
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from reprlib import repr as short
 
-from scav_jax.base.documents import read_text
 from scav_jax.base.errors import InputError
 from scav_jax.base.files import write_atomically, write_json
 from scav_jax.base.interrupts import termination_interrupts
 from scav_jax.base.names import shown
 from scav_jax.base.progress import progress_bar
+from scav_jax.base.tables import Table, named, write_rows
 from scav_jax.retrieval import calibration
 from scav_jax.retrieval.files import requests_for
 from scav_jax.retrieval.model import Model, load_as_asked
@@ -95,41 +92,16 @@ def pairs_of(arguments: argparse.Namespace) -> tuple[list[Pair], list[dict]]:
 
 def read_pairs(path: Path) -> list[Pair]:
     """The rows of a CSV with the columns picture and sound, relative to its folder."""
-    what = "a CSV with the columns picture and sound"
-    try:
-        text = read_text(path, what, "correct it")
-    except OSError as error:
-        raise InputError(f"expected {what}: {error}") from None
-    reader = csv.DictReader(io.StringIO(text, newline=""), strict=True)
-    try:
-        columns = [name.strip() for name in reader.fieldnames or []]
-        if any(columns.count(name) != 1 for name in ("picture", "sound")):
-            raise InputError(f"{path}: expected {what}, got {short(columns)}")
-        reader.fieldnames = columns
-        pairs = [_pair(row, path, reader.line_num) for row in reader]
-    except csv.Error as error:
-        raise InputError(f"{path}, line {reader.reader.line_num}: expected CSV: {error}") from None
-    if not pairs:
-        raise InputError(f"{path}: expected {what}, got no rows")
+    wanted = ("picture", "sound")
+    table = Table(path, "a CSV of pairs", "correct it")
+    table.check(wanted, None)
+    pairs = []
+    for line, row in table.rows(as_written=wanted):
+        picture, sound = (named(path.parent, row[name]) for name in wanted)
+        if not (picture and sound):
+            raise InputError(f"{path}, line {line}: expected a picture and a sound")
+        pairs.append(Pair(path.parent / picture, path.parent / sound))
     return pairs
-
-
-def _pair(row: dict, path: Path, line: int) -> Pair:
-    where = f"{path}, line {line}"
-    if None in row or None in row.values():
-        raise InputError(f"{where}: expected as many cells as the header has; quote commas")
-    if not (row["picture"].strip() and row["sound"].strip()):
-        raise InputError(f"{where}: expected a picture and a sound")
-    return Pair(*(_named(path.parent, row[name]) for name in ("picture", "sound")))
-
-
-def _named(folder: Path, cell: str) -> Path:
-    """The file of a cell; spaces around a name are none of it, unless a file is called so."""
-    written, usual = folder / cell, folder / cell.strip()
-    with contextlib.suppress(OSError, ValueError):  # a name that the system does not take
-        if written != usual and written.exists():
-            return written
-    return usual
 
 
 # ---- scoring -----------------------------------------------------------------------------------
@@ -220,10 +192,9 @@ def _write(
 
     def to_csv(path: Path) -> None:
         text = io.StringIO()
-        writer = csv.DictWriter(text, (*COLUMNS, "verdict", "reason"), extrasaction="ignore")
-        writer.writeheader()
-        writer.writerows({**one.row(), "reason": ""} for one in results)
-        writer.writerows({"picture": row["file"], **row} for row in rejected)
+        rows = [one.row() for one in results]
+        rows += [{"picture": row["file"], **row} for row in rejected]
+        write_rows(text, (*COLUMNS, "verdict", "reason"), rows)
         write_atomically(path, text.getvalue())
 
     def to_html(path: Path) -> None:

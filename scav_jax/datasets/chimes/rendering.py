@@ -1,6 +1,5 @@
 """Renders a data set: performances in parallel, each file whole or absent, resumable."""
 
-import csv
 import io
 import json
 import math
@@ -23,6 +22,7 @@ from scav_jax.base.documents import read_object
 from scav_jax.base.errors import InputError
 from scav_jax.base.files import write_atomically
 from scav_jax.base.progress import progress_bar
+from scav_jax.base.tables import write_rows
 from scav_jax.datasets.chimes.instrument import Instrument, make_instrument
 from scav_jax.datasets.chimes.performance import Score, compose, move
 from scav_jax.datasets.chimes.picture import Camera, Scene, paint_scene
@@ -222,10 +222,8 @@ def score_of(performance: Performance, parameters: Parameters, seed: int) -> Sco
     return compose(instrument, performance, parameters, seed)
 
 
-def _clips_csv(parameters: Parameters) -> bytes:
-    text = io.StringIO(newline="")
+def _clips_csv(parameters: Parameters) -> str:
+    text = io.StringIO()
     columns = ["file", "start", "end", "id", "label", "split"]
-    writer = csv.DictWriter(text, columns, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(clips(parameters))
-    return text.getvalue().encode()
+    write_rows(text, columns, clips(parameters))
+    return text.getvalue()

@@ -3,7 +3,10 @@
 import csv
 import hashlib
 import json
+import os
 import re
+import shlex
+import shutil
 import subprocess
 import sys
 from collections import Counter
@@ -94,6 +97,9 @@ def test_the_official_list_is_read(official):
     assert read([str(commented)]) == wanted
     headed = write(official.parent / "h.csv", "ytid,start,label,split\n" + OFFICIAL)
     assert read([str(headed)]) == wanted
+    named = write(official.parent / "n.csv", "ytid,start,label,split\n---g-f_I2yQ,1,Label,test\n")
+    assert len(read([str(named)])) == 1
+    assert len(read([str(write(named, named.read_text().partition("\n")[2]))])) == 1  # no header
 
 
 def test_lists_of_file_names_say_which_split_they_are(tmp_path):
@@ -203,6 +209,39 @@ def test_what_is_there_is_listed_and_what_is_not_is_said(official, tmp_path, cap
     assert set(clip_lists.SUFFIXES) <= manifest.VIDEO_SUFFIXES
 
 
+def test_what_cannot_be_a_clip_is_missing_and_said(official, tmp_path, capsys):
+    """A file is walked once, whatever links lead back to it, and stands in the list to the letter.
+
+    Links that lead back gave every file forty times, two of them no end.
+    """
+    no_text = os.fsdecode(b"d\xe9")
+    videos = touch(
+        tmp_path / "my videos",
+        *(" sp/-0jeONf82dE_000021.mp4", "a\rb/_2_3_4_5_67_30.webm"),
+        f"{no_text}/---g-f_I2yQ_000001.mp4",
+    )
+    for name in ("loop", "again"):
+        (videos / name).symlink_to(".")
+    (videos / "_2_3_4_5_67_000030.mp4").touch()  # empty: the other one is taken
+    (videos / "-0jeONf82dE_000121.mp4").symlink_to("nothing")
+    os.mkfifo(videos / "12345678901_000000.mp4")
+    out = tmp_path / "clips.csv"
+    run("vggsound", official, "--videos", videos, "--out", out, "--validation", 0)
+    said = capsys.readouterr().out
+    assert {clip.file for clip in manifest.read_csv(out, videos)} == {
+        " sp/-0jeONf82dE_000021.mp4",
+        "a\rb/_2_3_4_5_67_30.webm",
+    }
+    assert missing_of(out) == {"---g-f_I2yQ_000001", "-0jeONf82dE_000121", "12345678901_000000"}
+    assert "passed over 4 that are empty" in said and "more than once" not in said
+    words = shlex.split(re.search(r"next: .*\bextract (.*)\n", said)[1])
+    assert extract_program.parse(words).videos == videos
+    for file in manifest.read_csv(out, videos):
+        (videos / file.file).unlink()
+    with pytest.raises(InputError, match="found none but 4 that are empty"):
+        run("vggsound", official, "--videos", videos, "--out", out, "--validation", 0)
+
+
 def missing_of(out):
     return {row["id"] for row in rows_of(out.with_name("missing.csv"))}
 
@@ -222,6 +261,15 @@ def test_a_wrong_folder_is_one_line(official, tmp_path):
         build(other)
     with pytest.raises(InputError, match="another file than the list"):
         build(other, "vggsound.csv")
+    shutil.copy(official, tmp_path / "missing.csv")
+    sounder = ["--vggsounder", write(tmp_path / "annotations.csv", SOUNDER)]
+    common = ["--videos", other, "--validation", 0, "--out", tmp_path / "clips.csv"]
+    for words, lost in (
+        ([tmp_path / "missing.csv"], "missing"),
+        ([official, *sounder], "annotations"),
+    ):
+        with pytest.raises(InputError, match=rf"would write over .*/{lost}\.csv"):
+            run("vggsound", *words, *common)
     assert official.read_text() == OFFICIAL
     script = [sys.executable, "-m", "scav_jax.datasets", "vggsound", str(official)]
     script += ["--videos", str(other), "--out", str(tmp_path / "clips.csv"), "--validation", "0"]
@@ -355,6 +403,11 @@ def test_a_published_music_list_is_recognised(tmp_path, monkeypatch):
         ('{"videos": ["a"]}', "got list without lists"),
         ('{"videos": {"flute": [1]}}', "got the id 1 under 'flute'"),
         ('{"videos": {"flute": []}}', "got no video"),
+        (r'{"videos": {"flute": ["a\ud800"]}}', r"got the id 'a\\ud800'"),
+        (r'{"videos": {"flute": ["a\u0000"]}}', r"got the id 'a\\x00'"),
+        ('{"videos": {"flute": [" a"]}}', "got the id ' a'"),
+        ('{"videos": {" ": ["a"]}}', "got the id 'a' under ''"),
+        (r'{"videos": {"\ud800": ["a"]}}', r"under '\\ud800'"),
         ('{"videos": {"flute": ["a"], "tuba": ["b", "a"]}}', "tuba: .*'a' came before.*flute"),
     ],
 )

@@ -6,6 +6,7 @@ resample          features on disk -> a copy whose visual steps lie at the audio
 """
 
 import argparse
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -74,9 +75,12 @@ def _count(word: str) -> int:
 def build_vggsound(options: argparse.Namespace) -> None:
     listed, repeated = vggsound.read_lists(options.lists)
     wanted = vggsound.hold_out(listed, options.validation)
-    _refuse_overwriting(options.out, [vggsound.split_and_path(word)[1] for word in options.lists])
+    sources = [vggsound.split_and_path(word)[1] for word in options.lists]
+    others = ("missing", "annotations") if options.vggsounder else ("missing",)
+    _refuse_overwriting(options.out, [*sources, options.vggsounder or sources[0]], others)
     annotations = options.vggsounder and vggsounder.read_vggsounder(options.vggsounder)
-    located = clip_lists.locate(wanted, clip_lists.video_files(options.videos), vggsound.key_of)
+    files, unfit = clip_lists.video_files(options.videos)
+    located = clip_lists.locate(wanted, files, vggsound.key_of)
     seconds = {name: float(vggsound.CLIP_SECONDS) for name in located.files}
     print(f"VGGSound: {_described(wanted, 'clips')}")
     if repeated:
@@ -85,7 +89,7 @@ def build_vggsound(options: argparse.Namespace) -> None:
     if shared:
         print(f"{shared:,} videos have clips in train and in test of the list itself")
     _say_drawn(wanted, "validation", vggsound.VALIDATION_SEED)
-    _say_table(wanted, located, seconds)
+    _say_table(wanted, located, seconds, unfit)
     print("\n".join(sizes.prediction(len(located.files), vggsound.CLIP_SECONDS)))
     if options.dry_run:
         return
@@ -105,15 +109,16 @@ def build_vggsound(options: argparse.Namespace) -> None:
 
 def build_music(options: argparse.Namespace) -> None:
     wanted = music.partition(music.read_list(options.list), options.test, options.validation)
-    _refuse_overwriting(options.out, [options.list])
-    located = clip_lists.locate(wanted, clip_lists.video_files(options.videos), lambda stem: stem)
+    _refuse_overwriting(options.out, [options.list], ("missing",))
+    files, unfit = clip_lists.video_files(options.videos)
+    located = clip_lists.locate(wanted, files, lambda stem: stem)
     seconds = {
         name: declared_seconds(options.videos / file) for name, file in located.files.items()
     }
     print(f"MUSIC: {_described(wanted, 'videos')}; {music.describe_list(wanted)}")
     for split in ("test", "validation"):
         _say_drawn(wanted, split, music.PARTITION_SEED)
-    _say_table(wanted, located, seconds)
+    _say_table(wanted, located, seconds, unfit)
     length = music.CLIP_SECONDS
     clips = sum(max(1, int((s + 0.1) // length)) for s in seconds.values() if s)
     print("\n".join(sizes.prediction(clips, length)))
@@ -185,11 +190,15 @@ def resample(options: argparse.Namespace) -> None:
     )
 
 
-def _refuse_overwriting(out: Path, lists: Sequence[Path]) -> None:
+def _refuse_overwriting(out: Path, lists: Sequence[Path], others: Sequence[str]) -> None:
     if out.suffix != ".csv" or out.is_dir():
         raise InputError(f"--out: expected a CSV file to write, as in clips.csv, got {out}")
-    if out.resolve() in {path.resolve() for path in lists}:
-        raise InputError(f"--out: expected another file than the list itself, got {out}")
+    sources = {path.resolve() for path in lists}
+    for written in (out, *(clip_lists.beside(out, what) for what in others)):
+        if written.resolve() in sources:
+            raise InputError(
+                f"--out: expected another file than the list itself, it would write over {written}"
+            )
 
 
 # ---- what is said -----------------------------------------------------------------------------
@@ -211,7 +220,10 @@ def _say_drawn(wanted: Sequence[Listed], split: str, seed: str) -> None:
 
 
 def _say_table(
-    wanted: Sequence[Listed], located: Located, seconds: dict[str, float | None]
+    wanted: Sequence[Listed],
+    located: Located,
+    seconds: dict[str, float | None],
+    unfit: Sequence[str],
 ) -> None:
     """Listed, there, missing and hours of each split."""
     print(f"{'split':<12}{'listed':>10}{'on disk':>10}{'missing':>10}{'hours':>10}")
@@ -225,6 +237,8 @@ def _say_table(
         print(f"{located.repeated:,} are there more than once: the file named as usual was taken")
     if located.other:
         print(f"passed over {located.other:,} video files that are not in the list")
+    if unfit:
+        print(f"passed over {clip_lists.unfit_in_words(unfit)}")
 
 
 def _say_written(out: Path, wanted: Sequence[Listed], located: Located) -> None:
@@ -234,7 +248,8 @@ def _say_written(out: Path, wanted: Sequence[Listed], located: Located) -> None:
 
 
 def _extract(options: argparse.Namespace, data: str = "DATA") -> str:
-    return f"scav extract --videos {options.videos} --clips {options.out} --out {data}"
+    videos, out = (shlex.quote(str(path)) for path in (options.videos, options.out))
+    return f"scav extract --videos {videos} --clips {out} --out {data}"
 
 
 if __name__ == "__main__":

@@ -8,12 +8,14 @@ splits do not depend on what could be downloaded), finds the files, and writes w
 import hashlib
 import io
 import os
+import stat
 from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from scav_jax.base.errors import InputError
+from scav_jax.base.errors import InputError, listed
 from scav_jax.base.files import write_atomically
+from scav_jax.base.names import is_text, shown
 from scav_jax.base.tables import write_rows
 
 AS_PUBLISHED = "give the list as it was published"
@@ -55,8 +57,12 @@ def draw(names: Iterable[str], count: int, seed: str) -> list[str]:
     return names[:count]
 
 
-def video_files(videos: Path) -> list[str]:
-    """Every video file below a folder, relative to it, with forward slashes, sorted.
+def video_files(videos: Path) -> tuple[list[str], list[str]]:
+    """The video files below a folder, relative to it, with forward slashes, sorted.
+
+    Returns:
+      The files, and those that no extraction can use, which stand for no clip: without a byte, a
+      pipe, a link to nothing, a name that is no text.
 
     Raises:
       InputError: no such folder, one that may not be read, or no video file in it.
@@ -69,17 +75,43 @@ def video_files(videos: Path) -> list[str]:
             f"--videos: expected folders that may be read, {error.filename}: {error.strerror}"
         ) from None
 
-    files = [
-        (Path(folder) / name).relative_to(videos).as_posix()
-        for folder, _, names in os.walk(videos, onerror=refuse, followlinks=True)
-        for name in names
-        if os.path.splitext(name)[1].lower() in SUFFIXES and not name.startswith("._")
-    ]
+    files: list[str] = []
+    unfit: list[str] = []
+    seen: set[str] = set()
+    for folder, folders, names in os.walk(videos, onerror=refuse, followlinks=True):
+        real = os.path.realpath(folder)
+        if real in seen:  # a link that leads back
+            folders.clear()
+            continue
+        seen.add(real)
+        folders.sort()  # of two names for a folder always the same one
+        for name in names:
+            if os.path.splitext(name)[1].lower() in SUFFIXES and not name.startswith("._"):
+                path = Path(folder) / name
+                file = path.relative_to(videos).as_posix()
+                (files if is_text(file) and _has_bytes(path) else unfit).append(file)
     if not files:
         raise InputError(
             f"--videos: expected video files ({' '.join(SUFFIXES)}) below {videos}, found none"
+            + (f" but {unfit_in_words(unfit)}" if unfit else "")
         )
-    return sorted(files)
+    return sorted(files), sorted(unfit)
+
+
+def _has_bytes(path: Path) -> bool:
+    try:
+        about = path.stat()
+    except OSError:  # a link to nothing
+        return False
+    return stat.S_ISREG(about.st_mode) and about.st_size > 0
+
+
+def unfit_in_words(unfit: Sequence[str]) -> str:
+    """What `video_files` says of files that cannot be used."""
+    return (
+        f"{len(unfit):,} that are empty, pipes, links to nothing or have names that are no text in "
+        f"UTF-8: {listed(list(map(shown, unfit)), 3)}"
+    )
 
 
 @dataclass(frozen=True)

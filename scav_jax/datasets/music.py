@@ -20,6 +20,7 @@ from reprlib import repr as short
 from scav_jax.base.documents import parse_json, read_text
 from scav_jax.base.errors import InputError, check_unique
 from scav_jax.base.files import ids_sha256
+from scav_jax.base.names import is_text, shown
 from scav_jax.datasets import clip_lists
 from scav_jax.datasets.clip_lists import Listed
 
@@ -57,15 +58,20 @@ def read_list(path: Path) -> list[Listed]:
         raise InputError(f"{expected}, got {type(error).__name__}: {error}") from None
     if not isinstance(videos, dict) or not all(isinstance(ids, list) for ids in videos.values()):
         raise InputError(f"{expected}, got {type(videos).__name__} without lists of ids")
-    pairs = [(video, label) for label, ids in videos.items() for video in ids]
+    pairs = [(video, label.strip()) for label, ids in videos.items() for video in ids]
     for video, label in pairs:
-        if not isinstance(video, str) or not video or "/" in video or not label:
+        if not (_is_name(video) and "/" not in video and label and is_text(label)):
             raise InputError(f"{expected}, got the id {short(video)} under {short(label)}")
     if not pairs:
         raise InputError(f"{expected}, got no video")
     ids = [video for video, _ in pairs]
     check_unique(ids, [f"{path}, {label}" for _, label in pairs])
     return [Listed(v, v, label, "train", f"{v}.mp4", v) for v, label in pairs]
+
+
+def _is_name(video: object) -> bool:
+    """Whether a file can be called so, and stand in a list, to the letter."""
+    return isinstance(video, str) and 0 < len(video) <= 200 and video == shown(video.strip())
 
 
 def partition(

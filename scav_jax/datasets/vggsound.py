@@ -99,7 +99,8 @@ def _rows(path: Path) -> Iterator[tuple[str, list[str]]]:
     for line, cells in read_records(path, "a list of VGGSound clips", clip_lists.AS_PUBLISHED):
         if not cells[0].startswith("#"):
             row = [cell.strip() for cell in cells]
-            if not (first and "label" in map(str.lower, row)):
+            header = "label" in map(str.lower, row) and not re.search(r"\d", "".join(row))
+            if not (first and header):
                 yield f"{path}, line {line}", row
             first = False
 

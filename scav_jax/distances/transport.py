@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Bool, Float, Int
 
-from scav_jax.distances.centre import typical
+from scav_jax.distances.products import plain_products
 from scav_jax.sequences import Sequences, step_mask, zero_padding
 
 CONVERGED = 1e-3  # of the mass may be in wrong columns of the plan; ott's own threshold
@@ -114,8 +114,7 @@ def transport_matrix(
       `converged` `[Q, K]`, whether that is less than 1e-3.
     """
     tile = _tile(visual, audio, block, memory_bytes)
-    centre = _centre(visual, audio)
-    distances, errors = _cross_terms(method, tile, visual, audio, centre)
+    distances, errors = _cross_terms(method, tile, visual, audio)
     if debiased:
         pairs = tile.rows * tile.columns
         of_visual, error = _self_terms(method, visual, pairs)
@@ -214,33 +213,41 @@ def mean_of_real(values: Float[Array, "*P T"], mask: Bool[Array, "*P T"]) -> Flo
     return jnp.sum(jnp.where(mask, values, 0.0), axis=-1) / count.astype(values.dtype)
 
 
-def _centre(visual: Sequences, audio: Sequences) -> Float[Array, " C"]:
-    """Of all first steps: near enough to all steps, and no pass over them."""
-    first = [zero_padding(x.values[:, :1], x.lengths)[:, 0] for x in (visual, audio)]
-    return typical(jnp.concatenate(first))
+def about_own_means(
+    values: Float[Array, "*B T C"], lengths: Int[Array, "*B"]
+) -> tuple[Float[Array, "*B T C"], Float[Array, "*B C"]]:
+    """(steps less the mean of their sequence, finite in the padding; the means, held)."""
+    x = zero_padding(values, lengths)
+    mean = jnp.sum(x, axis=-2) / lengths[..., None].astype(x.dtype)
+    mean = jax.lax.stop_gradient(mean)
+    return zero_padding(x - mean[..., None, :], lengths), mean
 
 
-def _centred(values, lengths, centre) -> Float[Array, "B T C"]:
-    """Steps less the centre; finite in the padding, whatever it holds."""
-    return zero_padding(values, lengths) - centre[None, None]
+def tile_costs(method: Method, visual, audio, visual_lengths, audio_lengths) -> Costs:
+    """Costs `[q k, N, M']` of q by k pairs; M' is M padded to whole vector lanes.
 
-
-def _tile_costs(method: Method, visual, audio, visual_lengths, audio_lengths, centre) -> Costs:
-    """Costs `[q k, N, M']` of q by k pairs; M' is M padded to whole vector lanes."""
-    v = _centred(visual, visual_lengths, centre)
-    a = _centred(audio, audio_lengths, centre)
+    About the means of both sequences, `e` apart, no product is larger than it must be:
+    `|v + e - a|^2 = |v|^2 + 2 <v, e> + |e|^2 + |a|^2 - 2 <a, e> - 2 <v, a>`.
+    """
+    (v, of_v), (a, of_a) = (
+        about_own_means(x, lengths)
+        for x, lengths in ((visual, visual_lengths), (audio, audio_lengths))
+    )
     a = jnp.pad(a, ((0, 0), (0, -a.shape[1] % LANES), (0, 0)))
     at_v = positions(visual_lengths, v.shape[1], v.dtype)
     at_a = positions(audio_lengths, a.shape[1], a.dtype)
-    products = method.products("qnc,kmc->qknm", v, a)
     scales = method.scales(v.shape[-1])
+    apart = of_v[:, None] - of_a[None]
+    along_v = plain_products("qnc,qkc->qkn", v, apart)
+    along_a = plain_products("kmc,qkc->qkm", a, apart)
     at_both = at_v[:, None, :, None] * at_a[None, :, None, :]
+    products = method.products("qnc,kmc->qknm", v, a)
     reduced = -2.0 * (scales[0] * products + scales[1] * at_both)
-    return Costs(
-        reduced.reshape(-1, *reduced.shape[2:]),
-        jnp.repeat(one_sided(scales, v, visual_lengths), len(a), axis=0),
-        jnp.tile(one_sided(scales, a, audio_lengths), (len(v), 1)),
-    )
+    constant = scales[0] * jnp.sum(apart * apart, axis=-1, keepdims=True)
+    of_rows = one_sided(scales, v, visual_lengths)[:, None] + 2.0 * scales[0] * along_v
+    of_rows += jnp.where(step_mask(visual_lengths, v.shape[1])[:, None], constant, 0.0)
+    of_columns = one_sided(scales, a, audio_lengths)[None] - 2.0 * scales[0] * along_a
+    return Costs(*(x.reshape(-1, *x.shape[2:]) for x in (reduced, of_rows, of_columns)))
 
 
 def _tile_masks(
@@ -256,12 +263,12 @@ def _tile_masks(
 # -- OT(V, A) of all pairs ------------------------------------------------------------------------
 
 
-def _cross_terms(method: Method, tile: _Tile, visual: Sequences, audio: Sequences, centre):
+def _cross_terms(method: Method, tile: _Tile, visual: Sequences, audio: Sequences):
     """(OT(V, A), its error) `[Q, K]`."""
     queries, candidates = len(visual.lengths), len(audio.lengths)
     v, v_lengths = _in_parts(visual, tile.rows)
     a, a_lengths = _in_parts(audio, tile.columns)
-    tiles = _tiles(method, tile.kept, *_alike(v, a, v_lengths, a_lengths, centre))
+    tiles = _tiles(method, tile.kept, *_alike(v, a, v_lengths, a_lengths))
 
     def whole(x):
         x = x.reshape(*x.shape[:2], tile.rows, tile.columns).swapaxes(1, 2)
@@ -271,17 +278,17 @@ def _cross_terms(method: Method, tile: _Tile, visual: Sequences, audio: Sequence
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0, 1))
-def _tiles(method: Method, kept, visual, audio, visual_lengths, audio_lengths, centre):
+def _tiles(method: Method, kept, visual, audio, visual_lengths, audio_lengths):
     """(values, errors) `[visual parts, audio parts, pairs of a tile]` of sequences in parts."""
-    return _solve(method, (), visual, audio, visual_lengths, audio_lengths, centre)[0]
+    return _solve(method, (), visual, audio, visual_lengths, audio_lengths)[0]
 
 
-def _solve(method: Method, kept, visual, audio, visual_lengths, audio_lengths, centre):
+def _solve(method: Method, kept, visual, audio, visual_lengths, audio_lengths):
     """((values, errors), what is to be kept) of every tile."""
     masks = partial(_tile_masks, visual.shape[2], audio.shape[2])
 
     def tile(v, v_lengths, a, a_lengths):
-        costs = _tile_costs(method, v, a, v_lengths, a_lengths, centre)
+        costs = tile_costs(method, v, a, v_lengths, a_lengths)
         rows, columns = masks(v_lengths, a_lengths)
         f, g, errors = method.potentials(costs, rows, columns)
         values = method.values(costs.reduced, f, g, rows, columns)
@@ -302,12 +309,12 @@ def _tiles_forward(method, kept, *inputs):
 
 def _tiles_backward(method, kept, residuals, cotangents):
     """Tile by tile, the plans take the gradient from costs to latents."""
-    (visual, audio, visual_lengths, audio_lengths, centre), found = residuals
+    (visual, audio, visual_lengths, audio_lengths), found = residuals
     masks = partial(_tile_masks, visual.shape[2], audio.shape[2])
 
     def tile(v, v_lengths, a, a_lengths, weights, found):
         def costs_of(v, a):
-            costs = _tile_costs(method, v, a, v_lengths, a_lengths, centre)
+            costs = tile_costs(method, v, a, v_lengths, a_lengths)
             return costs.whole, costs
 
         _, pull, costs = jax.vjp(costs_of, v, a, has_aux=True)
@@ -335,7 +342,7 @@ def _tiles_backward(method, kept, residuals, cotangents):
 
     parts = visual, visual_lengths, cotangents[0], found
     audio_gradient, visual_gradient = jax.lax.scan(row, _zeros_like(audio), parts)
-    return visual_gradient, audio_gradient, None, None, None
+    return visual_gradient, audio_gradient, None, None
 
 
 _tiles.defvjp(_tiles_forward, _tiles_backward)
@@ -364,9 +371,7 @@ def _self_terms(method: Method, stream: Sequences, items: int):
 
 def _item_costs(method: Method, values, lengths) -> Costs:
     """Costs of items to themselves, about their own means; they move with the rows only."""
-    x = zero_padding(values, lengths)
-    mean = jnp.sum(x, axis=1, keepdims=True) / lengths[:, None, None].astype(x.dtype)
-    x = zero_padding(x - jax.lax.stop_gradient(mean), lengths)
+    x, _ = about_own_means(values, lengths)
     y = jax.lax.stop_gradient(x)
     at = positions(lengths, x.shape[1], x.dtype)
     products = method.products("bnc,bmc->bnm", x, y)

@@ -47,11 +47,10 @@ from scav_jax.distances.transport import (
     Costs,
     Method,
     mean_of_real,
-    one_sided,
-    positions,
+    tile_costs,
     transport_matrix,
 )
-from scav_jax.sequences import Sequences, step_mask, zero_padding
+from scav_jax.sequences import Sequences, step_mask
 
 
 @in_float32
@@ -366,19 +365,11 @@ def _one_problem(method: Method, visual: Sequences, audio: Sequences):
 
 
 def _pair_costs(method: Method, visual: Sequences, audio: Sequences) -> Costs:
-    """The ground costs of one pair, by products at full precision about the mean of all steps."""
-    v, a = (zero_padding(x.values, x.lengths) for x in (visual, audio))
-    count = (visual.lengths + audio.lengths).astype(v.dtype)
-    centre = _held((jnp.sum(v, axis=0) + jnp.sum(a, axis=0)) / count)[None]
-    v, a = zero_padding(v - centre, visual.lengths), zero_padding(a - centre, audio.lengths)
-    scales = method.scales(v.shape[-1])
-    at_v, at_a = (positions(x.lengths, len(y), y.dtype) for x, y in ((visual, v), (audio, a)))
-    products = method.products("nc,mc->nm", v, a)
-    return Costs(
-        -2.0 * (scales[0] * products + scales[1] * at_v[:, None] * at_a[None]),
-        one_sided(scales, v, visual.lengths),
-        one_sided(scales, a, audio.lengths),
-    )
+    """The ground costs of one pair: those of a tile of one."""
+    one = (x[None] for x in (visual.values, audio.values, visual.lengths, audio.lengths))
+    costs = tile_costs(method, *one)
+    steps = audio.values.shape[-2]
+    return Costs(costs.reduced[0, :, :steps], costs.of_rows[0], costs.of_columns[0, :steps])
 
 
 _held = jax.lax.stop_gradient

@@ -275,11 +275,20 @@ def test_pictures_of_two_fields_are_scaled_as_one(
     np.testing.assert_array_equal(shown, expected)
 
 
-@pytest.mark.parametrize("colours", ["yuv410p", "yuv411p", "yuv440p", "yuv420p16le"])
-def test_colours_of_whole_pictures_are_those_of_ffmpegs_scaler(tmp_path, colours):
+@pytest.mark.parametrize(
+    ("codec", "colours"),
+    [
+        ("ffv1", "yuv410p"),
+        ("ffv1", "yuv411p"),
+        ("ffv1", "yuv440p"),
+        ("ffv1", "yuv420p16le"),
+        ("libx264", "yuv420p10le"),  # it says where between pixels colours were taken
+    ],
+)
+def test_colours_of_whole_pictures_are_those_of_ffmpegs_scaler(tmp_path, codec, colours):
     path = tmp_path / "a.mkv"
     with av.open(str(path), "w") as container:
-        video = container.add_stream("ffv1", rate=25)
+        video = container.add_stream(codec, rate=25)
         video.width, video.height, video.pix_fmt = 96, 64, colours
         for rgb in flash_frames(1.2, []):
             container.mux(video.encode(av.VideoFrame.from_ndarray(rgb, format="rgb24")))

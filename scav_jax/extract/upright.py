@@ -114,15 +114,17 @@ class _Prepared:
 
     Args:
       margins: that are cut off.
+      whole: whether pictures keep their size; their colours are then FFmpeg's to the digit.
     """
 
-    def __init__(self, margins: Margins):
+    def __init__(self, margins: Margins, whole: bool):
         self._margins = margins
+        self._needed = whole or any(margins)
         self._graph: av.filter.Graph | None = None
         self._kind: tuple[int, int, str] | None = None
 
     def __call__(self, frame: av.VideoFrame) -> av.VideoFrame:
-        if not frame.interlaced_frame and not any(self._margins):
+        if not self._needed and not frame.interlaced_frame:
             return frame
         kind = frame.width, frame.height, frame.format.name
         if kind != self._kind:
@@ -162,7 +164,7 @@ class Upright:
         margins: Margins = NO_MARGINS,
     ):
         self._ratio, self._size = pixel_ratio(stream), size
-        self._prepared, self._scaler = _Prepared(margins), VideoReformatter()
+        self._prepared, self._scaler = _Prepared(margins, size is None), VideoReformatter()
 
     def __call__(self, frame: av.VideoFrame) -> UInt8[np.ndarray, "height width 3"]:
         how = placement(frame)

@@ -318,6 +318,33 @@ def test_slow_motion_and_time_lapse_have_a_rate(tmp_path, rate, seconds, suffix,
     assert np.abs(got - levels[shown.astype(int)]).max() < tolerance
 
 
+def test_a_header_s_rate_leaves_no_pictures_out(tmp_path):
+    path = films.write_film(tmp_path / "a.flv", "flv")
+    whole = cut(path).frames
+    content = path.read_bytes()
+    claimed = b"framerate\0" + struct.pack(">d", 25)
+    assert claimed in content
+    path.write_bytes(content.replace(claimed, b"framerate\0" + struct.pack(">d", 1)))
+    np.testing.assert_array_equal(cut(path).frames, whole)
+
+
+def test_a_picture_before_a_pause_does_not_make_the_film_longer(tmp_path):
+    """An MP4 says how long pictures last in the order of decoding."""
+    times = [*range(0, 1200, 40), *range(4000, 5000, 40)]
+    path = tmp_path / "a.mp4"
+    with av.open(str(path), "w") as container:
+        video = container.add_stream("libx264", rate=FPS)
+        video.width, video.height, video.pix_fmt = *SIZE, "yuv420p"
+        video.codec_context.time_base = Fraction(1, 1000)
+        video.options = {"bf": "3", "g": "100", "preset": "veryfast"}
+        for time, rgb in zip(times, flash_frames(len(times) / FPS, []), strict=True):
+            frame = av.VideoFrame.from_ndarray(rgb, format="rgb24")
+            frame.pts, frame.time_base = time, Fraction(1, 1000)
+            container.mux(video.encode(frame))
+        container.mux(video.encode())
+    assert video_seconds(path) == pytest.approx(5.0, abs=0.05)
+
+
 def test_a_rate_is_measured_where_the_header_has_none():
     uneven = [0.0, 3.0, *(6 + np.arange(360) / 60).round(3)]
     assert workable_rate(uneven) == pytest.approx(60, abs=0.1)
@@ -749,16 +776,17 @@ def test_a_small_step_of_the_sound_s_clock_is_followed(tmp_path, monkeypatch, co
         np.testing.assert_array_equal(alone.waveform, second.waveform)
 
 
-def test_a_rate_that_changes_is_sound_all_the_same(tmp_path):
-    """Broadcasts that were joined."""
+@pytest.mark.parametrize("later", [44_100, 16_000])
+def test_a_rate_that_changes_is_sound_all_the_same(tmp_path, later):
+    """Broadcasts that were joined; libavformat guesses when packets begin that came in one."""
     tracks = []
-    for number, rate in enumerate((48_000, 44_100)):
+    for number, rate in enumerate((48_000, later)):
         part = write_video(
             tmp_path / f"{number}.ts",
             flash_frames(3, [1.0]),
             click_track(3, rate, [1.0]),
             audio_rate=rate,
-            options={"output_ts_offset": str(3 * number)},
+            options={"output_ts_offset": str(3 * number), "max_delay": "700000"},
         )
         tracks.append(part.read_bytes())
     path = tmp_path / "a.ts"
@@ -770,6 +798,55 @@ def test_a_rate_that_changes_is_sound_all_the_same(tmp_path):
         assert loudest_moment(cut(path, start, end).waveform) - 0.01 == pytest.approx(
             moment - start, abs=2 * FRAME_S
         )
+    assert silent_share(cut(path, 3.5, 5.5)) < 0.01
+
+
+def silent_share(clip):
+    return (np.abs(clip.waveform) < 1e-7).mean()
+
+
+def element(kind, content):
+    """Of a Matroska file: what it is, its length in eight bytes, its content."""
+    return bytes.fromhex(kind) + (2**56 + len(content)).to_bytes(8, "big") + content
+
+
+@pytest.mark.parametrize("laced", [6, 40])
+def test_packets_of_one_block_follow_each_other(tmp_path, laced):
+    """Also where a header is wrong about how long they last, as of AAC at half its rate."""
+    track = click_track(3, 44_100, [1.0, 2.0], channels=2)
+    encoder = av.CodecContext.create("vorbis", "w")
+    encoder.sample_rate, encoder.layout, encoder.format = 44_100, "stereo", "fltp"
+    encoder.options, encoder.time_base = {"strict": "-2"}, Fraction(1, 44_100)
+    packets = []
+    for at in range(0, track.shape[1], 64):
+        part = np.ascontiguousarray(track[:, at : at + 64])
+        frame = av.AudioFrame.from_ndarray(part, "fltp", layout="stereo")
+        frame.sample_rate, frame.pts = 44_100, at
+        packets += encoder.encode(frame)
+    packets = [(packet.pts, bytes(packet)) for packet in (*packets, *encoder.encode())]
+    blocks = b""
+    for at in range(0, len(packets), laced):
+        (begin, _), *_ = some = packets[at : at + laced]
+        sizes = b"".join(
+            b"\xff" * (len(data) // 255) + bytes([len(data) % 255]) for _, data in some[:-1]
+        )
+        head = struct.pack(">BhBB", 0x81, round(max(begin, 0) / 44.1), 0x82, len(some) - 1)
+        blocks += element("A3", head + sizes + b"".join(data for _, data in some))
+    sound = element("B5", struct.pack(">d", 44_100)) + element("9F", b"\2")
+    half = round(1e9 * 512 / 44_100).to_bytes(4, "big")
+    about = [("D7", b"\1"), ("73C5", b"\1"), ("83", b"\2"), ("86", b"A_VORBIS")]
+    about += [("23E383", half), ("63A2", encoder.extradata), ("E1", sound)]
+    tracks = element("1654AE6B", element("AE", b"".join(element(*one) for one in about)))
+    cluster = element("1F43B675", element("E7", b"\0") + blocks)
+    path = tmp_path / "a.mka"
+    start = element("1A45DFA3", element("4282", b"matroska"))
+    path.write_bytes(start + element("18538067", tracks + cluster))
+    with media.Reader(path, None, kinds=("audio",)) as reader:
+        clip = reader.cut(0.0, None)
+    assert len(clip.waveform) / 16_000 == pytest.approx(3.0, abs=0.02)
+    assert silent_share(clip) < 0.01
+    clicks = films.apart(np.flatnonzero(np.abs(clip.waveform) > 0.25) / 16_000)
+    np.testing.assert_allclose(clicks, [1.0, 2.0], rtol=0, atol=0.02)
 
 
 def test_a_sound_that_nobody_reads_moves_no_clock(tmp_path):
@@ -812,6 +889,44 @@ def test_a_bare_stream_runs_at_its_codec_s_rate(tmp_path, rate):
     with media.Reader(path, None, kinds=("video",)) as reader:
         found = reader.cut(0.0, None)
     assert len(found.frames) == 2 * rate and found.frames_span == pytest.approx((0.0, 2.0))
+
+
+def test_bare_pictures_follow_each_other(tmp_path):
+    """libavformat gives Dirac's the times 0, 1, 2 of a clock of 1,200,000 ticks a second."""
+    path = tmp_path / "a.drc"
+    with av.open(str(path), "w") as container:
+        video = container.add_stream("vc2", rate=25)
+        video.width, video.height, video.pix_fmt = 96, 64, "yuv420p"
+        video.bit_rate = 20_000_000
+        for rgb in flash_frames(2.0, [1.2]):
+            container.mux(video.encode(av.VideoFrame.from_ndarray(rgb, format="rgb24")))
+    with media.Reader(path, None, kinds=("video",)) as reader:
+        found = reader.cut(0.0, None)
+    assert brightest_frame(found.frames) == 30
+    assert found.frames_span == pytest.approx((0.0, 2.0))
+    assert video_seconds(path) == pytest.approx(2.0, abs=0.05)
+
+
+@pytest.mark.parametrize(
+    ("suffix", "codec", "later"),
+    [("aac", "aac", 48_000), ("aac", "aac", 24_000), ("mp3", "libmp3lame", 44_100)],
+)
+def test_bare_sounds_that_were_joined_follow_each_other(tmp_path, suffix, codec, later):
+    """Their rate may change, and tags stand between MP3's."""
+    parts = []
+    for number, rate in enumerate((48_000 if suffix == "aac" else 44_100, later)):
+        part = tmp_path / f"{number}.{suffix}"
+        write_video(part, None, click_track(2, rate, [1.0]), audio_rate=rate, audio_codec=codec)
+        parts.append(part.read_bytes())
+    path = tmp_path / f"a.{suffix}"
+    path.write_bytes(b"".join(parts))
+    with media.Reader(path, None, kinds=("audio",)) as reader:
+        clip = reader.cut(0.0, None)
+    clicks = films.apart(np.flatnonzero(np.abs(clip.waveform) > 0.25) / 16_000)
+    np.testing.assert_allclose(clicks, [1.0, 3.05], rtol=0, atol=0.06)  # their priming is played
+    assert silent_share(clip) < 0.04
+    seconds = len(clip.waveform) / 16_000
+    assert stream_seconds(path, "audio") == pytest.approx(seconds, abs=0.01)
 
 
 def test_a_picture_that_no_decoder_opens_is_the_files_fault(tmp_path):
@@ -930,6 +1045,7 @@ def with_edits(content, edits):
         ([(0.8, -1), (1.8, 0.0), (0.6, 2.2)], [1.48]),
         ([(1.0, 0.0), (0.8, -1), (2.0, 1.0)], [2.28]),
         ([(2.0, 0.0), (2.0, 0.0)], [1.48, 3.48]),
+        ([(3.0, 1.0)], [0.48]),  # one second more than there is
     ],
 )
 def test_what_an_edit_list_leaves_out_spoils_no_clock(tmp_path, edits, moments):

@@ -37,7 +37,7 @@ from scav_jax.extract.streams import Stream, file_seconds, stream_seconds
 from scav_jax.extract.upright import Upright
 from scav_jax.features.clip import MAX_CLIP_S
 
-DECODING_RULES = 9  # raise it when this room gives other frames or samples of some file
+DECODING_RULES = 10  # raise it when this room gives other frames or samples of some file
 MIN_CLIP_S = 1.0  # less picture and sound than this together has nothing to contrast
 LENGTH_MARGIN_S = 1.0  # half of it is let pass: a video of a minute has some frames more
 SEEK_GAP_S = 20.0  # decoding on is cheaper than seeking over less than this

@@ -20,18 +20,29 @@ from scav_jax.extract.opening import (
     decoder_errors,
     open_container,
 )
-from scav_jax.extract.packets import Packets, known_rate, usual_duration, workable_rate
+from scav_jax.extract.packets import (
+    NO_TIMESTAMPS,
+    Packets,
+    known_rate,
+    usual_duration,
+    workable_rate,
+)
 from scav_jax.extract.upright import shown_ratio
 
 PREROLL_S = 0.5  # decoded before a seek's target: codecs whose frames overlap need it
 PASSED_OVER_BYTES = 2**26  # packets since the last key frame that are kept at most
 INDEXED = frozenset({MOV, MATROSKA})  # seeking is exact
+# A codec's bare packets too, though libavformat does not say that it guesses their times.
+BARE_SOUNDS = frozenset({"aac", "ac3", "dts", "eac3", "loas", "mlp", "mp3", "truehd"})
+TAGS = (b"ID3", b"APETAGEX")  # what MP3 files begin and end with, also where they were joined
 # Their headers say how long the file is; for the others libavformat looks at the last timestamps,
 # or guesses.
 LENGTH_IN_HEADER = frozenset({MATROSKA, "flv", "asf", "nut", "avi"})
 UNKNOWN_FRAMES = 2**30  # what an AVI says that was written to a pipe
 LISTED_S = 0.25  # an MP4's last packet begins at most so long before its stream ends
 RATE_PACKETS = 20_000  # that a rate is measured from
+RATE_IN_HEADER = frozenset({MATROSKA, "flv"})  # libavformat counts those of the others
+CLAIM_PACKETS = 100  # that it is compared with
 TAIL_S = 30.0  # of an indexed file, read to find its end
 
 
@@ -68,13 +79,17 @@ class Stream:
         if kind == "video":  # else what is cut off at the left is rounded to whole cache lines
             self.stream.codec_context.flags |= Flags.unaligned
         self.stream.codec_context.open(strict=False)  # a failure in here is the file's
-        self._listed = self._container.format.name == MOV and bool(self.stream.duration)
+        flags, name = self._container.format.flags, self._container.format.name
+        self._bare = bool(flags & NO_TIMESTAMPS) or name in BARE_SOUNDS
+        # Of several packets in one, libavformat guesses the times of all but the first.
+        self._nested = kind == "audio" and (name == MATROSKA or bool(flags & RESTARTING))
+        self._listed = name == MOV and bool(self.stream.duration)
         self._fragments = fragments(path) if self._listed else None
         self.padding_from = self._table_end() if self._listed and kind == "audio" else None
         self.declared_end = self._declared_end()
-        self.joined_midway = kind == "audio" and bool(self._container.format.flags & RESTARTING)
+        self.joined_midway = kind == "audio" and bool(flags & RESTARTING)
         self._damage: list[tuple[float, float]] = []
-        self._order = Order(self._container.format.name != "avi")
+        self._order = Order(name != "avi")
         self._restart()
 
     def close(self) -> None:
@@ -82,10 +97,13 @@ class Stream:
 
     @functools.cached_property
     def rate(self) -> float:
-        """Of pictures, in Hz."""
+        """Of pictures, in Hz; where more come than a header claims, that of the first of them."""
         rate = known_rate(self.stream)
         if rate is None:
-            rate = workable_rate(packet_times(self._path, "video", RATE_PACKETS))
+            return workable_rate(packet_times(self._path, "video", RATE_PACKETS))
+        if self._container.format.name in RATE_IN_HEADER:
+            first = workable_rate(packet_times(self._path, "video", CLAIM_PACKETS))
+            return first if rate < first / 2 else rate
         return rate
 
     @property
@@ -113,8 +131,10 @@ class Stream:
         """Goes on with a frame at or before `seconds`, which lie ahead.
 
         Where there is no index, or timestamps may start anew, the packets between are read but
-        not decoded.
+        not decoded; where there are no timestamps, they are decoded.
         """
+        if self._bare:
+            return
         if self._container.format.name not in INDEXED:
             self._passed_over_until = seconds - PREROLL_S
             return
@@ -132,18 +152,30 @@ class Stream:
     def measured_end(self) -> float | None:
         """When its last packet ends, whatever headers say; None where it has none.
 
-        Nothing is decoded. Nothing can be read afterwards.
+        Nothing is decoded but a bare sound. Nothing can be read afterwards.
         """
+        if self._bare:
+            return self._counted_end()
         declared = (self._container.duration or 0) / av.time_base
         if self._container.format.name in INDEXED and declared > TAIL_S:
             place = (declared - TAIL_S + self._film.zero) / self.stream.time_base
             with contextlib.suppress(av.FFmpegError):
                 self._container.seek(int(place), backward=True, stream=self.stream)
-        end = -math.inf
+        last, end = -math.inf, None
         for packet in Packets(self._container, self._film, self.kind):
-            if packet.pts is not None and not packet.is_discard:
-                end = max(end, self._seconds(packet.pts) + self._duration(packet))
-        return end if end > -math.inf else None
+            if packet.pts is None or packet.is_discard or packet.pts < last:
+                continue  # pictures that are shown earlier; how long they last may be guessed
+            last, end = packet.pts, self._seconds(packet.pts) + self._duration(packet)
+        return end
+
+    def _counted_end(self) -> float | None:
+        """The end where there are no timestamps."""
+        if self.kind == "audio":
+            while self.next():
+                pass
+            return self._following or None
+        packets = Packets(self._container, self._film, self.kind)
+        return sum(self._duration(packet) for packet in packets if packet.size) or None
 
     def damaged(self, start: float, stop: float) -> bool:
         """Whether anything in start..stop could not be decoded, or may look wrong for that.
@@ -172,6 +204,8 @@ class Stream:
         self._broken_by = self._sent = 0  # packets: the one of the first damage, those decoded
         self._sent_time: float | None = None
         self._following = 0.0  # when the next frame is due
+        self._place: int | None = None  # where in the file the last packet stands that has a place
+        self._gave_frame = False  # whether the last packet did
         self._passed_over_until: float | None = None
         self._packets = Packets(self._container, self._film, self.kind)
         self._frames = self._decode()
@@ -188,8 +222,11 @@ class Stream:
         """When an MP4's table says that the stream ends."""
         start, ticks = self.stream.start_time or 0, self.stream.duration
         end = self._seconds(start + ticks)
-        # Where there are edits, what they leave empty at the begin is counted in.
-        return end if start <= 0 or self._listed_until(end) else self._seconds(ticks)
+        if self._listed_until(end):
+            return end
+        # What edits leave empty at the begin is counted in. They may be longer than what they show.
+        later = self._seconds(ticks) if start > 0 else end
+        return later if self._listed_until(later) else self._last_listed(later)
 
     def _fragments_end(self) -> float:
         """When the fragments of an MP4 end that are listed so far.
@@ -226,10 +263,14 @@ class Stream:
 
     def _listed_until(self, end: float) -> bool:
         """Whether an MP4's table has packets until then."""
+        return end - self._last_listed(end) < LISTED_S
+
+    def _last_listed(self, otherwise: float) -> float:
+        """When the last packet of an MP4's table that is shown begins."""
         entries = self.stream.index_entries
         shown = (entries[n] for n in reversed(range(len(entries))) if not entries[n].is_discard)
         last = next(shown, None)
-        return last is None or end - self._seconds(last.timestamp) < LISTED_S
+        return otherwise if last is None else self._seconds(last.timestamp)
 
     def _seconds(self, timestamp: int | None) -> float | None:
         if timestamp is None:
@@ -250,7 +291,7 @@ class Stream:
                     end = self._seconds(packet.pts) + self._duration(packet)
                     self.repeated_until = max(self.repeated_until, end)
                 continue
-            if self._passes_over(packet, kept):
+            if self._passes_over(packet, kept) or self._is_tag(packet):
                 continue
             for one in (*kept, packet):
                 yield from self._decode_packet(one)
@@ -271,8 +312,21 @@ class Stream:
             return True
         self._passed_over_until = None
         self.stream.codec_context.flush_buffers()
-        self._started, self._broken_at = False, None
+        self._started, self._broken_at, self._gave_frame = False, None, False
         return False
+
+    def _is_tag(self, packet: av.Packet) -> bool:
+        return self._container.format.name == "mp3" and bytes(packet).startswith(TAGS)
+
+    def _is_guessed(self, packet: av.Packet) -> bool:
+        """Whether a packet's time only says that it follows the one before it.
+
+        It stands in one packet of the container with it, and a header said how long it lasts: where
+        the rate of the sound changes, that is wrong.
+        """
+        before, self._place = self._place, packet.pos or self._place
+        follows = before is not None and packet.pos in (None, before)
+        return self._nested and self._gave_frame and follows
 
     def _decode_packet(
         self, packet: av.Packet
@@ -280,11 +334,14 @@ class Stream:
         if self.padding_from is not None:
             _keep_padding(packet)
         self._note_begin(packet)
+        if packet.size and self._is_guessed(packet):
+            packet.pts = packet.dts = None
         if packet.size:
             self._sent += 1
             self._sent_time = self._seconds(packet.pts)
         elif self._broken_by == self._sent:  # a decoder's rest mends nothing
             self._broken_at = None
+        self._gave_frame = False
         try:
             frames = packet.decode()
         except EOFError:
@@ -292,6 +349,7 @@ class Stream:
         except av.FFmpegError:
             self._mark_broken(self._seconds(packet.pts), self._sent)
             return
+        self._gave_frame = bool(frames)
         for frame in frames:
             time = self._time_of(frame)
             if self._is_sound(frame, time):
@@ -316,10 +374,11 @@ class Stream:
         if self.kind == "video":
             shown = self._order.time(shown, decoded)
         time = self._seconds(decoded if shown is None else shown)
-        if time is None:  # streams without timestamps: it follows the one before
+        if time is None or (self._bare and self._started):  # it follows the one before
             time = self._following
         if self.kind == "video":
-            self._following = time + 1 / self.rate
+            lasts = float((frame.duration or 0) * frame.time_base) if self._bare else 0.0
+            self._following = time + (lasts or 1 / self.rate)
         else:
             self._following = time + frame.samples / frame.sample_rate
         return time
@@ -328,7 +387,8 @@ class Stream:
         """Keeps the account of damage; False for what comes before the first whole frame."""
         if frame.is_corrupt:
             # A decoder that sorts pictures gives the last packet's behind others, or before them.
-            self._mark_broken(time, self._sent if time == self._sent_time else 0)
+            is_last = self._seconds(frame.pts) == self._sent_time
+            self._mark_broken(time, self._sent if is_last else 0)
             return self._started
         self._started = True
         # Pictures build on each other: all that come before the next key frame may be wrong.

@@ -7,6 +7,7 @@ import av
 import av.filter
 import numpy as np
 import pytest
+from av.bitstream import BitStreamFilterContext
 from av.codec.context import Flags
 from test_media import click_track, cut, flash_frames, write_video
 
@@ -56,6 +57,26 @@ def test_turns_and_reflections_are_those_of_the_display_matrix(tmp_path, stored,
     expected = moved(cut(stored, size=None).frames[7], matrix)
     np.testing.assert_array_equal(cut(path, size=None).frames[7], expected)
     assert picture_ratio(path) == pytest.approx(expected.shape[1] / expected.shape[0])
+
+
+@pytest.mark.parametrize("start", [0.0, 0.6])
+def test_a_turn_that_stands_at_key_frames_holds_for_the_pictures_after_them(
+    tmp_path, stored, start
+):
+    path = tmp_path / "a.mp4"
+    with av.open(str(stored)) as source, av.open(str(path), "w") as target:
+        video = target.add_stream_from_template(source.streams.video[0])
+        turning = "h264_metadata=display_orientation=insert:rotate=90"
+        turning = BitStreamFilterContext(turning, source.streams.video[0], video)
+        for packet in source.demux(video=0):
+            for turned in turning.filter(packet if packet.size else None):
+                turned.stream = video
+                target.mux(turned)
+    with media.Reader(path, None, kinds=("video",)) as reader:
+        shown = reader.cut(start, None).frames
+    with media.Reader(stored, None, kinds=("video",)) as reader:
+        expected = reader.cut(start, None).frames
+    np.testing.assert_array_equal(shown, np.rot90(expected, 1, axes=(1, 2)))
 
 
 def shown_by_ffmpeg(path, *filters):
@@ -296,6 +317,23 @@ def test_colours_of_whole_pictures_are_those_of_ffmpegs_scaler(tmp_path, codec, 
     _, expected = shown_by_ffmpeg(path, ("scale", "flags=bicubic"))
     with media.Reader(path, None, kinds=("video",)) as reader:
         np.testing.assert_array_equal(reader.cut(0.0, None).frames[0], expected)
+
+
+@pytest.mark.parametrize("size", [None, (40, 24)])
+def test_colours_that_ffmpeg_cannot_convert_are_called_that(tmp_path, size):
+    path = tmp_path / "a.mkv"
+    with av.open(str(path), "w") as container:
+        video = container.add_stream("libx264", rate=25)
+        video.width, video.height, video.pix_fmt = 96, 64, "yuv444p"
+        video.options = {"x264-params": "colormatrix=YCgCo"}
+        for rgb in flash_frames(1.2, []):
+            container.mux(video.encode(av.VideoFrame.from_ndarray(rgb, format="rgb24")))
+        container.mux(video.encode())
+    with (
+        media.Reader(path, size, kinds=("video",)) as reader,
+        pytest.raises(media.Unusable, match=r"unknown colours: .* by H.273's matrix 8;"),
+    ):
+        reader.cut(0.0, None)
 
 
 def test_turns_that_are_no_quarter_are_refused(tmp_path, stored):

@@ -310,6 +310,7 @@ class _VideoCutter:
             duration = float((frame.duration or 0) * (frame.time_base or 0))
             self._shown_until = time + max(duration, period)
             if time < earliest:
+                self._upright.pass_over(frame)
                 self._skipped = found  # not converted yet: most are never shown
                 continue
             self._keep_skipped()

@@ -6,6 +6,7 @@ of its edges are not shown (`cropping`). That a picture is of two fields (interl
 nothing: it is scaled as a whole, as FFmpeg's program does.
 """
 
+import errno
 import math
 from dataclasses import dataclass
 from fractions import Fraction
@@ -58,14 +59,15 @@ class Placement:
 AS_STORED = Placement()
 
 
-def placement(frame: av.VideoFrame) -> Placement:
+def placement(frame: av.VideoFrame, before: Placement = AS_STORED) -> Placement:
     """What a frame's display matrix says; `Unusable` where it is not of quarter turns.
 
-    The matrix's a, b, c, d take the point (x, y) to (a x + c y, b x + d y).
+    A frame without one is placed as the one before it: a codec's own stands at key frames only. The
+    matrix's a, b, c, d take the point (x, y) to (a x + c y, b x + d y).
     """
     data = frame.side_data.get(Type.DISPLAYMATRIX)
     if data is None:
-        return AS_STORED
+        return before
     matrix = np.frombuffer(bytes(data), np.int32).astype(np.int64)
     a, b, c, d = (int(matrix[index]) for index in (0, 1, 3, 4))
     upright, lying = abs(a) + abs(d), abs(b) + abs(c)
@@ -163,16 +165,29 @@ class Upright:
         size: tuple[int, int] | None,
         margins: Margins = NO_MARGINS,
     ):
-        self._ratio, self._size = pixel_ratio(stream), size
+        self._ratio, self._size, self._how = pixel_ratio(stream), size, AS_STORED
         self._prepared, self._scaler = _Prepared(margins, size is None), VideoReformatter()
 
+    def pass_over(self, frame: av.VideoFrame) -> None:
+        """Notes what a frame that is not shown says of those after it."""
+        self._how = placement(frame, self._how)
+
     def __call__(self, frame: av.VideoFrame) -> UInt8[np.ndarray, "height width 3"]:
-        how = placement(frame)
+        how = self._how = placement(frame, self._how)
         frame = self._prepared(frame)
         width, height = self._stored_size(frame, how)
         smooth = self._size is None  # as FFmpeg's program scales, colours too
         interpolation = Interpolation.BICUBIC if smooth else Interpolation.AREA
-        rgb = self._scaler.reformat(frame, width, height, "rgb24", interpolation=interpolation)
+        try:
+            rgb = self._scaler.reformat(frame, width, height, "rgb24", interpolation=interpolation)
+        except av.FFmpegError as error:
+            if error.errno != errno.EOPNOTSUPP:
+                raise
+            raise Unusable(
+                "decode",
+                f"unknown colours: FFmpeg cannot make RGB of those by H.273's matrix "
+                f"{int(frame.colorspace)}; transcode it with another program",
+            ) from None
         return how.place(rgb.to_ndarray())
 
     def _stored_size(self, frame: av.VideoFrame, how: Placement) -> tuple[int | None, int | None]:

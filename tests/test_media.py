@@ -1,5 +1,6 @@
 """Decoding: frames and sound of a clip on the clip's own clock, from generated files."""
 
+import contextlib
 import errno
 import io
 import itertools
@@ -8,7 +9,6 @@ import struct
 import threading
 import wave
 from collections import Counter
-from contextlib import nullcontext
 from fractions import Fraction
 
 import av
@@ -22,6 +22,7 @@ from scav_jax.extract import backbones, fbank, manifest, media
 from scav_jax.extract.packets import workable_rate
 from scav_jax.extract.streams import (
     Order,
+    Stream,
     Unusable,
     decoder_errors,
     stream_seconds,
@@ -489,7 +490,9 @@ def test_damaged_sound_spoils_the_clips_that_it_touches(tmp_path):
     path.write_bytes(content)
     with media.Reader(path, SIZE) as reader:
         for start, end, spoilt in ((0.0, 2.0, 0), (2.0, 4.0, 1), (4.0, 5.5, 0), (4.0, 6.0, 1)):
-            context = pytest.raises(Unusable, match="corrupt") if spoilt else nullcontext()
+            context = (
+                pytest.raises(Unusable, match="corrupt") if spoilt else contextlib.nullcontext()
+            )
             with context:
                 reader.cut(start, end)
 
@@ -864,6 +867,26 @@ def test_a_sound_that_nobody_reads_may_outlast_the_film(tmp_path, monkeypatch):
     (tmp_path / "b.mkv").write_bytes(content[: len(content) // 2])
     with pytest.raises(Unusable, match="truncated"):
         cut(tmp_path / "b.mkv")
+
+
+@pytest.mark.parametrize("begins", [np.inf, 5.5, 1.0])
+def test_a_sound_that_has_not_begun_is_not_the_film_s(tmp_path, begins):
+    """Of two, the first has more channels and is the default, as FFmpeg's program has it."""
+    path = tmp_path / "a.mkv"
+    with av.open(str(path), "w") as container:
+        sounds = [container.add_stream("ac3", rate=48_000) for _ in range(2)]
+        for audio, layout in zip(sounds, ("5.1", "stereo"), strict=True):
+            audio.layout, audio.bit_rate = layout, 192_000
+            audio.codec_context.open()
+        container.start_encoding()
+        for number in range(6 * 32):
+            for audio, begin in zip(sounds, (begins, 0.0), strict=True):
+                frame = av.AudioFrame(format="fltp", layout=audio.layout.name, samples=1536)
+                frame.sample_rate, frame.pts = 48_000, 1536 * number
+                if number / 32 >= begin:
+                    container.mux(audio.encode(frame))
+    with contextlib.closing(Stream(path, "audio")) as found:
+        assert found.stream.layout.nb_channels == (6 if begins < 5 else 2)
 
 
 def test_pictures_that_a_decoder_gives_last_follow_in_an_avi(tmp_path, monkeypatch):

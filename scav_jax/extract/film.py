@@ -1,8 +1,9 @@
 """Which streams of a file are the film, and where its clock begins.
 
 Of several, those are taken that FFmpeg's program takes: the largest picture, the sound with the
-most channels, before them what is marked as the default. But covers and stills are no film: a
-picture stream with one picture only is passed over where another one moves. And where a transport
+most channels, before them what is marked as the default; of sounds, one that has begun within a few
+seconds. But covers and stills are no film: a picture stream with one picture only is passed over
+where another one moves. And where a transport
 stream has several programmes, the sound is one of the picture's own programme, or there is none.
 
 Second 0 is where the container says that it starts, as FFmpeg's program has it. Where that is
@@ -12,6 +13,7 @@ decoded.
 
 import contextlib
 import functools
+import math
 import os
 from collections import Counter
 from collections.abc import Sequence
@@ -34,6 +36,7 @@ RESTARTING = 0x0200  # libavformat's AVFMT_TS_DISCONT: timestamps may start anew
 NO_FILM = Disposition.attached_pic | Disposition.timed_thumbnails | Disposition.still_image
 DEFAULT_BONUS = 5_000_000  # of FFmpeg's program
 PACKETS_PROBED = 512
+PROBED_S = 5.0  # of FFmpeg's program: a sound that begins later is as good as none
 
 
 @dataclass(frozen=True)
@@ -91,7 +94,7 @@ def _indexes(path: Path, container: av.container.InputContainer) -> dict[str, in
         if programmes and "video" in chosen:
             usable = _related(programmes, chosen["video"], usable)
         if usable:
-            chosen[kind] = _chosen(container, kind, usable)
+            chosen[kind] = _chosen(path, usable)
     if programmes and any(programmes.replaced(one.id, kind) for kind, one in chosen.items()):
         raise Unusable("open", JOINED)
     if container.format.name == PROGRAM_STREAM:
@@ -154,11 +157,9 @@ def _is_still(stream: av.stream.Stream) -> bool:
     return bool(stream.disposition & NO_FILM)
 
 
-def _chosen(
-    container: av.container.InputContainer, kind: str, usable: list[av.stream.Stream]
-) -> av.stream.Stream:
-    if kind == "video" and len(usable) > 1:
-        usable = _moving(container, usable) or usable
+def _chosen(path: Path, usable: list[av.stream.Stream]) -> av.stream.Stream:
+    if len(usable) > 1:
+        usable = _begun(path, usable) or usable
     return max(usable, key=lambda stream: _size(stream) + _bonus(stream))
 
 
@@ -172,18 +173,23 @@ def _bonus(stream: av.stream.Stream) -> int:
     return DEFAULT_BONUS if stream.disposition & Disposition.default else 0
 
 
-def _moving(
-    container: av.container.InputContainer, streams: Sequence[av.stream.Stream]
-) -> list[av.stream.Stream]:
-    """The streams that have more than one picture near the file's begin."""
-    counts: Counter[int] = Counter()
-    with contextlib.suppress(av.FFmpegError, IndexError):
-        for packet in container.demux(list(streams)):
+def _begun(path: Path, streams: Sequence[av.stream.Stream]) -> list[av.stream.Stream]:
+    """The streams that have some sound, or more than one picture, near the file's begin."""
+    least, until = (2, math.inf) if streams[0].type == "video" else (1, PROBED_S)
+    counts, begin = Counter[int](), math.inf
+    with (
+        contextlib.closing(open_container(path)) as container,
+        contextlib.suppress(av.FFmpegError, IndexError),
+    ):
+        for packet in container.demux([container.streams[one.index] for one in streams]):
             counts[packet.stream.index] += packet.size > 0
-            enough = all(counts[stream.index] > 1 for stream in streams)
+            enough = all(counts[one.index] >= least for one in streams)
+            if packet.dts is not None:
+                begin = min(begin, (seconds := float(packet.dts * packet.time_base)))
+                enough |= seconds - begin > until
             if enough or counts.total() >= PACKETS_PROBED:
                 break
-    return [stream for stream in streams if counts[stream.index] > 1]
+    return [one for one in streams if counts[one.index] >= least]
 
 
 def _first_moment(path: Path, indexes: dict[str, int]) -> float:

@@ -34,7 +34,7 @@ PASSED_OVER_BYTES = 2**26  # packets since the last key frame that are kept at m
 INDEXED = frozenset({MOV, MATROSKA})  # seeking is exact
 # A codec's bare packets too, though libavformat does not say that it guesses their times.
 BARE_SOUNDS = frozenset({"aac", "ac3", "dts", "eac3", "loas", "mlp", "mp3", "truehd"})
-TAGS = (b"ID3", b"APETAGEX")  # what MP3 files begin and end with, also where they were joined
+TAGS = (b"ID3", b"APETAGEX")  # what bare sounds begin and end with, also where they were joined
 # Their headers say how long the file is; for the others libavformat looks at the last timestamps,
 # or guesses.
 LENGTH_IN_HEADER = frozenset({MATROSKA, "flv", "asf", "nut", "avi"})
@@ -316,7 +316,7 @@ class Stream:
         return False
 
     def _is_tag(self, packet: av.Packet) -> bool:
-        return self._container.format.name == "mp3" and bytes(packet).startswith(TAGS)
+        return self._bare and bytes(packet).startswith(TAGS)
 
     def _is_guessed(self, packet: av.Packet) -> bool:
         """Whether a packet's time only says that it follows the one before it.

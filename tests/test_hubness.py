@@ -60,11 +60,22 @@ def hubs(count=50, seed=3):
     return replace(clips, **shrunk)
 
 
+def moved(clips, common):
+    """The clips with something in common that is so many times their spread."""
+    far = common * np.random.default_rng(8).standard_normal(clips.visual.values.shape[2])
+    streams = {name: getattr(clips, name) for name in ("visual", "audio")}
+    return replace(clips, **{
+        name: replace_values(one, one.values + far.astype(np.float32))
+        for name, one in streams.items()
+    })  # fmt: skip
+
+
+@pytest.mark.parametrize("common", [0, 300])
 @pytest.mark.parametrize("direction", DIRECTIONS)
-def test_scores_are_those_of_the_definition(tmp_path, direction):
-    clips, asking = hubs(), embedded(11, seed=7)
-    index = with_bank(tmp_path / "i", clips)
-    expected = by_definition(asking, clips, bank_of(), direction)
+def test_scores_are_those_of_the_definition(tmp_path, direction, common):
+    clips, asking, bank = (moved(c, common) for c in (hubs(), embedded(11, seed=7), bank_of()))
+    index = with_bank(tmp_path / "i", clips, bank)
+    expected = by_definition(asking, clips, bank, direction)
     order = np.argsort(expected, axis=1)[:, :9]
     plain = np.argsort(loops(asking, clips, direction), axis=1)[:, :9]
     assert (order != plain).any(axis=1).all()  # it matters here

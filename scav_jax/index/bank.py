@@ -6,8 +6,8 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from scav_jax.index.catalog import Header
-from scav_jax.index.encoding import EncodedStream, Encoding
-from scav_jax.index.products import NearestSoFar
+from scav_jax.index.encoding import EncodedStream, Encoding, as_records, word_sums
+from scav_jax.index.products import NearestSoFar, squares_of
 from scav_jax.index.scan import Queries, Scan, query_streams
 from scav_jax.index.searching import compare
 from scav_jax.index.segments import Segment, Snapshot
@@ -46,19 +46,46 @@ def compare_with_bank(
       encoding, header: of the index.
       bank: of the index.
     """
-    segment = Segment.in_memory(streams, encoding, header)
-    everyone = np.arange(len(segment))
-    live = {segment.number: np.ones(len(segment), bool)}
-    snapshot = Snapshot(replace(header, bank=""), {segment.number: segment}, live)
     for direction in ("a2v", "v2a"):
-        if query_streams(direction)[1] not in streams:
+        asked = query_streams(direction)[1]
+        if asked not in streams:
             continue
-        queries, found = Queries.of(bank, direction, header), _Sums(len(segment))
+        queries, stream, stored_as = Queries.of(bank, direction, header), streams[asked], encoding
+        if header.one_grid and header.storage == "float32":  # the others have a centre
+            stored_as = replace(encoding, centre=_middle(queries))
+            stream = _about(stream, stored_as.centre)
+        segment = Segment.in_memory({asked: stream}, stored_as, header)
+        everyone, found = np.arange(len(segment)), _Sums(len(segment))
+        live = {segment.number: np.ones(len(segment), bool)}
+        snapshot = Snapshot(replace(header, bank=""), {segment.number: segment}, live)
         if header.one_grid:
             Scan(queries, snapshot).compare_all(found)
         else:
             numbers = np.arange(len(queries))
             compare(queries, snapshot, {segment.number: everyone}, found, numbers)
-        rows = streams[queries.asked].rows
+        rows = streams[asked].rows
         told = moments(len(queries), found.sums, found.squares)
         rows["bank_mean"], rows["bank_deviation"] = told
+
+
+def _middle(queries: Queries) -> Float[np.ndarray, " C"]:
+    """The mean of all steps of the queries: what all have in common cancels in no product then."""
+    values, lengths = queries.sequences.values, queries.sequences.lengths
+    pairs = zip(values, lengths, strict=True)
+    sums = [one[:length].sum(axis=0, dtype=np.float64) for one, length in pairs]
+    return (np.sum(sums, axis=0) / np.sum(lengths)).astype(np.float32)
+
+
+def _about(stream: EncodedStream, centre: Float[np.ndarray, " C"]) -> EncodedStream:
+    """Sequences that are stored in float32, less a centre."""
+    rows, records = stream.rows.copy(), []
+    ends = np.cumsum([len(data) for data in stream.records["values"]])
+    for data, end in zip(stream.records["values"], ends, strict=True):
+        part = slice(end - len(data), end)
+        count = int(rows["steps"][part.start]) * len(centre)
+        flat = data.view(np.float32)[:, :count]
+        flat = flat - np.tile(centre, count // len(centre))
+        rows["square"][part] = squares_of(flat)
+        records.append(as_records(flat))
+        rows["values_sum"][part] = word_sums(records[-1])
+    return EncodedStream(rows, {"values": records})

@@ -167,6 +167,34 @@ def test_a_second_ctrl_c_ends_what_the_first_one_could_not():
     assert (process.returncode, said.strip()) == (130, interrupts.AT_ONCE)
 
 
+TOLD = """
+import atexit, gc, os, signal, time
+from scav_jax.base.errors import run_program
+def callback(*_):
+    gc.callbacks.clear()
+    os.kill(os.getpid(), signal.SIGINT)
+    time.sleep(0)
+def collects():
+    gc.callbacks.append(callback)
+    gc.collect()
+    time.sleep(60)
+def ends():
+    atexit.register(callback)
+run_program({})
+"""
+
+
+@pytest.mark.parametrize(
+    ("main", "code", "words"), [("collects", 130, interrupts.WORDS), ("ends", 0, "")]
+)
+def test_ctrl_c_is_heard_where_python_drops_what_is_raised(main, code, words):
+    """In a callback of the garbage collector; and at exit, where there is nothing to interrupt."""
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    command = [sys.executable, "-c", TOLD.format(main)]
+    done = subprocess.run(command, cwd=ROOT, timeout=30, **pipes)
+    assert (done.returncode, done.stdout.strip()) == (code, words)
+
+
 IMPORTED = """
 import os, signal, time
 try:

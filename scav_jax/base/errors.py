@@ -1,5 +1,6 @@
 """What a person can mend, and how a program says so."""
 
+import atexit
 import contextlib
 import errno
 import os
@@ -119,6 +120,7 @@ def run_program(main: Callable[[], int | None]) -> None:
         print(f"error: {shown(words)}", file=sys.stderr)
         if code == EXIT_SYSTEM:
             _end_quietly(error)
+    atexit.register(interrupts.done, code)  # before all else that is done at exit
     sys.exit(code)
 
 

@@ -5,6 +5,7 @@ import os
 import signal
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from types import FrameType
 
@@ -12,6 +13,8 @@ EXIT_INTERRUPTED = 130  # as shells report it
 WORDS = "interrupted; the same command resumes"
 IMPORTS = "<frozen importlib._bootstrap>"  # the file of its frames
 AT_ONCE = "interrupted at once; the same command resumes from what was kept"
+LOST = 0  # beside the numbers of signals: one was told where Python drops what is raised
+LOST_S = 0.05  # until what dropped it is over
 
 
 @contextlib.contextmanager
@@ -23,7 +26,8 @@ def second_ends() -> Iterator[None]:
     thread reads it; where XLA compiles and holds Python's lock, that is when it lets go.
 
     While modules are imported the first one ends it, too: an exception in the middle of an
-    extension's start is another error there, with a traceback, or a crash.
+    extension's start is another error there, with a traceback, or a crash. What is raised in a
+    callback of the garbage collector (JAX has one) is dropped with a traceback: it is told again.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -34,10 +38,22 @@ def second_ends() -> Iterator[None]:
     read, write = os.pipe()
     os.set_blocking(write, False)
     before = signal.set_wakeup_fd(write, warn_on_full_buffer=False)
-    threading.Thread(target=_watch, args=(read,), name="interrupts", daemon=True).start()
+    threading.Thread(target=_watch, args=(read, threading.get_ident()), daemon=True).start()
+    ended, hook = threading.Event(), sys.unraisablehook
+
+    def dropped(about) -> None:
+        if not issubclass(about.exc_type, KeyboardInterrupt):
+            hook(about)
+        elif not ended.is_set():
+            os.write(write, bytes([LOST]))
+
+    sys.unraisablehook = dropped
     try:
         yield
     finally:
+        ended.set()
+        if sys.unraisablehook is dropped:  # else another one calls it
+            sys.unraisablehook = hook
         signal.set_wakeup_fd(before)
         os.close(write)  # and the thread ends
         if handler is signal.default_int_handler:
@@ -66,20 +82,29 @@ def termination_interrupts() -> Iterator[None]:
         signal.signal(signal.SIGTERM, before)
 
 
-def leave(words: str = "") -> None:
+def leave(words: str = "", code: int = EXIT_INTERRUPTED) -> None:
     """Ends the process with a line: an orderly end could wait, or be interrupted again."""
     if words:
         print(words, file=sys.stderr)
     sys.stdout.flush()
     sys.stderr.flush()
-    os._exit(EXIT_INTERRUPTED)
+    os._exit(code)
 
 
-def _watch(pipe: int) -> None:
+def done(code: int) -> None:
+    """Ctrl-C from now on leaves with this code: what clears up at the end has nothing to lose."""
+    with contextlib.suppress(ValueError):  # another thread's program
+        signal.signal(signal.SIGINT, lambda *_: leave(code=code))
+
+
+def _watch(pipe: int, main: int) -> None:
     count = 0
     with os.fdopen(pipe, "rb", buffering=0) as signals:
         while received := signals.read(64):
-            count += received.count(signal.SIGINT)
+            count += received.count(signal.SIGINT) - received.count(LOST)
             if count > 1:
                 os.write(2, f"\n{AT_ONCE}\n".encode())
                 os._exit(EXIT_INTERRUPTED)
+            if LOST in received:
+                time.sleep(LOST_S)
+                signal.pthread_kill(main, signal.SIGINT)  # which may wait in the system

@@ -4,7 +4,8 @@ import argparse
 import logging
 import sys
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 from scav_jax.base.commands import ConfigParser, add_processes
@@ -68,13 +69,13 @@ def _silence_threads() -> None:
     for name in ("asyncio", "concurrent.futures"):
         logging.getLogger(name).setLevel(logging.CRITICAL + 1)
     threading.excepthook = lambda _: None
-    sys.unraisablehook = _not_of_closed_loops
+    sys.unraisablehook = partial(_not_of_closed_loops, sys.unraisablehook)
 
 
-def _not_of_closed_loops(unraisable) -> None:
+def _not_of_closed_loops(hook: Callable, unraisable) -> None:
     """tensorstore answers a write that was given up in a loop that is closed: nobody waits."""
     if str(unraisable.exc_value) != "Event loop is closed":
-        sys.__unraisablehook__(unraisable)
+        hook(unraisable)
 
 
 if __name__ == "__main__":

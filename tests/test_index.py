@@ -169,6 +169,31 @@ def test_readers_keep_their_snapshot(tmp_path):
     assert one.search(clips, "a2v", 5, "exact") == other.search(clips, "a2v", 5, "exact")
 
 
+@pytest.mark.parametrize("more", [0, 2])
+def test_a_reader_knows_its_index_from_another_in_its_place(tmp_path, more):
+    """Of as many versions or of more; what was found would be of other clips."""
+    index = made(tmp_path / "i", 9)
+    other = made(tmp_path / "other", 9, seed=3, prefix="other")
+    for number in range(more):
+        other.add(embedded(1, prefix=f"more{number}"))
+    (tmp_path / "i").rename(tmp_path / "away")
+    (tmp_path / "other").rename(tmp_path / "i")
+    for read in (index.follow, index.refresh, lambda: index.delete(["clip0"])):
+        with pytest.raises(InputError, match=r"i: expected the index that was opened, another one"):
+            read()
+    (tmp_path / "i").rename(tmp_path / "other")
+    (tmp_path / "away").rename(tmp_path / "i")
+    index.follow()
+    assert index.search(embedded(1), "a2v", 1)[0][0].id == "clip0"
+
+
+def test_a_reader_follows_a_root_that_moves(tmp_path):
+    index = create(tmp_path / "i", identity="model", root=tmp_path)
+    (tmp_path / "there").mkdir()
+    open_index(tmp_path / "i").move(tmp_path / "there")
+    assert index.follow() and index.header.root == str(tmp_path / "there") and not index.follow()
+
+
 def test_a_second_writer_is_refused(tmp_path):
     index = made(tmp_path / "i", 2)
     with catalog.one_writer(tmp_path / "i"):

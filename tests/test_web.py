@@ -77,6 +77,9 @@ class Everything:
         rows = zip(e.ids, e.sources, e.starts, e.ends, strict=True)
         return {id: {"source": s, "start": a, "end": b} for id, s, a, b in rows}.get(name)
 
+    def contents(self, ids):
+        return {}
+
     def _distances(self, queries, direction):
         e = self.embedded
         pair = (e.visual, queries.audio) if direction == "a2v" else (queries.visual, e.audio)
@@ -144,6 +147,10 @@ def test_clips_that_are_added_are_found_without_a_restart(made, films, tmp_path)
         writer.delete(first.ids)
         assert found() == (second.ids, "1")
         assert not served.follow()
+        (tmp_path / "i").rename(tmp_path / "away")
+        create(tmp_path / "i", identity="another", distance=made.distance).add(first)
+        for answer in (ask(client, films / "c.mkv"), client.get("/")):
+            assert answer.status_code == 400 and "another one lies there" in answer.json()["error"]
 
 
 # ---- searches -----------------------------------------------------------------------------------
@@ -477,6 +484,82 @@ def test_a_file_that_goes_away_is_said(made, films, tmp_path):
     assert not folder.exists()  # temporary files go with the server
 
 
+def test_a_file_that_becomes_another_one_is_not_played(made, films, tmp_path):
+    """Neither by what the index knows of it, nor behind a token of what it was."""
+    from scav_jax.base.documents import content_sample
+
+    shutil.copy(films / "d.mp4", tmp_path / "d.mp4")
+    index = Everything(made, made.embed(tmp_path / "d.mp4", root=tmp_path))
+    app = app_module.create_app(made, index, workers=0)
+    with page_client(app) as client:
+        (hit,) = ask(client, films / "d.mp4", name="q.mp4").json()["hits"]
+        assert client.get(hit["clip"]).status_code == 200
+        (again,) = ask(client, films / "c.mkv", name="q.mkv").json()["hits"]
+        assert again["clip"] == hit["clip"]
+        sample = content_sample(tmp_path / "d.mp4")
+        shutil.copy(films / "c.mkv", tmp_path / "d.mp4")
+        (other,) = ask(client, films / "d.mp4", name="q.mp4").json()["hits"]
+        assert other["clip"] != hit["clip"]
+        shutil.copy(films / "a & <b>.mp4", tmp_path / "d.mp4")
+        answer = client.get(other["clip"])
+        assert answer.status_code == 410 and "another file now" in answer.json()["error"]
+        index.contents = lambda ids: dict.fromkeys(ids, sample)
+        (other,) = ask(client, films / "d.mp4", name="q.mp4").json()["hits"]
+        assert other["clip"] == "it is another file now than was indexed"
+        answer = client.post("/search", params={"clip": index.embedded.ids[0]})
+        assert answer.status_code == 400 and "another file now" in answer.json()["error"]
+        shutil.copy(films / "d.mp4", tmp_path / "d.mp4")
+        (hit,) = ask(client, films / "d.mp4", name="q.mp4").json()["hits"]
+        assert client.get(hit["clip"]).status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("asked", "status", "part"),
+    [
+        ({}, 200, slice(None)),
+        ({"Range": "bytes=0-"}, 206, slice(None)),
+        ({"Range": "bytes=5-9"}, 206, slice(5, 10)),
+        ({"Range": "Bytes = 5 - 99999999"}, 206, slice(5, None)),
+        ({"Range": "bytes=-7"}, 206, slice(-7, None)),
+        ({"Range": "bytes=-99999999"}, 206, slice(None)),
+        ({"Range": "bytes=9-5"}, 200, slice(None)),
+        ({"Range": "bytes=x-"}, 200, slice(None)),
+        ({"Range": "bytes=-"}, 200, slice(None)),
+        ({"Range": "bytes"}, 200, slice(None)),
+        ({"Range": f"bytes={'9' * 5000}-"}, 200, slice(None)),
+        ({"Range": "clips=0-3"}, 200, slice(None)),
+        ({"Range": "bytes=0-3,7-9"}, 200, slice(None)),
+        ({"Range": "bytes=99999999-"}, 416, None),
+        ({"Range": "bytes=-0"}, 416, None),
+        ({"Range": "bytes=5-9", "If-Range": "TAG"}, 206, slice(5, 10)),
+        ({"Range": "bytes=5-9", "If-Range": "Mon, 01 Jan 2024 00:00:00 GMT"}, 200, slice(None)),
+        ({"Range": "bytes=5-9", "If-Range": '"other"'}, 200, slice(None)),
+        ({"If-None-Match": '"x", W/TAG'}, 304, slice(0)),
+        ({"If-None-Match": "*", "Range": "bytes=5-9"}, 304, slice(0)),
+        ({"If-None-Match": '"x"'}, 200, slice(None)),
+    ],
+)
+def test_a_clip_is_given_out_as_http_has_it(client, films, asked, status, part):
+    address = ask(client, films / "d.mp4", name="d.mp4").json()["hits"][0]["clip"]
+    whole = client.get(address)
+    size, tag = len(whole.content), whole.headers["etag"]
+    headers = {name: value.replace("TAG", tag) for name, value in asked.items()}
+    answer = client.get(address, headers=headers)
+    assert answer.status_code == status and answer.headers["x-content-type-options"] == "nosniff"
+    if status == 416:
+        assert answer.headers["content-range"] == f"bytes */{size}" and answer.json()["error"]
+        return
+    assert answer.content == whole.content[part] and answer.headers["etag"] == tag
+    if status == 206:
+        first, last, _ = part.indices(size)
+        assert answer.headers["content-range"] == f"bytes {first}-{last - 1}/{size}"
+    head = client.head(address, headers=headers)
+    assert (head.status_code, head.content) == (304 if status == 304 else 200, b"")
+    assert status == 304 or head.headers["content-length"] == str(size)
+    refused = client.delete(address)
+    assert refused.status_code == 405 and "GET" in refused.headers["allow"]
+
+
 def test_names_cannot_break_the_page(client, films):
     name = "<img src=x onerror=alert(1)>.mp4"
     found = ask(client, films / "d.mp4", name=name).json()
@@ -495,8 +578,14 @@ def test_old_clips_are_forgotten(tmp_path, monkeypatch):
     held.folder = tmp_path
     tokens = [held.keep(playable.Playable("audio", "audio/mp4", b"%d" % n)) for n in range(3)]
     assert held.encoded(tokens[0]) is None
-    assert [held.encoded(token)[0].read_bytes() for token in tokens[1:]] == [b"1", b"2"]
+    kept = [held.encoded(token)[0] for token in tokens[1:]]
     assert sorted(os.listdir(tmp_path)) == sorted(tokens[1:])
+    for _ in range(2):
+        held.keep(playable.Playable("audio", "audio/mp4", b"more"))
+    assert held.encoded(tokens[1]) is None
+    assert [file.read() for file in kept] == [b"1", b"2"]  # who has begun to read goes on
+    for file in kept:
+        file.close()
 
 
 # ---- the command --------------------------------------------------------------------------------
@@ -510,8 +599,11 @@ def test_loopback_is_the_default_and_known():
     assert not any(map(program.is_loopback, ("0.0.0.0", "::", "192.168.1.2", "example.org")))
 
 
-def test_a_port_that_is_taken_is_said():
-    with socket.create_server(("127.0.0.1", 0)) as taken:
+@pytest.mark.parametrize(
+    "server", [lambda: socket.create_server(("127.0.0.1", 0)), lambda: program.bind("127.0.0.1", 0)]
+)
+def test_a_port_that_is_taken_is_said(server):
+    with server() as taken:
         port = taken.getsockname()[1]
         with pytest.raises(InputError, match=rf"--port {port}: cannot listen there"):
             program.bind("127.0.0.1", port)

@@ -128,11 +128,15 @@ class Index:
         return len(self.snapshot)
 
     def refresh(self) -> None:
-        """Goes to the newest committed state."""
+        """Goes to the newest committed state.
+
+        Raises:
+          InputError: it is damaged, or another index lies there now.
+        """
         for attempt in range(5):  # a compaction may take segments away in between
             self._rows.latest()
             self._rows.hold()
-            self.header = catalog.read_header(self.path)
+            self.header = self._header_now()
             try:
                 with self._naming_clips():
                     self.snapshot = Snapshot.of(self.path, self.header, self._rows.known())
@@ -151,9 +155,20 @@ class Index:
         self._rows.latest()
         if self._rows.version == held:
             self._rows.hold()
-            return False
+            if self._header_now() == self.header:
+                return False
         self.refresh()
         return True
+
+    def _header_now(self) -> catalog.Header:
+        """The header as it lies there, read after the rows: where both were replaced it tells."""
+        header = catalog.read_header(self.path)
+        if header.name != self.header.name:
+            raise InputError(
+                f"{self.path}: expected the index that was opened, another one lies there now; "
+                "open it anew"
+            )
+        return header
 
     def add(self, embedded: Embedded, on_duplicate: str = "refuse") -> int:
         """Adds clips, all or none; they are durable when this returns.
@@ -446,6 +461,10 @@ class Index:
         for row in self._rows.with_values("id", [name]):
             return {**row, "source": self.header.full_source(row["source"])}
         return None
+
+    def contents(self, ids: Sequence[str]) -> dict[str, str]:
+        """`documents.content_sample` of the files of some clips, by id; "" where nobody looked."""
+        return {row["id"]: row["content"] for row in self._rows.with_values("id", list(ids))}
 
     def ids(self) -> list[str]:
         """All clips."""

@@ -51,6 +51,7 @@ def bind(host: str, port: int) -> socket.socket:
     bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         bound.bind((host.strip("[]"), port))
+        bound.listen()  # else another server may be bound to it too, and fail once it has loaded
     except OSError as error:
         bound.close()
         raise InputError(

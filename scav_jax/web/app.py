@@ -22,7 +22,7 @@ import contextlib
 import logging
 import socket
 import tempfile
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +34,7 @@ from scav_jax.index.searching import parse_retrieval
 from scav_jax.report.markup import ASKING
 from scav_jax.retrieval.model import Model
 from scav_jax.web import page, uploads
+from scav_jax.web.delivery import delivered
 from scav_jax.web.library import Library
 from scav_jax.web.searcher import Busy, Searchable, Searcher
 
@@ -116,7 +117,7 @@ def create_app(
             Route("/search", _in_words(_search(searcher, max_bytes)), methods=["POST"]),
         ],
         middleware=[Middleware(_KnownHosts, hosts=frozenset(hosts))],
-        exception_handlers={HTTPException: lambda _, e: _error(e.detail, e.status_code)},
+        exception_handlers={HTTPException: _refused},
         lifespan=lifespan,
     )
 
@@ -157,10 +158,15 @@ def _text(content: str, kind: str) -> Callable:
     return answer
 
 
-def _error(words: str, status: int) -> Any:
+def _error(words: str, status: int, headers: Mapping[str, str] | None = None) -> Any:
     from starlette.responses import JSONResponse
 
-    return JSONResponse({"error": words}, status, HEADERS)
+    return JSONResponse({"error": words}, status, {**HEADERS, **(headers or {})})
+
+
+def _refused(request: Any, error: Any) -> Any:
+    """What is no page of ours, or is asked in another way (`Allow` says in which)."""
+    return _error(error.detail, error.status_code, error.headers)
 
 
 def _in_words(answer: Callable) -> Callable:
@@ -192,15 +198,15 @@ def _in_words(answer: Callable) -> Callable:
 def _clip(library: Library) -> Callable:
     async def answer(request: Any) -> Any:
         from starlette.concurrency import run_in_threadpool
-        from starlette.responses import FileResponse
 
+        token = request.path_params["token"]
         try:
-            found = await run_in_threadpool(library.encoded, request.path_params["token"])
+            found = await run_in_threadpool(library.encoded, token)
         except Unusable as unusable:
             return _error(f"the clip cannot be played: {unusable.reason}", 410)
         if found is None:
             return _error("no such clip; search again", 404)
-        return FileResponse(found[0], media_type=found[1], headers=HEADERS)
+        return delivered(*found, token, request, HEADERS)
 
     return answer
 

@@ -2,10 +2,11 @@
 
 A token stands for a stretch of one file that a search has found, so there is no path that a
 request could bend. Where roots are given, what a source really is (links followed) has to lie below
-one of them.
+one of them. A file that is another one than was indexed, or than was found, is not played.
 """
 
 import hashlib
+import io
 import os
 import secrets
 import threading
@@ -13,14 +14,17 @@ from collections import OrderedDict
 from collections.abc import Sequence
 from pathlib import Path
 
+from scav_jax.base.documents import content_sample
 from scav_jax.base.errors import InputError
 from scav_jax.extract.streams import Unusable
 from scav_jax.report.playable import Playable, playable
 
 TOKENS = 4096  # clips that can be asked for; older ones are forgotten
 ENCODED = 256  # of them, kept encoded
+ENCODING_AT_ONCE = 2
+FILES = 65536  # of which it is known what they were like; more than those that can be asked for
 
-Clip = tuple[Path, float, float, tuple[str, ...]]
+Clip = tuple[Path, str, float, float, tuple[str, ...]]  # with a sample of the file
 
 
 class Library:
@@ -41,16 +45,35 @@ class Library:
             if not root.is_dir():
                 raise InputError(f"--roots: expected folders, {root} is not one")
         self._secret = secrets.token_bytes(16)
+        self._contents: OrderedDict[Path, str] = OrderedDict()
         self._clips: OrderedDict[str, Clip] = OrderedDict()
         self._encoded: OrderedDict[str, str] = OrderedDict()  # token -> media type
-        self._lock = threading.Lock()
+        self._lock, self._encoding = threading.Lock(), threading.BoundedSemaphore(ENCODING_AT_ONCE)
 
-    def locate(self, source: str) -> Path:
+    def locate(self, source: str, content: str | None = None) -> Path:
         """The file of a source of the index.
 
+        Args:
+          source: as the index has it.
+          content: `content_sample` of the file that was indexed, "" where nobody looked; None is
+            what was said last.
+
         Raises:
-          Unusable: it is not there, or may not be shown.
+          Unusable: it is not there, may not be shown, or is another one now.
         """
+        found = self._find(source)
+        with self._lock:
+            if content is not None:
+                self._contents[found] = content
+                self._contents.move_to_end(found)
+                while len(self._contents) > FILES:
+                    self._contents.popitem(last=False)
+            indexed = self._contents.get(found, "")
+        if indexed and content_sample(found) not in ("", indexed):
+            raise Unusable("list", "it is another file now than was indexed")
+        return found
+
+    def _find(self, source: str) -> Path:
         path = Path(source)
         if not path.is_absolute() and not self._roots:
             raise Unusable("list", "its folder is not known: start the server with --roots")
@@ -77,10 +100,11 @@ class Library:
 
     def offer(self, path: Path, start: float, end: float, kinds: tuple[str, ...]) -> str:
         """A token for a clip that may be played from now on; it is encoded when it is asked for."""
-        words = os.fsencode("\n".join([str(path), repr(start), repr(end), *kinds]))
+        content = content_sample(path)
+        words = os.fsencode("\n".join([str(path), content, repr(start), repr(end), *kinds]))
         token = hashlib.blake2b(words, key=self._secret, digest_size=16).hexdigest()
         with self._lock:
-            self._clips[token] = (path, start, end, kinds)
+            self._clips[token] = (path, content, start, end, kinds)
             self._clips.move_to_end(token)
             while len(self._clips) > TOKENS:
                 self._clips.popitem(last=False)
@@ -92,27 +116,45 @@ class Library:
         self._put(token, made)
         return token
 
-    def encoded(self, token: str) -> tuple[Path, str] | None:
-        """The file of an encoded clip and its media type; None for a token we did not give out.
+    def encoded(self, token: str) -> tuple[io.BufferedIOBase, str] | None:
+        """An encoded clip, open, and its media type; None for a token we did not give out.
 
         Raises:
-          Unusable: the clip cannot be decoded any more.
+          Unusable: the clip cannot be decoded any more, or its file is another one now.
         """
         with self._lock:
-            kind = self._encoded.get(token)
             clip = self._clips.get(token)
-            if kind is not None:
-                self._encoded.move_to_end(token)
-                return self.folder / token, kind
-        if clip is None:
-            return None
-        path, start, end, kinds = clip
-        made = playable(self.locate(str(path)), start, end, kinds=kinds)
-        self._put(token, made)
-        return self.folder / token, made.type
+        found = self._kept(token)
+        if found is not None or clip is None:
+            return found
+        with self._encoding:
+            found = self._kept(token)  # many may have asked for it at once
+            if found is None:
+                made = self._made(*clip)
+                self._put(token, made)
+                found = io.BytesIO(made.content), made.type
+        return found
+
+    def _kept(self, token: str) -> tuple[io.BufferedIOBase, str] | None:
+        """What is encoded already: open, it stays readable when it is forgotten."""
+        with self._lock:
+            kind = self._encoded.get(token)
+            if kind is None:
+                return None
+            self._encoded.move_to_end(token)
+            return open(self.folder / token, "rb"), kind
+
+    def _made(
+        self, path: Path, content: str, start: float, end: float, kinds: tuple[str, ...]
+    ) -> Playable:
+        if content_sample(self.locate(str(path))) != content:
+            raise Unusable("list", "it is another file now than was found; search again")
+        return playable(path, start, end, kinds=kinds)
 
     def _put(self, token: str, made: Playable) -> None:
-        (self.folder / token).write_bytes(made.content)
+        begun = self.folder / f"{token}.{secrets.token_hex(4)}"  # who reads it already goes on
+        begun.write_bytes(made.content)
+        begun.replace(self.folder / token)
         with self._lock:
             self._encoded[token] = made.type
             while len(self._encoded) > ENCODED:

@@ -54,6 +54,8 @@ class Searchable(Protocol):
 
     def clip(self, name: str) -> dict | None: ...
 
+    def contents(self, ids: Sequence[str]) -> dict[str, str]: ...
+
     def follow(self) -> bool: ...
 
     def __len__(self) -> int: ...
@@ -115,7 +117,7 @@ class Searcher:
         if clip is None:
             raise InputError(f"clip {name[:200]!r}: expected the id of a clip of the index")
         try:
-            path = self.library.locate(clip["source"])
+            path = self.library.locate(clip["source"], clip.get("content"))
         except Unusable as unusable:
             raise InputError(f"{shown(name)}: cannot be used: {unusable.reason}") from None
         start, end = float(clip["start"]), float(clip["end"])
@@ -160,10 +162,12 @@ class Searcher:
                 query, direction, wanted["k"], wanted["retrieval"], wanted["where"]
             )
             measure = self.index.report.measure
+            contents = self.index.contents([hit.id for hit in hits])
         placed = []
         for hit in hits:
             with contextlib.suppress(Unusable):
-                hit = replace(hit, source=str(self.library.locate(hit.source)))
+                path = self.library.locate(hit.source, contents.get(hit.id))
+                hit = replace(hit, source=str(path))
             placed.append(hit)
         return placed, measure
 

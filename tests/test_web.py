@@ -6,8 +6,10 @@ import json
 import os
 import re
 import shutil
+import signal
 import socket
 import subprocess
+import sys
 import threading
 import time
 from functools import partial
@@ -376,6 +378,7 @@ def test_bad_uploads_get_clear_words_and_leave_nothing(client, app, films):
         ({"where": "start < 1; DROP"}, "filter 'start < 1; DROP': expected a condition"),
         ({"where": "regexp_match(label, '(a*)*b')"}, 'filter "regexp_match'),
         ({"retrieval": "best"}, "retrieval: expected one of"),
+        ({"retrieval": f"hybrid:{'9' * 5000}"}, "retrieval: expected one of"),
     ):
         answer = ask(client, b"not read", **options)
         assert answer.status_code == 400 and answer.json()["error"].startswith(words)
@@ -609,6 +612,38 @@ def test_a_port_that_is_taken_is_said(server):
             program.bind("127.0.0.1", port)
     with pytest.raises(InputError, match="--port: expected 0 to 65535"):
         program.bind("127.0.0.1", 70000)
+
+
+SERVED = """
+import sys
+sys.modules["uvloop"] = None  # which is not needed, and has handlers of its own
+from scav_jax.base.errors import run_program
+from scav_jax.web import __main__ as program, app
+async def sending(scope, receive, send):
+    if scope["type"] == "http":
+        print("asked", flush=True)
+        while (await receive())["type"] == "http.request":
+            pass
+def main():
+    bound = program.bind("127.0.0.1", 0)
+    print(bound.getsockname()[1], flush=True)
+    app.LEAVING_S = 0.3
+    app.serve(sending, bound)
+run_program(main)
+"""
+
+
+def test_ctrl_c_ends_it_though_a_file_is_being_sent():
+    words = [sys.executable, "-c", SERVED]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    with subprocess.Popen(words, **pipes) as process:
+        address = "127.0.0.1", int(process.stdout.readline())
+        with socket.create_connection(address) as client:
+            client.sendall(b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\n\r\n")
+            assert process.stdout.readline() == "asked\n"
+            process.send_signal(signal.SIGINT)
+            assert process.communicate(timeout=20)[0] == ""
+    assert process.returncode == 0
 
 
 # ---- curves and clips ---------------------------------------------------------------------------

@@ -86,7 +86,7 @@ def parse_retrieval(text: str, direction: str = "") -> tuple[str, int]:
     >>> parse_retrieval("hybrid:100")
     ('hybrid', 100)
     """
-    match = re.fullmatch(r"(aggregation|sequence|exact)|hybrid:([1-9][0-9]*)", text)
+    match = re.fullmatch(r"(aggregation|sequence|exact)|hybrid:([1-9][0-9]{0,17})", text)
     if not match:
         raise InputError(
             f"retrieval: expected one of {', '.join(METHODS)} (K from 1), got {text!r}"

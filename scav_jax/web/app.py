@@ -20,6 +20,7 @@ one's browser has open.
 
 import contextlib
 import logging
+import signal
 import socket
 import tempfile
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
@@ -41,6 +42,7 @@ from scav_jax.web.searcher import Busy, Searchable, Searcher
 LOOPBACK_NAMES = ("127.0.0.1", "localhost", "[::1]")
 MAX_BYTES = 256 * 2**20
 MAX_K = 50
+LEAVING_S = 3  # a browser that sends a file slowly may never end
 HEADERS = {
     "Content-Security-Policy": (
         "default-src 'none'; script-src 'self'; style-src 'self'; media-src 'self'; "
@@ -55,12 +57,25 @@ LOG = logging.getLogger(__name__)
 
 
 def serve(app: Any, bound: socket.socket) -> None:
-    """Answers on a bound socket until Ctrl-C."""
+    """Answers on a bound socket until Ctrl-C or SIGTERM, and what is asked by then for a while."""
     import uvicorn
 
-    config = uvicorn.Config(app, log_level="warning", server_header=False)
-    with contextlib.suppress(KeyboardInterrupt):  # it has answered what it was asked by then
-        uvicorn.Server(config).run(sockets=[bound])
+    class Server(uvicorn.Server):
+        def handle_exit(self, sig: int, frame: Any) -> None:
+            if sig != signal.SIGINT:
+                super().handle_exit(sig, frame)
+                return
+            # Not kept to be raised again, which would be the second one (`base.interrupts`).
+            self.force_exit, self.should_exit = self.should_exit, True
+
+        async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+            logging.getLogger("uvicorn.error").setLevel(logging.CRITICAL)  # of what is cut off
+            await super().shutdown(sockets)
+
+    config = uvicorn.Config(
+        app, log_level="warning", server_header=False, timeout_graceful_shutdown=LEAVING_S
+    )
+    Server(config).run(sockets=[bound])
 
 
 def create_app(

@@ -301,16 +301,19 @@ def work_of_all_kinds(job):
     elif job == "full":
         yield
         raise OSError(errno.ENOSPC, "No space left on device", "somewhere")
+    elif job == "deaf":  # to Ctrl-C, before it ignores that too
+        return signal.SIGINT in signal.pthread_sigmask(signal.SIG_BLOCK, [])
     for _ in range(job):
         yield
     return job * job
 
 
 def test_workers_that_hang_or_crash_lose_only_their_job():
-    jobs = deque([1, "hang", 2, "crash", 3])
+    jobs = deque([1, "hang", "deaf", 2, "crash", 3])
     events = list(pool.run(work_of_all_kinds, jobs, workers=2, timeout_s=1.0))
     results = {job: event.result for job, event in events if isinstance(event, pool.Done)}
-    assert results == {1: 1, 2: 4, 3: 9}
+    assert results == {1: 1, "deaf": True, 2: 4, 3: 9}
+    assert signal.SIGINT not in signal.pthread_sigmask(signal.SIG_BLOCK, [])
     lost = {job: event for job, event in events if isinstance(event, pool.Lost)}
     assert lost["hang"].steps == 1 and lost["hang"].reason.startswith("timed out: over 1 s")
     assert lost["crash"].steps == 2 and "SIGSEGV" in lost["crash"].reason

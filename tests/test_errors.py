@@ -108,3 +108,27 @@ def test_what_fails_in_the_background_says_nothing_more():
         process.stdout.close()
         said = process.stderr.read()
     assert process.returncode == errors.EXIT_UNREAD and said == b""
+
+
+CLOSED = """
+import os, sys
+from scav_jax.base import errors
+
+def main():
+    print("said")
+    with open(sys.argv[1], "w") as file:
+        os.write(1, b"by a library")
+        print("said", file=sys.stderr)
+        file.write("own")
+
+errors.run_program(main)
+"""
+
+
+def test_a_program_may_be_started_without_streams(tmp_path):
+    """As by `>&- 2>&-`; what is printed lies in no file either."""
+    program, out = tmp_path / "program.py", tmp_path / "out"
+    program.write_text(CLOSED)
+    words = f"'{sys.executable}' '{program}' '{out}' <&- >&- 2>&-"
+    assert subprocess.run(words, shell=True).returncode == 0
+    assert out.read_text() == "own"

@@ -101,6 +101,7 @@ def run_program(main: Callable[[], int | None]) -> None:
 
     `SCAV_TRACEBACK=1` in the environment shows the whole traceback instead of the one line.
     """
+    _open_what_is_closed()
     _show_any_name()
     warnings.formatwarning = lambda words, *_, **__: f"warning: {shown(str(words))}\n"
     try:
@@ -122,6 +123,21 @@ def run_program(main: Callable[[], int | None]) -> None:
             _end_quietly(error)
     atexit.register(interrupts.done, code)  # before all else that is done at exit
     sys.exit(code)
+
+
+def _open_what_is_closed() -> None:
+    """What is said on a stream that the program was started without (`>&-`) goes nowhere.
+
+    Its number is taken too: the next file would get it, and what libraries print.
+    """
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        if getattr(sys, name) is None:
+            nowhere = open(os.devnull, "r+")  # noqa: SIM115  # for as long as the process lives
+            setattr(sys, name, nowhere)
+            try:
+                os.fstat(number)
+            except OSError:
+                os.dup2(nowhere.fileno(), number)
 
 
 def _show_any_name() -> None:

@@ -2,9 +2,11 @@
 
 import csv
 import json
+import signal
 import subprocess
 import sys
 from collections import Counter
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
@@ -97,7 +99,7 @@ def test_a_performance_does_not_depend_on_the_others():
     np.testing.assert_array_equal(one.sound_times, other.sound_times)
 
 
-def test_only_the_missing_file_is_rendered_again(rendered, tmp_path):
+def test_only_the_missing_file_is_rendered_again(rendered, tmp_path, monkeypatch):
     import shutil
 
     copy = tmp_path / "videos"
@@ -109,7 +111,15 @@ def test_only_the_missing_file_is_rendered_again(rendered, tmp_path):
     stale = kept[0].with_name("instrument_999_00.mp4.partial")  # of a run that was killed
     stale.write_bytes(b"half a file")
     times = {path: path.stat().st_mtime_ns for path in kept}
+    submit, deaf = ProcessPoolExecutor.submit, []
+
+    def submit_seen(pool, *job):  # which starts a worker
+        deaf.append(signal.SIGINT in signal.pthread_sigmask(signal.SIG_BLOCK, []))
+        return submit(pool, *job)
+
+    monkeypatch.setattr(ProcessPoolExecutor, "submit", submit_seen)
     chimes.render(copy, preset="tiny", seed=SEED, workers=1, overrides=SMALL)
+    assert deaf == [True], "Ctrl-C is for the parent"
     assert contents(copy) == before
     assert {path: path.stat().st_mtime_ns for path in kept} == times
 

@@ -82,6 +82,26 @@ def termination_interrupts() -> Iterator[None]:
         signal.signal(signal.SIGTERM, before)
 
 
+@contextlib.contextmanager
+def not_for_children() -> Iterator[None]:
+    """Processes that are started in here never hear of Ctrl-C: whoever started them ends them.
+
+    A terminal tells all of them, and one that has not come so far as to ignore it ends with a
+    traceback.
+    """
+    if not hasattr(signal, "pthread_sigmask"):  # Windows
+        yield
+        return
+    from multiprocessing import resource_tracker
+
+    resource_tracker.ensure_running()  # it would take the mask off, where it starts in between
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 def leave(words: str = "", code: int = EXIT_INTERRUPTED) -> None:
     """Ends the process with a line: an orderly end could wait, or be interrupted again."""
     if words:

@@ -16,10 +16,10 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection, wait
 from typing import Any
 
+from scav_jax.base import interrupts
 from scav_jax.extract import handover
 
 SINGLE_THREADED = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
@@ -76,7 +76,7 @@ class _Worker:
         context = multiprocessing.get_context("spawn")
         self.pipe, theirs = context.Pipe()
         self.process = context.Process(target=_serve, args=(theirs, work), daemon=True)
-        with _single_threaded(), _deaf_to_interrupts():
+        with _single_threaded(), interrupts.not_for_children():
             self.process.start()
         theirs.close()  # so that a dead worker shows as the end of the pipe
         self.ready = False
@@ -215,20 +215,6 @@ def _sendable(error: Exception) -> Exception:
         copy.filename = error.filename
     copy.add_note(text)
     return copy
-
-
-@contextlib.contextmanager
-def _deaf_to_interrupts() -> Iterator[None]:
-    """Processes started in here do not end by Ctrl-C, at length, before they can ignore it."""
-    if not hasattr(signal, "pthread_sigmask"):  # Windows
-        yield
-        return
-    resource_tracker.ensure_running()  # which would take the mask off, where it starts in between
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 @contextlib.contextmanager

@@ -21,6 +21,7 @@ from scav_jax import __version__
 from scav_jax.base.documents import read_object
 from scav_jax.base.errors import InputError
 from scav_jax.base.files import write_atomically
+from scav_jax.base.interrupts import not_for_children
 from scav_jax.base.progress import progress_bar
 from scav_jax.base.tables import write_rows
 from scav_jax.datasets.chimes.instrument import Instrument, make_instrument
@@ -149,7 +150,8 @@ def _render_missing(
     with progress, _environment(ONE_THREAD):
         pool = ProcessPoolExecutor(min(workers, len(todo)), spawn, initializer=_end_with_parent)
         try:
-            jobs = [pool.submit(render_performance, out, p, parameters, seed) for p in todo]
+            with not_for_children():
+                jobs = [pool.submit(render_performance, out, p, parameters, seed) for p in todo]
             for job in as_completed(jobs):
                 job.result()
                 progress.update(parameters.clips_per_performance)

@@ -5,6 +5,7 @@ import json
 import math
 import multiprocessing
 import os
+import signal
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -183,7 +184,13 @@ def _environment(settings: dict[str, str]) -> Iterator[None]:
 
 
 def _end_with_parent() -> None:
-    """Ends a worker whose parent was killed; without it, it would wait for work for ever."""
+    """Ends a worker whose parent was killed; without it, it would wait for work for ever.
+
+    Ctrl-C, which a terminal tells to all, ends it at once: what it renders may take a minute.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    if hasattr(signal, "pthread_sigmask"):  # Windows has no masks
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
     parent = multiprocessing.parent_process()
 
     def watch() -> None:

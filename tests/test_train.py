@@ -147,12 +147,16 @@ STUBBORN = """
 import time
 from scav_jax.base import interrupts
 with interrupts.second_ends():
-    while True:
-        try:
-            print("ready", flush=True)
-            time.sleep(60)
-        except KeyboardInterrupt:
-            pass  # an orderly end that takes its time
+    try:
+        print("ready", flush=True)
+        time.sleep(60)
+    finally:  # an orderly end that takes its time
+        print("ready", flush=True)
+        while True:
+            try:
+                time.sleep(60)
+            except KeyboardInterrupt:
+                pass
 """
 
 
@@ -178,6 +182,12 @@ def collects():
     gc.callbacks.append(callback)
     gc.collect()
     time.sleep(60)
+def traces():
+    try:
+        callback()
+    except:
+        pass
+    time.sleep(60)
 def ends():
     atexit.register(callback)
 run_program({})
@@ -185,10 +195,11 @@ run_program({})
 
 
 @pytest.mark.parametrize(
-    ("main", "code", "words"), [("collects", 130, interrupts.WORDS), ("ends", 0, "")]
+    ("main", "code", "words"),
+    [("collects", 130, interrupts.WORDS), ("traces", 130, interrupts.WORDS), ("ends", 0, "")],
 )
-def test_ctrl_c_is_heard_where_python_drops_what_is_raised(main, code, words):
-    """In a callback of the garbage collector; and at exit, where there is nothing to interrupt."""
+def test_ctrl_c_is_heard_where_it_is_dropped(main, code, words):
+    """As by JAX: where it collects garbage and where it traces. At exit nothing is interrupted."""
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
     command = [sys.executable, "-c", TOLD.format(main)]
     done = subprocess.run(command, cwd=ROOT, timeout=30, **pipes)

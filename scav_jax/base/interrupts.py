@@ -13,8 +13,17 @@ EXIT_INTERRUPTED = 130  # as shells report it
 WORDS = "interrupted; the same command resumes"
 IMPORTS = "<frozen importlib._bootstrap>"  # the file of its frames
 AT_ONCE = "interrupted at once; the same command resumes from what was kept"
-LOST = 0  # beside the numbers of signals: one was told where Python drops what is raised
+LOST = 0  # beside the numbers of signals: what was raised for one was dropped
 LOST_S = 0.05  # until what dropped it is over
+_pipe: int | None = None  # of `second_ends`, while it lasts
+
+
+class Interrupt(KeyboardInterrupt):
+    """What Ctrl-C raises: it tells when it is dropped before the program has ended by it."""
+
+    def __del__(self):
+        if _pipe is not None:
+            os.write(_pipe, bytes([LOST]))
 
 
 @contextlib.contextmanager
@@ -26,9 +35,11 @@ def second_ends() -> Iterator[None]:
     thread reads it; where XLA compiles and holds Python's lock, that is when it lets go.
 
     While modules are imported the first one ends it, too: an exception in the middle of an
-    extension's start is another error there, with a traceback, or a crash. What is raised in a
-    callback of the garbage collector (JAX has one) is dropped with a traceback: it is told again.
+    extension's start is another error there, with a traceback, or a crash. An interrupt that is
+    dropped is told again: JAX has a callback of the garbage collector, where Python drops what is
+    raised, and many an `except:` where it traces. Whoever wants to go on after one ends this first.
     """
+    global _pipe
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -39,19 +50,17 @@ def second_ends() -> Iterator[None]:
     os.set_blocking(write, False)
     before = signal.set_wakeup_fd(write, warn_on_full_buffer=False)
     threading.Thread(target=_watch, args=(read, threading.get_ident()), daemon=True).start()
-    ended, hook = threading.Event(), sys.unraisablehook
+    outer, _pipe, hook = _pipe, write, sys.unraisablehook
 
     def dropped(about) -> None:
         if not issubclass(about.exc_type, KeyboardInterrupt):
             hook(about)
-        elif not ended.is_set():
-            os.write(write, bytes([LOST]))
 
     sys.unraisablehook = dropped
     try:
         yield
     finally:
-        ended.set()
+        _pipe = outer
         if sys.unraisablehook is dropped:  # else another one calls it
             sys.unraisablehook = hook
         signal.set_wakeup_fd(before)
@@ -66,7 +75,7 @@ def _interrupt(number: int, frame: FrameType | None) -> None:
         if at.f_code.co_filename == IMPORTS:
             leave(WORDS)
         at = at.f_back
-    signal.default_int_handler(number, frame)
+    raise Interrupt
 
 
 @contextlib.contextmanager

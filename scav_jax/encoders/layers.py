@@ -208,8 +208,31 @@ def affine(
     """x times a kernel of C rows, plus a bias; in x's dtype, or bfloat16."""
     dtype = jnp.bfloat16 if precision == "bfloat16" else x.dtype
     kernel = kernel.reshape(x.shape[-1], -1).astype(dtype)
-    product = jnp.matmul(x.astype(dtype), kernel, precision=MATMUL_PRECISIONS[precision])
+    multiply = _product_of_bfloat16 if precision == "bfloat16" else jnp.matmul
+    product = multiply(x.astype(dtype), kernel, precision=MATMUL_PRECISIONS[precision])
     return dear(_plus_bias(product, bias.reshape(-1)))
+
+
+@partial(jax.custom_vjp, nondiff_argnames=("precision",))
+def _product_of_bfloat16(
+    x: Float[Array, "*batch C"], kernel: Float[Array, "C D"], precision: jax.lax.Precision
+) -> Float[Array, "*batch D"]:
+    """Autodiff has a kernel's gradient transposed: on CPUs four fifths of a training step."""
+    return jnp.matmul(x, kernel, precision=precision)
+
+
+def _product_of_bfloat16_forward(x, kernel, precision):
+    return _product_of_bfloat16(x, kernel, precision), (x, kernel)
+
+
+def _product_of_bfloat16_backward(precision, kept, cotangent):
+    x, kernel = kept
+    rows = tuple(range(x.ndim - 1))
+    of_kernel = jax.lax.dot_general(x, cotangent, ((rows, rows), ((), ())), precision=precision)
+    return jnp.matmul(cotangent, kernel.T, precision=precision), of_kernel
+
+
+_product_of_bfloat16.defvjp(_product_of_bfloat16_forward, _product_of_bfloat16_backward)
 
 
 @jax.custom_vjp

@@ -18,6 +18,7 @@ from jaxtyping import Array, Bool, Float, Int, PyTree
 from scav_jax import gradient_cache, sharding
 from scav_jax.distances import MEMORY_BYTES
 from scav_jax.encoders import Towers
+from scav_jax.encoders.layers import as_multiplied, wide
 from scav_jax.objectives import free
 from scav_jax.objectives.objective import Metrics, Objective, Outputs, Place
 from scav_jax.sequences import AudioVisual, Batch
@@ -207,7 +208,8 @@ def loss_and_gradients(
         activation kept. See `gradient_cache`, and `sharding.check_microbatch` for what divides.
 
     Returns:
-      The loss and (aux, what the loss saw of each clip); the gradients.
+      The loss and (aux, what the loss saw of each clip); the gradients, those of kernels in
+      bfloat16 where they were computed in it and not summed.
     """
     encode = partial(of_clips, encoders, objective)
     batch = mixed(objective, batch, key, place)
@@ -222,7 +224,9 @@ def loss_and_gradients(
             outputs = encode(per_clip(params), batch, None, key)
             return loss(params.get("log_temperature", {}), outputs)
 
-        return jax.value_and_grad(of_params, has_aux=True)(params)
+        return jax.value_and_grad(of_params, has_aux=True)(
+            params | {"encoders": _differentiated(encoders, objective, params["encoders"], batch)}
+        )
     result, (of_clip_params, of_temperature) = gradient_cache.value_and_gradients(
         encode,
         loss,
@@ -235,6 +239,19 @@ def loss_and_gradients(
     )
     has_any = {"log_temperature": of_temperature} if "log_temperature" in params else {}
     return result, of_clip_params | has_any
+
+
+def _differentiated(encoders: Towers, objective: Objective, params: PyTree, batch: Batch) -> PyTree:
+    """What gradients of the towers' parameters are taken for.
+
+    In bfloat16 kernels as they are multiplied: the gradient of a product is bfloat16, and widening
+    it here would be a pass of its own over all parameters. Those of several views are summed, which
+    is done in float32.
+    """
+    if encoders.precision != "bfloat16":
+        return params
+    views = jax.eval_shape(objective.views, batch, jax.random.key(0))
+    return params if len(views.features) > 1 else as_multiplied(encoders, params)
 
 
 def held(updates: PyTree, frozen: tuple[str, ...]) -> PyTree:
@@ -314,12 +331,14 @@ def make_train_step(
             microbatch=microbatch,
             place=place,
         )
-        gradient_norm = optax.tree.norm(gradients)
+        gradient_norm = optax.tree.norm(jax.tree.map(wide, gradients))
         finite = jnp.isfinite(loss) & jnp.isfinite(gradient_norm)
 
         def update(params: PyTree, opt_state: PyTree, memory: PyTree) -> tuple:
             with jax.numpy_dtype_promotion("standard"):  # optax mixes dtypes; strictness is for us
-                updates, opt_state = optimizer.update(gradients, opt_state, params)
+                # Widened here and not before: what a branch takes is written to memory.
+                widened = jax.tree.map(wide, gradients)
+                updates, opt_state = optimizer.update(widened, opt_state, params)
             params = optax.apply_updates(params, held(updates, objective.frozen))
             return params, opt_state, objective.remember(memory, jax.lax.stop_gradient(outputs))
 

@@ -39,6 +39,7 @@ from scav_jax.objectives.free import Free
 from scav_jax.optimizer import make_optimizer
 from scav_jax.sequences import AudioVisual, as_batch, sequences
 from scav_jax.train_step import (
+    compute_loss,
     init_params,
     loss_and_gradients,
     make_train_step,
@@ -553,7 +554,6 @@ def test_bfloat16_is_near_float32_and_leaves_parameters_and_latents_alone():
     loss, gradients = one_gradient()
     rounded, rounded_gradients = one_gradient(precision="bfloat16")
     assert 1e-7 < abs(rounded - loss) < 0.02 * loss
-    assert all(leaf.dtype == np.float32 for leaf in jax.tree.leaves(rounded_gradients))
     flat, rounded_flat = (
         np.concatenate([leaf.ravel() for leaf in jax.tree.leaves(tree)])
         for tree in (gradients, rounded_gradients)
@@ -572,6 +572,24 @@ def test_bfloat16_is_near_float32_and_leaves_parameters_and_latents_alone():
         e.invars[0].aval for e in equations(jaxpr.jaxpr) if e.primitive.name == "dot_general"
     ]
     assert {x.shape[1] % 8 for x in matrices if x.ndim == 3} == {0}
+
+
+def test_kernels_of_bfloat16_have_its_gradients_unless_several_are_summed():
+    """They are those of the float32 parameters."""
+    _, gradients = one_gradient(precision="bfloat16")
+    half, encoders = batch(dtype=np.float16), PRE.clone(precision="bfloat16")
+    objective = Sequential("aggregation")
+    params = drawn.params(PRE, objective, half)
+    of_loss = jax.jit(jax.grad(partial(compute_loss, encoders, objective), has_aux=True))
+    expected, _ = of_loss(params, half, jax.random.key(5))
+    for path, leaf in jax.tree_util.tree_leaves_with_path(gradients):
+        assert leaf.dtype == (jnp.bfloat16 if path[-1].key == "kernel" else np.float32), path
+    jax.tree.map(np.testing.assert_array_equal, gradients, jax.device_get(expected))
+
+    state = drawn.state(POST, PLAYING, optimizer(), batch())
+    compute = partial(loss_and_gradients, POST.clone(precision="bfloat16"), PLAYING)
+    _, of_two = jax.eval_shape(compute, state.params, batch(), memory=state.memory)
+    assert {leaf.dtype for leaf in jax.tree.leaves(of_two)} == {jnp.dtype(jnp.float32)}
 
 
 def test_an_unknown_precision_is_named():

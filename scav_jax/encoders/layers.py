@@ -350,12 +350,18 @@ def through_blocks(
     # `param` would trace `start` again to compare shapes.
     known = tower.has_variable("params", "blocks")
     params = tower.get_variable("params", "blocks") if known else tower.param("blocks", start)
-    if tower.precision == "bfloat16":  # once, so that the loop reads and gathers half as much
-        params = jax.tree_util.tree_map_with_path(_kernel_as_bfloat16, params)
+    params = as_multiplied(tower, params)  # once, so that the loop reads and gathers half as much
     if tower.remat != "none":  # in a loop XLA cannot merge what is computed twice
         one = jax.checkpoint(one, prevent_cse=count == 1, policy=REMATS[tower.remat])
     return jax.lax.scan(one, x, (params, own))[0]
 
 
-def _kernel_as_bfloat16(path: tuple, leaf: Array) -> Array:
-    return leaf.astype(jnp.bfloat16) if path[-1].key == "kernel" else leaf
+def as_multiplied(towers: nn.Module, params: PyTree) -> PyTree:
+    """Parameters of towers, or of one, with the kernels in what products are multiplied in."""
+    if towers.precision != "bfloat16":
+        return params
+
+    def of(path: tuple, leaf: Array) -> Array:
+        return leaf.astype(jnp.bfloat16) if path[-1].key == "kernel" else leaf
+
+    return jax.tree_util.tree_map_with_path(of, params)

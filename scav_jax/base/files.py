@@ -7,7 +7,7 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -182,3 +182,22 @@ def ids_sha256(ids: Iterable[str]) -> str:
     The ids are sorted by code point, one a line: `LC_ALL=C sort ids.txt | sha256sum`.
     """
     return hashlib.sha256("".join(f"{name}\n" for name in sorted(ids)).encode()).hexdigest()
+
+
+def walked(
+    root: Path, note: Callable[[OSError], None]
+) -> Iterator[tuple[str, list[str], list[str]]]:
+    """`os.walk` of a folder, links followed, but each folder once: links may lead back.
+
+    Folders come sorted, so that of two names for one it is always the same that counts; those that
+    are taken from the second list are not entered.
+    """
+    seen: set[str] = set()
+    for folder, folders, names in os.walk(root, onerror=note, followlinks=True):
+        real = os.path.realpath(folder)
+        if real in seen:
+            folders.clear()
+            continue
+        seen.add(real)
+        folders.sort()
+        yield folder, folders, names

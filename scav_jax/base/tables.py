@@ -133,3 +133,10 @@ def write_rows(file: io.TextIOBase, columns: Sequence[str], rows: Iterable[dict]
         cells = [row.get(name, "") for name in columns]
         lost = any("\r" in cell or cell.startswith(" ") for cell in map(str, cells))
         (quoting if lost else writer).writerow(cells)
+
+
+def csv_text(columns: Sequence[str], rows: Iterable[dict]) -> str:
+    """What `write_rows` writes."""
+    text = io.StringIO()
+    write_rows(text, columns, rows)
+    return text.getvalue()

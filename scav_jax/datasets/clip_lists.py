@@ -6,7 +6,6 @@ splits do not depend on what could be downloaded), finds the files, and writes w
 """
 
 import hashlib
-import io
 import os
 import stat
 from collections.abc import Callable, Hashable, Iterable, Sequence
@@ -14,9 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from scav_jax.base.errors import InputError, listed
-from scav_jax.base.files import write_atomically
+from scav_jax.base.files import walked, write_atomically
 from scav_jax.base.names import is_text, shown
-from scav_jax.base.tables import write_rows
+from scav_jax.base.tables import csv_text
 
 AS_PUBLISHED = "give the list as it was published"
 COLUMNS = ("file", "start", "end", "id", "label", "split")  # of a list of clips
@@ -77,14 +76,7 @@ def video_files(videos: Path) -> tuple[list[str], list[str]]:
 
     files: list[str] = []
     unfit: list[str] = []
-    seen: set[str] = set()
-    for folder, folders, names in os.walk(videos, onerror=refuse, followlinks=True):
-        real = os.path.realpath(folder)
-        if real in seen:  # a link that leads back
-            folders.clear()
-            continue
-        seen.add(real)
-        folders.sort()  # of two names for a folder always the same one
+    for folder, _, names in walked(videos, refuse):
         for name in names:
             if os.path.splitext(name)[1].lower() in SUFFIXES and not name.startswith("._"):
                 path = Path(folder) / name
@@ -192,6 +184,4 @@ def write_clips(out: Path, wanted: Sequence[Listed], located: Located) -> None:
 
 def write_csv(path: Path, columns: Sequence[str], rows: Iterable[dict]) -> None:
     """Writes a CSV, whole or not at all; cells that a row lacks stay empty."""
-    text = io.StringIO()
-    write_rows(text, columns, rows)
-    write_atomically(path, text.getvalue())
+    write_atomically(path, csv_text(columns, rows))

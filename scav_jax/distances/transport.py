@@ -213,7 +213,7 @@ def mean_of_real(values: Float[Array, "*P T"], mask: Bool[Array, "*P T"]) -> Flo
     return jnp.sum(jnp.where(mask, values, 0.0), axis=-1) / count.astype(values.dtype)
 
 
-def about_own_means(
+def _about_own_means(
     values: Float[Array, "*B T C"], lengths: Int[Array, "*B"]
 ) -> tuple[Float[Array, "*B T C"], Float[Array, "*B C"]]:
     """(steps less the mean of their sequence, finite in the padding; the means, held)."""
@@ -230,7 +230,7 @@ def tile_costs(method: Method, visual, audio, visual_lengths, audio_lengths) -> 
     `|v + e - a|^2 = |v|^2 + 2 <v, e> + |e|^2 + |a|^2 - 2 <a, e> - 2 <v, a>`.
     """
     (v, of_v), (a, of_a) = (
-        about_own_means(x, lengths)
+        _about_own_means(x, lengths)
         for x, lengths in ((visual, visual_lengths), (audio, audio_lengths))
     )
     a = jnp.pad(a, ((0, 0), (0, -a.shape[1] % LANES), (0, 0)))
@@ -371,7 +371,7 @@ def _self_terms(method: Method, stream: Sequences, items: int):
 
 def _item_costs(method: Method, values, lengths) -> Costs:
     """Costs of items to themselves, about their own means; they move with the rows only."""
-    x, _ = about_own_means(values, lengths)
+    x, _ = _about_own_means(values, lengths)
     y = jax.lax.stop_gradient(x)
     at = positions(lengths, x.shape[1], x.dtype)
     products = method.products("bnc,bmc->bnm", x, y)

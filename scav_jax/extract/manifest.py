@@ -15,6 +15,7 @@ from reprlib import repr as short  # of cells, which may be as long as the file
 
 from scav_jax.base.documents import content_sample
 from scav_jax.base.errors import InputError, check_unique, did_you_mean
+from scav_jax.base.files import walked
 from scav_jax.base.names import is_text, shown
 from scav_jax.base.tables import Table, named
 
@@ -295,7 +296,6 @@ def find_videos(
     files: list[str] = []
     unreadable: list[dict] = []
     passed_over: Counter = Counter()
-    seen: set[str] = set()
 
     def reject(path: str, reason: str) -> None:
         name = shown(Path(path).relative_to(videos).as_posix())
@@ -304,14 +304,9 @@ def find_videos(
     def note(error: OSError) -> None:
         reject(error.filename, f"no permission to read it: {error.strerror}")
 
-    for folder, folders, names in os.walk(videos, onerror=note, followlinks=True):
-        real = os.path.realpath(folder)
-        if real in seen:  # a link that leads back
-            folders.clear()
-            continue
-        seen.add(real)
+    for folder, folders, names in walked(videos, note):
         passed_over["hidden folder (.*)"] += sum(name.startswith(".") for name in folders)
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        folders[:] = [name for name in folders if not name.startswith(".")]
         for name in [name for name in folders if not is_text(name)]:
             reject(os.path.join(folder, name), f"{NO_TEXT} the folder, what is in it is left out")
             folders.remove(name)

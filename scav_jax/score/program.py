@@ -1,7 +1,6 @@
 """What `scav score` does: pairs of files in, offsets and scores out."""
 
 import argparse
-import io
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -11,7 +10,7 @@ from scav_jax.base.files import write_atomically, write_json
 from scav_jax.base.interrupts import termination_interrupts
 from scav_jax.base.names import shown
 from scav_jax.base.progress import progress_bar
-from scav_jax.base.tables import Table, named, write_rows
+from scav_jax.base.tables import Table, csv_text, named
 from scav_jax.retrieval import calibration
 from scav_jax.retrieval.files import requests_for
 from scav_jax.retrieval.model import Model, load_as_asked
@@ -191,11 +190,9 @@ def _write(
         write_json(path, document(model, calibrated, results, rejected))
 
     def to_csv(path: Path) -> None:
-        text = io.StringIO()
         rows = [one.row() for one in results]
         rows += [{"picture": row["file"], **row} for row in rejected]
-        write_rows(text, (*COLUMNS, "verdict", "reason"), rows)
-        write_atomically(path, text.getvalue())
+        write_atomically(path, csv_text((*COLUMNS, "verdict", "reason"), rows))
 
     def to_html(path: Path) -> None:
         from scav_jax.score.page import page

@@ -1,6 +1,5 @@
 """Renders a data set: performances in parallel, each file whole or absent, resumable."""
 
-import io
 import json
 import math
 import multiprocessing
@@ -24,7 +23,7 @@ from scav_jax.base.errors import InputError
 from scav_jax.base.files import write_atomically
 from scav_jax.base.interrupts import not_for_children
 from scav_jax.base.progress import progress_bar
-from scav_jax.base.tables import write_rows
+from scav_jax.base.tables import csv_text
 from scav_jax.datasets.chimes.instrument import Instrument, make_instrument
 from scav_jax.datasets.chimes.performance import Score, compose, move
 from scav_jax.datasets.chimes.picture import Camera, Scene, paint_scene
@@ -232,7 +231,5 @@ def score_of(performance: Performance, parameters: Parameters, seed: int) -> Sco
 
 
 def _clips_csv(parameters: Parameters) -> str:
-    text = io.StringIO()
     columns = ["file", "start", "end", "id", "label", "split"]
-    write_rows(text, columns, clips(parameters))
-    return text.getvalue()
+    return csv_text(columns, clips(parameters))

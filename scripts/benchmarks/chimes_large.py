@@ -2,19 +2,21 @@
 
     scav datasets chimes --preset large --out VIDEOS && scav extract --videos VIDEOS --out DATA
     python scripts/benchmarks/chimes_large.py --data DATA [--out DIR] [--seeds 3] [--steps 2000]
+    python scripts/benchmarks/chimes_large.py --data DATA --small    # demo's data, two CPU cores
     python scripts/benchmarks/chimes_large.py --data DATA --quick    # a minute: that it runs
 
 All features lie on the device, every learning rate and seed of a row is trained at once (`vmap`),
 steps are a `lax.scan`; towers, objectives, distances, the step and what ranks are the package's,
 as the configs of the rows have them. Unlike `scav train` the last parameters are evaluated, not an
 average of checkpoints. Tables: `paper` (Tables I and IV), `family` (what is ours), `steps` and
-`clips` (batch sizes at equal steps and at equal clips; others than 64 are this table's alone, at
-the rule r(B) = r sqrt(B / 64)).
+`clips` (batch sizes at equal steps and at equal clips; others than `--batch` are these tables'
+alone). The learning rate of a batch of B is r sqrt(B / 64), with r of `--rates`.
 
 For each row the learning rate is the one of `--rates` whose mean of both R@1 on validation over
 all seeds is best; it is marked where it lies at an end, since a better one may lie beyond. R@1 is
 of the first `--gallery` clips of a split, mean and 95 % t-interval over seeds. Finished rows are
-kept: the command resumes. Writes OUT/chimes_large.json and .png.
+kept: the command resumes. Writes OUT/chimes_large.json and .png. `--small` asks the same with
+towers of one block of 64 channels and 300 steps of 32 clips: within the hour on two CPU cores.
 """
 
 import argparse
@@ -72,7 +74,10 @@ FAMILY: dict[str, tuple[str, dict]] = {
     "separate, augmented": ("separate/demo.py:separate", {"data.augment": 0.8}),
 }  # fmt: skip
 BATCHES = (32, 64, 128, 256, 512, 1024, 2048, 4096)
-OF_DEMO = 64  # batch size
+OF_DEMO = 64  # batch size to which the learning rates belong
+SMALL = {"width": 64, "heads": 2, "visual_blocks": 1, "audio_blocks": 1, "feedforward": 128}
+SMALL |= {"visual_hidden": 128, "audio_hidden": 128}
+SMALL = {f"encoders.{name}": value for name, value in SMALL.items()}
 TABLES = ("paper", "family", "steps", "clips")
 WARMUP_SHARE = 15 / 325
 SPLITS = ("validation", "test", "unseen_instruments")
@@ -93,7 +98,7 @@ class Row(NamedTuple):
 
 def rows(options) -> Iterator[Row]:
     """All rows of the tables that are wanted."""
-    usual = OF_DEMO, options.steps
+    usual = options.batch, options.steps
     for name, config in PAPER.items() if "paper" in options.tables else ():
         yield Row("paper", name, f"{config}.py:demo", {}, *usual)
     for name, (config, changes) in FAMILY.items() if "family" in options.tables else ():
@@ -102,7 +107,7 @@ def rows(options) -> Iterator[Row]:
         if "steps" in options.tables:
             yield Row("steps", f"batch {batch:,}", "demo.py", {}, batch, options.steps)
         if "clips" in options.tables:
-            steps = max(options.steps * OF_DEMO // batch, 2)
+            steps = max(options.steps * options.batch // batch, 2)
             yield Row("clips", f"batch {batch:,}", "demo.py", {}, batch, steps)
 
 
@@ -299,7 +304,7 @@ def draw(results: dict[str, dict[str, dict]], file: Path) -> None:
 
 def settings(options) -> dict:
     """What rows that are kept have to have in common."""
-    names = ("seeds", "steps", "rates", "gallery", "precision", "changes", "clips")
+    names = ("seeds", "steps", "batch", "rates", "gallery", "precision", "changes", "clips")
     found = {name: getattr(options, name) for name in names}
     return json.loads(json.dumps(found | {"data": str(options.data)}))
 
@@ -310,18 +315,27 @@ def read_options() -> argparse.Namespace:
     parser.add_argument("--out", type=Path, default=Path("runs/large"))
     parser.add_argument("--tables", nargs="+", default=TABLES, choices=TABLES)
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--steps", type=int, default=2000, help="of a row of batch 64")
+    parser.add_argument("--steps", type=int, default=2000, help="of a row of the usual batch")
+    parser.add_argument("--batch", type=int, default=OF_DEMO, help="clips of a step, usually")
     parser.add_argument("--rates", type=float, nargs="+", default=(5e-4, 1e-3, 2e-3, 4e-3))
     parser.add_argument("--batches", type=int, nargs="+", default=BATCHES)
     parser.add_argument("--gallery", type=int, default=2040, help="clips of a split")
     parser.add_argument("--precision", default="tensorfloat32")
     parser.add_argument("--chunk", type=int, default=250, help="steps in a call of the device")
     parser.add_argument("--clips-at-once", type=int, default=4096, help="over all runs of a step")
-    parser.add_argument("--quick", action="store_true", help="tiny towers, some rows, few steps")
+    scale = parser.add_mutually_exclusive_group()
+    scale.add_argument("--small", action="store_true", help="an hour on two CPU cores")
+    scale.add_argument("--quick", action="store_true", help="tiny towers, some rows, few steps")
     options = parser.parse_args()
-    if min(options.seeds, options.steps - 1, options.gallery - 1, *options.batches) < 1:
-        raise InputError("expected --seeds of at least 1, --steps, --gallery and --batches of 2")
+    sizes = (options.steps - 1, options.gallery - 1, options.batch - 1, *options.batches)
+    if min(options.seeds, *sizes) < 1:
+        raise InputError("expected --seeds of at least 1, --steps, --gallery, --batch of 2")
     options.changes, options.clips = {}, None
+    if options.small:
+        options.out, options.changes, options.precision = options.out / "small", SMALL, "float32"
+        options.steps, options.batch, options.gallery, options.chunk = 300, 32, 510, 50
+        options.rates, options.batches = (1e-3, 4e-3, 1.6e-2), (16, 32, 64, 128)
+        options.clips_at_once = 128
     if options.quick:
         no_blocks = {"encoders.visual_blocks": 0, "encoders.audio_blocks": 0}
         options.out, options.changes, options.clips = options.out / "quick", TINY | no_blocks, 64

@@ -81,11 +81,12 @@ def folder(out: Path, row: str, rate: float, seed: int) -> Path:
 
 
 class Rows(NamedTuple):
-    """Where the runs of all rows are, and what they share: the data set and how long they train."""
+    """Where the runs of all rows are, and what they share: the data set, steps, first rates."""
 
     out: Path
     data: str
     steps: int | None
+    rates: list[float]
 
     def trained(self, row: str, rate: float, seed: int) -> Path:
         """The directory of a finished run of a row, trained now if it is not there."""
@@ -117,7 +118,7 @@ def validation_scores(rows: Rows, row: str) -> dict[float, float]:
     def tried(rate: float) -> float:
         return validation_score(rows.trained(row, rate, 0))
 
-    scores = {rate: tried(rate) for rate in LEARNING_RATES}
+    scores = {rate: tried(rate) for rate in rows.rates}
     while True:
         low, best, high = min(scores), max(scores, key=scores.get), max(scores)
         if low < best < high:
@@ -205,8 +206,10 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--table", default="ablations", choices=list(TABLES))
     parser.add_argument("--steps", type=int, help="of every row; without it the config's own")
+    parser.add_argument("--rates", type=float, nargs="+", default=LEARNING_RATES,
+                        help="learning rates that every row tries first")  # fmt: skip
     arguments = parser.parse_args()
-    rows = Rows(arguments.out, arguments.data, arguments.steps)
+    rows = Rows(arguments.out, arguments.data, arguments.steps, arguments.rates)
     results = {}
     for row in TABLES[arguments.table]:
         scores = validation_scores(rows, row)

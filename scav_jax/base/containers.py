@@ -1,4 +1,6 @@
-"""A media file, opened for reading (PyAV), the same with every version that we support."""
+"""A media file, opened for reading (PyAV), the same with every version that we support; and sound
+into one that is written.
+"""
 
 import contextlib
 import stat
@@ -7,10 +9,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import av
+import numpy as np
 
 from scav_jax.base.errors import InputError
 
 PIPE_BYTES = 2**32
+AAC_FRAME = 1024  # samples
 # What FFmpeg takes for a film, though it is a list that opens other files, a device or a script.
 _OTHERS = (
     "alsa avisynth concat concatf dash fbdev hds hls image2 imf iec61883 jack kmsgrab lavfi "
@@ -30,6 +34,29 @@ def open_container(path: Path) -> av.container.InputContainer:
       av.FFmpegError: what FFmpeg says about it.
     """
     return av.open(str(path.absolute()), options=SAFE_OPTIONS, **_TEXT_OPTIONS)
+
+
+def encode_sound(
+    container: av.container.OutputContainer,
+    stream: av.AudioStream,
+    samples: np.ndarray,
+    begin: int = 0,
+    end: int | None = None,
+) -> None:
+    """Encodes mono sound for a file that is written, a frame of AAC at a time.
+
+    Args:
+      container: open for writing.
+      stream: of its sound.
+      samples: `[S]` float32; number n is at time n of the stream's rate.
+      begin, end: which of them, for who brings a sound in parts; None is all that follow.
+    """
+    end = len(samples) if end is None else end
+    for first in range(begin, end, AAC_FRAME):
+        part = np.ascontiguousarray(samples[None, first : min(first + AAC_FRAME, end)])
+        frame = av.AudioFrame.from_ndarray(part, format="fltp", layout="mono")
+        frame.sample_rate, frame.pts = stream.codec_context.sample_rate, first
+        container.mux(stream.encode(frame))
 
 
 @contextlib.contextmanager

@@ -9,13 +9,14 @@ number.
 import contextlib
 import errno
 import hashlib
+import io
 import json
 import math
 import os
 import stat
 import zipfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from lzma import LZMAError
 from pathlib import Path
 from reprlib import repr as short  # of what may be as long as the file
@@ -23,7 +24,7 @@ from tokenize import TokenError
 from typing import IO, TYPE_CHECKING, Any
 
 from scav_jax.base.errors import InputError
-from scav_jax.base.files import write_json
+from scav_jax.base.files import write_atomically, write_json
 from scav_jax.base.names import shown
 
 if TYPE_CHECKING:
@@ -135,10 +136,19 @@ def arrays_in(file: IO[bytes]) -> dict[str, "np.ndarray"]:
         raise ValueError(str(error) or type(error).__name__) from None
 
 
-def read_text(path: str | Path, what: str, mend: str, most: int = MOST_TEXT_BYTES) -> str:
-    """The same as text in UTF-8, without a byte order mark."""
+def write_arrays(path: str | Path, arrays: "Mapping[str, np.ndarray]") -> None:
+    """Writes an npz, atomically; makes the folder."""
+    import numpy as np
+
+    content = io.BytesIO()
+    np.savez(content, **arrays)  # type: ignore[arg-type]  # none is called allow_pickle
+    write_atomically(path, content.getvalue())
+
+
+def read_text(path: str | Path, what: str, mend: str) -> str:
+    """What `read_bytes` reads as text in UTF-8, without a byte order mark."""
     try:
-        return read_bytes(path, what, mend, most).decode("utf-8-sig")
+        return read_bytes(path, what, mend).decode("utf-8-sig")
     except UnicodeDecodeError as error:
         line = len((error.object[: error.start] + b".").splitlines())
         raise InputError(

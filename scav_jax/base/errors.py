@@ -65,10 +65,21 @@ def check_one_of(where: str, value: object, known: Iterable[str]) -> None:
         )
 
 
-def listed(names: Sequence[str], most: int = 5) -> str:
+def listed(names: Iterable[str], most: int = 5) -> str:
     """The first few names, and how many more there are."""
+    names = list(names)
     more = f" and {len(names) - most} more" if len(names) > most else ""
     return (", ".join(names[:most]) or "none") + more
+
+
+def first_line(error: BaseException) -> str:
+    """What an exception says in its first line, or else its kind."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
+def in_a_line(error: BaseException) -> str:
+    """All that an exception says, in one line that is not too long, or else its kind."""
+    return " ".join(str(error).split())[:200] or type(error).__name__
 
 
 def check_unique(ids: Sequence[str], places: Iterable[str] | None = None) -> None:

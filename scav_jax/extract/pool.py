@@ -20,9 +20,8 @@ from multiprocessing.connection import Connection, wait
 from typing import Any
 
 from scav_jax.base import interrupts
+from scav_jax.base.children import single_threaded
 from scav_jax.extract import handover
-
-SINGLE_THREADED = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 
 
 def cores() -> int:
@@ -76,7 +75,7 @@ class _Worker:
         context = multiprocessing.get_context("spawn")
         self.pipe, theirs = context.Pipe()
         self.process = context.Process(target=_serve, args=(theirs, work), daemon=True)
-        with _single_threaded(), interrupts.not_for_children():
+        with single_threaded(), interrupts.not_for_children():
             self.process.start()
         theirs.close()  # so that a dead worker shows as the end of the pipe
         self.ready = False
@@ -215,18 +214,3 @@ def _sendable(error: Exception) -> Exception:
         copy.filename = error.filename
     copy.add_note(text)
     return copy
-
-
-@contextlib.contextmanager
-def _single_threaded() -> Iterator[None]:
-    """Processes started in here have one thread for linear algebra: they are the parallel unit."""
-    before = {name: os.environ.get(name) for name in SINGLE_THREADED}
-    os.environ.update(dict.fromkeys(SINGLE_THREADED, "1"))
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            if value is None:
-                os.environ.pop(name, None)  # another thread may have been here
-            else:
-                os.environ[name] = value

@@ -16,6 +16,7 @@ import numpy as np
 from jaxtyping import Float, UInt8
 from tqdm import tqdm
 
+from scav_jax.base.containers import encode_sound
 from scav_jax.base.errors import InputError
 from scav_jax.extract.media import RATE_HZ, Reader
 from scav_jax.extract.streams import Unusable
@@ -29,7 +30,6 @@ CROPPED = 0.1  # of each edge
 NOISE = 0.08  # of full scale, in picture
 NOISE_DB = -15  # of the sound's own level
 SPEED = 1.25
-AUDIO_FRAME = 1024
 CLIPS_AT_ONCE = 32
 
 
@@ -168,11 +168,7 @@ def write(path: Path, film: Recording) -> None:
             pixels = np.ascontiguousarray(pixels[:height, :width])
             container.mux(video.encode(av.VideoFrame.from_ndarray(pixels, format="rgb24")))
         container.mux(video.encode(None))
-        for first in range(0, len(film.sound), AUDIO_FRAME):
-            samples = np.ascontiguousarray(film.sound[None, first : first + AUDIO_FRAME])
-            frame = av.AudioFrame.from_ndarray(samples, format="fltp", layout="mono")
-            frame.sample_rate, frame.pts = RATE_HZ, first
-            container.mux(audio.encode(frame))
+        encode_sound(container, audio, film.sound)
         container.mux(audio.encode(None))
 
 

@@ -4,7 +4,6 @@ One colour and marker for each retrieval method, one for each run, chosen to be 
 colour vision as well (Okabe and Ito's palette; markers and dashes repeat what colours say).
 """
 
-import base64
 import io
 import itertools
 from collections.abc import Sequence
@@ -13,13 +12,14 @@ from pathlib import Path
 
 import matplotlib
 import numpy as np
-from jaxtyping import Float, Int, UInt8
+from jaxtyping import Float, Int
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
 from scav_jax.extract.media import Reader
 from scav_jax.extract.streams import Unusable, picture_ratio
+from scav_jax.report.playable import data_uri, jpeg
 
 COLOURS = {
     "aggregation": "#d55e00",
@@ -69,10 +69,6 @@ def image(figure: Figure) -> str:
     with matplotlib.rc_context(STYLE):
         figure.savefig(file, format="svg", metadata={"Date": None})
     return data_uri("image/svg+xml", file.getvalue())
-
-
-def data_uri(kind: str, content: bytes) -> str:
-    return f"data:{kind};base64,{base64.b64encode(content).decode()}"
 
 
 def _panels(columns: int, width: float, height: float, **options) -> tuple[Figure, list[Axes]]:
@@ -444,12 +440,5 @@ def thumbnail(
     power = np.square(media.waveform)
     edges = np.linspace(0, len(power), bins + 1).astype(int)[:-1]
     loudness = np.sqrt(np.add.reduceat(power, edges)) if len(power) >= bins else np.zeros(bins)
-    return Thumbnail(_jpeg(media.frames[0]), loudness / max(float(loudness.max()), 1e-9))
-
-
-def _jpeg(frame: UInt8[np.ndarray, "height width 3"]) -> str:
-    from PIL import Image
-
-    file = io.BytesIO()
-    Image.fromarray(frame).save(file, format="JPEG", quality=82)
-    return data_uri("image/jpeg", file.getvalue())
+    picture = jpeg(media.frames[0], quality=82)
+    return Thumbnail(picture, loudness / max(float(loudness.max()), 1e-9))

@@ -100,14 +100,18 @@ def document(
 ) -> str:
     """The whole page; empty sections are left out. `head` is HTML, `style` more of CSS."""
     body = "\n".join(section for section in sections if section)
+    return frame(title, header, body, head, f"<style>\n{STYLE}{style}</style>")
+
+
+def frame(title: str, header: str, body: str, head: str, look: str) -> str:
+    """A page, of HTML but for its title: `head` comes before that, `look` behind it."""
     return f"""<!doctype html>
 <html lang="en">
 <head>
 <meta charset="utf-8">
 <meta name="viewport" content="width=device-width, initial-scale=1">
 {head}<title>{escape(title)}</title>
-<style>
-{STYLE}{style}</style>
+{look}
 </head>
 <body>
 <main>

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Float
 
+from scav_jax.base.names import last_parts
 from scav_jax.report import figures, markup, probed
 from scav_jax.report.markup import escape
 from scav_jax.retrieval.results import (
@@ -109,7 +110,8 @@ class Pictures:
 def html(results: dict, pictures: Pictures) -> str:
     """The whole report as one HTML document."""
     data, runs = results["data"], results["runs"]
-    title = f"{' and '.join(run['name'] for run in runs)} on {_data_name(data)}"
+    names = " and ".join(run["name"] for run in runs)
+    title = f"{names} on {last_parts(Path(data['path']))}, {data['split']}"
     header = [
         '<p class="kicker">Audio-visual retrieval report</p>',
         f"<h1>{escape(title)}</h1>",
@@ -135,10 +137,6 @@ def html(results: dict, pictures: Pictures) -> str:
         _facts_section(results),
     ]
     return markup.document(title, "\n".join(part for part in header if part), sections)
-
-
-def _data_name(data: dict) -> str:
-    return f"{'/'.join(Path(data['path']).parts[-2:])}, {data['split']}"
 
 
 def _cards(runs: Sequence[dict]) -> str:

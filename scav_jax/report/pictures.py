@@ -16,9 +16,10 @@ from scav_jax.distances.dtw import hard_path
 from scav_jax.features.store import Split
 from scav_jax.objectives import normalize_distances
 from scav_jax.report import figures, page
+from scav_jax.report.match import one
 from scav_jax.report.search_page import embedded_media
 from scav_jax.retrieve import DIRECTIONS, queries_first
-from scav_jax.sequences import AudioVisual, Sequences, resample_like
+from scav_jax.sequences import AudioVisual, resample_like
 
 MATRIX_CLIPS, MATRIX_CLIPS_A_SOURCE = 48, 8
 SEARCHES, FOUND = 3, 5  # shown for each direction
@@ -86,18 +87,13 @@ def _partners(distances: Float[np.ndarray, "K K"], clip: int) -> list[tuple[int,
     return [(clip, "its own audio")] + ([(wrong, "closest other audio")] if wrong != clip else [])
 
 
-def _one(stream: Sequences, number: int) -> Sequences:
-    """One sequence of many, on the device."""
-    return jax.tree.map(lambda leaf: jnp.asarray(leaf[number]), stream)
-
-
 def _align(
     latents: AudioVisual, name: str, options: dict, visual: int, audio: int, title: str
 ) -> figures.Alignment:
-    one, other = _one(latents.visual, visual), _one(latents.audio, audio)
-    weights = np.asarray(alignment(name, one, other, **options))
-    steps = int(one.lengths), int(other.lengths)
-    h_visual, h_audio = np.asarray(one.values)[: steps[0]], np.asarray(other.values)[: steps[1]]
+    seen, heard = one(latents.visual, visual), one(latents.audio, audio)
+    weights = np.asarray(alignment(name, seen, heard, **options))
+    steps = int(seen.lengths), int(heard.lengths)
+    h_visual, h_audio = np.asarray(seen.values)[: steps[0]], np.asarray(heard.values)[: steps[1]]
     costs = np.mean((h_visual[:, None] - h_audio[None]) ** 2, axis=-1)
     return figures.Alignment(title, costs, weights[: steps[0], : steps[1]])
 
@@ -112,7 +108,7 @@ def make_comparison(latents: AudioVisual, clip: int) -> list[figures.Alignment]:
             ("wasserstein", "Wasserstein: transport plan"),
         )
     ]
-    pair = [_one(stream, clip) for stream in latents]
+    pair = [one(stream, clip) for stream in latents]
     path, cells = _path(*pair)
     made[1] = dataclasses.replace(made[1], path=np.asarray(path)[: int(cells)])
     return made
@@ -122,10 +118,10 @@ def make_resampled(
     latents: AudioVisual, distances: Float[np.ndarray, "K K"], clip: int
 ) -> figures.Resampled:
     """A clip's video resampled to the steps of its own audio and of the closest other one."""
-    visual = _one(latents.visual, clip)
+    visual = one(latents.visual, clip)
     differences = {}
     for audio, what in _partners(distances, clip):
-        target = _one(latents.audio, audio)
+        target = one(latents.audio, audio)
         steps = int(target.lengths)
         moved, fixed = (np.asarray(x.values)[:steps] for x in (_moved(visual, target), target))
         differences[what] = np.mean((moved - fixed) ** 2, axis=-1)

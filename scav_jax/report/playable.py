@@ -17,6 +17,7 @@ import av
 import numpy as np
 from jaxtyping import UInt8
 
+from scav_jax.base.containers import encode_sound
 from scav_jax.extract.fbank import RATE_HZ
 from scav_jax.extract.media import Media, Reader
 from scav_jax.extract.streams import (
@@ -30,7 +31,6 @@ KINDS = ("video", "audio")
 WIDTH, HEIGHT = 426, 240
 MAX_PIXELS = 2**26  # of all frames together, while a clip is held in memory
 MAX_SECONDS = 60.0
-SOUND_FRAME = 1024
 MAX_RATE = 60
 STILL_S = 0.5  # its frame is found in so much of a clip
 
@@ -92,7 +92,7 @@ def playable(
     except av.FFmpegError as error:
         raise Unusable("encode", f"no encoder for it: {error}") from None
     kind = "video" if "video" in chosen else "audio"
-    still = "" if media.frames is None else _jpeg(media.frames[0])
+    still = "" if media.frames is None else jpeg(media.frames[0])
     return Playable(kind, f"{kind}/mp4", content, still)
 
 
@@ -100,16 +100,22 @@ def still(path: Path, start: float, end: float) -> str:
     """The first picture of a clip as a `data:` address, soon; "" where there is none."""
     shrink = partial(_scaled, height=HEIGHT, most=MAX_PIXELS)
     with contextlib.suppress(Unusable), Reader(path, None, shrink, STILL_S, ("video",)) as reader:
-        return _jpeg(reader.cut(start, min(end, start + STILL_S)).frames[0])
+        return jpeg(reader.cut(start, min(end, start + STILL_S)).frames[0])
     return ""
 
 
-def _jpeg(frame: UInt8[np.ndarray, "height width 3"]) -> str:
+def data_uri(kind: str, content: bytes) -> str:
+    """Content of a media type as an address."""
+    return f"data:{kind};base64,{base64.b64encode(content).decode()}"
+
+
+def jpeg(frame: UInt8[np.ndarray, "height width 3"], quality: int = 80) -> str:
+    """A picture as a `data:` address."""
     from PIL import Image
 
     file = io.BytesIO()
-    Image.fromarray(frame).save(file, format="JPEG", quality=80)
-    return f"data:image/jpeg;base64,{base64.b64encode(file.getvalue()).decode()}"
+    Image.fromarray(frame).save(file, format="JPEG", quality=quality)
+    return data_uri("image/jpeg", file.getvalue())
 
 
 def picture_load(path: Path) -> tuple[int, float]:
@@ -158,7 +164,9 @@ def _encode(media: Media) -> bytes:
                 container.mux(video.encode(frame))
             container.mux(video.encode())
         if media.waveform is not None:
-            _write_sound(container, audio, media)
+            samples = np.clip(media.waveform, -1.0, 1.0).astype(np.float32)
+            encode_sound(container, audio, samples)
+            container.mux(audio.encode())
     return file.getvalue()
 
 
@@ -168,14 +176,3 @@ def _frames_and_rate(media: Media) -> tuple[UInt8[np.ndarray, "n height width 3"
     rate = len(media.frames) / max(end - begin, 1e-3)
     every = max(1, round(rate / MAX_RATE))
     return media.frames[::every], Fraction(rate / every).limit_denominator(1001)
-
-
-def _write_sound(container, audio: av.AudioStream, media: Media) -> None:
-    samples = np.clip(media.waveform, -1.0, 1.0).astype(np.float32)
-    for begin in range(0, len(samples), SOUND_FRAME):
-        part = np.ascontiguousarray(samples[None, begin : begin + SOUND_FRAME])
-        frame = av.AudioFrame.from_ndarray(part, format="fltp", layout="mono")
-        frame.sample_rate, frame.pts = RATE_HZ, begin
-        frame.time_base = Fraction(1, RATE_HZ)
-        container.mux(audio.encode(frame))
-    container.mux(audio.encode())

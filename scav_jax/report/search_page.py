@@ -9,7 +9,6 @@ result runs its match over time. All works from the keyboard: the space bar play
 move in time, figures choose what is heard (0 is the query).
 """
 
-import base64
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,9 +22,10 @@ from scav_jax.extract.streams import Unusable
 from scav_jax.report import markup
 from scav_jax.report.markup import ASKING, STREAM_WORDS, escape
 from scav_jax.report.match import Curve, match_curve, one
-from scav_jax.report.playable import playable
+from scav_jax.report.playable import data_uri, playable
 from scav_jax.retrieval.embed import Embedded
 from scav_jax.retrieval.model import Model
+from scav_jax.retrieval.results import distance_name
 from scav_jax.retrieve import Hit
 from scav_jax.sequences import Sequences
 
@@ -96,8 +96,7 @@ def embedded_media(
         made = playable(Path(source), start, end, kinds=kinds)
     except Unusable as unusable:
         return "", unusable.reason, ""
-    content = base64.b64encode(made.content).decode()
-    return made.kind, f"data:{made.type};base64,{content}", made.still
+    return made.kind, data_uri(made.type, made.content), made.still
 
 
 def make_search(
@@ -152,8 +151,8 @@ def make_search(
         clip = Shown(hit.id, hit.source, float(hit.start), float(hit.end), hit.label or "", *where)
         results.append(Result(clip, hit.rank, _told(hit, score_name), curve))
     name, options = model.distance
-    told = ", ".join(f"{key}={value}" for key, value in sorted(options.items()))
-    return Search(asked, results, direction, f"{name} ({told})" if told else name)
+    told = distance_name({"name": name, "options": options})
+    return Search(asked, results, direction, told)
 
 
 def curves_of(

@@ -301,22 +301,5 @@ def html(clips: int, identity: str) -> str:
         "plays and stops, the arrow keys move, 0 to 9 choose which sound is heard (0 is the "
         "query).</p>"
     )
-    return f"""<!doctype html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<title>Audio-visual search</title>
-<link rel="stylesheet" href="/app.css">
-<link rel="icon" href="data:,">
-</head>
-<body>
-<main>
-<header>
-{header}
-</header>
-{_BODY}
-</main>
-</body>
-</html>
-"""
+    look = '<link rel="stylesheet" href="/app.css">\n<link rel="icon" href="data:,">'
+    return markup.frame("Audio-visual search", header, _BODY, "", look)

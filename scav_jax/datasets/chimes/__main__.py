@@ -1,5 +1,7 @@
 """`scav datasets chimes --preset demo --out VIDEOS`: renders the data set."""
 
+from collections import Counter
+
 from scav_jax.base.commands import Parser, at_least
 from scav_jax.base.errors import run_program
 from scav_jax.datasets.chimes.presets import PRESETS, clips, override, preset
@@ -33,9 +35,7 @@ def main(arguments: list[str] | None = None) -> int:
         overrides=options.overrides,
     )
     rows = clips(override(preset(options.preset), options.overrides))
-    counts: dict[str, int] = {}
-    for row in rows:
-        counts[row["split"]] = counts.get(row["split"], 0) + 1
+    counts = Counter(row["split"] for row in rows)
     print(f"{path}: {', '.join(f'{count} clips in {split}' for split, count in counts.items())}")
     return 0
 

@@ -100,7 +100,7 @@ def paint_scene(instrument: Instrument, parameters: Parameters, seed: int) -> Sc
         layers.append(parameters.flash * _flash(look, picture, distance, alpha, center))
     layers += [-down * OVERSAMPLING * cover[..., None] for cover in covers]
     planes = yuv420(np.stack([_shrink(layer) for layer in [picture, *layers]]))
-    planes[0] += _yuv420_offset(width, height)
+    planes[0] += yuv420_offset(width, height)
     light = np.array([-np.cos(look.light_angle), -np.sin(look.light_angle)])
     return Scene(
         still=planes[0].astype(np.float32),
@@ -118,9 +118,9 @@ def paint_scene(instrument: Instrument, parameters: Parameters, seed: int) -> Sc
 
 def _shrink(picture: np.ndarray) -> np.ndarray:
     """`[h, w, 3]` -> `[h / OVERSAMPLING, w / OVERSAMPLING, 3]` by averaging."""
-    h, w, channels = picture.shape
+    h, w, _ = picture.shape
     blocks = picture.reshape(h // OVERSAMPLING, OVERSAMPLING, w // OVERSAMPLING, OVERSAMPLING, -1)
-    return blocks.mean(axis=(1, 3)).reshape(h // OVERSAMPLING, w // OVERSAMPLING, channels)
+    return blocks.mean(axis=(1, 3))
 
 
 def yuv420(pictures: np.ndarray) -> np.ndarray:
@@ -133,7 +133,8 @@ def yuv420(pictures: np.ndarray) -> np.ndarray:
     )
 
 
-def _yuv420_offset(width: int, height: int) -> np.ndarray:
+def yuv420_offset(width: int, height: int) -> np.ndarray:
+    """`[h * w * 3 / 2]` what black has in the planes Y, U, V."""
     area = width * height
     return np.repeat(YUV_OFFSET, [area, area // 4, area // 4])
 
@@ -174,13 +175,13 @@ def _blurred_noise(random: np.random.Generator, shape: tuple[int, int], sigma: f
     return noise / noise.std()
 
 
-def _bar_distance(look: Look, bar: int, x: np.ndarray, y: np.ndarray, grow: float = 0.0):
+def _bar_distance(look: Look, bar: int, x: np.ndarray, y: np.ndarray):
     """Signed distance to a bar's outline, and the place on the bar: across and along in -1..1."""
     bars = look.bars
     dx, dy = x - bars.centers[bar, 0], y - bars.centers[bar, 1]
     cos, sin = np.cos(bars.angles[bar]), np.sin(bars.angles[bar])
     across, along = dx * cos + dy * sin, dy * cos - dx * sin
-    half = bars.half_widths[bar] + grow, bars.half_lengths[bar] + grow
+    half = bars.half_widths[bar], bars.half_lengths[bar]
     radius = look.corner * half[0]
     qx, qy = np.abs(across) - half[0] + radius, np.abs(along) - half[1] + radius
     outside = np.hypot(np.maximum(qx, 0.0), np.maximum(qy, 0.0))

@@ -6,10 +6,8 @@ import multiprocessing
 import os
 import signal
 import threading
-from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
 from dataclasses import asdict
 from functools import lru_cache
 from pathlib import Path
@@ -18,12 +16,13 @@ import av
 import numpy as np
 
 from scav_jax import __version__
+from scav_jax.base.children import single_threaded
 from scav_jax.base.documents import read_object
 from scav_jax.base.errors import InputError
 from scav_jax.base.files import write_atomically
 from scav_jax.base.interrupts import not_for_children
 from scav_jax.base.progress import progress_bar
-from scav_jax.base.tables import csv_text
+from scav_jax.datasets import clip_lists
 from scav_jax.datasets.chimes.instrument import Instrument, make_instrument
 from scav_jax.datasets.chimes.performance import Score, compose, move
 from scav_jax.datasets.chimes.picture import Camera, Scene, paint_scene
@@ -37,7 +36,6 @@ from scav_jax.datasets.chimes.video import encode
 RENDERER = 1  # raise it whenever the same parameters come to mean other pictures or sounds
 DESCRIPTION, CLIPS = "chimes.json", "clips.csv"
 CLIPS_A_PROCESS = 30  # a process takes half a second to start: worth it from here on
-ONE_THREAD = dict.fromkeys(("OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "OMP_NUM_THREADS"), "1")
 
 
 def render(
@@ -87,7 +85,7 @@ def render(
     _render_missing(out, parameters, seed, todo, workers)
     for stale in out.glob("*/*.partial"):  # of a run that was killed
         stale.unlink(missing_ok=True)
-    write_atomically(out / CLIPS, _clips_csv(parameters))
+    clip_lists.write_csv(out / CLIPS, clip_lists.COLUMNS, clips(parameters))
     return out / CLIPS
 
 
@@ -147,7 +145,7 @@ def _render_missing(
     progress = progress_bar("rendering chimes", clips_todo, "clip")
     spawn = multiprocessing.get_context("spawn")
     todo = sorted(todo, key=lambda p: p.name)  # an instrument is painted once for all in a row
-    with progress, _environment(ONE_THREAD):
+    with progress, single_threaded():
         pool = ProcessPoolExecutor(min(workers, len(todo)), spawn, initializer=_end_with_parent)
         try:
             with not_for_children():
@@ -161,25 +159,6 @@ def _render_missing(
             ) from None
         finally:
             pool.shutdown(cancel_futures=True)
-
-
-@contextmanager
-def _environment(settings: dict[str, str]) -> Iterator[None]:
-    """Sets environment variables that new processes inherit, for a while.
-
-    Numerical libraries read their thread count when they are imported, and a process for each
-    core that starts a thread for each core is slow.
-    """
-    former = {key: os.environ.get(key) for key in settings}
-    os.environ.update(settings)
-    try:
-        yield
-    finally:
-        for key, value in former.items():
-            if value is None:
-                os.environ.pop(key, None)
-            else:
-                os.environ[key] = value
 
 
 def _end_with_parent() -> None:
@@ -228,8 +207,3 @@ def score_of(performance: Performance, parameters: Parameters, seed: int) -> Sco
     """What is struck when in a performance: the truth that its video shows."""
     instrument = make_instrument(performance.instrument, parameters, seed)
     return compose(instrument, performance, parameters, seed)
-
-
-def _clips_csv(parameters: Parameters) -> str:
-    columns = ["file", "start", "end", "id", "label", "split"]
-    return csv_text(columns, clips(parameters))

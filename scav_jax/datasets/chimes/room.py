@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from scav_jax.datasets.chimes.instrument import random_generator
-from scav_jax.datasets.chimes.picture import YUV_OFFSET, yuv420
+from scav_jax.datasets.chimes.picture import yuv420, yuv420_offset
 from scav_jax.datasets.chimes.presets import Parameters
 
 BANDS_HZ = np.geomspace(100.0, 8000.0, 7)
@@ -53,8 +53,7 @@ def make_room(id: str, parameters: Parameters, seed: int) -> Room:
     across = np.clip(0.5 + 0.5 * (x * np.cos(angle) + y * np.sin(angle)), 0.0, 1.0)[..., None]
     tint = tints[0] * (1.0 - across) + tints[1] * across
     contrast = 1.0 - 2.0 * amount
-    area = width * height
-    offset = np.repeat(YUV_OFFSET, [area, area // 4, area // 4])  # is no light: it stays
+    offset = yuv420_offset(width, height)  # is no light: it stays
     light = yuv420(amount * (1.0 + tint)[None])[0] + (1.0 - contrast) * offset
     gains = -random.uniform(0.0, parameters.room_response_db, len(BANDS_HZ))
     return Room(contrast, light.astype(np.float32), gains)

@@ -7,9 +7,9 @@ from fractions import Fraction
 import av
 import numpy as np
 
+from scav_jax.base.containers import AAC_FRAME, encode_sound
 from scav_jax.datasets.chimes.presets import Parameters
 
-AUDIO_FRAME = 1024  # samples of an AAC frame
 BT601 = 5  # FFmpeg's number of the colour matrix that picture.py uses
 
 
@@ -46,8 +46,9 @@ def encode(
                 frame.time_base = Fraction(1, rate)
                 container.mux(video.encode(frame))
             until = len(sound) if end == count else round(end / rate * parameters.audio_rate_hz)
-            until -= 0 if end == count else until % AUDIO_FRAME
-            written = _encode_sound(container, audio, sound, written, until)
+            until -= 0 if end == count else until % AAC_FRAME
+            encode_sound(container, audio, sound, written, until)
+            written = until
         container.mux(video.encode(None))
         container.mux(audio.encode(None))
     return buffer.getvalue()
@@ -66,13 +67,3 @@ def _video_stream(container, parameters: Parameters, clip: int):
     video.codec_context.thread_count = 1
     video.codec_context.colorspace = BT601
     return video
-
-
-def _encode_sound(container, audio, sound: np.ndarray, begin: int, end: int) -> int:
-    for first in range(begin, end, AUDIO_FRAME):
-        samples = np.ascontiguousarray(sound[None, first : min(first + AUDIO_FRAME, end)])
-        frame = av.AudioFrame.from_ndarray(samples, format="fltp", layout="mono")
-        frame.sample_rate = audio.codec_context.sample_rate
-        frame.pts = first
-        container.mux(audio.encode(frame))
-    return end

@@ -154,9 +154,7 @@ class Results:
 
     def add(self, job: int, outcome: Outcome, features: Features | None) -> None:
         result = self._open.setdefault(job, JobResult())
-        before = result.seconds
-        result.add(outcome, features)
-        self._progress(1, result.seconds - before)
+        self._progress(1, result.add(outcome, features))
 
     def forget(self, job: int) -> None:
         """The job is done again from its start."""

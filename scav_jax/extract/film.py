@@ -149,12 +149,8 @@ def _usable_streams(container: av.container.InputContainer, kind: str) -> list[a
     return [
         stream
         for stream in container.streams
-        if stream.type == kind and stream.codec_context is not None and not _is_still(stream)
+        if stream.type == kind and stream.codec_context and not stream.disposition & NO_FILM
     ]
-
-
-def _is_still(stream: av.stream.Stream) -> bool:
-    return bool(stream.disposition & NO_FILM)
 
 
 def _chosen(path: Path, usable: list[av.stream.Stream]) -> av.stream.Stream:

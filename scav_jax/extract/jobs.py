@@ -139,17 +139,19 @@ class JobResult:
         self.rejected: dict[int, dict] = {}
         self.seconds = 0.0
 
-    def add(self, outcome: Outcome, features: Features | None) -> None:
-        """Features are those of the encoder; None for a rejected clip."""
+    def add(self, outcome: Outcome, features: Features | None) -> float:
+        """Takes the encoder's features, None for a rejected clip; the seconds of video it adds."""
         if features is None:
             self.rejected[outcome.place] = outcome.rejection
-            return
+            return 0.0
         try:
             self.clips[outcome.place] = outcome.clip(features)
-            self.seconds += outcome.seconds
         except Unusable as unusable:
             rejection = outcome.request.rejection(unusable.stage, unusable.reason)
             self.rejected[outcome.place] = rejection
+            return 0.0
+        self.seconds += outcome.seconds
+        return outcome.seconds
 
     def __len__(self) -> int:
         return len(self.clips) + len(self.rejected)

@@ -28,9 +28,7 @@ RUN_FILE, LENGTHS_FILE = "run.json", "lengths.json"
 JOBS_A_FOLDER = 1000
 MAGIC = b"scavjob3"
 NO_RUN = 16 * "0"  # before `open`
-TRAILER_BYTES = (
-    len(MAGIC) + len(NO_RUN) + 32
-)  # then the run's name and the SHA-256 of what is before it all
+TRAILER_BYTES = len(MAGIC) + len(NO_RUN) + 32  # the last: SHA-256 of all that is before it
 REMOVE = "remove that folder to start again, or use another --out"
 A_JOB = ("a finished part of an extraction", "remove it and run the same command again")
 MOST_LENGTHS_BYTES = 2**28  # some two million videos

@@ -251,7 +251,7 @@ def assign_splits(
             "--split or the column"
         )
     together = _together(clips, groups or {}, recordings or {})
-    files = sorted(set(together.values()), key=_hash)
+    files = sorted(set(together.values()), key=lambda file: hashlib.sha256(file.encode()).digest())
     ends = [round(share * len(files)) for share in itertools.accumulate(shares.values())]
     split_of: dict[str, str] = {}
     for name, begin, end in zip(shares, [0, *ends], ends, strict=False):
@@ -283,10 +283,6 @@ def _together(
                 one, other = root(first.setdefault(tie, clip.file)), root(clip.file)
                 parent[max(one, other)] = min(one, other)
     return {file: root(file) for file in parent}
-
-
-def _hash(file: str) -> bytes:
-    return hashlib.sha256(file.encode()).digest()
 
 
 def find_videos(

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from scav_jax.base.errors import InputError
+from scav_jax.base.errors import InputError, listed
 from scav_jax.base.names import is_text, shown
 from scav_jax.base.progress import progress_bar
 from scav_jax.extract import backbones, jobs, pool, shards, streams
@@ -242,8 +242,9 @@ def _run(
     timeout_s: float,
 ) -> None:
     """Does the jobs that are not done, with progress; retries what a lost worker was at."""
-    waiting = _to_do(all_jobs, ledger)
-    with _bar_of(all_jobs, waiting) as bar:
+    waiting, total = _to_do(all_jobs, ledger), _clips(all_jobs)
+    done = total - _clips(waiting)
+    with progress_bar("extracting", total, "clip", initial=done, smoothing=SMOOTHING) as bar:
         progress = _Progress(bar)
         if engine == "ray":
             from scav_jax.extract import ray_engine
@@ -274,12 +275,6 @@ def _to_do(all_jobs: list[Job], ledger: Ledger) -> deque[Job]:
 
 def _clips(some: Iterable[Job]) -> int:
     return sum(len(job.clips) for job in some)
-
-
-def _bar_of(all_jobs: list[Job], waiting: Iterable[Job]) -> tqdm:
-    total = _clips(all_jobs)
-    done = total - _clips(waiting)
-    return progress_bar("extracting", total, "clip", initial=done, smoothing=SMOOTHING)
 
 
 def _encode(events: Iterator, encoder: Encoder, results: Results) -> None:
@@ -369,8 +364,8 @@ def _finish_shard(shard: Shard, whole: Ledger, out: Path, done: list[Job], start
     if rows:
         _say(f"rejected {len(rows):,}: {_reasons(rows)}")
     if left:
-        shown = ", ".join(str(other.index) for other in left[:20])
-        _say(f"{len(left):,} shards are not finished yet: {shown}{' ...' * (len(left) > 20)}")
+        shown = listed([str(other.index) for other in left], 20)
+        _say(f"{len(left):,} shards are not finished yet: {shown}")
     else:
         _say(f"all {shard.count:,} are: --num-shards {shard.count} --merge writes {out}")
 

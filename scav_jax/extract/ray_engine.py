@@ -56,9 +56,7 @@ def run(
     for row in rows:
         number, outcome, features = pickle.loads(row[COLUMN])
         job, result = open_jobs[number]
-        before = result.seconds
-        result.add(outcome, features)
-        progress(1, result.seconds - before)
+        progress(1, result.add(outcome, features))
         if len(result) == len(job.clips):
             ledger.save(number, result.clips, result.rejected)
             del open_jobs[number]

@@ -22,6 +22,7 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Float, UInt8
 
+from scav_jax.base.containers import encode_sound
 from scav_jax.base.files import write_json
 from scav_jax.extract import backbones, fbank, media, streams
 
@@ -220,10 +221,7 @@ def write_clip(path: Path) -> None:
             frame.pts, frame.time_base = index, Fraction(1, RATE)
             container.mux(video.encode(frame))
         container.mux(video.encode())
-        for begin in range(0, len(sound), 1024):
-            frame = av.AudioFrame.from_ndarray(sound[None, begin : begin + 1024], "fltp", "mono")
-            frame.sample_rate, frame.pts = SOUND_RATE, begin
-            container.mux(audio.encode(frame))
+        encode_sound(container, audio, sound)
         container.mux(audio.encode())
 
 

@@ -7,7 +7,7 @@ work in a ledger of its own, `DATA.partial/shard-00003-of-00008`, and needs noth
 from collections import Counter
 from dataclasses import dataclass, replace
 
-from scav_jax.base.errors import InputError
+from scav_jax.base.errors import InputError, listed
 from scav_jax.extract.ledger import Ledger
 from scav_jax.extract.manifest import Listing
 from scav_jax.features.clip import fingerprint_difference
@@ -89,12 +89,12 @@ def is_finished(shard: Shard, whole: Ledger) -> bool:
 
 def check_complete(shards: list[Shard], whole: Ledger, manifest: str) -> dict:
     """The fingerprint of all shards; `InputError` if some are missing or do not fit the others."""
-    missing = [shard.index for shard in shards if not is_finished(shard, whole)]
+    missing = [str(shard.index) for shard in shards if not is_finished(shard, whole)]
     if missing:
-        shown = ", ".join(map(str, missing[:20])) + (" ..." if len(missing) > 20 else "")
         raise InputError(
             f"{whole.folder}: expected {len(shards)} finished shards, {len(missing)} are not: "
-            f"{shown}; run --num-shards {len(shards)} --shard-index N for each, then --merge again"
+            f"{listed(missing, 20)}; run --num-shards {len(shards)} --shard-index N for each, "
+            "then --merge again"
         )
     runs = [_run_of(shard, whole) for shard in shards]
     for shard, run in zip(shards, runs, strict=True):

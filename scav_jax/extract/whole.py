@@ -45,7 +45,8 @@ def check_single(path: Path, format_name: str) -> None:
 
     Others are read to their end, and their clocks say that they start anew.
     """
-    if STRUCTURES.get(format_name, _begins_again)(path, format_name):
+    has_more = STRUCTURES.get(format_name)
+    if has_more(path) if has_more else _begins_again(path, format_name):
         raise Unusable("open", JOINED)
 
 
@@ -63,13 +64,12 @@ def _occurs_twice(path: Path, pattern: bytes) -> bool:
         return len([*itertools.islice(re.finditer(pattern, content, re.DOTALL), 2)]) > 1
 
 
-def _has_two_headers(path: Path, format_name: str) -> bool:
+def _has_two_headers(path: Path) -> bool:
     """Of an MP4: whether another one follows that is not read.
 
     libavformat leaves a second header out, and behind it fragments that begin before others that it
     has read. Fragments that go on are read, though the header may stand before each.
     """
-    del format_name
     headers, in_fragments, begins = 0, True, {}
     with mapped(path) as content:
         for kind, extent in boxes(content, (0, len(content))):
@@ -93,9 +93,8 @@ def _fragment_begins(content: mmap.mmap, fragment: Extent) -> Iterator[tuple[int
             yield track, int.from_bytes(content[at : at + digits], "big")
 
 
-def _has_two_first_blocks(path: Path, format_name: str) -> bool:
+def _has_two_first_blocks(path: Path) -> bool:
     """Of a WavPack."""
-    del format_name
     return [*_wavpack_blocks(path)].count(0) > 1
 
 
@@ -113,7 +112,7 @@ def _wavpack_blocks(path: Path) -> Iterator[int]:
             at = content.find(b"wvpk", at + 8 + size if size < len(content) else at + 4)
 
 
-def _goes_on_behind_flash(path: Path, format_name: str) -> bool:
+def _goes_on_behind_flash(path: Path) -> bool:
     """Of an SWF: whether another one follows its last tag; packed ones begin alike."""
     with mapped(path) as content:
         if content[:1] != b"F":
@@ -130,9 +129,8 @@ def _goes_on_behind_flash(path: Path, format_name: str) -> bool:
         return content[at + 1 : at + 3] == b"WS"
 
 
-def _goes_on_behind_chunks(path: Path, format_name: str) -> bool:
+def _goes_on_behind_chunks(path: Path) -> bool:
     """Of a Westwood sound: whether more chunks follow behind what is none."""
-    del format_name
     with mapped(path) as content:
         at = 12
         while content[at + 4 : at + 8] == WESTWOOD_CHUNK:
@@ -140,15 +138,14 @@ def _goes_on_behind_chunks(path: Path, format_name: str) -> bool:
         return content.find(WESTWOOD_CHUNK, at) >= 0
 
 
-def _has_an_empty_part(path: Path, format_name: str) -> bool:
+def _has_an_empty_part(path: Path) -> bool:
     """Of pictures as a browser is sent them: whether the line between them comes twice at once."""
-    del format_name
     with mapped(path) as content:
         line = content[: content.find(b"\n") + 1]
         return content.find(2 * line) >= 0
 
 
-STRUCTURES: dict[str, Callable[[Path, str], bool]] = {
+STRUCTURES: dict[str, Callable[[Path], bool]] = {
     MOV: _has_two_headers,
     "wv": _has_two_first_blocks,
     "swf": _goes_on_behind_flash,

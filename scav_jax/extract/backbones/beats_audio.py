@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
-from scav_jax.base.errors import InputError
+from scav_jax.base.errors import check_one_of
 from scav_jax.extract.backbones.sides import Audio
 from scav_jax.extract.fbank import RATE_HZ, check_waveform
 
@@ -42,9 +42,7 @@ class BeatsAudio(Audio):
 
         from scav_jax.extract.backbones import beats
 
-        if dtype not in beats.DTYPES:
-            known = ", ".join(beats.DTYPES)
-            raise InputError(f"beats: dtype: expected one of {known}, got {dtype!r}")
+        check_one_of("beats: dtype", dtype, beats.DTYPES)
         loaded = isinstance(weights, beats.Beats)
         self.model = weights if loaded else beats.load(weights, dtype)
         self.width = self.model.width

@@ -15,9 +15,9 @@ from typing import Any
 import numpy as np
 
 from scav_jax.base.documents import parse_json
-from scav_jax.base.errors import InputError
-from scav_jax.base.files import write_atomically
+from scav_jax.base.errors import InputError, listed
 from scav_jax.extract.backbones import torch_files, weights
+from scav_jax.extract.backbones.weights import dense_params, norm_params, pair_shapes
 
 PATCH_SIDE = 16  # frames and mel bins of a patch
 MOST_LAYERS, MOST_SIZE = 1_000, 2**24  # of a model that there can be
@@ -145,39 +145,31 @@ def expected_shapes(config: BeatsConfig) -> dict[str, tuple[int, ...]]:
     shapes = {"patch_embedding.weight": (c.embed_dim, 1, PATCH_SIDE, PATCH_SIDE)}
     if c.conv_bias:
         shapes["patch_embedding.bias"] = (c.embed_dim,)
-    shapes |= _norm("layer_norm", c.embed_dim)
+    shapes |= pair_shapes("layer_norm", c.embed_dim)
     if c.embed_dim != width:
-        shapes |= _linear("post_extract_proj", c.embed_dim, width)
+        shapes |= pair_shapes("post_extract_proj", width, c.embed_dim)
     shapes |= {
         "encoder.pos_conv.0.weight_g": (1, 1, kernel),
         "encoder.pos_conv.0.weight_v": (width, width // c.conv_pos_groups, kernel),
         "encoder.pos_conv.0.bias": (width,),
-        **_norm("encoder.layer_norm", width),
+        **pair_shapes("encoder.layer_norm", width),
         TABLE.format(0): (c.num_buckets, c.encoder_attention_heads),
     }
     for index in range(c.encoder_layers):
         layer = f"encoder.layers.{index}"
         for name in ("q_proj", "k_proj", "v_proj", "out_proj"):
-            shapes |= _linear(f"{layer}.self_attn.{name}", width, width)
+            shapes |= pair_shapes(f"{layer}.self_attn.{name}", width, width)
         shapes |= {
-            **_linear(f"{layer}.self_attn.grep_linear", head_width, 8),
+            **pair_shapes(f"{layer}.self_attn.grep_linear", 8, head_width),
             f"{layer}.self_attn.grep_a": (1, c.encoder_attention_heads, 1, 1),
-            **_norm(f"{layer}.self_attn_layer_norm", width),
-            **_linear(f"{layer}.fc1", width, c.encoder_ffn_embed_dim),
-            **_linear(f"{layer}.fc2", c.encoder_ffn_embed_dim, width),
-            **_norm(f"{layer}.final_layer_norm", width),
+            **pair_shapes(f"{layer}.self_attn_layer_norm", width),
+            **pair_shapes(f"{layer}.fc1", c.encoder_ffn_embed_dim, width),
+            **pair_shapes(f"{layer}.fc2", width, c.encoder_ffn_embed_dim),
+            **pair_shapes(f"{layer}.final_layer_norm", width),
         }
     if c.finetuned_model:
-        shapes |= _linear("predictor", width, c.predictor_class)
+        shapes |= pair_shapes("predictor", c.predictor_class, width)
     return shapes
-
-
-def _linear(name: str, inputs: int, outputs: int) -> dict[str, tuple[int, ...]]:
-    return {f"{name}.weight": (outputs, inputs), f"{name}.bias": (outputs,)}
-
-
-def _norm(name: str, width: int) -> dict[str, tuple[int, ...]]:
-    return {f"{name}.weight": (width,), f"{name}.bias": (width,)}
 
 
 # -- files ----------------------------------------------------------------------------------------
@@ -229,11 +221,10 @@ def _without_copies(state: Mapping[str, Any], config: BeatsConfig) -> dict[str, 
 def _checked(state: dict[str, Any], shapes: dict[str, tuple[int, ...]]) -> State:
     for what, names in (("lacks", shapes.keys() - state), ("has also", state.keys() - shapes)):
         if names:
-            shown = ", ".join(sorted(map(str, names))[:NAMES_SHOWN])
-            more = f" and {len(names) - NAMES_SHOWN} more" if len(names) > NAMES_SHOWN else ""
             raise InputError(
                 f"expected the {len(shapes)} tensors that the cfg asks for, but the file {what} "
-                f"{shown}{more}; is it a checkpoint of BEATs with its own cfg?"
+                f"{listed(sorted(map(str, names)), NAMES_SHOWN)}; is it a checkpoint of BEATs with "
+                "its own cfg?"
             )
     for name, shape in shapes.items():
         array = state[name]
@@ -250,16 +241,13 @@ def convert(source: str | Path, target: str | Path) -> None:
 
     The metadata hold `cfg` as JSON under "beats". The file appears whole or not at all.
     """
-    import safetensors.numpy
-
     target = Path(target)
     if target.suffix != ".safetensors":
         raise InputError(f"{target}: expected a name that ends in .safetensors; choose one")
     checkpoint = read_checkpoint(source)
     about = {"cfg": checkpoint.config.checkpoint_cfg()}
     metadata = {METADATA_KEY: json.dumps(about, sort_keys=True)}
-    state = {name: np.ascontiguousarray(array) for name, array in checkpoint.state.items()}
-    write_atomically(target, safetensors.numpy.save(state, metadata))
+    weights.write(target, checkpoint.state, metadata)
 
 
 def _read_safetensors(path: Path) -> tuple[dict, dict[str, np.ndarray]]:
@@ -302,16 +290,16 @@ def to_params(checkpoint: Checkpoint) -> dict[str, Any]:
         patches["bias"] = state["patch_embedding.bias"]
     params = {
         "patch_embedding": patches,
-        "patch_norm": _norm_params(state, "layer_norm"),
+        "patch_norm": norm_params(state, "layer_norm"),
         "conv_position": {
             "kernel": folded_position_kernel(state),
             "bias": state["encoder.pos_conv.0.bias"],
         },
-        "norm": _norm_params(state, "encoder.layer_norm"),
+        "norm": norm_params(state, "encoder.layer_norm"),
         "position_table": state[TABLE.format(0)],
     }
     if config.embed_dim != config.encoder_embed_dim:
-        params["projection"] = _linear_params(state, "post_extract_proj")
+        params["projection"] = dense_params(state, "post_extract_proj")
     for index in range(config.encoder_layers):
         params[f"layer_{index}"] = _layer_params(state, f"encoder.layers.{index}")
     return params
@@ -322,23 +310,15 @@ def _layer_params(state: State, layer: str) -> dict[str, Any]:
     names = {"query": "q_proj", "key": "k_proj", "value": "v_proj", "out": "out_proj"}
     return {
         "attention": {
-            **{ours: _linear_params(state, f"{attention}.{its}") for ours, its in names.items()},
-            "gate": _linear_params(state, f"{attention}.grep_linear"),
+            **{ours: dense_params(state, f"{attention}.{its}") for ours, its in names.items()},
+            "gate": dense_params(state, f"{attention}.grep_linear"),
             "head_scale": state[f"{attention}.grep_a"].reshape(-1),
         },
-        "attention_norm": _norm_params(state, f"{layer}.self_attn_layer_norm"),
-        "feedforward_in": _linear_params(state, f"{layer}.fc1"),
-        "feedforward_out": _linear_params(state, f"{layer}.fc2"),
-        "feedforward_norm": _norm_params(state, f"{layer}.final_layer_norm"),
+        "attention_norm": norm_params(state, f"{layer}.self_attn_layer_norm"),
+        "feedforward_in": dense_params(state, f"{layer}.fc1"),
+        "feedforward_out": dense_params(state, f"{layer}.fc2"),
+        "feedforward_norm": norm_params(state, f"{layer}.final_layer_norm"),
     }
-
-
-def _linear_params(state: State, name: str) -> dict[str, np.ndarray]:
-    return {"kernel": state[f"{name}.weight"].T, "bias": state[f"{name}.bias"]}
-
-
-def _norm_params(state: State, name: str) -> dict[str, np.ndarray]:
-    return {"scale": state[f"{name}.weight"], "bias": state[f"{name}.bias"]}
 
 
 def random_checkpoint(config: BeatsConfig, seed: int) -> Checkpoint:

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float, Int, UInt8
 
-from scav_jax.base.errors import InputError
+from scav_jax.base.errors import InputError, check_one_of
 from scav_jax.extract.backbones import clip_images, clip_weights, weights
 from scav_jax.extract.backbones.clip_towers import (
     LEGACY_EOS,
@@ -60,9 +60,8 @@ BLOCKS = Batching(frames_per_device=50, resize="pil")
 
 def check_options(dtype: str, output: str) -> None:
     """Raises `InputError` for what is none of `DTYPES` or of `OUTPUTS`."""
-    for name, value, known in (("dtype", dtype, DTYPES), ("output", output, OUTPUTS)):
-        if value not in known:
-            raise InputError(f"clip: {name}: expected one of {', '.join(known)}, got {value!r}")
+    check_one_of("clip: dtype", dtype, DTYPES)
+    check_one_of("clip: output", output, OUTPUTS)
 
 
 def load(
@@ -148,8 +147,7 @@ class ClipModel:
             )
         on_cpu = self._mesh.devices.flat[0].platform == "cpu"
         self._resize = resize or ("pil" if on_cpu else "device")
-        if self._resize not in RESIZES:
-            raise InputError(f"clip: resize: expected one of {RESIZES}, got {resize!r}")
+        check_one_of("clip: resize", self._resize, RESIZES)
         self._digits = "float32" if on_cpu else "bfloat16"
 
     @property

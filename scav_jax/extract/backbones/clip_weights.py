@@ -10,6 +10,7 @@ import numpy as np
 
 from scav_jax.base.errors import InputError, listed
 from scav_jax.extract.backbones.clip_towers import ClipConfig, TextConfig, VisionConfig
+from scav_jax.extract.backbones.weights import dense_params, norm_params, pair_shapes
 
 PREFIXES = {"vision": "vision_model.", "text": "text_model."}
 PROJECTIONS = {"vision": "visual_projection.weight", "text": "text_projection.weight"}
@@ -27,27 +28,25 @@ def tensor_shapes(config: VisionConfig | TextConfig) -> dict[str, tuple[int, ...
             "embeddings.class_embedding": (width,),
             "embeddings.patch_embedding.weight": (width, 3, side, side),
             "embeddings.position_embedding.weight": (config.grid**2 + 1, width),
-            **_pair("pre_layrnorm", width),  # their spelling
-            **_pair("post_layernorm", width),
+            **pair_shapes("pre_layrnorm", width),  # their spelling
+            **pair_shapes("post_layernorm", width),
         }
     else:
         shapes = {
             "embeddings.token_embedding.weight": (config.vocab_size, width),
             "embeddings.position_embedding.weight": (config.max_position_embeddings, width),
-            **_pair("final_layer_norm", width),
+            **pair_shapes("final_layer_norm", width),
         }
     for index in range(config.num_hidden_layers):
         layer = f"encoder.layers.{index}"
         for name in (*ATTENTION, "out_proj"):
-            shapes |= _pair(f"{layer}.self_attn.{name}", width, width)
-        shapes |= _pair(f"{layer}.layer_norm1", width) | _pair(f"{layer}.layer_norm2", width)
-        shapes |= _pair(f"{layer}.mlp.fc1", hidden, width)
-        shapes |= _pair(f"{layer}.mlp.fc2", width, hidden)
+            shapes |= pair_shapes(f"{layer}.self_attn.{name}", width, width)
+        shapes |= pair_shapes(f"{layer}.layer_norm1", width) | pair_shapes(
+            f"{layer}.layer_norm2", width
+        )
+        shapes |= pair_shapes(f"{layer}.mlp.fc1", hidden, width)
+        shapes |= pair_shapes(f"{layer}.mlp.fc2", width, hidden)
     return shapes
-
-
-def _pair(name: str, *shape: int) -> dict[str, tuple[int, ...]]:
-    return {f"{name}.weight": shape, f"{name}.bias": shape[:1]}
 
 
 def select(
@@ -132,15 +131,15 @@ def parameters(tensors: Mapping[str, np.ndarray], config: VisionConfig | TextCon
             "class_embedding": t["embeddings.class_embedding"],
             "patch_embedding": {"kernel": kernel},
             "position_embedding": positions,
-            "input_norm": _norm(t, "pre_layrnorm"),
-            "output_norm": _norm(t, "post_layernorm"),
+            "input_norm": norm_params(t, "pre_layrnorm"),
+            "output_norm": norm_params(t, "post_layernorm"),
         }
         projection = PROJECTIONS["vision"]
     else:
         params = {
             "token_embedding": t["embeddings.token_embedding.weight"],
             "position_embedding": positions,
-            "output_norm": _norm(t, "final_layer_norm"),
+            "output_norm": norm_params(t, "final_layer_norm"),
         }
         projection = PROJECTIONS["text"]
     if projection in t:
@@ -153,24 +152,16 @@ def parameters(tensors: Mapping[str, np.ndarray], config: VisionConfig | TextCon
 def _block(t: Mapping[str, np.ndarray], layer: str) -> dict[str, dict]:
     attention = f"{layer}.self_attn"
     return {
-        "attention_norm": _norm(t, f"{layer}.layer_norm1"),
+        "attention_norm": norm_params(t, f"{layer}.layer_norm1"),
         "qkv": {
             "kernel": np.concatenate([t[f"{attention}.{n}.weight"] for n in ATTENTION]).T,
             "bias": np.concatenate([t[f"{attention}.{n}.bias"] for n in ATTENTION]),
         },
-        "out": _dense(t, f"{attention}.out_proj"),
-        "feedforward_norm": _norm(t, f"{layer}.layer_norm2"),
-        "feedforward_in": _dense(t, f"{layer}.mlp.fc1"),
-        "feedforward_out": _dense(t, f"{layer}.mlp.fc2"),
+        "out": dense_params(t, f"{attention}.out_proj"),
+        "feedforward_norm": norm_params(t, f"{layer}.layer_norm2"),
+        "feedforward_in": dense_params(t, f"{layer}.mlp.fc1"),
+        "feedforward_out": dense_params(t, f"{layer}.mlp.fc2"),
     }
-
-
-def _dense(t: Mapping[str, np.ndarray], name: str) -> dict[str, np.ndarray]:
-    return {"kernel": t[f"{name}.weight"].T, "bias": t[f"{name}.bias"]}
-
-
-def _norm(t: Mapping[str, np.ndarray], name: str) -> dict[str, np.ndarray]:
-    return {"scale": t[f"{name}.weight"], "bias": t[f"{name}.bias"]}
 
 
 def random_weights(config: ClipConfig, seed: int = 0) -> dict[str, np.ndarray]:

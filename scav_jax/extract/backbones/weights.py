@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from scav_jax.base.documents import parse_json, read_object, regular_file
-from scav_jax.base.errors import OUR_FAULTS, InputError, listed
+from scav_jax.base.errors import OUR_FAULTS, InputError, first_line, listed
 from scav_jax.base.files import write_atomically
 from scav_jax.extract.backbones import torch_files
 
@@ -116,6 +116,21 @@ def sha256(source: "str | Path | Mapping[str, np.ndarray]") -> str:
     return total.hexdigest()
 
 
+def pair_shapes(name: str, *shape: int) -> dict[str, tuple[int, ...]]:
+    """The shapes of a layer's weight and bias, as torch names them."""
+    return {f"{name}.weight": shape, f"{name}.bias": shape[:1]}
+
+
+def dense_params(tensors: Mapping[str, np.ndarray], name: str) -> dict[str, np.ndarray]:
+    """A linear layer of torch's as one of Flax's."""
+    return {"kernel": tensors[f"{name}.weight"].T, "bias": tensors[f"{name}.bias"]}
+
+
+def norm_params(tensors: Mapping[str, np.ndarray], name: str) -> dict[str, np.ndarray]:
+    """A norm of torch's as one of Flax's."""
+    return {"scale": tensors[f"{name}.weight"], "bias": tensors[f"{name}.bias"]}
+
+
 def locate(directory_or_hub_id: str | Path) -> Path:
     """The directory of that model: itself, or a snapshot of `owner/name[@revision]`."""
     path = Path(directory_or_hub_id)
@@ -162,11 +177,10 @@ def snapshot(hub_id: str, revision: str | None, wanted: list[str], what: str) ->
     except OUR_FAULTS:
         raise
     except Exception as error:  # HTTP, offline, cache and name errors have no common ancestor
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise InputError(
             f"{what}: expected a directory or a model on the hub, got {hub_id!r}, which could not "
-            f"be downloaded ({reason}); without a network, give a directory with config.json and "
-            f"{FILE}"
+            f"be downloaded ({first_line(error)}); without a network, give a directory with "
+            f"config.json and {FILE}"
         ) from error
 
 

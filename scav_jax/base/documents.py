@@ -211,6 +211,22 @@ def _finite(text: str) -> float:
     return value
 
 
+def flatten(document: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """`{"train.steps": 300, ...}`: the values by their dotted keys.
+
+    >>> flatten({"train": {"steps": 300}, "seed": 0})
+    {'seed': 0, 'train.steps': 300}
+    """
+    flat: dict = {}
+    for key in sorted(document):
+        value = document[key]
+        if isinstance(value, Mapping):
+            flat |= flatten(value, f"{prefix}{key}.")
+        else:
+            flat[prefix + key] = value
+    return flat
+
+
 # ---- sealed documents ------------------------------------------------------------------------
 
 

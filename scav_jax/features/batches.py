@@ -164,16 +164,13 @@ class BatchPlan:
         return [batches[position] for position in rng.permutation(len(batches))]
 
 
-def check_batch_size(
-    batch_size: int, clips: int, parts: int = 1, parts_name: str = "processes"
-) -> None:
+def check_batch_size(batch_size: int, clips: int, parts: int = 1) -> None:
     """Raises `InputError` unless batches of that size can be made of `clips` and cut in `parts`.
 
     Args:
       batch_size: the global batch size, over all processes and devices.
       clips: how many clips there are to train on.
-      parts: over how many processes (or devices) a batch is spread.
-      parts_name: what they are called in the message.
+      parts: over how many processes a batch is spread.
     """
     if batch_size < 2:
         raise InputError(
@@ -190,10 +187,9 @@ def check_batch_size(
     if batch_size % parts:
         below = batch_size - batch_size % parts
         nearest = [size for size in (below, below + parts) if 2 <= size <= clips]
-        advice = f"use {' or '.join(map(str, nearest))}" if nearest else f"use fewer {parts_name}"
+        advice = f"use {' or '.join(map(str, nearest))}" if nearest else "use fewer processes"
         raise InputError(
-            f"batch size: expected a multiple of the {parts} {parts_name}, got {batch_size}; "
-            f"{advice}"
+            f"batch size: expected a multiple of the {parts} processes, got {batch_size}; {advice}"
         )
 
 

@@ -6,12 +6,14 @@ array_record form; `scav_jax.features.store` writes and reads it, this module sa
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from jaxtyping import Num
 
+from scav_jax.base.documents import flatten
 from scav_jax.base.errors import InputError
 
 FORMAT_VERSION = 3
@@ -225,7 +227,7 @@ def fingerprint_difference(expected: dict, got: dict) -> str:
     >>> fingerprint_difference({"clip": {"dtype": "float32"}}, {"clip": {"dtype": "bfloat16"}})
     "clip.dtype: expected 'float32', got 'bfloat16'"
     """
-    one, other = _flat(expected), _flat(got)
+    one, other = flatten(expected), flatten(got)
     keys = [key for key in one.keys() | other.keys() if one.get(key) != other.get(key)]
     keys.sort(key=lambda key: (not key.endswith("name"), key))  # another model first of all
     words = [
@@ -237,13 +239,10 @@ def fingerprint_difference(expected: dict, got: dict) -> str:
     return "; ".join(words)
 
 
-def _flat(settings: dict, prefix: str = "") -> dict:
-    """Nested settings under dotted names."""
-    found: dict = {}
-    for key, value in settings.items():
-        nested = isinstance(value, dict)
-        found |= _flat(value, f"{prefix}{key}.") if nested else {f"{prefix}{key}": value}
-    return found
+def side_of(fingerprint: Mapping[str, Any], stream: str) -> Mapping[str, Any]:
+    """What an extractor's fingerprint says of the side of a stream; nothing where it has none."""
+    sides = fingerprint.get("backbone")
+    return sides.get(stream, {}) if isinstance(sides, Mapping) else {}
 
 
 def check_resampled(fingerprint: dict, **wanted: str | float | None) -> None:

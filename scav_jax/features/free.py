@@ -7,6 +7,8 @@ its bins. Of what CLIP or BEATs make of a picture or a sound no such change is k
 from collections.abc import Mapping
 from typing import Any
 
+from scav_jax.features.clip import side_of
+
 KINDS = {"visual": "grid", "audio": "mel"}  # as `objectives.free.Free` has them
 LAYOUTS = {  # (stream, side) -> (kinds, rows, columns, colours), or (frames, bins)
     ("visual", "plain"): (2, 8, 8, 3),
@@ -23,10 +25,9 @@ def free(fingerprint: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
     >>> free({"backbone": {"visual": {"name": "clip"}, "audio": {"name": "plain"}}})
     {'mel': (16, 128)}
     """
-    sides = fingerprint.get("backbone")
     found = {}
     for stream, kind in KINDS.items():
-        side = sides.get(stream, {}) if isinstance(sides, Mapping) else {}
+        side = side_of(fingerprint, stream)
         layout = LAYOUTS.get((stream, side.get("name", "")), side.get("free"))
         if layout:
             found[kind] = tuple(layout)

@@ -9,7 +9,7 @@ were filmed at.
 from collections.abc import Mapping
 from typing import Any
 
-from scav_jax.features.clip import STREAMS
+from scav_jax.features.clip import STREAMS, side_of
 
 PLAYED = {  # (stream, side) -> frames that lie side by side in a step and can be told apart
     ("visual", "clip"): 1,
@@ -39,9 +39,7 @@ def playable(fingerprint: Mapping[str, Any]) -> dict[str, int | str]:
     if "resampled" in fingerprint:
         words = "a resampled copy is interpolated, which tells the speed; use the original features"
         return dict.fromkeys(STREAMS, words)
-    about = fingerprint.get("backbone")
-    sides = about if isinstance(about, Mapping) else {}
-    return {stream: _played(stream, sides.get(stream, {})) for stream in STREAMS}
+    return {stream: _played(stream, side_of(fingerprint, stream)) for stream in STREAMS}
 
 
 def _played(stream: str, side: Mapping[str, Any]) -> int | str:

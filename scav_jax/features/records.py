@@ -15,7 +15,7 @@ import tensorflow_datasets as tfds
 from jaxtyping import UInt64
 from tensorflow_datasets.core import dataset_info, example_serializer, naming
 
-from scav_jax.base.errors import OUR_FAULTS, InputError
+from scav_jax.base.errors import OUR_FAULTS, InputError, in_a_line
 from scav_jax.features.clip import STORED_DTYPE, STREAMS, Clip, as_stored
 
 try:
@@ -228,8 +228,9 @@ class ClipRecords:
         except (InputError, PermissionError, MemoryError, *OUR_FAULTS):
             raise
         except Exception as error:
-            reason = " ".join(str(error).split())[:200]
-            raise InputError(f"{self._place}: {what} cannot be read ({reason}); {MEND}") from error
+            raise InputError(
+                f"{self._place}: {what} cannot be read ({in_a_line(error)}); {MEND}"
+            ) from error
 
 
 def record_sum(record: bytes) -> int:

@@ -29,7 +29,14 @@ from scav_jax.base.documents import read_bytes, read_object, unsealed, write_doc
 from scav_jax.base.errors import InputError, did_you_mean
 from scav_jax.base.files import folder_atomically, full_disk_is_an_oserror
 from scav_jax.base.tables import write_rows
-from scav_jax.features.clip import FORMAT_VERSION, Clip, check_clip, fingerprint_id, streams_of
+from scav_jax.features.clip import (
+    FORMAT_VERSION,
+    STREAMS,
+    Clip,
+    check_clip,
+    fingerprint_id,
+    streams_of,
+)
 
 ABOUT, CLIPS, REJECTED = "scav.json", "clips.csv", "rejected.csv"
 CLIP_COLUMNS = [
@@ -263,11 +270,9 @@ class Split:
         for name in ("ids", "labels", "sources"):
             values = getattr(self, name)
             setattr(result, name, [values[number] for number in numbers])
-        for name in ("starts", "ends", "visual_lengths", "audio_lengths", "checksums"):
+        arrays = ("starts", "ends", "checksums", "_rows")
+        for name in (*arrays, *(f"{s}_{what}" for s in STREAMS for what in ("lengths", "spans"))):
             setattr(result, name, getattr(self, name)[numbers])
-        result.visual_spans = self.visual_spans[numbers]
-        result.audio_spans = self.audio_spans[numbers]
-        result._rows = self._rows[numbers]
         return result
 
     def __getstate__(self) -> dict:
@@ -375,9 +380,9 @@ def read_about(data: Path) -> dict:
     return unsealed(about, f"{path}: expected what a data set was made of", MEND)
 
 
-def _read_rows(data: Path, about: dict) -> list[dict]:
-    """The rows of clips.csv, as it was written."""
-    text = _read_checked(data, CLIPS, about).decode()
+def _read_rows(data: Path, about: dict, name: str = CLIPS) -> list[dict]:
+    """The rows of clips.csv, or of rejected.csv, as they were written."""
+    text = _read_checked(data, name, about).decode()
     return list(csv.DictReader(io.StringIO(text, newline="")))
 
 
@@ -401,8 +406,7 @@ def write_rejected(path: Path, rows: Iterable[dict]) -> None:
 
 def read_rejected(data: Path) -> list[dict]:
     """The rows of rejected.csv."""
-    text = _read_checked(Path(data), REJECTED, read_about(data)).decode()
-    return list(csv.DictReader(io.StringIO(text, newline="")))
+    return _read_rows(Path(data), read_about(data), REJECTED)
 
 
 def _write_list(path: Path, columns: Sequence[str], rows: Iterable[dict]) -> None:

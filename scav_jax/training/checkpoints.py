@@ -21,7 +21,7 @@ import numpy as np
 from jaxtyping import Array, PyTree, UInt32
 
 from scav_jax.base.documents import read_object
-from scav_jax.base.errors import OUR_FAULTS, InputError
+from scav_jax.base.errors import OUR_FAULTS, InputError, in_a_line
 from scav_jax.base.files import full_disk_is_an_oserror
 from scav_jax.train_step import TrainState
 from scav_jax.training import processes
@@ -72,8 +72,7 @@ class Checkpoints:
 
     def latest_written(self) -> int | None:
         """The step of the newest checkpoint that is on disk, whole."""
-        steps = (path.name for path in (self._run / CHECKPOINTS).glob("*"))
-        return max((int(step) for step in steps if step.isdigit()), default=None)
+        return next((int(path.name) for path in newest_first(self._run)), None)
 
     def save(self, step: int, state: TrainState, notes: dict, score: float | None) -> None:
         """Starts writing a checkpoint; a score (higher is better) enters it among the best.
@@ -232,28 +231,27 @@ class Checkpoints:
 
     def _set_aside_without_score(self) -> None:
         """Sets checkpoints aside whose score cannot be read: orbax would stop at the first."""
-        steps = [path for path in (self._run / CHECKPOINTS).glob("*") if path.name.isdigit()]
-        broken = {}
-        for path in steps:
+        paths, broken = newest_first(self._run), {}
+        for path in paths:
             try:
                 file = path / "metrics" / "metrics"
                 if file.parent.exists():
                     float(read_object(file, "a score", "it is set aside")[SCORE])
             except (OSError, ValueError, KeyError, TypeError) as error:
                 broken[int(path.name)] = error
-        if broken and len(broken) == len(steps):
+        if broken and len(broken) == len(paths):
             raise InputError(
                 f"{self._run / CHECKPOINTS}: none of the checkpoints can be read (step "
                 f"{max(broken)}: {in_a_line(broken[max(broken)])}); bring them back from a copy, "
                 "or start anew in another --workdir"
             )
-        for step, error in broken.items():
+        for step, error in sorted(broken.items()):
             self._set_aside(step, error)
 
 
 def latest_params(run: Path, like: PyTree) -> tuple[PyTree, int] | None:
     """The parameters of the newest checkpoint that can be read, and its step; changes nothing."""
-    for path in _newest_first(run):
+    for path in newest_first(run):
         try:
             return _params(path, like), int(path.name)
         except NOT_DAMAGE:
@@ -263,8 +261,8 @@ def latest_params(run: Path, like: PyTree) -> tuple[PyTree, int] | None:
     return None
 
 
-def _newest_first(run: Path) -> list[Path]:
-    """The folders of a run's checkpoints."""
+def newest_first(run: Path) -> list[Path]:
+    """The folders of a run's checkpoints, by their steps."""
     steps = [path for path in (run / CHECKPOINTS).glob("*") if path.name.isdigit()]
     return sorted(steps, key=lambda path: -int(path.name))
 
@@ -284,7 +282,7 @@ def run_of_checkpoints(run: Path) -> str | None:
     Raises:
       InputError: there are checkpoints, and none says of which run it is.
     """
-    paths = _newest_first(run)
+    paths = newest_first(run)
     for path in paths:
         with contextlib.suppress(OSError, InputError, KeyError):
             return str(_read_item(path / "notes")["run"])
@@ -302,10 +300,6 @@ def _read_item(folder: Path) -> dict:
 
 def _score(metrics: dict) -> float:
     return metrics[SCORE]
-
-
-def in_a_line(error: Exception) -> str:
-    return " ".join(str(error).split())[:200] or type(error).__name__
 
 
 def _say_broken(step: int, error: Exception, what_is_done: str) -> None:
@@ -373,14 +367,10 @@ def restore_params(path: Path, like: PyTree) -> PyTree:
 
     check_same_shapes(like, _stored_shapes(path), path)
     arrays = jax.tree.map(lambda x: np.zeros(x.shape, np.float32), like)
+    in_numpy = ocp.RestoreArgs(restore_type=np.ndarray, dtype=np.dtype(np.float32))
+    wanted = ocp.args.PyTreeRestore(arrays, jax.tree.map(lambda _: in_numpy, arrays))
     with checkpointer() as orbax:
-        return orbax.restore(path.absolute(), ocp.args.PyTreeRestore(arrays, _as_numpy(arrays)))
-
-
-def _as_numpy(like: PyTree):
-    import orbax.checkpoint as ocp
-
-    return jax.tree.map(lambda x: ocp.RestoreArgs(restore_type=np.ndarray, dtype=x.dtype), like)
+        return orbax.restore(path.absolute(), wanted)
 
 
 def _stored_shapes(path: Path) -> dict[str, tuple[int, ...]]:

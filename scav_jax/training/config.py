@@ -27,6 +27,7 @@ from pathlib import Path
 from typing import Any
 
 from scav_jax import distances, encoders, objectives
+from scav_jax.base.documents import flatten
 from scav_jax.base.errors import InputError, check_one_of, did_you_mean
 from scav_jax.base.ranges import ABOVE_0, AT_LEAST_0, AT_LEAST_1, SHARE, Range, check_ranges
 from scav_jax.encoders.layers import check_precision, check_remat
@@ -277,22 +278,6 @@ def from_dict(document: Mapping[str, Any], where: str | Path) -> Config:
     return config
 
 
-def flatten(document: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """`{"train.steps": 300, ...}`: the values by their dotted keys.
-
-    >>> flatten({"train": {"steps": 300}, "seed": 0})
-    {'seed': 0, 'train.steps': 300}
-    """
-    flat: dict = {}
-    for key in sorted(document):
-        value = document[key]
-        if isinstance(value, Mapping):
-            flat |= flatten(value, f"{prefix}{key}.")
-        else:
-            flat[prefix + key] = value
-    return flat
-
-
 def difference(expected: Mapping[str, Any], got: Mapping[str, Any]) -> str:
     """What differs between two documents, in words; "" when they are the same.
 
@@ -330,15 +315,12 @@ def override(config: Config, overrides: Mapping[str, Any]) -> Config:
         if section == "seed":
             new = _read(key, overrides[key], int)
         elif key in names:
-            new = _renamed(getattr(config, section), section, _read(key, overrides[key], str))
+            new, name = getattr(config, section), _read(key, overrides[key], str)
+            new = new if new.name == name else NAMED[section](name)
         else:
             new = _with(getattr(config, section), section, rest, key, overrides[key], config)
         config = dataclasses.replace(config, **{section: new})
     return config
-
-
-def _renamed(present: Any, section: str, name: str) -> Any:
-    return present if present.name == name else NAMED[section](name)
 
 
 def _with(present: Any, section: str, rest: str, key: str, value: Any, config: Config) -> Any:

@@ -26,7 +26,7 @@ import jax
 from jax.experimental import multihost_utils
 
 from scav_jax.base import errors, interrupts
-from scav_jax.base.errors import InputError
+from scav_jax.base.errors import InputError, first_line
 from scav_jax.training.config import difference
 
 EXIT_LOST = 4  # another process ended
@@ -102,7 +102,7 @@ def start(arguments: argparse.Namespace) -> None:
         )
     except (RuntimeError, ValueError) as error:
         raise InputError(
-            f"the processes could not be joined: {_first_line(error)}; give --coordinator "
+            f"the processes could not be joined: {first_line(error)}; give --coordinator "
             "HOST:PORT, --num-processes and --process-id"
         ) from error
     finally:
@@ -313,7 +313,7 @@ def run_program(main: Callable[[], int | None]) -> None:
             lost = _lost(error) if many() else None
             if lost is not None:
                 _end(EXIT_LOST, lost)
-            _announce(_first_line(error))
+            _announce(first_line(error))
             raise
 
     try:
@@ -463,10 +463,6 @@ def _key(kind: str) -> str:
     """A key that is the same in all processes, for they agree on the same things in order."""
     _numbers[kind] = _numbers.get(kind, 0) + 1
     return f"scav/{kind}/{_numbers[kind]}"
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
 
 
 def _after(seconds: float, act: Callable[[], None]) -> threading.Timer:

@@ -313,14 +313,13 @@ SECONDS_BETWEEN_WORDS = 600.0
 class InputWarning:
     """Says once in a while that the devices wait for data, and what to do about it."""
 
-    def __init__(self, read_threads: int, *, every_s: float = SECONDS_BETWEEN_WORDS):
-        self._read_threads, self._every_s = read_threads, every_s
-        self._latest = -math.inf
+    def __init__(self, read_threads: int):
+        self._read_threads, self._latest = read_threads, -math.inf
 
     def words(self, values: dict[str, float]) -> str | None:
         """A line about one `Meter.summary`; None where input keeps up, or it was said lately."""
         now = time.perf_counter()
-        if values["input_share"] < INPUT_SHARE or now - self._latest < self._every_s:
+        if values["input_share"] < INPUT_SHARE or now - self._latest < SECONDS_BETWEEN_WORDS:
             return None
         self._latest = now
         return (

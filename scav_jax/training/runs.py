@@ -19,7 +19,7 @@ from jaxtyping import PyTree
 from scav_jax import encoders, objectives
 from scav_jax.base import locks
 from scav_jax.base.documents import checksum, read_document, write_document
-from scav_jax.base.errors import InputError
+from scav_jax.base.errors import InputError, in_a_line
 from scav_jax.base.files import folder_atomically
 from scav_jax.base.names import last_parts
 from scav_jax.encoders import Towers
@@ -28,13 +28,12 @@ from scav_jax.objectives import Objective
 from scav_jax.sequences import STREAMS, AudioVisual, Batch, sequences
 from scav_jax.train_step import init_params
 from scav_jax.training.checkpoints import (
-    CHECKPOINTS,
     NOT_DAMAGE,
     OtherModel,
     check_sums,
     checkpointer,
     checksums,
-    in_a_line,
+    newest_first,
     restore_params,
     run_of_checkpoints,
 )
@@ -133,7 +132,7 @@ def save_averaged(
 
 def has_checkpoints(workdir: Path) -> bool:
     """Whether a run has come so far as to save one."""
-    return any(path.name.isdigit() for path in (workdir / CHECKPOINTS).glob("*"))
+    return bool(newest_first(workdir))
 
 
 def only_trainer(workdir: Path):

@@ -106,7 +106,7 @@ def sequence_distances(
     visual, audio = latents
     shape = len(visual.lengths), len(audio.lengths)
     distances = np.empty(shape, np.float32)
-    block_distances = _all_pairs(name, tuple(sorted(options.items())))
+    block_distances = pairwise_of(name, options)
     row_blocks, column_blocks = _blocks(shape[0], _ROWS), _blocks(shape[1], _COLUMNS)
     what, pairs = f"distances ({name})", shape[0] * shape[1]
     with progress_bar(what, pairs, "pair", shown=progress, scale=True) as bar:
@@ -134,8 +134,13 @@ def own_distances(
     return jax.vmap(functools.partial(find(name, options).pair, **options))(visual, audio)
 
 
+def pairwise_of(name: str, options: dict) -> Callable:
+    """`pairwise` under a distance, compiled once for its options."""
+    return _compiled(name, tuple(sorted(options.items())))
+
+
 @functools.cache
-def _all_pairs(name: str, options: tuple[tuple[str, object], ...]) -> Callable:
+def _compiled(name: str, options: tuple[tuple[str, object], ...]) -> Callable:
     return jax.jit(functools.partial(pairwise, name, **dict(options)))
 
 

@@ -98,7 +98,7 @@ def sequences(
     return Sequences(values=values, lengths=lengths, windows=windows)
 
 
-def whole_windows(lengths: Int[Array, "*batch"]) -> Float[Array, "*batch 2"]:
+def whole_windows(lengths: Int[AnyArray, "*batch"]) -> Float[Array, "*batch 2"]:
     """The windows that cover whole sequences: (0, length) in steps."""
     extents = lengths.astype(jnp.float32)
     return jnp.stack([jnp.zeros_like(extents), extents], axis=-1)

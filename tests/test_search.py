@@ -268,7 +268,7 @@ def test_bounds_are_below_the_scores(tmp_path, monkeypatch):
             basis = tile.segment.encoding.basis
             selection, both = basis.selection(column, 13), []
             for one in (grid.values, values):
-                turned = np.einsum("ntc,ft->nfc", one.reshape(-1, 13, 9), sketches._cosines(13))
+                turned = np.einsum("ntc,ft->nfc", one.reshape(-1, 13, 9), sketches.cosines(13))
                 turned = turned @ basis.directions
                 order = np.sort(np.argsort(-basis.table[9:][sketches._bins(13)].ravel(),
                                            kind="stable")[: selection.count])  # fmt: skip

@@ -11,7 +11,7 @@ A model that does not beat them is not worth its electricity.
 """
 
 import functools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import jax
@@ -20,10 +20,11 @@ from jaxtyping import Float
 
 from scav_jax.features import store
 from scav_jax.features.batches import evaluation_batches
+from scav_jax.features.clip import side_of
 from scav_jax.features.playable import playable
 from scav_jax.objectives.separate import best_weight
-from scav_jax.retrieval.embed import Embedded, all_against_all
-from scav_jax.sequences import Batch, Sequences, resample_pairs, unit
+from scav_jax.retrieval.embed import Embedded, all_against_all, clips_of
+from scav_jax.sequences import Batch, Sequences, resample_pairs, unit, whole_windows
 
 CELL_S = 0.04
 LAGS = range(-4, 5)  # of the sound behind the picture, in cells
@@ -92,7 +93,7 @@ def envelopes(
     """What appears in the picture and in the sound of each clip, in cells of 40 ms; NaN beyond."""
     frames = playable(split.fingerprint)["audio"]
     stacked = frames if isinstance(frames, int) else 1
-    plain = _side(split.fingerprint, "visual") == "plain"
+    plain = side_of(split.fingerprint, "visual").get("name") == "plain"
     rows = []
     for batch in _batches(split, align):
         for clip in _clips(batch):
@@ -311,18 +312,12 @@ def _directions(width: int) -> Float[np.ndarray, "D most"]:
     return np.random.default_rng(width).normal(size=(width, MOST)) / np.sqrt(MOST)
 
 
-def _side(fingerprint: Mapping, stream: str) -> str:
-    about = fingerprint.get("backbone")
-    return about.get(stream, {}).get("name", "") if isinstance(about, Mapping) else ""
-
-
 def _sequences(clips: Sequence[np.ndarray]) -> Sequences:
     lengths = np.array([len(one) for one in clips], np.int32)
     values = np.zeros((len(clips), lengths.max(), clips[0].shape[1]), np.float32)
     for row, one in enumerate(clips):
         values[row, : len(one)] = one
-    windows = np.stack([np.zeros(len(clips)), lengths], axis=1).astype(np.float32)
-    return Sequences(values, lengths, windows)
+    return Sequences(values, lengths, np.asarray(whole_windows(lengths)))
 
 
 def _embedded(
@@ -336,11 +331,7 @@ def _embedded(
     if sequences is None:
         sequences = [_sequences(list(unit(one)[:, None])) for one in vectors]
     return Embedded(
-        ids=list(split.ids),
-        sources=list(split.sources),
-        starts=split.starts,
-        ends=split.ends,
-        labels=list(split.labels),
+        **clips_of(split),
         visual=sequences[0],
         audio=sequences[1],
         visual_embeddings=vectors[0],

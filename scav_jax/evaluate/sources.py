@@ -14,7 +14,6 @@ onto each other otherwise than from first to last step: visual_embeddings, audio
 `scripts/adapters/` make such files of other systems, in their own environments.
 """
 
-import io
 import json
 from collections import Counter
 from collections.abc import Container
@@ -25,14 +24,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from scav_jax.base.documents import parse_json, read_arrays, read_text
-from scav_jax.base.errors import InputError
-from scav_jax.base.files import write_atomically
+from scav_jax.base.documents import parse_json, read_arrays, read_text, write_arrays
+from scav_jax.base.errors import InputError, listed
 from scav_jax.distances import DISTANCES, find
 from scav_jax.distances.static import SUFFIX
 from scav_jax.features.store import Split
-from scav_jax.retrieval.embed import Embedded
-from scav_jax.sequences import STREAMS, Sequences, masked_mean, unit
+from scav_jax.retrieval.embed import Embedded, clips_of
+from scav_jax.sequences import STREAMS, Sequences, masked_mean, unit, whole_windows
 from scav_jax.training.runs import Run, seen_by
 
 SHOWN = 3  # ids in a message
@@ -214,24 +212,18 @@ def embedded_from(file: EmbeddingsFile, split: Split) -> Embedded:
         if file.lengths:
             lengths = file.lengths[stream][order]
             values = _finite(file, split, stream, values, lengths)
-            windows = np.stack([np.zeros(len(lengths)), lengths], 1).astype(np.float32)
-            windows = file.windows[stream][order] if file.windows else windows
-            streams[stream] = Sequences(values, lengths, windows)
+            windows = file.windows[stream][order] if file.windows else whole_windows(lengths)
+            streams[stream] = Sequences(values, lengths, np.asarray(windows))
             means[stream] = np.asarray(masked_mean(jnp.asarray(values), jnp.asarray(lengths)))
             if file.embeddings:
                 means[stream] = file.embeddings[stream][order]
         else:
             values = _finite(file, split, stream, values, None)
             means[stream], steps = values, np.ones(len(values), np.int32)
-            windows = np.tile(np.float32([0, 1]), (len(values), 1))
+            windows = np.asarray(whole_windows(steps))
             streams[stream] = Sequences(unit(values, stream)[:, None], steps, windows)
-    folder = Path(split.videos) if split.videos else None
     return Embedded(
-        ids=list(split.ids),
-        sources=[str(folder / name) if folder else name for name in split.sources],
-        starts=split.starts,
-        ends=split.ends,
-        labels=list(split.labels),
+        **clips_of(split),
         **streams,
         visual_embeddings=means["visual"],
         audio_embeddings=means["audio"],
@@ -281,8 +273,7 @@ def match_ids(given: list[str], wanted: list[str], where: str) -> np.ndarray:
     twice = [one for one, count in Counter(given).items() if count > 1]
     for what, some in (("missing", missing), ("not in the split", others), ("twice", twice)):
         if some:
-            named = ", ".join(map(repr, some[:SHOWN])) + (", ..." if len(some) > SHOWN else "")
-            problems.append(f"{len(some):,} {what}: {named}")
+            problems.append(f"{len(some):,} {what}: {listed(map(repr, some), SHOWN)}")
     if problems:
         raise InputError(
             f"{where}: expected the {len(wanted):,} ids of the split, each once, got "
@@ -315,10 +306,10 @@ def chosen(split: Split, path: Path | None) -> Split:
     if unknown or twice or not ids:
         what = "not in the split" if unknown else "named twice" if twice else "no ids at all"
         some = unknown or twice
-        named = ", ".join(map(repr, some[:SHOWN]))
+        named = f": {listed(map(repr, some), SHOWN)}" if some else ""
         raise InputError(
             f"--ids {path}: expected ids of {split.data}, split {split.split}, each once, got "
-            f"{len(some):,} of {len(ids):,} {what}" + (f": {named}" if named else "")
+            f"{len(some):,} of {len(ids):,} {what}{named}"
         )
     return split.take([place[one] for one in ids])
 
@@ -357,9 +348,7 @@ def write(path: Path, embedded: Embedded, run: Run) -> None:
         arrays |= {f"{stream}_windows": latents.windows, f"{stream}_embeddings": means}
     name, options = run.objective.ranks_by()
     arrays["distance"] = np.array(json.dumps({"name": name, "options": options}))
-    buffer = io.BytesIO()
-    np.savez(buffer, **arrays)
-    write_atomically(path, buffer.getvalue())
+    write_arrays(path, arrays)
 
 
 def parameters_of(run: Run) -> int:

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from scav_jax.base.errors import OUR_FAULTS, InputError
+from scav_jax.base.errors import OUR_FAULTS, InputError, first_line
 from scav_jax.extract.backbones.weights import HUB_ID
 from scav_jax.retrieval.model import load
 
@@ -39,10 +39,9 @@ def push(folder: Path, hub_id: str, *, private: bool = False) -> str:
     except OUR_FAULTS:
         raise
     except Exception as error:  # HTTP, login and name errors have no common ancestor
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise InputError(
-            f"--push: {hub_id} did not take the model ({reason}); it is whole in {folder}, give "
-            f"`scav export --out {folder} --push {hub_id}` again, after `hf auth login` where the "
-            "hub does not know you"
+            f"--push: {hub_id} did not take the model ({first_line(error)}); it is whole in "
+            f"{folder}, give `scav export --out {folder} --push {hub_id}` again, after `hf auth "
+            "login` where the hub does not know you"
         ) from error
     return str(commit.commit_url)

@@ -4,14 +4,13 @@ import json
 from collections.abc import Mapping
 from pathlib import Path
 
-import numpy as np
-
 from scav_jax.base.documents import read_object, unsealed, write_document
 from scav_jax.base.errors import InputError
 from scav_jax.base.files import folder_atomically, write_atomically
 from scav_jax.base.names import last_parts
 from scav_jax.export import UNKNOWN_LICENCE
 from scav_jax.export.towers import PLATFORMS, serialized_kept, serialized_tower
+from scav_jax.extract.backbones import weights
 from scav_jax.features.clip import fingerprint_id
 from scav_jax.objectives.objective import Objective, embeds_its_own_way
 from scav_jax.retrieval import calibration
@@ -22,7 +21,13 @@ from scav_jax.retrieval.model import (
     Model,
     flat_parameters,
 )
-from scav_jax.retrieval.results import FORMAT_VERSION, main_methods, method_name
+from scav_jax.retrieval.results import (
+    FORMAT_VERSION,
+    distance_name,
+    main_methods,
+    method_name,
+    recalls,
+)
 from scav_jax.retrieval.sketch import save_sketch
 from scav_jax.sequences import STREAMS
 from scav_jax.training.runs import CONFIG_FILE, Run, load_run, seen_by
@@ -83,12 +88,8 @@ def _check_free(out: Path) -> None:
 
 
 def _write(model: Model, folder: Path, readme: str) -> None:
-    from safetensors.numpy import save
-
-    parameters = flat_parameters(model.run.params)
-    arrays = {name: np.array(parameters[name], order="C") for name in sorted(parameters)}
     metadata = {"identity": model.identity}  # one entry: several come in an order of chance
-    write_atomically(folder / PARAMETERS_FILE, save(arrays, metadata))
+    weights.write(folder / PARAMETERS_FILE, flat_parameters(model.run.params), metadata)
     write_document(folder / CONFIG_FILE, _config(model))
     prepared = {"id": fingerprint_id(model.fingerprint), "fingerprint": model.fingerprint}
     write_document(folder / PREPROCESSING_FILE, prepared)
@@ -190,8 +191,8 @@ extractor of preprocessing.json; features of another one are refused.
 
 def card(model: Model, run: Path, licence: str) -> str:
     """The model card, in Markdown with the fields that model hubs read."""
-    config, parameters = model.run.config, flat_parameters(model.run.params)
-    name, options = model.distance
+    config, objective = model.run.config, model.run.objective
+    parameters, (name, options) = flat_parameters(model.run.params), model.distance
     backbone = model.fingerprint["backbone"]["name"]
     widths = config["features"]["widths"]
     counts = config["features"].get("clips", {})
@@ -213,8 +214,8 @@ def card(model: Model, run: Path, licence: str) -> str:
         parameters=sum(values.size for values in parameters.values()),
         steps=", ".join(f"{step:,}" for step in model.run.steps) or "no stated step",
         objective=config["objective"]["name"],
-        distance=_words(model.run.objective.distance, model.run.objective.distance_options),
-        retrieval=_words(name, options),
+        distance=distance_name({"name": objective.distance, "options": objective.distance_options}),
+        retrieval=distance_name({"name": name, "options": options}),
         backbone=backbone,
         extractor=fingerprint_id(model.fingerprint),
         widths=f"{widths['visual']} numbers a frame, {widths['audio']} every "
@@ -224,7 +225,7 @@ def card(model: Model, run: Path, licence: str) -> str:
         platforms=", ".join(platform.upper() for platform in PLATFORMS),
         audio_width=widths["audio"],
         resampling=resampling,
-        embedding=_embedding_words(model.run.objective),
+        embedding=_embedding_words(objective),
         seen=_seen_words(config),
     )
 
@@ -262,11 +263,6 @@ def _weights_words(model: Model) -> str:
     return f", weights={{{', '.join(f'{name!r}: ...' for name in sorted(named))}}}" if named else ""
 
 
-def _words(name: str, options: dict) -> str:
-    told = ", ".join(f"{key}={value}" for key, value in sorted(options.items()))
-    return f"{name} ({told})" if told else name
-
-
 def _figures(run: Path) -> str:
     """Tables of the run's evaluations, if there are any."""
     tables = []
@@ -294,10 +290,5 @@ def _table(document: dict) -> str:
         "|---|---|---|---|---|---|---|",
     ]
     for method in main_methods(run):
-        cells = [
-            f"{100 * method[direction][f'recall_at_{k}']:.1f}"
-            for direction in ("a2v", "v2a")
-            for k in (1, 5, 10)
-        ]
-        lines.append(f"| {method_name(method)} | {' | '.join(cells)} |")
+        lines.append(f"| {method_name(method)} | {' | '.join(recalls(method))} |")
     return "\n".join(lines)

@@ -14,16 +14,14 @@ turns bounds on distances into bounds on scores and back.
 """
 
 import hashlib
-import io
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from jaxtyping import Float, Int
 
-from scav_jax.base.documents import read_arrays
+from scav_jax.base.documents import read_arrays, write_arrays
 from scav_jax.base.errors import InputError
-from scav_jax.base.files import write_atomically
 from scav_jax.index.catalog import BANK, MEND, Header
 from scav_jax.index.products import NearestSoFar
 from scav_jax.index.segments import Snapshot
@@ -133,9 +131,7 @@ def digest(bank: Embedded) -> str:
 
 def write_bank(index: Path, bank: Embedded) -> None:
     """Whole or not at all."""
-    content = io.BytesIO()
-    np.savez(content, **_arrays(bank))
-    write_atomically(index / BANK, content.getvalue())
+    write_arrays(index / BANK, _arrays(bank))
 
 
 def read_bank(index: Path, header: Header) -> Embedded:

@@ -10,7 +10,6 @@ import sys
 import time
 from collections.abc import Callable, Container, Iterator
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import numpy as np
 
@@ -87,15 +86,11 @@ def source_of(
         return Source(ids, {}, functools.partial(_of_split, split, ids, model))
     check_times(0.0, None, arguments.clip_seconds)
     _ = model.backbone  # another extractor is refused before anything is written
-    asked = _videos(arguments), arguments.clip_seconds, 0.0, None, STREAMS, root
-    wanted = requests_for(*asked, sounds=True)
+    cut = arguments.clip_seconds, 0.0, None
+    wanted = requests_for(arguments.videos, *cut, STREAMS, root, sounds=True)
     paths = {one.id: (wanted.folder / one.file).absolute() for one in wanted.requests}
     files = {one.id: (str(paths[one.id]), one.start) for one in wanted.requests}
     return Source(list(files), files, functools.partial(_of_videos, arguments, wanted, model))
-
-
-def _videos(arguments: argparse.Namespace) -> Path | list[Path]:
-    return arguments.videos[0] if len(arguments.videos) == 1 else arguments.videos
 
 
 def _of_videos(

@@ -14,7 +14,7 @@ from jaxtyping import Int, UInt32
 
 from scav_jax.base.conditions import NUMBER, TEXT, as_sql
 from scav_jax.base.documents import read_document, write_document
-from scav_jax.base.errors import OUR_FAULTS, InputError
+from scav_jax.base.errors import OUR_FAULTS, InputError, first_line, in_a_line
 from scav_jax.base.files import full_disk_is_an_oserror
 from scav_jax.base.names import is_text
 from scav_jax.index.catalog import ABOUT, COMMITTED, MEND, SEGMENTS
@@ -52,10 +52,9 @@ def _damage_named(path: Path) -> Iterator[None]:
             raise  # the machine's word, not the file's
         if not isinstance(error, Exception) and type(error).__name__ not in PANICS:
             raise
-        reason = " ".join(str(error).split())[:200]
         raise InputError(
-            f"{path / TABLE}.lance: expected the rows of an index, they cannot be read ({reason}); "
-            f"{MEND}"
+            f"{path / TABLE}.lance: expected the rows of an index, they cannot be read "
+            f"({in_a_line(error)}); {MEND}"
         ) from error
 
 
@@ -211,7 +210,7 @@ class Rows:
         except (ValueError, RuntimeError, OSError) as error:
             if where is None:
                 raise
-            reason = str(error).splitlines()[0].removeprefix("Invalid input, ")
+            reason = first_line(error).removeprefix("Invalid input, ")
             reason = reason.partition(", /")[0].strip()[:300]  # without places in Lance's source
             if "timeout" in str(error).lower():
                 reason = f"no answer within {FILTER_SECONDS:g} s"
@@ -220,7 +219,7 @@ class Rows:
     def at(self, places: Int[np.ndarray, "n 2"]) -> dict[tuple[int, int], dict]:
         """What is known of the clips at some places: `ABOUT` of each."""
         found: dict[tuple[int, int], dict] = {}
-        unique = np.unique(_place_numbers(places))
+        unique = np.unique(numbered(*places.T))
         if not len(unique):
             return found
         # A condition costs about as much as reading so many rows for each place that it names.
@@ -232,7 +231,7 @@ class Rows:
         for condition in conditions:
             for batch in self._scan([*ABOUT, "segment", "row"], None, condition):
                 here = numbers_in(batch, "segment", "row")
-                wanted = np.isin(_place_numbers(here), unique)
+                wanted = np.isin(numbered(*here.T), unique)
                 batch, here = batch.filter(wanted), here[wanted]
                 for place, row in zip(here.tolist(), batch.to_pylist(), strict=True):
                     found[tuple(place)] = {name: row[name] for name in ABOUT}
@@ -292,9 +291,9 @@ def numbers_in(batch, *names: str) -> Int[np.ndarray, "n columns"]:
     return np.stack(columns, axis=1)
 
 
-def _place_numbers(places: Int[np.ndarray, "n 2"]) -> Int[np.ndarray, " n"]:
-    """One number for each (segment, row)."""
-    return places[:, 0].astype(np.int64) << 32 | places[:, 1]
+def numbered(segments: Int[np.ndarray, " n"], rows: Int[np.ndarray, " n"]) -> Int[np.ndarray, " n"]:
+    """One number for each place, in the order of places."""
+    return segments.astype(np.int64) << 32 | rows
 
 
 def _condition(numbers: Int[np.ndarray, " n"]) -> str:

@@ -5,28 +5,26 @@ The first stage of hybrid search is cosines of embeddings, which are also the wh
 product of matrices are computed by `pairwise`, some pairs at a time.
 """
 
-import functools
 import re
 import time
-from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float, Int
 
 from scav_jax.base.errors import InputError
-from scav_jax.distances import pairwise
 from scav_jax.index import products
 from scav_jax.index.catalog import Header
 from scav_jax.index.hubness import Hubness, nearest_so_far
 from scav_jax.index.products import NearestSoFar, widen
 from scav_jax.index.pruned import ExactSearch, Pruning, nearest_of_chosen
+from scav_jax.index.rows import numbered
 from scav_jax.index.scan import Queries, Scan, numbers_of, ranked
 from scav_jax.index.segments import Segment, Snapshot
 from scav_jax.retrieval.embed import Embedded
-from scav_jax.sequences import Sequences, unit
+from scav_jax.retrieve import pairwise_of
+from scav_jax.sequences import Sequences, sequences, unit
 
 METHODS = ("aggregation", "sequence", "exact", "hybrid:K")
 COMPARING = ("exact", "sequence")  # those with the result of comparing all
@@ -167,7 +165,7 @@ def search_both(
         for number, (total, mean) in enumerate(zip(scores, distances, strict=True)):
             everywhere = np.full(count, first + number)
             *places, total = ranked(everywhere, segment, row, total, snapshot, k)
-            at = np.searchsorted(_numbered(segment, row), _numbered(*places[1:]))
+            at = np.searchsorted(numbered(segment, row), numbered(*places[1:]))
             parts.append((*places, total.astype(np.float32), None, mean[at].astype(np.float32)))
     report.seconds = time.perf_counter() - begin
     return _joined(parts), report
@@ -198,11 +196,6 @@ def _of_all(snapshot: Snapshot, queries: Embedded):
         scores, distances = scores + score, distances + distance / 2
     first = order[: len(snapshot)]
     return found.segment[first], found.row[first], scores, distances
-
-
-def _numbered(segment, row) -> Int[np.ndarray, " n"]:
-    """One number for a place, in the order of places."""
-    return segment.astype(np.int64) << 32 | row
 
 
 def _explained(found: Found, asking: Queries, snapshot: Snapshot) -> Found:
@@ -400,7 +393,7 @@ def compare(
     how many others are asked for.
     """
     header, v2a = snapshot.header, queries.stream == "visual"
-    distances_of = _distances(header.distance, tuple(sorted(header.options.items())))
+    distances_of = pairwise_of(header.distance, header.options)
     streams = [one.streams[queries.asked] for one in snapshot.segments.values()]
     steps = max(int(stream.rows["steps"].max()) for stream in streams)
     for number, rows in chosen.items():
@@ -411,19 +404,13 @@ def compare(
                 asking = numbers[first : first + PAIRWISE_QUERIES]
                 filled = np.resize(asking, PAIRWISE_QUERIES)
                 filled[len(asking) :] = asking[-1]
-                sequences = _whole(
-                    queries.sequences.values[filled].astype(np.float32),
-                    queries.sequences.lengths[filled],
-                )
-                distances = distances_of(*((sequences, candidates)[:: 1 if v2a else -1]))
+                values = queries.sequences.values[filled].astype(np.float32)
+                lengths = queries.sequences.lengths[filled]
+                asked = sequences(jnp.asarray(values), jnp.asarray(lengths))
+                distances = distances_of(*((asked, candidates)[:: 1 if v2a else -1]))
                 distances = np.asarray(distances if v2a else distances.T)
                 distances = np.ascontiguousarray(distances[: len(asking), : len(part)])
                 nearest.offer(asking, distances, np.zeros(len(asking)), number, part)
-
-
-@functools.cache
-def _distances(name: str, options: tuple) -> Callable:
-    return jax.jit(functools.partial(pairwise, name, **dict(options)))
 
 
 def _stored(segment: Segment, asked: str, rows: Int[np.ndarray, " r"], steps: int) -> Sequences:
@@ -435,9 +422,4 @@ def _stored(segment: Segment, asked: str, rows: Int[np.ndarray, " r"], steps: in
     for place, (row, length) in enumerate(zip(rows.tolist(), lengths.tolist(), strict=False)):
         values[place, :length] = segment.sequence(asked, row)
     values[len(rows) :] = values[len(rows) - 1]
-    return _whole(values, lengths)
-
-
-def _whole(values: np.ndarray, lengths: np.ndarray) -> Sequences:
-    windows = np.stack([np.zeros(len(lengths)), lengths], axis=1).astype(np.float32)
-    return jax.tree.map(jnp.asarray, Sequences(values, lengths.astype(np.int32), windows))
+    return sequences(jnp.asarray(values), jnp.asarray(lengths))

@@ -15,7 +15,6 @@ only looser. Two sketches are stored: `coarse`, as many numbers as channels, and
 of the sequence.
 """
 
-import functools
 import hashlib
 import itertools
 from collections.abc import Iterator
@@ -25,6 +24,7 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from scav_jax.index import products
+from scav_jax.retrieval.sketch import cosines
 from scav_jax.sequences import Sequences
 
 BINS = 64  # of frequencies, relative to the highest
@@ -38,15 +38,6 @@ def sizes(steps: int, width: int) -> tuple[int, int]:
     """How many numbers the coarse and the fine sketch of a sequence have."""
     coarse = max(width, 2)
     return coarse, min(max(steps * width // SHARE, coarse), steps * width + 1)
-
-
-@functools.cache
-def _cosines(steps: int) -> Float[np.ndarray, "f T"]:
-    """The orthonormal cosine transform, DCT-II."""
-    frequencies, places = np.arange(steps)[:, None], np.arange(steps)[None, :] + 0.5
-    result = np.cos(np.pi * frequencies * places / steps) * np.sqrt(2.0 / steps)
-    result[0] /= np.sqrt(2.0)
-    return result
 
 
 def _bins(steps: int) -> Int[np.ndarray, " f"]:
@@ -106,7 +97,7 @@ class Basis:
         sums, counts = np.zeros((BINS, width)), np.zeros(BINS)
         for one in _sample(streams, centre, OF_ENERGY):
             steps = one.shape[1]
-            turned = np.matmul(_cosines(steps), one) @ directions.astype(np.float64)
+            turned = np.matmul(cosines(steps), one) @ directions.astype(np.float64)
             np.add.at(sums, _bins(steps), np.square(turned).sum(axis=0))
             np.add.at(counts, _bins(steps), len(one))
         energy = sums / np.maximum(counts, 1)[:, None]
@@ -135,7 +126,7 @@ class Basis:
             large = np.sqrt(np.append(energy[chosen], rest))
             weights = np.maximum(large, 1e-3 * large.max() + 1e-30).astype(np.float32)
             self._selections[column, steps] = Selection(
-                count, _cosines(steps)[used], widest, parts, weights
+                count, cosines(steps)[used], widest, parts, weights
             )
         return self._selections[column, steps]
 

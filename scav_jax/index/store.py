@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Int
 
-from scav_jax.base.errors import InputError, check_unique, listed
+from scav_jax.base.errors import InputError, check_one_of, check_unique, listed
 from scav_jax.base.files import ids_sha256, sync, write_json
 from scav_jax.base.locks import LOCK
 from scav_jax.index import catalog, hubness, searching, writing
@@ -186,8 +186,7 @@ class Index:
           InputError: duplicate ids, latents of another width, NaN, or another writer.
           OSError: the disk is full; the index is as it was.
         """
-        if on_duplicate not in DUPLICATES:
-            raise InputError(f"on_duplicate: expected one of {DUPLICATES}, got {on_duplicate!r}")
+        check_one_of("on_duplicate", on_duplicate, DUPLICATES)
         writing.check_texts(embedded, self.header)
         with self._writing():
             if on_duplicate == "refuse":

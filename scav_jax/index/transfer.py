@@ -11,6 +11,7 @@ stored in float32 to the digit, else up to rounding); what an index knows of a b
 (`hubness`) stays behind.
 """
 
+import itertools
 import json
 import math
 from collections.abc import Callable, Iterator
@@ -28,7 +29,7 @@ from scav_jax.index.products import widen
 from scav_jax.index.segments import Segment, StoredStream
 from scav_jax.index.store import Index, create, open_index
 from scav_jax.retrieval.embed import Embedded
-from scav_jax.sequences import STREAMS, Sequences
+from scav_jax.sequences import STREAMS, Sequences, whole_windows
 
 CLIPS_AT_ONCE = 512
 FORMAT_VERSION = 1
@@ -216,8 +217,8 @@ def _fill(path: Path, about: dict, parts: Iterator[list[dict]]) -> None:
     if about["root"] is not None or about["clip_seconds"] is not None:
         index.declare(about["root"], about["clip_seconds"])
     for clips in parts:
-        for alike in _alike(clips):
-            index.add(_embedded(alike, about, index.header))
+        for _, alike in itertools.groupby(clips, key=_streams):  # they stay in their order
+            index.add(_embedded(list(alike), about, index.header))
 
 
 def _words(file: Path, error: Exception) -> str:
@@ -273,18 +274,6 @@ def _read_npz(file: Path) -> tuple[str, Iterator[list[dict]]]:
     return str(arrays["header"]), iter([clips])
 
 
-def _alike(clips: list[dict]) -> Iterator[list[dict]]:
-    """Stretches of clips that have the same streams: the order in which they are added stays."""
-    alike: list[dict] = []
-    for clip in clips:
-        if alike and _streams(clip) != _streams(alike[0]):
-            yield alike
-            alike = []
-        alike.append(clip)
-    if alike:
-        yield alike
-
-
 def _streams(clip: dict) -> tuple[str, ...]:
     return tuple(name for name in STREAMS if clip[name] is not None)
 
@@ -313,8 +302,7 @@ def _embedded(clips: list[dict], about: dict, header: Header) -> Embedded:
         values = np.zeros((len(clips), steps.max(), about["width"]), np.float32)
         for row, clip, length in zip(values, clips, steps.tolist(), strict=True):
             row[:length] = np.asarray(clip[name], np.float32).reshape(length, -1)
-        windows = np.stack([np.zeros(len(steps)), steps], axis=1).astype(np.float32)
-        found[name] = Sequences(values, steps, windows)
+        found[name] = Sequences(values, steps, np.asarray(whole_windows(steps)))
         found[f"{name}_embeddings"] = np.array([c[f"{name}_embedding"] for c in clips], np.float32)
         if about["sketch"]:
             found[f"{name}_sketches"] = np.array([c[f"{name}_sketch"] for c in clips], np.float32)

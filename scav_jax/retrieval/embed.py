@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -91,12 +92,8 @@ class Embedded:
                 return [value[number] for number in chosen]
             return jax.tree.map(lambda leaf: np.asarray(leaf)[chosen], value)
 
-        names = ("ids", "sources", "contents", "starts", "ends", "labels")
-        names += (
-            "partner",
-            *STREAMS,
-            *(f"{stream}_{what}" for stream in STREAMS for what in VECTORS),
-        )
+        names = ["ids", "sources", "contents", "starts", "ends", "labels", "partner", *STREAMS]
+        names += [f"{stream}_{what}" for stream in STREAMS for what in VECTORS]
         return replace(self, **{name: part(getattr(self, name)) for name in names})
 
     @property
@@ -135,18 +132,22 @@ def embed(
     begin = time.perf_counter()
     function = partial(encode, run.encoders, run.objective, STREAMS)
     parts = of_every_clip(run, split, function, batch_size, progress=progress, mesh=mesh)
-    folder = Path(split.videos) if split.videos else None
-    result = Embedded(
-        ids=list(split.ids),
-        sources=[str(folder / file) if folder else file for file in split.sources],
-        starts=split.starts,
-        ends=split.ends,
-        labels=list(split.labels),
-        **_streams(parts),
-        seconds=time.perf_counter() - begin,
-    )
+    seconds = time.perf_counter() - begin
+    result = Embedded(**clips_of(split), **_streams(parts), seconds=seconds)
     _check_finite(result)
     return result
+
+
+def clips_of(split: Split) -> dict[str, Any]:
+    """The fields of `Embedded` that say which clips there are, and where."""
+    folder = Path(split.videos) if split.videos else None
+    return {
+        "ids": list(split.ids),
+        "sources": [str(folder / file) if folder else file for file in split.sources],
+        "starts": split.starts,
+        "ends": split.ends,
+        "labels": list(split.labels),
+    }
 
 
 def of_every_clip(

@@ -12,7 +12,7 @@ import functools
 import hashlib
 import json
 import warnings
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from reprlib import repr as short
@@ -418,12 +418,7 @@ def load_exported(path: Path, trust: Collection[str] = ()) -> Run:
     config = _exported_config(path)
     stored = weights_files.read(path / PARAMETERS_FILE)
     what = "the extractor of an exported model"
-    try:
-        fingerprint = read_document(path / PREPROCESSING_FILE, what, MEND)["fingerprint"]
-    except FileNotFoundError:
-        raise InputError(
-            f"{path}: expected an exported model, it has no {PREPROCESSING_FILE}; {MEND}"
-        ) from None
+    fingerprint = _part(read_document, path / PREPROCESSING_FILE, what)["fingerprint"]
     for section in ("objective", "distance"):
         name = str(config[section]["name"])
         if ":" in name:
@@ -439,15 +434,20 @@ def load_exported(path: Path, trust: Collection[str] = ()) -> Run:
     return Run(path, config, encoders, objective, params, fingerprint, steps)
 
 
+def _part(read: Callable[[Path, str, str], dict], file: Path, what: str) -> dict:
+    """A file of an exported model, read; `InputError` where there is none."""
+    try:
+        return read(file, what, MEND)
+    except FileNotFoundError:
+        raise InputError(
+            f"{file.parent}: expected an exported model, it has no {file.name}; {MEND}"
+        ) from None
+
+
 def _exported_config(path: Path) -> dict:
     """The config of an exported model."""
     what = "the config of an exported model"
-    try:
-        config = read_object(path / CONFIG_FILE, what, MEND)
-    except FileNotFoundError:
-        raise InputError(
-            f"{path}: expected an exported model, it has no {CONFIG_FILE}; {MEND}"
-        ) from None
+    config = _part(read_object, path / CONFIG_FILE, what)
     about = config.get("export")
     version = about.get("format_version") if isinstance(about, dict) else None
     if version != EXPORT_VERSION:

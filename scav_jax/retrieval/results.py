@@ -81,6 +81,11 @@ def percent(share: float) -> str:
     return f"{100 * share:.1f}"
 
 
+def recalls(found: dict) -> list[str]:
+    """R@1, R@5 and R@10 in percent, of both directions after each other."""
+    return [percent(found[d][f"recall_at_{k}"]) for d in DIRECTIONS for k in (1, 5, 10)]
+
+
 def interval(summary: dict) -> str:
     """The interval of R@1 in percent, or nothing where none was asked for."""
     if "recall_at_1_interval" not in summary:
@@ -141,10 +146,7 @@ def _galleries(results: dict) -> list[str]:
     for run in results["runs"]:
         for method, sizes in run["galleries"].items():
             for found in sizes:
-                recalls = [
-                    percent(found[d][f"recall_at_{k}"]) for d in DIRECTIONS for k in (1, 5, 10)
-                ]
-                rows.append([run["name"], method, f"{found['size']:,}", *recalls])
+                rows.append([run["name"], method, f"{found['size']:,}", *recalls(found)])
     return ["", *aligned(rows)] if len(rows) > 1 else []
 
 

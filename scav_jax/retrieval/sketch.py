@@ -16,11 +16,12 @@ and without touching it, and lies in
 
 import functools
 import hashlib
-import io
+import operator
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import jax
 import numpy as np
 from jaxtyping import Float, Int
 
@@ -29,10 +30,11 @@ from scav_jax.base.documents import (
     arrays_in,
     read_document,
     sized_file,
+    write_arrays,
     write_document,
 )
 from scav_jax.base.errors import InputError
-from scav_jax.base.files import folder_atomically, write_atomically
+from scav_jax.base.files import folder_atomically
 from scav_jax.retrieval.embed import Embedded
 from scav_jax.sequences import STREAMS, Sequences
 
@@ -89,7 +91,9 @@ class Sketch:
         wave, direction = self.chosen
         for begin in range(0, len(found), CLIPS_AT_ONCE):
             part = slice(begin, begin + CLIPS_AT_ONCE)
-            cells = on_grid(_part(latents, part), self.steps) - self.mean
+            cells = (
+                on_grid(jax.tree.map(operator.itemgetter(part), latents), self.steps) - self.mean
+            )
             found[part] = (waves(self.steps) @ (cells @ self.directions))[:, wave, direction]
         norms = np.linalg.norm(found, axis=1, keepdims=True)
         even = np.float32(found.shape[1] ** -0.5)
@@ -97,12 +101,18 @@ class Sketch:
 
 
 @functools.cache
-def waves(steps: int) -> Float[np.ndarray, "steps steps"]:
-    """The orthonormal cosine transform over time, DCT-II: a wave in each row."""
+def cosines(steps: int) -> Float[np.ndarray, "steps steps"]:
+    """The orthonormal cosine transform over time, DCT-II, in float64: a wave in each row."""
     number, place = np.arange(steps)[:, None], np.arange(steps)[None, :] + 0.5
     found = np.cos(np.pi * number * place / steps) * np.sqrt(2.0 / steps)
     found[0] /= np.sqrt(2.0)
-    return found.astype(np.float32)
+    return found
+
+
+@functools.cache
+def waves(steps: int) -> Float[np.ndarray, "steps steps"]:
+    """The same in float32, as sketches are."""
+    return cosines(steps).astype(np.float32)
 
 
 def on_grid(latents: Sequences, steps: int) -> Float[np.ndarray, "K steps C"]:
@@ -123,10 +133,6 @@ def on_grid(latents: Sequences, steps: int) -> Float[np.ndarray, "K steps C"]:
     shares = np.where(real[:, None], shares + TOUCH * (number == middle), 0.0)
     shares /= shares.sum(axis=2, keepdims=True)
     return shares.astype(np.float32) @ np.where(real[..., None], values, np.float32(0))
-
-
-def _part(latents: Sequences, part: slice) -> Sequences:
-    return Sequences(latents.values[part], latents.lengths[part], latents.windows[part])
 
 
 def sketched(embedded: Embedded, sketch: Sketch | None) -> Embedded:
@@ -151,9 +157,7 @@ def save_sketch(folder: Path, sketch: Sketch, identity: str, figures: dict) -> N
       figures: what it was found to be worth.
     """
     with folder_atomically(folder / FOLDER, replacing=True) as partial:
-        content = io.BytesIO()
-        np.savez(content, **sketch.arrays)
-        write_atomically(partial / MAPS, content.getvalue())
+        write_arrays(partial / MAPS, sketch.arrays)
         about = {"steps": sketch.steps, "numbers": sketch.numbers, "name": sketch.name}
         write_document(partial / ABOUT, about | {"identity": identity, "figures": figures})
 

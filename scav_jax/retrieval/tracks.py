@@ -33,7 +33,6 @@ def tracks_of(
     clip_seconds: float,
     *,
     workers: int | None = 0,
-    timeout_s: float = TIMEOUT_S,
 ) -> Iterator[list[Track] | str]:
     """The tracks of files, in their order.
 
@@ -42,7 +41,6 @@ def tracks_of(
       wanted: (file, "visual" or "audio") of each.
       clip_seconds: of the windows of a sound.
       workers: processes that decode; 0 decodes here, None is `files.workers_for`'s.
-      timeout_s: the limit for a piece or window, with workers.
 
     Yields:
       For each, the one track of a picture, or the windows of a sound that are not silent; or, in
@@ -66,7 +64,7 @@ def tracks_of(
             todo.append(replace(job, number=len(todo)))
     work = functools.partial(_prepare, preparer=backbone.preparer)
     workers = workers_for({file for file, _ in wanted}, workers)
-    outcomes = outcomes_of(todo, work, workers, timeout_s)
+    outcomes = outcomes_of(todo, work, workers, TIMEOUT_S)
     for _, group in itertools.groupby(outcomes, key=lambda outcome: outcome.request.id):
         yield _tracks(backbone, group)
 

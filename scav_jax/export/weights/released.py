@@ -18,9 +18,9 @@ import jax
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from scav_jax.base.errors import InputError
+from scav_jax.base.errors import InputError, check_one_of, listed
 from scav_jax.extract import backbones
-from scav_jax.extract.backbones import torch_files
+from scav_jax.extract.backbones import torch_files, weights
 from scav_jax.training.config import Config, as_dict
 from scav_jax.training.runs import Run, build, parameter_shapes
 
@@ -55,19 +55,11 @@ def read(path: str | Path) -> State:
       InputError: another file, or one that holds more than tensors.
     """
     path = Path(path)
-    if path.suffix == ".safetensors":
-        from safetensors import SafetensorError
-        from safetensors.numpy import load_file
-
-        try:
-            found = load_file(path)
-        except (SafetensorError, OSError) as error:
-            raise InputError(f"{path}: expected a safetensors file ({error})") from None
-    else:
-        try:
-            found = torch_files.read(path)
-        except OSError as error:
-            raise InputError(f"{path}: expected a file of weights ({error})") from None
+    read_file = weights.read if path.suffix == ".safetensors" else torch_files.read
+    try:
+        found = read_file(path)
+    except OSError as error:
+        raise InputError(f"{path}: expected a file of weights ({error})") from None
     if isinstance(found.get("model"), dict):
         found = found["model"]
     state = {}
@@ -97,8 +89,7 @@ def convert(path: str | Path, system: str, heads: int | None = None) -> tuple[Ru
       InputError: a file of something else: tensors that are missing, left over (named) or of
         another shape, positions that are not the fixed ones.
     """
-    if system not in UNUSED:
-        raise InputError(f"--from: expected one of {', '.join(UNUSED)}, got {system!r}")
+    check_one_of("--from", system, UNUSED)
     reader = _Reader(read(path), path)
     config = _config(reader, system, heads)
     towers = {stream: _tower(reader, system, stream, config) for stream in LETTERS}
@@ -180,7 +171,7 @@ class _Reader:
         if unknown:
             raise InputError(
                 f"{self._path}: expected no other tensors, got {len(unknown)} "
-                f"({', '.join(sorted(unknown)[:NAMES_SHOWN])}); it is of another system, or damaged"
+                f"({listed(sorted(unknown), NAMES_SHOWN)}); it is of another system, or damaged"
             )
         return found
 

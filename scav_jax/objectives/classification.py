@@ -24,7 +24,7 @@ import numpy as np
 from jaxtyping import Array, Float, PyTree
 
 from scav_jax import sharding
-from scav_jax.base.errors import InputError, check_one_of
+from scav_jax.base.errors import InputError, check_one_of, listed
 from scav_jax.base.ranges import ABOVE_0, SHARE, check_ranges
 from scav_jax.encoders.layers import LAYER_NORM_EPSILON
 from scav_jax.objectives.objective import (
@@ -335,4 +335,4 @@ def _check_labels(o: Classification, material: Material) -> None:
 
 
 def _some(names: Sequence[str]) -> str:
-    return ", ".join(map(repr, names[:NAMED])) + (", ..." if len(names) > NAMED else "")
+    return listed(map(repr, names), NAMED)

@@ -368,7 +368,7 @@ class Heads(nn.Module):
     def _of_stream(self, stream: str, latents: dict[str, AudioVisual], vectors: dict) -> dict:
         clip, augmented = (getattr(latents[name], stream) for name in ("clip", "augmented"))
         seen = self._tokens(f"{stream}_augmented", augmented)
-        tokens, intra = self._tokens(stream, clip), self._of(f"intra_{stream}")
+        tokens, intra = self._tokens(stream, clip), getattr(self, f"intra_{stream}")
         plain = intra(masked_mean(tokens.values, tokens.lengths))
         return {
             "predicted": intra(self._predicted(stream, tokens, vectors["vector"][:, None])),
@@ -386,17 +386,14 @@ class Heads(nn.Module):
             found = masked_mean(tokens.values, tokens.lengths)
         else:
             found = self._predicted(stream, tokens, codes)
-        return self._of(f"inter_{stream}")(found)
-
-    def _of(self, name: str) -> nn.Module:
-        return getattr(self, name)
+        return getattr(self, f"inter_{stream}")(found)
 
     def _tokens(self, name: str, latents: Sequences) -> Sequences:
         values = zero_padding(latents.values, latents.lengths)
-        return latents.replace(values=self._of(f"norm_{name}")(values))
+        return latents.replace(values=getattr(self, f"norm_{name}")(values))
 
     def _predicted(self, stream: str, tokens: Sequences, codes: Float[Array, "B S P"]):
-        return self._of(f"predictor_{stream}")(tokens, self._of(f"code_{stream}")(codes))
+        return getattr(self, f"predictor_{stream}")(tokens, getattr(self, f"code_{stream}")(codes))
 
 
 class CodeEncoder(nn.Module):

@@ -13,10 +13,10 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from scav_jax import views
-from scav_jax.base.errors import InputError
+from scav_jax.base.errors import InputError, listed
 from scav_jax.base.ranges import ABOVE_0, AT_LEAST_1, Range, check_ranges
 from scav_jax.objectives.objective import Batch, Material, Objective
-from scav_jax.sequences import STREAMS, AudioVisual, Sequences
+from scav_jax.sequences import STREAMS, AudioVisual
 
 NAMED = 3  # clips in a message
 ALLOWED = {
@@ -74,11 +74,10 @@ class OfPlayed(Objective):
 
     def whole(self, clip: AudioVisual, seconds: Float[Array, "2"]) -> AudioVisual:
         """The same of one clip."""
-        return AudioVisual(*(self._whole(stream, clip, seconds) for stream in STREAMS))
-
-    def _whole(self, stream: str, clip: AudioVisual, seconds: Float[Array, "2"]) -> Sequences:
-        source = getattr(clip, stream)
-        return views.at_rate(source, seconds, self.token_s(stream), self.frames_of(stream))
+        rates = {stream: (self.token_s(stream), self.frames_of(stream)) for stream in STREAMS}
+        return AudioVisual(
+            *(views.at_rate(getattr(clip, stream), seconds, *rates[stream]) for stream in STREAMS)
+        )
 
 
 # ---- what cannot be ------------------------------------------------------------------------------
@@ -139,8 +138,7 @@ def _check_times(o: OfPlayed, material: Material) -> None:
 def _refuse(material: Material, bad: np.ndarray, words: str, advice: str) -> None:
     """Raises `InputError` where there are bad clips: how many, and the first of them."""
     if bad.any():
-        names = ", ".join(repr(material.ids[number]) for number in np.flatnonzero(bad)[:NAMED])
+        names = listed((repr(material.ids[number]) for number in np.flatnonzero(bad)), NAMED)
         raise InputError(
-            f"{material.where}: {int(bad.sum())} of {len(bad)} clips {words} ({names}"
-            f"{', ...' if bad.sum() > NAMED else ''}); {advice}"
+            f"{material.where}: {int(bad.sum())} of {len(bad)} clips {words} ({names}); {advice}"
         )

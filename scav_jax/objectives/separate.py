@@ -173,12 +173,12 @@ class Separate(Objective):
         self, heads: nn.Module | None, latents: dict[str, AudioVisual], about: PyTree
     ) -> Outputs:
         """By stream: `dynamic`, the sequence that is compared, and `static`, a vector."""
-        values = {name: {"dynamic": self._compared(getattr(latents["clip"], name)).values}
-                  for name in STREAMS}  # fmt: skip
+        streams = {name: getattr(latents["clip"], name) for name in STREAMS}
+        values = {name: {"dynamic": self._compared(one).values} for name, one in streams.items()}
         if self.has_static:
             for name in STREAMS:
                 values[name]["static"] = heads(name, getattr(about, name))
-        return Outputs(values, {name: _about(getattr(latents["clip"], name)) for name in STREAMS})
+        return Outputs(values, {name: (one.lengths, one.windows) for name, one in streams.items()})
 
     def _compared(self, latents: Sequences) -> Sequences:
         """Latents as the dynamic part compares them."""
@@ -196,7 +196,7 @@ class Separate(Objective):
           (what is known of D) and `parts`, a vector for each clip, stream and part.
         """
         latents, values = _latents_of(outputs), outputs.values
-        aux: dict = {"losses": {}, "parts": jax.tree.map(_flat, values)}
+        aux: dict = {"losses": {}, "parts": jax.tree.map(lambda x: x.reshape(len(x), -1), values)}
         if "dynamic" in self.losses:
             distances, aux["distance"] = all_distances(self, latents, place)
             if self.dynamic == "cosine":  # r = 1 - D / 2
@@ -343,18 +343,10 @@ def _dynamics(latents: Sequences) -> Sequences:
     return moved.replace(values=moved.values * inverse[:, None, None])
 
 
-def _about(stream: Sequences) -> tuple[Array, Array]:
-    return stream.lengths, stream.windows
-
-
 def _latents_of(outputs: Outputs) -> AudioVisual:
     return AudioVisual(
         *(Sequences(outputs.values[name]["dynamic"], *outputs.about[name]) for name in STREAMS)
     )
-
-
-def _flat(values: Float[Array, "B ..."]) -> Float[Array, "B E"]:
-    return values.reshape(len(values), -1)
 
 
 # ---- the static branch ---------------------------------------------------------------------------

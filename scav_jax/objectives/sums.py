@@ -72,7 +72,11 @@ class Sum(Objective):
     @property
     def first(self) -> Objective:
         """The one that says how the model is used."""
-        return next(iter(self.parts.values()))
+        return self.parts[self._first_name]
+
+    @property
+    def _first_name(self) -> str:
+        return next(iter(self.PARTS))
 
     def _weight(self, name: str) -> float:
         weight = getattr(self, f"{name}_{WEIGHT}")
@@ -120,8 +124,7 @@ class Sum(Objective):
                 for view, streams in latents.items()
                 if view == "clip" or view.startswith(prefix)
             }
-            own_heads = None if heads is None else heads.of(name)
-            values[name], rest[name] = part.of_clips(own_heads, own, about[name])
+            values[name], rest[name] = part.of_clips(_heads(heads, name), own, about[name])
         return Outputs(values, rest)
 
     def loss(
@@ -200,30 +203,31 @@ class Sum(Objective):
     def embed(
         self, heads: nn.Module | None, stream: str, latents: Sequences
     ) -> Float[Array, "B E"]:
-        return self.first.embed(self._own_heads(heads), stream, latents)
+        return self.first.embed(_heads(heads, self._first_name), stream, latents)
 
     def kept(
         self, heads: nn.Module | None, stream: str, latents: Sequences, features: Sequences
     ) -> tuple[Sequences, Float[Array, "B E"]]:
-        return self.first.kept(self._own_heads(heads), stream, latents, features)
-
-    def _own_heads(self, heads: nn.Module | None) -> nn.Module | None:
-        return None if heads is None else heads.of(next(iter(self.parts)))
+        return self.first.kept(_heads(heads, self._first_name), stream, latents, features)
 
     @property
     def decided(self) -> tuple[str, ...]:
-        return tuple(f"{next(iter(self.parts))}_{name}" for name in self.first.decided)
+        return tuple(f"{self._first_name}_{name}" for name in self.first.decided)
 
     def decide(
         self, similarities: Float[np.ndarray, "V A"], distances: Float[np.ndarray, "V A"]
     ) -> dict[str, float]:
         found = self.first.decide(similarities, distances)
-        return {f"{next(iter(self.parts))}_{name}": value for name, value in found.items()}
+        return {f"{self._first_name}_{name}": value for name, value in found.items()}
 
 
 def _view(part: str, view: str) -> str:
     """What a view of one of them is called: "clip" is everyone's."""
     return view if view == "clip" else f"{part}/{view}"
+
+
+def _heads(heads: nn.Module | None, name: str) -> nn.Module | None:
+    return None if heads is None else heads.of(name)
 
 
 def _own(outputs: Outputs, name: str) -> Outputs:

@@ -10,7 +10,7 @@ import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
-from scav_jax.base.commands import Parser
+from scav_jax.base.commands import Parser, at_least
 from scav_jax.base.containers import declared_seconds
 from scav_jax.base.errors import InputError, run_program
 from scav_jax.base.files import ids_sha256
@@ -35,7 +35,9 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     one = programs.add_parser("music", help="MUSIC or MUSIC21-solo from its list and a folder")
     one.add_argument("list", type=Path, metavar="LIST", help="MUSIC21_solo_videos.json")
     _list_options(one, music.VALIDATION_VIDEOS, "videos")
-    one.add_argument("--test", type=_count, default=music.TEST_VIDEOS, help="videos to test on")
+    one.add_argument(
+        "--test", type=at_least(0), default=music.TEST_VIDEOS, help="videos to test on"
+    )
     one.set_defaults(program=build_music)
     one = programs.add_parser("import", help="others' features, by a manifest (CSV)")
     one.add_argument("manifest", type=Path, metavar="MANIFEST", help="see docs/data.md")
@@ -61,15 +63,9 @@ def _list_options(parser: argparse.ArgumentParser, validation: int, unit: str) -
     parser.add_argument("--videos", type=Path, required=True, help="the folder with the files")
     parser.add_argument("--out", type=Path, required=True, help="the list of clips to write")
     parser.add_argument(
-        "--validation", type=_count, default=validation, help=f"{unit} to hold out of train"
+        "--validation", type=at_least(0), default=validation, help=f"{unit} to hold out of train"
     )
     parser.add_argument("--dry-run", action="store_true", help="say what would be written only")
-
-
-def _count(word: str) -> int:
-    if not word.isdecimal():
-        raise argparse.ArgumentTypeError(f"expected 0 or more, got {word!r}")
-    return int(word)
 
 
 def build_vggsound(options: argparse.Namespace) -> None:

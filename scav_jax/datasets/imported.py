@@ -31,7 +31,7 @@ from typing import Any
 import numpy as np
 
 from scav_jax.base.documents import NO_ARRAY, regular_file
-from scav_jax.base.errors import InputError, check_unique
+from scav_jax.base.errors import InputError, check_unique, first_line
 from scav_jax.base.progress import progress_bar
 from scav_jax.base.tables import Table
 from scav_jax.features.clip import (
@@ -361,7 +361,7 @@ def _npy(content: bytes, place: str) -> np.ndarray:
         with warnings.catch_warnings(action="ignore"):  # of a header that is no Python
             return np.lib.format.read_array(io.BytesIO(content), allow_pickle=False)
     except (*NO_ARRAY, ValueError) as error:
-        words = str(error).splitlines()[0] if str(error) else type(error).__name__
+        words = first_line(error)
         raise InputError(f"{place}: expected an array of numbers (.npy): {words}") from None
 
 

@@ -1,6 +1,5 @@
 """Inspects a data set: reads every clip, hashes it, and looks for streams that do not change."""
 
-import hashlib
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -12,7 +11,7 @@ from scav_jax.base.errors import InputError
 from scav_jax.base.progress import progress_bar
 from scav_jax.extract.media import MIN_CLIP_S, SILENT_PEAK, STILL_LEVELS
 from scav_jax.features import store
-from scav_jax.inspect.findings import Facts, Fault, document
+from scav_jax.inspect.findings import Facts, Fault, digest, document
 from scav_jax.inspect.near import NEAR, signature
 
 CONSTANT_SHARE = 0.01  # talking heads before a still camera have 0.026 (features of `plain`)
@@ -74,7 +73,7 @@ def inspect_clip(split: store.Split, number: int) -> tuple[Facts | None, list[Fa
     begin, end = stored.visual_span
     streams = {"picture": stored.visual, "sound": stored.audio}
     streams = {what: values for what, values in streams.items() if len(values)}
-    digests = {what: _digest(values) for what, values in streams.items()}
+    digests = {what: digest(values) for what, values in streams.items()}
     clip = Facts(
         id=name,
         split=split.split,
@@ -103,7 +102,3 @@ def change(values: Shaped[np.ndarray, "T C"]) -> float:
     size = float(np.mean(np.square(wide)))
     mean = float(np.mean(np.square(wide.mean(axis=0, dtype=np.float64))))
     return float(np.sqrt(max(size - mean, 0.0) / size)) if size > 0 else 0.0
-
-
-def _digest(values: Shaped[np.ndarray, "T C"]) -> str:
-    return hashlib.blake2b(np.ascontiguousarray(values).tobytes(), digest_size=16).hexdigest()

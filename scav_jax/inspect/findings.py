@@ -10,12 +10,14 @@
 What cannot be used is counted under `faults` only: every other figure is of usable clips.
 """
 
+import hashlib
 import itertools
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
+from jaxtyping import Shaped
 
 from scav_jax.inspect.near import Signature, near_pairs
 
@@ -62,6 +64,11 @@ class Fault:
     split: str
     stage: str
     reason: str
+
+
+def digest(values: Shaped[np.ndarray, "..."]) -> str:
+    """Of frames, sound or features: 32 hexadecimal digits."""
+    return hashlib.blake2b(np.ascontiguousarray(values).tobytes(), digest_size=16).hexdigest()
 
 
 def document(

@@ -11,7 +11,7 @@ from scav_jax.report import figures, markup
 from scav_jax.report.markup import escape
 from scav_jax.retrieval.results import aligned, few_clips
 
-LABELS_SHOWN = 24
+LABELS_SHOWN, LABEL_LETTERS = 24, 44
 SPLIT_COLOURS = ("#0072b2", "#e69f00", "#009e73", "#cc79a7", "#7f7f7f")
 SPLIT_COLUMNS = ("clips", "hours", "labels", "sources", "faults")
 
@@ -268,9 +268,9 @@ def _label_bars(labels: dict[str, dict[str, int]], splits: Sequence[str]) -> str
     return figures.image(figure)
 
 
-def _short(name: str, most: int = 44) -> str:
+def _short(name: str) -> str:
     name = name.replace("$", r"\$")  # not mathematics
-    return name if len(name) <= most else f"{name[: most - 1]}…"
+    return name if len(name) <= LABEL_LETTERS else f"{name[: LABEL_LETTERS - 1]}…"
 
 
 def _faults_section(found: dict) -> str:

@@ -16,10 +16,11 @@ from scav_jax.extract import media, pool, streams
 from scav_jax.extract.backbones.plain import PlainAudio, PlainVisual
 from scav_jax.extract.manifest import ClipOptions, ClipRequest, cut_whole_videos, list_clips
 from scav_jax.extract.streams import Unusable
-from scav_jax.inspect.findings import Facts, Fault, document
+from scav_jax.inspect.findings import Facts, Fault, digest, document
 from scav_jax.inspect.near import NEAR, signature
 
 FRAME_SIZE = (64, 64)  # frames are scaled to it, as the weight-free backbone has them
+TIMEOUT_S = 300.0  # for one clip
 UNEVEN_SHARE, UNEVEN_INTERVALS = 0.25, 0.02
 THRESHOLDS = {
     "too short": f"less than {media.MIN_CLIP_S:g} s with picture and sound",
@@ -48,7 +49,6 @@ def inspect_videos(
     clips: Path | None = None,
     clip_seconds: float | None = None,
     workers: int = 2,
-    timeout_s: float = 300.0,
 ) -> dict:
     """The document (see `findings`) of a folder.
 
@@ -58,7 +58,6 @@ def inspect_videos(
         there, else every video file.
       clip_seconds: cut whole videos into clips of this length.
       workers: processes.
-      timeout_s: the wall-clock limit for one clip.
 
     Raises:
       InputError: as `manifest.list_clips`.
@@ -76,7 +75,7 @@ def inspect_videos(
     found: dict[str, Facts | Fault] = {}
     with progress_bar("inspecting", len(wanted), "clip", smoothing=0.05) as bar:
         work = partial(_inspect_file, videos=videos.absolute())
-        for file, event in pool.run(work, files, workers=workers, timeout_s=timeout_s):
+        for file, event in pool.run(work, files, workers=workers, timeout_s=TIMEOUT_S):
             if isinstance(event, pool.Done):
                 found |= event.result
                 bar.update(len(file.clips))
@@ -154,26 +153,22 @@ def _inspect_clip(
         frame_rate=rate,
         digests={
             "file": file_digest,
-            "picture": _digest(decoded.frames),
-            "sound": _digest(decoded.waveform),
+            "picture": digest(decoded.frames),
+            "sound": digest(decoded.waveform),
         },
         variable=variable,
         signatures={w: s for w, v in features.items() if (s := signature(v)) is not None},
     )
 
 
-def _digest(values: np.ndarray) -> str:
-    return hashlib.blake2b(np.ascontiguousarray(values).tobytes(), digest_size=16).hexdigest()
-
-
 def _file_facts(path: Path) -> tuple[str, float, bool]:
     """A digest of a file's bytes, its frame rate in Hz, and whether frames are unevenly spaced."""
     with open(path, "rb") as file:
-        digest = hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
+        of_bytes = hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
     with streams.decoder_errors(path):
         with contextlib.closing(streams.Stream(path, "video")) as stream:
             rate = round(stream.rate, 3)
-        return digest, rate, is_variable(streams.packet_times(path, "video"))
+        return of_bytes, rate, is_variable(streams.packet_times(path, "video"))
 
 
 def is_variable(times: list[float]) -> bool:

@@ -11,8 +11,8 @@ import jax
 import numpy as np
 
 from scav_jax.base.errors import InputError
-from scav_jax.features.batches import evaluation_batches
 from scav_jax.features.store import Split
+from scav_jax.retrieval.embed import of_every_clip
 from scav_jax.train_step import of_clips
 from scav_jax.training.runs import Run
 
@@ -56,20 +56,12 @@ def accuracies(run: Run, split: Split, batch_size: int) -> dict[str, dict]:
 
 def _answers(run: Run, objective, split: Split, batch_size: int) -> tuple[dict, dict]:
     """By task, whether each view `[clips, views]` was told rightly; and what is true of it."""
-    data = run.config["data"]
-    size = min(batch_size, len(split))
     right: dict[str, list] = {}
     true: dict[str, list] = {}
-    for batch in evaluation_batches(
-        split, batch_size=size, align=data["align"], buckets=data["buckets"]
-    ):
-        count = len(batch.numbers)
-        rows = np.minimum(np.arange(size), count - 1)  # no further program for the last ones
-        full = jax.tree.map(lambda leaf, rows=rows: leaf[rows], batch)
-        for name, task in jax.device_get(_tasks(run.encoders, objective, run.params, full)).items():
-            usable = task.usable[:count]
-            labels = task.labels[:count][usable].reshape(usable.sum(), -1)
-            said = task.logits.argmax(axis=-1)[:count][usable].reshape(labels.shape)
+    for tasks in of_every_clip(run, split, partial(_tasks, run.encoders, objective), batch_size):
+        for name, task in tasks.items():
+            labels = task.labels[task.usable].reshape(task.usable.sum(), -1)
+            said = task.logits.argmax(axis=-1)[task.usable].reshape(labels.shape)
             right.setdefault(name, []).append(said == labels)
             true.setdefault(name, []).append(labels)
     return tuple({k: np.concatenate(parts) for k, parts in one.items()} for one in (right, true))

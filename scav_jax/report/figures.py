@@ -72,10 +72,8 @@ def image(figure: Figure) -> str:
 
 
 def _panels(columns: int, width: float, height: float, **options) -> tuple[Figure, list[Axes]]:
-    with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(width, height), layout="constrained")
-        axes = figure.subplots(1, columns, squeeze=False, **options)
-        return figure, list(axes[0])
+    figure = Figure(figsize=(width, height), layout="constrained")
+    return figure, list(figure.subplots(1, columns, squeeze=False, **options)[0])
 
 
 # ---- recall ---------------------------------------------------------------------------------
@@ -304,7 +302,7 @@ def distance_matrices(
     borders = [i for i in range(1, len(sources)) if sources[i] != sources[i - 1]]
     limit = float(max(np.abs(row_scores).max(), np.abs(column_scores).max(), 1e-9))
     titles = ("D", "z-scored by row (video → audio)", "z-scored by column (audio → video)")
-    with matplotlib.rc_context(STYLE | {"axes.spines.top": True, "axes.spines.right": True}):
+    with matplotlib.rc_context(STYLE):
         figure, panels = _panels(3, 10, 3.75)
         for panel, matrix, title in zip(
             panels, (distances, row_scores, column_scores), titles, strict=True

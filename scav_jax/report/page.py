@@ -24,6 +24,7 @@ from scav_jax.retrieval.results import (
     method_name,
     own_method,
     percent,
+    recalls,
     unbeaten,
 )
 from scav_jax.retrieve import TIMED_QUERIES
@@ -232,8 +233,7 @@ def _gallery_section(run: dict) -> str:
     if not run["galleries"]:
         return ""
     rows = [
-        [method, f"{found['size']:,}"]
-        + [percent(found[d][f"recall_at_{k}"]) for d in DIRECTIONS for k in (1, 5, 10)]
+        [method, f"{found['size']:,}", *recalls(found)]
         for method, sizes in run["galleries"].items()
         for found in sizes
     ]

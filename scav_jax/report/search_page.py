@@ -362,13 +362,12 @@ def search_html(search: Search) -> str:
     if not search.results:
         return markup.note(f"Nothing was found: {markup.nothing_found(search.direction)}.")
     hear_query = search.direction != "v2a" or not search.results[0].clip.kind
-    asking = card(search.query, "Query", "", "", hear_query, "asking", muted=not hear_query)
+    asking = card(search.query, "Query", "", "", hear_query, "asking")
     pictures, told = curves_html(search)
     cards = []
     for place, (result, picture) in enumerate(zip(search.results, pictures, strict=True)):
         heard = not hear_query and place == 0
-        title = f"{result.rank}."
-        cards.append(card(result.clip, title, result.score, picture, heard, "", muted=not heard))
+        cards.append(card(result.clip, f"{result.rank}.", result.score, picture, heard, ""))
     return player(
         f"search with {search.query.id}",
         total_seconds(search),
@@ -443,8 +442,6 @@ def card(
     curve: str,
     heard: bool,
     kind: str,
-    *,
-    muted: bool,
     offset: float = 0.0,
 ) -> str:
     """A clip and what is known of it; it begins `offset` seconds after the page's clock."""
@@ -454,7 +451,7 @@ def card(
         f'<div class="hit {kind}" data-id="{escape(clip.id, quote=True)}"><h3><span>{title}</span>'
         f'<button type="button" class="hear" aria-pressed="{str(heard).lower()}" '
         f'aria-label="hear {escape(clip.id, quote=True)}">Hear</button></h3>'
-        f"{_media(clip, muted, offset)}"
+        f"{_media(clip, not heard, offset)}"
         f'<div class="id" title="{escape(clip.source, quote=True)}">{_breakable(clip.id)}</div>'
         f'<div class="small">{told}</div><div class="match">{curve}</div></div>'
     )

@@ -76,11 +76,10 @@ def _one(scored: Scored) -> str:
     over = curve_html(curve, total, scale_of([curve])) if len(curve.values) else ""
     told = f"score {found.score:.2f}, {verdict(found)}"
     cards = [
-        card(clips[0], "Picture", "", "", False, "asking", muted=True),
-        card(clips[1], f"Sound, {signed(found.offset)} s", told, over, True, "", muted=False,
-             offset=found.offset),
-        card(clips[1], "Sound as it came", "", "", False, "", muted=True),
-    ]  # fmt: skip
+        card(clips[0], "Picture", "", "", False, "asking"),
+        card(clips[1], f"Sound, {signed(found.offset)} s", told, over, True, "", found.offset),
+        card(clips[1], "Sound as it came", "", "", False, ""),
+    ]
     return _offsets(found) + player(pair.name, total, "".join(cards), "")
 
 

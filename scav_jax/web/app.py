@@ -173,10 +173,14 @@ def _text(content: str, kind: str) -> Callable:
     return answer
 
 
-def _error(words: str, status: int, headers: Mapping[str, str] | None = None) -> Any:
+def _json(content: dict, status: int = 200, headers: Mapping[str, str] | None = None) -> Any:
     from starlette.responses import JSONResponse
 
-    return JSONResponse({"error": words}, status, {**HEADERS, **(headers or {})})
+    return JSONResponse(content, status, {**HEADERS, **(headers or {})})
+
+
+def _error(words: str, status: int, headers: Mapping[str, str] | None = None) -> Any:
+    return _json({"error": words}, status, headers)
 
 
 def _refused(request: Any, error: Any) -> Any:
@@ -229,22 +233,19 @@ def _clip(library: Library) -> Callable:
 def _curves(searcher: Searcher) -> Callable:
     async def answer(request: Any) -> Any:
         from starlette.concurrency import run_in_threadpool
-        from starlette.responses import JSONResponse
 
         with searcher.admitted():
             found = await run_in_threadpool(searcher.curves, request.path_params["token"])
         if found is None:
             return _error("no such search; search again", 404)
-        return JSONResponse(found, headers=HEADERS)
+        return _json(found)
 
     return answer
 
 
 def _progress(searcher: Searcher) -> Callable:
     async def answer(request: Any) -> Any:
-        from starlette.responses import JSONResponse
-
-        return JSONResponse(searcher.progress.of(request.path_params["name"]), headers=HEADERS)
+        return _json(searcher.progress.of(request.path_params["name"]))
 
     return answer
 
@@ -252,7 +253,6 @@ def _progress(searcher: Searcher) -> Callable:
 def _search(searcher: Searcher, max_bytes: int) -> Callable:
     async def answer(request: Any) -> Any:
         from starlette.concurrency import run_in_threadpool
-        from starlette.responses import JSONResponse
 
         if _is_foreign(request):
             return _error("requests of other sites are refused", 403)
@@ -260,7 +260,7 @@ def _search(searcher: Searcher, max_bytes: int) -> Callable:
         if wanted["clip"] is not None:
             with searcher.admitted():
                 found = await run_in_threadpool(searcher.search_clip, wanted)
-            return JSONResponse(found, headers=HEADERS)
+            return _json(found)
         name = Path(request.query_params.get("name", "")).name[:120] or "the file"
         declared = request.headers.get("content-length", "")
         if declared.isdecimal() and int(declared) > max_bytes:
@@ -268,7 +268,7 @@ def _search(searcher: Searcher, max_bytes: int) -> Callable:
         async with uploads.saved(request.stream(), searcher.library.folder, max_bytes) as path:
             with searcher.admitted():  # who sends slowly keeps nobody out
                 found = await run_in_threadpool(searcher.search, path, name, wanted)
-        return JSONResponse(found, headers=HEADERS)
+        return _json(found)
 
     return answer
 

@@ -13,6 +13,7 @@ import threading
 from collections import OrderedDict
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from scav_jax.base.documents import content_sample
 from scav_jax.base.errors import InputError
@@ -25,6 +26,13 @@ ENCODING_AT_ONCE = 2
 FILES = 65536  # of which it is known what they were like; more than those that can be asked for
 
 Clip = tuple[Path, str, float, float, tuple[str, ...]]  # with a sample of the file
+
+
+def remember(kept: OrderedDict, name: Any, value: Any, most: int) -> list:
+    """Keeps a value as the newest of at most so many; the names of those that are forgotten."""
+    kept[name] = value
+    kept.move_to_end(name)
+    return [kept.popitem(last=False)[0] for _ in range(len(kept) - most)]
 
 
 class Library:
@@ -64,10 +72,7 @@ class Library:
         found = self._find(source)
         with self._lock:
             if content is not None:
-                self._contents[found] = content
-                self._contents.move_to_end(found)
-                while len(self._contents) > FILES:
-                    self._contents.popitem(last=False)
+                remember(self._contents, found, content, FILES)
             indexed = self._contents.get(found, "")
         if indexed and content_sample(found) not in ("", indexed):
             raise Unusable("list", "it is another file now than was indexed")
@@ -79,16 +84,15 @@ class Library:
             raise Unusable("list", "its folder is not known: start the server with --roots")
         candidates = [path] if path.is_absolute() else [root / path for root in self._roots]
         real = [candidate.resolve() for candidate in candidates]
-        allowed = [file for file in real if self._is_allowed(file)]
+        allowed = real
+        if self._roots:
+            allowed = [file for file in real if any(map(file.is_relative_to, self._roots))]
         if not allowed:
             raise Unusable("list", "it does not lie below the allowed folders (--roots)")
         found = next((file for file in allowed if file.is_file()), None)
         if found is None:
             raise Unusable("list", "missing: no such file")
         return found
-
-    def _is_allowed(self, real: Path) -> bool:
-        return not self._roots or any(real.is_relative_to(root) for root in self._roots)
 
     def shown_source(self, source: str) -> str:
         """A source as strangers may see it: without the folders of this machine."""
@@ -104,10 +108,7 @@ class Library:
         words = os.fsencode("\n".join([str(path), content, repr(start), repr(end), *kinds]))
         token = hashlib.blake2b(words, key=self._secret, digest_size=16).hexdigest()
         with self._lock:
-            self._clips[token] = (path, content, start, end, kinds)
-            self._clips.move_to_end(token)
-            while len(self._clips) > TOKENS:
-                self._clips.popitem(last=False)
+            remember(self._clips, token, (path, content, start, end, kinds), TOKENS)
         return token
 
     def keep(self, made: Playable) -> str:
@@ -156,7 +157,5 @@ class Library:
         begun.write_bytes(made.content)
         begun.replace(self.folder / token)
         with self._lock:
-            self._encoded[token] = made.type
-            while len(self._encoded) > ENCODED:
-                old, _ = self._encoded.popitem(last=False)
+            for old in remember(self._encoded, token, made.type, ENCODED):
                 (self.folder / old).unlink(missing_ok=True)

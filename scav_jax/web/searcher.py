@@ -24,7 +24,7 @@ from scav_jax.report.playable import Playable, still
 from scav_jax.retrieval.embed import Embedded
 from scav_jax.retrieval.model import Model
 from scav_jax.sequences import Sequences
-from scav_jax.web.library import Library
+from scav_jax.web.library import Library, remember
 from scav_jax.web.progress import Progress
 from scav_jax.web.uploads import Decoded, Upload, decode
 
@@ -203,9 +203,7 @@ class Searcher:
     def _keep(self, found: "Found") -> str:
         token = secrets.token_hex(16)
         with self._lock:
-            self._found[token] = found
-            while len(self._found) > KEPT:
-                self._found.popitem(last=False)
+            remember(self._found, token, found, KEPT)
         return token
 
     def curves(self, token: str) -> dict | None:

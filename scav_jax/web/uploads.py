@@ -24,7 +24,6 @@ from scav_jax.extract.streams import Unusable, stream_kinds, stream_seconds
 from scav_jax.report.markup import ASKING, STREAM_WORDS
 from scav_jax.report.playable import Playable, picture_load, playable
 
-# The streams that ask.
 TIMEOUT_S = 60.0  # for opening, for decoding, and for what is played of it
 FRAME_PIXELS = 36_000_000  # 8K
 PIXELS = 2**33  # of all frames together: 4K at 30 Hz for the whole time

@@ -57,6 +57,11 @@ class Bars:
     angles: np.ndarray
     rows: np.ndarray
 
+    @property
+    def along(self) -> np.ndarray:
+        """`[bars, 2]` from each bar's centre to its end."""
+        return np.stack([np.sin(self.angles), -np.cos(self.angles)], 1) * self.half_lengths[:, None]
+
 
 @dataclass(frozen=True)
 class Look:

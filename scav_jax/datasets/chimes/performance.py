@@ -60,8 +60,7 @@ def compose(
         jitter = parameters.score_jitter_ms / 1000
         strikes = np.maximum(times + own.uniform(-jitter, jitter, count), 0.0)
     laid = instrument.look.bars
-    along = np.stack([np.sin(laid.angles), -np.cos(laid.angles)], 1) * laid.half_lengths[:, None]
-    points = laid.centers[bars] + along[bars] * random.uniform(-0.2, 0.2, (count, 1))
+    points = laid.centers[bars] + laid.along[bars] * random.uniform(-0.2, 0.2, (count, 1))
     return Score(
         times=strikes,
         sound_times=np.maximum(strikes + delays, 0.0),

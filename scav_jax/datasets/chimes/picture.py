@@ -206,12 +206,11 @@ def _paint_rails_and_shadows(
 ) -> np.ndarray:
     pixel, bars = y[1, 0] - y[0, 0], look.bars
     away = -0.035 * np.array([np.cos(look.light_angle), np.sin(look.light_angle)])
-    along = np.stack([np.sin(bars.angles), -np.cos(bars.angles)], 1) * bars.half_lengths[:, None]
     rails = np.full(x.shape, 9.0)
     for row in np.unique(bars.rows):
         members = np.flatnonzero(bars.rows == row)
         for side in (-0.6, 0.6):
-            line = bars.centers[members] + side * along[members]
+            line = bars.centers[members] + side * bars.along[members]
             ends = [line[0] * 1.35 - line[1] * 0.35, *line, line[-1] * 1.35 - line[-2] * 0.35]
             for begin, end in itertools.pairwise(ends):
                 rails = np.minimum(rails, _segment_distance(x, y, begin, end) - 0.016)

@@ -8,7 +8,7 @@ import tempfile
 from importlib import metadata
 from pathlib import Path
 
-from scav_jax.base.errors import InputError
+from scav_jax.base.errors import InputError, first_line
 
 CODECS = ("h264", "hevc", "vp8", "vp9", "av1", "aac", "mp3", "opus", "vorbis", "flac", "pcm_s16le")
 FOR_DEVELOPERS = {"dev", "docs", "test"}  # extras
@@ -75,7 +75,7 @@ def devices() -> list[tuple[str, str, str]]:
     try:
         found = jax.devices()
     except RuntimeError as error:
-        return [("jax", str(error).splitlines()[0], "NO DEVICE")]
+        return [("jax", first_line(error), "NO DEVICE")]
     lines = []
     for device in found:
         stats = device.memory_stats() or {}

@@ -19,23 +19,19 @@ DATA_AXIS = "data"
 
 def make_mesh(devices: int | None = None) -> Mesh:
     """A mesh over the first `devices` devices, or all of them."""
-    available = jax.devices()
-    count = len(available) if devices is None else devices
-    if not 1 <= count <= len(available):
-        raise InputError(
-            f"devices: expected 1 to {len(available)} ({available[0].platform}), got {count}"
-        )
-    return Mesh(np.asarray(available[:count]), (DATA_AXIS,))
+    return _mesh_over(jax.devices(), devices, "")
 
 
 def local_mesh(devices: int | None = None) -> Mesh:
     """A mesh over the first `devices` devices of this process, or all of them."""
-    available = jax.local_devices()
+    return _mesh_over(jax.local_devices(), devices, " in this process")
+
+
+def _mesh_over(available: list[jax.Device], devices: int | None, where: str) -> Mesh:
     count = len(available) if devices is None else devices
     if not 1 <= count <= len(available):
         raise InputError(
-            f"devices: expected 1 to {len(available)} ({available[0].platform}) in this process, "
-            f"got {count}"
+            f"devices: expected 1 to {len(available)} ({available[0].platform}){where}, got {count}"
         )
     return Mesh(np.asarray(available[:count]), (DATA_AXIS,))
 

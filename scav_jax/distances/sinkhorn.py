@@ -189,7 +189,7 @@ def _stored(reduced, rows, columns, epsilon: float, iterations: int) -> Potentia
     kernel = jnp.exp(-reduced / epsilon)
     geom = StoredKernel(cost_matrix=reduced, kernel_matrix=kernel, epsilon=epsilon)
     start = rows.astype(reduced.dtype), columns.astype(reduced.dtype)
-    f, g = _solved(OverRelaxed, iterations, geom, rows, columns, start, lse_mode=False)
+    f, g = _solved(iterations, geom, rows, columns, start, lse_mode=False)
     scalings = geom.scaling_from_potential(f), geom.scaling_from_potential(g)
     sums = geom.marginal_from_scalings(*scalings, axis=0)
     return Potentials(f, g, _wrong_mass(sums, columns))
@@ -199,18 +199,18 @@ def _log(reduced, rows, columns, epsilon: float, iterations: int) -> Potentials:
     """One problem, the same iterations in the log domain."""
     geom = geometry.Geometry(cost_matrix=reduced, epsilon=epsilon)
     f, g = (jnp.where(mask, 0.0, -jnp.inf).astype(reduced.dtype) for mask in (rows, columns))
-    f, g = _solved(OverRelaxed, iterations, geom, rows, columns, (f, g), lse_mode=True)
+    f, g = _solved(iterations, geom, rows, columns, (f, g), lse_mode=True)
     exponents = (f[:, None] + g[None, :] - reduced) / epsilon
     return Potentials(f, g, _wrong_mass(jnp.sum(jnp.exp(exponents), axis=0), columns))
 
 
-def _solved(kind: type, iterations: int, geom, rows, columns, start, **options):
-    """(f, g) of ott's solver of that kind after so many iterations."""
-    solver = kind(
+def _solved(iterations: int, geom, rows, columns, start, lse_mode: bool):
+    """(f, g) after so many iterations."""
+    solver = OverRelaxed(
         min_iterations=iterations,
         max_iterations=iterations,
         inner_iterations=iterations,
-        **options,
+        lse_mode=lse_mode,
     )
     marginals = [uniform(mask, geom.cost_matrix.dtype) for mask in (rows, columns)]
     # ott promotes ranks and dtypes itself; a caller's strict settings are about our code.

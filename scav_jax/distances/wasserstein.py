@@ -133,10 +133,7 @@ def transport_plan(visual: Sequences, audio: Sequences, **options) -> Float[Arra
 
     Every real row sums to 1/n; columns sum to 1/m up to convergence. Padding is 0.
     """
-    method = Annealed(**options)
-    costs, rows, columns = _one_problem(method, visual, audio)
-    f, g, _ = method.potentials(costs, rows, columns)
-    return method.plans(costs.reduced, f, g, rows, columns)[0][0]
+    return _plan(Annealed(**options), visual, audio)
 
 
 @in_float32
@@ -149,7 +146,10 @@ def sinkhorn_plan(
     the two sequences is the same whether the distance is debiased or not.
     """
     del debiased
-    method = FixedEpsilon(**options)
+    return _plan(FixedEpsilon(**options), visual, audio)
+
+
+def _plan(method: Method, visual: Sequences, audio: Sequences) -> Float[Array, "N M"]:
     costs, rows, columns = _one_problem(method, visual, audio)
     f, g, _ = method.potentials(costs, rows, columns)
     return method.plans(costs.reduced, f, g, rows, columns)[0][0]

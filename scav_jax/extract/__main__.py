@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from scav_jax.base.commands import Parser, at_least
-from scav_jax.base.errors import InputError, run_program
+from scav_jax.base.errors import InputError, check_one_of, run_program
 
 EPILOG = """\
 The same command goes on where a killed one stopped. What cannot be used is listed with its reason
@@ -109,7 +109,6 @@ def _add_work(work: argparse._ArgumentGroup) -> None:
 
 def check(options: argparse.Namespace) -> None:
     """Raises `InputError` for options that do not make sense, alone or together."""
-    from scav_jax.base.errors import check_one_of
     from scav_jax.extract.program import ENGINES
 
     for name in ("videos", "out"):

@@ -156,17 +156,14 @@ def _usable_streams(container: av.container.InputContainer, kind: str) -> list[a
 def _chosen(path: Path, usable: list[av.stream.Stream]) -> av.stream.Stream:
     if len(usable) > 1:
         usable = _begun(path, usable) or usable
-    return max(usable, key=lambda stream: _size(stream) + _bonus(stream))
+    return max(usable, key=_worth)
 
 
-def _size(stream: av.stream.Stream) -> int:
+def _worth(stream: av.stream.Stream) -> int:
+    bonus = DEFAULT_BONUS if stream.disposition & Disposition.default else 0
     if stream.type == "video":
-        return stream.width * stream.height
-    return len(stream.layout.channels)
-
-
-def _bonus(stream: av.stream.Stream) -> int:
-    return DEFAULT_BONUS if stream.disposition & Disposition.default else 0
+        return bonus + stream.width * stream.height
+    return bonus + len(stream.layout.channels)
 
 
 def _begun(path: Path, streams: Sequence[av.stream.Stream]) -> list[av.stream.Stream]:

@@ -94,22 +94,18 @@ def _fragment_begins(content: mmap.mmap, fragment: Extent) -> Iterator[tuple[int
 
 
 def _has_two_first_blocks(path: Path) -> bool:
-    """Of a WavPack."""
-    return [*_wavpack_blocks(path)].count(0) > 1
-
-
-def _wavpack_blocks(path: Path) -> Iterator[int]:
-    """At which sample each block begins that is the first of its channels, in all of a file.
+    """Of a WavPack: whether blocks begin at its first sample twice, the first of their channels.
 
     A file of tags, or another one, may lie behind the last block of one.
     """
+    found = 0
     with mapped(path) as content:
         at = content.find(b"wvpk")
         while at >= 0 and at + 32 <= len(content):
             size, _, _, _, first, count, flags = WAVPACK.unpack_from(content, at + 4)
-            if flags & FIRST_OF_BLOCK and count:
-                yield first
+            found += bool(flags & FIRST_OF_BLOCK and count and first == 0)
             at = content.find(b"wvpk", at + 8 + size if size < len(content) else at + 4)
+    return found > 1
 
 
 def _goes_on_behind_flash(path: Path) -> bool:

@@ -13,7 +13,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from scav_jax import views
-from scav_jax.base.errors import InputError, listed
+from scav_jax.base.errors import InputError
 from scav_jax.base.ranges import ABOVE_0, AT_LEAST_1, Range, check_ranges
 from scav_jax.objectives.objective import Batch, Material, Objective
 from scav_jax.sequences import STREAMS, AudioVisual
@@ -138,7 +138,8 @@ def _check_times(o: OfPlayed, material: Material) -> None:
 def _refuse(material: Material, bad: np.ndarray, words: str, advice: str) -> None:
     """Raises `InputError` where there are bad clips: how many, and the first of them."""
     if bad.any():
-        names = listed((repr(material.ids[number]) for number in np.flatnonzero(bad)), NAMED)
+        names = ", ".join(repr(material.ids[number]) for number in np.flatnonzero(bad)[:NAMED])
         raise InputError(
-            f"{material.where}: {int(bad.sum())} of {len(bad)} clips {words} ({names}); {advice}"
+            f"{material.where}: {int(bad.sum())} of {len(bad)} clips {words} ({names}"
+            f"{', ...' if bad.sum() > NAMED else ''}); {advice}"
         )

@@ -102,7 +102,7 @@ def start(arguments: argparse.Namespace) -> None:
         )
     except (RuntimeError, ValueError) as error:
         raise InputError(
-            f"the processes could not be joined: {first_line(error)}; give --coordinator "
+            f"the processes could not be joined: {first_line(error)[:300]}; give --coordinator "
             "HOST:PORT, --num-processes and --process-id"
         ) from error
     finally:
@@ -313,7 +313,7 @@ def run_program(main: Callable[[], int | None]) -> None:
             lost = _lost(error) if many() else None
             if lost is not None:
                 _end(EXIT_LOST, lost)
-            _announce(first_line(error))
+            _announce(first_line(error)[:300])
             raise
 
     try:

@@ -23,7 +23,7 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float, Int
 
 from scav_jax import sharding
-from scav_jax.base.errors import InputError, check_one_of
+from scav_jax.base.errors import InputError
 from scav_jax.encoders.positions import offset_buckets
 from scav_jax.extract import fbank
 from scav_jax.extract.backbones.beats_weights import (
@@ -273,7 +273,9 @@ class Beats:
           dtype: of the computation, float32 or bfloat16; weights are kept in float32.
           devices: how many of this process's devices; None is all.
         """
-        check_one_of("beats: dtype", jnp.dtype(dtype).name, DTYPES)
+        name = jnp.dtype(dtype).name
+        if name not in DTYPES:
+            raise InputError(f"BEATs: expected dtype float32 or bfloat16, got {name}")
         self.config = checkpoint.config
         self.width = PATCHES_A_STEP * self.config.encoder_embed_dim
         self._model = BeatsModel(self.config, jnp.dtype(dtype))

@@ -196,6 +196,13 @@ def test_names_cannot_break_the_page(whole):
     assert "plain &lt;b&gt;" in whole
 
 
+def test_a_run_that_beats_no_baseline_is_named_as_it_is():
+    data = document(clips=3, runs=("a & b", "CCA"))
+    data["runs"][1] |= {"objective": results.BASELINE, "methods": data["runs"][0]["methods"]}
+    found = page.html(data, page.Pictures())
+    assert re.search(r">a &amp; b finds [^<]*, CCA, [^<]*electricity<", found)
+
+
 def test_many_classes_are_cut_and_said(whole):
     section = whole[whole.index("By class") :]
     assert section.count("class &amp; ") == 24

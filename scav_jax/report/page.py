@@ -120,8 +120,8 @@ def html(results: dict, pictures: Pictures) -> str:
         f"query once in each direction, and all {data['n']:,} are candidates: chance R@1 is "
         f"{100 / data['n']:.2g} %.</p>",
         markup.note(RENDERED) if data["rendered"] else "",
-        *(markup.note(escape(word)) for word in unbeaten(results)),
-        *(markup.note(escape(word)) for run in runs for word in hubness_words(run)),
+        *(markup.note(word) for word in unbeaten(results)),
+        *(markup.note(word) for run in runs for word in hubness_words(run)),
         _cards(runs),
     ]
     sections = [

@@ -33,6 +33,7 @@ CONTAINERS = {
     "flv": ("flv", "flv", "flv", "libmp3lame", {}),
     "wmv": ("wmv", "asf", "wmv2", "wmav2", {}),
     "nut": ("nut", "nut", H264, AAC, {}),
+    "hevc": ("mkv", "matroska", "libx265", AAC, {}),
 }
 
 
@@ -62,6 +63,8 @@ def add_streams(container, codecs: tuple[str, str]) -> list:
     video.codec_context.thread_count = 1
     if codecs[0] == H264:
         video.options = {"preset": "superfast", "crf": "20", "bf": "2"}
+    elif codecs[0] == "libx265":
+        video.options = {"preset": "superfast", "x265-params": "log-level=none:pools=none"}
     else:
         video.bit_rate = 1_000_000
     audio = container.add_stream(codecs[1], rate=RATE)

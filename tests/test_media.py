@@ -968,9 +968,51 @@ def test_where_picture_and_sound_are_both_missing_something_was_lost(tmp_path):
         return None if 1.9 <= seconds < 2.6 else data
 
     path = films.write_film(tmp_path / "a.avi", "nut", change=lost)
-    with pytest.raises(Unusable, match=r"corrupt: 0\.[67]. s of picture and sound are missing"):
-        cut(path)
+    for kinds in (("video", "audio"), ("video",), ("audio",)):
+        with (
+            media.Reader(path, SIZE, kinds=kinds) as reader,
+            pytest.raises(Unusable, match=r"corrupt: 0\.[679]. s of picture and sound are missing"),
+        ):
+            reader.cut(0.0, None)
     assert len(cut(path, 0.0, 1.8).frames) in (44, 45)  # the film begins 0.06 s before
+
+
+def test_a_sound_alone_may_pause(tmp_path):
+    whole = write_video(tmp_path / "a.mka", None, click_track(4, 44_100, [2.5]))
+    path = tmp_path / "b.mka"
+    with av.open(str(whole)) as source, av.open(str(path), "w") as target:
+        stream = target.add_stream_from_template(source.streams.audio[0])
+        for packet in source.demux(audio=0):
+            if packet.size and not 1.0 <= packet.pts * packet.time_base < 1.7:
+                packet.stream = stream
+                target.mux(packet)
+    with media.Reader(path, None, kinds=("audio",)) as reader:
+        heard = reader.cut(0.0, None).waveform
+    assert np.abs(heard[round(1.1 * 16_000) : round(1.6 * 16_000)]).max() < 1e-4
+    assert loudest_moment(heard) - 0.010 == pytest.approx(2.5, abs=0.004)
+
+
+@pytest.mark.parametrize("until", [2.3, 9.0])
+def test_pictures_that_a_decoder_skips_without_a_word_are_damage(tmp_path, until):
+    """HEVC's does where packets have no content, or need what is not there."""
+
+    def spoilt(number, seconds, data):
+        return data[:6] if number == 0 and 1.6 <= seconds < until else data
+
+    path = films.write_film(tmp_path / "a.mkv", "hevc", change=spoilt)
+    with media.Reader(path, SIZE) as reader:
+        assert len(reader.cut(0.0, 1.4).frames) == 35
+        with pytest.raises(Unusable, match="corrupt: some frames cannot be decoded"):
+            reader.cut(1.4, None)
+
+
+def test_sound_beside_an_empty_picture_track_is_found_behind_a_long_skip(tmp_path, monkeypatch):
+    path = films.write_film(
+        tmp_path / "a.mp4", "fragments", change=lambda number, _, data: data if number else None
+    )
+    monkeypatch.setattr(media, "SEEK_GAP_S", 1.0)
+    with media.Reader(path, None, kinds=("audio",)) as reader:
+        assert len(reader.cut(2.0, None).waveform) == pytest.approx(16_000, abs=500)
 
 
 def test_packets_without_content_repeat_the_picture(tmp_path):
@@ -1185,14 +1227,18 @@ def test_pictures_that_are_joined_and_read_in_part_only_are_refused(tmp_path, mu
             stream = container.add_stream(codec, rate)
             stream.width, stream.height = (64, 64) if muxer == "roq" else size
             stream.pix_fmt = pixels
-            for level in range(0, 240, 6):
+            for level in range(0, 240, 4):
                 image = np.full((stream.height, stream.width, 3), level, np.uint8)
                 image[::8, ::8] = 255
                 container.mux(stream.encode(av.VideoFrame.from_ndarray(image, format="rgb24")))
             container.mux(stream.encode())
         parts.append(path.read_bytes())
     path.write_bytes(parts[0])
-    assert stream_seconds(path, "video") >= 40 / rate - 0.1
+    whole = stream_seconds(path, "video")
+    assert whole >= 60 / rate - 0.1
+    if muxer == "apng":
+        path.write_bytes(parts[0][: parts[0].rindex(b"fcTL")])
+        assert 2.0 < stream_seconds(path, "video") < whole  # broken off, not joined
     path.write_bytes(b"".join(parts))
     with pytest.raises(Unusable, match="joined: two files byte by byte"):
         stream_seconds(path, "video")
@@ -1249,6 +1295,32 @@ def test_fragments_that_start_anew_are_refused_and_those_that_go_on_are_read(tmp
         path.write_bytes(content + second)
         with pytest.raises(Unusable, match="joined: two files byte by byte"):
             stream_seconds(path, "video")
+
+
+def changed(content, kinds, change):
+    """An MP4 in which what is in the first box of these kinds, one in the other, is changed."""
+    kind, *inner = kinds
+    _, at, end = next(one for one in boxes(content, 0, len(content)) if one[0] == kind)
+    body = content[at + 8 : end]
+    body = changed(body, inner, change) if inner else change(body)
+    return content[:at] + struct.pack(">I4s", 8 + len(body), kind) + body + content[end:]
+
+
+def test_a_track_of_several_codecs_is_refused(tmp_path):
+    path = films.write_film(tmp_path / "a.mp4", "mp4")
+    table = (b"moov", b"trak", b"mdia", b"minf", b"stbl")
+    of_runs = changed(path.read_bytes(), (*table, b"stsc"), lambda body: body[:-1] + b"\2")
+    for second in (b"avc1", b"hvc1"):
+
+        def doubled(body, second=second):
+            return body[:7] + b"\2" + body[8:] + body[8:12] + second + body[16:]
+
+        path.write_bytes(changed(of_runs, (*table, b"stsd"), doubled))
+        if second == b"avc1":
+            assert len(cut(path).frames) == 75
+            continue
+        with pytest.raises(Unusable, match="changing codec: FFmpeg reads a track's first only"):
+            cut(path)
 
 
 def test_a_frame_without_a_sample_is_passed_over(tmp_path):

@@ -19,7 +19,7 @@ import contextlib
 import itertools
 import math
 from collections import deque
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -37,7 +37,7 @@ from scav_jax.extract.streams import Stream, file_seconds, stream_seconds
 from scav_jax.extract.upright import Upright
 from scav_jax.features.clip import MAX_CLIP_S
 
-DECODING_RULES = 10  # raise it when this room gives other frames or samples of some file
+DECODING_RULES = 11  # raise it when this room gives other frames or samples of some file
 MIN_CLIP_S = 1.0  # less picture and sound than this together has nothing to contrast
 LENGTH_MARGIN_S = 1.0  # half of it is let pass: a video of a minute has some frames more
 SEEK_GAP_S = 20.0  # decoding on is cheaper than seeking over less than this
@@ -339,6 +339,8 @@ class _VideoCutter:
         _check_extent(self.stream, "picture", start, stop, self._kept[0][0], self._shown_until)
         if self._shown_until <= start:
             raise Unusable("decode", f"no frames: the picture ends at {self._shown_until:.2f} s")
+        times = (time for time, _ in self._kept)
+        _check_lost(self.stream, itertools.pairwise(times), start, stop)
 
 
 class _AudioCutter:
@@ -369,18 +371,11 @@ class _AudioCutter:
             if last > start:
                 raise Unusable("decode", "no sound in this clip")
             raise Unusable("decode", f"no sound so late: the sound ends at {last:.2f} s")
-        self._check_gaps(pieces, start, stop)
+        pauses = ((before.end, after.seconds) for before, after in itertools.pairwise(pieces))
+        _check_lost(self.stream, pauses, start, stop)
         # Recordings that were joined may have several rates.
         rates = sorted({piece.rate for piece in pieces})
         return sum(_resampled(pieces, rate, start, min(stop, ends)) for rate in rates)
-
-    def _check_gaps(self, pieces: list[Piece], start: float, stop: float) -> None:
-        """Sound may pause (DTX), and that is silence; what stops together was lost."""
-        for before, after in itertools.pairwise(pieces):
-            begin, end = max(before.end, start), min(after.seconds, stop)
-            if end - begin > TRUNCATION_S and self.stream.lost(begin, end):
-                missing = f"{end - begin:.2f} s of picture and sound are missing"
-                raise Unusable("decode", f"corrupt: {missing} from {begin:.2f} s")
 
     def _around(self, start: float, stop: float) -> list[Piece]:
         """What was read for a clip; a clip before this one may have needed more."""
@@ -487,6 +482,17 @@ def _resample(samples: Float[np.ndarray, " S"], rate: int) -> Float[np.ndarray, 
     resampler = AudioResampler(format="fltp", layout="mono", rate=RATE_HZ)
     parts = [*resampler.resample(frame), *resampler.resample(None)]
     return np.concatenate([part.to_ndarray()[0] for part in parts])
+
+
+def _check_lost(
+    stream: Stream, pauses: Iterable[tuple[float, float]], start: float, stop: float
+) -> None:
+    """Sound may pause (DTX), and that is silence; what stops together was lost."""
+    for before, after in pauses:
+        begin, end = max(before, start), min(after, stop)
+        if end - begin > TRUNCATION_S and stream.lost(begin, end):
+            missing = f"{end - begin:.2f} s of picture and sound are missing"
+            raise Unusable("decode", f"corrupt: {missing} from {begin:.2f} s")
 
 
 def _check_extent(

@@ -12,6 +12,7 @@ from scav_jax.extract.opening import Unusable
 from scav_jax.extract.transport import FORMAT as TRANSPORT
 from scav_jax.extract.whole import JOINED
 
+OGG = "ogg"
 NO_TIMESTAMPS = 0x0080  # libavformat's AVFMT_NOTIMESTAMPS: a codec's bare packets
 LEAST_RATE_HZ, MOST_RATE_HZ = 0.5, 300.0  # of pictures
 LOST_S = 0.25  # where picture and sound are both missing for longer, something was lost
@@ -45,10 +46,13 @@ class Packets:
         while True:
             try:
                 packet = next(demuxer)
-            except av.PatchWelcomeError:  # other streams begin in the middle of an Ogg
-                raise Unusable("open", JOINED) from None
-            except (StopIteration, av.FFmpegError):
-                break  # where a file breaks off, what is missing shows as truncated
+            except StopIteration:
+                break
+            except av.FFmpegError as error:
+                # Other streams begin in the middle of an Ogg; elsewhere a file breaks off so too.
+                if isinstance(error, av.PatchWelcomeError) and self._container.format.name == OGG:
+                    raise Unusable("open", JOINED) from None
+                break  # what is missing shows as truncated
             except IndexError:  # PyAV's answer where a damaged header numbers its streams wrongly
                 if self._container.format.name == TRANSPORT:
                     break  # before PyAV 19 that of the end where streams have come later
@@ -69,12 +73,12 @@ class Packets:
             raise Unusable("decode", f"unclear times: from {begin:.2f} s on {reason}")
 
     def lost(self, start: float, stop: float) -> bool:
-        """Whether the file has neither picture nor sound for a part of start..stop.
+        """Whether a film has neither picture nor sound for a part of start..stop.
 
         Either alone may pause: encoders leave silence and repeated pictures out.
         """
         begin, end = start + self._zero, stop + self._zero
-        return all(
+        return len(self._streams) > 1 and all(
             any(min(b, end) - max(a, begin) > LOST_S for a, b in self._clock.gaps(kind))
             for kind in self._streams
         )

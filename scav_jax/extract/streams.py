@@ -21,6 +21,7 @@ from scav_jax.extract.opening import (
     open_container,
 )
 from scav_jax.extract.packets import (
+    LOST_S,
     NO_TIMESTAMPS,
     Packets,
     known_rate,
@@ -44,6 +45,8 @@ RATE_PACKETS = 20_000  # that a rate is measured from
 RATE_IN_HEADER = frozenset({MATROSKA, "flv"})  # libavformat counts those of the others
 CLAIM_PACKETS = 100  # that it is compared with
 TAIL_S = 30.0  # of an indexed file, read to find its end
+# Each of their packets is a picture; others have some that only say that the last one stays.
+PICTURE_A_PACKET = frozenset({"h264", "hevc", "vvc"})
 
 
 class Stream:
@@ -138,10 +141,12 @@ class Stream:
         if self._container.format.name not in INDEXED:
             self._passed_over_until = seconds - PREROLL_S
             return
-        for target in (seconds - PREROLL_S, 0.0):
+        # Where the file's first stream is empty, only from another one the begin can be found.
+        for target, stream in ((seconds - PREROLL_S, None), (0.0, None), (0.0, self.stream)):
             with contextlib.suppress(av.FFmpegError):
                 place = max(target, 0.0) + self._film.zero
-                self._container.seek(int(place * av.time_base), backward=True)
+                base = av.time_base if stream is None else 1 / stream.time_base
+                self._container.seek(int(place * base), backward=True, stream=stream)
             self._restart()
             first = self.next()
             if first is not None:
@@ -206,6 +211,8 @@ class Stream:
         self._following = 0.0  # when the next frame is due
         self._place: int | None = None  # where in the file the last packet stands that has a place
         self._gave_frame = False  # whether the last packet did
+        self._awaited: list[float] = []  # times of packets whose pictures have not come yet
+        self._seen: float | None = None  # the time of the last picture
         self._passed_over_until: float | None = None
         self._packets = Packets(self._container, self._film, self.kind)
         self._frames = self._decode()
@@ -298,6 +305,8 @@ class Stream:
             kept.clear()
         for one in (*kept, *([last] if last is not None and last.pts is None else [])):
             yield from self._decode_packet(one)
+        if last is not None:
+            self._note_skipped(max(self._awaited, default=0.0) + usual_duration(self.stream))
 
     def _passes_over(self, packet: av.Packet, kept: list[av.Packet]) -> bool:
         """Whether a packet comes too early to be decoded now; where not, nothing is any more."""
@@ -313,6 +322,7 @@ class Stream:
         self._passed_over_until = None
         self.stream.codec_context.flush_buffers()
         self._started, self._broken_at, self._gave_frame = False, None, False
+        self._awaited, self._seen = [], None
         return False
 
     def _is_tag(self, packet: av.Packet) -> bool:
@@ -339,6 +349,7 @@ class Stream:
         if packet.size:
             self._sent += 1
             self._sent_time = self._seconds(packet.pts)
+            self._await(packet)
         elif self._broken_by == self._sent:  # a decoder's rest mends nothing
             self._broken_at = None
         self._gave_frame = False
@@ -352,8 +363,28 @@ class Stream:
         self._gave_frame = bool(frames)
         for frame in frames:
             time = self._time_of(frame)
+            self._note_skipped(time)
             if self._is_sound(frame, time):
                 yield time, frame
+
+    def _await(self, packet: av.Packet) -> None:
+        shown = packet.pts is not None and not packet.is_discard
+        if shown and not self._bare and self.stream.codec_context.codec.name in PICTURE_A_PACKET:
+            self._awaited.append(self._seconds(packet.pts))
+
+    def _note_skipped(self, time: float) -> None:
+        """Takes it for damage where packets gave no picture, without a word of the decoder.
+
+        Some say nothing where what they need is missing. Decoders give pictures in order, so what
+        has not come before a picture does not come.
+        """
+        before, self._seen = self._seen, time
+        each = usual_duration(self.stream)
+        if before is not None and time - before > LOST_S:
+            inside = (before + each / 2 < one < time - each / 2 for one in self._awaited)
+            if (skipped := sum(inside)) > 1 and skipped * each > LOST_S:
+                self._damage.append((before + each, time))
+        self._awaited = [one for one in self._awaited if one > time]
 
     def _note_begin(self, packet: av.Packet) -> None:
         """An edit list may leave the key frame out that the first shown picture builds on."""

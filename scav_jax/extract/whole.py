@@ -37,17 +37,22 @@ ALIKE |= dict.fromkeys(("caf", "w64", "iff", "xwma"), slice(8, 16))
 WAVPACK = struct.Struct("<IHHIIII")  # size, version, more digits; samples, first, count, flags
 FIRST_OF_BLOCK = 1 << 11
 WESTWOOD_CHUNK = bytes.fromhex("afde0000")
+# FFmpeg reads other codecs beside the first of a track's if that is one of these.
+BESIDE_OTHERS = {b"jpeg", b"apcn", b"apch", b"dvpp", b"dvcp", b"AV1x"}
+CHANGING = "changing codec: FFmpeg reads a track's first only; export it as one with what made it"
 JOINED = "joined: two files byte by byte, only the first can be read; join with FFmpeg"
 
 
 def check_single(path: Path, format_name: str) -> None:
-    """Raises `Unusable` for files joined byte by byte whose later ones are not read.
+    """Raises `Unusable` for files joined byte by byte (or by an editor) of which not all is read.
 
     Others are read to their end, and their clocks say that they start anew.
     """
     has_more = STRUCTURES.get(format_name)
     if has_more(path) if has_more else _begins_again(path, format_name):
         raise Unusable("open", JOINED)
+    if format_name == MOV and _changes_codec(path):
+        raise Unusable("open", CHANGING)
 
 
 def _begins_again(path: Path, format_name: str) -> bool:
@@ -91,6 +96,33 @@ def _fragment_begins(content: mmap.mmap, fragment: Extent) -> Iterator[tuple[int
             at, digits = time[0] + 4, 8 if content[time[0]] else 4
             track = int.from_bytes(content[head[0] + 4 : head[0] + 8], "big")
             yield track, int.from_bytes(content[at : at + digits], "big")
+
+
+def _changes_codec(path: Path) -> bool:
+    """Of an MP4: whether its picture or its sound goes on in another codec."""
+    with mapped(path) as content:
+        for kind, track in boxes(content, box(content, (0, len(content)), b"moov") or (0, 0)):
+            media = box(content, track, b"mdia") if kind == b"trak" else None
+            handler = box(content, media, b"hdlr") if media else None
+            if handler and content[handler[0] + 8 : handler[0] + 12] in (b"vide", b"soun"):
+                codecs = _codecs(content, media)
+                if len(set(codecs)) > 1 and codecs[0] not in BESIDE_OTHERS:
+                    return True
+    return False
+
+
+def _codecs(content: mmap.mmap, media: Extent) -> list[bytes]:
+    """Those of an MP4's track that it has several of, in the order in which packets have them."""
+    listed, runs = (box(content, media, b"minf", b"stbl", name) for name in (b"stsd", b"stsc"))
+    if not (listed and runs):
+        return []
+    names = [kind for kind, _ in boxes(content, (listed[0] + 8, listed[1]))]
+    if len(set(names)) < 2:
+        return names[:1]
+    numbers = (
+        int.from_bytes(content[at - 4 : at], "big") for at in range(runs[0] + 20, runs[1] + 1, 12)
+    )
+    return [names[number - 1] for number in numbers if 0 < number <= len(names)]
 
 
 def _has_two_first_blocks(path: Path) -> bool:

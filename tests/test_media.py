@@ -669,6 +669,17 @@ def test_what_begins_late_by_any_time_is_no_damage(tmp_path, suffix, late):
     assert later.frames_span[0] == pytest.approx(1.0 if late == "picture" else 0.0, abs=2 * FRAME_S)
 
 
+@pytest.mark.parametrize("container", ["wmv", "flv", "nut", "mkv"])
+def test_the_length_of_a_film_is_not_counted_from_a_late_streams_begin(tmp_path, container):
+    suffix = films.CONTAINERS[container][0]
+    path = films.write_film(
+        tmp_path / f"a.{suffix}", container, moved=lambda number, _: 1.3 * (number == 1)
+    )
+    flashes, clicks = films.of_media(cut(path, size=films.SIZE))
+    assert len(flashes) == len(clicks) == 1
+    assert clicks[0] - flashes[0] == pytest.approx(1.3, abs=2 * FRAME_S)
+
+
 def test_a_clip_before_the_sound_begins_says_that_it_has_none(tmp_path):
     path = films.write_film(tmp_path / "a.mkv", "mkv", moved=lambda of, seconds: 35.0 * (of == 1))
     with (

@@ -265,6 +265,9 @@ class Stream:
             # A stream that begins late is given the frames that it lacks there. Durations are no
             # header's: libavformat shortens them where the file is shorter.
             seconds = min(float(s.frames * s.time_base) for s in streams)
+        elif container.format.name == "asf" and self.stream.duration:
+            # Each stream is given the film's; libavformat counts a late one's from its begin.
+            seconds = float(self.stream.duration * self.stream.time_base)
         # Some muxers count from the clock's 0 and some from its start: this much both promise.
         return seconds - zero if seconds > zero > 0 else seconds
 

@@ -1131,6 +1131,20 @@ def test_what_an_edit_list_leaves_out_spoils_no_clock(tmp_path, edits, moments):
         np.testing.assert_allclose(found, moments, rtol=0, atol=3.5 * FRAME_S)  # no priming is cut
 
 
+@pytest.mark.parametrize("end", [2.0, None])
+def test_a_picture_whose_timestamp_is_far_ahead_hides_no_others(tmp_path, end):
+    path = films.write_film(tmp_path / "a.mp4", "no edit list")
+    whole = cut(path, 0.0, end)
+    content = bytearray(path.read_bytes())
+    first = content.index(b"ctts") + 12
+    runs = range(first + 8 * 10, first + 8 * 20, 8)  # in the first second
+    content[next(at for at in runs if content[at + 3] == 1) + 5] += 4  # 20 s
+    path.write_bytes(content)
+    found = cut(path, 0.0, end, size=films.SIZE)
+    assert len(found.frames) == len(whole.frames)
+    assert aligned(*films.of_media(found))
+
+
 FRAGMENTS = "frag_keyframe+delay_moov"
 
 

@@ -38,6 +38,7 @@ from scav_jax.extract.upright import Upright
 from scav_jax.features.clip import MAX_CLIP_S
 
 DECODING_RULES = 11  # raise it when this room gives other frames or samples of some file
+LEAP_S = 0.25  # from a picture to the next one: pictures that pause, or a wrong timestamp
 MIN_CLIP_S = 1.0  # less picture and sound than this together has nothing to contrast
 LENGTH_MARGIN_S = 1.0  # half of it is let pass: a video of a minute has some frames more
 SEEK_GAP_S = 20.0  # decoding on is cheaper than seeking over less than this
@@ -305,8 +306,12 @@ class _VideoCutter:
         while self._position < limit and (found := self.stream.next()) is not None:
             time, frame = found
             if self._kept and time <= self._kept[-1][0]:
-                continue  # a repeated timestamp: the first frame stands
-            self._position = time
+                if not (wrong := self._leapt(time)):
+                    continue  # a repeated timestamp: the first frame stands
+                for _ in range(wrong):
+                    self._kept.pop()
+            before = self._kept[-1][0] if self._kept else time
+            self._position = before if time - before > LEAP_S else time  # one more says if it is so
             duration = float((frame.duration or 0) * (frame.time_base or 0))
             self._shown_until = time + max(duration, period)
             if time < earliest:
@@ -319,6 +324,13 @@ class _VideoCutter:
             self._shown_until = max(self._shown_until, self.stream.repeated_until)
         if not self._kept:
             self._keep_skipped()
+
+    def _leapt(self, time: float) -> int:
+        """How many of the last pictures have wrong times: far ahead, where this one goes on."""
+        times = [kept for kept, _ in self._kept]
+        before = sum(kept < time for kept in times)
+        leapt = 0 < before < len(times) and times[before] - times[before - 1] > LEAP_S
+        return len(times) - before if leapt else 0
 
     def _keep_skipped(self) -> None:
         if self._skipped is not None:

@@ -5,6 +5,7 @@ import errno
 import io
 import itertools
 import os
+import re
 import struct
 import threading
 import wave
@@ -986,6 +987,20 @@ def test_where_picture_and_sound_are_both_missing_something_was_lost(tmp_path):
         ):
             reader.cut(0.0, None)
     assert len(cut(path, 0.0, 1.8).frames) in (44, 45)  # the film begins 0.06 s before
+
+
+def test_sound_behind_a_lost_page_of_an_ogg_keeps_its_time(tmp_path):
+    path = tmp_path / "a.opus"
+    track = click_track(4, 48_000, [2.5])
+    write_video(path, None, track, audio_rate=48_000, audio_codec="libopus")
+    content = bytearray(path.read_bytes())
+    pages = [found.start() for found in re.finditer(b"OggS", content)]
+    content[pages[3] + 200] ^= 1  # the one of the second second; its checksum is wrong now
+    path.write_bytes(content)
+    with media.Reader(path, None, kinds=("audio",)) as reader:
+        heard = reader.cut(0.0, None).waveform
+    assert np.abs(heard[round(1.2 * 16_000) : round(1.9 * 16_000)]).max() < 1e-4
+    assert loudest_moment(heard) - 0.010 == pytest.approx(2.5, abs=0.01)
 
 
 def test_a_sound_alone_may_pause(tmp_path):

@@ -23,6 +23,7 @@ from scav_jax.extract.opening import (
 from scav_jax.extract.packets import (
     LOST_S,
     NO_TIMESTAMPS,
+    OGG,
     Packets,
     known_rate,
     usual_duration,
@@ -84,8 +85,10 @@ class Stream:
         self.stream.codec_context.open(strict=False)  # a failure in here is the file's
         flags, name = self._container.format.flags, self._container.format.name
         self._bare = bool(flags & NO_TIMESTAMPS) or name in BARE_SOUNDS
-        # Of several packets in one, libavformat guesses the times of all but the first.
-        self._nested = kind == "audio" and (name == MATROSKA or bool(flags & RESTARTING))
+        # Of several packets in one, libavformat guesses the times of all but the first. An Ogg's
+        # are counted back from its end: where a page is lost, all but the first are right.
+        guesses = name == MATROSKA or bool(flags & RESTARTING)
+        self._nested = kind == "audio" and guesses and name != OGG
         self._listed = name == MOV and bool(self.stream.duration)
         self._fragments = fragments(path) if self._listed else None
         self.padding_from = self._table_end() if self._listed and kind == "audio" else None

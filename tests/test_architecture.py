@@ -72,16 +72,12 @@ def imports(
 
     `from package import name` is `package.name` where that is a module, else `package`.
     """
-    tree = ast.parse(source)
-    functions = (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda)
-    inside = {
-        id(node)
-        for outer in ast.walk(tree)
-        if isinstance(outer, functions)
-        for node in ast.walk(outer)
-    }
-    found = []
-    for node in ast.walk(tree):
+    functions = (ast.FunctionDef, ast.AsyncFunctionDef)
+    found, nodes = [], [(ast.parse(source), False)]
+    for node, inside in nodes:  # which grows; an import is no part of an expression
+        inside = inside or isinstance(node, functions)
+        children = ast.iter_child_nodes(node)
+        nodes += [(child, inside) for child in children if not isinstance(child, ast.expr)]
         if isinstance(node, ast.Import):
             names = [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
@@ -90,7 +86,7 @@ def imports(
             names = [name if name in modules else base for name in names]
         else:
             continue
-        found += [(name, id(node) not in inside) for name in dict.fromkeys(names)]
+        found += [(name, not inside) for name in dict.fromkeys(names)]
     return found
 
 

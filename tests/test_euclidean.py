@@ -427,8 +427,8 @@ def test_blocks_hold_rows_of_all_eight_devices():
     mesh = Mesh(np.asarray(jax.devices()[:8]), ("data",))
     sharded = jax.device_put(visual, NamedSharding(mesh, P("data")))
     whole = jax.device_put(audio, NamedSharding(mesh, P()))
-    found = results(sharded, whole, "audio_to_visual", block=48)
-    assert_close(found, results(visual, audio, "audio_to_visual", definition=True))
+    found = results(sharded, whole, "visual_to_audio", block=48)
+    assert_close(found, results(visual, audio, "visual_to_audio", definition=True))
 
 
 def test_options_are_checked():

@@ -202,7 +202,7 @@ def test_bad_input_is_one_line(tmp_path):
 @pytest.mark.usefixtures("figures_only")
 def test_evaluate_and_index_take_the_bank_of_the_run(tmp_path, capsys):
     write_clips(tmp_path / "data", {"train": 205, "test": 24})
-    run_path = write_run(tmp_path / "run", tmp_path / "data")
+    run_path = write_run(tmp_path / "run", tmp_path / "data", distance={"name": "soft_dtw"})
     words = ["--run", str(run_path), "--split", "test", "--bootstrap", "40", "--hubness", "bank"]
     evaluate_program.main([*words, "--out", str(tmp_path / "out")])
     told = capsys.readouterr().out
@@ -211,7 +211,7 @@ def test_evaluate_and_index_take_the_bank_of_the_run(tmp_path, capsys):
     run = load_run(run_path)
     clips, bank = (embed(run, store.read(tmp_path / "data", name)) for name in ("test", "train"))
     distances, of_bank = (
-        sequence_distances(AudioVisual(*pair), "euclidean", {"resample": "audio_to_visual"})
+        sequence_distances(AudioVisual(*pair), "dtw", {})
         for pair in (clips.latents, (clips.latents.visual, bank.latents.audio))
     )
     expected = (distances - of_bank.mean(axis=1)[:, None]) / of_bank.std(axis=1)[:, None]

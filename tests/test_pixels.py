@@ -33,7 +33,7 @@ SMALL = {
     "encoders.width": 8,
     "encoders.heads": 2,
     "encoders.feedforward": 12,
-    "encoders.visual_blocks": 1,
+    "encoders.visual_blocks": 0,
     "encoders.audio_blocks": 0,
     "encoders.side": SIDE,
     "objective.audio_frames": 208,

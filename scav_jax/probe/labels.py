@@ -81,24 +81,24 @@ def _known(part: Labelled, classes: Sequence[str], mean, deviation):
 def _fit(x: np.ndarray, y: np.ndarray, classes: int, strength: float, start: np.ndarray):
     """Weights and biases `[(E + 1) classes]` of the least penalised loss."""
     features, labels = jnp.asarray(x, jnp.float32), jnp.asarray(y, jnp.int32)
-    penalty = 0.5 / (strength * len(x))
-
-    @jax.jit
-    def loss(flat):
-        weights = flat.reshape(-1, classes)
-        products = jnp.matmul(features, weights[:-1], precision=jax.lax.Precision.HIGHEST)
-        log_p = jax.nn.log_softmax(products + weights[-1][None])
-        own = jnp.take_along_axis(log_p, labels[:, None], axis=1)
-        return penalty * jnp.sum(weights[:-1] ** 2) - jnp.mean(own)
-
-    value_and_gradient = jax.jit(jax.value_and_grad(loss))
+    penalty = jnp.float32(0.5 / (strength * len(x)))
 
     def of_numpy(flat):
-        value, slope = value_and_gradient(jnp.asarray(flat, jnp.float32))
-        return float(value), np.asarray(slope, np.float64)
+        weights = jnp.asarray(flat.reshape(-1, classes), jnp.float32)
+        value, slope = _penalised_loss(weights, features, labels, penalty)
+        return float(value), np.asarray(slope, np.float64).ravel()
 
     found = minimize(of_numpy, start, jac=True, method="L-BFGS-B", options={"maxiter": ITERATIONS})
     return found.x
+
+
+@jax.jit  # of arrays alone: one program for all strengths
+@jax.value_and_grad
+def _penalised_loss(weights, features, labels, penalty):
+    products = jnp.matmul(features, weights[:-1], precision=jax.lax.Precision.HIGHEST)
+    log_p = jax.nn.log_softmax(products + weights[-1][None])
+    own = jnp.take_along_axis(log_p, labels[:, None], axis=1)
+    return penalty * jnp.sum(weights[:-1] ** 2) - jnp.mean(own)
 
 
 def _accuracy(flat: np.ndarray, x: np.ndarray, y: np.ndarray, classes: int) -> float:

@@ -151,6 +151,7 @@ def test_a_stranger_trains_and_resumes(run):
     assert first.shape[0] == 4 and np.isfinite(first).all()
 
 
+@pytest.mark.usefixtures("figures_only")
 def test_a_stranger_is_evaluated(features, run, tmp_path):
     words = ["--run", run, "--split", "validation", "--out", tmp_path / "e", "--bootstrap", 0]
     words += ["--hybrid", 2]

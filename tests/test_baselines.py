@@ -28,7 +28,7 @@ def write(folder, seed=0):
     looks = random.normal(size=(4, 7 + 6))
     mixing = random.normal(size=(3, 7)), random.normal(size=(3, 6))
     clips = []
-    for number in range(36):
+    for number in range(32):
         strikes = random.uniform(size=(FRAMES, 3)) < 0.12
         heard = np.roll(strikes, 1, axis=0).reshape(STEPS, 4, 3).sum(axis=1)
         look = looks[number % 4]
@@ -39,7 +39,7 @@ def write(folder, seed=0):
             audio=audio.astype(np.float16), audio_span=(0.0, 1.6), source="a.mp4",
             start=2.0 * number, end=2.0 * number + 1.6, label="x",
         )  # fmt: skip
-        clips.append((("train", "train", "validation", "test")[number // 9], clip))
+        clips.append((("train", "train", "validation", "test")[number // 8], clip))
     store.write(clips, folder, fingerprint=FINGERPRINT, videos="", rejected=[])
     return folder
 
@@ -136,7 +136,7 @@ def test_the_euclidean_distance_is_the_sum_of_both_parts(tmp_path):
     name, options = run.objective.ranks_by()
     distances = sequence_distances(embedded.latents, name, options)
     rows = {part.label: part for part in parts.of_euclidean(embedded, distances, name, options)}
-    visual = np.asarray(embedded.visual.values, float).reshape(9, STEPS, 4, -1)
+    visual = np.asarray(embedded.visual.values, float).reshape(8, STEPS, 4, -1)
     visual = (visual[:, :, 1] + visual[:, :, 2]) / 2  # where a step of sound reads the picture
     audio = np.asarray(embedded.audio.values, float)
     static = (visual.mean(axis=1)[:, None] - audio.mean(axis=1)[None]) ** 2
@@ -171,7 +171,7 @@ def test_they_are_rows_of_the_table_and_say_who_does_not_beat_them(tmp_path, cap
     assert "was not worth its electricity" in report
     assert "by the static part of D alone " in report  # which part found it
     with pytest.raises(InputError, match="expected --run"):
-        np.savez(tmp_path / "x.npz", ids=store.read(data, "test").ids, visual=np.eye(9),
-                 audio=np.eye(9), name="x", parameters=0, training="x")  # fmt: skip
+        np.savez(tmp_path / "x.npz", ids=store.read(data, "test").ids, visual=np.eye(8),
+                 audio=np.eye(8), name="x", parameters=0, training="x")  # fmt: skip
         program.main(["--embeddings", str(tmp_path / "x.npz"), "--data", str(data),
                       "--split", "test", "--baselines"])  # fmt: skip

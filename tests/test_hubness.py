@@ -21,7 +21,8 @@ from scav_jax.evaluate import hubness as evaluate_hubness
 from scav_jax.features import store
 from scav_jax.features.clip import Clip
 from scav_jax.index import __main__ as index_program
-from scav_jax.index import create, mesh, open_index, searching
+from scav_jax.index import create, open_index
+from scav_jax.index.nearest import mesh, searching
 from scav_jax.retrieval import hubness
 from scav_jax.retrieval.embed import embed
 from scav_jax.retrieve import sequence_distances

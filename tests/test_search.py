@@ -12,23 +12,15 @@ from test_index import embedded, made
 
 from scav_jax.base import names
 from scav_jax.base.errors import InputError
-from scav_jax.index import (
-    catalog,
-    create,
-    mesh,
-    open_index,
-    products,
-    pruned,
-    scan,
-    searching,
-    sketches,
-)
+from scav_jax.index import create, open_index, products
 from scav_jax.index import program as index_commands
-from scav_jax.index import rows as table
+from scav_jax.index.nearest import mesh, pruned, scan, searching
+from scav_jax.index.nearest.pruned import Bounds
+from scav_jax.index.nearest.scan import Queries, Scan
 from scav_jax.index.products import NearestSoFar
-from scav_jax.index.pruned import Bounds
-from scav_jax.index.scan import Queries, Scan
-from scav_jax.index.segments import StoredStream
+from scav_jax.index.stored import catalog, sketches
+from scav_jax.index.stored import rows as table
+from scav_jax.index.stored.segments import StoredStream
 from scav_jax.retrieval import model as retrieval_model
 from scav_jax.retrieval.model import Model
 from scav_jax.search import __main__ as program

@@ -4,21 +4,24 @@
     index.add(model.embed("videos"))
     hits = index.search(model.embed("dog.wav"), direction="a2v", k=10)
 
-catalog     the header, where everything lies, one writer at a time
-rows        the table: a row for each clip
 products    distances by products of matrices, with error bounds; the nearest so far
-sketches    short vectors that bound distances from below
-encoding    sequences as rounded numbers, in records that are summed
-hubness     scores relative to a bank of training queries
-segments    what is encoded, in files: written, mapped, checked; a snapshot of them
+stored      what lies on disk
+  sketches    short vectors that bound distances from below
+  catalog     the header, where everything lies, one writer at a time
+  rows        the table: a row for each clip
+  encoding    sequences as rounded numbers, in records that are summed
+  segments    what is encoded, in files: written, mapped, checked; a snapshot of them
+nearest     what is found in a snapshot of it
+  hubness     scores relative to a bank of training queries
+  scan        queries against stored sequences under the Euclidean distance
+  pruned      exact search and second stage: what bounds rule out is not compared
+  searching   one search: its method, cosines of embeddings, any distance
+  mesh        a search over devices, or over parts
 bank        clips that are written, compared with the bank
 writing     new segments: of clips that are added, of what a compaction moves
-scan        queries against stored sequences under the Euclidean distance
-pruned      exact search and second stage: what bounds rule out is not compared
-searching   one search: its method, cosines of embeddings, any distance
-mesh        a search over devices, or over parts
 store       an index: create, open, add, delete, compact, search
 transfer    an index as one file that other tools read, and back
+program     the subcommands of `scav index`
 first_stage  the program `scav sketch`: what candidates are chosen by
 """
 

@@ -5,12 +5,12 @@ from dataclasses import replace
 import numpy as np
 from jaxtyping import Float, Int
 
-from scav_jax.index.catalog import Header
-from scav_jax.index.encoding import EncodedStream, Encoding, as_records, word_sums
+from scav_jax.index.nearest.scan import Queries, Scan, query_streams
+from scav_jax.index.nearest.searching import compare
 from scav_jax.index.products import NearestSoFar, squares_of
-from scav_jax.index.scan import Queries, Scan, query_streams
-from scav_jax.index.searching import compare
-from scav_jax.index.segments import Segment, Snapshot
+from scav_jax.index.stored.catalog import Header
+from scav_jax.index.stored.encoding import EncodedStream, Encoding, as_records, word_sums
+from scav_jax.index.stored.segments import Segment, Snapshot
 from scav_jax.retrieval.embed import Embedded
 from scav_jax.retrieval.hubness import moments
 

@@ -18,11 +18,13 @@ from jaxtyping import Int
 from scav_jax.base.errors import InputError, check_one_of, check_unique, listed
 from scav_jax.base.files import ids_sha256, sync, write_json
 from scav_jax.base.locks import LOCK
-from scav_jax.index import catalog, hubness, searching, writing
-from scav_jax.index.catalog import Header
-from scav_jax.index.encoding import Encoding
-from scav_jax.index.rows import TABLE, Rows, about_checksums, numbers_in
-from scav_jax.index.segments import ForeignRow, Snapshot, WrongRow, segment_numbers, sweep
+from scav_jax.index import writing
+from scav_jax.index.nearest import hubness, searching
+from scav_jax.index.stored import catalog
+from scav_jax.index.stored.catalog import Header
+from scav_jax.index.stored.encoding import Encoding
+from scav_jax.index.stored.rows import TABLE, Rows, about_checksums, numbers_in
+from scav_jax.index.stored.segments import ForeignRow, Snapshot, WrongRow, segment_numbers, sweep
 from scav_jax.retrieval.embed import Embedded
 from scav_jax.retrieval.hubness import check_enough
 from scav_jax.retrieve import Hit, with_parts
@@ -406,7 +408,7 @@ class Index:
 
     def _on_accelerators(self, snapshot: Snapshot, direction: str, queries: int):
         """The asked stream on this process' accelerators, where they have room and it pays."""
-        from scav_jax.index import mesh
+        from scav_jax.index.nearest import mesh
 
         there, asked = self._there.get(direction), self._asked.get(direction, 0) + queries
         self._asked[direction] = asked
@@ -422,7 +424,7 @@ class Index:
 
     def on_mesh(self, mesh, direction: str):
         """The sequences on the devices of a mesh; `hits_of` reads what its `search` finds."""
-        from scav_jax.index.mesh import OnMesh
+        from scav_jax.index.nearest.mesh import OnMesh
 
         with self._naming_clips():
             return OnMesh(self.snapshot, direction, mesh)

@@ -24,10 +24,10 @@ from scav_jax.base.documents import parse_json, read_arrays, regular_file
 from scav_jax.base.errors import InputError
 from scav_jax.base.files import file_atomically, folder_atomically
 from scav_jax.base.progress import progress_bar
-from scav_jax.index.catalog import ABOUT, Header
 from scav_jax.index.products import widen
-from scav_jax.index.segments import Segment, StoredStream
 from scav_jax.index.store import Index, create, open_index
+from scav_jax.index.stored.catalog import ABOUT, Header
+from scav_jax.index.stored.segments import Segment, StoredStream
 from scav_jax.retrieval.embed import Embedded
 from scav_jax.sequences import STREAMS, Sequences, whole_windows
 

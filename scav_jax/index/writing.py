@@ -18,11 +18,11 @@ from scav_jax.base.documents import content_sample
 from scav_jax.base.errors import InputError, listed
 from scav_jax.base.names import is_text, shown
 from scav_jax.index.bank import compare_with_bank
-from scav_jax.index.catalog import Header
-from scav_jax.index.encoding import COLUMNS, EncodedStream, Encoding
-from scav_jax.index.rows import Rows, about_checksums, schema
-from scav_jax.index.scan import LARGEST, are_comparable
-from scav_jax.index.segments import Snapshot, segment_numbers, write_segment
+from scav_jax.index.nearest.scan import LARGEST, are_comparable
+from scav_jax.index.stored.catalog import Header
+from scav_jax.index.stored.encoding import COLUMNS, EncodedStream, Encoding
+from scav_jax.index.stored.rows import Rows, about_checksums, schema
+from scav_jax.index.stored.segments import Snapshot, segment_numbers, write_segment
 from scav_jax.retrieval.embed import Embedded
 from scav_jax.sequences import STREAMS, Sequences, resample_like
 

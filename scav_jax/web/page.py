@@ -2,7 +2,7 @@
 
 import json
 
-from scav_jax.index.rows import FILTERED
+from scav_jax.index.stored.rows import FILTERED
 from scav_jax.report import markup, search_page
 
 _BODY = (

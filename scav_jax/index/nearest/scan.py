@@ -25,10 +25,10 @@ from jaxtyping import Bool, Float, Int
 
 from scav_jax.base.errors import InputError
 from scav_jax.index import products
-from scav_jax.index.catalog import Header
-from scav_jax.index.hubness import Hubness, nearest_so_far
+from scav_jax.index.nearest.hubness import Hubness, nearest_so_far
 from scav_jax.index.products import NearestSoFar, widen
-from scav_jax.index.segments import Segment, Snapshot
+from scav_jax.index.stored.catalog import Header
+from scav_jax.index.stored.segments import Segment, Snapshot
 from scav_jax.retrieval.embed import Embedded
 from scav_jax.sequences import Sequences
 

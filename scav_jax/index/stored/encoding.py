@@ -11,9 +11,9 @@ import ml_dtypes
 import numpy as np
 from jaxtyping import Float, Int, Shaped
 
-from scav_jax.index.catalog import Header
 from scav_jax.index.products import widen
-from scav_jax.index.sketches import Basis
+from scav_jax.index.stored.catalog import Header
+from scav_jax.index.stored.sketches import Basis
 from scav_jax.sequences import Sequences, unit
 
 DTYPES = {

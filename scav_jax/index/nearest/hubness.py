@@ -22,9 +22,9 @@ from jaxtyping import Float, Int
 
 from scav_jax.base.documents import read_arrays, write_arrays
 from scav_jax.base.errors import InputError
-from scav_jax.index.catalog import BANK, MEND, Header
 from scav_jax.index.products import NearestSoFar
-from scav_jax.index.segments import Snapshot
+from scav_jax.index.stored.catalog import BANK, MEND, Header
+from scav_jax.index.stored.segments import Snapshot
 from scav_jax.retrieval.embed import Embedded
 from scav_jax.retrieval.hubness import scores
 from scav_jax.sequences import STREAMS, Sequences

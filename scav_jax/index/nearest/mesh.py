@@ -16,11 +16,12 @@ import jax
 import numpy as np
 
 from scav_jax.base.errors import InputError
-from scav_jax.index import products, searching
+from scav_jax.index import products
+from scav_jax.index.nearest import searching
+from scav_jax.index.nearest.scan import Queries, QueriesOnGrid, Scan, query_streams, ranked
+from scav_jax.index.nearest.searching import Found
 from scav_jax.index.products import NearestSoFar
-from scav_jax.index.scan import Queries, QueriesOnGrid, Scan, query_streams, ranked
-from scav_jax.index.searching import Found
-from scav_jax.index.segments import Snapshot
+from scav_jax.index.stored.segments import Snapshot
 from scav_jax.retrieval.embed import Embedded
 from scav_jax.sharding import batch_sharded, map_shards, put_replicated
 

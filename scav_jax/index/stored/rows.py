@@ -17,7 +17,7 @@ from scav_jax.base.documents import read_document, write_document
 from scav_jax.base.errors import OUR_FAULTS, InputError, first_line, in_a_line
 from scav_jax.base.files import full_disk_is_an_oserror
 from scav_jax.base.names import is_text
-from scav_jax.index.catalog import ABOUT, COMMITTED, MEND, SEGMENTS
+from scav_jax.index.stored.catalog import ABOUT, COMMITTED, MEND, SEGMENTS
 from scav_jax.sequences import STREAMS
 
 TABLE = "rows"

@@ -36,8 +36,9 @@ from scav_jax.base.documents import read_document, regular_file, write_document
 from scav_jax.base.errors import InputError
 from scav_jax.base.files import folder_atomically
 from scav_jax.features.clip import fingerprint_difference
-from scav_jax.index.catalog import COMMITTED, MEND, SEGMENTS, Header
-from scav_jax.index.encoding import (
+from scav_jax.index.products import mean_square, widen
+from scav_jax.index.stored.catalog import COMMITTED, MEND, SEGMENTS, Header
+from scav_jax.index.stored.encoding import (
     COLUMNS,
     SKETCH_STORAGES,
     EncodedStream,
@@ -47,8 +48,7 @@ from scav_jax.index.encoding import (
     padded_bytes,
     word_sums,
 )
-from scav_jax.index.products import mean_square, widen
-from scav_jax.index.sketches import Basis, sizes
+from scav_jax.index.stored.sketches import Basis, sizes
 from scav_jax.sequences import STREAMS
 
 CHECKED_AT_ONCE = 256  # rows

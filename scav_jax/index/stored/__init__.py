@@ -1,0 +1,1 @@
+"""What lies in an index: its header and rows, and its sequences in files that are written once."""

@@ -181,16 +181,16 @@ PRESETS = {
         unseen_instruments=60,
         unseen_performances=180,
     ),
-    # Neither part of a clip is enough: timing and instrument leave 6 rooms, the room 85 clips.
+    # Neither part of a clip is enough: timing and instrument leave 12 rooms, the room 42 clips.
     "rooms": Parameters(
         training_instruments=24,
         training_performances=2,
-        validation_performances=4,
-        test_performances=10,
-        unseen_instruments=5,
-        unseen_performances=5,
-        rooms=12,
-        rooms_per_performance=6,
+        validation_performances=2,
+        test_performances=5,
+        unseen_instruments=3,
+        unseen_performances=3,
+        rooms=24,
+        rooms_per_performance=12,
     ),
 }
 # Six instruments play each score: timing alone leaves 6, the instrument alone 40 or so.

@@ -92,6 +92,8 @@ def test_a_number_that_cannot_be_is_named_before_anything_is_read(
     words, least, monkeypatch, capsys
 ):
     monkeypatch.setattr(sys, "argv", ["scav", *words.split()])
+    # What is compiled here is checked by jaxtyping: no other process can run it.
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)
     *_, option, number = words.split()
     with pytest.raises(SystemExit, match=str(EXIT_INPUT)):
         main()

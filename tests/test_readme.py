@@ -200,6 +200,8 @@ def parse_only(monkeypatch, own_module, tmp_path):
 
     def run(line: str) -> argparse.Namespace:
         monkeypatch.setattr(sys, "argv", shlex.split(line))
+        # What is compiled here is checked by jaxtyping: no other process can run it.
+        monkeypatch.setattr(sys, "dont_write_bytecode", True)
         with pytest.raises(Parsed) as found:
             main()
         return found.value.args[0]

@@ -473,10 +473,15 @@ def test_roots_bound_what_is_played(made, index, films, tmp_path):
         assert str(films) not in json.dumps(found)
 
 
-def test_a_file_that_goes_away_is_said(made, films, tmp_path):
+@pytest.fixture
+def index_of_one(made, films, tmp_path):
+    """An index of one file, `tmp_path / "d.mp4"`."""
     shutil.copy(films / "d.mp4", tmp_path / "d.mp4")
-    index = Everything(made, made.embed(tmp_path / "d.mp4", root=tmp_path))
-    app = app_module.create_app(made, index, workers=0)
+    return Everything(made, made.embed(tmp_path / "d.mp4", root=tmp_path))
+
+
+def test_a_file_that_goes_away_is_said(made, index_of_one, films, tmp_path):
+    app = app_module.create_app(made, index_of_one, workers=0)
     with page_client(app) as client:
         (hit,) = ask(client, films / "d.mp4", name="q.mp4").json()["hits"]
         (tmp_path / "d.mp4").unlink()
@@ -487,13 +492,11 @@ def test_a_file_that_goes_away_is_said(made, films, tmp_path):
     assert not folder.exists()  # temporary files go with the server
 
 
-def test_a_file_that_becomes_another_one_is_not_played(made, films, tmp_path):
+def test_a_file_that_becomes_another_one_is_not_played(made, index_of_one, films, tmp_path):
     """Neither by what the index knows of it, nor behind a token of what it was."""
     from scav_jax.base.documents import content_sample
 
-    shutil.copy(films / "d.mp4", tmp_path / "d.mp4")
-    index = Everything(made, made.embed(tmp_path / "d.mp4", root=tmp_path))
-    app = app_module.create_app(made, index, workers=0)
+    app = app_module.create_app(made, index_of_one, workers=0)
     with page_client(app) as client:
         (hit,) = ask(client, films / "d.mp4", name="q.mp4").json()["hits"]
         assert client.get(hit["clip"]).status_code == 200
@@ -506,10 +509,10 @@ def test_a_file_that_becomes_another_one_is_not_played(made, films, tmp_path):
         shutil.copy(films / "a & <b>.mp4", tmp_path / "d.mp4")
         answer = client.get(other["clip"])
         assert answer.status_code == 410 and "another file now" in answer.json()["error"]
-        index.contents = lambda ids: dict.fromkeys(ids, sample)
+        index_of_one.contents = lambda ids: dict.fromkeys(ids, sample)
         (other,) = ask(client, films / "d.mp4", name="q.mp4").json()["hits"]
         assert other["clip"] == "it is another file now than was indexed"
-        answer = client.post("/search", params={"clip": index.embedded.ids[0]})
+        answer = client.post("/search", params={"clip": index_of_one.embedded.ids[0]})
         assert answer.status_code == 400 and "another file now" in answer.json()["error"]
         shutil.copy(films / "d.mp4", tmp_path / "d.mp4")
         (hit,) = ask(client, films / "d.mp4", name="q.mp4").json()["hits"]

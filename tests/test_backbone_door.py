@@ -12,8 +12,9 @@ from test_extract import good_video
 from scav_jax.base.errors import InputError
 from scav_jax.evaluate import __main__ as evaluate_program
 from scav_jax.extract import __main__ as extract_program
-from scav_jax.extract import backbones, media, program
+from scav_jax.extract import backbones, program
 from scav_jax.extract.backbones.plain import PlainAudio
+from scav_jax.extract.decoding import media
 from scav_jax.features import store
 from scav_jax.features.resampled import write_resampled
 from scav_jax.index import __main__ as index_program

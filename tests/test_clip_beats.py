@@ -18,7 +18,7 @@ from beats_reference import SMALL
 from test_extract import content, finished, good_video, read_rejected, wait_for
 
 from scav_jax.base.errors import InputError
-from scav_jax.extract import backbones, jobs, media, program, shards
+from scav_jax.extract import backbones, jobs, program, shards
 from scav_jax.extract.backbones import Prepared, Preparer, beats, weights
 from scav_jax.extract.backbones.beats_audio import BeatsPreparer
 from scav_jax.extract.backbones.clip_model import BLOCKS, ClipModel
@@ -26,7 +26,8 @@ from scav_jax.extract.backbones.clip_pixels import Preprocessing
 from scav_jax.extract.backbones.clip_towers import ClipConfig, VisionConfig
 from scav_jax.extract.backbones.clip_visual import ClipPreparer, ClipVisual
 from scav_jax.extract.backbones.clip_weights import random_weights
-from scav_jax.extract.film import KINDS
+from scav_jax.extract.containers.film import KINDS
+from scav_jax.extract.decoding import media
 from scav_jax.extract.ledger import Ledger
 from scav_jax.extract.manifest import ClipRequest
 from scav_jax.features import store

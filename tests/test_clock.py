@@ -6,7 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from scav_jax.extract.clock import Clock, Stamp
+from scav_jax.extract.decoding.clock import Clock, Stamp
 
 STEPS = {"video": 0.04, "audio": 0.024}
 

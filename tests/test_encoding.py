@@ -13,10 +13,10 @@ import pytest
 
 from scav_jax.extract import handover, jobs, pool, program
 from scav_jax.extract.backbones import Prepared
+from scav_jax.extract.containers.opening import Unusable
 from scav_jax.extract.encoding import Encoder, Results
 from scav_jax.extract.ledger import Ledger
 from scav_jax.extract.manifest import ClipRequest
-from scav_jax.extract.streams import Unusable
 
 CLIP_BYTES = 2**20
 

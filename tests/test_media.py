@@ -19,16 +19,13 @@ import pytest
 
 from scav_jax.base import containers
 from scav_jax.base.errors import ProgramFault
-from scav_jax.extract import backbones, fbank, manifest, media
-from scav_jax.extract.packets import workable_rate
-from scav_jax.extract.streams import (
-    Order,
-    Stream,
-    Unusable,
-    decoder_errors,
-    stream_seconds,
-    video_seconds,
-)
+from scav_jax.extract import backbones, fbank, manifest
+from scav_jax.extract.containers.opening import Unusable, decoder_errors
+from scav_jax.extract.decoding import media
+from scav_jax.extract.decoding.measured import stream_seconds, video_seconds
+from scav_jax.extract.decoding.order import Order
+from scav_jax.extract.decoding.packets import workable_rate
+from scav_jax.extract.decoding.streams import Stream
 
 FPS = 25
 SIZE = (96, 64)  # width, height

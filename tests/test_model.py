@@ -14,8 +14,9 @@ from test_media import click_track, flash_frames, write_video
 
 from scav_jax.base.documents import read_document, write_document
 from scav_jax.base.errors import InputError
-from scav_jax.extract import backbones, fbank, media, pool, program
+from scav_jax.extract import backbones, fbank, pool, program
 from scav_jax.extract.backbones.plain import PlainVisual
+from scav_jax.extract.decoding import media
 from scav_jax.extract.manifest import ClipOptions, cut_whole_videos, list_clips
 from scav_jax.features import store
 from scav_jax.retrieval import embed, files, model

@@ -5,7 +5,7 @@ import itertools
 import numpy as np
 import pytest
 
-from scav_jax.extract.pieces import Piece, placed
+from scav_jax.extract.decoding.pieces import Piece, placed
 
 RATE, SIZE = 44_100, 1_024
 S = SIZE / RATE

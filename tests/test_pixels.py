@@ -14,8 +14,9 @@ from test_backbone_door import extract, ten_films
 from scav_jax.base.errors import InputError
 from scav_jax.evaluate import __main__ as evaluate_program
 from scav_jax.export.writing import export
-from scav_jax.extract import fbank, media
+from scav_jax.extract import fbank
 from scav_jax.extract.backbones.pixels import PixelsVisual
+from scav_jax.extract.decoding import media
 from scav_jax.features import store
 from scav_jax.features.batches import Padding, load_batch
 from scav_jax.index import __main__ as index_program

@@ -14,7 +14,7 @@ from test_temporal import config_of, write
 from scav_jax import retrieve
 from scav_jax.base.errors import InputError
 from scav_jax.evaluate import __main__ as evaluate_program
-from scav_jax.extract.media import RATE_HZ, Reader
+from scav_jax.extract.decoding.media import RATE_HZ, Reader
 from scav_jax.features import store
 from scav_jax.probe import __main__ as probe_program
 from scav_jax.probe import changes, probing

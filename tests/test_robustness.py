@@ -18,9 +18,10 @@ import numpy as np
 import pytest
 from test_media import click_track, cut, flash_frames, write_video
 
-from scav_jax.extract import backbones, manifest, media, program
+from scav_jax.extract import backbones, manifest, program
 from scav_jax.extract.backbones.plain import PlainAudio
-from scav_jax.extract.streams import Unusable
+from scav_jax.extract.containers.opening import Unusable
+from scav_jax.extract.decoding import media
 from scav_jax.features import store
 
 RATE = 16_000

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 from test_extract import run_program
 
-from scav_jax.extract import media, selfcheck
+from scav_jax.extract import selfcheck
 from scav_jax.extract.backbones import beats, clip_pixels, clip_visual
+from scav_jax.extract.decoding import media
 
 STORED = json.loads(resources.files("scav_jax.extract").joinpath("golden.json").read_text())
 

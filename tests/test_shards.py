@@ -119,7 +119,10 @@ def test_what_does_not_belong_together_is_refused(videos, tmp_path):
         (["--visual", "plain"], "--visual, --audio: expected both"),
         (["--visual", "plian", "--audio", "plain"], "--visual: .* Did you mean 'plain'"),
         (["--visual", "none", "--audio", "none"], "expected a side for one of them"),
-        (["--visual", "scav_jax.extract.media:Media", "--audio", "none"], "expected a class of"),
+        (
+            ["--visual", "scav_jax.extract.decoding.media:Media", "--audio", "none"],
+            "expected a class of",
+        ),
     ],
 )
 def test_wrong_options_get_one_line(videos, tmp_path, arguments, message, monkeypatch):

@@ -7,10 +7,11 @@ import numpy as np
 import pytest
 from test_media import brightest_frame, click_track, cut, flash_frames, loudest_moment, write_video
 
-from scav_jax.extract import media
-from scav_jax.extract.film import film_of
-from scav_jax.extract.streams import Unusable, stream_kinds, stream_seconds
-from scav_jax.extract.transport import Programmes
+from scav_jax.extract.containers.film import film_of
+from scav_jax.extract.containers.opening import Unusable
+from scav_jax.extract.containers.transport import Programmes
+from scav_jax.extract.decoding import media
+from scav_jax.extract.decoding.measured import stream_kinds, stream_seconds
 
 PACKET, TABLE_PIDS, FIRST_PMT = 188, (0, 17, 4096), 4096
 H264, AAC, SUBTITLE, PRIVATE = 0x1B, 0x0F, 0x90, 0x06

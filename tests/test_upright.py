@@ -11,8 +11,8 @@ from av.bitstream import BitStreamFilterContext
 from av.codec.context import Flags
 from test_media import click_track, cut, flash_frames, write_video
 
-from scav_jax.extract import media
-from scav_jax.extract.streams import picture_ratio, stream_kinds
+from scav_jax.extract.decoding import media
+from scav_jax.extract.decoding.measured import picture_ratio, stream_kinds
 
 MATRICES = [
     (a, b, c, d)

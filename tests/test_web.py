@@ -28,7 +28,7 @@ from test_model import RATE, film, write_run, write_sound
 from scav_jax import distances
 from scav_jax.base.errors import InputError
 from scav_jax.extract import jobs
-from scav_jax.extract.streams import Unusable
+from scav_jax.extract.containers.opening import Unusable
 from scav_jax.index import Hit
 from scav_jax.index.nearest.searching import Report
 from scav_jax.report import match, playable, search_page

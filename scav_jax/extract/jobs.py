@@ -9,11 +9,12 @@ from pathlib import Path
 import numpy as np
 
 from scav_jax.base.errors import InputError
-from scav_jax.extract import media, pool
+from scav_jax.extract import pool
 from scav_jax.extract.backbones import Features, Prepared, Preparer
+from scav_jax.extract.containers.opening import Unusable
+from scav_jax.extract.decoding import media
 from scav_jax.extract.fbank import RATE_HZ, check_waveform
 from scav_jax.extract.manifest import ClipRequest
-from scav_jax.extract.streams import Unusable
 from scav_jax.features.clip import Clip, as_stored, check_clip, check_scale, streams_of
 
 CLIPS_A_JOB = 32  # what a worker does at a time, and what a kill loses at most for each worker

@@ -14,8 +14,10 @@ from tqdm import tqdm
 from scav_jax.base.errors import InputError, listed
 from scav_jax.base.names import is_text, shown
 from scav_jax.base.progress import progress_bar
-from scav_jax.extract import backbones, jobs, pool, shards, streams
+from scav_jax.extract import backbones, jobs, pool, shards
 from scav_jax.extract.backbones import Backbone, make_fingerprint
+from scav_jax.extract.containers.opening import Unusable
+from scav_jax.extract.decoding import measured
 from scav_jax.extract.encoding import QUEUE_BYTES, Encoder, Results
 from scav_jax.extract.jobs import Job, Outcome, make_jobs
 from scav_jax.extract.ledger import Ledger
@@ -28,7 +30,6 @@ from scav_jax.extract.manifest import (
     list_clips,
 )
 from scav_jax.extract.shards import Shard
-from scav_jax.extract.streams import Unusable
 from scav_jax.features import store
 from scav_jax.features.clip import Clip, fingerprint_difference, fingerprint_id
 
@@ -208,7 +209,7 @@ def _measure(file: str, *, videos: Path) -> Iterator[None]:
     """In a worker: the length of a video."""
     yield from ()
     try:
-        return streams.film_seconds(videos / file)
+        return measured.film_seconds(videos / file)
     except Unusable:
         return None  # said when its turn comes
 

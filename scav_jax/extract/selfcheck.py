@@ -24,7 +24,8 @@ from jaxtyping import Float, UInt8
 
 from scav_jax.base.containers import encode_sound
 from scav_jax.base.files import write_json
-from scav_jax.extract import backbones, fbank, media, streams
+from scav_jax.extract import backbones, fbank
+from scav_jax.extract.decoding import measured, media
 
 GOLDEN = "golden.json"
 SIZE = (160, 120)  # width, height
@@ -85,7 +86,7 @@ def versions() -> dict[str, str]:
     """Of what features depend on."""
     from importlib.metadata import version
 
-    return {**{name: version(name) for name in ("pillow", "numpy", "jax")}, **streams.libraries()}
+    return {**{name: version(name) for name in ("pillow", "numpy", "jax")}, **measured.libraries()}
 
 
 def checks() -> list[Check]:

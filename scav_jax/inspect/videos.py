@@ -12,10 +12,13 @@ import numpy as np
 
 from scav_jax.base.errors import InputError
 from scav_jax.base.progress import progress_bar
-from scav_jax.extract import media, pool, streams
+from scav_jax.extract import pool
 from scav_jax.extract.backbones.plain import PlainAudio, PlainVisual
+from scav_jax.extract.containers.opening import Unusable, decoder_errors
+from scav_jax.extract.decoding import measured, media
+from scav_jax.extract.decoding.packets import packet_times
+from scav_jax.extract.decoding.streams import Stream
 from scav_jax.extract.manifest import ClipOptions, ClipRequest, cut_whole_videos, list_clips
-from scav_jax.extract.streams import Unusable
 from scav_jax.inspect.findings import Facts, Fault, digest, document
 from scav_jax.inspect.near import NEAR, signature
 
@@ -95,14 +98,14 @@ def inspect_videos(
             "list": listing.origin,
             "files": len(listing.sizes),
             "files passed over": dict(listing.passed_over),
-            "decoder": streams.libraries(),
+            "decoder": measured.libraries(),
         },
     )
 
 
 def _seconds(videos: Path, file: str) -> float | None:
     try:
-        return streams.video_seconds(videos / file)
+        return measured.video_seconds(videos / file)
     except Unusable:
         return None
 
@@ -165,10 +168,10 @@ def _file_facts(path: Path) -> tuple[str, float, bool]:
     """A digest of a file's bytes, its frame rate in Hz, and whether frames are unevenly spaced."""
     with open(path, "rb") as file:
         of_bytes = hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
-    with streams.decoder_errors(path):
-        with contextlib.closing(streams.Stream(path, "video")) as stream:
+    with decoder_errors(path):
+        with contextlib.closing(Stream(path, "video")) as stream:
             rate = round(stream.rate, 3)
-        return of_bytes, rate, is_variable(streams.packet_times(path, "video"))
+        return of_bytes, rate, is_variable(packet_times(path, "video"))
 
 
 def is_variable(times: list[float]) -> bool:

@@ -18,8 +18,8 @@ from tqdm import tqdm
 
 from scav_jax.base.containers import encode_sound
 from scav_jax.base.errors import InputError
-from scav_jax.extract.media import RATE_HZ, Reader
-from scav_jax.extract.streams import Unusable
+from scav_jax.extract.containers.opening import Unusable
+from scav_jax.extract.decoding.media import RATE_HZ, Reader
 from scav_jax.features.clip import STREAMS
 from scav_jax.features.store import Split
 from scav_jax.probe.labels import unit

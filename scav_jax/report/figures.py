@@ -17,8 +17,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
-from scav_jax.extract.media import Reader
-from scav_jax.extract.streams import Unusable, picture_ratio
+from scav_jax.extract.containers.opening import Unusable
+from scav_jax.extract.decoding.measured import picture_ratio
+from scav_jax.extract.decoding.media import Reader
 from scav_jax.report.playable import data_uri, jpeg
 
 COLOURS = {

@@ -18,14 +18,11 @@ import numpy as np
 from jaxtyping import UInt8
 
 from scav_jax.base.containers import encode_sound
+from scav_jax.extract.containers.opening import Unusable, decoder_errors
+from scav_jax.extract.decoding.measured import stream_kinds
+from scav_jax.extract.decoding.media import Media, Reader
+from scav_jax.extract.decoding.streams import Stream
 from scav_jax.extract.fbank import RATE_HZ
-from scav_jax.extract.media import Media, Reader
-from scav_jax.extract.streams import (
-    Stream,
-    Unusable,
-    decoder_errors,
-    stream_kinds,
-)
 
 KINDS = ("video", "audio")
 WIDTH, HEIGHT = 426, 240

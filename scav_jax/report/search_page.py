@@ -17,8 +17,8 @@ import numpy as np
 from jaxtyping import Float
 
 from scav_jax.base.errors import InputError, check_one_of
-from scav_jax.extract.film import KINDS
-from scav_jax.extract.streams import Unusable
+from scav_jax.extract.containers.film import KINDS
+from scav_jax.extract.containers.opening import Unusable
 from scav_jax.report import markup
 from scav_jax.report.markup import ASKING, STREAM_WORDS, escape
 from scav_jax.report.match import Curve, match_curve, one

@@ -26,6 +26,8 @@ from scav_jax.base.errors import InputError
 from scav_jax.base.names import is_text, shown
 from scav_jax.extract import jobs, pool
 from scav_jax.extract.backbones import KINDS, Backbone, Features
+from scav_jax.extract.containers.opening import Unusable
+from scav_jax.extract.decoding.measured import film_seconds, stream_kinds, stream_seconds
 from scav_jax.extract.jobs import Job, Outcome, make_jobs
 from scav_jax.extract.manifest import (
     LAST_CLIP_TOLERANCE_S,
@@ -36,7 +38,6 @@ from scav_jax.extract.manifest import (
     cut_whole_videos,
     list_clips,
 )
-from scav_jax.extract.streams import Unusable, film_seconds, stream_kinds, stream_seconds
 from scav_jax.features.clip import STREAMS, Clip
 from scav_jax.retrieval.embed import Embedded, embed_clips
 from scav_jax.training.runs import Run

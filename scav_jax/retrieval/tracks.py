@@ -17,9 +17,9 @@ import numpy as np
 from scav_jax.base.errors import InputError
 from scav_jax.extract import jobs
 from scav_jax.extract.backbones import KINDS, Backbone, Preparer
+from scav_jax.extract.containers.opening import Unusable
 from scav_jax.extract.jobs import Job, Outcome
 from scav_jax.extract.manifest import ClipRequest
-from scav_jax.extract.streams import Unusable
 from scav_jax.features.clip import Clip
 from scav_jax.retrieval.files import TIMEOUT_S, clip_of, outcomes_of, seconds_of, workers_for
 from scav_jax.retrieval.shifts import Track

@@ -29,7 +29,7 @@ from typing import Any
 
 from scav_jax.base.errors import InputError, check_one_of
 from scav_jax.base.names import shown
-from scav_jax.extract.streams import Unusable
+from scav_jax.extract.containers.opening import Unusable
 from scav_jax.index.nearest.searching import parse_retrieval
 from scav_jax.index.stored.rows import checked_filter
 from scav_jax.report.markup import ASKING

@@ -17,7 +17,7 @@ from typing import Any
 
 from scav_jax.base.documents import content_sample
 from scav_jax.base.errors import InputError
-from scav_jax.extract.streams import Unusable
+from scav_jax.extract.containers.opening import Unusable
 from scav_jax.report.playable import Playable, playable
 
 TOKENS = 4096  # clips that can be asked for; older ones are forgotten

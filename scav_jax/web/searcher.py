@@ -15,7 +15,7 @@ from typing import Protocol, runtime_checkable
 
 from scav_jax.base.errors import InputError
 from scav_jax.base.names import shown
-from scav_jax.extract.streams import Unusable
+from scav_jax.extract.containers.opening import Unusable
 from scav_jax.index import Hit
 from scav_jax.report import search_page
 from scav_jax.report.markup import ASKING

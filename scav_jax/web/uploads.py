@@ -18,9 +18,10 @@ from scav_jax.base.errors import InputError
 from scav_jax.base.names import shown
 from scav_jax.extract import jobs, pool
 from scav_jax.extract.backbones import KINDS, Preparer
+from scav_jax.extract.containers.opening import Unusable
+from scav_jax.extract.decoding.measured import stream_kinds, stream_seconds
 from scav_jax.extract.jobs import Job, Outcome
 from scav_jax.extract.manifest import ClipRequest
-from scav_jax.extract.streams import Unusable, stream_kinds, stream_seconds
 from scav_jax.report.markup import ASKING, STREAM_WORDS
 from scav_jax.report.playable import Playable, picture_load, playable
 

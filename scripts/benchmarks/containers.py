@@ -26,8 +26,8 @@ from pathlib import Path
 import numpy as np
 
 from scav_jax.base.containers import saved
-from scav_jax.extract import media
-from scav_jax.extract.streams import Unusable
+from scav_jax.extract.containers.opening import Unusable
+from scav_jax.extract.decoding import media
 
 FRAME_S = 0.04
 FPS, SIZE, RATE = 25, (96, 64), 48_000

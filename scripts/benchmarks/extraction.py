@@ -36,11 +36,12 @@ import contest
 import jax
 import numpy as np
 
-from scav_jax.extract import backbones, handover, media, pool, program
+from scav_jax.extract import backbones, handover, pool, program
 from scav_jax.extract.backbones import Backbone, Prepared, beats
 from scav_jax.extract.backbones.clip_model import BLOCKS, ClipModel
 from scav_jax.extract.backbones.clip_towers import ClipConfig, VisionConfig
 from scav_jax.extract.backbones.clip_weights import random_weights
+from scav_jax.extract.decoding import media
 from scav_jax.extract.manifest import find_videos
 from scav_jax.extract.selfcheck import small_clip_beats
 

@@ -23,12 +23,12 @@ from jaxtyping import Num
 
 from scav_jax.base import doors
 from scav_jax.base.errors import InputError, did_you_mean
-from scav_jax.extract import media, streams
 from scav_jax.extract.backbones.beats_audio import BeatsAudio
 from scav_jax.extract.backbones.clip_visual import ClipVisual
 from scav_jax.extract.backbones.pixels import PixelsAudio, PixelsVisual
 from scav_jax.extract.backbones.plain import ColoursVisual, PlainAudio, PlainVisual
 from scav_jax.extract.backbones.sides import Audio, NoAudio, NoVisual, Side, Visual
+from scav_jax.extract.decoding import measured, media
 from scav_jax.features.clip import FORMAT_VERSION, IMPORTED
 
 VISUAL: dict[str, type[Visual]] = {
@@ -185,7 +185,7 @@ def make_fingerprint(backbone: "str | Backbone") -> dict:
         "audio_rate_hz": media.RATE_HZ,
         "audio_step_s": model.audio.step_s,
         "channels": "mean",
-        "decoding": {"rules": media.DECODING_RULES, **streams.libraries()},
+        "decoding": {"rules": media.DECODING_RULES, **measured.libraries()},
     }
     return json.loads(json.dumps(fingerprint))
 

@@ -89,7 +89,7 @@ def decoders() -> list[tuple[str, str, str]]:
     """FFmpeg's libraries, and the usual codecs that they can read."""
     import av
 
-    from scav_jax.extract.streams import libraries
+    from scav_jax.extract.decoding.measured import libraries
 
     readable = [name for name in CODECS if name in av.codecs_available]
     absent = sorted(set(CODECS) - set(readable))

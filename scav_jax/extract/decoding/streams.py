@@ -6,30 +6,24 @@ import itertools
 import math
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Literal
 
 import av
 from av.codec.context import Flags
 
-from scav_jax.extract.film import RESTARTING, Film, film_of
-from scav_jax.extract.nested import box, boxes, mapped
-from scav_jax.extract.opening import (
-    MATROSKA,
-    MOV,
-    Unusable,
-    decoder_errors,
-    open_container,
-)
-from scav_jax.extract.packets import (
+from scav_jax.extract.containers.film import RESTARTING, Film, film_of
+from scav_jax.extract.containers.opening import MATROSKA, MOV, Unusable, open_container
+from scav_jax.extract.decoding.declared import Declared
+from scav_jax.extract.decoding.order import Order
+from scav_jax.extract.decoding.packets import (
     LOST_S,
     NO_TIMESTAMPS,
     OGG,
     Packets,
     known_rate,
+    packet_times,
     usual_duration,
     workable_rate,
 )
-from scav_jax.extract.upright import shown_ratio
 
 PREROLL_S = 0.5  # decoded before a seek's target: codecs whose frames overlap need it
 PASSED_OVER_BYTES = 2**26  # packets since the last key frame that are kept at most
@@ -37,11 +31,6 @@ INDEXED = frozenset({MOV, MATROSKA})  # seeking is exact
 # A codec's bare packets too, though libavformat does not say that it guesses their times.
 BARE_SOUNDS = frozenset({"aac", "ac3", "dts", "eac3", "loas", "mlp", "mp3", "truehd"})
 TAGS = (b"ID3", b"APETAGEX")  # what bare sounds begin and end with, also where they were joined
-# Their headers say how long the file is; for the others libavformat looks at the last timestamps,
-# or guesses.
-LENGTH_IN_HEADER = frozenset({MATROSKA, "flv", "asf", "nut", "avi"})
-UNKNOWN_FRAMES = 2**30  # what an AVI says that was written to a pipe
-LISTED_S = 0.25  # an MP4's last packet begins at most so long before its stream ends
 RATE_PACKETS = 20_000  # that a rate is measured from
 RATE_IN_HEADER = frozenset({MATROSKA, "flv"})  # libavformat counts those of the others
 CLAIM_PACKETS = 100  # that it is compared with
@@ -63,10 +52,7 @@ class Stream:
         lacks what it builds on: there the picture has not begun, as in players.
       joined_midway: whether it is sound that may have been sent before the file begins: its first
         packets may be no more than parts.
-      declared_end: when the header says that it, or the whole film, ends; None where it says
-        nothing that could be believed.
-      padding_from: of an MP4's sound, when its table says that it ends: that may lie inside of the
-        last frame, whose rest is an encoder's padding. Else None.
+      declared: when the file says that it ends.
       ended: whether the last frame has been read.
       repeated_until: until when packets without content repeat the picture before them.
     """
@@ -89,10 +75,7 @@ class Stream:
         # are counted back from its end: where a page is lost, all but the first are right.
         guesses = name == MATROSKA or bool(flags & RESTARTING)
         self._nested = kind == "audio" and guesses and name != OGG
-        self._listed = name == MOV and bool(self.stream.duration)
-        self._fragments = fragments(path) if self._listed else None
-        self.padding_from = self._table_end() if self._listed and kind == "audio" else None
-        self.declared_end = self._declared_end()
+        self.declared = Declared(path, self._container, self._film, self.stream)
         self.joined_midway = kind == "audio" and bool(flags & RESTARTING)
         self._damage: list[tuple[float, float]] = []
         self._order = Order(name != "avi")
@@ -111,16 +94,6 @@ class Stream:
             first = workable_rate(packet_times(self._path, "video", CLAIM_PACKETS))
             return first if rate < first / 2 else rate
         return rate
-
-    @property
-    def promised_end(self) -> float | None:
-        """When an MP4 says that this stream ends, which is not the film; None of others.
-
-        Of fragments, those count that were read.
-        """
-        if self._fragments is not None:
-            return self._fragments_end()
-        return self.declared_end if self._listed else None
 
     @property
     def without_key(self) -> bool:
@@ -228,63 +201,6 @@ class Stream:
         entries = self.stream.index_entries
         return self._container.format.name == MOV and len(entries) > 0 and entries[0].is_keyframe
 
-    def _table_end(self) -> float:
-        """When an MP4's table says that the stream ends."""
-        start, ticks = self.stream.start_time or 0, self.stream.duration
-        end = self._seconds(start + ticks)
-        if self._listed_until(end):
-            return end
-        # What edits leave empty at the begin is counted in. They may be longer than what they show.
-        later = self._seconds(ticks) if start > 0 else end
-        return later if self._listed_until(later) else self._last_listed(later)
-
-    def _fragments_end(self) -> float:
-        """When the fragments of an MP4 end that are listed so far.
-
-        libavformat's duration is no help: an edit's trim is not taken off, and a last packet may be
-        said to last until the other stream ends.
-        """
-        entries = self.stream.index_entries
-        last = entries[len(entries) - 1].timestamp if len(entries) else self.stream.duration
-        return self._seconds(last)
-
-    def _declared_end(self) -> float | None:
-        if self._fragments == "listed":
-            return self._fragments_end()
-        if self._fragments == "summed up":  # they are listed while they are read
-            entries = self.stream.index_entries
-            trimmed = min(entries[0].timestamp, 0) if len(entries) else 0
-            return self._seconds(self.stream.duration + trimmed)
-        if self._listed:
-            return self._table_end()
-        container, zero = self._container, self._film.zero
-        if container.format.name not in LENGTH_IN_HEADER or not container.duration:
-            return None
-        seconds = container.duration / av.time_base
-        if container.format.name == "avi":
-            streams = [container.streams[index] for index in self._film.indexes.values()]
-            if max(stream.frames for stream in streams) >= UNKNOWN_FRAMES:
-                return None
-            # A stream that begins late is given the frames that it lacks there. Durations are no
-            # header's: libavformat shortens them where the file is shorter.
-            seconds = min(float(s.frames * s.time_base) for s in streams)
-        elif container.format.name == "asf" and self.stream.duration:
-            # Each stream is given the film's; libavformat counts a late one's from its begin.
-            seconds = float(self.stream.duration * self.stream.time_base)
-        # Some muxers count from the clock's 0 and some from its start: this much both promise.
-        return seconds - zero if seconds > zero > 0 else seconds
-
-    def _listed_until(self, end: float) -> bool:
-        """Whether an MP4's table has packets until then."""
-        return end - self._last_listed(end) < LISTED_S
-
-    def _last_listed(self, otherwise: float) -> float:
-        """When the last packet of an MP4's table that is shown begins."""
-        entries = self.stream.index_entries
-        shown = (entries[n] for n in reversed(range(len(entries))) if not entries[n].is_discard)
-        last = next(shown, None)
-        return otherwise if last is None else self._seconds(last.timestamp)
-
     def _seconds(self, timestamp: int | None) -> float | None:
         if timestamp is None:
             return None
@@ -347,7 +263,7 @@ class Stream:
     def _decode_packet(
         self, packet: av.Packet
     ) -> Iterator[tuple[float, av.VideoFrame | av.AudioFrame]]:
-        if self.padding_from is not None:
+        if self.declared.padding_from is not None:
             _keep_padding(packet)
         self._note_begin(packet)
         if packet.size and self._is_guessed(packet):
@@ -447,47 +363,6 @@ class Stream:
             self._broken_at = time if self._broken_at is None else min(time, self._broken_at)
 
 
-class Order:
-    """Which timestamp of a picture is right, as FFmpeg's program guesses it.
-
-    Decoders give pictures in the order in which they are shown, so times of showing that run
-    backwards are wrong. Then the times of decoding are taken.
-
-    Args:
-      stored: whether the file has times of showing; else they are libavformat's guesses.
-    """
-
-    def __init__(self, stored: bool):
-        self._last = {"shown": -math.inf, "decoded": -math.inf}
-        self._stamped = False
-        self._backwards = {"shown": int(not stored), "decoded": 0}
-
-    def time(self, shown: int | None, decoded: int | None) -> int | None:
-        """The better of a picture's two times, or None where it has none that can be."""
-        for name, own, other in (("shown", shown, decoded), ("decoded", decoded, shown)):
-            if own is not None:
-                self._backwards[name] += own <= self._last[name]
-            if (known := other if own is None else own) is not None:
-                self._last[name] = known
-        trusted = self._backwards["shown"] <= self._backwards["decoded"]
-        self._stamped |= decoded is not None
-        if not trusted and self._stamped:  # a decoder's last pictures have no times of decoding
-            return decoded
-        return decoded if shown is None else shown
-
-
-def fragments(path: Path) -> Literal["listed", "summed up"] | None:
-    """How an MP4 that is written in fragments says what is in it; None where it is in one piece.
-
-    Each fragment lists its own packets. A segment index before them says how long all of them are.
-    """
-    with mapped(path) as content:
-        if box(content, (0, len(content)), b"moov", b"mvex") is None:
-            return None
-        kinds = (kind for kind, _ in boxes(content, (0, len(content))))
-        return "summed up" if b"sidx" in kinds else "listed"
-
-
 def _keep_padding(packet: av.Packet) -> None:
     """Leaves cutting the sound at its end to us: libavformat 62 does not, 63 cuts too much.
 
@@ -499,74 +374,3 @@ def _keep_padding(packet: av.Packet) -> None:
         counts = bytes(memoryview(data))
         data.update(counts[:4] + bytes(4) + counts[8:])
         packet.set_sidedata(data)
-
-
-def video_seconds(path: Path) -> float | None:
-    """The length of the picture, from its packets; None where it has none."""
-    return stream_seconds(path, "video")
-
-
-def stream_seconds(path: Path, kind: str) -> float | None:
-    """The length of the picture ("video") or of the sound ("audio"), from its packets."""
-    with decoder_errors(path), contextlib.closing(Stream(path, kind)) as stream:
-        return stream.measured_end()
-
-
-def film_seconds(path: Path) -> float | None:
-    """The length of a film, which is its picture's; of a file of sound alone, the sound's."""
-    with decoder_errors(path):
-        film = film_of(path)
-        kind = "video" if "video" in film.indexes else "audio"
-        with contextlib.closing(Stream(path, kind, film)) as stream:
-            return stream.measured_end()
-
-
-def file_seconds(path: Path) -> float:
-    """When a file's last packet ends, also of streams that are no part of the film.
-
-    A subtitle or a second language may outlast it.
-    """
-    film, end = film_of(path), 0.0
-    with contextlib.closing(open_container(path)) as container, contextlib.suppress(av.FFmpegError):
-        for packet in container.demux():
-            if packet.pts is not None and not packet.is_discard:
-                ticks = packet.pts + (packet.duration or 0)
-                end = max(end, float(ticks * packet.stream.time_base) - film.zero)
-    return end
-
-
-def packet_times(path: Path, kind: str, most: int | None = None) -> list[float]:
-    """When the packets of the film's picture or sound are shown, in seconds, as they are stored.
-
-    Args:
-      path: of the file.
-      kind: "video" or "audio".
-      most: so many at most.
-    """
-    film = film_of(path)
-    with contextlib.closing(open_container(path)) as container:
-        base = container.streams[film.indexes[kind]].time_base
-        packets = itertools.islice(Packets(container, film, kind), most)
-        return [float(one.pts * base) - film.zero for one in packets if one.pts is not None]
-
-
-def picture_ratio(path: Path) -> float:
-    """The width of a film's pictures over their height, as they are shown."""
-    with decoder_errors(path), contextlib.closing(Stream(path, "video")) as stream:
-        found = stream.next()
-        if found is None:
-            raise Unusable("decode", "no frames")
-        return shown_ratio(found[1], stream.stream, stream.margins)
-
-
-def stream_kinds(path: Path) -> tuple[str, ...]:
-    """Which of "video" and "audio" a file has; the cover of a song is no picture."""
-    with decoder_errors(path):
-        return tuple(film_of(path).indexes)
-
-
-def libraries() -> dict[str, str]:
-    """Versions of what decodes and converts, for the extractor's fingerprint."""
-    names = ("libavcodec", "libavformat", "libswscale", "libswresample")
-    versions = {name: ".".join(map(str, av.library_versions[name])) for name in names}
-    return {"pyav": av.__version__, **versions}

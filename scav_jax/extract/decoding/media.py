@@ -28,13 +28,14 @@ import numpy as np
 from av.audio.resampler import AudioResampler
 from jaxtyping import Float, UInt8
 
+from scav_jax.extract.containers.film import KINDS, film_of
+from scav_jax.extract.containers.opening import Unusable, decoder_errors
+from scav_jax.extract.decoding.measured import file_seconds, stream_seconds
+from scav_jax.extract.decoding.packets import usual_duration
+from scav_jax.extract.decoding.pieces import Piece, placed
+from scav_jax.extract.decoding.streams import Stream
+from scav_jax.extract.decoding.upright import Upright
 from scav_jax.extract.fbank import RATE_HZ
-from scav_jax.extract.film import KINDS, film_of
-from scav_jax.extract.opening import Unusable, decoder_errors
-from scav_jax.extract.packets import usual_duration
-from scav_jax.extract.pieces import Piece, placed
-from scav_jax.extract.streams import Stream, file_seconds, stream_seconds
-from scav_jax.extract.upright import Upright
 from scav_jax.features.clip import MAX_CLIP_S
 
 DECODING_RULES = 11  # raise it when this room gives other frames or samples of some file
@@ -157,7 +158,7 @@ class Reader:
         return Media(frames, previous, span, waveform, ended if end is None else end)
 
     def _declared_end(self) -> float | None:
-        return (self._video or self._audio).stream.declared_end
+        return (self._video or self._audio).stream.declared.end
 
     def _check_whole(self, start: float) -> None:
         """Refuses a file that is too long before it is decoded, if it is as long as it says."""
@@ -379,7 +380,7 @@ class _AudioCutter:
         _check_extent(self.stream, "sound", start, stop, first, ends)
         if ends <= start or first >= stop:
             # After a seek little was read: a header that says more is believed.
-            last = max(ends, self.stream.declared_end or 0.0)
+            last = max(ends, self.stream.declared.end or 0.0)
             if last > start:
                 raise Unusable("decode", "no sound in this clip")
             raise Unusable("decode", f"no sound so late: the sound ends at {last:.2f} s")
@@ -426,7 +427,7 @@ class _AudioCutter:
 
     def _cut_padding(self) -> None:
         """An encoder fills its last frame up; an MP4 says where in it the sound ends."""
-        end = self.stream.padding_from
+        end = self.stream.declared.padding_from
         if end is None or not self._kept:
             return
         last = self._kept[-1]
@@ -519,7 +520,7 @@ def _check_extent(
     late = JOINED_MIDWAY_S if stream.joined_midway else slack
     if promised is not None and begin - max(start, promised) > late and begin < math.inf:
         raise Unusable("decode", f"corrupt: the {what} cannot be decoded before {begin:.2f} s")
-    promised = stream.promised_end
+    promised = stream.declared.promised
     if promised is None or not stream.ended:
         return
     if end < min(promised, stop) - slack:

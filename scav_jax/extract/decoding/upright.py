@@ -18,8 +18,8 @@ from av.sidedata.sidedata import Type
 from av.video.reformatter import Interpolation, VideoReformatter
 from jaxtyping import UInt8
 
-from scav_jax.extract.cropping import NO_MARGINS, Margins
-from scav_jax.extract.opening import Unusable
+from scav_jax.extract.containers.cropping import NO_MARGINS, Margins
+from scav_jax.extract.containers.opening import Unusable
 
 
 def _unnamed(cls: type[Type], value: int) -> Type:

@@ -9,7 +9,7 @@ import mmap
 from dataclasses import dataclass
 from pathlib import Path
 
-from scav_jax.extract.nested import mapped
+from scav_jax.extract.containers.nested import mapped
 
 FORMAT = "mpeg"  # libavformat's name
 PREFIX = b"\0\0\x01"

@@ -23,13 +23,13 @@ from pathlib import Path
 import av
 from av.stream import Disposition
 
-from scav_jax.extract.cropping import NO_MARGINS, Margins, margins
-from scav_jax.extract.opening import Unusable, open_container
-from scav_jax.extract.packs import FORMAT as PROGRAM_STREAM
-from scav_jax.extract.packs import ProgramStream
-from scav_jax.extract.transport import FORMAT as TRANSPORT
-from scav_jax.extract.transport import Programmes
-from scav_jax.extract.whole import JOINED, check_single
+from scav_jax.extract.containers.cropping import NO_MARGINS, Margins, margins
+from scav_jax.extract.containers.opening import Unusable, open_container
+from scav_jax.extract.containers.packs import FORMAT as PROGRAM_STREAM
+from scav_jax.extract.containers.packs import ProgramStream
+from scav_jax.extract.containers.transport import FORMAT as TRANSPORT
+from scav_jax.extract.containers.transport import Programmes
+from scav_jax.extract.containers.whole import JOINED, check_single
 
 KINDS = ("video", "audio")
 RESTARTING = 0x0200  # libavformat's AVFMT_TS_DISCONT: timestamps may start anew

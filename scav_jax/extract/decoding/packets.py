@@ -1,16 +1,19 @@
 """The packets of one stream of a film, in the file's order and on the film's clock (PyAV)."""
 
+import contextlib
+import itertools
 import math
 from collections.abc import Iterable, Iterator
+from pathlib import Path
 
 import av
 import numpy as np
 
-from scav_jax.extract.clock import Clock, Stamp
-from scav_jax.extract.film import RESTARTING, Film
-from scav_jax.extract.opening import Unusable
-from scav_jax.extract.transport import FORMAT as TRANSPORT
-from scav_jax.extract.whole import JOINED
+from scav_jax.extract.containers.film import RESTARTING, Film, film_of
+from scav_jax.extract.containers.opening import Unusable, open_container
+from scav_jax.extract.containers.transport import FORMAT as TRANSPORT
+from scav_jax.extract.containers.whole import JOINED
+from scav_jax.extract.decoding.clock import Clock, Stamp
 
 OGG = "ogg"
 NO_TIMESTAMPS = 0x0080  # libavformat's AVFMT_NOTIMESTAMPS: a codec's bare packets
@@ -151,3 +154,18 @@ def workable_rate(seconds: Iterable[float]) -> float:
     if rate > MOST_RATE_HZ:
         return rate / math.ceil(rate / MOST_RATE_HZ)
     return rate * math.ceil(LEAST_RATE_HZ / rate)
+
+
+def packet_times(path: Path, kind: str, most: int | None = None) -> list[float]:
+    """When the packets of the film's picture or sound are shown, in seconds, as they are stored.
+
+    Args:
+      path: of the file.
+      kind: "video" or "audio".
+      most: so many at most.
+    """
+    film = film_of(path)
+    with contextlib.closing(open_container(path)) as container:
+        base = container.streams[film.indexes[kind]].time_base
+        packets = itertools.islice(Packets(container, film, kind), most)
+        return [float(one.pts * base) - film.zero for one in packets if one.pts is not None]

@@ -11,8 +11,8 @@ from fractions import Fraction
 from pathlib import Path
 from typing import NamedTuple
 
-from scav_jax.extract.nested import Extent, box, boxes, elements, mapped
-from scav_jax.extract.opening import MATROSKA, MOV
+from scav_jax.extract.containers.nested import Extent, box, boxes, elements, mapped
+from scav_jax.extract.containers.opening import MATROSKA, MOV
 
 SEGMENT, TRACKS, ENTRY, VIDEO = 0x18538067, 0x1654AE6B, 0xAE, 0xE0
 CLUSTER, TRACK_TYPE = 0x1F43B675, 0x83

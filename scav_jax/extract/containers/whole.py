@@ -7,8 +7,8 @@ import struct
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from scav_jax.extract.nested import Extent, box, boxes, mapped
-from scav_jax.extract.opening import MOV, Unusable
+from scav_jax.extract.containers.nested import Extent, box, boxes, mapped
+from scav_jax.extract.containers.opening import MOV, Unusable
 
 # How files begin, in full: shorter marks occur inside of films too. A dot is a byte of any value.
 BEGINNINGS = {

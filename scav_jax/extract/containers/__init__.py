@@ -1,0 +1,10 @@
+"""What lies in a file before anything is decoded.
+
+nested       boxes in boxes (MP4), elements in elements (Matroska)
+opening      a file opened, and whose fault it is where that fails
+whole        files of which only the first part would be read
+transport    which programmes a transport stream has, from its first to its last table
+packs        whether other streams follow those of a program stream
+cropping     what a container says is to be cut off its pictures
+film         which streams of a file are the film, and where its second 0 lies
+"""

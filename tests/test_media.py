@@ -21,7 +21,7 @@ from scav_jax.base import containers
 from scav_jax.base.errors import ProgramFault
 from scav_jax.extract import backbones, fbank, manifest
 from scav_jax.extract.containers.opening import Unusable, decoder_errors
-from scav_jax.extract.decoding import media
+from scav_jax.extract.decoding import media, streams
 from scav_jax.extract.decoding.measured import stream_seconds, video_seconds
 from scav_jax.extract.decoding.order import Order
 from scav_jax.extract.decoding.packets import workable_rate
@@ -255,7 +255,7 @@ def test_seeking_gives_the_same_as_reading_on(tmp_path, monkeypatch):
         audio_codec="pcm_s16le",  # AAC's substituted noise depends on what was decoded before
     )
     read_on = cut(path, 8.0, 11.0)
-    monkeypatch.setattr(media, "SEEK_GAP_S", 2.0)
+    monkeypatch.setattr(streams, "SEEK_GAP_S", 2.0)
     sought = cut(path, 8.0, 11.0)
     np.testing.assert_array_equal(sought.frames, read_on.frames)
     np.testing.assert_array_equal(sought.previous, read_on.previous)
@@ -1033,7 +1033,7 @@ def test_sound_beside_an_empty_picture_track_is_found_behind_a_long_skip(tmp_pat
     path = films.write_film(
         tmp_path / "a.mp4", "fragments", change=lambda number, _, data: data if number else None
     )
-    monkeypatch.setattr(media, "SEEK_GAP_S", 1.0)
+    monkeypatch.setattr(streams, "SEEK_GAP_S", 1.0)
     with media.Reader(path, None, kinds=("audio",)) as reader:
         assert len(reader.cut(2.0, None).waveform) == pytest.approx(16_000, abs=500)
 
@@ -1068,7 +1068,7 @@ def test_clocks_of_33_bits_wrap(tmp_path, container, offset):
 def test_a_long_skip_in_a_file_that_cannot_seek_exactly_gives_the_same(tmp_path, monkeypatch):
     path = films.write_film(tmp_path / "a.ts", "ts", offset=5.0, way="joined")
     read_on = cut(path, 3.6, 5.2)
-    monkeypatch.setattr(media, "SEEK_GAP_S", 1.0)
+    monkeypatch.setattr(streams, "SEEK_GAP_S", 1.0)
     skipped = cut(path, 3.6, 5.2)
     np.testing.assert_array_equal(skipped.frames, read_on.frames)
     np.testing.assert_array_equal(skipped.previous, read_on.previous)

@@ -16,7 +16,7 @@ from scav_jax.base.documents import read_document, write_document
 from scav_jax.base.errors import InputError
 from scav_jax.extract import backbones, fbank, pool, program
 from scav_jax.extract.backbones.plain import PlainVisual
-from scav_jax.extract.decoding import media
+from scav_jax.extract.decoding import media, usable
 from scav_jax.extract.manifest import ClipOptions, cut_whole_videos, list_clips
 from scav_jax.features import store
 from scav_jax.retrieval import embed, files, model
@@ -218,7 +218,7 @@ def test_a_silent_film_is_as_one_with_a_silent_sound(name, folder, tmp_path, req
     silent = film(tmp_path / "s.mkv", 3, seed=3, track=np.zeros((1, 3 * RATE), np.float32),
                   audio_codec="pcm_s16le")  # fmt: skip
     mute = film(tmp_path / "m.mkv", 3, seed=3, track=None)
-    monkeypatch.setattr(media, "SILENT_PEAK", 0.0)
+    monkeypatch.setattr(usable, "SILENT_PEAK", 0.0)
     expected, got = one.embed(silent), one.embed(mute)
     assert got.audio is None and got.audio_embeddings is None
     assert_same(got, expected, streams=["visual"])

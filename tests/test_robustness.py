@@ -22,6 +22,8 @@ from scav_jax.extract import backbones, manifest, program
 from scav_jax.extract.backbones.plain import PlainAudio
 from scav_jax.extract.containers.opening import Unusable
 from scav_jax.extract.decoding import media
+from scav_jax.extract.decoding.missing import TRUNCATION_S
+from scav_jax.extract.decoding.usable import check_usable
 from scav_jax.features import store
 
 RATE = 16_000
@@ -264,14 +266,14 @@ def test_a_file_that_breaks_off_anywhere_never_gives_other_features(tmp_path, la
     reference = cut(whole)
     offsets = np.linspace(1, len(content) - 1, 24).astype(int)
     # Matroska says how long the file is, but not each stream.
-    tolerance = {".mp4": media.TRUNCATION_S, ".mkv": 0.5, ".avi": 0.5, ".ts": 3.0}
+    tolerance = {".mp4": TRUNCATION_S, ".mkv": 0.5, ".avi": 0.5, ".ts": 3.0}
     kept = 0
     for offset in [*offsets.tolist(), *range(len(content) - 8, len(content))]:
         path = tmp_path / f"cut-{offset}{whole.suffix}"
         path.write_bytes(content[:offset])
         try:
             clip = cut(path)
-            media.check_usable(clip)
+            check_usable(clip)
         except Unusable as unusable:
             assert unusable.reason and unusable.stage in ("open", "decode", "check")
             continue

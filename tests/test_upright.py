@@ -11,6 +11,7 @@ from av.bitstream import BitStreamFilterContext
 from av.codec.context import Flags
 from test_media import click_track, cut, flash_frames, write_video
 
+from scav_jax.extract.containers.opening import Unusable
 from scav_jax.extract.decoding import media
 from scav_jax.extract.decoding.measured import picture_ratio, stream_kinds
 
@@ -235,7 +236,7 @@ def test_margins_that_leave_nothing_cut_nothing_off_or_are_refused(tmp_path):
     whole = write_coordinates(tmp_path / "whole.mkv").read_bytes()
     path = tmp_path / "a.mkv"
     path.write_bytes(with_pixel_crops(whole, (50, 50, 0, 0)))
-    with pytest.raises(media.Unusable, match="not a readable video"):  # by FFmpeg
+    with pytest.raises(Unusable, match="not a readable video"):  # by FFmpeg
         media.Reader(path, None, kinds=("video",))
 
 
@@ -331,14 +332,14 @@ def test_colours_that_ffmpeg_cannot_convert_are_called_that(tmp_path, size):
         container.mux(video.encode())
     with (
         media.Reader(path, size, kinds=("video",)) as reader,
-        pytest.raises(media.Unusable, match=r"unknown colours: .* by H.273's matrix 8;"),
+        pytest.raises(Unusable, match=r"unknown colours: .* by H.273's matrix 8;"),
     ):
         reader.cut(0.0, None)
 
 
 def test_turns_that_are_no_quarter_are_refused(tmp_path, stored):
     path = with_matrix(stored, tmp_path / "a.mp4", (1, 1, -1, 1))
-    with pytest.raises(media.Unusable, match="turned: by 45 degrees, which is no quarter turn"):
+    with pytest.raises(Unusable, match="turned: by 45 degrees, which is no quarter turn"):
         cut(path)
 
 

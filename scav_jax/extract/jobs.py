@@ -13,6 +13,7 @@ from scav_jax.extract import pool
 from scav_jax.extract.backbones import Features, Prepared, Preparer
 from scav_jax.extract.containers.opening import Unusable
 from scav_jax.extract.decoding import media
+from scav_jax.extract.decoding.usable import check_usable
 from scav_jax.extract.fbank import RATE_HZ, check_waveform
 from scav_jax.extract.manifest import ClipRequest
 from scav_jax.features.clip import Clip, as_stored, check_clip, check_scale, streams_of
@@ -201,7 +202,7 @@ def _prepare_clip(
     reader: media.Reader, place: int, request: ClipRequest, preparer: Preparer
 ) -> Outcome:
     decoded = reader.cut(request.start, request.end)
-    media.check_usable(decoded)
+    check_usable(decoded)
     frames, waveform = decoded.frames, decoded.waveform
     if frames is None:
         width, height = preparer.visual.frame_size or (64, 64)

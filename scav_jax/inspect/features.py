@@ -9,7 +9,7 @@ from jaxtyping import Shaped
 
 from scav_jax.base.errors import InputError
 from scav_jax.base.progress import progress_bar
-from scav_jax.extract.decoding.media import MIN_CLIP_S, SILENT_PEAK, STILL_LEVELS
+from scav_jax.extract.decoding.usable import MIN_CLIP_S, SILENT_PEAK, STILL_LEVELS
 from scav_jax.features import store
 from scav_jax.inspect.findings import Facts, Fault, digest, document
 from scav_jax.inspect.near import NEAR, signature

@@ -18,6 +18,7 @@ from scav_jax.extract.containers.opening import Unusable, decoder_errors
 from scav_jax.extract.decoding import measured, media
 from scav_jax.extract.decoding.packets import packet_times
 from scav_jax.extract.decoding.streams import Stream
+from scav_jax.extract.decoding.usable import MIN_CLIP_S, SILENT_PEAK, STILL_LEVELS, check_usable
 from scav_jax.extract.manifest import ClipOptions, ClipRequest, cut_whole_videos, list_clips
 from scav_jax.inspect.findings import Facts, Fault, digest, document
 from scav_jax.inspect.near import NEAR, signature
@@ -26,10 +27,10 @@ FRAME_SIZE = (64, 64)  # frames are scaled to it, as the weight-free backbone ha
 TIMEOUT_S = 300.0  # for one clip
 UNEVEN_SHARE, UNEVEN_INTERVALS = 0.25, 0.02
 THRESHOLDS = {
-    "too short": f"less than {media.MIN_CLIP_S:g} s with picture and sound",
-    "silent": f"no sample above {media.SILENT_PEAK:g} of full scale",
+    "too short": f"less than {MIN_CLIP_S:g} s with picture and sound",
+    "silent": f"no sample above {SILENT_PEAK:g} of full scale",
     "still": "no cell of an 8 x 8 grid whose mean changes by "
-    f"{media.STILL_LEVELS:g} of 255 (frames of 64 x 64)",
+    f"{STILL_LEVELS:g} of 255 (frames of 64 x 64)",
     "variable frame rate": f"more than {UNEVEN_INTERVALS:.0%} of the intervals between frames "
     f"differ from the median one by over {UNEVEN_SHARE:.0%}",
     "duplicates": "equal bytes of the files; equal frames (scaled to 64 x 64) or equal sound "
@@ -139,7 +140,7 @@ def _inspect_clip(
     reader: media.Reader, request: ClipRequest, file_digest: str, rate: float, variable: bool
 ) -> Facts:
     decoded = reader.cut(request.start, request.end)
-    media.check_usable(decoded)
+    check_usable(decoded)
     try:
         features = {
             "picture": PlainVisual().prepare(decoded.frames, None),

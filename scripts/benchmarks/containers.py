@@ -28,6 +28,7 @@ import numpy as np
 from scav_jax.base.containers import saved
 from scav_jax.extract.containers.opening import Unusable
 from scav_jax.extract.decoding import media
+from scav_jax.extract.decoding.usable import check_usable
 
 FRAME_S = 0.04
 FPS, SIZE, RATE = 25, (96, 64), 48_000
@@ -182,7 +183,7 @@ def of_ours(path: Path) -> tuple[list[float], list[float]]:
     """The same of our decoder; `Unusable` where it rejects."""
     with media.Reader(path, SIZE) as reader:
         clip = reader.cut(0.0, None)
-    media.check_usable(clip)
+    check_usable(clip)
     begin, end = clip.frames_span
     period = (end - begin) / len(clip.frames)
     levels = clip.frames.mean(axis=(1, 2, 3))

@@ -25,6 +25,7 @@ from scav_jax.extract.decoding.packets import (
     workable_rate,
 )
 
+SEEK_GAP_S = 20.0  # decoding on is cheaper than seeking over less than this
 PREROLL_S = 0.5  # decoded before a seek's target: codecs whose frames overlap need it
 PASSED_OVER_BYTES = 2**26  # packets since the last key frame that are kept at most
 INDEXED = frozenset({MOV, MATROSKA})  # seeking is exact
@@ -105,6 +106,10 @@ class Stream:
         found = next(self._frames, None)
         self.ended = found is None
         return found
+
+    def is_far(self, seconds: float, position: float) -> bool:
+        """Whether seeking is cheaper than decoding on from a position until then."""
+        return seconds - position > SEEK_GAP_S
 
     def seek(self, seconds: float) -> None:
         """Goes on with a frame at or before `seconds`, which lie ahead.

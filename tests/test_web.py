@@ -492,6 +492,21 @@ def test_a_file_that_goes_away_is_said(made, index_of_one, films, tmp_path):
     assert not folder.exists()  # temporary files go with the server
 
 
+def test_a_page_of_a_search_does_not_show_another_film(made, films, tmp_path):
+    from scav_jax.index import create
+    from scav_jax.search import asking
+
+    for name in ("c.mkv", "d.mp4"):
+        shutil.copy(films / name, tmp_path / name)
+    index = create(tmp_path / "i", identity=made.identity, distance=made.distance)
+    index.add(made.embed(tmp_path, root=tmp_path))
+    query = made.embed(films / "d.mp4")
+    shutil.copy(films / "c.mkv", tmp_path / "d.mp4")
+    html = asking.page(asking.ask(index, query, "a2v", 2, "exact"), query, made, index)
+    assert html.count("cannot be played: it is another file now than was indexed") == 1
+    assert html.count('class="curve"') == 1 and html.count("<video") == 2  # the query, the other
+
+
 def test_a_file_that_becomes_another_one_is_not_played(made, index_of_one, films, tmp_path):
     """Neither by what the index knows of it, nor behind a token of what it was."""
     from scav_jax.base.documents import content_sample

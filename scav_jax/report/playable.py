@@ -18,6 +18,7 @@ import numpy as np
 from jaxtyping import UInt8
 
 from scav_jax.base.containers import encode_sound
+from scav_jax.base.documents import content_sample
 from scav_jax.extract.containers.opening import Unusable, decoder_errors
 from scav_jax.extract.decoding.measured import stream_kinds
 from scav_jax.extract.decoding.media import Media, Reader
@@ -30,6 +31,7 @@ MAX_PIXELS = 2**26  # of all frames together, while a clip is held in memory
 MAX_SECONDS = 60.0
 MAX_RATE = 60
 STILL_S = 0.5  # its frame is found in so much of a clip
+ANOTHER = "it is another file now than was indexed"  # why it cannot be played
 
 
 @dataclass(frozen=True)
@@ -91,6 +93,16 @@ def playable(
     kind = "video" if "video" in chosen else "audio"
     still = "" if media.frames is None else jpeg(media.frames[0])
     return Playable(kind, f"{kind}/mp4", content, still)
+
+
+def is_another(path: str | Path, content: str) -> bool:
+    """Whether a file is another one now than when its clips were indexed.
+
+    Args:
+      path: of the file.
+      content: its `content_sample` then; "" where nobody looked.
+    """
+    return bool(content) and content_sample(path) not in ("", content)
 
 
 def still(path: Path, start: float, end: float) -> str:

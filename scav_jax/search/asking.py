@@ -9,7 +9,8 @@ from scav_jax.base.names import from_here, shown
 from scav_jax.index import Hit, Index
 from scav_jax.report.markup import ASKING, STREAM_WORDS, nothing_found
 from scav_jax.report.match import latents_of
-from scav_jax.report.search_page import make_search, results_page
+from scav_jax.report.playable import ANOTHER, is_another
+from scav_jax.report.search_page import embedded_media, make_search, results_page
 from scav_jax.retrieval.embed import Embedded
 from scav_jax.retrieval.model import Model
 
@@ -111,17 +112,45 @@ def document(asked: Sequence[Asked], index: Index) -> dict:
 
 
 def page(asked: Sequence[Asked], queries: Embedded, model: Model, index: Index) -> str:
-    """The searches as one HTML document; clips whose files are gone are shown without."""
+    """The searches as one HTML document; clips whose files are gone or others now lack them."""
     stream = "audio" if asked and asked[0].direction == "v2a" else "visual"
+    others = _replaced([hit for one in asked for hit in one.hits], index)
+
+    def address(source: str, start: float, end: float, kinds: tuple[str, ...]):
+        if (source, start, end) in others:
+            return "", ANOTHER, ""
+        return embedded_media(source, start, end, kinds)
+
     searches = [
         make_search(
             queries.take([number]),
             one.hits,
             direction=one.direction,
             model=model,
-            latents=latents_of(model, one.hits, stream),
+            latents=_latents(model, one.hits, stream, others),
             score_name=index.report.measure,
+            address=address,
         )
         for number, one in enumerate(asked)
     ]
     return results_page(searches, title=f"Search in {index.path.name}")
+
+
+# Source, start and end of a clip.
+Part = tuple[str, float, float]
+
+
+def _part(hit: Hit) -> Part:
+    return hit.source, float(hit.start), float(hit.end)
+
+
+def _replaced(hits: Sequence[Hit], index: Index) -> set[Part]:
+    """Clips whose files are others now than those that were indexed."""
+    contents = index.contents([hit.id for hit in hits])
+    return {_part(hit) for hit in hits if is_another(hit.source, contents.get(hit.id, ""))}
+
+
+def _latents(model: Model, hits: Sequence[Hit], stream: str, others: set[Part]) -> list:
+    """The latents of hits, for their curves; None of another file than was indexed."""
+    found = iter(latents_of(model, [hit for hit in hits if _part(hit) not in others], stream))
+    return [None if _part(hit) in others else next(found) for hit in hits]

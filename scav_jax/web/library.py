@@ -18,7 +18,7 @@ from typing import Any
 from scav_jax.base.documents import content_sample
 from scav_jax.base.errors import InputError
 from scav_jax.extract.containers.opening import Unusable
-from scav_jax.report.playable import Playable, playable
+from scav_jax.report.playable import ANOTHER, Playable, is_another, playable
 
 TOKENS = 4096  # clips that can be asked for; older ones are forgotten
 ENCODED = 256  # of them, kept encoded
@@ -74,8 +74,8 @@ class Library:
             if content is not None:
                 remember(self._contents, found, content, FILES)
             indexed = self._contents.get(found, "")
-        if indexed and content_sample(found) not in ("", indexed):
-            raise Unusable("list", "it is another file now than was indexed")
+        if is_another(found, indexed):
+            raise Unusable("list", ANOTHER)
         return found
 
     def _find(self, source: str) -> Path:

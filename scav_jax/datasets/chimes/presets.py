@@ -200,7 +200,7 @@ PRESETS["static"] = replace(PRESETS["rooms"], other_times=1)
 # As large as `large`, and harder: an easy `large` cannot tell good from better.
 PRESETS["hard"] = replace(
     PRESETS["large"],
-    events_per_second=1.4,
+    events_per_second=0.8,
     rhythm_spread=0.15,
     rest_probability=0.05,
     tempo_drift=0.05,
@@ -208,7 +208,7 @@ PRESETS["hard"] = replace(
     noise_grain_px=2.0,
     room_noise=0.012,
     performance_delay_ms=60.0,
-    event_delay_ms=30.0,
+    event_delay_ms=60.0,
 )
 
 

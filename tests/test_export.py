@@ -78,7 +78,7 @@ def run(tmp_path_factory):
     (folder / "evaluation" / "y-test" / "metrics.json").write_text('{"format_version": 0}')
     identity, width = model.load(folder).identity, 12
     maps = np.zeros(width, np.float32), np.eye(width, dtype=np.float32), np.arange(4).reshape(2, 2)
-    save_sketch(folder, Sketch(8, *maps), identity, {})
+    save_sketch(folder, Sketch(8, *maps, np.ones(1, np.float32)), identity, {})
     of, nulls = ("", "data/x", "validation"), ((2.0, 1.0), (0.5, 0.1), (-1.0, 0.25, 1.0))
     calibration.write(folder, Calibration(identity, *of, 200, 2.0, 0.03, 10.0, *nulls))
     return folder

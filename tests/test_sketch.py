@@ -26,11 +26,12 @@ from scav_jax.sequences import Sequences
 
 
 def sketch_of(width=12, steps=4, seed=0) -> Sketch:
-    """Of 12 numbers."""
+    """Of 13 numbers."""
     random = np.random.default_rng(seed)
     mean, directions = random.standard_normal(width), random.standard_normal((width, 5))
     chosen = np.stack([random.integers(0, steps, 12), random.integers(0, 5, 12)])
-    return Sketch(steps, mean.astype(np.float32), directions.astype(np.float32), chosen)
+    maps = mean.astype(np.float32), directions.astype(np.float32), chosen
+    return Sketch(steps, *maps, np.float32([7.0]))
 
 
 def without_means(count: int, seed: int, steps=12, width=16):
@@ -69,12 +70,14 @@ def test_a_sketch_is_its_definition(random):
     found = sketch.of(clips.audio)
     cells = on_grid(clips.audio, 4).astype(float) - sketch.mean
     turned = scipy.fft.dct(cells, axis=1, norm="ortho") @ sketch.directions
-    expected = np.stack([turned[:, w, d] for w, d in sketch.chosen.T], axis=1)
+    columns = [turned[:, w, d] for w, d in sketch.chosen.T]
+    expected = np.stack([*columns, np.full(7, 7.0)], axis=1)
     expected /= np.linalg.norm(expected, axis=1, keepdims=True)
     np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
     alone = sketch.of(embedded(7, lengths=lengths).take([4]).audio)
     np.testing.assert_allclose(alone[0], found[4], atol=1e-6)
-    nothing = replace(sketch, directions=0 * sketch.directions).of(clips.audio)
+    none = {"directions": 0 * sketch.directions, "common": np.zeros(1, np.float32)}
+    nothing = replace(sketch, **none).of(clips.audio)
     np.testing.assert_allclose(np.linalg.norm(nothing, axis=1), 1, rtol=1e-6)
     with pytest.raises(InputError, match="width 12, got 9"):
         sketch.of(embedded(2, width=9).audio)
@@ -95,17 +98,20 @@ def test_what_is_learned_keeps_what_the_mean_loses():
     assert shares[0] < 0.3 and shares[1] > 0.95
 
 
-def test_all_coefficients_have_the_cosine_of_what_they_are_of():
+def test_all_coefficients_have_the_product_of_what_they_are_of():
     """Both changes of basis are rotations; the static channels count with their weight."""
     train = without_means(30, 0)
     for options, weights in (({}, 1.0), ({"static_width": 4, "static_weight": 0.25}, 0.25)):
-        sketch = sketching.learn(train, options, sketching.Fitting(numbers=12 * 16))
+        sketch = sketching.learn(train, options, sketching.Fitting(numbers=12 * 16 + 1))
         scale = np.ones(16)
         scale[12:] = np.sqrt(weights)
         flat = [
             ((stream.values - sketch.mean) * scale).reshape(30, -1)
             for stream in (train.audio, train.visual)
         ]
+        both = np.concatenate(flat)
+        assert sketch.common == pytest.approx(3 * np.sqrt(np.square(both).sum(axis=1).mean()))
+        flat = [np.append(one, np.full((30, 1), sketch.common), axis=1) for one in flat]
         units = [one / np.linalg.norm(one, axis=1, keepdims=True) for one in flat]
         found = sketch.of(train.audio) @ sketch.of(train.visual).T
         np.testing.assert_allclose(found, units[0] @ units[1].T, atol=1e-4)
@@ -113,9 +119,24 @@ def test_all_coefficients_have_the_cosine_of_what_they_are_of():
     few = sketching.learn(train, {}, sketching.Fitting(numbers=20))
     both = [few.of(one) for one in (train.audio, train.visual)]
     spread = np.square(both).sum(axis=(0, 1))
-    assert spread[0] > spread[-1]
+    assert spread[0] > spread[-2]
     with pytest.raises(InputError, match="at most 12 x 16"):
         sketching.learn(train, {}, sketching.Fitting(numbers=200))
+
+
+def test_cosines_of_sketches_rank_as_distances_where_lengths_differ(random):
+    """Longer latents than others' are not nearer for that."""
+    clips, others = without_means(100, 0), without_means(100, 5)
+    factors = random.uniform(0.7, 1.3, (100, 1, 1))
+    longer = replace_values(others.visual, others.visual.values * factors)
+    clips = replace(clips, visual=longer)
+    first = loops(clips, clips, "a2v").argmin(axis=1)
+    sketch = sketching.learn(clips, {}, sketching.Fitting(numbers=12 * 16 + 1))
+    kept = []
+    for one in (sketch, replace(sketch, common=np.zeros(1, np.float32))):
+        cosines = aggregation_similarities(one.of(clips.audio), one.of(clips.visual))
+        kept.append(np.mean(cosines.argmax(axis=1) == first))
+    assert kept[0] > 0.9 and kept[1] < 0.7, kept
 
 
 def test_damage_and_other_models_are_named(tmp_path):
@@ -147,7 +168,7 @@ def test_hybrid_chooses_by_sketches(tmp_path, stored):
     index = create(tmp_path / "i", identity="m", storage=stored, sketch=sketch.name)
     index.add(clips.take(range(150)))
     index.add(clips.take(range(150, 200)))
-    assert index.info()["first_stage"] == f"sketch {sketch.name} of 12 numbers"
+    assert index.info()["first_stage"] == f"sketch {sketch.name} of 13 numbers"
     index.delete(["clip3"])
     for compacted in (False, True):
         if compacted:

@@ -4,13 +4,17 @@ The mean over time, which is the usual first stage of a search by sequences, doe
 sketch does: latents, averaged over the cells of a grid of the clip's time, less a mean, become
 coefficients of cosines over time and of directions of channels, of which some are kept:
 
-    sketch = unit((F (grid(latents) - mean) W)[chosen]),  F [steps, steps], W [C, directions]
+    sketch = unit((F (grid(latents) - mean) W)[chosen], common)
+    F [steps, steps], W [C, directions]
 
 The cosine of two sketches stands for the distance of the sequences; both streams are made into
-sketches alike. What is kept is learned by `sketching` (`scav sketch --run RUN`), after the training
-and without touching it, and lies in
+sketches alike. The last number is common to all and longer than the others together: they lie close
+together on a large sphere then, where cosines rank as distances do. Without it a clip with longer
+latents than another's seems nearer than it is. What is kept is learned by `sketching` (`scav sketch
+--run RUN`), after the training and without touching it, and lies in
 
-    RUN/sketch/maps.npz       mean [C], directions [C, directions], chosen [2, S]: waves, columns
+    RUN/sketch/maps.npz       mean [C], directions [C, directions], chosen [2, S - 1]: waves and
+                              columns, common [1]
     RUN/sketch/sketch.json    of which model, its grid, checksum, and recall on validation
 """
 
@@ -39,7 +43,7 @@ from scav_jax.retrieval.embed import Embedded
 from scav_jax.sequences import STREAMS, Sequences
 
 FOLDER, MAPS, ABOUT = "sketch", "maps.npz", "sketch.json"
-ARRAYS = ("mean", "directions", "chosen")
+ARRAYS = ("mean", "directions", "chosen", "common")
 MEND = "delete that folder and run `scav sketch` again"
 CLIPS_AT_ONCE = 256
 TOUCH = 1e-6  # of a step: what a cell reads at least of the step at its middle
@@ -53,24 +57,29 @@ class Sketch:
       steps: cells of the grid.
       mean: `[C]`, taken off.
       directions: `[C, d]`, of channels.
-      chosen: `[2, S]`, the wave and the direction of each number.
+      chosen: `[2, S - 1]`, the wave and the direction of each number.
+      common: `[1]`, the last number of all, before they are made of length 1.
     """
 
     steps: int
     mean: Float[np.ndarray, " C"]
     directions: Float[np.ndarray, "C d"]
-    chosen: Int[np.ndarray, "2 S"]
+    chosen: Int[np.ndarray, "2 S_less_1"]
+    common: Float[np.ndarray, "1"]
 
     @property
     def numbers(self) -> int:
         """S, of a sketch."""
-        return self.chosen.shape[1]
+        return self.chosen.shape[1] + 1
 
     @property
     def arrays(self) -> dict[str, np.ndarray]:
         """What is learned, by name."""
         chosen = np.asarray(self.chosen, np.int32)
-        return {"mean": self.mean, "directions": self.directions, "chosen": chosen}
+        return {"mean": self.mean, "directions": self.directions} | {
+            "chosen": chosen,
+            "common": self.common,
+        }
 
     @property
     def name(self) -> str:
@@ -87,14 +96,15 @@ class Sketch:
                 f"sketch: expected latents of width {len(self.mean)}, got "
                 f"{latents.values.shape[2]}; {MEND}"
             )
-        found = np.empty((len(latents.values), self.numbers), np.float32)
+        found = np.full((len(latents.values), self.numbers), self.common, np.float32)
         wave, direction = self.chosen
         for begin in range(0, len(found), CLIPS_AT_ONCE):
             part = slice(begin, begin + CLIPS_AT_ONCE)
             cells = (
                 on_grid(jax.tree.map(operator.itemgetter(part), latents), self.steps) - self.mean
             )
-            found[part] = (waves(self.steps) @ (cells @ self.directions))[:, wave, direction]
+            turned = waves(self.steps) @ (cells @ self.directions)
+            found[part, :-1] = turned[:, wave, direction]
         norms = np.linalg.norm(found, axis=1, keepdims=True)
         even = np.float32(found.shape[1] ** -0.5)
         return np.where(norms > 0, found / np.maximum(norms, np.float32(1e-30)), even)

@@ -3,10 +3,11 @@
     directions   the principal directions of the latents of both streams together
     waves        cosines over the cells of time (DCT-II), from the mean to the quickest
     chosen       the pairs of wave and direction whose coefficients vary most over training clips
+    common       a number for all, `COMMON` times as long as these usually are
 
-Both changes of basis are rotations, so cosines stay what they are, and latents that change slowly,
-or whose channels go together, need few of all coefficients. Latents are computed once; the towers
-do not change. Where the run has a static part, its channels count with its weight.
+Both changes of basis are rotations, so distances stay what they are, and latents that change
+slowly, or whose channels go together, need few of all coefficients. Latents are computed once; the
+towers do not change. Where the run has a static part, its channels count with its weight.
 """
 
 from collections.abc import Sequence
@@ -30,6 +31,8 @@ from scav_jax.training.runs import Run, load_run
 LEAST, MOST = 16, 4096  # numbers of a sketch
 MOST_STEPS = 64  # of its grid, where nobody says
 KS = (10, 100, 1000)
+# Larger ranks no better, and sketches are stored as float16.
+COMMON = 3.0
 
 
 @dataclass(frozen=True)
@@ -116,10 +119,10 @@ def learn(embedded: Embedded, options: dict, fitting: Fitting) -> Sketch:
     steps = fitting.steps or min(int(np.median(lengths)), MOST_STEPS)
     cells = np.concatenate([on_grid(one, steps) for one in embedded.latents])
     width = cells.shape[2]
-    if fitting.numbers > steps * width:
+    if fitting.numbers - 1 > steps * width:
         raise InputError(
-            f"--numbers: expected at most {steps} x {width}, the steps and channels of the run's "
-            f"sequences, got {fitting.numbers}"
+            f"--numbers: expected at most {steps} x {width} + 1, the steps and channels of the "
+            f"run's sequences, got {fitting.numbers}"
         )
     scale = np.ones(width, np.float32)
     static = options.get("static_width", 0)
@@ -133,9 +136,11 @@ def learn(embedded: Embedded, options: dict, fitting: Fitting) -> Sketch:
         np.square(waves(steps) @ (some - mean) @ directions).sum(axis=0)
         for some in np.array_split(cells, -(-len(cells) // CLIPS_AT_ONCE))
     )
-    chosen = np.argsort(-energy.ravel(), kind="stable")[: fitting.numbers]
+    chosen = np.argsort(-energy.ravel(), kind="stable")[: fitting.numbers - 1]
+    length = np.sqrt(energy.ravel()[chosen].sum() / len(cells))
     used, column = np.unique(chosen % width, return_inverse=True)
-    return Sketch(steps, mean, directions[:, used], np.stack([chosen // width, column]))
+    kept = np.stack([chosen // width, column])
+    return Sketch(steps, mean, directions[:, used], kept, np.float32([COMMON * length]))
 
 
 # ---- what it is worth ------------------------------------------------------------------------

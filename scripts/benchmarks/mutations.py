@@ -402,7 +402,8 @@ def of_models(folder: Path) -> list[Reader]:
     random_ = np.random.default_rng(0)
     mean, directions = random_.normal(size=5), random_.normal(size=(5, 2))
     chosen = np.array([[0, 1, 2], [0, 1, 0]])
-    made = sketch.Sketch(4, mean.astype(np.float32), directions.astype(np.float32), chosen)
+    maps = mean.astype(np.float32), directions.astype(np.float32), chosen
+    made = sketch.Sketch(4, *maps, np.ones(1, np.float32))
     sketch.save_sketch(folder, made, "m", {})
 
     def read_sketch() -> Any:

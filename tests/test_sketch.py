@@ -3,6 +3,7 @@
 import json
 from dataclasses import replace
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import scipy.fft
@@ -26,10 +27,11 @@ from scav_jax.sequences import Sequences
 
 
 def sketch_of(width=12, steps=4, seed=0) -> Sketch:
-    """Of 13 numbers."""
+    """Of 15 numbers."""
     random = np.random.default_rng(seed)
-    mean, directions = random.standard_normal(width), random.standard_normal((width, 5))
-    chosen = np.stack([random.integers(0, steps, 12), random.integers(0, 5, 12)])
+    mean, directions = random.standard_normal(width), random.standard_normal((width, width))
+    places = random.choice(steps * width, 12, replace=False)
+    chosen = np.stack([places // width, places % width])
     maps = mean.astype(np.float32), directions.astype(np.float32), chosen
     return Sketch(steps, *maps, np.float32([7.0]))
 
@@ -67,20 +69,23 @@ def test_a_grid_has_means_over_its_cells(random):
 def test_a_sketch_is_its_definition(random):
     lengths = [7, 3, 7, 7, 2, 7, 5]
     sketch, clips = sketch_of(), embedded(7, lengths=lengths)
-    found = sketch.of(clips.audio)
+    found = sketch.of(clips.audio, "audio")
     cells = on_grid(clips.audio, 4).astype(float) - sketch.mean
     turned = scipy.fft.dct(cells, axis=1, norm="ortho") @ sketch.directions
     columns = [turned[:, w, d] for w, d in sketch.chosen.T]
-    expected = np.stack([*columns, np.full(7, 7.0)], axis=1)
+    rest = np.sqrt(np.square(turned).sum(axis=(1, 2)) - np.square(columns).sum(axis=0))
+    expected = np.stack([*columns, np.full(7, 7.0), np.zeros(7), rest], axis=1)
     expected /= np.linalg.norm(expected, axis=1, keepdims=True)
     np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
-    alone = sketch.of(embedded(7, lengths=lengths).take([4]).audio)
+    picture = sketch.of(clips.audio, "visual")
+    np.testing.assert_array_equal(picture[:, [*range(13), 14, 13]], found)
+    alone = sketch.of(embedded(7, lengths=lengths).take([4]).audio, "audio")
     np.testing.assert_allclose(alone[0], found[4], atol=1e-6)
     none = {"directions": 0 * sketch.directions, "common": np.zeros(1, np.float32)}
-    nothing = replace(sketch, **none).of(clips.audio)
+    nothing = replace(sketch, **none).of(clips.audio, "audio")
     np.testing.assert_allclose(np.linalg.norm(nothing, axis=1), 1, rtol=1e-6)
     with pytest.raises(InputError, match="width 12, got 9"):
-        sketch.of(embedded(2, width=9).audio)
+        sketch.of(embedded(2, width=9).audio, "audio")
 
 
 def test_what_is_learned_keeps_what_the_mean_loses():
@@ -91,7 +96,7 @@ def test_what_is_learned_keeps_what_the_mean_loses():
     shares = []
     for vectors in (
         (test.audio_embeddings, test.visual_embeddings),
-        (sketch.of(test.audio), sketch.of(test.visual)),
+        (sketch.of(test.audio, "audio"), sketch.of(test.visual, "visual")),
     ):
         nearest = np.argsort(-aggregation_similarities(*vectors), axis=1)[:, :10]
         shares.append(np.mean((nearest == first[:, None]).any(axis=1)))
@@ -102,7 +107,7 @@ def test_all_coefficients_have_the_product_of_what_they_are_of():
     """Both changes of basis are rotations; the static channels count with their weight."""
     train = without_means(30, 0)
     for options, weights in (({}, 1.0), ({"static_width": 4, "static_weight": 0.25}, 0.25)):
-        sketch = sketching.learn(train, options, sketching.Fitting(numbers=12 * 16 + 1))
+        sketch = sketching.learn(train, options, sketching.Fitting(numbers=12 * 16 + 3))
         scale = np.ones(16)
         scale[12:] = np.sqrt(weights)
         flat = [
@@ -113,13 +118,13 @@ def test_all_coefficients_have_the_product_of_what_they_are_of():
         assert sketch.common == pytest.approx(3 * np.sqrt(np.square(both).sum(axis=1).mean()))
         flat = [np.append(one, np.full((30, 1), sketch.common), axis=1) for one in flat]
         units = [one / np.linalg.norm(one, axis=1, keepdims=True) for one in flat]
-        found = sketch.of(train.audio) @ sketch.of(train.visual).T
+        found = sketch.of(train.audio, "audio") @ sketch.of(train.visual, "visual").T
         np.testing.assert_allclose(found, units[0] @ units[1].T, atol=1e-4)
     # The numbers that are kept are those that vary most.
     few = sketching.learn(train, {}, sketching.Fitting(numbers=20))
-    both = [few.of(one) for one in (train.audio, train.visual)]
+    both = [few.of(train.audio, "audio"), few.of(train.visual, "visual")]
     spread = np.square(both).sum(axis=(0, 1))
-    assert spread[0] > spread[-2]
+    assert spread[0] > spread[-4]
     with pytest.raises(InputError, match="at most 12 x 16"):
         sketching.learn(train, {}, sketching.Fitting(numbers=200))
 
@@ -131,10 +136,11 @@ def test_cosines_of_sketches_rank_as_distances_where_lengths_differ(random):
     longer = replace_values(others.visual, others.visual.values * factors)
     clips = replace(clips, visual=longer)
     first = loops(clips, clips, "a2v").argmin(axis=1)
-    sketch = sketching.learn(clips, {}, sketching.Fitting(numbers=12 * 16 + 1))
+    sketch = sketching.learn(clips, {}, sketching.Fitting(numbers=12 * 16 + 3))
     kept = []
     for one in (sketch, replace(sketch, common=np.zeros(1, np.float32))):
-        cosines = aggregation_similarities(one.of(clips.audio), one.of(clips.visual))
+        vectors = one.of(clips.audio, "audio"), one.of(clips.visual, "visual")
+        cosines = aggregation_similarities(*vectors)
         kept.append(np.mean(cosines.argmax(axis=1) == first))
     assert kept[0] > 0.9 and kept[1] < 0.7, kept
 
@@ -168,14 +174,16 @@ def test_hybrid_chooses_by_sketches(tmp_path, stored):
     index = create(tmp_path / "i", identity="m", storage=stored, sketch=sketch.name)
     index.add(clips.take(range(150)))
     index.add(clips.take(range(150, 200)))
-    assert index.info()["first_stage"] == f"sketch {sketch.name} of 13 numbers"
+    assert index.info()["first_stage"] == f"sketch {sketch.name} of 15 numbers"
     index.delete(["clip3"])
     for compacted in (False, True):
         if compacted:
             index.compact()
         hits = index.search(asking, "a2v", 3, "hybrid:6")
         assert index.report.method == "hybrid"
-        similar = asking.audio_sketches @ clips.visual_sketches.T
+        held = clips.visual_sketches  # as bfloat16, and of length 1 again, beside int8
+        held = held if stored == "float32" else np.asarray(held.astype(jnp.bfloat16), np.float32)
+        similar = asking.audio_sketches @ (held / np.linalg.norm(held, axis=1, keepdims=True)).T
         similar[:, 3] = -1
         chosen = np.argsort(-similar, axis=1)[:, :6]
         far = np.take_along_axis(loops(asking, clips, "a2v"), chosen, 1)

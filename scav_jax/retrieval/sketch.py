@@ -4,17 +4,19 @@ The mean over time, which is the usual first stage of a search by sequences, doe
 sketch does: latents, averaged over the cells of a grid of the clip's time, less a mean, become
 coefficients of cosines over time and of directions of channels, of which some are kept:
 
-    sketch = unit((F (grid(latents) - mean) W)[chosen], common)
-    F [steps, steps], W [C, directions]
+    all = F (grid(latents) - mean) W,          F [steps, steps], W [C, C]
+    sketch = unit(all[chosen], common, rest of a picture, rest of a sound)
 
-The cosine of two sketches stands for the distance of the sequences; both streams are made into
-sketches alike. The last number is common to all and longer than the others together: they lie close
-together on a large sphere then, where cosines rank as distances do. Without it a clip with longer
-latents than another's seems nearer than it is. What is kept is learned by `sketching` (`scav sketch
---run RUN`), after the training and without touching it, and lies in
+The cosine of two sketches stands for the distance of the sequences. What is left out has a length,
+the rest: it stands at another place for a picture than for a sound, for what is left out of one has
+little to do with what is left out of the other. And one number is common to all and longer than the
+others together: so sketches lie close together on a large sphere, where cosines rank as distances
+do. Without both, a clip with longer latents than another's seems nearer than it is. What is kept is
+learned by `sketching` (`scav sketch --run RUN`), after the training and without touching it, and
+lies in
 
-    RUN/sketch/maps.npz       mean [C], directions [C, directions], chosen [2, S - 1]: waves and
-                              columns, common [1]
+    RUN/sketch/maps.npz       mean [C], directions [C, C], chosen [2, S - 3]: waves and columns,
+                              common [1]
     RUN/sketch/sketch.json    of which model, its grid, checksum, and recall on validation
 """
 
@@ -56,21 +58,21 @@ class Sketch:
     Attributes:
       steps: cells of the grid.
       mean: `[C]`, taken off.
-      directions: `[C, d]`, of channels.
-      chosen: `[2, S - 1]`, the wave and the direction of each number.
-      common: `[1]`, the last number of all, before they are made of length 1.
+      directions: `[C, C]`, of channels.
+      chosen: `[2, S - 3]`, the wave and the direction of each number.
+      common: `[1]`, a number of all of them, before they are made of length 1.
     """
 
     steps: int
     mean: Float[np.ndarray, " C"]
-    directions: Float[np.ndarray, "C d"]
-    chosen: Int[np.ndarray, "2 S_less_1"]
+    directions: Float[np.ndarray, "C C"]
+    chosen: Int[np.ndarray, "2 S_less_3"]
     common: Float[np.ndarray, "1"]
 
     @property
     def numbers(self) -> int:
         """S, of a sketch."""
-        return self.chosen.shape[1] + 1
+        return self.chosen.shape[1] + 3
 
     @property
     def arrays(self) -> dict[str, np.ndarray]:
@@ -89,22 +91,30 @@ class Sketch:
             found.update(f"{name} {values.shape}\n".encode() + values.tobytes())
         return found.hexdigest()[:16]
 
-    def of(self, latents: Sequences) -> Float[np.ndarray, "K S"]:
-        """Sketches of K clips, of length 1; of one of which nothing is left, all numbers alike."""
+    def of(self, latents: Sequences, stream: str) -> Float[np.ndarray, "K S"]:
+        """Sketches of K clips, of length 1; of one of which nothing is left, all numbers alike.
+
+        Args:
+          latents: of one stream.
+          stream: which, "visual" or "audio".
+        """
         if latents.values.shape[2] != len(self.mean):
             raise InputError(
                 f"sketch: expected latents of width {len(self.mean)}, got "
                 f"{latents.values.shape[2]}; {MEND}"
             )
-        found = np.full((len(latents.values), self.numbers), self.common, np.float32)
-        wave, direction = self.chosen
+        found = np.zeros((len(latents.values), self.numbers), np.float32)
+        kept, rest = self.chosen.shape[1], STREAMS.index(stream) - len(STREAMS)
+        found[:, kept] = self.common
         for begin in range(0, len(found), CLIPS_AT_ONCE):
             part = slice(begin, begin + CLIPS_AT_ONCE)
             cells = (
                 on_grid(jax.tree.map(operator.itemgetter(part), latents), self.steps) - self.mean
             )
             turned = waves(self.steps) @ (cells @ self.directions)
-            found[part, :-1] = turned[:, wave, direction]
+            found[part, :kept] = turned[:, *self.chosen]
+            left = np.square(turned).sum(axis=(1, 2)) - np.square(found[part, :kept]).sum(axis=1)
+            found[part, rest] = np.sqrt(np.maximum(left, 0))
         norms = np.linalg.norm(found, axis=1, keepdims=True)
         even = np.float32(found.shape[1] ** -0.5)
         return np.where(norms > 0, found / np.maximum(norms, np.float32(1e-30)), even)
@@ -150,7 +160,7 @@ def sketched(embedded: Embedded, sketch: Sketch | None) -> Embedded:
     if sketch is None or not len(embedded):
         return embedded
     found = {
-        f"{stream}_sketches": sketch.of(getattr(embedded, stream))
+        f"{stream}_sketches": sketch.of(getattr(embedded, stream), stream)
         for stream in STREAMS
         if getattr(embedded, stream) is not None
     }

@@ -3,7 +3,7 @@
     directions   the principal directions of the latents of both streams together
     waves        cosines over the cells of time (DCT-II), from the mean to the quickest
     chosen       the pairs of wave and direction whose coefficients vary most over training clips
-    common       a number for all, `COMMON` times as long as these usually are
+    common       a number for all, `COMMON` times as long as those usually are
 
 Both changes of basis are rotations, so distances stay what they are, and latents that change
 slowly, or whose channels go together, need few of all coefficients. Latents are computed once; the
@@ -31,7 +31,7 @@ from scav_jax.training.runs import Run, load_run
 LEAST, MOST = 16, 4096  # numbers of a sketch
 MOST_STEPS = 64  # of its grid, where nobody says
 KS = (10, 100, 1000)
-# Larger ranks no better, and sketches are stored as float16.
+# Larger ranks no better, and an index may hold sketches as bfloat16.
 COMMON = 3.0
 
 
@@ -119,9 +119,9 @@ def learn(embedded: Embedded, options: dict, fitting: Fitting) -> Sketch:
     steps = fitting.steps or min(int(np.median(lengths)), MOST_STEPS)
     cells = np.concatenate([on_grid(one, steps) for one in embedded.latents])
     width = cells.shape[2]
-    if fitting.numbers - 1 > steps * width:
+    if fitting.numbers - 3 > steps * width:
         raise InputError(
-            f"--numbers: expected at most {steps} x {width} + 1, the steps and channels of the "
+            f"--numbers: expected at most {steps} x {width} + 3, the steps and channels of the "
             f"run's sequences, got {fitting.numbers}"
         )
     scale = np.ones(width, np.float32)
@@ -136,11 +136,10 @@ def learn(embedded: Embedded, options: dict, fitting: Fitting) -> Sketch:
         np.square(waves(steps) @ (some - mean) @ directions).sum(axis=0)
         for some in np.array_split(cells, -(-len(cells) // CLIPS_AT_ONCE))
     )
-    chosen = np.argsort(-energy.ravel(), kind="stable")[: fitting.numbers - 1]
+    chosen = np.argsort(-energy.ravel(), kind="stable")[: fitting.numbers - 3]
     length = np.sqrt(energy.ravel()[chosen].sum() / len(cells))
-    used, column = np.unique(chosen % width, return_inverse=True)
-    kept = np.stack([chosen // width, column])
-    return Sketch(steps, mean, directions[:, used], kept, np.float32([COMMON * length]))
+    kept = np.stack([chosen // width, chosen % width])
+    return Sketch(steps, mean, directions, kept, np.float32([COMMON * length]))
 
 
 # ---- what it is worth ------------------------------------------------------------------------
@@ -162,7 +161,7 @@ def recalls(sketch: Sketch, embedded: Embedded, run: Run, ks: Sequence[int] = KS
     distances = sequence_distances(embedded.latents, *run.objective.ranks_by())
     vectors = {
         "embedding": (embedded.visual_embeddings, embedded.audio_embeddings),
-        "sketch": tuple(sketch.of(getattr(embedded, s)) for s in STREAMS),
+        "sketch": tuple(sketch.of(getattr(embedded, s), s) for s in STREAMS),
     }
     rows = []
     for name, (visual, audio) in vectors.items():

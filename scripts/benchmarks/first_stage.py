@@ -48,7 +48,7 @@ def hybrid(
     """R@1 of hybrid retrieval in both directions, by the embedding or by a sketch."""
     vectors = [getattr(embedded, f"{stream}_embeddings") for stream in STREAMS]
     if sketch is not None:
-        vectors = [sketch.of(getattr(embedded, stream)) for stream in STREAMS]
+        vectors = [sketch.of(getattr(embedded, stream), stream) for stream in STREAMS]
     similar = aggregation_similarities(*vectors)
     return {
         direction: metrics.recall_at_k(

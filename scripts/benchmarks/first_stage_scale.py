@@ -67,15 +67,16 @@ def gallery(own: Sequences, others: Sequences, count: int, seed: int) -> Iterato
 def compared(direction: str, asking: Embedded, blocks, first_stages: dict, ranks_by) -> dict:
     """`[queries, gallery]`: distances, and the similarities of every first stage."""
     stream = FOUND[direction]
-    queries = getattr(asking, next(name for name in STREAMS if name != stream))
-    asked = {name: make(queries) for name, make in first_stages.items()}
+    asks = next(name for name in STREAMS if name != stream)
+    queries = getattr(asking, asks)
+    asked = {name: make(queries, asks) for name, make in first_stages.items()}
     parts: dict[str, list] = {name: [] for name in ("distances", *first_stages)}
     for block in blocks:
         latents = {"visual": queries, "audio": queries, stream: block}
         distances = sequence_distances(AudioVisual(**latents), *ranks_by)
         parts["distances"].append(queries_first(distances, direction))
         for name, make in first_stages.items():
-            parts[name].append(aggregation_similarities(asked[name], make(block)))
+            parts[name].append(aggregation_similarities(asked[name], make(block, stream)))
     return {name: np.concatenate(parts.pop(name), axis=1) for name in tuple(parts)}
 
 
@@ -100,8 +101,8 @@ def figures(distances: np.ndarray, similar: np.ndarray) -> dict[str, float]:
     return found
 
 
-def mean_over_time(latents: Sequences) -> np.ndarray:
-    """The embedding of SCAV, `[K, C]`."""
+def mean_over_time(latents: Sequences, stream: str) -> np.ndarray:
+    """The embedding of SCAV, `[K, C]`, of either stream."""
     return np.asarray(masked_mean(latents.values, latents.lengths))
 
 
@@ -123,7 +124,7 @@ def main() -> int:
         sketch = sketching.learn(train, ranks_by[1], replace(fitting, numbers=size))
         first_stages[f"sketch, {size}"] = sketch.of
     np.testing.assert_allclose(
-        mean_over_time(asking.visual), asking.visual_embeddings, rtol=1e-4, atol=1e-5
+        mean_over_time(asking.visual, "visual"), asking.visual_embeddings, rtol=1e-4, atol=1e-5
     )
     rows: dict[str, dict] = {name: {} for name in first_stages}
     for direction, stream in FOUND.items():

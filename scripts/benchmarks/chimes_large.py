@@ -68,6 +68,7 @@ FAMILY: dict[str, tuple[str, dict]] = {
     "SCAV, features less their mean": ("separate/demo.py:centred", {}),
     "separate": ("separate/demo.py:separate", {}),
     "separate, by distance": ("separate/demo.py:by_distance", {}),
+    "separate, a tower for the static part": ("separate/demo.py:tower", {}),
     "SCAV, four frames a step": ("demo.py", {"encoders.pre_points": 4}),
     "SCAV, augmented": ("demo.py", {"data.augment": 0.8}),
     "SCAV, four frames and rises": ("demo.py:finely", {}),
@@ -76,10 +77,23 @@ FAMILY: dict[str, tuple[str, dict]] = {
 }  # fmt: skip
 BATCHES = (32, 64, 128, 256, 512, 1024, 2048, 4096)
 OF_DEMO = 64  # batch size to which the learning rates belong
+TABLES = ("paper", "family", "steps", "clips")
 SMALL = {"width": 64, "heads": 2, "visual_blocks": 1, "audio_blocks": 1, "feedforward": 128}
 SMALL |= {"visual_hidden": 128, "audio_hidden": 128}
 SMALL = {f"encoders.{name}": value for name, value in SMALL.items()}
-TABLES = ("paper", "family", "steps", "clips")
+NO_BLOCKS = {"encoders.visual_blocks": 0, "encoders.audio_blocks": 0}
+FORMS = {  # what options are where nothing else is said
+    "": {"changes": {}, "clips": None},
+    "small": {
+        **{"changes": SMALL, "clips": None, "precision": "float32", "clips_at_once": 128},
+        **{"steps": 300, "batch": 32, "gallery": 510, "chunk": 50},
+        **{"rates": (1e-3, 4e-3, 1.6e-2, 6.4e-2), "batches": (16, 32, 64)},
+    },
+    "quick": {
+        **{"changes": TINY | NO_BLOCKS, "clips": 64, "steps": 4, "chunk": 2, "gallery": 32},
+        **{"seeds": 2, "rates": (1e-3, 2e-3), "batches": (), "tables": ("family",)},
+    },
+}
 WARMUP_SHARE = 15 / 325
 SPLITS = ("validation", "test", "unseen_instruments")
 WAYS = {"v2a": "V→A", "a2v": "A→V"}
@@ -327,21 +341,14 @@ def read_options() -> argparse.Namespace:
     scale = parser.add_mutually_exclusive_group()
     scale.add_argument("--small", action="store_true", help="towers and steps for two CPU cores")
     scale.add_argument("--quick", action="store_true", help="tiny towers, some rows, few steps")
+    chosen = parser.parse_args()
+    form = "small" if chosen.small else "quick" if chosen.quick else ""
+    parser.set_defaults(**FORMS[form])
     options = parser.parse_args()
     sizes = (options.steps - 1, options.gallery - 1, options.batch - 1, *options.batches)
     if min(options.seeds, *sizes) < 1:
         raise InputError("expected --seeds of at least 1, --steps, --gallery, --batch of 2")
-    options.changes, options.clips = {}, None
-    if options.small:
-        options.out, options.changes, options.precision = options.out / "small", SMALL, "float32"
-        options.steps, options.batch, options.gallery, options.chunk = 300, 32, 510, 50
-        options.rates, options.batches = (1e-3, 4e-3, 1.6e-2), (16, 32, 64, 128)
-        options.clips_at_once = 128
-    if options.quick:
-        no_blocks = {"encoders.visual_blocks": 0, "encoders.audio_blocks": 0}
-        options.out, options.changes, options.clips = options.out / "quick", TINY | no_blocks, 64
-        options.steps, options.chunk, options.gallery, options.seeds = 4, 2, 32, 2
-        options.rates, options.batches, options.tables = (1e-3, 2e-3), (), ("family",)
+    options.out = options.out / form
     return options
 
 

@@ -400,7 +400,7 @@ def of_models(folder: Path) -> list[Reader]:
     nulls = ((2.0, 1.0), (0.5, 0.1), (-1.0, 0.0, 1.0))
     calibration.write(folder, Calibration("m", "c", "data", "new", 60, 2.0, 0.1, 9.0, *nulls))
     random_ = np.random.default_rng(0)
-    mean, directions = random_.normal(size=5), random_.normal(size=(5, 2))
+    mean, directions = random_.normal(size=5), random_.normal(size=(5, 5))
     chosen = np.array([[0, 1, 2], [0, 1, 0]])
     maps = mean.astype(np.float32), directions.astype(np.float32), chosen
     made = sketch.Sketch(4, *maps, np.ones(1, np.float32))

@@ -19,13 +19,13 @@ from jaxtyping import UInt8
 
 from scav_jax.base.containers import encode_sound
 from scav_jax.base.documents import content_sample
+from scav_jax.extract.containers.film import KINDS
 from scav_jax.extract.containers.opening import Unusable, decoder_errors
 from scav_jax.extract.decoding.measured import stream_kinds
 from scav_jax.extract.decoding.media import Media, Reader
 from scav_jax.extract.decoding.streams import Stream
 from scav_jax.extract.fbank import RATE_HZ
 
-KINDS = ("video", "audio")
 WIDTH, HEIGHT = 426, 240
 MAX_PIXELS = 2**26  # of all frames together, while a clip is held in memory
 MAX_SECONDS = 60.0

@@ -47,6 +47,7 @@ from scav_jax.sequences import STREAMS, Sequences
 FOLDER, MAPS, ABOUT = "sketch", "maps.npz", "sketch.json"
 ARRAYS = ("mean", "directions", "chosen", "common")
 MEND = "delete that folder and run `scav sketch` again"
+BESIDE = 1 + len(STREAMS)  # numbers of a sketch that are no coefficients
 CLIPS_AT_ONCE = 256
 TOUCH = 1e-6  # of a step: what a cell reads at least of the step at its middle
 
@@ -72,16 +73,13 @@ class Sketch:
     @property
     def numbers(self) -> int:
         """S, of a sketch."""
-        return self.chosen.shape[1] + 3
+        return self.chosen.shape[1] + BESIDE
 
     @property
     def arrays(self) -> dict[str, np.ndarray]:
         """What is learned, by name."""
         chosen = np.asarray(self.chosen, np.int32)
-        return {"mean": self.mean, "directions": self.directions} | {
-            "chosen": chosen,
-            "common": self.common,
-        }
+        return dict(zip(ARRAYS, (self.mean, self.directions, chosen, self.common), strict=True))
 
     @property
     def name(self) -> str:

@@ -23,7 +23,14 @@ from scav_jax.retrieval.embed import Embedded, embed
 from scav_jax.retrieval.model import Model
 from scav_jax.retrieval.own_data import own_split
 from scav_jax.retrieval.results import DIRECTIONS, aligned, few_clips, percent
-from scav_jax.retrieval.sketch import CLIPS_AT_ONCE, Sketch, on_grid, save_sketch, waves
+from scav_jax.retrieval.sketch import (
+    BESIDE,
+    CLIPS_AT_ONCE,
+    Sketch,
+    on_grid,
+    save_sketch,
+    waves,
+)
 from scav_jax.retrieve import aggregation_similarities, queries_first, sequence_distances
 from scav_jax.sequences import STREAMS
 from scav_jax.training.runs import Run, load_run
@@ -119,10 +126,10 @@ def learn(embedded: Embedded, options: dict, fitting: Fitting) -> Sketch:
     steps = fitting.steps or min(int(np.median(lengths)), MOST_STEPS)
     cells = np.concatenate([on_grid(one, steps) for one in embedded.latents])
     width = cells.shape[2]
-    if fitting.numbers - 3 > steps * width:
+    if fitting.numbers - BESIDE > steps * width:
         raise InputError(
-            f"--numbers: expected at most {steps} x {width} + 3, the steps and channels of the "
-            f"run's sequences, got {fitting.numbers}"
+            f"--numbers: expected at most {steps} x {width} + {BESIDE}, the steps and channels "
+            f"of the run's sequences, got {fitting.numbers}"
         )
     scale = np.ones(width, np.float32)
     static = options.get("static_width", 0)
@@ -136,7 +143,7 @@ def learn(embedded: Embedded, options: dict, fitting: Fitting) -> Sketch:
         np.square(waves(steps) @ (some - mean) @ directions).sum(axis=0)
         for some in np.array_split(cells, -(-len(cells) // CLIPS_AT_ONCE))
     )
-    chosen = np.argsort(-energy.ravel(), kind="stable")[: fitting.numbers - 3]
+    chosen = np.argsort(-energy.ravel(), kind="stable")[: fitting.numbers - BESIDE]
     length = np.sqrt(energy.ravel()[chosen].sum() / len(cells))
     kept = np.stack([chosen // width, chosen % width])
     return Sketch(steps, mean, directions, kept, np.float32([COMMON * length]))

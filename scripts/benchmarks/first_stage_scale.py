@@ -118,7 +118,9 @@ def main() -> int:
     asking = own.take(range(min(arguments.queries, len(own))))
     ranks_by = run.objective.ranks_by()
     fitting = sketching.Fitting(seed=arguments.seed)
-    train = others.take(np.random.default_rng(fitting.seed).permutation(len(others))[:2048])
+    train = others.take(
+        np.random.default_rng(fitting.seed).permutation(len(others))[: fitting.clips]
+    )
     first_stages = {f"mean, {own.visual_embeddings.shape[1]}": mean_over_time}
     for size in arguments.sizes:
         sketch = sketching.learn(train, ranks_by[1], replace(fitting, numbers=size))

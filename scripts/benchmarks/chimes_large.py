@@ -15,18 +15,19 @@ alone). The learning rate of a batch of B is r sqrt(B / 64), with r of `--rates`
 For each row the learning rate is the one of `--rates` whose mean of both R@1 on validation over
 all seeds is best; it is marked where it lies at an end, since a better one may lie beyond. R@1 is
 of the first `--gallery` clips of a split, mean and 95 % t-interval over seeds. Finished rows are
-kept: the command resumes. Writes OUT/chimes_large.json and .png. `--small` asks the same with
-towers of one block of 64 channels and 300 steps of 32 clips: one to two minutes a row on two CPU
-cores, more with soft-DTW and Wasserstein.
+kept: the command resumes. Rows that train the same are trained once. Writes OUT/chimes_large.json
+and .png. `--small` asks the same with towers of one block of 64 channels and 300 steps of 32 clips:
+about a minute a row on two CPU cores, three to five with soft-DTW and Wasserstein.
 """
 
 import argparse
 import dataclasses
 import json
+import time
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -61,20 +62,25 @@ PAPER = {
     "SCAV, lambda 0.07": "table4/temperature_007",
     "SCAV, no z-score": "table4/without_normalization",
 }
-FAMILY: dict[str, tuple[str, dict]] = {
-    "SCAV, by one deviation": ("separate/demo.py:scale", {}),
-    "SCAV, no z-score, lambda 0.05": ("demo.py", {"objective.normalize": "none"}
-                                      | {"objective.temperature": 0.05}),
-    "SCAV, features less their mean": ("separate/demo.py:centred", {}),
-    "separate": ("separate/demo.py:separate", {}),
-    "separate, by distance": ("separate/demo.py:by_distance", {}),
-    "separate, a tower for the static part": ("separate/demo.py:tower", {}),
-    "SCAV, four frames a step": ("demo.py", {"encoders.pre_points": 4}),
-    "SCAV, augmented": ("demo.py", {"data.augment": 0.8}),
-    "SCAV, four frames and rises": ("demo.py:finely", {}),
-    "SCAV, four frames and rises, augmented": ("demo.py:augmented", {}),
-    "separate, augmented": ("separate/demo.py:separate", {"data.augment": 0.8}),
-}  # fmt: skip
+FAMILY = {
+    "SCAV, by one deviation": "demo.py:scale",
+    "SCAV, no z-score, lambda 0.05": "demo.py:lambda005",
+    "SCAV, every frame": "demo.py:frames",
+    "SCAV, every frame, antialiased": "demo.py:antialiased",
+    "SCAV, rises": "demo.py:rises",
+    "SCAV, every frame and rises": "demo.py:finely",
+    "SCAV, augmented": "demo.py:augment",
+    "SCAV, all three": "demo.py:augmented",
+    "SCAV, features less their mean": "separate/demo.py:centred",
+    "separate": "separate/demo.py:separate",
+    "separate, towers see the mean": "separate/demo.py:keep",
+    "separate, a tower for the static part": "separate/demo.py:tower",
+    "separate, the static part alone": "separate/demo.py:static",
+    "separate, augmented": "separate/demo.py:augment",
+    "separate, Euclidean, z-scored": "separate/demo.py:by_distance",
+    "separate, soft-DTW, z-scored": "separate/demo.py:soft_dtw",
+    "separate, Wasserstein, z-scored": "separate/demo.py:wasserstein",
+}
 BATCHES = (32, 64, 128, 256, 512, 1024, 2048, 4096)
 OF_DEMO = 64  # batch size to which the learning rates belong
 TABLES = ("paper", "family", "steps", "clips")
@@ -85,7 +91,7 @@ NO_BLOCKS = {"encoders.visual_blocks": 0, "encoders.audio_blocks": 0}
 FORMS = {  # what options are where nothing else is said
     "": {"changes": {}, "clips": None},
     "small": {
-        **{"changes": SMALL, "clips": None, "precision": "float32", "clips_at_once": 128},
+        **{"changes": SMALL, "clips": None, "precision": "float32", "clips_at_once": 32},
         **{"steps": 300, "batch": 32, "gallery": 510, "chunk": 50},
         **{"rates": (1e-3, 4e-3, 1.6e-2, 6.4e-2), "batches": (16, 32, 64)},
     },
@@ -101,12 +107,11 @@ BLOCK = 256  # clips that are encoded at a time
 
 
 class Row(NamedTuple):
-    """What is trained: a config below `configs/`, with changes."""
+    """What is trained: a config below `configs/`."""
 
     table: str
     name: str
     config: str
-    changes: dict[str, Any]
     batch: int
     steps: int
 
@@ -115,15 +120,15 @@ def rows(options) -> Iterator[Row]:
     """All rows of the tables that are wanted."""
     usual = options.batch, options.steps
     for name, config in PAPER.items() if "paper" in options.tables else ():
-        yield Row("paper", name, f"{config}.py:demo", {}, *usual)
-    for name, (config, changes) in FAMILY.items() if "family" in options.tables else ():
-        yield Row("family", name, config, changes, *usual)
+        yield Row("paper", name, f"{config}.py:demo", *usual)
+    for name, config in FAMILY.items() if "family" in options.tables else ():
+        yield Row("family", name, config, *usual)
     for batch in options.batches:
         if "steps" in options.tables:
-            yield Row("steps", f"batch {batch:,}", "demo.py", {}, batch, options.steps)
+            yield Row("steps", f"batch {batch:,}", "demo.py", batch, options.steps)
         if "clips" in options.tables:
             steps = max(options.steps * options.batch // batch, 2)
-            yield Row("clips", f"batch {batch:,}", "demo.py", {}, batch, steps)
+            yield Row("clips", f"batch {batch:,}", "demo.py", batch, steps)
 
 
 # ---- what is on the device -------------------------------------------------------------------
@@ -149,7 +154,7 @@ def config_of(row: Row, options) -> Config:
         "train.precision": options.precision,
         "optimizer.warmup_steps": min(max(round(WARMUP_SHARE * row.steps), 1), row.steps - 1),
     }
-    return override(load_file(f"configs/{row.config}"), changes | row.changes | options.changes)
+    return override(load_file(f"configs/{row.config}"), changes | options.changes)
 
 
 # ---- training --------------------------------------------------------------------------------
@@ -243,7 +248,7 @@ def recalls(setup: Setup, params, clips: Batch, weight: dict) -> tuple[dict, dic
 
 def result(row: Row, resident_clips: dict[str, Batch], options) -> dict:
     """A row: its learning rate by validation, and the figures of all seeds with it."""
-    setup = set_up(config_of(row, options))
+    begin, setup = time.perf_counter(), set_up(config_of(row, options))
     scale = (row.batch / OF_DEMO) ** 0.5
     rates = [scale * rate for rate in options.rates]
     runs = [(seed, rate) for rate in rates for seed in range(options.seeds)]
@@ -259,7 +264,7 @@ def result(row: Row, resident_clips: dict[str, Batch], options) -> dict:
     by_rate = scores.reshape(len(rates), options.seeds).mean(axis=1)
     best = int(np.argmax(by_rate))
     chosen = range(best * options.seeds, (best + 1) * options.seeds)
-    return {
+    figures = {
         **{"batch": row.batch, "steps": row.steps, "learning_rate": rates[best]},
         "at_an_end": len(rates) > 1 and best in (0, len(rates) - 1),
         "validation_scores": dict(zip(map(repr, rates), by_rate.tolist(), strict=True)),
@@ -270,6 +275,12 @@ def result(row: Row, resident_clips: dict[str, Batch], options) -> dict:
             for split in SPLITS[1:]
         },
     }  # fmt: skip
+    return figures | {"seconds": time.perf_counter() - begin}
+
+
+def like(row: Row, options) -> Row:
+    """The first row that trains the same: of equal configs, at as many steps of as many clips."""
+    return next(one for one in rows(options) if config_of(one, options) == config_of(row, options))
 
 
 # ---- tables ----------------------------------------------------------------------------------
@@ -293,7 +304,7 @@ def table(found: dict[str, dict], split: str) -> str:
 
 
 def draw(results: dict[str, dict[str, dict]], file: Path) -> None:
-    """R@1 by sequence (V→A) of every row with its 95 % interval, a panel for each split."""
+    """R@1 by sequence of every row with its 95 % interval, both ways, a panel for each split."""
     import matplotlib
     from matplotlib.figure import Figure
 
@@ -306,13 +317,17 @@ def draw(results: dict[str, dict[str, dict]], file: Path) -> None:
         for panel, split in zip(panels, SPLITS[1:], strict=True):
             for at, (table, name) in enumerate(names):
                 runs = results[table][name]["splits"][split]
-                values = [run["sequence"]["v2a"] for run in runs]
-                mean, half = 100 * np.mean(values), half_width(values)
-                panel.errorbar(mean, at, xerr=half, fmt="o", color="C0", capsize=3)
+                for color, (way, shift) in enumerate((("a2v", -0.15), ("v2a", 0.15))):
+                    values = [run["sequence"][way] for run in runs]
+                    mean, half = 100 * np.mean(values), half_width(values)
+                    label = WAYS[way] if not at else None
+                    panel.errorbar(mean, at + shift, xerr=half, fmt="o", color=f"C{color}",
+                                   capsize=2, markersize=4, label=label)  # fmt: skip
             panel.set_yticks(range(len(names)), [f"{name} ({table})" for table, name in names])
             panel.set_xlim(0, 101)
-            panel.set_title(f"{split}: V→A R@1, %")
+            panel.set_title(f"{split}: R@1 by sequence, %")
             panel.grid(axis="x")
+        panels[0].legend(loc="upper left")
         panels[0].invert_yaxis()
         figure.savefig(file, dpi=130)
 
@@ -372,16 +387,19 @@ def main() -> None:
     for row in wanted:
         of_table = results.setdefault(row.table, {})
         if row.name not in of_table:
+            same = like(row, options)
             print(f"== {row.table}: {row.name}, {row.steps:,} steps", flush=True)
-            of_table[row.name] = result(row, on_device, options)
+            found = results[same.table].get(same.name) or result(row, on_device, options)
+            of_table[row.name] = found if same == row else found | {"seconds": 0.0}
             write_json(file, {"settings": settings(options), "tables": results})
     for split in SPLITS[1:]:
         for name, found in results.items():
             size = len(on_device[split].numbers)
             print(f"\n{name}, {split}: R@1 in % of {size:,} clips, {options.seeds} seeds; ours\n")
             print(table(found, split))
+    seconds = sum(row["seconds"] for found in results.values() for row in found.values())
     draw(results, options.out / "chimes_large.png")
-    print(f"\n{options.out / 'chimes_large.png'}")
+    print(f"\n{options.out / 'chimes_large.png'}; all rows: {seconds / 60:.0f} min")
 
 
 if __name__ == "__main__":

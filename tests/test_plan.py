@@ -229,7 +229,8 @@ def test_memory_and_peak_can_be_given(tmp_path, monkeypatch, capsys):
     "more, message",
     [
         (("--device", "v10"), "Did you mean 'v100'"),
-        (("--devices", "3"), "multiple of 3 .* got 256; use 255 or 258"),
+        (("--devices", "3"), "data.batch_size: .* of the 3 devices, got 256; use 255 or 258"),
+        (("--config.train.microbatch=24",), "train.microbatch: .* 256 .* got 24; use 16 or 32"),
         (("--efficiency", "1.5"), "--efficiency in"),
         (("--config.train.microbatchh=3",), "microbatch"),
     ],

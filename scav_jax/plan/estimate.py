@@ -11,6 +11,7 @@ from pathlib import Path
 import jax
 import numpy as np
 
+from scav_jax import sharding
 from scav_jax.base.errors import InputError
 from scav_jax.features import store
 from scav_jax.features.batches import plan_training
@@ -108,7 +109,7 @@ def workload(config: Config, devices: int, stored: Stored) -> Workload:
         shard_params=train.shard_params,
         shard_optimizer=train.shard_optimizer,
     )
-    _check_divides(work)
+    sharding.check_cuts(work.batch, work.microbatch, work.devices)
     return work
 
 
@@ -123,19 +124,6 @@ def _with_classes(config: Config) -> Config:
     config = with_data(config, told)
     build(config)[1].check(told)
     return config
-
-
-def _check_divides(work: Workload) -> None:
-    for name, size, unit in (
-        ("data.batch_size", work.batch, work.microbatch or work.devices),
-        ("train.microbatch", work.microbatch, work.devices),
-    ):
-        if size % unit:
-            nearest = [s for s in (size // unit * unit, -(-size // unit) * unit) if s]
-            raise InputError(
-                f"{name}: expected a multiple of {unit} ({work.devices} devices, microbatch "
-                f"{work.microbatch}), got {size}; use {' or '.join(map(str, nearest))}"
-            )
 
 
 def step_seconds(work: Workload, device: Device, efficiency: float) -> float:

@@ -183,8 +183,7 @@ def prepare(config: Config):
     setup = set_up(config)
     processes.check_devices(setup.settings.devices)
     mesh = sharding.make_mesh(setup.settings.devices or None)
-    sharding.check_batch_size(setup.data.batch_size, mesh)
-    sharding.check_microbatch(setup.settings.microbatch, setup.data.batch_size, mesh)
+    sharding.check_cuts(setup.data.batch_size, setup.settings.microbatch, mesh.size)
     return setup, mesh, training_dataset(setup)
 
 

@@ -21,6 +21,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree
 
 from scav_jax.base.errors import InputError
+from scav_jax.base.log_mel import MEL_BINS
 from scav_jax.base.ranges import AT_LEAST_0, AT_LEAST_1, Range, check_ranges
 from scav_jax.encoders.layers import LAYER_NORM_EPSILON
 from scav_jax.objectives import augment
@@ -265,7 +266,7 @@ def _sample(o: Equivariant, stream: str, key: Array, rows: int, columns: int) ->
 def bank(objective: Equivariant, stream: str) -> Float[Array, "S P"]:
     """The vectors that embeddings are made with, always the same; in the paper's sizes."""
     keys = jax.random.split(jax.random.key(STREAMS.index(stream)), objective.centroid)
-    size = {"visual": (224, 224), "audio": (objective.audio_frames, 128)}[stream]
+    size = {"visual": (224, 224), "audio": (objective.audio_frames, MEL_BINS)}[stream]
     return jax.vmap(lambda key: _sample(objective, stream, key, *size))(keys)
 
 

@@ -273,7 +273,7 @@ def bank(objective: Equivariant, stream: str) -> Float[Array, "S P"]:
 # ---- losses --------------------------------------------------------------------------------------
 
 
-def unit(x: Float[Array, "B E"]) -> Float[Array, "B E"]:
+def unit_clamped(x: Float[Array, "B E"]) -> Float[Array, "B E"]:
     """Rows divided by their length, or by 1e-12 if that is more, as torch's `normalize` does."""
     squared = jnp.sum(x * x, axis=-1, keepdims=True)
     length = jnp.sqrt(jnp.where(squared > 0, squared, jnp.ones_like(squared)))
@@ -295,7 +295,7 @@ def nt_xent(
     >>> round(float(nt_xent(jnp.eye(3), jnp.eye(3), 1.0)), 4)
     0.9048
     """
-    a, b = unit(predicted), unit(augmented)
+    a, b = unit_clamped(predicted), unit_clamped(augmented)
     both = jnp.concatenate([a, b])
     logits = jnp.matmul(both, both.T, precision=HIGHEST) / tau
     logits = jnp.where(jnp.eye(len(both), dtype=bool), -jnp.inf, logits)
@@ -317,7 +317,7 @@ def info_nce(
       tau: the temperature.
       detach_keys: no gradient through what a query is compared with, its own pair included.
     """
-    v, a = unit(visual), unit(audio)
+    v, a = unit_clamped(visual), unit_clamped(audio)
     keys = jax.lax.stop_gradient((v, a)) if detach_keys else (v, a)
     of_visual = jnp.matmul(v, keys[1].T, precision=HIGHEST)
     of_audio = jnp.matmul(a, keys[0].T, precision=HIGHEST)
@@ -332,7 +332,7 @@ def equivariance_gain(
     predicted: Float[Array, "B E"], augmented: Float[Array, "B E"], plain: Float[Array, "B E"]
 ) -> Float[Array, ""]:
     """`cos(predicted, augmented) - cos(plain, augmented)`: what knowing the vector is worth."""
-    predicted, augmented, plain = (unit(x) for x in (predicted, augmented, plain))
+    predicted, augmented, plain = (unit_clamped(x) for x in (predicted, augmented, plain))
     return jnp.mean(jnp.sum((predicted - plain) * augmented, axis=-1))
 
 

@@ -20,7 +20,7 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from scav_jax.distances import find, retrieval_form
-from scav_jax.objectives.contrastive import unit
+from scav_jax.objectives.contrastive import unit_smoothed
 from scav_jax.objectives.free import NOTHING, Free
 from scav_jax.sequences import AudioVisual, Batch, Sequences, masked_mean, sequences
 
@@ -328,7 +328,7 @@ class Objective:
         embedding = self.embed(heads, stream, latents)
         if self.ranks_sequences:
             return latents, embedding
-        return sequences(unit(embedding)[:, None]), embedding
+        return sequences(unit_smoothed(embedding)[:, None]), embedding
 
     # ---- what validation decides once the towers are trained ------------------------------------
 

@@ -13,6 +13,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import PyTree
 
 from scav_jax.base.errors import InputError
+from scav_jax.base.ranges import check_multiple
 
 DATA_AXIS = "data"
 
@@ -123,23 +124,18 @@ def against_all(
     )
 
 
-def check_batch_size(batch_size: int, mesh: Mesh) -> None:
-    """Raises `InputError` unless every device gets the same number of clips."""
-    devices = mesh.size
-    if batch_size % devices:
-        lower = batch_size // devices * devices
-        nearest = " or ".join(str(size) for size in (lower, lower + devices) if size > 0)
-        raise InputError(
-            f"data.batch_size: expected a multiple of the {devices} devices, got {batch_size}; "
-            f"use {nearest}"
-        )
+def check_cuts(batch_size: int, microbatch: int, devices: int) -> None:
+    """Raises `InputError` unless batch and microbatches give every device as many clips.
 
-
-def check_microbatch(microbatch: int, batch_size: int, mesh: Mesh) -> None:
-    """Raises `InputError` unless microbatches of that size can be cut on every device; 0 is off."""
+    Args:
+      batch_size: clips in a global batch.
+      microbatch: clips that are encoded at a time, over all devices; 0 is off.
+      devices: how many.
+    """
+    check_multiple("data.batch_size", batch_size, devices, "devices")
     valid = [
         size
-        for size in range(mesh.size, batch_size + 1, mesh.size)
+        for size in range(devices, batch_size + 1, devices)
         if batch_size % size == 0  # a multiple of the devices that divides the batch
     ]
     if microbatch == 0 or microbatch in valid:
@@ -149,7 +145,7 @@ def check_microbatch(microbatch: int, batch_size: int, mesh: Mesh) -> None:
     nearest = " or ".join(str(size) for size in below + above)
     raise InputError(
         f"train.microbatch: expected 0 or a divisor of data.batch_size {batch_size} that is a "
-        f"multiple of the {mesh.size} devices, got {microbatch}; use {nearest}"
+        f"multiple of the {devices} devices, got {microbatch}; use {nearest}"
     )
 
 

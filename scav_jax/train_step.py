@@ -205,7 +205,7 @@ def loss_and_gradients(
     Args:
       encoders, objective, params, batch, key, memory, place: as for `compute_loss`.
       microbatch: clips that are encoded at a time, over all devices; 0 is all of them, with every
-        activation kept. See `gradient_cache`, and `sharding.check_microbatch` for what divides.
+        activation kept. See `gradient_cache`, and `sharding.check_cuts` for what divides.
 
     Returns:
       The loss and (aux, what the loss saw of each clip); the gradients, those of kernels in

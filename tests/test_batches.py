@@ -11,6 +11,7 @@ from scav_jax import sequences
 from scav_jax.base.errors import InputError
 from scav_jax.features import batches, store
 from scav_jax.features.clip import Clip, check_clip, overlap_window, shared_span
+from scav_jax.features.options import ALIGNMENTS
 
 VISUAL_WIDTH, AUDIO_WIDTH = 5, 3
 
@@ -296,7 +297,7 @@ def test_windows_lie_on_each_other_in_time(n, m, visual_span, audio_span):
 def test_features_resampled_by_time_are_read_at_their_own_time():
     clip = timed_clip(100, 24, (0.0, 4.0), (0.0, 3.84))
     read = {}
-    for align in batches.ALIGNMENTS:
+    for align in ALIGNMENTS:
         visual, visual_window, audio, audio_window = batches.trim(clip, align)
         streams = [
             sequences.sequences(
@@ -391,11 +392,11 @@ def test_a_clip_longer_than_listed_is_an_error_that_names_it():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"batch_size": 13}, "at most the 12 clips.* got 13"),
-        ({"batch_size": 1}, "at least 2, got 1"),
+        ({"batch_size": 13}, "data.batch_size: expected at most the 12 clips.* got 13"),
+        ({"batch_size": 1}, "data.batch_size: expected at least 2, got 1; without other clips"),
         (
             {"batch_size": 10, "process": (0, 4)},
-            "of the 4 processes, got 10; use 8 or 12",
+            "data.batch_size: expected a multiple of the 4 processes, got 10; use 8 or 12",
         ),
         (
             {"batch_size": 11, "process": (0, 6)},
@@ -404,7 +405,9 @@ def test_a_clip_longer_than_listed_is_an_error_that_names_it():
         ({"batch_size": 12, "process": (0, 5)}, "5 processes, got 12; use 10$"),
         ({"batch_size": 4, "process": (0, 20)}, "use fewer processes"),
         ({"batch_size": 4, "align": "tiem"}, "expected one of time, index, got 'tiem'.*'time'"),
-        ({"batch_size": 4, "buckets": 0}, "buckets: expected at least 1, got 0"),
+        ({"batch_size": 4, "buckets": 0}, "data.buckets: expected at least 1, got 0; 4 is"),
+        ({"batch_size": 4, "dtype": "float64"}, "data.features: expected one of float32, float16"),
+        ({"batch_size": 4, "read_threads": -1}, "data.read_threads: expected at least 0, got -1"),
         ({"batch_size": 4, "seed": -1}, "seed: expected 0 or more, got -1"),
     ],
 )
@@ -427,7 +430,7 @@ def test_batches_of_a_data_set_on_disk(tmp_path):
     clips = [("train", memory[index]) for index in range(14)]
     store.write(clips, tmp_path / "data", fingerprint={"rate_hz": 1}, videos="", rejected=[])
     disk = store.read(tmp_path / "data", "train")
-    for align in batches.ALIGNMENTS:
+    for align in ALIGNMENTS:
         options = {"batch_size": 4, "seed": 3, "align": align, "buckets": 2}
         stored = first(batches.training_batches(disk, **options), 5)
         for batch, same in zip(stored, batches.training_batches(memory, **options), strict=False):

@@ -18,6 +18,7 @@ from scav_jax.base.errors import InputError
 from scav_jax.evaluate import __main__ as evaluate_program
 from scav_jax.features import store
 from scav_jax.features.clip import Clip
+from scav_jax.features.sides import pixels
 from scav_jax.index import __main__ as index_program
 from scav_jax.objectives import Classification, Equivariant, Place
 from scav_jax.objectives.classification import Head
@@ -337,8 +338,9 @@ def test_figures_of_several_labels():
 def material(labels, backbone="plain"):
     ids = [f"clip {number}" for number in range(len(labels))]
     none = np.zeros((len(labels), 2))
-    sides = {stream: {"name": backbone} for stream in ("visual", "audio")}
-    return Material({"backbone": sides}, "time", "data (train)", ids, none, none, {}, labels)
+    made_by = {"backbone": {stream: {"name": backbone} for stream in ("visual", "audio")}}
+    where = "time", "data (train)"
+    return Material(made_by, *where, ids, none, none, {}, labels, pixels(made_by))
 
 
 @pytest.mark.parametrize(
@@ -351,7 +353,7 @@ def material(labels, backbone="plain"):
         (["bell;drum", "bell"], {}, "multi_label=true reads several in one label"),
         (["bell;gong", "bell"], {"multi_label": True}, r"1 are none of them \('gong'\)"),
         (["bell", "drum"], {"backbone": "pixels"}, "set objective.pixels=true"),
-        (["bell", "drum"], {"pixels": True}, "expected visual features of the backbone 'pixels'"),
+        (["bell", "drum"], {"pixels": True}, "of the backbone 'pixels', got those of 'plain'"),
     ],
 )
 def test_labels_that_cannot_be_learned_are_named(labels, options, message):

@@ -8,7 +8,6 @@ import pytest
 
 from scav_jax.base import commands
 from scav_jax.base.errors import InputError
-from scav_jax.features import batches
 from scav_jax.training import config, config_files, setup
 from scav_jax.training.config import Config
 
@@ -450,8 +449,6 @@ def test_a_value_out_of_its_range_is_refused_before_data_are_read(which):
 
 
 def test_what_options_may_be_has_one_meaning():
-    assert config.ALIGNMENTS == batches.ALIGNMENTS
-    assert set(config.FEATURES) == set(batches.DTYPES)
     off = {"encoders": {"visual_blocks": 0, "dropout": 0.0}, "optimizer": {"weight_decay": 0.0}}
     setup.check_config(Config().replace(**off, train={"checkpoint_every": 0}, seed=2**32 - 1))
     learned = {"name": "equivariant", "learn_temperature": True, "temperature": 1e-3}

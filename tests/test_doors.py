@@ -184,7 +184,8 @@ def symbolic_shapes():
     jaxtyping.config.update("jaxtyping_disable", False)
 
 
-def test_an_exported_stranger_is_loaded_by_who_trusts_it(tmp_path, symbolic_shapes):
+@pytest.mark.usefixtures("figures_only")
+def test_an_exported_stranger_is_loaded_and_evaluated_by_who_trusts_it(tmp_path, symbolic_shapes):
     name, extractor = "stranger_objective:Noisy", make_fingerprint(load("plain"))
     data = write_data(tmp_path / "data", fingerprint=extractor)
     untrained(small_config(data, **{"objective.name": name}), tmp_path / "run")
@@ -204,6 +205,13 @@ def test_an_exported_stranger_is_loaded_by_who_trusts_it(tmp_path, symbolic_shap
     np.testing.assert_array_equal(kept, latents.values)
     np.testing.assert_array_equal(lengths, latents.lengths)
     np.testing.assert_allclose(found, np.ones((2, 12)) @ head["kernel"] + head["bias"], atol=1e-5)
+    asked = ["--data", str(data), "--split", "validation", "--bootstrap", "0"]
+    asked += ["--out", str(tmp_path / "evaluation")]
+    run, out = str(tmp_path / "run"), str(tmp_path / "out")
+    for words in (["--run", out], ["--run", run, "--compare", out]):
+        with pytest.raises(InputError, match=f"say so with --trust {name}"):
+            evaluate_program.main([*words, *asked])
+        assert evaluate_program.main([*words, *asked, "--trust", name]) == 0
 
 
 def test_a_strangers_distance_is_lifted_and_aligned_in_time():

@@ -18,6 +18,7 @@ from jax.test_util import check_grads
 from scav_jax import objectives
 from scav_jax.base.errors import InputError
 from scav_jax.encoders import PatchEncoders, PatchTower
+from scav_jax.features.sides import pixels as pixels_of
 from scav_jax.objectives import Place, augment
 from scav_jax.objectives.equivariant import (
     CodeEncoder,
@@ -448,7 +449,8 @@ def test_options_that_cannot_be_are_named(change, message):
 
 def material(backbone):
     none = np.zeros((0, 2))
-    return Material({"backbone": backbone}, "time", "none", [], none, none, {})
+    made_by = {"backbone": backbone}
+    return Material(made_by, "time", "none", [], none, none, {}, pixels=pixels_of(made_by))
 
 
 def test_other_features_and_other_sizes_are_refused():

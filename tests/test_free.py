@@ -7,7 +7,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from scav_jax.extract.backbones.pixels import PixelsAudio, PixelsVisual
+from scav_jax.extract.backbones.plain import ColoursVisual, PlainAudio, PlainVisual
 from scav_jax.features.free import free
+from scav_jax.features.playable import playable
+from scav_jax.features.sides import declared, pixels
 from scav_jax.objectives.free import Free, changed
 from scav_jax.sequences import AudioVisual, as_batch, sequences
 
@@ -80,3 +84,27 @@ def test_a_backbone_says_what_is_free():
     assert of("colours", {"name": "beats"}) == {"grid": (1, 8, 8, 3)}
     assert of("clip", {"name": "mine:Mine", "free": [4, 64]}) == {"mel": (4, 64)}
     assert free({"backbone": "random"}) == {}
+
+
+def test_a_side_of_ones_own_declares_what_ours_do():
+    def told(**visual):
+        return {"backbone": {"visual": visual, "audio": {"name": "plain"}}}
+
+    mine = "mine:Mine"
+    assert pixels(told(name="pixels")) == {"visual": True, "audio": False}
+    assert pixels(told(name=mine)) == {"visual": None, "audio": False}  # it need not say
+    assert pixels(told(name=mine, pixels=True))["visual"] is True
+    assert pixels(told(name=mine, pixels=224))["visual"] is None  # a key of its own
+    assert pixels({"backbone": "random"}) == {"visual": False, "audio": False}
+    assert set(pixels({"backbone": {"name": "theirs", "imported": {}}}).values()) == {None}
+    words = playable(told(name=mine, playable="it has seen the whole clip"))["visual"]
+    assert words.startswith("it has seen the whole clip; extract with")
+    assert declared(told(name="plain"), "visual")["momentary"] == PlainVisual.width // 2
+    assert declared(told(name=mine, momentary=4), "visual")["momentary"] == 4
+
+
+def test_what_ours_declare_is_no_part_of_their_fingerprints():
+    """Else features that were extracted before would be another extractor's."""
+    keys = {"playable", "free", "momentary", "pixels"}
+    for side in (PlainVisual(), PlainAudio(), ColoursVisual(), PixelsVisual(), PixelsAudio()):
+        assert not keys & side.fingerprint().keys()

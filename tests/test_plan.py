@@ -13,6 +13,8 @@ import numpy as np
 import pytest
 
 from scav_jax.base.errors import InputError
+from scav_jax.distances import DISTANCES, Distance
+from scav_jax.distances.cost import PairCost
 from scav_jax.encoders import Encoders
 from scav_jax.features.clip import Clip
 from scav_jax.objectives import Sequential
@@ -83,6 +85,37 @@ def test_blocks_of_the_loss_are_planned():
         for batch, found in figures:
             planned = Sequential(name=name).cost(Work(batch, batch, (6, 6), 16, 2**30)).memory
             assert planned / 2**20 == pytest.approx(found, rel=0.1)
+
+
+THEIRS = Distance(
+    *DISTANCES["euclidean"][:2],
+    cost=lambda steps, width, resample="": PairCost(7.0 * steps[0] * len(resample), 11.0),
+)
+
+
+def theirs(visual, audio, *, width=1):
+    return DISTANCES["euclidean"].pair(visual, audio)
+
+
+def test_a_distance_says_what_its_pairs_cost():
+    """By hand; one of a stranger's that says nothing is counted as the dearest of ours."""
+    work, n, m = Work(10, 5, (25, 6), 16, 2**30), 25, 6
+    dear = ("wasserstein", "sinkhorn", "dtw+static", "test_plan:theirs")
+    cells = {"dtw": 10, "soft_dtw": 40, **dict.fromkeys(dear, 400)}
+    plain = Sequential().cost(work)
+    assert plain.distance == 100 * 6 * m * 16
+    for name, each in cells.items():
+        cost = Sequential(distance=name).cost(work)
+        assert cost.distance == 100 * n * m * (6 * 16 + each)
+        assert cost.memory - plain.memory == 8 * 4 * 50 * n * m
+        bounded = Sequential(distance=name).cost(work._replace(memory_bytes=1000))
+        assert bounded.memory - plain.memory == 1000
+    by_default = Sequential(distance="test_plan:theirs", distance_options={"width": 3})
+    assert by_default.cost(work).distance == 100 * n * m * (6 * 16 + 400)
+    options = {"resample": "audio_to_visual"}
+    assert Sequential(distance_options=options).cost(work).distance == 100 * 6 * n * 16
+    cost = Sequential(distance="test_plan:THEIRS", distance_options=options).cost(work)
+    assert (cost.distance, cost.memory - plain.memory) == (100 * 7 * n * 15, 50 * 11)
 
 
 def lowered_flops(work, backward, monkeypatch):
@@ -229,7 +262,8 @@ def test_memory_and_peak_can_be_given(tmp_path, monkeypatch, capsys):
     "more, message",
     [
         (("--device", "v10"), "Did you mean 'v100'"),
-        (("--devices", "3"), "multiple of 3 .* got 256; use 255 or 258"),
+        (("--devices", "3"), "data.batch_size: .* of the 3 devices, got 256; use 255 or 258"),
+        (("--config.train.microbatch=24",), "train.microbatch: .* 256 .* got 24; use 16 or 32"),
         (("--efficiency", "1.5"), "--efficiency in"),
         (("--config.train.microbatchh=3",), "microbatch"),
     ],

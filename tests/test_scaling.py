@@ -685,16 +685,14 @@ def test_the_largest_axis_that_the_devices_divide_is_cut():
     assert pieces == {"a": (3, 2), "b": (3, 4), "c": (3, 5), "d": (), "e": (2, 4)}
 
 
-@needs_devices
 def test_a_microbatch_must_divide_the_batch_and_be_cut_over_devices():
-    mesh = sharding.make_mesh(4)
     for size in (0, 4, 8, 12, 24):
-        sharding.check_microbatch(size, 24, mesh)
+        sharding.check_cuts(24, size, devices=4)
     with pytest.raises(InputError, match=r"24 that is a multiple of the 4 devices.*use 8 or 12$"):
-        sharding.check_microbatch(10, 24, mesh)
+        sharding.check_cuts(24, 10, devices=4)
     with pytest.raises(InputError, match=r"got 2; use 4$"):
-        sharding.check_microbatch(2, 24, mesh)
+        sharding.check_cuts(24, 2, devices=4)
     with pytest.raises(InputError, match=r"got 48; use 24$"):
-        sharding.check_microbatch(48, 24, mesh)
+        sharding.check_cuts(24, 48, devices=4)
     with pytest.raises(InputError, match=r"got -4; use 4$"):
-        sharding.check_microbatch(-4, 24, mesh)
+        sharding.check_cuts(24, -4, devices=4)

@@ -52,11 +52,9 @@ def test_impossible_meshes_are_named(devices):
         sharding.make_mesh(devices)
 
 
-@needs_devices
 def test_batch_size_must_fit_the_devices():
-    mesh = sharding.make_mesh(DEVICES)
-    sharding.check_batch_size(16, mesh)
-    with pytest.raises(InputError, match="16 or 24"):
-        sharding.check_batch_size(19, mesh)
+    sharding.check_cuts(16, 0, devices=8)
+    with pytest.raises(InputError, match=r"data\.batch_size: .* of the 8 devices.*use 16 or 24$"):
+        sharding.check_cuts(19, 0, devices=8)
     with pytest.raises(InputError, match=r"use 8$"):
-        sharding.check_batch_size(5, mesh)
+        sharding.check_cuts(5, 0, devices=8)

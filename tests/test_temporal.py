@@ -25,7 +25,7 @@ from scav_jax.features.batches import covered_seconds, evaluation_batches
 from scav_jax.features.clip import Clip
 from scav_jax.features.playable import playable
 from scav_jax.objectives import Place, Temporal, aggregation_loss
-from scav_jax.objectives.contrastive import unit
+from scav_jax.objectives.contrastive import unit_smoothed
 from scav_jax.objectives.selection import drawn, info_nce, nearest, without
 from scav_jax.objectives.temporal import cross_entropy
 from scav_jax.sequences import AudioVisual, Batch, Sequences
@@ -132,7 +132,7 @@ def test_without_a_queue_or_with_an_empty_one_it_is_info_nce(random, queue):
 
     def ours(pair):
         keys = {
-            name: jnp.stack([unit(one), unit(one)], axis=1)
+            name: jnp.stack([unit_smoothed(one), unit_smoothed(one)], axis=1)
             for name, one in zip(("visual", "audio"), pair, strict=True)
         }
         values = outputs.values | {"keys": keys}

@@ -1,7 +1,8 @@
 """The command line: the programs and their one parser.
 
-Every program is `scav NAME` and `python -m scav_jax.NAME`. Its `__main__.py` reads the command line
-before it imports what the work needs: `--help` and a mistake are answered at once.
+Every program is `scav NAME`, which runs the module `scav_jax.NAME` as `python -m` does; of a few,
+`LIES_IN` says where the module lies. Its `__main__.py` reads the command line before it imports
+what the work needs: `--help` and a mistake are answered at once.
 """
 
 import argparse
@@ -150,20 +151,8 @@ def add_model(parser: argparse.ArgumentParser, *also: str) -> None:
     """The options that `model.load_as_asked` reads; `also` are other names of --model."""
     what = "a run, an export, or OWNER/NAME of the hub"
     parser.add_argument("--model", *also, type=Path, required=True, help=what)
-    parser.add_argument(
-        "--weights",
-        action="append",
-        default=[],
-        metavar="NAME=PATH",
-        help="of the model's backbone, as in clip=FOLDER; once for each of its sides with weights",
-    )
-    parser.add_argument(
-        "--trust",
-        action="append",
-        default=[],
-        metavar="PACKAGE.MODULE:NAME",
-        help="code that the model names and that is not of scav_jax, and may be imported",
-    )
+    add_weights(parser)
+    add_trust(parser)
     parser.add_argument(
         "--device",
         choices=("auto", "cpu"),
@@ -172,10 +161,31 @@ def add_model(parser: argparse.ArgumentParser, *also: str) -> None:
     )
 
 
+def add_weights(
+    parser: argparse._ActionsContainer,
+    what: str = "of the model's backbone, as in clip=FOLDER; once for each of its sides with "
+    "weights",
+) -> None:
+    """The option that `backbones.parse_weights` reads; `what` is its help."""
+    parser.add_argument("--weights", action="append", default=[], metavar="NAME=PATH", help=what)
+
+
+def add_trust(parser: argparse._ActionsContainer) -> None:
+    """The option that messages of `doors.check_trusted` name."""
+    parser.add_argument(
+        "--trust",
+        action="append",
+        default=[],
+        metavar="PACKAGE.MODULE:NAME",
+        help="code that a model names and that is not of scav_jax, and may be imported",
+    )
+
+
 def add_run_and_split(parser: argparse.ArgumentParser, run_required: bool) -> None:
-    """A finished training, and the clips that it is asked about."""
-    add = parser.add_argument
-    add("--run", type=Path, required=run_required, help="the --workdir of a finished training")
+    """A finished training or an export of one, and the clips that it is asked about."""
+    add, what = parser.add_argument, "the --workdir of a finished training, or an export of it"
+    add("--run", type=Path, required=run_required, help=what)
+    add_trust(parser)
     add("--data", type=Path, help="a data set; default: the one that the run was trained on")
     add("--split", required=True, help="which of its splits, for example test")
     add("--batch-size", type=at_least(1), default=64, help="clips embedded at a time (default 64)")

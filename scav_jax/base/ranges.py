@@ -46,18 +46,20 @@ SHARE = Range(0, 1)
 BELOW_1 = Range(0, 1, below=True)  # rates, of which 1 would leave nothing
 
 
-def check_range(where: str, value: float | None, allowed: Range) -> None:
+def check_range(where: str, value: float | None, allowed: Range, advice: str = "") -> None:
     """Raises `InputError` for a number out of its range; None, an option that is off, is in it.
 
     Args:
       where: what was set to it, as "train.steps".
       value: of the option; what is whole is at most `MOST_WHOLE`, unless the range has an end.
       allowed: its range.
+      advice: what to do, or why, below the range.
     """
     if value is None:
         return
     if value not in allowed:
-        raise InputError(f"{where}: expected {allowed}, got {value}")
+        more = f"; {advice}" if advice else ""
+        raise InputError(f"{where}: expected {allowed}, got {value}{more}")
     if isinstance(value, int) and allowed.most == math.inf and value > MOST_WHOLE:
         raise InputError(f"{where}: expected {allowed} and at most {MOST_WHOLE}, got {value}")
 
@@ -66,3 +68,23 @@ def check_ranges(section: str, options: object, allowed: Mapping[str, Range]) ->
     """`check_range` of some attributes of an object: the options of a config's section."""
     for name, of_option in allowed.items():
         check_range(f"{section}.{name}", getattr(options, name), of_option)
+
+
+def check_multiple(
+    where: str, value: int, of: int, what: str, *, least: int = 1, most: float = math.inf
+) -> None:
+    """Raises `InputError` unless a number is a multiple of another; the message names the nearest.
+
+    Args:
+      where: what was set to it, as "data.batch_size".
+      value: the number.
+      of: what it is to be a multiple of, 1 or more.
+      what: that many of what, as "devices".
+      least, most: between which a multiple may be.
+    """
+    if value % of == 0:
+        return
+    below = value - value % of
+    nearest = [str(one) for one in (below, below + of) if least <= one <= most]
+    advice = f"use {' or '.join(nearest)}" if nearest else f"use fewer {what}"
+    raise InputError(f"{where}: expected a multiple of the {of} {what}, got {value}; {advice}")

@@ -12,6 +12,7 @@ static         any of them beside what does not change over a clip: "euclidean+s
 checks, lift   what no distance can compare; all pairs of a distance that has a definition only
 centre         what is taken off all clips before products
 narrow         16 bits, which are computed in float32
+cost           what one pair costs in training, for `scav plan`
 """
 
 import inspect
@@ -30,6 +31,7 @@ from scav_jax.distances import euclidean as _euclidean
 from scav_jax.distances import static as _static
 from scav_jax.distances import wasserstein as _wasserstein
 from scav_jax.distances.checks import check_streams, in_range, usable
+from scav_jax.distances.cost import PairCost, of_cells, of_grid
 from scav_jax.distances.lift import all_pairs
 from scav_jax.distances.narrow import widened
 from scav_jax.sequences import Sequences
@@ -50,6 +52,9 @@ class Distance(NamedTuple):
       check: `(**options)`, some or all of them; raises `InputError` for one out of its range.
       of_bfloat16: whether `matrix` multiplies bfloat16 as it is and sums in float32; else latents
         in it are made float32 first.
+      cost: `((visual steps, audio steps), width, **options) -> PairCost` of one pair in training,
+        for `scav plan`; by default 6 width + 400 operations for each two steps, as 50 iterations
+        of Sinkhorn's take.
     """
 
     pair: Callable[..., Float[Array, ""]]
@@ -58,6 +63,7 @@ class Distance(NamedTuple):
     retrieval: str | None = None
     check: Callable[..., None] | None = None
     of_bfloat16: bool = False
+    cost: Callable[..., PairCost] = partial(of_cells, 400.0)
 
 
 DISTANCES: dict[str, Distance] = {
@@ -67,13 +73,17 @@ DISTANCES: dict[str, Distance] = {
         _euclidean.euclidean_matrix,
         check=_euclidean.check_options,
         of_bfloat16=True,
+        cost=of_grid,
     ),
     "soft_dtw": Distance(
         *(_dtw.soft_dtw, _dtw.soft_alignment, _dtw.soft_dtw_matrix),
         retrieval="dtw",
         check=_dtw.check_options,
+        cost=partial(of_cells, 40.0),
     ),
-    "dtw": Distance(_dtw.dtw, _dtw.hard_alignment, _dtw.dtw_matrix),
+    "dtw": Distance(
+        *(_dtw.dtw, _dtw.hard_alignment, _dtw.dtw_matrix), cost=partial(of_cells, 10.0)
+    ),
     "wasserstein": Distance(
         _wasserstein.wasserstein,
         _wasserstein.transport_plan,
@@ -232,7 +242,7 @@ def _with_static(distance: Distance) -> Distance:
         _static.matrix_with(matrix),
         distance.retrieval and f"{distance.retrieval}{_static.SUFFIX}",
         _static.check_with(distance.check),
-        distance.of_bfloat16,
+        distance.of_bfloat16,  # and no cost: it is counted as the dearest of ours
     )
 
 

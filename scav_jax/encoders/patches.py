@@ -194,6 +194,7 @@ class PatchEncoders(nn.Module):
     precision: str = "float32"
     remat: str = "none"
 
+    of_pixels: ClassVar[bool] = True  # what `extract --backbone pixels` stores
     pre_resample = None  # steps are pictures: nothing lies between them
     reading: ClassVar[dict] = {"direction": None}
     in_words: ClassVar[list[str]] = []

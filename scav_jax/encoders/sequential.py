@@ -6,6 +6,8 @@ Masks are exact: padding, NaN included, changes neither values nor gradients.
 The latents that come out are float32, whatever the precision.
 """
 
+from typing import ClassVar
+
 import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
@@ -230,6 +232,8 @@ class Encoders(nn.Module):
     visual_rise: float = 0.0
     precision: str = "float32"
     remat: str = "none"
+
+    of_pixels: ClassVar[bool] = False
 
     def __post_init__(self):
         _check_options(self)

@@ -133,7 +133,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     from scav_jax.retrieval.model import trained
 
     annotations = arguments.annotations and read_annotations(arguments.annotations)
-    run = [trained(arguments.run)] if arguments.run else []
+    run = [trained(arguments.run, arguments.trust)] if arguments.run else []
     data = arguments.data or Path(run[0].config["data"]["path"])
     split = sources.chosen(store.read(data, arguments.split), arguments.ids)
     settings = EvaluationSettings(
@@ -153,7 +153,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     rows, splits = list(run), [split] * len(run)
     for text in arguments.compare:
         path, _, other = text.partition("=")
-        rows.append(trained(path))
+        rows.append(trained(path, arguments.trust))
         splits.append(sources.same_clips(store.read(Path(other), split.split), split)
                       if other else split)  # fmt: skip
     rows += [sources.load(path) for path in arguments.embeddings]

@@ -20,8 +20,8 @@ from jaxtyping import Float
 
 from scav_jax.features import store
 from scav_jax.features.batches import evaluation_batches
-from scav_jax.features.clip import side_of
 from scav_jax.features.playable import playable
+from scav_jax.features.sides import declared
 from scav_jax.objectives.separate import best_weight
 from scav_jax.retrieval.embed import Embedded, all_against_all, clips_of
 from scav_jax.sequences import Batch, Sequences, resample_pairs, unit, whole_windows
@@ -93,12 +93,12 @@ def envelopes(
     """What appears in the picture and in the sound of each clip, in cells of 40 ms; NaN beyond."""
     frames = playable(split.fingerprint)["audio"]
     stacked = frames if isinstance(frames, int) else 1
-    plain = side_of(split.fingerprint, "visual").get("name") == "plain"
+    momentary = declared(split.fingerprint, "visual").get("momentary")
     rows = []
     for batch in _batches(split, align):
         for clip in _clips(batch):
             seen, heard = clip.visual, clip.audio
-            seen = seen[:, : seen.shape[1] // 2] if plain else seen  # colours, not their changes
+            seen = seen[:, :momentary]  # colours, not their changes
             heard = heard.reshape(len(heard) * stacked, -1)
             cells = max(round(clip.seconds / CELL_S), 2)
             windows = clip.windows[0], clip.windows[1] * stacked

@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from scav_jax.base.commands import Parser, at_least
+from scav_jax.base.commands import Parser, add_weights, at_least
 from scav_jax.base.errors import InputError, check_one_of, run_program
 
 EPILOG = """\
@@ -68,12 +68,9 @@ def _add_models(models: argparse._ArgumentGroup) -> None:
             f"--{stream}",
             help=f"a side: {', '.join(known)} or package.module:Class; 'none' leaves it out",
         )
-    models.add_argument(
-        "--weights",
-        action="append",
-        default=[],
-        metavar="NAME=PATH",
-        help="clip=FOLDER (config.json, safetensors) or a hub id, beats=FILE (.pt, .safetensors)",
+    add_weights(
+        models,
+        "clip=FOLDER (config.json, safetensors) or a hub id, beats=FILE (.pt, .safetensors)",
     )
     models.add_argument(
         "--option",

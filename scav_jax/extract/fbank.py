@@ -10,12 +10,12 @@ import numpy as np
 from jaxtyping import Float
 
 from scav_jax.base.errors import InputError
+from scav_jax.base.log_mel import MEL_BINS
 
 RATE_HZ = 16_000
 WINDOW_SAMPLES = 400  # 25 ms
 HOP_SAMPLES = 160  # 10 ms
 FFT_SAMPLES = 512
-MEL_BINS = 128
 LOW_HZ, HIGH_HZ = 20.0, 8000.0
 PREEMPHASIS = 0.97
 POVEY_EXPONENT = 0.85

@@ -19,7 +19,8 @@ import grain
 import numpy as np
 from jaxtyping import Float, Int
 
-from scav_jax.base.errors import InputError, check_one_of
+from scav_jax.base.errors import InputError
+from scav_jax.base.ranges import check_multiple
 from scav_jax.features.clip import (
     PIXELS_DTYPE,
     Clip,
@@ -31,13 +32,11 @@ from scav_jax.features.clip import (
     trim,
     used_span,
 )
+from scav_jax.features.options import check_options
 from scav_jax.sequences import AudioVisual, Batch, Sequences
 
 if TYPE_CHECKING:
     from scav_jax.features.store import Split
-
-ALIGNMENTS = ("time", "index")
-DTYPES = {"float32": np.float32, "float16": np.float16}
 
 
 class Padding(NamedTuple):
@@ -164,40 +163,15 @@ class BatchPlan:
         return [batches[position] for position in rng.permutation(len(batches))]
 
 
-def check_batch_size(batch_size: int, clips: int, parts: int = 1) -> None:
-    """Raises `InputError` unless batches of that size can be made of `clips` and cut in `parts`.
-
-    Args:
-      batch_size: the global batch size, over all processes and devices.
-      clips: how many clips there are to train on.
-      parts: over how many processes a batch is spread.
-    """
-    if batch_size < 2:
-        raise InputError(
-            f"batch size: expected at least 2, got {batch_size}: without other clips there is "
-            "nothing to contrast"
-        )
+def _check_clips(batch_size: int, clips: int) -> None:
+    """Raises `InputError` unless there are clips for a batch."""
     if clips == 0:
         raise InputError("expected clips to train on, the split is empty; choose another one")
     if batch_size > clips:
         raise InputError(
-            f"batch size: expected at most the {clips} clips of the split, got {batch_size}; "
-            f"lower data.batch_size or extract more clips"
+            f"data.batch_size: expected at most the {clips} clips of the split, got {batch_size}; "
+            "lower it or extract more clips"
         )
-    if batch_size % parts:
-        below = batch_size - batch_size % parts
-        nearest = [size for size in (below, below + parts) if 2 <= size <= clips]
-        advice = f"use {' or '.join(map(str, nearest))}" if nearest else "use fewer processes"
-        raise InputError(
-            f"batch size: expected a multiple of the {parts} processes, got {batch_size}; {advice}"
-        )
-
-
-def _check_options(align: str, buckets: int, dtype: str = "float32") -> None:
-    check_one_of("data.features", dtype, DTYPES)
-    check_one_of("align", align, ALIGNMENTS)
-    if buckets < 1:
-        raise InputError(f"buckets: expected at least 1, got {buckets}; 4 is a good start")
 
 
 def plan_training(
@@ -208,8 +182,8 @@ def plan_training(
     Raises:
       InputError: the split is empty or smaller than a batch, or an option is not valid.
     """
-    _check_options(align, buckets)
-    check_batch_size(batch_size, len(split))
+    check_options(batch_size=batch_size, align=align, buckets=buckets)
+    _check_clips(batch_size, len(split))
     check_resampled(split.fingerprint, align=align)
     if seed < 0:
         raise InputError(f"seed: expected 0 or more, got {seed}")
@@ -273,7 +247,7 @@ def stack(
 
 
 def _in_batch(stored: np.ndarray, dtype: str) -> np.dtype:
-    return stored.dtype if stored.dtype == PIXELS_DTYPE else np.dtype(DTYPES[dtype])
+    return stored.dtype if stored.dtype == PIXELS_DTYPE else np.dtype(dtype)
 
 
 def _empty(batch: int, steps: int, width: int, dtype: np.dtype) -> Sequences:
@@ -367,9 +341,9 @@ def training_batches(
       InputError: here, if no such batch can be made; from the iterator, if a clip is broken.
     """
     plan = plan_training(split, batch_size=batch_size, seed=seed, align=align, buckets=buckets)
-    _check_options(align, buckets, dtype)
+    check_options(features=dtype, read_threads=read_threads)
     index, count = process
-    check_batch_size(batch_size, len(split), count)
+    check_multiple("data.batch_size", batch_size, count, "processes", least=2, most=len(split))
     rows = batch_size // count
     own = slice(index * rows, (index + 1) * rows)
 
@@ -396,7 +370,7 @@ def evaluation_batches(
     Raises:
       InputError: here, if the split is empty; from the iterator, if a clip is broken.
     """
-    _check_options(align, buckets)
+    check_options(align=align, buckets=buckets)
     if batch_size < 1:
         raise InputError(f"batch size: expected at least 1, got {batch_size}")
     if len(split) == 0:

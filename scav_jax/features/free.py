@@ -7,14 +7,10 @@ its bins. Of what CLIP or BEATs make of a picture or a sound no such change is k
 from collections.abc import Mapping
 from typing import Any
 
-from scav_jax.features.clip import side_of
+from scav_jax.features.sides import declared
 
-KINDS = {"visual": "grid", "audio": "mel"}  # as `objectives.free.Free` has them
-LAYOUTS = {  # (stream, side) -> (kinds, rows, columns, colours), or (frames, bins)
-    ("visual", "plain"): (2, 8, 8, 3),
-    ("visual", "colours"): (1, 8, 8, 3),
-    ("audio", "plain"): (16, 128),
-}
+# As `objectives.free.Free` has them: (kinds, rows, columns, colours), and (frames, bins).
+KINDS = {"visual": "grid", "audio": "mel"}
 
 
 def free(fingerprint: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
@@ -27,8 +23,7 @@ def free(fingerprint: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
     """
     found = {}
     for stream, kind in KINDS.items():
-        side = side_of(fingerprint, stream)
-        layout = LAYOUTS.get((stream, side.get("name", "")), side.get("free"))
+        layout = declared(fingerprint, stream).get("free")
         if layout:
             found[kind] = tuple(layout)
     return found

@@ -9,17 +9,9 @@ were filmed at.
 from collections.abc import Mapping
 from typing import Any
 
-from scav_jax.features.clip import STREAMS, side_of
+from scav_jax.features.clip import STREAMS
+from scav_jax.features.sides import declared
 
-PLAYED = {  # (stream, side) -> frames that lie side by side in a step and can be told apart
-    ("visual", "clip"): 1,
-    ("visual", "colours"): 1,
-    ("audio", "plain"): 16,
-}
-WHY_NOT = {
-    ("visual", "plain"): "frame differences know the speed that they were filmed at",
-    ("audio", "beats"): "every token of BEATs has heard the whole clip",
-}
 UNKNOWN = "nothing says that each step has seen its own moment only ('playable' in a fingerprint)"
 ADVICE = "extract with --backbone colours (no weights) or --backbone clip_mel (CLIP, log-mel)"
 
@@ -27,7 +19,8 @@ ADVICE = "extract with --backbone colours (no weights) or --backbone clip_mel (C
 def playable(fingerprint: Mapping[str, Any]) -> dict[str, int | str]:
     """How each stream of an extractor can be played.
 
-    A side of one's own says so in its fingerprint: `{"playable": 1}`, or how many frames it stacks.
+    A side of one's own says so in its fingerprint: `{"playable": 1}`, or how many frames it stacks,
+    or in words why it cannot be played.
 
     Returns:
       By stream, how many frames lie side by side in a step, 1 where a step is one; or why it cannot
@@ -39,10 +32,11 @@ def playable(fingerprint: Mapping[str, Any]) -> dict[str, int | str]:
     if "resampled" in fingerprint:
         words = "a resampled copy is interpolated, which tells the speed; use the original features"
         return dict.fromkeys(STREAMS, words)
-    return {stream: _played(stream, side_of(fingerprint, stream)) for stream in STREAMS}
+    return {stream: _played(declared(fingerprint, stream)) for stream in STREAMS}
 
 
-def _played(stream: str, side: Mapping[str, Any]) -> int | str:
-    key = stream, side.get("name", "")
-    frames = PLAYED.get(key, side.get("playable"))
-    return frames if isinstance(frames, int) else f"{WHY_NOT.get(key, UNKNOWN)}; {ADVICE}"
+def _played(side: Mapping[str, Any]) -> int | str:
+    frames = side.get("playable", UNKNOWN)
+    if isinstance(frames, int):
+        return frames
+    return f"{frames if isinstance(frames, str) else UNKNOWN}; {ADVICE}"

@@ -292,9 +292,7 @@ def _check_features(o: Classification, material: Material) -> None:
     if o.pixels:
         OfPixels.check(o, material)
         return
-    about = material.fingerprint.get("backbone")
-    sides = about.values() if isinstance(about, dict) else ()
-    if any(isinstance(side, dict) and side.get("name") == "pixels" for side in sides):
+    if any(material.pixels.values()):
         raise InputError(
             f"objective.pixels: {material.where} has features of the backbone 'pixels', which the "
             "towers do not take as they are; set objective.pixels=true"

@@ -97,7 +97,9 @@ def aggregation_loss(
     """
     scale = temperature(log_temperature)
     similarities = jnp.matmul(
-        unit(visual_embeddings), unit(audio_embeddings).T, precision=jax.lax.Precision.HIGHEST
+        unit_smoothed(visual_embeddings),
+        unit_smoothed(audio_embeddings).T,
+        precision=jax.lax.Precision.HIGHEST,
     )
     logits = similarities / scale
     loss = symmetric_cross_entropy(-similarities, scale, False)
@@ -109,7 +111,7 @@ def aggregation_loss(
     }
 
 
-def unit(x: Float[Array, "*batch C"]) -> Float[Array, "*batch C"]:
-    """Rows scaled to length 1; a zero row stays zero, with a finite gradient."""
+def unit_smoothed(x: Float[Array, "*batch C"]) -> Float[Array, "*batch C"]:
+    """Rows `x / sqrt(|x|^2 + 1e-12)`: of length 1; a zero row stays zero, its gradient finite."""
     squared = jnp.sum(x * x, axis=-1, keepdims=True)
     return x * jax.lax.rsqrt(squared + NORM_FLOOR)

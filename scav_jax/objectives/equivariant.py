@@ -21,6 +21,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree
 
 from scav_jax.base.errors import InputError
+from scav_jax.base.log_mel import MEL_BINS
 from scav_jax.base.ranges import AT_LEAST_0, AT_LEAST_1, Range, check_ranges
 from scav_jax.encoders.layers import LAYER_NORM_EPSILON
 from scav_jax.objectives import augment
@@ -265,14 +266,14 @@ def _sample(o: Equivariant, stream: str, key: Array, rows: int, columns: int) ->
 def bank(objective: Equivariant, stream: str) -> Float[Array, "S P"]:
     """The vectors that embeddings are made with, always the same; in the paper's sizes."""
     keys = jax.random.split(jax.random.key(STREAMS.index(stream)), objective.centroid)
-    size = {"visual": (224, 224), "audio": (objective.audio_frames, 128)}[stream]
+    size = {"visual": (224, 224), "audio": (objective.audio_frames, MEL_BINS)}[stream]
     return jax.vmap(lambda key: _sample(objective, stream, key, *size))(keys)
 
 
 # ---- losses --------------------------------------------------------------------------------------
 
 
-def unit(x: Float[Array, "B E"]) -> Float[Array, "B E"]:
+def unit_clamped(x: Float[Array, "B E"]) -> Float[Array, "B E"]:
     """Rows divided by their length, or by 1e-12 if that is more, as torch's `normalize` does."""
     squared = jnp.sum(x * x, axis=-1, keepdims=True)
     length = jnp.sqrt(jnp.where(squared > 0, squared, jnp.ones_like(squared)))
@@ -294,7 +295,7 @@ def nt_xent(
     >>> round(float(nt_xent(jnp.eye(3), jnp.eye(3), 1.0)), 4)
     0.9048
     """
-    a, b = unit(predicted), unit(augmented)
+    a, b = unit_clamped(predicted), unit_clamped(augmented)
     both = jnp.concatenate([a, b])
     logits = jnp.matmul(both, both.T, precision=HIGHEST) / tau
     logits = jnp.where(jnp.eye(len(both), dtype=bool), -jnp.inf, logits)
@@ -316,7 +317,7 @@ def info_nce(
       tau: the temperature.
       detach_keys: no gradient through what a query is compared with, its own pair included.
     """
-    v, a = unit(visual), unit(audio)
+    v, a = unit_clamped(visual), unit_clamped(audio)
     keys = jax.lax.stop_gradient((v, a)) if detach_keys else (v, a)
     of_visual = jnp.matmul(v, keys[1].T, precision=HIGHEST)
     of_audio = jnp.matmul(a, keys[0].T, precision=HIGHEST)
@@ -331,7 +332,7 @@ def equivariance_gain(
     predicted: Float[Array, "B E"], augmented: Float[Array, "B E"], plain: Float[Array, "B E"]
 ) -> Float[Array, ""]:
     """`cos(predicted, augmented) - cos(plain, augmented)`: what knowing the vector is worth."""
-    predicted, augmented, plain = (unit(x) for x in (predicted, augmented, plain))
+    predicted, augmented, plain = (unit_clamped(x) for x in (predicted, augmented, plain))
     return jnp.mean(jnp.sum((predicted - plain) * augmented, axis=-1))
 
 

@@ -9,6 +9,7 @@ with a subclass of `Objective` and one line in `OBJECTIVES`, or a dotted path to
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
+from types import MappingProxyType
 from typing import Any, ClassVar, NamedTuple
 
 import flax.linen as nn
@@ -19,7 +20,7 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from scav_jax.distances import find, retrieval_form
-from scav_jax.objectives.contrastive import unit
+from scav_jax.objectives.contrastive import unit_smoothed
 from scav_jax.objectives.free import NOTHING, Free
 from scav_jax.sequences import AudioVisual, Batch, Sequences, masked_mean, sequences
 
@@ -78,6 +79,8 @@ class Material(NamedTuple):
       playable: by stream, how many frames of it lie side by side in a step and can be played, or
         in words why they cannot (`features.playable`).
       labels: of the clips, "" where none is known.
+      pixels: by stream, whether its features are pixels; nothing, or None, where their extractor
+        does not say (`features.sides`).
     """
 
     fingerprint: Mapping[str, Any]
@@ -88,6 +91,7 @@ class Material(NamedTuple):
     rates: Float[np.ndarray, "K 2"]
     playable: Mapping[str, int | str]
     labels: Sequence[str] = ()
+    pixels: Mapping[str, bool | None] = MappingProxyType({})
 
 
 class Work(NamedTuple):
@@ -324,7 +328,7 @@ class Objective:
         embedding = self.embed(heads, stream, latents)
         if self.ranks_sequences:
             return latents, embedding
-        return sequences(unit(embedding)[:, None]), embedding
+        return sequences(unit_smoothed(embedding)[:, None]), embedding
 
     # ---- what validation decides once the towers are trained ------------------------------------
 

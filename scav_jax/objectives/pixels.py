@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, PyTree
 
 from scav_jax.base.errors import InputError
+from scav_jax.base.log_mel import STACKED_FRAMES
 from scav_jax.base.ranges import ABOVE_0, check_range
 from scav_jax.encoders.layers import LAYER_NORM_EPSILON
 from scav_jax.objectives.contrastive import TEMPERATURES, aggregation_loss
@@ -38,7 +39,6 @@ from scav_jax.sequences import (
     zero_padding,
 )
 
-STACKED_FRAMES = 16  # of the log-mel in a step of sound
 # ImageNet's mean and deviation of red, green and blue.
 COLOUR_MEAN, COLOUR_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
@@ -72,13 +72,12 @@ class OfPixels(Objective):
 
     def check(self, material: Material) -> None:
         about = material.fingerprint.get("backbone")
-        sides = about if isinstance(about, dict) else {}
         for stream in STREAMS:
-            name = str(sides.get(stream, {}).get("name", about))
-            if name != "pixels" and ":" not in name:  # a side of one's own may give pixels too
+            if material.pixels.get(stream) is False:  # a side of one's own need not say
+                side = about.get(stream, {}) if isinstance(about, dict) else {}
                 raise InputError(
                     f"objective {self.name}: expected {stream} features of the backbone 'pixels', "
-                    f"got those of {name!r}; extract with --backbone pixels"
+                    f"got those of {side.get('name', about)!r}; extract with --backbone pixels"
                 )
 
     def views(self, batch: Batch, key: Array) -> Views:

@@ -27,7 +27,12 @@ from scav_jax.base.ranges import AT_LEAST_0, AT_LEAST_1, check_ranges
 from scav_jax.distances.static import SUFFIX
 from scav_jax.encoders.sequential import STREAMS, Encoders, gelu, wide
 from scav_jax.objectives import scale
-from scav_jax.objectives.contrastive import TEMPERATURES, aggregation_loss, sequence_loss, unit
+from scav_jax.objectives.contrastive import (
+    TEMPERATURES,
+    aggregation_loss,
+    sequence_loss,
+    unit_smoothed,
+)
 from scav_jax.objectives.objective import (
     Cost,
     Metrics,
@@ -284,7 +289,7 @@ class Separate(Objective):
         sequence = self._compared(latents)
         if not self.has_static:
             return sequence, masked_mean(latents.values, latents.lengths)
-        embedding = unit(heads(stream, features))
+        embedding = unit_smoothed(heads(stream, features))
         values = sequence.values
         beside = embedding[:, None] * jnp.sqrt(jnp.asarray(values.shape[-1], values.dtype))
         beside = jnp.broadcast_to(beside, (*values.shape[:-1], embedding.shape[-1]))

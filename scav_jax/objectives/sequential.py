@@ -10,12 +10,11 @@ from jaxtyping import Array, Float, Int, PyTree
 from scav_jax import sharding
 from scav_jax.base.errors import check_one_of
 from scav_jax.base.ranges import check_range
-from scav_jax.distances import pairwise, pairwise_with_aux
+from scav_jax.distances import find, pairwise, pairwise_with_aux
 from scav_jax.objectives import scale
 from scav_jax.objectives.contrastive import TEMPERATURES, aggregation_loss, sequence_loss
 from scav_jax.objectives.cross_entropy import MatricesHeld, block_of, memory_of_losses, over_blocks
 from scav_jax.objectives.objective import (
-    FLOAT,
     LOSS_OPERATIONS,
     Cost,
     Metrics,
@@ -139,19 +138,15 @@ class Sequential(Objective):
         return super().ranks_by()
 
     def cost(self, work: Work) -> Cost:
-        """Forward and backward of all pairs; for Wasserstein the products and its 50 iterations."""
+        """Forward and backward of all pairs, as the distance says."""
         pairs, count = float(work.clips) ** 2, len(self.losses)
         distance = 6.0 * pairs * work.width if "aggregation" in self.losses else 0.0
         memory = memory_of_losses(work.clips, work.rows, *(KEPT[name] for name in self.losses))
         if "sequence" in self.losses:
-            n, m = work.steps
-            if self.distance == "euclidean":
-                to_audio = self.distance_options.get("resample") != "audio_to_visual"
-                distance += 6.0 * pairs * (min(n, m) if to_audio else n) * work.width
-            else:
-                per_cell = {"soft_dtw": 40.0, "dtw": 10.0}.get(self.distance, 400.0)
-                distance += pairs * n * m * (6.0 * work.width + per_cell)
-                memory += min(work.memory_bytes, 8 * FLOAT * work.rows * work.clips * n * m)
+            options = self.distance_options
+            of_pair = find(self.distance, options).cost(work.steps, work.width, **options)
+            distance += pairs * of_pair.operations
+            memory += min(work.memory_bytes, work.rows * work.clips * of_pair.memory)
         return Cost(distance, LOSS_OPERATIONS * count * pairs, memory)
 
     @property

@@ -21,7 +21,7 @@ from jaxtyping import Array, Float, PyTree
 from scav_jax import views
 from scav_jax.base.errors import InputError, check_one_of
 from scav_jax.base.ranges import ABOVE_0, AT_LEAST_0, AT_LEAST_1, check_ranges
-from scav_jax.objectives.contrastive import unit
+from scav_jax.objectives.contrastive import unit_smoothed
 from scav_jax.objectives.objective import (
     FLOAT,
     LOSS_MATRICES,
@@ -280,7 +280,7 @@ class Heads(nn.Module):
 
     def projected(self, pooled: Float[Array, "*batch C"]) -> Float[Array, "*batch E"]:
         """Keys of length 1."""
-        return unit(self.projection(pooled))
+        return unit_smoothed(self.projection(pooled))
 
 
 class Mlp(nn.Module):

@@ -11,9 +11,14 @@ from pathlib import Path
 import jax
 import numpy as np
 
+from scav_jax import sharding
 from scav_jax.base.errors import InputError
+from scav_jax.base.log_mel import MEL_BINS, STACKED_FRAMES
+from scav_jax.encoders import ENCODERS
 from scav_jax.features import store
 from scav_jax.features.batches import plan_training
+from scav_jax.features.playable import playable
+from scav_jax.objectives.objective import Material
 from scav_jax.plan.costs import (
     FLOAT,
     GIB,
@@ -29,7 +34,7 @@ from scav_jax.training.config import Config
 from scav_jax.training.runs import build
 from scav_jax.training.setup import material, with_data
 
-PAPER_CLIPS, PAPER_CLASSES = 153_000, 309  # of VGGSound, for training
+PAPER_CLIPS, PAPER_CLASSES, PAPER_CLIP_S = 153_000, 309, 10.0  # of VGGSound, for training
 
 # ---- what a config asks for ---------------------------------------------------------------------
 
@@ -58,7 +63,7 @@ def stored_features(config: Config) -> Stored:
     """Of the config's data set where it is on disk, else of VGGSound with the paper's features."""
     data = config.data
     if not (Path(data.path) / store.ABOUT).is_file():
-        if config.encoders.name == "patches":
+        if ENCODERS[config.encoders.name].of_pixels:
             return _assumed_pixels(config)
         numbers = sum(steps * width for steps, width in PAPER.values())
         source = f"{data.path} is not there: the paper's VGGSound is assumed"
@@ -83,7 +88,8 @@ def stored_features(config: Config) -> Stored:
 
 def _assumed_pixels(config: Config) -> Stored:
     """Ten frames of the towers' side and the log-mel, a clip of 10 s."""
-    shapes, sizes = ((10, 3 * config.encoders.side**2), (62, 2048)), (1, 2)
+    sound = PAPER["audio"][0], STACKED_FRAMES * MEL_BINS
+    shapes, sizes = ((10, 3 * config.encoders.side**2), sound), (1, 2)
     numbers = [steps * width for steps, width in shapes]
     source = f"{config.data.path} is not there: pixels of {PAPER_CLIPS:,} clips are assumed"
     return Stored(PAPER_CLIPS, float(np.dot(numbers, sizes)), *shapes, source, sizes)
@@ -93,7 +99,7 @@ def workload(config: Config, devices: int, stored: Stored) -> Workload:
     """The step that a config describes, on so many devices."""
     train, data = config.train, config.data
     number = 2 if data.features == "float16" else FLOAT
-    encoders, objective = build(_with_classes(config))
+    encoders, objective = build(_with_data(config))
     work = Workload(
         encoders=encoders.clone(precision=train.precision, remat=train.remat),
         objective=objective,
@@ -108,34 +114,33 @@ def workload(config: Config, devices: int, stored: Stored) -> Workload:
         shard_params=train.shard_params,
         shard_optimizer=train.shard_optimizer,
     )
-    _check_divides(work)
+    sharding.check_cuts(work.batch, work.microbatch, work.devices)
     return work
 
 
-def _with_classes(config: Config) -> Config:
-    """With the data set's classes, where the objective wants to know them; or with VGGSound's."""
-    if getattr(config.objective, "classes", None) != ():
-        return config
+def _with_data(config: Config) -> Config:
+    """With what the objective takes from the training clips, as their classes; or from VGGSound's.
+
+    Raises:
+      InputError: the clips of the data set cannot give that.
+    """
     data = config.data
     if not (Path(data.path) / store.ABOUT).is_file():
-        return config.replace(objective={"classes": tuple(map(str, range(PAPER_CLASSES)))})
+        return with_data(config, _assumed_material(data.align))
     told = material(store.read(Path(data.path), data.train_split), data.align)
-    config = with_data(config, told)
-    build(config)[1].check(told)
-    return config
+    found = with_data(config, told)
+    if found is not config:
+        build(found)[1].check(told)
+    return found
 
 
-def _check_divides(work: Workload) -> None:
-    for name, size, unit in (
-        ("data.batch_size", work.batch, work.microbatch or work.devices),
-        ("train.microbatch", work.microbatch, work.devices),
-    ):
-        if size % unit:
-            nearest = [s for s in (size // unit * unit, -(-size // unit) * unit) if s]
-            raise InputError(
-                f"{name}: expected a multiple of {unit} ({work.devices} devices, microbatch "
-                f"{work.microbatch}), got {size}; use {' or '.join(map(str, nearest))}"
-            )
+def _assumed_material(align: str) -> Material:
+    """A clip of every class of VGGSound, of features as the paper's."""
+    classes = [str(number) for number in range(PAPER_CLASSES)]
+    seconds = np.tile([0.0, PAPER_CLIP_S], (PAPER_CLASSES, 1))
+    rates = np.tile([steps / PAPER_CLIP_S for steps, _ in PAPER.values()], (PAPER_CLASSES, 1))
+    where = "the paper's VGGSound"
+    return Material({}, align, where, classes, seconds, rates, playable({}), classes)
 
 
 def step_seconds(work: Workload, device: Device, efficiency: float) -> float:

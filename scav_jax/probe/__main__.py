@@ -4,7 +4,7 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from scav_jax.base.commands import Parser, add_run_and_split, at_least
+from scav_jax.base.commands import Parser, add_run_and_split, add_weights, at_least
 from scav_jax.base.errors import run_program
 
 
@@ -26,8 +26,7 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
         help="clips that are changed; 0: none (default 100)",
     )
     add("--videos", type=Path, help="where the sources are; default: where they were extracted")
-    add("--weights", action="append", default=[], metavar="NAME=PATH", help="of the backbone")
-    add("--trust", action="append", default=[], metavar="MODULE:NAME", help="the model's code")
+    add_weights(parser)
     add("--out", type=Path, help="default: RUN/probe/<data>-<split>")
     return parser.parse_args(argv)
 

@@ -22,7 +22,7 @@ from scav_jax.extract.containers.opening import Unusable
 from scav_jax.extract.decoding.media import RATE_HZ, Reader
 from scav_jax.features.clip import STREAMS
 from scav_jax.features.store import Split
-from scav_jax.probe.labels import unit
+from scav_jax.probe.labels import unit_or_zero
 from scav_jax.retrieval.embed import Embedded
 from scav_jax.retrieval.model import Model
 
@@ -100,7 +100,7 @@ def fingerprint(
       InputError: a source is not there.
     """
     numbers = np.unique(np.linspace(0, len(split) - 1, min(count, len(split))).astype(int))
-    keys = {stream: unit(getattr(originals, f"{stream}_embeddings")) for stream in STREAMS}
+    keys = {stream: unit_or_zero(getattr(originals, f"{stream}_embeddings")) for stream in STREAMS}
     right: dict[str, list] = {change: [] for change in CHANGES}
     with tqdm(total=len(numbers), desc="changed copies", unit="clip") as bar:
         for first in range(0, len(numbers), CLIPS_AT_ONCE):
@@ -147,7 +147,8 @@ def _found(
         copies = model.embed(folder, streams=STREAMS)
     own = np.array([paths[name] for name in copies.ids])
     cosines = {
-        stream: unit(getattr(copies, f"{stream}_embeddings")) @ keys[stream].T for stream in STREAMS
+        stream: unit_or_zero(getattr(copies, f"{stream}_embeddings")) @ keys[stream].T
+        for stream in STREAMS
     }
     cosines["both"] = cosines["visual"] + cosines["audio"]
     hits = {asked: matrix.argmax(axis=1) == own for asked, matrix in cosines.items()}

@@ -114,7 +114,7 @@ def neighbours(candidates: Labelled, asked: Labelled) -> dict:
     """
     classes = sorted({label for label in candidates.labels if label})
     own, others = asked.numbers(classes), candidates.numbers(classes)
-    queries, keys = (unit(part.vectors) for part in (asked, candidates))
+    queries, keys = (unit_or_zero(part.vectors) for part in (asked, candidates))
     queries, own = queries[own >= 0], own[own >= 0]
     found = np.zeros((len(own), max(NEAREST)), bool)
     for first in range(0, len(own), BLOCK):
@@ -125,6 +125,6 @@ def neighbours(candidates: Labelled, asked: Labelled) -> dict:
     return {"n": len(own), **shares}
 
 
-def unit(vectors: Float[np.ndarray, "K E"]) -> Float[np.ndarray, "K E"]:
+def unit_or_zero(vectors: Float[np.ndarray, "K E"]) -> Float[np.ndarray, "K E"]:
     """Vectors of length 1; of one without a direction, zeros."""
     return vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)

@@ -31,19 +31,13 @@ from scav_jax.base.documents import flatten
 from scav_jax.base.errors import InputError, check_one_of, did_you_mean
 from scav_jax.base.ranges import ABOVE_0, AT_LEAST_0, AT_LEAST_1, SHARE, Range, check_ranges
 from scav_jax.encoders.layers import check_precision, check_remat
+from scav_jax.features.options import OPTIONS, check_options
 from scav_jax.optimizer import make_optimizer
 
 # ---- the tree ------------------------------------------------------------------------------
 
-ALIGNMENTS, FEATURES = ("time", "index"), ("float32", "float16")  # those of `features.batches`
 TRACKERS = ("none", "tensorboard", "wandb", "trackio")  # those of `training.records`
-OF_DATA = {
-    "batch_size": Range(2),  # without other clips there is nothing to contrast
-    "buckets": AT_LEAST_1,
-    "read_threads": AT_LEAST_0,
-    "prefetch": AT_LEAST_0,
-    "augment": SHARE,
-}
+OF_DATA = {"prefetch": AT_LEAST_0, "augment": SHARE}  # besides `features.options`
 OF_TRAIN = {
     **dict.fromkeys(("steps", "log_every", "validate_every", "keep_best"), AT_LEAST_1),
     **dict.fromkeys(("checkpoint_every", "devices", "microbatch"), AT_LEAST_0),
@@ -86,9 +80,8 @@ class Data:
     augment: float = 0.0
 
     def __post_init__(self):
+        check_options(**{name: getattr(self, name) for name in OPTIONS})
         check_ranges("data", self, OF_DATA)
-        check_one_of("data.align", self.align, ALIGNMENTS)
-        check_one_of("data.features", self.features, FEATURES)
 
 
 @dataclass(frozen=True)

@@ -22,6 +22,7 @@ from scav_jax.features.batches import covered_seconds, training_batches
 from scav_jax.features.clip import check_resampled
 from scav_jax.features.free import free
 from scav_jax.features.playable import playable
+from scav_jax.features.sides import pixels
 from scav_jax.objectives.free import NOTHING, Free
 from scav_jax.objectives.objective import Material, Objective
 from scav_jax.optimizer import learning_rate_schedule, make_optimizer
@@ -105,6 +106,7 @@ def material(split: store.Split, align: str) -> Material:
         np.stack(rates, axis=1),
         playable(split.fingerprint),
         split.labels,
+        pixels(split.fingerprint),
     )
 
 
@@ -183,8 +185,7 @@ def prepare(config: Config):
     setup = set_up(config)
     processes.check_devices(setup.settings.devices)
     mesh = sharding.make_mesh(setup.settings.devices or None)
-    sharding.check_batch_size(setup.data.batch_size, mesh)
-    sharding.check_microbatch(setup.settings.microbatch, setup.data.batch_size, mesh)
+    sharding.check_cuts(setup.data.batch_size, setup.settings.microbatch, mesh.size)
     return setup, mesh, training_dataset(setup)
 
 

@@ -24,6 +24,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from scav_jax import sharding
 from scav_jax.base.errors import InputError
+from scav_jax.base.log_mel import MEL_BINS
 from scav_jax.encoders.positions import offset_buckets
 from scav_jax.extract import fbank
 from scav_jax.extract.backbones.beats_weights import (
@@ -55,7 +56,7 @@ __all__ = [
 LOG_MEL_CENTRE, LOG_MEL_SCALE = 15.41663, 2 * 6.55582
 LAYER_NORM_EPSILON = 1e-5
 GATE_WIDTH = 8  # two gates, each the sum of four projections
-PATCHES_A_STEP = fbank.MEL_BINS // PATCH_SIDE  # 8
+PATCHES_A_STEP = MEL_BINS // PATCH_SIDE  # 8
 MAX_SECONDS = 60  # attention is over the whole sound: its memory grows with the square
 # Static shapes: a sound's steps are padded up to one of these. 10 s are 62 steps.
 STEP_BUCKETS = (8, 16, 24, 32, 48, 64, 96, 128, 192, 256, 376)
@@ -317,7 +318,7 @@ class Beats:
             "fbank": {
                 "rate_hz": fbank.RATE_HZ,
                 "samples": [fbank.WINDOW_SAMPLES, fbank.HOP_SAMPLES, fbank.FFT_SAMPLES],
-                "mel_bins": fbank.MEL_BINS,
+                "mel_bins": MEL_BINS,
                 "hz": [fbank.LOW_HZ, fbank.HIGH_HZ],
                 "preemphasis": fbank.PREEMPHASIS,
                 "window": f"povey {fbank.POVEY_EXPONENT}",

@@ -9,13 +9,13 @@ import numpy as np
 from jaxtyping import Float, UInt8
 
 from scav_jax.base.errors import InputError
+from scav_jax.base.log_mel import MEL_BINS, STACKED_FRAMES
 from scav_jax.extract import fbank
 from scav_jax.extract.backbones.clip_pixels import Preprocessing, resize_crop_pil
 from scav_jax.extract.backbones.sides import Audio, Visual
 from scav_jax.features.clip import PIXELS_DTYPE
 
 PATCH = 16  # what towers cut pictures into: sides are a multiple of it
-STACKED_FRAMES = 16
 
 
 class PixelsVisual(Visual):
@@ -54,13 +54,13 @@ class PixelsVisual(Visual):
 class PixelsAudio(Audio):
     """Log-mel frames side by side, as they are."""
 
-    width = STACKED_FRAMES * fbank.MEL_BINS
+    width = STACKED_FRAMES * MEL_BINS
     step_s = STACKED_FRAMES * fbank.HOP_SAMPLES / fbank.RATE_HZ  # 0.16
 
     def fingerprint(self) -> dict:
         return {
             "revision": 1,
-            "mel_bins": fbank.MEL_BINS,
+            "mel_bins": MEL_BINS,
             "window": "hann",
             "full_scale": 1.0,
             "stacked_frames": STACKED_FRAMES,

@@ -10,6 +10,7 @@ from functools import cache
 import numpy as np
 from jaxtyping import Float, UInt8
 
+from scav_jax.base.log_mel import MEL_BINS, STACKED_FRAMES
 from scav_jax.extract import fbank
 from scav_jax.extract.backbones.sides import Audio, Visual
 
@@ -19,7 +20,6 @@ FRAMES_AT_ONCE = 256  # bounds the memory for long clips
 # Fixed constants, not statistics of the data, so that features mean the same everywhere.
 COLOUR_CENTRE, COLOUR_SCALE = 0.5, 0.25  # of full scale
 DIFFERENCE_SCALE = 0.05  # of full scale; a cell rarely changes by more from frame to frame
-STACKED_FRAMES = 16
 LOG_MEL_CENTRE, LOG_MEL_SCALE = 15.41663, 2 * 6.55582  # BEATs' constants
 
 
@@ -113,14 +113,14 @@ def _column_sums() -> Float[np.ndarray, "192 24"]:
 class PlainAudio(Audio):
     """Log-mel frames side by side."""
 
-    width = STACKED_FRAMES * fbank.MEL_BINS
+    width = STACKED_FRAMES * MEL_BINS
     step_s = STACKED_FRAMES * fbank.HOP_SAMPLES / fbank.RATE_HZ  # 0.16
 
     def fingerprint(self) -> dict:
         return {
             "revision": 1,  # raise it when the features' values change
             "log_mel": [LOG_MEL_CENTRE, LOG_MEL_SCALE],
-            "mel_bins": fbank.MEL_BINS,
+            "mel_bins": MEL_BINS,
             "stacked_frames": STACKED_FRAMES,
         }
 

@@ -55,7 +55,10 @@ class Side:
         return self
 
     def fingerprint(self) -> dict:
-        """All that features depend on besides the options: weights, constants; JSON types only."""
+        """All that features depend on besides the options: weights, constants; JSON types only.
+
+        And what they are, in the words of `features.sides`.
+        """
         raise NotImplementedError
 
 

@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from scav_jax.base.commands import Parser
+from scav_jax.base.commands import Parser, add_weights
 from scav_jax.base.errors import run_program
 
 EPILOG = """\
@@ -15,13 +15,7 @@ Exit code 1 where something that is needed is missing or another version, or fea
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = Parser(prog="scav doctor", description=__doc__, epilog=EPILOG)
     parser.add_argument("--quick", action="store_true", help="without the self-check")
-    parser.add_argument(
-        "--weights",
-        action="append",
-        default=[],
-        metavar="NAME=PATH",
-        help="weights to open too, as for extract",
-    )
+    add_weights(parser, "weights to open too, as for extract")
     return parser.parse_args(arguments)
 
 

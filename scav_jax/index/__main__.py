@@ -34,6 +34,25 @@ def _clips(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--split", help="of --data")
 
 
+def _options_of_build(build: argparse.ArgumentParser) -> None:
+    build.add_argument(
+        "--storage", default="float32", help="of sequences: float32 (default), bfloat16, int8"
+    )
+    build.add_argument(
+        "--hubness",
+        choices=("bank", "none"),
+        default="none",
+        help="bank: rank by how much nearer a clip is than it is to queries of the training data",
+    )
+    build.add_argument(
+        "--static-weight",
+        type=float,
+        metavar="W",
+        help="of what does not change over a clip, where the model learned that apart: scores of a "
+        "bank are of this weight (default: the model's)",
+    )
+
+
 def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """The command line."""
     parser = Parser(prog="scav index", description=__doc__)
@@ -62,22 +81,7 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     add["export"].add_argument("--out", type=Path, required=True, help=".parquet or .npz")
     add["import"].add_argument("file", type=Path, help="what `export` wrote")
     add["move"].add_argument("root", type=Path, help="the folder that ids are relative to")
-    add["build"].add_argument(
-        "--storage", default="float32", help="of sequences: float32 (default), bfloat16, int8"
-    )
-    add["build"].add_argument(
-        "--hubness",
-        choices=("bank", "none"),
-        default="none",
-        help="bank: rank by how much nearer a clip is than it is to queries of the training data",
-    )
-    add["build"].add_argument(
-        "--static-weight",
-        type=float,
-        metavar="W",
-        help="of what does not change over a clip, where the model learned that apart: scores of a "
-        "bank are of this weight (default: the model's)",
-    )
+    _options_of_build(add["build"])
     add["add"].add_argument("--replace", action="store_true", help="clips whose id is there")
     add["delete"].add_argument("ids", nargs="+", help="of the clips, whatever they begin with")
     add["info"].add_argument("--json", action="store_true", help="for programs")

@@ -5,15 +5,29 @@ one performance that differ only in what is struck when; the figures are ours, s
 
 Command:   python -m scav_jax.train --config configs/demo.py --workdir runs/demo
 Hardware:  two CPU cores; a small tower, 325 steps, minutes.
-Variants:  scav (the default); finely (every frame is read, and how much it brightened; ours);
-           augmented (the same on features that change in ways that say nothing new; ours).
+Variants:  scav (the default). Ours, how features are read: frames (every frame), antialiased (their
+           mean a step), rises (how much the picture brightens beside it), finely (frames and
+           rises), augment (features change in ways that say nothing new), augmented (all of it).
+           Ours, instead of the z-score: scale (the deviation of the first batches), lambda005
+           (nothing, with a temperature that the distances' spread asks for).
 The baseline: configs/table1/cav.py:demo. Every row of the paper's tables has such a variant.
 """
 
 from configs import base
 
-FINELY = {"encoders": {"pre_points": 4, "visual_rise": 5.0}}
-VARIANTS: dict = {"scav": {}, "finely": FINELY, "augmented": FINELY | {"data": {"augment": 0.8}}}
+FRAMES, RISES = {"pre_points": 4}, {"visual_rise": 5.0}
+AUGMENT = {"data": {"augment": 0.8}}
+VARIANTS: dict = {
+    "scav": {},
+    "frames": {"encoders": FRAMES},
+    "antialiased": {"encoders": FRAMES | {"pre_join": "mean"}},
+    "rises": {"encoders": RISES},
+    "finely": {"encoders": FRAMES | RISES},
+    "augment": AUGMENT,
+    "augmented": {"encoders": FRAMES | RISES} | AUGMENT,
+    "scale": {"objective": {"normalize": "deviation"}},
+    "lambda005": {"objective": {"normalize": "none", "temperature": 0.05}},
+}
 
 
 def get_config(variant: str = "scav"):

@@ -2,11 +2,14 @@
 
 import itertools
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
+import reference
 import scipy.linalg
 from test_evaluate import write_run
+from test_index import embedded
 
 from scav_jax.base.errors import InputError
 from scav_jax.evaluate import __main__ as program
@@ -14,9 +17,7 @@ from scav_jax.evaluate import baselines, parts
 from scav_jax.features import store
 from scav_jax.features.clip import Clip
 from scav_jax.retrieval import results
-from scav_jax.retrieval.embed import Embedded, embed
 from scav_jax.retrieve import sequence_distances
-from scav_jax.training.runs import load_run
 
 FINGERPRINT = {"backbone": "random", "rate_hz": 16000}
 STEPS, FRAMES = 10, 40  # of 0.16 s and of 0.04 s
@@ -128,28 +129,33 @@ def test_onset_envelopes_are_rises_less_their_mean(tmp_path):
     assert np.diagonal(cosines).mean() > cosines.mean() + 0.2
 
 
-def test_the_euclidean_distance_is_the_sum_of_both_parts(tmp_path):
-    """D_static and D_dynamic of every pair, from their definitions, on ragged clips too."""
-    data = write(tmp_path / "data")
-    run = load_run(write_run(tmp_path / "run", data, distance={"resample": "visual_to_audio"}))
-    embedded: Embedded = embed(run, store.read(data, "test"))
-    name, options = run.objective.ranks_by()
-    distances = sequence_distances(embedded.latents, name, options)
-    rows = {part.label: part for part in parts.of_euclidean(embedded, distances, name, options)}
-    visual = np.asarray(embedded.visual.values, float).reshape(8, STEPS, 4, -1)
-    visual = (visual[:, :, 1] + visual[:, :, 2]) / 2  # where a step of sound reads the picture
-    audio = np.asarray(embedded.audio.values, float)
-    static = (visual.mean(axis=1)[:, None] - audio.mean(axis=1)[None]) ** 2
-    moved = [x - x.mean(axis=1, keepdims=True) for x in (visual, audio)]
-    dynamic = (moved[0][:, None] - moved[1][None]) ** 2
+@pytest.mark.parametrize("resample", ["visual_to_audio", "audio_to_visual"])
+def test_the_euclidean_distance_is_the_sum_of_both_parts(resample):
+    """D_static and D_dynamic of every pair, from their definitions; ragged clips, NaN behind."""
+    clips = embedded(5, 9, lengths=[9, 4, 6, 9, 2])
+    clips = replace(clips, audio=embedded(5, 6, seed=4, lengths=[3, 6, 6, 5, 2]).audio)
+    options = {"resample": resample}
+    distances = sequence_distances(clips.latents, "euclidean", options)
+    rows = {part.label: part for part in parts.of_euclidean(clips, distances, "euclidean", options)}
+    static, dynamic = np.zeros((2, 5, 5))
+    streams = [
+        [values[:length].astype(float) for values, length in zip(x.values, x.lengths, strict=True)]
+        for x in clips.latents
+    ]
+    for i, visual in enumerate(streams[0]):
+        for j, audio in enumerate(streams[1]):
+            moving, target = (visual, audio) if resample == "visual_to_audio" else (audio, visual)
+            windows = (0, len(moving)), len(target), (0, len(target))
+            difference = reference.resample(moving, *windows) - target
+            static[i, j] = (difference.mean(axis=0) ** 2).mean()
+            dynamic[i, j] = ((difference - difference.mean(axis=0)) ** 2).mean()
     found = [rows[f"{part} part of D"].v2a for part in ("static", "dynamic")]
-    np.testing.assert_allclose(found[0], static.mean(axis=2), rtol=1e-3, atol=1e-5)
-    np.testing.assert_allclose(found[1], dynamic.mean(axis=(2, 3)), rtol=1e-3, atol=1e-5)
-    both = rows["both parts by deviation"]
-    expected = sum(x / x.std(axis=1, keepdims=True) for x in found)
-    np.testing.assert_allclose(both.v2a, expected, rtol=1e-3)
-    expected = sum(x / x.std(axis=0, keepdims=True) for x in found)
-    np.testing.assert_allclose(both.a2v, expected, rtol=1e-3)
+    np.testing.assert_allclose(found[0], static, rtol=1e-3, atol=1e-5)
+    np.testing.assert_allclose(found[1], dynamic, rtol=1e-3, atol=1e-5)
+    for axis, of in ((1, "v2a"), (0, "a2v")):
+        expected = sum(x / x.std(axis=axis, keepdims=True) for x in found)
+        by_deviation = getattr(rows["both parts by deviation"], of)
+        np.testing.assert_allclose(by_deviation, expected, rtol=1e-3)
 
 
 def test_they_are_rows_of_the_table_and_say_who_does_not_beat_them(tmp_path, capsys):
@@ -175,3 +181,22 @@ def test_they_are_rows_of_the_table_and_say_who_does_not_beat_them(tmp_path, cap
                  audio=np.eye(8), name="x", parameters=0, training="x")  # fmt: skip
         program.main(["--embeddings", str(tmp_path / "x.npz"), "--data", str(data),
                       "--split", "test", "--baselines"])  # fmt: skip
+
+
+def test_what_no_search_can_do_beats_no_baseline():
+    """A run is worth what its rows find that look at one query."""
+
+    def run(objective, **found):
+        methods = [
+            {"method": "part", "label": label, "k": 9}
+            | {direction: {"recall_at_1": share} for direction in results.DIRECTIONS}
+            for label, share in found.items()
+        ]
+        return {"name": objective, "objective": objective, "methods": methods}
+
+    baseline = run(results.BASELINE, CCA=0.4)
+    beaten = run("sequence", hubness=0.3, **{results.TRANSDUCTIVE: 0.9})
+    assert "finds 30.0 %, baseline, CCA costs nothing and finds 40.0 %" in " ".join(
+        results.unbeaten({"runs": [beaten, baseline]})
+    )
+    assert not results.unbeaten({"runs": [run("sequence", hubness=0.5), baseline]})

@@ -225,6 +225,12 @@ def test_evaluate_and_index_take_the_bank_of_the_run(tmp_path, capsys):
     shares = [m["a2v"]["recall_at_1"] for m in (row, raw)]
     assert gain["gain"] == pytest.approx(shares[0] - shares[1])
     assert gain["interval"][0] <= gain["gain"] <= gain["interval"][1]
+    with np.load(tmp_path / "out" / "hubness.npz") as stored:
+        assert stored["ids"].tolist() == clips.ids
+        moments = of_bank.mean(axis=1), of_bank.std(axis=1)
+        for name, expected in zip(("mean", "deviation"), moments, strict=True):
+            np.testing.assert_allclose(stored[f"visual_{name}"], expected, rtol=1e-4)
+        assert stored["audio_mean"].shape == (24,) and stored["audio_deviation"].min() > 0
 
     index_words = ["build", str(tmp_path / "i"), "--model", str(run_path), "--hubness", "bank"]
     index_words += ["--data", str(tmp_path / "data"), "--split", "test"]

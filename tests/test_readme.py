@@ -12,6 +12,7 @@ import shutil
 import subprocess
 import sys
 import sysconfig
+import tomllib
 import zipfile
 from pathlib import Path
 from typing import NamedTuple
@@ -27,6 +28,7 @@ import scav_jax
 from scav_jax import objectives
 from scav_jax.__main__ import main, program
 from scav_jax.base import commands as commands_module
+from scav_jax.base import doors
 from scav_jax.base.commands import split_overrides
 from scav_jax.distances import pairwise
 from scav_jax.extract import backbones
@@ -108,6 +110,20 @@ def test_readme_is_short():
     assert len(README.split()) <= 1000
 
 
+def test_every_extra_has_an_install_line_with_the_constraints():
+    about = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    extras = about["project"]["optional-dependencies"]
+    line = r"^pip install -c constraints\.txt (?:-e )?(?:'\.\[([\w,]+)\]'|\.)"
+    found = re.findall(line, README, flags=re.MULTILINE)
+    assert "" in found  # plain use
+    named = {name for names in found for name in names.split(",") if name}
+    (of_dev,) = re.findall(r"scav_jax\[([\w,]+)\]", " ".join(extras["dev"]))
+    assert named | set(of_dev.split(",")) == set(extras)
+    for page in PAGES:
+        installs = re.findall(r"pip install [^\n`]*\.\[", page.read_text())
+        assert [one for one in installs if "-c constraints.txt" not in one] == [], page
+
+
 def test_example_runs():
     example = next(block for block in code_blocks("python") if "pairwise" in block)
     printed = io.StringIO()
@@ -121,40 +137,46 @@ def test_example_runs():
     assert printed.getvalue().startswith("(4, 4) ")
 
 
-# What a reader's module imports around the README's three doors.
-OWN_MODULE = """
-from dataclasses import dataclass
-import jax.numpy as jnp
-from scav_jax.extract.backbones.sides import Visual
-from scav_jax.objectives import Objective, Outputs
-from scav_jax.sequences import masked_mean
-"""
+def files_shown() -> dict[str, str]:
+    """By its path, each file of a reader's that the README shows: a block that begins with one."""
+    shown = [(re.match(r"# (\S+\.py)\n", block), block) for block in code_blocks("python")]
+    return {path[1]: block for path, block in shown if path}
 
 
 @pytest.fixture
-def own_module(tmp_path, monkeypatch) -> str:
-    """The name of a module in which the README's distance, objective and backbone stand."""
-    doors = [
-        next(block for block in code_blocks("python") if start in block)
-        for start in ("def distance(", "class Margin(", "class Dino(")
-    ]
-    (tmp_path / "of_the_readme.py").write_text("\n\n".join([OWN_MODULE, *doors]))
+def own_folder(tmp_path, monkeypatch) -> Path:
+    """A folder on the path, in which the files that the README shows lie as they are shown."""
+    for path, code in files_shown().items():
+        (tmp_path / path).parent.mkdir(exist_ok=True)
+        (tmp_path / path).write_text(code)
     monkeypatch.syspath_prepend(tmp_path)
-    yield "of_the_readme"
-    sys.modules.pop("of_the_readme", None)
+    yield tmp_path
+    for name in [name for name in sys.modules if name.partition(".")[0] == "my_package"]:
+        del sys.modules[name]
 
 
-def test_the_doors_open(own_module, random):
+def test_the_doors_are_short_and_their_commands_name_them(own_folder):
+    shown = files_shown()
+    assert len(shown) == 4
+    assert max(len(code.splitlines()) for code in shown.values()) <= 20
+    named = set(re.findall(r"\bmy_package[\w.]*:\w+", README))
+    modules = {name.partition(":")[0].replace(".", "/") + ".py" for name in named}
+    assert modules == set(shown) - {"mine.py"}
+    for name in named:
+        doors.find("the README", name, {})
+
+
+def test_the_doors_open(own_folder, random):
     lengths = np.array([5, 3, 4])
     values = random.normal(size=(2, 3, 5, 4)).astype(np.float32)
     means = np.array([[one[i, :n].mean(0) for i, n in enumerate(lengths)] for one in values])
     values[:, np.arange(5) >= lengths[:, None]] = np.nan
     clips = [sequences(jnp.asarray(one), jnp.asarray(lengths)) for one in values]
     apart = means[0][:, None] - means[1][None]
-    D = pairwise(f"{own_module}:distance", *clips, power=1.5)
+    D = pairwise("my_package.distances:distance", *clips, power=1.5)
     np.testing.assert_allclose(D, (np.abs(apart) ** 1.5).mean(-1), rtol=1e-5)
 
-    name = f"{own_module}:Margin"
+    name = "my_package.objectives:Margin"
     objective = objectives.make({"name": name, "margin": 0.2}, {"name": "euclidean"})
     outputs = objective.of_clips(None, {"clip": AudioVisual(*clips)}, ())
     loss, _ = objective.loss({}, outputs, {}, Place(2**30, None))
@@ -162,9 +184,11 @@ def test_the_doors_open(own_module, random):
     hinge = np.maximum(np.diag(D)[:, None] - D + 0.2, 0).mean()
     np.testing.assert_allclose(loss, hinge, rtol=1e-5)
 
-    weights = {f"{own_module}:Dino": "dino.safetensors"}
-    made = backbones.load(visual=f"{own_module}:Dino", audio="plain", weights=weights)
-    assert made.visual.width == 384
+    light = backbones.load(visual="my_package.backbones:Light", audio="plain").visual
+    frames = random.integers(256, size=(2, *light.frame_size, 3)).astype(np.uint8)
+    features = light.prepare(frames, None)
+    assert features.shape == (2, light.width) and features.dtype == np.float32
+    np.testing.assert_allclose(features, frames.reshape(2, -1, 3).mean(1) / 255, rtol=1e-5)
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
@@ -185,12 +209,26 @@ def test_programs_configs_and_files_exist(page):
         assert (page.parent / link).exists(), link
 
 
+OF_OTHERS = {"--network"}  # Docker's
+BY_STREAM_OR_SIDE = {"--visual", "--audio", "--frames", "--side"}  # are put together
+
+
+def test_options_in_prose_exist():
+    """Those that a sentence names alone, `--option`; whole commands are read by their parsers."""
+    source = "\n".join(path.read_text() for path in (ROOT / "scav_jax").rglob("*.py"))
+    known = {*re.findall(r'"(--[a-z][a-z-]*)"', source), *BY_STREAM_OR_SIDE, *OF_OTHERS}
+    benchmarks = {ROOT / "docs" / "results.md"}  # it names options of theirs
+    for page in set(PAGES) - benchmarks:
+        named = set(re.findall(r"`(--[a-z][a-z-]*)", page.read_text()))
+        assert named <= known, f"{page}: {named - known}"
+
+
 class Parsed(Exception):
     """A command line was read, and its program was not run."""
 
 
 @pytest.fixture
-def parse_only(monkeypatch, own_module, tmp_path):
+def parse_only(monkeypatch, own_folder):
     """Runs a command of a page as far as its program has read the command line."""
     read = commands_module.Parser.parse_args
 
@@ -210,7 +248,7 @@ def parse_only(monkeypatch, own_module, tmp_path):
     for page in TUTORIALS:
         for block in blocks(ROOT / "docs" / "tutorials" / f"{page}.md"):
             if block.title:
-                (tmp_path / block.title).write_text(block.code)
+                (own_folder / block.title).write_text(block.code)
     return run
 
 
@@ -428,8 +466,7 @@ def test_commands_run_in_order_in_a_fresh_folder(installed, tmp_path):
         shutil.copy(file, tmp_path / "videos")
     (block,) = code_blocks("sh")
     first, *lines, last = block.splitlines()
-    own = next(block for block in code_blocks("python") if "# mine.py" in block)
-    (tmp_path / "mine.py").write_text(own)
+    (tmp_path / "mine.py").write_text(files_shown()["mine.py"])
 
     run("scav", *small(first)[1])
     steps = [small(line, SMALL) for line in lines]

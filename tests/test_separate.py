@@ -23,7 +23,8 @@ from scav_jax.export.writing import export
 from scav_jax.extract.backbones import load, make_fingerprint
 from scav_jax.features import store
 from scav_jax.features.batches import evaluation_batches
-from scav_jax.index import create
+from scav_jax.index import __main__ as index_program
+from scav_jax.index import create, open_index
 from scav_jax.objectives import Separate, Sequential, aggregation_loss, scale
 from scav_jax.objectives.separate import best_weight
 from scav_jax.retrieval import model, results
@@ -186,14 +187,15 @@ def test_statics_that_are_kept_without_their_loss_are_scav():
     assert kept.score({"sequence_v2a": 0.5, "sequence_a2v": 0.3}) == 0.4
 
 
-def test_removed_statics_are_scav_of_centred_features():
-    """The loss of plain SCAV on features that somebody else has centred."""
-    removed, batch = Separate(statics="remove", dynamic="distance"), clips(2)
+@pytest.mark.parametrize("distance", ["euclidean", "soft_dtw", "wasserstein"])
+def test_removed_statics_are_scav_of_centred_features(distance):
+    """The loss of plain SCAV on features that somebody else has centred, by any distance."""
+    removed, batch = Separate(statics="remove", dynamic="distance", distance=distance), clips(2)
     params = params_of(removed)
     loss = loss_of(removed)(params, batch)
     theirs = {"encoders": params["encoders"], "log_temperature": {"sequence": jnp.zeros(())}}
     centred = batch._replace(features=removed.shown(batch))
-    scav = loss_of(Sequential())
+    scav = loss_of(Sequential(distance=distance))
     np.testing.assert_allclose(loss, scav(theirs, centred), rtol=1e-6)
     assert "heads" not in params and abs(loss - scav(theirs, batch)) > 1e-3
 
@@ -308,6 +310,12 @@ def test_a_run_goes_on_bit_for_bit_and_carries_its_weight(tmp_path, symbolic_sha
     index.add(embedded)
     for row, hits in zip(distances, index.search(embedded, "v2a", 5), strict=True):
         assert [hit.id for hit in hits] == [embedded.ids[n] for n in np.argsort(row)]
+    words = ["build", str(tmp_path / "j"), "--model", str(tmp_path / "exported")]
+    words += ["--data", str(data), "--split", "validation", "--static-weight"]
+    assert index_program.main([*words, "0"]) == 0
+    assert open_index(tmp_path / "j").header.options["static_weight"] == 0.0
+    with pytest.raises(InputError, match=r"expected static weight 0\.0, as it was begun, got 0\.5"):
+        index_program.main([*words, "0.5"])
     tower = jax.export.deserialize(
         bytearray((tmp_path / "exported" / "towers" / "audio_kept.jaxexport").read_bytes())
     )
@@ -391,6 +399,19 @@ def test_clips_are_stored_as_one_vector_whose_product_is_r_and_weighted_s(tmp_pa
             np.testing.assert_allclose(hit.dynamic, 2 - 2 * other, atol=2e-4)
     with pytest.raises(InputError, match="static weight: expected 0 or more"):
         index.search(clips_, static_weight=-1.0)
+    with pytest.raises(InputError, match="static weight: expected 0 or more"):
+        create(tmp_path / "j", identity="x", distance=(name, options), static_weight=-1.0)
+    bank = clips_.take([n % CLIPS for n in range(200)])
+    own = create(tmp_path / "k", identity="x", distance=(name, options), bank=bank, static_weight=2)
+    own.add(clips_)
+    for direction, similar in (("v2a", r + 2 * s), ("a2v", (r + 2 * s).T)):
+        hits = own.search(clips_, direction, CLIPS, hubness="none")
+        assert [[int(hit.id) for hit in of] for of in hits] == np.argsort(-similar).tolist()
+        assert own.search(clips_, direction, 3, static_weight=2.0) == own.search(
+            clips_, direction, 3
+        )
+    with pytest.raises(InputError, match="static weight: expected 2, that of the bank's"):
+        own.search(clips_, static_weight=0.0)
 
 
 def test_any_distance_takes_a_static_part_beside_it():

@@ -6,28 +6,36 @@ Command:   python -m scav_jax.train --config configs/separate/demo.py --workdir 
 Features:  those of the demo (`scav datasets chimes`, `scav extract`), or of `--preset rooms`,
            `mixed` and `static`: `--config.data.path=data/chimes-rooms/features`.
 Hardware:  two CPU cores.
-Variants:  separate (the default); by_distance (the dynamic part by SCAV's z-scored distance);
-           tower (the static part by a tower, as CAV has it, instead of a small MLP of means);
-           centred (SCAV of features less their mean, no static part at all); scale (SCAV by the
-           deviation of the first batches instead of the z-score). SCAV itself is configs/demo.py.
-           Towers that see the mean as well: `--config.objective.statics=keep`; the static part
-           alone: `--config.objective.dynamic_loss=0`.
+Variants:  separate (the default); by_distance, soft_dtw, wasserstein (the dynamic part by one of
+           the paper's distances, z-scored); tower (the static part by a tower, as CAV has it,
+           instead of a small MLP of means); keep (towers see the mean as well); augment (features
+           change in ways that say nothing new); static (the static part alone); centred (SCAV of
+           features less their mean, no static part at all). SCAV itself is configs/demo.py.
 Ours:      everything: 1e-3 and 325 steps as in the demo, both temperatures from 0.07.
 """
 
 from configs import base
 
+BY_DISTANCE = {"dynamic": "distance"}
 VARIANTS = {
     "separate": {},
-    "by_distance": {"dynamic": "distance"},
+    "by_distance": BY_DISTANCE,
+    "soft_dtw": BY_DISTANCE,
+    "wasserstein": BY_DISTANCE,
     "tower": {"branch": "tower"},
-    "centred": {"statics": "remove", "dynamic": "distance"},
+    "keep": {"statics": "keep"},
+    "augment": {},
+    "static": {"dynamic_loss": 0.0},
+    "centred": {"statics": "remove"} | BY_DISTANCE,
+}
+CHANGED = {
+    "soft_dtw": base.soft_dtw,
+    "wasserstein": base.wasserstein,
+    "augment": lambda config: config.replace(data={"augment": 0.8}),
 }
 
 
 def get_config(variant: str = "separate"):
-    base.check_variant(variant, (*VARIANTS, "scale"))
-    config = base.chimes_demo()
-    if variant == "scale":
-        return config.replace(objective={"normalize": "deviation"})
-    return base.separate(config, **VARIANTS[variant])
+    base.check_variant(variant, tuple(VARIANTS))
+    config = base.separate(base.chimes_demo(), **VARIANTS[variant])
+    return CHANGED.get(variant, lambda config: config)(config)

@@ -165,11 +165,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(classified.table(document))
         print(f"\n{classified.write(folder, document)}")
         return 0
-    document, shown, embedded = evaluate(rows, splits, settings)
+    document, shown, first = evaluate(rows, splits, settings)
     print(results.table(document))  # first: where it is written to may be full
-    write(folder, document, shown)
+    write(folder, document, shown, first)
     if arguments.save is not None:
-        sources.write(arguments.save, embedded, rows[0])
+        sources.write(arguments.save, first.embedded, rows[0])
     print(f"\n{folder / 'metrics.json'}\n{folder / 'report.html'}")
     return 0
 

@@ -19,7 +19,7 @@ from jaxtyping import Float, Int
 from tqdm import tqdm
 
 from scav_jax import metrics
-from scav_jax.base.documents import write_document
+from scav_jax.base.documents import write_arrays, write_document
 from scav_jax.base.errors import InputError
 from scav_jax.base.files import ids_sha256, write_atomically
 from scav_jax.distances import find, option_names
@@ -91,7 +91,8 @@ Source = Run | EmbeddingsFile
 class Ranked:
     """What one source makes of a split: its part of the results, and what pictures are made of.
 
-    `part_ranks` are ranks by a part of the distance alone, by its name and direction.
+    `part_ranks` are ranks by a part of the distance alone, by its name and direction; `moments`
+    what `hubness.of_bank` has of every clip, where it was asked for.
     """
 
     name: str
@@ -101,6 +102,7 @@ class Ranked:
     sequence_ranks: dict[str, Int[np.ndarray, " K"]]
     document: dict
     part_ranks: dict[str, dict[str, Int[np.ndarray, " K"]]]
+    moments: dict[str, Float[np.ndarray, " K"]]
 
 
 # ---- what is measured -----------------------------------------------------------------------
@@ -254,7 +256,9 @@ def ranked(
     parts = of_both(embedded, name, options) if sequences else []
     if settings.parts:
         parts += of_euclidean(embedded, distances, name, options)
-    corrected = hubness.of_bank(embedded, distances, bank, name, options) if bank else []
+    corrected, moments = (
+        hubness.of_bank(embedded, distances, bank, name, options) if bank else ([], {})
+    )
     parts += corrected
     taken, begin = time.perf_counter() - begin, time.perf_counter()
     ranks = {
@@ -281,7 +285,7 @@ def ranked(
             alone |= {label: "aggregation"} if method["method"] == "aggregation" else {}
     own = {direction: ranks[direction][raw] for direction in DIRECTIONS}
     part_ranks = {label: {d: ranks[d][key] for d in DIRECTIONS} for label, key in alone.items()}
-    return Ranked(name, options, embedded, distances, own, document, part_ranks)
+    return Ranked(name, options, embedded, distances, own, document, part_ranks, moments)
 
 
 def _times(embedded: Embedded, distance: tuple[str, dict], ks: Sequence[int]) -> dict[str, float]:
@@ -384,7 +388,7 @@ def evaluate(
     sources: Sequence[Source],
     splits: Sequence[store.Split],
     settings: EvaluationSettings,
-) -> tuple[dict, page.Pictures, Embedded]:
+) -> tuple[dict, page.Pictures, Ranked]:
     """Evaluates runs and files of embeddings on the same clips.
 
     Args:
@@ -393,7 +397,7 @@ def evaluate(
       settings: how to rank.
 
     Returns:
-      The results document (see `results`), and the `page.Pictures` and latents of the first source.
+      The results document (see `results`), the `page.Pictures` of the first source, and that.
     """
     galleries.check(settings.galleries, len(splits[0]))
     for source, split in zip(sources, splits, strict=True):
@@ -417,7 +421,7 @@ def evaluate(
     costs_nothing = _of_baselines(sources[0], splits[0], settings) if settings.baselines else []
     split = splits[0]
     document = head(split, settings) | {"runs": [one.document for one in (*rows, *costs_nothing)]}
-    return document, _pictures(sources, rows, split, settings.seed), rows[0].embedded
+    return document, _pictures(sources, rows, split, settings.seed), rows[0]
 
 
 def head(split: store.Split, settings: EvaluationSettings) -> dict:
@@ -487,7 +491,10 @@ def _pictures(
     )
 
 
-def write(folder: Path, document: dict, shown: page.Pictures) -> None:
-    """Writes metrics.json and report.html, each whole or not at all."""
+def write(folder: Path, document: dict, shown: page.Pictures, first: Ranked) -> None:
+    """Writes metrics.json, report.html and hubness.npz (if any), each whole or not at all."""
     write_document(folder / "metrics.json", document)
     write_atomically(folder / "report.html", page.html(document, shown))
+    if first.moments:
+        ids = {"ids": np.array(first.embedded.ids)}
+        write_arrays(folder / "hubness.npz", ids | first.moments)

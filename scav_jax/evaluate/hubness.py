@@ -17,11 +17,11 @@ from scav_jax.evaluate.sources import EmbeddingsFile
 from scav_jax.metrics import paired_gain
 from scav_jax.retrieval.embed import Embedded
 from scav_jax.retrieval.hubness import moments_of, scores, training_clips
+from scav_jax.retrieval.results import TRANSDUCTIVE
 from scav_jax.retrieve import DIRECTIONS, sequence_distances
 from scav_jax.sequences import AudioVisual
 from scav_jax.training.runs import Run
 
-TRANSDUCTIVE = "Sinkhorn, transductive: looks at all queries"
 ROUNDS = 50
 SHARPNESS = 5.0  # of the matching: its temperature is a deviation of D by so much
 
@@ -42,14 +42,18 @@ def of_bank(
     bank: Embedded,
     name: str,
     options: dict,
-) -> list[Part]:
-    """Both rows.
+) -> tuple[list[Part], dict[str, Float[np.ndarray, " K"]]]:
+    """Both rows, and what the first is relative to.
 
     Args:
       embedded: all clips.
       distances: D of them.
       bank: training clips, see `retrieval.hubness.bank_of`.
       name, options: of D.
+
+    Returns:
+      The rows; `visual_mean`, `visual_deviation` of pictures' distances to the bank's sounds, and
+      the same of sounds.
     """
     to_visual = AudioVisual(embedded.latents.visual, bank.latents.audio)
     to_audio = AudioVisual(bank.latents.visual, embedded.latents.audio)
@@ -61,7 +65,9 @@ def of_bank(
         scores(distances, *of_audio),
     )
     matched = matching(distances)
-    return [corrected, Part(TRANSDUCTIVE, matched, matched)]
+    moments = dict(zip(("visual_mean", "visual_deviation"), of_visual, strict=True))
+    moments |= dict(zip(("audio_mean", "audio_deviation"), of_audio, strict=True))
+    return [corrected, Part(TRANSDUCTIVE, matched, matched)], moments
 
 
 def matching(distances: Float[np.ndarray, "V A"]) -> Float[np.ndarray, "V A"]:

@@ -71,6 +71,13 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
         default="none",
         help="bank: rank by how much nearer a clip is than it is to queries of the training data",
     )
+    add["build"].add_argument(
+        "--static-weight",
+        type=float,
+        metavar="W",
+        help="of what does not change over a clip, where the model learned that apart: scores of a "
+        "bank are of this weight (default: the model's)",
+    )
     add["add"].add_argument("--replace", action="store_true", help="clips whose id is there")
     add["delete"].add_argument("ids", nargs="+", help="of the clips, whatever they begin with")
     add["info"].add_argument("--json", action="store_true", help="for programs")

@@ -19,7 +19,7 @@ from scav_jax.base.names import shown
 from scav_jax.base.progress import progress_bar
 from scav_jax.features import store
 from scav_jax.index.store import Index, create, open_index
-from scav_jax.index.stored.catalog import WHOLE, read_header
+from scav_jax.index.stored.catalog import WHOLE, Header, read_header
 from scav_jax.index.transfer import export_index, import_index
 from scav_jax.retrieval.embed import Embedded
 from scav_jax.retrieval.files import (
@@ -159,6 +159,7 @@ def _sourced(
             root=root,
             bank=bank,
             sketch=model.sketch.name if model.sketch else "",
+            static_weight=arguments.static_weight,
         )
     index.declare(root, cut)
     if source.files:
@@ -169,14 +170,7 @@ def _sourced(
 def build(arguments: argparse.Namespace) -> int:
     model, split, index = load_as_asked(arguments), split_of(arguments), None
     if (arguments.index / "index.json").exists():
-        header = read_header(arguments.index)
-        begun = {"storage": header.storage, "hubness": "bank" if header.bank else "none"}
-        for name, value in begun.items():
-            if getattr(arguments, name) != value:
-                raise InputError(
-                    f"{arguments.index}: expected {name} {value}, as it was begun, got "
-                    f"{getattr(arguments, name)}; remove the index to build it anew"
-                )
+        check_begun(arguments, read_header(arguments.index))
         index = open_index(arguments.index, model.identity)
     begun_before = index is not None
     index, source = _sourced(index, arguments, model, split)
@@ -190,6 +184,19 @@ def build(arguments: argparse.Namespace) -> int:
         )
     print(f"{arguments.index}: {count:,} clips added, {len(index):,} in all")
     return 0
+
+
+def check_begun(arguments: argparse.Namespace, header: Header) -> None:
+    """Raises `InputError` for options of a build that went on with others."""
+    begun: dict = {"storage": header.storage, "hubness": "bank" if header.bank else "none"}
+    if arguments.static_weight is not None:
+        begun["static_weight"] = header.options.get("static_weight")
+    for name, value in begun.items():
+        if getattr(arguments, name) != value:
+            raise InputError(
+                f"{arguments.index}: expected {name.replace('_', ' ')} {value}, as it was begun, "
+                f"got {getattr(arguments, name)}; remove the index to build it anew"
+            )
 
 
 def add(arguments: argparse.Namespace) -> int:

@@ -43,6 +43,7 @@ def create(
     root: str | Path | None = None,
     bank: Embedded | None = None,
     sketch: str = "",
+    static_weight: float | None = None,
 ) -> "Index":
     """A new, empty index.
 
@@ -57,14 +58,15 @@ def create(
         distances.
       sketch: what clips will be sketched by (`Embedded.sketched_by`), for the first stage; ""
         where that is the embedding.
+      static_weight: of the static part of a distance that has one; None is that of its options.
 
     Raises:
-      InputError: something is there, an unknown distance or storage, a bank that is too small, or
-        lancedb is missing.
+      InputError: something is there, an unknown distance or storage, a weight of nothing, a bank
+        that is too small, or lancedb is missing.
     """
     path = Path(path)
     header = catalog.make_header(identity, distance, storage, root)
-    header = replace(header, sketch=sketch)
+    header = replace(header.with_weight(static_weight), sketch=sketch)
     if bank is not None:
         check_enough(len(bank))
         header = replace(header, bank=hubness.digest(bank), bank_clips=len(bank))

@@ -78,8 +78,13 @@ class Compared:
     def __init__(self, pair, found, calibration, cosine_bias):
         visual, audio = pair
         self.found = read(found, OFFSETS, visual, [audio], calibration)
-        by_cosine = best(OFFSETS, -smoothed(found.cosines[0], STEP_S))
-        self.by_cosine = by_cosine + calibration.bias_s - cosine_bias
+        self.cosines = smoothed(found.cosines[0], STEP_S)
+        self.cosine_offsets = OFFSETS + calibration.bias_s - cosine_bias
+        self.by_cosine = best(self.cosine_offsets, -self.cosines)
+
+    def cosine_at(self, offset: float) -> float:
+        """The cosine nearest to an offset in seconds."""
+        return self.cosines[np.argmin(np.abs(self.cosine_offsets - offset))]
 
 
 def beside(found: Shifted, steps: int) -> Shifted:
@@ -192,6 +197,14 @@ def measure(options) -> dict:
         abs(one.found.offset + side) < abs(one.found.offset)
         for one, side in zip(cases["small"], sides, strict=True)
     ]
+    cosine_nearer = [
+        abs(one.by_cosine + side) < abs(one.by_cosine)
+        for one, side in zip(cases["small"], sides, strict=True)
+    ]
+    cosine_larger = [
+        one.cosine_at(-side) > one.cosine_at(0.0)
+        for one, side in zip(cases["small"], sides, strict=True)
+    ]
     return {
         "run": str(options.run),
         "split": options.split,
@@ -202,6 +215,8 @@ def measure(options) -> dict:
         "0.4 s": {
             "nearer_to_it": interval(nearer, random),
             "closer_there_than_at_0": interval([there < zero for there, zero in at_side], random),
+            "cosine_nearer_to_it": interval(cosine_nearer, random),
+            "cosine_larger_there_than_at_0": interval(cosine_larger, random),
         },
         "strangers": {
             **{f"{name}_in_order": in_order(*values) for name, values in scores.items()},

@@ -207,8 +207,6 @@ def make_header(
     check_one_of("storage", storage, STORAGES)
     if "resample" in option_names(name):
         options = {"resample": RESAMPLINGS[0], **options}
-    # How the training multiplied is no business of the index: it has a storage of its own.
-    options = {key: value for key, value in options.items() if key != "storage"}
     root = None if root is None else os.path.abspath(root)
     own = secrets.token_hex(8)
     return Header(str(identity), name, options, storage, root=root, name=own)

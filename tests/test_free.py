@@ -6,14 +6,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from small_run import write_data
 
 from scav_jax.extract.backbones.pixels import PixelsAudio, PixelsVisual
 from scav_jax.extract.backbones.plain import ColoursVisual, PlainAudio, PlainVisual
+from scav_jax.features import store
 from scav_jax.features.free import free
 from scav_jax.features.playable import playable
 from scav_jax.features.sides import declared, pixels
 from scav_jax.objectives.free import Free, changed
 from scav_jax.sequences import AudioVisual, as_batch, sequences
+from scav_jax.training.setup import material
 
 CLIPS, GRID, MEL = 24, (2, 3, 2, 3), (2, 14)
 
@@ -108,3 +111,10 @@ def test_what_ours_declare_is_no_part_of_their_fingerprints():
     keys = {"playable", "free", "momentary", "pixels"}
     for side in (PlainVisual(), PlainAudio(), ColoursVisual(), PixelsVisual(), PixelsAudio()):
         assert not keys & side.fingerprint().keys()
+
+
+def test_an_objective_is_told_which_features_are_pixels(tmp_path):
+    sides = {"visual": {"name": "pixels"}, "audio": {"name": "mine:Mine"}}
+    data = write_data(tmp_path / "data", fingerprint={"backbone": sides})
+    told = material(store.read(data, "train"), "time")
+    assert told.pixels == {"visual": True, "audio": None}

@@ -36,7 +36,7 @@ QUERY = "\0query"  # in the place of its file, which no clip of an index can hav
 
 
 @dataclass(frozen=True)
-class Found:
+class RememberedSearch:
     """A search whose curves can be asked for: `hits` with their files, `search` as it is shown."""
 
     query: Embedded
@@ -81,7 +81,7 @@ class Searcher:
         self._workers, self._lock = workers, threading.Lock()
         self._decoding = threading.BoundedSemaphore(DECODING_AT_ONCE)
         self._asking = threading.BoundedSemaphore(ASKING_AT_ONCE)
-        self._found: OrderedDict[str, Found] = OrderedDict()
+        self._remembered: OrderedDict[str, RememberedSearch] = OrderedDict()
 
     @contextlib.contextmanager
     def admitted(self) -> Iterator[None]:
@@ -196,20 +196,20 @@ class Searcher:
                 for hit, result in zip(hits, results, strict=True)
             ],
             "html": search_page.search_html(search),
-            "curves": f"/curves/{self._keep(Found(query, list(hits), search))}",
+            "curves": f"/curves/{self._remember(RememberedSearch(query, list(hits), search))}",
             "note": decoded.note,
         }
 
-    def _keep(self, found: "Found") -> str:
+    def _remember(self, found: RememberedSearch) -> str:
         token = secrets.token_hex(16)
         with self._lock:
-            remember(self._found, token, found, KEPT)
+            remember(self._remembered, token, found, KEPT)
         return token
 
     def curves(self, token: str) -> dict | None:
         """The match over time of what a search has found; None for a token we did not give out."""
         with self._lock:
-            found = self._found.get(token)
+            found = self._remembered.get(token)
         if found is None:
             return None
         direction = found.search.direction

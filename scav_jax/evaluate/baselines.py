@@ -263,7 +263,7 @@ def _parted(split: store.Split, align: str, dynamic: Maps, static: Maps) -> Embe
 # ---- clips ---------------------------------------------------------------------------------------
 
 
-class _Clip(NamedTuple):
+class _ClipFeatures(NamedTuple):
     """One clip's features, and the windows of both streams in steps."""
 
     visual: Float[np.ndarray, "N Dv"]
@@ -285,7 +285,7 @@ def _on_one_grid(batch: Batch) -> Batch:
 _resampled = jax.jit(lambda features: resample_pairs(features, "visual_to_audio"))
 
 
-def _clips(batch: Batch) -> Iterator[_Clip]:
+def _clips(batch: Batch) -> Iterator[_ClipFeatures]:
     """The clips of a batch, without padding; without a clock, they last as 25 frames a second."""
     visual, audio = (jax.tree.map(np.asarray, stream) for stream in batch.features)
     for row, seconds in enumerate(np.asarray(batch.seconds)):
@@ -295,10 +295,12 @@ def _clips(batch: Batch) -> Iterator[_Clip]:
         ]
         lasts = float(seconds[1] - seconds[0])
         windows = np.stack([stream.windows[row] for stream in (visual, audio)])
-        yield _Clip(*of_both, windows, lasts if np.isfinite(lasts) else CELL_S * len(of_both[0]))
+        if not np.isfinite(lasts):
+            lasts = CELL_S * len(of_both[0])
+        yield _ClipFeatures(*of_both, windows, lasts)
 
 
-def _pair(clip: _Clip) -> tuple[np.ndarray, np.ndarray]:
+def _pair(clip: _ClipFeatures) -> tuple[np.ndarray, np.ndarray]:
     """Steps on one grid, none wider than `MOST`."""
     return tuple(
         one if one.shape[1] <= MOST else one @ _directions(one.shape[1])

@@ -38,7 +38,7 @@ import numpy as np
 
 from scav_jax.extract import backbones, handover, pool, program
 from scav_jax.extract.backbones import Backbone, Prepared, beats
-from scav_jax.extract.backbones.clip_model import BLOCKS, ClipModel
+from scav_jax.extract.backbones.clip_model import FRAME_CHUNKS, ClipModel
 from scav_jax.extract.backbones.clip_towers import ClipConfig, VisionConfig
 from scav_jax.extract.backbones.clip_weights import random_weights
 from scav_jax.extract.decoding import media
@@ -55,7 +55,7 @@ def full_model(dtype: str) -> Backbone:
         vision,
         random_weights(vision),
         dtype=dtype,
-        batching=BLOCKS,
+        batching=FRAME_CHUNKS,
     )
     sound = beats.Beats(beats.random_checkpoint(beats.ITER3_PLUS, 0), dtype)
     options = {"": {"dtype": dtype}}

@@ -146,7 +146,7 @@ def test_batches_change_no_bit(model):
     clips = prepared(1, CHUNK, 3 * CHUNK + 7, 38, 2 * CHUNK - 1)
     alone = [model.encode([clip])[0] for clip in clips]
     assert [len(visual) for visual, _ in alone] == [len(clip.visual) for clip in clips]
-    one = clip_of_devices(1)
+    one = model_of_devices(1)
     for order in ([0, 1, 2, 3, 4], [4, 2, 0, 0]):
         together = model.encode([clips[index] for index in order])
         apart = one.encode([clips[index] for index in order])
@@ -156,15 +156,15 @@ def test_batches_change_no_bit(model):
                 np.testing.assert_array_equal(single[stream], alone[index][stream])
 
 
-def clip_of_devices(count):
+def model_of_devices(count):
     """The model of seed 0 on so many devices."""
-    clip = ClipModel(
+    clip_model = ClipModel(
         ClipConfig(vision=VISION),
         random_weights(ClipConfig(vision=VISION), 0),
         batching=dataclasses.replace(FRAME_CHUNKS, devices=jax.local_devices()[:count]),
     )
     sound = beats.Beats(beats.random_checkpoint(BEATS, 0), devices=count)
-    model = backbones.load("clip_beats", weights={"clip": clip, "beats": sound})
+    model = backbones.load("clip_beats", weights={"clip": clip_model, "beats": sound})
     model.audio.sounds_at_once = count
     return model
 

@@ -51,7 +51,7 @@ PARTS = 10  # of a run's course, in the table of its memory
 
 def full_model(dtype: str) -> Backbone:
     vision = ClipConfig(vision=VisionConfig())
-    clip = ClipModel(
+    clip_model = ClipModel(
         vision,
         random_weights(vision),
         dtype=dtype,
@@ -59,7 +59,9 @@ def full_model(dtype: str) -> Backbone:
     )
     sound = beats.Beats(beats.random_checkpoint(beats.ITER3_PLUS, 0), dtype)
     options = {"": {"dtype": dtype}}
-    return backbones.load("clip_beats", weights={"clip": clip, "beats": sound}, options=options)
+    return backbones.load(
+        "clip_beats", weights={"clip": clip_model, "beats": sound}, options=options
+    )
 
 
 def seconds(call) -> float:

@@ -1,7 +1,7 @@
 """Frozen CLIP: frames and texts -> features, from a Hugging Face directory or hub id.
 
-    clip = load("openai/clip-vit-large-patch14")
-    features = clip.encode_images(frames)  # uint8 [N, height, width, 3] -> float32 [N, 1024]
+    model = load("openai/clip-vit-large-patch14")
+    features = model.encode_images(frames)  # uint8 [N, height, width, 3] -> float32 [N, 1024]
 
 The pooled class step after the last norm (768 numbers for B/32) is transformers' `pooler_output`;
 `output="projected"` gives the embedding that is compared with texts.

@@ -18,7 +18,8 @@ def validate(setup: Setup, params) -> dict[str, float]:
     R@1 in both directions by each method of the objective; of one that classifies, its accuracy or
     mAP. And what the objective decides on this split, by which sequences are ranked then.
     """
-    mesh = sharding.local_mesh(min(jax.local_device_count(), setup.settings.devices or sys.maxsize))
+    wanted = setup.config.train.devices or sys.maxsize
+    mesh = sharding.local_mesh(min(jax.local_device_count(), wanted))
     run, split = run_of(setup, jax.device_get(params)), setup.validation
     if setup.objective.classes:
         logits = classify.logits_of(run, split, setup.data.batch_size, mesh=mesh)

@@ -161,7 +161,7 @@ def trained(setup: Setup, clips: Batch, runs: list[tuple[int, float]], options) 
     An optimizer with the peak 1 whose updates are scaled is one with that learning rate: AdamW's
     update and its decay are proportional to it.
     """
-    encoders, steps = training_encoders(setup), setup.settings.steps
+    encoders, steps = training_encoders(setup), setup.config.train.steps
     size = setup.data.batch_size
     section = dataclasses.asdict(setup.config.optimizer) | {"learning_rate": 1.0}
     seeds, rates = (jnp.asarray(column) for column in zip(*runs, strict=True))

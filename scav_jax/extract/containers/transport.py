@@ -35,7 +35,7 @@ REGISTERED |= dict.fromkeys((b"DTS1", b"DTS2", b"DTS3"), "audio")
 
 OTHER = "other"  # also what is not known: it may be anything
 Programme = dict[int, str]  # PID -> "video", "audio" or `OTHER`
-Listing = dict[int, Programme]  # by the programmes' numbers; empty where nothing is known of one
+TableState = dict[int, Programme]  # by number of programme; empty where nothing is known of one
 
 
 class Programmes:
@@ -46,16 +46,16 @@ class Programmes:
     """
 
     def __init__(self, path: Path):
-        self._listings = _listings(path)
+        self._states = _states(path)
 
     @property
     def several(self) -> bool:
         """Whether there is more than one programme at once anywhere."""
-        return any(sum(map(bool, listing.values())) > 1 for listing in self._listings)
+        return any(sum(map(bool, state.values())) > 1 for state in self._states)
 
     def related(self, pid: int) -> set[int]:
         """The PIDs of all programmes that a stream is in."""
-        programmes = (one for listing in self._listings for one in listing.values() if pid in one)
+        programmes = (one for state in self._states for one in state.values() if pid in one)
         return {other for one in programmes for other in one}
 
     def replaced(self, pid: int, kind: str) -> bool:
@@ -64,14 +64,12 @@ class Programmes:
         Where the tables do not list a stream, its programme has another one of the kind that it
         never has beside it. One that merely ends, or to which others come, is not replaced.
         """
-        own = {
-            number for listing in self._listings for number, one in listing.items() if pid in one
-        }
+        own = {number for state in self._states for number, one in state.items() if pid in one}
         beside, instead = set(), set()
-        for listing in self._listings:
-            mine = [listing[number] for number in own & listing.keys()] or [*listing.values()]
+        for state in self._states:
+            mine = [state[number] for number in own & state.keys()] or [*state.values()]
             if any(one.get(pid) in (kind, OTHER) for one in mine):
-                beside |= _of_kind(listing.values(), kind)
+                beside |= _of_kind(state.values(), kind)
             else:
                 instead |= _of_kind(mine, kind)
         return bool(own) and bool(instead - beside)
@@ -81,7 +79,7 @@ def _of_kind(programmes: Iterable[Programme], kind: str) -> set[int]:
     return {pid for one in programmes for pid, what in one.items() if what == kind}
 
 
-def _listings(path: Path) -> list[Listing]:
+def _states(path: Path) -> list[TableState]:
     """All different states that a file's tables are in, in the order of their first occurrence."""
     tables = _Tables()
     with open(path, "rb") as file:
@@ -90,7 +88,7 @@ def _listings(path: Path) -> list[Listing]:
             tables.take(packets)
             if tables.full:
                 break
-    return tables.listings
+    return tables.states
 
 
 def _read(file, at: int, count: int) -> UInt8[np.ndarray, " N"]:
@@ -144,12 +142,12 @@ class _Tables:
     """Takes a file's packets and keeps what the tables in them say.
 
     Attributes:
-      listings: the different states so far.
+      states: the different states so far.
       full: whether there were so many tables that they can be none.
     """
 
     def __init__(self):
-        self.listings: list[Listing] = []
+        self.states: list[TableState] = []
         self.full = False
         self._count = 0
         self._wanted = np.zeros(PIDS, bool)
@@ -233,8 +231,8 @@ class _Tables:
             for part in self._parts.values()
             for number, pid in part.items()
         }
-        if any(now.values()) and now not in self.listings:
-            self.listings.append(now)
+        if any(now.values()) and now not in self.states:
+            self.states.append(now)
 
 
 def _streams(section: bytes) -> Programme:

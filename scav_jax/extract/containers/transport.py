@@ -15,7 +15,7 @@ from jaxtyping import UInt8
 
 FORMAT = "mpegts"  # libavformat's name, of files with packets of any size
 SYNC, PACKET_BYTES = 0x47, 188
-DISTANCES = (188, 192, 204)  # from packet to packet: plain, with a time before, with a check behind
+PACKET_SIZES = (188, 192, 204)  # plain, with a time before, with a check behind
 SYNCED_PACKETS = 5  # so many in a row are no accident
 BLOCK_PACKETS = 2**15
 PIDS = 2**13
@@ -121,16 +121,16 @@ def _next_synced(
     read: Callable[[int, int], np.ndarray], at: int, size: int
 ) -> tuple[int, int] | None:
     """Where the next packets begin that follow each other, and how far apart they are."""
-    reach = (SYNCED_PACKETS - 1) * max(DISTANCES)
+    reach = (SYNCED_PACKETS - 1) * max(PACKET_SIZES)
     window = 2**11
     while at < size:
         marks = read(at, window + reach) == SYNC
         marks = np.pad(marks, (0, window + reach - len(marks)))
         found = []
-        for distance in DISTANCES:
-            steps = (marks[n * distance : n * distance + window] for n in range(SYNCED_PACKETS))
+        for packet in PACKET_SIZES:
+            steps = (marks[n * packet : n * packet + window] for n in range(SYNCED_PACKETS))
             if len(places := np.flatnonzero(np.logical_and.reduce([*steps]))):
-                found.append((at + int(places[0]), distance))
+                found.append((at + int(places[0]), packet))
         if found:
             return min(found)
         at += window

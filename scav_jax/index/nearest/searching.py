@@ -37,7 +37,7 @@ FEW_SHARE = 0.035
 SKETCHING, BOUNDING = 18e6, 900
 COSINE_ROWS = 16384  # candidates at a time
 COSINE_PAIRS = 2**22  # with few queries, more
-Asking = tuple[str, Float[np.ndarray, "Q _"]]  # the column that is asked, and unit vectors
+UnitQueries = tuple[str, Float[np.ndarray, "Q _"]]  # the column that is asked, and unit vectors
 PAIRWISE_ROWS, PAIRWISE_QUERIES = 256, 32  # at a time
 
 
@@ -273,9 +273,9 @@ def _nearest(snapshot: Snapshot, queries: Queries, k: int, most: int, report: Re
 
 def _nearest_by_cosine(snapshot: Snapshot, queries: Queries, k: int, most: int, report: Report):
     """The same by cosine, the largest first; equal ones are in the order of keys."""
-    asking = "embeddings", unit(queries.embeddings)
-    places = _possible(asking, queries.asked, snapshot, k)
-    cosines = _cosines(asking, queries.asked, snapshot, *places)
+    unit_queries = "embeddings", unit(queries.embeddings)
+    places = _possible(unit_queries, queries.asked, snapshot, k)
+    cosines = _cosines(unit_queries, queries.asked, snapshot, *places)
     *places, far = ranked(*places, -cosines, snapshot, k)
     return *places, -far
 
@@ -288,11 +288,11 @@ def most_similar(
     Cosines of sketches where the index has them, else of embeddings. Where rounding leaves no doubt
     about which k they are, no cosine is computed again.
     """
-    asking = _first_stage(queries, snapshot.header)
-    places = _possible(asking, queries.asked, snapshot, k)
+    unit_queries = _first_stage(queries, snapshot.header)
+    places = _possible(unit_queries, queries.asked, snapshot, k)
     doubtful = np.bincount(places[0], minlength=len(queries))[places[0]] > k
     unsure = [column[doubtful] for column in places]
-    cosines = _cosines(asking, queries.asked, snapshot, *unsure)
+    cosines = _cosines(unit_queries, queries.asked, snapshot, *unsure)
     found = ranked(*unsure, -cosines, snapshot, k)[:3]
     together = [
         np.concatenate([column[~doubtful], more])
@@ -303,7 +303,7 @@ def most_similar(
     return query, segment, row
 
 
-def _first_stage(queries: Queries, header: Header) -> Asking:
+def _first_stage(queries: Queries, header: Header) -> UnitQueries:
     """What the first stage of a hybrid search asks with."""
     if not header.sketch:
         return "embeddings", unit(queries.embeddings)
@@ -316,10 +316,10 @@ def _first_stage(queries: Queries, header: Header) -> Asking:
 
 
 def _possible(
-    asking: Asking, asked: str, snapshot: Snapshot, k: int
+    unit_queries: UnitQueries, asked: str, snapshot: Snapshot, k: int
 ) -> tuple[Int[np.ndarray, " p"], ...]:
     """(query, segment, row) of all that can be among the k nearest, whatever products round."""
-    column, embeddings = asking
+    column, embeddings = unit_queries
     nearest, numbers = NearestSoFar(len(embeddings), k), np.arange(len(embeddings))
     width = embeddings.shape[1]
     errors = np.full(len(embeddings), products.rounding(width, width) * 2)
@@ -339,10 +339,10 @@ def _possible(
 
 
 def _cosines(
-    asking: Asking, asked: str, snapshot: Snapshot, query, segment, row
+    unit_queries: UnitQueries, asked: str, snapshot: Snapshot, query, segment, row
 ) -> Float[np.ndarray, " p"]:
     """Cosines, each by its own sum: the same whatever tile found the pair."""
-    column, embeddings = asking
+    column, embeddings = unit_queries
     result = np.empty(len(query), np.float32)
     for number in np.unique(segment):
         here = np.flatnonzero(segment == number)

@@ -41,7 +41,7 @@ from scav_jax.retrieval.hubness import bank_of
 from scav_jax.retrieve import DIRECTIONS, check_ks, hybrid_ranks, queries_first, seconds_per_query
 from scav_jax.sequences import DIRECTIONS as RESAMPLINGS
 from scav_jax.sequences import AudioVisual
-from scav_jax.training.records import read_records
+from scav_jax.training.records import read_metrics
 from scav_jax.training.runs import Run
 
 
@@ -475,7 +475,7 @@ def _pictures(
         }
     return page.Pictures(
         histories=[
-            (one.document["name"], read_records(source.path))
+            (one.document["name"], read_metrics(source.path))
             for source, one in zip(sources, rows, strict=True)
             if isinstance(source, Run)
         ],

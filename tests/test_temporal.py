@@ -432,7 +432,7 @@ def test_covered_seconds_are_those_that_views_find(tmp_path):
         (
             {"seconds": lambda number: 1.0 if number in (3, 5, 8, 13) else 2.0},
             {},
-            r"train\): 4 of 24 clips last less than two segments of 0\.64 s, .*"
+            r"train\): 4 of 24 clips last less than two excerpts of 0\.64 s, .*"
             r"\('clip 3', 'clip 5', 'clip 8', \.\.\.\); drop them or lower objective\.window_s",
         ),
         (

@@ -162,7 +162,7 @@ def test_smoothing_keeps_lines_and_gaps():
 def test_seconds_of_overlapping_windows_count_once():
     audio = [Track(np.zeros((25, 1)), span) for span in ((0.0, 4.0), (2.0, 6.0), (4.0, 8.0))]
     seconds = np.array([[4.0, 3.0], [4.0, 4.0], [0.0, 0.0]])
-    assert synchrony.covered(Shifted(seconds, seconds, seconds), audio) == 6.0
+    assert synchrony.compared_seconds(Shifted(seconds, seconds, seconds), audio) == 6.0
 
 
 # ---- calibration --------------------------------------------------------------------------------

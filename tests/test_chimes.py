@@ -23,7 +23,7 @@ from scav_jax.datasets.chimes.picture import Camera, paint_scene
 from scav_jax.datasets.chimes.rendering import render_performance
 from scav_jax.datasets.chimes.room import make_room
 from scav_jax.datasets.chimes.sound import make_notes, play
-from scav_jax.datasets.chimes.video import encode
+from scav_jax.datasets.chimes.video import encode_mp4
 
 # Ten short performances: every split, two instruments of training and one unseen.
 SMALL = (
@@ -223,7 +223,7 @@ def played(request, tmp_path_factory):
     notes = make_notes(instrument, parameters, SEED)
     sound = play(instrument, notes, performance, score, parameters, SEED)
     path = tmp_path_factory.mktemp("played") / "performance.mp4"
-    path.write_bytes(encode(camera.frames, sound, parameters))
+    path.write_bytes(encode_mp4(camera.frames, sound, parameters))
     return path, score, instrument
 
 

@@ -31,7 +31,7 @@ from scav_jax.datasets.chimes.presets import override as override_parameters
 from scav_jax.datasets.chimes.presets import preset as preset_parameters
 from scav_jax.datasets.chimes.room import make_room
 from scav_jax.datasets.chimes.sound import make_notes, play
-from scav_jax.datasets.chimes.video import encode
+from scav_jax.datasets.chimes.video import encode_mp4
 
 RENDERER = 1  # raise it whenever the same parameters come to mean other pictures or sounds
 DESCRIPTION, CLIPS = "chimes.json", "clips.csv"
@@ -200,7 +200,7 @@ def render_performance(
     sound = play(instrument, notes, performance, score, parameters, seed)
     if room is not None:
         sound = room.heard(sound, parameters.audio_rate_hz)
-    write_atomically(out / performance.file, encode(camera.frames, sound, parameters))
+    write_atomically(out / performance.file, encode_mp4(camera.frames, sound, parameters))
 
 
 def score_of(performance: Performance, parameters: Parameters, seed: int) -> Score:

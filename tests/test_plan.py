@@ -125,7 +125,7 @@ def test_flops_of_the_towers_are_those_of_xla(work, monkeypatch):
 
 def test_the_paper_s_model_has_the_parameters_that_the_readme_says():
     work = costs.Workload(Encoders(pre_resample="visual_to_audio"), Sequential(), 256)
-    assert costs.parameters(work) / 1e6 == pytest.approx(39.3, abs=0.05)
+    assert costs.parameter_count(work) / 1e6 == pytest.approx(39.3, abs=0.05)
 
 
 def test_caching_and_remat_add_their_forward_passes_and_save_memory():

@@ -97,7 +97,7 @@ def _view_shapes(
     )
 
 
-def parameters(work: Workload) -> int:
+def parameter_count(work: Workload) -> int:
     """How many numbers are learned, both towers and temperatures."""
     widths = {"visual": work.visual[1], "audio": work.audio[1]}
     shapes = parameter_shapes(work.encoders, work.objective, widths)
@@ -261,9 +261,9 @@ def memory(work: Workload, count: int | None = None) -> PlannedMemory:
 
     Args:
       work: the step.
-      count: its `parameters`, where they are known: to find them the towers are traced.
+      count: its `parameter_count`, where they are known: to find them the towers are traced.
     """
-    count = parameters(work) if count is None else count
+    count = parameter_count(work) if count is None else count
     rows = work.batch / work.devices
     encoded = (work.microbatch or work.batch) / work.devices
     kept = lambda sharded: 1 / work.devices if sharded else 1.0  # noqa: E731
@@ -303,7 +303,7 @@ def _kept_numbers(work: Workload, steps: int, width: int, name: str) -> int:
 def largest_batch(work: Workload, limit: float) -> int:
     """The largest multiple of devices (and of the microbatch) that fits in `limit` bytes; or 0."""
     unit = work.microbatch or work.devices
-    count = parameters(work)
+    count = parameter_count(work)
 
     def fits(units: int) -> bool:
         return memory(dataclasses.replace(work, batch=units * unit), count).total <= limit

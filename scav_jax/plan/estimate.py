@@ -22,7 +22,7 @@ from scav_jax.plan.costs import (
     flops,
     largest_batch,
     memory,
-    parameters,
+    parameter_count,
 )
 from scav_jax.plan.devices import TERA, Device
 from scav_jax.training.config import Config
@@ -183,7 +183,7 @@ def report(
             "steps_per_s": 1 / step_seconds(way, device, efficiency),
         }
     return {
-        "parameters": parameters(work),
+        "parameters": parameter_count(work),
         "batch": work.batch,
         "devices": work.devices,
         "precision": work.encoders.precision,

@@ -1,8 +1,7 @@
 """What a training step costs, by arithmetic from its modules: FLOPs, and memory on each device.
 
-Nothing is computed. `memory` counts what the backward pass keeps as XLA keeps it (which is more
-than the formulas need), so other compilers
-and fused kernels need less.
+Nothing is computed. `planned_memory` counts what the backward pass keeps as XLA keeps it (which is
+more than the formulas need), so other compilers and fused kernels need less.
 """
 
 import dataclasses
@@ -252,7 +251,7 @@ def _tower_bytes(encoders: Towers, steps: int, feature_width: int, name: str) ->
     return projection + norm_and_latents + _blocks_bytes(encoders, steps, name)
 
 
-def memory(work: Workload, count: int | None = None) -> PlannedMemory:
+def planned_memory(work: Workload, count: int | None = None) -> PlannedMemory:
     """What each device holds at the fullest moment, by arithmetic (see the module).
 
     Without gradient caching that is when the backward pass begins: all activations are there, and
@@ -306,7 +305,7 @@ def largest_batch(work: Workload, limit: float) -> int:
     count = parameter_count(work)
 
     def fits(units: int) -> bool:
-        return memory(dataclasses.replace(work, batch=units * unit), count).total <= limit
+        return planned_memory(dataclasses.replace(work, batch=units * unit), count).total <= limit
 
     if not fits(1):
         return 0

@@ -21,8 +21,8 @@ from scav_jax.plan.costs import (
     Workload,
     flops,
     largest_batch,
-    memory,
     parameter_count,
+    planned_memory,
 )
 from scav_jax.plan.devices import TERA, Device
 from scav_jax.training.config import Config
@@ -173,11 +173,11 @@ def report(
     config: Config, work: Workload, stored: StoredFeatures, device: Device, efficiency: float
 ) -> dict:
     """Every figure of the plan, as a document."""
-    seconds, held = step_seconds(work, device, efficiency), memory(work)
+    seconds, held = step_seconds(work, device, efficiency), planned_memory(work)
     rows = {}
     for name, way in ways(work).items():
         rows[name] = {
-            "memory_bytes": memory(way).total,
+            "memory_bytes": planned_memory(way).total,
             "largest_batch": largest_batch(way, device.memory),
             "flops": flops(way).total,
             "steps_per_s": 1 / step_seconds(way, device, efficiency),

@@ -207,9 +207,9 @@ def test_stills_are_the_first_pictures_of_the_clips(client, films):
         with av.open(io.BytesIO(client.get(clip).content)) as container:
             first = next(container.decode(video=0)).to_ndarray(format="rgb24")
         assert picture.shape == first.shape and np.abs(picture - first).mean() < 12
-    late = playable.still(films / "d.mp4", 0.48, 3.0)  # the flash
-    assert late != playable.still(films / "d.mp4", 0.0, 3.0)
-    assert playable.still(films / "gone.mp4", 0.0, 1.0) == ""
+    late = playable.still_picture(films / "d.mp4", 0.48, 3.0)  # the flash
+    assert late != playable.still_picture(films / "d.mp4", 0.0, 3.0)
+    assert playable.still_picture(films / "gone.mp4", 0.0, 1.0) == ""
 
 
 def test_a_clip_of_the_index_asks_as_its_file_does(client, app, index, films):

@@ -20,7 +20,7 @@ from scav_jax.index import Hit
 from scav_jax.report import search_page
 from scav_jax.report.markup import ASKING
 from scav_jax.report.match import latents_of
-from scav_jax.report.playable import Playable, still
+from scav_jax.report.playable import Playable, still_picture
 from scav_jax.retrieval.embed import Embedded
 from scav_jax.retrieval.model import Model
 from scav_jax.sequences import Sequences
@@ -253,6 +253,6 @@ class Searcher:
             path = self.library.locate(source)
         except Unusable as unusable:
             return "", unusable.reason, ""
-        there = still(path, start, end)
+        there = still_picture(path, start, end)
         kind = "video" if there else "audio"
         return kind, f"/clip/{self.library.offer(path, start, end, kinds)}", there

@@ -51,7 +51,7 @@ class Playable:
     still: str = ""
 
 
-def playable(
+def make_playable(
     path: Path,
     start: float,
     end: float | None,

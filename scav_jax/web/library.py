@@ -18,7 +18,7 @@ from typing import Any
 from scav_jax.base.documents import content_sample
 from scav_jax.base.errors import InputError
 from scav_jax.extract.containers.opening import Unusable
-from scav_jax.report.playable import ANOTHER, Playable, is_another, playable
+from scav_jax.report.playable import ANOTHER, Playable, is_another, make_playable
 
 TOKENS = 4096  # clips that can be asked for; older ones are forgotten
 ENCODED = 256  # of them, kept encoded
@@ -150,7 +150,7 @@ class Library:
     ) -> Playable:
         if content_sample(self.locate(str(path))) != content:
             raise Unusable("list", "it is another file now than was found; search again")
-        return playable(path, start, end, kinds=kinds)
+        return make_playable(path, start, end, kinds=kinds)
 
     def _put(self, token: str, made: Playable) -> None:
         begun = self.folder / f"{token}.{secrets.token_hex(4)}"  # who reads it already goes on

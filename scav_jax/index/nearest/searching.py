@@ -17,7 +17,7 @@ from scav_jax.base.errors import InputError
 from scav_jax.index import products
 from scav_jax.index.nearest.hubness import Hubness, nearest_so_far
 from scav_jax.index.nearest.pruned import ExactSearch, Pruning, nearest_of_chosen
-from scav_jax.index.nearest.scan import Queries, Scan, numbers_of, ranked
+from scav_jax.index.nearest.scan import Queries, Scan, k_smallest, numbers_of
 from scav_jax.index.products import NearestSoFar, widen
 from scav_jax.index.stored.catalog import Header
 from scav_jax.index.stored.rows import numbered
@@ -164,7 +164,7 @@ def search_both(
         segment, row, scores, distances = _of_all(snapshot, some)
         for number, (total, mean) in enumerate(zip(scores, distances, strict=True)):
             everywhere = np.full(count, first + number)
-            *places, total = ranked(everywhere, segment, row, total, snapshot, k)
+            *places, total = k_smallest(everywhere, segment, row, total, snapshot, k)
             at = np.searchsorted(numbered(segment, row), numbered(*places[1:]))
             parts.append((*places, total.astype(np.float32), None, mean[at].astype(np.float32)))
     report.seconds = time.perf_counter() - begin
@@ -264,7 +264,7 @@ def _nearest(snapshot: Snapshot, queries: Queries, k: int, most: int, report: Re
         nearest = scan.nearest(k)
         scan.compare_all(nearest)
     places = nearest.candidates()
-    *places, squares = ranked(*places, scan.scores(*places, order), snapshot, k)
+    *places, squares = k_smallest(*places, scan.scores(*places, order), snapshot, k)
     return *places, snapshot.header.score_of(squares)
 
 
@@ -276,7 +276,7 @@ def _nearest_by_cosine(snapshot: Snapshot, queries: Queries, k: int, most: int, 
     unit_queries = "embeddings", unit(queries.embeddings)
     places = _possible(unit_queries, queries.asked, snapshot, k)
     cosines = _cosines(unit_queries, queries.asked, snapshot, *places)
-    *places, far = ranked(*places, -cosines, snapshot, k)
+    *places, far = k_smallest(*places, -cosines, snapshot, k)
     return *places, -far
 
 
@@ -293,7 +293,7 @@ def most_similar(
     doubtful = np.bincount(places[0], minlength=len(queries))[places[0]] > k
     unsure = [column[doubtful] for column in places]
     cosines = _cosines(unit_queries, queries.asked, snapshot, *unsure)
-    found = ranked(*unsure, -cosines, snapshot, k)[:3]
+    found = k_smallest(*unsure, -cosines, snapshot, k)[:3]
     together = [
         np.concatenate([column[~doubtful], more])
         for column, more in zip(places, found, strict=True)
@@ -377,7 +377,7 @@ def _nearest_by_any_distance(
             }
             compare(queries, snapshot, rows, nearest, everyone[number : number + 1])
     places = nearest.candidates()
-    return ranked(*places, nearest.distances().astype(np.float32), snapshot, k)
+    return k_smallest(*places, nearest.distances().astype(np.float32), snapshot, k)
 
 
 def compare(

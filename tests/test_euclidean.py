@@ -267,7 +267,7 @@ def test_a_grid_reads_itself_exactly():
     assert set(np.asarray(taps.weight)[real]) <= {0.0, 1.0}
 
 
-def test_collect_and_spread_are_the_adjoint_of_read():
+def test_collect_and_scatter_are_the_adjoint_of_read():
     """<W x, y> = <x, W' y>, and W'W as `collect` has it gives |W y|^2."""
     visual, audio = stream([9, 3, 1, 7], 9, 18, fill=0.0), stream([5, 5, 5, 5], 7, 19, fill=0.0)
     shared = jax.tree.map(lambda leaf: leaf[0], resampling.grid_of(audio))
@@ -279,10 +279,10 @@ def test_collect_and_spread_are_the_adjoint_of_read():
         taps = resampling.taps_of_many(shared, own, jnp.arange(9, dtype=jnp.int32), FLOAT32)
         moved = resampling.read(InPlace(audio, None, None), taps)
         collected = resampling.collect(InPlace(visual, None, None), taps, shared, own, 7)
-        return moved, collected, resampling.spread(jnp.zeros_like(audio), visual, taps)
+        return moved, collected, resampling.scatter(jnp.zeros_like(audio), visual, taps)
 
-    moved, collected, spread = both(visual.values, audio.values)
-    np.testing.assert_allclose(collected.values, spread, atol=1e-5)
+    moved, collected, scattered = both(visual.values, audio.values)
+    np.testing.assert_allclose(collected.values, scattered, atol=1e-5)
     np.testing.assert_allclose(
         np.sum(moved * visual.values), np.sum(audio.values * collected.values), rtol=1e-5
     )

@@ -31,8 +31,8 @@ from scav_jax.distances.resampling import (
     collect,
     grid_of,
     read,
+    scatter,
     slice_of,
-    spread,
     taps_of_many,
 )
 from scav_jax.sequences import Sequences, zero_padding
@@ -226,7 +226,7 @@ def _read_distances(visual: StreamPart, audio: _Audio, grid: Grid) -> Float[Arra
 def _read_gradients(visual: StreamPart, audio: _Audio, grid: Grid, weights, of_visual):
     on_grid, taps = _read_block(visual, audio, grid)
     of_grid, of_audio = difference_gradients(weights, on_grid, audio.values)
-    return spread(of_visual, of_grid, taps), of_audio
+    return scatter(of_visual, of_grid, taps), of_audio
 
 
 def _read_block(visual: StreamPart, audio: _Audio, grid: Grid):

@@ -729,7 +729,7 @@ def found_page(made, index, films):
     searches = []
     for direction, stream in (("a2v", "visual"), ("v2a", "audio")):
         (hits,) = index.search(query, direction, 3, "exact", None)
-        latents = match.latents_of(made, hits, stream)
+        latents = match.latents_from_files(made, hits, stream)
         hits[-1] = Hit(**{**vars(hits[-1]), "source": "/gone/x.mp4"})
         options = {"direction": direction, "model": made, "latents": latents}
         searches.append(search_page.make_search(query, hits, **options))

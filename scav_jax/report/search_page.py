@@ -1,6 +1,6 @@
 """What a search found, to see and hear: the query and the results play in sync.
 
-    latents = latents_of(model, hits, "visual")   # of scav_jax.report.match, for the curves
+    latents = latents_from_files(model, hits, "visual")   # of scav_jax.report.match, for the curves
     search = make_search(query, hits, direction="a2v", model=model, latents=latents)
     Path("found.html").write_text(results_page([search]))
 

@@ -8,7 +8,7 @@ from scav_jax.base.errors import InputError
 from scav_jax.base.names import from_here, shown
 from scav_jax.index import Hit, Index
 from scav_jax.report.markup import ASKING, STREAM_WORDS, nothing_found
-from scav_jax.report.match import latents_of
+from scav_jax.report.match import latents_from_files
 from scav_jax.report.playable import ANOTHER, is_another
 from scav_jax.report.search_page import embedded_media, make_search, results_page
 from scav_jax.retrieval.embed import Embedded
@@ -152,5 +152,5 @@ def _replaced(hits: Sequence[Hit], index: Index) -> set[SourceSpan]:
 def _latents(model: Model, hits: Sequence[Hit], stream: str, others: set[SourceSpan]) -> list:
     """The latents of hits, for their curves; None of another file than was indexed."""
     same = [hit for hit in hits if _source_span(hit) not in others]
-    found = iter(latents_of(model, same, stream))
+    found = iter(latents_from_files(model, same, stream))
     return [None if _source_span(hit) in others else next(found) for hit in hits]

@@ -19,7 +19,7 @@ from scav_jax.extract.containers.opening import Unusable
 from scav_jax.index import Hit
 from scav_jax.report import search_page
 from scav_jax.report.markup import ASKING
-from scav_jax.report.match import latents_of
+from scav_jax.report.match import latents_from_files
 from scav_jax.report.playable import Playable, still_picture
 from scav_jax.retrieval.embed import Embedded
 from scav_jax.retrieval.model import Model
@@ -231,7 +231,7 @@ class Searcher:
                 self.library.locate(hit.source)
                 readable.append(number)
         clips = [hits[number] for number in readable]
-        found = latents_of(self.model, clips, stream, self._workers)
+        found = latents_from_files(self.model, clips, stream, self._workers)
         latents: list[Sequences | None] = [None] * len(hits)
         for number, one in zip(readable, found, strict=True):
             latents[number] = one

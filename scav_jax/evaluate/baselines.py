@@ -73,10 +73,13 @@ def baselines(
 def onsets(train: store.Split, split: store.Split, align: str) -> Baseline:
     """Cosines of onset envelopes, with the lag that fits the training clips best."""
     visual, audio = envelopes(train, align)
-    fits = [np.mean(np.sum(centred(visual) * centred(lagged(audio, k)), axis=1)) for k in LAGS]
+    fits = [
+        np.mean(np.sum(centred_unit_rows(visual) * centred_unit_rows(lagged(audio, k)), axis=1))
+        for k in LAGS
+    ]
     lag = LAGS[int(np.argmax(fits))]
     visual, audio = envelopes(split, align)
-    vectors = [centred(visual), centred(lagged(audio, lag))]
+    vectors = [centred_unit_rows(visual), centred_unit_rows(lagged(audio, lag))]
     # A still or a silent clip has no onsets: a last number that the other stream has not.
     still = [np.where(np.any(one, axis=1), 0.0, 1.0)[:, None] for one in vectors]
     nothing = np.zeros_like(still[0])
@@ -135,7 +138,7 @@ def lagged(values: Float[np.ndarray, "K n"], lag: int) -> Float[np.ndarray, "K n
     return values[:, np.clip(np.arange(values.shape[1]) - lag, 0, values.shape[1] - 1)]
 
 
-def centred(values: Float[np.ndarray, "K n"]) -> Float[np.ndarray, "K n"]:
+def centred_unit_rows(values: Float[np.ndarray, "K n"]) -> Float[np.ndarray, "K n"]:
     """Rows less their mean, of length 1; 0 where there is nothing, or nothing changes."""
     there = np.isfinite(values)
     mean = np.nansum(values, axis=1, keepdims=True) / np.maximum(there.sum(1, keepdims=True), 1)

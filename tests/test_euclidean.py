@@ -16,12 +16,12 @@ from scav_jax.distances import euclidean_many_grids, pairwise, resampling
 from scav_jax.distances.euclidean import euclidean, euclidean_matrix, interpolation_weights
 from scav_jax.distances.euclidean_blocks import Plan
 from scav_jax.distances.resampling import Grid, InPlace
-from scav_jax.sequences import DIRECTIONS, Sequences, sequences
+from scav_jax.sequences import RESAMPLINGS, Sequences, sequences
 
 WIDTH = 16
 AMPLE = 2**30
 FLOAT32 = jnp.dtype(jnp.float32)
-each_direction = pytest.mark.parametrize("resample", DIRECTIONS)
+each_direction = pytest.mark.parametrize("resample", RESAMPLINGS)
 
 
 def stream(lengths, steps, seed, windows=None, fill=np.nan, dtype=np.float32) -> Sequences:
@@ -136,7 +136,7 @@ def test_the_form_is_the_one_that_fits(case, resample):
     """So that the tests below test what they say."""
     forms, visual, audio = CASES[case]
     plan = Plan(resample, None, AMPLE)
-    assert int(module._form(plan, visual, audio)) == forms[DIRECTIONS.index(resample)]
+    assert int(module._form(plan, visual, audio)) == forms[RESAMPLINGS.index(resample)]
     assert not module._scattered(visual, audio), "differences would be compared with differences"
 
 
@@ -167,7 +167,7 @@ def test_runs_of_any_width_give_the_same(monkeypatch, resample):
 
 
 @pytest.mark.parametrize(
-    ("how", "resample"), [({"block": 38}, DIRECTIONS[0]), ({"memory_bytes": 1}, DIRECTIONS[1])]
+    ("how", "resample"), [({"block": 38}, RESAMPLINGS[0]), ({"memory_bytes": 1}, RESAMPLINGS[1])]
 )
 def test_blocks_change_nothing(how, resample):
     """Three visual sequences at a time, and one."""
@@ -350,7 +350,7 @@ def test_a_common_mean_takes_no_digits(lengths):
 
 
 @pytest.mark.parametrize(  # equal lengths are not resampled
-    ("lengths", "resample"), [("equal", DIRECTIONS[0]), *(("ragged", d) for d in DIRECTIONS)]
+    ("lengths", "resample"), [("equal", RESAMPLINGS[0]), *(("ragged", d) for d in RESAMPLINGS)]
 )
 @pytest.mark.parametrize("kind", ["outlier", "groups", "both", "alternating"])
 def test_clips_far_from_others_take_no_digits(kind, lengths, resample):

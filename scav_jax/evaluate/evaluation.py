@@ -39,8 +39,7 @@ from scav_jax.retrieval import results
 from scav_jax.retrieval.embed import Embedded, all_against_all, check_features, embed
 from scav_jax.retrieval.hubness import bank_of
 from scav_jax.retrieve import DIRECTIONS, check_ks, hybrid_ranks, queries_first, seconds_per_query
-from scav_jax.sequences import DIRECTIONS as RESAMPLINGS
-from scav_jax.sequences import AudioVisual
+from scav_jax.sequences import RESAMPLINGS, AudioVisual
 from scav_jax.training.records import read_metrics
 from scav_jax.training.runs import Run
 

@@ -31,7 +31,7 @@ from scav_jax.objectives.temporal import cross_entropy
 from scav_jax.sequences import AudioVisual, Batch, Sequences
 from scav_jax.train_step import bound_heads, make_train_step, of_clips
 from scav_jax.training.checkpoints import Checkpoints
-from scav_jax.training.setup import prepare
+from scav_jax.training.setup import prepare_training
 from scav_jax.views import covered
 
 CLIPS = 64
@@ -463,7 +463,7 @@ def test_covered_seconds_are_those_that_views_find(tmp_path):
 )
 def test_what_cannot_be_trained_on_is_named_before_training(tmp_path, data, changes, words):
     with pytest.raises(InputError, match=words):
-        prepare(config_of(write(tmp_path / "data", **data), **changes))
+        prepare_training(config_of(write(tmp_path / "data", **data), **changes))
 
 
 @pytest.mark.parametrize(

@@ -37,7 +37,7 @@ from scav_jax.training.setup import (
     Setup,
     learning_rates,
     optimizer_of,
-    prepare,
+    prepare_training,
     resolved_config,
     shared_document,
     training_encoders,
@@ -55,7 +55,7 @@ def train(config: Config, workdir: Path) -> Run | None:
       config: what to train, see `config`.
       workdir: the run directory; holds nothing yet, or the same run, which is then resumed.
     """
-    setup, mesh, dataset = processes.all_or_none(lambda: prepare(config))
+    setup, mesh, dataset = processes.all_or_none(lambda: prepare_training(config))
     processes.check_same(shared_document(setup))
     with contextlib.ExitStack() as held:
         _in_first(lambda: held.enter_context(only_trainer(workdir)))

@@ -174,7 +174,7 @@ def shared_document(setup: Setup) -> dict:
     }
 
 
-def prepare(config: Config):
+def prepare_training(config: Config):
     """All that can be wrong with a config, its data and the devices, before anything is written."""
     setup = set_up(config)
     processes.check_devices(setup.config.train.devices)

@@ -18,7 +18,7 @@ from jaxtyping import Array, Bool, Float, Int, Num
 from scav_jax.base.errors import InputError
 
 AnyArray: TypeAlias = Array | np.ndarray  # batches are NumPy until they are put on a device
-DIRECTIONS = ("visual_to_audio", "audio_to_visual")
+RESAMPLINGS = ("visual_to_audio", "audio_to_visual")
 # How far below a step, in steps, it is read from that step on. A compiler may work a position out
 # twice and round it in two ways; grids meet at whole steps, so no step may begin just there.
 BELOW = 2.3e-4
@@ -258,7 +258,7 @@ def resample_pairs(
 
     Args:
       batch: both streams of B clips.
-      direction: which stream is resampled to the steps of which, one of `DIRECTIONS`.
+      direction: which stream is resampled to the steps of which, one of `RESAMPLINGS`.
       points, join: as for `resample_like`; the paper reads one point a step.
     """
     visual, audio = batch
@@ -267,7 +267,7 @@ def resample_pairs(
         return AudioVisual(read(visual, audio), audio)
     if direction == "audio_to_visual":
         return AudioVisual(visual, read(audio, visual))
-    raise ValueError(f"resampling direction: expected one of {DIRECTIONS}, got {direction!r}")
+    raise ValueError(f"resampling direction: expected one of {RESAMPLINGS}, got {direction!r}")
 
 
 def with_rises(stream: Sequences, gain: float) -> Sequences:

@@ -27,7 +27,7 @@ TOLERANCE_S = 1e-4  # spans come in float32
 SNAPPED = 1e-3  # steps: paces and places that differ by less are the same
 
 
-class Segment(NamedTuple):
+class Excerpt(NamedTuple):
     """A part of a clip, and how it is played.
 
     Attributes:
@@ -42,13 +42,13 @@ class Segment(NamedTuple):
 
 
 class View(NamedTuple):
-    """A segment as the towers see it, and when each of its tokens was read."""
+    """An excerpt as the towers see it, and when each of its tokens was read."""
 
     sequence: Sequences
     times: Float[Array, " tokens"]
 
 
-# ---- which segments -------------------------------------------------------------------------
+# ---- which excerpts -------------------------------------------------------------------------
 
 
 def covered(clip: AudioVisual, seconds: Float[Array, "2"]) -> Float[Array, "2"]:
@@ -78,7 +78,7 @@ def possible_speeds(
 def speed_prior(
     duration: Float[Array, ""], window_s: float, speeds: int
 ) -> Float[Array, " speeds"]:
-    """How probable each speed is in a segment of `draw_pair`; zeros where no pair fits."""
+    """How probable each speed is in an excerpt of `draw_pair`; zeros where no pair fits."""
     possible = possible_speeds(duration, window_s, speeds).astype(jnp.float32)
     return jnp.sum(possible, axis=1) / jnp.maximum(jnp.sum(possible), 1.0)
 
@@ -89,8 +89,8 @@ def _lengths(window_s: float, speeds: int) -> Float[Array, " speeds"]:
 
 def draw_pair(
     key: Array, seconds: Float[Array, "2"], window_s: float, speeds: int
-) -> tuple[Segment, Segment, Bool[Array, ""]]:
-    """Two segments of a clip of which order, speeds and directions are independent.
+) -> tuple[Excerpt, Excerpt, Bool[Array, ""]]:
+    """Two excerpts of a clip of which order, speeds and directions are independent.
 
     The order is drawn first, uniformly. The pair of speeds is uniform over the pairs whose spans
     fit side by side, whatever the order: spans that overlap could be longer, and then speeds would
@@ -103,7 +103,7 @@ def draw_pair(
       speeds: how many; the last is 2^(speeds - 1) times.
 
     Returns:
-      Both segments, and whether any pair fits; where none does, they are no views of the clip.
+      Both excerpts, and whether any pair fits; where none does, they are no views of the clip.
     """
     keys = jax.random.split(key, 5)
     begin, duration = seconds[0], seconds[1] - seconds[0]
@@ -120,7 +120,7 @@ def draw_pair(
     )
     directions = jax.random.randint(keys[4], (2,), 0, 2)
     first, second = (
-        Segment(begin + begins[i] + jnp.stack([jnp.zeros(()), lengths[i]]), pair[i], directions[i])
+        Excerpt(begin + begins[i] + jnp.stack([jnp.zeros(()), lengths[i]]), pair[i], directions[i])
         for i in (0, 1)
     )
     return first, second, fits
@@ -151,9 +151,9 @@ def _overlapping(key, lengths: Float[Array, "2"], duration) -> Float[Array, "2"]
 
 
 def play(
-    source: Sequences, seconds: Float[Array, "2"], segment: Segment, tokens: int, frames: int = 1
+    source: Sequences, seconds: Float[Array, "2"], excerpt: Excerpt, tokens: int, frames: int = 1
 ) -> View:
-    """A segment of one stream in `tokens` tokens, in the order in which it is played.
+    """An excerpt of one stream in `tokens` tokens, in the order in which it is played.
 
     Token j stands for the j-th of equal parts of the span and reads the step that the part's
     centre lies in. A part must be as long as a step or longer.
@@ -161,7 +161,7 @@ def play(
     Args:
       source: `[T, D]`; its window is what `seconds` covers. Padding is not read.
       seconds: (begin, end) of the window.
-      segment: which part, and how.
+      excerpt: which part, and how.
       tokens: n.
       frames: that are stacked in a step, each of which is read by itself; 1 reads whole steps.
 
@@ -171,12 +171,12 @@ def play(
     apart = unstacked(source, frames)
     count = tokens * frames
     rate = apart.windows[1] / (seconds[1] - seconds[0])  # steps a second
-    pace = (segment.span[1] - segment.span[0]) / count * rate
+    pace = (excerpt.span[1] - excerpt.span[0]) / count * rate
     # Equal distances at a whole pace, however the pace was rounded.
     pace = jnp.where(jnp.abs(pace - jnp.round(pace)) < SNAPPED, jnp.round(pace), pace)
-    start = apart.windows[0] + (segment.span[0] - seconds[0]) * rate + 0.5 * pace + SNAPPED
+    start = apart.windows[0] + (excerpt.span[0] - seconds[0]) * rate + 0.5 * pace + SNAPPED
     order = jnp.arange(count, dtype=jnp.float32)
-    order = jnp.where(segment.direction == BACKWARD, count - 1 - order, order)
+    order = jnp.where(excerpt.direction == BACKWARD, count - 1 - order, order)
     index = jnp.floor(start) + jnp.floor(start - jnp.floor(start) + order * pace)
     index = jnp.clip(index.astype(jnp.int32), 0, apart.lengths - 1)
     times = seconds[0] + (index.astype(jnp.float32) + 0.5 - apart.windows[0]) / rate
@@ -202,7 +202,7 @@ def at_rate(
     begin, end = _covered_by(source, seconds)
     count = (end - begin) / token_s
     span = jnp.stack([begin, begin + token_s * tokens])
-    whole = Segment(span, jnp.zeros((), jnp.int32), jnp.asarray(FORWARD))
+    whole = Excerpt(span, jnp.zeros((), jnp.int32), jnp.asarray(FORWARD))
     length = jnp.clip(jnp.floor(count + SNAPPED).astype(jnp.int32), 1, tokens)
     windows = jnp.stack([seconds[0] - begin, seconds[1] - seconds[0]]) / token_s
     played = play(source, seconds, whole, tokens, frames).sequence

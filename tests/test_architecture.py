@@ -29,6 +29,9 @@ MATHEMATICS = (
 # The house's size: it may not grow without a decision.
 MOST_ROOMS, MOST_ARROWS, MOST_FLOORS = 28, 130, 9
 MOST_LINES, MOST_PARAMETERS = 60, 8  # of a function
+# Classes that several modules have, and mean the same: what an objective learns beside the towers,
+# what the loss sees of clips (a tree for who caches gradients), tensors of others by their names.
+SHARED_NAMES = {"Heads", "Outputs", "State"}
 # The mathematics imports none of these itself, and runs where all but the first two are missing,
 # which flax needs.
 NOT_FOR_MATHEMATICS = (
@@ -160,6 +163,24 @@ def too_large(source: str) -> list[str]:
 def test_functions_are_small():
     large = {name: too_large(source) for name, source in SOURCES.items()}
     assert {name: found for name, found in large.items() if found} == {}
+
+
+def classes(source: str) -> list[str]:
+    """Public classes of a module, and aliases of types that are named like one."""
+    names = []
+    for node in ast.parse(source).body:
+        targets = [node] if isinstance(node, ast.ClassDef) else getattr(node, "targets", [])
+        names += [getattr(target, "name", getattr(target, "id", "")) for target in targets]
+    return [name for name in names if re.fullmatch(r"[A-Z]\w*[a-z]\w*", name)]
+
+
+def test_a_class_means_one_thing():
+    modules: dict[str, list[str]] = {}
+    for module, source in SOURCES.items():
+        for name in classes(source):
+            modules.setdefault(name, []).append(module)
+    several = {name: found for name, found in modules.items() if len(found) > 1}
+    assert set(several) == SHARED_NAMES, several
 
 
 def test_package_itself_imports_nothing():

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image, ImageEnhance, ImageFilter
 
 from scav_jax.objectives import augment
-from scav_jax.objectives.augment import PICTURE, SOUND, identity
+from scav_jax.objectives.augment import PICTURE, SOUND, no_augmentation
 
 SIDE, FRAMES, BINS = 32, 48, 16
 LEVEL = 1 / 255
@@ -43,8 +43,8 @@ def drawn():
 
 
 def vector(size, **slots):
-    """The identity with some slots set: `at_5=1.0`."""
-    found = identity(size)
+    """`no_augmentation` with some slots set: `at_5=1.0`."""
+    found = no_augmentation(size)
     for name, value in slots.items():
         found[int(name.removeprefix("at_"))] = value
     return jnp.asarray(found)

@@ -18,12 +18,12 @@ import pytest
 from scav_jax.base.errors import InputError
 from scav_jax.datasets import chimes
 from scav_jax.datasets.chimes.instrument import make_instrument
-from scav_jax.datasets.chimes.performance import compose, move
+from scav_jax.datasets.chimes.performance import compose, motion_of
 from scav_jax.datasets.chimes.picture import Camera, paint_scene
 from scav_jax.datasets.chimes.rendering import render_performance
 from scav_jax.datasets.chimes.room import make_room
-from scav_jax.datasets.chimes.sound import make_notes, play
-from scav_jax.datasets.chimes.video import encode
+from scav_jax.datasets.chimes.sound import make_notes, synthesize
+from scav_jax.datasets.chimes.video import encode_mp4
 
 # Ten short performances: every split, two instruments of training and one unseen.
 SMALL = (
@@ -218,12 +218,12 @@ def played(request, tmp_path_factory):
     instrument = make_instrument(performance.instrument, parameters, SEED)
     score = compose(instrument, performance, parameters, SEED)
     scene = paint_scene(instrument, parameters, SEED)
-    motion = move(instrument, performance, score, parameters, SEED)
+    motion = motion_of(instrument, performance, score, parameters, SEED)
     camera = Camera(scene, motion, performance, parameters, SEED)
     notes = make_notes(instrument, parameters, SEED)
-    sound = play(instrument, notes, performance, score, parameters, SEED)
+    sound = synthesize(instrument, notes, performance, score, parameters, SEED)
     path = tmp_path_factory.mktemp("played") / "performance.mp4"
-    path.write_bytes(encode(camera.frames, sound, parameters))
+    path.write_bytes(encode_mp4(camera.frames, sound, parameters))
     return path, score, instrument
 
 
@@ -342,11 +342,11 @@ def seen_and_heard(performance, parameters):
     """Frames and samples of a performance before they are encoded."""
     instrument = make_instrument(performance.instrument, parameters, SEED)
     score = compose(instrument, performance, parameters, SEED)
-    motion = move(instrument, performance, score, parameters, SEED)
+    motion = motion_of(instrument, performance, score, parameters, SEED)
     room = make_room(performance.room, parameters, SEED)
     scene = paint_scene(instrument, parameters, SEED)
     frames = Camera(scene, motion, performance, parameters, SEED, room.lit).frames(0, 100)
-    sound = play(
+    sound = synthesize(
         instrument, make_notes(instrument, parameters, SEED), performance, score,
         replace(parameters, room_noise=1e-6), SEED,
     )  # fmt: skip

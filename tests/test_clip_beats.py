@@ -21,7 +21,7 @@ from scav_jax.base.errors import InputError
 from scav_jax.extract import backbones, jobs, program, shards
 from scav_jax.extract.backbones import Prepared, Preparer, beats, weights
 from scav_jax.extract.backbones.beats_audio import BeatsPreparer
-from scav_jax.extract.backbones.clip_model import BLOCKS, ClipModel
+from scav_jax.extract.backbones.clip_model import FRAME_CHUNKS, ClipModel
 from scav_jax.extract.backbones.clip_pixels import Preprocessing
 from scav_jax.extract.backbones.clip_towers import ClipConfig, VisionConfig
 from scav_jax.extract.backbones.clip_visual import ClipPreparer, ClipVisual
@@ -34,7 +34,7 @@ from scav_jax.features import store
 
 VISION = VisionConfig(24, 40, 10, 2, 3, 32, 8)
 BEATS = dataclasses.replace(SMALL, encoder_layers=2)
-BLOCK = BLOCKS.frames_per_device
+CHUNK = FRAME_CHUNKS.frames_per_device
 
 
 def write_weights(folder, seed=0):
@@ -143,10 +143,10 @@ def test_frames_are_cropped_as_they_are_decoded(videos):
 
 def test_batches_change_no_bit(model):
     """However clips are put together, on one device or on eight."""
-    clips = prepared(1, BLOCK, 3 * BLOCK + 7, 38, 2 * BLOCK - 1)
+    clips = prepared(1, CHUNK, 3 * CHUNK + 7, 38, 2 * CHUNK - 1)
     alone = [model.encode([clip])[0] for clip in clips]
     assert [len(visual) for visual, _ in alone] == [len(clip.visual) for clip in clips]
-    one = clip_of_devices(1)
+    one = model_of_devices(1)
     for order in ([0, 1, 2, 3, 4], [4, 2, 0, 0]):
         together = model.encode([clips[index] for index in order])
         apart = one.encode([clips[index] for index in order])
@@ -156,28 +156,28 @@ def test_batches_change_no_bit(model):
                 np.testing.assert_array_equal(single[stream], alone[index][stream])
 
 
-def clip_of_devices(count):
+def model_of_devices(count):
     """The model of seed 0 on so many devices."""
-    clip = ClipModel(
+    clip_model = ClipModel(
         ClipConfig(vision=VISION),
         random_weights(ClipConfig(vision=VISION), 0),
-        batching=dataclasses.replace(BLOCKS, devices=jax.local_devices()[:count]),
+        batching=dataclasses.replace(FRAME_CHUNKS, devices=jax.local_devices()[:count]),
     )
     sound = beats.Beats(beats.random_checkpoint(BEATS, 0), devices=count)
-    model = backbones.load("clip_beats", weights={"clip": clip, "beats": sound})
+    model = backbones.load("clip_beats", weights={"clip": clip_model, "beats": sound})
     model.audio.sounds_at_once = count
     return model
 
 
-def test_blocks_are_the_towers_own_features(model):
-    clips = prepared(1, BLOCK, 3 * BLOCK + 7, 38, 2 * BLOCK - 1)
-    blocks = model.visual.model.encode_blocks([clip.visual for clip in clips])
-    for clip, found in zip(clips, blocks, strict=True):
+def test_chunks_are_the_towers_own_features(model):
+    clips = prepared(1, CHUNK, 3 * CHUNK + 7, 38, 2 * CHUNK - 1)
+    chunked = model.visual.model.encode_clips([clip.visual for clip in clips])
+    for clip, found in zip(clips, chunked, strict=True):
         expected = model.visual.model.encode_crops(clip.visual)
         np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4)
-    assert model.visual.model.encode_blocks([]) == []
+    assert model.visual.model.encode_clips([]) == []
     with pytest.raises(InputError, match=r"crops: expected uint8 \[N, 32, 32, 3\]"):
-        model.visual.model.encode_blocks([np.zeros((2, 31, 31, 3), np.uint8)])
+        model.visual.model.encode_clips([np.zeros((2, 31, 31, 3), np.uint8)])
 
 
 def test_a_minute_is_the_longest_clip(videos):

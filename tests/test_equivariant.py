@@ -466,7 +466,7 @@ def test_other_features_and_other_sizes_are_refused():
 
 
 def test_the_bank_and_the_identity_are_vectors_of_the_layout():
-    assert augment.identity(24).tolist()[13:17] == [0, 1, 2, 3]
+    assert augment.no_augmentation(24).tolist()[13:17] == [0, 1, 2, 3]
     for stream, size in (("visual", 18), ("audio", 24)):
         codes = objectives.equivariant.bank(SMALL, stream)
         assert codes.shape == (3, size)

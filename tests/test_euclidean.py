@@ -16,12 +16,12 @@ from scav_jax.distances import euclidean_many_grids, pairwise, resampling
 from scav_jax.distances.euclidean import euclidean, euclidean_matrix, interpolation_weights
 from scav_jax.distances.euclidean_blocks import Plan
 from scav_jax.distances.resampling import Grid, InPlace
-from scav_jax.sequences import DIRECTIONS, Sequences, sequences
+from scav_jax.sequences import RESAMPLINGS, Sequences, sequences
 
 WIDTH = 16
 AMPLE = 2**30
 FLOAT32 = jnp.dtype(jnp.float32)
-each_direction = pytest.mark.parametrize("resample", DIRECTIONS)
+each_direction = pytest.mark.parametrize("resample", RESAMPLINGS)
 
 
 def stream(lengths, steps, seed, windows=None, fill=np.nan, dtype=np.float32) -> Sequences:
@@ -136,7 +136,7 @@ def test_the_form_is_the_one_that_fits(case, resample):
     """So that the tests below test what they say."""
     forms, visual, audio = CASES[case]
     plan = Plan(resample, None, AMPLE)
-    assert int(module._form(plan, visual, audio)) == forms[DIRECTIONS.index(resample)]
+    assert int(module._form(plan, visual, audio)) == forms[RESAMPLINGS.index(resample)]
     assert not module._scattered(visual, audio), "differences would be compared with differences"
 
 
@@ -167,7 +167,7 @@ def test_runs_of_any_width_give_the_same(monkeypatch, resample):
 
 
 @pytest.mark.parametrize(
-    ("how", "resample"), [({"block": 38}, DIRECTIONS[0]), ({"memory_bytes": 1}, DIRECTIONS[1])]
+    ("how", "resample"), [({"block": 38}, RESAMPLINGS[0]), ({"memory_bytes": 1}, RESAMPLINGS[1])]
 )
 def test_blocks_change_nothing(how, resample):
     """Three visual sequences at a time, and one."""
@@ -267,7 +267,7 @@ def test_a_grid_reads_itself_exactly():
     assert set(np.asarray(taps.weight)[real]) <= {0.0, 1.0}
 
 
-def test_collect_and_spread_are_the_adjoint_of_read():
+def test_collect_and_scatter_are_the_adjoint_of_read():
     """<W x, y> = <x, W' y>, and W'W as `collect` has it gives |W y|^2."""
     visual, audio = stream([9, 3, 1, 7], 9, 18, fill=0.0), stream([5, 5, 5, 5], 7, 19, fill=0.0)
     shared = jax.tree.map(lambda leaf: leaf[0], resampling.grid_of(audio))
@@ -279,10 +279,10 @@ def test_collect_and_spread_are_the_adjoint_of_read():
         taps = resampling.taps_of_many(shared, own, jnp.arange(9, dtype=jnp.int32), FLOAT32)
         moved = resampling.read(InPlace(audio, None, None), taps)
         collected = resampling.collect(InPlace(visual, None, None), taps, shared, own, 7)
-        return moved, collected, resampling.spread(jnp.zeros_like(audio), visual, taps)
+        return moved, collected, resampling.scatter(jnp.zeros_like(audio), visual, taps)
 
-    moved, collected, spread = both(visual.values, audio.values)
-    np.testing.assert_allclose(collected.values, spread, atol=1e-5)
+    moved, collected, scattered = both(visual.values, audio.values)
+    np.testing.assert_allclose(collected.values, scattered, atol=1e-5)
     np.testing.assert_allclose(
         np.sum(moved * visual.values), np.sum(audio.values * collected.values), rtol=1e-5
     )
@@ -350,7 +350,7 @@ def test_a_common_mean_takes_no_digits(lengths):
 
 
 @pytest.mark.parametrize(  # equal lengths are not resampled
-    ("lengths", "resample"), [("equal", DIRECTIONS[0]), *(("ragged", d) for d in DIRECTIONS)]
+    ("lengths", "resample"), [("equal", RESAMPLINGS[0]), *(("ragged", d) for d in RESAMPLINGS)]
 )
 @pytest.mark.parametrize("kind", ["outlier", "groups", "both", "alternating"])
 def test_clips_far_from_others_take_no_digits(kind, lengths, resample):

@@ -223,14 +223,14 @@ def test_the_code_of_the_card_runs(exported, monkeypatch):
 def test_a_card_without_licence_or_figures_says_so(tmp_path):
     run = write_run(tmp_path / "run")
     made = model.load(run)
-    card = export.card(made, run, export.UNKNOWN_LICENCE)
+    card = export.model_card(made, run, export.UNKNOWN_LICENCE)
     assert "license: other" in card
     assert "not stated: ask who trained it" in card
     assert "None: the run was not evaluated" in card
     assert "features resampled visual_to_audio; scav_jax" in card
     finely = made.run.encoders.clone(pre_points=2, visual_rise=3.0)
     made.run = replace(made.run, encoders=finely)
-    card = export.card(made, run, export.UNKNOWN_LICENCE)
+    card = export.model_card(made, run, export.UNKNOWN_LICENCE)
     assert "visual_to_audio, 2 points a step: beside, visual rises times 3" in card
     assert [width_read(made, stream) for stream in ("visual", "audio")] == [4 * 384, 2048]
 

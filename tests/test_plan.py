@@ -67,7 +67,7 @@ def compiled_bytes(work):
     ids=["blocks", "large batch, post, no dropout", "cached on 2 devices"],
 )
 def test_memory_is_what_xla_allocates(work):
-    found, planned = compiled_bytes(work), costs.memory(work)
+    found, planned = compiled_bytes(work), costs.planned_memory(work)
     standing = planned.parameters + planned.optimizer + planned.features
     # Beside it: lengths, windows and three counters.
     assert found.arguments == pytest.approx(standing + work.batch * 24 / work.devices, rel=0.01)
@@ -158,7 +158,7 @@ def test_flops_of_the_towers_are_those_of_xla(work, monkeypatch):
 
 def test_the_paper_s_model_has_the_parameters_that_the_readme_says():
     work = costs.Workload(Encoders(pre_resample="visual_to_audio"), Sequential(), 256)
-    assert costs.parameters(work) / 1e6 == pytest.approx(39.3, abs=0.05)
+    assert costs.parameter_count(work) / 1e6 == pytest.approx(39.3, abs=0.05)
 
 
 def test_caching_and_remat_add_their_forward_passes_and_save_memory():
@@ -170,9 +170,11 @@ def test_caching_and_remat_add_their_forward_passes_and_save_memory():
     count = costs.flops(work)
     assert costs.flops(cached).recomputed == count.towers_forward
     assert 0.5 * count.towers_forward < costs.flops(remat).recomputed < count.towers_forward
-    assert costs.memory(cached).activations == pytest.approx(costs.memory(work).activations / 8)
+    assert costs.planned_memory(cached).activations == pytest.approx(
+        costs.planned_memory(work).activations / 8
+    )
     # A rematerialised tower keeps a block's input for every block, and all of one block.
-    assert costs.memory(remat).activations < 0.6 * costs.memory(work).activations
+    assert costs.planned_memory(remat).activations < 0.6 * costs.planned_memory(work).activations
     of_remat = costs._tower_bytes(remat.encoders, 13, 48, "visual")
     of_plain = costs._tower_bytes(work.encoders, 13, 48, "visual")
     block = costs._block_bytes(work.encoders, 13)
@@ -185,8 +187,8 @@ def test_the_largest_batch_fits_and_the_next_does_not(devices):
     limit = 40e6
     largest = costs.largest_batch(work, limit)
     assert largest % devices == 0 and largest > 0
-    assert costs.memory(dataclasses.replace(work, batch=largest)).total <= limit
-    assert costs.memory(dataclasses.replace(work, batch=largest + devices)).total > limit
+    assert costs.planned_memory(dataclasses.replace(work, batch=largest)).total <= limit
+    assert costs.planned_memory(dataclasses.replace(work, batch=largest + devices)).total > limit
     assert costs.largest_batch(work, 1e6) == 0  # the state alone is larger
 
 

@@ -22,7 +22,7 @@ from test_temporal import WITHOUT_BLOCKS, batch
 from scav_jax.base.errors import InputError
 from scav_jax.objectives import EquivariantPlaying, Place
 from scav_jax.objectives.objective import Material
-from scav_jax.objectives.playing import PLAINLY, segment_of
+from scav_jax.objectives.playing import PLAINLY, excerpt_of
 from scav_jax.sequences import AudioVisual
 from scav_jax.train_step import of_clips
 
@@ -79,9 +79,9 @@ def test_what_is_told_is_what_was_played(views):
 
 
 def test_the_identity_vector_is_the_clip_played_plainly(views):
-    segment = segment_of(jnp.asarray(PLAINLY), jnp.asarray([0.5, 2.5]))
-    assert (segment.span.tolist(), int(segment.speed)) == ([0.5, 2.5], 0)
-    assert int(segment.direction) == 0
+    excerpt = excerpt_of(jnp.asarray(PLAINLY), jnp.asarray([0.5, 2.5]))
+    assert (excerpt.span.tolist(), int(excerpt.speed)) == ([0.5, 2.5], 0)
+    assert int(excerpt.direction) == 0
     clip = views.features["clip"]
     # 0.12 s a token: 24 frames of 1/24 s a second are 2.88 a token, whole frames, forward.
     length = int(clip.visual.lengths[0])
@@ -194,7 +194,7 @@ def test_features_that_cannot_be_played_are_refused():
         (told(good | {"audio": "it has heard the whole clip"}), "cannot be played: it has heard"),
         (told({"visual": 1, "audio": 16}), "expected 2 frames in a step of audio features"),
         (told(good, align="index"), "the equivariant_playing objective plays"),
-        (told(good, seconds=0.4), "3 of 3 clips last less than a segment of 0.48 s"),
+        (told(good, seconds=0.4), "3 of 3 clips last less than an excerpt of 0.48 s"),
         (told(good, seconds=1.0), r"clip of at least 1.92 s for 4 times, the longest has 1 s"),
         (told(good, rates=(5.0, 24.0)), "fewer visual steps than one in 0.12 s"),
     ):

@@ -79,7 +79,7 @@ def code_blocks(language: str) -> list[str]:
     return re.findall(rf"^```{language}\n(.*?)^```$", README, flags=re.MULTILINE | re.DOTALL)
 
 
-class Block(NamedTuple):
+class CodeBlock(NamedTuple):
     """A fenced block of a page: its language, the file that it is, and why it is not run here."""
 
     language: str
@@ -88,7 +88,7 @@ class Block(NamedTuple):
     reason: str | None
 
 
-def blocks(page: Path) -> list[Block]:
+def blocks(page: Path) -> list[CodeBlock]:
     """The fenced blocks of a page, in order; `<!-- not run: REASON -->` may stand before one."""
     fenced = re.compile(
         r"^(?:<!-- not run: (?P<reason>[^\n]+) -->\n)?"
@@ -96,7 +96,7 @@ def blocks(page: Path) -> list[Block]:
         flags=re.MULTILINE | re.DOTALL,
     )
     found = fenced.finditer(page.read_text())
-    return [Block(**{name: one[name] for name in Block._fields}) for one in found]
+    return [CodeBlock(**{name: one[name] for name in CodeBlock._fields}) for one in found]
 
 
 def commands(text: str) -> list[str]:

@@ -162,7 +162,7 @@ def test_smoothing_keeps_lines_and_gaps():
 def test_seconds_of_overlapping_windows_count_once():
     audio = [Track(np.zeros((25, 1)), span) for span in ((0.0, 4.0), (2.0, 6.0), (4.0, 8.0))]
     seconds = np.array([[4.0, 3.0], [4.0, 4.0], [0.0, 0.0]])
-    assert synchrony.covered(Shifted(seconds, seconds, seconds), audio) == 6.0
+    assert synchrony.compared_seconds(Shifted(seconds, seconds, seconds), audio) == 6.0
 
 
 # ---- calibration --------------------------------------------------------------------------------
@@ -281,10 +281,10 @@ def test_pieces_of_a_picture_are_joined_on_one_grid():
         Track(whole[40:70], (1.6, 2.8)),
         Track(whole[70:], (2.8, 4.0)),
     ]
-    joined = tracks.joined(pieces)
+    joined = tracks.joined_pieces(pieces)
     np.testing.assert_array_equal(joined.values, whole)
     assert joined.span == pytest.approx((0.0, 4.0))
-    holed = tracks.joined([pieces[0], pieces[2]]).values
+    holed = tracks.joined_pieces([pieces[0], pieces[2]]).values
     there = np.repeat([True, False, True], [40, 30, 30])
     np.testing.assert_array_equal(np.isfinite(holed[:, 0]), there)
     np.testing.assert_array_equal(holed[70:], whole[70:])

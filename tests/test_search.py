@@ -788,7 +788,9 @@ def test_search_program(tmp_path, capsys, stand):
 
 def test_search_program_writes_a_page(tmp_path, capsys, stand, monkeypatch):
     index = made(tmp_path / "i", 9)
-    monkeypatch.setattr(asking_module, "latents_of", lambda model, hits, stream: [None] * len(hits))
+    monkeypatch.setattr(
+        asking_module, "latents_from_files", lambda model, hits, stream: [None] * len(hits)
+    )
     page = tmp_path / "found.html"
     given = [str(tmp_path / "i"), "a.wav", "b.wav", "--model", "m", "--k", "2"]
     assert program.main([*given, "--html", str(page)]) == 0

@@ -233,7 +233,7 @@ def test_a_run_gets_one_and_its_index_and_export_have_it(tmp_path, capsys, monke
     assert ids(index.search(queries, "v2a", 24, "hybrid:24")) == ids(
         index.search(queries, "v2a", 24, "sequence")
     )
-    monkeypatch.setattr(writing, "card", lambda *_: "of features that nobody extracted")
+    monkeypatch.setattr(writing, "model_card", lambda *_: "of features that nobody extracted")
     monkeypatch.setattr(writing, "serialized_tower", lambda *_: b"")  # no shapes that are symbols
     export_program.main(["--run", str(run), "--out", str(tmp_path / "exported")])
     assert retrieval_model.load(tmp_path / "exported").sketch.name == about["name"]

@@ -31,7 +31,7 @@ from scav_jax.objectives.temporal import cross_entropy
 from scav_jax.sequences import AudioVisual, Batch, Sequences
 from scav_jax.train_step import bound_heads, make_train_step, of_clips
 from scav_jax.training.checkpoints import Checkpoints
-from scav_jax.training.setup import prepare
+from scav_jax.training.setup import prepare_training
 from scav_jax.views import covered
 
 CLIPS = 64
@@ -432,7 +432,7 @@ def test_covered_seconds_are_those_that_views_find(tmp_path):
         (
             {"seconds": lambda number: 1.0 if number in (3, 5, 8, 13) else 2.0},
             {},
-            r"train\): 4 of 24 clips last less than two segments of 0\.64 s, .*"
+            r"train\): 4 of 24 clips last less than two excerpts of 0\.64 s, .*"
             r"\('clip 3', 'clip 5', 'clip 8', \.\.\.\); drop them or lower objective\.window_s",
         ),
         (
@@ -463,7 +463,7 @@ def test_covered_seconds_are_those_that_views_find(tmp_path):
 )
 def test_what_cannot_be_trained_on_is_named_before_training(tmp_path, data, changes, words):
     with pytest.raises(InputError, match=words):
-        prepare(config_of(write(tmp_path / "data", **data), **changes))
+        prepare_training(config_of(write(tmp_path / "data", **data), **changes))
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Views: segments whose labels say nothing about each other, and exactly what is read of them."""
+"""Views: excerpts whose labels say nothing about each other, and exactly what is read of them."""
 
 from functools import cache, partial
 
@@ -91,9 +91,9 @@ def test_spans_lie_in_the_clip_and_in_their_order(begin):
     first, second, order, _ = drawn(9.92, begin)
     spans = np.stack([first.span, second.span])
     assert begin - 1e-5 <= spans.min() and spans.max() <= begin + 9.92 + 1e-4
-    for segment in (first, second):
-        lengths = segment.span[:, 1] - segment.span[:, 0]
-        np.testing.assert_allclose(lengths, WINDOW_S * 2.0**segment.speed, rtol=1e-4)
+    for excerpt in (first, second):
+        lengths = excerpt.span[:, 1] - excerpt.span[:, 0]
+        np.testing.assert_allclose(lengths, WINDOW_S * 2.0**excerpt.speed, rtol=1e-4)
     shared = np.minimum(*spans[:, :, 1]) - np.maximum(*spans[:, :, 0])
     shorter = np.minimum(*(spans[:, :, 1] - spans[:, :, 0]))
     overlaps = order == views.OVERLAPPING
@@ -132,15 +132,15 @@ def ramp(steps, width=3, padded=600, fill=np.nan, begin=0.0, rate=25.0):
 
 @jax.jit
 @partial(jax.vmap, in_axes=(0, None, None))
-def segments_played(key, source, seconds):
-    segment, *_ = views.draw_pair(key, seconds, WINDOW_S, SPEEDS)
-    view = views.play(source, seconds, segment, 8)
-    return segment, view, views.speed_of(view.times, 0.08), views.direction_of(view.times)
+def excerpts_played(key, source, seconds):
+    excerpt, *_ = views.draw_pair(key, seconds, WINDOW_S, SPEEDS)
+    view = views.play(source, seconds, excerpt, 8)
+    return excerpt, view, views.speed_of(view.times, 0.08), views.direction_of(view.times)
 
 
 def some_views(source, seconds, count=500):
     keys = jax.random.split(jax.random.key(1), count)
-    return jax.device_get(segments_played(keys, source, seconds))
+    return jax.device_get(excerpts_played(keys, source, seconds))
 
 
 play = jax.jit(views.play, static_argnums=(3, 4))
@@ -151,14 +151,14 @@ at_rate = jax.jit(views.at_rate, static_argnums=(2, 3))
 def test_times_are_those_of_the_steps_that_were_read(rate):
     """Speed, direction and nearness follow from times, at any frame rate that is high enough."""
     source, seconds = ramp(int(9.9 * rate), begin=0.1, rate=rate)
-    segment, view, speeds, directions = some_views(source, seconds)
+    excerpt, view, speeds, directions = some_views(source, seconds)
     index = view.sequence.values[..., 0]
     assert np.isfinite(index).all() and (view.sequence.lengths == 8).all()
     np.testing.assert_allclose(view.times, 0.1 + (index + 0.5 - 0.25) / rate, atol=1e-4)
-    np.testing.assert_array_equal(np.round(speeds), segment.speed)
-    np.testing.assert_array_equal(directions, segment.direction)
-    parts = np.where(segment.direction[:, None] == 1, np.arange(8)[::-1], np.arange(8)) + 0.5
-    wanted = segment.span[:, :1] + parts * (0.08 * 2.0 ** segment.speed[:, None])
+    np.testing.assert_array_equal(np.round(speeds), excerpt.speed)
+    np.testing.assert_array_equal(directions, excerpt.direction)
+    parts = np.where(excerpt.direction[:, None] == 1, np.arange(8)[::-1], np.arange(8)) + 0.5
+    wanted = excerpt.span[:, :1] + parts * (0.08 * 2.0 ** excerpt.speed[:, None])
     assert np.abs(view.times - wanted).max() <= 0.5 / rate + 1e-3
     assert np.abs(np.diff(index, axis=1)).min() >= 1, "a step twice would tell the speed"
 
@@ -166,26 +166,26 @@ def test_times_are_those_of_the_steps_that_were_read(rate):
 @pytest.mark.parametrize("rate", [25.0, 25.001])
 def test_a_whole_pace_reads_at_equal_distances(rate):
     """Also where the clock of a file is a little off."""
-    segment, view, *_ = some_views(*ramp(240, rate=rate), count=4000)
+    excerpt, view, *_ = some_views(*ramp(240, rate=rate), count=4000)
     steps = np.abs(np.diff(view.sequence.values[..., 0], axis=1))
-    assert (steps == 2 * 2.0 ** segment.speed[:, None]).all()
+    assert (steps == 2 * 2.0 ** excerpt.speed[:, None]).all()
 
 
-def segment(begin, end, speed, direction):
+def excerpt(begin, end, speed, direction):
     span = jnp.array([begin, end], jnp.float32)
-    return views.Segment(span, jnp.asarray(speed), jnp.asarray(direction))
+    return views.Excerpt(span, jnp.asarray(speed), jnp.asarray(direction))
 
 
 def test_backward_is_forward_turned_round():
     source, seconds = ramp(100)
-    one, other = (play(source, seconds, segment(0.4, 2.96, 2, d), 8) for d in (0, 1))
+    one, other = (play(source, seconds, excerpt(0.4, 2.96, 2, d), 8) for d in (0, 1))
     np.testing.assert_array_equal(one.sequence.values[::-1], other.sequence.values)
     np.testing.assert_array_equal(one.times[::-1], other.times)
 
 
 def test_padding_changes_nothing_and_gets_no_gradient():
     def total(values, source, seconds):
-        view = views.play(source.replace(values=values), seconds, segment(2.0, 3.9, 1, 0), 8)
+        view = views.play(source.replace(values=values), seconds, excerpt(2.0, 3.9, 1, 0), 8)
         return jnp.sum(view.sequence.values**2), view
 
     results = []
@@ -198,7 +198,7 @@ def test_padding_changes_nothing_and_gets_no_gradient():
     jax.tree.map(np.testing.assert_array_equal, *results)
 
 
-def test_segments_are_drawn_where_there_are_steps():
+def test_excerpts_are_drawn_where_there_are_steps():
     """A window may reach half a step of 16 frames beyond what is kept of the sound."""
     rate, kept, frames = 6.25, 23, 16
     seconds = jnp.array([0.05, 3.7], jnp.float32)
@@ -211,7 +211,7 @@ def test_segments_are_drawn_where_there_are_steps():
     picture = picture.replace(windows=jnp.array([0.0, 3.65 * 25], jnp.float32))
     there = np.asarray(views.covered(AudioVisual(picture, sound), seconds))
     np.testing.assert_allclose(there, [0.05 + 0.3 * 0.16, 3.7], atol=1e-5)
-    whole = segment(*there, 0, 0)
+    whole = excerpt(*there, 0, 0)
     count = 22 * frames
     frames_read = play(sound, seconds, whole, 22, frames).sequence.values.reshape(-1)
     assert len(set(frames_read.tolist())) == count and frames_read[0] == 0
@@ -237,7 +237,7 @@ def test_controls_take_time_away():
     source = source.replace(values=source.values + jnp.arange(6.0)[None] / 10)
     still = jax.jit(views.still, static_argnums=1)(source, 2)
     assert len(np.unique(np.asarray(still.values).reshape(-1, 3), axis=0)) == 1
-    view = play(source, seconds, segment(0.0, 1.28, 1, 0), 4, 2).sequence
+    view = play(source, seconds, excerpt(0.0, 1.28, 1, 0), 4, 2).sequence
     turned = views.shuffled(jax.random.key(0), view, 2)
     one, other = (np.asarray(v.values).reshape(-1, 3) for v in (view, turned))
     assert not np.array_equal(one, other)
@@ -265,9 +265,9 @@ def test_log_mel_played_by_frames_is_the_log_mel_of_the_sound_played(random):
     )
     seconds = jnp.array([0.0, 0.16 * steps], jnp.float32)
     frames = stored.reshape(-1, 128)
-    faster = play(source, seconds, segment(0.0, 1.28, 1, 0), 4, 16).sequence.values
+    faster = play(source, seconds, excerpt(0.0, 1.28, 1, 0), 4, 16).sequence.values
     np.testing.assert_array_equal(np.reshape(faster, (-1, 128)), frames[1:129:2])
-    back = play(source, seconds, segment(0.0, 0.16 * steps, 0, 1), steps, 16)
+    back = play(source, seconds, excerpt(0.0, 0.16 * steps, 0, 1), steps, 16)
     np.testing.assert_array_equal(np.reshape(back.sequence.values, (-1, 128)), frames[::-1])
     turned = PlainAudio().prepare(np.ascontiguousarray(sound[::-1]))
     assert agreement(back.sequence.values, turned) > 0.9

@@ -207,9 +207,9 @@ def test_stills_are_the_first_pictures_of_the_clips(client, films):
         with av.open(io.BytesIO(client.get(clip).content)) as container:
             first = next(container.decode(video=0)).to_ndarray(format="rgb24")
         assert picture.shape == first.shape and np.abs(picture - first).mean() < 12
-    late = playable.still(films / "d.mp4", 0.48, 3.0)  # the flash
-    assert late != playable.still(films / "d.mp4", 0.0, 3.0)
-    assert playable.still(films / "gone.mp4", 0.0, 1.0) == ""
+    late = playable.still_picture(films / "d.mp4", 0.48, 3.0)  # the flash
+    assert late != playable.still_picture(films / "d.mp4", 0.0, 3.0)
+    assert playable.still_picture(films / "gone.mp4", 0.0, 1.0) == ""
 
 
 def test_a_clip_of_the_index_asks_as_its_file_does(client, app, index, films):
@@ -306,7 +306,7 @@ def test_a_wide_film_is_small_on_the_page_and_too_many_pixels_are_refused(
         stream = container.streams.video[0]
         assert (stream.width, stream.height) == (426, 24)
     monkeypatch.setattr(playable, "MAX_PIXELS", 50 * 64 * 32)  # as a long clip has
-    with av.open(io.BytesIO(playable.playable(wide, 0.0, 2.0).content)) as container:
+    with av.open(io.BytesIO(playable.make_playable(wide, 0.0, 2.0).content)) as container:
         stream = container.streams.video[0]
         assert stream.width * stream.height <= 1.3 * 64 * 32
     for name, most in (("FRAME_PIXELS", 1024 * 60 - 1), ("PIXELS", 1024 * 60 * 49)):
@@ -707,7 +707,7 @@ def test_playable_clips_are_the_clip(films):
     """Duration, streams, time: the flash of the second film is at 0.48 s."""
     shown = []
     for _ in range(2):
-        made = playable.playable(films / "d.mp4", 0.2, 2.2)
+        made = playable.make_playable(films / "d.mp4", 0.2, 2.2)
         with av.open(io.BytesIO(made.content)) as container:
             assert {stream.type for stream in container.streams} == {"video", "audio"}
             frames = list(container.decode(video=0))
@@ -716,10 +716,10 @@ def test_playable_clips_are_the_clip(films):
     assert max(shown[0], key=lambda frame: frame[1])[0] == pytest.approx(0.28, abs=0.021)
     # What is seen is the same each time; the bytes are the encoder's business.
     np.testing.assert_allclose(shown[0], shown[1], atol=0.5)
-    sound = playable.playable(films / "d.mp4", 0.0, 2.0, kinds=("audio",))
+    sound = playable.make_playable(films / "d.mp4", 0.0, 2.0, kinds=("audio",))
     assert (sound.kind, sound.type) == ("audio", "audio/mp4")
     with pytest.raises(Unusable):
-        playable.playable(films / "gone.mp4", 0.0, 1.0)
+        playable.make_playable(films / "gone.mp4", 0.0, 1.0)
 
 
 @pytest.fixture(scope="module")
@@ -729,7 +729,7 @@ def found_page(made, index, films):
     searches = []
     for direction, stream in (("a2v", "visual"), ("v2a", "audio")):
         (hits,) = index.search(query, direction, 3, "exact", None)
-        latents = match.latents_of(made, hits, stream)
+        latents = match.latents_from_files(made, hits, stream)
         hits[-1] = Hit(**{**vars(hits[-1]), "source": "/gone/x.mp4"})
         options = {"direction": direction, "model": made, "latents": latents}
         searches.append(search_page.make_search(query, hits, **options))

@@ -1,6 +1,6 @@
 """EquiAV's losses on frozen features of `chimes`, with playing as the augmentation: ours.
 
-Reproduces: no figure of any paper. EquiAV augments pixels (configs/equiav/demo.py); here a segment
+Reproduces: no figure of any paper. EquiAV augments pixels (configs/equiav/demo.py); here an excerpt
 is played faster or backwards, and its speed, direction, begin and extent are what the predictor is
 told.
 
@@ -8,7 +8,7 @@ Features:  python -m scav_jax.extract --videos data/chimes-demo/videos --backbon
                --out data/chimes-demo/colours
 Command:   python -m scav_jax.train --config configs/equiav/playing_demo.py --workdir runs/playing
 Hardware:  two CPU cores; a small tower, minutes.
-Ours:      everything: segments of 0.64 s in 8 pictures and 4 steps of sound at 1, 2 and 4 times,
+Ours:      everything: excerpts of 0.64 s in 8 pictures and 4 steps of sound at 1, 2 and 4 times,
            the sizes of the heads, the learning rate.
 """
 

@@ -10,7 +10,7 @@ Then:      python -m scav_jax.probe --run runs/temporal --split test
 Hardware:  two CPU cores; a small tower, minutes.
 Variants:  temporal (the default), with_scav (both in one run), and to compare, on the same
            features: scav, cav.
-Ours:      everything: segments of 0.64 s in 8 pictures and 4 steps of sound at 1, 2 and 4 times,
+Ours:      everything: excerpts of 0.64 s in 8 pictures and 4 steps of sound at 1, 2 and 4 times,
            a queue of 512 clips, 2 neighbours and 64 negatives from it, weights of 1; 1,300 steps
            where the others have 325; 0.1 for the temporal part beside SCAV.
 """

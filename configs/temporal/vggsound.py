@@ -10,9 +10,9 @@ Features:  scav extract --videos VIDEOS --clips clips.csv --backbone clip_mel --
                data/vggsound-clip-mel --weights clip=openai/clip-vit-base-patch32
            0.7 MB a clip: 62 GB of CLIP (25 to 30 frames a second) and 38 GB of log-mel for 150 k.
 Command:   python -m scav_jax.train --config configs/temporal/vggsound.py --workdir runs/temporal
-Hardware:  one V100 of 16 GB, or more: two segments of 8 + 4 tokens a step in place of 250 + 62
+Hardware:  one V100 of 16 GB, or more: two excerpts of 8 + 4 tokens a step in place of 250 + 62
            steps (3.8 GiB and 9 h at 40 % of its peak by `scav plan`). Not run by us: no figure.
-Ours:      segments of 0.64 s at 1, 2, 4 and 8 times, a queue of 65,536 clips of which 5 are
+Ours:      excerpts of 0.64 s at 1, 2, 4 and 8 times, a queue of 65,536 clips of which 5 are
            neighbours and 4,096 negatives, temperature 0.1, weights of 1, AdamW at 3e-4; towers,
            steps and the average of the 10 best checkpoints as in configs/vggsound.py. Clips of less
            than 1.28 s, or less than 12.5 frames a second, are refused before training.

@@ -44,7 +44,7 @@ class _Token(NamedTuple):
     value: str  # words in lower case
 
 
-class _Part(NamedTuple):
+class _Expression(NamedTuple):
     kind: str
     sql: str
 
@@ -69,7 +69,7 @@ def as_sql(text: str, columns: Mapping[str, str]) -> str:
     try:
         if len(text) > MOST_CHARACTERS:
             raise Wrong(f"{len(text):,} characters, expected at most {MOST_CHARACTERS:,}")
-        return _Reader(_tokens(text), columns).whole()
+        return _ConditionParser(_tokens(text), columns).whole()
     except Wrong as wrong:
         said = text if len(text) <= 200 else text[:200] + " ..."
         names = list(columns)
@@ -98,7 +98,7 @@ def _tokens(text: str) -> list[_Token]:
     return [*found, _Token("end", "its end")]
 
 
-class _Reader:
+class _ConditionParser:
     """One token after the other, from left to right."""
 
     def __init__(self, tokens: list[_Token], columns: Mapping[str, str]):
@@ -131,7 +131,7 @@ class _Reader:
         if self._take(value) is None:
             raise Wrong(f"{self._next.value!r} where {value.upper()!r} should be")
 
-    def _deeper(self, read: Callable[[], _Part]) -> _Part:
+    def _deeper(self, read: Callable[[], _Expression]) -> _Expression:
         self._depth += 1
         if self._depth > MOST_DEPTH:
             raise Wrong(f"parentheses or signs more than {MOST_DEPTH} deep")
@@ -139,7 +139,7 @@ class _Reader:
         self._depth -= 1
         return found
 
-    def _all(self, word: str, read: Callable[[], _Part]) -> _Part:
+    def _all(self, word: str, read: Callable[[], _Expression]) -> _Expression:
         parts = [read()]
         while self._take(word):
             parts.append(read())
@@ -147,63 +147,63 @@ class _Reader:
             return parts[0]
         for part in parts:
             _check(part, TRUTH)
-        return _Part(TRUTH, "(" + f" {word.upper()} ".join(part.sql for part in parts) + ")")
+        return _Expression(TRUTH, "(" + f" {word.upper()} ".join(part.sql for part in parts) + ")")
 
-    def _truth(self) -> _Part:
+    def _truth(self) -> _Expression:
         found = self._all("or", lambda: self._all("and", self._negation))
         _check(found, TRUTH)
         return found
 
-    def _negation(self) -> _Part:
+    def _negation(self) -> _Expression:
         if not self._take("not"):
             return self._comparison()
         denied = self._deeper(self._negation)
         _check(denied, TRUTH)
-        return _Part(TRUTH, f"(NOT {denied.sql})")
+        return _Expression(TRUTH, f"(NOT {denied.sql})")
 
-    def _comparison(self) -> _Part:
+    def _comparison(self) -> _Expression:
         if word := self._take("true", "false"):
-            return _Part(TRUTH, word.upper())
+            return _Expression(TRUTH, word.upper())
         left = self._sum()
         if sign := self._take(*COMPARISONS):
-            return _Part(TRUTH, f"({left.sql} {COMPARISONS[sign]} {self._like(left).sql})")
+            return _Expression(TRUTH, f"({left.sql} {COMPARISONS[sign]} {self._like(left).sql})")
         if self._take("is"):
             denied = "NOT " if self._take("not") else ""
             self._need("null")
-            return _Part(TRUTH, f"({left.sql} IS {denied}NULL)")
+            return _Expression(TRUTH, f"({left.sql} IS {denied}NULL)")
         denied = "NOT " if self._take("not") else ""
         if self._take("between"):
             low = self._like(left)
             self._need("and")
-            return _Part(
+            return _Expression(
                 TRUTH, f"({left.sql} {denied}BETWEEN {low.sql} AND {self._like(left).sql})"
             )
         if word := self._take("like", "ilike"):
             _check(left, TEXT)
             if self._next.kind != "text":
                 raise Wrong(f"{self._next.value!r} after {word.upper()}, expected a 'text'")
-            return _Part(TRUTH, f"({left.sql} {denied}{word.upper()} {self._value().sql})")
+            return _Expression(TRUTH, f"({left.sql} {denied}{word.upper()} {self._value().sql})")
         if self._take("in"):
             self._need("(")
             values = [self._like(left).sql]
             while self._take(","):
                 values.append(self._like(left).sql)
             self._need(")")
-            return _Part(TRUTH, f"({left.sql} {denied}IN ({', '.join(values)}))")
+            return _Expression(TRUTH, f"({left.sql} {denied}IN ({', '.join(values)}))")
         if denied:
             raise Wrong(f"{self._next.value!r} after NOT, expected IN, LIKE or BETWEEN")
         return left
 
-    def _like(self, left: _Part) -> _Part:
+    def _like(self, left: _Expression) -> _Expression:
         """What is compared with `left`, of the same kind."""
         right = self._sum()
         _check(right, left.kind)
         return right
 
-    def _sum(self) -> _Part:
+    def _sum(self) -> _Expression:
         return self._operations(("+", "-"), lambda: self._operations(("*", "/"), self._value))
 
-    def _operations(self, signs: tuple[str, ...], read: Callable[[], _Part]) -> _Part:
+    def _operations(self, signs: tuple[str, ...], read: Callable[[], _Expression]) -> _Expression:
         found = read()
         sql = [found.sql]
         while sign := self._take(*signs):
@@ -211,9 +211,9 @@ class _Reader:
             _check(found, NUMBER)
             _check(right, NUMBER)
             sql += [sign, right.sql]
-        return found if len(sql) == 1 else _Part(NUMBER, f"({' '.join(sql)})")
+        return found if len(sql) == 1 else _Expression(NUMBER, f"({' '.join(sql)})")
 
-    def _value(self) -> _Part:
+    def _value(self) -> _Expression:
         kind, value = self._next
         if self._take("("):
             found = self._deeper(lambda: self._all("or", lambda: self._all("and", self._negation)))
@@ -222,31 +222,31 @@ class _Reader:
         if self._take("-"):
             found = self._deeper(self._value)
             _check(found, NUMBER)
-            return _Part(NUMBER, f"(-{found.sql})")
+            return _Expression(NUMBER, f"(-{found.sql})")
         if kind not in ("number", "text", "column", "word") or value in KEYWORDS:
             raise Wrong(f"{value!r} where a column, a number or a 'text' should be")
         self._at += 1
         if kind == "number":
-            return _Part(NUMBER, _number(value))
+            return _Expression(NUMBER, _number(value))
         if kind == "text":
-            return _Part(TEXT, value)
+            return _Expression(TEXT, value)
         if kind == "word" and self._take("("):
             return self._function(value)
         return self._column(value)
 
-    def _function(self, name: str) -> _Part:
+    def _function(self, name: str) -> _Expression:
         if name not in FUNCTIONS:
             raise Wrong(f"the function {name!r}; there are {', '.join(FUNCTIONS)}")
         found = self._deeper(self._sum)
         _check(found, TEXT)
         self._need(")")
-        return _Part(FUNCTIONS[name], f"{name}({found.sql})")
+        return _Expression(FUNCTIONS[name], f"{name}({found.sql})")
 
-    def _column(self, name: str) -> _Part:
+    def _column(self, name: str) -> _Expression:
         if name not in self._columns:
             hint = did_you_mean(name, list(self._columns))
             raise Wrong(f"No field named {name}.{hint} (texts stand in single quotes)")
-        return _Part(self._columns[name], f"`{name}`")
+        return _Expression(self._columns[name], f"`{name}`")
 
 
 def _number(digits: str) -> str:
@@ -256,6 +256,6 @@ def _number(digits: str) -> str:
     return repr(value)
 
 
-def _check(part: _Part, kind: str) -> None:
+def _check(part: _Expression, kind: str) -> None:
     if part.kind != kind:
         raise Wrong(f"a {part.kind} ({part.sql[:60]}) where a {kind} should be")

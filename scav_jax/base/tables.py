@@ -20,7 +20,7 @@ from scav_jax.base.errors import InputError, did_you_mean
 _LINE = re.compile(r"[^\r\n]*(?:\r\n?|\n)|[^\r\n]+")
 
 
-def read_records(path: Path, what: str, mend: str) -> Iterator[tuple[int, list[str]]]:
+def read_csv_rows(path: Path, what: str, mend: str) -> Iterator[tuple[int, list[str]]]:
     """The rows of a CSV with or without a header: the line on which each begins, and its cells.
 
     Empty lines are passed over. Of an unquoted cell the spaces before it are gone, others are left.
@@ -55,10 +55,10 @@ class Table:
     """A CSV with a header; `columns` are its names, each of which comes once."""
 
     def __init__(self, path: Path, what: str, mend: str):
-        """Reads the header; raises as `read_records` does."""
+        """Reads the header; raises as `read_csv_rows` does."""
         self.path, self._what = path, what
-        self._records = read_records(path, what, mend)
-        line, header = next(self._records, (1, []))
+        self._csv_rows = read_csv_rows(path, what, mend)
+        line, header = next(self._csv_rows, (1, []))
         self._header = f"{path}, line {line}"
         self.columns = [name.strip() for name in header]
         if len(set(self.columns)) < len(self.columns):
@@ -92,7 +92,7 @@ class Table:
         """
         number, found = len(self.columns), False
         kept = [place for place, name in enumerate(self.columns) if name in as_written]
-        for line, cells in self._records:
+        for line, cells in self._csv_rows:
             if len(cells) != number:
                 raise InputError(
                     f"{self.path}, line {line}: expected as many cells as the header has "

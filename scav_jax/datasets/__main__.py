@@ -89,7 +89,7 @@ def build_vggsound(options: argparse.Namespace) -> None:
     print("\n".join(sizes.prediction(len(located.files), vggsound.CLIP_SECONDS)))
     if options.dry_run:
         return
-    clip_lists.write_clips(options.out, wanted, located)
+    clip_lists.write_clip_list(options.out, wanted, located)
     _say_written(options.out, wanted, located)
     if annotations:
         path = clip_lists.beside(options.out, "annotations")
@@ -123,7 +123,7 @@ def build_music(options: argparse.Namespace) -> None:
         print(f"(without {unknown:,} files that do not say how long they are)")
     if options.dry_run:
         return
-    clip_lists.write_clips(options.out, wanted, located)
+    clip_lists.write_clip_list(options.out, wanted, located)
     _say_written(options.out, wanted, located)
     print(f"next: {_extract(options)} --clip-seconds {length}")
 

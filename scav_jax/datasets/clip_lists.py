@@ -166,7 +166,7 @@ def beside(out: Path, what: str) -> Path:
     return out.with_name(f"{what}.csv" if out.stem == "clips" else f"{out.stem}.{what}.csv")
 
 
-def write_clips(out: Path, wanted: Sequence[Listed], located: Located) -> None:
+def write_clip_list(out: Path, wanted: Sequence[Listed], located: Located) -> None:
     """Writes the list of the clips that are there, and `missing.csv` of those that are not."""
     rows = [
         {"file": located.files[clip.id], "id": clip.id, "label": clip.label, "split": clip.split}

@@ -20,7 +20,7 @@ from pathlib import Path
 from reprlib import repr as short
 
 from scav_jax.base.errors import InputError, check_unique
-from scav_jax.base.tables import read_records
+from scav_jax.base.tables import read_csv_rows
 from scav_jax.datasets import clip_lists
 from scav_jax.datasets.clip_lists import Listed
 
@@ -96,7 +96,7 @@ def split_and_path(word: str) -> tuple[str, Path]:
 def _rows(path: Path) -> Iterator[tuple[str, list[str]]]:
     """The rows of a list and where they are, without comments and a header."""
     first = True
-    for line, cells in read_records(path, "a list of VGGSound clips", clip_lists.AS_PUBLISHED):
+    for line, cells in read_csv_rows(path, "a list of VGGSound clips", clip_lists.AS_PUBLISHED):
         if not cells[0].startswith("#"):
             row = [cell.strip() for cell in cells]
             header = "label" in map(str.lower, row) and not re.search(r"\d", "".join(row))

@@ -59,7 +59,7 @@ from scav_jax.distances.lift import all_pairs
 from scav_jax.distances.narrow import in_float32
 from scav_jax.distances.resampling import grid_of
 from scav_jax.sequences import (
-    DIRECTIONS,
+    RESAMPLINGS,
     Sequences,
     resample_like,
     resample_positions,
@@ -128,10 +128,10 @@ def interpolation_weights(
 
 def check_options(resample: str) -> None:
     """Raises `InputError` for an unknown direction."""
-    if resample not in DIRECTIONS:
+    if resample not in RESAMPLINGS:
         raise InputError(
-            f"euclidean: resample: expected {' or '.join(DIRECTIONS)}, got {resample!r}."
-            + did_you_mean(str(resample), DIRECTIONS)
+            f"euclidean: resample: expected {' or '.join(RESAMPLINGS)}, got {resample!r}."
+            + did_you_mean(str(resample), RESAMPLINGS)
         )
 
 

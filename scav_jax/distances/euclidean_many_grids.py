@@ -31,8 +31,8 @@ from scav_jax.distances.resampling import (
     collect,
     grid_of,
     read,
+    scatter,
     slice_of,
-    spread,
     taps_of_many,
 )
 from scav_jax.sequences import Sequences, zero_padding
@@ -41,7 +41,7 @@ TILE_WIDTHS = (1, 8, 64)  # audio sequences that share a grid, per product
 CPU_BLOCK_BYTES = 4 * 2**20  # of visual latents: what a core's caches keep between audio grids
 
 
-class _Audio(NamedTuple):
+class _SortedAudio(NamedTuple):
     """Audio sequences, centred and 0 in padding.
 
     Attributes:
@@ -57,7 +57,7 @@ class _Audio(NamedTuple):
     neighbours: Float[Array, "B M"]
 
 
-def _sorted_audio(audio: Sequences) -> tuple[_Audio, Int[Array, " K"], Float[Array, " C"]]:
+def _sorted_audio(audio: Sequences) -> tuple[_SortedAudio, Int[Array, " K"], Float[Array, " C"]]:
     """The audio sequences grid by grid, the order that made it so, and the centre."""
     centre = centre_of(audio)
     order = resampling.sort_by_grid(grid_of(audio))
@@ -65,7 +65,7 @@ def _sorted_audio(audio: Sequences) -> tuple[_Audio, Int[Array, " K"], Float[Arr
     stored = centred(audio, centre).astype(audio.values.dtype)
     values = stored.astype(centre.dtype)
     neighbours = jnp.pad(jnp.sum(values[:, :-1] * values[:, 1:], -1), ((0, 0), (0, 1)))
-    side = _Audio(stored, grid_of(audio), jnp.sum(values * values, -1), neighbours)
+    side = _SortedAudio(stored, grid_of(audio), jnp.sum(values * values, -1), neighbours)
     return side, order, centre
 
 
@@ -194,7 +194,7 @@ def _ragged_rows(plan: Plan, visual: Sequences, audio: Sequences) -> int:
     return divisor(queries, wanted, plan.memory_bytes // (copies * (n + m) * step_bytes))
 
 
-def _for_each_tile(audio: _Audio, carry, step):
+def _for_each_tile(audio: _SortedAudio, carry, step):
     """`step(carry, start, tile, grid, chosen)` for runs of sorted audio that share a grid.
 
     The tile is `[width]` sequences from `start`; those `chosen` are the run.
@@ -216,20 +216,20 @@ def _for_each_tile(audio: _Audio, carry, step):
     return carry
 
 
-def _read_distances(visual: StreamPart, audio: _Audio, grid: Grid) -> Float[Array, "Q w"]:
+def _read_distances(visual: StreamPart, audio: _SortedAudio, grid: Grid) -> Float[Array, "Q w"]:
     """`|W V - A|^2`, all audio on one grid."""
     on_grid, _ = _read_block(visual, audio, grid)
     squares = norms(on_grid)[:, None] + jnp.sum(audio.squares, 1)[None]
     return squares - 2.0 * product(on_grid, audio.values)
 
 
-def _read_gradients(visual: StreamPart, audio: _Audio, grid: Grid, weights, of_visual):
+def _read_gradients(visual: StreamPart, audio: _SortedAudio, grid: Grid, weights, of_visual):
     on_grid, taps = _read_block(visual, audio, grid)
     of_grid, of_audio = difference_gradients(weights, on_grid, audio.values)
-    return spread(of_visual, of_grid, taps), of_audio
+    return scatter(of_visual, of_grid, taps), of_audio
 
 
-def _read_block(visual: StreamPart, audio: _Audio, grid: Grid):
+def _read_block(visual: StreamPart, audio: _SortedAudio, grid: Grid):
     """W V on one audio grid, and its taps."""
     steps = jnp.arange(audio.values.shape[1], dtype=jnp.int32)
     taps = taps_of_many(visual.grid, grid, steps, visual.block.centre.dtype)
@@ -240,14 +240,14 @@ def _read_block(visual: StreamPart, audio: _Audio, grid: Grid):
     return resampling.apart(on_grid, grid.lengths > 0), taps
 
 
-def _collect_distances(visual: StreamPart, audio: _Audio, grid: Grid) -> Float[Array, "Q w"]:
+def _collect_distances(visual: StreamPart, audio: _SortedAudio, grid: Grid) -> Float[Array, "Q w"]:
     """`|V - W A|^2 - |V|^2 = |W A|^2 - 2 <W' V, A>`, all audio on one grid."""
     collected, _ = _collect_block(visual, audio, grid)
     squares = product(collected.own, audio.squares) + product(collected.next, audio.neighbours)
     return squares - 2.0 * product(collected.values.astype(audio.values.dtype), audio.values)
 
 
-def _collect_gradients(visual: StreamPart, audio: _Audio, grid: Grid, weights, of_visual):
+def _collect_gradients(visual: StreamPart, audio: _SortedAudio, grid: Grid, weights, of_visual):
     collected, taps = _collect_block(visual, audio, grid)
     values = audio.values.astype(weights.dtype)
     own = combine(weights.T, collected.own)[..., None]
@@ -259,7 +259,7 @@ def _collect_gradients(visual: StreamPart, audio: _Audio, grid: Grid, weights, o
     return of_visual - read(of_grid, taps), of_audio
 
 
-def _collect_block(visual: StreamPart, audio: _Audio, grid: Grid):
+def _collect_block(visual: StreamPart, audio: _SortedAudio, grid: Grid):
     """W' V on one audio grid with W' W, and the taps of W."""
     visual_steps = visual.block.values.shape[-2]
     steps = jnp.arange(visual_steps, dtype=jnp.int32)

@@ -23,7 +23,7 @@ from scav_jax.distances.euclidean_blocks import (
     whole,
     wide,
 )
-from scav_jax.distances.resampling import read, slice_of, spread, taps_of_many
+from scav_jax.distances.resampling import read, scatter, slice_of, taps_of_many
 from scav_jax.sequences import Sequences
 
 
@@ -80,7 +80,7 @@ def one_grid_gradients(
             v, a = moved_and_target(x, y, plan.resample)
             dx, dy = moved_and_target(*difference_gradients(weights, v, a), plan.resample)
             of_moved, of_target = moved_and_target(*gradients, plan.resample)
-            of_moved = _add_steps(of_moved, dx, start) if aligned else spread(of_moved, dx, taps)
+            of_moved = _add_steps(of_moved, dx, start) if aligned else scatter(of_moved, dx, taps)
             return moved_and_target(of_moved, _add_steps(of_target, dy, start), plan.resample)
 
         shape = rows, *visual.values.shape[1:]

@@ -6,7 +6,7 @@ sequences, with one side's grid shared by all of them:
 
     read      x -> W x      two rows of the source for every target step
     collect   y -> W' y     what every source step is read for, gathered: for few source steps
-    spread    y -> W' y     the same, scattered: for few target steps
+    scatter   y -> W' y     the same, scattered: for few target steps
 
 W has two entries a row, `1 - weight` at `left` and `weight` at `right = left + 1`; rows sum to 1,
 so that a constant goes through W unchanged. W'W is tridiagonal.
@@ -220,7 +220,7 @@ def read(block: InPlace, taps: Taps) -> Float[Array, "B T C"]:
     return jnp.where(taps.real[..., None], result, jnp.zeros((), result.dtype))
 
 
-def spread(
+def scatter(
     total: Float[Array, "B S C"], values: Float[Array, "B T C"], taps: Taps
 ) -> Float[Array, "B S C"]:
     """`total + W' y` for every sequence; y must be 0 in its padding."""

@@ -165,7 +165,7 @@ class Dense(nn.Module):
         return affine(x, kernel, bias, self.precision).reshape(*before, *features)
 
 
-class Weights(nn.Module):
+class KernelAndBias(nn.Module):
     """The kernel and the bias of a `Dense`, for products that are made together."""
 
     taken: tuple[int, ...]
@@ -194,7 +194,7 @@ def query_key_value(
     """All three of each step and head by one product, in a compact module."""
     width = x.shape[-1]
     features, names = (heads, width // heads), ("query", "key", "value")
-    weights = [Weights((width,), features, start, name=name)() for name in names]
+    weights = [KernelAndBias((width,), features, start, name=name)() for name in names]
     kernels, biases = zip(*weights, strict=True)
     kernel = jnp.concatenate([kernel.reshape(width, width) for kernel in kernels], axis=1)
     bias = jnp.concatenate([bias.reshape(width) for bias in biases])

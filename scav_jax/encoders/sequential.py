@@ -32,7 +32,7 @@ from scav_jax.encoders.layers import (
 )
 from scav_jax.encoders.positions import check_buckets, relative_buckets
 from scav_jax.sequences import (
-    DIRECTIONS,
+    RESAMPLINGS,
     STREAMS,
     AudioVisual,
     Sequences,
@@ -326,7 +326,7 @@ def _check_options(encoders: Encoders) -> None:
     check_buckets(encoders.position_buckets, encoders.position_max_distance)
     check_one_of("encoders.pre_join", encoders.pre_join, JOINS)
     if encoders.pre_resample is not None:
-        check_one_of("encoders.pre_resample", encoders.pre_resample, DIRECTIONS)
+        check_one_of("encoders.pre_resample", encoders.pre_resample, RESAMPLINGS)
     elif encoders.pre_points > 1:
         raise InputError(
             "encoders.pre_points: expected 1, or more with encoders.pre_resample, got "

@@ -73,10 +73,13 @@ def baselines(
 def onsets(train: store.Split, split: store.Split, align: str) -> Baseline:
     """Cosines of onset envelopes, with the lag that fits the training clips best."""
     visual, audio = envelopes(train, align)
-    fits = [np.mean(np.sum(centred(visual) * centred(lagged(audio, k)), axis=1)) for k in LAGS]
+    fits = [
+        np.mean(np.sum(centred_unit_rows(visual) * centred_unit_rows(lagged(audio, k)), axis=1))
+        for k in LAGS
+    ]
     lag = LAGS[int(np.argmax(fits))]
     visual, audio = envelopes(split, align)
-    vectors = [centred(visual), centred(lagged(audio, lag))]
+    vectors = [centred_unit_rows(visual), centred_unit_rows(lagged(audio, lag))]
     # A still or a silent clip has no onsets: a last number that the other stream has not.
     still = [np.where(np.any(one, axis=1), 0.0, 1.0)[:, None] for one in vectors]
     nothing = np.zeros_like(still[0])
@@ -135,7 +138,7 @@ def lagged(values: Float[np.ndarray, "K n"], lag: int) -> Float[np.ndarray, "K n
     return values[:, np.clip(np.arange(values.shape[1]) - lag, 0, values.shape[1] - 1)]
 
 
-def centred(values: Float[np.ndarray, "K n"]) -> Float[np.ndarray, "K n"]:
+def centred_unit_rows(values: Float[np.ndarray, "K n"]) -> Float[np.ndarray, "K n"]:
     """Rows less their mean, of length 1; 0 where there is nothing, or nothing changes."""
     there = np.isfinite(values)
     mean = np.nansum(values, axis=1, keepdims=True) / np.maximum(there.sum(1, keepdims=True), 1)
@@ -263,7 +266,7 @@ def _parted(split: store.Split, align: str, dynamic: Maps, static: Maps) -> Embe
 # ---- clips ---------------------------------------------------------------------------------------
 
 
-class _Clip(NamedTuple):
+class _ClipFeatures(NamedTuple):
     """One clip's features, and the windows of both streams in steps."""
 
     visual: Float[np.ndarray, "N Dv"]
@@ -285,7 +288,7 @@ def _on_one_grid(batch: Batch) -> Batch:
 _resampled = jax.jit(lambda features: resample_pairs(features, "visual_to_audio"))
 
 
-def _clips(batch: Batch) -> Iterator[_Clip]:
+def _clips(batch: Batch) -> Iterator[_ClipFeatures]:
     """The clips of a batch, without padding; without a clock, they last as 25 frames a second."""
     visual, audio = (jax.tree.map(np.asarray, stream) for stream in batch.features)
     for row, seconds in enumerate(np.asarray(batch.seconds)):
@@ -295,10 +298,12 @@ def _clips(batch: Batch) -> Iterator[_Clip]:
         ]
         lasts = float(seconds[1] - seconds[0])
         windows = np.stack([stream.windows[row] for stream in (visual, audio)])
-        yield _Clip(*of_both, windows, lasts if np.isfinite(lasts) else CELL_S * len(of_both[0]))
+        if not np.isfinite(lasts):
+            lasts = CELL_S * len(of_both[0])
+        yield _ClipFeatures(*of_both, windows, lasts)
 
 
-def _pair(clip: _Clip) -> tuple[np.ndarray, np.ndarray]:
+def _pair(clip: _ClipFeatures) -> tuple[np.ndarray, np.ndarray]:
     """Steps on one grid, none wider than `MOST`."""
     return tuple(
         one if one.shape[1] <= MOST else one @ _directions(one.shape[1])

@@ -68,7 +68,7 @@ def _row(run: Run, split: Split, settings: EvaluationSettings) -> dict:
         run.objective, logits, split.labels, bootstrap=settings.bootstrap, seed=settings.seed
     )
     about = {key: value for key, value in of_run(run).items() if key != "own_method"}
-    return about | {"measured": classify.figure(run.objective), "seconds": seconds, **found}
+    return about | {"measured": classify.metric_name(run.objective), "seconds": seconds, **found}
 
 
 def table(document: dict) -> str:

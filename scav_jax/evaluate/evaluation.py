@@ -39,9 +39,8 @@ from scav_jax.retrieval import results
 from scav_jax.retrieval.embed import Embedded, all_against_all, check_features, embed
 from scav_jax.retrieval.hubness import bank_of
 from scav_jax.retrieve import DIRECTIONS, check_ks, hybrid_ranks, queries_first, seconds_per_query
-from scav_jax.sequences import DIRECTIONS as RESAMPLINGS
-from scav_jax.sequences import AudioVisual
-from scav_jax.training.records import read_records
+from scav_jax.sequences import RESAMPLINGS, AudioVisual
+from scav_jax.training.records import read_metrics
 from scav_jax.training.runs import Run
 
 
@@ -479,7 +478,7 @@ def _pictures(
         }
     return page.Pictures(
         histories=[
-            (one.document["name"], read_records(source.path))
+            (one.document["name"], read_metrics(source.path))
             for source, one in zip(sources, rows, strict=True)
             if isinstance(source, Run)
         ],

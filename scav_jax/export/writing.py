@@ -74,7 +74,7 @@ def write_model(
     model = Model(run)
     with folder_atomically(out) as partial:
         (partial / TOWERS).mkdir()
-        _write(model, partial, card(model, run.path, licence))
+        _write(model, partial, model_card(model, run.path, licence))
         if onnx:
             from scav_jax.export.graphs import write_graphs
 
@@ -189,7 +189,7 @@ extractor of preprocessing.json; features of another one are refused.
 """
 
 
-def card(model: Model, run: Path, licence: str) -> str:
+def model_card(model: Model, run: Path, licence: str) -> str:
     """The model card, in Markdown with the fields that model hubs read."""
     config, objective = model.run.config, model.run.objective
     parameters, (name, options) = flat_parameters(model.run.params), model.distance

@@ -13,7 +13,7 @@ from scav_jax.extract.backbones import Features, Prepared
 from scav_jax.extract.jobs import Job, JobResult, Outcome
 from scav_jax.extract.ledger import Ledger
 
-Encode = Callable[[list[Prepared]], list[Features]]
+EncodeClips = Callable[[list[Prepared]], list[Features]]
 
 # What is decoded and not yet encoded: 13 clips of 10 s at 25 frames/s. A worker holds two more.
 QUEUE_BYTES = 2**29
@@ -37,7 +37,7 @@ class Encoder:
       busy_s: the seconds spent in encoding.
     """
 
-    def __init__(self, encode: Encode, clips_at_once: int, queue_bytes: int):
+    def __init__(self, encode: EncodeClips, clips_at_once: int, queue_bytes: int):
         self._encode_clips, self._clips_at_once, self._limit = encode, clips_at_once, queue_bytes
         self._changed = threading.Condition()
         self._waiting: deque[tuple[Prepared | None, Callable]] = deque()

@@ -126,7 +126,7 @@ def merge(
         _say_complete(out, whole)
         return
     with whole.locked():
-        stored, lengths = [], {}
+        finished, lengths = [], {}
         for shard in parts:
             ledger = shard.ledger(whole)
             ledger.open({"fingerprint": fingerprint, "manifest": listing.identity()})
@@ -138,9 +138,9 @@ def merge(
                     f"{ledger.folder}: {lost} of {len(done)} jobs are missing or damaged: run "
                     f"--num-shards {count} --shard-index {shard.index} again, then --merge"
                 )
-            stored.append((ledger, done))
+            finished.append((ledger, done))
         wanted = cut_whole_videos(listing, lengths.get)[0]
-        rows, usable = _write(out, videos, listing, wanted, stored, fingerprint)
+        rows, usable = _write(out, videos, listing, wanted, finished, fingerprint)
         whole.remove()
     _say_summary(out, usable, rows, time.monotonic() - started)
 
@@ -300,7 +300,7 @@ def _encode(events: Iterator, encoder: Encoder, results: Results) -> None:
 
 # The result --------------------------------------------------------------------------------
 
-Stored = list[tuple[Ledger, list[Job]]]
+FinishedJobs = list[tuple[Ledger, list[Job]]]
 
 
 def _write(
@@ -308,17 +308,17 @@ def _write(
     videos: Path,
     listing: Listing,
     wanted: list[ClipRequest],
-    stored: Stored,
+    finished: FinishedJobs,
     fingerprint: dict,
 ) -> tuple[list[dict], int]:
     """Writes the data set; returns the rows of rejected.csv and the number of clips."""
-    rejected = _rejected(stored)
+    rejected = _rejected(finished)
     rows = listing.unreadable + [rejected[clip.id] for clip in wanted if clip.id in rejected]
     usable = len(wanted) - len(rejected)
     if not usable:
         _nothing_usable(rows, Ledger.beside(out), videos)
     store.write(
-        _usable(wanted, stored, rejected, usable),
+        _usable(wanted, finished, rejected, usable),
         out,
         fingerprint=fingerprint,
         videos=str(videos.absolute()),
@@ -328,10 +328,10 @@ def _write(
     return rows, usable
 
 
-def _rejected(stored: Stored) -> dict[str, dict]:
+def _rejected(finished: FinishedJobs) -> dict[str, dict]:
     """The rows of rejected.csv, by the clips' ids."""
     rejected: dict[str, dict] = {}
-    for ledger, done in stored:
+    for ledger, done in finished:
         for job in done:
             ids = {place: request.id for place, request in job.clips}
             rejected |= {ids[place]: row for place, row in ledger.rejected(job.number).items()}
@@ -339,12 +339,12 @@ def _rejected(stored: Stored) -> dict[str, dict]:
 
 
 def _usable(
-    wanted: list[ClipRequest], stored: Stored, rejected: dict[str, dict], usable: int
+    wanted: list[ClipRequest], finished: FinishedJobs, rejected: dict[str, dict], usable: int
 ) -> Iterator[tuple[str, Clip]]:
     """(split, clip) in the order of the list, whatever the order they were done in."""
     places = {
         request.id: (ledger, job.number, place)
-        for ledger, done in stored
+        for ledger, done in finished
         for job in done
         for place, request in job.clips
     }

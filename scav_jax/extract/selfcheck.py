@@ -229,12 +229,12 @@ def write_clip(path: Path) -> None:
 def small_clip_beats() -> backbones.Backbone:
     """CLIP and BEATs of two narrow layers with seeded random weights."""
     from scav_jax.extract.backbones import beats
-    from scav_jax.extract.backbones.clip_model import BLOCKS, ClipModel
+    from scav_jax.extract.backbones.clip_model import FRAME_CHUNKS, ClipModel
     from scav_jax.extract.backbones.clip_towers import ClipConfig, VisionConfig
     from scav_jax.extract.backbones.clip_weights import random_weights
 
     vision = ClipConfig(vision=VisionConfig(64, 128, 32, 2, 4, 224, 32))
-    model = ClipModel(vision, random_weights(vision), batching=BLOCKS)
+    model = ClipModel(vision, random_weights(vision), batching=FRAME_CHUNKS)
     config = dataclasses.replace(
         beats.ITER3_PLUS,
         embed_dim=64,

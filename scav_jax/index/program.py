@@ -50,7 +50,7 @@ def split_of(arguments: argparse.Namespace) -> store.Split | None:
 
 
 @dataclass(frozen=True)
-class Source:
+class ClipsToIndex:
     """The clips that the command line names, and where they belong in an index.
 
     Attributes:
@@ -76,21 +76,21 @@ def root_of(arguments: argparse.Namespace, split: store.Split | None) -> str | N
     return os.path.commonpath([os.path.dirname(path) for path in videos])
 
 
-def source_of(
+def clips_to_index(
     arguments: argparse.Namespace, model: Model, split: store.Split | None, root: str | None
-) -> Source:
+) -> ClipsToIndex:
     """What is to be added, with ids below the root of the index."""
     if split is not None:
         way = below(split.videos, root) if root and split.videos else "."
         ids = [joined(way, name) for name in split.ids]
-        return Source(ids, {}, functools.partial(_of_split, split, ids, model))
+        return ClipsToIndex(ids, {}, functools.partial(_of_split, split, ids, model))
     check_times(0.0, None, arguments.clip_seconds)
     _ = model.backbone  # another extractor is refused before anything is written
     cut = arguments.clip_seconds, 0.0, None
     wanted = requests_for(arguments.videos, *cut, STREAMS, root, sounds=True)
     paths = {one.id: (wanted.folder / one.file).absolute() for one in wanted.requests}
     files = {one.id: (str(paths[one.id]), one.start) for one in wanted.requests}
-    return Source(list(files), files, functools.partial(_of_videos, arguments, wanted, model))
+    return ClipsToIndex(list(files), files, functools.partial(_of_videos, arguments, wanted, model))
 
 
 def _of_videos(
@@ -132,9 +132,9 @@ def _grow(index: Index, clips: Iterator[Embedded], on_duplicate: str) -> int:
     return count
 
 
-def _sourced(
+def _index_for(
     index: Index | None, arguments: argparse.Namespace, model: Model, split: store.Split | None
-) -> tuple[Index, Source]:
+) -> tuple[Index, ClipsToIndex]:
     """The clips of the command line, once they are known to belong into the index.
 
     Where there is none yet, it is made, after all that can be wrong with the clips has been said.
@@ -144,7 +144,7 @@ def _sourced(
     cut = None if split is not None else arguments.clip_seconds or WHOLE
     if index is not None:
         index.header.declared(index.path, root and os.path.abspath(root), cut)
-    source = source_of(arguments, model, split, declared or root)
+    clips = clips_to_index(arguments, model, split, declared or root)
     if index is None:
         bank = None
         if arguments.hubness == "bank":
@@ -162,9 +162,9 @@ def _sourced(
             static_weight=arguments.static_weight,
         )
     index.declare(root, cut)
-    if source.files:
-        index.check_files(source.files, getattr(arguments, "replace", False))
-    return index, source
+    if clips.files:
+        index.check_files(clips.files, getattr(arguments, "replace", False))
+    return index, clips
 
 
 def build(arguments: argparse.Namespace) -> int:
@@ -173,8 +173,8 @@ def build(arguments: argparse.Namespace) -> int:
         check_begun(arguments, read_header(arguments.index))
         index = open_index(arguments.index, model.identity)
     begun_before = index is not None
-    index, source = _sourced(index, arguments, model, split)
-    count = _grow(index, source.parts(set(index.ids())), "skip")
+    index, clips = _index_for(index, arguments, model, split)
+    count = _grow(index, clips.parts(set(index.ids())), "skip")
     if not len(index):
         if not begun_before:  # it would hold the next attempt to this one's options
             shutil.rmtree(index.path, ignore_errors=True)
@@ -202,16 +202,16 @@ def check_begun(arguments: argparse.Namespace, header: Header) -> None:
 def add(arguments: argparse.Namespace) -> int:
     model, split = load_as_asked(arguments), split_of(arguments)
     index = open_index(arguments.index, model.identity)
-    index, source = _sourced(index, arguments, model, split)
+    index, clips = _index_for(index, arguments, model, split)
     if arguments.replace:
-        count = _grow(index, source.parts(()), "replace")
+        count = _grow(index, clips.parts(()), "replace")
     else:
-        with index.adding(source.ids) as begun:  # before any part of it is added
+        with index.adding(clips.ids) as begun:  # before any part of it is added
             done = set(index.ids()) if begun else set()
             if begun:
-                there = len(done.intersection(source.ids))
-                print(f"going on: {there:,} of {len(source.ids):,} clips are there already")
-            count = _grow(index, source.parts(done), "refuse")
+                there = len(done.intersection(clips.ids))
+                print(f"going on: {there:,} of {len(clips.ids):,} clips are there already")
+            count = _grow(index, clips.parts(done), "refuse")
     print(f"{arguments.index}: {count:,} clips added, {len(index):,} in all")
     return 0
 
@@ -283,7 +283,7 @@ def _sampled(arguments: argparse.Namespace, model: Model) -> Embedded:
     split = split_of(arguments)
     clips = split
     if split is None:
-        clips = next(source_of(arguments, model, None, None).parts(()), None)
+        clips = next(clips_to_index(arguments, model, None, None).parts(()), None)
         if clips is None:
             raise InputError("expected usable clips to tune with, there are none (see above)")
     count = min(arguments.queries, len(clips))

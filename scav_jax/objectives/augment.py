@@ -40,10 +40,10 @@ Image = Float[Array, "H W 3"]
 LogMel = Float[Array, "T F"]
 
 
-def identity(size: int) -> Float[np.ndarray, " P"]:
+def no_augmentation(size: int) -> Float[np.ndarray, " P"]:
     """The vector of no augmentation.
 
-    >>> identity(18)[6:10]
+    >>> no_augmentation(18)[6:10]
     array([0., 1., 2., 3.], dtype=float32)
     """
     first = {PICTURE: PICTURE_ORDER, SOUND: SOUND_ORDER}[size]

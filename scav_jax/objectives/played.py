@@ -29,10 +29,10 @@ ALLOWED = {
 
 @dataclass(frozen=True)
 class OfPlayed(Objective):
-    """How segments are played; all defaults are ours.
+    """How excerpts are played; all defaults are ours.
 
     Attributes:
-      window_s: how long a segment at normal speed lasts.
+      window_s: how long an excerpt at normal speed lasts.
       visual_tokens, audio_tokens: of a view.
       audio_frames: how many frames lie side by side in a step of sound and are played one by one
         (16 for log-mel); 1 plays steps.
@@ -45,7 +45,7 @@ class OfPlayed(Objective):
     audio_frames: int = 16
     speeds: int = 3
 
-    together: ClassVar[int] = 1  # segments that have to fit into a clip side by side
+    together: ClassVar[int] = 1  # excerpts that have to fit into a clip side by side
 
     def __post_init__(self):
         super().__post_init__()
@@ -114,7 +114,7 @@ def _check_times(o: OfPlayed, material: Material) -> None:
     _refuse(
         material,
         durations + views.TOLERANCE_S < o.together * o.window_s,
-        f"last less than {'two segments' if o.together > 1 else 'a segment'} of {o.window_s:g} s, "
+        f"last less than {'two excerpts' if o.together > 1 else 'an excerpt'} of {o.window_s:g} s, "
         "or their streams share less",
         "drop them or lower objective.window_s",
     )

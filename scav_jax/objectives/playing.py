@@ -5,9 +5,9 @@ those that have seen one moment a step can be played (`scav_jax.views`), and wha
 the place of the augmentation's vector:
 
     (k, direction, begin, extent)    played 2^k times as fast, 0 forward or 1 backward, where the
-                                     segment begins and how much it covers, in shares of the clip
+                                     excerpt begins and how much it covers, in shares of the clip
 
-(0, 0, 0, 1) is the clip played plainly, which is what the towers see beside the segment. So the
+(0, 0, 0, 1) is the clip played plainly, which is what the towers see beside the excerpt. So the
 model is to be equivariant in time, where the paper's is in space, colour and spectrum; the log's
 `equivariance_gain` says whether knowing the vector is worth anything. No figure is comparable with
 the paper's. Losses, predictor and heads are those of `equivariant`.
@@ -31,7 +31,7 @@ DRAWN = 3  # uniform numbers that a vector is made of
 
 @dataclass(frozen=True)
 class EquivariantPlaying(Equivariance, OfPlayed):
-    """EquiAV's losses of clips and of segments of them, each stream's with a segment of its own."""
+    """EquiAV's losses of clips and of excerpts of them, for each stream an excerpt of its own."""
 
     name: str = "equivariant_playing"
 
@@ -43,7 +43,7 @@ class EquivariantPlaying(Equivariance, OfPlayed):
         return [*super().in_words(distance), f"{self.speeds} speeds"]
 
     def views(self, batch: Batch, key: Array) -> Views:
-        """The whole clip ("clip"), a segment of each stream ("augmented"), and their vectors."""
+        """The whole clip ("clip"), an excerpt of each stream ("augmented"), and their vectors."""
         numbers, features, seconds = jax.tree.map(
             jnp.asarray, (batch.numbers, batch.features, batch.seconds)
         )
@@ -56,9 +56,9 @@ class EquivariantPlaying(Equivariance, OfPlayed):
         for own_key, stream in zip(jax.random.split(key), STREAMS, strict=True):
             drawn = jax.random.uniform(own_key, (1 + self.centroid, DRAWN))
             drawn = self.vectors(drawn, there[1] - there[0])
-            segment = segment_of(drawn[0], there)
+            excerpt = excerpt_of(drawn[0], there)
             sizes = self.tokens_of(stream), self.frames_of(stream)
-            played.append(views.play(getattr(clip, stream), seconds, segment, *sizes).sequence)
+            played.append(views.play(getattr(clip, stream), seconds, excerpt, *sizes).sequence)
             vectors[stream] = {"vector": drawn[0]}
             vectors[stream] |= {"vectors": drawn[1:]} if self.centroid else {}
         return self.whole(clip, seconds), AudioVisual(*played), vectors
@@ -68,7 +68,7 @@ class EquivariantPlaying(Equivariance, OfPlayed):
     ) -> Float[Array, "S 4"]:
         """Vectors of a clip of this length, from numbers in [0, 1).
 
-        The speed is uniform over those whose segment fits into the clip, and normal where none
+        The speed is uniform over those whose excerpt fits into the clip, and normal where none
         does; then the direction, and where it begins.
         """
         lengths = self.window_s * 2.0 ** jnp.arange(self.speeds, dtype=jnp.float32)
@@ -79,17 +79,17 @@ class EquivariantPlaying(Equivariance, OfPlayed):
         return jnp.stack([speeds, directions, drawn[:, 2] * (1.0 - extents), extents], axis=1)
 
     def codes(self, stream: str, latents: Sequences) -> Float[Array, "B S 4"]:
-        """Of segments of each clip: the same draw, in its own length."""
+        """Of excerpts of each clip: the same draw, in its own length."""
         key = jax.random.key(STREAMS.index(stream))
         drawn = jax.random.uniform(key, (self.centroid, DRAWN))
         durations = latents.lengths.astype(jnp.float32) * self.token_s(stream)
         return jax.vmap(self.vectors, (None, 0))(drawn, durations)
 
 
-def segment_of(vector: Float[Array, "4"], there: Float[Array, "2"]) -> views.Segment:
-    """The segment that a vector tells, of a clip that has steps for these seconds."""
+def excerpt_of(vector: Float[Array, "4"], there: Float[Array, "2"]) -> views.Excerpt:
+    """The excerpt that a vector tells, of a clip that has steps for these seconds."""
     speed, direction, begin, extent = vector
     duration = there[1] - there[0]
     first = there[0] + begin * duration
     span = jnp.stack([first, first + extent * duration])
-    return views.Segment(span, speed.astype(jnp.int32), direction.astype(jnp.int32))
+    return views.Excerpt(span, speed.astype(jnp.int32), direction.astype(jnp.int32))

@@ -1,6 +1,6 @@
 """Temporal self-supervision beside contrast (Jenni, Black, Collomosse, AAAI 2023).
 
-Of each clip two segments are played, each seen and heard. Classifiers tell speed and direction of
+Of each clip two excerpts are played, each seen and heard. Classifiers tell speed and direction of
 every view and, of two views, the order in time, within and across modalities; views of one clip are
 contrasted with those of others, of the batch and of a queue of past ones. These tasks are the
 paper's. What no source confirms is ours: every constant, the forms of heads and losses, and that
@@ -42,8 +42,8 @@ from scav_jax.objectives.selection import HIGHEST, Chosen, drawn, info_nce, near
 from scav_jax.objectives.sequential import recall_at_1
 from scav_jax.sequences import STREAMS, AudioVisual, Sequences, masked_mean
 
-SEGMENTS = ("first", "second")
-ORDERED = {  # task -> the stream of the first segment, of the second
+EXCERPTS = ("first", "second")
+ORDERED = {  # task -> the stream of the first excerpt, of the second
     "order_vv": ("visual", "visual"),
     "order_aa": ("audio", "audio"),
     "order_va": ("visual", "audio"),
@@ -64,7 +64,7 @@ QUEUE_MATRICES = 8  # [clips, queue], as XLA has them
 class Temporal(OfPlayed):
     """weight_vv L(v, v') + weight_va L(v, a) + the tasks' cross-entropies, each with its weight.
 
-    L(v, v') contrasts both segments seen, L(v, a) the first one seen and heard, each both ways.
+    L(v, v') contrasts both excerpts seen, L(v, a) the first one seen and heard, each both ways.
     All defaults are ours.
 
     Attributes:
@@ -111,7 +111,7 @@ class Temporal(OfPlayed):
     # ---- of each clip alone ----------------------------------------------------------------------
 
     def views(self, batch: Batch, key: Array) -> Views:
-        """Both segments; `about` has labels, what is true of speeds at large, number and key."""
+        """Both excerpts; `about` has labels, what is true of speeds at large, number and key."""
         keys = clip_keys(key, batch.numbers)
         features, about = jax.vmap(partial(_played, self))(
             keys, batch.features, jnp.asarray(batch.seconds)
@@ -120,10 +120,10 @@ class Temporal(OfPlayed):
         return Views(features, about)
 
     def of_clips(self, heads: nn.Module, latents: dict[str, AudioVisual], about: PyTree) -> Outputs:
-        """By task, logits; and by stream, `keys` `[B, 2, width]` of both segments."""
+        """By task, logits; and by stream, `keys` `[B, 2, width]` of both excerpts."""
         pooled = {
             stream: jnp.stack(
-                [_mean(getattr(latents[segment], stream)) for segment in SEGMENTS], axis=1
+                [_mean(getattr(latents[excerpt], stream)) for excerpt in EXCERPTS], axis=1
             )
             for stream in STREAMS
         }
@@ -200,7 +200,7 @@ class Temporal(OfPlayed):
         }
 
     def remember(self, memory: PyTree, outputs: Outputs) -> PyTree:
-        """The first segment's keys take the oldest places, in the order of the batch."""
+        """The first excerpt's keys take the oldest places, in the order of the batch."""
         if not self.queue:
             return memory
         keys = outputs.values["keys"]
@@ -318,18 +318,18 @@ def cross_entropy(task: Task) -> tuple[Float[Array, ""], Float[Array, ""]]:
 def _played(
     objective: Temporal, key: Array, clip: AudioVisual, seconds: Float[Array, "2"]
 ) -> tuple[dict[str, AudioVisual], dict]:
-    """Two segments of a clip, each seen and heard, each view with a direction of its own."""
+    """Two excerpts of a clip, each seen and heard, each view with a direction of its own."""
     o = objective
     check_width(clip.audio.values.shape[-1], o.audio_frames)
     pair_key, direction_key, control_key = jax.random.split(key, 3)
     there = views.covered(clip, seconds)
-    *segments, usable = views.draw_pair(pair_key, there, o.window_s, o.speeds)
+    *excerpts, usable = views.draw_pair(pair_key, there, o.window_s, o.speeds)
     directions = jax.random.randint(direction_key, (2, 2), 0, 2)
     features, labels = {}, {name: [] for name in TOLD_OF_A_VIEW}
-    for number, (name, segment) in enumerate(zip(SEGMENTS, segments, strict=True)):
+    for number, (name, excerpt) in enumerate(zip(EXCERPTS, excerpts, strict=True)):
         streams = []
         for column, stream in enumerate(STREAMS):
-            own = segment._replace(direction=directions[number, column])
+            own = excerpt._replace(direction=directions[number, column])
             own_key = jax.random.fold_in(control_key, 2 * number + column)
             view = _view(o, stream, getattr(clip, stream), seconds, own, own_key)
             streams.append(view.sequence)
@@ -337,7 +337,7 @@ def _played(
             labels[f"direction_{stream}"].append(views.direction_of(view.times))
         features[name] = AudioVisual(*streams)
     true = {name: jnp.stack(of_views).astype(jnp.int32) for name, of_views in labels.items()}
-    order = views.order_of(segments[0].span, segments[1].span).astype(jnp.int32)
+    order = views.order_of(excerpts[0].span, excerpts[1].span).astype(jnp.int32)
     prior = views.speed_prior(there[1] - there[0], o.window_s, o.speeds)
     true |= dict.fromkeys(ORDERED, order)
     return features, {"labels": true, "usable": usable, "speed_prior": prior}
@@ -348,13 +348,13 @@ def _view(
     stream: str,
     source: Sequences,
     seconds: Float[Array, "2"],
-    segment: views.Segment,
+    excerpt: views.Excerpt,
     key: Array,
 ) -> views.View:
-    """A segment of one stream, and what a control leaves of it."""
+    """An excerpt of one stream, and what a control leaves of it."""
     tokens, frames = o.tokens_of(stream), o.frames_of(stream)
     source = views.still(source, frames) if o.control == "static" else source
-    view = views.play(source, seconds, segment, tokens, frames)
+    view = views.play(source, seconds, excerpt, tokens, frames)
     if o.control != "shuffled":
         return view
     return view._replace(sequence=views.shuffled(key, view.sequence, frames))

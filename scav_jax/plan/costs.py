@@ -1,8 +1,7 @@
 """What a training step costs, by arithmetic from its modules: FLOPs, and memory on each device.
 
-Nothing is computed. `memory` counts what the backward pass keeps as XLA keeps it (which is more
-than the formulas need), so other compilers
-and fused kernels need less.
+Nothing is computed. `planned_memory` counts what the backward pass keeps as XLA keeps it (which is
+more than the formulas need), so other compilers and fused kernels need less.
 """
 
 import dataclasses
@@ -97,7 +96,7 @@ def _view_shapes(
     )
 
 
-def parameters(work: Workload) -> int:
+def parameter_count(work: Workload) -> int:
     """How many numbers are learned, both towers and temperatures."""
     widths = {"visual": work.visual[1], "audio": work.audio[1]}
     shapes = parameter_shapes(work.encoders, work.objective, widths)
@@ -252,7 +251,7 @@ def _tower_bytes(encoders: Towers, steps: int, feature_width: int, name: str) ->
     return projection + norm_and_latents + _blocks_bytes(encoders, steps, name)
 
 
-def memory(work: Workload, count: int | None = None) -> PlannedMemory:
+def planned_memory(work: Workload, count: int | None = None) -> PlannedMemory:
     """What each device holds at the fullest moment, by arithmetic (see the module).
 
     Without gradient caching that is when the backward pass begins: all activations are there, and
@@ -261,9 +260,9 @@ def memory(work: Workload, count: int | None = None) -> PlannedMemory:
 
     Args:
       work: the step.
-      count: its `parameters`, where they are known: to find them the towers are traced.
+      count: its `parameter_count`, where they are known: to find them the towers are traced.
     """
-    count = parameters(work) if count is None else count
+    count = parameter_count(work) if count is None else count
     rows = work.batch / work.devices
     encoded = (work.microbatch or work.batch) / work.devices
     kept = lambda sharded: 1 / work.devices if sharded else 1.0  # noqa: E731
@@ -303,10 +302,10 @@ def _kept_numbers(work: Workload, steps: int, width: int, name: str) -> int:
 def largest_batch(work: Workload, limit: float) -> int:
     """The largest multiple of devices (and of the microbatch) that fits in `limit` bytes; or 0."""
     unit = work.microbatch or work.devices
-    count = parameters(work)
+    count = parameter_count(work)
 
     def fits(units: int) -> bool:
-        return memory(dataclasses.replace(work, batch=units * unit), count).total <= limit
+        return planned_memory(dataclasses.replace(work, batch=units * unit), count).total <= limit
 
     if not fits(1):
         return 0

@@ -26,8 +26,8 @@ from scav_jax.plan.costs import (
     Workload,
     flops,
     largest_batch,
-    memory,
-    parameters,
+    parameter_count,
+    planned_memory,
 )
 from scav_jax.plan.devices import TERA, Device
 from scav_jax.training.config import Config
@@ -40,7 +40,7 @@ PAPER_CLIPS, PAPER_CLASSES, PAPER_CLIP_S = 153_000, 309, 10.0  # of VGGSound, fo
 
 
 @dataclass(frozen=True)
-class Stored:
+class StoredFeatures:
     """The features that a config trains on.
 
     Attributes:
@@ -59,7 +59,7 @@ class Stored:
     bytes: tuple[int, int] = (2, 2)
 
 
-def stored_features(config: Config) -> Stored:
+def stored_features(config: Config) -> StoredFeatures:
     """Of the config's data set where it is on disk, else of VGGSound with the paper's features."""
     data = config.data
     if not (Path(data.path) / store.ABOUT).is_file():
@@ -67,7 +67,7 @@ def stored_features(config: Config) -> Stored:
             return _assumed_pixels(config)
         numbers = sum(steps * width for steps, width in PAPER.values())
         source = f"{data.path} is not there: the paper's VGGSound is assumed"
-        return Stored(PAPER_CLIPS, 2.0 * numbers, *PAPER.values(), source)
+        return StoredFeatures(PAPER_CLIPS, 2.0 * numbers, *PAPER.values(), source)
     split = store.read(Path(data.path), data.train_split)
     widths = split.visual_width, split.audio_width
     plan = plan_training(
@@ -83,19 +83,19 @@ def stored_features(config: Config) -> Stored:
     clip_bytes = float(np.dot(means, np.multiply(widths, sizes)))
     visual, audio = zip(largest, widths, strict=True)
     source = f"{data.path}, {len(split):,} clips"
-    return Stored(len(split), clip_bytes, visual, audio, source, sizes)
+    return StoredFeatures(len(split), clip_bytes, visual, audio, source, sizes)
 
 
-def _assumed_pixels(config: Config) -> Stored:
+def _assumed_pixels(config: Config) -> StoredFeatures:
     """Ten frames of the towers' side and the log-mel, a clip of 10 s."""
     sound = PAPER["audio"][0], STACKED_FRAMES * MEL_BINS
     shapes, sizes = ((10, 3 * config.encoders.side**2), sound), (1, 2)
     numbers = [steps * width for steps, width in shapes]
     source = f"{config.data.path} is not there: pixels of {PAPER_CLIPS:,} clips are assumed"
-    return Stored(PAPER_CLIPS, float(np.dot(numbers, sizes)), *shapes, source, sizes)
+    return StoredFeatures(PAPER_CLIPS, float(np.dot(numbers, sizes)), *shapes, source, sizes)
 
 
-def workload(config: Config, devices: int, stored: Stored) -> Workload:
+def workload(config: Config, devices: int, stored: StoredFeatures) -> Workload:
     """The step that a config describes, on so many devices."""
     train, data = config.train, config.data
     number = 2 if data.features == "float16" else FLOAT
@@ -175,20 +175,20 @@ def ways(work: Workload) -> dict[str, Workload]:
 
 
 def report(
-    config: Config, work: Workload, stored: Stored, device: Device, efficiency: float
+    config: Config, work: Workload, stored: StoredFeatures, device: Device, efficiency: float
 ) -> dict:
     """Every figure of the plan, as a document."""
-    seconds, held = step_seconds(work, device, efficiency), memory(work)
+    seconds, held = step_seconds(work, device, efficiency), planned_memory(work)
     rows = {}
     for name, way in ways(work).items():
         rows[name] = {
-            "memory_bytes": memory(way).total,
+            "memory_bytes": planned_memory(way).total,
             "largest_batch": largest_batch(way, device.memory),
             "flops": flops(way).total,
             "steps_per_s": 1 / step_seconds(way, device, efficiency),
         }
     return {
-        "parameters": parameters(work),
+        "parameters": parameter_count(work),
         "batch": work.batch,
         "devices": work.devices,
         "precision": work.encoders.precision,

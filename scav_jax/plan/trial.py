@@ -9,7 +9,7 @@ import numpy as np
 
 from scav_jax import sharding
 from scav_jax.plan.compiled import memory_of
-from scav_jax.plan.costs import Workload, flops, memory
+from scav_jax.plan.costs import Workload, flops, planned_memory
 from scav_jax.sequences import AudioVisual, Batch, Sequences
 from scav_jax.train_step import init_state, make_train_step, state_shardings
 from scav_jax.training.profiling import memory_in_use
@@ -87,7 +87,7 @@ def compared(compiled: jax.stages.Compiled, work: Workload) -> dict:
     one = dataclasses.replace(work, batches=1)
     return {
         "memory_bytes": found._asdict() | {"total": found.total},
-        "planned_bytes": memory(one).total,
+        "planned_bytes": planned_memory(one).total,
         "flops": float(compiled.cost_analysis()["flops"]) * work.devices,
         "planned_flops": flops(work).total,
         "platform": jax.devices()[0].platform,

@@ -43,7 +43,7 @@ class Placed(Protocol):
     end: float
 
 
-def latents_of(
+def latents_from_files(
     model: Model, clips: Sequence[Placed], stream: str, workers: int = 0
 ) -> list[Sequences | None]:
     """The latents `[T, C]` of clips, embedded anew from their files; None where that fails.

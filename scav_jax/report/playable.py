@@ -51,7 +51,7 @@ class Playable:
     still: str = ""
 
 
-def playable(
+def make_playable(
     path: Path,
     start: float,
     end: float | None,
@@ -105,7 +105,7 @@ def is_another(path: str | Path, content: str) -> bool:
     return bool(content) and content_sample(path) not in ("", content)
 
 
-def still(path: Path, start: float, end: float) -> str:
+def still_picture(path: Path, start: float, end: float) -> str:
     """The first picture of a clip as a `data:` address, soon; "" where there is none."""
     shrink = partial(_scaled, height=HEIGHT, most=MAX_PIXELS)
     with contextlib.suppress(Unusable), Reader(path, None, shrink, STILL_S, ("video",)) as reader:

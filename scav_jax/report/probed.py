@@ -9,7 +9,7 @@ from scav_jax.retrieval.results import few_clips, percent
 
 FILE = "probe.json"
 STREAM_NAMES = markup.STREAM_WORDS | {"both": "both"}
-Table = tuple[str, list[str], list[list[str]]]  # title, head, rows
+TitledTable = tuple[str, list[str], list[list[str]]]  # title, head, rows
 
 
 def folder(run: Path, data: Path, split: str) -> Path:
@@ -27,13 +27,13 @@ def read(run: Path, data: Path, split: str, ids_sha256: str) -> dict | None:
     return document if document["data"]["ids_sha256"] == ids_sha256 else None
 
 
-def tables(document: dict) -> list[Table]:
+def tables(document: dict) -> list[TitledTable]:
     """What there is: labels, tasks, changes; shares in percent."""
     made = [_labels(document), _tasks(document), _changes(document)]
     return [table for table in made if table[2]]
 
 
-def _labels(document: dict) -> Table:
+def _labels(document: dict) -> TitledTable:
     head = ["labels", "linear probe", "chance", "C", "clips", "left out", "1 nearest", "5", "10"]
     rows = []
     for stream, found in document["labels"].items():
@@ -52,7 +52,7 @@ def _labels(document: dict) -> Table:
     return "Labels from frozen features, accuracy in %", head, rows
 
 
-def _tasks(document: dict) -> Table:
+def _tasks(document: dict) -> TitledTable:
     known = ("accuracy", "error", "prior", "n")
     tasks = document["tasks"]
     controls = [key for key in next(iter(tasks.values()), {}) if key not in known]
@@ -70,7 +70,7 @@ def _tasks(document: dict) -> Table:
     return title, ["task", "accuracy", "prior", *controls, "clips"], rows
 
 
-def _changes(document: dict) -> Table:
+def _changes(document: dict) -> TitledTable:
     rows = [
         [
             change,

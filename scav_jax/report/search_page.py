@@ -1,6 +1,6 @@
 """What a search found, to see and hear: the query and the results play in sync.
 
-    latents = latents_of(model, hits, "visual")   # of scav_jax.report.match, for the curves
+    latents = latents_from_files(model, hits, "visual")   # of scav_jax.report.match, for the curves
     search = make_search(query, hits, direction="a2v", model=model, latents=latents)
     Path("found.html").write_text(results_page([search]))
 
@@ -22,7 +22,7 @@ from scav_jax.extract.containers.opening import Unusable
 from scav_jax.report import markup
 from scav_jax.report.markup import ASKING, STREAM_WORDS, escape
 from scav_jax.report.match import Curve, match_curve, one
-from scav_jax.report.playable import data_uri, playable
+from scav_jax.report.playable import data_uri, make_playable
 from scav_jax.retrieval.embed import Embedded
 from scav_jax.retrieval.model import Model
 from scav_jax.retrieval.results import distance_name
@@ -93,7 +93,7 @@ def embedded_media(
 ) -> tuple[str, str, str]:
     """A clip as a `data:` address and its first picture, or why there is none."""
     try:
-        made = playable(Path(source), start, end, kinds=kinds)
+        made = make_playable(Path(source), start, end, kinds=kinds)
     except Unusable as unusable:
         return "", unusable.reason, ""
     return made.kind, data_uri(made.type, made.content), made.still

@@ -20,12 +20,12 @@ from scav_jax.sequences import Batch
 from scav_jax.train_step import bound_heads
 from scav_jax.training.runs import Run
 
-FIGURES = ACCURACY, MEAN_AVERAGE_PRECISION = ("accuracy", "mAP")
+METRIC_NAMES = ACCURACY, MEAN_AVERAGE_PRECISION = ("accuracy", "mAP")
 FIRST = (1, 5)  # of the likeliest classes, in which the right one is looked for
 
 
-def figure(objective: Objective) -> str:
-    """What a classifier is judged by, one of `FIGURES`."""
+def metric_name(objective: Objective) -> str:
+    """What a classifier is judged by, one of `METRIC_NAMES`."""
     return MEAN_AVERAGE_PRECISION if objective.multi_label else ACCURACY
 
 

@@ -161,7 +161,7 @@ def read(
     whole = curve_of(found, step_s)
     depth = dip(offsets, whole, tried)
     found = Shifted(*(one[:, tried] for one in found))
-    offsets, curve, seconds = offsets[tried], whole[tried], covered(found, audio)
+    offsets, curve, seconds = offsets[tried], whole[tried], compared_seconds(found, audio)
     offset = best(offsets, curve)
     low = high = np.nan
     scores: dict = dict.fromkeys(("sync", "match", "score", "chance"))
@@ -223,7 +223,7 @@ def smoothed(curve: Float[np.ndarray, " S"], step_s: float) -> Float[np.ndarray,
     return np.where(there, mean, np.nan)
 
 
-def covered(found: Shifted, audio: Sequence[Track]) -> float:
+def compared_seconds(found: Shifted, audio: Sequence[Track]) -> float:
     """The seconds of a sound that were compared; where windows overlap, once."""
     total, reached = 0.0, -np.inf
     for track, seconds in zip(audio, found.seconds.max(axis=1), strict=True):

@@ -106,7 +106,7 @@ def _tracks(backbone: Backbone, outcomes: Iterable[Outcome]) -> list[Track] | st
     if not clips:
         return refused
     tracks = [_track(clip, stream) for clip in clips]
-    return [joined(tracks)] if stream == "visual" else tracks
+    return [joined_pieces(tracks)] if stream == "visual" else tracks
 
 
 def _track(clip: Clip, stream: str) -> Track:
@@ -114,7 +114,7 @@ def _track(clip: Clip, stream: str) -> Track:
     return Track(getattr(clip, stream), (clip.start + begin, clip.start + end))
 
 
-def joined(pieces: Sequence[Track]) -> Track:
+def joined_pieces(pieces: Sequence[Track]) -> Track:
     """Pieces of a picture, in order, on the grid of the first; NaN where none lies."""
     if len(pieces) == 1:
         return pieces[0]

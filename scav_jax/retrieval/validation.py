@@ -18,12 +18,13 @@ def validate(setup: Setup, params) -> dict[str, float]:
     R@1 in both directions by each method of the objective; of one that classifies, its accuracy or
     mAP. And what the objective decides on this split, by which sequences are ranked then.
     """
-    mesh = sharding.local_mesh(min(jax.local_device_count(), setup.settings.devices or sys.maxsize))
+    wanted = setup.config.train.devices or sys.maxsize
+    mesh = sharding.local_mesh(min(jax.local_device_count(), wanted))
     run, split = run_of(setup, jax.device_get(params)), setup.validation
     if setup.objective.classes:
         logits = classify.logits_of(run, split, setup.data.batch_size, mesh=mesh)
         found = classify.figures(setup.objective, logits, split.labels, bootstrap=0)
-        return {"n": float(len(split)), classify.figure(setup.objective): found["figure"]}
+        return {"n": float(len(split)), classify.metric_name(setup.objective): found["figure"]}
     embedded = embed.embed(run, split, batch_size=setup.data.batch_size, mesh=mesh)
     ranks_by = setup.objective.ranks_by()
     similarities, distances = embed.all_against_all(embedded, *ranks_by)
@@ -50,7 +51,7 @@ def run_of(setup: Setup, params) -> Run:
 
 def in_words(values: dict[str, float]) -> str:
     """What `validate` found, for people."""
-    told = [f"{name} {values[name]:.1%}" for name in classify.FIGURES if name in values]
+    told = [f"{name} {values[name]:.1%}" for name in classify.METRIC_NAMES if name in values]
     if told:
         return f"N = {values['n']:,.0f}: {told[0]}"
     found = ", ".join(

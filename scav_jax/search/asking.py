@@ -8,7 +8,7 @@ from scav_jax.base.errors import InputError
 from scav_jax.base.names import from_here, shown
 from scav_jax.index import Hit, Index
 from scav_jax.report.markup import ASKING, STREAM_WORDS, nothing_found
-from scav_jax.report.match import latents_of
+from scav_jax.report.match import latents_from_files
 from scav_jax.report.playable import ANOTHER, is_another
 from scav_jax.report.search_page import embedded_media, make_search, results_page
 from scav_jax.retrieval.embed import Embedded
@@ -136,21 +136,21 @@ def page(asked: Sequence[Asked], queries: Embedded, model: Model, index: Index) 
     return results_page(searches, title=f"Search in {index.path.name}")
 
 
-# Source, start and end of a clip.
-Part = tuple[str, float, float]
+SourceSpan = tuple[str, float, float]  # a clip's source, and its start and end there in seconds
 
 
-def _part(hit: Hit) -> Part:
+def _source_span(hit: Hit) -> SourceSpan:
     return hit.source, float(hit.start), float(hit.end)
 
 
-def _replaced(hits: Sequence[Hit], index: Index) -> set[Part]:
+def _replaced(hits: Sequence[Hit], index: Index) -> set[SourceSpan]:
     """Clips whose files are others now than those that were indexed."""
     contents = index.contents([hit.id for hit in hits])
-    return {_part(hit) for hit in hits if is_another(hit.source, contents.get(hit.id, ""))}
+    return {_source_span(hit) for hit in hits if is_another(hit.source, contents.get(hit.id, ""))}
 
 
-def _latents(model: Model, hits: Sequence[Hit], stream: str, others: set[Part]) -> list:
+def _latents(model: Model, hits: Sequence[Hit], stream: str, others: set[SourceSpan]) -> list:
     """The latents of hits, for their curves; None of another file than was indexed."""
-    found = iter(latents_of(model, [hit for hit in hits if _part(hit) not in others], stream))
-    return [None if _part(hit) in others else next(found) for hit in hits]
+    same = [hit for hit in hits if _source_span(hit) not in others]
+    found = iter(latents_from_files(model, same, stream))
+    return [None if _source_span(hit) in others else next(found) for hit in hits]

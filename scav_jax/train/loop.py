@@ -37,7 +37,7 @@ from scav_jax.training.setup import (
     Setup,
     learning_rates,
     optimizer_of,
-    prepare,
+    prepare_training,
     resolved_config,
     shared_document,
     training_encoders,
@@ -55,7 +55,7 @@ def train(config: Config, workdir: Path) -> Run | None:
       config: what to train, see `config`.
       workdir: the run directory; holds nothing yet, or the same run, which is then resumed.
     """
-    setup, mesh, dataset = processes.all_or_none(lambda: prepare(config))
+    setup, mesh, dataset = processes.all_or_none(lambda: prepare_training(config))
     processes.check_same(shared_document(setup))
     with contextlib.ExitStack() as held:
         _in_first(lambda: held.enter_context(only_trainer(workdir)))
@@ -69,27 +69,27 @@ def _train(
     setup: Setup, mesh, dataset, workdir: Path, resolved: dict, start: Start | None
 ) -> Run | None:
     """`train`, in a directory that is ours."""
-    settings = setup.settings
+    train_config = setup.config.train
     optimizer, schedule = optimizer_of(setup.config), learning_rates(setup.config)
     put = functools.partial(sharding.put_batch, mesh=mesh)
     batches = Prefetch(iter(dataset), put, ahead=setup.data.prefetch)
-    checkpoints = Checkpoints(workdir, settings.keep_best)
+    checkpoints = Checkpoints(workdir, train_config.keep_best)
     meter = Meter(setup.data.batch_size, in_flight=min(setup.data.prefetch, 1))
     state, first = _start_or_resume(setup, optimizer, mesh, checkpoints, start, batches, meter)
     step_function = _step_on(mesh, setup, optimizer, state)
     records = NoRecords()
     if processes.is_first():
-        records = Records(workdir, first, told=settings.tracker, about=resolved)
+        records = Records(workdir, first, told=train_config.tracker, about=resolved)
     run = identity(resolved)
     slow_input = InputWarning(setup.data.read_threads)
-    trace = Trace(workdir, profiling.steps_of(settings.profile, settings.steps))
-    stop = processes.Preemption(settings.preemption_deadline_s, checkpoints.latest_written)
+    trace = Trace(workdir, profiling.steps_of(train_config.profile, train_config.steps))
+    stop = processes.Preemption(train_config.preemption_deadline_s, checkpoints.latest_written)
     shown = processes.is_first()
-    bar = progress_bar("train", settings.steps, "step", initial=first, shown=shown)
+    bar = progress_bar("train", train_config.steps, "step", initial=first, shown=shown)
     with contextlib.closing(records), contextlib.closing(batches), trace, bar:
-        if first < settings.steps:
+        if first < train_config.steps:
             bar.set_postfix_str("compiling the step")
-        for step in range(first + 1, settings.steps + 1):
+        for step in range(first + 1, train_config.steps + 1):
             batch = None  # its memory is free before the next one takes its place
             with meter.waiting():
                 batch = next(batches)
@@ -100,20 +100,20 @@ def _train(
             if step == first + 1:
                 bar.unpause()  # what its compilation took says nothing about the time left
             bar.update()
-            last = step == settings.steps
-            if step % settings.log_every == 0 or last:
+            last = step == train_config.steps
+            if step % train_config.log_every == 0 or last:
                 values = meter.summary() | {"learning_rate": float(schedule(step - 1))}
                 _log(step, values, setup, records, bar, batch, state)
                 if word := slow_input.words(values):
                     _say(word, bar)
             points, validated = None, False
-            if step % settings.validate_every == 0 or last:
+            if step % train_config.validate_every == 0 or last:
                 with meter.part("validation"):
                     whole = sharding.put_replicated(state.params, mesh)
                     points = _validate(step, setup, whole, records, bar)
                 meter.restart()
                 validated = True
-            due = settings.checkpoint_every and step % settings.checkpoint_every == 0
+            due = train_config.checkpoint_every and step % train_config.checkpoint_every == 0
             stopping = stop(step)
             if validated or due or stopping:
                 with meter.part("checkpoint"):
@@ -137,15 +137,15 @@ def _stopped(step: int, checkpoints: Checkpoints, stop, bar: tqdm) -> None:
 def _time_by_part(setup: Setup, optimizer, meter: Meter, state: TrainState, batch) -> str:
     """The table at the end; with the parts of a step where a profile was asked for."""
     parts = None
-    if setup.settings.profile and jax.process_count() == 1:
+    if setup.config.train.profile and jax.process_count() == 1:
         parts = profiling.parts_of_step(
             training_encoders(setup),
             setup.objective,
             optimizer,
             state,
             batch,
-            memory_bytes=setup.settings.distance_memory_bytes,
-            microbatch=setup.settings.microbatch,
+            memory_bytes=setup.config.train.distance_memory_bytes,
+            microbatch=setup.config.train.microbatch,
         )
     return profiling.table(meter.totals, meter.steps, parts)
 
@@ -157,9 +157,9 @@ def _in_first(work) -> None:
 
 def _step_on(mesh, setup: Setup, optimizer, state: TrainState):
     """The compiled step: everything stays where the state is, the old state's memory is reused."""
-    settings = setup.settings
+    train_config = setup.config.train
     leaves, tree = jax.tree.flatten(jax.tree.map(lambda leaf: leaf.sharding, state))
-    sizes = settings.distance_memory_bytes, settings.microbatch
+    sizes = train_config.distance_memory_bytes, train_config.microbatch
     whose = training_encoders(setup), setup.objective, optimizer, setup.config.seed
     return _compiled_once(*whose, *sizes, mesh, (tree, tuple(leaves)))
 
@@ -194,7 +194,7 @@ def _start_or_resume(
     if start is not None:
         params, fresh = start.applied_to(state.params)
         state = state.replace(params=params, opt_state=optimizer.init(params))
-    cut = {name: getattr(setup.settings, name) for name in ("shard_params", "shard_optimizer")}
+    cut = {name: getattr(setup.config.train, name) for name in ("shard_params", "shard_optimizer")}
     state = sharding.put(state, state_shardings(state, mesh, **cut))
     latest = checkpoints.restore_latest(state)
     if latest is None:
@@ -205,7 +205,7 @@ def _start_or_resume(
     first, state, there = latest
     batches.set_state(there["batches"])
     meter.go_on(there["meter"])
-    _say(f"resuming at step {first} of {setup.settings.steps}")
+    _say(f"resuming at step {first} of {setup.config.train.steps}")
     return state, first
 
 
@@ -214,7 +214,7 @@ def _log(step: int, values: dict, setup: Setup, records: Records, bar: tqdm, bat
     records.write("train", step, values)
     told = f"loss {values['loss']:.3f}, {values['examples_per_s']:.0f} clips/s"
     bar.set_postfix_str(told, refresh=False)  # it is drawn in its own time
-    if values["skipped_in_row"] >= setup.settings.max_skipped_in_row:
+    if values["skipped_in_row"] >= setup.config.train.max_skipped_in_row:
         raise InputError(_diagnosis(step, values, batch, state))
     if values.get("embedding_spread", np.inf) < COLLAPSED_SPREAD:
         _say(
@@ -249,7 +249,7 @@ def _finish(
     checkpoints.wait()
     averaged, steps = checkpoints.average(params)
     values = processes.from_first(lambda: validate(setup, averaged))
-    records.write("averaged", setup.settings.steps, values)
+    records.write("averaged", setup.config.train.steps, values)
     decided = {name: values[name] for name in setup.objective.decided if name in values}
     processes.from_first(lambda: save_averaged(workdir, averaged, steps, decided))
     checkpoints.close()

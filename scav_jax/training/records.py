@@ -103,7 +103,7 @@ class NoRecords:
         pass
 
 
-def read_records(workdir: Path) -> list[dict]:
+def read_metrics(workdir: Path) -> list[dict]:
     """The lines of a run's metrics.jsonl, or none; damaged ones are left out."""
     return [record for _, _, record in _lines(workdir / METRICS_FILE) if record is not None]
 

@@ -28,7 +28,7 @@ from scav_jax.objectives.objective import Material, Objective
 from scav_jax.optimizer import learning_rate_schedule, make_optimizer
 from scav_jax.sequences import Batch
 from scav_jax.training import processes, profiling
-from scav_jax.training.config import Config, Data, Train, as_dict
+from scav_jax.training.config import Config, Data, as_dict
 from scav_jax.training.runs import build, parameter_shapes
 
 SEEDS = Range(0, 2**32 - 1)  # of these alone JAX makes different keys
@@ -48,11 +48,6 @@ class Setup:
     def data(self) -> Data:
         """The section `data`."""
         return self.config.data
-
-    @property
-    def settings(self) -> Train:
-        """The section `train`."""
-        return self.config.train
 
 
 def check_config(config: Config) -> None:
@@ -142,7 +137,8 @@ def _check_made_by(backbone: str, split: store.Split) -> None:
 
 def training_encoders(setup: Setup) -> Towers:
     """The towers as they are trained; everything else uses them in float32."""
-    return setup.encoders.clone(precision=setup.settings.precision, remat=setup.settings.remat)
+    train_config = setup.config.train
+    return setup.encoders.clone(precision=train_config.precision, remat=train_config.remat)
 
 
 def widths(setup: Setup) -> dict[str, int]:
@@ -180,12 +176,12 @@ def shared_document(setup: Setup) -> dict:
     }
 
 
-def prepare(config: Config):
+def prepare_training(config: Config):
     """All that can be wrong with a config, its data and the devices, before anything is written."""
     setup = set_up(config)
-    processes.check_devices(setup.settings.devices)
-    mesh = sharding.make_mesh(setup.settings.devices or None)
-    sharding.check_cuts(setup.data.batch_size, setup.settings.microbatch, mesh.size)
+    processes.check_devices(setup.config.train.devices)
+    mesh = sharding.make_mesh(setup.config.train.devices or None)
+    sharding.check_cuts(setup.data.batch_size, setup.config.train.microbatch, mesh.size)
     return setup, mesh, training_dataset(setup)
 
 

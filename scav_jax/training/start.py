@@ -74,7 +74,7 @@ def weights_to_start_from(setup: Setup, workdir: Path) -> Start | None:
     Raises:
       InputError: no run there, none with weights, other towers, or features of another backbone.
     """
-    source = setup.settings.init_from
+    source = setup.config.train.init_from
     if not source:
         return None
     if has_checkpoints(workdir) and (workdir / CONFIG_FILE).exists():

@@ -18,14 +18,14 @@ from typing import Any
 from scav_jax.base.documents import content_sample
 from scav_jax.base.errors import InputError
 from scav_jax.extract.containers.opening import Unusable
-from scav_jax.report.playable import ANOTHER, Playable, is_another, playable
+from scav_jax.report.playable import ANOTHER, Playable, is_another, make_playable
 
 TOKENS = 4096  # clips that can be asked for; older ones are forgotten
 ENCODED = 256  # of them, kept encoded
 ENCODING_AT_ONCE = 2
 FILES = 65536  # of which it is known what they were like; more than those that can be asked for
 
-Clip = tuple[Path, str, float, float, tuple[str, ...]]  # with a sample of the file
+OfferedClip = tuple[Path, str, float, float, tuple[str, ...]]  # with a sample of the file
 
 
 def remember(kept: OrderedDict, name: Any, value: Any, most: int) -> list:
@@ -54,7 +54,7 @@ class Library:
                 raise InputError(f"--roots: expected folders, {root} is not one")
         self._secret = secrets.token_bytes(16)
         self._contents: OrderedDict[Path, str] = OrderedDict()
-        self._clips: OrderedDict[str, Clip] = OrderedDict()
+        self._offered: OrderedDict[str, OfferedClip] = OrderedDict()
         self._encoded: OrderedDict[str, str] = OrderedDict()  # token -> media type
         self._lock, self._encoding = threading.Lock(), threading.BoundedSemaphore(ENCODING_AT_ONCE)
 
@@ -108,7 +108,7 @@ class Library:
         words = os.fsencode("\n".join([str(path), content, repr(start), repr(end), *kinds]))
         token = hashlib.blake2b(words, key=self._secret, digest_size=16).hexdigest()
         with self._lock:
-            remember(self._clips, token, (path, content, start, end, kinds), TOKENS)
+            remember(self._offered, token, (path, content, start, end, kinds), TOKENS)
         return token
 
     def keep(self, made: Playable) -> str:
@@ -124,14 +124,14 @@ class Library:
           Unusable: the clip cannot be decoded any more, or its file is another one now.
         """
         with self._lock:
-            clip = self._clips.get(token)
+            offered = self._offered.get(token)
         found = self._kept(token)
-        if found is not None or clip is None:
+        if found is not None or offered is None:
             return found
         with self._encoding:
             found = self._kept(token)  # many may have asked for it at once
             if found is None:
-                made = self._made(*clip)
+                made = self._made(*offered)
                 self._put(token, made)
                 found = io.BytesIO(made.content), made.type
         return found
@@ -150,7 +150,7 @@ class Library:
     ) -> Playable:
         if content_sample(self.locate(str(path))) != content:
             raise Unusable("list", "it is another file now than was found; search again")
-        return playable(path, start, end, kinds=kinds)
+        return make_playable(path, start, end, kinds=kinds)
 
     def _put(self, token: str, made: Playable) -> None:
         begun = self.folder / f"{token}.{secrets.token_hex(4)}"  # who reads it already goes on

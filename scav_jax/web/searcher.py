@@ -19,8 +19,8 @@ from scav_jax.extract.containers.opening import Unusable
 from scav_jax.index import Hit
 from scav_jax.report import search_page
 from scav_jax.report.markup import ASKING
-from scav_jax.report.match import latents_of
-from scav_jax.report.playable import Playable, still
+from scav_jax.report.match import latents_from_files
+from scav_jax.report.playable import Playable, still_picture
 from scav_jax.retrieval.embed import Embedded
 from scav_jax.retrieval.model import Model
 from scav_jax.sequences import Sequences
@@ -36,7 +36,7 @@ QUERY = "\0query"  # in the place of its file, which no clip of an index can hav
 
 
 @dataclass(frozen=True)
-class Found:
+class RememberedSearch:
     """A search whose curves can be asked for: `hits` with their files, `search` as it is shown."""
 
     query: Embedded
@@ -81,7 +81,7 @@ class Searcher:
         self._workers, self._lock = workers, threading.Lock()
         self._decoding = threading.BoundedSemaphore(DECODING_AT_ONCE)
         self._asking = threading.BoundedSemaphore(ASKING_AT_ONCE)
-        self._found: OrderedDict[str, Found] = OrderedDict()
+        self._remembered: OrderedDict[str, RememberedSearch] = OrderedDict()
 
     @contextlib.contextmanager
     def admitted(self) -> Iterator[None]:
@@ -196,20 +196,20 @@ class Searcher:
                 for hit, result in zip(hits, results, strict=True)
             ],
             "html": search_page.search_html(search),
-            "curves": f"/curves/{self._keep(Found(query, list(hits), search))}",
+            "curves": f"/curves/{self._remember(RememberedSearch(query, list(hits), search))}",
             "note": decoded.note,
         }
 
-    def _keep(self, found: "Found") -> str:
+    def _remember(self, found: RememberedSearch) -> str:
         token = secrets.token_hex(16)
         with self._lock:
-            remember(self._found, token, found, KEPT)
+            remember(self._remembered, token, found, KEPT)
         return token
 
     def curves(self, token: str) -> dict | None:
         """The match over time of what a search has found; None for a token we did not give out."""
         with self._lock:
-            found = self._found.get(token)
+            found = self._remembered.get(token)
         if found is None:
             return None
         direction = found.search.direction
@@ -231,7 +231,7 @@ class Searcher:
                 self.library.locate(hit.source)
                 readable.append(number)
         clips = [hits[number] for number in readable]
-        found = latents_of(self.model, clips, stream, self._workers)
+        found = latents_from_files(self.model, clips, stream, self._workers)
         latents: list[Sequences | None] = [None] * len(hits)
         for number, one in zip(readable, found, strict=True):
             latents[number] = one
@@ -253,6 +253,6 @@ class Searcher:
             path = self.library.locate(source)
         except Unusable as unusable:
             return "", unusable.reason, ""
-        there = still(path, start, end)
+        there = still_picture(path, start, end)
         kind = "video" if there else "audio"
         return kind, f"/clip/{self.library.offer(path, start, end, kinds)}", there

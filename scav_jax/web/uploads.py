@@ -23,7 +23,7 @@ from scav_jax.extract.decoding.measured import stream_kinds, stream_seconds
 from scav_jax.extract.jobs import Job, Outcome
 from scav_jax.extract.manifest import ClipRequest
 from scav_jax.report.markup import ASKING, STREAM_WORDS
-from scav_jax.report.playable import Playable, picture_load, playable
+from scav_jax.report.playable import Playable, make_playable, picture_load
 
 TIMEOUT_S = 60.0  # for opening, for decoding, and for what is played of it
 FRAME_PIXELS = 36_000_000  # 8K
@@ -250,9 +250,9 @@ def _played(
     with contextlib.suppress(InputError, Unusable):
         if "video" not in kinds and "visual" in asking.streams:
             _check_pixels(upload.path, upload.name, used)
-        return playable(upload.path, upload.start, end)
+        return make_playable(upload.path, upload.start, end)
     try:
-        return playable(upload.path, upload.start, end, kinds=kinds)
+        return make_playable(upload.path, upload.start, end, kinds=kinds)
     except Unusable as unusable:
         return unusable.reason
 

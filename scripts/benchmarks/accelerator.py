@@ -262,7 +262,7 @@ def _or_none(function, inputs, quick: bool) -> dict:
 def from_disk(quick: bool, data: str) -> dict:
     """A run from disk: the share of a step that waits for input, after the first ten steps."""
     from scav_jax.train import loop  # noqa: F401  what it needs is named where it is missing
-    from scav_jax.training.records import METRICS_FILE, read_records
+    from scav_jax.training.records import read_metrics
 
     if not data:
         raise FileNotFoundError("no --data DATA was given")
@@ -273,8 +273,8 @@ def from_disk(quick: bool, data: str) -> dict:
         command += [f"--config.train.steps={steps}", "--config.train.log_every=10"]
         command += [f"--config.train.validate_every={steps}", "--config.optimizer.warmup_steps=10"]
         subprocess.run(command, check=True, cwd=ROOT, stdout=sys.stderr)
-        lines = [one for one in read_records(Path(folder) / METRICS_FILE) if "input_wait" in one]
-        waits = [one["input_wait"] for one in lines[1:]]
+        lines = [one for one in read_metrics(Path(folder)) if "input_share" in one]
+        waits = [one["input_share"] for one in lines[1:]]
     return {"input_wait_share": sum(waits) / len(waits), "steps": steps}
 
 

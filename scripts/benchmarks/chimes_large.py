@@ -176,7 +176,9 @@ def trainer(setup: Setup, clips: Batch, options) -> Callable[[Runs], list]:
     lengths = trimmed_lengths(setup.training, setup.data.align)[: len(clips.numbers)]
 
     def optimizer(rate):
-        return optax.chain(make_optimizer(steps=setup.settings.steps, **section), optax.scale(rate))
+        return optax.chain(
+            make_optimizer(steps=setup.config.train.steps, **section), optax.scale(rate)
+        )
 
     @jax.jit
     @jax.vmap
@@ -201,8 +203,8 @@ def trainer(setup: Setup, clips: Batch, options) -> Callable[[Runs], list]:
         together = tuple(jnp.asarray(column) for column in zip(*runs, strict=True))
         plans = [BatchPlan(lengths, batch_size=size, seed=seed, buckets=1) for seed, _ in runs]
         states = begin(together[0])
-        for first in range(0, setup.settings.steps, options.chunk):
-            numbers = range(first, min(first + options.chunk, setup.settings.steps))
+        for first in range(0, setup.config.train.steps, options.chunk):
+            numbers = range(first, min(first + options.chunk, setup.config.train.steps))
             chunk = np.asarray([[plan[n][0] for plan in plans] for n in numbers], np.int32)
             states, (losses, skipped) = many(states, clips, together, chunk)
         told = f"{len(runs)} runs, loss {np.asarray(losses)[-1].mean():.3f}"

@@ -21,7 +21,7 @@ import numpy as np
 from contest import MIB, compiled, race, table, torch_module, verdict, with_torch
 
 from scav_jax.distances.euclidean import euclidean, euclidean_matrix
-from scav_jax.sequences import DIRECTIONS, Sequences, sequences
+from scav_jax.sequences import RESAMPLINGS, Sequences, sequences
 
 STEPS, WIDTH = 62, 512
 BATCHES = (32, 128, 256)
@@ -249,7 +249,7 @@ def accuracy(kinds) -> list[dict]:
     bars.append(
         verdict("mean 30, noise 0.01: relative error <= 2e-6", f"{error:.1e}", error <= 2e-6)
     )
-    for resample in DIRECTIONS:
+    for resample in RESAMPLINGS:
         for kind in kinds:
             streams = ragged(kind)
             result, _ = jax.jit(partial(ours, resample=resample))(*streams)
@@ -278,7 +278,7 @@ def main() -> None:
     uneven = {
         (kind, resample, work): ragged_race(kind, resample, work, quick, clock)
         for kind in kinds
-        for resample in DIRECTIONS
+        for resample in RESAMPLINGS
         for work in BACKWARD
     }
     print("\nBars, forward and backward unless said")

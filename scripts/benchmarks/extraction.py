@@ -38,7 +38,7 @@ import numpy as np
 
 from scav_jax.extract import backbones, handover, pool, program
 from scav_jax.extract.backbones import Backbone, Prepared, beats
-from scav_jax.extract.backbones.clip_model import BLOCKS, ClipModel
+from scav_jax.extract.backbones.clip_model import FRAME_CHUNKS, ClipModel
 from scav_jax.extract.backbones.clip_towers import ClipConfig, VisionConfig
 from scav_jax.extract.backbones.clip_weights import random_weights
 from scav_jax.extract.decoding import media
@@ -51,15 +51,17 @@ PARTS = 10  # of a run's course, in the table of its memory
 
 def full_model(dtype: str) -> Backbone:
     vision = ClipConfig(vision=VisionConfig())
-    clip = ClipModel(
+    clip_model = ClipModel(
         vision,
         random_weights(vision),
         dtype=dtype,
-        batching=BLOCKS,
+        batching=FRAME_CHUNKS,
     )
     sound = beats.Beats(beats.random_checkpoint(beats.ITER3_PLUS, 0), dtype)
     options = {"": {"dtype": dtype}}
-    return backbones.load("clip_beats", weights={"clip": clip, "beats": sound}, options=options)
+    return backbones.load(
+        "clip_beats", weights={"clip": clip_model, "beats": sound}, options=options
+    )
 
 
 def seconds(call) -> float:

@@ -90,7 +90,7 @@ def measured(settings: dict, flops_per_s: float | None) -> dict:
         **settings,
         "compile_s": time.perf_counter() - begin,
         "memory_bytes": known.total,
-        "planned_bytes": costs.memory(step).total,
+        "planned_bytes": costs.planned_memory(step).total,
         "flops": count,
         "communication_bytes": communication_bytes(compiled, unknown_trips=settings["steps"]),
         "step_s": None,

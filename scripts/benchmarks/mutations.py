@@ -43,7 +43,7 @@ from scav_jax.extract.backbones import beats_weights, clip_pixels, clip_towers, 
 from scav_jax.extract.ledger import Ledger
 from scav_jax.features import store
 from scav_jax.features.clip import Clip
-from scav_jax.training.records import METRICS_FILE, read_records
+from scav_jax.training.records import METRICS_FILE, read_metrics
 from scav_jax.training.runs import CONFIG_FILE, read_config
 
 FIXTURES = Path(__file__).resolve().parents[2] / "tests" / "fixtures"
@@ -133,7 +133,7 @@ def of_runs(folder: Path) -> list[Reader]:
     (run / METRICS_FILE).write_text("".join(f"{json.dumps(line)}\n" for line in lines))
     return [
         Reader("run: config.json", run / CONFIG_FILE, lambda: read_config(run)),
-        Reader("metrics.jsonl", run / METRICS_FILE, lambda: read_records(run), sealed=False),
+        Reader("metrics.jsonl", run / METRICS_FILE, lambda: read_metrics(run), sealed=False),
     ]
 
 

@@ -15,7 +15,7 @@ from scav_jax.base.errors import run_program
 from scav_jax.encoders import Encoders
 from scav_jax.objectives import Sequential
 from scav_jax.optimizer import make_optimizer
-from scav_jax.plan.costs import Workload, memory
+from scav_jax.plan.costs import Workload, planned_memory
 from scav_jax.plan.trial import compared, lowered_step
 
 MIB = 2**20
@@ -51,7 +51,7 @@ def main() -> int:
             step = work(name, batch)
             compiled = lowered_step(step, make_optimizer(steps=10, warmup_steps=1)).compile()
             found = compared(compiled, step)
-            xla, planned = found["memory_bytes"]["total"], memory(step).total
+            xla, planned = found["memory_bytes"]["total"], planned_memory(step).total
             off = planned / xla - 1
             rows.append({"objective": name, "batch": batch, "xla": xla, "planned": planned})
             line = f"{name:<22}{batch:>7,}{xla / MIB:>10,.1f}{planned / MIB:>10,.1f}{off:>8.1%}"

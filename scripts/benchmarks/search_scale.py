@@ -34,7 +34,7 @@ DEFAULT = {"scan_bytes_per_s": 3e9, "flops": 6e10, "cores": 2, "pruned": 0.95, "
 
 
 @dataclass(frozen=True)
-class Clip:
+class ClipBytes:
     """Bytes of one clip in both streams' files, and numbers of one stream."""
 
     name: str
@@ -49,12 +49,12 @@ class Clip:
         return 2 * (self.sequence + self.embedding + self.coarse) + self.other
 
 
-def clip(name: str, steps: int, width: int, size: int) -> Clip:
+def clip(name: str, steps: int, width: int, size: int) -> ClipBytes:
     """What the format stores: sequences, embeddings, sketches and rows."""
     fine = max(steps * width // 8, width)
     padded = [-(-n // 64) * 64 for n in (steps * width * size, 2 * width, 2 * width, fine)]
     rows = 2 * (96 + padded[3]) + 8 + 60
-    return Clip(name, padded[0], padded[1], padded[2], rows, steps * width)
+    return ClipBytes(name, padded[0], padded[1], padded[2], rows, steps * width)
 
 
 PRESETS = (
@@ -81,7 +81,7 @@ def measured(path: Path | None) -> dict:
     return costs
 
 
-def plan(clips: int, what: Clip, costs: dict, node: argparse.Namespace) -> dict:
+def plan(clips: int, what: ClipBytes, costs: dict, node: argparse.Namespace) -> dict:
     """One node's share, and what a query costs there; all nodes work at once."""
     total = clips * what.total
     nodes = max(math.ceil(REPLICAS * total / node.disk), node.nodes)

@@ -29,7 +29,7 @@ from scav_jax.train_step import init_state, make_train_step
 from scav_jax.training.config import override
 from scav_jax.training.config_files import load_file
 from scav_jax.training.runs import load_run
-from scav_jax.training.setup import optimizer_of, prepare
+from scav_jax.training.setup import optimizer_of, prepare_training
 
 CONFIG = "configs/temporal/demo.py"
 ROWS = {"SCAV": "scav", "SCAV + Temporal": "with_scav", "Temporal": "temporal", "CAV": "cav"}
@@ -94,7 +94,7 @@ def cost(data: str) -> None:
     print("|---|---|---|---|")
     for name, variant, changes in cases:
         config = override(load_file(f"{CONFIG}:{variant}"), {"data.path": data, **changes})
-        setup, _, dataset = prepare(config)
+        setup, _, dataset = prepare_training(config)
         batches = iter(dataset)
         some = [jax.device_put(next(batches)) for _ in range(5)]
         optimizer = optimizer_of(config)

@@ -28,7 +28,7 @@ import reference
 STEPS = (48, 31)
 KINDS = {"noise, width 8": 8, "noise, width 64": 64, "noise, width 512": 512, "walks": 512}
 SETTINGS = {"blur": 0.05, "position_weight": 10.0, "diameter": 256.0}
-Found = tuple[float, np.ndarray, np.ndarray]
+ValueWithGradients = tuple[float, np.ndarray, np.ndarray]
 
 
 def main() -> None:
@@ -65,7 +65,7 @@ def pairs(kind: str, width: int, count: int) -> Iterator[tuple[np.ndarray, np.nd
         yield pair[0].astype(np.float32), pair[1].astype(np.float32)
 
 
-def errors_of(found: Found, right: Found) -> tuple[float, float]:
+def errors_of(found: ValueWithGradients, right: ValueWithGradients) -> tuple[float, float]:
     """Relative errors of the value and of the worse gradient."""
     of_gradients = (
         np.abs(f - r).max() / np.abs(r).max() for f, r in zip(found[1:], right[1:], strict=True)
@@ -73,7 +73,7 @@ def errors_of(found: Found, right: Found) -> tuple[float, float]:
     return abs(found[0] / right[0] - 1.0), max(of_gradients)
 
 
-def ours(visual: np.ndarray, audio: np.ndarray) -> Found:
+def ours(visual: np.ndarray, audio: np.ndarray) -> ValueWithGradients:
     """The definition; lengths are padded, so that it is compiled once."""
     padded = [
         np.pad(x, ((0, n - len(x)), (0, 0))) for x, n in zip((visual, audio), STEPS, strict=True)
@@ -98,7 +98,7 @@ def installed() -> bool:
     return True
 
 
-def geomloss(visual: np.ndarray, audio: np.ndarray) -> Found:
+def geomloss(visual: np.ndarray, audio: np.ndarray) -> ValueWithGradients:
     """`SamplesLoss` itself, in float32."""
     import torch
     from geomloss import SamplesLoss

@@ -129,7 +129,7 @@ class Motion:
     mallets: np.ndarray
 
 
-def move(
+def motion_of(
     instrument: Instrument,
     performance: Performance,
     score: Score,

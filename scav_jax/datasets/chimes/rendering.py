@@ -24,14 +24,14 @@ from scav_jax.base.interrupts import not_for_children
 from scav_jax.base.progress import progress_bar
 from scav_jax.datasets import clip_lists
 from scav_jax.datasets.chimes.instrument import Instrument, make_instrument
-from scav_jax.datasets.chimes.performance import Score, compose, move
+from scav_jax.datasets.chimes.performance import Score, compose, motion_of
 from scav_jax.datasets.chimes.picture import Camera, Scene, paint_scene
 from scav_jax.datasets.chimes.presets import Parameters, Performance, clips, performances
 from scav_jax.datasets.chimes.presets import override as override_parameters
 from scav_jax.datasets.chimes.presets import preset as preset_parameters
 from scav_jax.datasets.chimes.room import make_room
-from scav_jax.datasets.chimes.sound import make_notes, play
-from scav_jax.datasets.chimes.video import encode
+from scav_jax.datasets.chimes.sound import make_notes, synthesize
+from scav_jax.datasets.chimes.video import encode_mp4
 
 RENDERER = 1  # raise it whenever the same parameters come to mean other pictures or sounds
 DESCRIPTION, CLIPS = "chimes.json", "clips.csv"
@@ -192,15 +192,15 @@ def render_performance(
     """Renders one performance to its file; the file appears when it is complete."""
     instrument, scene, notes = _build(performance.instrument, parameters, seed)
     score = compose(instrument, performance, parameters, seed)
-    motion = move(instrument, performance, score, parameters, seed)
+    motion = motion_of(instrument, performance, score, parameters, seed)
     room = make_room(performance.room, parameters, seed) if performance.room else None
     camera = Camera(scene, motion, performance, parameters, seed, room and room.lit)
     if parameters.other_times:
         score = compose(instrument, performance, parameters, seed, "what is heard")
-    sound = play(instrument, notes, performance, score, parameters, seed)
+    sound = synthesize(instrument, notes, performance, score, parameters, seed)
     if room is not None:
         sound = room.heard(sound, parameters.audio_rate_hz)
-    write_atomically(out / performance.file, encode(camera.frames, sound, parameters))
+    write_atomically(out / performance.file, encode_mp4(camera.frames, sound, parameters))
 
 
 def score_of(performance: Performance, parameters: Parameters, seed: int) -> Score:

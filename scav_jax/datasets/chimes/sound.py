@@ -50,7 +50,7 @@ def _room_response(random: np.random.Generator, timbre: Timbre, rate: int) -> np
     return response
 
 
-def play(
+def synthesize(
     instrument: Instrument,
     notes: np.ndarray,
     performance: Performance,

@@ -13,7 +13,7 @@ from scav_jax.datasets.chimes.presets import Parameters
 BT601 = 5  # FFmpeg's number of the colour matrix that picture.py uses
 
 
-def encode(
+def encode_mp4(
     frames: Callable[[int, int], np.ndarray], sound: np.ndarray, parameters: Parameters
 ) -> bytes:
     """The bytes of an MP4 file.

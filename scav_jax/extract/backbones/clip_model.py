@@ -1,7 +1,7 @@
 """Frozen CLIP: frames and texts -> features, from a Hugging Face directory or hub id.
 
-    clip = load("openai/clip-vit-large-patch14")
-    features = clip.encode_images(frames)  # uint8 [N, height, width, 3] -> float32 [N, 1024]
+    model = load("openai/clip-vit-large-patch14")
+    features = model.encode_images(frames)  # uint8 [N, height, width, 3] -> float32 [N, 1024]
 
 The pooled class step after the last norm (768 numbers for B/32) is transformers' `pooler_output`;
 `output="projected"` gives the embedding that is compared with texts.
@@ -54,8 +54,8 @@ class Batching:
     resize: str | None = None
 
 
-# A clip's frames go through CLIP in blocks of their own. 10 s at 25 or 30 frames/s fill them.
-BLOCKS = Batching(frames_per_device=50, resize="pil")
+# A clip's frames go through CLIP in chunks of their own. 10 s at 25 or 30 frames/s fill them.
+FRAME_CHUNKS = Batching(frames_per_device=50, resize="pil")
 
 
 def check_options(dtype: str, output: str) -> None:
@@ -221,32 +221,32 @@ class ClipModel:
                 f"{list(crops.shape)}"
             )
 
-    def encode_blocks(
+    def encode_clips(
         self, clips: Sequence[UInt8[np.ndarray, "_N S S 3"]]
     ) -> list[Float[np.ndarray, "_N D"]]:
         """Crops of many clips -> the float32 features of each, whatever stands beside it.
 
         Matrix products may round a row differently in another place of a batch. So each clip
-        starts a block of its own, filled up with zeros, and a device computes one block at a time:
+        starts a chunk of its own, filled up with zeros, and a device computes one chunk at a time:
         a clip's features are the same bytes alone, among others, and on any number of devices.
         """
         size = self._tower_config("vision").image_size
-        block = self.batch // self._mesh.size
+        chunk = self.batch // self._mesh.size
         for crops in clips:
             self._check_crops(crops, size)
-        counts = [-(-len(crops) // block) for crops in clips]
-        places = [(crops, begin) for crops in clips for begin in range(0, len(crops), block)]
+        counts = [-(-len(crops) // chunk) for crops in clips]
+        places = [(crops, begin) for crops in clips for begin in range(0, len(crops), chunk)]
 
         def batches() -> Iterator[np.ndarray]:
             for first in range(0, len(places), self._mesh.size):
                 batch = np.zeros((self.batch, size, size, 3), np.uint8)
                 for number, (crops, begin) in enumerate(places[first : first + self._mesh.size]):
-                    rows = crops[begin : begin + block]
-                    batch[number * block : number * block + len(rows)] = rows
+                    rows = crops[begin : begin + chunk]
+                    batch[number * chunk : number * chunk + len(rows)] = rows
                 yield batch
 
-        features = self._encode("vision", batches(), len(places) * block)
-        ends = np.cumsum([0, *counts]) * block
+        features = self._encode("vision", batches(), len(places) * chunk)
+        ends = np.cumsum([0, *counts]) * chunk
         return [features[end : end + len(crops)] for end, crops in zip(ends, clips, strict=False)]
 
     def _crops(self, frames: np.ndarray) -> Iterator[np.ndarray | jax.Array]:

@@ -177,7 +177,7 @@ def _norm(epsilon: float, name: str) -> nn.LayerNorm:
     return nn.LayerNorm(epsilon, dtype=jnp.float32, use_fast_variance=False, name=name)
 
 
-class Block(nn.Module):
+class PreNormBlock(nn.Module):
     """One pre-LN Transformer block: attention, then two dense layers."""
 
     heads: int
@@ -225,9 +225,9 @@ class Block(nn.Module):
         return self._dense(width, "out")(mixed.reshape(batch, steps, width))
 
 
-def _blocks(config: VisionConfig | TextConfig, dtype) -> list[Block]:
+def _blocks(config: VisionConfig | TextConfig, dtype) -> list[PreNormBlock]:
     return [
-        Block(
+        PreNormBlock(
             config.num_attention_heads,
             config.intermediate_size,
             config.hidden_act,

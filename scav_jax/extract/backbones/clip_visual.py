@@ -29,7 +29,7 @@ class ClipVisual(Visual):
 
     Args:
       weights: a folder with config.json and safetensors, a hub id, or a loaded `ClipModel` with
-        batches of `clip_model.BLOCKS`.
+        batches of `clip_model.FRAME_CHUNKS`.
       dtype: of the matrix products, "float32" or "bfloat16".
       output: "pooled" (the paper's), or "projected" to compare frames with texts.
     """
@@ -41,7 +41,7 @@ class ClipVisual(Visual):
 
         clip_model.check_options(dtype, output)  # before minutes of loading
         if isinstance(weights, str | Path):
-            weights = clip_model.load(weights, dtype, output, clip_model.BLOCKS)
+            weights = clip_model.load(weights, dtype, output, clip_model.FRAME_CHUNKS)
             weights.crop(np.zeros((1, 8, 8, 3), np.uint8))  # checks Pillow: workers resize with it
         self.model = weights
         self.width = weights.visual_width
@@ -59,4 +59,4 @@ class ClipVisual(Visual):
     def encode(
         self, clips: Sequence[UInt8[np.ndarray, "_N S S 3"]]
     ) -> list[Float[np.ndarray, "_N D"]]:
-        return self.model.encode_blocks(clips)
+        return self.model.encode_clips(clips)

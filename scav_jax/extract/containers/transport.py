@@ -15,7 +15,7 @@ from jaxtyping import UInt8
 
 FORMAT = "mpegts"  # libavformat's name, of files with packets of any size
 SYNC, PACKET_BYTES = 0x47, 188
-DISTANCES = (188, 192, 204)  # from packet to packet: plain, with a time before, with a check behind
+PACKET_SIZES = (188, 192, 204)  # plain, with a time before, with a check behind
 SYNCED_PACKETS = 5  # so many in a row are no accident
 BLOCK_PACKETS = 2**15
 PIDS = 2**13
@@ -35,7 +35,7 @@ REGISTERED |= dict.fromkeys((b"DTS1", b"DTS2", b"DTS3"), "audio")
 
 OTHER = "other"  # also what is not known: it may be anything
 Programme = dict[int, str]  # PID -> "video", "audio" or `OTHER`
-Listing = dict[int, Programme]  # by the programmes' numbers; empty where nothing is known of one
+TableState = dict[int, Programme]  # by number of programme; empty where nothing is known of one
 
 
 class Programmes:
@@ -46,16 +46,16 @@ class Programmes:
     """
 
     def __init__(self, path: Path):
-        self._listings = _listings(path)
+        self._states = _states(path)
 
     @property
     def several(self) -> bool:
         """Whether there is more than one programme at once anywhere."""
-        return any(sum(map(bool, listing.values())) > 1 for listing in self._listings)
+        return any(sum(map(bool, state.values())) > 1 for state in self._states)
 
     def related(self, pid: int) -> set[int]:
         """The PIDs of all programmes that a stream is in."""
-        programmes = (one for listing in self._listings for one in listing.values() if pid in one)
+        programmes = (one for state in self._states for one in state.values() if pid in one)
         return {other for one in programmes for other in one}
 
     def replaced(self, pid: int, kind: str) -> bool:
@@ -64,14 +64,12 @@ class Programmes:
         Where the tables do not list a stream, its programme has another one of the kind that it
         never has beside it. One that merely ends, or to which others come, is not replaced.
         """
-        own = {
-            number for listing in self._listings for number, one in listing.items() if pid in one
-        }
+        own = {number for state in self._states for number, one in state.items() if pid in one}
         beside, instead = set(), set()
-        for listing in self._listings:
-            mine = [listing[number] for number in own & listing.keys()] or [*listing.values()]
+        for state in self._states:
+            mine = [state[number] for number in own & state.keys()] or [*state.values()]
             if any(one.get(pid) in (kind, OTHER) for one in mine):
-                beside |= _of_kind(listing.values(), kind)
+                beside |= _of_kind(state.values(), kind)
             else:
                 instead |= _of_kind(mine, kind)
         return bool(own) and bool(instead - beside)
@@ -81,7 +79,7 @@ def _of_kind(programmes: Iterable[Programme], kind: str) -> set[int]:
     return {pid for one in programmes for pid, what in one.items() if what == kind}
 
 
-def _listings(path: Path) -> list[Listing]:
+def _states(path: Path) -> list[TableState]:
     """All different states that a file's tables are in, in the order of their first occurrence."""
     tables = _Tables()
     with open(path, "rb") as file:
@@ -90,7 +88,7 @@ def _listings(path: Path) -> list[Listing]:
             tables.take(packets)
             if tables.full:
                 break
-    return tables.listings
+    return tables.states
 
 
 def _read(file, at: int, count: int) -> UInt8[np.ndarray, " N"]:
@@ -123,16 +121,16 @@ def _next_synced(
     read: Callable[[int, int], np.ndarray], at: int, size: int
 ) -> tuple[int, int] | None:
     """Where the next packets begin that follow each other, and how far apart they are."""
-    reach = (SYNCED_PACKETS - 1) * max(DISTANCES)
+    reach = (SYNCED_PACKETS - 1) * max(PACKET_SIZES)
     window = 2**11
     while at < size:
         marks = read(at, window + reach) == SYNC
         marks = np.pad(marks, (0, window + reach - len(marks)))
         found = []
-        for distance in DISTANCES:
-            steps = (marks[n * distance : n * distance + window] for n in range(SYNCED_PACKETS))
+        for packet in PACKET_SIZES:
+            steps = (marks[n * packet : n * packet + window] for n in range(SYNCED_PACKETS))
             if len(places := np.flatnonzero(np.logical_and.reduce([*steps]))):
-                found.append((at + int(places[0]), distance))
+                found.append((at + int(places[0]), packet))
         if found:
             return min(found)
         at += window
@@ -144,12 +142,12 @@ class _Tables:
     """Takes a file's packets and keeps what the tables in them say.
 
     Attributes:
-      listings: the different states so far.
+      states: the different states so far.
       full: whether there were so many tables that they can be none.
     """
 
     def __init__(self):
-        self.listings: list[Listing] = []
+        self.states: list[TableState] = []
         self.full = False
         self._count = 0
         self._wanted = np.zeros(PIDS, bool)
@@ -233,8 +231,8 @@ class _Tables:
             for part in self._parts.values()
             for number, pid in part.items()
         }
-        if any(now.values()) and now not in self.listings:
-            self.listings.append(now)
+        if any(now.values()) and now not in self.states:
+            self.states.append(now)
 
 
 def _streams(section: bytes) -> Programme:

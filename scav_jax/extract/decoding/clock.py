@@ -33,7 +33,7 @@ P = TypeVar("P")
 
 
 @dataclass
-class _Side:
+class _StreamState:
     """What has come of one stream: the last packet's time, the end of all, where time stood still.
 
     `shift` is what its packets are moved by now, `due` when FFmpeg's program awaits the next, and
@@ -88,7 +88,7 @@ class Clock(Generic[P]):
 
     def __init__(self, trusted: bool):
         self._trusted = trusted
-        self._sides: dict[str, _Side] = {}
+        self._sides: dict[str, _StreamState] = {}
         self._shift = 0.0
         self._waiting: list[tuple[Stamp, P]] = []
         self._new: dict[str, tuple[int, float]] = {}  # kind -> its first packet beyond, its need
@@ -97,7 +97,7 @@ class Clock(Generic[P]):
 
     def push(self, stamp: Stamp, packet: P) -> Iterator[tuple[float, P]]:
         """What can be given back now: nothing while a new side is not known."""
-        side = self._sides.setdefault(stamp.kind, _Side(self._shift))
+        side = self._sides.setdefault(stamp.kind, _StreamState(self._shift))
         if not self._waiting and self._follows(side, stamp):
             self._note(side, stamp)
             yield side.shift, packet
@@ -136,7 +136,7 @@ class Clock(Generic[P]):
         """From when to when there are no packets of a stream between two that there are."""
         return self._sides[kind].gaps if kind in self._sides else []
 
-    def _follows(self, side: _Side, stamp: Stamp) -> bool:
+    def _follows(self, side: _StreamState, stamp: Stamp) -> bool:
         if stamp.seconds is None or side.last is None:
             return True
         time = stamp.seconds + side.shift
@@ -150,7 +150,7 @@ class Clock(Generic[P]):
         latest = max(self._reached, *(one.end for one in self._sides.values()))
         return time <= latest + (FORWARD_S if self._trusted else FORWARD_UNTRUSTED_S)
 
-    def _note(self, side: _Side, stamp: Stamp) -> None:
+    def _note(self, side: _StreamState, stamp: Stamp) -> None:
         if stamp.seconds is None:
             side.untimed += 1
             if side.untimed == UNTIMED and len(self._sides) > 1 and self.doubt is None:

@@ -106,7 +106,7 @@ def shown_ratio(
     return 1 / ratio if placement(frame).transposed else ratio
 
 
-class _Prepared:
+class _FrameFilter:
     """Frames as FFmpeg's program gives them to its scaler: cut, and whole though of two fields.
 
     libswscale would scale the lines of each field of an interlaced frame for themselves, which
@@ -166,7 +166,7 @@ class Upright:
         margins: Margins = NO_MARGINS,
     ):
         self._ratio, self._size, self._how = pixel_ratio(stream), size, AS_STORED
-        self._prepared, self._scaler = _Prepared(margins, size is None), VideoReformatter()
+        self._prepared, self._scaler = _FrameFilter(margins, size is None), VideoReformatter()
 
     def pass_over(self, frame: av.VideoFrame) -> None:
         """Notes what a frame that is not shown says of those after it."""

@@ -18,7 +18,7 @@ import numpy as np
 from scav_jax.base.errors import InputError
 from scav_jax.index import products
 from scav_jax.index.nearest import searching
-from scav_jax.index.nearest.scan import Queries, QueriesOnGrid, Scan, query_streams, ranked
+from scav_jax.index.nearest.scan import Queries, QueriesOnGrid, Scan, k_smallest, query_streams
 from scav_jax.index.nearest.searching import Found
 from scav_jax.index.products import NearestSoFar
 from scav_jax.index.stored.segments import Snapshot
@@ -46,7 +46,7 @@ def merged(found: Sequence[Found], snapshot: Snapshot, k: int, method: str) -> F
         for name in ("query", "segment", "row", "score")
     ]
     similar = -1 if method == "aggregation" else 1
-    *places, score = ranked(*columns[:3], similar * columns[3], snapshot, k)
+    *places, score = k_smallest(*columns[:3], similar * columns[3], snapshot, k)
     return Found(*places, similar * score, distance=None if method == "aggregation" else score)
 
 
@@ -117,7 +117,7 @@ class OnMesh:
                 for begin in range(0, len(grid.numbers), rows):
                     self._offer(grid, slice(begin, begin + rows), arrays, places, nearest)
         found = nearest.candidates()
-        *places, squares = ranked(*found, scan.scores(*found), self.snapshot, k)
+        *places, squares = k_smallest(*found, scan.scores(*found), self.snapshot, k)
         return *places, self.snapshot.header.score_of(squares)
 
     def _offer(

@@ -16,7 +16,7 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from scav_jax.index import products
-from scav_jax.index.nearest.scan import QueriesOnGrid, Scan, Tile, ranked
+from scav_jax.index.nearest.scan import QueriesOnGrid, Scan, Tile, k_smallest
 from scav_jax.index.products import FEW_QUERIES, NearestSoFar, widen
 from scav_jax.index.stored.segments import StoredStream
 from scav_jax.index.stored.sketches import SHARE, Basis
@@ -253,7 +253,7 @@ class ExactSearch:
         places = starters.candidates()
         if not len(places[0]):
             return
-        best = ranked(*places, scan.scores(*places, self.order), scan.snapshot, self.k)
+        best = k_smallest(*places, scan.scores(*places, self.order), scan.snapshot, self.k)
         limits = limits_of(best, self.k, len(scan.queries))
         self.nearest.limits[:] = limits + 1e-6 * np.abs(limits)
 
@@ -330,7 +330,7 @@ def nearest_of_chosen(
 
     def compared(pairs):
         places = (query[pairs], segment[pairs], row[pairs])
-        return ranked(*places, scan.scores(*places, order), scan.snapshot, k)
+        return k_smallest(*places, scan.scores(*places, order), scan.snapshot, k)
 
     everything, queries = np.arange(len(query)), len(scan.queries)
     if len(query) <= WORTH * k * queries or not scan.has_bounds:
@@ -353,7 +353,7 @@ def nearest_of_chosen(
     else:
         more = compared(left)
     together = [np.concatenate(both) for both in zip(best, more, strict=True)]
-    return ranked(*together, scan.snapshot, k)
+    return k_smallest(*together, scan.snapshot, k)
 
 
 def _by_products(scan: Scan, query, segment, row, k: int) -> tuple[np.ndarray, ...]:
@@ -366,4 +366,4 @@ def _by_products(scan: Scan, query, segment, row, k: int) -> tuple[np.ndarray, .
             allowed[query[here], row[here] - tile.rows.start] = True
             scan.compare_tile(tile, nearest, allowed=allowed)
     found = nearest.candidates()
-    return ranked(*found, scan.scores(*found), scan.snapshot, k)
+    return k_smallest(*found, scan.scores(*found), scan.snapshot, k)

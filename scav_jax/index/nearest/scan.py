@@ -224,7 +224,7 @@ def numbers_of(snapshot: Snapshot, asked: str) -> int:
     return 1
 
 
-def ranked(query, segment, row, scores, snapshot: Snapshot, k: int):
+def k_smallest(query, segment, row, scores, snapshot: Snapshot, k: int):
     """The k smallest scores of each query; of equal ones, those that were added first.
 
     Returns:

@@ -17,7 +17,7 @@ from scav_jax.base.errors import InputError
 from scav_jax.index import products
 from scav_jax.index.nearest.hubness import Hubness, nearest_so_far
 from scav_jax.index.nearest.pruned import ExactSearch, Pruning, nearest_of_chosen
-from scav_jax.index.nearest.scan import Queries, Scan, numbers_of, ranked
+from scav_jax.index.nearest.scan import Queries, Scan, k_smallest, numbers_of
 from scav_jax.index.products import NearestSoFar, widen
 from scav_jax.index.stored.catalog import Header
 from scav_jax.index.stored.rows import numbered
@@ -37,7 +37,7 @@ FEW_SHARE = 0.035
 SKETCHING, BOUNDING = 18e6, 900
 COSINE_ROWS = 16384  # candidates at a time
 COSINE_PAIRS = 2**22  # with few queries, more
-Asking = tuple[str, Float[np.ndarray, "Q _"]]  # the column that is asked, and unit vectors
+UnitQueries = tuple[str, Float[np.ndarray, "Q _"]]  # the column that is asked, and unit vectors
 PAIRWISE_ROWS, PAIRWISE_QUERIES = 256, 32  # at a time
 
 
@@ -164,7 +164,7 @@ def search_both(
         segment, row, scores, distances = _of_all(snapshot, some)
         for number, (total, mean) in enumerate(zip(scores, distances, strict=True)):
             everywhere = np.full(count, first + number)
-            *places, total = ranked(everywhere, segment, row, total, snapshot, k)
+            *places, total = k_smallest(everywhere, segment, row, total, snapshot, k)
             at = np.searchsorted(numbered(segment, row), numbered(*places[1:]))
             parts.append((*places, total.astype(np.float32), None, mean[at].astype(np.float32)))
     report.seconds = time.perf_counter() - begin
@@ -264,7 +264,7 @@ def _nearest(snapshot: Snapshot, queries: Queries, k: int, most: int, report: Re
         nearest = scan.nearest(k)
         scan.compare_all(nearest)
     places = nearest.candidates()
-    *places, squares = ranked(*places, scan.scores(*places, order), snapshot, k)
+    *places, squares = k_smallest(*places, scan.scores(*places, order), snapshot, k)
     return *places, snapshot.header.score_of(squares)
 
 
@@ -273,10 +273,10 @@ def _nearest(snapshot: Snapshot, queries: Queries, k: int, most: int, report: Re
 
 def _nearest_by_cosine(snapshot: Snapshot, queries: Queries, k: int, most: int, report: Report):
     """The same by cosine, the largest first; equal ones are in the order of keys."""
-    asking = "embeddings", unit(queries.embeddings)
-    places = _possible(asking, queries.asked, snapshot, k)
-    cosines = _cosines(asking, queries.asked, snapshot, *places)
-    *places, far = ranked(*places, -cosines, snapshot, k)
+    unit_queries = "embeddings", unit(queries.embeddings)
+    places = _possible(unit_queries, queries.asked, snapshot, k)
+    cosines = _cosines(unit_queries, queries.asked, snapshot, *places)
+    *places, far = k_smallest(*places, -cosines, snapshot, k)
     return *places, -far
 
 
@@ -288,12 +288,12 @@ def most_similar(
     Cosines of sketches where the index has them, else of embeddings. Where rounding leaves no doubt
     about which k they are, no cosine is computed again.
     """
-    asking = _first_stage(queries, snapshot.header)
-    places = _possible(asking, queries.asked, snapshot, k)
+    unit_queries = _first_stage(queries, snapshot.header)
+    places = _possible(unit_queries, queries.asked, snapshot, k)
     doubtful = np.bincount(places[0], minlength=len(queries))[places[0]] > k
     unsure = [column[doubtful] for column in places]
-    cosines = _cosines(asking, queries.asked, snapshot, *unsure)
-    found = ranked(*unsure, -cosines, snapshot, k)[:3]
+    cosines = _cosines(unit_queries, queries.asked, snapshot, *unsure)
+    found = k_smallest(*unsure, -cosines, snapshot, k)[:3]
     together = [
         np.concatenate([column[~doubtful], more])
         for column, more in zip(places, found, strict=True)
@@ -303,7 +303,7 @@ def most_similar(
     return query, segment, row
 
 
-def _first_stage(queries: Queries, header: Header) -> Asking:
+def _first_stage(queries: Queries, header: Header) -> UnitQueries:
     """What the first stage of a hybrid search asks with."""
     if not header.sketch:
         return "embeddings", unit(queries.embeddings)
@@ -316,10 +316,10 @@ def _first_stage(queries: Queries, header: Header) -> Asking:
 
 
 def _possible(
-    asking: Asking, asked: str, snapshot: Snapshot, k: int
+    unit_queries: UnitQueries, asked: str, snapshot: Snapshot, k: int
 ) -> tuple[Int[np.ndarray, " p"], ...]:
     """(query, segment, row) of all that can be among the k nearest, whatever products round."""
-    column, embeddings = asking
+    column, embeddings = unit_queries
     nearest, numbers = NearestSoFar(len(embeddings), k), np.arange(len(embeddings))
     width = embeddings.shape[1]
     errors = np.full(len(embeddings), products.rounding(width, width) * 2)
@@ -339,10 +339,10 @@ def _possible(
 
 
 def _cosines(
-    asking: Asking, asked: str, snapshot: Snapshot, query, segment, row
+    unit_queries: UnitQueries, asked: str, snapshot: Snapshot, query, segment, row
 ) -> Float[np.ndarray, " p"]:
     """Cosines, each by its own sum: the same whatever tile found the pair."""
-    column, embeddings = asking
+    column, embeddings = unit_queries
     result = np.empty(len(query), np.float32)
     for number in np.unique(segment):
         here = np.flatnonzero(segment == number)
@@ -377,7 +377,7 @@ def _nearest_by_any_distance(
             }
             compare(queries, snapshot, rows, nearest, everyone[number : number + 1])
     places = nearest.candidates()
-    return ranked(*places, nearest.distances().astype(np.float32), snapshot, k)
+    return k_smallest(*places, nearest.distances().astype(np.float32), snapshot, k)
 
 
 def compare(

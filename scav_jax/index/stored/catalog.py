@@ -36,7 +36,7 @@ from scav_jax.base.errors import InputError, check_one_of
 from scav_jax.base.locks import only_one
 from scav_jax.distances import find, option_names
 from scav_jax.distances.static import SUFFIX
-from scav_jax.sequences import DIRECTIONS as RESAMPLINGS
+from scav_jax.sequences import RESAMPLINGS
 
 FORMAT_VERSION = 9
 HEADER, SEGMENTS, COMMITTED = "index.json", "segments", "rows.json"

@@ -17,6 +17,7 @@ from small_run import (
     ROOT,
     SMALL,
     STEPS,
+    assert_same_run,
     command,
     parameters,
     records,
@@ -72,16 +73,6 @@ def at_step(step, monkeypatch, act):
         return asked(stop, now)
 
     monkeypatch.setattr(processes.Preemption, "__call__", ask)
-
-
-def assert_same_run(workdir, expected):
-    ours, theirs = parameters(workdir), parameters(expected)
-    assert ours.keys() == theirs.keys()
-    for name in ours:
-        np.testing.assert_array_equal(ours[name], theirs[name], err_msg=name)
-    assert load_run(workdir).steps == load_run(expected).steps
-    mine, reference = records(workdir), records(expected)
-    assert mine == reference
 
 
 @pytest.mark.slow

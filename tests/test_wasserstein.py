@@ -424,6 +424,7 @@ def test_memory_is_a_setting():
     assert costs < everything < 2 * costs
 
 
+@pytest.mark.slow
 def test_ott_is_imported_only_where_it_is_used():
     """It takes seconds."""
     code = "import sys, scav_jax.distances; sys.exit('ott' in sys.modules)"

@@ -4,8 +4,8 @@
 The oldest runs the whole suite here. Beside it the newest, in a copy of these files, goes the
 whole way from rendering to a search and compares what it decodes and encodes with stored values,
 with nothing installed but what users get. Where time is left then, it runs the tests of all that
-reads media and keeps files, the parts that packages differ in. Arguments go to pytest; then only
-the oldest runs.
+reads media and keeps files, the parts that packages differ in, kills and processes among them.
+Arguments go to pytest; then only the oldest runs.
 """
 
 import concurrent.futures
@@ -75,7 +75,7 @@ def both(oldest, newest):
             print(f"{newest}: no time left for the tests of {', '.join(NEWEST_TESTS)}: NOT RUN")
             return passed
         files = [f"tests/test_{part}.py" for part in NEWEST_TESTS]
-        return passed & run(newest, copy, "scripts/test", "--quick", *files)
+        return passed & run(newest, copy, "scripts/test", *files)
 
 
 def main(arguments):

@@ -181,8 +181,11 @@ def wasserstein(visual, audio, blur, position_weight):
     )
 
 
-def sinkhorn(visual, audio, epsilon, position_weight):
-    """The debiased divergence of channel-averaged squared differences and positions in [0, 1]."""
+def sinkhorn(visual, audio, epsilon, position_weight, debiased=True):
+    """Entropic transport of channel-averaged squared differences and positions in [0, 1].
+
+    Less half of what either sequence has to itself, if `debiased`.
+    """
 
     def costs(x, y):
         total = step_costs(x, y)
@@ -192,11 +195,11 @@ def sinkhorn(visual, audio, epsilon, position_weight):
                 total[n, m] += position_weight * apart**2
         return total
 
-    return (
-        entropic_transport(costs(visual, audio), epsilon)
-        - 0.5 * entropic_self_transport(costs(visual, visual), epsilon)
-        - 0.5 * entropic_self_transport(costs(audio, audio), epsilon)
-    )
+    value = entropic_transport(costs(visual, audio), epsilon)
+    if debiased:
+        for x in (visual, audio):
+            value -= 0.5 * entropic_self_transport(costs(x, x), epsilon)
+    return value
 
 
 def geomloss_schedule(diameter, blur, scaling):

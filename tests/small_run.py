@@ -143,5 +143,12 @@ def records(workdir):
     return [{k: v for k, v in line.items() if k not in TIMINGS} for line in lines]
 
 
+def assert_same_run(workdir, expected):
+    """Two finished runs have the same parameters, checkpoints in the average and records."""
+    np.testing.assert_equal(parameters(workdir), parameters(expected))
+    assert load_run(workdir).steps == load_run(expected).steps
+    np.testing.assert_equal(records(workdir), records(expected))
+
+
 def saved_steps(workdir):
     return [int(p.name) for p in (workdir / "checkpoints").glob("*") if p.name.isdigit()]

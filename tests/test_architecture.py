@@ -305,6 +305,7 @@ def import_elsewhere(
     return {**json.loads(done.stdout.splitlines()[-1]), "files": os.listdir(folder)}
 
 
+@pytest.mark.slow
 def test_importing_touches_no_device_no_file_no_flag(tmp_path):
     everything = [name for name in SOURCES if not name.endswith("__main__") and name != LATE]
     touched = import_elsewhere(everything, tmp_path)
@@ -315,12 +316,14 @@ def test_importing_the_package_needs_no_jax(tmp_path):
     import_elsewhere(["scav_jax"], tmp_path, absent=("jax", "numpy", *NOT_FOR_MATHEMATICS))
 
 
+@pytest.mark.slow
 def test_mathematics_imports_without_the_rest(tmp_path):
     modules = [name for name in SOURCES if room(name) in MATHEMATICS and name != LATE]
     assert len(modules) > len(MATHEMATICS)
     import_elsewhere(modules, tmp_path, absent=(OTT, *CAN_BE_MISSING))
 
 
+@pytest.mark.slow
 def test_files_are_searched_and_scored_without_array_record(tmp_path):
     """Which has no wheel for Windows; Grain does without it there."""
     modules = ["index", "retrieval.model", "search.asking", "score.program", "web.uploads"]

@@ -5,7 +5,7 @@ import sys
 
 import numpy as np
 import pytest
-from small_run import ROOT, small_config, train_here
+from small_run import ROOT, assert_same_run, small_config, train_here
 from test_clip_beats import write_weights
 from test_extract import good_video
 
@@ -145,7 +145,10 @@ def test_a_stranger_is_extracted_with_his_options(features, videos):
         program.extract(videos, features, backbone=backbones.load(**other))
 
 
-def test_a_stranger_trains_and_resumes(run):
+def test_a_stranger_trains_and_resumes(features, run, tmp_path):
+    """To the same bits as without a stop."""
+    assert trained(features, tmp_path / "whole") is not None
+    assert_same_run(run, tmp_path / "whole")
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines if line["kind"] == "validation"] == [2, 4]
     first = load_run(run).params["encoders"]["visual"]["projection_in"]["kernel"]

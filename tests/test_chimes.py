@@ -75,6 +75,7 @@ def decode(source: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray, float, int
 # --- the seed and nothing else
 
 
+@pytest.mark.slow
 def test_bytes_do_not_depend_on_the_number_of_workers(rendered, tmp_path):
     again = tmp_path / "videos"
     chimes.render(again, preset="tiny", seed=SEED, workers=2, overrides=SMALL)

@@ -49,6 +49,7 @@ def answer(folder: Path, *words: str) -> tuple[subprocess.CompletedProcess, dict
     return done, json.loads(told.read_text())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", PROGRAMS)
 def test_help_and_a_usage_error_come_before_everything_is_imported(name, tmp_path):
     done, told = answer(tmp_path, MODULES[name], "--help")

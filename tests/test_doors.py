@@ -6,7 +6,6 @@ objective of ours: nothing of a clip depends on its row or its neighbours.
 
 import dataclasses
 import json
-from functools import partial
 
 import drawn
 import jax
@@ -15,7 +14,7 @@ import jaxtyping
 import numpy as np
 import optax
 import pytest
-from small_run import TOWERS, parameters, records, small_config, train_here, untrained, write_data
+from small_run import TOWERS, assert_same_run, small_config, train_here, untrained, write_data
 
 from scav_jax import objectives
 from scav_jax.base import doors
@@ -25,7 +24,6 @@ from scav_jax.encoders import Encoders, PatchEncoders
 from scav_jax.evaluate import __main__ as evaluate_program
 from scav_jax.export.writing import export
 from scav_jax.extract.backbones import load, make_fingerprint
-from scav_jax.objectives import Place
 from scav_jax.retrieval import model
 from scav_jax.sequences import AudioVisual, as_batch, sequences
 from scav_jax.train_step import (
@@ -35,7 +33,8 @@ from scav_jax.train_step import (
 )
 from scav_jax.training import runs
 from scav_jax.training.config import distance_section
-from scav_jax.training.setup import set_up
+from scav_jax.training.runs import example_batch, load_run
+from scav_jax.training.setup import set_up, widths
 
 DISTANCE = """
 from __future__ import annotations
@@ -120,60 +119,45 @@ def strangers(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(str(folder))
 
 
-def trained(data, workdir, stop_after=None, **changes):
-    """Whether a training of 6 steps came to its end; SIGTERM comes after a step."""
-    settings = {"train.steps": 6, "train.validate_every": 3, "train.checkpoint_every": 0}
-    return train_here(small_config(data, **settings, **changes), workdir, stop_after) is not None
+# The objective ranks by the stranger's distance; ours trains by it, too.
+STRANGERS = {
+    "objective": {"objective.name": "stranger_objective:Noisy", "objective.noise": "0.3",
+                  "encoders.visual_blocks": 1},
+    "distance": {"objective.name": "sequence"},
+}  # fmt: skip
 
 
-def test_a_stranger_trains_goes_on_and_is_evaluated(tmp_path):
-    """That an objective of ours trains by its distance: see below."""
-    changes = {
-        "objective.name": "stranger_objective:Noisy",
-        "objective.noise": "0.3",
-        "encoders.visual_blocks": 1,
-        "distance.name": "stranger_distance:of_means",
-        "distance.power": "2.0",
-    }
-    data = write_data(tmp_path / "data")
-    assert trained(data, tmp_path / "whole", **changes)
-    assert not trained(data, tmp_path / "stopped", stop_after=4, **changes)
-    assert trained(data, tmp_path / "stopped", **changes)
-    jax.tree.map(
-        np.testing.assert_array_equal,
-        *(parameters(tmp_path / name) for name in ("whole", "stopped")),
-    )
-    assert records(tmp_path / "whole") == records(tmp_path / "stopped")
-    said = ["--run", str(tmp_path / "whole"), "--split", "validation", "--bootstrap", "0"]
-    assert evaluate_program.main(said) == 0
-    found = json.loads(next((tmp_path / "whole").glob("evaluation/*/metrics.json")).read_text())
-    run = found["runs"][0]
-    assert run["objective"] == changes["objective.name"]
-    assert run["distance"]["name"] == changes["distance.name"]
-
-
-def test_a_strangers_distance_is_trained_by(tmp_path):
-    """With the options that a config gives; its gradient reaches the latents."""
+@pytest.mark.parametrize("stranger", STRANGERS)
+def test_a_stranger_trains_goes_on_and_is_evaluated(tmp_path, stranger):
     changes = {"distance.name": "stranger_distance:of_means", "distance.power": "2.0"}
-    objective = set_up(small_config(write_data(tmp_path / "data"), **changes)).objective
-    latents = batch().features
-    latents = AudioVisual(*(s.replace(values=s.values[..., :5]) for s in latents))
+    changes |= {"train.steps": 6, "train.validate_every": 3, "train.checkpoint_every": 0}
+    config = small_config(write_data(tmp_path / "data"), **changes, **STRANGERS[stranger])
+    whole, stopped = tmp_path / "whole", tmp_path / "stopped"
+    assert train_here(config, whole) is not None
+    assert train_here(config, stopped, stop_after=4) is None
+    assert train_here(config, stopped) is not None
+    assert_same_run(stopped, whole)
+    assert_gradients_moved_biases(set_up(config), load_run(whole).params)
+    said = ["--run", str(whole), "--split", "validation", "--bootstrap", "0"]
+    assert evaluate_program.main(said) == 0
+    found = json.loads(next(whole.glob("evaluation/*/metrics.json")).read_text())
+    run = found["runs"][0]
+    assert run["objective"] == STRANGERS[stranger]["objective.name"]
+    assert run["distance"] == {"name": "stranger_distance:of_means", "options": {"power": 2.0}}
 
-    @jax.jit
-    @partial(jax.value_and_grad, has_aux=True)
-    def loss(values, latents):
-        cut = latents._replace(visual=latents.visual.replace(values=values))
-        outputs = objective.of_clips(None, {"clip": cut}, ())
-        return objective.loss({"sequence": jnp.zeros(())}, outputs, {}, Place(2**20))
 
-    (_, aux), gradient = loss(latents.visual.values, latents)
-    means = [
-        np.stack([v[:n].mean(axis=0) for v, n in zip(np.asarray(s.values), s.lengths, strict=True)])
-        for s in latents
-    ]
-    expected = ((np.abs(means[0][:, None] - means[1]) + 1e-6) ** 2).sum(axis=-1)
-    np.testing.assert_allclose(aux["sequence"]["distances"], expected, rtol=1e-5)
-    assert (np.abs(gradient).max(axis=(1, 2)) > 0).all()
+def assert_gradients_moved_biases(setup, params):
+    """Of both towers, since `train_here` drew them; nothing decays a bias."""
+    example = example_batch(widths(setup))
+    begun = drawn.params(setup.encoders, setup.objective, example, setup.config.seed)
+    biases = {
+        jax.tree_util.keystr(path): np.any(now != first)
+        for (path, now), first in zip(
+            jax.tree_util.tree_leaves_with_path(params), jax.tree.leaves(begun), strict=True
+        )
+        if path[-1].key == "bias"
+    }
+    assert {name.split("'")[3] for name in biases} >= {"visual", "audio"} and all(biases.values())
 
 
 @pytest.fixture

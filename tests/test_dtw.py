@@ -1,4 +1,7 @@
-"""Warping: all pairs against the definition, the definition against loops over every path."""
+"""Warping in float64, in blocks and tiles, given costs, paths and memory.
+
+That values, gradients, padding and offsets are right: the rows of `test_distances`.
+"""
 
 from functools import cache, partial
 
@@ -7,7 +10,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import reference
-from jax.test_util import check_grads
 
 from scav_jax.base.errors import InputError
 from scav_jax.distances import dtw, warping
@@ -24,8 +26,8 @@ def clips(lengths, seed, width=WIDTH):
     return [rng.normal(size=(length, width)) for length in lengths]
 
 
-def padded(items, steps, fill=np.nan, dtype=np.float32) -> Sequences:
-    values = np.full((len(items), steps, items[0].shape[1]), fill, dtype)
+def padded(items, steps, dtype=np.float32) -> Sequences:
+    values = np.full((len(items), steps, items[0].shape[1]), np.nan, dtype)
     for row, item in zip(values, items, strict=True):
         row[: len(item)] = item
     lengths = jnp.asarray([len(item) for item in items], jnp.int32)
@@ -45,7 +47,6 @@ def streams(order="long first", **how):
     return (long, short) if order == "long first" else (short, long)
 
 
-each_order = pytest.mark.parametrize("order", ["long first", "short first"])
 each_gamma = pytest.mark.parametrize("gamma", [0.1, None])
 
 
@@ -96,13 +97,15 @@ def assert_close(results, expected, tolerance):
 # -- all pairs ------------------------------------------------------------------------------------
 
 
-@each_order
 @each_gamma
-def test_all_pairs_are_the_definition(order, gamma):
-    """Rectangular, ragged, lengths of 1, NaN in the padding; values and gradients."""
-    visual, audio = streams(order)
+def test_all_pairs_where_audio_has_more_steps(gamma):
+    """Visual has more in `test_distances`, where both streams change places for it."""
+    visual, audio = streams("short first")
     results = run(all_pairs, visual, audio, gamma=gamma)
     assert_close(results, run(by_definition, visual, audio, gamma=gamma), 1e-5)
+    formula = reference.dtw if gamma is None else partial(reference.soft_dtw, gamma=gamma)
+    expected = np.array([[formula(v, a) for a in clips(LONG, 1)] for v in clips(SHORT, 2)])
+    np.testing.assert_allclose(results[0], expected, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -163,30 +166,6 @@ def test_float32_stays_float32_beside_float64():
         assert_close(run(all_pairs, visual, audio, gamma=0.1), expected, 1e-6)
 
 
-@each_order
-@each_gamma
-def test_all_pairs_are_the_formula(order, gamma):
-    visual, audio = clips(LONG, 1), clips(SHORT, 2)
-    if order == "short first":
-        visual, audio = audio, visual
-    formula = reference.dtw if gamma is None else partial(reference.soft_dtw, gamma=gamma)
-    expected = np.array([[formula(v, a) for a in audio] for v in visual])
-    results = run(all_pairs, *streams(order), gamma=gamma)
-    np.testing.assert_allclose(results[0], expected, rtol=1e-5, atol=1e-5)
-
-
-def test_gradient_is_that_of_the_value():
-    with jax.enable_x64(True):
-        visual, audio = streams(dtype=np.float64, fill=0.0)
-
-        @jax.jit
-        def distances(v, a):
-            return all_pairs(visual.replace(values=v), audio.replace(values=a), 0.5, block=5)
-
-        values = visual.values, audio.values
-        check_grads(distances, values, 1, ("rev",), atol=1e-6, rtol=1e-6)
-
-
 def test_equally_cheap_steps_share_the_gradient():
     """Sequences that repeat one step: every cell ties; the definition shares equally too."""
     rng = np.random.default_rng(0)
@@ -219,16 +198,6 @@ def test_gradients_of_long_paths_are_those_of_float64(gamma):
     for result, right, tolerance in zip(results, expected, (1e-6, 3e-4, 3e-4), strict=True):
         assert np.isfinite(result).all()
         np.testing.assert_allclose(result, right, atol=tolerance * np.abs(right).max(), rtol=0)
-
-
-def test_a_large_common_offset_changes_nothing():
-    """Differences of 0.01 at an offset of 30: what an uncentred product loses."""
-    visual, audio = clips(LONG, 1), clips(SHORT, 2)
-    moved = [[0.01 * x + 30.0 for x in items] for items in (visual, audio)]
-    moved = [[x.astype(np.float32).astype(float) for x in items] for items in moved]
-    expected = np.array([[reference.soft_dtw(v, a, 1e-5) for a in moved[1]] for v in moved[0]])
-    result = run(all_pairs, *(padded(x, 10) for x in moved), gamma=1e-5)[0]
-    np.testing.assert_allclose(result, expected, atol=1e-5 * np.abs(expected).max())
 
 
 # -- given costs ----------------------------------------------------------------------------------

@@ -308,6 +308,7 @@ def work_of_all_kinds(job):
     return job * job
 
 
+@pytest.mark.slow
 def test_workers_that_hang_or_crash_lose_only_their_job():
     jobs = deque([1, "hang", "deaf", 2, "crash", 3])
     events = list(pool.run(work_of_all_kinds, jobs, workers=2, timeout_s=1.0))
@@ -383,6 +384,7 @@ def read_rejected(path):
         return {row["file"]: row for row in csv.DictReader(file)}
 
 
+@pytest.mark.slow
 def test_a_folder_of_broken_files_is_an_error_with_counts(bad_videos, tmp_path):
     folder, _ = bad_videos
     broken = tmp_path / "broken"
@@ -427,6 +429,7 @@ def test_a_csv_of_clips(videos, tmp_path, capsys):
     assert np.abs(late.visual[0, 192:]).max() > 0 == np.abs(early.visual[0, 192:]).max()
 
 
+@pytest.mark.slow
 def test_any_number_of_workers_gives_the_same(videos, tmp_path):
     for workers in (1, 2):
         program.extract(videos, tmp_path / str(workers), ClipOptions(seconds=1.5), workers=workers)

@@ -369,6 +369,10 @@ def test_messages_and_stray_names_are_one_line(capsys, tmp_path):
     assert capsys.readouterr().err == "error: no clip 'a\\nb' in caf\\xe9\n"
     with pytest.raises(InputError, match="--out: expected a path that is text"):
         extract_program.main(["--videos", str(tmp_path), "--out", str(tmp_path / NO_TEXT)])
+
+
+@pytest.mark.slow
+def test_a_program_says_a_stray_name_in_one_line(tmp_path):
     done = subprocess.run(
         [sys.executable, "-m", "scav_jax.index", "info", os.fsencode(tmp_path) + b"/caf\xe9"],
         capture_output=True,

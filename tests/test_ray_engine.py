@@ -13,6 +13,7 @@ from scav_jax.extract.manifest import ClipOptions
 pytest.importorskip("ray")
 
 
+@pytest.mark.slow
 def test_ray_writes_the_same_bytes(tmp_path):
     """Two models, a video that is none, clips that share a file."""
     videos = tmp_path / "videos"

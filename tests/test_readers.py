@@ -106,6 +106,7 @@ for path in sys.argv[1:]:
 """
 
 
+@pytest.mark.slow
 def test_bombs_are_refused_in_little_memory(tmp_path):
     names = []
     for name, content in bombs().items():

@@ -12,6 +12,7 @@ from scav_jax.datasets import sizes
 SCRIPT = Path(__file__).resolve().parents[1] / "scripts" / "benchmarks" / "reading.py"
 
 
+@pytest.mark.slow
 def test_reading_is_measured_and_needs_follow(tmp_path):
     out = tmp_path / "figures.json"
     options = ["--clips", "4", "--batch-size", "2", "--repeats", "1"]

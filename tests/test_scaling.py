@@ -5,6 +5,8 @@ equal here differs as soon as one statistic is a device's own, which is tested t
 `SCAV_WHOLE_TABLE=1` two cells of the table are tested: what a step is made of (a block, dropout,
 changed features, a memory), and clips that are mixed before they are cut. Other objectives differ
 in two parts of a step: what is of a clip alone (`test_doors`) and the loss, compared alone below.
+`DIVIDED` is what else devices share: frozen backbones, checksums, what `jit` divides alone. A
+search over devices is in `test_search`; runs whose devices change are in `test_processes`.
 """
 
 import os
@@ -17,13 +19,18 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+import test_clip_beats
+import test_clip_model
 from communication import communication_bytes
 
 from scav_jax import sharding
 from scav_jax.base.errors import InputError
+from scav_jax.distances import euclidean, pairwise
 from scav_jax.encoders import Encoders
 from scav_jax.encoders.dropout import draws_of, dropout
 from scav_jax.encoders.layers import affine
+from scav_jax.extract.backbones import clip_model
+from scav_jax.extract.backbones.clip_weights import random_weights
 from scav_jax.objectives import (
     Classification,
     EquivariantPlaying,
@@ -46,6 +53,7 @@ from scav_jax.train_step import (
     of_clips,
     state_shardings,
 )
+from scav_jax.training import checkpoints
 
 MANY = 8
 CLIPS, STEPS = 32, 3
@@ -329,6 +337,81 @@ def ragged_latents(clips, width=16):
         values[np.arange(steps)[None] >= lengths[:, None]] = np.nan
         streams.append(sequences(jnp.asarray(values), jnp.asarray(lengths, jnp.int32)))
     return AudioVisual(*streams)
+
+
+# -- what else devices share -----------------------------------------------------------------------
+
+
+def euclidean_in_blocks(devices):
+    """D and its gradients where `jit` alone divides rows, eight at a time; one compares pairs."""
+    latents, mesh = ragged_latents(16), sharding.make_mesh(devices)
+    visual = jax.device_put(latents.visual, sharding.batch_sharded(mesh))
+    audio = sharding.put_replicated(latents.audio, mesh)
+    name, how = (DEFINITION, {}) if devices == 1 else ("euclidean", {"block": 8 * 16})
+
+    @jax.jit
+    @partial(jax.value_and_grad, has_aux=True)
+    def weighted(values, streams):
+        pair = [s.replace(values=v) for s, v in zip(streams, values, strict=True)]
+        distances = pairwise(name, *pair, **how)
+        weights = np.random.default_rng(9).normal(size=distances.shape)
+        scattered = euclidean._scattered(*pair)
+        return jnp.sum(distances * jnp.asarray(weights, jnp.float32)), (distances, scattered)
+
+    (_, (distances, scattered)), gradients = weighted(
+        (visual.values, audio.values), (visual, audio)
+    )
+    assert not scattered, "differences would be compared with differences"
+    return distances, gradients
+
+
+def checksums(devices):
+    """Of an array that every device has, and of one that is cut over them."""
+    mesh, array = sharding.make_mesh(devices), np.random.default_rng(0).normal(size=(16, 3))
+    places = sharding.replicated(mesh), sharding.batch_sharded(mesh)
+    sums = [checkpoints._checksum(jax.device_put(np.float32(array), place)) for place in places]
+    assert sums[0] == sums[1]
+    return sums
+
+
+def clip_features(devices):
+    """Of frames, resized by the host and by devices, and of texts: none fills its last batch."""
+    frames = np.random.default_rng(0).integers(0, 256, (27, 33, 29, 3)).astype(np.uint8)
+    ids = np.asarray([row for row, _ in test_clip_model.ROWS], np.int32)
+    tensors = random_weights(test_clip_model.SMALL, seed=3)
+    places = [clip_model.Batching(2, jax.local_devices()[:devices], r) for r in clip_model.RESIZES]
+    models = [test_clip_model.small(tensors, place) for place in places]
+    return [model.encode_images(frames) for model in models], models[0].encode_ids(ids)
+
+
+def clip_beats_features(devices):
+    """Of more frames and sounds than eight devices take at once; some have no step of sound."""
+    clips = test_clip_beats.prepared(1, 2 * test_clip_beats.BLOCK - 1, 38)
+    order = (1, 2, 0, 0, 2, 1, 2, 1, 2, 2, 1, 1)
+    return test_clip_beats.of_devices(devices).encode([clips[index] for index in order])
+
+
+DIVIDED = {  # of a number of devices; how far apart results may be, as a share of the largest
+    "the Euclidean distance in blocks": (euclidean_in_blocks, 2e-6),
+    "CLIP": (clip_features, 5e-7),
+    "CLIP and BEATs, clip by clip": (clip_beats_features, 0.0),
+    "checksums": (checksums, 0.0),
+}
+
+
+@needs_devices
+@pytest.mark.parametrize(
+    ("what", "devices"), [*((what, MANY) for what in DIVIDED), ("checksums", 2)]
+)
+def test_what_devices_share_is_what_one_computes(what, devices):
+    compute, share = DIVIDED[what]
+
+    def equal(ours, theirs):
+        ours, theirs = np.asarray(ours), np.asarray(theirs)
+        largest = np.abs(theirs).max(initial=0)
+        np.testing.assert_allclose(ours, theirs, rtol=0, atol=share * largest)
+
+    jax.tree.map(equal, compute(devices), compute(1))
 
 
 # -- what would be wrong ---------------------------------------------------------------------------

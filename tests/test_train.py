@@ -17,6 +17,7 @@ from small_run import (
     ROOT,
     SMALL,
     STEPS,
+    assert_same_run,
     command,
     parameters,
     records,
@@ -72,16 +73,6 @@ def at_step(step, monkeypatch, act):
         return asked(stop, now)
 
     monkeypatch.setattr(processes.Preemption, "__call__", ask)
-
-
-def assert_same_run(workdir, expected):
-    ours, theirs = parameters(workdir), parameters(expected)
-    assert ours.keys() == theirs.keys()
-    for name in ours:
-        np.testing.assert_array_equal(ours[name], theirs[name], err_msg=name)
-    assert load_run(workdir).steps == load_run(expected).steps
-    mine, reference = records(workdir), records(expected)
-    assert mine == reference
 
 
 @pytest.mark.slow
@@ -157,6 +148,7 @@ with interrupts.second_ends():
 """
 
 
+@pytest.mark.slow
 def test_a_second_ctrl_c_ends_what_the_first_one_could_not():
     words = [sys.executable, "-c", STUBBORN]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
@@ -191,6 +183,7 @@ run_program({})
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("main", "code", "words"),
     [("collects", 130, interrupts.WORDS), ("traces", 130, interrupts.WORDS), ("ends", 0, "")],
@@ -213,6 +206,7 @@ except KeyboardInterrupt as error:
 """
 
 
+@pytest.mark.slow
 def test_ctrl_c_while_a_module_is_imported_is_a_line(tmp_path):
     """Jaxlib's start makes an ImportError of it, or crashes."""
     (tmp_path / "imported.py").write_text(IMPORTED)
@@ -442,6 +436,7 @@ def test_a_nan_in_a_feature_file_names_the_clip(tmp_path, monkeypatch):
         train(small_config(folder), tmp_path / "run")
 
 
+@pytest.mark.slow
 def test_the_program_prints_one_line_and_exits_with_2(data, tmp_path):
     done = run([*command(data, tmp_path / "run"), "--config.train.stepz=3"])
     assert done.returncode == 2

@@ -1,4 +1,7 @@
-"""Optimal transport between sequences: both forms, their fast matrices and ott underneath."""
+"""Optimal transport between sequences: plans, geomloss, POT, extremes, convergence and memory.
+
+That values, gradients, padding and offsets are right: the rows of `test_distances`.
+"""
 
 import subprocess
 import sys
@@ -40,9 +43,9 @@ def clips(lengths, seed, width=WIDTH, scale=1.0):
     return [scale * rng.normal(size=(length, width)) for length in lengths]
 
 
-def padded(items, steps, dtype=np.float32, fill=np.nan):
-    """The same as `Sequences`, by default with NaN in the padding."""
-    values = np.full((len(items), steps, items[0].shape[1]), fill, dtype)
+def padded(items, steps, dtype=np.float32):
+    """The same as `Sequences`, with NaN in the padding."""
+    values = np.full((len(items), steps, items[0].shape[1]), np.nan, dtype)
     for row, item in zip(values, items, strict=True):
         row[: len(item)] = item
     return sequences(jnp.asarray(values), jnp.array([len(item) for item in items], jnp.int32))
@@ -51,8 +54,8 @@ def padded(items, steps, dtype=np.float32, fill=np.nan):
 VISUAL, AUDIO = clips(VISUAL_LENGTHS, 1), clips(AUDIO_LENGTHS, 2)
 
 
-def both(dtype=np.float32, fill=np.nan):
-    return padded(VISUAL, VISUAL_STEPS, dtype, fill), padded(AUDIO, AUDIO_STEPS, dtype, fill)
+def both(dtype=np.float32):
+    return padded(VISUAL, VISUAL_STEPS, dtype), padded(AUDIO, AUDIO_STEPS, dtype)
 
 
 @cache
@@ -101,27 +104,7 @@ def costs_of(visual, audio, weight=WEIGHT):
     return reference.step_costs(visual, audio) + weight * apart**2
 
 
-def sinkhorn_by_formula(epsilon, debiased):
-    """The matrix of converged transport by loops over the reference."""
-    result = np.zeros((len(VISUAL), len(AUDIO)))
-    for i, v in enumerate(VISUAL):
-        for j, a in enumerate(AUDIO):
-            result[i, j] = reference.entropic_transport(costs_of(v, a), epsilon)
-            if debiased:
-                own = [reference.entropic_self_transport(costs_of(x, x), epsilon) for x in (v, a)]
-                result[i, j] -= 0.5 * sum(own)
-    return result
-
-
-# -- values against the formula and other packages ------------------------------------------------
-
-
-@pytest.mark.parametrize("options", [PLAIN, DEBIASED], ids=["plain", "debiased"])
-def test_sinkhorn_is_entropic_transport_of_every_ragged_pair(options):
-    expected = sinkhorn_by_formula(0.5, options.get("debiased", True))
-    result, _ = result_and_gradients("sinkhorn", options, *both())
-    assert result.dtype == np.float32
-    np.testing.assert_allclose(result, expected, rtol=1e-5, atol=2e-6)
+# -- values of other packages ---------------------------------------------------------------------
 
 
 def test_sinkhorn_and_its_plan_equal_pot():
@@ -216,19 +199,6 @@ def test_inner_products_lose_only_a_rounding_of_the_result(width, dtype):
     np.testing.assert_allclose(found[:, 4], exact[:, 4].astype(dtype), rtol=1e-4)
     np.testing.assert_allclose(of_x, np.broadcast_to(y.sum(axis=0), x.shape), rtol=1e-4)
     np.testing.assert_allclose(of_y, np.broadcast_to(x.sum(axis=0), y.shape), rtol=1e-4, atol=1e-4)
-
-
-@pytest.mark.parametrize("form", FORMS)
-def test_a_large_common_offset_changes_nothing(form):
-    """Products are taken of centred sequences."""
-    options = DEBIASED if form == "sinkhorn" else {}
-    expected, right = result_and_gradients(form, options, *both())
-    visual, audio = ([x + 300.0 for x in items] for items in (VISUAL, AUDIO))
-    moved = padded(visual, VISUAL_STEPS), padded(audio, AUDIO_STEPS)
-    result, gradients = result_and_gradients(form, options, *moved)
-    # float32 holds the moved latents themselves to 1.5e-5 only
-    assert_close([result], [expected], 3e-5)
-    assert_close(gradients, right, 1e-4 if form == "sinkhorn" else 3e-2)
 
 
 # -- the matrix is the definition -----------------------------------------------------------------
@@ -426,18 +396,7 @@ def test_self_terms_that_do_not_converge_are_told():
     assert aux["marginal_error"] > 1e-6
 
 
-# -- compilation, memory -----------------------------------------------------------------
-
-
-def test_new_lengths_do_not_compile_again():
-    visual, audio = both(fill=0.0)
-    first, _ = result_and_gradients("sinkhorn", PLAIN, visual, audio)
-    function = gradient_function("sinkhorn", tuple(PLAIN.items()))
-    compiled = function._cache_size()
-    shorter = visual.replace(lengths=jnp.array([2, 1, 3, 5, 6], jnp.int32))
-    second, _ = result_and_gradients("sinkhorn", PLAIN, shorter, audio)
-    assert function._cache_size() == compiled
-    assert np.all((first != second).any(axis=1) == [True, False, True, True, True])
+# -- memory ---------------------------------------------------------------------------------------
 
 
 def temporary_bytes(function, *shapes):
@@ -465,6 +424,7 @@ def test_memory_is_a_setting():
     assert costs < everything < 2 * costs
 
 
+@pytest.mark.slow
 def test_ott_is_imported_only_where_it_is_used():
     """It takes seconds."""
     code = "import sys, scav_jax.distances; sys.exit('ott' in sys.modules)"

@@ -319,6 +319,7 @@ def test_a_wide_film_is_small_on_the_page_and_too_many_pixels_are_refused(
     assert ask(client, wide, name="wide.mp4", direction="a2v").status_code == 200  # its sound
 
 
+@pytest.mark.slow
 def test_a_file_that_hangs_holds_nobody_up(made, index, films, monkeypatch, tmp_path):
     """Others search and read the page meanwhile; what eats memory or crashes costs its answer."""
     monkeypatch.setattr(uploads, "_decoding", uploads_that_hang.decoding)
@@ -651,6 +652,7 @@ run_program(main)
 """
 
 
+@pytest.mark.slow
 def test_ctrl_c_ends_it_though_a_file_is_being_sent():
     words = [sys.executable, "-c", SERVED]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
@@ -914,6 +916,7 @@ def found(browser, words=" found in "):
     return browser.value(HITS)
 
 
+@pytest.mark.slow
 def test_in_a_browser_a_sound_that_is_chosen_is_searched_and_plays(
     browser, address, films, tmp_path
 ):
@@ -939,6 +942,7 @@ def test_in_a_browser_a_sound_that_is_chosen_is_searched_and_plays(
     assert words.startswith("no.wav: expected a sound or a video")
 
 
+@pytest.mark.slow
 def test_in_a_browser_links_and_tabs_search_again(browser, address, films, index):
     """A clip of the index asks; its link finds the same; a file's link has the settings only."""
     browser.open(address + "?k=2&where=start%20%3C%201")
@@ -975,6 +979,7 @@ def test_in_a_browser_links_and_tabs_search_again(browser, address, films, index
     assert "id, source, start, end or label" in words and "Did you mean 'label'?" in words
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("width", [390, 1200])
 def test_in_a_browser_all_has_a_name_and_fits(browser, address, films, width):
     """By the browser's own tree for screen readers; controls are in line, no card is alone."""
@@ -1008,6 +1013,7 @@ def test_in_a_browser_all_has_a_name_and_fits(browser, address, films, width):
         browser.call("Emulation.setDeviceMetricsOverride", width=1200, **{**size, "height": 1500})
 
 
+@pytest.mark.slow
 def test_in_a_browser_the_page_of_results_plays(browser, found_page, tmp_path):
     (tmp_path / "found.html").write_text(found_page)
     browser.open(f"file://{tmp_path}/found.html")

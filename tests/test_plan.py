@@ -6,6 +6,7 @@ import math
 import re
 from functools import partial
 from pathlib import Path
+from unittest import mock
 
 import jax
 import jax.numpy as jnp
@@ -323,6 +324,44 @@ def test_the_step_is_run(compiled_step):
     assert found["flops_per_s"] == pytest.approx(costs.flops(work).total / found["step_s"])
 
 
+def test_a_slow_step_is_run_once(compiled_step):
+    work, optimizer, step = compiled_step
+    for limits, runs in (((9, 0.0), 2), ((3, 1e9), 4)):  # the first one is not counted
+        counted = mock.MagicMock(spec=jax.stages.Compiled, side_effect=step)
+        trial.run(counted, work, optimizer, 0, *limits)
+        assert counted.call_count == runs
+
+
+@pytest.mark.parametrize("answer", [None, {}, {"flops": -1.0}, NotImplementedError()])
+def test_what_a_backend_does_not_count_is_none(answer, compiled_step):
+    silent = mock.MagicMock(spec=jax.stages.Compiled)
+    silent.memory_analysis.return_value = None
+    silent.cost_analysis.side_effect = [answer]
+    found = trial.compared(silent, compiled_step[0])
+    assert found["flops"] is None and found["memory_bytes"] is None
+    assert "memory unknown" in estimate._xla_in_words(found)
+
+
+def test_a_large_batch_has_the_same_clips_again():
+    work = small(batch=2 * trial.DRAWN + 1, visual=(3, 4), audio=(2, 5))
+    found = trial.random_batch(work)
+    for stream in found.features:
+        assert len(stream.values) == len(stream.lengths) == work.batch
+        np.testing.assert_array_equal(stream.values[0], stream.values[trial.DRAWN])
+        np.testing.assert_array_equal(stream.values[0], stream.values[-1])
+        assert not np.array_equal(stream.values[0], stream.values[1])
+
+
+@pytest.fixture
+def for_a_card(monkeypatch):
+    """Distances are traced in the forms that they have on a GPU; nothing traced is kept."""
+    jax.clear_caches()
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    yield
+    jax.clear_caches()
+
+
+@pytest.mark.usefixtures("for_a_card")
 def test_on_a_v100_nothing_needs_bfloat16_or_triton():
     """A V100 has neither: what JAX hands to XLA for CUDA holds no such type and no kernel call."""
     encoders, objective = build(load_file(str(ROOT / "configs/vggsound.py")))

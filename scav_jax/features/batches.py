@@ -7,7 +7,8 @@ rows of the same global batch without talking to the others. The features of a b
 trimmed to the time that both streams cover, and padded by grain's read threads while the devices
 compute. Stored float16 becomes float32 here, or stays as it is (`dtype="float16"`), half of the
 host's work and of the copy to the devices; the towers widen it there to the same float32. Pixels,
-which are stored as uint8, stay uint8 in any case.
+which are stored as uint8, stay uint8 in any case. Grain is imported where batches are made: plans
+and padding need none.
 """
 
 import math
@@ -15,7 +16,6 @@ import sys
 from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, NamedTuple
 
-import grain
 import numpy as np
 from jaxtyping import Float, Int
 
@@ -36,6 +36,8 @@ from scav_jax.features.options import check_options
 from scav_jax.sequences import AudioVisual, Batch, Sequences
 
 if TYPE_CHECKING:
+    import grain
+
     from scav_jax.features.store import Split
 
 
@@ -303,7 +305,9 @@ def widen(stored: np.ndarray, out: Float[np.ndarray, "T C"]) -> None:
     out *= np.float32(2.0**112)
 
 
-def _read_options(read_threads: int) -> grain.ReadOptions:
+def _read_options(read_threads: int) -> "grain.ReadOptions":
+    import grain
+
     # A thread makes a whole batch, and batches are large (0.6 GB for 256 clips of VGGSound): no
     # more are kept ready than threads work on. No threads: read when asked, as in a debugger.
     return grain.ReadOptions(num_threads=read_threads, prefetch_buffer_size=read_threads)
@@ -319,7 +323,7 @@ def training_batches(
     process: tuple[int, int] = (0, 1),
     read_threads: int = 2,
     dtype: str = "float32",
-) -> grain.IterDataset[Batch]:
+) -> "grain.IterDataset[Batch]":
     """Shuffled training batches without end; what a restart needs is the iterator's one integer.
 
     Args:
@@ -340,6 +344,8 @@ def training_batches(
     Raises:
       InputError: here, if no such batch can be made; from the iterator, if a clip is broken.
     """
+    import grain
+
     plan = plan_training(split, batch_size=batch_size, seed=seed, align=align, buckets=buckets)
     check_options(features=dtype, read_threads=read_threads)
     index, count = process
@@ -370,6 +376,8 @@ def evaluation_batches(
     Raises:
       InputError: here, if the split is empty; from the iterator, if a clip is broken.
     """
+    import grain
+
     check_options(align=align, buckets=buckets)
     if batch_size < 1:
         raise InputError(f"batch size: expected at least 1, got {batch_size}")

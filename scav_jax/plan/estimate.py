@@ -270,16 +270,22 @@ def in_words(found: dict) -> str:
             f"{row['flops'] / TERA:>9.3g}{row['steps_per_s']:>9.3g}"
         )
     if "xla" in found:
-        xla = found["xla"]
-        lines += [
-            "",
-            f"XLA ({xla['platform']}): {gib(xla['memory_bytes']['total'])} on each device (planned "
-            f"with one batch there: {gib(xla['planned_bytes'])}), {xla['flops'] / TERA:.3g} TFLOP "
-            f"(planned {xla['planned_flops'] / TERA:.3g})",
-        ]
+        lines += ["", _xla_in_words(found["xla"])]
     if "run" in found:
         lines += _run_in_words(found["run"], found["peak_flops"])
     return "\n".join(lines)
+
+
+def _xla_in_words(xla: dict) -> str:
+    """What XLA said of the step, as far as it said it."""
+    held, count = xla["memory_bytes"], xla["flops"]
+    memory = "memory unknown" if held is None else f"{held['total'] / GIB:.2f} GiB on each device"
+    counted = "FLOPs unknown" if count is None else f"{count / TERA:.3g} TFLOP"
+    return (
+        f"XLA ({xla['platform']}): {memory} (planned with one batch there: "
+        f"{xla['planned_bytes'] / GIB:.2f} GiB), {counted} "
+        f"(planned {xla['planned_flops'] / TERA:.3g})"
+    )
 
 
 def _run_in_words(run: dict, peak: float) -> list[str]:

@@ -1,6 +1,7 @@
 """The training step of a plan, compiled and run on random features: what XLA says, what is used."""
 
 import dataclasses
+import math
 import time
 
 import jax
@@ -16,6 +17,7 @@ from scav_jax.training.profiling import memory_in_use
 from scav_jax.training.runs import example_batch
 
 SECONDS = 10.0  # that a random clip lasts
+DRAWN = 256  # clips of random features; a larger batch has them again and again
 DTYPES = {1: np.uint8, 2: np.float16, 4: np.float32}  # of a batch's numbers, by their bytes
 
 
@@ -81,21 +83,37 @@ def compared(compiled: jax.stages.Compiled, work: Workload) -> dict:
     """What XLA says of the step, beside the plan (one batch on the devices, as XLA sees it).
 
     XLA counts what is in a loop once, so FLOPs with gradient caching are not its strength; and on
-    the CPU it undoes rematerialisation (it merges what is computed twice).
+    the CPU it undoes rematerialisation (it merges what is computed twice). What a backend does not
+    say is None.
     """
-    found = memory_of(compiled)
+    found, counted = memory_of(compiled), counted_flops(compiled)
     one = dataclasses.replace(work, batches=1)
     return {
-        "memory_bytes": found._asdict() | {"total": found.total},
+        "memory_bytes": None if found is None else found._asdict() | {"total": found.total},
         "planned_bytes": planned_memory(one).total,
-        "flops": float(compiled.cost_analysis()["flops"]) * work.devices,
+        "flops": None if counted is None else counted * work.devices,
         "planned_flops": flops(work).total,
         "platform": jax.devices()[0].platform,
     }
 
 
+def counted_flops(compiled: jax.stages.Compiled) -> float | None:
+    """XLA's count for one device; None on backends that do not count, or not this program."""
+    try:
+        found = compiled.cost_analysis()
+    except (NotImplementedError, jax.errors.JaxRuntimeError):
+        return None
+    count = (found or {}).get("flops", -1.0)
+    return float(count) if count >= 0 else None  # XLA's word for an unknown one is -1
+
+
 def run(
-    compiled: jax.stages.Compiled, work: Workload, optimizer, seed: int = 0, repeats: int = 3
+    compiled: jax.stages.Compiled,
+    work: Workload,
+    optimizer,
+    seed: int = 0,
+    repeats: int = 3,
+    most_s: float = math.inf,
 ) -> dict:
     """Runs the step on random features.
 
@@ -105,6 +123,7 @@ def run(
       optimizer: what it was lowered with.
       seed: of parameters.
       repeats: runs whose median is taken, after one that is not counted.
+      most_s: seconds after which no further run begins; one is counted in any case.
 
     Returns:
       `step_s`, seconds; `flops_per_s`, what the model needs (nothing computed twice) a second, over
@@ -115,7 +134,7 @@ def run(
     example = example_batch({"visual": work.visual[1], "audio": work.audio[1]})
     state = init_state(work.encoders, work.objective, optimizer, example, seed)
     state, times = jax.device_put(state, places), []
-    for _ in range(repeats + 1):
+    while len(times) < 2 or (len(times) <= repeats and sum(times) < most_s):
         begin = time.perf_counter()
         state, metrics = compiled(state, batch)
         jax.block_until_ready(metrics)
@@ -129,16 +148,17 @@ def run(
 
 
 def random_batch(work: Workload) -> Batch:
-    """Whole sequences of random features, on the host."""
+    """Whole sequences of random features, on the host; `DRAWN` clips differ."""
     random = np.random.default_rng(0)
     dtypes = [DTYPES[size] for size in work.feature_bytes]
 
     def stream(steps: int, width: int, dtype: type) -> Sequences:
-        shape = work.batch, steps, width
+        shape = min(work.batch, DRAWN), steps, width
         if dtype == np.uint8:
             values = random.integers(0, 256, shape, np.uint8)
         else:
             values = random.standard_normal(shape, np.float32).astype(dtype)
+        values = values[np.arange(work.batch) % len(values)]  # as many as the batch has
         windows = np.tile(np.float32([0, steps]), (work.batch, 1))
         return Sequences(values, np.full(work.batch, steps, np.int32), windows)
 

@@ -1,396 +1,342 @@
 """Everything that is claimed of an accelerator, in one run of at most eight minutes.
 
-    python scripts/benchmarks/accelerator.py [--minutes 8] [--only NAME ...] [--quick] [--data DATA]
-                                             [--out accelerator.json]
+    python scripts/benchmarks/accelerator.py [--minutes 8] [--only NAME ...] [--data DATA]
+                                             [--quick] [--together] [--out accelerator.json]
 
-The most important first: the training step of the paper's model beside the same towers in PyTorch
-(accelerator_torch.py), search through an index, soft-DTW beside ott, ragged Euclidean distances,
-the large cached batches within 32 GB, input from disk. Each row is a process of its own, so that
-none has another's memory, compiles what it needs (nothing is taken from a cache; the time stands
-apart), and its figures are printed and written as it ends. What is not installed or not there is
-named and left out. `--quick` has small shapes: it shows on any machine that every row runs.
+What a bar names first: the training step of the paper's model beside the same towers in PyTorch,
+soft-DTW beside ott, ragged Euclidean distances, search through an index, large cached batches
+within 32 GB, a run from disk; then extraction's encoders, evaluation's distances, and variants.
+Rows of one name of `beside` share a process, every other one has its own, so that none has
+another's memory. A row that hangs, dies or fails costs its own figures only. Each compiles what it
+needs (nothing is taken from a cache; the time stands apart, and so does tracing), and its figures
+are printed and written as it ends. What is not installed is named and left out.
+
+`--quick` has small shapes: it shows on any machine that every row runs. `--together` has all rows
+in one process, so that small ones need not start anew. Without `--data`, the row from disk trains
+on random features that it writes.
+
+The rows are in accelerator_steps.py, accelerator_distances.py, accelerator_search.py,
+accelerator_disk.py and accelerator_encoders.py, the peers in accelerator_torch.py.
 """
 
 import argparse
-import dataclasses
+import contextlib
+import importlib
+import importlib.metadata
 import json
+import math
 import os
+import platform
+import signal
 import subprocess
 import sys
 import tempfile
 import time
-from functools import partial
+import traceback
+from collections.abc import Iterator
+from itertools import groupby
 from pathlib import Path
-
-from timing import median_seconds
+from typing import NamedTuple
 
 ROOT = Path(__file__).resolve().parents[2]
-GIB = 2**30
 LIMITED_BYTES = 32e9  # what "a V100's memory" is
-REPEATS = 10
-WIDTHS = {"visual": 768, "audio": 6144}
+LIMIT = " in 32 GB"  # in the names of rows that are limited to that
+LEAST_S = 5.0  # with less time no row begins
+POLL_S = 0.1
+VERSIONS = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "torch", "ott-jax")
 
 
-# -- rows: -> figures, in a process of their own --------------------------------------------------
+class Row(NamedTuple):
+    """A row of the table.
+
+    Attributes:
+      what: "module:function", called with whether it is quick, and `given` -> figures.
+      most_s: seconds after which it is given up, compiling included.
+      given: what is measured.
+      beside: rows that follow each other and have this in common share a process.
+    """
+
+    what: str
+    most_s: float
+    given: dict = {}  # noqa: RUF012  nobody changes it
+    beside: str = ""
 
 
-def _work(batch: int, steps: int, quick: bool, **train):
-    """-> (config, workload, optimizer) of the paper's model, or of a small one."""
-    from scav_jax.plan import estimate
-    from scav_jax.training import config_files
-    from scav_jax.training.setup import optimizer_of
-
-    config = config_files.load_file("configs/vggsound.py").replace(
-        data={"batch_size": batch}, train=train
-    )
-    if quick:
-        small = {"width": 32, "feedforward": 64, "visual_hidden": 32, "audio_hidden": 32}
-        config = config.replace(encoders=small | {"visual_blocks": 1, "audio_blocks": 1})
-    stored = dataclasses.replace(
-        estimate.stored_features(config),
-        visual=(steps, WIDTHS["visual"]),
-        audio=(steps, WIDTHS["audio"]),
-    )
-    return config, estimate.workload(config, 1, stored), optimizer_of(config)
-
-
-def step(quick: bool, batch: int, steps: int, **train) -> dict:
-    """A training step: compiled, compared with the plan, run."""
-    import jax
-
-    from scav_jax.plan import trial
-
-    if quick:
-        batch, steps = 8 * max(train.get("microbatch", 0) and 2, 1), 6
-        train = train | ({"microbatch": 8} if train.get("microbatch") else {})
-    _, work, optimizer = _work(batch, steps, quick, **train)
-    begin = time.perf_counter()
-    lowered = trial.lowered_step(work, optimizer)
-    traced = time.perf_counter() - begin
-    program = lowered.compile()
-    found = trial.compared(program, work)
-    compile_s = time.perf_counter() - begin - traced
-    ran = trial.run(program, work, optimizer, repeats=2 if quick else REPEATS)
-    rate = ran["flops_per_s"]
-    return {
-        "ms": 1e3 * ran["step_s"],
-        "clips_per_s": batch / ran["step_s"],
-        "tflops": rate / 1e12,
-        "share_of_peak": rate / peak(train.get("precision", "float32")),
-        "share_of_bare_product": rate / bare_product(train.get("precision", "float32"), quick),
-        "trace_s": traced,
-        "compile_s": compile_s,
-        "temporary_gib": found["memory_bytes"]["temporary"] / GIB,
-        "planned_share": found["planned_bytes"] / found["memory_bytes"]["total"],
-        "in_use_gib": (ran["memory_in_use_bytes"] or 0) / GIB,
-        "device": jax.devices()[0].device_kind,
-    }
-
-
-def peak(precision: str) -> float:
-    """FLOP/s of the card's data sheet; NaN of a device that no table has."""
-    import jax
-
-    from scav_jax.plan.devices import DEVICES
-
-    kind = jax.devices()[0].device_kind.lower()
-    for name, device in DEVICES.items():
-        if name.partition("-")[2] in kind if name.startswith("tpu") else name in kind:
-            return getattr(device, precision) or float("nan")
-    return float("nan")
-
-
-def bare_product(precision: str, quick: bool) -> float:
-    """FLOP/s of a large matrix product here."""
-    import jax
-    import jax.numpy as jnp
-
-    from scav_jax.encoders.layers import MATMUL_PRECISIONS
-
-    size = 256 if quick else 8192
-    dtype = jnp.bfloat16 if precision == "bfloat16" else jnp.float32
-    x = jnp.ones((size, size), dtype)
-    product = jax.jit(partial(jnp.matmul, precision=MATMUL_PRECISIONS[precision]))
-    return 2 * size**3 / (median_seconds(lambda: product(x, x).block_until_ready(), 3))
-
-
-def step_in_torch(quick: bool, batch: int, steps: int, bfloat16: bool) -> dict:
-    """The same in PyTorch with `torch.compile`."""
-    import accelerator_torch
-
-    config, _, _ = _work(batch, steps, quick)
-    batch, steps = (8, 6) if quick else (batch, steps)
-    found = accelerator_torch.step_seconds(
-        config.encoders, WIDTHS, batch, steps, 2 if quick else REPEATS, bfloat16
-    )
-    figures = {"ms": 1e3 * found["seconds"], "clips_per_s": batch / found["seconds"]}
-    in_use = (found["peak_bytes"] or 0) / GIB
-    return figures | {"compile_s": found["compile_s"], "in_use_gib": in_use}
-
-
-def search(quick: bool) -> dict:
-    """1,000 queries over 10,000 clips of 62 x 512, all compared through an index's search."""
-    import jax
-    import numpy as np
-
-    from scav_jax import sharding
-    from scav_jax.index.nearest import mesh, searching
-    from scav_jax.index.stored.catalog import make_header
-    from scav_jax.index.stored.encoding import Encoding
-    from scav_jax.index.stored.segments import Segment, Snapshot
-    from scav_jax.retrieval.embed import Embedded
-    from scav_jax.sequences import Sequences
-
-    queries, clips, steps, width = (20, 200, 6, 32) if quick else (1000, 10_000, 62, 512)
-    random = np.random.default_rng(0)
-
-    def embedded(count: int) -> Embedded:
-        lengths = np.full(count, steps, np.int32)
-        windows = np.stack([0 * lengths, lengths], axis=1).astype(np.float32)
-        values = random.standard_normal((count, steps, width), np.float32)
-        names = [f"clip{number}" for number in range(count)]
-        span = np.zeros(count), np.ones(count)
-        one = Sequences(values, lengths, windows)
-        means = values.mean(axis=1)
-        return Embedded(names, names, *span, [""] * count, one, one, means, means)
-
-    gallery, asking = embedded(clips), embedded(queries)
-    header = make_header("benchmark", ("euclidean", {"resample": "visual_to_audio"}), "float32")
-    header = dataclasses.replace(header, width=width, embedding_width=width)
-    encoding = Encoding.of({"visual": gallery.visual}, header)
-    vectors = {"embeddings": gallery.visual_embeddings}
-    stored = encoding.encode(gallery.visual, vectors, np.arange(clips))
-    segment = Segment.in_memory({"visual": stored}, encoding, header)
-    live = {segment.number: np.ones(clips, bool)}
-    snapshot = Snapshot(header, {segment.number: segment}, live)
-    there = mesh.OnMesh(snapshot, "a2v", sharding.local_mesh(1))
-    begin = time.perf_counter()
-    there.search(asking, 10)
-    first = time.perf_counter() - begin
-    values = jax.device_put(gallery.visual.values.reshape(clips, -1))
-    on_device = jax.device_put(asking.audio.values.reshape(queries, -1))
-    bare = jax.jit(lambda q, c: jax.lax.top_k(jax.numpy.matmul(q, c.T, precision="highest"), 10))
-    return {
-        "ms": 1e3 * median_seconds(lambda: there.search(asking, 10), 3),
-        "bare_product_ms": 1e3
-        * median_seconds(lambda: jax.block_until_ready(bare(on_device, values)), 3),
-        "host_ms": 1e3
-        * median_seconds(lambda: searching.search(snapshot, asking, "a2v", 10, "sequence"), 1),
-        "compile_s": first,
-    }
-
-
-def soft_dtw(quick: bool, visual_steps: int) -> dict:
-    """1,024 pairs from latents, values and gradients, beside ott's SoftDTW under vmap."""
-    from scav_jax.distances import pairwise
-    from scav_jax.sequences import sequences
-
-    count, width = (4, 8) if quick else (32, 512)
-    visual_steps, audio_steps = (9, 6) if quick else (visual_steps, 62)
-    latents = _latents((count, visual_steps, width), (count, audio_steps, width))
-
-    def ours(visual, audio):
-        return pairwise("soft_dtw", sequences(visual), sequences(audio), gamma=0.1).sum()
-
-    def by_ott(visual, audio):
-        import jax
-        from ott.geometry.costs import SoftDTW
-
-        one = SoftDTW(gamma=0.1)  # sums squares over channels, ours means them
-        scale = width**-0.5
-        of_row = jax.vmap(one, (None, 0))
-        return jax.vmap(of_row, (0, None))(visual * scale, audio * scale).sum()
-
-    return _with_gradients(ours, latents, quick) | {
-        f"ott_{name}": value for name, value in _or_none(by_ott, latents, quick).items()
-    }
-
-
-def ragged(quick: bool, resample: str) -> dict:
-    """The Euclidean distance of 1,024 clips of 60 to 250 and 20 to 62 steps, with gradients."""
-    import numpy as np
-
-    from scav_jax.distances import pairwise
-    from scav_jax.sequences import sequences
-
-    count, width = (8, 8) if quick else (1024, 512)
-    random = np.random.default_rng(0)
-    lengths = [random.integers(low, high + 1, count) for low, high in ((60, 250), (20, 62))]
-    latents = _latents((count, 250, width), (count, 62, width))
-
-    def ours(visual, audio):
-        both = (
-            sequences(x, n.astype(np.int32)) for x, n in zip((visual, audio), lengths, strict=True)
-        )
-        return pairwise("euclidean", *both, resample=resample).sum()
-
-    return _with_gradients(ours, latents, quick)
-
-
-def _latents(*shapes):
-    import jax
-
-    keys = jax.random.split(jax.random.key(0), len(shapes))
-    return [jax.random.normal(key, shape) for key, shape in zip(keys, shapes, strict=True)]
-
-
-def _with_gradients(function, inputs, quick: bool) -> dict:
-    """Milliseconds of values and gradients, seconds of compilation."""
-    import jax
-
-    begin = time.perf_counter()
-    program = jax.jit(jax.value_and_grad(function, (0, 1))).lower(*inputs).compile()
-    took = time.perf_counter() - begin
-    call = partial(_done, program, inputs)
-    return {"ms": 1e3 * median_seconds(call, 2 if quick else REPEATS), "compile_s": took}
-
-
-def _done(program, inputs) -> None:
-    import jax
-
-    jax.block_until_ready(program(*inputs))
-
-
-def _or_none(function, inputs, quick: bool) -> dict:
-    """The same of a peer; its words where it is not installed."""
-    try:
-        return _with_gradients(function, inputs, quick)
-    except ImportError as error:
-        return {"missing": str(error)}
-
-
-def from_disk(quick: bool, data: str) -> dict:
-    """A run from disk: the share of a step that waits for input, after the first ten steps."""
-    from scav_jax.train import loop  # noqa: F401  what it needs is named where it is missing
-    from scav_jax.training.records import read_metrics
-
-    if not data:
-        raise FileNotFoundError("no --data DATA was given")
-    with tempfile.TemporaryDirectory() as folder:
-        steps = 20 if quick else 200
-        command = [sys.executable, "-m", "scav_jax.train", "--config", "configs/vggsound.py"]
-        command += ["--workdir", folder, f"--config.data.path={data}", "--config.data.backbone="]
-        command += [f"--config.train.steps={steps}", "--config.train.log_every=10"]
-        command += [f"--config.train.validate_every={steps}", "--config.optimizer.warmup_steps=10"]
-        subprocess.run(command, check=True, cwd=ROOT, stdout=sys.stderr)
-        lines = [one for one in read_metrics(Path(folder)) if "input_share" in one]
-        waits = [one["input_share"] for one in lines[1:]]
-    return {"input_wait_share": sum(waits) / len(waits), "steps": steps}
-
-
-ROWS = {
-    "step, bfloat16, batch 1,024": partial(
-        step, batch=1024, steps=62, precision="bfloat16", remat="elementwise"
-    ),
-    "step in PyTorch, bfloat16, batch 1,024": partial(
-        step_in_torch, batch=1024, steps=62, bfloat16=True
-    ),
-    "step, bfloat16, batch 1,024, all kept": partial(
-        step, batch=1024, steps=62, precision="bfloat16"
-    ),
-    "step, float32, batch 256": partial(step, batch=256, steps=62),
-    "step, float32, batch 256, elementwise": partial(
-        step, batch=256, steps=62, remat="elementwise"
-    ),
-    "search, 1,000 x 10,000": search,
-    "soft-DTW, 62 x 62": partial(soft_dtw, visual_steps=62),
-    "soft-DTW, 250 x 62": partial(soft_dtw, visual_steps=250),
-    "ragged, visual_to_audio": partial(ragged, resample="visual_to_audio"),
-    "ragged, audio_to_visual": partial(ragged, resample="audio_to_visual"),
-    "step in 32 GB, batch 4,096, cached": partial(step, batch=4096, steps=62, microbatch=64),
-    "step in 32 GB, batch 16,384, cached, bfloat16": partial(
-        step, batch=16_384, steps=62, microbatch=256, precision="bfloat16", remat="elementwise"
-    ),
-    "step in PyTorch, float32, batch 256": partial(
-        step_in_torch, batch=256, steps=62, bfloat16=False
-    ),
-    "from disk": from_disk,
+STEP, TORCH_STEP = "accelerator_steps:step", "accelerator_torch:step"
+SOFT_DTW, OTT = "accelerator_distances:soft_dtw", "accelerator_distances:by_ott"
+RAGGED, EVALUATION = "accelerator_distances:ragged", "accelerator_distances:evaluation"
+CLIP, BEATS = "accelerator_encoders:clip", "accelerator_encoders:beats"
+IN_CUDA = "accelerator_torch:soft_dtw"
+BEST = {"precision": "bfloat16", "remat": "elementwise"}
+SMALL = {"batch": 256, "steps": (62, 62)}
+LARGE = {"batch": 1024, "steps": (62, 62)}
+# The towers of configs/vggsound.py as plain numbers: PyTorch's process needs none of the project.
+TOWERS = {
+    **{"width": 512, "heads": 8, "feedforward": 2048, "dropout": 0.1, "position_buckets": 320},
+    **{"features": (768, 6144), "hidden": (2048, 768), "blocks": (8, 2)},
 }
+IN_BFLOAT16, IN_FLOAT32 = ({"bfloat16": half, "towers": TOWERS} for half in (True, False))
+ROWS = {
+    "step, bfloat16, batch 1,024": Row(STEP, 110, LARGE | BEST),
+    "step in PyTorch, bfloat16, batch 1,024": Row(TORCH_STEP, 110, LARGE | IN_BFLOAT16),
+    "step, float32, batch 256, of 250 x 62": Row(STEP, 90, SMALL | {"steps": (250, 62)}),
+    "soft-DTW, 62 x 62": Row(SOFT_DTW, 45, {"visual_steps": 62}, "soft-DTW"),
+    "soft-DTW by ott, 62 x 62": Row(OTT, 30, {"visual_steps": 62}, "soft-DTW"),
+    "soft-DTW, 250 x 62": Row(SOFT_DTW, 45, {"visual_steps": 250}, "soft-DTW"),
+    "soft-DTW by ott, 250 x 62": Row(OTT, 30, {"visual_steps": 250}, "soft-DTW"),
+    "ragged, visual_to_audio": Row(RAGGED, 45, {"resample": "visual_to_audio"}, "ragged"),
+    "ragged, audio_to_visual": Row(RAGGED, 45, {"resample": "audio_to_visual"}, "ragged"),
+    "search, 1,000 x 10,000": Row("accelerator_search:search", 70),
+    "step in 32 GB, batch 4,096, cached": Row(STEP, 90, LARGE | {"batch": 4096, "microbatch": 64}),
+    "step in 32 GB, batch 16,384, cached, bfloat16": Row(
+        STEP, 100, LARGE | {"batch": 16_384, "microbatch": 64} | BEST
+    ),
+    "from disk, bfloat16, batch 1,024": Row("accelerator_disk:from_disk", 110, {"data": ""}),
+    "CLIP B/32, 250 frames, bfloat16": Row(CLIP, 40, {"dtype": "bfloat16"}, "encoders"),
+    "BEATs, 10 s, bfloat16": Row(BEATS, 40, {"dtype": "bfloat16"}, "encoders"),
+    "evaluation, Euclidean": Row(EVALUATION, 30, {"distance": "euclidean"}, "evaluation"),
+    "evaluation, DTW": Row(EVALUATION, 30, {"distance": "dtw"}, "evaluation"),
+    "soft-DTW, 16,384 pairs": Row(SOFT_DTW, 30, {"visual_steps": 62, "clips": 128}),
+    "step, bfloat16, batch 1,024, all kept": Row(STEP, 90, LARGE | {"precision": "bfloat16"}),
+    "step, float32, batch 256, elementwise": Row(STEP, 90, SMALL | {"remat": "elementwise"}),
+    "step in PyTorch, float32, batch 256": Row(TORCH_STEP, 90, SMALL | IN_FLOAT32),
+    "CLIP B/32, 250 frames, float32": Row(CLIP, 40, {"dtype": "float32"}, "encoders, float32"),
+    "BEATs, 10 s, float32": Row(BEATS, 40, {"dtype": "float32"}, "encoders, float32"),
+    "soft-DTW by pytorch-softdtw-cuda, 62 x 62": Row(IN_CUDA, 40, {"visual_steps": 62}),
+    "soft-DTW by pytorch-softdtw-cuda, 250 x 62": Row(IN_CUDA, 40, {"visual_steps": 250}),
+}
+RATIOS = (  # what is printed at the end: which figure of one row over that of another
+    ("clips_per_s", "step, bfloat16, batch 1,024", "step in PyTorch, bfloat16, batch 1,024"),
+    ("ms", "soft-DTW by ott, 62 x 62", "soft-DTW, 62 x 62"),
+    ("ms", "soft-DTW by ott, 250 x 62", "soft-DTW, 250 x 62"),
+)
+
+
+# -- a row's process ------------------------------------------------------------------------------
+
+
+def attempted(name: str, options: argparse.Namespace) -> dict:
+    """The figures of one row, or why there are none; and the device, where JAX has one."""
+    module, _, function = ROWS[name].what.partition(":")
+    given = dict(ROWS[name].given)
+    if "data" in given:
+        given["data"] = options.data
+    try:
+        found = getattr(importlib.import_module(module), function)(options.quick, **given)
+    except ImportError as error:
+        found = {"missing" if is_elsewhere(error.name) else "error": str(error)}
+    except Exception as error:
+        where = "".join(traceback.format_tb(error.__traceback__)[-3:])
+        found = {"error": f"{type(error).__name__}: {error}"[:1000], "where": where}
+    if jax := sys.modules.get("jax"):
+        with contextlib.suppress(Exception):  # which was the row's own error
+            found["device"] = jax.devices()[0].device_kind
+    return found
+
+
+def is_elsewhere(module: str | None) -> bool:
+    """Whether a module that could not be imported is a package that one may go without."""
+    top = (module or "").partition(".")[0]
+    return bool(top) and top != "scav_jax" and not top.startswith("accelerator")
+
+
+def child(options: argparse.Namespace) -> None:
+    """Writes a file for each row, whole or not at all: the process may be killed at any time."""
+    for number, name in enumerate(options.row):
+        write(Path(options.out) / f"{number}.json", attempted(name, options))
+
+
+def write(path: Path, found: dict) -> None:
+    """JSON, which has neither NaN nor infinity."""
+    beside = path.with_name(f".{path.name}.part")
+    beside.write_text(json.dumps(finite(found), indent=1, allow_nan=False) + "\n")
+    os.replace(beside, path)
+
+
+def finite(value):
+    """The same with None for what is no number."""
+    if isinstance(value, dict):
+        return {key: finite(one) for key, one in value.items()}
+    if isinstance(value, list | tuple):
+        return [finite(one) for one in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 # -- the run --------------------------------------------------------------------------------------
 
 
-def environment(name: str, memory_bytes: float) -> dict:
-    """Of a row's process."""
-    environ = dict(os.environ, JAX_ENABLE_COMPILATION_CACHE="false", PYTHONPATH=str(ROOT))
-    environ["XLA_PYTHON_CLIENT_PREALLOCATE"] = "false"
-    if "32 GB" in name and memory_bytes > LIMITED_BYTES:
+def environment(limited: bool, memory_bytes: float) -> dict:
+    """Of a process; `limited` to `LIMITED_BYTES`, which it takes at once."""
+    environ = dict(os.environ, JAX_ENABLE_COMPILATION_CACHE="false")
+    # Ours first, and then the caller's: packages that were brought along.
+    paths = str(ROOT), environ.get("PYTHONPATH", "")
+    environ["PYTHONPATH"] = os.pathsep.join(filter(None, paths))
+    platforms = environ.get("JAX_PLATFORMS", "")
+    if platforms and "cpu" not in platforms.split(","):
+        environ["JAX_PLATFORMS"] = f"{platforms},cpu"  # some rows compare with it
+    environ["XLA_PYTHON_CLIENT_PREALLOCATE"] = str(limited).lower()
+    if limited:
         environ["XLA_PYTHON_CLIENT_MEM_FRACTION"] = f"{LIMITED_BYTES / memory_bytes:.4f}"
     return environ
 
 
-def memory_of_card() -> float:
-    """Bytes, as the driver says; 0 where there is none."""
-    command = ["nvidia-smi", "--query-gpu=memory.total", "--format=csv,noheader,nounits"]
+def asked_of_the_card(what: str) -> list[str]:
+    """What the driver says; nothing where there is none."""
+    command = ["nvidia-smi", f"--query-gpu={what}", "--format=csv,noheader,nounits"]
+    return said_by(command).splitlines()
+
+
+def said_by(command: list[str]) -> str:
     try:
-        found = subprocess.run(command, capture_output=True, text=True, check=True)
-    except (OSError, subprocess.CalledProcessError):
-        return 0.0
-    return float(found.stdout.split()[0]) * 2**20
+        done = subprocess.run(
+            command, capture_output=True, text=True, check=True, cwd=ROOT, timeout=30
+        )
+    except (OSError, subprocess.SubprocessError):
+        return ""
+    return done.stdout.strip()
 
 
-def run_row(name: str, arguments: argparse.Namespace, left_s: float, memory_bytes: float) -> dict:
-    """One row in a process; {"missing": why} where it gives no figures."""
-    with tempfile.TemporaryDirectory() as folder:
-        file = Path(folder) / "row.json"
-        command = [sys.executable, __file__, "--row", name, "--out", str(file)]
-        command += ["--data", arguments.data] + (["--quick"] if arguments.quick else [])
-        try:
-            subprocess.run(
-                command, cwd=ROOT, timeout=left_s, env=environment(name, memory_bytes), check=True
-            )
-        except subprocess.TimeoutExpired:
-            return {"missing": f"no time: {left_s:.0f} s were left"}
-        except subprocess.CalledProcessError as error:
-            return {"missing": f"exit code {error.returncode}"}
-        return json.loads(file.read_text())
+def head() -> dict:
+    """What the figures are of."""
+    versions = {}
+    for package in VERSIONS:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            versions[package] = importlib.metadata.version(package)
+    return {
+        "versions": versions | {"python": platform.python_version()},
+        "card": asked_of_the_card("name,driver_version,memory.total"),  # MiB
+        "commit": said_by(["git", "describe", "--always", "--dirty", "--abbrev=40"]) or None,
+        "cores": os.cpu_count(),
+        "began": time.strftime("%Y-%m-%d %H:%M:%S %z"),
+        "command": sys.argv[1:],
+    }
 
 
-def child(arguments: argparse.Namespace) -> None:
-    """Writes the figures of one row, or why there are none."""
-    row = ROWS[arguments.row]
+def shown_name(name: str, figures: dict, limited: bool) -> str:
+    """A row's name; one that could not be limited says so."""
+    if LIMIT not in name:
+        return name
+    held = figures.get("limit_gb") or (LIMITED_BYTES / 1e9 if limited else math.inf)
+    return name if held <= 1.03 * LIMITED_BYTES / 1e9 else name.replace(LIMIT, " without a limit")
+
+
+def processes(names: list[str], together: bool) -> list[list[str]]:
+    """The rows of each process."""
+    if together:
+        return [names]
+    own = groupby(names, key=lambda name: ROWS[name].beside or name)
+    return [list(group) for _, group in own]
+
+
+def measured(
+    names: list[str], options: argparse.Namespace, end: float, memory_bytes: float
+) -> Iterator[tuple[str, dict]]:
+    """(name, figures) of rows that share a process, as they come; a new one where it ends early."""
+    limited = LIMIT in "".join(names) and not options.together and memory_bytes > LIMITED_BYTES
+    while names:
+        with tempfile.TemporaryDirectory() as folder:
+            for name, figures in followed(names, options, end, Path(folder), limited, memory_bytes):
+                names = names[1:]
+                yield shown_name(name, figures, limited), figures
+
+
+def followed(
+    names, options, end: float, folder: Path, limited: bool, memory_bytes: float
+) -> Iterator[tuple[str, dict]]:
+    """The rows of one process up to the one that ends it."""
+    command = [sys.executable, __file__, "--row", *names, "--out", str(folder)]
+    command += ["--data", options.data] + (["--quick"] if options.quick else [])
+    if end - time.monotonic() < LEAST_S:
+        yield from ((name, {"missing": "no time was left"}) for name in names)
+        return
+    with open(folder / "words", "wb") as words:
+        process = subprocess.Popen(
+            command,
+            cwd=ROOT,
+            env=environment(limited, memory_bytes),
+            stdout=words,
+            stderr=subprocess.STDOUT,
+            process_group=0,  # ends with all that it starts
+        )
     try:
-        found = row(arguments.quick, **({"data": arguments.data} if row is from_disk else {}))
-    except (ImportError, FileNotFoundError) as error:
-        found = {"missing": str(error)}
-    Path(arguments.out).write_text(json.dumps(found))
+        for number, name in enumerate(names):
+            left = end - time.monotonic()
+            limit = min(ROWS[name].most_s, left)
+            if found := waited(process, folder / f"{number}.json", limit):
+                yield name, found
+                continue
+            if process.poll() is None:
+                why = {"missing": f"no time: {left:.0f} s were left"}
+                if limit < left:
+                    why = {"error": f"given up after {limit:.0f} s"}
+            else:
+                why = {"error": f"exit code {process.returncode}"}
+            said = (folder / "words").read_text(errors="replace")[-1000:]
+            yield name, why | {"where": said}
+            return
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+
+
+def waited(process: subprocess.Popen, file: Path, limit_s: float) -> dict | None:
+    """What a row has written; None where its process has ended without, or takes too long."""
+    end = time.monotonic() + limit_s
+    while time.monotonic() < end:
+        ended = process.poll() is not None
+        if file.exists():
+            return json.loads(file.read_text())
+        if ended:
+            return None
+        time.sleep(POLL_S)
+    return None
 
 
 def in_words(name: str, figures: dict) -> str:
     words = [
         f"{key} {value:.4g}" if isinstance(value, float) else f"{key} {value}"
         for key, value in figures.items()
+        if key != "where"
     ]
     return f"{name:46} " + ", ".join(words)
 
 
-def main() -> None:
+def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--minutes", type=float, default=8.0, help="of everything (default 8)")
     parser.add_argument("--only", nargs="+", default=[], help="rows, by how their names begin")
     parser.add_argument("--quick", action="store_true", help="small, to see that it runs")
+    parser.add_argument("--together", action="store_true", help="all rows in one process")
     parser.add_argument("--data", default="", help="features to train on, for the row from disk")
     parser.add_argument("--out", default="accelerator.json", help="the figures (accelerator.json)")
-    parser.add_argument("--row", choices=list(ROWS), help=argparse.SUPPRESS)
-    arguments = parser.parse_args()
-    if arguments.row:
-        child(arguments)
+    parser.add_argument("--row", nargs="+", choices=list(ROWS), help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.data:
+        options.data = str(Path(options.data).resolve())  # rows run in another folder
+    return options
+
+
+def main() -> None:
+    options = parse()
+    if options.row:
+        child(options)
         return
-    end, found = time.monotonic() + 60 * arguments.minutes, {}
-    memory_bytes = memory_of_card()
-    for name in ROWS:
-        if arguments.only and not name.startswith(tuple(arguments.only)):
-            continue
-        left = end - time.monotonic()
-        found[name] = (
-            run_row(name, arguments, left, memory_bytes) if left > 5 else {"missing": "no time"}
-        )
-        print(in_words(name, found[name]), flush=True)
-        Path(arguments.out).write_text(json.dumps(found, indent=1))
-    first, peer = (found.get(name, {}).get("clips_per_s") for name in list(ROWS)[:2])
-    if first and peer:
-        print(f"clips a second beside PyTorch: {first / peer:.2f}x")
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # ends the row's process too
+    end, memory = time.monotonic() + 60 * options.minutes, asked_of_the_card("memory.total")
+    memory_bytes = float(memory[0]) * 2**20 if memory else 0.0
+    names = [name for name in ROWS if not options.only or name.startswith(tuple(options.only))]
+    told, rows = head(), {}
+    for group in processes(names, options.together):
+        for name, figures in measured(group, options, end, memory_bytes):
+            told["device"] = figures.pop("device", None) or told.get("device")
+            rows[name] = figures
+            print(in_words(name, figures), flush=True)
+            write(Path(options.out), {"head": told, "rows": rows})
+    for figure, one, other in RATIOS:
+        first, second = (rows.get(name, {}).get(figure) for name in (one, other))
+        if first and second:
+            print(f"{figure}, {one} over {other}: {first / second:.2f}")
 
 
 if __name__ == "__main__":

@@ -6,10 +6,37 @@ by one product of all flattened latents, fused AdamW, `torch.compile`.
 """
 
 import time
+from typing import NamedTuple
 
 import torch
 from torch import nn
 from torch.nn import functional
+
+GIB = 2**30
+REPEATS, MOST_S = 10, 8.0  # of the timed steps
+WIDTH, GAMMA, CLIPS = 512, 0.1, 32  # of the latents that soft-DTW compares
+
+
+class Sizes(NamedTuple):
+    """Of the towers, as plain numbers, so that none of the project is needed.
+
+    Attributes:
+      width, heads, feedforward, dropout, position_buckets: of every block.
+      features: widths of the visual and the audio features.
+      hidden, blocks: of the visual and the audio tower.
+    """
+
+    width: int
+    heads: int
+    feedforward: int
+    dropout: float
+    position_buckets: int
+    features: tuple[int, int]
+    hidden: tuple[int, int]
+    blocks: tuple[int, int]
+
+
+SMALL = Sizes(32, 4, 64, 0.1, 320, features=(16, 24), hidden=(32, 32), blocks=(1, 1))
 
 
 class Block(nn.Module):
@@ -37,8 +64,9 @@ class Block(nn.Module):
 
 
 class Tower(nn.Module):
-    def __init__(self, features: int, hidden: int, blocks: int, e):
+    def __init__(self, e: Sizes, stream: int):
         super().__init__()
+        features, hidden, blocks = e.features[stream], e.hidden[stream], e.blocks[stream]
         self.rate = e.dropout
         self.into, self.onto = nn.Linear(features, hidden), nn.Linear(hidden, e.width)
         self.table = nn.Parameter(0.02 * torch.randn(e.position_buckets, e.heads))
@@ -69,50 +97,76 @@ def sequential_loss(visual, audio):
     return both / 2
 
 
-def step_seconds(encoders, widths, batch: int, steps: int, repeats: int, bfloat16: bool) -> dict:
-    """Seconds of a compiled training step on the card, and of its first call."""
-    torch.set_float32_matmul_precision("highest")
+# -- rows of accelerator.py -----------------------------------------------------------------------
+
+
+def step(quick: bool, batch: int, steps: tuple[int, int], bfloat16: bool, towers: dict) -> dict:
+    """A compiled training step on so many visual and audio steps, which have to be as many."""
+    sizes = SMALL if quick else Sizes(**towers)
+    batch, steps = (8, (6, 6)) if quick else (batch, steps)
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    towers = nn.ModuleList(
-        Tower(widths[name], getattr(encoders, f"{name}_hidden"),
-              getattr(encoders, f"{name}_blocks"), encoders)
-        for name in ("visual", "audio")
-    ).to(device)  # fmt: skip
-    optimizer = torch.optim.AdamW(towers.parameters(), lr=1e-4, fused=device == "cuda")
+    torch.set_float32_matmul_precision("highest")
+    both = nn.ModuleList(Tower(sizes, stream) for stream in range(2)).to(device)
+    optimizer = torch.optim.AdamW(both.parameters(), lr=1e-4, fused=device == "cuda")
     features = [
-        torch.randn(batch, steps, widths[name], device=device).half()
-        for name in ("visual", "audio")
+        torch.randn(batch, n, width, device=device).half()
+        for n, width in zip(steps, sizes.features, strict=True)
     ]
 
     def loss_of(visual, audio):
         with torch.autocast(device, torch.bfloat16, enabled=bfloat16):
             latents = [
                 tower(x if bfloat16 else x.float())
-                for tower, x in zip(towers, (visual, audio), strict=True)
+                for tower, x in zip(both, (visual, audio), strict=True)
             ]
         return sequential_loss(*latents)
 
     compiled = torch.compile(loss_of)
 
-    def step():
+    def call():
         optimizer.zero_grad(set_to_none=True)
         compiled(*features).backward()
         optimizer.step()
 
-    def wait():
+    first, seconds = timed(call, device, 2 if quick else REPEATS)
+    return {
+        "ms": 1e3 * seconds,
+        "clips_per_s": batch / seconds,
+        "first_s": first,
+        "in_use_gib": torch.cuda.max_memory_allocated() / GIB if device == "cuda" else None,
+    }
+
+
+def soft_dtw(quick: bool, visual_steps: int) -> dict:
+    """All pairs of 32 clips by pytorch-softdtw-cuda, whose `soft_dtw_cuda.py` is on PYTHONPATH.
+
+    Behind a batched product: its own costs would write all differences of all pairs.
+    """
+    import soft_dtw_cuda
+
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    of_pairs = soft_dtw_cuda._SoftDTWCUDA if device == "cuda" else soft_dtw_cuda._SoftDTW
+    clips, width = (4, 8) if quick else (CLIPS, WIDTH)
+    shapes = (9, 6) if quick else (visual_steps, 62)
+    latents = [torch.randn(clips, n, width, device=device, requires_grad=True) for n in shapes]
+
+    def call():
+        x, y = (z / width**0.5 for z in latents)
+        squares = (x * x).sum(-1)[:, None, :, None] + (y * y).sum(-1)[None, :, None, :]
+        costs = squares - 2.0 * torch.einsum("qnc,kmc->qknm", x, y)
+        of_pairs.apply(costs.reshape(-1, *shapes).contiguous(), GAMMA, 0.0).sum().backward()
+
+    first, seconds = timed(call, device, 2 if quick else REPEATS)
+    return {"ms": 1e3 * seconds, "first_s": first}
+
+
+def timed(call, device: str, repeats: int) -> tuple[float, float]:
+    """Seconds of the first call, and the median of the others."""
+    times = []
+    while len(times) < 2 or (len(times) <= repeats and sum(times[1:]) < MOST_S):
+        begin = time.perf_counter()
+        call()
         if device == "cuda":
             torch.cuda.synchronize()
-
-    begin = time.perf_counter()
-    step()
-    wait()
-    first = time.perf_counter() - begin
-    times = []
-    for _ in range(repeats):
-        wait()
-        begin = time.perf_counter()
-        step()
-        wait()
         times.append(time.perf_counter() - begin)
-    peak = torch.cuda.max_memory_allocated() if device == "cuda" else None
-    return {"seconds": sorted(times)[len(times) // 2], "compile_s": first, "peak_bytes": peak}
+    return times[0], sorted(times[1:])[(len(times) - 1) // 2]

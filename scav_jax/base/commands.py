@@ -79,7 +79,8 @@ class Parser(argparse.ArgumentParser):
                 self.error(f"unknown argument {unknown[0]!r}: that file is called ./{unknown[0]}")
             hint = did_you_mean(unknown[0].split("=")[0], options)
             self.error(f"unknown argument {unknown[0]!r}.{hint} There are {', '.join(options)}")
-        if vars(arguments).pop("no_compilation_cache", False):
+        if getattr(arguments, "no_compilation_cache", False):
+            del arguments.no_compilation_cache
             keep_nothing()
         else:
             keep_compiled()

@@ -23,7 +23,7 @@ from scav_jax.index.nearest.searching import Found
 from scav_jax.index.products import NearestSoFar
 from scav_jax.index.stored.segments import Snapshot
 from scav_jax.retrieval.embed import Embedded
-from scav_jax.sharding import batch_sharded, map_shards, replicated
+from scav_jax.sharding import batch_sharded, map_shards, put_replicated
 
 NUMBER_BYTES = 8  # at most: as it is stored, and widened for a product
 SHARE = 0.8  # of the devices' free memory that sequences may have
@@ -146,7 +146,7 @@ class OnMesh:
     def _offer(
         self, grid: QueriesOnGrid, part: slice, candidates: OnDevices, nearest: NearestSoFar
     ) -> None:
-        values = jax.device_put(grid.values[part], replicated(self.mesh), may_alias=True)
+        values = put_replicated(grid.values[part], self.mesh)
         squares = _squares(values)
         most = len(candidates.arrays[1]) // self.mesh.size
         kept = min(nearest.k + SLACK, most)

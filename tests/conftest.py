@@ -2,16 +2,25 @@
 
 The settings are made before any test module is imported, thus before any device exists. Shapes and
 dtypes in signatures are checked by jaxtyping and beartype (`addopts` in pyproject.toml).
+
+With `JAX_PLATFORMS=cuda` the tests run on a GPU. What needs more devices than there are is left
+out, with a reason that is counted at the end (`JAX_NUM_CPU_DEVICES=1` shows it on a CPU).
 """
 
 import fcntl
 import gc
 import os
+import re
 import signal
+from collections import Counter
 from importlib.metadata import version
 
-# Programs that tests start inherit these. JAX_PLATFORMS=cuda runs the tests on a GPU.
+# Programs that tests start inherit these.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
+if "cuda" in os.environ["JAX_PLATFORMS"].split(","):
+    # Sums in one order and one way to multiply, or a resumed training is another one.
+    deterministic = "--xla_gpu_deterministic_ops=true"
+    os.environ["XLA_FLAGS"] = f"{deterministic} {os.environ.get('XLA_FLAGS', '')}"
 # Machine code that is made sooner and runs slower: most tests compile longer than they compute.
 os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
 # One piece of machine code takes an eighth less time than many small ones, and XLA's older way to
@@ -31,11 +40,13 @@ import numpy as np
 import pytest
 from absl import flags
 
-DEVICES = 8
+DEVICES = 8  # that tests of several devices want
+LEFT_OUT = re.compile(r"Skipped: (needs \d+ devices)")  # why a test was left out
+CARD_ROUNDING = 2e-5  # of float32, relative to the largest number, where no CPU multiplies
 
 jaxtyping.jaxtyped = lean_checks.jaxtyped
 
-jax.config.update("jax_num_cpu_devices", DEVICES)
+jax.config.update("jax_num_cpu_devices", int(os.environ.get("JAX_NUM_CPU_DEVICES", DEVICES)))
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 
@@ -65,6 +76,53 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # Grain reads absl flags, which only `absl.app.run` parses.
 flags.FLAGS.mark_as_parsed()
+
+
+def pytest_collection_modifyitems(items):
+    """With fewer devices than tests want, those that name eight or make a larger mesh are skipped.
+
+    A mesh of more than `DEVICES` is a mistake that is tested everywhere.
+    """
+    if len(jax.devices()) >= DEVICES:
+        return
+    for item in items:
+        if "eight_devices" in item.name:
+            item.add_marker(pytest.mark.skip(reason=f"needs {DEVICES} devices"))
+    from scav_jax import sharding  # late: jaxtyping changes what is imported from here on
+
+    mesh_over = sharding._mesh_over
+
+    def or_left_out(available, devices, where):
+        if devices is not None and len(available) < devices <= DEVICES:
+            pytest.skip(f"needs {devices} devices")
+        return mesh_over(available, devices, where)
+
+    sharding._mesh_over = or_left_out
+
+
+def pytest_terminal_summary(terminalreporter):
+    """One line on what was left out for want of devices."""
+    skipped = terminalreporter.stats.get("skipped", [])
+    reasons = (LEFT_OUT.fullmatch(str(report.longrepr[-1])) for report in skipped)
+    counts = sorted(Counter(found[1] for found in reasons if found).items())
+    told = [f"{n} {why if n == 1 else why.replace('needs', 'need')}" for why, n in counts]
+    if told:
+        terminalreporter.write_line("left out: " + ", ".join(told))
+
+
+def assert_equal_products(found, expected):
+    """Products of one device by two programs, or in two shapes: equal to the bit on a CPU.
+
+    Other devices choose by shape in which order they sum; what comes of it is near.
+    """
+    if jax.default_backend() == "cpu":
+        np.testing.assert_array_equal(found, expected)
+        return
+    found, expected = np.asarray(found), np.asarray(expected)
+    unit = max(CARD_ROUNDING, float(jax.numpy.finfo(expected.dtype).eps))
+    found, expected = found.astype(np.float64), expected.astype(np.float64)
+    largest = np.abs(expected[np.isfinite(expected)]).max(initial=0.0)
+    np.testing.assert_allclose(found, expected, rtol=0, atol=unit * largest)
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ import pytest
 import scav_jax
 from scav_jax.__main__ import listing, main, program
 from scav_jax.base import compiled
-from scav_jax.base.commands import LIES_IN, PROGRAMS
+from scav_jax.base.commands import LIES_IN, PROGRAMS, Parser
 from scav_jax.base.errors import EXIT_INPUT, InputError
 from scav_jax.training.config_files import find, load_file, names
 
@@ -178,7 +178,7 @@ def user(monkeypatch, tmp_path):
     monkeypatch.delitem(sys.modules, "jax")
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     yield monkeypatch
-    for name in (compiled.DIRECTORY, *compiled.DEFAULTS):
+    for name in (compiled.ENABLED, compiled.DIRECTORY, *compiled.DEFAULTS):
         monkeypatch.delenv(name, raising=False)
 
 
@@ -203,6 +203,23 @@ def test_the_user_s_own_word_on_the_cache_counts(user, tmp_path):
     user.setenv(compiled.DIRECTORY, "")
     compiled.keep_compiled()
     assert os.environ[compiled.DIRECTORY] == ""
+
+
+def test_a_program_keeps_nothing_where_its_command_line_says_so(user, tmp_path):
+    """Before and behind a subcommand; the namespace is as without."""
+
+    def parsed(*words):
+        parser = Parser(prog="p")
+        parser.add_subparsers(dest="what").add_parser("build")
+        return vars(parser.parse_args(words))
+
+    user.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    for words in (("--no-compilation-cache", "build"), ("build", "--no-compilation-cache")):
+        assert parsed(*words) == {"what": "build"}
+        assert os.environ.pop(compiled.ENABLED) == "false"
+        assert compiled.DIRECTORY not in os.environ and not (tmp_path / "cache").exists()
+    assert parsed("build") == {"what": "build"}
+    assert compiled.DIRECTORY in os.environ and compiled.ENABLED not in os.environ
 
 
 def test_without_a_place_for_the_cache_programs_run_all_the_same(user, tmp_path):

@@ -9,6 +9,7 @@ import av
 import jax
 import numpy as np
 import pytest
+from conftest import assert_equal_products
 from small_run import TOWERS
 from test_media import click_track, flash_frames, write_video
 
@@ -113,7 +114,7 @@ def real(stream, number):
 def assert_same(one, other, exactly=True, streams=STREAMS):
     """The same clips, whatever they are padded to; padding is zero."""
     assert len(one) == len(other) > 0
-    compare = np.testing.assert_array_equal
+    compare = assert_equal_products
     if not exactly:
         compare = functools.partial(np.testing.assert_allclose, atol=2e-5)
     for stream in streams:

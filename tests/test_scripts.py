@@ -407,3 +407,41 @@ def test_test_runs_every_check_and_hands_on_arguments(bootstrap, monkeypatch, ca
     assert [command[2] for command in ran] == ["ruff", "ruff", "mypy", "pytest"]
     assert ran[-1][-3:] == ["tests/test_x.py", "-k", "a b"]
     assert "failed: ruff check" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("platforms", "on_a_card"), [("cuda", True), ("cpu", False)])
+def test_tests_on_a_card_have_its_plugin_and_share_its_memory(
+    bootstrap, monkeypatch, platforms, on_a_card
+):
+    script, wanted, environments = load("test"), [], []
+    for name in ("XLA_PYTHON_CLIENT_PREALLOCATE", "XLA_PYTHON_CLIENT_MEM_FRACTION"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("JAX_PLATFORMS", platforms)
+    monkeypatch.setattr(bootstrap, "ensure", lambda extras: wanted.extend(extras) or "python")
+    monkeypatch.setattr(
+        bootstrap.subprocess, "call", lambda command, env, **_: environments.append(env) or 0
+    )
+    assert script.main([]) == 0
+    assert wanted == (["test", "cuda12"] if on_a_card else ["test"])
+    share = environments[-1].get("XLA_PYTHON_CLIENT_MEM_FRACTION")
+    assert environments[-1].get("XLA_PYTHON_CLIENT_PREALLOCATE") == ("false" if on_a_card else None)
+    if on_a_card:
+        assert script.workers() <= 4 and 0 < 2 * script.workers() * float(share) <= 0.904
+    else:
+        assert share is None
+
+
+@pytest.mark.slow
+def test_what_needs_more_devices_than_there_are_is_left_out_and_counted():
+    """Of a mesh that a test makes, of its own mark, and of its name."""
+    chosen = [
+        "tests/test_checkpoints.py::test_a_checksum_does_not_depend_on_the_devices",
+        "tests/test_sharding.py",
+        "tests/test_beats.py::test_eight_devices_are_one_device",
+    ]
+    environ = dict(os.environ, JAX_NUM_CPU_DEVICES="1", JAX_PLATFORMS="cpu")
+    words = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *chosen]
+    done = subprocess.run(words, cwd=ROOT, env=environ, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert re.search(r"^left out: 1 needs 2 devices, 4 need 8 devices$", done.stdout, re.M)
+    assert "2 passed, 5 skipped" in done.stdout

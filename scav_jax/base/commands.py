@@ -11,7 +11,7 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from scav_jax.base.compiled import keep_compiled
+from scav_jax.base.compiled import keep_compiled, keep_nothing
 from scav_jax.base.errors import InputError, did_you_mean
 
 PROGRAMS = {  # in the order of the work
@@ -39,6 +39,7 @@ LIES_IN = {
     "weights": "export.weights",
     "doctor": "inspect.doctor",
 }
+NO_CACHE = "--no-compilation-cache"
 USAGE = """\
 --config NAME_OR_FILE[:VARIANT], for example demo, vggsound:v100_4096 or mine.py. Any key of it can
 be set with --config.SECTION.KEY=VALUE, for example --config.train.steps=100; `--config FILE --help`
@@ -48,11 +49,20 @@ their defaults.
 
 
 class Parser(argparse.ArgumentParser):
-    """argparse whose every complaint is one line, an `InputError`."""
+    """argparse whose every complaint is one line, an `InputError`.
+
+    Every program and subcommand has `--no-compilation-cache`, which its namespace does not show.
+    """
 
     def __init__(self, **more):
         more.setdefault("formatter_class", argparse.RawDescriptionHelpFormatter)
         super().__init__(allow_abbrev=False, **more)
+        self.add_argument(
+            NO_CACHE,
+            action="store_true",
+            default=argparse.SUPPRESS,  # or a subcommand's default would undo the program's word
+            help="compile anew, and keep nothing of it in the user's cache directory",
+        )
 
     def error(self, message: str):
         raise InputError(f"{message}; --help says what there is")
@@ -60,7 +70,9 @@ class Parser(argparse.ArgumentParser):
     def parse_args(  # type: ignore[override]  # argparse overloads it by the namespace's class
         self, args: Sequence[str] | None = None, namespace=None
     ) -> argparse.Namespace:
-        """As argparse; an unknown option names the nearest. What is compiled later is kept."""
+        """As argparse; an unknown option names the nearest. What is compiled later is kept,
+        unless the command line says otherwise.
+        """
         arguments, unknown = self.parse_known_args(args, namespace)
         if unknown:
             options = _options(self)
@@ -68,7 +80,11 @@ class Parser(argparse.ArgumentParser):
                 self.error(f"unknown argument {unknown[0]!r}: that file is called ./{unknown[0]}")
             hint = did_you_mean(unknown[0].split("=")[0], options)
             self.error(f"unknown argument {unknown[0]!r}.{hint} There are {', '.join(options)}")
-        keep_compiled()
+        if getattr(arguments, "no_compilation_cache", False):
+            del arguments.no_compilation_cache
+            keep_nothing()
+        else:
+            keep_compiled()
         return arguments
 
 

@@ -2,7 +2,8 @@
 
 JAX's persistent compilation cache, in the user's cache directory: a folder for each kind of
 processor, since what is compiled for one may not run on another that shares the home directory.
-`JAX_ENABLE_COMPILATION_CACHE=false` turns it off, `JAX_COMPILATION_CACHE_DIR` moves it.
+`--no-compilation-cache` of every program and `JAX_ENABLE_COMPILATION_CACHE=false` turn it off,
+`JAX_COMPILATION_CACHE_DIR` moves it.
 """
 
 import os
@@ -14,6 +15,7 @@ from pathlib import Path
 MAX_BYTES = 2 * 2**30  # the longest unused go first
 MIN_SECONDS = 0.2  # of compiling: what takes less is not kept
 # Of JAX; read when it is imported, here and in processes that a program starts.
+ENABLED = "JAX_ENABLE_COMPILATION_CACHE"
 DIRECTORY = "JAX_COMPILATION_CACHE_DIR"
 DEFAULTS = {
     "JAX_COMPILATION_CACHE_MAX_SIZE": str(MAX_BYTES),
@@ -27,7 +29,7 @@ def keep_compiled() -> None:
 
     Does nothing where the user has said where to or not to, or where nothing can be written.
     """
-    said = os.environ.get("JAX_ENABLE_COMPILATION_CACHE", "").lower()
+    said = os.environ.get(ENABLED, "").lower()
     if DIRECTORY in os.environ or said in OFF or "jax" in sys.modules:
         return
     folder = _user_cache() / "scav_jax" / "compiled" / _processor()
@@ -40,6 +42,11 @@ def keep_compiled() -> None:
     os.environ[DIRECTORY] = str(folder)
     for name, value in DEFAULTS.items():
         os.environ.setdefault(name, value)
+
+
+def keep_nothing() -> None:
+    """Sets the environment so that JAX, not imported yet, neither reads nor writes the cache."""
+    os.environ[ENABLED] = "false"
 
 
 def _user_cache() -> Path:

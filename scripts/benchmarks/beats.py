@@ -6,12 +6,14 @@ Random weights of the released size (12 layers of width 768), one device. For fl
 full precision) and bfloat16: the time of one matrix product of the feed-forward layers' shape,
 which is taken as the machine's peak; then that of log-mel frames alone and of waveforms in to
 features out, copies included. Work is counted for a clip's own 496 tokens, so that padding (to 512)
-is a loss. Times are medians of wall time; compilation is apart. `--quick`: two layers, few clips.
+is a loss. Times are medians of wall time; compilation is apart. Rows are printed, and written, as
+they are measured, the cheapest first. `--quick`: two layers, few clips.
 """
 
 import argparse
 import json
 import time
+from collections.abc import Iterator
 from dataclasses import replace
 
 import jax
@@ -26,6 +28,14 @@ from scav_jax.extract.fbank_on_device import log_mel_on_device
 SECONDS = 10
 SAMPLES = SECONDS * fbank.RATE_HZ
 DTYPES = ("float32", "bfloat16")
+COLUMNS = {  # of the table: a figure and how it is written
+    "ms a clip": ("ms_a_clip", "{:10.2f}"),
+    "clips/s": ("clips_per_s", "{:10.2f}"),
+    "GFLOP/s": ("gflop_per_s", "{:10.1f}"),
+    "GEMM": ("gemm_gflop_per_s", "{:10.1f}"),
+    "share": ("share_of_gemm", "{:10.1%}"),
+    "first s": ("first_call_s", "{:10.1f}"),
+}
 
 
 def flops_of_a_clip(config: beats.BeatsConfig) -> float:
@@ -57,17 +67,13 @@ def gemm_peak(rows: int, config: beats.BeatsConfig, dtype: str, repeats: int) ->
     return 2.0 * rows * width * hidden / took
 
 
-def measure(config: beats.BeatsConfig, clips: int, repeats: int) -> dict:
+def measure(config: beats.BeatsConfig, clips: int, repeats: int) -> Iterator[tuple[str, dict]]:
+    """Names and figures of the rows, each as it is measured."""
     rng = np.random.default_rng(0)
     waveforms = rng.uniform(-0.5, 0.5, (clips, SAMPLES)).astype(np.float32)
-    flops = flops_of_a_clip(config)
-    on_device = jnp.asarray(waveforms)
-    frames = jax.jit(log_mel_on_device)
-    peaks = {dtype: gemm_peak(clips * 512, config, dtype, repeats) for dtype in DTYPES}
-    rows = {}
 
-    def note(name: str, flops: float, took: float, peak: float, **more: float) -> None:
-        rows[name] = {
+    def row(name: str, flops: float, took: float, peak: float, **more: float) -> tuple[str, dict]:
+        return name, {
             "ms_a_clip": 1e3 * took,
             "clips_per_s": 1 / took,
             "gflops_a_clip": flops / 1e9,
@@ -77,36 +83,27 @@ def measure(config: beats.BeatsConfig, clips: int, repeats: int) -> dict:
             **more,
         }
 
+    peak = gemm_peak(clips * 512, config, "float32", repeats)
     took = median_seconds(lambda: fbank.log_mel(waveforms[0]), repeats)
-    note("log-mel, numpy", flops_of_log_mel(), took, peaks["float32"])
+    yield row("log-mel, numpy", flops_of_log_mel(), took, peak)
+    on_device, frames = jnp.asarray(waveforms), jax.jit(log_mel_on_device)
     took = median_seconds(lambda: frames(on_device).block_until_ready(), repeats) / clips
-    note("log-mel, JAX", flops_of_log_mel(), took, peaks["float32"])
+    yield row("log-mel, JAX", flops_of_log_mel(), took, peak)
     checkpoint = beats.random_checkpoint(config, seed=0)
     for dtype in DTYPES:
+        if dtype != "float32":
+            peak = gemm_peak(clips * 512, config, dtype, repeats)
         model = beats.Beats(checkpoint, dtype, devices=1)
         begin = time.perf_counter()
         model.encode(waveforms)
         first = time.perf_counter() - begin
         took = median_seconds(lambda model=model: model.encode(waveforms), repeats) / clips
-        note(f"BEATs, {dtype}", flops, took, peaks[dtype], first_call_s=first)
-    return rows
+        yield row(f"BEATs, {dtype}", flops_of_a_clip(config), took, peak, first_call_s=first)
 
 
-def show(rows: dict) -> None:
-    columns = {
-        "ms a clip": ("ms_a_clip", "{:10.2f}"),
-        "clips/s": ("clips_per_s", "{:10.2f}"),
-        "GFLOP/s": ("gflop_per_s", "{:10.1f}"),
-        "GEMM": ("gemm_gflop_per_s", "{:10.1f}"),
-        "share": ("share_of_gemm", "{:10.1%}"),
-        "first s": ("first_call_s", "{:10.1f}"),
-    }
-    print(" " * 18 + "".join(f"{title:>10}" for title in columns))
-    for name, row in rows.items():
-        cells = (
-            form.format(row[key]) if key in row else " " * 10 for key, form in columns.values()
-        )
-        print(f"{name:18}{''.join(cells)}")
+def show(name: str, row: dict) -> None:
+    cells = (form.format(row[key]) if key in row else " " * 10 for key, form in COLUMNS.values())
+    print(f"{name:18}{''.join(cells)}", flush=True)
 
 
 def main() -> None:
@@ -121,13 +118,15 @@ def main() -> None:
     if options.quick:
         config, clips, options.repeats = replace(config, encoder_layers=2), 2, 2
     print(f"{device.device_kind}, jax {jax.__version__}: {clips} clips of {SECONDS} s at once")
-    rows = measure(config, clips, options.repeats)
-    show(rows)
-    if options.out:
-        about = {"device": device.device_kind, "jax": jax.__version__, "clips": clips}
-        about["layers"] = config.encoder_layers
-        with open(options.out, "w") as file:
-            json.dump({**about, "rows": rows}, file, indent=2)
+    print(" " * 18 + "".join(f"{title:>10}" for title in COLUMNS), flush=True)
+    about = {"device": device.device_kind, "jax": jax.__version__, "clips": clips}
+    about |= {"layers": config.encoder_layers, "rows": {}}
+    for name, row in measure(config, clips, options.repeats):
+        show(name, row)
+        about["rows"][name] = row
+        if options.out:
+            with open(options.out, "w") as file:
+                json.dump(about, file, indent=2)
 
 
 if __name__ == "__main__":

@@ -3,14 +3,18 @@
     python scripts/benchmarks/clip.py [--quick] [--threads all] [--out FILE.json]
 
 Pixels: the share of bytes that differ from Hugging Face's processor (PIL) on noise and on smooth
-pictures, the largest difference, the time a frame takes, and what the difference does to the
-pooled feature of B/32; for our host path, our matrix products, and `jax.image.resize`, which does
-not round to 8 bits between its passes. Frames taller than 2 : 1 are apart: Pillow 13 resizes those
-in the other order than Pillow 12 and we.
+pictures, the largest difference, and the time a frame takes; for our host path, our matrix
+products, and `jax.image.resize`, which does not round to 8 bits between its passes. Frames taller
+than 2 : 1 are apart: Pillow 13 resizes those in the other order than Pillow 12 and we.
 
 Encoding: images/s of B/32 on a batch of 64 in float32 and bfloat16, and the share of the speed of
 one large matrix product of that dtype on the same machine; beside transformers' torch model where
 torch is installed. Weights are seeded random numbers.
+
+Features: what the difference of pixels does to the pooled feature of B/32, of the distance of a
+feature to their mean.
+
+Rows are printed as they are measured; those of pixels, which need no model, come first.
 
 On a CPU one thread and CPU time, unless `--threads all`; on an accelerator wall time.
 """
@@ -81,19 +85,16 @@ def on_device(frames: np.ndarray, dtype: str) -> Callable[[], np.ndarray]:
     return lambda: np.asarray(clip_images.resize_crop(frames[:, *kept], rows, columns))
 
 
-def compare_pixels(arguments, clock, model: ClipModel) -> list[dict]:
-    """One row for every size and way to resize."""
+def compare_pixels(arguments, clock) -> tuple[list[dict], list[np.ndarray]]:
+    """One row for every size and way to resize, and the crops of each, transformers' first."""
     print(f"\npixels against transformers' processor, Pillow {PIL.__version__}")
-    print(
-        f"{'frames':>11} {'way':20} {'differ':>9} {'by at most':>10} {'feature':>9} {'ms/frame':>9}"
-    )
-    random, rows = np.random.default_rng(0), []
+    title = f"{'frames':>11} {'way':20} {'differ':>9} {'by at most':>10} {'ms/frame':>9}"
+    print(title, flush=True)
+    random, rows, crops = np.random.default_rng(0), [], []
     count, repeats = (4, 3) if arguments.quick else (8, 7)
     for height, width in QUICK_SIZES if arguments.quick else SIZES:
         frames = pictures(random, count, height, width)
         expected = hugging_face(frames)
-        features = model.encode_crops(expected)
-        scale = np.linalg.norm(features - features.mean(axis=0), axis=1).mean()
         ways = {
             "transformers": lambda frames=frames: hugging_face(frames),
             "host (PIL)": lambda frames=frames: clip_images.resize_crop_pil(
@@ -106,23 +107,36 @@ def compare_pixels(arguments, clock, model: ClipModel) -> list[dict]:
         for name, way in ways.items():
             found = way()
             difference = np.abs(found.astype(int) - expected)
-            moved = np.linalg.norm(model.encode_crops(found) - features, axis=1).max() / scale
+            crops.append(found)
             row = {
                 "height": height,
                 "width": width,
                 "way": name,
                 "share_that_differs": float((difference > 0).mean()),
                 "largest_difference": int(difference.max()),
-                "feature_moved_by": float(moved),
                 "ms_per_frame": 1e3 * median_seconds(way, repeats, clock) / count,
             }
             rows.append(row)
             print(
                 f"{height:5} x{width:5} {name:20} {row['share_that_differs']:9.2%} "
-                f"{row['largest_difference']:10} {moved:9.2e} {row['ms_per_frame']:9.2f}",
+                f"{row['largest_difference']:10} {row['ms_per_frame']:9.2f}",
                 flush=True,
             )
-    return rows
+    return rows, crops
+
+
+def compare_features(rows: list[dict], crops: list[np.ndarray], model: ClipModel) -> None:
+    """Adds to each row of pixels by how much it moves a feature."""
+    print(
+        f"\nfeatures against those of transformers' pixels\n{'frames':>11} {'way':20} {'moved':>9}"
+    )
+    for row, found in zip(rows, crops, strict=True):
+        if row["way"] == "transformers":
+            features = model.encode_crops(found)
+            scale = np.linalg.norm(features - features.mean(axis=0), axis=1).mean()
+        moved = np.linalg.norm(model.encode_crops(found) - features, axis=1).max() / scale
+        row["feature_moved_by"] = float(moved)
+        print(f"{row['height']:5} x{row['width']:5} {row['way']:20} {moved:9.2e}", flush=True)
 
 
 # ---- encoding ----------------------------------------------------------------------------------
@@ -178,7 +192,7 @@ def compare_encoding(arguments, clock, tensors: dict) -> list[dict]:
     rows = []
     for dtype in ("float32", "bfloat16"):
         peak = gemm_peak(dtype, clock)
-        print(f"{'GEMM ' + dtype:24} {'':>9} {peak / 1e9:9.0f}")
+        print(f"{'GEMM ' + dtype:24} {'':>9} {peak / 1e9:9.0f}", flush=True)
         model = ClipModel(
             ClipConfig(vision=VisionConfig()),
             tensors,
@@ -189,7 +203,7 @@ def compare_encoding(arguments, clock, tensors: dict) -> list[dict]:
         for name, call in ((f"ours {dtype}", encode), (f"torch {dtype}", None)):
             call = call or torch_tower(tensors, dtype, pixels)
             if call is None:
-                print(f"{name:24} not installed")
+                print(f"{name:24} not installed", flush=True)
                 continue
             took = median_seconds(call, repeats, clock)
             row = {
@@ -220,15 +234,18 @@ def main() -> None:
     print(
         f"{device.platform} {device.device_kind}, jax {jax.__version__}, {arguments.threads} thread"
     )
+    pixels, crops = compare_pixels(arguments, clock)
     config = ClipConfig(vision=VisionConfig())
     tensors = random_weights(config)
+    encoding = compare_encoding(arguments, clock, tensors)
     model = ClipModel(config, tensors, batching=Batching(8, jax.local_devices()[:1]))
+    compare_features(pixels, crops, model)
     results = {
         "device": f"{device.platform} {device.device_kind}",
         "jax": jax.__version__,
         "pillow": PIL.__version__,
-        "pixels": compare_pixels(arguments, clock, model),
-        "encoding": compare_encoding(arguments, clock, tensors),
+        "pixels": pixels,
+        "encoding": encoding,
     }
     if arguments.out:
         with open(arguments.out, "w") as file:

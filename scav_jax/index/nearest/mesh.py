@@ -9,7 +9,7 @@ scores are the same for any number of devices.
 """
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import cache
 
 import jax
@@ -50,6 +50,26 @@ def merged(found: Sequence[Found], snapshot: Snapshot, k: int, method: str) -> F
     return Found(*places, similar * score, distance=None if method == "aggregation" else score)
 
 
+@dataclass(frozen=True)
+class OnDevices:
+    """All candidates of one length, cut over the devices.
+
+    Attributes:
+      steps: of their sequences.
+      arrays: what is stored, `[rows, steps C]`, and squared norms, scales, and means and deviations
+        of their distances to the bank (0 and 1 without one), `[rows]`; on the devices, padded.
+      places: `[n, 2]`, segment and row.
+      largest: of the squared norms.
+      of_bank: the largest mean and the smallest deviation; None without a bank.
+    """
+
+    steps: int
+    arrays: tuple[jax.Array, ...]
+    places: np.ndarray
+    largest: float
+    of_bank: tuple[float, float] | None
+
+
 class OnMesh:
     """The asked stream of a snapshot, on the devices of a mesh."""
 
@@ -69,8 +89,7 @@ class OnMesh:
         }
         self._by_length = [self._put(steps) for steps in sorted(lengths)]
 
-    def _put(self, steps: int):
-        """All candidates of one length: what is stored, cut over the devices."""
+    def _put(self, steps: int) -> OnDevices:
         parts, places = [], []
         for number, segment in self.snapshot.segments.items():
             stream = segment.streams[self.asked]
@@ -86,12 +105,15 @@ class OnMesh:
                 parts.append((values, about["square"], about["scale"], means, deviations))
                 places.append(np.stack([np.full(len(rows), number), rows], axis=1))
         stored, squares, *about = (np.concatenate(column) for column in zip(*parts, strict=True))
-        padding = -len(stored) % self.mesh.size
+        of_bank = None
+        if self.snapshot.header.bank:
+            of_bank = float(about[1].max()), float(about[2].min())
+        largest, padding = float(squares.max()), -len(stored) % self.mesh.size
         stored = np.concatenate([stored, np.zeros((padding, stored.shape[1]), stored.dtype)])
         squares = np.concatenate([squares, np.full(padding, np.inf)]).astype(np.float32)
         about = [np.concatenate([one, np.ones(padding)]).astype(np.float32) for one in about]
         arrays = jax.device_put((stored, squares, *about), batch_sharded(self.mesh))
-        return steps, arrays, np.concatenate(places)
+        return OnDevices(steps, arrays, np.concatenate(places), largest, of_bank)
 
     def search(self, queries: Embedded, k: int) -> Found:
         """The k nearest of each query: what `sequence` and `exact` find on one machine."""
@@ -102,41 +124,37 @@ class OnMesh:
         """(query, segment, row, score) by query and rank."""
         scan = Scan(asking, self.snapshot)
         nearest = scan.nearest(k)
-        for steps, arrays, places in self._by_length:
+        for candidates in self._by_length:
             centre = next(iter(self.snapshot.segments.values())).encoding.centre
-            for grid in scan.grids(steps, centre):
-                if grid.steps != steps:
+            for grid in scan.grids(candidates.steps, centre):
+                if grid.steps != candidates.steps:
                     # Candidates of another length are brought to the queries' grid on the host.
                     wanted = np.zeros(len(asking), bool)
                     wanted[grid.numbers] = True
                     for tile in scan.tiles():
-                        if tile.steps == steps:
+                        if tile.steps == candidates.steps:
                             scan.compare_tile(tile, nearest, wanted)
                     continue
-                rows = max(MATRIX_BYTES * self.mesh.size // (4 * len(places)), 1)
+                rows = max(MATRIX_BYTES * self.mesh.size // (4 * len(candidates.places)), 1)
                 for begin in range(0, len(grid.numbers), rows):
-                    self._offer(grid, slice(begin, begin + rows), arrays, places, nearest)
+                    self._offer(grid, slice(begin, begin + rows), candidates, nearest)
         found = nearest.candidates()
-        *places, squares = k_smallest(*found, scan.scores(*found), self.snapshot, k)
+        scores = scan.scores(*found, searching.like_follow_like(asking.embeddings))
+        *places, squares = k_smallest(*found, scores, self.snapshot, k)
         return *places, self.snapshot.header.score_of(squares)
 
     def _offer(
-        self, grid: QueriesOnGrid, part: slice, arrays, places, nearest: NearestSoFar
+        self, grid: QueriesOnGrid, part: slice, candidates: OnDevices, nearest: NearestSoFar
     ) -> None:
-        values, own = grid.values[part], grid.squares[part]
-        largest = float(np.max(np.where(np.isfinite(arrays[1]), arrays[1], 0)))
-        count = values.shape[1]
-        errors = products.rounding(count, self.snapshot.header.width) * (own + largest) / count
-        if self.snapshot.header.bank:  # the device rounds what it takes off and divides by
-            means, deviations = np.asarray(arrays[3]), np.asarray(arrays[4])
-            errors += 2.0**-21 * ((own + largest) / count + means.max())
-            errors /= deviations.min()
-        asking = put_replicated((values, own.astype(np.float32)), self.mesh)
-        most = len(arrays[1]) // self.mesh.size
+        values = put_replicated(grid.values[part], self.mesh)
+        squares = _squares(values)
+        most = len(candidates.arrays[1]) // self.mesh.size
         kept = min(nearest.k + SLACK, most)
         while True:
-            near = _nearest(self.mesh, kept)(*asking, *arrays)
-            distances, rows = (np.asarray(one) for one in near)
+            under_way = _nearest(self.mesh, kept)(values, squares, *candidates.arrays)
+            own = np.asarray(squares, np.float64)
+            errors = self._errors(own, values.shape[1], candidates)
+            distances, rows = (np.asarray(one) for one in under_way)
             high = np.sort(distances, axis=1)[:, min(nearest.k, distances.shape[1]) - 1]
             last = distances.reshape(len(own), self.mesh.size, kept)[:, :, -1]
             # A device whose last candidate may be among the k may have more of them.
@@ -144,7 +162,8 @@ class OnMesh:
                 break
             kept = min(2 * kept, most)
         query, column = np.nonzero(np.isfinite(distances))
-        found, near = places[rows[query, column]], distances[query, column].astype(np.float64)
+        found = candidates.places[rows[query, column]]
+        near = distances[query, column].astype(np.float64)
         for number in np.unique(found[:, 0]):
             own_rows = found[:, 0] == number
             nearest.offer_pairs(
@@ -154,6 +173,21 @@ class OnMesh:
                 int(number),
                 found[own_rows, 1],
             )
+
+    def _errors(self, own: np.ndarray, count: int, candidates: OnDevices) -> np.ndarray:
+        """How far what devices find is from the final scores at most, of each query.
+
+        Args:
+          own: squared norms of the queries.
+          count: how many numbers a sequence has.
+          candidates: what they are compared with.
+        """
+        squares = (own + candidates.largest) / count
+        errors = products.rounding(count, self.snapshot.header.width) * squares
+        if candidates.of_bank is not None:  # the device rounds what it takes off and divides by
+            mean, deviation = candidates.of_bank
+            errors = (errors + 2.0**-21 * (squares + mean)) / deviation
+        return errors
 
 
 def accelerators() -> list[jax.Device]:
@@ -180,6 +214,9 @@ def _free_bytes(device: jax.Device) -> int:
     """Of its memory; 0 where it does not say."""
     stats = device.memory_stats() or {}
     return stats.get("bytes_limit", 0) - stats.get("bytes_in_use", 0)
+
+
+_squares = jax.jit(products.jax_squares)
 
 
 @cache

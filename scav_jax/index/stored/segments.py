@@ -52,6 +52,7 @@ from scav_jax.index.stored.sketches import Basis, sizes
 from scav_jax.sequences import STREAMS
 
 CHECKED_AT_ONCE = 256  # rows
+IN_CACHE = 2**18  # numbers of differences at a time
 _NUMBER = re.compile("[0-9]{8}")
 
 
@@ -219,24 +220,30 @@ class StoredStream:
           queries: all of them, on the grid of the run.
           places: which of them.
         """
-        data, sums = self._bytes("values", run), self.rows["values_sum"]
-        checked, scales = self._checked["values"], self.rows["scale"]
-        columns, dtype = queries.shape[1], self._dtypes["values"]
+        data, columns = self._bytes("values", run), queries.shape[1]
+        stored, scales = self._numbers("values", run, data), self.rows["scale"][rows].tolist()
         result, wide = np.empty(len(rows), np.float32), np.empty(columns, np.float32)
-        room, last = np.empty((1, columns), np.float32), -1
-        for number, (row, place) in enumerate(zip(rows.tolist(), places.tolist(), strict=True)):
-            if row != last:
-                record, last = data[row - run.start], row
-                if not checked[row]:
-                    if np.add.reduce(record.view(np.uint64)) != sums[row]:
-                        raise self._damaged("values", row)
-                    checked[row] = True
-                values = widen(record.view(dtype)[:columns], wide)
-                if scales[row] != 1:
-                    values = np.multiply(values, scales[row], out=wide)
-            np.subtract(values, queries[place], out=room[0])
-            result[number] = mean_square(room, self.width)[0]
+        size, last = max(IN_CACHE // columns, 1), -1  # several are summed by one call
+        room = np.empty((size, columns), np.float32)
+        pairs = list(zip(rows.tolist(), places.tolist(), scales, strict=True))
+        for begin in range(0, len(pairs), size):
+            some = pairs[begin : begin + size]
+            for line, (row, place, scale) in zip(room, some, strict=False):
+                if row != last:
+                    self._check_one(row, data[row - run.start])
+                    values, last = widen(stored[row - run.start], wide), row
+                    if scale != 1:
+                        values = np.multiply(values, np.float32(scale), out=wide)
+                np.subtract(values, queries[place], out=line)
+            result[begin : begin + size] = mean_square(room[: len(some)], self.width)
         return result
+
+    def _check_one(self, row: int, record: Shaped[np.ndarray, " padded"]) -> None:
+        """As `_check`, of one sequence."""
+        if not self._checked["values"][row]:
+            if np.add.reduce(record.view(np.uint64)) != self.rows["values_sum"][row]:
+                raise self._damaged("values", row)
+            self._checked["values"][row] = True
 
     def verify(self, rows: Int[np.ndarray, " n"]) -> None:
         """Reads every record of some rows anew; raises `DamagedRow`."""

@@ -14,7 +14,7 @@ from accelerator_steps import CONFIG, QUICK_STEPS, QUICK_TOWERS, QUICK_WIDTHS, W
 
 from scav_jax.features import store
 from scav_jax.features.clip import Clip
-from scav_jax.training.records import read_records
+from scav_jax.training.records import read_metrics
 
 NEEDED = "tensorflow_datasets", "array_record", "grain"
 BATCH, CLIPS, VALIDATION = 1024, 2048, 64
@@ -96,7 +96,7 @@ def log_of(command: list[str], folder: Path, wanted: int) -> list[dict]:
     try:
         while len(lines) < wanted and process.poll() is None and time.monotonic() < end:
             time.sleep(POLL_S)
-            records = read_records(folder / "run")
+            records = read_metrics(folder / "run")
             lines = [line for line in records if line["kind"] == "train"][1:]
     finally:
         process.kill()

@@ -35,7 +35,7 @@ import clip as clip_benchmark  # noqa: E402
 import jax  # noqa: E402
 
 from scav_jax.extract.backbones.beats import ITER3_PLUS, Beats, random_checkpoint  # noqa: E402
-from scav_jax.extract.backbones.clip_model import BLOCKS, ClipModel  # noqa: E402
+from scav_jax.extract.backbones.clip_model import FRAME_CHUNKS, ClipModel  # noqa: E402
 from scav_jax.extract.backbones.clip_towers import ClipConfig, VisionConfig  # noqa: E402
 from scav_jax.extract.backbones.clip_visual import CLIPS_A_DEVICE  # noqa: E402
 from scav_jax.extract.backbones.clip_weights import random_weights  # noqa: E402
@@ -49,12 +49,12 @@ def clip(quick: bool, dtype: str) -> dict:
     """Crops of clips of 250 frames through CLIP B/32, as extraction has them."""
     vision, frames = (SMALL_CLIP, 6) if quick else (VisionConfig(), 250)
     config, side = ClipConfig(vision=vision), vision.image_size
-    batching = replace(BLOCKS, devices=jax.local_devices()[:1])
+    batching = replace(FRAME_CHUNKS, devices=jax.local_devices()[:1])
     model = ClipModel(config, random_weights(config), dtype=dtype, batching=batching)
     random = np.random.default_rng(0)
     crops = random.integers(0, 256, (frames, side, side, 3), np.uint8)
     some, work = [crops] * CLIPS_A_DEVICE, clip_benchmark.operations(vision) * frames
-    return rate(lambda: model.encode_blocks(some), len(some), work, dtype, quick)
+    return rate(lambda: model.encode_clips(some), len(some), work, dtype, quick)
 
 
 def beats(quick: bool, dtype: str) -> dict:

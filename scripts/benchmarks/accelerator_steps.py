@@ -55,7 +55,9 @@ def paper_step(quick: bool, batch: int, steps: tuple[int, int], train: dict):
     if quick:
         config = config.replace(encoders=QUICK_TOWERS)
     widths = QUICK_WIDTHS if quick else WIDTHS
-    stored = estimate.Stored(batch, 0.0, *zip(steps, widths, strict=True), "random features")
+    stored = estimate.StoredFeatures(
+        batch, 0.0, *zip(steps, widths, strict=True), "random features"
+    )
     return estimate.workload(config, 1, stored), optimizer_of(config)
 
 

@@ -34,7 +34,7 @@ class Hit:
       start, end: where it is in the file, in seconds.
       label: its class, or "".
       score: what ranks: the distance, or for aggregation a cosine (larger is closer); in an index
-        with a bank, how many deviations the distance is above its mean (smaller is closer).
+        with a bank, the distance less half of how near the clip comes to that (smaller is closer).
       rank: from 1.
       distance: of the sequences, smaller is closer; None where they were not compared.
       dynamic, static: which part found it, where a model learned both apart: the distance of what

@@ -45,9 +45,9 @@ def with_bank(path, clips, bank=None, **options):
 
 
 def by_definition(asking, clips, bank, direction: str, distances=loops) -> np.ndarray:
-    """(D - m) / s, queries by clips."""
-    to_bank = distances(bank, clips, direction)
-    return (distances(asking, clips, direction) - to_bank.mean(axis=0)) / to_bank.std(axis=0)
+    """D less half of its mean over the ten nearest of the bank, queries by clips."""
+    near = np.sort(distances(bank, clips, direction), axis=0)[:10].mean(axis=0)
+    return distances(asking, clips, direction) - near / 2
 
 
 def hubs(count=50, seed=3):
@@ -79,7 +79,7 @@ def test_scores_are_those_of_the_definition(tmp_path, direction, common):
     expected = by_definition(asking, clips, bank, direction)
     order = np.argsort(expected, axis=1)[:, :9]
     plain = np.argsort(loops(asking, clips, direction), axis=1)[:, :9]
-    assert (order != plain).any(axis=1).all()  # it matters here
+    assert (order != plain).any(axis=1).mean() > 0.3  # it matters here
     for method in ("sequence", "exact", "hybrid:50"):
         hits = index.search(asking, direction, 9, method)
         assert index.report.measure == "score"
@@ -161,19 +161,9 @@ def test_any_distance_has_it(tmp_path):
 def test_scores_never_fall_where_distances_grow(random):
     """To the bit, so that bounds on distances are bounds on scores."""
     distances = np.sort(random.random((4000, 1)).astype(np.float32), axis=0)
-    means, deviations = random.random((2, 30)).astype(np.float32) + np.float32(0.1)
-    found = hubness.scores(np.repeat(distances, 30, 1), means, deviations)
+    near = random.random(30).astype(np.float32) + np.float32(0.1)
+    found = hubness.scores(np.repeat(distances, 30, 1), near)
     assert (np.diff(found, axis=0) >= 0).all() and found.dtype == np.float32
-
-
-def test_a_clip_that_all_are_as_far_from_is_in_the_middle(random):
-    distances = np.full((300, 3), 2.0, np.float32) + random.random((300, 3)).astype(np.float32)
-    distances[:, 1] = 2.0
-    means, deviations = hubness.moments_of(distances)
-    np.testing.assert_allclose(means[[0, 2]], distances[:, [0, 2]].mean(axis=0), rtol=1e-6)
-    np.testing.assert_allclose(deviations[[0, 2]], distances[:, [0, 2]].std(axis=0), rtol=1e-5)
-    noisy = np.float32([[2.5, 2.0 + 1e-6, 2.5]])
-    assert abs(hubness.scores(noisy, means, deviations)[0, 1]) < 1e-3
 
 
 def test_bad_input_is_one_line(tmp_path):
@@ -215,7 +205,8 @@ def test_evaluate_and_index_take_the_bank_of_the_run(tmp_path, capsys):
         sequence_distances(AudioVisual(*pair), "dtw", {})
         for pair in (clips.latents, (clips.latents.visual, bank.latents.audio))
     )
-    expected = (distances - of_bank.mean(axis=1)[:, None]) / of_bank.std(axis=1)[:, None]
+    near = np.sort(of_bank, axis=1)[:, :10].mean(axis=1)
+    expected = distances - near[:, None] / 2
     own = np.diagonal(expected)
     ranks = (expected <= own[None]).sum(axis=0)
     row = next(m for m in document["methods"] if "bank of 205" in m.get("label", ""))
@@ -227,10 +218,8 @@ def test_evaluate_and_index_take_the_bank_of_the_run(tmp_path, capsys):
     assert gain["interval"][0] <= gain["gain"] <= gain["interval"][1]
     with np.load(tmp_path / "out" / "hubness.npz") as stored:
         assert stored["ids"].tolist() == clips.ids
-        moments = of_bank.mean(axis=1), of_bank.std(axis=1)
-        for name, expected in zip(("mean", "deviation"), moments, strict=True):
-            np.testing.assert_allclose(stored[f"visual_{name}"], expected, rtol=1e-4)
-        assert stored["audio_mean"].shape == (24,) and stored["audio_deviation"].min() > 0
+        np.testing.assert_allclose(stored["visual_near"], near, rtol=1e-4)
+        assert stored["audio_near"].shape == (24,) and stored["audio_near"].min() > 0
 
     index_words = ["build", str(tmp_path / "i"), "--model", str(run_path), "--hubness", "bank"]
     index_words += ["--data", str(tmp_path / "data"), "--split", "test"]

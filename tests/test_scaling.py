@@ -386,7 +386,7 @@ def clip_features(devices):
 
 def clip_beats_features(devices):
     """Of more frames and sounds than eight devices take at once; some have no step of sound."""
-    clips = test_clip_beats.prepared(1, 2 * test_clip_beats.BLOCK - 1, 38)
+    clips = test_clip_beats.prepared(1, 2 * test_clip_beats.CHUNK - 1, 38)
     order = (1, 2, 0, 0, 2, 1, 2, 1, 2, 2, 1, 1)
     return test_clip_beats.of_devices(devices).encode([clips[index] for index in order])
 

@@ -90,7 +90,7 @@ Source = Run | EmbeddingsFile
 class Ranked:
     """What one source makes of a split: its part of the results, and what pictures are made of.
 
-    `part_ranks` are ranks by a part of the distance alone, by its name and direction; `moments`
+    `part_ranks` are ranks by a part of the distance alone, by its name and direction; `near`
     what `hubness.of_bank` has of every clip, where it was asked for.
     """
 
@@ -101,7 +101,7 @@ class Ranked:
     sequence_ranks: dict[str, Int[np.ndarray, " K"]]
     document: dict
     part_ranks: dict[str, dict[str, Int[np.ndarray, " K"]]]
-    moments: dict[str, Float[np.ndarray, " K"]]
+    near: dict[str, Float[np.ndarray, " K"]]
 
 
 # ---- what is measured -----------------------------------------------------------------------
@@ -255,7 +255,7 @@ def ranked(
     parts = of_both(embedded, name, options) if sequences else []
     if settings.parts:
         parts += of_euclidean(embedded, distances, name, options)
-    corrected, moments = (
+    corrected, near = (
         hubness.of_bank(embedded, distances, bank, name, options) if bank else ([], {})
     )
     parts += corrected
@@ -284,7 +284,7 @@ def ranked(
             alone |= {label: "aggregation"} if method["method"] == "aggregation" else {}
     own = {direction: ranks[direction][raw] for direction in DIRECTIONS}
     part_ranks = {label: {d: ranks[d][key] for d in DIRECTIONS} for label, key in alone.items()}
-    return Ranked(name, options, embedded, distances, own, document, part_ranks, moments)
+    return Ranked(name, options, embedded, distances, own, document, part_ranks, near)
 
 
 def _times(embedded: Embedded, distance: tuple[str, dict], ks: Sequence[int]) -> dict[str, float]:
@@ -494,6 +494,6 @@ def write(folder: Path, document: dict, shown: page.Pictures, first: Ranked) -> 
     """Writes metrics.json, report.html and hubness.npz (if any), each whole or not at all."""
     write_document(folder / "metrics.json", document)
     write_atomically(folder / "report.html", page.html(document, shown))
-    if first.moments:
+    if first.near:
         ids = {"ids": np.array(first.embedded.ids)}
-        write_arrays(folder / "hubness.npz", ids | first.moments)
+        write_arrays(folder / "hubness.npz", ids | first.near)

@@ -16,7 +16,7 @@ from scav_jax.evaluate.parts import Part
 from scav_jax.evaluate.sources import EmbeddingsFile
 from scav_jax.metrics import paired_gain
 from scav_jax.retrieval.embed import Embedded
-from scav_jax.retrieval.hubness import moments_of, scores, training_clips
+from scav_jax.retrieval.hubness import nearness, scores, training_clips
 from scav_jax.retrieval.results import TRANSDUCTIVE
 from scav_jax.retrieve import DIRECTIONS, sequence_distances
 from scav_jax.sequences import AudioVisual
@@ -52,22 +52,21 @@ def of_bank(
       name, options: of D.
 
     Returns:
-      The rows; `visual_mean`, `visual_deviation` of pictures' distances to the bank's sounds, and
-      the same of sounds.
+      The rows; r of every clip: `visual_near` to the bank's sounds, `audio_near` to its pictures.
     """
     to_visual = AudioVisual(embedded.latents.visual, bank.latents.audio)
     to_audio = AudioVisual(bank.latents.visual, embedded.latents.audio)
-    of_visual = moments_of(sequence_distances(to_visual, name, options).T)
-    of_audio = moments_of(sequence_distances(to_audio, name, options))
+    near = {
+        "visual_near": nearness(sequence_distances(to_visual, name, options)),
+        "audio_near": nearness(sequence_distances(to_audio, name, options).T),
+    }
     corrected = Part(
         f"hubness, bank of {len(bank)} training clips",
-        scores(distances.T, *of_visual).T,
-        scores(distances, *of_audio),
+        scores(distances.T, near["visual_near"]).T,
+        scores(distances, near["audio_near"]),
     )
     matched = matching(distances)
-    moments = dict(zip(("visual_mean", "visual_deviation"), of_visual, strict=True))
-    moments |= dict(zip(("audio_mean", "audio_deviation"), of_audio, strict=True))
-    return [corrected, Part(TRANSDUCTIVE, matched, matched)], moments
+    return [corrected, Part(TRANSDUCTIVE, matched, matched)], near
 
 
 def matching(distances: Float[np.ndarray, "V A"]) -> Float[np.ndarray, "V A"]:

@@ -1,4 +1,4 @@
-"""Clips that are written, compared with the bank of their index: means and deviations for each."""
+"""Clips that are written, compared with the bank of their index: how near each comes to it."""
 
 from dataclasses import replace
 
@@ -12,15 +12,15 @@ from scav_jax.index.stored.catalog import Header
 from scav_jax.index.stored.encoding import EncodedStream, Encoding, as_records, word_sums
 from scav_jax.index.stored.segments import Segment, Snapshot
 from scav_jax.retrieval.embed import Embedded
-from scav_jax.retrieval.hubness import moments
+from scav_jax.retrieval.hubness import NEAREST, nearness
 
 
-class _Sums(NearestSoFar):
-    """Is offered all candidates, as a search is, and keeps sums instead of the nearest."""
+class _NearestOfBank(NearestSoFar):
+    """Is offered all candidates, as a search is, and keeps the nearest queries of each of them."""
 
     def __init__(self, rows: int):
         super().__init__(0, 1)
-        self.sums, self.squares = np.zeros(rows), np.zeros(rows)
+        self.distances = np.full((rows, NEAREST), np.inf, np.float32)
 
     def offer(
         self,
@@ -30,9 +30,8 @@ class _Sums(NearestSoFar):
         segment: int,
         rows: Int[np.ndarray, " r"],
     ) -> None:
-        wide = distances.astype(np.float64)
-        self.sums[rows] += wide.sum(axis=0)
-        self.squares[rows] += np.square(wide).sum(axis=0)
+        both = np.concatenate([self.distances[rows], distances.T], axis=1)
+        self.distances[rows] = np.partition(both, NEAREST - 1, axis=1)[:, :NEAREST]
 
 
 def compare_with_bank(
@@ -55,7 +54,7 @@ def compare_with_bank(
             stored_as = replace(encoding, centre=_middle(queries))
             stream = _about(stream, stored_as.centre)
         segment = Segment.in_memory({asked: stream}, stored_as, header)
-        everyone, found = np.arange(len(segment)), _Sums(len(segment))
+        everyone, found = np.arange(len(segment)), _NearestOfBank(len(segment))
         live = {segment.number: np.ones(len(segment), bool)}
         snapshot = Snapshot(replace(header, bank=""), {segment.number: segment}, live)
         if header.one_grid:
@@ -63,9 +62,7 @@ def compare_with_bank(
         else:
             numbers = np.arange(len(queries))
             compare(queries, snapshot, {segment.number: everyone}, found, numbers)
-        rows = streams[asked].rows
-        told = moments(len(queries), found.sums, found.squares)
-        rows["bank_mean"], rows["bank_deviation"] = told
+        streams[asked].rows["bank_near"] = nearness(found.distances)
 
 
 def _middle(queries: Queries) -> Float[np.ndarray, " C"]:

@@ -5,9 +5,9 @@ The bank is a file of the index, so clips that are added later are compared with
 INDEX/
    bank.npz             latents of both streams of the bank, float32
 
-What every clip's stored sequences have as mean and deviation of their distances to it lies in its
-`ROW`, so deleting and compacting keep it. Under the Euclidean distance these are in units of what
-is compared, mean squared differences of stored sequences and a weighted query.
+How near every clip's stored sequences come to it lies in its `ROW`, so deleting and compacting keep
+it. Under the Euclidean distance that is in units of what is compared, mean squared differences of
+stored sequences and a weighted query.
 
 A search ranks by scores: `NearestByScore` takes distances and their errors as before, `Hubness`
 turns bounds on distances into bounds on scores and back.
@@ -36,7 +36,7 @@ ROUNDED = 3e-7  # of a score: what float32 may have moved it, and more
 
 @dataclass(frozen=True)
 class Hubness:
-    """Means and deviations of the clips of a snapshot, of the stream that is asked.
+    """How near the clips of a snapshot come to the bank, of the stream that is asked.
 
     Attributes:
       rows: of each segment, its stream's rows.
@@ -53,14 +53,13 @@ class Hubness:
 
     def at(
         self, segments: Int[np.ndarray, " p"], rows: Int[np.ndarray, " p"]
-    ) -> tuple[Float[np.ndarray, " p"], Float[np.ndarray, " p"]]:
-        """Means and deviations of clips at some places."""
-        found = np.empty((2, len(rows)), np.float32)
+    ) -> Float[np.ndarray, " p"]:
+        """How near clips at some places come."""
+        found = np.empty(len(rows), np.float32)
         for number in np.unique(segments):
             here = segments == number
-            about = self.rows[int(number)][rows[here]]
-            found[:, here] = about["bank_mean"], about["bank_deviation"]
-        return found[0], found[1]
+            found[here] = self.rows[int(number)]["bank_near"][rows[here]]
+        return found
 
     def scores(
         self,
@@ -69,7 +68,7 @@ class Hubness:
         rows: Int[np.ndarray, " p"],
     ) -> Float[np.ndarray, " p"]:
         """Final scores of final distances; of lower bounds, lower bounds."""
-        return scores(distances, *self.at(segments, rows))
+        return scores(distances, self.at(segments, rows))
 
     def distances(
         self,
@@ -78,16 +77,14 @@ class Hubness:
         rows: Int[np.ndarray, " p"],
     ) -> Float[np.ndarray, " p"]:
         """What the distances of some scores are, up to rounding."""
-        means, deviations = self.at(segments, rows)
-        return found * deviations + means
+        return found + np.float32(0.5) * self.at(segments, rows)
 
     def most(
         self, limits: Float[np.ndarray, " Q"], segment: int, rows: slice
     ) -> Float[np.ndarray, "Q r"]:
         """Distances above which no score is within the limits of its query."""
-        about = self.rows[segment][rows]
-        means, wide = about["bank_mean"].astype(np.float64), limits + ROUNDED * np.abs(limits)
-        return means * (1 + ROUNDED) + about["bank_deviation"] * wide[:, None]
+        half = 0.5 * self.rows[segment]["bank_near"][rows].astype(np.float64)
+        return half * (1 + ROUNDED) + (limits + ROUNDED * np.abs(limits))[:, None]
 
 
 class NearestByScore(NearestSoFar):
@@ -105,11 +102,10 @@ class NearestByScore(NearestSoFar):
         segment: int,
         rows: Int[np.ndarray, " r"],
     ) -> None:
-        about = self.hubness.rows[segment][rows]
-        found = scores(distances, about["bank_mean"], about["bank_deviation"])
+        found = scores(distances, self.hubness.rows[segment]["bank_near"][rows])
         if errors.any():
             largest = np.max(np.abs(found), axis=1, initial=0.0, where=np.isfinite(found))
-            errors = errors / about["bank_deviation"].min() + ROUNDED * largest
+            errors = errors + ROUNDED * largest
         super().offer(numbers, found, errors, segment, rows)
 
 

@@ -56,18 +56,18 @@ class OnDevices:
 
     Attributes:
       steps: of their sequences.
-      arrays: what is stored, `[rows, steps C]`, and squared norms, scales, and means and deviations
-        of their distances to the bank (0 and 1 without one), `[rows]`; on the devices, padded.
+      arrays: what is stored, `[rows, steps C]`, and squared norms, scales, and how near they come
+        to the bank (0 without one), `[rows]`; on the devices, padded.
       places: `[n, 2]`, segment and row.
       largest: of the squared norms.
-      of_bank: the largest mean and the smallest deviation; None without a bank.
+      of_bank: the largest of these; 0 without a bank.
     """
 
     steps: int
     arrays: tuple[jax.Array, ...]
     places: np.ndarray
     largest: float
-    of_bank: tuple[float, float] | None
+    of_bank: float
 
 
 class OnMesh:
@@ -98,16 +98,12 @@ class OnMesh:
                 if int(stream.rows["steps"][run.start]) != steps or not len(rows):
                     continue
                 about = stream.rows[rows]
-                means, deviations = np.zeros(len(rows)), np.ones(len(rows))
-                if self.snapshot.header.bank:
-                    means, deviations = about["bank_mean"], about["bank_deviation"]
+                near = about["bank_near"] if self.snapshot.header.bank else np.zeros(len(rows))
                 values = stream.gather("values", run, rows)
-                parts.append((values, about["square"], about["scale"], means, deviations))
+                parts.append((values, about["square"], about["scale"], near))
                 places.append(np.stack([np.full(len(rows), number), rows], axis=1))
         stored, squares, *about = (np.concatenate(column) for column in zip(*parts, strict=True))
-        of_bank = None
-        if self.snapshot.header.bank:
-            of_bank = float(about[1].max()), float(about[2].min())
+        of_bank = float(about[1].max())
         largest, padding = float(squares.max()), -len(stored) % self.mesh.size
         stored = np.concatenate([stored, np.zeros((padding, stored.shape[1]), stored.dtype)])
         squares = np.concatenate([squares, np.full(padding, np.inf)]).astype(np.float32)
@@ -184,9 +180,8 @@ class OnMesh:
         """
         squares = (own + candidates.largest) / count
         errors = products.rounding(count, self.snapshot.header.width) * squares
-        if candidates.of_bank is not None:  # the device rounds what it takes off and divides by
-            mean, deviation = candidates.of_bank
-            errors = (errors + 2.0**-21 * (squares + mean)) / deviation
+        if candidates.of_bank:  # the device rounds what it takes off
+            errors = errors + 2.0**-21 * (squares + candidates.of_bank)
         return errors
 
 
@@ -223,12 +218,12 @@ _squares = jax.jit(products.jax_squares)
 def _nearest(mesh, kept: int):
     """The `kept` nearest candidates of each device, and where they are among all."""
 
-    def local(queries, own, stored, squares, scales, means, deviations):
+    def local(queries, own, stored, squares, scales, near):
         inner = products.jax_inner(queries, stored)
         distances = own[:, None] + squares[None, :] - 2.0 * scales[None, :] * inner
-        distances = (distances / queries.shape[1] - means[None]) / deviations[None]
+        distances = distances / queries.shape[1] - 0.5 * near[None]
         nearest, rows = jax.lax.top_k(-distances, kept)
         first = jax.lax.axis_index(mesh.axis_names[0]) * len(stored)
         return -nearest, rows + first.astype(rows.dtype)
 
-    return jax.jit(map_shards(local, mesh, shared=2, cut=5))
+    return jax.jit(map_shards(local, mesh, shared=2, cut=4))

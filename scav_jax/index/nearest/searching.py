@@ -148,9 +148,9 @@ def search_both(
 ) -> tuple[Found, Report]:
     """The k clips nearest to picture and sound of each query together, all compared.
 
-    The score is the sum of both directions, each on its own scale: relative to the bank of the
-    index, or else how many deviations the distance is above its mean over the clips that are
-    searched, those that have both streams. `distance` is the mean of both distances.
+    The score is the sum of both directions, each on its own scale: how many deviations the
+    distance, or the score relative to the bank of the index, is above its mean over the clips that
+    are searched, those that have both streams. `distance` is the mean of both distances.
     """
     if k < 1:
         raise InputError(f"k: expected at least 1, got {k}")
@@ -190,9 +190,8 @@ def _of_all(snapshot: Snapshot, queries: Embedded):
             one[order].astype(np.float64).reshape(len(queries), -1)
             for one in (found.score, found.distance)
         )
-        if not snapshot.header.bank:
-            spread = score.std(axis=1, keepdims=True)
-            score = (score - score.mean(axis=1, keepdims=True)) / np.where(spread > 0, spread, 1)
+        spread = score.std(axis=1, keepdims=True)
+        score = (score - score.mean(axis=1, keepdims=True)) / np.where(spread > 0, spread, 1)
         scores, distances = scores + score, distances + distance / 2
     first = order[: len(snapshot)]
     return found.segment[first], found.row[first], scores, distances

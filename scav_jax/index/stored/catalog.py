@@ -38,7 +38,7 @@ from scav_jax.distances import find, option_names
 from scav_jax.distances.static import SUFFIX
 from scav_jax.sequences import RESAMPLINGS
 
-FORMAT_VERSION = 9
+FORMAT_VERSION = 10
 HEADER, SEGMENTS, COMMITTED = "index.json", "segments", "rows.json"
 ADDING, BANK = "adding.json", "bank.npz"
 STORAGES = ("float32", "bfloat16", "int8")

@@ -37,8 +37,7 @@ ROW = np.dtype(
         ("fine_residual", "<f4"),
         ("embeddings_length", "<f4"),  # of the stored vector, which rounding has left near 1
         ("sketches_length", "<f4"),
-        ("bank_mean", "<f4"),  # of the distances to the bank, see `hubness`; 0 without one
-        ("bank_deviation", "<f4"),
+        ("bank_near", "<f4"),  # how near it comes to the bank, see `hubness`; 0 without one
         ("values_sum", "<u8"),
         ("embeddings_sum", "<u8"),
         ("sketches_sum", "<u8"),

@@ -25,6 +25,7 @@ from scav_jax.search import __main__ as search_program
 from scav_jax.train.loop import train
 from scav_jax.training.config_files import load_file
 from scav_jax.training.runs import load_run
+from scav_jax.training.setup import set_up
 
 STRANGER = '''
 import numpy as np
@@ -293,3 +294,12 @@ def test_training_refuses_features_of_another_backbone(features, tmp_path):
         train(config, tmp_path / "run")
     assert not (tmp_path / "run").exists()
     assert load_file(str(ROOT / "configs/vggsound.py")).data.backbone == "clip_beats"
+
+
+def test_training_refuses_features_of_the_same_backbone_with_other_options(features):
+    own = store.read(features, "train").fingerprint_id
+    assert inspect_features(features)["about"]["fingerprint_id"] == own
+    set_up(small_config(features, **{"data.backbone": f"{NAME}+plain@{own}"}))
+    other = small_config(features, **{"data.backbone": f"@{own[::-1]}"})
+    with pytest.raises(InputError, match=rf"of the extractor {own[::-1]}, .* those of {own}; "):
+        set_up(other)

@@ -46,7 +46,8 @@ def inspect_features(data: Path) -> dict:
                 clips += [clip] if clip else []
                 faults += found
                 bar.update()
-    shown = ("fingerprint", "visual_width", "audio_width", "visual_dtype", "audio_dtype", "videos")
+    shown = ("fingerprint", "fingerprint_id", "visual_width", "audio_width", "visual_dtype")
+    shown += ("audio_dtype", "videos")
     return document(
         clips,
         faults,

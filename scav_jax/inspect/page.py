@@ -24,7 +24,7 @@ def text(found: dict) -> str:
     parts = [
         f"{found['path']}: {found['clips']:,} usable clips, {found['hours']:,.2f} hours, "
         f"{found['sources']:,} sources, {_size(found['disk']['bytes'])} on disk "
-        f"({_size(found['disk']['bytes_per_clip'])} a clip)",
+        f"({_size(found['disk']['bytes_per_clip'])} a clip){_said_extractor(found)}",
         _table([["split", *SPLIT_COLUMNS], *_split_rows(found)]),
         _table([["", "least", "median", "mean", "most", "common"], *_spread_rows(found)]),
         _said_variable(found),
@@ -35,6 +35,12 @@ def text(found: dict) -> str:
         "\n".join(f"{name}: {words}" for name, words in found["thresholds"].items()),
     ]
     return "\n\n".join(part for part in parts if part)
+
+
+def _said_extractor(found: dict) -> str:
+    """Of features, which one, as `data.backbone` in a config can name it."""
+    extractor = found["about"].get("fingerprint_id")
+    return f", extractor {extractor}" if extractor else ""
 
 
 def _said_variable(found: dict) -> str:

@@ -62,7 +62,8 @@ class Data:
       features: "float16", as stored, or "float32": what batches are copied to the devices in; the
         towers compute the same.
       prefetch: batches that wait on the devices; 0 where two do not fit.
-      backbone: whose features these are, as "clip_beats"; "" takes any.
+      backbone: whose features these are, as "clip_beats"; "" takes any. "clip_beats@ID" takes one
+        extractor's alone, with all its weights and options: `scav inspect DATA` says the ID.
       augment: the share of training clips whose features are changed, in every step anew, in ways
         that their backbone declares free (`features.free`): mirrored, recoloured, higher or lower.
     """

@@ -127,11 +127,18 @@ def _check_made_by(backbone: str, split: store.Split) -> None:
     """Raises `InputError` where features are another backbone's than the config declares."""
     about = split.fingerprint.get("backbone")
     made_by = about.get("name") if isinstance(about, dict) else about
-    if backbone and made_by != backbone:
+    name, _, extractor = backbone.partition("@")
+    if name and made_by != name:
         raise InputError(
-            f"data.backbone: expected features of {backbone!r}, {split.data} has those of "
-            f"{made_by!r}; extract with --backbone {backbone}, or train on what is there with "
+            f"data.backbone: expected features of {name!r}, {split.data} has those of "
+            f"{made_by!r}; extract with --backbone {name}, or train on what is there with "
             "--config.data.backbone="
+        )
+    if extractor and split.fingerprint_id != extractor:
+        raise InputError(
+            f"data.backbone: expected features of the extractor {extractor}, {split.data} has "
+            f"those of {split.fingerprint_id}; extract with the same weights and options, or train "
+            f"on what is there with --config.data.backbone={name}"
         )
 
 

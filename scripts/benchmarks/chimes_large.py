@@ -338,9 +338,10 @@ def draw(results: dict[str, dict[str, dict]], file: Path) -> None:
                                    capsize=2, markersize=4, label=label)  # fmt: skip
             panel.set_yticks(range(len(names)), [f"{name} ({table})" for table, name in names])
             panel.set_xlim(0, 101)
-            panel.set_title(f"{split}: R@1 by sequence, %")
+            panel.set_title(split)
             panel.grid(axis="x")
-        panels[0].legend(loc="upper left")
+        panels[1].legend(loc="upper right")
+        figure.supxlabel("R@1 by sequence, %")
         panels[0].invert_yaxis()
         figure.savefig(file, dpi=130)
 

@@ -325,7 +325,7 @@ class InputWarning:
         return (
             f"input: the devices wait for data {values['input_share']:.0%} of the time; raise "
             f"data.read_threads ({self._read_threads} now, {os.cpu_count()} cores here), keep "
-            "data.features=float16, train on resampled copies (python -m scav_jax.datasets "
+            "data.features=float16, train on resampled copies (scav datasets "
             "resample) or use a faster disk; python scripts/benchmarks/input.py says which of "
             "them it is"
         )

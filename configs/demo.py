@@ -3,7 +3,7 @@
 Reproduces: no figure of the paper. Its test is the situation of the paper's MUSIC test, clips of
 one performance that differ only in what is struck when; the figures are ours, see docs/results.md.
 
-Command:   python -m scav_jax.train --config configs/demo.py --workdir runs/demo
+Command:   scav train --config demo --workdir runs/demo
 Hardware:  two CPU cores; a small tower, 325 steps, minutes.
 Variants:  scav (the default). Ours, how features are read: frames (every frame), antialiased (their
            mean a step), rises (how much the picture brightens beside it), finely (frames and

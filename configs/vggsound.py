@@ -8,7 +8,7 @@ Reproduces: Table I (right half), Table II and Table IV, first rows of SCAV. R@1
     Agg          11.9   10.1
     hybrid 100   22.6   22.1   (Table III)
 
-Command:   python -m scav_jax.train --config configs/vggsound.py --workdir runs/vggsound
+Command:   scav train --config vggsound --workdir runs/vggsound
 Hardware:  paper: one V100 of 32 GB, full precision; it gives no time.
 Variants:  configs/vggsound.py:39m (the default; 39.3 M parameters, the plain reading of the paper)
            configs/vggsound.py:38m (38.2 M, BEATs' block; the paper says 38 M)

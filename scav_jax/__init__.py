@@ -19,23 +19,23 @@ the mathematics (jax, flax, optax, ott only)
     metrics        ranks and recall; average precision
 features
     features       what a clip is on disk, data sets of clips, batches (Grain), the next one ahead
-    extract        video files -> features, by frozen backbones: `python -m scav_jax.extract`
+    extract        video files -> features, by frozen backbones: `scav extract`
     datasets       lists of known data sets; `chimes`, rendered data that ships with us
 a run, and what is made of it
     training       its config, its processes, its checkpoints, what it writes, where time goes
     retrieval      a trained model in use: `model` loads one and embeds files; validation, results
-    index          clips on disk, and the search in them: `python -m scav_jax.index`
+    index          clips on disk, and the search in them: `scav index`
     report         the results as document, table and report.html
 programs
-    plan           memory, FLOPs, time and input before a run: `python -m scav_jax.plan`
-    train          `python -m scav_jax.train --config configs/vggsound.py`
-    evaluate       the paper's tables on any data set: `python -m scav_jax.evaluate`
-    probe          what features tell beside retrieval: `python -m scav_jax.probe`
-    search         a file in, ranked clips out: `python -m scav_jax.search`
-    score          how well a sound fits a picture, and where: `python -m scav_jax.score`
-    export         a trained model as files: `python -m scav_jax.export`; released weights too
-    inspect        what is in a data set or a folder of videos: `python -m scav_jax.inspect`
-    web            a local page to search with: `python -m scav_jax.web`
+    plan           memory, FLOPs, time and input before a run: `scav plan`
+    train          `scav train --config vggsound`
+    evaluate       the paper's tables on any data set: `scav evaluate`
+    probe          what features tell beside retrieval: `scav probe`
+    search         a file in, ranked clips out: `scav search`
+    score          how well a sound fits a picture, and where: `scav score`
+    export         a trained model as files: `scav export`; released weights too
+    inspect        what is in a data set or a folder of videos: `scav inspect`
+    web            a local page to search with: `scav web`
 
 Importing `scav_jax` touches no device, no file and no flag.
 """

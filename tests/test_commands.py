@@ -157,7 +157,7 @@ def test_configs_are_found_by_name_from_any_folder(tmp_path, monkeypatch):
         ("dmo", "Did you mean 'demo'"),
         ("table1/cab", "Did you mean 'table1/cav'"),
         ("configs/demo", "Did you mean 'demo'"),
-        ("./configs/vgsound.py", r"one of demo, .*, vggsound, got './configs/vgsound.py'"),
+        ("./configs/vgsound.py", r"no file 'configs/vgsound.py'.* one of demo, .*, vggsound"),
         ("vggsound:39n", "Did you mean '39m'"),
     ],
 )

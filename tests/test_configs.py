@@ -116,7 +116,8 @@ def test_there_is_one_file_for_each_row():
 @pytest.mark.parametrize("path", [str(path) for path in RUNNABLE])
 def test_a_config_says_its_command_and_hardware(path):
     text = docstring(path)
-    assert f"python -m scav_jax.train --config {path} --workdir " in text
+    name = path.removeprefix("configs/").removesuffix(".py")
+    assert f"scav train --config {name} --workdir " in text
     assert "Hardware:" in text
     if "table" in path or "vggsound" in path:
         assert "V100" in text and "Not run by us" in text

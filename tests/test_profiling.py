@@ -128,6 +128,18 @@ def test_parts_of_the_run_add_up_to_its_time(clock):
     assert meter.totals["step"] > 0 and meter.steps == 6
 
 
+def test_the_first_step_of_each_shape_of_batches_compiles(clock):
+    meter, compiled = Meter(batch_size=4), 0.0
+    for width, seconds in ((5, 9.0), (5, 0.0), (7, 30.0), (5, 0.0), (7, 0.0)):
+        with meter.waiting():
+            clock.sleep(0.5)
+        clock.sleep(seconds)  # until the step is dispatched
+        compiled += seconds
+        meter.add(clock.step(1.0), {"visual": np.zeros((4, width))})
+        assert meter.totals["compilation"] == pytest.approx(compiled)
+    assert meter.totals["step"] < 5.0
+
+
 class Failing:
     def block_until_ready(self):
         raise RuntimeError("the device is gone")

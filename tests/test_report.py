@@ -176,6 +176,7 @@ def test_the_page_from_nearly_nothing():
     assert "By class" not in html
     assert "Retrieved clips" not in html
     assert "There is no metrics.jsonl" in html
+    assert "CAUTION: N = 3 is few" in html
     assert results.RENDERED not in html
     assert "nan" not in html.lower().replace("nan is an error", "")
 

@@ -349,7 +349,7 @@ def test_a_folder_is_scored_and_what_is_bad_is_named(trained, capsys, tmp_path, 
         main([str(trained / "videos"), *words])
     assert signal.getsignal(signal.SIGTERM) is before
     monkeypatch.setattr(program, "_scored", stopped)  # before anything was scored
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(KeyboardInterrupt, match=r"0 of 3 pairs are scored; .* all of them anew"):
         main([str(trained / "videos"), *words])
     assert len((tmp_path / "scores.csv").read_text().splitlines()) == 4
 

@@ -770,7 +770,7 @@ def test_search_program(tmp_path, capsys, stand):
     assert program.main(given) == 0
     text = capsys.readouterr().out
     assert "sound of videos/0.mp4" in text and "videos/1.mp4  [door]" in text
-    assert "clips were ruled out" in text
+    assert "clips were ruled out by bounds" in text
     assert program.main([*given, "--video", "--json", "--filter", "label = 'dog'"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert [one["direction"] for one in found["queries"]] == ["v2a", "v2a"]
@@ -782,6 +782,20 @@ def test_search_program(tmp_path, capsys, stand):
     assert program.main([*given, "--filter", "start > 99"]) == 0
     assert "nothing: no clip with a picture is in the index, or" in capsys.readouterr().out
     assert found["search"]["method"] == "exact" and 0 <= found["search"]["pruned_share"] <= 1
+
+
+def test_a_query_that_is_longer_than_what_it_finds_is_said(tmp_path, capsys, stand, monkeypatch):
+    made(tmp_path / "i", 9)
+    given = [str(tmp_path / "i"), "a.wav", "--model", "m", "--k", "2"]
+    assert program.main(given) == 0 and "NOTE" not in capsys.readouterr().err
+    embed = Stand.embed
+    longer = lambda *a, **k: (lambda one: replace(one, ends=one.ends + 30.0))(embed(*a, **k))  # noqa: E731
+    monkeypatch.setattr(Stand, "embed", longer)
+    assert program.main(given) == 0
+    said = capsys.readouterr().err
+    hits = open_index(tmp_path / "i").search(embed(None, ["a"], streams=["audio"]), "a2v", 2)
+    most = max(one.end - one.start for one in hits[0])
+    assert f"lasts {most:.1f} s at most" in said and f"--clip-seconds {most:g} asks" in said
 
 
 def test_search_program_writes_a_page(tmp_path, capsys, stand, monkeypatch):

@@ -6,7 +6,7 @@ CAV-MAE's lists of 5 clips a class; their embeddings are drawn at random, ours a
     AudioSet  30.1  29.6
     VGGSound  28.5  28.4
 
-Command:   python -m scav_jax.train --config configs/equiav/audioset.py --workdir runs/equiav
+Command:   scav train --config equiav/audioset --workdir runs/equiav
 Features:  scav extract --videos AUDIOSET --out data/audioset-pixels --clip-seconds 10 \
 --backbone pixels --frames 10 --side 224
 Hardware:  theirs, 8 GPUs of 16 clips each. Ours: one accelerator with room for a batch of 128, or

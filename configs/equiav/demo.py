@@ -2,7 +2,7 @@
 
 Reproduces: no figure of the paper; what it gives is in docs/results.md.
 
-Command:   python -m scav_jax.train --config configs/equiav/demo.py --workdir runs/equiav-demo
+Command:   scav train --config equiav/demo --workdir runs/equiav-demo
 Features:  scav extract --videos data/chimes-demo/videos --out data/chimes-demo/pixels \
 --backbone pixels --frames 10 --side 64
 Hardware:  two CPU cores.

@@ -5,8 +5,8 @@ Reproduces: fine-tuning after pretraining on AudioSet-2M (the paper's tables; so
     AudioSet-20K  mAP       42.4  25.7  46.6
     VGGSound      accuracy  61.0  50.7  67.1
 
-Command:   python -m scav_jax.train --config configs/equiav/labels.py --workdir runs/equiav-labels
-Then:      python -m scav_jax.evaluate --run runs/equiav-labels --split test
+Command:   scav train --config equiav/labels --workdir runs/equiav-labels
+Then:      scav evaluate --run runs/equiav-labels --split test
 Features:  as for configs/equiav/audioset.py, with a column "label"; AudioSet's with ";" between
            several.
 Starts:    from runs/equiav, trained by configs/equiav/audioset.py: --config.train.init_from=RUN.

@@ -4,9 +4,9 @@ Reproduces: no figure of any paper. EquiAV augments pixels (configs/equiav/demo.
 is played faster or backwards, and its speed, direction, begin and extent are what the predictor is
 told.
 
-Features:  python -m scav_jax.extract --videos data/chimes-demo/videos --backbone colours \\
+Features:  scav extract --videos data/chimes-demo/videos --backbone colours \\
                --out data/chimes-demo/colours
-Command:   python -m scav_jax.train --config configs/equiav/playing_demo.py --workdir runs/playing
+Command:   scav train --config equiav/playing_demo --workdir runs/playing
 Hardware:  two CPU cores; a small tower, minutes.
 Ours:      everything: excerpts of 0.64 s in 8 pictures and 4 steps of sound at 1, 2 and 4 times,
            the sizes of the heads, the learning rate.

@@ -2,7 +2,7 @@
 
 Reproduces: nothing; the form is ours, see docs/separate.md.
 
-Command:   python -m scav_jax.train --config configs/separate/demo.py --workdir runs/separate
+Command:   scav train --config separate/demo --workdir runs/separate
 Features:  those of the demo (`scav datasets chimes`, `scav extract`), or of `--preset rooms`,
            `mixed` and `static`: `--config.data.path=data/chimes-rooms/features`.
 Hardware:  two CPU cores.

@@ -3,7 +3,7 @@
 Reproduces: nothing; the form is ours, see docs/separate.md. What it gains on real videos, where
 what is static says more, is not known.
 
-Command:   python -m scav_jax.train --config configs/separate/vggsound.py --workdir RUN
+Command:   scav train --config separate/vggsound --workdir RUN
 Hardware:  one V100 of 32 GB, or more (`scav plan` says more). Not run by us: no figure.
 Variants:  separate (the default); tower (the static part by a tower, as CAV has it: where it needs
            more than means).

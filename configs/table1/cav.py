@@ -6,7 +6,7 @@ R@1 on VGGSound-Test in %, as the paper has it:
     batch32      32       10.2       10.6       10.3        8.0
     max         192       12.2       12.7       12.5       11.6
 
-Command:   python -m scav_jax.train --config configs/table1/cav.py --workdir RUN
+Command:   scav train --config table1/cav --workdir RUN
            `:batch32` is the left half of the table, `:demo` the same row on `chimes`.
 Hardware:  paper: one V100 of 32 GB, full precision; it gives no time.
 Ours:      Seq retrieval is Euclidean, visual-to-audio on the latents (`base.cav`); the paper does

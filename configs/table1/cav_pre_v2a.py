@@ -6,7 +6,7 @@ R@1 on VGGSound-Test in %, as the paper has it:
     batch32      32       10.0       10.6        9.7        7.9
     max        1024       12.1       12.2       12.1       11.6
 
-Command:   python -m scav_jax.train --config configs/table1/cav_pre_v2a.py --workdir RUN
+Command:   scav train --config table1/cav_pre_v2a --workdir RUN
            `:batch32` is the left half of the table, `:demo` the same row on `chimes`.
 Hardware:  paper: one V100 of 32 GB, full precision; it gives no time.
 Ours:      nothing beyond `base.vggsound`.

@@ -6,7 +6,7 @@ R@1 on VGGSound-Test in %, as the paper has it:
     batch32      32        9.3       18.6        7.7       18.4
     max          64       10.0       20.6        7.5       20.1
 
-Command:   python -m scav_jax.train --config configs/table1/scav_post_a2v.py --workdir RUN
+Command:   scav train --config table1/scav_post_a2v --workdir RUN
            `:batch32` is the left half of the table, `:demo` the same row on `chimes`.
 Hardware:  paper: one V100 of 32 GB, full precision; it gives no time.
 Ours:      nothing beyond `base.vggsound`.

@@ -6,7 +6,7 @@ R@1 on VGGSound-Test in %, as the paper has it:
     batch32      32        9.5       19.2        8.2       18.4
     max          96       11.4       21.3        7.8       21.3
 
-Command:   python -m scav_jax.train --config configs/table1/scav_post_v2a.py --workdir RUN
+Command:   scav train --config table1/scav_post_v2a --workdir RUN
            `:batch32` is the left half of the table, `:demo` the same row on `chimes`.
 Hardware:  paper: one V100 of 32 GB, full precision; it gives no time.
 Ours:      nothing beyond `base.vggsound`.

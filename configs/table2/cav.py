@@ -6,9 +6,9 @@ R@1 in % by aggregation, as the paper has it:
     VGGSound   12.2   12.5
     MUSIC       3.8    2.8
 
-Command:   python -m scav_jax.train --config configs/table2/cav.py --workdir RUN
-           python -m scav_jax.evaluate --run RUN --data data/vggsound --split test
-           python -m scav_jax.evaluate --run RUN --data data/music --split test
+Command:   scav train --config table2/cav --workdir RUN
+           scav evaluate --run RUN --data data/vggsound --split test
+           scav evaluate --run RUN --data data/music --split test
            `:demo` is the same row on `chimes`, whose zero-shot split is `unseen_instruments`.
 Hardware:  paper: one V100 of 32 GB, full precision; 38 M parameters; it gives no time.
 Ours:      as in configs/table1/cav.py.

@@ -2,7 +2,7 @@
 
 R@1 on VGGSound-Test by sequence, in %, as the paper has it: A->V 15.3, V->A 15.4.
 
-Command:   python -m scav_jax.train --config configs/table4/multitask.py --workdir RUN
+Command:   scav train --config table4/multitask --workdir RUN
            `:demo` is the same row on `chimes`.
 Hardware:  paper: one V100 of 32 GB, full precision, batch 256 (its best model's; it does not say
            so for the ablations); it gives no time.

@@ -2,7 +2,7 @@
 
 R@1 on VGGSound-Test by sequence, in %, as the paper has it: A->V 22.6, V->A 22.3.
 
-Command:   python -m scav_jax.train --config configs/table4/scav.py --workdir RUN
+Command:   scav train --config table4/scav --workdir RUN
            `:demo` is the same row on `chimes`.
 Hardware:  paper: one V100 of 32 GB, full precision, batch 256 (its best model's; it does not say
            so for the ablations); it gives no time.

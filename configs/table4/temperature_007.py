@@ -2,7 +2,7 @@
 
 R@1 on VGGSound-Test by sequence, in %, as the paper has it: A->V 18.6, V->A 18.5.
 
-Command:   python -m scav_jax.train --config configs/table4/temperature_007.py --workdir RUN
+Command:   scav train --config table4/temperature_007 --workdir RUN
            `:demo` is the same row on `chimes`.
 Hardware:  paper: one V100 of 32 GB, full precision, batch 256 (its best model's; it does not say
            so for the ablations); it gives no time.

@@ -3,10 +3,10 @@
 Reproduces: no figure of the paper (Jenni, Black, Collomosse, AAAI 2023), which trains on pixels of
 Kinetics; its tasks, on features that can be played. The figures are ours, see docs/results.md.
 
-Features:  python -m scav_jax.extract --videos data/chimes-demo/videos --backbone colours \\
+Features:  scav extract --videos data/chimes-demo/videos --backbone colours \\
                --out data/chimes-demo/colours
-Command:   python -m scav_jax.train --config configs/temporal/demo.py --workdir runs/temporal
-Then:      python -m scav_jax.probe --run runs/temporal --split test
+Command:   scav train --config temporal/demo --workdir runs/temporal
+Then:      scav probe --run runs/temporal --split test
 Hardware:  two CPU cores; a small tower, minutes.
 Variants:  temporal (the default), with_scav (both in one run), and to compare, on the same
            features: scav, cav.

@@ -9,7 +9,7 @@ Dave, Jenni and Shah argue for (arXiv:2312.13008).
 Features:  scav extract --videos VIDEOS --clips clips.csv --backbone clip_mel --out \\
                data/vggsound-clip-mel --weights clip=openai/clip-vit-base-patch32
            0.7 MB a clip: 62 GB of CLIP (25 to 30 frames a second) and 38 GB of log-mel for 150 k.
-Command:   python -m scav_jax.train --config configs/temporal/vggsound.py --workdir runs/temporal
+Command:   scav train --config temporal/vggsound --workdir runs/temporal
 Hardware:  one V100 of 16 GB, or more: two excerpts of 8 + 4 tokens a step in place of 250 + 62
            steps (3.8 GiB and 9 h at 40 % of its peak by `scav plan`). Not run by us: no figure.
 Ours:      excerpts of 0.64 s at 1, 2, 4 and 8 times, a queue of 65,536 clips of which 5 are

@@ -4,7 +4,7 @@ Reproduces: nothing; SCAV's related work suggests it, nobody has published it. E
 configs/vggsound.py and configs/temporal/vggsound.py, with the features of the latter: BEATs cannot
 be played, so sound is log-mel for both.
 
-Command:   python -m scav_jax.train --config configs/temporal/vggsound_with_scav.py --workdir RUN
+Command:   scav train --config temporal/vggsound_with_scav --workdir RUN
 Hardware:  one V100 of 32 GB, or more (`scav plan` says more). Not run by us: no time, no figure.
 Ours:      everything that the two have as ours, and a weight of 0.1 for the temporal part, the sum
            of ten losses (`--config.objective.temporal_weight`).

@@ -54,6 +54,8 @@ class Parser(argparse.ArgumentParser):
     Every program and subcommand has `--no-compilation-cache`, which its namespace does not show.
     """
 
+    also = ""  # what is said beside the options where one is unknown
+
     def __init__(self, **more):
         more.setdefault("formatter_class", argparse.RawDescriptionHelpFormatter)
         super().__init__(allow_abbrev=False, **more)
@@ -78,7 +80,8 @@ class Parser(argparse.ArgumentParser):
             options = _options(self)
             if os.path.lexists(unknown[0]):
                 self.error(f"unknown argument {unknown[0]!r}: that file is called ./{unknown[0]}")
-            hint = did_you_mean(unknown[0].split("=")[0], options)
+            near = [option for option in options if option not in ("-h", "--help")]
+            hint = did_you_mean(unknown[0].split("=")[0], near) + self.also
             self.error(f"unknown argument {unknown[0]!r}.{hint} There are {', '.join(options)}")
         if getattr(arguments, "no_compilation_cache", False):
             del arguments.no_compilation_cache
@@ -118,6 +121,8 @@ class ConfigParser(Parser):
     text; `config_files.load` makes the config of it. Where `--config FILE --help` asks for the keys
     of a file, the namespace has `keys_wanted` and nothing of the program's own.
     """
+
+    also = " Keys of the config are set as --config.SECTION.KEY=VALUE (--config.train.steps=100)."
 
     def __init__(self, **more):
         super().__init__(epilog=USAGE, **more)

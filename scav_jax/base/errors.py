@@ -119,8 +119,8 @@ def run_program(main: Callable[[], int | None]) -> None:
         with interrupts.second_ends():
             code = main() or 0
             sys.stdout.flush()
-    except KeyboardInterrupt:
-        interrupts.leave(interrupts.WORDS)
+    except KeyboardInterrupt as stopped:  # a program that begins anew says so in it
+        interrupts.leave(str(stopped) or interrupts.WORDS)
     except Exception as error:
         if _nobody_reads(error):
             _silence(1, sys.stdout, sys.__stdout__)

@@ -1,1 +1,1 @@
-"""Lists of known data sets, and one that is rendered: `python -m scav_jax.datasets`."""
+"""Lists of known data sets, and one that is rendered: `scav datasets`."""

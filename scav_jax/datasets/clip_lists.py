@@ -2,7 +2,7 @@
 
 A builder reads a published list, gives every clip a split (before it looks at the disk, so that
 splits do not depend on what could be downloaded), finds the files, and writes what
-`python -m scav_jax.extract --clips` takes, with `missing.csv` beside it.
+`scav extract --clips` takes, with `missing.csv` beside it.
 """
 
 import hashlib

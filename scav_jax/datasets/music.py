@@ -2,7 +2,7 @@
 
 The lists (`MUSIC_solo_videos.json`, `MUSIC21_solo_videos.json`) name YouTube ids by instrument:
 `{"videos": {"flute": ["..."]}}`. On disk a video is called by its id, with any suffix of a video,
-below any folder. `python -m scav_jax.extract --clip-seconds 10` cuts videos into clips that do not
+below any folder. `scav extract --clip-seconds 10` cuts videos into clips that do not
 overlap; splits are of videos, so no two share a recording.
 
 The test partition is ours. The paper tests on 103 videos (1.9k clips) of MUSIC21-solo, and which

@@ -1,4 +1,4 @@
-"""Evaluation: `python -m scav_jax.evaluate --run RUN --data DATA --split test`.
+"""Evaluation: `scav evaluate --run RUN --data DATA --split test`.
 
 A row of the table is a run, or a file of anyone's embeddings (see `sources`). Embeds a split, ranks
 it by aggregation, sequence and hybrid(k) retrieval, prints the table, and writes `metrics.json` and

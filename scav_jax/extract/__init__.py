@@ -1,4 +1,4 @@
-"""Video files -> features on disk, `python -m scav_jax.extract --videos DIR --out DATA`.
+"""Video files -> features on disk, `scav extract --videos DIR --out DATA`.
 
 fbank        log-mel frames, Kaldi-compatible
 containers   what lies in a file: its streams, one film, whole or joined

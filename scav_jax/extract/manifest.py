@@ -259,7 +259,7 @@ def assign_splits(
             raise InputError(
                 f"--split: {name}={shares[name]:g} of {len(files)} "
                 f"{'videos' if split_by == 'file' else f'groups by {split_by}'} is none; give it "
-                "a larger share, or add videos"
+                "a larger share, or add videos: each split wants one at least"
             )
         split_of |= dict.fromkeys(files[begin:end], name)
     return [replace(clip, split=split_of[together[clip.file]]) for clip in clips]

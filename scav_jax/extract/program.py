@@ -199,8 +199,9 @@ def _cut(
         ledger.save_lengths(lengths)
     clips, videos_cut, seconds = cut_whole_videos(listing, lengths.get)
     _say(
-        f"cut into {len(clips):,} clips of {listing.clip_seconds:g} s; the ends of {videos_cut:,} "
-        f"videos are shorter than a clip and were dropped ({seconds:,.1f} s in all)"
+        f"cut into {len(clips):,} clips of {listing.clip_seconds:g} s, shorter videos whole; the "
+        f"ends of {videos_cut:,} videos are shorter than a clip and were dropped "
+        f"({seconds:,.1f} s in all)"
     )
     return clips
 

@@ -362,7 +362,7 @@ def splits(data: Path) -> dict[str, int]:
 def read_about(data: Path) -> dict:
     """The content of scav.json, checked."""
     path = Path(data) / ABOUT
-    make = "`python -m scav_jax.extract --videos FOLDER --out DATA` makes one"
+    make = "`scav extract --videos FOLDER --out DATA` makes one"
     if not Path(data).is_dir():
         raise InputError(f"{data}: expected the folder of a data set, it does not exist; {make}")
     try:

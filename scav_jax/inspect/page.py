@@ -52,7 +52,7 @@ def _said_variable(found: dict) -> str:
 def _said_near(found: dict) -> str:
     near = found["near_duplicates"]
     return (
-        f"near-duplicates (re-encoded copies): {near['pairs']:,} pairs, "
+        f"near-duplicates (as re-encoded copies are): {near['pairs']:,} pairs, "
         f"{near['across_splits']:,} across splits"
     )
 
@@ -176,7 +176,7 @@ def _cards(found: dict) -> str:
         ("sequence", f"{found['clips']:,}", "usable clips", f"{found['hours']:,.2f} hours"),
         ("aggregation" if faults else "", f"{faults:,}", "faults", _most_frequent(found)),
         ("", f"{copies:,}", "clips with a duplicate", ", ".join(found["duplicates"])),
-        ("", f"{near:,}", "pairs of near-duplicates", "copies that were encoded again"),
+        ("", f"{near:,}", "pairs of near-duplicates", "as copies that were encoded again are"),
         ("aggregation" if leaks else "", f"{leaks:,}", "leaks between splits", "sources, copies"),
     ]
     return (
@@ -327,8 +327,9 @@ def _duplicates_section(found: dict) -> str:
     return markup.section(
         "Duplicates and leaks",
         "<p>Clips whose content is equal to the last bit, and pairs that look and sound alike over "
-        "time, as copies that were encoded again do. Those across splits, and sources that "
-        "several splits share, let a model be tested on what it was trained on.</p>",
+        "time, as copies that were encoded again do (so may talkers before one wall: look at the "
+        "pairs). Copies across splits, and sources that several splits share, let a model be "
+        "tested on what it was trained on.</p>",
         *parts,
     )
 

@@ -17,6 +17,7 @@ from scav_jax.retrieval.results import (
     DIRECTIONS,
     RENDERED,
     distance_name,
+    few_clips,
     figures_of,
     hubness_words,
     interval,
@@ -120,7 +121,7 @@ def html(results: dict, pictures: Pictures) -> str:
         f"query once in each direction, and all {data['n']:,} are candidates: chance R@1 is "
         f"{100 / data['n']:.2g} %.</p>",
         markup.note(RENDERED) if data["rendered"] else "",
-        *(markup.note(word) for word in unbeaten(results)),
+        *(markup.note(word) for word in [*few_clips(data["n"]), *unbeaten(results)]),
         *(markup.note(word) for run in runs for word in hubness_words(run)),
         _cards(runs),
     ]

@@ -36,6 +36,10 @@ def run(arguments: argparse.Namespace) -> int:
         with termination_interrupts():
             for one in _scored(model, calibrated, pairs, arguments, rejected):
                 results.append(one)
+    except KeyboardInterrupt as stopped:
+        done = f"{len(results)} of {len(pairs)} pairs are scored"
+        stopped.args = (f"interrupted; {done}; the same command scores all of them anew",)
+        raise
     finally:  # of a folder that somebody stopped, what was scored
         if arguments.lay:
             results.sort(key=lambda one: -one.found.score)

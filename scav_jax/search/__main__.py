@@ -99,7 +99,9 @@ def _search(model: "Model", index: "Index", arguments: argparse.Namespace) -> in
         if index.report.method == "exact":
             report = index.report
             left_out = f"{report.pruning.share:.1%} of {report.candidates:,} clips"
-            print(f"\n{left_out} were ruled out")
+            print(f"\n{left_out} were ruled out by bounds, without a comparison")
+    if note := asking.longer_than_found(asked):
+        print(note, file=sys.stderr)
     if arguments.html:
         html = asking.page(asked, queries, model, index)
         write_atomically(arguments.html, html)

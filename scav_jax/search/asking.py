@@ -20,6 +20,8 @@ OTHERWISE = {
     "no video stream": "--sound asks by its sound",
 }
 
+LONGER = 1.5  # a query this many times as long as what it found is no clip like them
+
 
 @dataclass(frozen=True)
 class Asked:
@@ -94,6 +96,23 @@ def text(asked: Sequence[Asked], measure: str) -> str:
             lines.append(f"  {hit.rank:>4} {hit.score:>9.4f}{parts}  {span:>17}  {name}")
         lines.append("")
     return "\n".join(lines).rstrip()
+
+
+def longer_than_found(asked: Sequence[Asked]) -> str:
+    """What to say where a query lasts much longer than any clip that it found; else nothing.
+
+    Both are laid on one grid of time, so a long query is squeezed, and its ranks say little.
+    """
+    for one in asked:
+        seconds = one.end - one.start
+        most = max((hit.end - hit.start for hit in one.hits), default=seconds)
+        if seconds > LONGER * most:
+            return (
+                f"NOTE: {shown(from_here(one.source))} asks with {seconds:.1f} s, what it found "
+                f"lasts {most:.1f} s at most, and clips are compared as wholes: "
+                f"--clip-seconds {most:g} asks with each part, --start S --end E with one"
+            )
+    return ""
 
 
 def document(asked: Sequence[Asked], index: Index) -> dict:

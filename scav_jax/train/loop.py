@@ -96,7 +96,7 @@ def _train(
             trace.before(step)
             state, step_metrics = step_function(state, batch)
             trace.after(step, step_metrics)
-            meter.add(step_metrics)
+            meter.add(step_metrics, batch)
             if step == first + 1:
                 bar.unpause()  # what its compilation took says nothing about the time left
             bar.update()

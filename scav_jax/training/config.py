@@ -52,7 +52,7 @@ class Data:
     """The `data` section: which features, in which batches.
 
     Attributes:
-      path: a directory that `python -m scav_jax.extract` wrote.
+      path: a directory that `scav extract` wrote.
       train_split, validation_split: names of its splits.
       batch_size: clips in a global batch, over all devices (paper: 32 to 1024 by row).
       align: "time" lays streams onto each other by the seconds that they cover (ours), "index"

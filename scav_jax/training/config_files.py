@@ -50,8 +50,10 @@ def find(name: str) -> tuple[Path, str | None]:
         known = ", ".join(names())
         word = path.removeprefix("configs/")
         hint = did_you_mean(str(file), near) or did_you_mean(word, names())
+        asked = f"file {str(file)!r}" if is_path else f"config {path!r}"
         raise InputError(
-            f"--config: expected the path of a Python file or one of {known}, got {name!r}.{hint}"
+            f"--config: there is no {asked}.{hint} Expected the path of a Python file, or one of "
+            f"{known}"
         )
     return file, variant or None
 

@@ -161,9 +161,9 @@ class Meter:
     ends, and so it is known how long the devices had nothing to do because a batch was not there.
 
     Attributes:
-      totals: seconds of the whole run by part: "compilation" (the first step), "input" (devices
-        waiting for a batch), "step" (everything else between the first and the last step), and
-        what `part` was given.
+      totals: seconds of the whole run by part: "compilation" (the first step of each shape of
+        batches), "input" (devices waiting for a batch), "step" (everything else between the first
+        and the last step), and what `part` was given.
       steps: how many were added.
     """
 
@@ -174,6 +174,7 @@ class Meter:
         self._wait = (time.perf_counter(),) * 2
         self.steps, self.totals = 0, {"compilation": 0.0, "input": 0.0, "step": 0.0}
         self._loop_since: float | None = None
+        self._shapes: set[tuple] = set()
         self.restart()
 
     def restart(self) -> None:
@@ -225,8 +226,13 @@ class Meter:
             if self._loop_since is not None:
                 self._loop_since += seconds
 
-    def add(self, step_metrics: dict) -> None:
-        """Takes the metrics of one step, on the device as they are; waits for the one before."""
+    def add(self, step_metrics: dict, batch: Any = None) -> None:
+        """Takes the metrics of one step, on the device as they are; waits for the one before.
+
+        Args:
+          step_metrics: numbers on the device.
+          batch: what the step read: the first one of its shapes was compiled for them.
+        """
         self._steps.append(step_metrics)
         self._ends.watch(step_metrics)
         self._running += 1
@@ -235,18 +241,22 @@ class Meter:
             self._ended = self._ends.next()
             self._running -= 1
         self._blocked += time.perf_counter() - begin
-        self._account(previous_end=self._ended if self._in_flight else before, dispatched=begin)
+        shapes = tuple(np.shape(leaf) for leaf in jax.tree.leaves(batch))
+        compiled = shapes not in self._shapes
+        self._shapes.add(shapes)
+        previous_end = self._ended if self._in_flight else before
+        self._account(previous_end, dispatched=begin, compiled=compiled)
 
-    def _account(self, previous_end: float, dispatched: float) -> None:
+    def _account(self, previous_end: float, dispatched: float, compiled: bool) -> None:
         begin, end = self._wait
         stalled = max(0.0, end - max(begin, previous_end))
         self._stalled += stalled
         self.totals["input"] += stalled
         now = time.perf_counter()
-        if self._loop_since is None:  # the first step compiles
-            self.totals["compilation"] += dispatched - end
-        else:
-            self.totals["step"] += now - self._loop_since - stalled
+        compiling = dispatched - end if compiled else 0.0
+        self.totals["compilation"] += compiling
+        if self._loop_since is not None:
+            self.totals["step"] += now - self._loop_since - stalled - compiling
         self._loop_since = now
         self.steps += 1
 
@@ -325,7 +335,7 @@ class InputWarning:
         return (
             f"input: the devices wait for data {values['input_share']:.0%} of the time; raise "
             f"data.read_threads ({self._read_threads} now, {os.cpu_count()} cores here), keep "
-            "data.features=float16, train on resampled copies (python -m scav_jax.datasets "
+            "data.features=float16, train on resampled copies (scav datasets "
             "resample) or use a faster disk; python scripts/benchmarks/input.py says which of "
             "them it is"
         )

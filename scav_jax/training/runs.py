@@ -228,7 +228,7 @@ def load_run(run: str | Path) -> Run:
     if not (run / AVERAGED).is_dir():
         raise InputError(
             f"{run}: training is not finished (there is no {AVERAGED}/ yet); run the same "
-            "`python -m scav_jax.train` command again, it resumes"
+            "`scav train` command again, it resumes"
         )
     encoders, objective = build(from_dict(config, run / CONFIG_FILE))
     like = parameter_shapes(encoders, objective, config["features"]["widths"])
@@ -250,7 +250,7 @@ def _restore_averaged(folder: Path, like: PyTree) -> tuple[PyTree, list[int], di
     except Exception as error:
         raise InputError(
             f"{folder}: not what was written ({in_a_line(error)}); delete this folder and run the "
-            "same `python -m scav_jax.train` command again: it averages the checkpoints anew"
+            "same `scav train` command again: it averages the checkpoints anew"
         ) from None
     return params, steps, decided
 
@@ -263,5 +263,5 @@ def read_config(run: Path) -> dict:
     except (FileNotFoundError, NotADirectoryError):
         raise InputError(
             f"{run}: expected a run directory with {CONFIG_FILE}, found none; "
-            "give the --workdir of a `python -m scav_jax.train` command"
+            "give the --workdir of a `scav train` command"
         ) from None

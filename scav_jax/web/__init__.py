@@ -1,4 +1,4 @@
-"""A local web page: drop a sound or a video, play what is found. `python -m scav_jax.web`
+"""A local web page: drop a sound or a video, play what is found. `scav web`
 
 library    which clips may be played, and where they lie while they are
 uploads    a file that somebody sent: its size, whether it is media, its end

@@ -31,7 +31,7 @@ def probe(ffprobe: str, path: Path) -> dict[str, dict]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("data", type=Path, help="what `python -m scav_jax.extract` wrote")
+    parser.add_argument("data", type=Path, help="what `scav extract` wrote")
     parser.add_argument("--videos", type=Path, required=True, help="the folder it was made of")
     parser.add_argument("--ffprobe", default="ffprobe")
     arguments = parser.parse_args()

@@ -4,7 +4,7 @@
 
 Data of VGGSound's shapes are generated: whole clips (300 visual steps of 768 and 62 audio steps of
 6144, float16) and their copies with the visual steps at the audio steps
-(`python -m scav_jax.datasets resample`). Measured, cold (the files are dropped from the page cache)
+(`scav datasets resample`). Measured, cold (the files are dropped from the page cache)
 and warm: the files from front to back, records in random order as bytes, clips (decoded, checked),
 and training batches (read, trimmed, widened to float32, padded) on 0 to 4 read threads.
 

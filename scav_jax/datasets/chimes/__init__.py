@@ -3,7 +3,7 @@
 A performance is a minute of an instrument of 5-8 bars, struck by moving mallets: a struck bar
 flashes, vibrates and rings. Clips of one performance differ only in what is struck when.
 
-    python -m scav_jax.datasets.chimes --preset demo --out VIDEOS
+    scav datasets chimes --preset demo --out VIDEOS
 
     presets      the parameters, the presets, which performances and clips they make
     instrument   how an instrument looks and sounds, drawn from its name

@@ -263,7 +263,7 @@ def _read_safetensors(path: Path) -> tuple[dict, dict[str, np.ndarray]]:
     if not isinstance(about, dict) or not isinstance(about.get("cfg"), dict):
         raise InputError(
             f"{path}: expected BEATs' cfg in the metadata under {METADATA_KEY!r}, got none; "
-            "make the file with python -m scav_jax.extract.backbones"
+            "make the file with scav extract backbones"
         )
     return about["cfg"], state
 

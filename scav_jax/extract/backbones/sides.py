@@ -16,7 +16,7 @@ weights, and must then have the same fingerprint:
         def shrink(self, frame): ...               # in workers
         def encode(self, clips): ...               # in the parent
 
-    python -m scav_jax.extract --visual my_package.dino:Dino --audio plain \\
+    scav extract --visual my_package.dino:Dino --audio plain \\
         --weights my_package.dino:Dino=dino.safetensors ...
 """
 

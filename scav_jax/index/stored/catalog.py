@@ -229,7 +229,7 @@ def read_header(path: Path) -> Header:
     except (FileNotFoundError, NotADirectoryError):
         raise InputError(
             f"{path}: expected an index (a folder with {HEADER}), found none; "
-            "make one with `python -m scav_jax.index build`"
+            "make one with `scav index build`"
         ) from None
     version = document.get("format_version")
     if version != FORMAT_VERSION:

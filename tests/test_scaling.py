@@ -28,7 +28,7 @@ from scav_jax.base.errors import InputError
 from scav_jax.distances import euclidean, pairwise
 from scav_jax.encoders import Encoders
 from scav_jax.encoders.dropout import draws_of, dropout
-from scav_jax.encoders.layers import affine
+from scav_jax.encoders.layers import affine, as_multiplied
 from scav_jax.extract.backbones import clip_model
 from scav_jax.extract.backbones.clip_weights import random_weights
 from scav_jax.objectives import (
@@ -637,10 +637,30 @@ def test_precision_is_what_products_are_multiplied_in():
 def test_the_gradient_of_a_bfloat16_kernel_is_no_product_to_be_transposed():
     """That has no fast program on CPUs: most of a step's time."""
     x, kernel, bias = jnp.ones((2, 3, 5)), jnp.ones((5, 7)), jnp.ones(7)
-    pull_back = jax.grad(lambda kernel: affine(x, kernel, bias, "bfloat16").sum().astype("float32"))
+    pull_back = jax.grad(lambda kernel: affine(x, [kernel], [bias], "bfloat16").sum().astype("float32"))
     found = [e for e in equations(jax.make_jaxpr(pull_back)(kernel).jaxpr)]
     shapes = {e.outvars[0].aval.shape for e in found if e.primitive.name == "dot_general"}
     assert kernel.shape in shapes and kernel.shape[::-1] not in shapes
+
+
+def test_a_loop_over_bfloat16_blocks_keeps_whole_numbers_and_no_kernel_again():
+    """Or XLA's CPU compiler widens all blocks' at each block, and a kernel is stored twice."""
+    encoders, features = PRE.clone(precision="bfloat16"), jax.tree.map(jnp.asarray, batch())
+    params = jax.eval_shape(partial(init_params, encoders, Sequential(), seed=0), features)
+
+    def loss(params):
+        streams = encoders.apply({"params": as_multiplied(encoders, params)}, features.features)
+        return sum(stream.values.sum() for stream in streams)
+
+    jaxpr = jax.make_jaxpr(jax.grad(loss))(params["encoders"]).jaxpr
+    loops = [e for e in equations(jaxpr) if e.primitive.name == "scan"]
+    forward = [e for e in loops if not e.params["reverse"]]
+    made = [(e.params["length"], var.aval) for e in forward for var in e.outvars]
+    kept = [leaf for length, leaf in made if leaf.shape[:1] == (length,)]
+    assert len(forward) < len(loops) and len(kept) > 4
+    assert {leaf.dtype.name for leaf in kept} == {"uint16", "float32"}
+    sizes = {leaf.size for leaf in jax.tree.leaves(params["encoders"]) if leaf.ndim > 2}
+    assert not sizes & {leaf.size for leaf in kept}
 
 
 def test_bfloat16_is_near_float32_and_leaves_parameters_and_latents_alone():

@@ -5,13 +5,14 @@ norms and attention's softmax are float32, whatever the precision.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Bool, Float, Int, Num, PyTree
 
@@ -69,6 +70,19 @@ def wide(x: Num[Array, "*shape"]) -> Float[Array, "*shape"]:
     return x.astype(jnp.float32) if x.dtype.itemsize <= 2 else x
 
 
+def stored(x: Num[Array, "*shape"]) -> Num[Array, "*shape"]:
+    """x for a gradient: bfloat16 as its bits, which no compiler widens on the way through a loop.
+
+    XLA's CPU compiler (jax 0.10) has no slices of bfloat16: each block would widen all blocks'.
+    """
+    return jax.lax.bitcast_convert_type(x, jnp.uint16) if x.dtype == jnp.bfloat16 else x
+
+
+def loaded(x: Num[Array, "*shape"]) -> Num[Array, "*shape"]:
+    """What was `stored`."""
+    return jax.lax.bitcast_convert_type(x, jnp.bfloat16) if x.dtype == jnp.uint16 else x
+
+
 def row_numbers(features: AudioVisual) -> Int[Array, " B"]:
     """The rows of clips that are all of a batch."""
     return jnp.arange(len(features.visual.lengths), dtype=jnp.int32)
@@ -104,11 +118,11 @@ def _normalized_forward(dtype, x, scale, bias):
     deviation = jax.lax.rsqrt(jnp.maximum(0.0, square - mean * mean) + LAYER_NORM_EPSILON)
     mean, deviation = dear(mean), dear(deviation)
     result = (values - mean) * (deviation * scale[None, None]) + bias[None, None]
-    return result.astype(dtype), (x, mean, deviation, scale)
+    return result.astype(dtype), (stored(x), mean, deviation, scale)
 
 
 def _normalized_backward(dtype, kept, cotangent):
-    x, mean, deviation, scale = kept
+    x, mean, deviation, scale = loaded(kept[0]), *kept[1:]
     cotangent, normal = wide(cotangent), (wide(x) - mean) * deviation
     of_scale, of_bias = jnp.sum(cotangent * normal, (0, 1)), jnp.sum(cotangent, (0, 1))
     of_normal = cotangent * scale[None, None]
@@ -127,10 +141,11 @@ def gelu(x: Float[Array, "..."]) -> Float[Array, "..."]:
 
 
 def _gelu_forward(x):
-    return gelu(x), x
+    return gelu(x), stored(x)
 
 
-def _gelu_backward(x, cotangent):
+def _gelu_backward(kept, cotangent):
+    x = loaded(kept)
     # In terms of erf, where the forward pass has erfc: or XLA would share, and so keep, its result.
     wide = x if x.dtype.itemsize > 2 else x.astype(jnp.float32)
     phi = 0.5 * (1.0 + jax.lax.erf(wide * 0.5**0.5))
@@ -162,7 +177,7 @@ class Dense(nn.Module):
         before, taken = x.shape[: -self.axes], x.shape[-self.axes :]
         kernel, bias = _weights(self, taken, features, self.start)
         x = x.reshape(*before, math.prod(taken))
-        return affine(x, kernel, bias, self.precision).reshape(*before, *features)
+        return affine(x, [kernel], [bias], self.precision).reshape(*before, *features)
 
 
 class KernelAndBias(nn.Module):
@@ -196,40 +211,53 @@ def query_key_value(
     features, names = (heads, width // heads), ("query", "key", "value")
     weights = [KernelAndBias((width,), features, start, name=name)() for name in names]
     kernels, biases = zip(*weights, strict=True)
-    kernel = jnp.concatenate([kernel.reshape(width, width) for kernel in kernels], axis=1)
-    bias = jnp.concatenate([bias.reshape(width) for bias in biases])
-    parts = jnp.split(affine(x, kernel, bias, precision), 3, axis=-1)
+    parts = jnp.split(affine(x, kernels, biases, precision), 3, axis=-1)
     return tuple(part.reshape(*x.shape[:-1], *features) for part in parts)
 
 
 def affine(
-    x: Float[Array, "*batch C"], kernel: Array, bias: Array, precision: str
+    x: Float[Array, "*batch C"], kernels: Sequence[Array], biases: Sequence[Array], precision: str
 ) -> Float[Array, "*batch D"]:
-    """x times a kernel of C rows, plus a bias; in x's dtype, or bfloat16."""
+    """x times kernels of C rows, side by side, plus biases; in x's dtype, or bfloat16."""
     dtype = jnp.bfloat16 if precision == "bfloat16" else x.dtype
-    kernel = kernel.reshape(x.shape[-1], -1).astype(dtype)
-    multiply = _product_of_bfloat16 if precision == "bfloat16" else jnp.matmul
-    product = multiply(x.astype(dtype), kernel, precision=MATMUL_PRECISIONS[precision])
-    return dear(_plus_bias(product, bias.reshape(-1)))
+    multiply = _product_of_bfloat16 if precision == "bfloat16" else _product_with
+    kernels = tuple(kernel.astype(dtype) for kernel in kernels)
+    product = multiply(x.astype(dtype), kernels, MATMUL_PRECISIONS[precision])
+    return dear(_plus_bias(product, jnp.concatenate([bias.reshape(-1) for bias in biases])))
+
+
+def _side_by_side(kernels: tuple[Array, ...], rows: int) -> Float[Array, "C D"]:
+    return jnp.concatenate([kernel.reshape(rows, -1) for kernel in kernels], axis=1)
+
+
+def _product_with(
+    x: Float[Array, "*batch C"], kernels: tuple[Array, ...], precision: jax.lax.Precision
+) -> Float[Array, "*batch D"]:
+    return jnp.matmul(x, _side_by_side(kernels, x.shape[-1]), precision=precision)
 
 
 @partial(jax.custom_vjp, nondiff_argnames=("precision",))
 def _product_of_bfloat16(
-    x: Float[Array, "*batch C"], kernel: Float[Array, "C D"], precision: jax.lax.Precision
+    x: Float[Array, "*batch C"], kernels: tuple[Array, ...], precision: jax.lax.Precision
 ) -> Float[Array, "*batch D"]:
     """Autodiff has a kernel's gradient transposed: on CPUs four fifths of a training step."""
-    return jnp.matmul(x, kernel, precision=precision)
+    return _product_with(x, kernels, precision)
 
 
-def _product_of_bfloat16_forward(x, kernel, precision):
-    return _product_of_bfloat16(x, kernel, precision), (x, kernel)
+def _product_of_bfloat16_forward(x, kernels, precision):
+    # Kernels as they came: a loop over blocks has them, and would keep any other form once more.
+    return _product_with(x, kernels, precision), (stored(x), kernels)
 
 
 def _product_of_bfloat16_backward(precision, kept, cotangent):
-    x, kernel = kept
+    x, kernels = loaded(kept[0]), kept[1]
     rows = tuple(range(x.ndim - 1))
-    of_kernel = jax.lax.dot_general(x, cotangent, ((rows, rows), ((), ())), precision=precision)
-    return jnp.matmul(cotangent, kernel.T, precision=precision), of_kernel
+    product = jax.lax.dot_general(x, cotangent, ((rows, rows), ((), ())), precision=precision)
+    ends = np.cumsum([kernel.size // x.shape[-1] for kernel in kernels])[:-1]
+    parts = jnp.split(product, ends.tolist(), axis=1)
+    of_kernels = tuple(part.reshape(k.shape) for part, k in zip(parts, kernels, strict=True))
+    of_x = jnp.matmul(cotangent, _side_by_side(kernels, x.shape[-1]).T, precision=precision)
+    return of_x, of_kernels
 
 
 _product_of_bfloat16.defvjp(_product_of_bfloat16_forward, _product_of_bfloat16_backward)
@@ -297,11 +325,11 @@ def _attend_forward(precision, rate, query, key, value, position, mask, draws):
     logits = jnp.where(mask[:, None, None, :], logits, jnp.finfo(logits.dtype).min)
     weights = dear(jax.nn.softmax(logits, axis=-1).astype(value.dtype))
     mixed = dear(_product("bhqk,bkhd->bqhd", precision, dropout(weights, rate, draws), value))
-    return mixed, (query, key, value, position, mask, draws, weights)
+    return mixed, (*map(stored, (query, key, value, weights)), position, mask, draws)
 
 
 def _attend_backward(precision, rate, kept, cotangent):
-    query, key, value, position, mask, draws, weights = kept
+    (query, key, value, weights), (position, mask, draws) = map(loaded, kept[:4]), kept[4:]
     dropped = dropout(weights, rate, draws)
     of_value = _product("bhqk,bqhd->bkhd", precision, dropped, cotangent)
     of_weights = _product("bqhd,bkhd->bhqk", precision, cotangent, value)

@@ -56,7 +56,8 @@ CARDS = {
     "v100": ("V100", 80, 0.9e12, 6, 1.53, 32, 98304, 98304, "7"),
 }
 FLAGS = {"xla_gpu_autotune_level": 0, "xla_gpu_enable_triton_gemm": False}
-BYTES = {"pred": 1, "s8": 1, "u8": 1, "bf16": 2, "f16": 2, "s32": 4, "u32": 4, "f32": 4}
+BYTES = {"pred": 1, "s8": 1, "u8": 1, "u16": 2, "bf16": 2, "f16": 2, "s32": 4, "u32": 4, "f32": 4}
+BYTES |= {"none": 0, "token": 0}
 FREE = {"parameter", "tuple", "get-tuple-element", "bitcast", "constant", "after-all"}
 FREE |= {"fusion-done", "copy-done"}  # waiting for what is counted where it starts
 WORKSPACE = "s8["  # of cuBLAS: memory, but no traffic
@@ -132,7 +133,7 @@ def lowered_warping(
 def size(types: str) -> int:
     """Bytes of a type, or of all in a tuple."""
     found = re.findall(r"(\w+)\[([\d,]*)\]", types.replace(WORKSPACE, "none["))
-    shapes = ((BYTES.get(dtype, 0), shape.split(",")) for dtype, shape in found)
+    shapes = ((BYTES[dtype], shape.split(",")) for dtype, shape in found)
     return sum(number * int(np.prod([int(n) for n in shape if n])) for number, shape in shapes)
 
 

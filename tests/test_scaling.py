@@ -637,7 +637,9 @@ def test_precision_is_what_products_are_multiplied_in():
 def test_the_gradient_of_a_bfloat16_kernel_is_no_product_to_be_transposed():
     """That has no fast program on CPUs: most of a step's time."""
     x, kernel, bias = jnp.ones((2, 3, 5)), jnp.ones((5, 7)), jnp.ones(7)
-    pull_back = jax.grad(lambda kernel: affine(x, [kernel], [bias], "bfloat16").sum().astype("float32"))
+    pull_back = jax.grad(
+        lambda kernel: affine(x, [kernel], [bias], "bfloat16").sum().astype("float32")
+    )
     found = [e for e in equations(jax.make_jaxpr(pull_back)(kernel).jaxpr)]
     shapes = {e.outvars[0].aval.shape for e in found if e.primitive.name == "dot_general"}
     assert kernel.shape in shapes and kernel.shape[::-1] not in shapes

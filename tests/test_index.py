@@ -20,10 +20,8 @@ import pytest
 
 from scav_jax.base import files
 from scav_jax.base.errors import InputError
-from scav_jax.index import create, open_index, store, writing
-from scav_jax.index.nearest import scan
+from scav_jax.index import catalog, create, encoding, open_index, scan, segments, store, writing
 from scav_jax.index.products import widen
-from scav_jax.index.stored import catalog, encoding, segments
 from scav_jax.retrieval.embed import Embedded
 from scav_jax.sequences import Sequences, resample_like
 from scav_jax.sequences import sequences as whole

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from small_run import noise
 from test_evaluate import FINGERPRINT, WIDTHS, write_run
 from test_index import embedded
 from test_search import clustered, ids, loops, replace_values, scores
@@ -19,7 +20,6 @@ from scav_jax.distances import pairwise
 from scav_jax.evaluate import __main__ as evaluate_program
 from scav_jax.evaluate import hubness as evaluate_hubness
 from scav_jax.features import store
-from scav_jax.features.clip import Clip
 from scav_jax.index import __main__ as index_program
 from scav_jax.index import create, mesh, open_index, searching
 from scav_jax.retrieval import hubness
@@ -242,16 +242,8 @@ def write_clips(folder, splits):
     random, clips = np.random.default_rng(0), []
     for split, count in splits.items():
         for number in range(count):
-            clip = Clip(
-                id=f"{split} {number}",
-                visual=random.normal(size=(8, WIDTHS["visual"])).astype(np.float16),
-                visual_span=(0.0, 2.0),
-                audio=random.normal(size=(4, WIDTHS["audio"])).astype(np.float16),
-                audio_span=(0.0, 2.0),
-                source=f"{split}.mp4",
-                start=2.0 * number,
-                end=2.0 * number + 2.0,
-            )
+            about = {"id": f"{split} {number}", "source": f"{split}.mp4"}
+            clip = noise(random, number, (8, 4), WIDTHS.values(), audio_span=(0.0, 2.0), **about)
             clips.append((split, clip))
     store.write(clips, folder, fingerprint=FINGERPRINT, videos="", rejected=[])
 

@@ -6,7 +6,7 @@ R@1 = 0 and not 1. Ranks are counted, never read off a sort, and a NaN is an err
 that quietly disappears.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
@@ -192,8 +192,10 @@ def summary(
     values = _figures(ranks[None], ks)
     result: dict = {"n": len(ranks)} | {name: float(value[0]) for name, value in values.items()}
     if bootstrap:
-        for name, (low, high) in _bootstrap_intervals(ranks, ks, bootstrap, seed).items():
-            result[f"{name}_interval"] = [low, high]
+        chosen = _resampled(len(ranks), bootstrap, seed)
+        samples = [_figures(ranks[some], ks) for some in chosen]
+        for name in values:
+            result[f"{name}_interval"] = _interval([figures[name] for figures in samples])
     return result
 
 
@@ -222,9 +224,8 @@ def paired_gain(
     more = (ranks <= k).astype(float) - (others <= k)
     result: dict = {"gain": float(more.mean())}
     if bootstrap:
-        random = np.random.default_rng(seed)
-        means = [more[random.integers(0, len(more), len(more))].mean() for _ in range(bootstrap)]
-        result["interval"] = [float(bound) for bound in np.percentile(means, _TAILS)]
+        chosen = _resampled(len(more), bootstrap, seed)
+        result["interval"] = _interval([more[some].mean(axis=1) for some in chosen])
     return result
 
 
@@ -297,15 +298,12 @@ def mean_average_precision(
     scores, truth = scores[:, there], truth[:, there]
     count = len(scores)
     result: dict = {"n": count, "mAP": float(average_precisions(scores, truth).mean())}
-    random, means = np.random.default_rng(seed), []
-    block = max(1, _BLOCK_VALUES // 8 // count)
-    for begin in range(0, bootstrap, block):
-        chosen = random.integers(0, count, size=(min(block, bootstrap - begin), count))
+    means = []
+    for chosen in _resampled(count, bootstrap, seed):
         weights = np.stack([np.bincount(row, minlength=count) for row in chosen]).astype(float)
         means.append(np.nanmean(average_precisions(scores, truth, weights), axis=1))
     if means:
-        low, high = np.percentile(np.concatenate(means), _TAILS)
-        result["mAP_interval"] = [float(low), float(high)]
+        result["mAP_interval"] = _interval(means)
     return result
 
 
@@ -329,19 +327,13 @@ def _figures(ranks: Int[np.ndarray, "S Q"], ks: Sequence[int]) -> dict[str, np.n
     return figures
 
 
-def _bootstrap_intervals(
-    ranks: Int[np.ndarray, " Q"], ks: Sequence[int], samples: int, seed: int
-) -> dict[str, tuple[float, float]]:
-    """Percentile intervals of each figure under resampling of the queries with replacement."""
-    random = np.random.default_rng(seed)
-    block = max(1, _BLOCK_VALUES // 8 // len(ranks))
-    blocks = []
+def _resampled(count: int, samples: int, seed: int) -> Iterator[Int[np.ndarray, "S count"]]:
+    """Numbers of so many queries or clips drawn with replacement, some samples at a time."""
+    random, block = np.random.default_rng(seed), max(1, _BLOCK_VALUES // 8 // count)
     for begin in range(0, samples, block):
-        count = min(block, samples - begin)
-        chosen = random.integers(0, len(ranks), size=(count, len(ranks)))
-        blocks.append(_figures(ranks[chosen], ks))
-    intervals = {}
-    for name in blocks[0]:
-        low, high = np.percentile(np.concatenate([part[name] for part in blocks]), _TAILS)
-        intervals[name] = (float(low), float(high))
-    return intervals
+        yield random.integers(0, count, size=(min(block, samples - begin), count))
+
+
+def _interval(blocks: list[Float[np.ndarray, " S"]]) -> list[float]:
+    """The percentile interval of a figure of all samples, (low, high)."""
+    return [float(bound) for bound in np.percentile(np.concatenate(blocks), _TAILS)]

@@ -7,6 +7,7 @@ With `JAX_PLATFORMS=cuda` the tests run on a GPU. What needs more devices than t
 out, with a reason that is counted at the end (`JAX_NUM_CPU_DEVICES=1` shows it on a CPU).
 """
 
+import contextlib
 import fcntl
 import gc
 import os
@@ -129,6 +130,23 @@ def assert_equal_products(found, expected):
 def random() -> np.random.Generator:
     """Random numbers that are the same in every run."""
     return np.random.default_rng(20240708)
+
+
+@contextlib.contextmanager
+def unchecked():
+    """What signatures say is not looked at: a size that is not known yet is no `int`."""
+    jaxtyping.config.update("jaxtyping_disable", True)
+    try:
+        yield
+    finally:
+        jaxtyping.config.update("jaxtyping_disable", False)
+
+
+@pytest.fixture
+def unchecked_shapes():
+    """`unchecked`, for all of a test."""
+    with unchecked():
+        yield
 
 
 @pytest.fixture(scope="module")

@@ -169,6 +169,17 @@ def write_film(
     return path
 
 
+def without_pictures(path: Path) -> Path:
+    """The file with zeros in place of its coded pictures."""
+    content = bytearray(path.read_bytes())
+    with av.open(str(path)) as container:
+        places = [(p.pos, p.size) for p in container.demux(video=0) if p.size]
+    for at, size in places:
+        content[at : at + size] = bytes(size)
+    path.write_bytes(content)
+    return path
+
+
 def apart(moments) -> list[float]:
     """The first of each group that lies within 0.2 s."""
     kept: list[float] = []

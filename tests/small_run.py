@@ -7,6 +7,7 @@ were stopped anywhere can be compared with it.
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import drawn
@@ -19,9 +20,15 @@ from scav_jax.features import store
 from scav_jax.features.clip import Clip
 from scav_jax.train import loop
 from scav_jax.training import processes
-from scav_jax.training.config import override
+from scav_jax.training.config import as_dict, override
 from scav_jax.training.config_files import load_file
-from scav_jax.training.runs import example_batch, load_run, save_averaged
+from scav_jax.training.runs import (
+    build,
+    example_batch,
+    load_run,
+    parameter_shapes,
+    save_averaged,
+)
 from scav_jax.training.setup import resolved_config, set_up, widths
 
 ROOT = Path(__file__).parents[1]
@@ -54,21 +61,22 @@ SMALL = {
 TIMINGS = {"examples_per_s", "input_share", "input_ms", "host_ms"}
 
 
+def noise(random, number, steps, widths=(7, 6), **about):
+    """A clip of so many visual and audio steps of noise; 2 s unless `about` says otherwise."""
+    visual, audio = (random.normal(size=size) for size in zip(steps, widths, strict=True))
+    start = about.get("start", 2.0 * number)
+    usual = {"id": f"clip {number}", "source": "a.mp4", "start": start, "end": start + 2.0}
+    spans = {"visual_span": (0.0, 2.0), "audio_span": (0.0, 1.9)}
+    features = {"visual": visual.astype(np.float16), "audio": audio.astype(np.float16)}
+    return Clip(**features | usual | spans | about)
+
+
 def write_data(folder, clips=29, fingerprint=FINGERPRINT, scale=1.0):
     random = np.random.default_rng(0)
     made = []
     for number in range(clips):
-        n, m = int(random.integers(9, 13)), int(random.integers(4, 6))
-        clip = Clip(
-            id=f"clip {number}",
-            visual=(scale * random.normal(size=(n, 7))).astype(np.float16),
-            visual_span=(0.0, 2.0),
-            audio=random.normal(size=(m, 6)).astype(np.float16),
-            audio_span=(0.0, 1.9),
-            source="a.mp4",
-            start=2.0 * number,
-            end=2.0 * number + 2.0,
-        )
+        clip = noise(random, number, (random.integers(9, 13), random.integers(4, 6)))
+        clip = replace(clip, visual=(scale * clip.visual).astype(np.float16))
         made.append(("validation" if number >= clips - 5 else "train", clip))
     store.write(made, folder, fingerprint=fingerprint, videos="", rejected=[])
     return folder
@@ -122,6 +130,17 @@ def untrained(config, workdir):
     example = example_batch(widths(setup))
     save_averaged(workdir, drawn.params(setup.encoders, setup.objective, example), [1])
     return workdir
+
+
+def drawn_run(folder, config, **features):
+    """The folder of a finished run of random parameters; `features` is what config.json has."""
+    write_document(folder / "config.json", as_dict(config) | {"features": features})
+    encoders, objective = build(config)
+    shapes = parameter_shapes(encoders, objective, features["widths"])
+    random = np.random.default_rng(config.seed)
+    params = jax.tree.map(lambda x: random.normal(size=x.shape).astype(np.float32) * 0.3, shapes)
+    save_averaged(folder, params, [10, 20])
+    return folder
 
 
 def train_once(folder):

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image, ImageEnhance, ImageFilter
 
 from scav_jax.objectives import augment
-from scav_jax.objectives.augment import PICTURE, SOUND, no_augmentation
+from scav_jax.objectives.augment import PICTURE, PICTURE_ORDER, SOUND, SOUND_ORDER
 
 SIDE, FRAMES, BINS = 32, 48, 16
 LEVEL = 1 / 255
@@ -43,8 +43,10 @@ def drawn():
 
 
 def vector(size, **slots):
-    """`no_augmentation` with some slots set: `at_5=1.0`."""
-    found = no_augmentation(size)
+    """The vector of no augmentation with some slots set: `at_5=1.0`."""
+    first = {PICTURE: PICTURE_ORDER, SOUND: SOUND_ORDER}[size]
+    found = np.zeros(size, np.float32)
+    found[first : first + 4] = np.arange(4)
     for name, value in slots.items():
         found[int(name.removeprefix("at_"))] = value
     return jnp.asarray(found)

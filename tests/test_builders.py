@@ -15,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from small_run import noise
 
 from scav_jax.base.errors import InputError
 from scav_jax.base.files import ids_sha256
@@ -517,17 +518,10 @@ def test_predicted_sizes_are_what_is_written(tmp_path, random, frames):
 
 
 def make_clip(random, number, frames, steps, begin=0.0, rate=29.97):
-    return Clip(
-        id=f"clip {number}",
-        visual=random.standard_normal((frames, 5)).astype(np.float16),
-        visual_span=(begin, begin + frames / rate),
-        audio=random.standard_normal((steps, 7)).astype(np.float16),
-        audio_span=(0.0, steps * 0.16),
-        source=f"{number}.mp4",
-        start=number * 1.0,
-        end=number + 4.0,
-        label=f"label {number % 2}",
-    )
+    about = {"source": f"{number}.mp4", "label": f"label {number % 2}"}
+    about |= {"visual_span": (begin, begin + frames / rate), "audio_span": (0.0, steps * 0.16)}
+    about |= {"start": number * 1.0, "end": number + 4.0}
+    return noise(random, number, (frames, steps), (5, 7), **about)
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from small_run import FINGERPRINT, parameters, records, small_config, train_here
+from small_run import FINGERPRINT, noise, parameters, records, small_config, train_here
 from test_evaluate import write_run
 from test_temporal import WITHOUT_BLOCKS
 
@@ -17,7 +17,6 @@ from scav_jax import metrics, objectives
 from scav_jax.base.errors import InputError
 from scav_jax.evaluate import __main__ as evaluate_program
 from scav_jax.features import store
-from scav_jax.features.clip import Clip
 from scav_jax.features.sides import pixels
 from scav_jax.index import __main__ as index_program
 from scav_jax.objectives import Classification, Equivariant, Place
@@ -392,18 +391,11 @@ def write_data(folder, names=NAMES, clips=29, shift=4.0):
     random = np.random.default_rng(0)
     made = []
     for number in range(clips):
-        n, m = int(random.integers(9, 13)), int(random.integers(4, 6))
         which = number % len(names)
-        clip = Clip(
-            id=f"clip {number}",
-            visual=random.normal(size=(n, 7)).astype(np.float16),
-            visual_span=(0.0, 2.0),
-            audio=(random.normal(size=(m, 6)) + shift * np.eye(6)[which]).astype(np.float16),
-            audio_span=(0.0, 1.9),
-            source="a.mp4",
-            start=2.0 * number,
-            end=2.0 * number + 2.0,
-            label=names[which],
+        steps = random.integers(9, 13), random.integers(4, 6)
+        clip = noise(random, number, steps, label=names[which])
+        clip = dataclasses.replace(
+            clip, audio=(clip.audio + shift * np.eye(6)[which]).astype(np.float16)
         )
         made.append(("validation" if number >= clips - 6 else "train", clip))
     store.write(made, folder, fingerprint=FINGERPRINT, videos="", rejected=[])

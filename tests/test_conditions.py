@@ -9,7 +9,7 @@ from test_index import embedded, made
 
 from scav_jax.base.conditions import NUMBER, TEXT, as_sql
 from scav_jax.base.errors import InputError
-from scav_jax.index.stored import rows
+from scav_jax.index import rows
 
 COLUMNS = {"id": TEXT, "label": TEXT, "start": NUMBER, "end": NUMBER}
 SIGNS = {"=": operator.eq, "==": operator.eq, "<>": operator.ne, "!=": operator.ne} | {

@@ -14,26 +14,21 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from small_run import noise
 
 from scav_jax.base.errors import InputError
 from scav_jax.features import store
-from scav_jax.features.clip import Clip, fingerprint_id
+from scav_jax.features.clip import fingerprint_id
 
 FINGERPRINT = {"backbone": {"name": "test"}, "audio_rate_hz": 16_000}
 
 
 def make_clip(random, number, frames, steps):
-    return Clip(
-        id=f"clip {number}, é",
-        visual=random.standard_normal((frames, 5)).astype(np.float16),
-        visual_span=(0.0, frames / 29.97),
-        audio=random.standard_normal((steps, 7)).astype(np.float16),
-        audio_span=(0.0, steps * 0.16),
-        source=f"folder/{number}.mp4",
-        start=number * 1.1,
-        end=number * 1.1 + 4,
-        label='a "label", with a comma' if number % 2 else "",
-    )
+    label = 'a "label", with a comma' if number % 2 else ""
+    about = {"id": f"clip {number}, é", "source": f"folder/{number}.mp4", "label": label}
+    about |= {"visual_span": (0.0, frames / 29.97), "audio_span": (0.0, steps * 0.16)}
+    about |= {"start": number * 1.1, "end": number * 1.1 + 4}
+    return noise(random, number, (frames, steps), (5, 7), **about)
 
 
 @pytest.fixture

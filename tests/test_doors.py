@@ -10,7 +10,6 @@ import json
 import drawn
 import jax
 import jax.numpy as jnp
-import jaxtyping
 import numpy as np
 import optax
 import pytest
@@ -160,16 +159,8 @@ def assert_gradients_moved_biases(setup, params):
     assert {name.split("'")[3] for name in biases} >= {"visual", "audio"} and all(biases.values())
 
 
-@pytest.fixture
-def symbolic_shapes():
-    """A size that is not known yet is no `int`, which is what checked signatures say it is."""
-    jaxtyping.config.update("jaxtyping_disable", True)
-    yield
-    jaxtyping.config.update("jaxtyping_disable", False)
-
-
 @pytest.mark.usefixtures("figures_only")
-def test_an_exported_stranger_is_loaded_and_evaluated_by_who_trusts_it(tmp_path, symbolic_shapes):
+def test_an_exported_stranger_is_loaded_and_evaluated_by_who_trusts_it(tmp_path, unchecked_shapes):
     name, extractor = "stranger_objective:Noisy", make_fingerprint(load("plain"))
     data = write_data(tmp_path / "data", fingerprint=extractor)
     untrained(small_config(data, **{"objective.name": name}), tmp_path / "run")

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import reference
+from pairs import assert_close, lifted, padded, with_gradients
 
 from scav_jax.base.errors import InputError
 from scav_jax.distances import dtw, warping
@@ -24,14 +25,6 @@ AMPLE, TIGHT = 2**30, 1  # bytes: alignments are kept, or computed again a pair 
 def clips(lengths, seed, width=WIDTH):
     rng = np.random.default_rng(seed)
     return [rng.normal(size=(length, width)) for length in lengths]
-
-
-def padded(items, steps, dtype=np.float32) -> Sequences:
-    values = np.full((len(items), steps, items[0].shape[1]), np.nan, dtype)
-    for row, item in zip(values, items, strict=True):
-        row[: len(item)] = item
-    lengths = jnp.asarray([len(item) for item in items], jnp.int32)
-    return sequences(jnp.asarray(values), lengths)
 
 
 def one(stream: Sequences) -> Sequences:
@@ -62,36 +55,18 @@ def all_pairs(visual, audio, gamma, block=None, memory_bytes=AMPLE):
 
 def by_definition(visual, audio, gamma):
     pair = dtw.dtw if gamma is None else partial(dtw.soft_dtw, gamma=gamma)
-    return jax.vmap(jax.vmap(pair, (None, 0)), (0, None))(visual, audio)
-
-
-def weights_of(shape):
-    return np.random.default_rng(9).normal(size=shape)
+    return lifted(pair)(visual, audio)
 
 
 @cache
 def compiled(function, **how):
-    """-> D and the gradients of a random contraction of D for both streams' values."""
-
-    def weighted(v, a, visual, audio):
-        distances = function(visual.replace(values=v), audio.replace(values=a), **how)
-        weights = jnp.asarray(weights_of(distances.shape), distances.dtype)
-        return jnp.sum(distances * weights), distances
-
-    return jax.jit(jax.value_and_grad(weighted, (0, 1), has_aux=True))
+    return with_gradients(partial(function, **how))
 
 
 def run(function, visual, audio, **how):
-    (_, distances), gradients = compiled(function, **how)(
-        visual.values, audio.values, visual, audio
-    )
+    """D and both gradients, as numpy arrays."""
+    (_, distances), gradients = compiled(function, **how)(visual, audio)
     return [np.asarray(x) for x in (distances, *gradients)]
-
-
-def assert_close(results, expected, tolerance):
-    for result, right in zip(results, expected, strict=True):
-        assert result.dtype == right.dtype
-        np.testing.assert_allclose(result, right, atol=tolerance * np.abs(right).max(), rtol=0)
 
 
 # -- all pairs ------------------------------------------------------------------------------------
@@ -163,7 +138,9 @@ def test_float32_stays_float32_beside_float64():
     visual, audio = streams()
     expected = run(all_pairs, visual, audio, gamma=0.1)
     with jax.enable_x64(True):
-        assert_close(run(all_pairs, visual, audio, gamma=0.1), expected, 1e-6)
+        found = run(all_pairs, visual, audio, gamma=0.1)
+    assert {one.dtype for one in found} == {np.dtype(np.float32)}
+    assert_close(found, expected, 1e-6)
 
 
 def test_equally_cheap_steps_share_the_gradient():
@@ -250,7 +227,7 @@ def test_given_costs_are_summed_over_every_path(n, m, gamma):
 def test_given_costs_in_tiles_of_any_size(pairs, block):
     """One tile that is not full, several of which the last two overlap, one for all."""
     costs, rows, columns = given_costs(4, 6, pairs)
-    weights = jnp.asarray(weights_of(pairs), jnp.float32)
+    weights = jnp.asarray(np.random.default_rng(9).normal(size=pairs), jnp.float32)
 
     def total(costs, block):
         values = warping.warping_costs(costs, rows, columns, 0.1, block=block)

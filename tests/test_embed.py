@@ -5,11 +5,10 @@ from dataclasses import replace
 import jax
 import numpy as np
 import pytest
-from small_run import TOWERS
+from small_run import TOWERS, noise
 
 from scav_jax.base.errors import InputError
 from scav_jax.features import store
-from scav_jax.features.clip import Clip
 from scav_jax.features.resampled import write_resampled
 from scav_jax.retrieval.embed import embed
 from scav_jax.training.config import Config, as_dict
@@ -25,16 +24,9 @@ CONFIG = Config().replace(
 
 def random_clip(random, number, visual_steps, audio_steps):
     seconds = visual_steps / 5
-    return Clip(
-        id=f"clip {number}",
-        visual=random.normal(size=(visual_steps, 7)).astype(np.float16),
-        visual_span=(0.0, seconds),
-        audio=random.normal(size=(audio_steps, 6)).astype(np.float16),
-        audio_span=(0.0, 0.96 * seconds),
-        source=f"video {number // 3}",
-        start=float(number),
-        end=number + seconds,
-    )
+    about = {"source": f"video {number // 3}", "start": float(number), "end": number + seconds}
+    about |= {"visual_span": (0.0, seconds), "audio_span": (0.0, 0.96 * seconds)}
+    return noise(random, number, (visual_steps, audio_steps), **about)
 
 
 @pytest.fixture(scope="module")

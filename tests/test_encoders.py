@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import reference
 from conftest import assert_equal_products
+from pairs import padded
 
 from scav_jax import encoders
 from scav_jax.encoders import Encoders, layers
@@ -38,17 +39,11 @@ def clips(seed=0):
     return visual, audio
 
 
-def padded(arrays, steps, fill=0.0):
-    values = np.full((len(arrays), steps, arrays[0].shape[1]), fill, np.float32)
-    for row, array in zip(values, arrays, strict=True):
-        row[: len(array)] = array
-    return sequences(jnp.asarray(values), jnp.array([len(array) for array in arrays]))
-
-
 def batch(fill=0.0, extra=0):
     visual, audio = clips()
     return AudioVisual(
-        padded(visual, VISUAL_STEPS + extra, fill), padded(audio, AUDIO_STEPS + extra, fill)
+        padded(visual, VISUAL_STEPS + extra, fill=fill),
+        padded(audio, AUDIO_STEPS + extra, fill=fill),
     )
 
 

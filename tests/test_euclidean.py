@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import reference
+from pairs import assert_close, lifted, with_gradients
 
 from scav_jax.base.errors import InputError
 from scav_jax.distances import euclidean as module
@@ -21,6 +22,7 @@ from scav_jax.sequences import RESAMPLINGS, Sequences, sequences
 
 WIDTH = 16
 AMPLE = 2**30
+NOISE = 2e-6  # relative, of float32 when sums are taken in another order
 FLOAT32 = jnp.dtype(jnp.float32)
 each_direction = pytest.mark.parametrize("resample", RESAMPLINGS)
 
@@ -57,36 +59,16 @@ def in_loops(visual: Sequences, audio: Sequences, resample: str) -> np.ndarray:
 
 @cache
 def compiled(resample, definition=False, **how):
-    """-> D and the gradients of a random contraction of it for both streams' values."""
-
-    def distances_of(visual, audio):
-        if definition:
-            pair = partial(euclidean, resample=resample)
-            return jax.vmap(jax.vmap(pair, (None, 0)), (0, None))(visual, audio)
-        options = {"block": None, "memory_bytes": AMPLE, "resample": resample} | how
-        return euclidean_matrix(visual, audio, **options)[0]
-
-    def weighted(v, a, visual, audio):
-        distances = distances_of(visual.replace(values=v), audio.replace(values=a))
-        weights = np.random.default_rng(9).normal(size=distances.shape)
-        return jnp.sum(distances * jnp.asarray(weights, distances.dtype)), distances
-
-    return jax.jit(jax.value_and_grad(weighted, (0, 1), has_aux=True))
+    if definition:
+        return with_gradients(lifted(partial(euclidean, resample=resample)))
+    options = {"block": None, "memory_bytes": AMPLE, "resample": resample} | how
+    return with_gradients(lambda *pair: euclidean_matrix(*pair, **options)[0])
 
 
 def results(visual, audio, resample, **how):
     """D and both gradients, as numpy arrays."""
-    (_, distances), gradients = compiled(resample, **how)(
-        visual.values, audio.values, visual, audio
-    )
+    (_, distances), gradients = compiled(resample, **how)(visual, audio)
     return [np.asarray(x) for x in (distances, *gradients)]
-
-
-def assert_close(found, expected, relative=2e-6):
-    """Relative to the largest entry of each array."""
-    for one, other in zip(found, expected, strict=True):
-        assert np.isfinite(one).all()
-        np.testing.assert_allclose(one, other, rtol=0, atol=relative * np.abs(other).max())
 
 
 # -- the forms ------------------------------------------------------------------------------------
@@ -147,7 +129,7 @@ def test_every_form_is_the_definition(case, resample):
     """Values and gradients; NaN lies in the padding, and gets no gradient."""
     _, visual, audio = CASES[case]
     found = results(visual, audio, resample)
-    assert_close(found, results(visual, audio, resample, definition=True))
+    assert_close(found, results(visual, audio, resample, definition=True), NOISE)
     for gradient, one in zip(found[1:], (visual, audio), strict=True):
         for clip, length in zip(gradient, one.lengths, strict=True):
             assert not np.any(clip[length:])
@@ -161,9 +143,9 @@ def test_runs_of_any_width_give_the_same(monkeypatch, resample):
     uncached = compiled.__wrapped__(resample)
     for case in ("few grids", "every audio its own"):
         _, visual, audio = CASES[case]
-        (_, distances), gradients = uncached(visual.values, audio.values, visual, audio)
+        (_, distances), gradients = uncached(visual, audio)
         expected = results(visual, audio, resample, definition=True)
-        assert_close([np.asarray(x) for x in (distances, *gradients)], expected)
+        assert_close([np.asarray(x) for x in (distances, *gradients)], expected, NOISE)
 
 
 @pytest.mark.parametrize(
@@ -172,7 +154,8 @@ def test_runs_of_any_width_give_the_same(monkeypatch, resample):
 def test_blocks_change_nothing(how, resample):
     """Three visual sequences at a time, and one."""
     for _, visual, audio in CASES.values():
-        assert_close(results(visual, audio, resample, **how), results(visual, audio, resample))
+        expected = results(visual, audio, resample)
+        assert_close(results(visual, audio, resample, **how), expected, NOISE)
 
 
 @each_direction

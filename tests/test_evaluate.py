@@ -3,13 +3,11 @@
 import json
 import re
 
-import jax
 import numpy as np
 import pytest
-from small_run import TOWERS
+from small_run import TOWERS, drawn_run, noise
 
 from scav_jax import metrics, retrieve
-from scav_jax.base.documents import write_document
 from scav_jax.base.errors import InputError
 from scav_jax.base.files import ids_sha256
 from scav_jax.encoders import Encoders
@@ -17,12 +15,11 @@ from scav_jax.evaluate import __main__ as program
 from scav_jax.evaluate import evaluation as evaluate
 from scav_jax.evaluate import galleries
 from scav_jax.features import store
-from scav_jax.features.clip import Clip
 from scav_jax.objectives import Sequential
 from scav_jax.report import pictures
 from scav_jax.retrieval.embed import embed
 from scav_jax.training import runs
-from scav_jax.training.config import Config, as_dict
+from scav_jax.training.config import Config
 
 FINGERPRINT = {"backbone": "random", "rate_hz": 16000}
 CLIPS = 13
@@ -33,18 +30,10 @@ def write_data(folder, seed=0, labels=("drum", ""), fingerprint=FINGERPRINT):
     random = np.random.default_rng(seed)
     clips = []
     for number in range(CLIPS):
-        n, m = int(random.integers(8, 12)), int(random.integers(4, 6))
-        clip = Clip(
-            id=f"clip {number}",
-            visual=random.normal(size=(n, WIDTHS["visual"])).astype(np.float16),
-            visual_span=(0.0, 2.0),
-            audio=random.normal(size=(m, WIDTHS["audio"])).astype(np.float16),
-            audio_span=(0.0, 1.9),
-            source=f"video {number // 4}.mp4",
-            start=2.0 * (number % 4),
-            end=2.0 * (number % 4) + 2.0,
-            label=labels[number % len(labels)],
-        )
+        steps = random.integers(8, 12), random.integers(4, 6)
+        about = {"source": f"video {number // 4}.mp4", "start": 2.0 * (number % 4)}
+        label = labels[number % len(labels)]
+        clip = noise(random, number, steps, WIDTHS.values(), label=label, **about)
         clips.append(("test" if number < CLIPS - 3 else "three", clip))
     store.write(clips, folder, fingerprint=fingerprint, videos="", rejected=[])
     return folder
@@ -59,14 +48,7 @@ def write_run(folder, data, seed=0, distance=None, **objective):
         distance=distance or {"resample": "audio_to_visual"},
         objective=objective,
     )
-    features = {"fingerprint": FINGERPRINT, "widths": WIDTHS}
-    write_document(folder / "config.json", as_dict(config) | {"features": features})
-    encoders, built = runs.build(config)
-    shapes = runs.parameter_shapes(encoders, built, WIDTHS)
-    random = np.random.default_rng(seed)
-    params = jax.tree.map(lambda x: random.normal(size=x.shape).astype(np.float32) * 0.3, shapes)
-    runs.save_averaged(folder, params, [10, 20])
-    return folder
+    return drawn_run(folder, config, fingerprint=FINGERPRINT, widths=WIDTHS)
 
 
 @pytest.fixture(scope="module")

@@ -16,10 +16,10 @@ from typing import ClassVar
 import huggingface_hub
 import jax
 import jax.export
-import jaxtyping
 import numpy as np
 import pytest
 import safetensors
+from conftest import unchecked
 from flax.traverse_util import unflatten_dict
 from safetensors.numpy import load_file, save_file
 from test_evaluate import write_data
@@ -93,10 +93,8 @@ def exported(run, tmp_path_factory):
 
 @pytest.fixture(scope="module", autouse=True)
 def symbolic_shapes():
-    """A size that is not known yet is no `int`, which is what checked signatures say it is."""
-    jaxtyping.config.update("jaxtyping_disable", True)
-    yield
-    jaxtyping.config.update("jaxtyping_disable", False)
+    with unchecked():
+        yield
 
 
 def files_of(folder):

@@ -12,9 +12,9 @@ import time
 from collections import deque
 from pathlib import Path
 
-import av
 import numpy as np
 import pytest
+from films import without_pictures
 from test_media import click_track, flash_frames, write_video
 
 from scav_jax.base import errors, files
@@ -87,12 +87,7 @@ def bad_videos(tmp_path_factory):
 def no_frames(path, track):
     """A file whose picture stream has no decodable frame: its packets are noise."""
     write_video(path, list(flash_frames(3, [])), track, audio_rate=RATE)
-    content = bytearray(path.read_bytes())
-    with av.open(str(path)) as container:
-        places = [(p.pos, p.size) for p in container.demux(video=0) if p.size]
-    for at, size in places:
-        content[at : at + size] = bytes(size)
-    path.write_bytes(content)
+    without_pictures(path)
 
 
 def run_program(*arguments):

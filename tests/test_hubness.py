@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from small_run import noise
 from test_evaluate import FINGERPRINT, WIDTHS, write_run
 from test_index import embedded
 from test_search import clustered, ids, loops, replace_values, scores
@@ -19,10 +20,8 @@ from scav_jax.distances import pairwise
 from scav_jax.evaluate import __main__ as evaluate_program
 from scav_jax.evaluate import hubness as evaluate_hubness
 from scav_jax.features import store
-from scav_jax.features.clip import Clip
 from scav_jax.index import __main__ as index_program
-from scav_jax.index import create, open_index
-from scav_jax.index.nearest import mesh, searching
+from scav_jax.index import create, mesh, open_index, searching
 from scav_jax.retrieval import hubness
 from scav_jax.retrieval.embed import embed
 from scav_jax.retrieve import sequence_distances
@@ -95,18 +94,15 @@ def test_scores_are_those_of_the_definition(tmp_path, direction, common):
     assert cosines == index.search(asking, direction, 9, "aggregation", hubness="none")
 
 
-@pytest.mark.parametrize("parts", [1, 8])
-def test_a_divided_search_finds_the_same(tmp_path, parts):
+@pytest.mark.parametrize("devices", [1, 8])
+def test_devices_find_the_same(tmp_path, devices):
     clips, asking = clustered(80, 6, 9, 3), clustered(6, 6, 9, 3, prefix="q")
     index = with_bank(tmp_path / "i", clips, clustered(200, 6, 9, 9))
     for direction in DIRECTIONS:
-        whole_index, _ = searching.search(index.snapshot, asking, direction, 12, "sequence")
-        cut = [mesh.part_of(index.snapshot, part, parts) for part in range(parts)]
-        found = [searching.search(one, asking, direction, 12, "exact")[0] for one in cut]
-        on_devices = index.on_mesh(make_mesh(parts), direction).search(asking, 12)
-        for other in (mesh.merged(found, index.snapshot, 12, "exact"), on_devices):
-            for name in ("query", "segment", "row", "score"):
-                assert np.array_equal(getattr(whole_index, name), getattr(other, name)), name
+        expected, _ = searching.search(index.snapshot, asking, direction, 12, "sequence")
+        found = mesh.OnMesh(index.snapshot, direction, make_mesh(devices)).search(asking, 12)
+        for name in ("query", "segment", "row", "score"):
+            assert np.array_equal(getattr(found, name), getattr(expected, name)), name
 
 
 @pytest.mark.parametrize("stored", ["float32", "int8"])
@@ -246,16 +242,8 @@ def write_clips(folder, splits):
     random, clips = np.random.default_rng(0), []
     for split, count in splits.items():
         for number in range(count):
-            clip = Clip(
-                id=f"{split} {number}",
-                visual=random.normal(size=(8, WIDTHS["visual"])).astype(np.float16),
-                visual_span=(0.0, 2.0),
-                audio=random.normal(size=(4, WIDTHS["audio"])).astype(np.float16),
-                audio_span=(0.0, 2.0),
-                source=f"{split}.mp4",
-                start=2.0 * number,
-                end=2.0 * number + 2.0,
-            )
+            about = {"id": f"{split} {number}", "source": f"{split}.mp4"}
+            clip = noise(random, number, (8, 4), WIDTHS.values(), audio_span=(0.0, 2.0), **about)
             clips.append((split, clip))
     store.write(clips, folder, fingerprint=FINGERPRINT, videos="", rejected=[])
 

@@ -20,10 +20,8 @@ import pytest
 
 from scav_jax.base import files
 from scav_jax.base.errors import InputError
-from scav_jax.index import create, open_index, store, writing
-from scav_jax.index.nearest import scan
+from scav_jax.index import catalog, create, encoding, open_index, scan, writing
 from scav_jax.index.products import widen
-from scav_jax.index.stored import catalog, encoding, segments
 from scav_jax.retrieval.embed import Embedded
 from scav_jax.sequences import Sequences, resample_like
 from scav_jax.sequences import sequences as whole
@@ -148,7 +146,7 @@ def test_compact_of_nothing(tmp_path):
     index = made(tmp_path / "i", 3)
     index.delete(["clip0", "clip1", "clip2"])
     index.compact()
-    assert len(index) == 0 and segments.segment_numbers(tmp_path / "i") == []
+    assert len(index) == 0 and writing.segment_numbers(tmp_path / "i") == []
     index.add(embedded(2))
     assert len(index) == 2
 
@@ -300,17 +298,17 @@ def test_an_orphan_segment_is_not_overwritten_nor_read(tmp_path):
     index = made(tmp_path / "i", 4)
     commit = index._rows.add
     index._rows.add = lambda *_: (_ for _ in ()).throw(KeyboardInterrupt())
-    keep = store.sweep
-    store.sweep = lambda *_: []  # as after a kill: nobody cleans up
+    keep = writing.sweep
+    writing.sweep = lambda *_: []  # as after a kill: nobody cleans up
     try:
         with pytest.raises(KeyboardInterrupt):
             index.add(embedded(3, prefix="lost"))
     finally:
-        store.sweep, index._rows.add = keep, commit
+        writing.sweep, index._rows.add = keep, commit
     again = open_index(tmp_path / "i")
     assert len(again) == 4 and again.info()["orphan_segments"] == 1
     again.add(embedded(3, seed=2, prefix="kept"))
-    assert segments.segment_numbers(tmp_path / "i") == [0, 1, 2]
+    assert writing.segment_numbers(tmp_path / "i") == [0, 1, 2]
     assert own_ranks(again, embedded(3, seed=2, prefix="kept")) == ["kept0", "kept1", "kept2"]
     assert again.compact()["swept"] == ["00000000", "00000001", "00000002"]
 
@@ -382,7 +380,7 @@ def test_a_full_disk_loses_nothing(tmp_path, monkeypatch, moment):
     with pytest.raises(OSError, match="No space left"):
         index.add(embedded(4, prefix="more"))
     monkeypatch.undo()
-    assert len(segments.segment_numbers(tmp_path / "i")) == 1  # the space is free again
+    assert len(writing.segment_numbers(tmp_path / "i")) == 1  # the space is free again
     assert own_ranks(open_index(tmp_path / "i"), clips) == clips.ids
     assert index.add(embedded(4, prefix="more")) == 4
 
@@ -404,7 +402,7 @@ def test_a_disk_that_is_full_for_the_table_loses_nothing(tmp_path, monkeypatch):
         resource.setrlimit(resource.RLIMIT_FSIZE, soft)
     monkeypatch.undo()
     assert raised.value.errno == errno.EFBIG and len(index) == 6
-    assert segments.segment_numbers(tmp_path / "i") == [0]
+    assert writing.segment_numbers(tmp_path / "i") == [0]
     index = open_index(tmp_path / "i")
     assert index.verify() == 6 and index.add(embedded(4, prefix="more")) == 4
 
@@ -513,7 +511,7 @@ def test_what_the_machine_says_of_a_segment_is_said_and_nothing_is_lost(
         index.add(embedded(4, prefix="more"))
     monkeypatch.undo()
     assert raised.value.errno == (number or errno.EIO) and raised.value.filename
-    assert segments.segment_numbers(tmp_path / "i") == [0]
+    assert writing.segment_numbers(tmp_path / "i") == [0]
     assert own_ranks(open_index(tmp_path / "i"), clips) == clips.ids
 
 
@@ -698,7 +696,7 @@ def test_bad_input_is_one_line(tmp_path):
             call()
         assert "\n" not in str(raised.value)
     assert len(open_index(tmp_path / "i")) == 4 and not (tmp_path / "j").exists()
-    assert segments.segment_numbers(tmp_path / "i") == [0]
+    assert writing.segment_numbers(tmp_path / "i") == [0]
 
 
 @pytest.mark.parametrize("stream", ["visual", "audio"])

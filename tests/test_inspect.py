@@ -3,16 +3,15 @@
 import json
 import re
 import shutil
-from dataclasses import replace
 from html.parser import HTMLParser
 
 import numpy as np
 import pytest
+from small_run import noise
 from test_media import click_track, flash_frames, write_video
 
 from scav_jax.base.errors import InputError
 from scav_jax.features import store
-from scav_jax.features.clip import Clip
 from scav_jax.inspect import __main__ as program
 from scav_jax.inspect import near, page
 from scav_jax.inspect.features import change, inspect_features
@@ -158,18 +157,10 @@ def test_even_frames_are_not_variable(times, variable):
 
 
 def make_clip(random, number, source=None, frames=50, **changes):
-    clip = Clip(
-        id=f"clip {number}",
-        visual=random.standard_normal((frames, 5)).astype(np.float16),
-        visual_span=(0.0, frames / 25),
-        audio=random.standard_normal((12, 7)).astype(np.float16),
-        audio_span=(0.0, 12 * 0.16),
-        source=source or f"{number}.mp4",
-        start=0.0,
-        end=frames / 25,
-        label="<drum>" if number % 2 else "bell",
-    )
-    return replace(clip, **changes)
+    about = {"source": source or f"{number}.mp4", "label": "<drum>" if number % 2 else "bell"}
+    about |= {"visual_span": (0.0, frames / 25), "audio_span": (0.0, 12 * 0.16)}
+    about |= {"start": 0.0, "end": frames / 25}
+    return noise(random, number, (frames, 12), (5, 7), **about | changes)
 
 
 @pytest.fixture

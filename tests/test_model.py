@@ -10,7 +10,7 @@ import jax
 import numpy as np
 import pytest
 from conftest import assert_equal_products
-from small_run import TOWERS
+from small_run import TOWERS, drawn_run
 from test_media import click_track, flash_frames, write_video
 
 from scav_jax.base.documents import read_document, write_document
@@ -22,8 +22,7 @@ from scav_jax.extract.manifest import ClipOptions, cut_whole_videos, list_clips
 from scav_jax.features import store
 from scav_jax.retrieval import embed, files, model
 from scav_jax.sequences import STREAMS
-from scav_jax.training import runs
-from scav_jax.training.config import Config, as_dict
+from scav_jax.training.config import Config
 
 RATE = 16_000
 WIDTHS = {"visual": 384, "audio": 2048}
@@ -37,18 +36,9 @@ def write_run(folder, seed=0, pre_resample="visual_to_audio", fingerprint=None, 
         encoders=TOWERS | {"pre_resample": pre_resample},
         distance=distance,
     )
-    features = {
-        "fingerprint": fingerprint or program.make_fingerprint("plain"),
-        "widths": WIDTHS,
-        "clips": {"train": 1200},
-    }
-    write_document(folder / "config.json", as_dict(config) | {"features": features})
-    encoders, objective = runs.build(config)
-    random = np.random.default_rng(seed)
-    shapes = runs.parameter_shapes(encoders, objective, WIDTHS)
-    params = jax.tree.map(lambda x: random.normal(size=x.shape).astype(np.float32) * 0.3, shapes)
-    runs.save_averaged(folder, params, [10, 20])
-    return folder
+    fingerprint = fingerprint or program.make_fingerprint("plain")
+    about = {"fingerprint": fingerprint, "widths": WIDTHS, "clips": {"train": 1200}}
+    return drawn_run(folder, config, **about)
 
 
 def film(path, seconds, seed, **options):

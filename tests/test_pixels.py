@@ -4,9 +4,9 @@ import json
 import re
 
 import jax
-import jaxtyping
 import numpy as np
 import pytest
+from conftest import unchecked
 from PIL import Image
 from small_run import parameters, records, train_here
 from test_backbone_door import extract, ten_films
@@ -178,11 +178,8 @@ def test_one_vector_a_clip_is_evaluated(features, run, tmp_path):
 
 @pytest.mark.slow
 def test_it_is_exported_indexed_and_searched(features, run, videos, tmp_path):
-    jaxtyping.config.update("jaxtyping_disable", True)  # sizes of exported towers are symbols
-    try:
+    with unchecked():  # sizes of exported towers are symbols
         export(run, tmp_path / "out")
-    finally:
-        jaxtyping.config.update("jaxtyping_disable", False)
     loaded = model.load(tmp_path / "out")
     stored = embed.embed(load_run(run), store.read(features, "validation"))
     made = loaded.embed(videos / "7.mp4")

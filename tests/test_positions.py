@@ -3,10 +3,10 @@
 import jax
 import jax.export
 import jax.numpy as jnp
-import jaxtyping
 import numpy as np
 import pytest
 import reference
+from conftest import unchecked
 
 from scav_jax.base.errors import InputError
 from scav_jax.encoders import Encoders
@@ -46,11 +46,10 @@ def test_buckets_stay_in_the_table_and_are_the_same_where_lengths_are_symbols(
     check_buckets(buckets, max_distance)
     steps = 2 * max_distance + 5
     plain = relative_buckets(steps, buckets, max_distance)
-    jaxtyping.config.update("jaxtyping_disable", True)  # such a length is no `int`
-    exported = jax.export.export(
-        jax.jit(lambda x: relative_buckets(x.shape[0], buckets, max_distance))
-    )(jax.ShapeDtypeStruct(jax.export.symbolic_shape("steps"), jnp.float32))
-    jaxtyping.config.update("jaxtyping_disable", False)
+    with unchecked():  # such a length is no `int`
+        exported = jax.export.export(
+            jax.jit(lambda x: relative_buckets(x.shape[0], buckets, max_distance))
+        )(jax.ShapeDtypeStruct(jax.export.symbolic_shape("steps"), jnp.float32))
     symbolic = exported.call(jnp.zeros(steps))
     np.testing.assert_array_equal(symbolic, plain)
     for after in (plain[0], plain[:, 0] + buckets // 2):  # farther is never a smaller bucket

@@ -4,7 +4,6 @@ import json
 from pathlib import Path
 from types import SimpleNamespace
 
-import jaxtyping
 import numpy as np
 import pytest
 from small_run import untrained
@@ -100,15 +99,7 @@ def split_of(films):
     return Split(sources=files, starts=np.zeros(6), ends=np.full(6, 2.0))
 
 
-@pytest.fixture
-def stand_ins():
-    """What stands for a model and a split is neither."""
-    jaxtyping.config.update("jaxtyping_disable", True)
-    yield
-    jaxtyping.config.update("jaxtyping_disable", False)
-
-
-def test_a_change_is_what_it_is_called(films, tmp_path, random, stand_ins):
+def test_a_change_is_what_it_is_called(films, tmp_path, random, unchecked_shapes):
     split = split_of(films)
     film = changes._film(split, 2, films)
     count, height, width = film.frames.shape[:3]
@@ -151,7 +142,7 @@ class ColoursOnly:
         return picture, sound - sound.mean()
 
 
-def test_copies_ask_for_their_originals(films, stand_ins):
+def test_copies_ask_for_their_originals(films, unchecked_shapes):
     """And for no other: with the originals turned round nothing is found."""
     split, model = split_of(films), ColoursOnly()
     originals = model.embed(films, changes.STREAMS)

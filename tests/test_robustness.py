@@ -13,9 +13,9 @@ import wave
 from dataclasses import dataclass
 from pathlib import Path
 
-import av
 import numpy as np
 import pytest
+from films import without_pictures
 from test_media import click_track, cut, flash_frames, write_video
 
 from scav_jax.extract import backbones, manifest, program
@@ -61,17 +61,6 @@ def turned(path: Path, degrees: int) -> Path:
     at = content.index(b"tkhd") + 4 + 40
     for place, value in zip((0, 4, 12, 16), QUARTER_TURNS[degrees], strict=True):
         content[at + place : at + place + 4] = (value * 65_536).to_bytes(4, "big", signed=True)
-    path.write_bytes(content)
-    return path
-
-
-def without_pictures(path: Path) -> Path:
-    """The file with zeros in place of its coded pictures."""
-    content = bytearray(path.read_bytes())
-    with av.open(str(path)) as container:
-        places = [(p.pos, p.size) for p in container.demux(video=0) if p.size]
-    for at, size in places:
-        content[at : at + size] = bytes(size)
     path.write_bytes(content)
     return path
 

@@ -12,15 +12,23 @@ from test_index import embedded, made
 
 from scav_jax.base import names
 from scav_jax.base.errors import InputError
-from scav_jax.index import create, open_index, products
+from scav_jax.index import (
+    catalog,
+    create,
+    mesh,
+    open_index,
+    products,
+    pruned,
+    scan,
+    searching,
+    sketches,
+)
 from scav_jax.index import program as index_commands
-from scav_jax.index.nearest import mesh, pruned, scan, searching
-from scav_jax.index.nearest.pruned import Bounds
-from scav_jax.index.nearest.scan import Queries, Scan
-from scav_jax.index.products import NearestSoFar
-from scav_jax.index.stored import catalog, sketches
-from scav_jax.index.stored import rows as table
-from scav_jax.index.stored.segments import StoredStream
+from scav_jax.index import rows as table
+from scav_jax.index.nearest import NearestSoFar
+from scav_jax.index.pruned import Bounds
+from scav_jax.index.scan import Queries, Scan
+from scav_jax.index.segments import StoredStream
 from scav_jax.retrieval import model as retrieval_model
 from scav_jax.retrieval.model import Model
 from scav_jax.search import __main__ as program
@@ -621,7 +629,7 @@ def test_both_streams_ask_each_on_its_own_scale(tmp_path, monkeypatch, bank):
             index.search(asking, "both", 6, method)
 
 
-# ---- devices and parts -----------------------------------------------------------------------
+# ---- devices ---------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("devices", [1, 3, 8])
@@ -633,7 +641,7 @@ def test_devices_find_what_one_machine_finds(tmp_path, devices, stored):
     index.delete(["clip7", "short3"])
     asking = clustered(11, 9, 12, 4, prefix="q")
     for direction, k in (("a2v", 5), ("v2a", 64)):
-        found = index.on_mesh(make_mesh(devices), direction).search(asking, k)
+        found = mesh.OnMesh(index.snapshot, direction, make_mesh(devices)).search(asking, k)
         assert index.hits_of(found, 11) == index.search(asking, direction, k, "sequence")
 
 
@@ -646,7 +654,7 @@ def test_devices_ask_for_more_where_rounding_needs_it(tmp_path, monkeypatch, ran
     index.add(replace(clips, visual=replace_values(clips.visual, close)))
     monkeypatch.setattr(mesh, "SLACK", 0)
     asking = embedded(9, seed=3)
-    found = index.on_mesh(make_mesh(2), "a2v").search(asking, 3)
+    found = mesh.OnMesh(index.snapshot, "a2v", make_mesh(2)).search(asking, 3)
     assert index.hits_of(found, 9) == index.search(asking, "a2v", 3, "sequence")
 
 
@@ -682,21 +690,6 @@ def test_accelerators_are_used_where_they_have_room_and_it_pays(tmp_path, monkey
     index.delete(["clip8"])
     equal()
     assert sent == ["a2v", "a2v"]
-
-
-@pytest.mark.parametrize("method", METHODS)
-def test_parts_find_what_the_whole_finds(tmp_path, method):
-    index = create(tmp_path / "i", identity="m")
-    index.add(clustered(61, 9, 12, 4))
-    asking = clustered(11, 9, 12, 4, prefix="q")
-    retrieval = method.replace("4", "99")
-    whole = index.search(asking, "a2v", 7, retrieval)
-    parts = [
-        searching.search(mesh.part_of(index.snapshot, part, 3), asking, "a2v", 7, retrieval)[0]
-        for part in (0, 2, 1)
-    ]
-    merged = mesh.merged(parts, index.snapshot, 7, index.report.method)
-    assert index.hits_of(merged, 11) == whole
 
 
 # ---- storage ---------------------------------------------------------------------------------

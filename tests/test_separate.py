@@ -9,7 +9,6 @@ import drawn
 import jax
 import jax.export
 import jax.numpy as jnp
-import jaxtyping
 import numpy as np
 import pytest
 import reference
@@ -258,16 +257,8 @@ def test_options_that_make_no_sense_are_named(options, message):
 # ---- a run ---------------------------------------------------------------------------------------
 
 
-@pytest.fixture
-def symbolic_shapes():
-    """A size that is not known yet is no `int`, which is what checked signatures say it is."""
-    jaxtyping.config.update("jaxtyping_disable", True)
-    yield
-    jaxtyping.config.update("jaxtyping_disable", False)
-
-
 @pytest.mark.slow
-def test_a_run_goes_on_bit_for_bit_and_carries_its_weight(tmp_path, symbolic_shapes):
+def test_a_run_goes_on_bit_for_bit_and_carries_its_weight(tmp_path, unchecked_shapes):
     """Trained, stopped and resumed with its scale; evaluated, exported and indexed."""
     extractor = make_fingerprint(load("plain"))
     data = small_run.write_data(tmp_path / "data", fingerprint=extractor)

@@ -5,27 +5,22 @@ import sys
 import numpy as np
 import pytest
 import tensorflow_datasets as tfds
+from small_run import noise
 
 from scav_jax.base.errors import InputError
 from scav_jax.features import store
 from scav_jax.features.batches import Padding, load_batch, training_batches
-from scav_jax.features.clip import Clip, all_finite
+from scav_jax.features.clip import all_finite
 from scav_jax.features.records import ClipRecords, Column, clip_of, fields_of, record_sum
 
 
 def clip(number, random):
     n, m = int(random.integers(9, 14)), int(random.integers(4, 7))
-    return Clip(
-        id="clip " + "ü" * number,  # of every length, so that features begin at every byte
-        visual=random.normal(size=(n, 7)).astype(np.float16),
-        visual_span=(0.0, 2.0 + number),
-        audio=random.normal(size=(m, 5)).astype(np.float16),
-        audio_span=(0.25, 1.9),
-        source=f"é/{'x' * (number % 3)}.mp4",
-        start=2.0 * number,
-        end=2.5 * number + 2.0,
-        label="" if number % 2 else "bell",
-    )
+    about = {"source": f"é/{'x' * (number % 3)}.mp4", "label": "" if number % 2 else "bell"}
+    about |= {"id": "clip " + "ü" * number}  # of every length: features begin at every byte
+    about |= {"visual_span": (0.0, 2.0 + number), "audio_span": (0.25, 1.9)}
+    about |= {"start": 2.0 * number, "end": 2.5 * number + 2.0}
+    return noise(random, number, (n, m), (7, 5), **about)
 
 
 @pytest.fixture

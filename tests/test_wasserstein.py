@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import reference
 from conftest import assert_equal_products
+from pairs import assert_close, lifted, padded, with_gradients
 
 from scav_jax.base.errors import InputError
 from scav_jax.distances.products import inner_products
@@ -44,14 +45,6 @@ def clips(lengths, seed, width=WIDTH, scale=1.0):
     return [scale * rng.normal(size=(length, width)) for length in lengths]
 
 
-def padded(items, steps, dtype=np.float32):
-    """The same as `Sequences`, with NaN in the padding."""
-    values = np.full((len(items), steps, items[0].shape[1]), np.nan, dtype)
-    for row, item in zip(values, items, strict=True):
-        row[: len(item)] = item
-    return sequences(jnp.asarray(values), jnp.array([len(item) for item in items], jnp.int32))
-
-
 VISUAL, AUDIO = clips(VISUAL_LENGTHS, 1), clips(AUDIO_LENGTHS, 2)
 
 
@@ -60,43 +53,23 @@ def both(dtype=np.float32):
 
 
 @cache
-def gradient_function(form, options, by_definition=False):
-    """Jitted `(visual values, audio values, visual, audio) -> ((_, (D, aux)), gradients)`."""
+def with_aux_and_gradients(form, options, by_definition=False):
     pair, matrix = FORMS[form]
-    if by_definition:
-        one = partial(pair, **dict(options))
-        lifted = jax.vmap(jax.vmap(one, in_axes=(None, 0)), in_axes=(0, None))
-
-        def distances(v, a):
-            return lifted(v, a), {}
-
-    else:
-        distances = partial(matrix, **dict(options))
-
-    def weighted(v, a, visual, audio):
-        result, aux = distances(visual.replace(values=v), audio.replace(values=a))
-        weights = np.random.default_rng(9).normal(size=result.shape).astype(result.dtype)
-        return jnp.sum(result * weights), (result, aux)
-
-    return jax.jit(jax.value_and_grad(weighted, argnums=(0, 1), has_aux=True))
+    if not by_definition:
+        return with_gradients(partial(matrix, **dict(options)))
+    distances = lifted(partial(pair, **dict(options)))
+    return with_gradients(lambda visual, audio: (distances(visual, audio), {}))
 
 
 def result_and_gradients(form, options, visual, audio, **how):
-    function = gradient_function(form, tuple(options.items()), **how)
-    (_, (result, _)), gradients = function(visual.values, audio.values, visual, audio)
+    function = with_aux_and_gradients(form, tuple(options.items()), **how)
+    (_, (result, _)), gradients = function(visual, audio)
     return np.asarray(result), gradients
 
 
 def aux_of(form, options, visual, audio):
-    function = gradient_function(form, tuple(options.items()))
-    (_, (_, aux)), _ = function(visual.values, audio.values, visual, audio)
+    (_, (_, aux)), _ = with_aux_and_gradients(form, tuple(options.items()))(visual, audio)
     return aux
-
-
-def assert_close(results, expected, relative):
-    """Largest difference relative to the largest number of each array."""
-    for ours, theirs in zip(results, expected, strict=True):
-        np.testing.assert_allclose(ours, theirs, rtol=0, atol=relative * np.max(np.abs(theirs)))
 
 
 def costs_of(visual, audio, weight=WEIGHT):
@@ -345,7 +318,7 @@ def test_aux_says_how_far_the_columns_of_the_plan_are_off():
     @jax.jit
     def aux_and_plans(visual, audio):
         plan = partial(sinkhorn_plan, **options)
-        plans = jax.vmap(jax.vmap(plan, (None, 0)), (0, None))(visual, audio)
+        plans = lifted(plan)(visual, audio)
         return sinkhorn_matrix(visual, audio, **options)[1], plans
 
     aux, plans = aux_and_plans(*both())
@@ -361,7 +334,7 @@ def test_aux_of_wasserstein_is_that_of_its_plans():
 
     @jax.jit
     def plans(visual, audio):
-        cross = jax.vmap(jax.vmap(transport_plan, (None, 0)), (0, None))(visual, audio)
+        cross = lifted(transport_plan)(visual, audio)
         return cross, *(jax.vmap(lambda x: transport_plan(x, x))(x) for x in (visual, audio))
 
     cross, *own = (np.asarray(plan) for plan in plans(*both()))

@@ -30,7 +30,7 @@ from scav_jax.base.errors import InputError
 from scav_jax.extract import jobs
 from scav_jax.extract.containers.opening import Unusable
 from scav_jax.index import Hit
-from scav_jax.index.nearest.searching import Report
+from scav_jax.index.searching import Report
 from scav_jax.report import match, playable, search_page
 from scav_jax.retrieval import model
 from scav_jax.retrieve import sequence_distances

@@ -17,8 +17,8 @@ from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Bool, Float, Int, Num, PyTree
 
 from scav_jax.base.errors import check_one_of
-from scav_jax.encoders.dropout import Draws, dropout
-from scav_jax.sequences import AudioVisual
+from scav_jax.encoders.dropout import Draws, draws_of, dropout
+from scav_jax.sequences import STREAMS, AudioVisual
 
 LECUN = nn.initializers.lecun_normal()
 LAYER_NORM_EPSILON = 1e-5  # torch's default, which the papers' codes inherit; flax has 1e-6
@@ -83,9 +83,20 @@ def loaded(x: Num[Array, "*shape"]) -> Num[Array, "*shape"]:
     return jax.lax.bitcast_convert_type(x, jnp.bfloat16) if x.dtype == jnp.uint16 else x
 
 
-def row_numbers(features: AudioVisual) -> Int[Array, " B"]:
-    """The rows of clips that are all of a batch."""
-    return jnp.arange(len(features.visual.lengths), dtype=jnp.int32)
+def both_towers(
+    encoders: nn.Module, features: AudioVisual, rows: Int[Array, " B"] | None, dropped: bool
+) -> AudioVisual:
+    """Each stream through its tower (`encoders.tower`), with dropout masks of its own if `dropped`.
+
+    `rows` of the global batch are those of the clips; None where they are all of it.
+    """
+    draws: list[Draws | None] = [None, None]
+    if dropped:
+        key = encoders.make_rng("dropout")
+        rows = jnp.arange(len(features.visual.lengths), dtype=jnp.int32) if rows is None else rows
+        draws = [draws_of(key, rows, tower) for tower in range(2)]
+    visual, audio = (encoders.tower(name, name=name) for name in STREAMS)
+    return AudioVisual(visual(features.visual, draws[0]), audio(features.audio, draws[1]))
 
 
 class LayerNorm(nn.Module):

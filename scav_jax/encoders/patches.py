@@ -19,21 +19,20 @@ from jaxtyping import Array, Bool, Float, Int
 
 from scav_jax.base.errors import InputError
 from scav_jax.base.ranges import AT_LEAST_0, AT_LEAST_1, BELOW_1, check_ranges
-from scav_jax.encoders.dropout import Draws, draws_of, dropout
+from scav_jax.encoders.dropout import Draws, dropout
 from scav_jax.encoders.layers import (
     Dense,
     LayerNorm,
     attend,
+    both_towers,
     check_precision,
     check_remat,
     gelu,
     query_key_value,
-    row_numbers,
     through_blocks,
     wide,
 )
 from scav_jax.sequences import (
-    STREAMS,
     AudioVisual,
     Sequences,
     step_mask,
@@ -223,12 +222,8 @@ class PatchEncoders(nn.Module):
         Args: as of `Encoders`.
         """
         self._check(*(stream.values.shape[-1] for stream in features))
-        draws: tuple[Draws | None, Draws | None] = None, None
-        if self.drop_path and not deterministic:
-            rows, key = row_numbers(features) if rows is None else rows, self.make_rng("dropout")
-            draws = draws_of(key, rows, 0), draws_of(key, rows, 1)
-        visual, audio = (self.tower(name, name=name) for name in STREAMS)
-        return AudioVisual(visual(features.visual, draws[0]), audio(features.audio, draws[1]))
+        dropped = bool(self.drop_path) and not deterministic
+        return both_towers(self, features, rows, dropped)
 
     @nn.nowrap
     def read(self, features: AudioVisual) -> AudioVisual:

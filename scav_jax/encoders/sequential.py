@@ -14,26 +14,25 @@ from jaxtyping import Array, Bool, Float, Int
 
 from scav_jax.base.errors import InputError, check_one_of
 from scav_jax.base.ranges import AT_LEAST_0, AT_LEAST_1, BELOW_1, check_ranges
-from scav_jax.encoders.dropout import Draws, draws_of, dropout
+from scav_jax.encoders.dropout import Draws, dropout
 from scav_jax.encoders.layers import (
     STEP_MULTIPLES,
     Dense,
     LayerNorm,
     attend,
+    both_towers,
     check_precision,
     check_remat,
     dear,
     gelu,
     products_in,
     query_key_value,
-    row_numbers,
     through_blocks,
     wide,
 )
 from scav_jax.encoders.positions import check_buckets, relative_buckets
 from scav_jax.sequences import (
     RESAMPLINGS,
-    STREAMS,
     AudioVisual,
     Sequences,
     resample_pairs,
@@ -257,13 +256,8 @@ class Encoders(nn.Module):
           rows: which rows of the global batch the clips are, for their dropout masks; None where
             they are all of it.
         """
-        draws: tuple[Draws | None, Draws | None] = None, None
-        if self.dropout and not deterministic:
-            rows, key = row_numbers(features) if rows is None else rows, self.make_rng("dropout")
-            draws = draws_of(key, rows, 0), draws_of(key, rows, 1)
-        features = self.read(features)
-        visual, audio = (self.tower(name, name=name) for name in STREAMS)
-        return AudioVisual(visual(features.visual, draws[0]), audio(features.audio, draws[1]))
+        dropped = bool(self.dropout) and not deterministic
+        return both_towers(self, self.read(features), rows, dropped)
 
     @nn.nowrap
     def read(self, features: AudioVisual) -> AudioVisual:

@@ -4,25 +4,26 @@
     index.add(model.embed("videos"))
     hits = index.search(model.embed("dog.wav"), direction="a2v", k=10)
 
-products    distances by products of matrices, with error bounds; the nearest so far
-stored      what lies on disk
-  sketches    short vectors that bound distances from below
+what lies on disk
   catalog     the header, where everything lies, one writer at a time
   rows        the table: a row for each clip
+  sketches    short vectors that bound distances from below
   encoding    sequences as rounded numbers, in records that are summed
   segments    what is encoded, in files: written, mapped, checked; a snapshot of them
-nearest     what is found in a snapshot of it
-  hubness     scores relative to a bank of training queries
+what is found in a snapshot
+  products    distances by products of matrices, with bounds on their rounding
+  nearest     the nearest so far, by distances or by scores relative to a bank
   scan        queries against stored sequences under the Euclidean distance
   pruned      exact search and second stage: what bounds rule out is not compared
   searching   one search: its method, cosines of embeddings, any distance
-  mesh        a search over devices, or over parts
-bank        clips that are written, compared with the bank
-writing     new segments: of clips that are added, of what a compaction moves
-store       an index: create, open, add, delete, compact, search
-transfer    an index as one file that other tools read, and back
-program     the subcommands of `scav index`
-first_stage  the program `scav sketch`: what candidates are chosen by
+  mesh        a search over devices
+what is done with it
+  bank        training queries that scores are relative to, and how near clips come to them
+  writing     new segments: of clips that are added, of what a compaction moves
+  store       an index: create, open, add, delete, compact, search
+  transfer    an index as one file that other tools read, and back
+  program     the subcommands of `scav index`
+  first_stage  the program `scav sketch`: what candidates are chosen by
 """
 
 import importlib

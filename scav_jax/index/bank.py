@@ -1,18 +1,35 @@
-"""Clips that are written, compared with the bank of their index: how near each comes to it."""
+"""The bank of an index: training queries that scores are relative to (`retrieval.hubness`).
 
+It is a file of the index, so clips that are added later are compared with the same queries:
+
+INDEX/
+   bank.npz             latents of both streams of the bank, float32
+
+How near a clip comes to it lies in its `ROW`, so deleting and compacting keep it.
+"""
+
+import hashlib
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 from jaxtyping import Float, Int
 
-from scav_jax.index.nearest.scan import Queries, Scan, query_streams
-from scav_jax.index.nearest.searching import compare
-from scav_jax.index.products import NearestSoFar, squares_of
-from scav_jax.index.stored.catalog import Header
-from scav_jax.index.stored.encoding import EncodedStream, Encoding, as_records, word_sums
-from scav_jax.index.stored.segments import Segment, Snapshot
+from scav_jax.base.documents import read_arrays, write_arrays
+from scav_jax.base.errors import InputError
+from scav_jax.index.catalog import BANK, MEND, Header
+from scav_jax.index.encoding import EncodedStream, Encoding, as_records, word_sums
+from scav_jax.index.nearest import NearestSoFar
+from scav_jax.index.products import squares_of
+from scav_jax.index.scan import Queries, Scan, query_streams
+from scav_jax.index.searching import compare
+from scav_jax.index.segments import Segment, Snapshot
 from scav_jax.retrieval.embed import Embedded
 from scav_jax.retrieval.hubness import NEAREST, nearness
+from scav_jax.sequences import STREAMS, Sequences
+
+PARTS = ("values", "lengths", "windows")
+MOST_BYTES = 2**34  # of a bank
 
 
 class _NearestOfBank(NearestSoFar):
@@ -86,3 +103,54 @@ def _about(stream: EncodedStream, centre: Float[np.ndarray, " C"]) -> EncodedStr
         records.append(as_records(flat))
         rows["values_sum"][part] = word_sums(records[-1])
     return EncodedStream(rows, {"values": records})
+
+
+# ---- the file ------------------------------------------------------------------------------------
+
+
+def digest(bank: Embedded) -> str:
+    """16 hexadecimal digits of a bank."""
+    found = hashlib.sha256()
+    for name, values in sorted(_arrays(bank).items()):
+        found.update(f"{name} {values.dtype} {values.shape}\n".encode() + values.tobytes())
+    return found.hexdigest()[:16]
+
+
+def write_bank(index: Path, bank: Embedded) -> None:
+    """Whole or not at all."""
+    write_arrays(index / BANK, _arrays(bank))
+
+
+def read_bank(index: Path, header: Header) -> Embedded:
+    """The bank of an index.
+
+    Raises:
+      InputError: the file is missing, or is not the one that its clips were compared with.
+    """
+    path, what = index / BANK, "the bank of an index"
+    try:
+        bank = _embedded(read_arrays(path, what, MEND, MOST_BYTES))
+    except (OSError, KeyError) as error:
+        raise InputError(f"{path}: expected {what} ({error}); {MEND}") from None
+    if digest(bank) != header.bank:
+        raise InputError(f"{path}: expected the bank {header.bank}, got {digest(bank)}; {MEND}")
+    return bank
+
+
+def _arrays(bank: Embedded) -> dict[str, np.ndarray]:
+    found = {}
+    for stream, latents in zip(STREAMS, bank.latents, strict=True):
+        found |= {f"{stream}_{part}": getattr(latents, part) for part in PARTS}
+        found[f"{stream}_embeddings"] = getattr(bank, f"{stream}_embeddings")
+    return {name: np.ascontiguousarray(values) for name, values in found.items()}
+
+
+def _embedded(arrays: dict[str, np.ndarray]) -> Embedded:
+    count = len(arrays["audio_lengths"])
+    streams = {s: Sequences(*(arrays[f"{s}_{part}"] for part in PARTS)) for s in STREAMS}
+    means = {f"{s}_embeddings": arrays[f"{s}_embeddings"] for s in STREAMS}
+    return Embedded(
+        *([""] * count, [""] * count, np.zeros(count), np.zeros(count), [""] * count),
+        **streams,
+        **means,
+    )

@@ -18,8 +18,8 @@ from scav_jax.base.files import write_json
 from scav_jax.base.names import shown
 from scav_jax.base.progress import progress_bar
 from scav_jax.features import store
+from scav_jax.index.catalog import WHOLE, Header, read_header
 from scav_jax.index.store import Index, create, open_index
-from scav_jax.index.stored.catalog import WHOLE, Header, read_header
 from scav_jax.index.transfer import export_index, import_index
 from scav_jax.retrieval.embed import Embedded
 from scav_jax.retrieval.files import (

@@ -6,7 +6,6 @@ them away.
 """
 
 import contextlib
-import json
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -15,22 +14,21 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Int
 
+from scav_jax.base.documents import read_json
 from scav_jax.base.errors import InputError, check_one_of, check_unique, listed
 from scav_jax.base.files import ids_sha256, sync, write_json
 from scav_jax.base.locks import LOCK
-from scav_jax.index import writing
-from scav_jax.index.nearest import hubness, searching
-from scav_jax.index.stored import catalog
-from scav_jax.index.stored.catalog import Header
-from scav_jax.index.stored.encoding import Encoding
-from scav_jax.index.stored.rows import TABLE, Rows, about_checksums, numbers_in
-from scav_jax.index.stored.segments import ForeignRow, Snapshot, WrongRow, segment_numbers, sweep
+from scav_jax.index import catalog, mesh, searching, writing
+from scav_jax.index.bank import digest, read_bank, write_bank
+from scav_jax.index.catalog import Header
+from scav_jax.index.encoding import Encoding
+from scav_jax.index.rows import TABLE, Rows, about_in
+from scav_jax.index.segments import ForeignRow, Snapshot, WrongRow
 from scav_jax.retrieval.embed import Embedded
 from scav_jax.retrieval.hubness import check_enough
 from scav_jax.retrieve import Hit, with_parts
 from scav_jax.sharding import local_mesh
 
-DUPLICATES = ("refuse", "replace", "skip")
 WRITTEN = (catalog.HEADER, catalog.BANK)
 
 
@@ -69,11 +67,11 @@ def create(
     header = replace(header.with_weight(static_weight), sketch=sketch)
     if bank is not None:
         check_enough(len(bank))
-        header = replace(header, bank=hubness.digest(bank), bank_clips=len(bank))
+        header = replace(header, bank=digest(bank), bank_clips=len(bank))
     # What a create that was killed leaves.
     begun = {LOCK, catalog.SEGMENTS, catalog.BANK, f"{TABLE}.lance"}
     names = {one.name for one in path.iterdir()} if path.is_dir() else set()
-    begun |= {name for name in names if name.startswith(WRITTEN) and _is_partial(name)}
+    begun |= {one.name for file in WRITTEN for one in path.glob(f"{file}*.partial")}
     if path.exists() and (not path.is_dir() or names - begun):
         raise InputError(f"{path}: expected a path where nothing is; remove it or use another")
     path.mkdir(parents=True, exist_ok=True)
@@ -81,14 +79,10 @@ def create(
         (path / catalog.SEGMENTS).mkdir(exist_ok=True)
         Rows.create(path)
         if bank is not None:
-            hubness.write_bank(path, bank)
+            write_bank(path, bank)
         catalog.write_header(path, header)  # last: without it there is no index
         sync(path)
     return open_index(path)
-
-
-def _is_partial(name: str) -> bool:
-    return name.endswith(".partial")
 
 
 def open_index(path: str | Path, identity: str | None = None) -> "Index":
@@ -190,7 +184,7 @@ class Index:
           InputError: duplicate ids, latents of another width, NaN, or another writer.
           OSError: the disk is full; the index is as it was.
         """
-        check_one_of("on_duplicate", on_duplicate, DUPLICATES)
+        check_one_of("on_duplicate", on_duplicate, ("refuse", "replace", "skip"))
         writing.check_texts(embedded, self.header)
         with self._writing():
             if on_duplicate == "refuse":
@@ -262,10 +256,9 @@ class Index:
         the same clips is refused.
         """
         note, asked = self.path / catalog.ADDING, {"clips": ids_sha256(ids)}
-        try:
-            begun = json.loads(note.read_text()) == asked
-        except (OSError, ValueError, RecursionError):
-            begun = False
+        begun = False
+        with contextlib.suppress(OSError, InputError):
+            begun = read_json(note, "the clips of an add", catalog.MEND) == asked
         if not begun:
             self.check_new(ids)
             write_json(note, asked)
@@ -287,7 +280,7 @@ class Index:
             self.header = replace(self.header, **widths)
             catalog.write_header(self.path, self.header)
         try:
-            bank = hubness.read_bank(self.path, self.header) if self.header.bank else None
+            bank = read_bank(self.path, self.header) if self.header.bank else None
             new = writing.New(embedded, streams, key, bank)
             rows = writing.write_clips(self.path, new, encoding, self.header)
             self._rows.add(rows, replacing)
@@ -295,7 +288,7 @@ class Index:
             with contextlib.suppress(OSError, InputError):  # the disk may not be read either
                 self._rows.latest()
                 used = {int(n) for part in self._rows.places() for n in np.unique(part[:, 0])}
-                sweep(self.path, used)
+                writing.sweep(self.path, used)
             raise
         self._sync_rows()
 
@@ -336,9 +329,9 @@ class Index:
                 self._rows.overwrite(writing.with_new_places(self._rows, moved))
             self._sync_rows()
             self.refresh()
-            swept = sweep(self.path, set(self.snapshot.segments))
-            for file in filter(_is_partial, os.listdir(self.path)):  # of a write that was killed
-                (self.path / file).unlink(missing_ok=True)
+            swept = writing.sweep(self.path, set(self.snapshot.segments))
+            for file in self.path.glob("*.partial"):  # of a write that was killed
+                file.unlink(missing_ok=True)
             self._rows.latest()
             self._rows.clean()
         self.refresh()
@@ -410,8 +403,6 @@ class Index:
 
     def _on_accelerators(self, snapshot: Snapshot, direction: str, queries: int):
         """The asked stream on this process' accelerators, where they have room and it pays."""
-        from scav_jax.index.nearest import mesh
-
         there, asked = self._there.get(direction), self._asked.get(direction, 0) + queries
         self._asked[direction] = asked
         if there and there[0] is self.snapshot and there[1].snapshot.header == snapshot.header:
@@ -423,13 +414,6 @@ class Index:
         found = mesh.OnMesh(snapshot, direction, local_mesh())
         self._there[direction] = self.snapshot, found
         return found
-
-    def on_mesh(self, mesh, direction: str):
-        """The sequences on the devices of a mesh; `hits_of` reads what its `search` finds."""
-        from scav_jax.index.nearest.mesh import OnMesh
-
-        with self._naming_clips():
-            return OnMesh(self.snapshot, direction, mesh)
 
     def hits_of(self, found: searching.Found, queries: int) -> list[list[Hit]]:
         """What was found, with what is known of each clip."""
@@ -480,27 +464,17 @@ class Index:
           InputError: the first row that differs, by name.
         """
         if self.header.bank:
-            hubness.read_bank(self.path, self.header)
+            read_bank(self.path, self.header)
         with self._naming_clips():
             for batch in self._rows.tables():
-                self._verify_about(batch)
+                for number, row, there in about_in(batch):
+                    segment = self.snapshot.segments[number]
+                    if int(segment.clips[row]) != there:
+                        raise ForeignRow(segment.folder, row)
             for number, segment in self.snapshot.segments.items():
                 for stream in segment.streams.values():
                     stream.verify(np.flatnonzero(self.snapshot.live[number]))
         return len(self)
-
-    def _verify_about(self, batch) -> None:
-        """Compares what the table knows of clips with what was known when they were written."""
-        sums = about_checksums({name: batch.column(name).to_pylist() for name in catalog.ABOUT})
-        places = numbers_in(batch, "segment", "row").tolist()
-        for (number, row), there in zip(places, sums.tolist(), strict=True):
-            segment = self.snapshot.segments[number]
-            if int(segment.clips[row]) != there:
-                raise ForeignRow(segment.folder, row)
-
-    def _first_stage(self) -> str:
-        name, width = self.header.sketch, self.header.sketch_width
-        return f"sketch {name} of {width} numbers" if name else "embedding"
 
     def info(self) -> dict:
         """What the index holds and how large it is."""
@@ -512,13 +486,13 @@ class Index:
             "deleted": sum(len(segment) for segment in mapped.values()) - len(self),
             "version": self._rows.version,
             "segments": len(mapped),
-            "orphan_segments": len(set(segment_numbers(self.path)) - set(mapped)),
+            "orphan_segments": len(set(writing.segment_numbers(self.path)) - set(mapped)),
             "bytes": self._bytes(),
             "identity": self.header.identity,
             "distance": self.header.distance,
             "options": self.header.options,
             "storage": self.header.storage,
-            "first_stage": self._first_stage(),
+            "first_stage": self.header.first_stage_in_words,
             "hubness": f"bank of {self.header.bank_clips} clips" if self.header.bank else "none",
             "width": self.header.width,
             "root": self.header.root,

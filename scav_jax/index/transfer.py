@@ -7,8 +7,8 @@ clips: sequences one after the other, embeddings `[K, E]`, and no steps where a 
 The header of the index is JSON, in the schema's metadata or under `header`.
 
 What is stored is written, so the same queries find the same clips with the same scores (of what is
-stored in float32 to the digit, else up to rounding); what an index knows of a bank of queries
-(`hubness`) stays behind.
+stored in float32 to the digit, else up to rounding); what an index knows of its bank of
+queries (`bank`) stays behind.
 """
 
 import itertools
@@ -24,10 +24,10 @@ from scav_jax.base.documents import parse_json, read_arrays, regular_file
 from scav_jax.base.errors import InputError
 from scav_jax.base.files import file_atomically, folder_atomically
 from scav_jax.base.progress import progress_bar
+from scav_jax.index.catalog import ABOUT, Header
 from scav_jax.index.products import widen
+from scav_jax.index.segments import Segment, StoredStream
 from scav_jax.index.store import Index, create, open_index
-from scav_jax.index.stored.catalog import ABOUT, Header
-from scav_jax.index.stored.segments import Segment, StoredStream
 from scav_jax.retrieval.embed import Embedded
 from scav_jax.sequences import STREAMS, Sequences, whole_windows
 

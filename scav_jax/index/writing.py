@@ -5,6 +5,8 @@ rows together. Without rows of the table that name them nobody sees them.
 """
 
 import itertools
+import re
+import shutil
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,14 +20,15 @@ from scav_jax.base.documents import content_sample
 from scav_jax.base.errors import InputError, listed
 from scav_jax.base.names import is_text, shown
 from scav_jax.index.bank import compare_with_bank
-from scav_jax.index.nearest.scan import LARGEST, are_comparable
-from scav_jax.index.stored.catalog import Header
-from scav_jax.index.stored.encoding import COLUMNS, EncodedStream, Encoding
-from scav_jax.index.stored.rows import Rows, about_checksums, schema
-from scav_jax.index.stored.segments import Snapshot, segment_numbers, write_segment
+from scav_jax.index.catalog import COMMITTED, SEGMENTS, Header
+from scav_jax.index.encoding import COLUMNS, EncodedStream, Encoding
+from scav_jax.index.rows import Rows, about_checksums, schema
+from scav_jax.index.scan import LARGEST, are_comparable
+from scav_jax.index.segments import Snapshot, folder_of, write_segment
 from scav_jax.retrieval.embed import Embedded
 from scav_jax.sequences import STREAMS, Sequences, resample_like
 
+_NUMBER = re.compile("[0-9]{8}")
 CLIPS_AT_ONCE = 256  # brought to the grid of their partners
 SEGMENT_BYTES = 2**28  # of one stream's sequences in one segment, about
 
@@ -241,6 +244,27 @@ def _vectors(embedded: Embedded, stream: str, header: Header) -> dict[str, np.nd
 
 def _next_segment(index: Path) -> int:
     return 1 + max(segment_numbers(index), default=-1)
+
+
+def segment_numbers(index: Path) -> list[int]:
+    """The segments that are there, those that no row names included."""
+    folder = index / SEGMENTS
+    names = [one.name for one in folder.iterdir()] if folder.is_dir() else []
+    return sorted(int(name) for name in names if _NUMBER.fullmatch(name))
+
+
+def sweep(index: Path, used: set[int]) -> list[str]:
+    """Removes segments that no row names, and what a kill left of one; returns their names."""
+    folder, removed = index / SEGMENTS, []
+    kept = {COMMITTED, *(folder_of(index, number).name for number in used)}
+    for one in sorted(folder.iterdir()) if folder.is_dir() else []:
+        if one.name not in kept:
+            if one.is_dir():
+                shutil.rmtree(one, ignore_errors=True)
+            else:
+                one.unlink(missing_ok=True)
+            removed.append(one.name)
+    return removed
 
 
 # Compaction

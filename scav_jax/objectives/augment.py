@@ -40,18 +40,6 @@ Image = Float[Array, "H W 3"]
 LogMel = Float[Array, "T F"]
 
 
-def no_augmentation(size: int) -> Float[np.ndarray, " P"]:
-    """The vector of no augmentation.
-
-    >>> no_augmentation(18)[6:10]
-    array([0., 1., 2., 3.], dtype=float32)
-    """
-    first = {PICTURE: PICTURE_ORDER, SOUND: SOUND_ORDER}[size]
-    vector = np.zeros(size, np.float32)
-    vector[first : first + 4] = np.arange(4)
-    return vector
-
-
 # ---- drawing -------------------------------------------------------------------------------------
 
 

@@ -46,7 +46,7 @@ from scav_jax.objectives.pixels import (
     picture_step,
     sound_steps,
 )
-from scav_jax.objectives.sequential import recall_at_1
+from scav_jax.objectives.sequential import recalls
 from scav_jax.sequences import (
     STREAMS,
     AudioVisual,
@@ -156,8 +156,7 @@ class Equivariance(Objective):
         metrics |= {f"temperature_{name}": value for name, value in aux["temperatures"].items()}
         metrics |= {f"equivariance_gain_{stream}": value for stream, value in gain.items()}
         metrics["equivariance_gain"] = 0.5 * (gain["visual"] + gain["audio"])
-        metrics["recall_v2a"] = recall_at_1(-aux["similarities"], axis=1)
-        metrics["recall_a2v"] = recall_at_1(-aux["similarities"], axis=0)
+        metrics |= recalls(-aux["similarities"])
         metrics["embedding_spread"] = jnp.minimum(*(spread(e) for e in aux["embeddings"]))
         return metrics
 

@@ -27,7 +27,7 @@ from scav_jax.objectives.objective import (
     clip_keys,
     spread,
 )
-from scav_jax.objectives.sequential import recall_at_1
+from scav_jax.objectives.sequential import recalls
 from scav_jax.sequences import (
     STREAMS,
     AudioVisual,
@@ -140,8 +140,7 @@ class PixelContrast(OfPixels):
     def health(self, aux: dict) -> Metrics:
         return {
             "temperature": aux["temperature"],
-            "recall_v2a": recall_at_1(-aux["similarities"], axis=1),
-            "recall_a2v": recall_at_1(-aux["similarities"], axis=0),
+            **recalls(-aux["similarities"]),
             "embedding_spread": jnp.minimum(*(spread(e) for e in aux["embeddings"])),
         }
 

@@ -25,7 +25,7 @@ from jaxtyping import Array, Float, PyTree
 from scav_jax.base.errors import InputError, check_one_of
 from scav_jax.base.ranges import AT_LEAST_0, AT_LEAST_1, check_ranges
 from scav_jax.distances.static import SUFFIX
-from scav_jax.encoders.sequential import STREAMS, Encoders, gelu, wide
+from scav_jax.encoders.sequential import Encoders, gelu, wide
 from scav_jax.objectives import scale
 from scav_jax.objectives.contrastive import (
     TEMPERATURES,
@@ -43,8 +43,9 @@ from scav_jax.objectives.objective import (
     Work,
     spread,
 )
-from scav_jax.objectives.sequential import Sequential, all_distances, distances_of, recall_at_1
+from scav_jax.objectives.sequential import Sequential, all_distances, distances_of, recalls
 from scav_jax.sequences import (
+    STREAMS,
     AudioVisual,
     Batch,
     Sequences,
@@ -233,8 +234,7 @@ class Separate(Objective):
             prefix, part = f"{name}_" if number else "", aux[name]
             distances = part["distances"] if name == "dynamic" else -part["similarities"]
             metrics[f"{prefix}temperature"] = part["temperature"]
-            metrics[f"{prefix}recall_v2a"] = recall_at_1(distances, axis=1)
-            metrics[f"{prefix}recall_a2v"] = recall_at_1(distances, axis=0)
+            metrics |= recalls(distances, prefix)
         spreads = [spread(part) for part in jax.tree.leaves(aux["parts"])]
         metrics["embedding_spread"] = jnp.min(jnp.stack(spreads))
         return metrics

@@ -122,8 +122,7 @@ class Sequential(Objective):
             metrics[f"{prefix}temperature"] = part["temperature"]
             # As the logits rank, which fall with D along each row and column.
             distances = part["distances"] if name == "sequence" else -part["similarities"]
-            metrics[f"{prefix}recall_v2a"] = recall_at_1(distances, axis=1)
-            metrics[f"{prefix}recall_a2v"] = recall_at_1(distances, axis=0)
+            metrics |= recalls(distances, prefix)
         if "sequence" in aux:
             distances = aux["sequence"]["distances"]
             metrics["distance_mean"] = jnp.mean(distances)
@@ -192,6 +191,14 @@ def all_distances(
 
     (distances, of_rows), of_audio = sharding.against_all(compare, place.mesh)(*latents)
     return distances, of_rows | of_audio
+
+
+def recalls(distances: Float[Array, "B B"], prefix: str = "") -> Metrics:
+    """R@1 of both directions, as logs have it."""
+    return {
+        f"{prefix}recall_v2a": recall_at_1(distances, axis=1),
+        f"{prefix}recall_a2v": recall_at_1(distances, axis=0),
+    }
 
 
 def recall_at_1(distances: Float[Array, "B B"], axis: int) -> Float[Array, ""]:

@@ -39,7 +39,7 @@ from scav_jax.objectives.objective import (
 )
 from scav_jax.objectives.played import OfPlayed, check_width
 from scav_jax.objectives.selection import HIGHEST, Chosen, drawn, info_nce, nearest, without
-from scav_jax.objectives.sequential import recall_at_1
+from scav_jax.objectives.sequential import recalls
 from scav_jax.sequences import STREAMS, AudioVisual, Sequences, masked_mean
 
 EXCERPTS = ("first", "second")
@@ -218,8 +218,7 @@ class Temporal(OfPlayed):
         metrics = {f"loss_{name}": value for name, value in aux["losses"].items()}
         metrics |= {f"accuracy_{name}": value for name, value in aux["accuracies"].items()}
         metrics["prior_speed"] = aux["speed_prior"]
-        metrics["recall_v2a"] = recall_at_1(-aux["similarities"], axis=1)
-        metrics["recall_a2v"] = recall_at_1(-aux["similarities"], axis=0)
+        metrics |= recalls(-aux["similarities"])
         metrics["embedding_spread"] = jnp.minimum(*(spread(e) for e in aux["embeddings"]))
         return metrics
 

@@ -7,5 +7,6 @@ page       report.html from results and pictures
 pictures   what is shown of one run: matrices, an alignment, searches
 playable   a stretch of a file as something that browsers play
 match      how well two clips match, step by step
-search_page  what a search found: query and results in sync, and their match over time
+in_sync    clips that play in sync, with curves below them
+search_page  what a search found: query and results, and their match over time
 """

@@ -16,8 +16,8 @@ from scav_jax.distances.dtw import hard_path
 from scav_jax.features.store import Split
 from scav_jax.objectives import normalize_distances
 from scav_jax.report import figures, page
+from scav_jax.report.in_sync import embedded_media
 from scav_jax.report.match import one
-from scav_jax.report.search_page import embedded_media
 from scav_jax.retrieve import DIRECTIONS, queries_first
 from scav_jax.sequences import AudioVisual, resample_like
 

@@ -5,8 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from scav_jax.report import markup
-from scav_jax.report.markup import escape
-from scav_jax.report.search_page import (
+from scav_jax.report.in_sync import (
     POLICY,
     SCRIPT,
     STYLE,
@@ -18,6 +17,7 @@ from scav_jax.report.search_page import (
     player,
     scale_of,
 )
+from scav_jax.report.markup import escape
 from scav_jax.retrieval.synchrony import Synchrony
 from scav_jax.score.scored import Scored, signed, verdict
 

@@ -63,8 +63,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = parse(argv)
     from scav_jax.base.containers import saved
     from scav_jax.index import open_index
-    from scav_jax.index.nearest.searching import parse_retrieval
-    from scav_jax.index.stored.rows import checked_filter
+    from scav_jax.index.rows import checked_filter
+    from scav_jax.index.searching import parse_retrieval
     from scav_jax.retrieval.model import load_as_asked
 
     parse_retrieval(arguments.retrieval, "both" if arguments.both else "")

@@ -7,10 +7,11 @@ from dataclasses import asdict, dataclass
 from scav_jax.base.errors import InputError
 from scav_jax.base.names import from_here, shown
 from scav_jax.index import Hit, Index
+from scav_jax.report.in_sync import embedded_media
 from scav_jax.report.markup import ASKING, STREAM_WORDS, nothing_found
 from scav_jax.report.match import latents_from_files
 from scav_jax.report.playable import ANOTHER, is_another
-from scav_jax.report.search_page import embedded_media, make_search, results_page
+from scav_jax.report.search_page import make_search, results_page
 from scav_jax.retrieval.embed import Embedded
 from scav_jax.retrieval.model import Model
 

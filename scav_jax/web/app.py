@@ -30,8 +30,8 @@ from typing import Any
 from scav_jax.base.errors import InputError, check_one_of
 from scav_jax.base.names import shown
 from scav_jax.extract.containers.opening import Unusable
-from scav_jax.index.nearest.searching import parse_retrieval
-from scav_jax.index.stored.rows import checked_filter
+from scav_jax.index.rows import checked_filter
+from scav_jax.index.searching import parse_retrieval
 from scav_jax.report.markup import ASKING
 from scav_jax.retrieval.model import Model
 from scav_jax.web import page, uploads

@@ -2,8 +2,8 @@
 
 import json
 
-from scav_jax.index.stored.rows import FILTERED
-from scav_jax.report import markup, search_page
+from scav_jax.index.rows import FILTERED
+from scav_jax.report import in_sync, markup, search_page
 
 _BODY = (
     """\
@@ -48,7 +48,7 @@ Both together</button>
 
 STYLE = (
     markup.STYLE
-    + search_page.STYLE
+    + in_sync.STYLE
     + """\
 #drop { display: flex; flex-direction: column; gap: 4px; align-items: center; cursor: pointer;
   border: 2px dashed #b8bec4; border-radius: 10px; padding: 30px 16px; text-align: center; }
@@ -91,7 +91,7 @@ a:focus-visible, select:focus-visible { outline: 3px solid #0072b2; outline-offs
 )
 
 SCRIPT = (
-    search_page.SCRIPT
+    in_sync.SCRIPT
     + """\
 (function () {
   "use strict";

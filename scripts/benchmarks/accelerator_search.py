@@ -10,10 +10,10 @@ import numpy as np
 from timing import median_seconds
 
 from scav_jax import sharding
-from scav_jax.index.nearest import mesh, searching
-from scav_jax.index.stored.catalog import make_header
-from scav_jax.index.stored.encoding import Encoding
-from scav_jax.index.stored.segments import Segment, Snapshot
+from scav_jax.index import mesh, searching
+from scav_jax.index.catalog import make_header
+from scav_jax.index.encoding import Encoding
+from scav_jax.index.segments import Segment, Snapshot
 from scav_jax.retrieval.embed import Embedded
 from scav_jax.sequences import Sequences
 

@@ -12,7 +12,8 @@ from scav_jax.base.errors import InputError
 from scav_jax.base.log_mel import MEL_BINS, STACKED_FRAMES
 from scav_jax.extract import fbank
 from scav_jax.extract.backbones.clip_pixels import Preprocessing, resize_crop_pil
-from scav_jax.extract.backbones.sides import Audio, Visual
+from scav_jax.extract.backbones.plain import PlainAudio
+from scav_jax.extract.backbones.sides import Visual
 from scav_jax.features.clip import PIXELS_DTYPE
 
 PATCH = 16  # what towers cut pictures into: sides are a multiple of it
@@ -51,11 +52,8 @@ class PixelsVisual(Visual):
         return frames[chosen].reshape(self.steps, self.width)
 
 
-class PixelsAudio(Audio):
+class PixelsAudio(PlainAudio):
     """Log-mel frames side by side, as they are."""
-
-    width = STACKED_FRAMES * MEL_BINS
-    step_s = STACKED_FRAMES * fbank.HOP_SAMPLES / fbank.RATE_HZ  # 0.16
 
     def fingerprint(self) -> dict:
         return {
@@ -68,6 +66,4 @@ class PixelsAudio(Audio):
 
     def prepare(self, waveform: Float[np.ndarray, " S"]) -> Float[np.ndarray, "M 2048"]:
         """Log-mel, 16 frames of 10 ms side by side; what is left over is dropped."""
-        log_mel = fbank.log_mel(waveform, fbank.hann_window(), 1.0)
-        steps = len(log_mel) // STACKED_FRAMES
-        return log_mel[: steps * STACKED_FRAMES].reshape(steps, self.width)
+        return self.stacked(fbank.log_mel(waveform, fbank.hann_window(), 1.0))

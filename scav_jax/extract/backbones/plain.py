@@ -126,7 +126,10 @@ class PlainAudio(Audio):
 
     def prepare(self, waveform: Float[np.ndarray, " S"]) -> Float[np.ndarray, "M 2048"]:
         """Normalised log-mel, 16 frames of 10 ms side by side; what is left over is dropped."""
-        steps = fbank.frame_count(len(waveform)) // STACKED_FRAMES
-        log_mel = fbank.log_mel(waveform)[: steps * STACKED_FRAMES]
-        normalised = (log_mel - np.float32(LOG_MEL_CENTRE)) / np.float32(LOG_MEL_SCALE)
-        return normalised.reshape(steps, self.width)
+        log_mel = self.stacked(fbank.log_mel(waveform))
+        return (log_mel - np.float32(LOG_MEL_CENTRE)) / np.float32(LOG_MEL_SCALE)
+
+    def stacked(self, log_mel: Float[np.ndarray, "T 128"]) -> Float[np.ndarray, "M 2048"]:
+        """Frames side by side, whole steps only."""
+        steps = len(log_mel) // STACKED_FRAMES
+        return log_mel[: steps * STACKED_FRAMES].reshape(steps, self.width)

@@ -11,9 +11,9 @@ import ml_dtypes
 import numpy as np
 from jaxtyping import Float, Int, Shaped
 
+from scav_jax.index.catalog import Header
 from scav_jax.index.products import widen
-from scav_jax.index.stored.catalog import Header
-from scav_jax.index.stored.sketches import Basis
+from scav_jax.index.sketches import Basis
 from scav_jax.sequences import Sequences, unit
 
 DTYPES = {
@@ -37,7 +37,7 @@ ROW = np.dtype(
         ("fine_residual", "<f4"),
         ("embeddings_length", "<f4"),  # of the stored vector, which rounding has left near 1
         ("sketches_length", "<f4"),
-        ("bank_near", "<f4"),  # how near it comes to the bank, see `hubness`; 0 without one
+        ("bank_near", "<f4"),  # how near it comes to the bank, see `bank`; 0 without one
         ("values_sum", "<u8"),
         ("embeddings_sum", "<u8"),
         ("sketches_sum", "<u8"),

@@ -22,8 +22,6 @@ readable after the files are gone.
 import io
 import itertools
 import os
-import re
-import shutil
 import zlib
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -36,9 +34,8 @@ from scav_jax.base.documents import read_document, regular_file, write_document
 from scav_jax.base.errors import InputError
 from scav_jax.base.files import folder_atomically
 from scav_jax.features.clip import fingerprint_difference
-from scav_jax.index.products import mean_square, widen
-from scav_jax.index.stored.catalog import COMMITTED, MEND, SEGMENTS, Header
-from scav_jax.index.stored.encoding import (
+from scav_jax.index.catalog import MEND, SEGMENTS, Header
+from scav_jax.index.encoding import (
     COLUMNS,
     SKETCH_STORAGES,
     EncodedStream,
@@ -48,12 +45,12 @@ from scav_jax.index.stored.encoding import (
     padded_bytes,
     word_sums,
 )
-from scav_jax.index.stored.sketches import Basis, sizes
+from scav_jax.index.products import mean_square, widen
+from scav_jax.index.sketches import Basis, sizes
 from scav_jax.sequences import STREAMS
 
 CHECKED_AT_ONCE = 256  # rows
 IN_CACHE = 2**18  # numbers of differences at a time
-_NUMBER = re.compile("[0-9]{8}")
 
 
 class WrongRow(InputError):
@@ -112,7 +109,7 @@ def write_segment(
     Raises:
       OSError: the disk is full; nothing is left behind.
     """
-    with folder_atomically(_folder(index, number)) as folder:
+    with folder_atomically(folder_of(index, number)) as folder:
         small = {"keys.npy": clips["keys"].astype(np.int64), "centre.npy": encoding.centre}
         small["clips.npy"] = clips["clips"].astype(np.uint32)
         if encoding.basis is not None:
@@ -140,7 +137,7 @@ def write_segment(
         write_document(folder / "segment.json", about)
 
 
-def _folder(index: Path, number: int) -> Path:
+def folder_of(index: Path, number: int) -> Path:
     return index / SEGMENTS / f"{number:08d}"
 
 
@@ -306,7 +303,7 @@ class Segment:
     """
 
     def __init__(self, index: Path, number: int, header: Header):
-        self.number, self.folder = number, _folder(index, number)
+        self.number, self.folder = number, folder_of(index, number)
         about = self._read_about(header)
         storage = header.storage
         self.width, self._checksums = about["width"], about["small"]
@@ -491,24 +488,3 @@ def _check_one_encoding(segments: list[Segment]) -> None:
                     f"{one.folder}: expected a segment of the index of {segments[0].folder}, its "
                     f"{file} is another; bring the index back from one copy, or build it again"
                 )
-
-
-def segment_numbers(index: Path) -> list[int]:
-    """The segments that are there, those that no row names included."""
-    folder = index / SEGMENTS
-    names = [one.name for one in folder.iterdir()] if folder.is_dir() else []
-    return sorted(int(name) for name in names if _NUMBER.fullmatch(name))
-
-
-def sweep(index: Path, used: set[int]) -> list[str]:
-    """Removes segments that no row names, and what a kill left of one; returns their names."""
-    folder, removed = index / SEGMENTS, []
-    kept = {COMMITTED, *(_folder(index, number).name for number in used)}
-    for one in sorted(folder.iterdir()) if folder.is_dir() else []:
-        if one.name not in kept:
-            if one.is_dir():
-                shutil.rmtree(one, ignore_errors=True)
-            else:
-                one.unlink(missing_ok=True)
-            removed.append(one.name)
-    return removed

@@ -1,4 +1,4 @@
-"""A search divided: over the devices of a mesh, or over parts as processes would search them.
+"""A search divided over the devices of a mesh.
 
 Accelerators of this process are used where their memory has room for the sequences (`have_room`).
 
@@ -8,20 +8,18 @@ rounding, else more are asked for. Their final scores are computed as on one mac
 scores are the same for any number of devices.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cache
 
 import jax
 import numpy as np
 
 from scav_jax.base.errors import InputError
-from scav_jax.index import products
-from scav_jax.index.nearest import searching
-from scav_jax.index.nearest.scan import Queries, QueriesOnGrid, Scan, k_smallest, query_streams
-from scav_jax.index.nearest.searching import Found
-from scav_jax.index.products import NearestSoFar
-from scav_jax.index.stored.segments import Snapshot
+from scav_jax.index import products, searching
+from scav_jax.index.nearest import NearestSoFar, k_smallest
+from scav_jax.index.scan import Queries, QueriesOnGrid, Scan, query_streams
+from scav_jax.index.searching import Found
+from scav_jax.index.segments import Snapshot
 from scav_jax.retrieval.embed import Embedded
 from scav_jax.sharding import batch_sharded, map_shards, put_replicated
 
@@ -29,25 +27,6 @@ NUMBER_BYTES = 8  # at most: as it is stored, and widened for a product
 SHARE = 0.8  # of the devices' free memory that sequences may have
 SLACK = 8  # candidates of each device beyond k
 MATRIX_BYTES = 2**28  # of distances on one device
-
-
-def part_of(snapshot: Snapshot, part: int, parts: int) -> Snapshot:
-    """One in `parts` rows."""
-    live = {number: np.zeros_like(one) for number, one in snapshot.live.items()}
-    for number, one in snapshot.live.items():
-        live[number][part::parts] = one[part::parts]
-    return replace(snapshot, live=live)
-
-
-def merged(found: Sequence[Found], snapshot: Snapshot, k: int, method: str) -> Found:
-    """The k best of what parts found, by one method: equal to a search of the whole."""
-    columns = [
-        np.concatenate([getattr(one, name) for one in found])
-        for name in ("query", "segment", "row", "score")
-    ]
-    similar = -1 if method == "aggregation" else 1
-    *places, score = k_smallest(*columns[:3], similar * columns[3], snapshot, k)
-    return Found(*places, similar * score, distance=None if method == "aggregation" else score)
 
 
 @dataclass(frozen=True)
@@ -77,7 +56,7 @@ class OnMesh:
         if not snapshot.header.one_grid:
             raise InputError(
                 "search over devices: expected the Euclidean distance, got "
-                f"{snapshot.header.distance!r}; search it on one device, or over parts"
+                f"{snapshot.header.distance!r}; search it on one device"
             )
         self.asked = query_streams(direction)[1]
         snapshot = snapshot.with_stream(self.asked)

@@ -17,7 +17,7 @@ from scav_jax.base.documents import read_document, write_document
 from scav_jax.base.errors import OUR_FAULTS, InputError, first_line, in_a_line
 from scav_jax.base.files import full_disk_is_an_oserror
 from scav_jax.base.names import is_text
-from scav_jax.index.stored.catalog import ABOUT, COMMITTED, MEND, SEGMENTS
+from scav_jax.index.catalog import ABOUT, COMMITTED, MEND, SEGMENTS
 from scav_jax.sequences import STREAMS
 
 TABLE = "rows"
@@ -289,6 +289,13 @@ def numbers_in(batch, *names: str) -> Int[np.ndarray, "n columns"]:
     """Some columns of an Arrow record batch, int64."""
     columns = [batch.column(name).to_numpy().astype(np.int64) for name in names]
     return np.stack(columns, axis=1)
+
+
+def about_in(batch) -> Iterator[tuple[int, int, int]]:
+    """(segment, row, checksum) of what an Arrow record batch says of each clip."""
+    sums = about_checksums({name: batch.column(name).to_pylist() for name in ABOUT})
+    for place, there in zip(numbers_in(batch, "segment", "row").tolist(), sums, strict=True):
+        yield *place, int(there)
 
 
 def numbered(segments: Int[np.ndarray, " n"], rows: Int[np.ndarray, " n"]) -> Int[np.ndarray, " n"]:

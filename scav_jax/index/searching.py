@@ -15,13 +15,13 @@ from jaxtyping import Float, Int
 
 from scav_jax.base.errors import InputError
 from scav_jax.index import products
-from scav_jax.index.nearest.hubness import Hubness, nearest_so_far
-from scav_jax.index.nearest.pruned import ExactSearch, Pruning, nearest_of_chosen
-from scav_jax.index.nearest.scan import Queries, Scan, k_smallest, numbers_of
-from scav_jax.index.products import NearestSoFar, widen
-from scav_jax.index.stored.catalog import Header
-from scav_jax.index.stored.rows import numbered
-from scav_jax.index.stored.segments import Segment, Snapshot
+from scav_jax.index.catalog import Header
+from scav_jax.index.nearest import Hubness, NearestSoFar, k_smallest, nearest_so_far
+from scav_jax.index.products import widen
+from scav_jax.index.pruned import ExactSearch, Pruning, nearest_of_chosen
+from scav_jax.index.rows import numbered
+from scav_jax.index.scan import Queries, Scan, numbers_of
+from scav_jax.index.segments import Segment, Snapshot
 from scav_jax.retrieval.embed import Embedded
 from scav_jax.retrieve import pairwise_of
 from scav_jax.sequences import Sequences, sequences, unit

@@ -7,7 +7,7 @@ INDEX/
    segments/00000000/   sequences and what is computed from them, appended and never changed
    segments/rows.json   the version of the table that was written last, and how many clips it has:
                         both are of one moment
-   bank.npz             what scores are relative to, where there is that, see `hubness`
+   bank.npz             what scores are relative to, where there is that, see `bank`
    lock                 held by the one writer
    adding.json          the clips of an `add` that has not ended
 
@@ -137,6 +137,11 @@ class Header:
     def first_stage(self) -> str:
         """The column that the first stage of a hybrid search reads."""
         return "sketches" if self.sketch else "embeddings"
+
+    @property
+    def first_stage_in_words(self) -> str:
+        name, width = self.sketch, self.sketch_width
+        return f"sketch {name} of {width} numbers" if name else "embedding"
 
     @property
     def target(self) -> str:

@@ -16,10 +16,11 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from scav_jax.index import products
-from scav_jax.index.nearest.scan import QueriesOnGrid, Scan, Tile, k_smallest
-from scav_jax.index.products import FEW_QUERIES, NearestSoFar, widen
-from scav_jax.index.stored.segments import StoredStream
-from scav_jax.index.stored.sketches import SHARE, Basis
+from scav_jax.index.nearest import NearestSoFar, k_smallest
+from scav_jax.index.products import FEW_QUERIES, widen
+from scav_jax.index.scan import QueriesOnGrid, Scan, Tile
+from scav_jax.index.segments import StoredStream
+from scav_jax.index.sketches import SHARE, Basis
 
 CACHED = 2**17  # numbers that stay in a core's cache
 ROWS = 2048  # of candidates of a product of sketches

@@ -25,10 +25,10 @@ from jaxtyping import Bool, Float, Int, Shaped
 
 from scav_jax.base.errors import InputError
 from scav_jax.index import products
-from scav_jax.index.nearest.hubness import Hubness, nearest_so_far
-from scav_jax.index.products import NearestSoFar, widen
-from scav_jax.index.stored.catalog import Header
-from scav_jax.index.stored.segments import Segment, Snapshot
+from scav_jax.index.catalog import Header
+from scav_jax.index.nearest import Hubness, NearestSoFar, nearest_so_far
+from scav_jax.index.products import widen
+from scav_jax.index.segments import Segment, Snapshot
 from scav_jax.retrieval.embed import Embedded
 from scav_jax.sequences import Sequences
 
@@ -257,24 +257,6 @@ def numbers_of(snapshot: Snapshot, asked: str) -> int:
         steps = segment.streams[asked].rows["steps"]
         return int(steps[len(steps) // 2]) * segment.width
     return 1
-
-
-def k_smallest(query, segment, row, scores, snapshot: Snapshot, k: int):
-    """The k smallest scores of each query; of equal ones, those that were added first.
-
-    Returns:
-      query, segment, row, score; by query, then rank.
-    """
-    keys = np.empty(len(query), np.int64)
-    for number in np.unique(segment):
-        here = segment == number
-        keys[here] = snapshot.segments[int(number)].keys[row[here]]
-    order = np.lexsort((keys, scores, query))
-    query = query[order]
-    rank = np.arange(len(query)) - np.searchsorted(query, query)
-    best = rank < k
-    chosen = order[best]
-    return query[best], segment[chosen], row[chosen], scores[chosen]
 
 
 class Scan:

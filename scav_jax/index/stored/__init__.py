@@ -1,1 +1,0 @@
-"""What lies in an index: its header and rows, and its sequences in files that are written once."""

@@ -18,6 +18,7 @@ from scav_jax.extract.decoding.clock import Clock, Stamp
 OGG = "ogg"
 NO_TIMESTAMPS = 0x0080  # libavformat's AVFMT_NOTIMESTAMPS: a codec's bare packets
 LEAST_RATE_HZ, MOST_RATE_HZ = 0.5, 300.0  # of pictures
+FASTER_PART = 0.2  # of pictures: where they come in bursts, that many or more are in one
 LOST_S = 0.25  # where picture and sound are both missing for longer, something was lost
 
 
@@ -142,15 +143,16 @@ def known_rate(stream: av.video.stream.VideoStream) -> float | None:
 def workable_rate(seconds: Iterable[float]) -> float:
     """The rate in Hz at which pictures are looked at, from the times of some of them.
 
-    Their own, or where that is beyond what is worked with (slow motion, a slide every minute), a
-    whole part or multiple of it.
+    Their own, that of the faster ones where it varies, so that none is left out; or where that is
+    beyond what is worked with (slow motion, a slide every minute), a whole part or multiple of it.
     """
     gaps = np.diff(sorted(seconds))
     gaps = gaps[gaps > 0]
     if not len(gaps):
         return LEAST_RATE_HZ
-    usual = np.median(gaps)  # there may be pauses; and times are rounded, 2.08 ms to 2 or 3
-    rate = float(1 / gaps[(gaps > 0.4 * usual) & (gaps < 2.5 * usual)].mean())
+    fast = np.quantile(gaps, FASTER_PART)  # there may be pauses
+    alike = (gaps > fast / 2) & (gaps < 1.6 * fast)  # times are rounded, 2.08 ms to 2 or 3
+    rate = float(1 / gaps[alike].mean())
     if rate > MOST_RATE_HZ:
         return rate / math.ceil(rate / MOST_RATE_HZ)
     return rate * math.ceil(LEAST_RATE_HZ / rate)

@@ -33,8 +33,11 @@ INDEXED = frozenset({MOV, MATROSKA})  # seeking is exact
 BARE_SOUNDS = frozenset({"aac", "ac3", "dts", "eac3", "loas", "mlp", "mp3", "truehd"})
 TAGS = (b"ID3", b"APETAGEX")  # what bare sounds begin and end with, also where they were joined
 RATE_PACKETS = 20_000  # that a rate is measured from
-RATE_IN_HEADER = frozenset({MATROSKA, "flv"})  # libavformat counts those of the others
-CLAIM_PACKETS = 100  # that it is compared with
+# Their average rate is a header's, or that of pictures that may pause; libavformat looks at those of
+# the others one by one.
+AVERAGED = frozenset({MATROSKA, MOV, "flv", "gif", "apng", "webp_anim"})
+CLAIM_PACKETS = 100  # that it is compared with, where no table lists all
+CLAIM_FACTOR = 1.2  # pictures that are left out now and then make less of a difference
 TAIL_S = 30.0  # of an indexed file, read to find its end
 # Each of their packets is a picture; others have some that only say that the last one stays.
 PICTURE_A_PACKET = frozenset({"h264", "hevc", "vvc"})
@@ -87,14 +90,22 @@ class Stream:
 
     @functools.cached_property
     def rate(self) -> float:
-        """Of pictures, in Hz; where more come than a header claims, that of the first of them."""
+        """Of pictures, in Hz; that of most of them where some pause, so that none is left out."""
         rate = known_rate(self.stream)
         if rate is None:
             return workable_rate(packet_times(self._path, "video", RATE_PACKETS))
-        if self._container.format.name in RATE_IN_HEADER:
-            first = workable_rate(packet_times(self._path, "video", CLAIM_PACKETS))
-            return first if rate < first / 2 else rate
+        if self._container.format.name in AVERAGED:
+            own = workable_rate(self._listed_times())
+            return own if CLAIM_FACTOR * rate < own else rate
         return rate
+
+    def _listed_times(self) -> list[float]:
+        """When pictures are decoded, in seconds, as far as that is known without reading much."""
+        entries = self.stream.index_entries
+        if self._container.format.name != MOV or len(entries) < CLAIM_PACKETS:
+            return packet_times(self._path, "video", CLAIM_PACKETS)
+        base = float(self.stream.time_base)
+        return [entries[n].timestamp * base for n in range(min(len(entries), RATE_PACKETS))]
 
     @property
     def without_key(self) -> bool:

@@ -392,6 +392,15 @@ def test_stereo_is_averaged(tmp_path):
     assert loud == pytest.approx(half, rel=0.15)
 
 
+@pytest.mark.parametrize(("codec", "scale"), [("pcm_s16le", -1.0), ("flac", -0.9), ("aac", -1.0)])
+def test_channels_that_cancel_each_other_are_told(tmp_path, codec, scale):
+    left = click_track(1.2, 16_000, [0.5])
+    both, sound = np.concatenate([left, scale * left]), {"audio_codec": codec, "audio_rate": 16_000}
+    path = write_video(tmp_path / "a.mkv", flash_frames(1.2, []), both, **sound)
+    with pytest.raises(Unusable, match="opposite phase: its channels cancel each other"):
+        cut(path)
+
+
 def test_odd_sizes_are_scaled(tmp_path):
     path = write_video(
         tmp_path / "a.mp4",

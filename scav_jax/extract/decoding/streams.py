@@ -33,8 +33,8 @@ INDEXED = frozenset({MOV, MATROSKA})  # seeking is exact
 BARE_SOUNDS = frozenset({"aac", "ac3", "dts", "eac3", "loas", "mlp", "mp3", "truehd"})
 TAGS = (b"ID3", b"APETAGEX")  # what bare sounds begin and end with, also where they were joined
 RATE_PACKETS = 20_000  # that a rate is measured from
-# Their average rate is a header's, or that of pictures that may pause; libavformat looks at those of
-# the others one by one.
+# Their average rate is a header's, or that of pictures that may pause; the others' is measured by
+# libavformat from one picture to the next.
 AVERAGED = frozenset({MATROSKA, MOV, "flv", "gif", "apng", "webp_anim"})
 CLAIM_PACKETS = 100  # that it is compared with, where no table lists all
 CLAIM_FACTOR = 1.2  # pictures that are left out now and then make less of a difference

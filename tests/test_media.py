@@ -632,6 +632,55 @@ def test_a_header_that_lies_about_the_length_hides_and_refuses_nothing(tmp_path,
         cut(path)
 
 
+@pytest.mark.parametrize(
+    ("suffix", "codec"),
+    [
+        ("wav", "pcm_s16le"),
+        ("aiff", "pcm_s16be"),
+        ("flac", "flac"),
+        ("mp3", "libmp3lame"),
+        ("wma", "wmav2"),
+        ("wv", "wavpack"),
+        ("mxf", "pcm_s16le"),
+    ],
+)
+def test_a_download_that_broke_off_is_told_where_a_header_says_its_length(tmp_path, suffix, codec):
+    path = tmp_path / f"a.{suffix}"
+    with av.open(str(path), "w") as container:
+        streams = films.add_streams(container, ("mpeg2video", codec)) if suffix == "mxf" else []
+        sound = streams[-1] if streams else container.add_stream(codec, 48_000, layout="mono")
+        sound.bit_rate = 96_000
+        frame = av.AudioFrame.from_ndarray(films.sound(3.0), "fltp", layout="mono")
+        frame.sample_rate = 48_000
+        frame.pts, frame.time_base = 0, Fraction(1, 48_000)
+        packets = [*sound.encode(frame), *sound.encode()]
+        for rgb in films.pictures(3.0) if streams else ():
+            packets += streams[0].encode(av.VideoFrame.from_ndarray(rgb, format="rgb24"))
+        packets += streams[0].encode() if streams else []
+        for packet in sorted(packets, key=lambda one: float(one.pts * one.time_base)):
+            container.mux(packet)
+    with media.Reader(path, None, kinds=("audio",)) as reader:
+        assert len(reader.cut(0.0, None).waveform) == pytest.approx(48_000, abs=1_600)
+    path.write_bytes(path.read_bytes()[: path.stat().st_size * 6 // 10])
+    with (
+        media.Reader(path, None, kinds=("audio",)) as reader,
+        pytest.raises(Unusable, match=r"truncated: the clip should end at [23].* end at 1\."),
+    ):
+        reader.cut(0.0, None)
+
+
+def test_an_mp4_that_ends_within_its_header_is_told(tmp_path):
+    """The tables that are whole list a part of the sound."""
+    content = films.write_film(tmp_path / "a.mp4", "mp4").read_bytes()
+    said = Counter()
+    for lacking in range(10, 1_500, 60):
+        (tmp_path / "a.mp4").write_bytes(content[:-lacking])
+        with pytest.raises(Unusable) as error:
+            cut(tmp_path / "a.mp4")
+        said[error.value.reason.split(":")[0]] += 1
+    assert set(said) == {"truncated", "not a readable video"}, said  # FFmpeg opens some of them
+
+
 @pytest.mark.parametrize("container", ["mp4", "mkv", "ts"])
 def test_a_clip_after_the_end_is_told_where_that_is(tmp_path, container):
     path = films.write_film(tmp_path / f"a.{container}", container)

@@ -4,6 +4,7 @@ import contextlib
 import functools
 import itertools
 import math
+from bisect import bisect_right
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import av
 from av.codec.context import Flags
 
 from scav_jax.extract.containers.film import RESTARTING, Film, film_of
+from scav_jax.extract.containers.losses import AVI
 from scav_jax.extract.containers.opening import MATROSKA, MOV, Unusable, open_container
 from scav_jax.extract.decoding.declared import Declared
 from scav_jax.extract.decoding.order import Order
@@ -202,6 +204,7 @@ class Stream:
         self._sent_time: float | None = None
         self._following = 0.0  # when the next frame is due
         self._place: int | None = None  # where in the file the last packet stands that has a place
+        self._read_until: int | None = None  # where the last packet that has a place stands
         self._gave_frame = False  # whether the last packet did
         self._awaited: list[float] = []  # times of packets whose pictures have not come yet
         self._seen: float | None = None  # the time of the last picture
@@ -282,6 +285,7 @@ class Stream:
         if self.declared.padding_from is not None:
             _keep_padding(packet)
         self._note_begin(packet)
+        self._note_lost(packet)
         if packet.size and self._is_guessed(packet):
             packet.pts = packet.dts = None
         if packet.size:
@@ -323,6 +327,20 @@ class Stream:
             if (skipped := sum(inside)) > 1 and skipped * each > LOST_S:
                 self._damage.append((before + each, time))
         self._awaited = [one for one in self._awaited if one > time]
+
+    def _note_lost(self, packet: av.Packet) -> None:
+        """Takes it for damage where the file lacks something between two packets."""
+        if packet.pos is None:
+            return
+        before, self._read_until = self._read_until, packet.pos
+        losses = self._film.losses
+        if before is None or bisect_right(losses, packet.pos) <= bisect_right(losses, before):
+            return
+        begin = self._sent_time
+        if self._container.format.name != AVI:
+            self._mark_broken(begin, 0)
+        elif begin is not None:  # whose times are the number of packets before
+            self._damage.append((begin, math.inf))
 
     def _note_begin(self, packet: av.Packet) -> None:
         """An edit list may leave the key frame out that the first shown picture builds on."""

@@ -1273,6 +1273,20 @@ def test_fragments_that_were_broken_off_are_told(tmp_path, flags, behind, words)
         cut(path)
 
 
+def test_fragments_behind_a_damage_are_told(tmp_path):
+    """libavformat ends where a box's size is wrong, as if the file did."""
+    path = written_in_fragments(tmp_path / "a.mp4")
+    content = bytearray(path.read_bytes())
+    third = [at for kind, at, _ in boxes(content, 0, len(content)) if kind == b"moof"][2]
+    content[third + 1] ^= 0x40
+    path.write_bytes(content)
+    assert len(cut(path, 0.0, 2.0).frames) == 20
+    with pytest.raises(Unusable, match="corrupt: fragments behind a damage"):
+        cut(path)
+    with pytest.raises(Unusable, match="corrupt: fragments behind a damage"):
+        video_seconds(path)  # so that clips of equal length are not cut of a part
+
+
 RATES_ALLOWED = {"mmf": 22_050, "aud": 22_050}
 
 

@@ -16,11 +16,12 @@ from typing import NamedTuple
 
 import numpy as np
 
-from scav_jax.extract.containers.nested import mapped
+from scav_jax.extract.containers.nested import boxes, mapped
+from scav_jax.extract.containers.opening import MOV
 from scav_jax.extract.containers.transport import FORMAT as TRANSPORT
 from scav_jax.extract.containers.transport import PAT_PID, synced_packets
 
-OGG, AVI = "ogg", "avi"
+OGG, AVI, MOOF = "ogg", "avi", b"moof"
 PAGE, PAGE_HEAD = b"OggS", 27
 CHECKSUM = slice(22, 26)  # of a page
 FIRST_PAGE = 2  # a flag
@@ -48,6 +49,16 @@ def losses(path: Path, format_name: str, pids: Collection[int]) -> tuple[int, ..
         return ()
     with mapped(path) as content:
         return tuple(find(content))
+
+
+def has_unread_fragments(path: Path, format_name: str) -> bool:
+    """Whether fragments of an MP4 lie behind a damage that libavformat does not pass."""
+    if format_name != MOV:
+        return False
+    with mapped(path) as content:
+        begins = {begin for kind, (begin, _) in boxes(content, (0, len(content))) if kind == MOOF}
+        last = content.rfind(MOOF)
+        return bool(begins) and last >= 0 and last + len(MOOF) not in begins
 
 
 # -- Ogg: RFC 3533 --------------------------------------------------------------------------------
@@ -149,7 +160,7 @@ def _breaks(path: Path, pids: Collection[int]) -> tuple[dict[int, list[_Break]],
             rows = np.flatnonzero((numbers == pid) & (packets[:, 3] & PAYLOAD != 0))
             if not len(rows):
                 continue
-            own, places = packets[rows].astype(np.int64), rows * distance + at
+            own, places = packets[rows, :6].astype(np.int64), rows * distance + at
             count, begins = own[:, 3] & 15, own[:, 1] & BEGINS != 0
             before, since = latest.get(pid, (int(count[0]), int(places[0])))
             latest[pid] = int(count[-1]), int(places[-1])

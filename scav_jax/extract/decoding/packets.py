@@ -10,6 +10,7 @@ import av
 import numpy as np
 
 from scav_jax.extract.containers.film import RESTARTING, Film, film_of
+from scav_jax.extract.containers.losses import has_unread_fragments
 from scav_jax.extract.containers.opening import Unusable, open_container
 from scav_jax.extract.containers.transport import FORMAT as TRANSPORT
 from scav_jax.extract.containers.whole import JOINED
@@ -51,6 +52,7 @@ class Packets:
             try:
                 packet = next(demuxer)
             except StopIteration:
+                self._check_end()
                 break
             except av.FFmpegError as error:
                 # Other streams begin in the middle of an Ogg; elsewhere a file breaks off so too.
@@ -66,6 +68,10 @@ class Packets:
                 continue
             yield from self._shifted(self._clock.push(self._stamp(packet), packet))
         yield from self._shifted(self._clock.rest())
+
+    def _check_end(self) -> None:
+        if has_unread_fragments(Path(self._container.name), self._container.format.name):
+            raise Unusable("decode", "corrupt: fragments behind a damage cannot be found")
 
     def check_clock(self, stop: float) -> None:
         """Raises `Unusable` where times before `stop` (in seconds of the film) are not certain."""
@@ -166,8 +172,11 @@ def packet_times(path: Path, kind: str, most: int | None = None) -> list[float]:
       kind: "video" or "audio".
       most: so many at most.
     """
-    film = film_of(path)
+    film, times = film_of(path), []
     with contextlib.closing(open_container(path)) as container:
         base = container.streams[film.indexes[kind]].time_base
-        packets = itertools.islice(Packets(container, film, kind), most)
-        return [float(one.pts * base) - film.zero for one in packets if one.pts is not None]
+        with contextlib.suppress(Unusable):  # clips before a damage have their rate too
+            for one in itertools.islice(Packets(container, film, kind), most):
+                if one.pts is not None:
+                    times.append(float(one.pts * base) - film.zero)
+    return times

@@ -350,6 +350,10 @@ def test_a_rate_is_measured_where_the_header_has_none():
     uneven = [0.0, 3.0, *(6 + np.arange(360) / 60).round(3)]
     assert workable_rate(uneven) == pytest.approx(60, abs=0.1)
     assert workable_rate(reversed(uneven)) == pytest.approx(60, abs=0.1)
+    bursts = [start + n / 25 for start in (0.0, 0.56, 1.44, 2.36) for n in range(3)]
+    assert workable_rate(bursts) == pytest.approx(25)
+    of_arrival = [(40 * n + 17 * (n % 3)) / 1_000 for n in range(75)]
+    assert workable_rate(of_arrival) == pytest.approx(25, rel=0.02)
     assert workable_rate([1.0]) == workable_rate([]) == 0.5
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import av
 import numpy as np
+from jaxtyping import Float
 
 from scav_jax.extract.containers.film import RESTARTING, Film, film_of
 from scav_jax.extract.containers.losses import has_unread_fragments
@@ -19,6 +20,8 @@ from scav_jax.extract.decoding.clock import Clock, Stamp
 OGG = "ogg"
 NO_TIMESTAMPS = 0x0080  # libavformat's AVFMT_NOTIMESTAMPS: a codec's bare packets
 LEAST_RATE_HZ, MOST_RATE_HZ = 0.5, 300.0  # of pictures
+AROUND = 3  # gaps from a picture that are looked at together where times of it are uncertain
+ROUNDED_S = 1.5e-3  # of the difference of two times
 FASTER_PART = 0.2  # of pictures: where they come in bursts, that many or more are in one
 LOST_S = 0.25  # where picture and sound are both missing for longer, something was lost
 
@@ -152,16 +155,25 @@ def workable_rate(seconds: Iterable[float]) -> float:
     Their own, that of the faster ones where it varies, so that none is left out; or where that is
     beyond what is worked with (slow motion, a slide every minute), a whole part or multiple of it.
     """
-    gaps = np.diff(sorted(seconds))
-    gaps = gaps[gaps > 0]
+    times = np.unique([*seconds])
+    gaps = np.diff(times)
     if not len(gaps):
         return LEAST_RATE_HZ
+    if not _are_multiples(gaps) and len(gaps) > AROUND:  # times of arrival: each is off by some
+        gaps = (times[AROUND:] - times[:-AROUND]) / AROUND
     fast = np.quantile(gaps, FASTER_PART)  # there may be pauses
     alike = (gaps > fast / 2) & (gaps < 1.6 * fast)  # times are rounded, 2.08 ms to 2 or 3
     rate = float(1 / gaps[alike].mean())
     if rate > MOST_RATE_HZ:
         return rate / math.ceil(rate / MOST_RATE_HZ)
     return rate * math.ceil(LEAST_RATE_HZ / rate)
+
+
+def _are_multiples(gaps: Float[np.ndarray, " N"]) -> bool:
+    """Whether pictures stay for whole multiples of the time that the faster ones stay."""
+    fast = np.quantile(gaps, FASTER_PART)
+    off = np.abs(gaps - fast * np.round(gaps / fast))
+    return float(np.mean(off <= min(ROUNDED_S, fast / 8))) > 0.9
 
 
 def packet_times(path: Path, kind: str, most: int | None = None) -> list[float]:

@@ -263,13 +263,14 @@ def test_seeking_gives_the_same_as_reading_on(tmp_path, monkeypatch):
     assert loudest_moment(sought.waveform) == pytest.approx(1.51, abs=0.004)
 
 
-def test_variable_rate_shows_the_frame_of_the_moment(tmp_path):
+@pytest.mark.parametrize("suffix", ["mkv", "mp4", "mov"])
+def test_variable_rate_shows_every_frame_at_its_moment(tmp_path, suffix):
     # 12.5 Hz for two seconds, then one frame that stays for a second, then 25 Hz for two seconds.
     times = [*range(0, 2000, 80), 2000, *range(3000, 5000, 40)]
     levels = np.linspace(20, 230, len(times)).astype(np.uint8)
     frames = [np.full((64, 96, 3), level) for level in levels]
     path = write_video(
-        tmp_path / "a.mkv",
+        tmp_path / f"a.{suffix}",
         frames,
         click_track(5, 16_000, [1.0]),
         audio_rate=16_000,
@@ -285,6 +286,7 @@ def test_variable_rate_shows_the_frame_of_the_moment(tmp_path):
         moment = 1000 * step / rate
         shown = max(index for index, time in enumerate(times) if time <= moment + half)
         assert level == pytest.approx(levels[shown], abs=3), step
+    assert all(np.abs(got - level).min() < 2 for level in levels)  # none is left out
 
 
 @pytest.mark.parametrize(
@@ -348,6 +350,10 @@ def test_a_rate_is_measured_where_the_header_has_none():
     uneven = [0.0, 3.0, *(6 + np.arange(360) / 60).round(3)]
     assert workable_rate(uneven) == pytest.approx(60, abs=0.1)
     assert workable_rate(reversed(uneven)) == pytest.approx(60, abs=0.1)
+    bursts = [start + n / 25 for start in (0.0, 0.56, 1.44, 2.36) for n in range(3)]
+    assert workable_rate(bursts) == pytest.approx(25)
+    of_arrival = [(40 * n + 17 * (n % 3)) / 1_000 for n in range(75)]
+    assert workable_rate(of_arrival) == pytest.approx(25, rel=0.02)
     assert workable_rate([1.0]) == workable_rate([]) == 0.5
 
 
@@ -388,6 +394,15 @@ def test_stereo_is_averaged(tmp_path):
     mono = write_video(tmp_path / "m.mkv", flash_frames(2, []), left / 2, audio_rate=16_000)
     loud, half = (np.abs(cut(path).waveform).max() for path in (stereo, mono))
     assert loud == pytest.approx(half, rel=0.15)
+
+
+@pytest.mark.parametrize(("codec", "scale"), [("pcm_s16le", -1.0), ("flac", -0.9), ("aac", -1.0)])
+def test_channels_that_cancel_each_other_are_told(tmp_path, codec, scale):
+    left = click_track(1.2, 16_000, [0.5])
+    both, sound = np.concatenate([left, scale * left]), {"audio_codec": codec, "audio_rate": 16_000}
+    path = write_video(tmp_path / "a.mkv", flash_frames(1.2, []), both, **sound)
+    with pytest.raises(Unusable, match="opposite phase: its channels cancel each other"):
+        cut(path)
 
 
 def test_odd_sizes_are_scaled(tmp_path):
@@ -619,6 +634,55 @@ def test_a_header_that_lies_about_the_length_hides_and_refuses_nothing(tmp_path,
         return
     with pytest.raises(Unusable, match="truncated: the clip should end at 9"):  # not "too long"
         cut(path)
+
+
+@pytest.mark.parametrize(
+    ("suffix", "codec"),
+    [
+        ("wav", "pcm_s16le"),
+        ("aiff", "pcm_s16be"),
+        ("flac", "flac"),
+        ("mp3", "libmp3lame"),
+        ("wma", "wmav2"),
+        ("wv", "wavpack"),
+        ("mxf", "pcm_s16le"),
+    ],
+)
+def test_a_download_that_broke_off_is_told_where_a_header_says_its_length(tmp_path, suffix, codec):
+    path = tmp_path / f"a.{suffix}"
+    with av.open(str(path), "w") as container:
+        streams = films.add_streams(container, ("mpeg2video", codec)) if suffix == "mxf" else []
+        sound = streams[-1] if streams else container.add_stream(codec, 48_000, layout="mono")
+        sound.bit_rate = 96_000
+        frame = av.AudioFrame.from_ndarray(films.sound(3.0), "fltp", layout="mono")
+        frame.sample_rate = 48_000
+        frame.pts, frame.time_base = 0, Fraction(1, 48_000)
+        packets = [*sound.encode(frame), *sound.encode()]
+        for rgb in films.pictures(3.0) if streams else ():
+            packets += streams[0].encode(av.VideoFrame.from_ndarray(rgb, format="rgb24"))
+        packets += streams[0].encode() if streams else []
+        for packet in sorted(packets, key=lambda one: float(one.pts * one.time_base)):
+            container.mux(packet)
+    with media.Reader(path, None, kinds=("audio",)) as reader:
+        assert len(reader.cut(0.0, None).waveform) == pytest.approx(48_000, abs=1_600)
+    path.write_bytes(path.read_bytes()[: path.stat().st_size * 6 // 10])
+    with (
+        media.Reader(path, None, kinds=("audio",)) as reader,
+        pytest.raises(Unusable, match=r"truncated: the clip should end at [23].* end at 1\."),
+    ):
+        reader.cut(0.0, None)
+
+
+def test_an_mp4_that_ends_within_its_header_is_told(tmp_path):
+    """The tables that are whole list a part of the sound."""
+    content = films.write_film(tmp_path / "a.mp4", "mp4").read_bytes()
+    said = Counter()
+    for lacking in range(10, 1_500, 60):
+        (tmp_path / "a.mp4").write_bytes(content[:-lacking])
+        with pytest.raises(Unusable) as error:
+            cut(tmp_path / "a.mp4")
+        said[error.value.reason.split(":")[0]] += 1
+    assert set(said) == {"truncated", "not a readable video"}, said  # FFmpeg opens some of them
 
 
 @pytest.mark.parametrize("container", ["mp4", "mkv", "ts"])
@@ -995,9 +1059,23 @@ def test_sound_behind_a_lost_page_of_an_ogg_keeps_its_time(tmp_path):
     content[pages[3] + 200] ^= 1  # the one of the second second; its checksum is wrong now
     path.write_bytes(content)
     with media.Reader(path, None, kinds=("audio",)) as reader:
-        heard = reader.cut(0.0, None).waveform
-    assert np.abs(heard[round(1.2 * 16_000) : round(1.9 * 16_000)]).max() < 1e-4
-    assert loudest_moment(heard) - 0.010 == pytest.approx(2.5, abs=0.01)
+        with pytest.raises(Unusable, match="corrupt: some of the sound cannot be decoded"):
+            reader.cut(0.0, 2.2)
+        heard = reader.cut(2.2, None).waveform
+    assert loudest_moment(heard) - 0.010 == pytest.approx(0.3, abs=0.01)
+
+
+@pytest.mark.parametrize(("container", "lost"), [("ts", 2 * 188), ("m2ts", 2 * 192), ("avi", 300)])
+def test_what_is_lost_within_a_container_is_told(tmp_path, container, lost):
+    """Decoders conceal it, and behind it the pictures of an AVI come too early."""
+    path = films.write_film(tmp_path / f"a.{container}", container)
+    content = path.read_bytes()
+    at = content.index(bytes(1), len(content) * 6 // 10) if container == "avi" else 0
+    at = at or len(content) * 6 // 10 // (lost // 2) * (lost // 2)
+    path.write_bytes(content[:at] + content[at + lost :])
+    with pytest.raises(Unusable, match=r"corrupt: some (frames|of the sound) cannot be decoded"):
+        cut(path)
+    assert len(cut(path, 0.2, 1.2).frames) == 25
 
 
 def test_a_sound_alone_may_pause(tmp_path):
@@ -1197,6 +1275,20 @@ def test_fragments_that_were_broken_off_are_told(tmp_path, flags, behind, words)
     path.write_bytes(content[: last + behind])
     with pytest.raises(Unusable, match=words):
         cut(path)
+
+
+def test_fragments_behind_a_damage_are_told(tmp_path):
+    """libavformat ends where a box's size is wrong, as if the file did."""
+    path = written_in_fragments(tmp_path / "a.mp4")
+    content = bytearray(path.read_bytes())
+    third = [at for kind, at, _ in boxes(content, 0, len(content)) if kind == b"moof"][2]
+    content[third + 1] ^= 0x40
+    path.write_bytes(content)
+    assert len(cut(path, 0.0, 2.0).frames) == 20
+    with pytest.raises(Unusable, match="corrupt: fragments behind a damage"):
+        cut(path)
+    with pytest.raises(Unusable, match="corrupt: fragments behind a damage"):
+        video_seconds(path)  # so that clips of equal length are not cut of a part
 
 
 RATES_ALLOWED = {"mmf": 22_050, "aud": 22_050}

@@ -337,9 +337,17 @@ def test_colours_that_ffmpeg_cannot_convert_are_called_that(tmp_path, size):
         reader.cut(0.0, None)
 
 
-def test_turns_that_are_no_quarter_are_refused(tmp_path, stored):
-    path = with_matrix(stored, tmp_path / "a.mp4", (1, 1, -1, 1))
-    with pytest.raises(Unusable, match="turned: by 45 degrees, which is no quarter turn"):
+@pytest.mark.parametrize(
+    ("matrix", "words"),
+    [
+        ((1, 1, -1, 1), "turned: by 45 degrees, which is no quarter turn"),
+        ((-1, 1, 1, 1), "turned: by 135 degrees, which is no quarter turn"),  # mirrored too
+        ((1, 0, 1, 1), "slanted: by 45 degrees by its display matrix"),
+    ],
+)
+def test_turns_that_are_no_quarter_are_refused(tmp_path, stored, matrix, words):
+    path = with_matrix(stored, tmp_path / "a.mp4", matrix)
+    with pytest.raises(Unusable, match=words):
         cut(path)
 
 

@@ -24,6 +24,7 @@ import av
 from av.stream import Disposition
 
 from scav_jax.extract.containers.cropping import NO_MARGINS, Margins, margins
+from scav_jax.extract.containers.losses import losses
 from scav_jax.extract.containers.opening import Unusable, open_container
 from scav_jax.extract.containers.packs import FORMAT as PROGRAM_STREAM
 from scav_jax.extract.containers.packs import ProgramStream
@@ -47,11 +48,13 @@ class Film:
       indexes: kind -> the stream's index in the file; kinds that it lacks are left out.
       zero: second 0 of the film, in seconds of the file's own clock.
       margins: what is cut off its pictures.
+      losses: before which bytes of the file something is lost, as far as its container can tell.
     """
 
     indexes: dict[str, int]
     zero: float
     margins: Margins = NO_MARGINS
+    losses: tuple[int, ...] = ()
 
 
 def film_of(path: Path) -> Film:
@@ -78,11 +81,13 @@ def _film_of(path: Path) -> Film:
         indexes = _indexes(path, container)
         cut_off = _margins(path, container, indexes)
         start = _declared_start(container, indexes)
+        pids = [container.streams[index].id for index in indexes.values()]
+        lost = losses(path, container.format.name, pids)
     if not indexes:  # subtitles or data alone
         return Film(indexes, 0.0)
-    if start is not None and start >= 0:
-        return Film(indexes, start, cut_off)
-    return Film(indexes, _first_moment(path, indexes), cut_off)
+    if start is None or start < 0:
+        start = _first_moment(path, indexes)
+    return Film(indexes, start, cut_off, lost)
 
 
 def _indexes(path: Path, container: av.container.InputContainer) -> dict[str, int]:

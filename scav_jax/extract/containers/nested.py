@@ -20,6 +20,12 @@ def mapped(path: Path) -> Iterator[mmap.mmap]:
 
 def boxes(content: mmap.mmap, extent: Extent) -> Iterator[tuple[bytes, Extent]]:
     """The boxes in a part of an MP4 or MOV file (ISO/IEC 14496-12): what they are, and where."""
+    for kind, (begin, stop) in said_boxes(content, extent):
+        yield kind, (begin, min(stop, extent[1]))
+
+
+def said_boxes(content: mmap.mmap, extent: Extent) -> Iterator[tuple[bytes, Extent]]:
+    """The same, as they say it: the last may end behind the part that it lies in."""
     at, end = extent
     while at + 8 <= end:
         size, head = int.from_bytes(content[at : at + 4], "big"), 8
@@ -28,7 +34,7 @@ def boxes(content: mmap.mmap, extent: Extent) -> Iterator[tuple[bytes, Extent]]:
         stop = end if size == 0 else at + size
         if stop < at + head:
             return
-        yield content[at + 4 : at + 8], (at + head, min(stop, end))
+        yield content[at + 4 : at + 8], (at + head, stop)
         at = stop
 
 

@@ -82,13 +82,17 @@ def _of_kind(programmes: Iterable[Programme], kind: str) -> set[int]:
 def _states(path: Path) -> list[TableState]:
     """All different states that a file's tables are in, in the order of their first occurrence."""
     tables = _Tables()
-    with open(path, "rb") as file:
-        size = path.stat().st_size
-        for packets in _packets(lambda at, count: _read(file, at, count), size):
-            tables.take(packets)
-            if tables.full:
-                break
+    for _, _, packets in synced_packets(path):
+        tables.take(packets)
+        if tables.full:
+            break
     return tables.states
+
+
+def synced_packets(path: Path) -> Iterator[tuple[int, int, UInt8[np.ndarray, "N bytes"]]]:
+    """(where the first begins, how far apart they are, the packets) of a file, many at once."""
+    with open(path, "rb") as file:
+        yield from _packets(lambda at, count: _read(file, at, count), path.stat().st_size)
 
 
 def _read(file, at: int, count: int) -> UInt8[np.ndarray, " N"]:
@@ -98,8 +102,8 @@ def _read(file, at: int, count: int) -> UInt8[np.ndarray, " N"]:
 
 def _packets(
     read: Callable[[int, int], np.ndarray], size: int
-) -> Iterator[UInt8[np.ndarray, "N bytes"]]:
-    """The packets of a file, many at once, whatever lies between them."""
+) -> Iterator[tuple[int, int, UInt8[np.ndarray, "N bytes"]]]:
+    """See `synced_packets`; whatever lies between them is passed over."""
     at = 0
     while found := _next_synced(read, at, size):
         at, distance = found
@@ -109,7 +113,7 @@ def _packets(
             rows = block[: count * distance].reshape(count, distance)
             lost = np.flatnonzero(rows[:, 0] != SYNC)
             synced = int(lost[0]) if len(lost) else count
-            yield rows[:synced, :PACKET_BYTES]
+            yield at, distance, rows[:synced, :PACKET_BYTES]
             at += synced * distance
             if synced < count or not count:
                 break

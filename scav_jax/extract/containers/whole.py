@@ -1,4 +1,4 @@
-"""Files of which FFmpeg would read the first part only, without a word."""
+"""Files of which FFmpeg would read a part only, without a word."""
 
 import itertools
 import mmap
@@ -7,7 +7,7 @@ import struct
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from scav_jax.extract.containers.nested import Extent, box, boxes, mapped
+from scav_jax.extract.containers.nested import Extent, box, boxes, mapped, said_boxes
 from scav_jax.extract.containers.opening import MOV, Unusable
 
 # How files begin, in full: shorter marks occur inside of films too. A dot is a byte of any value.
@@ -40,6 +40,7 @@ WESTWOOD_CHUNK = bytes.fromhex("afde0000")
 # FFmpeg reads other codecs beside the first of a track's if that is one of these.
 BESIDE_OTHERS = {b"jpeg", b"apcn", b"apch", b"dvpp", b"dvcp", b"AV1x"}
 CHANGING = "changing codec: FFmpeg reads a track's first only; export it as one with what made it"
+CUT_OFF = "truncated: its header (moov), which stands at its end, is cut off"
 JOINED = "joined: two files byte by byte, only the first can be read; join with FFmpeg"
 
 
@@ -51,6 +52,8 @@ def check_single(path: Path, format_name: str) -> None:
     has_more = STRUCTURES.get(format_name)
     if has_more(path) if has_more else _begins_again(path, format_name):
         raise Unusable("open", JOINED)
+    if format_name == MOV and _ends_within_header(path):
+        raise Unusable("open", CUT_OFF)
     if format_name == MOV and _changes_codec(path):
         raise Unusable("open", CHANGING)
 
@@ -86,6 +89,13 @@ def _has_two_headers(path: Path) -> bool:
                     return True
                 begins[track] = begin
     return headers > 1 and not in_fragments
+
+
+def _ends_within_header(path: Path) -> bool:
+    """Of an MP4: libavformat takes the tables that are there, and what the others list is lost."""
+    with mapped(path) as content:
+        said = said_boxes(content, (0, len(content)))
+        return any(kind == b"moov" and end > len(content) for kind, (_, end) in said)
 
 
 def _fragment_begins(content: mmap.mmap, fragment: Extent) -> Iterator[tuple[int, int]]:

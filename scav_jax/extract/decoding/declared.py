@@ -6,12 +6,15 @@ from typing import Literal
 import av
 
 from scav_jax.extract.containers.film import Film
+from scav_jax.extract.containers.lengths import header_seconds
 from scav_jax.extract.containers.nested import box, boxes, mapped
 from scav_jax.extract.containers.opening import MATROSKA, MOV
 
 # Their headers say how long the file is; for the others libavformat looks at the last timestamps,
-# or guesses.
-LENGTH_IN_HEADER = frozenset({MATROSKA, "flv", "asf", "nut", "avi"})
+# at the file's size, or guesses.
+LENGTH_IN_HEADER = frozenset({MATROSKA, "flv", "asf", "nut", "avi", "mxf", "rm"})
+LENGTH_IN_HEADER |= {"aiff", "ast", "flac", "tta", "wv"}  # sounds
+REAL_MEDIA_UNKNOWN = 3_600 * av.time_base  # what FFmpeg writes to a pipe
 UNKNOWN_FRAMES = 2**30  # what an AVI says that was written to a pipe
 LISTED_S = 0.25  # an MP4's last packet begins at most so long before its stream ends
 
@@ -39,6 +42,7 @@ class Declared:
         film: Film,
         stream: av.stream.Stream,
     ):
+        self._path = path
         self._container, self._film, self._stream = container, film, stream
         self._listed = container.format.name == MOV and bool(stream.duration)
         self._fragments = _fragments(path) if self._listed else None
@@ -68,9 +72,9 @@ class Declared:
     def _header_end(self) -> float | None:
         """When a file ends that has a header and no table."""
         container, zero = self._container, self._film.zero
-        if container.format.name not in LENGTH_IN_HEADER or not container.duration:
+        seconds = header_seconds(self._path, container.format.name) or self._said()
+        if seconds is None:
             return None
-        seconds = container.duration / av.time_base
         if container.format.name == "avi":
             streams = [container.streams[index] for index in self._film.indexes.values()]
             if max(stream.frames for stream in streams) >= UNKNOWN_FRAMES:
@@ -78,11 +82,16 @@ class Declared:
             # A stream that begins late is given the frames that it lacks there. Durations are no
             # header's: libavformat shortens them where the file is shorter.
             seconds = min(float(s.frames * s.time_base) for s in streams)
-        elif container.format.name == "asf" and self._stream.duration:
-            # Each stream is given the film's; libavformat counts a late one's from its begin.
-            seconds = float(self._stream.duration * self._stream.time_base)
         # Some muxers count from the clock's 0 and some from its start: this much both promise.
         return seconds - zero if seconds > zero > 0 else seconds
+
+    def _said(self) -> float | None:
+        """What libavformat takes from a header; None where it says nothing."""
+        container = self._container
+        unknown = container.format.name == "rm" and container.duration == REAL_MEDIA_UNKNOWN
+        if container.format.name not in LENGTH_IN_HEADER or unknown or not container.duration:
+            return None
+        return container.duration / av.time_base
 
     def _table_end(self) -> float:
         """When an MP4's table says that the stream ends."""

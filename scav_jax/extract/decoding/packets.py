@@ -8,8 +8,10 @@ from pathlib import Path
 
 import av
 import numpy as np
+from jaxtyping import Float
 
 from scav_jax.extract.containers.film import RESTARTING, Film, film_of
+from scav_jax.extract.containers.losses import has_unread_fragments
 from scav_jax.extract.containers.opening import Unusable, open_container
 from scav_jax.extract.containers.transport import FORMAT as TRANSPORT
 from scav_jax.extract.containers.whole import JOINED
@@ -18,6 +20,9 @@ from scav_jax.extract.decoding.clock import Clock, Stamp
 OGG = "ogg"
 NO_TIMESTAMPS = 0x0080  # libavformat's AVFMT_NOTIMESTAMPS: a codec's bare packets
 LEAST_RATE_HZ, MOST_RATE_HZ = 0.5, 300.0  # of pictures
+AROUND = 3  # gaps from a picture that are looked at together where times of it are uncertain
+ROUNDED_S = 1.5e-3  # of the difference of two times
+FASTER_PART = 0.2  # of pictures: where they come in bursts, that many or more are in one
 LOST_S = 0.25  # where picture and sound are both missing for longer, something was lost
 
 
@@ -50,6 +55,7 @@ class Packets:
             try:
                 packet = next(demuxer)
             except StopIteration:
+                self._check_end()
                 break
             except av.FFmpegError as error:
                 # Other streams begin in the middle of an Ogg; elsewhere a file breaks off so too.
@@ -65,6 +71,10 @@ class Packets:
                 continue
             yield from self._shifted(self._clock.push(self._stamp(packet), packet))
         yield from self._shifted(self._clock.rest())
+
+    def _check_end(self) -> None:
+        if has_unread_fragments(Path(self._container.name), self._container.format.name):
+            raise Unusable("decode", "corrupt: fragments behind a damage cannot be found")
 
     def check_clock(self, stop: float) -> None:
         """Raises `Unusable` where times before `stop` (in seconds of the film) are not certain."""
@@ -142,18 +152,28 @@ def known_rate(stream: av.video.stream.VideoStream) -> float | None:
 def workable_rate(seconds: Iterable[float]) -> float:
     """The rate in Hz at which pictures are looked at, from the times of some of them.
 
-    Their own, or where that is beyond what is worked with (slow motion, a slide every minute), a
-    whole part or multiple of it.
+    Their own, that of the faster ones where it varies, so that none is left out; or where that is
+    beyond what is worked with (slow motion, a slide every minute), a whole part or multiple of it.
     """
-    gaps = np.diff(sorted(seconds))
-    gaps = gaps[gaps > 0]
+    times = np.unique([*seconds])
+    gaps = np.diff(times)
     if not len(gaps):
         return LEAST_RATE_HZ
-    usual = np.median(gaps)  # there may be pauses; and times are rounded, 2.08 ms to 2 or 3
-    rate = float(1 / gaps[(gaps > 0.4 * usual) & (gaps < 2.5 * usual)].mean())
+    if not _are_multiples(gaps) and len(gaps) > AROUND:  # times of arrival: each is off by some
+        gaps = (times[AROUND:] - times[:-AROUND]) / AROUND
+    fast = np.quantile(gaps, FASTER_PART)  # there may be pauses
+    alike = (gaps > fast / 2) & (gaps < 1.6 * fast)  # times are rounded, 2.08 ms to 2 or 3
+    rate = float(1 / gaps[alike].mean())
     if rate > MOST_RATE_HZ:
         return rate / math.ceil(rate / MOST_RATE_HZ)
     return rate * math.ceil(LEAST_RATE_HZ / rate)
+
+
+def _are_multiples(gaps: Float[np.ndarray, " N"]) -> bool:
+    """Whether pictures stay for whole multiples of the time that the faster ones stay."""
+    fast = np.quantile(gaps, FASTER_PART)
+    off = np.abs(gaps - fast * np.round(gaps / fast))
+    return float(np.mean(off <= min(ROUNDED_S, fast / 8))) > 0.9
 
 
 def packet_times(path: Path, kind: str, most: int | None = None) -> list[float]:
@@ -164,8 +184,11 @@ def packet_times(path: Path, kind: str, most: int | None = None) -> list[float]:
       kind: "video" or "audio".
       most: so many at most.
     """
-    film = film_of(path)
+    film, times = film_of(path), []
     with contextlib.closing(open_container(path)) as container:
         base = container.streams[film.indexes[kind]].time_base
-        packets = itertools.islice(Packets(container, film, kind), most)
-        return [float(one.pts * base) - film.zero for one in packets if one.pts is not None]
+        with contextlib.suppress(Unusable):  # clips before a damage have their rate too
+            for one in itertools.islice(Packets(container, film, kind), most):
+                if one.pts is not None:
+                    times.append(float(one.pts * base) - film.zero)
+    return times

@@ -11,7 +11,7 @@ before changes nothing.
 
 import itertools
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import median
 
 import numpy as np
@@ -30,11 +30,14 @@ class Piece:
       seconds: when it begins in the film.
       rate: samples a second.
       samples: of it.
+      unrelated: the energy (sum of squares) that the mean of its channels would have if they had
+        nothing in common; less is there where they cancel each other.
     """
 
     seconds: float
     rate: int
     samples: Float[np.ndarray, " S"]
+    unrelated: float = 0.0
 
     @property
     def end(self) -> float:
@@ -54,7 +57,7 @@ def placed(pieces: Sequence[Piece]) -> list[Piece]:
             origin = float(np.median(origins[begin:end]))
             for piece, samples_before in zip(members[begin:end], before[begin:end], strict=True):
                 index = round(origin + samples_before)
-                out.append(Piece(index / rate, rate, piece.samples))
+                out.append(replace(piece, seconds=index / rate))
     return out
 
 

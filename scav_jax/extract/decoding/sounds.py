@@ -21,6 +21,11 @@ RESAMPLING_MARGIN_S = 0.03  # more than the reach of the resampling filter
 SOUND_MARGIN_S = 3 * RESAMPLING_MARGIN_S  # read before and behind a clip
 MOST_RATE_HZ = 4_000_000  # of sound; the fastest that is recorded, DSD, decodes to 2,822,400
 MOST_PLANES = 7  # one for each channel; PyAV looks for one more
+CANCELLED = 0.15  # of the energy of channels that have nothing in common: a correlation of -0.85
+OPPOSITE = (
+    "opposite phase: its channels cancel each other, so nothing is left where they are played as "
+    "one; keep one of them: ffmpeg -i IN -c:v copy -af 'pan=mono|c0=c0' OUT"
+)
 
 
 class SoundCutter:
@@ -53,6 +58,7 @@ class SoundCutter:
             raise Unusable("decode", f"no sound so late: the sound ends at {last:.2f} s")
         pauses = ((before.end, after.seconds) for before, after in itertools.pairwise(pieces))
         check_lost(self.stream, pauses, start, stop)
+        _check_phase(pieces)
         # Recordings that were joined may have several rates.
         rates = sorted({piece.rate for piece in pieces})
         return sum(_resampled(pieces, rate, start, min(stop, ends)) for rate in rates)
@@ -83,7 +89,10 @@ class SoundCutter:
             if frame.sample_rate > MOST_RATE_HZ:
                 reason = f"sound of {frame.sample_rate:,} samples a second, above {MOST_RATE_HZ:,}"
                 raise Unusable("decode", reason)
-            self._kept.append(Piece(time, frame.sample_rate, self._mono(frame)))
+            channels = self._channels(frame)
+            unrelated = float(np.vdot(channels, channels)) / len(channels) ** 2
+            piece = Piece(time, frame.sample_rate, channels.mean(axis=0), unrelated)
+            self._kept.append(piece)
             self._until = self._kept[-1].end
             self._forget(start - SOUND_MARGIN_S)
 
@@ -103,20 +112,30 @@ class SoundCutter:
             self._kept[-1] = replace(last, samples=last.samples[:count])
             self._until = self._kept[-1].end
 
-    def _mono(self, frame: av.AudioFrame) -> Float[np.ndarray, " S"]:
-        """The mean of the channels, whatever their number."""
+    def _channels(self, frame: av.AudioFrame) -> Float[np.ndarray, "C S"]:
+        """The channels, whatever their number."""
         channels = frame.layout.nb_channels
         # Of more planes PyAV reads what is not there: it ends the process, or raises.
         planar = channels <= MOST_PLANES
         if planar and frame.format.name == "fltp":
-            return frame.to_ndarray().mean(axis=0)
+            return frame.to_ndarray()
         kind = (frame.format.name, frame.layout.name, frame.sample_rate)
         if kind != self._converted:  # broadcasts change from mono to 5.1 and back
             wanted = "fltp" if planar else "flt"
             self._converter, self._converted = AudioResampler(format=wanted), kind
         parts = [part.to_ndarray() for part in self._converter.resample(frame)]
         parts = parts if planar else [part.reshape(-1, channels).T for part in parts]
-        return np.concatenate([part.mean(axis=0) for part in parts])
+        return np.concatenate(parts, axis=1)
+
+
+def _check_phase(pieces: list[Piece]) -> None:
+    """Raises `Unusable` for sound whose channels are each other's negative: a wire is swapped.
+
+    Their mean is what is left of rounding: silence, or noise that means nothing.
+    """
+    heard = sum(float(np.vdot(piece.samples, piece.samples)) for piece in pieces)
+    if heard < CANCELLED * sum(piece.unrelated for piece in pieces):
+        raise Unusable("check", OPPOSITE)
 
 
 def _limit(start: float, stop: float) -> float:

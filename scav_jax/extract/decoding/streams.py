@@ -4,6 +4,7 @@ import contextlib
 import functools
 import itertools
 import math
+from bisect import bisect_right
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import av
 from av.codec.context import Flags
 
 from scav_jax.extract.containers.film import RESTARTING, Film, film_of
+from scav_jax.extract.containers.losses import AVI
 from scav_jax.extract.containers.opening import MATROSKA, MOV, Unusable, open_container
 from scav_jax.extract.decoding.declared import Declared
 from scav_jax.extract.decoding.order import Order
@@ -33,8 +35,11 @@ INDEXED = frozenset({MOV, MATROSKA})  # seeking is exact
 BARE_SOUNDS = frozenset({"aac", "ac3", "dts", "eac3", "loas", "mlp", "mp3", "truehd"})
 TAGS = (b"ID3", b"APETAGEX")  # what bare sounds begin and end with, also where they were joined
 RATE_PACKETS = 20_000  # that a rate is measured from
-RATE_IN_HEADER = frozenset({MATROSKA, "flv"})  # libavformat counts those of the others
-CLAIM_PACKETS = 100  # that it is compared with
+# Their average rate is a header's, or that of pictures that may pause; the others' is measured by
+# libavformat from one picture to the next.
+AVERAGED = frozenset({MATROSKA, MOV, "flv", "gif", "apng", "webp_anim"})
+CLAIM_PACKETS = 100  # that it is compared with, where no table lists all
+CLAIM_FACTOR = 1.2  # pictures that are left out now and then make less of a difference
 TAIL_S = 30.0  # of an indexed file, read to find its end
 # Each of their packets is a picture; others have some that only say that the last one stays.
 PICTURE_A_PACKET = frozenset({"h264", "hevc", "vvc"})
@@ -87,14 +92,22 @@ class Stream:
 
     @functools.cached_property
     def rate(self) -> float:
-        """Of pictures, in Hz; where more come than a header claims, that of the first of them."""
+        """Of pictures, in Hz; that of most of them where some pause, so that none is left out."""
         rate = known_rate(self.stream)
         if rate is None:
             return workable_rate(packet_times(self._path, "video", RATE_PACKETS))
-        if self._container.format.name in RATE_IN_HEADER:
-            first = workable_rate(packet_times(self._path, "video", CLAIM_PACKETS))
-            return first if rate < first / 2 else rate
+        if self._container.format.name in AVERAGED:
+            own = workable_rate(self._listed_times())
+            return own if CLAIM_FACTOR * rate < own else rate
         return rate
+
+    def _listed_times(self) -> list[float]:
+        """When pictures are decoded, in seconds, as far as that is known without reading much."""
+        entries = self.stream.index_entries
+        if self._container.format.name != MOV or len(entries) < CLAIM_PACKETS:
+            return packet_times(self._path, "video", CLAIM_PACKETS)
+        base = float(self.stream.time_base)
+        return [entries[n].timestamp * base for n in range(min(len(entries), RATE_PACKETS))]
 
     @property
     def without_key(self) -> bool:
@@ -191,6 +204,7 @@ class Stream:
         self._sent_time: float | None = None
         self._following = 0.0  # when the next frame is due
         self._place: int | None = None  # where in the file the last packet stands that has a place
+        self._read_until: int | None = None  # where the last packet that has a place stands
         self._gave_frame = False  # whether the last packet did
         self._awaited: list[float] = []  # times of packets whose pictures have not come yet
         self._seen: float | None = None  # the time of the last picture
@@ -271,6 +285,7 @@ class Stream:
         if self.declared.padding_from is not None:
             _keep_padding(packet)
         self._note_begin(packet)
+        self._note_lost(packet)
         if packet.size and self._is_guessed(packet):
             packet.pts = packet.dts = None
         if packet.size:
@@ -312,6 +327,20 @@ class Stream:
             if (skipped := sum(inside)) > 1 and skipped * each > LOST_S:
                 self._damage.append((before + each, time))
         self._awaited = [one for one in self._awaited if one > time]
+
+    def _note_lost(self, packet: av.Packet) -> None:
+        """Takes it for damage where the file lacks something between two packets."""
+        if packet.pos is None:
+            return
+        before, self._read_until = self._read_until, packet.pos
+        losses = self._film.losses
+        if before is None or bisect_right(losses, packet.pos) <= bisect_right(losses, before):
+            return
+        begin = self._sent_time
+        if self._container.format.name != AVI:
+            self._mark_broken(begin, 0)
+        elif begin is not None:  # whose times are the number of packets before
+            self._damage.append((begin, math.inf))
 
     def _note_begin(self, packet: av.Packet) -> None:
         """An edit list may leave the key frame out that the first shown picture builds on."""

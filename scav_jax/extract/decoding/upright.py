@@ -72,11 +72,21 @@ def placement(frame: av.VideoFrame, before: Placement = AS_STORED) -> Placement:
     a, b, c, d = (int(matrix[index]) for index in (0, 1, 3, 4))
     upright, lying = abs(a) + abs(d), abs(b) + abs(c)
     if min(upright, lying) > MOST_OFF * max(upright, lying):
-        angle = math.degrees(math.atan2(b, a))
-        raise Unusable("decode", f"turned: by {angle:.0f} degrees, which is no quarter turn")
+        raise Unusable("decode", _no_quarter_turn(a, b, c, d))
     if upright >= lying:
         return Placement(False, a < 0, d < 0)
     return Placement(True, c < 0, b < 0)
+
+
+def _no_quarter_turn(a: int, b: int, c: int, d: int) -> str:
+    """In words, what a display matrix does."""
+    across, down = math.degrees(math.atan2(b, a)), math.degrees(math.atan2(-c, d))
+    slant = (across - down + 90) % 180 - 90  # 0 where lines and columns stay at right angles
+    if abs(slant) > 1:
+        return (
+            f"slanted: by {abs(slant):.0f} degrees by its display matrix, which slants the picture"
+        )
+    return f"turned: by {across:.0f} degrees, which is no quarter turn"
 
 
 def pixel_ratio(stream: av.video.stream.VideoStream) -> float:

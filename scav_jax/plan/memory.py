@@ -177,6 +177,10 @@ def _moments(work: Workload, count: float) -> list[tuple[float, float, float, fl
     copies = HALF * count if encoders.precision == "bfloat16" else 0.0
     views = len(work.passes)
     gradients = copies + _number(encoders) * count * views
+    ends = isinstance(encoders, PatchEncoders)
+    if ends:  # in no norm: the objective's norms keep what they read, and its gradient is there
+        ending = sum(tokens_of(encoders, *one) * encoders.width for one in passes)
+        activations += 2 * FLOAT * encoded * ending
     if work.microbatch:
         before = FLOAT * count + copies, 0.0
         # Their sum, too; those of several views are added in float32.
@@ -185,7 +189,7 @@ def _moments(work: Workload, count: float) -> list[tuple[float, float, float, fl
     else:
         before = copies, activations
         # Of the tower whose turn is later.
-        later = latents - rows * max(sizes) if len(sizes) > 1 else 0.0
+        later = 0.0 if ends else latents - rows * max(sizes)
         backward = gradients, activations + working, later, 0.0
     found = [(*before, latents + gathered, cost.memory), backward]
     if cost.backward:

@@ -17,6 +17,7 @@ import safetensors.numpy
 from beats_reference import SMALL
 from conftest import assert_equal_products
 from test_extract import content, finished, good_video, read_rejected, wait_for
+from test_media import changing_size, click_track, flash_frames, write_video
 
 from scav_jax.base.errors import InputError
 from scav_jax.extract import backbones, jobs, program, shards
@@ -176,6 +177,32 @@ def test_chunks_are_the_towers_own_features(model):
     assert model.visual.model.encode_clips([]) == []
     with pytest.raises(InputError, match=r"crops: expected uint8 \[N, 32, 32, 3\]"):
         model.visual.model.encode_clips([np.zeros((2, 31, 31, 3), np.uint8)])
+
+
+def test_what_the_device_resizes_is_the_same_bytes(files, model, tmp_path):
+    """Whole frames of several sizes beside crops; of a picture that changes its size, crops."""
+    for number, size in enumerate([(64, 40), (48, 56), (32, 32), (96, 64)]):
+        frames = flash_frames(1.5, [0.5], size=size)
+        write_video(tmp_path / f"{number}.mp4", frames, click_track(1.5, 44_100, [1.0]), size=size)
+    changing_size(tmp_path / "4.ts")
+    on_device = backbones.load(
+        "clip_beats", weights=files, options={"visual": {"resize": "device"}}
+    )
+    assert model.preparer.visual.whole is False and on_device.preparer.visual.whole is True
+    clips = {}
+    for name, one in (("host", model), ("device", on_device)):
+        clips[name] = []
+        for file in ("0.mp4", "1.mp4", "2.mp4", "3.mp4", "4.ts"):
+            job = jobs.Job(0, ((0, ClipRequest(file, 0.0, None, "x")),))
+            (outcome,) = jobs.prepare(job, videos=tmp_path, preparer=one.preparer)
+            clips[name].append(outcome.prepared)
+    shapes = [clip.visual.shape[1:3] for clip in clips["device"]]
+    assert shapes == [(40, 64), (56, 48), (32, 32), (32, 32), (32, 32)]  # the fourth is too large
+    assert {clip.visual.shape[1:3] for clip in clips["host"]} == {(32, 32)}
+    expected, found = model.encode(clips["host"]), on_device.encode(clips["device"])
+    for ours, theirs in zip(found, expected, strict=True):
+        np.testing.assert_array_equal(ours[0], theirs[0])
+    assert on_device.fingerprint() == model.fingerprint()
 
 
 def test_a_minute_is_the_longest_clip(videos):
@@ -338,6 +365,7 @@ def test_the_fingerprint_says_what_features_depend_on(model):
         ({"beats": None}, "--weights beats=PATH: expected the weights"),
         ({"dtype": "float16"}, "clip: dtype: expected one of float32, bfloat16, got 'float16'"),
         ({"output": "poolt"}, "clip: output: expected one of pooled, projected, got 'poolt'"),
+        ({"resize": "gpu"}, "clip: resize: expected one of pil, device, got 'gpu'"),
         ({"ouput": "pooled"}, "--option ouput: expected .*dtype, output.* Did you mean 'output'"),
         ({"beats": "nowhere.safetensors"}, "nowhere.safetensors: expected a safetensors"),
         ({"dino": "x"}, r"--weights dino: expected the name of a side with .*clip, beats.*'dino'"),
@@ -345,7 +373,7 @@ def test_the_fingerprint_says_what_features_depend_on(model):
 )
 def test_wrong_settings_get_one_line(files, change, message):
     given = {k: v for k, v in (files | change).items() if v is not None}
-    options = {k: given.pop(k) for k in ("dtype", "output", "ouput") if k in given}
+    options = {k: given.pop(k) for k in ("dtype", "output", "ouput", "resize") if k in given}
     with pytest.raises(InputError, match=message):
         backbones.load("clip_beats", weights=given, options={"": options})
 

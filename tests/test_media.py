@@ -417,12 +417,11 @@ def test_odd_sizes_are_scaled(tmp_path):
     assert video_seconds(path) == pytest.approx(2.0)
 
 
-def test_pictures_that_change_their_size_are_scaled_or_told(tmp_path):
-    """As in a call whose connection became worse."""
-    path = tmp_path / "a.ts"
+def changing_size(path):
+    """A video whose picture becomes smaller, as in a call whose connection became worse."""
     parts = [
         write_video(
-            tmp_path / f"{width}.ts",
+            path.with_name(f"{width}.ts"),
             flash_frames(1.5, [], size=(width, 32)),
             click_track(1.5, 44_100, [1.0]),
             size=(width, 32),
@@ -431,6 +430,11 @@ def test_pictures_that_change_their_size_are_scaled_or_told(tmp_path):
         for width in (64, 32)
     ]
     path.write_bytes(b"".join(parts))
+
+
+def test_pictures_that_change_their_size_are_scaled_or_told(tmp_path):
+    path = tmp_path / "a.ts"
+    changing_size(path)
     assert cut(path, size=(48, 48)).frames.shape[1:] == (48, 48, 3)
     with pytest.raises(Unusable, match="changing size: pictures from 64x32 to 32x32"):
         cut(path, size=None)

@@ -16,14 +16,15 @@ import pytest
 from scav_jax.base.errors import InputError
 from scav_jax.distances import DISTANCES, Distance
 from scav_jax.distances.cost import PairCost
-from scav_jax.encoders import Encoders
+from scav_jax.encoders import Encoders, PatchEncoders
 from scav_jax.features.clip import Clip
 from scav_jax.objectives import Sequential
+from scav_jax.objectives.equivariant import Equivariant
 from scav_jax.objectives.objective import Work
 from scav_jax.objectives.sequential import TITLES
 from scav_jax.optimizer import make_optimizer
 from scav_jax.plan import __main__ as program
-from scav_jax.plan import costs, devices, estimate, trial
+from scav_jax.plan import costs, devices, estimate, memory, trial
 from scav_jax.plan.compiled import memory_of
 from scav_jax.sequences import AudioVisual, sequences
 from scav_jax.train_step import init_params
@@ -42,7 +43,7 @@ SMALL = {
     "feedforward": 192,
     "pre_resample": "visual_to_audio",
 }
-MEMORY_TOLERANCE = 0.25
+MEMORY_TOLERANCE = 0.1
 FLOPS_TOLERANCE = 0.05
 
 
@@ -58,23 +59,58 @@ def compiled_bytes(work):
     return memory_of(trial.lowered_step(work, optimizer).compile())
 
 
+ALIGNED = {"resample": "visual_to_audio"}
+# One tower of the paper's proportions: nothing is run, so that sizes cost nothing here, and in
+# small ones what is not planned for would show (a few megabytes of blocks in a cache).
+TOWER = {
+    **{"width": 512, "heads": 8, "feedforward": 2048, "visual_blocks": 3, "audio_blocks": 0},
+    **{"visual_hidden": 512, "audio_hidden": 32},
+}
+BARE = {"visual_blocks": 0, "visual_hidden": 32, "dropout": 0.0}
+
+
+def wide(batch, name="sequence", **changes):
+    """A step of that tower on 62 x 62 steps."""
+    streams = {"visual": (62, 64), "audio": (62, 64)}
+    fields = {k: changes.pop(k) for k in ("microbatch", "devices") if k in changes}
+    work = small(batch, **streams, **fields, **TOWER | changes)
+    objective = Sequential(name=name, distance_options=ALIGNED)
+    return dataclasses.replace(work, objective=objective, on_cpu=True)
+
+
+def pictures(batch):
+    """EquiAV's step with fewer blocks."""
+    towers = PatchEncoders(visual_blocks=3, audio_blocks=3, precision="bfloat16", remat="blocks")
+    shapes = {"visual": (1, 3 * 224**2), "audio": (64, 16 * 128)}
+    return costs.Workload(
+        towers, Equivariant(), batch, **shapes, feature_bytes=(1, 2), batches=1, on_cpu=True
+    )
+
+
+@pytest.mark.skipif(jax.default_backend() != "cpu", reason="cells are planned for a CPU")
 @pytest.mark.parametrize(
     "work",
     [
-        small(visual_blocks=2, audio_blocks=0),
-        small(pre_resample=None, dropout=0.0, audio_blocks=0, batch=192, visual=(4, 48)),
-        small(visual_blocks=0, audio_blocks=0, microbatch=8, batch=128, devices=2),
+        wide(256),
+        pytest.param(wide(256, precision="bfloat16", remat="elementwise"), marks=pytest.mark.slow),
+        pytest.param(wide(256, precision="bfloat16", remat="blocks"), marks=pytest.mark.slow),
+        pytest.param(wide(1024, microbatch=256), marks=pytest.mark.slow),
+        wide(4096, microbatch=64, **BARE),
+        wide(4096, microbatch=64, devices=2, **BARE),
+        pytest.param(wide(8192, "aggregation", microbatch=64, **BARE), marks=pytest.mark.slow),
+        pytest.param(pictures(128), marks=pytest.mark.slow),
     ],
-    ids=["blocks", "large batch, post, no dropout", "cached on 2 devices"],
+    ids=[
+        *("all kept", "bfloat16, elementwise", "bfloat16, blocks", "cached"),
+        *("cached, SCAV's loss", "the same on 2 devices", "cached, CAV's loss", "EquiAV"),
+    ],
 )
 def test_memory_is_what_xla_allocates(work):
-    found, planned = compiled_bytes(work), costs.planned_memory(work)
+    found, planned = compiled_bytes(work), memory.planned_memory(work)
     standing = planned.parameters + planned.optimizer + planned.features
     # Beside it: lengths, windows and three counters.
     assert found.arguments == pytest.approx(standing + work.batch * 24 / work.devices, rel=0.01)
     assert planned.total == pytest.approx(found.total, rel=MEMORY_TOLERANCE)
-    beside = found.results + found.temporary
-    assert planned.total - standing == pytest.approx(beside, rel=MEMORY_TOLERANCE)
 
 
 def test_blocks_of_the_loss_are_planned():
@@ -171,33 +207,45 @@ def test_caching_and_remat_add_their_forward_passes_and_save_memory():
     count = costs.flops(work)
     assert costs.flops(cached).recomputed == count.towers_forward
     assert 0.5 * count.towers_forward < costs.flops(remat).recomputed < count.towers_forward
-    assert costs.planned_memory(cached).activations == pytest.approx(
-        costs.planned_memory(work).activations / 8
-    )
-    # A rematerialised tower keeps a block's input for every block, and all of one block.
-    assert costs.planned_memory(remat).activations < 0.6 * costs.planned_memory(work).activations
-    of_remat = costs._tower_bytes(remat.encoders, 13, 48, "visual")
-    of_plain = costs._tower_bytes(work.encoders, 13, 48, "visual")
-    block = costs._block_bytes(work.encoders, 13)
-    assert of_plain - of_remat == pytest.approx(3 * block - 4 * 4 * 13 * 64)
+    of_cached, of_plain, of_remat = map(memory.planned_memory, (cached, work, remat))
+    assert of_cached.activations == pytest.approx(of_plain.activations / 8)
+    assert of_remat.activations < 0.6 * of_plain.activations
+    # A rematerialised tower keeps of every block its input only.
+    plain, less = (memory.kept_bytes(one.encoders, 13, 48, "visual") for one in (work, remat))
+    assert plain - less == 4 * 4 * 13 * (7 * 64 + 2 * 192 + 4 * 13)
+
+
+def test_a_step_is_planned_for_its_fullest_moment():
+    """Where a batch is large the loss is, and nothing of the towers is there then."""
+    step = wide(16_384, microbatch=64)
+    fullest, few = memory.planned_memory(step), memory.planned_memory(wide(64, microbatch=64))
+    assert fullest.activations == 0 and few.activations > 0
+    latents, matrix = 4 * 2 * 16_384 * 62 * 512, 4 * 16_384**2
+    assert fullest.latents == 2 * latents  # and their gradient
+    # On a CPU the visual gradient once more, and one step of all clips at a time.
+    assert fullest.loss == 2 * matrix + latents / 2 + 2 * 16_384 * 4 * 4 * 512
+    on_card = memory.planned_memory(dataclasses.replace(step, on_cpu=False))
+    assert on_card.loss == 2 * matrix + 2**30  # all that distances may work with
+    cav = memory.planned_memory(wide(16_384, "aggregation", microbatch=64))
+    assert cav.latents == latents  # means over time: their gradient takes their place
 
 
 @pytest.mark.parametrize("devices", [1, 8])
 def test_the_largest_batch_fits_and_the_next_does_not(devices):
     work = dataclasses.replace(small(), devices=devices, batch=devices)
     limit = 40e6
-    largest = costs.largest_batch(work, limit)
+    largest = memory.largest_batch(work, limit)
     assert largest % devices == 0 and largest > 0
-    assert costs.planned_memory(dataclasses.replace(work, batch=largest)).total <= limit
-    assert costs.planned_memory(dataclasses.replace(work, batch=largest + devices)).total > limit
-    assert costs.largest_batch(work, 1e6) == 0  # the state alone is larger
+    assert memory.planned_memory(dataclasses.replace(work, batch=largest)).total <= limit
+    assert memory.planned_memory(dataclasses.replace(work, batch=largest + devices)).total > limit
+    assert memory.largest_batch(work, 1e6) == 0  # the state alone is larger
 
 
 def test_largest_batches_grow_with_devices_and_with_caching():
     work = small()
-    alone = costs.largest_batch(work, 40e6)
-    assert costs.largest_batch(dataclasses.replace(work, devices=8), 40e6) > 4 * alone
-    assert costs.largest_batch(dataclasses.replace(work, microbatch=16), 40e6) > 2 * alone
+    alone = memory.largest_batch(work, 40e6)
+    assert memory.largest_batch(dataclasses.replace(work, devices=8), 40e6) > 4 * alone
+    assert memory.largest_batch(dataclasses.replace(work, microbatch=16), 40e6) > 2 * alone
 
 
 def test_a_step_takes_its_flops_at_the_peak_s_share():
@@ -239,6 +287,7 @@ def test_the_program_plans_the_paper_s_run_without_data(tmp_path, monkeypatch, c
     assert program.main(words("--device", "h200", "--devices", "8", "--json", str(path))) == 0
     shown, found = capsys.readouterr().out, json.loads(path.read_text())
     assert "39.3 M" in shown and "the paper's VGGSound is assumed" in shown
+    assert "at 52% of the peak (measured with an earlier step" in shown and "not since)" in shown
     assert found["batch"] == 256 and found["devices"] == 8
     assert found["features"]["clip_bytes"] == 2 * (250 * 768 + 62 * 6144)
     rate = found["steps_per_s"]
@@ -256,7 +305,8 @@ def test_memory_and_peak_can_be_given(tmp_path, monkeypatch, capsys):
     path = tmp_path / "plan.json"
     program.main(words("--memory", "1GiB", "--peak-tflops", "2", "--json", str(path)))
     found = json.loads(path.read_text())
-    assert "DOES NOT FIT in 1.00 GiB" in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    assert "DOES NOT FIT in 1.00 GiB" in shown and "at 40% of the peak (assumed: " in shown
     assert found["available_bytes"] == 2**30
     assert found["steps_per_s"] == pytest.approx(0.4 * 2e12 / found["flops"]["total"])
 

@@ -4,6 +4,7 @@ from typing import NamedTuple
 
 FLOAT = 4  # bytes
 HELD = 8  # numbers of a cell that are kept for the gradient, about
+READ = 4  # arrays of what is compared at a time: as read, as multiplied, both gradients
 
 
 class PairCost(NamedTuple):
@@ -13,10 +14,12 @@ class PairCost(NamedTuple):
       operations: floating point, a multiplication and an addition counted as two.
       memory: working memory in bytes; that of all pairs together stays below
         `train.distance_memory_bytes`.
+      of_clip: the same for each clip of either stream, where clips are read once for all pairs.
     """
 
     operations: float
     memory: float = 0.0
+    of_clip: float = 0.0
 
 
 def of_cells(each: float, steps: tuple[int, int], width: int, /, **_) -> PairCost:
@@ -37,4 +40,4 @@ def of_grid(
     """Where one sequence is brought to the steps of the other: a product for each of these."""
     visual, audio = steps
     target = min(visual, audio) if resample == "visual_to_audio" else visual
-    return PairCost(6.0 * target * width)
+    return PairCost(6.0 * target * width, of_clip=FLOAT * READ * target * width)

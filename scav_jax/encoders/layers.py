@@ -305,6 +305,10 @@ def attend(
 
     Its gradient keeps what it was given and the weights; autodiff would keep three such maps.
 
+    Not `jax.nn.dot_product_attention`: cuDNN's fused form draws dropout of its own, not a clip's,
+    so that parts and devices would change numbers; it takes half precision only, and it wants the
+    bias of each clip as a whole map, where gains and biases of steps do here.
+
     Args:
       query, key, value: of each step and head.
       mask: which steps are real.

@@ -183,6 +183,7 @@ def prepare(
                         preparer.visual.shrink,
                         preparer.max_seconds,
                         kinds,
+                        preparer.visual.alike,
                     )
                 )
                 outcome = _prepare_clip(reader, place, request, preparer)

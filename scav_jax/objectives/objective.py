@@ -103,6 +103,7 @@ class Work(NamedTuple):
       steps: of the visual and the audio latents.
       width: of latents.
       memory_bytes: at most this much working memory for distances.
+      on_cpu: whether it is compiled for a CPU.
     """
 
     clips: int
@@ -110,6 +111,7 @@ class Work(NamedTuple):
     steps: tuple[int, int]
     width: int
     memory_bytes: int
+    on_cpu: bool = False
 
 
 class Task(NamedTuple):
@@ -127,11 +129,19 @@ class Task(NamedTuple):
 
 
 class Cost(NamedTuple):
-    """What a loss costs beside the towers: operations of its distances and of the rest, bytes."""
+    """What a loss costs beside the towers.
+
+    Attributes:
+      distance, loss: operations of its distances, and of the rest.
+      memory: bytes beside what it sees of the clips, at most.
+      backward: bytes beside that and its gradient, while the latter is made; 0 where that takes the
+        place of what the loss sees (of means over time).
+    """
 
     distance: float
     loss: float
     memory: float
+    backward: float = 0.0
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ from scav_jax.objectives import scale
 from scav_jax.objectives.contrastive import TEMPERATURES, aggregation_loss, sequence_loss
 from scav_jax.objectives.cross_entropy import MatricesHeld, block_of, memory_of_losses, over_blocks
 from scav_jax.objectives.objective import (
+    FLOAT,
     LOSS_OPERATIONS,
     Cost,
     Metrics,
@@ -141,12 +142,18 @@ class Sequential(Objective):
         pairs, count = float(work.clips) ** 2, len(self.losses)
         distance = 6.0 * pairs * work.width if "aggregation" in self.losses else 0.0
         memory = memory_of_losses(work.clips, work.rows, *(KEPT[name] for name in self.losses))
+        backward = 0.0
         if "sequence" in self.losses:
             options = self.distance_options
             of_pair = find(self.distance, options).cost(work.steps, work.width, **options)
             distance += pairs * of_pair.operations
-            memory += min(work.memory_bytes, work.rows * work.clips * of_pair.memory)
-        return Cost(distance, LOSS_OPERATIONS * count * pairs, memory)
+            working = work.rows * work.clips * of_pair.memory
+            memory += min(work.memory_bytes, working)
+            backward = _backward_bytes(work, working, of_pair.of_clip)
+        elif work.on_cpu:  # the gradient of one stream's latents is made beside both
+            one_stream = work.steps[0] * work.width
+            memory = max(memory, FLOAT * work.rows * (work.clips + one_stream))
+        return Cost(distance, LOSS_OPERATIONS * count * pairs, memory, backward)
 
     @property
     def title(self) -> str:
@@ -159,6 +166,20 @@ class Sequential(Objective):
         if "sequence" not in self.losses:
             return []
         return [distance, scale.WORDS[self.normalize], f"temperature from {self.temperature:g}"]
+
+
+def _backward_bytes(work: Work, working: float, of_clip: float) -> float:
+    """While the gradient of latents is made of D's.
+
+    D, its gradient, and what pairs and clips take. On a CPU clips are read one step at a time, and
+    the visual gradient, which comes in blocks of clips, is put into order beside itself.
+    """
+    matrices = 2.0 * FLOAT * work.rows * work.clips
+    read = (work.rows + work.clips) * of_clip
+    if work.on_cpu:
+        read /= max(work.steps)
+        matrices += FLOAT * work.rows * work.steps[0] * work.width
+    return matrices + min(work.memory_bytes, working + read)
 
 
 def latents_of(outputs: Outputs) -> AudioVisual:

@@ -11,7 +11,16 @@ from pathlib import Path
 
 from scav_jax.base.commands import ConfigParser
 from scav_jax.base.errors import InputError, check_one_of, run_program
-from scav_jax.plan.devices import DEVICES, EFFICIENCY, MEASURED, TERA, Device
+from scav_jax.plan.devices import (
+    DEVICES,
+    EFFICIENCY,
+    GIVEN,
+    MEASURED,
+    STALE,
+    TERA,
+    Device,
+    efficiency_of,
+)
 
 
 def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -24,7 +33,7 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--efficiency",
         type=float,
-        help=f"share of the peak; default: what was measured ({known}), else {EFFICIENCY}",
+        help=f"share of the peak; default: {known} ({STALE}), else {EFFICIENCY}, which is assumed",
     )
     parser.add_argument("--compile", action="store_true", help="asks XLA too, on this machine")
     parser.add_argument("--run", action="store_true", help="runs the step here, a few times")
@@ -59,13 +68,14 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     config = config_files.load(arguments)
     check_config(config)
+    source = GIVEN
     if arguments.efficiency is None:
-        which = arguments.device, config.train.precision
-        arguments.efficiency = MEASURED.get(which, EFFICIENCY)
+        arguments.efficiency, source = efficiency_of(arguments.device, config.train.precision)
     device = _device(arguments)
     stored = estimate.stored_features(config)
     work = estimate.workload(config, arguments.devices, stored)
     found = estimate.report(config, work, stored, device, arguments.efficiency)
+    found["efficiency_is"] = source
     if arguments.compile or arguments.run:
         optimizer = optimizer_of(config)
         estimate.check_devices(work)

@@ -1,10 +1,5 @@
-"""What a training step costs, by arithmetic from its modules: FLOPs, and memory on each device.
+"""A training step as work: what it consists of, and its FLOPs, by arithmetic from its modules."""
 
-Nothing is computed. `planned_memory` counts what the backward pass keeps as XLA keeps it (which is
-more than the formulas need), so other compilers and fused kernels need less.
-"""
-
-import dataclasses
 import functools
 import math
 from dataclasses import dataclass
@@ -42,6 +37,7 @@ class Workload:
       batches: how many batches are on the devices at a time (2: double buffering).
       distance_bytes: at most this much working memory for distances.
       shard_params, shard_optimizer: cut over devices instead of replicated.
+      on_cpu: whether it is compiled for a CPU, where distances take one step at a time.
     """
 
     encoders: Towers
@@ -56,6 +52,7 @@ class Workload:
     distance_bytes: int = GIB
     shard_params: bool = False
     shard_optimizer: bool = False
+    on_cpu: bool = False
 
     @property
     def passes(self) -> tuple[dict[str, tuple[int, int]], ...]:
@@ -71,7 +68,9 @@ class Workload:
         first = self.passes[0]
         steps = first["visual"][0], first["audio"][0]
         rows, width = self.batch / self.devices, self.encoders.width
-        return self.objective.cost(Work(self.batch, rows, steps, width, self.distance_bytes))
+        return self.objective.cost(
+            Work(self.batch, rows, steps, width, self.distance_bytes, self.on_cpu)
+        )
 
 
 @functools.cache  # a search for the largest batch asks again and again
@@ -142,7 +141,7 @@ def _patch_products(encoders: PatchEncoders, steps: int, feature_width: int, nam
 
     Of a log-mel, three equal channels are multiplied.
     """
-    width, tokens = encoders.width, _tokens(encoders, steps, feature_width, name)
+    width, tokens = encoders.width, tokens_of(encoders, steps, feature_width, name)
     attended = tokens if name == "audio" else tokens // steps
     block = 4 * width**2 + 2 * attended * width + 2 * width * encoders.feedforward
     first = tokens * PATCH_NUMBERS * width
@@ -150,7 +149,7 @@ def _patch_products(encoders: PatchEncoders, steps: int, feature_width: int, nam
     return first + tokens * blocks * block, first, tokens * block
 
 
-def _tokens(encoders: Towers, steps: int, feature_width: int, name: str) -> int:
+def tokens_of(encoders: Towers, steps: int, feature_width: int, name: str) -> int:
     """Steps of a tower's latents."""
     if not isinstance(encoders, PatchEncoders):
         return steps
@@ -166,7 +165,7 @@ def flops(work: Workload) -> Flops:
     is counted as about 100 operations an entry of D.
     """
     forward = first = blocks = 0.0
-    for name, (steps, feature_width) in _tower_passes(work):
+    for name, (steps, feature_width) in tower_passes(work):
         of_all, of_first, of_block = _tower_products(work.encoders, steps, feature_width, name)
         forward, first = forward + of_all, first + of_first
         blocks += getattr(work.encoders, f"{name}_blocks") * of_block
@@ -181,139 +180,6 @@ def flops(work: Workload) -> Flops:
     )
 
 
-def _tower_passes(work: Workload) -> list[tuple[str, tuple[int, int]]]:
+def tower_passes(work: Workload) -> list[tuple[str, tuple[int, int]]]:
     """Every pass of every tower, with (steps, width) of what it sees."""
     return [item for view in work.passes for item in view.items()]
-
-
-# ---- memory -------------------------------------------------------------------------------------
-
-
-class PlannedMemory(NamedTuple):
-    """Bytes on each device at the fullest moment of a step."""
-
-    parameters: float
-    optimizer: float
-    gradients: float
-    features: float
-    activations: float
-    latents: float
-    loss: float
-
-    @property
-    def total(self) -> float:
-        return sum(self)
-
-
-# What the gradient of one block needs, in arrays of each size, as XLA keeps it.
-BLOCK_WIDTH = 9  # both inputs and outputs of norms, q twice (in two layouts), k, v, mixed values
-BLOCK_HIDDEN = 2  # before GELU and after it
-BLOCK_MAPS = 1  # [T, T] for each head: weights before dropout, of which nothing is kept
-DEAR_WIDTH = 6  # without outputs of norms, and q once: what is dear to compute again
-FLOAT_MAPS = 1  # logits or their gradient, float32 in any precision
-
-
-def _block_bytes(encoders: Towers, steps: int) -> float:
-    """What is kept of one block for one clip."""
-    number = 2 if encoders.precision == "bfloat16" else FLOAT
-    width, hidden = steps * encoders.width, steps * encoders.feedforward
-    maps = encoders.heads * steps * steps
-    always_float32 = FLOAT * FLOAT_MAPS * maps
-    by_precision = number * (BLOCK_WIDTH * width + BLOCK_HIDDEN * hidden + BLOCK_MAPS * maps)
-    return always_float32 + by_precision
-
-
-def _blocks_bytes(encoders: Towers, steps: int, name: str) -> float:
-    """Of all blocks of a tower: all that is kept, or less of each and all of one."""
-    blocks, whole = getattr(encoders, f"{name}_blocks"), _block_bytes(encoders, steps)
-    if encoders.remat == "none" or not blocks:
-        return blocks * whole
-    number = 2 if encoders.precision == "bfloat16" else FLOAT
-    numbers = encoders.width
-    if encoders.remat == "elementwise":
-        numbers = DEAR_WIDTH * encoders.width + encoders.feedforward
-        numbers += BLOCK_MAPS * encoders.heads * steps
-    return blocks * number * steps * numbers + whole
-
-
-def _tower_bytes(encoders: Towers, steps: int, feature_width: int, name: str) -> float:
-    """What is kept of one tower for one clip, at the fullest moment: when backward begins."""
-    number = 2 if encoders.precision == "bfloat16" else FLOAT
-    if isinstance(encoders, PatchEncoders):
-        tokens, count = _tokens(encoders, steps, feature_width, name), 1
-        if name == "visual":  # a picture attends to itself
-            tokens, count = tokens // steps, steps
-        kept = _blocks_bytes(encoders, tokens, name)
-        return count * (kept + number * tokens * (PATCH_NUMBERS + 2 * encoders.width))
-    width, hidden = steps * encoders.width, steps * getattr(encoders, f"{name}_hidden")
-    projection = number * (BLOCK_HIDDEN * hidden + 2 * width + steps * feature_width)
-    norm_and_latents = FLOAT * 5 * width
-    return projection + norm_and_latents + _blocks_bytes(encoders, steps, name)
-
-
-def planned_memory(work: Workload, count: int | None = None) -> PlannedMemory:
-    """What each device holds at the fullest moment, by arithmetic (see the module).
-
-    Without gradient caching that is when the backward pass begins: all activations are there, and
-    gradients take the place of what they free. With it, the second pass over one microbatch,
-    beside the latents of the whole batch and their gradients.
-
-    Args:
-      work: the step.
-      count: its `parameter_count`, where they are known: to find them the towers are traced.
-    """
-    count = parameter_count(work) if count is None else count
-    rows = work.batch / work.devices
-    encoded = (work.microbatch or work.batch) / work.devices
-    kept = lambda sharded: 1 / work.devices if sharded else 1.0  # noqa: E731
-    seen = _tower_passes(work)
-    activations = encoded * sum(
-        _tower_bytes(work.encoders, steps, width, name) for name, (steps, width) in seen
-    )
-    stored = work.visual, work.audio
-    features = rows * sum(
-        steps * width * size
-        for (steps, width), size in zip(stored, work.feature_bytes, strict=True)
-    )
-    latents = [
-        (name, FLOAT * _kept_numbers(work, steps, width, name)) for name, (steps, width) in seen
-    ]
-    audio = sum(size for name, size in latents if name == "audio")
-    whole_audio = audio * work.batch if work.devices > 1 else 0.0
-    both = rows * sum(size for _, size in latents)
-    return PlannedMemory(
-        parameters=FLOAT * count * kept(work.shard_params),
-        optimizer=2 * FLOAT * count * kept(work.shard_optimizer),
-        gradients=FLOAT * count * (2 if work.microbatch else 1),
-        features=work.batches * features,
-        activations=activations,
-        latents=(3 if work.microbatch else 1) * both + 2 * whole_audio,
-        loss=work.loss_cost.memory,
-    )
-
-
-def _kept_numbers(work: Workload, steps: int, width: int, name: str) -> int:
-    """What caching keeps of a clip's pass: latents, or what the objective makes of them alone."""
-    if not work.objective.ranks_sequences and work.microbatch:
-        return work.encoders.width
-    return _tokens(work.encoders, steps, width, name) * work.encoders.width
-
-
-def largest_batch(work: Workload, limit: float) -> int:
-    """The largest multiple of devices (and of the microbatch) that fits in `limit` bytes; or 0."""
-    unit = work.microbatch or work.devices
-    count = parameter_count(work)
-
-    def fits(units: int) -> bool:
-        return planned_memory(dataclasses.replace(work, batch=units * unit), count).total <= limit
-
-    if not fits(1):
-        return 0
-    high = 2
-    while fits(high):
-        high *= 2
-    low = high // 2
-    while high - low > 1:
-        middle = (low + high) // 2
-        low, high = (middle, high) if fits(middle) else (low, middle)
-    return low * unit

@@ -28,5 +28,16 @@ DEVICES = {
     "tpu-v5e": Device(16 * GIB, 197 / 6 * TERA, 197 * TERA, 197 * TERA),
 }
 EFFICIENCY = 0.4  # of the peak, where nothing was measured
-# What was (docs/results.md): the paper's model, batch 256 in float32, 1,024 in bfloat16.
+# What was: the paper's model, batch 256 in float32, 1,024 in bfloat16, by code that had its blocks
+# one after the other, and so many more kernels a step than there are now (docs/results.md).
 MEASURED = {("h200", "float32"): 0.52, ("h200", "bfloat16"): 0.19}
+STALE = "measured with an earlier step, before its blocks were a loop, and not since"
+ASSUMED = "assumed: nothing was measured on it"
+GIVEN = "as given"
+
+
+def efficiency_of(name: str, precision: str) -> tuple[float, str]:
+    """The share of a device's peak that a step is planned with, and where it is from."""
+    if (name, precision) in MEASURED:
+        return MEASURED[name, precision], STALE
+    return EFFICIENCY, ASSUMED

@@ -25,11 +25,10 @@ from scav_jax.plan.costs import (
     PAPER,
     Workload,
     flops,
-    largest_batch,
     parameter_count,
-    planned_memory,
 )
 from scav_jax.plan.devices import TERA, Device
+from scav_jax.plan.memory import largest_batch, planned_memory
 from scav_jax.training.config import Config
 from scav_jax.training.runs import build
 from scav_jax.training.setup import material, with_data
@@ -257,7 +256,7 @@ def in_words(found: dict) -> str:
             if name != "total"
         ),
         f"speed            {found['steps_per_s']:.3g} steps/s at {found['efficiency']:.0%} of the "
-        f"peak; {found['steps']:,} steps take {found['hours']:.1f} h",
+        f"peak ({found['efficiency_is']}); {found['steps']:,} steps take {found['hours']:.1f} h",
         f"input            {reads['clips_per_s']:,.0f} clips/s, "
         f"{reads['bytes_per_s'] / 1e9:.2f} GB/s; {reads['disk_bytes'] / 1e9:,.0f} GB on disk, "
         f"{reads['epochs']:.1f} epochs",

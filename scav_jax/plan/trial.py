@@ -10,7 +10,8 @@ import numpy as np
 
 from scav_jax import sharding
 from scav_jax.plan.compiled import memory_of
-from scav_jax.plan.costs import Workload, flops, planned_memory
+from scav_jax.plan.costs import Workload, flops
+from scav_jax.plan.memory import planned_memory
 from scav_jax.sequences import AudioVisual, Batch, Sequences
 from scav_jax.train_step import init_state, make_train_step, state_shardings
 from scav_jax.training.profiling import memory_in_use
@@ -87,13 +88,14 @@ def compared(compiled: jax.stages.Compiled, work: Workload) -> dict:
     say is None.
     """
     found, counted = memory_of(compiled), counted_flops(compiled)
-    one = dataclasses.replace(work, batches=1)
+    platform = jax.devices()[0].platform
+    one = dataclasses.replace(work, batches=1, on_cpu=platform == "cpu")
     return {
         "memory_bytes": None if found is None else found._asdict() | {"total": found.total},
         "planned_bytes": planned_memory(one).total,
         "flops": None if counted is None else counted * work.devices,
         "planned_flops": flops(work).total,
-        "platform": jax.devices()[0].platform,
+        "platform": platform,
     }
 
 

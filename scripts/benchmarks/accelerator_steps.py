@@ -10,7 +10,7 @@ from timing import median_seconds
 
 from scav_jax.encoders.layers import MATMUL_PRECISIONS
 from scav_jax.plan import estimate, trial
-from scav_jax.plan.devices import DEVICES, EFFICIENCY, MEASURED
+from scav_jax.plan.devices import DEVICES, efficiency_of
 from scav_jax.training import config_files
 from scav_jax.training.setup import optimizer_of
 
@@ -92,7 +92,7 @@ def planned_ms(work) -> float | None:
     """A step of the plan, at the share of the peak that it takes for this device."""
     if (name := card()) is None:
         return None
-    share = MEASURED.get((name, work.encoders.precision), EFFICIENCY)
+    share, _ = efficiency_of(name, work.encoders.precision)
     return 1e3 * estimate.step_seconds(work, DEVICES[name], share)
 
 

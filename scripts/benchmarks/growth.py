@@ -31,6 +31,7 @@ from scav_jax.objectives import Sequential
 from scav_jax.optimizer import make_optimizer
 from scav_jax.plan import costs, trial
 from scav_jax.plan.compiled import memory_of
+from scav_jax.plan.memory import planned_memory
 from scav_jax.retrieval.results import aligned
 
 DEVICES = 8
@@ -54,6 +55,7 @@ def work(batch: int, steps: int, microbatch: int = 0, devices: int = 1, **encode
         devices=devices,
         feature_bytes=(2, 2),
         batches=1,
+        on_cpu=jax.default_backend() == "cpu",
     )
 
 
@@ -90,7 +92,7 @@ def measured(settings: dict, flops_per_s: float | None) -> dict:
         **settings,
         "compile_s": time.perf_counter() - begin,
         "memory_bytes": known.total,
-        "planned_bytes": costs.planned_memory(step).total,
+        "planned_bytes": planned_memory(step).total,
         "flops": count,
         "communication_bytes": communication_bytes(compiled, unknown_trips=settings["steps"]),
         "step_s": None,

@@ -165,7 +165,11 @@ class Backbone:
             found[stream] = {
                 **side.fingerprint(),
                 "name": self.names[stream],
-                "options": self.options[stream],
+                "options": {
+                    name: value
+                    for name, value in self.options[stream].items()
+                    if name not in side.without_effect
+                },
                 "has_weights": self.names[stream] in self.weights,
             }
         return json.loads(json.dumps(found))

@@ -68,8 +68,17 @@ def digits(weights: Int32[np.ndarray, "t s"], dtype: str) -> Float[np.ndarray, "
 
 
 @cache
-def crop_digits(preprocessing: Preprocessing, height: int, width: int, dtype: str):
+def crop_digits(
+    preprocessing: Preprocessing, height: int, width: int, dtype: str, multiple: int = 1
+):
     """What `resize_crop` takes for frames of that size, and which of their pixels it needs.
+
+    Args:
+      preprocessing: constants.
+      height, width: of the frames.
+      dtype: of the products.
+      multiple: the pixels that `rows` and `columns` read along each side are so many, with weights
+        of zero beyond the frame, so that frames of nearby sizes share a program.
 
     Returns:
       rows, columns: `digits` of `crop_weights`, without the pixels that no weight reads.
@@ -79,7 +88,9 @@ def crop_digits(preprocessing: Preprocessing, height: int, width: int, dtype: st
     for weights in crop_weights(preprocessing, height, width):
         read = np.flatnonzero(weights.any(axis=0))
         kept = slice(int(read[0]), int(read[-1]) + 1)
-        found.append((digits(weights[:, kept], dtype), kept))
+        beyond = -(kept.stop - kept.start) % multiple
+        padded = np.pad(weights[:, kept], ((0, 0), (0, beyond)))
+        found.append((digits(padded, dtype), kept))
     (rows, kept_rows), (columns, kept_columns) = found
     return rows, columns, (kept_rows, kept_columns)
 

@@ -33,6 +33,7 @@ REVISION = 1  # raise it when features change
 OUTPUTS = ("pooled", "projected")
 DTYPES = ("float32", "bfloat16")
 RESIZES = ("pil", "device")
+SHAPE_MULTIPLE = 64  # of pixels: frames are filled up to it, or each size would be compiled
 FRAMES_PER_DEVICE = 64
 IN_FLIGHT = 2  # batches on the devices while the next one is prepared
 
@@ -55,13 +56,15 @@ class Batching:
 
 
 # A clip's frames go through CLIP in chunks of their own. 10 s at 25 or 30 frames/s fill them.
-FRAME_CHUNKS = Batching(frames_per_device=50, resize="pil")
+FRAME_CHUNKS = Batching(frames_per_device=50)
 
 
-def check_options(dtype: str, output: str) -> None:
-    """Raises `InputError` for what is none of `DTYPES` or of `OUTPUTS`."""
+def check_options(dtype: str, output: str, resize: str | None = None) -> None:
+    """Raises `InputError` for what is none of `DTYPES`, of `OUTPUTS` or of `RESIZES`."""
     check_one_of("clip: dtype", dtype, DTYPES)
     check_one_of("clip: output", output, OUTPUTS)
+    if resize is not None:
+        check_one_of("clip: resize", resize, RESIZES)
 
 
 def load(
@@ -146,9 +149,26 @@ class ClipModel:
                 f"image_size {size} of config.json, got {list(self.preprocessing.crop)}"
             )
         on_cpu = self._mesh.devices.flat[0].platform == "cpu"
-        self._resize = resize or ("pil" if on_cpu else "device")
-        check_one_of("clip: resize", self._resize, RESIZES)
+        self.resize = resize or ("pil" if on_cpu else "device")
+        check_one_of("clip: resize", self.resize, RESIZES)
         self._digits = "float32" if on_cpu else "bfloat16"
+
+    def check_resizing(self) -> None:
+        """Compares what resizes frames with the integers on noise: Pillow, and the device if used.
+
+        Raises:
+          InputError: pixels are others, so that features would not be what they say they are.
+        """
+        _check_pil()  # workers resize large frames
+        noise, exact = _noise_resized(96)
+        small = clip_images.Preprocessing(96, (96, 96))
+        if self.resize == "device" and not np.array_equal(
+            self._resized(noise, small, len(noise), self._mesh.devices.flat[0]), exact
+        ):
+            raise InputError(
+                "clip: expected the device to resize as integers do, got other pixels; "
+                "use --option resize=pil"
+            )
 
     @property
     def visual_width(self) -> int:
@@ -221,37 +241,8 @@ class ClipModel:
                 f"{list(crops.shape)}"
             )
 
-    def encode_clips(
-        self, clips: Sequence[UInt8[np.ndarray, "_N S S 3"]]
-    ) -> list[Float[np.ndarray, "_N D"]]:
-        """Crops of many clips -> the float32 features of each, whatever stands beside it.
-
-        Matrix products may round a row differently in another place of a batch. So each clip
-        starts a chunk of its own, filled up with zeros, and a device computes one chunk at a time:
-        a clip's features are the same bytes alone, among others, and on any number of devices.
-        """
-        size = self._tower_config("vision").image_size
-        chunk = self.batch // self._mesh.size
-        for crops in clips:
-            self._check_crops(crops, size)
-        counts = [-(-len(crops) // chunk) for crops in clips]
-        places = [(crops, begin) for crops in clips for begin in range(0, len(crops), chunk)]
-
-        def batches() -> Iterator[np.ndarray]:
-            for first in range(0, len(places), self._mesh.size):
-                batch = np.zeros((self.batch, size, size, 3), np.uint8)
-                for number, (crops, begin) in enumerate(places[first : first + self._mesh.size]):
-                    rows = crops[begin : begin + chunk]
-                    batch[number * chunk : number * chunk + len(rows)] = rows
-                yield batch
-
-        features = self._encode("vision", batches(), len(places) * chunk)
-        ends = np.cumsum([0, *counts]) * chunk
-        return [features[end : end + len(crops)] for end, crops in zip(ends, clips, strict=False)]
-
-    def _crops(self, frames: np.ndarray) -> Iterator[np.ndarray | jax.Array]:
-        """Batches of crops, each made when it is asked for."""
-        self._tower_config("vision")
+    @staticmethod
+    def _check_frames(frames: np.ndarray, size: int = 0) -> None:
         if (
             frames.dtype != np.uint8
             or frames.ndim != 4
@@ -262,7 +253,69 @@ class ClipModel:
                 "frames: expected uint8 RGB [N, height, width, 3], got "
                 f"{frames.dtype} {list(frames.shape)}"
             )
-        if self._resize == "pil":
+
+    def encode_clips(
+        self, clips: Sequence[UInt8[np.ndarray, "_N _h _w 3"]]
+    ) -> list[Float[np.ndarray, "_N D"]]:
+        """Crops of many clips -> the float32 features of each, whatever stands beside it.
+
+        With `resize="device"` a clip may come in whole frames too, of any size.
+
+        Matrix products may round a row differently in another place of a batch. So each clip
+        starts a chunk of its own, filled up with zeros, and a device computes one chunk at a time:
+        a clip's features are the same bytes alone, among others, and on any number of devices.
+        """
+        size = self._tower_config("vision").image_size
+        chunk = self.batch // self._mesh.size
+        for frames in clips:
+            check = self._check_crops if self.resize == "pil" else self._check_frames
+            check(frames, size)
+        counts = [-(-len(frames) // chunk) for frames in clips]
+        chunks = [
+            frames[begin : begin + chunk]
+            for frames in clips
+            for begin in range(0, len(frames), chunk)
+        ]
+        batches = (
+            self._beside_each_other(chunks[first : first + self._mesh.size], chunk, size)
+            for first in range(0, len(chunks), self._mesh.size)
+        )
+        features = self._encode("vision", batches, len(chunks) * chunk)
+        ends = np.cumsum([0, *counts]) * chunk
+        return [features[end : end + len(frames)] for end, frames in zip(ends, clips, strict=False)]
+
+    def _beside_each_other(self, chunks: list[np.ndarray], chunk: int, size: int) -> jax.Array:
+        """A batch: the crops of a chunk on each device, filled up with zeros."""
+        devices = self._mesh.devices.flat
+        empty = [np.zeros((0, size, size, 3), np.uint8)] * (len(devices) - len(chunks))
+        parts = [
+            jax.device_put(_filled(frames, (chunk, size, size)), device)
+            if frames.shape[1:3] == (size, size)
+            else self._resized(frames, self.preprocessing, chunk, device)
+            for frames, device in zip([*chunks, *empty], devices, strict=True)
+        ]
+        shape = self.batch, size, size, 3
+        return jax.make_array_from_single_device_arrays(shape, batch_sharded(self._mesh), parts)
+
+    def _resized(
+        self,
+        frames: UInt8[np.ndarray, "N height width 3"],
+        preprocessing: clip_images.Preprocessing,
+        chunk: int,
+        device: jax.Device,
+    ) -> jax.Array:
+        """Crops of whole frames, made on a device; as many as a chunk has, the rest zeros."""
+        rows, columns, kept = clip_images.crop_digits(
+            preprocessing, *frames.shape[1:3], self._digits, SHAPE_MULTIPLE
+        )
+        filled = _filled(frames[:, *kept], (chunk, rows.shape[2], columns.shape[2]))
+        return clip_images.resize_crop(*jax.device_put((filled, rows, columns), device))
+
+    def _crops(self, frames: np.ndarray) -> Iterator[np.ndarray | jax.Array]:
+        """Batches of crops, each made when it is asked for."""
+        self._tower_config("vision")
+        self._check_frames(frames)
+        if self.resize == "pil":
             _check_pil()
             crop = partial(clip_images.resize_crop_pil, preprocessing=self.preprocessing)
             return self._batches(frames, crop)
@@ -385,6 +438,20 @@ def _features(
     return model.apply({"params": params}, batch)
 
 
+def _filled(rows: np.ndarray, shape: tuple[int, int, int]) -> UInt8[np.ndarray, "n h w 3"]:
+    """Pictures with zeros beside, below and after them."""
+    filled = np.zeros((*shape, 3), np.uint8)
+    filled[: len(rows), : rows.shape[1], : rows.shape[2]] = rows
+    return filled
+
+
+def _noise_resized(size: int) -> tuple[np.ndarray, np.ndarray]:
+    """A picture of noise, and what integers make of it."""
+    noise = np.random.default_rng(0).integers(0, 256, (1, 61, 83, 3)).astype(np.uint8)
+    small = clip_images.Preprocessing(size, (size, size))
+    return noise, clip_images.resize_crop_exact(noise, small)
+
+
 @cache
 def _check_pil() -> None:
     """Compares the installed Pillow with the integers on noise, once a process.
@@ -392,11 +459,10 @@ def _check_pil() -> None:
     Raises:
       InputError: it resizes differently, so that features would not be what they say they are.
     """
-    noise = np.random.default_rng(0).integers(0, 256, (1, 61, 83, 3)).astype(np.uint8)
     for size in (24, 96):
-        small = clip_images.Preprocessing(size, (size, size))
-        found = clip_images.resize_crop_pil(noise, small)
-        if not np.array_equal(found, clip_images.resize_crop_exact(noise, small)):
+        noise, exact = _noise_resized(size)
+        found = clip_images.resize_crop_pil(noise, clip_images.Preprocessing(size, (size, size)))
+        if not np.array_equal(found, exact):
             from PIL import __version__
 
             raise InputError(

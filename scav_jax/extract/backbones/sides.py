@@ -38,6 +38,8 @@ class Side:
         `[steps, width]` of each, in their order; None where workers make the features. A clip's
         features are the same bytes whatever it is encoded together with. An exception ends the run.
       clips_at_once: how many clips fill the devices.
+      without_effect: options that change no number of a feature, only how it is made; fingerprints
+        are without them.
       steps: how many steps a clip has, where that is the same for all; else None.
       dtype: what features are stored in: float16, or uint8 for pixels as they are.
     """
@@ -48,6 +50,7 @@ class Side:
     max_seconds: float = MAX_CLIP_S
     encode: Callable[[Sequence[np.ndarray]], list[np.ndarray]] | None = None
     clips_at_once: int = 1
+    without_effect: frozenset[str] = frozenset()
 
     @property
     def preparer(self) -> "Side":
@@ -75,6 +78,13 @@ class Visual(Side):
     def shrink(self, frame: UInt8[np.ndarray, "height width 3"]) -> UInt8[np.ndarray, "h w 3"]:
         """What is kept of a frame as soon as it is decoded: a clip of whole frames is gigabytes."""
         return frame
+
+    def alike(self, frames: list[np.ndarray]) -> list[np.ndarray]:
+        """Of one size, what `shrink` left of a clip in several; or as it is: it is not used then.
+
+        A picture may change its size within a file.
+        """
+        return frames
 
     def prepare(
         self, frames: UInt8[np.ndarray, "N h w 3"], previous: UInt8[np.ndarray, "h w 3"] | None

@@ -73,9 +73,10 @@ class Reader:
       path: of the video.
       frame_size: (width, height) that upright frames are scaled to; None keeps their own.
       shrink: applied to every frame before the next one is decoded, so that a clip of large frames
-        is never held whole; what it gives has one shape.
+        is never held whole; what it gives has one shape, or `alike` makes it so.
       max_seconds: longer clips are refused.
       kinds: which streams are read; the file need not have another.
+      alike: makes what `shrink` gave of a clip one size, where the picture changed its size.
     """
 
     def __init__(
@@ -85,6 +86,7 @@ class Reader:
         shrink: Callable[[np.ndarray], np.ndarray] | None = None,
         max_seconds: float = MAX_CLIP_S,
         kinds: Collection[str] = KINDS,
+        alike: Callable[[list[np.ndarray]], list[np.ndarray]] | None = None,
     ):
         self._path, self._max_seconds = path, max_seconds
         self._video: PictureCutter | None = None
@@ -97,7 +99,7 @@ class Reader:
                 if kind in kinds
             }
             if "video" in opened:
-                self._video = PictureCutter(opened["video"], frame_size, shrink)
+                self._video = PictureCutter(opened["video"], frame_size, shrink, alike)
             if "audio" in opened:
                 self._audio = SoundCutter(opened["audio"])
             self._closing = stack.pop_all()

@@ -26,9 +26,10 @@ class PictureCutter:
         stream: Stream,
         frame_size: tuple[int, int] | None,
         shrink: Callable[[np.ndarray], np.ndarray] | None,
+        alike: Callable[[list[np.ndarray]], list[np.ndarray]] | None = None,
     ):
         self.stream = stream
-        self._shrink = shrink
+        self._shrink, self._alike = shrink, alike
         self._rate = stream.rate
         self._upright = Upright(stream.stream, frame_size, stream.margins)
         self._kept: deque[tuple[float, np.ndarray]] = deque()
@@ -63,13 +64,18 @@ class PictureCutter:
         points = begin + np.arange(-1, count) * period
         chosen = np.searchsorted(times, points + half - tolerance, side="right") - 1
         shown = [self._kept[index][1] for index in chosen[1:]]
+        frames = np.stack(self._of_one_size(shown))
+        previous = self._kept[chosen[0]][1] if chosen[0] >= 0 else None
+        return frames, previous, (begin - start, begin - start + count * period)
+
+    def _of_one_size(self, shown: list[np.ndarray]) -> list[np.ndarray]:
+        if self._alike and len({frame.shape for frame in shown}) > 1:
+            shown = self._alike(shown)
         sizes = list(dict.fromkeys(f"{frame.shape[1]}x{frame.shape[0]}" for frame in shown))
         if len(sizes) > 1:
             change = " to ".join(sizes[:2])
             raise Unusable("decode", f"changing size: pictures from {change}; transcode it to one")
-        frames = np.stack(shown)
-        previous = self._kept[chosen[0]][1] if chosen[0] >= 0 else None
-        return frames, previous, (begin - start, begin - start + count * period)
+        return shown
 
     def _read(self, start: float, stop: float, period: float) -> None:
         """Reads until a little after `stop`; keeps what is shown from a little before `start`."""

@@ -87,18 +87,27 @@ def pictures(batch):
     )
 
 
+IN_BFLOAT16 = (
+    pytest.mark.slow,
+    pytest.mark.skipif(
+        jax.__version_info__ < (0, 12),
+        reason="XLA's CPU compiler of jax 0.10 widens what a loop keeps in bfloat16; cards do not",
+    ),
+)
+
+
 @pytest.mark.skipif(jax.default_backend() != "cpu", reason="cells are planned for a CPU")
 @pytest.mark.parametrize(
     "work",
     [
         wide(256),
-        pytest.param(wide(256, precision="bfloat16", remat="elementwise"), marks=pytest.mark.slow),
-        pytest.param(wide(256, precision="bfloat16", remat="blocks"), marks=pytest.mark.slow),
+        pytest.param(wide(256, precision="bfloat16", remat="elementwise"), marks=IN_BFLOAT16),
+        pytest.param(wide(256, precision="bfloat16", remat="blocks"), marks=IN_BFLOAT16),
         pytest.param(wide(1024, microbatch=256), marks=pytest.mark.slow),
         wide(4096, microbatch=64, **BARE),
         wide(4096, microbatch=64, devices=2, **BARE),
         pytest.param(wide(8192, "aggregation", microbatch=64, **BARE), marks=pytest.mark.slow),
-        pytest.param(pictures(128), marks=pytest.mark.slow),
+        pytest.param(pictures(128), marks=IN_BFLOAT16),
     ],
     ids=[
         *("all kept", "bfloat16, elementwise", "bfloat16, blocks", "cached"),

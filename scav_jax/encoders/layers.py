@@ -133,7 +133,8 @@ def _normalized_forward(dtype, x, scale, bias):
 
 
 def _normalized_backward(dtype, kept, cotangent):
-    x, mean, deviation, scale = loaded(kept[0]), *kept[1:]
+    x, mean, deviation, scale = kept
+    x = loaded(x)
     cotangent, normal = wide(cotangent), (wide(x) - mean) * deviation
     of_scale, of_bias = jnp.sum(cotangent * normal, (0, 1)), jnp.sum(cotangent, (0, 1))
     of_normal = cotangent * scale[None, None]

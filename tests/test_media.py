@@ -20,6 +20,7 @@ import pytest
 from scav_jax.base import containers
 from scav_jax.base.errors import ProgramFault
 from scav_jax.extract import backbones, fbank, manifest
+from scav_jax.extract.containers import losses
 from scav_jax.extract.containers.opening import Unusable, decoder_errors
 from scav_jax.extract.decoding import media, streams
 from scav_jax.extract.decoding.measured import stream_seconds, video_seconds
@@ -1080,6 +1081,11 @@ def test_what_is_lost_within_a_container_is_told(tmp_path, container, lost):
     with pytest.raises(Unusable, match=r"corrupt: some (frames|of the sound) cannot be decoded"):
         cut(path)
     assert len(cut(path, 0.2, 1.2).frames) == 25
+
+
+def test_nothing_is_lost_where_two_avis_meet(tmp_path):
+    path = films.write_film(tmp_path / "a.avi", "avi", way="joined")
+    assert path.read_bytes().count(b"AVI ") == 2 and not losses.losses(path, "avi", ())
 
 
 def test_a_sound_alone_may_pause(tmp_path):

@@ -109,7 +109,9 @@ def _of_avi(content: mmap.mmap) -> Iterator[int]:
         kind = content[at : at + 4]
         size = int.from_bytes(content[at + 4 : at + 8], "little")
         end = at + 12 if kind in LISTS else at + 8 + size + size % 2
-        if CHUNK.match(kind) and (end <= len(content) or kind == b"idx1"):
+        if kind == b"RIFF" and content[at + 8 : at + 12] == b"AVI ":
+            at = max(content.find(b"movi", at) + 4, end)  # a film that was joined to this one
+        elif CHUNK.match(kind) and (end <= len(content) or kind == b"idx1"):
             at = end
         elif CHUNK.match(content[at - 1 : at + 3]) and not CHUNK.match(kind):
             at -= 1  # an odd chunk that is not filled up

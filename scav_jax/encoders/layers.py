@@ -159,10 +159,10 @@ def _gelu_forward(x):
 def _gelu_backward(kept, cotangent):
     x = loaded(kept)
     # In terms of erf, where the forward pass has erfc: or XLA would share, and so keep, its result.
-    wide = x if x.dtype.itemsize > 2 else x.astype(jnp.float32)
-    phi = 0.5 * (1.0 + jax.lax.erf(wide * 0.5**0.5))
-    density = jnp.exp(-0.5 * wide * wide) * (2.0 * math.pi) ** -0.5
-    return (cotangent * (phi + wide * density).astype(x.dtype),)
+    values = wide(x)
+    phi = 0.5 * (1.0 + jax.lax.erf(values * 0.5**0.5))
+    density = jnp.exp(-0.5 * values * values) * (2.0 * math.pi) ** -0.5
+    return (cotangent * (phi + values * density).astype(x.dtype),)
 
 
 gelu.defvjp(_gelu_forward, _gelu_backward)

@@ -19,7 +19,7 @@ import numpy as np
 from scav_jax.extract.containers.nested import boxes, mapped
 from scav_jax.extract.containers.opening import MOV
 from scav_jax.extract.containers.transport import FORMAT as TRANSPORT
-from scav_jax.extract.containers.transport import PAT_PID, synced_packets
+from scav_jax.extract.containers.transport import PAT_PID, pids_of, synced_packets
 
 OGG, AVI, MOOF = "ogg", "avi", b"moof"
 PAGE, PAGE_HEAD = b"OggS", 27
@@ -57,8 +57,8 @@ def has_unread_fragments(path: Path, format_name: str) -> bool:
         return False
     with mapped(path) as content:
         begins = {begin for kind, (begin, _) in boxes(content, (0, len(content))) if kind == MOOF}
-        last = content.rfind(MOOF)
-        return bool(begins) and last >= 0 and last + len(MOOF) not in begins
+        # Others are not searched: all of a film would be read for it.
+        return bool(begins) and content.rfind(MOOF) + len(MOOF) not in begins
 
 
 # -- Ogg: RFC 3533 --------------------------------------------------------------------------------
@@ -156,7 +156,7 @@ def _breaks(path: Path, pids: Collection[int]) -> tuple[dict[int, list[_Break]],
     latest: dict[int, tuple[int, int]] = {}  # PID -> number of its last packet, and where it is
     tables: list[int] = []
     for at, distance, packets in synced_packets(path):
-        numbers = (packets[:, 1] & 0x1F).astype(np.int64) << 8 | packets[:, 2]
+        numbers = pids_of(packets)
         tables += (np.flatnonzero(numbers == PAT_PID) * distance + at).tolist()
         for pid in pids:
             rows = np.flatnonzero((numbers == pid) & (packets[:, 3] & PAYLOAD != 0))

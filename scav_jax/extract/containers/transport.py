@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
-from jaxtyping import UInt8
+from jaxtyping import Int, UInt8
 
 FORMAT = "mpegts"  # libavformat's name, of files with packets of any size
 SYNC, PACKET_BYTES = 0x47, 188
@@ -95,6 +95,11 @@ def synced_packets(path: Path) -> Iterator[tuple[int, int, UInt8[np.ndarray, "N 
         yield from _packets(lambda at, count: _read(file, at, count), path.stat().st_size)
 
 
+def pids_of(packets: UInt8[np.ndarray, "N bytes"]) -> Int[np.ndarray, " N"]:
+    """The PID of each packet."""
+    return (packets[:, 1] & 0x1F).astype(np.int64) << 8 | packets[:, 2]
+
+
 def _read(file, at: int, count: int) -> UInt8[np.ndarray, " N"]:
     file.seek(at)
     return np.frombuffer(file.read(count), np.uint8)
@@ -162,7 +167,7 @@ class _Tables:
         self._maps: dict[tuple[int, int], Programme] = {}  # by programme and PID of the PMT
 
     def take(self, packets: UInt8[np.ndarray, "N bytes"]) -> None:
-        pids = (packets[:, 1] & 0x1F).astype(np.int64) << 8 | packets[:, 2]
+        pids = pids_of(packets)
         at = 0
         while at < len(pids) and not self.full:
             for number in at + np.flatnonzero(self._wanted[pids[at:]]):

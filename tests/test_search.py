@@ -751,7 +751,10 @@ class Stand(Model):
 
 
 @pytest.fixture
-def stand(monkeypatch):
+def stand(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    for name in ("a.wav", "b.wav"):
+        (tmp_path / name).touch()
     monkeypatch.setattr(retrieval_model, "load_as_asked", lambda _: Stand())
 
 
@@ -820,6 +823,10 @@ def test_search_program_says_what_is_wrong(tmp_path, stand, monkeypatch):
         program.main([*given, "--k", "0"])
     with pytest.raises(InputError, match="expected an index"):
         program.main([str(tmp_path / "none"), *given[1:]])
+    with monkeypatch.context() as unloaded:  # said before the model is loaded
+        unloaded.setattr(retrieval_model, "load_as_asked", None)
+        with pytest.raises(InputError, match=r"no\.wav: expected a video or a sound file"):
+            program.main([given[0], "no.wav", *given[2:]])
     monkeypatch.setattr(Stand, "identity", "another")
     with pytest.raises(InputError, match="the model another, it was built with model"):
         program.main(given)

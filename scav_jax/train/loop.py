@@ -124,6 +124,7 @@ def _train(
         stop.close()
         if meter.steps:
             _say(_time_by_part(setup, optimizer, meter, state, batch), bar)
+        bar.close()  # what is printed now stands below it
         return _finish(setup, workdir, resolved, checkpoints, records, state.params)
 
 

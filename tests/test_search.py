@@ -787,11 +787,15 @@ def test_a_query_that_is_longer_than_what_it_finds_is_said(tmp_path, capsys, sta
     embed = Stand.embed
     longer = lambda *a, **k: (lambda one: replace(one, ends=one.ends + 30.0))(embed(*a, **k))  # noqa: E731
     monkeypatch.setattr(Stand, "embed", longer)
-    assert program.main(given) == 0
+    undrawn = lambda model, hits, stream: [None] * len(hits)  # noqa: E731
+    monkeypatch.setattr(asking_module, "latents_from_files", undrawn)
+    assert program.main([*given, "--html", "found.html"]) == 0
+    page = Path("found.html").read_text()
     said = capsys.readouterr().err
     hits = open_index(tmp_path / "i").search(embed(None, ["a"], streams=["audio"]), "a2v", 2)
     most = max(one.end - one.start for one in hits[0])
     assert f"lasts {most:.1f} s at most" in said and f"--clip-seconds {most:g} asks" in said
+    assert f"what it found {most:.1f} s at most" in page and "ask with a part of it" in page
 
 
 def test_search_program_writes_a_page(tmp_path, capsys, stand, monkeypatch):

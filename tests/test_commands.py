@@ -15,6 +15,7 @@ from scav_jax.__main__ import listing, main, program
 from scav_jax.base import compiled
 from scav_jax.base.commands import LIES_IN, PROGRAMS, Parser
 from scav_jax.base.errors import EXIT_INPUT, InputError
+from scav_jax.base.progress import progress_bar
 from scav_jax.training.config_files import find, load_file, names
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -226,3 +227,16 @@ def test_without_a_place_for_the_cache_programs_run_all_the_same(user, tmp_path)
     (tmp_path / "home").write_text("no folder")
     compiled.keep_compiled()
     assert compiled.DIRECTORY not in os.environ
+
+
+def test_a_bar_in_a_file_is_lines_and_words_stand_between(capsys):
+    with progress_bar("work", 2, "clip") as outer:
+        for number in progress_bar("within", 2, "clip", over=range(2)):
+            outer.update()
+            outer.write(f"said {number}", file=sys.stderr)
+            print("printed", file=sys.stderr)
+    written = capsys.readouterr().err
+    assert not set(written) & {"\r", "\x1b"}
+    lines = written.splitlines()
+    assert [line.split(":")[0] for line in lines if ":" in line].count("work") == 2
+    assert lines.count("printed") == 2 and lines.count("said 0") == 1 and "2/2" in lines[-1]

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 import sys
 
 import pytest
@@ -104,11 +105,13 @@ def test_a_file_elsewhere_finds_configs_in_the_working_directory(tmp_path, monke
         (f"{IMPORT}def get_config():\n    return Config(tarin=3)", r"line 3: TypeError: .*'tarin'"),
     ],
 )
-def test_a_broken_file_is_one_line_with_its_place(tmp_path, text, message):
-    path = write(tmp_path, "bad.py", text)
-    with pytest.raises(InputError, match=message) as caught:
-        config_files.load_file(path)
-    assert "\n" not in str(caught.value)
+def test_a_broken_file_is_one_line_with_its_place(tmp_path, text, message, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    whole = write(tmp_path, "bad.py", text)
+    for path in (whole, os.path.relpath(whole)):
+        with pytest.raises(InputError, match=message) as caught:
+            config_files.load_file(path)
+        assert "\n" not in str(caught.value)
 
 
 def test_a_missing_file_or_variant(file):

@@ -2,6 +2,7 @@
 
 import errno
 import os
+import signal
 import subprocess
 import sys
 
@@ -9,7 +10,7 @@ import pytest
 
 from scav_jax.base import errors
 from scav_jax.base.errors import InputError, ProgramFault
-from scav_jax.base.interrupts import EXIT_INTERRUPTED
+from scav_jax.base.interrupts import EXIT_INTERRUPTED, termination_interrupts
 
 
 def wrapped(inner, outer, explicit=True):
@@ -31,10 +32,16 @@ def failing(error):
     return main
 
 
+def terminated():
+    with termination_interrupts():
+        signal.raise_signal(signal.SIGTERM)
+
+
 @pytest.mark.parametrize(
     ("main", "code", "words"),
     [
         (lambda: None, 0, ""),
+        (terminated, 143, "interrupted"),
         (failing(KeyboardInterrupt()), EXIT_INTERRUPTED, "interrupted"),
         (failing(InputError("expected x, got y")), errors.EXIT_INPUT, "error: expected x, got y"),
         (wrapped(InputError("x"), RuntimeError("in a library")), errors.EXIT_INPUT, "error: x"),

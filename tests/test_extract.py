@@ -521,6 +521,8 @@ def test_what_is_complete_is_left_alone_and_what_differs_is_refused(
     (stranger / "thesis.tex").write_text("x")
     with pytest.raises(InputError, match=r"no scav\.json"):
         program.extract(videos, stranger)
+    with pytest.raises(InputError, match=r"--out: expected a folder, .*thesis\.tex is a file"):
+        program.extract(videos, stranger / "thesis.tex")
 
 
 def test_unfinished_work_of_another_extraction_is_refused(videos, tmp_path):

@@ -395,8 +395,11 @@ def test_spaces_of_a_list_are_of_a_name_where_a_file_has_them(tmp_path):
 
 
 def test_sounds_are_laid_under_a_picture(trained, capsys, tmp_path):
-    sounds = [str(trained / "s.wav"), str(trained / "videos" / "a.mp4")]
-    words = ["--lay", *sounds, "--under", str(trained / "videos" / "b.mkv"), "--step", "0.1"]
+    (tmp_path / "heard").mkdir()
+    (tmp_path / "heard" / "s.wav").symlink_to(trained / "s.wav")
+    sounds = [str(tmp_path / "heard" / "s.wav"), str(trained / "videos" / "a.mp4")]
+    words = ["--lay", str(tmp_path / "heard"), sounds[1], "--step", "0.1"]
+    words += ["--under", str(trained / "videos" / "b.mkv")]
     assert main([*words, "--model", str(trained / "run"), "--json", str(tmp_path / "o.json")]) == 0
     pairs = json.loads((tmp_path / "o.json").read_text())["pairs"]
     assert sorted(pair["sound"] for pair in pairs) == sorted(sounds)
@@ -426,5 +429,20 @@ def test_what_cannot_be_asked_is_said(words, said):
 
 def test_a_model_that_nobody_calibrated_is_refused(tmp_path):
     write_run(tmp_path / "run")
+    (tmp_path / "a.mp4").touch()
     with pytest.raises(InputError, match=r"expected a calibrated model.*--calibrate --data"):
-        main(["a.mp4", "--model", str(tmp_path / "run")])
+        main([str(tmp_path / "a.mp4"), "--model", str(tmp_path / "run")])
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["no.mp4"], "no.mp4: expected a video or a sound file, there is none"),
+        (["--picture", __file__, "--sound", "no.wav"], "no.wav: expected a video or a sound"),
+        (["--lay", __file__, "--under", "no.mp4"], "no.mp4: expected a video or a sound"),
+        (["no.csv"], "expected a CSV of pairs"),
+    ],
+)
+def test_a_name_that_is_mistyped_is_said_before_the_model_is_loaded(words, said):
+    with pytest.raises(InputError, match=said):
+        main([*words, "--model", "no such model"])

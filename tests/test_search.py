@@ -751,7 +751,10 @@ class Stand(Model):
 
 
 @pytest.fixture
-def stand(monkeypatch):
+def stand(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    for name in ("a.wav", "b.wav"):
+        (tmp_path / name).touch()
     monkeypatch.setattr(retrieval_model, "load_as_asked", lambda _: Stand())
 
 
@@ -784,11 +787,15 @@ def test_a_query_that_is_longer_than_what_it_finds_is_said(tmp_path, capsys, sta
     embed = Stand.embed
     longer = lambda *a, **k: (lambda one: replace(one, ends=one.ends + 30.0))(embed(*a, **k))  # noqa: E731
     monkeypatch.setattr(Stand, "embed", longer)
-    assert program.main(given) == 0
+    undrawn = lambda model, hits, stream: [None] * len(hits)  # noqa: E731
+    monkeypatch.setattr(asking_module, "latents_from_files", undrawn)
+    assert program.main([*given, "--html", "found.html"]) == 0
+    page = Path("found.html").read_text()
     said = capsys.readouterr().err
     hits = open_index(tmp_path / "i").search(embed(None, ["a"], streams=["audio"]), "a2v", 2)
     most = max(one.end - one.start for one in hits[0])
     assert f"lasts {most:.1f} s at most" in said and f"--clip-seconds {most:g} asks" in said
+    assert f"what it found {most:.1f} s at most" in page and "ask with a part of it" in page
 
 
 def test_search_program_writes_a_page(tmp_path, capsys, stand, monkeypatch):
@@ -820,6 +827,10 @@ def test_search_program_says_what_is_wrong(tmp_path, stand, monkeypatch):
         program.main([*given, "--k", "0"])
     with pytest.raises(InputError, match="expected an index"):
         program.main([str(tmp_path / "none"), *given[1:]])
+    with monkeypatch.context() as unloaded:  # said before the model is loaded
+        unloaded.setattr(retrieval_model, "load_as_asked", None)
+        with pytest.raises(InputError, match=r"no\.wav: expected a video or a sound file"):
+            program.main([given[0], "no.wav", *given[2:]])
     monkeypatch.setattr(Stand, "identity", "another")
     with pytest.raises(InputError, match="the model another, it was built with model"):
         program.main(given)

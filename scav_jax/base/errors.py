@@ -120,7 +120,8 @@ def run_program(main: Callable[[], int | None]) -> None:
             code = main() or 0
             sys.stdout.flush()
     except KeyboardInterrupt as stopped:  # a program that begins anew says so in it
-        interrupts.leave(str(stopped) or interrupts.WORDS)
+        code = getattr(stopped, "code", interrupts.EXIT_INTERRUPTED)
+        interrupts.leave(str(stopped) or interrupts.WORDS, code)
     except Exception as error:
         if _nobody_reads(error):
             _silence(1, sys.stdout, sys.__stdout__)

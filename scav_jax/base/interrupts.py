@@ -19,7 +19,14 @@ _pipe: int | None = None  # of `second_ends`, while it lasts
 
 
 class Interrupt(KeyboardInterrupt):
-    """What Ctrl-C raises: it tells when it is dropped before the program has ended by it."""
+    """What Ctrl-C raises: it tells when it is dropped before the program has ended by it.
+
+    `code` is what the program ends with, as shells report the signal.
+    """
+
+    def __init__(self, number: int = signal.SIGINT):
+        super().__init__()
+        self.code = 128 + number
 
     def __del__(self):
         if _pipe is not None:
@@ -73,9 +80,9 @@ def _interrupt(number: int, frame: FrameType | None) -> None:
     at = frame
     while at is not None:
         if at.f_code.co_filename == IMPORTS:
-            leave(WORDS)
+            leave(WORDS, 128 + number)
         at = at.f_back
-    raise Interrupt
+    raise Interrupt(number)
 
 
 @contextlib.contextmanager

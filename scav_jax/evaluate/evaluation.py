@@ -7,7 +7,6 @@ used; by default it is the training's own. Where a clip is one vector, aggregati
 """
 
 import os
-import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -16,12 +15,12 @@ from pathlib import Path
 import jax
 import numpy as np
 from jaxtyping import Float, Int
-from tqdm import tqdm
 
 from scav_jax import metrics
 from scav_jax.base.documents import write_arrays, write_document
 from scav_jax.base.errors import InputError
 from scav_jax.base.files import ids_sha256, write_atomically
+from scav_jax.base.progress import progress_bar
 from scav_jax.distances import find, option_names
 from scav_jax.distances.static import SUFFIX, dynamic_part
 from scav_jax.evaluate import baselines, galleries, hubness
@@ -262,7 +261,7 @@ def ranked(
     taken, begin = time.perf_counter() - begin, time.perf_counter()
     ranks = {
         direction: rank_by_method(similarities, distances if sequences else None, ks, direction)
-        for direction in tqdm(DIRECTIONS, desc="rank", unit="direction", file=sys.stderr)
+        for direction in progress_bar("rank", len(DIRECTIONS), "direction", over=DIRECTIONS)
     }
     for direction in DIRECTIONS:
         ranks[direction] |= {part.label: part.ranks(direction) for part in parts}

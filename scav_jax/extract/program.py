@@ -151,6 +151,8 @@ def _check_named(out: Path) -> None:
         raise InputError(
             f"--out: expected a path that is text in UTF-8, got {shown(out)}; use another"
         )
+    if out.exists() and not out.is_dir():
+        raise InputError(f"--out: expected a folder, {out} is a file; use another")
 
 
 # What is there, and what is wanted ---------------------------------------------------------

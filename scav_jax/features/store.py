@@ -364,7 +364,8 @@ def read_about(data: Path) -> dict:
     path = Path(data) / ABOUT
     make = "`scav extract --videos FOLDER --out DATA` makes one"
     if not Path(data).is_dir():
-        raise InputError(f"{data}: expected the folder of a data set, it does not exist; {make}")
+        what = "it is a file" if Path(data).exists() else "it does not exist"
+        raise InputError(f"{data}: expected the folder of a data set, {what}; {make}")
     try:
         about = read_object(path, "what a data set was made of", MEND)
     except FileNotFoundError:

@@ -14,10 +14,10 @@ from typing import NamedTuple
 import av
 import numpy as np
 from jaxtyping import Float, UInt8
-from tqdm import tqdm
 
 from scav_jax.base.containers import encode_sound
 from scav_jax.base.errors import InputError
+from scav_jax.base.progress import progress_bar
 from scav_jax.extract.containers.opening import Unusable
 from scav_jax.extract.decoding.media import RATE_HZ, Reader
 from scav_jax.features.clip import STREAMS
@@ -102,7 +102,7 @@ def fingerprint(
     numbers = np.unique(np.linspace(0, len(split) - 1, min(count, len(split))).astype(int))
     keys = {stream: unit_or_zero(getattr(originals, f"{stream}_embeddings")) for stream in STREAMS}
     right: dict[str, list] = {change: [] for change in CHANGES}
-    with tqdm(total=len(numbers), desc="changed copies", unit="clip") as bar:
+    with progress_bar("changed copies", len(numbers), "clip") as bar:
         for first in range(0, len(numbers), CLIPS_AT_ONCE):
             some = numbers[first : first + CLIPS_AT_ONCE]
             films = [_film(split, number, videos) for number in some]

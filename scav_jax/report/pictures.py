@@ -1,7 +1,6 @@
 """What a report shows of one run: a few clips' distances, one alignment, some searches."""
 
 import dataclasses
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -9,8 +8,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float, Int
-from tqdm import tqdm
 
+from scav_jax.base.progress import progress_bar
 from scav_jax.distances import alignment
 from scav_jax.distances.dtw import hard_path
 from scav_jax.features.store import Split
@@ -200,7 +199,7 @@ def _clip_views(split: Split, numbers: Sequence[int]) -> tuple[dict[int, page.Cl
     thumbnails: dict[int, figures.Thumbnail] = {}
     sounds: dict[int, str] = {}
     if not reasons:
-        for number in tqdm(numbers, "thumbnails", unit="clip", file=sys.stderr, mininterval=10):
+        for number in progress_bar("thumbnails", len(numbers), "clip", over=numbers):
             span = float(split.starts[number]), float(split.ends[number])
             made = figures.thumbnail(folder / split.sources[number], *span)
             if isinstance(made, str):

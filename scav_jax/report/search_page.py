@@ -42,6 +42,7 @@ ASKED = {
 }
 # Columns of which the last row has more than one card, where there is room for many and for some.
 WIDE, MIDDLE = (3, 4, 5), (2, 3)
+LONGER = 1.5  # a query this many times as long as what it found is no clip like them
 
 
 @dataclass(frozen=True)
@@ -182,13 +183,24 @@ def search_html(search: Search) -> str:
     for place, (result, picture) in enumerate(zip(search.results, pictures, strict=True)):
         heard = not hear_query and place == 0
         cards.append(card(result.clip, f"{result.rank}.", result.score, picture, heard, ""))
-    return player(
+    return _longer_than_found(search) + player(
         f"search with {search.query.id}",
         total_seconds(search),
         "".join(cards),
         f'<p class="small told">{told}</p>',
         above=f'<div class="query">{asking}</div>\n',
         columns=columns_of(len(cards)),
+    )
+
+
+def _longer_than_found(search: Search) -> str:
+    """A note where a query is squeezed onto the steps of what it found; else nothing."""
+    most = max(result.clip.seconds for result in search.results)
+    if search.query.seconds <= LONGER * most:
+        return ""
+    return markup.note(
+        f"The query lasts {search.query.seconds:.1f} s, what it found {most:.1f} s at most, and "
+        "clips are compared as wholes: ask with a part of it."
     )
 
 

@@ -118,9 +118,10 @@ def requests_for(
         chosen = _checked_streams(streams or STREAMS)
         options = ClipOptions(seconds=clip_seconds, sounds=sounds or "visual" not in chosen)
         return _of_folder(files[0], options, chosen, root)
+    check_there(files)
     for file in files:
         if not file.is_file():
-            what = "it is a folder (give one alone)" if file.is_dir() else "there is none"
+            what = "it is a folder (give one alone)" if file.is_dir() else "it is none"
             raise InputError(f"{file}: expected a video or a sound file, {what}")
     chosen = _checked_streams(streams or _common_streams(files))
     ids = [file.as_posix() if root is None else below(file, root) for file in files]
@@ -141,6 +142,13 @@ def requests_for(
             one = name if window.id == "" else cut_id(name, window.start)
             requests.append(replace(window, id=one))
     return Wanted(Path("/"), requests, chosen, rejected)
+
+
+def check_there(files: Iterable[Path]) -> None:
+    """Before a model is loaded: raises `InputError` where a file is not there."""
+    for file in files:
+        if not file.exists():
+            raise InputError(f"{file}: expected a video or a sound file, there is none")
 
 
 def _of_folder(

@@ -21,12 +21,13 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """The command line; anything wrong with it is an `InputError`."""
     parser = Parser(prog="scav score", description=__doc__)
     add = parser.add_argument
-    add("files", type=Path, nargs="*", metavar="FILE", help="videos with their sound; or a folder "
+    add("files", type=Path, nargs="*", metavar="FILE", help="videos with their sound, or folders "
         "of them; or a CSV of pairs with the columns picture and sound")  # fmt: skip
     add_model(parser, "--run")
     add("--picture", type=Path, metavar="FILE", help="of a pair")
     add("--sound", type=Path, metavar="FILE", help="of a pair")
-    add("--lay", type=Path, nargs="+", metavar="SOUND", help="which of these fit, and where")
+    add("--lay", type=Path, nargs="+", metavar="SOUND", help="which of these fit, and "
+        "where; or folders of them")  # fmt: skip
     add("--under", type=Path, metavar="PICTURE", help="with --lay")
     add("--most-offset", type=float, metavar="S", help="offsets from -S to S seconds (default 1; "
         "with --lay: wherever at least half of the shorter one is shared)")  # fmt: skip

@@ -12,7 +12,7 @@ from scav_jax.base.names import shown
 from scav_jax.base.progress import progress_bar
 from scav_jax.base.tables import Table, csv_text, named
 from scav_jax.retrieval import calibration
-from scav_jax.retrieval.files import requests_for
+from scav_jax.retrieval.files import check_there, requests_for
 from scav_jax.retrieval.model import Model, load_as_asked
 from scav_jax.retrieval.shifts import Track
 from scav_jax.retrieval.synchrony import FEW, MOST_S, Calibration
@@ -24,9 +24,9 @@ COLUMNS = ("picture", "sound", "offset", "low", "high", "score", "sync", "match"
 
 
 def run(arguments: argparse.Namespace) -> int:
+    pairs, rejected = pairs_of(arguments)  # before what takes seconds: names may be mistyped
     model = load_as_asked(arguments)
     calibrated = calibration_of(model, arguments)
-    pairs, rejected = pairs_of(arguments)
     if not pairs and not rejected:
         return 0  # calibrated, nothing more was asked
     for row in rejected:
@@ -78,19 +78,41 @@ def calibration_of(model: Model, arguments: argparse.Namespace) -> Calibration:
 
 
 def pairs_of(arguments: argparse.Namespace) -> tuple[list[Pair], list[dict]]:
-    """The pairs that the command line names, and files that may not be read."""
+    """The pairs that the command line names, and files that may not be read.
+
+    Raises:
+      InputError: a file without which nothing can be scored is not there, or a list is wrong.
+    """
     if arguments.lay:
-        return [Pair(arguments.under, sound) for sound in arguments.lay], []
+        check_there([arguments.under])
+        sounds, rejected = _listed(arguments.lay, ("audio",))
+        return [Pair(arguments.under, sound) for sound in sounds], rejected
     if arguments.picture:
+        check_there([arguments.picture, arguments.sound])
         return [Pair(arguments.picture, arguments.sound)], []
     files = arguments.files
-    if len(files) == 1 and files[0].is_dir():
-        wanted = requests_for(files[0], None, 0.0, None, None, None)
-        names = dict.fromkeys(wanted.folder / request.file for request in wanted.requests)
-        return [Pair(name, name) for name in names], wanted.rejected
-    if len(files) == 1 and files[0].suffix.lower() == ".csv":
+    if len(files) == 1 and files[0].suffix.lower() == ".csv" and not files[0].is_dir():
         return read_pairs(files[0]), []
-    return [Pair(file, file) for file in files], []
+    if len(files) == 1:  # of several, the others can be scored
+        check_there(files)
+    names, rejected = _listed(files, None)
+    return [Pair(name, name) for name in names], rejected
+
+
+def _listed(
+    paths: Sequence[Path], streams: tuple[str, ...] | None
+) -> tuple[list[Path], list[dict]]:
+    """Files, each folder replaced by those in it, and what in folders may not be read."""
+    names: dict[Path, None] = {}
+    rejected: list[dict] = []
+    for path in paths:
+        if not path.is_dir():
+            names[path] = None
+            continue
+        wanted = requests_for(path, None, 0.0, None, streams, None)
+        names.update(dict.fromkeys(wanted.folder / request.file for request in wanted.requests))
+        rejected += wanted.rejected
+    return list(names), rejected
 
 
 def read_pairs(path: Path) -> list[Pair]:

@@ -65,11 +65,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     from scav_jax.index import open_index
     from scav_jax.index.rows import checked_filter
     from scav_jax.index.searching import parse_retrieval
+    from scav_jax.retrieval.files import check_there
     from scav_jax.retrieval.model import load_as_asked
 
     parse_retrieval(arguments.retrieval, "both" if arguments.both else "")
     if arguments.filter is not None:
         checked_filter(arguments.filter)
+    check_there(arguments.files)
     model = load_as_asked(arguments)
     index = open_index(arguments.index, model.identity)
     asked = index.header.asked(arguments.static_weight, arguments.hubness)

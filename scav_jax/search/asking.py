@@ -11,7 +11,7 @@ from scav_jax.report.in_sync import embedded_media
 from scav_jax.report.markup import ASKING, STREAM_WORDS, nothing_found
 from scav_jax.report.match import latents_from_files
 from scav_jax.report.playable import ANOTHER, is_another
-from scav_jax.report.search_page import make_search, results_page
+from scav_jax.report.search_page import LONGER, make_search, results_page
 from scav_jax.retrieval.embed import Embedded
 from scav_jax.retrieval.model import Model
 
@@ -20,8 +20,6 @@ OTHERWISE = {
     "no audio stream": "--video asks by its picture",
     "no video stream": "--sound asks by its sound",
 }
-
-LONGER = 1.5  # a query this many times as long as what it found is no clip like them
 
 
 @dataclass(frozen=True)

@@ -124,7 +124,7 @@ def _train(
         stop.close()
         if meter.steps:
             _say(_time_by_part(setup, optimizer, meter, state, batch), bar)
-        return _finish(setup, workdir, resolved, checkpoints, records, state.params)
+        return _finish(setup, workdir, resolved, checkpoints, records, state.params, bar)
 
 
 def _stopped(step: int, checkpoints: Checkpoints, stop, bar: tqdm) -> None:
@@ -243,7 +243,13 @@ def _score_among_best(step: int, warmup: int, score: float, clips: int) -> float
 
 
 def _finish(
-    setup: Setup, workdir: Path, resolved: dict, checkpoints: Checkpoints, records: Records, params
+    setup: Setup,
+    workdir: Path,
+    resolved: dict,
+    checkpoints: Checkpoints,
+    records: Records,
+    params,
+    bar: tqdm,
 ) -> Run:
     """Averages the best checkpoints, validates the average and writes it."""
     checkpoints.wait()
@@ -253,6 +259,7 @@ def _finish(
     decided = {name: values[name] for name in setup.objective.decided if name in values}
     processes.from_first(lambda: save_averaged(workdir, averaged, steps, decided))
     checkpoints.close()
+    bar.close()  # what is printed stands below it
     if processes.is_first():
         print(f"averaged steps {', '.join(map(str, steps))}: validation {in_words(values)}")
         print(f"run: {workdir}")

@@ -4,6 +4,7 @@ import argparse
 import contextlib
 import importlib.util
 import inspect
+import os
 import sys
 import traceback
 import types
@@ -126,7 +127,8 @@ def load_file(path: str) -> Config:
 def _in_its_line(file: Path, error: Exception) -> InputError | None:
     """An error while a config file ran, with the file's line; None where none of them was run."""
     frames = traceback.extract_tb(error.__traceback__)
-    lines = [frame.lineno for frame in frames if Path(frame.filename) == file]
+    where = os.path.abspath(file)  # as the import system names it, also where `file` is relative
+    lines = [frame.lineno for frame in frames if os.path.abspath(frame.filename) == where]
     if isinstance(error, SyntaxError):
         return InputError(f"{file}, line {error.lineno}: SyntaxError: {error.msg}")
     if not lines:

@@ -391,6 +391,16 @@ def test_a_model_of_the_hub_is_the_same_and_no_code_comes_with_it(hub, exported)
     assert len([path for path in hub.asked if "/resolve/" in path]) == before
 
 
+def test_a_mistyped_run_beside_others_asks_no_hub(hub, tmp_path, monkeypatch):
+    (tmp_path / NAME.partition("/")[0]).mkdir()
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(InputError, match=f"^{NAME}: expected a run directory"):
+        model.load(NAME)
+    assert not hub.asked
+    with pytest.raises(InputError, match="could not be downloaded"):
+        model.load(f"{NAME}@main")
+
+
 def test_what_was_damaged_on_the_way_and_what_is_not_there_are_one_line(hub, exported):
     with pytest.raises(InputError, match=r"model: .*'somebody/chimes', which could not be down"):
         model.load(NAME)  # the server knows no such file

@@ -1,5 +1,6 @@
 """Search: every method against NumPy loops, and what exactness promises, to the bit."""
 
+import argparse
 import itertools
 import json
 from dataclasses import replace
@@ -557,6 +558,31 @@ def test_bad_searches_are_one_line(tmp_path):
             call()
         assert "\n" not in str(raised.value)
     index.search(replace(asking, visual=None, visual_embeddings=None), "a2v")  # needs no picture
+
+
+@pytest.mark.parametrize(
+    ("said", "way_on"),
+    [
+        ("a.png: cannot be used: no audio stream", r"; one still picture has no time"),
+        ("a.JPG: cannot be used: too short: 0.04 s, at least", r"; one still picture has no time"),
+        ("a.mp4: cannot be used: no audio stream", "; --video asks by its picture$"),
+        ("a.mp4: cannot be used: too short: 0.04 s, at least", "at least$"),
+    ],
+)
+def test_what_cannot_ask_is_told_how_to(said, way_on):
+    asked = argparse.Namespace(
+        files=[Path("a")], video=False, both=False, clip_seconds=None, start=0.0, end=None
+    )
+
+    class Refusing(Model):
+        def __init__(self):
+            pass
+
+        def embed(self, *_, **__):
+            raise InputError(said)
+
+    with pytest.raises(InputError, match=way_on):
+        asking_module.embed_queries(Refusing(), asked)
 
 
 # ---- other distances -------------------------------------------------------------------------

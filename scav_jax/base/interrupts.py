@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from types import FrameType
 
 EXIT_INTERRUPTED = 130  # as shells report it
-WORDS = "interrupted; the same command resumes"
+WORDS = "interrupted; the same command resumes from what was kept"
 IMPORTS = "<frozen importlib._bootstrap>"  # the file of its frames
 AT_ONCE = "interrupted at once; the same command resumes from what was kept"
 LOST = 0  # beside the numbers of signals: what was raised for one was dropped

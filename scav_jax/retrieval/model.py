@@ -339,10 +339,13 @@ def is_exported(path: Path) -> bool:
 
 
 def _at(path: str | Path) -> Path:
-    """The directory of a model: itself, or where one of the hub was downloaded to."""
-    on_hub = weights_files.HUB_ID.fullmatch(str(path))
-    if Path(path).exists() or not on_hub:
-        return Path(path)
+    """The directory of a model: itself, or where one of the hub was downloaded to.
+
+    Of `runs/mine` that is not there, where `runs` is, no hub is asked; of `runs/mine@main` one is.
+    """
+    on_hub, path = weights_files.HUB_ID.fullmatch(str(path)), Path(path)
+    if path.exists() or not on_hub or (path.parent.is_dir() and not on_hub["revision"]):
+        return path
     return weights_files.snapshot(on_hub["id"], on_hub["revision"], EXPORTED, "model")
 
 

@@ -1,6 +1,7 @@
 """Queries of an index: files in, ranked clips out, as text, as a document and as a page."""
 
 import argparse
+import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
@@ -20,6 +21,11 @@ OTHERWISE = {
     "no audio stream": "--video asks by its picture",
     "no video stream": "--sound asks by its sound",
 }
+# Most such files hold one picture; those that move are films.
+PICTURE = re.compile(
+    r"\.(png|jpe?g|webp|gif|bmp|tiff?|avif|heic): .*(no audio stream|too short)", re.IGNORECASE
+)
+STILL = "one still picture has no time to compare: ask with a film (--video) or a sound"
 
 
 @dataclass(frozen=True)
@@ -52,6 +58,8 @@ def embed_queries(model: Model, arguments: argparse.Namespace) -> tuple[Embedded
             streams=ASKING[direction],
         )
     except InputError as error:
+        if PICTURE.search(str(error)):
+            raise InputError(f"{error}; {STILL}") from None
         for reason, words in OTHERWISE.items():
             if str(error).endswith(reason):
                 raise InputError(f"{error}; {words}") from None

@@ -128,6 +128,8 @@ def gallery_recall(ranks: Int[np.ndarray, " Q"], candidates: int, size: int, k: 
     if not 1 <= size <= candidates:
         raise InputError(f"expected galleries of 1..{candidates} clips, got {size}")
     before, times = np.unique(_checked_ranks(ranks) - 1, return_counts=True)
+    if candidates == 1:  # of no others SciPy says NaN
+        return 1.0
     found = hypergeom.cdf(k - 1, candidates - 1, before, size - 1)
     return float(found @ times / times.sum())
 

@@ -76,13 +76,22 @@ def aggregation_similarities(
 ) -> Float[np.ndarray, "V A"]:
     """Cosines of time-averaged latents: what CAV trains, and the hybrid's first stage.
 
+    BLAS rounds a product by where it stands in the matrix. In float64, then rounded, equal
+    candidates are equal, as ranks count them.
+
     Returns:
       float32 in [-1, 1], larger is closer.
 
     Raises:
       InputError: an embedding without a direction (all zero, or not finite).
     """
-    return unit(visual_embeddings, "visual") @ unit(audio_embeddings, "audio").T
+    visual = unit(visual_embeddings, "visual")
+    audio = unit(audio_embeddings, "audio").astype(np.float64)
+    found = np.empty((len(visual), len(audio)), np.float32)
+    for begin in range(0, len(visual), _ROWS):
+        rows = slice(begin, begin + _ROWS)
+        found[rows] = visual[rows].astype(np.float64) @ audio.T
+    return found
 
 
 def sequence_distances(
@@ -293,7 +302,7 @@ def seconds_per_query(
 
     def first_stage(direction: str, k: int) -> Int[np.ndarray, "Q k"]:
         asking, asked = embeddings[direction]
-        return top_k(aggregation_similarities(asking[chosen], asked), k)
+        return top_k(unit(asking[chosen]) @ unit(asked).T, k)
 
     def hybrid(direction: str, k: int) -> np.ndarray:
         found = first_stage(direction, k)

@@ -99,6 +99,14 @@ def test_linear_cca_is_the_generalised_eigenproblem(tmp_path):
     assert whole.embedded.ids == splits[2].ids
 
 
+@pytest.mark.parametrize("lag", [-2, 0, 3])
+def test_a_lag_stays_within_a_clip_whatever_lies_beside_it(random, lag):
+    alone, end = random.normal(size=(1, 6)), np.full((1, 4), np.nan)
+    found = baselines.lagged(np.concatenate([alone, end], axis=1), lag)
+    expected = [alone[0, min(max(cell - lag, 0), 5)] for cell in range(6)]
+    np.testing.assert_array_equal(found, [[*expected, *end[0]]])
+
+
 def test_onset_envelopes_are_rises_less_their_mean(tmp_path):
     """By loops; the lag of the sound is found on the training clips."""
     data = write(tmp_path / "data")

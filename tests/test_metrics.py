@@ -73,6 +73,7 @@ def test_recall_in_smaller_galleries_is_the_mean_over_all_subsets():
     for k in (1, 2, 3):
         whole = metrics.gallery_recall(ranks, candidates, candidates, k)
         assert whole == pytest.approx(metrics.recall_at_k(ranks, k), abs=1e-12)
+    assert metrics.gallery_recall(np.array([1]), 1, 1, 1) == 1.0  # alone, it is found
     for size in (0, 6):
         with pytest.raises(InputError, match=r"galleries of 1\.\.5"):
             metrics.gallery_recall(ranks, candidates, size, 1)

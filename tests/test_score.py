@@ -149,6 +149,18 @@ def test_what_windows_say_adds_up_over_the_seconds_that_they_share(monkeypatch):
         synchrony.curve_of(Shifted(distances * np.nan, distances, distances * 0), 0.04)
 
 
+def test_a_window_beside_the_picture_has_no_offset_of_its_own():
+    """At the offset of 0.2 s the second one shares too little: what it has elsewhere is chance."""
+    distances = np.stack([1 + np.abs(OFFSETS - 0.2), np.where(OFFSETS < 0, 2 + OFFSETS, np.nan)])
+    seconds = np.where(np.isfinite(distances), 2.0, 0.0)
+    around = [Track(np.zeros((25, 1)), (begin, begin + 4.0)) for begin in (0.0, 2.0)]
+    found = Shifted(distances, distances, seconds)
+    said = synchrony.read(found, OFFSETS, around[0], around, None)
+    (alone,) = said.windows
+    assert (alone["begin"], alone["end"]) == (0.0, 4.0)
+    assert alone["offset"] == pytest.approx(0.2, abs=0.01)
+
+
 def test_smoothing_keeps_lines_and_gaps():
     line = 2.0 + OFFSETS
     line[7] = np.nan

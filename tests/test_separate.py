@@ -398,9 +398,15 @@ def test_clips_are_stored_as_one_vector_whose_product_is_r_and_weighted_s(tmp_pa
     for direction, similar in (("v2a", r + 2 * s), ("a2v", (r + 2 * s).T)):
         hits = own.search(clips_, direction, CLIPS, hubness="none")
         assert [[int(hit.id) for hit in of] for of in hits] == np.argsort(-similar).tolist()
-        assert own.search(clips_, direction, 3, static_weight=2.0) == own.search(
-            clips_, direction, 3
-        )
+        by_bank = own.search(clips_, direction, CLIPS)
+        assert own.search(clips_, direction, CLIPS, static_weight=2.0) == by_bank
+        far = 6 - 2 * np.asarray(similar)
+        for query, of_query in enumerate(by_bank):  # ten of the bank are a clip's nearest
+            order = [int(hit.id) for hit in of_query]
+            expected = far[query, order] - far.min(axis=0)[order] / 2
+            np.testing.assert_allclose([hit.score for hit in of_query], expected, atol=5e-4)
+            found_at = [hit.distance for hit in of_query]
+            np.testing.assert_allclose(found_at, far[query, order], atol=5e-4)
     with pytest.raises(InputError, match="static weight: expected 2, that of the bank's"):
         own.search(clips_, static_weight=0.0)
 

@@ -134,8 +134,13 @@ def _in_cells(
 
 
 def lagged(values: Float[np.ndarray, "K n"], lag: int) -> Float[np.ndarray, "K n"]:
-    """The same so many cells later (earlier below 0); what comes in is the nearest cell."""
-    return values[:, np.clip(np.arange(values.shape[1]) - lag, 0, values.shape[1] - 1)]
+    """The same so many cells later (earlier below 0); what comes in is the nearest cell.
+
+    NaN lies beyond a clip's end and stays there, so longer clips beside it change nothing.
+    """
+    there = np.isfinite(values)
+    at = np.clip(np.arange(values.shape[1]) - lag, 0, there.sum(axis=1, keepdims=True) - 1)
+    return np.where(there, np.take_along_axis(values, at, axis=1), np.nan)
 
 
 def centred_unit_rows(values: Float[np.ndarray, "K n"]) -> Float[np.ndarray, "K n"]:

@@ -126,12 +126,13 @@ class Header:
         """Distances, of mean squared differences of what is stored and a weighted query.
 
         With a static part of weight w: both differ by the lengths of static vectors, `(1 - w)^2`.
-        Scores that are relative to a bank are final: none of this matters to them.
+        Scores that are relative to a bank, `D - r / 2`, are made so too, of half of them both.
         """
-        if not self.static_width or self.bank:
+        if not self.static_width:
             return squares
         share = self.width / (self.width - self.static_width)
-        return (squares * share - (1.0 - self.options["static_weight"]) ** 2).astype(np.float32)
+        lengths = (1.0 - self.options["static_weight"]) ** 2
+        return (squares * share - (0.5 * lengths if self.bank else lengths)).astype(np.float32)
 
     @property
     def first_stage(self) -> str:

@@ -143,15 +143,6 @@ class Hubness:
         """Final scores of final distances; of lower bounds, lower bounds."""
         return scores(distances, self.at(segments, rows))
 
-    def distances(
-        self,
-        found: Float[np.ndarray, " p"],
-        segments: Int[np.ndarray, " p"],
-        rows: Int[np.ndarray, " p"],
-    ) -> Float[np.ndarray, " p"]:
-        """What the distances of some scores are, up to rounding."""
-        return found + np.float32(0.5) * self.at(segments, rows)
-
     def most(
         self, limits: Float[np.ndarray, " Q"], segment: int, rows: slice
     ) -> Float[np.ndarray, "Q r"]:

@@ -202,9 +202,10 @@ def _explained(found: Found, asking: Queries, snapshot: Snapshot) -> Found:
     hubness, header = Hubness.of(snapshot, asking.asked), snapshot.header
     distances = found.score
     if hubness is not None:
-        distances = hubness.distances(found.score, found.segment, found.row)
+        near = hubness.at(found.segment, found.row)
         if header.one_grid:
-            distances = replace(header, bank="").score_of(distances)
+            near = replace(header, bank="").score_of(near)
+        distances = found.score + np.float32(0.5) * near
     found = replace(found, distance=distances)
     if header.static_width:
         places = found.query, found.segment, found.row

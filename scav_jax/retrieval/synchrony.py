@@ -90,7 +90,8 @@ class Synchrony:
       curve: `[S]`, the distance at each, mean over windows; NaN where too little is shared.
       seconds: of sound that was compared.
       spans: (begin, end) of the picture and of the sound, in seconds of each.
-      windows: of each window of the sound: begin, end, and the offset that it has alone.
+      windows: of each window of the sound that lies under the picture at the offset: begin, end,
+        and the offset that it has alone.
     """
 
     offset: float
@@ -162,7 +163,7 @@ def read(
     depth = dip(offsets, whole, tried)
     found = Shifted(*(one[:, tried] for one in found))
     offsets, curve, seconds = offsets[tried], whole[tried], compared_seconds(found, audio)
-    offset = best(offsets, curve)
+    offset, at = best(offsets, curve), int(np.nanargmin(curve))
     low = high = np.nan
     scores: dict = dict.fromkeys(("sync", "match", "score", "chance"))
     if calibration is not None:
@@ -181,7 +182,7 @@ def read(
             "offset": best(offsets, smoothed(line, step_s)),
         }
         for track, line in zip(audio, found.distances, strict=True)
-        if np.isfinite(line).any()
+        if np.isfinite(line[at])  # another one was compared at other offsets alone
     ]
     spans = visual.span, (audio[0].span[0], audio[-1].span[1])
     about: dict = {"seconds": seconds, "spans": spans, "windows": windows}

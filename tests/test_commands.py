@@ -12,7 +12,7 @@ import pytest
 
 import scav_jax
 from scav_jax.__main__ import listing, main, program
-from scav_jax.base import compiled
+from scav_jax.base import compiled, progress
 from scav_jax.base.commands import LIES_IN, PROGRAMS, Parser
 from scav_jax.base.errors import EXIT_INPUT, InputError
 from scav_jax.base.progress import progress_bar
@@ -239,4 +239,8 @@ def test_a_bar_in_a_file_is_lines_and_words_stand_between(capsys):
     assert not set(written) & {"\r", "\x1b"}
     lines = written.splitlines()
     assert [line.split(":")[0] for line in lines if ":" in line].count("work") == 2
+    closed = progress._Lines()
+    for state in ("\rall", "\rall", "\n"):
+        closed.write(state)
+    assert capsys.readouterr().err == "all\n"
     assert lines.count("printed") == 2 and lines.count("said 0") == 1 and "2/2" in lines[-1]

@@ -53,12 +53,13 @@ class _Lines:
     """A bar in a file or a pipe: each state is a line, since nothing there is written over."""
 
     def __init__(self) -> None:
-        self._out = sys.stderr
+        self._out, self._last = sys.stderr, ""
 
     def write(self, text: str) -> None:
         line = text.replace("\x1b[A", "").strip()  # a bar below another one moves up
-        if line:
+        if line and line != self._last:  # the last state is written again when the bar is closed
             self._out.write(f"{line}\n")
+            self._last = line
 
     def flush(self) -> None:
         self._out.flush()

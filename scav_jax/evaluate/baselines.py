@@ -18,6 +18,7 @@ import jax
 import numpy as np
 from jaxtyping import Float
 
+from scav_jax.base.progress import progress_bar
 from scav_jax.features import store
 from scav_jax.features.batches import evaluation_batches
 from scav_jax.features.playable import playable
@@ -98,7 +99,7 @@ def envelopes(
     stacked = frames if isinstance(frames, int) else 1
     momentary = declared(split.fingerprint, "visual").get("momentary")
     rows = []
-    for batch in _batches(split, align):
+    for batch in _batches(split, align, "onset envelopes"):
         for clip in _clips(batch):
             seen, heard = clip.visual, clip.audio
             seen = seen[:, :momentary]  # colours, not their changes
@@ -214,7 +215,7 @@ def correlations(
 ) -> list[Baseline]:
     """CCA of whole steps; and of both parts, which are a row each and summed."""
     moments = {name: Moments() for name in ("whole", "dynamic", "static")}
-    for batch in _batches(train, align):
+    for batch in _batches(train, align, "linear CCA"):
         pairs = [_pair(clip) for clip in _clips(_on_one_grid(batch))]
         means = [[one.mean(axis=0) for one in pair] for pair in pairs]
         moved = [[x - mean for x, mean in zip(*both, strict=True)]
@@ -242,7 +243,7 @@ def correlations(
 def _projected(split: store.Split, align: str, maps: Maps) -> Embedded:
     pairs = [
         [maps.apply(number, values) for number, values in enumerate(_pair(clip))]
-        for batch in _batches(split, align)
+        for batch in _batches(split, align, "linear CCA")
         for clip in _clips(_on_one_grid(batch))
     ]
     streams = list(zip(*pairs, strict=True))
@@ -254,7 +255,7 @@ def _parted(split: store.Split, align: str, dynamic: Maps, static: Maps) -> Embe
     """As the objective "separate" keeps clips: a dynamic sequence beside a static vector."""
     columns: list[list[np.ndarray]] = [[], []]
     vectors: list[list[np.ndarray]] = [[], []]
-    for batch in _batches(split, align):
+    for batch in _batches(split, align, "linear CCA of both parts"):
         for clip in _clips(_on_one_grid(batch)):
             for number, values in enumerate(_pair(clip)):
                 mean = values.mean(axis=0)
@@ -280,8 +281,12 @@ class _ClipFeatures(NamedTuple):
     seconds: float
 
 
-def _batches(split: store.Split, align: str) -> Iterator[Batch]:
-    return evaluation_batches(split, batch_size=min(BATCH, len(split)), align=align, buckets=4)
+def _batches(split: store.Split, align: str, what: str) -> Iterator[Batch]:
+    size = min(BATCH, len(split))
+    with progress_bar(f"{what}, {split.split}", len(split), "clip") as bar:
+        for batch in evaluation_batches(split, batch_size=size, align=align, buckets=4):
+            yield batch
+            bar.update(len(batch.seconds))
 
 
 def _on_one_grid(batch: Batch) -> Batch:

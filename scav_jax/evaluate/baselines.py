@@ -316,15 +316,16 @@ def _clips(batch: Batch) -> Iterator[_ClipFeatures]:
 def _pair(clip: _ClipFeatures) -> tuple[np.ndarray, np.ndarray]:
     """Steps on one grid, none wider than `MOST`."""
     return tuple(
-        one if one.shape[1] <= MOST else one @ _directions(one.shape[1])
+        one if one.shape[1] <= MOST else one.astype(np.float32) @ _directions(one.shape[1])
         for one in (clip.visual, clip.audio)
     )
 
 
 @functools.cache
 def _directions(width: int) -> Float[np.ndarray, "D most"]:
-    """Random directions, the same in every run."""
-    return np.random.default_rng(width).normal(size=(width, MOST)) / np.sqrt(MOST)
+    """Random directions, the same in every run; float32, as moments are."""
+    drawn = np.random.default_rng(width).normal(size=(width, MOST)) / np.sqrt(MOST)
+    return drawn.astype(np.float32)
 
 
 def _sequences(clips: Sequence[np.ndarray]) -> Sequences:

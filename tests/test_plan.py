@@ -353,6 +353,9 @@ def test_a_data_set_on_disk_is_read_instead(tmp_path):
     assert stored.clips == 9
     assert stored.clip_bytes == 2 * (11 * 7 + 4 * 5)
     assert (stored.visual, stored.audio) == ((12, 7), (4, 5))
+    assert stored.source == f"{tmp_path / 'data'}, 9 clips"
+    larger = estimate.stored_features(override(document, changes | {"data.batch_size": 10}))
+    assert "9 clips, fewer than a batch, which `scav train` refuses" in larger.source
 
 
 @pytest.fixture(scope="module")

@@ -149,8 +149,8 @@ def step_seconds(work: Workload, device: Device, efficiency: float) -> float:
     peak = getattr(device, work.encoders.precision)
     if not peak:
         raise InputError(
-            f"train.precision: expected one that the device computes in, it has no "
-            f"{work.encoders.precision}; use float32"
+            "train.precision: expected one that the device computes in, it has no "
+            f"{work.encoders.precision}; use float32, or name another --device"
         )
     count = flops(work)
     exact = count.distance + count.loss

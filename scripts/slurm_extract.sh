@@ -2,7 +2,8 @@
 # Extraction as a SLURM array: one shard for each task, and then one job that joins them.
 #
 #   export VIDEOS=/data/vggsound DATA=/data/vggsound-features
-#   export CLIP=openai/clip-vit-base-patch32 BEATS=/data/BEATs_iter3_plus_AS2M.pt
+#   export CLIP=openai/clip-vit-base-patch32
+#   export BEATS=/data/BEATs_iter3_plus_AS2M_finetuned_on_AS2M_cpt2.pt
 #   job=$(sbatch --parsable --array=0-7 scripts/slurm_extract.sh)
 #   sbatch --dependency=afterok:$job --gpus=0 --export=ALL,MERGE=8 scripts/slurm_extract.sh
 #

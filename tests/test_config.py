@@ -305,6 +305,14 @@ def test_the_document_comes_back_and_another_versions_is_refused():
             config.from_dict(other, "run")
 
 
+def test_code_that_a_document_names_and_that_is_not_there_is_said():
+    document = config.as_dict(Config())
+    for name in ("my_package.distances:distance", "scav_jax.distances:distance"):
+        named = document | {"distance": {"name": name}}
+        with pytest.raises(InputError, match=r"^run: distance: expected "):
+            config.from_dict(named, "run")
+
+
 def test_differences_are_said_in_words():
     old = {"seed": 0, "train": {"steps": 3, "rates": (1, 2)}}
     new = {"seed": 0, "train": {"steps": 4, "rates": [1, 2], "more": None}}

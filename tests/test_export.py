@@ -39,6 +39,7 @@ from scav_jax.retrieval.results import FORMAT_VERSION
 from scav_jax.retrieval.sketch import Sketch, save_sketch
 from scav_jax.retrieval.synchrony import Calibration
 from scav_jax.sequences import AudioVisual, Sequences
+from scav_jax.training import start
 
 ROOT = Path(__file__).resolve().parents[1]
 FILES = {
@@ -427,6 +428,13 @@ class Api:
         return type("Commit", (), {"commit_url": "its address"})
 
 
+def test_an_export_is_no_run_and_that_is_said(exported, tmp_path):
+    with pytest.raises(InputError, match="expected a run, this is an export"):
+        program.main(["--run", str(exported), "--out", str(tmp_path / "again")])
+    with pytest.raises(InputError, match=r"train.init_from: .*: expected a run, this is an export"):
+        start._config_of(str(exported))
+
+
 def test_an_export_is_pushed_whole_or_a_line_says_why_not(exported, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(huggingface_hub, "HfApi", Api)
     words = ["--out", str(exported), "--push", NAME]
@@ -446,7 +454,7 @@ def test_an_export_is_pushed_whole_or_a_line_says_why_not(exported, tmp_path, mo
         program.main(words)
     with pytest.raises(InputError, match="expected OWNER/NAME, got 'chimes'"):
         program.main(["--out", str(exported), "--push", "chimes"])
-    with pytest.raises(InputError):
+    with pytest.raises(InputError, match="none: expected what `scav export` wrote"):
         program.main(["--out", str(tmp_path / "none"), "--push", NAME])
     with pytest.raises(InputError, match="--run: expected"):
         program.main(["--out", str(exported)])

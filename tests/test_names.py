@@ -272,8 +272,11 @@ def test_videos_may_move(cameras, run, tmp_path, capsys):
     cameras.rename(tmp_path / "moved")
     with pytest.raises(InputError, match="expected the folder of the videos"):
         command("move", path, cameras)
-    command("move", path, tmp_path / "moved")
     capsys.readouterr()
+    command("move", path, tmp_path)
+    assert "of 2 clips that were looked at, 2 have no file there" in capsys.readouterr().err
+    command("move", path, tmp_path / "moved")
+    assert not capsys.readouterr().err
     asked = str(tmp_path / "moved" / "a" / "IMG_0001.mp4")
     search([str(path), asked, "--model", str(run), "--json", "--filter", "source LIKE 'b/%'"])
     (hit,) = json.loads(capsys.readouterr().out)["queries"][0]["hits"]

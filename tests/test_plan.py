@@ -268,7 +268,7 @@ def test_a_step_takes_its_flops_at_the_peak_s_share():
     assert estimate.step_seconds(half, device, 0.5) == pytest.approx(expected)
     four = dataclasses.replace(work, devices=4)
     assert estimate.step_seconds(four, device, 0.5) == pytest.approx(count.total / 2e12)
-    with pytest.raises(InputError, match="it has no bfloat16; use float32"):
+    with pytest.raises(InputError, match=r"it has no bfloat16; .* --device"):
         estimate.step_seconds(half, devices.DEVICES["v100"], 0.4)
 
 
@@ -353,6 +353,9 @@ def test_a_data_set_on_disk_is_read_instead(tmp_path):
     assert stored.clips == 9
     assert stored.clip_bytes == 2 * (11 * 7 + 4 * 5)
     assert (stored.visual, stored.audio) == ((12, 7), (4, 5))
+    assert stored.source == f"{tmp_path / 'data'}, 9 clips"
+    larger = estimate.stored_features(override(document, changes | {"data.batch_size": 10}))
+    assert "9 clips, fewer than a batch, which `scav train` refuses" in larger.source
 
 
 @pytest.fixture(scope="module")

@@ -30,6 +30,7 @@ from scav_jax.__main__ import main, program
 from scav_jax.base import commands as commands_module
 from scav_jax.base import doors
 from scav_jax.base.commands import split_overrides
+from scav_jax.datasets.__main__ import BEATS_FILE
 from scav_jax.distances import pairwise
 from scav_jax.extract import backbones
 from scav_jax.objectives.objective import Place
@@ -284,6 +285,13 @@ def test_messages_of_troubleshooting_stand_in_the_source():
     joined = re.sub(r'"\s*\n\s*f?"', "", source)  # of literals that go over lines
     assert len(quoted) > 40
     assert [words for words in quoted if words not in joined] == []
+
+
+def test_one_checkpoint_of_beats_is_named():
+    """The paper's, which was fine-tuned; the one before that has other features."""
+    sources = [*PAGES, *(ROOT / "scav_jax").rglob("*.py"), ROOT / "scripts" / "slurm_extract.sh"]
+    named = {name for page in sources for name in re.findall(r"BEATs_\w+\.pt", page.read_text())}
+    assert named == {BEATS_FILE}
 
 
 def test_citation_is_that_of_the_version():

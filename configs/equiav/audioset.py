@@ -35,7 +35,8 @@ def get_config(variant="128"):
             "steps": steps,
             "microbatch": 128 if size > 128 else 0,
             "precision": "bfloat16",
-            "remat": "blocks",  # 14 GiB instead of 82, by `scav plan --config equiav/audioset`
+            # 14 GiB instead of 82, by `scav plan --config equiav/audioset --device a100`
+            "remat": "blocks",
             "validate_every": 5_000,
         },
     )

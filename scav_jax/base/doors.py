@@ -11,6 +11,10 @@ T = TypeVar("T")
 PATH = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*")
 
 
+class MissingCode(InputError):
+    """What a dotted path names cannot be imported here."""
+
+
 def find(what: str, name: str, known: Mapping[str, T]) -> T:
     """`known[name]`, or what a dotted path names.
 
@@ -37,13 +41,13 @@ def find(what: str, name: str, known: Mapping[str, T]) -> T:
         missing = error.name or path
         if path != missing and not path.startswith(f"{missing}."):
             raise  # the user's module is there; what it imports is not
-        raise InputError(
+        raise MissingCode(
             f"{what}: expected package.module:Name of a module that can be imported, got {name!r}: "
             f"there is no module {missing!r}; install it or put its folder on PYTHONPATH"
         ) from None
     if not hasattr(module, wanted):
         names = [public for public in vars(module) if not public.startswith("_")]
-        raise InputError(
+        raise MissingCode(
             f"{what}: expected a name in {path}, got {wanted!r}.{did_you_mean(wanted, names)}"
         )
     return getattr(module, wanted)

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from scav_jax.base.errors import OUR_FAULTS, InputError, first_line
 from scav_jax.extract.backbones.weights import HUB_ID
-from scav_jax.retrieval.model import load
+from scav_jax.retrieval.model import is_exported, load
 
 
 def check(hub_id: str) -> None:
@@ -27,9 +27,12 @@ def push(folder: Path, hub_id: str, *, private: bool = False) -> str:
     """
     from huggingface_hub import HfApi
 
+    if not is_exported(folder) or not (folder / "README.md").is_file():
+        raise InputError(
+            f"{folder}: expected what `scav export` wrote, with its card (README.md); --run RUN "
+            "writes it there"
+        )
     model = load(folder)
-    if model.run.path != folder or not (folder / "README.md").is_file():
-        raise InputError(f"{folder}: expected what `scav export` wrote, with its card (README.md)")
     try:
         api = HfApi()
         api.create_repo(hub_id, private=private, exist_ok=True)

@@ -14,10 +14,11 @@ out); without --clips, clips.csv in the folder of videos is taken if it is there
 
 The paper's features:
   scav extract --videos DIR --out DATA --backbone clip_beats \\
-      --weights clip=openai/clip-vit-base-patch32 --weights beats=BEATs_iter3_plus_AS2M.pt
+      --weights clip=openai/clip-vit-base-patch32 \\
+      --weights beats=BEATs_iter3_plus_AS2M_finetuned_on_AS2M_cpt2.pt
 
 Other pairs, and frames by a class of one's own (see scav_jax/extract/backbones/sides.py):
-  ... --visual plain --audio beats --weights beats=BEATs_iter3_plus_AS2M.pt
+  ... --visual plain --audio beats --weights beats=FILE
   ... --visual my_package.dino:Dino --audio plain --weights my_package.dino:Dino=FILE
 
 Frames and log-mel as they are, for towers that are trained from pixels on (EquiAV):

@@ -35,6 +35,7 @@ from scav_jax.retrieval.model import Model, load_as_asked
 from scav_jax.sequences import STREAMS
 
 CLIPS_AT_ONCE = 1024  # of features on disk: their latents are in memory together
+LOOKED_AT = 100  # clips whose files a move expects in their new place
 WANTED = 0.99  # recall that a proposed k has
 
 
@@ -220,6 +221,14 @@ def move(arguments: argparse.Namespace) -> int:
     index = open_index(arguments.index)
     index.move(arguments.root)
     print(f"{arguments.index}: its videos lie below {shown(index.header.root)}")
+    files = [index.clip(name)["source"] for name in index.ids()[:LOOKED_AT]]
+    missing = [file for file in files if not os.path.exists(file)]
+    if missing:
+        print(
+            f"NOTE: of {len(files)} clips that were looked at, {len(missing)} have no file there, "
+            f"such as {shown(missing[0])}; the folder is the one that ids begin in",
+            file=sys.stderr,
+        )
     return 0
 
 

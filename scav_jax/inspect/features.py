@@ -19,9 +19,9 @@ THREADS = 4
 THRESHOLDS = {
     "constant": f"the steps of a stream differ from their mean by less than {CONSTANT_SHARE:.0%} "
     "of their own size (root mean squares)",
-    "silent, still, too short": "were rejected when features were extracted: a peak below "
-    f"{SILENT_PEAK:g} of full scale; no cell of an 8 x 8 grid that changes by {STILL_LEVELS:g} of "
-    f"255; less than {MIN_CLIP_S:g} s with picture and sound",
+    "silent, still, too short": "were rejected when features were extracted, unknown where they "
+    f"were imported: a peak below {SILENT_PEAK:g} of full scale; no cell of an 8 x 8 grid that "
+    f"changes by {STILL_LEVELS:g} of 255; less than {MIN_CLIP_S:g} s with picture and sound",
     "duplicates": "equal bytes of the stored features of both streams, or of one",
     "near-duplicates": NEAR,
 }

@@ -82,6 +82,8 @@ def stored_features(config: Config) -> StoredFeatures:
     clip_bytes = float(np.dot(means, np.multiply(widths, sizes)))
     visual, audio = zip(largest, widths, strict=True)
     source = f"{data.path}, {len(split):,} clips"
+    if len(split) < data.batch_size:
+        source += ", fewer than a batch, which `scav train` refuses: lower data.batch_size"
     return StoredFeatures(len(split), clip_bytes, visual, audio, source, sizes)
 
 
@@ -147,8 +149,8 @@ def step_seconds(work: Workload, device: Device, efficiency: float) -> float:
     peak = getattr(device, work.encoders.precision)
     if not peak:
         raise InputError(
-            f"train.precision: expected one that the device computes in, it has no "
-            f"{work.encoders.precision}; use float32"
+            "train.precision: expected one that the device computes in, it has no "
+            f"{work.encoders.precision}; use float32, or name another --device"
         )
     count = flops(work)
     exact = count.distance + count.loss
@@ -240,6 +242,8 @@ def in_words(found: dict) -> str:
     """The report as a page for a terminal."""
     gib = lambda x: f"{x / GIB:.2f} GiB"  # noqa: E731
     memory, count, reads = found["memory_bytes"], found["flops"], found["input"]
+    hours = found["hours"]
+    time = f"{hours:.1f} h" if hours >= 0.1 else f"{_short(3600 * hours)} s"
     fits = "fits in" if memory["total"] <= found["available_bytes"] else "DOES NOT FIT in"
     lines = [
         f"parameters       {found['parameters'] / 1e6:.1f} M",
@@ -256,9 +260,9 @@ def in_words(found: dict) -> str:
             if name != "total"
         ),
         f"speed            {found['steps_per_s']:.3g} steps/s at {found['efficiency']:.0%} of the "
-        f"peak ({found['efficiency_is']}); {found['steps']:,} steps take {found['hours']:.1f} h",
+        f"peak ({found['efficiency_is']}); {found['steps']:,} steps take {time}",
         f"input            {reads['clips_per_s']:,.0f} clips/s, "
-        f"{reads['bytes_per_s'] / 1e9:.2f} GB/s; {reads['disk_bytes'] / 1e9:,.0f} GB on disk, "
+        f"{reads['bytes_per_s'] / 1e9:.2f} GB/s; {_short(reads['disk_bytes'] / 1e9)} GB on disk, "
         f"{reads['epochs']:.1f} epochs",
         "",
         f"{'':<24}{'memory':>12}{'largest batch':>15}{'TFLOP':>9}{'steps/s':>9}",
@@ -273,6 +277,15 @@ def in_words(found: dict) -> str:
     if "run" in found:
         lines += _run_in_words(found["run"], found["peak_flops"])
     return "\n".join(lines)
+
+
+def _short(figure: float) -> str:
+    """Whole where it is large, two digits where it is small.
+
+    >>> _short(18310.2), _short(0.0514)
+    ('18,310', '0.051')
+    """
+    return f"{figure:,.0f}" if figure >= 9.5 else f"{figure:.2g}"
 
 
 def _xla_in_words(xla: dict) -> str:

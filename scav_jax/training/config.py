@@ -28,6 +28,7 @@ from typing import Any
 
 from scav_jax import distances, encoders, objectives
 from scav_jax.base.documents import flatten
+from scav_jax.base.doors import MissingCode
 from scav_jax.base.errors import InputError, check_one_of, did_you_mean
 from scav_jax.base.ranges import ABOVE_0, AT_LEAST_0, AT_LEAST_1, SHARE, Range, check_ranges
 from scav_jax.encoders.layers import check_precision, check_remat
@@ -256,12 +257,15 @@ def from_dict(document: Mapping[str, Any], where: str | Path) -> Config:
       where: it is from, for messages.
 
     Raises:
-      InputError: a key too many or too few: another version of scav_jax wrote it.
+      InputError: a key too many or too few: another version of scav_jax wrote it; or code of a
+        user's that it names is not there.
     """
     values = flatten({section: document[section] for section in SECTIONS if section in document})
     try:
         config = override(Config(), values)
     except InputError as error:
+        if isinstance(error, MissingCode):
+            raise InputError(f"{where}: {error}") from None
         raise InputError(f"{where}: written by another version of scav_jax ({error})") from None
     missing = sorted(flatten(as_dict(config)).keys() - values.keys())
     if missing:

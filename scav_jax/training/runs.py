@@ -225,6 +225,7 @@ def load_run(run: str | Path) -> Run:
     """
     run = Path(run)
     config = read_config(run)
+    check_no_export(run, config)
     if not (run / AVERAGED).is_dir():
         raise InputError(
             f"{run}: training is not finished (there is no {AVERAGED}/ yet); run the same "
@@ -236,6 +237,15 @@ def load_run(run: str | Path) -> Run:
     objective = replace(objective, **decided)
     fingerprint = config["features"]["fingerprint"]
     return Run(run, config, encoders, objective, params, fingerprint, tuple(steps))
+
+
+def check_no_export(run: Path, config: dict) -> None:
+    """Raises `InputError` for what `scav export` wrote: it has no checkpoints, and no data."""
+    if "export" in config:
+        raise InputError(
+            f"{run}: expected a run, this is an export of one; give the --workdir of the `scav "
+            "train` command that it was made from"
+        )
 
 
 def _restore_averaged(folder: Path, like: PyTree) -> tuple[PyTree, list[int], dict[str, float]]:

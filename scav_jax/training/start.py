@@ -22,6 +22,7 @@ from scav_jax.training.runs import (
     AVERAGED,
     CONFIG_FILE,
     build,
+    check_no_export,
     has_checkpoints,
     load_run,
     parameter_shapes,
@@ -92,7 +93,9 @@ def weights_to_start_from(setup: Setup, workdir: Path) -> Start | None:
 
 def _config_of(source: str) -> dict:
     try:
-        return read_config(Path(source))
+        config = read_config(Path(source))
+        check_no_export(Path(source), config)
+        return config
     except InputError as error:
         raise InputError(f"train.init_from: {error}") from None
 

@@ -348,7 +348,7 @@ class Beats:
 def load(path: str | Path, dtype: Any = jnp.float32, devices: int | None = None) -> Beats:
     """BEATs from a released `.pt` file or from what `convert` made of it.
 
-    >>> features = load("BEATs_iter3_plus_AS2M.pt").encode([waveform])  # doctest: +SKIP
+    >>> features = load(path).encode([waveform])  # doctest: +SKIP
 
     Raises:
       InputError: no such model in the file; the message says what was expected.

@@ -12,9 +12,10 @@ from test_extract import good_video
 from scav_jax.base.errors import InputError
 from scav_jax.evaluate import __main__ as evaluate_program
 from scav_jax.extract import __main__ as extract_program
-from scav_jax.extract import backbones, program
+from scav_jax.extract import backbones, jobs, program
 from scav_jax.extract.backbones.plain import PlainAudio
 from scav_jax.extract.decoding import media
+from scav_jax.extract.manifest import ClipRequest
 from scav_jax.features import store
 from scav_jax.features.resampled import write_resampled
 from scav_jax.index import __main__ as index_program
@@ -49,6 +50,19 @@ class Thumbnail(Visual):
         grey = frames.mean(axis=-1).reshape(-1, self.cells, side, self.cells, side)
         grid = grey.mean(axis=(2, 4)).reshape(len(frames), -1) / 64
         return (grid - grid.mean(axis=1, keepdims=True)).astype(np.float32)
+
+
+class Changes(Thumbnail):
+    def prepare(self, frames, previous):
+        return np.diff(super().prepare(frames, previous), axis=0)  # none of the first frame
+
+
+class Nameless(Visual):
+    def __init__(self, cells):
+        self.cells = cells
+
+    def fingerprint(self):
+        return {"scale": np.float32(1)}
 '''
 NAME = "stranger_side:Thumbnail"
 
@@ -120,6 +134,30 @@ def run(features, tmp_path_factory):
 
 
 # ---- a side of a stranger's -----------------------------------------------------------------
+
+
+def test_a_side_that_gives_other_rows_or_columns_than_it_says_is_refused(package, videos):
+    strange = backbones.load(visual="stranger_side:Changes", audio="plain")
+    job = jobs.Job(0, ((0, ClipRequest("0.mp4", 0.0, None, "x")),))
+    with pytest.raises(InputError, match=r"Changes.prepare: expected a row for .* 50, got 49"):
+        list(jobs.prepare(job, videos=videos, preparer=strange.preparer))
+    sound = np.zeros((2, strange.audio.width), np.float32)
+    for shape in ((5, 15), (5,)):
+        clip = backbones.Prepared(np.zeros(shape, np.float32), sound)
+        with pytest.raises(InputError, match=r"Changes: expected features \[steps, 16\] of a clip"):
+            strange.encode([clip])
+
+
+def test_what_a_side_does_not_say_is_asked_for(package):
+    side, options = {"visual": "stranger_side:Nameless", "audio": "plain"}, {"visual": {"cells": 2}}
+    with pytest.raises(InputError, match=r"--option visual\.cells=VALUE: expected one, Nameless"):
+        backbones.load(**side)
+    with pytest.raises(InputError, match=r"Nameless: expected a side with `width`, it has none"):
+        backbones.load(**side, options=options)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("stranger_side.Nameless.width", 2, raising=False)
+        with pytest.raises(InputError, match=r"expected a fingerprint of JSON types: .*float32"):
+            backbones.load(**side, options=options).fingerprint()
 
 
 def test_a_stranger_is_extracted_with_his_options(features, videos):

@@ -51,6 +51,18 @@ def of_powers(visual, audio, powers=[1.0]):
     pass
 
 
+def of_one(visual):
+    pass
+
+
+def undecided(visual, audio, *, power):
+    pass
+
+
+def of_steps(visual, audio):
+    return jnp.sum((visual.values - audio.values) ** 2, keepdims=True)[0]
+
+
 NUMBER = 3
 """
 
@@ -195,6 +207,8 @@ def test_a_strangers_distance_is_lifted_and_aligned_in_time():
     found = pairwise("stranger_distance:of_means", visual, audio, power=2.0)
     np.testing.assert_allclose(found, np.full((2, 3), 12.0), rtol=1e-5)
     one, other = (jax.tree.map(lambda leaf: leaf[0], stream) for stream in (visual, audio))
+    with pytest.raises(InputError, match=r"of_steps: .* a number for a pair, got .* shape \(1,\)"):
+        pairwise("stranger_distance:of_steps", visual, visual)
     weights = alignment("stranger_distance:of_means", one, other, power=2.0)
     np.testing.assert_allclose(weights.sum(axis=0), 1.0)
 
@@ -206,6 +220,8 @@ def test_a_strangers_distance_is_lifted_and_aligned_in_time():
         (lambda: find("no_such_module:x", {}), "there is no module 'no_such_module'"),
         (lambda: find("stranger_distance:off_means", {}), "Did you mean 'of_means'"),
         (lambda: find("stranger_distance:NUMBER", {}), "expected a function of two sequences"),
+        (lambda: find("stranger_distance:of_one", {}), "is called otherwise: too many"),
+        (lambda: find("stranger_distance:undecided", {}), "defaults, .*: missing a required"),
         (lambda: find("stranger_distance:of_means", {"pwer": 1}), "Did you mean 'power'"),
         (lambda: distance_section("stranger_distance:of_powers"), "powers of .* is a list"),
         (lambda: objectives.find("sequense"), "Did you mean 'sequence'"),

@@ -39,7 +39,7 @@ from scav_jax.retrieval.results import FORMAT_VERSION
 from scav_jax.retrieval.sketch import Sketch, save_sketch
 from scav_jax.retrieval.synchrony import Calibration
 from scav_jax.sequences import AudioVisual, Sequences
-from scav_jax.training import start
+from scav_jax.training import runs, start
 
 ROOT = Path(__file__).resolve().parents[1]
 FILES = {
@@ -433,6 +433,8 @@ def test_an_export_is_no_run_and_that_is_said(exported, tmp_path):
         program.main(["--run", str(exported), "--out", str(tmp_path / "again")])
     with pytest.raises(InputError, match=r"train.init_from: .*: expected a run, this is an export"):
         start._config_of(str(exported))
+    with pytest.raises(InputError, match="holds an export of a run; use another --workdir"):
+        runs.open_workdir(exported, {})
 
 
 def test_an_export_is_pushed_whole_or_a_line_says_why_not(exported, tmp_path, monkeypatch, capsys):

@@ -277,6 +277,13 @@ def test_programs_read_the_commands_of_every_page(page, parse_only):
             objectives.make(config["objective"], config["distance"])
 
 
+def test_objectives_that_pages_name_exist():
+    for page in PAGES:
+        for name in re.findall(r"objective\.name=([\w.:+]+)", page.read_text()):
+            if "+" in name or ":" not in name:  # else a reader's own
+                objectives.find(name)
+
+
 def test_messages_of_troubleshooting_stand_in_the_source():
     """What a page quotes is what a program says: the words of one literal."""
     source = "\n".join(path.read_text() for path in (ROOT / "scav_jax").rglob("*.py"))

@@ -412,6 +412,8 @@ def test_a_sum_is_the_weighted_sum_of_its_parts():
         replace(both, temporal_weight=-1.0)
     with pytest.raises(InputError, match="expected a weight above 0"):
         replace(both, temporal_weight=0.0, sequence_weight=0.0)
+    with pytest.raises(InputError, match=r"expected a sum of .* your own is trained alone"):
+        objectives.find("sequence+my_package:Mine")
     for wrong in ("sequence+sequence", "sequence+temporel"):
         with pytest.raises(InputError, match="expected one of"):
             objectives.find(wrong)

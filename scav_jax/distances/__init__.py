@@ -249,6 +249,13 @@ def _with_static(distance: Distance) -> Distance:
 def _of_a_user(name: str, pair: Any) -> Distance:
     if not callable(pair):
         raise InputError(f"distance: expected a function of two sequences, {name} is {pair!r}")
+    try:
+        inspect.signature(pair).bind(None, None)
+    except TypeError as error:
+        raise InputError(
+            f"distance: expected a function of a visual and an audio sequence, whose options have "
+            f"defaults, {name} is called otherwise: {error}"
+        ) from None
     return Distance(
         pair, lambda visual, audio, **_: _euclidean.interpolation_weights(visual, audio)
     )

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from scav_jax.base.errors import InputError
 from scav_jax.sequences import Sequences
 
 PairFunction = Callable[..., Float[Array, ""]]
@@ -36,11 +37,20 @@ def all_pairs(
 
     Returns:
       D, and no further results.
+
+    Raises:
+      InputError: the pair function gives no single number.
     """
     queries, candidates = len(visual.lengths), len(audio.lengths)
 
     def one(v: Sequences, a: Sequences) -> Float[Array, ""]:
-        return pair(v, a, **options)
+        distance = pair(v, a, **options)
+        if jnp.shape(distance):  # [1] would be spread over the pairs of a batch
+            raise InputError(
+                f"distance {getattr(pair, '__name__', pair)}: expected a number for a pair, got "
+                f"an array of shape {jnp.shape(distance)}; return its mean or sum"
+            )
+        return distance
 
     if block is None:
         block = max(1, memory_bytes // _pair_bytes(visual, audio))

@@ -11,6 +11,7 @@ import numpy as np
 from scav_jax.base.errors import InputError
 from scav_jax.extract import pool
 from scav_jax.extract.backbones import Features, Prepared, Preparer
+from scav_jax.extract.backbones.sides import Visual
 from scav_jax.extract.containers.opening import Unusable
 from scav_jax.extract.decoding import media
 from scav_jax.extract.decoding.usable import check_usable
@@ -217,8 +218,19 @@ def _prepare_clip(
     prepared = Prepared(
         preparer.visual.prepare(frames, decoded.previous), preparer.audio.prepare(waveform)
     )
+    _check_rows(preparer.visual, prepared.visual, len(frames))
     span = decoded.frames_span if len(prepared.visual) else (0.0, 0.0)
     return Outcome(place, request, prepared, span, decoded.end, preparer.audio_step_s)
+
+
+def _check_rows(side: Visual, rows: np.ndarray, frames: int) -> None:
+    """Raises `InputError` for more or fewer rows than frames: their times would be wrong."""
+    expected = side.steps or frames
+    if len(rows) != expected and getattr(side, "width", None) != 0:
+        raise InputError(
+            f"{type(side).__name__}.prepare: expected a row for each frame (or as many as its "
+            f"`steps` says), {expected}, got {len(rows)}"
+        )
 
 
 def _refuse_lost(job: Job, number: int) -> None:

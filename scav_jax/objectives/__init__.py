@@ -92,6 +92,11 @@ def find(name: str) -> type[Objective]:
                 "the others first, then classification with train.init_from=RUN"
             )
         return sum_of(tuple((part, OBJECTIVES[part]) for part in parts))
+    if len(parts) > 1 and any(":" in part for part in parts):
+        raise InputError(
+            f"objective.name: expected a sum of {', '.join(OBJECTIVES)}, got {name!r}; an "
+            "objective of your own is trained alone"
+        )
     found = doors.find("objective.name", name, OBJECTIVES)
     if not (inspect.isclass(found) and issubclass(found, Objective)):
         raise InputError(

@@ -161,6 +161,8 @@ def open_workdir(workdir: Path, resolved: dict) -> None:
         write_document(workdir / CONFIG_FILE, resolved)
         return
     before = read_config(workdir)
+    if "export" in before:
+        raise InputError(f"{workdir}: holds an export of a run; use another --workdir")
     extractor = fingerprint_difference(
         before["features"]["fingerprint"], resolved["features"]["fingerprint"]
     )

@@ -172,11 +172,23 @@ class Backbone:
                 },
                 "has_weights": self.names[stream] in self.weights,
             }
-        return json.loads(json.dumps(found))
+        try:
+            return json.loads(json.dumps(found))
+        except TypeError as error:
+            raise InputError(
+                f"backbone {self.name}: expected a fingerprint of JSON types: {error}"
+            ) from None
 
 
 def _encoded(side: Side, prepared: list[np.ndarray]) -> list[np.ndarray]:
-    return prepared if side.encode is None else side.encode(prepared)
+    features = prepared if side.encode is None else side.encode(prepared)
+    for one in features:
+        if np.ndim(one) != 2 or one.shape[1] != side.width:
+            raise InputError(
+                f"{type(side).__name__}: expected features [steps, {side.width}] of a clip, as its "
+                f"`width` says, got an array of shape {list(np.shape(one))}"
+            )
+    return features
 
 
 def make_fingerprint(backbone: "str | Backbone") -> dict:
@@ -246,6 +258,7 @@ def load(
                 "this package, got none"
             )
         made[stream] = cls(**own)
+        _check_side(stream, name, made[stream])
     return Backbone(**made, names=names, options=resolved, weights=given)
 
 
@@ -301,6 +314,16 @@ def _side_class(stream: str, name: str) -> type[Side]:
     return cls
 
 
+def _check_side(stream: str, name: str, side: Side) -> None:
+    """Raises `InputError` for a side of a user's that does not say what it has to."""
+    for needed in ("width",) if stream == "visual" else ("width", "step_s"):
+        if getattr(side, needed, None) is None:
+            raise InputError(
+                f"--{stream} {name}: expected a side with `{needed}`, it has none (see "
+                "scav_jax/extract/backbones/sides.py)"
+            )
+
+
 def _parameters(cls: type[Side]) -> Mapping[str, inspect.Parameter]:
     return inspect.signature(cls).parameters
 
@@ -325,6 +348,12 @@ def _resolved(
                 )
             for taker in takers:
                 found[taker][name] = value
+    for stream, values in found.items():
+        if left := [name for name, value in values.items() if value is REQUIRED]:
+            raise InputError(
+                f"--option {stream}.{left[0]}=VALUE: expected one, {classes[stream].__name__} has "
+                "no default for it"
+            )
     return found
 
 

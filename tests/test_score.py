@@ -130,6 +130,8 @@ def test_intervals_are_those_of_a_normal_distribution_or_of_no_knowledge():
     assert (low, high) == pytest.approx((0.1 - 1.96 * 0.15, 0.1 + 1.96 * 0.15), abs=0.01)
     low, high = synchrony.interval(OFFSETS, np.zeros(51), 0.0)
     assert (low, high) == pytest.approx((-0.95 * 1.02, 0.95 * 1.02))
+    low, high = synchrony.interval(OFFSETS, 1e3 * np.abs(OFFSETS + 1), -1.0)
+    assert low == OFFSETS[0] < high < OFFSETS[1]  # nothing beyond was tried
 
 
 def test_what_windows_say_adds_up_over_the_seconds_that_they_share(monkeypatch):
@@ -340,6 +342,7 @@ def test_a_folder_is_scored_and_what_is_bad_is_named(trained, capsys, tmp_path, 
     assert rows[2]["reason"] and not rows[2]["score"]
     page = (tmp_path / "scores.html").read_text()
     assert page.count('class="offsets"') == 2 and page.count("data-offset=") == 2
+    assert refused["reason"] in page
 
     def stopped(*_):
         raise KeyboardInterrupt

@@ -273,5 +273,5 @@ def interval(
     edges = np.append(offsets - step / 2, offsets[-1] + step / 2)
     shares = np.append(0.0, np.cumsum(weights)) / weights.sum()
     tail = (1 - COVERAGE) / 2
-    low, high = np.interp((tail, 1 - tail), shares, edges)
+    low, high = np.clip(np.interp((tail, 1 - tail), shares, edges), offsets[0], offsets[-1])
     return min(float(low), offset), max(float(high), offset)

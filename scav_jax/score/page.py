@@ -33,8 +33,13 @@ OFFSETS_STYLE = """\
 """
 
 
-def page(results: Sequence[Scored]) -> str:
-    """The whole page as one HTML document; the first `MOST` pairs are played."""
+def page(results: Sequence[Scored], rejected: Sequence[dict] = ()) -> str:
+    """The whole page as one HTML document; the first `MOST` pairs are played.
+
+    Args:
+      results: pairs that were scored.
+      rejected: `file` and `reason` of those that could not be.
+    """
     header = (
         '<p class="kicker">Synchrony</p><h1>How well the sound fits, and where</h1>'
         '<p class="lead">Picture and sound play with the offset that was found. Space plays and '
@@ -55,6 +60,9 @@ def page(results: Sequence[Scored]) -> str:
         for one in results
     ]
     sections = [markup.section("All", markup.table(columns, rows))]
+    if rejected:
+        told = [(escape(row["file"]), escape(row["reason"])) for row in rejected]
+        sections.append(markup.section("Rejected", markup.table(("file", "reason"), told, words=2)))
     if len(results) > MOST:
         sections.append(markup.note(f"The first {MOST} of {len(results):,} are played below."))
     sections += [markup.section(one.pair.name, _one(one)) for one in results[:MOST]]

@@ -223,7 +223,7 @@ def _write(
     def to_html(path: Path) -> None:
         from scav_jax.score.page import page
 
-        write_atomically(path, page(results))
+        write_atomically(path, page(results, rejected))
 
     ways = ((to_json, arguments.json), (to_csv, arguments.csv), (to_html, arguments.html))
     refused = None

@@ -148,6 +148,19 @@ def test_a_side_that_gives_other_rows_or_columns_than_it_says_is_refused(package
             strange.encode([clip])
 
 
+def test_steps_of_sound_last_as_long_as_the_side_says(package, videos, monkeypatch):
+    plain = backbones.load(visual="plain", audio="plain")
+    job = jobs.Job(0, ((0, ClipRequest("0.mp4", 0.0, None, "x")),))
+    for step_s in (0.08, 0.32):  # of 0.16
+        monkeypatch.setattr(plain.audio, "step_s", step_s)
+        (outcome,) = jobs.prepare(job, videos=videos, preparer=plain.preparer)
+        (features,) = plain.encode([outcome.prepared])
+        with pytest.raises(
+            InputError, match=rf"'x': expected steps of {step_s} s, .* 2\.00 s of so"
+        ):
+            outcome.clip(features)
+
+
 def test_what_a_side_does_not_say_is_asked_for(package):
     side, options = {"visual": "stranger_side:Nameless", "audio": "plain"}, {"visual": {"cells": 2}}
     with pytest.raises(InputError, match=r"--option visual\.cells=VALUE: expected one, Nameless"):

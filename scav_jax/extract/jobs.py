@@ -21,6 +21,7 @@ from scav_jax.features.clip import Clip, as_stored, check_clip, check_scale, str
 
 CLIPS_A_JOB = 32  # what a worker does at a time, and what a kill loses at most for each worker
 ATTEMPTS = 2
+SHARE_OF_SOUND, EDGE_STEPS = 0.75, 4  # of the sound, less so many steps: the least that steps last
 
 
 @dataclass(frozen=True)
@@ -84,6 +85,7 @@ class Outcome:
       visual_span: the seconds from the clip's start that the frames cover.
       end: where the clip ends in the file, in seconds.
       audio_step_s: seconds a step of sound.
+      sound_s: how long the sound is that the backbone was given.
       rejection: its row of rejected.csv, or None.
     """
 
@@ -93,6 +95,7 @@ class Outcome:
     visual_span: tuple[float, float] = (0.0, 0.0)
     end: float = 0.0
     audio_step_s: float = 0.0
+    sound_s: float = np.nan
     rejection: dict | None = None
 
     @property
@@ -101,7 +104,18 @@ class Outcome:
         return self.end - self.request.start if self.rejection is None else 0.0
 
     def clip(self, features: Features) -> Clip:
-        """The clip with its features as stored; `Unusable` where float16 cannot hold them."""
+        """The clip with its features as stored; `Unusable` where float16 cannot hold them.
+
+        Raises `InputError` where steps of sound cannot last as long as the backbone says.
+        """
+        lasts = len(features[1]) * self.audio_step_s
+        least = SHARE_OF_SOUND * self.sound_s - EDGE_STEPS * self.audio_step_s
+        if self.audio_step_s and (lasts > self.sound_s + self.audio_step_s or lasts < least):
+            raise InputError(
+                f"clip {self.request.id!r}: expected steps of {self.audio_step_s:g} s, as the "
+                f"audio side's `step_s` says, for {self.sound_s:.2f} s of sound, got "
+                f"{len(features[1])} of them, which last {lasts:.2f} s"
+            )
         try:
             return self._clip(*features)
         except InputError as error:
@@ -220,7 +234,8 @@ def _prepare_clip(
     )
     _check_rows(preparer.visual, prepared.visual, len(frames))
     span = decoded.frames_span if len(prepared.visual) else (0.0, 0.0)
-    return Outcome(place, request, prepared, span, decoded.end, preparer.audio_step_s)
+    sound_s = len(waveform) / RATE_HZ
+    return Outcome(place, request, prepared, span, decoded.end, preparer.audio_step_s, sound_s)
 
 
 def _check_rows(side: Visual, rows: np.ndarray, frames: int) -> None:

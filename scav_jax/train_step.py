@@ -20,7 +20,7 @@ from scav_jax.distances import MEMORY_BYTES
 from scav_jax.encoders import Towers
 from scav_jax.encoders.layers import as_multiplied, wide
 from scav_jax.objectives import free
-from scav_jax.objectives.objective import Metrics, Objective, Outputs, Place
+from scav_jax.objectives.objective import Metrics, Objective, Outputs, Place, loss_of
 from scav_jax.sequences import AudioVisual, Batch
 
 # What is folded into a key, for a stream of random numbers of its own.
@@ -134,7 +134,7 @@ def compute_loss(
     """
     batch = mixed(objective, batch, key, place)
     outputs = of_clips(encoders, objective, per_clip(params), batch, None, key)
-    return objective.loss(params.get("log_temperature", {}), outputs, memory, place)
+    return loss_of(objective, params.get("log_temperature", {}), outputs, memory, place)
 
 
 def mixed(objective: Objective, batch: Batch, key: Array | None, place: Place) -> Batch:
@@ -215,7 +215,7 @@ def loss_and_gradients(
     batch = mixed(objective, batch, key, place)
 
     def loss(log_temperature: PyTree, outputs: Outputs):
-        value, aux = objective.loss(log_temperature, outputs, memory, place)
+        value, aux = loss_of(objective, log_temperature, outputs, memory, place)
         return value, (aux, outputs)
 
     if not microbatch:

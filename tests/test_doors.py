@@ -23,6 +23,7 @@ from scav_jax.encoders import Encoders, PatchEncoders
 from scav_jax.evaluate import __main__ as evaluate_program
 from scav_jax.export.writing import export
 from scav_jax.extract.backbones import load, make_fingerprint
+from scav_jax.objectives.objective import loss_of
 from scav_jax.retrieval import model
 from scav_jax.sequences import AudioVisual, as_batch, sequences
 from scav_jax.train_step import (
@@ -355,6 +356,14 @@ def test_a_memory_is_kept_learned_from_and_left_alone_by_a_bad_step():
     skipped, metrics = step(after, bad)
     assert metrics["skipped"] == 1
     np.testing.assert_array_equal(skipped.memory["mean"], after.memory["mean"])
+
+
+@pytest.mark.parametrize("found", [(jnp.ones(1), {}), jnp.ones(()), (jnp.ones(()), 3.0), None])
+def test_a_loss_is_a_number_and_a_dictionary(found, monkeypatch):
+    objective = objectives.find("stranger_objective:Noisy")(name="stranger_objective:Noisy")
+    monkeypatch.setattr(type(objective), "loss", lambda *_: found)
+    with pytest.raises(InputError, match="Noisy: expected `loss` to return a number and a dict"):
+        loss_of(objective, {}, None, {}, None)
 
 
 def test_views_are_drawn_anew_in_every_step():

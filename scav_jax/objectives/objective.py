@@ -19,6 +19,7 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
+from scav_jax.base.errors import InputError
 from scav_jax.distances import find, retrieval_form
 from scav_jax.objectives.contrastive import unit_smoothed
 from scav_jax.objectives.free import NOTHING, Free
@@ -380,3 +381,21 @@ def spread(embeddings: Float[Array, "B C"]) -> Float[Array, ""]:
     """How far a batch's embeddings lie apart, relative to their length; 0 when all are equal."""
     deviation = jnp.sum(jnp.var(embeddings, axis=0))
     return jnp.sqrt(deviation / (jnp.mean(jnp.sum(embeddings**2, axis=-1)) + 1e-12))
+
+
+def loss_of(objective: Objective, *given) -> tuple[Float[Array, ""], dict]:
+    """`objective.loss`, which may be a stranger's.
+
+    Raises:
+      InputError: it returns anything but a number and a dictionary.
+    """
+    found = objective.loss(*given)
+    parts = found if isinstance(found, tuple) else (found,)
+    if len(parts) == 2 and jnp.shape(parts[0]) == () and isinstance(parts[1], dict):
+        return found
+    got = [f"an array {list(one.shape)}" if isinstance(one, jax.Array) else type(one).__name__
+           for one in parts]  # fmt: skip
+    raise InputError(
+        f"objective {objective.name}: expected `loss` to return a number and a dictionary for "
+        f"`health`, got {', '.join(got)}"
+    )

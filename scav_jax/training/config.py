@@ -263,9 +263,9 @@ def from_dict(document: Mapping[str, Any], where: str | Path) -> Config:
     values = flatten({section: document[section] for section in SECTIONS if section in document})
     try:
         config = override(Config(), values)
+    except MissingCode as error:
+        raise InputError(f"{where}: {error}") from None
     except InputError as error:
-        if isinstance(error, MissingCode):
-            raise InputError(f"{where}: {error}") from None
         raise InputError(f"{where}: written by another version of scav_jax ({error})") from None
     missing = sorted(flatten(as_dict(config)).keys() - values.keys())
     if missing:

@@ -34,10 +34,7 @@ from configs import base
 # data.batch_size and what `train` says instead.
 LARGE = {
     "v100_4096": (4_096, {"microbatch": 64}),
-    "h200": (
-        16_384,
-        {"microbatch": 256, "precision": "bfloat16", "remat": "elementwise"},
-    ),
+    "h200": (16_384, {"microbatch": 256, "precision": "bfloat16"}),
     "8gpu": (
         16_384,
         {"microbatch": 512, "precision": "bfloat16", "devices": 8, "shard_optimizer": True},

@@ -18,7 +18,7 @@ from jaxtyping import Array, Bool, Float, Int, PyTree
 from scav_jax import gradient_cache, sharding
 from scav_jax.distances import MEMORY_BYTES
 from scav_jax.encoders import Towers
-from scav_jax.encoders.layers import as_multiplied, wide
+from scav_jax.encoders.precision import as_multiplied, wide
 from scav_jax.objectives import free
 from scav_jax.objectives.objective import Metrics, Objective, Outputs, Place, loss_of
 from scav_jax.sequences import AudioVisual, Batch

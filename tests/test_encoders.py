@@ -12,7 +12,7 @@ from conftest import assert_equal_products
 from pairs import padded
 
 from scav_jax import encoders
-from scav_jax.encoders import Encoders, layers
+from scav_jax.encoders import Encoders, layers, products
 from scav_jax.sequences import AudioVisual, sequences
 
 VISUAL_WIDTH, AUDIO_WIDTH = 5, 9
@@ -389,8 +389,8 @@ def test_gelu_and_its_gradient_are_flax_own_and_keep_the_input_only():
     assert jax.grad(encoders.gelu)(jnp.bfloat16(0.5)).dtype == jnp.bfloat16
 
 
-def test_layer_norms_and_attentions_gradients_are_those_of_their_definitions(random):
-    """Both are written by hand; autodiff of the formulas is the reference."""
+def test_gradients_by_hand_are_those_of_the_definitions(random):
+    """Norm, attention, products of what is made again: autodiff of the formulas says the same."""
 
     def normalized(x, scale, bias):
         x = x - x.mean(-1, keepdims=True)
@@ -406,11 +406,26 @@ def test_layer_norms_and_attentions_gradients_are_those_of_their_definitions(ran
     def ours(query, key, value, gain, bias):
         return layers.attend(query, key, value, mask, precision="float32", position=(gain, bias))
 
+    def product(cheap, *given):
+        *given, kernel = given
+        unkept = products.Unkept(cheap, tuple(given))
+        return products.affine(unkept, [kernel], [jnp.zeros(7)], "float32")
+
     mask = jnp.arange(5)[None] < jnp.array([5, 3])[:, None]
     shapes = [(2, 5, 3, 4)] * 3 + [(2, 5, 3), (3, 5, 5)]
     norm = [3.0 + random.normal(size=shape) for shape in ((2, 5, 7), (7,), (7,))]
     pairs = [
-        (partial(layers._normalized, jnp.float32), normalized, norm),
+        (products._NORM, normalized, norm),
+        (
+            partial(product, products._NORM),
+            lambda *given: normalized(*given[:3]) @ given[3],
+            [*norm, random.normal(size=(7, 7))],
+        ),
+        (
+            partial(product, products.gelu),
+            lambda x, kernel: nn.gelu(x, approximate=False) @ kernel,
+            [norm[0], random.normal(size=(7, 7))],
+        ),
         (ours, attended, [random.normal(size=shape) for shape in shapes]),
     ]
     for one, other, given in pairs:
@@ -425,4 +440,4 @@ def test_layer_norms_and_attentions_gradients_are_those_of_their_definitions(ran
         (found, ours_back), (expected, theirs_back) = both(one, given), both(other, given)
         np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
         for gradient, theirs in zip(ours_back, theirs_back, strict=True):
-            np.testing.assert_allclose(gradient, theirs, atol=3e-5)
+            np.testing.assert_allclose(gradient, theirs, rtol=1e-5, atol=3e-5)

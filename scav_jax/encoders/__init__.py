@@ -3,15 +3,17 @@
 sequential   the paper's: a projection MLP and a relative-position Transformer over steps
 positions    relative positions: offsets between steps -> rows of a learned table
 dropout      its masks, a hash of step, clip, layer and place
-layers       what the blocks of both are made of: norm, GELU, attention, a loop over blocks
+precision    what both compute in, and store for a gradient
+products     affine maps, and norms and GELU before them, which no gradient keeps
+layers       attention, and the loop over blocks
 patches      EquiAV's: a ViT over the patches of a picture, and one over those of a log-mel
 """
 
 import flax.linen as nn
 
 from scav_jax.base.errors import check_one_of
-from scav_jax.encoders.layers import gelu
 from scav_jax.encoders.patches import PatchEncoders, PatchTower
+from scav_jax.encoders.products import gelu
 from scav_jax.encoders.sequential import GATE_WIDTH, Encoders, Tower
 
 __all__ = [

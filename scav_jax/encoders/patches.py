@@ -20,18 +20,9 @@ from jaxtyping import Array, Bool, Float, Int
 from scav_jax.base.errors import InputError
 from scav_jax.base.ranges import AT_LEAST_0, AT_LEAST_1, BELOW_1, check_ranges
 from scav_jax.encoders.dropout import Draws, dropout
-from scav_jax.encoders.layers import (
-    Dense,
-    LayerNorm,
-    attend,
-    both_towers,
-    check_precision,
-    check_remat,
-    gelu,
-    query_key_value,
-    through_blocks,
-    wide,
-)
+from scav_jax.encoders.layers import attend, both_towers, check_remat, through_blocks
+from scav_jax.encoders.precision import check_precision, wide
+from scav_jax.encoders.products import Dense, LayerNorm, Unkept, gelu, query_key_value
 from scav_jax.sequences import (
     AudioVisual,
     Sequences,
@@ -59,7 +50,9 @@ class PatchAttention(nn.Module):
     precision: str
 
     @nn.compact
-    def __call__(self, x: Float[Array, "B T C"], mask: Bool[Array, "B T"]) -> Float[Array, "B T C"]:
+    def __call__(
+        self, x: Float[Array, "B T C"] | Unkept, mask: Bool[Array, "B T"]
+    ) -> Float[Array, "B T C"]:
         query, key, value = query_key_value(x, self.heads, self.precision, GLOROT_OF_THREE)
         mixed = attend(query, key, value, mask, precision=self.precision)
         return Dense(x.shape[-1], self.precision, axes=2, start=GLOROT, name="out")(mixed)
@@ -82,12 +75,12 @@ class PatchBlock(nn.Module):
         draws, rate = own  # how often a clip goes past the block's layers
         of_attention, of_feedforward = (draws and draws.of(place) for place in range(2))
         dense = partial(Dense, precision=self.precision, start=GLOROT)
-        y = LayerNorm(name="attention_norm")(x)
+        y = LayerNorm(kept=False, name="attention_norm")(x)
         y = PatchAttention(self.heads, self.precision, name="attention")(y, mask)
         x = x + dropout(y, rate, of_attention, whole=True)
-        y = LayerNorm(name="feedforward_norm")(x)
-        y = gelu(dense(self.feedforward, name="feedforward_in")(y))
-        y = dense(x.shape[-1], name="feedforward_out")(y)
+        y = LayerNorm(kept=False, name="feedforward_norm")(x)
+        y = dense(self.feedforward, name="feedforward_in")(y)
+        y = dense(x.shape[-1], name="feedforward_out")(Unkept(gelu, (y,)))
         return x + dropout(y, rate, of_feedforward, whole=True)
 
 

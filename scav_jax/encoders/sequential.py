@@ -6,31 +6,21 @@ Masks are exact: padding, NaN included, changes neither values nor gradients.
 The latents that come out are float32, whatever the precision.
 """
 
+from functools import partial
 from typing import ClassVar
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from scav_jax.base.errors import InputError, check_one_of
 from scav_jax.base.ranges import AT_LEAST_0, AT_LEAST_1, BELOW_1, check_ranges
 from scav_jax.encoders.dropout import Draws, dropout
-from scav_jax.encoders.layers import (
-    STEP_MULTIPLES,
-    Dense,
-    LayerNorm,
-    attend,
-    both_towers,
-    check_precision,
-    check_remat,
-    dear,
-    gelu,
-    products_in,
-    query_key_value,
-    through_blocks,
-    wide,
-)
+from scav_jax.encoders.layers import attend, both_towers, check_remat, through_blocks
 from scav_jax.encoders.positions import check_buckets, relative_buckets
+from scav_jax.encoders.precision import STEP_MULTIPLES, check_precision, products_in, wide
+from scav_jax.encoders.products import Dense, LayerNorm, Unkept, gelu, query_key_value
 from scav_jax.sequences import (
     RESAMPLINGS,
     AudioVisual,
@@ -68,17 +58,16 @@ class Attention(nn.Module):
     @nn.compact
     def __call__(
         self,
-        x: Float[Array, "B T C"],
+        x: Float[Array, "B T C"] | Unkept,
         mask: Bool[Array, "B T"],
         bias: Float[Array, "H T T"],
         draws: Draws | None,
     ) -> Float[Array, "B T C"]:
         query, key, value = query_key_value(x, self.heads, self.precision)
         gates = Dense(GATE_WIDTH, self.precision, name="gate")(query)  # [B, T, H, 8], heads share
-        gates = wide(gates).reshape(*gates.shape[:-1], 2, GATE_WIDTH // 2)
-        gates = nn.sigmoid(jnp.sum(gates, axis=-1))
         head_scale = self.param("head_scale", nn.initializers.ones, (1, 1, self.heads))
-        gain = gates[..., 0] * (gates[..., 1] * head_scale - 1.0) + 2.0  # [B, T, H]
+        gates = wide(gates).reshape(*gates.shape[:-1], 2, GATE_WIDTH // 2)
+        gain = _gain(jnp.sum(gates, axis=-1), head_scale)
         mixed = attend(
             *(query, key, value, mask),
             precision=self.precision,
@@ -87,6 +76,14 @@ class Attention(nn.Module):
             draws=draws,
         )
         return Dense(x.shape[-1], self.precision, axes=2, name="out")(mixed)
+
+
+@partial(jax.checkpoint, prevent_cse=False)  # its gradient would write and read four more arrays
+def _gain(
+    gates: Float[Array, "B T H 2"], head_scale: Float[Array, "1 1 H"]
+) -> Float[Array, "B T H"]:
+    gates = nn.sigmoid(gates)
+    return gates[..., 0] * (gates[..., 1] * head_scale - 1.0) + 2.0
 
 
 class Block(nn.Module):
@@ -108,12 +105,12 @@ class Block(nn.Module):
         of_weights, of_attention, of_feedforward = (
             draws and draws.of(place) for place in range(DROPPED_IN_BLOCK)
         )
-        y = LayerNorm(name="attention_norm")(x)
+        y = LayerNorm(kept=False, name="attention_norm")(x)
         attention = Attention(self.heads, self.dropout, self.precision, name="attention")
-        x = dear(x + dropout(attention(y, mask, bias, of_weights), self.dropout, of_attention))
-        y = LayerNorm(name="feedforward_norm")(x)
-        y = gelu(Dense(self.feedforward, self.precision, name="feedforward_in")(y))
-        y = Dense(x.shape[-1], self.precision, name="feedforward_out")(y)
+        x = x + dropout(attention(y, mask, bias, of_weights), self.dropout, of_attention)
+        y = LayerNorm(kept=False, name="feedforward_norm")(x)
+        y = Dense(self.feedforward, self.precision, name="feedforward_in")(y)
+        y = Dense(x.shape[-1], self.precision, name="feedforward_out")(Unkept(gelu, (y,)))
         return x + dropout(y, self.dropout, of_feedforward)
 
 
@@ -210,8 +207,8 @@ class Encoders(nn.Module):
       precision: "float32"; "tensorfloat32", the device's default for float32 products; or
         "bfloat16" products and activations. Parameters and latents are float32 in all of them.
       remat: what of a block is computed again for the gradient instead of kept, with the same
-        numbers: "none"; "elementwise", norms, GELUs and dropout, which saves a quarter of the
-        memory and time on a GPU; "blocks", all but their inputs: least memory, a third more time.
+        numbers: "none" but norms, GELUs and dropout; "blocks", all but their inputs: least memory,
+        a third more time.
     """
 
     width: int = 512

@@ -26,7 +26,7 @@ from jaxtyping import Array, Float, PyTree
 from scav_jax import sharding
 from scav_jax.base.errors import InputError, check_one_of, listed
 from scav_jax.base.ranges import ABOVE_0, SHARE, check_ranges
-from scav_jax.encoders.layers import LAYER_NORM_EPSILON
+from scav_jax.encoders.products import LAYER_NORM_EPSILON
 from scav_jax.objectives.objective import (
     LOSS_OPERATIONS,
     Cost,

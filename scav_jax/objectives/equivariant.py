@@ -23,7 +23,7 @@ from jaxtyping import Array, Float, PyTree
 from scav_jax.base.errors import InputError
 from scav_jax.base.log_mel import MEL_BINS
 from scav_jax.base.ranges import AT_LEAST_0, AT_LEAST_1, Range, check_ranges
-from scav_jax.encoders.layers import LAYER_NORM_EPSILON
+from scav_jax.encoders.products import LAYER_NORM_EPSILON
 from scav_jax.objectives import augment
 from scav_jax.objectives.contrastive import TEMPERATURES, temperature
 from scav_jax.objectives.objective import (

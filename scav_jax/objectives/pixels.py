@@ -15,7 +15,7 @@ from jaxtyping import Array, Float, Int, PyTree
 from scav_jax.base.errors import InputError
 from scav_jax.base.log_mel import STACKED_FRAMES
 from scav_jax.base.ranges import ABOVE_0, check_range
-from scav_jax.encoders.layers import LAYER_NORM_EPSILON
+from scav_jax.encoders.products import LAYER_NORM_EPSILON
 from scav_jax.objectives.contrastive import TEMPERATURES, aggregation_loss
 from scav_jax.objectives.objective import (
     Material,

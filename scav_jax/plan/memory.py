@@ -9,8 +9,8 @@ those of XLA's buffer assignment (jax 0.12, for a CPU and, where it differs, for
 import dataclasses
 from typing import NamedTuple
 
-from scav_jax.encoders import GATE_WIDTH, PatchEncoders, Towers
-from scav_jax.encoders.layers import STEP_MULTIPLES
+from scav_jax.encoders import PatchEncoders, Towers
+from scav_jax.encoders.precision import STEP_MULTIPLES
 from scav_jax.plan.costs import (
     FLOAT,
     PATCH_NUMBERS,
@@ -54,15 +54,12 @@ class BlockArrays(NamedTuple):
     width: int
     hidden: int
     maps: int
-    gates: int = 0  # [T, heads, GATE_WIDTH], of towers that have them
 
 
 # What is kept of one block for its gradient, by `train.remat`.
 KEPT = {
-    # Both inputs and outputs of norms, q, k, v, mixed values; before GELU and after it; weights
-    # before dropout, of which nothing is kept.
-    "none": BlockArrays(8, 2, 1),
-    "elementwise": BlockArrays(6, 1, 1, 1),  # without outputs of norms and of GELU
+    # Inputs of norms, q, k, v, mixed values; before GELU; weights before dropout.
+    "none": BlockArrays(6, 1, 1),
     "blocks": BlockArrays(1, 0, 0),  # the input
 }
 # What one block's backward pass works with besides: what it computes again, or reads of what is
@@ -87,7 +84,7 @@ def _number(encoders: Towers) -> int:
 def _array_bytes(encoders: Towers, arrays: BlockArrays, steps: int) -> float:
     """Of arrays of one block, for one sequence of so many steps."""
     of_step = arrays.width * encoders.width + arrays.hidden * encoders.feedforward
-    of_step += encoders.heads * (arrays.maps * steps + arrays.gates * GATE_WIDTH)
+    of_step += encoders.heads * arrays.maps * steps
     return _number(encoders) * steps * of_step
 
 

@@ -31,7 +31,8 @@ from scav_jax.base.documents import flatten
 from scav_jax.base.doors import MissingCode
 from scav_jax.base.errors import InputError, check_one_of, did_you_mean
 from scav_jax.base.ranges import ABOVE_0, AT_LEAST_0, AT_LEAST_1, SHARE, Range, check_ranges
-from scav_jax.encoders.layers import check_precision, check_remat
+from scav_jax.encoders.layers import check_remat
+from scav_jax.encoders.precision import check_precision
 from scav_jax.features.options import OPTIONS, check_options
 from scav_jax.optimizer import make_optimizer
 
@@ -107,7 +108,7 @@ class Train:
       microbatch: clips that are encoded at a time, over all devices, for the gradient of the whole
         batch in the memory of a part (see `gradient_cache`); 0 encodes all at once.
       remat: what of each block is computed again for the gradient, see `Encoders`: "none",
-        "elementwise", "blocks".
+        "blocks".
       precision: of the towers' products, see `Encoders`: "float32", "tensorfloat32", "bfloat16".
         Validation and evaluation are in float32 always.
       shard_optimizer, shard_params: cut over the devices instead of whole on each.

@@ -78,7 +78,6 @@ def training(quick: bool, data: Path, workdir: Path, batch: int, threads: int) -
         "data.batch_size": batch,
         "data.read_threads": threads,
         "train.precision": "bfloat16",
-        "train.remat": "elementwise",
         "train.log_every": every,
         "train.tracker": "none",
     }

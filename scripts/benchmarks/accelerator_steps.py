@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from timing import median_seconds
 
-from scav_jax.encoders.layers import MATMUL_PRECISIONS
+from scav_jax.encoders.precision import MATMUL_PRECISIONS
 from scav_jax.plan import estimate, trial
 from scav_jax.plan.devices import DEVICES, efficiency_of
 from scav_jax.training import config_files

@@ -35,10 +35,8 @@ from scav_jax.plan import trial
 
 VARIANTS = {
     "bfloat16": PAPER.clone(precision="bfloat16"),
-    "bfloat16, elementwise": PAPER.clone(precision="bfloat16", remat="elementwise"),
     "bfloat16, blocks": PAPER.clone(precision="bfloat16", remat="blocks"),
     "float32": PAPER,
-    "float32, elementwise": PAPER.clone(remat="elementwise"),
 }
 # All pairs of so many clips of each stream, their visual and audio steps. ott has no tiles: of
 # 16,384 pairs it would keep everything.

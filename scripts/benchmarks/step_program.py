@@ -33,7 +33,6 @@ VARIANTS = {
     "float32": PAPER,
     "bfloat16, no dropout": PAPER.clone(precision="bfloat16", dropout=0.0),
     "float32, no dropout": PAPER.clone(dropout=0.0),
-    "bfloat16, elementwise": PAPER.clone(precision="bfloat16", remat="elementwise"),
     "bfloat16, blocks": PAPER.clone(precision="bfloat16", remat="blocks"),
     # As few blocks as a loop could cost more than it saves.
     "demo": build(load_file("demo"))[0],

@@ -99,8 +99,8 @@ BREAKAGES = [
         "encoders",
         (
             "queries masked, not keys",
-            "logits = jnp.where(mask[:, None, None, :], logits",
-            "logits = jnp.where(mask[:, None, :, None], logits",
+            "logits + masked[:, None, None, :]",
+            "logits + masked[:, None, :, None]",
         ),
         (
             "a softmax's gradient without its sum",
@@ -108,16 +108,25 @@ BREAKAGES = [
             "weights * of_weights",
         ),
         (
+            "logits over the whole width",
+            "logits = logits / math.sqrt(query.shape[-1])",
+            "logits = logits / math.sqrt(query.shape[-1] * query.shape[-2])",
+        ),
+    ),
+    *of(
+        "encoders/products",
+        "encoders",
+        (
             "a norm whose gradient keeps its mean",
             "- of_normal.mean(-1, keepdims=True) - normal",
             "- normal",
         ),
         (
-            "logits over the whole width",
-            "logits = logits / math.sqrt(query.shape[-1])",
-            "logits = logits / math.sqrt(query.shape[-1] * query.shape[-2])",
+            "a norm that is made again without its mean",
+            "result = (wide(x) - mean) * (deviation * scale",
+            "result = wide(x) * (deviation * scale",
         ),
-        ("the gradient of GELU", "(phi + wide * density)", "(phi - wide * density)"),
+        ("the gradient of GELU", "(phi + values * density)", "(phi - values * density)"),
         ("flax's epsilon", "LAYER_NORM_EPSILON = 1e-5", "LAYER_NORM_EPSILON = 1e-3"),
     ),
     *of(

@@ -2,7 +2,7 @@
 
 Copies are video files, written and read again by the extractor as a user's would be. A copy asks
 with its picture, its sound, or both (the sum of the cosines); all clips of the split, as they were,
-answer.
+answer. An original that another is exactly as near as is not found.
 """
 
 import tempfile
@@ -15,6 +15,7 @@ import av
 import numpy as np
 from jaxtyping import Float, UInt8
 
+from scav_jax import metrics
 from scav_jax.base.containers import encode_sound
 from scav_jax.base.errors import InputError
 from scav_jax.base.progress import progress_bar
@@ -22,7 +23,7 @@ from scav_jax.extract.containers.opening import Unusable
 from scav_jax.extract.decoding.media import RATE_HZ, Reader
 from scav_jax.features.clip import STREAMS
 from scav_jax.features.store import Split
-from scav_jax.probe.labels import unit_or_zero
+from scav_jax.probe.labels import cosines, unit_or_zero
 from scav_jax.retrieval.embed import Embedded
 from scav_jax.retrieval.model import Model
 
@@ -146,12 +147,12 @@ def _found(
             paths[path.name] = int(number)
         copies = model.embed(folder, streams=STREAMS)
     own = np.array([paths[name] for name in copies.ids])
-    cosines = {
-        stream: unit_or_zero(getattr(copies, f"{stream}_embeddings")) @ keys[stream].T
+    near = {
+        stream: cosines(unit_or_zero(getattr(copies, f"{stream}_embeddings")), keys[stream])
         for stream in STREAMS
     }
-    cosines["both"] = cosines["visual"] + cosines["audio"]
-    hits = {asked: matrix.argmax(axis=1) == own for asked, matrix in cosines.items()}
+    near["both"] = near["visual"] + near["audio"]
+    hits = {asked: metrics.ranks(-matrix, own) == 1 for asked, matrix in near.items()}
     return [{asked: bool(hit[row]) for asked, hit in hits.items()} for row in range(len(own))]
 
 

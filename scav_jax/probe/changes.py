@@ -15,7 +15,6 @@ import av
 import numpy as np
 from jaxtyping import Float, UInt8
 
-from scav_jax import metrics
 from scav_jax.base.containers import encode_sound
 from scav_jax.base.errors import InputError
 from scav_jax.base.progress import progress_bar
@@ -152,7 +151,8 @@ def _found(
         for stream in STREAMS
     }
     near["both"] = near["visual"] + near["audio"]
-    hits = {asked: metrics.ranks(-matrix, own) == 1 for asked, matrix in near.items()}
+    right = {asked: matrix[np.arange(len(own)), own, None] for asked, matrix in near.items()}
+    hits = {asked: (near[asked] >= right[asked]).sum(axis=1) == 1 for asked in near}
     return [{asked: bool(hit[row]) for asked, hit in hits.items()} for row in range(len(own))]
 
 

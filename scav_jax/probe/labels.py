@@ -14,7 +14,6 @@ from jaxtyping import Float, Int
 from scipy.optimize import minimize
 
 from scav_jax.base.errors import InputError
-from scav_jax.metrics import recall_at_k
 
 STRENGTHS = tuple(10.0**power for power in range(-4, 3))  # C
 ITERATIONS = 300
@@ -125,7 +124,7 @@ def neighbours(candidates: Labelled, asked: Labelled) -> dict:
         near, alike = cosines(queries[some], keys), others == own[some, None]
         nearest = np.max(near, axis=1, where=alike, initial=-np.inf, keepdims=True)
         ranks[some] = 1 + np.count_nonzero((near >= nearest) & ~alike, axis=1)
-    shares = {str(k): recall_at_k(ranks, k) for k in NEAREST} if len(own) else {}
+    shares = {str(k): float(np.mean(ranks <= k)) for k in NEAREST} if len(own) else {}
     return {"n": len(own), **shares}
 
 

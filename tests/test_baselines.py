@@ -164,6 +164,11 @@ def test_the_euclidean_distance_is_the_sum_of_both_parts(resample):
         expected = sum(x / x.std(axis=axis, keepdims=True) for x in found)
         by_deviation = getattr(rows["both parts by deviation"], of)
         np.testing.assert_allclose(by_deviation, expected, rtol=1e-3)
+    one_step = embedded(20, 1)  # nothing changes over them, so what rounding leaves orders nothing
+    distances = sequence_distances(one_step.latents, "euclidean", options)
+    of_one = parts.of_euclidean(one_step, distances, "euclidean", options)
+    assert [part.label for part in of_one if not part.v2a.any()] == ["dynamic part of D"]
+    assert {(part.ranks("v2a") == of_one[0].ranks("v2a")).all() for part in of_one[::2]} == {True}
 
 
 def test_they_are_rows_of_the_table_and_say_who_does_not_beat_them(tmp_path, capsys):

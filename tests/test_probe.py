@@ -73,6 +73,10 @@ def test_neighbours_are_those_of_brute_force(random):
             nearest = np.argsort(-np.array(cosines))[:k]
             hits += any(candidates.labels[number] == label for number in nearest)
         assert found[str(k)] == pytest.approx(hits / 25)
+    collapsed = [
+        Labelled(np.full_like(one.vectors, 0.1), one.labels) for one in (candidates, asked)
+    ]
+    assert neighbours(*collapsed) == {"n": 25} | {str(k): 0.0 for k in NEAREST}
 
 
 # ---- changed copies -----------------------------------------------------------------------------
@@ -155,6 +159,9 @@ def test_copies_ask_for_their_originals(films, unchecked_shapes):
         audio_embeddings=np.roll(originals.audio_embeddings, 1, axis=0),
     )
     assert changes.fingerprint(model, turned, split, films, 4)["noise"]["both"] <= 0.25
+    collapsed = SimpleNamespace(**{k: np.full_like(v, 0.1) for k, v in vars(turned).items()})
+    found = changes.fingerprint(model, collapsed, split, films, 1)  # the first, as each would be
+    assert {found["noise"][asked] for asked in ("visual", "audio", "both")} == {0.0}
     split.sources[0] = "gone.mp4"
     with pytest.raises(InputError, match=r"gone\.mp4: expected a clip's source, .* --videos"):
         changes.fingerprint(model, originals, split, films, 4)

@@ -3,12 +3,15 @@
 import base64
 import re
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from scav_jax import metrics, retrieve
 from scav_jax.report import figures, markup, page
+from scav_jax.report.pictures import make_resampled
 from scav_jax.retrieval import results
+from scav_jax.sequences import RESAMPLINGS, AudioVisual, sequences
 
 DIRECTIONS = ("a2v", "v2a")
 
@@ -252,3 +255,18 @@ def test_envelope_is_drawn_over_all_bins():
     svg = markup.envelope(np.array([0.0, 1.0, 0.5]))
     assert svg.count("M") == 3
     assert 'viewBox="0 0 3 40"' in svg
+
+
+@pytest.mark.parametrize("resample", RESAMPLINGS)
+def test_the_mean_of_what_is_shown_on_one_grid_is_the_distance(random, resample):
+    drawn = random.normal(size=(2, 3, 6, 4))
+    latents = AudioVisual(
+        sequences(jnp.asarray(drawn[0], jnp.float32), jnp.array([4, 6, 5])),
+        sequences(jnp.asarray(drawn[1, :, :3], jnp.float32), jnp.array([3, 2, 3])),
+    )
+    D = retrieve.sequence_distances(latents, "euclidean", {"resample": resample})
+    pair = make_resampled(latents, D, 1, resample)
+    closest = min(D[1, 0], D[1, 2])
+    found = [float(values.mean()) for values in pair.differences.values()]
+    np.testing.assert_allclose(found, [D[1, 1], closest], rtol=1e-5)
+    assert pair.visual.shape == pair.audio.shape and pair.moved == resample.partition("_")[0]

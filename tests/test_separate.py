@@ -448,3 +448,19 @@ def test_the_weight_is_the_best_on_validation_and_the_smallest_of_several():
     chosen = Separate().decide(static, -2 * dynamic)
     assert chosen == {"static_weight": best_weight(static, -2 * dynamic)}
     assert replace(Separate(), static_weight=1.0).decide(static, dynamic) == {}
+
+
+def test_the_static_part_of_bfloat16_is_no_difference_of_rounded_squares(random):
+    vectors = random.normal(size=(2, CLIPS, 1, 64)) * 0.02 + random.normal(size=(CLIPS, 1, 64))
+    values = np.concatenate([np.zeros((2, CLIPS, 3, 2)), vectors.repeat(3, axis=2)], axis=3)
+    rounded = [sequences(jnp.asarray(some, jnp.bfloat16)) for some in values]
+    exact = [s.replace(values=s.values.astype(jnp.float32)) for s in rounded]
+    of_16, expected = (
+        pairwise("euclidean+static", *some, static_width=64) for some in (rounded, exact)
+    )
+    assert of_16.dtype == jnp.bfloat16
+    np.testing.assert_allclose(of_16.astype(jnp.float32), expected, rtol=2.0**-8)
+    pair = find("euclidean+static", {}).pair(*(jax.tree.map(lambda x: x[0], s) for s in rounded),
+                                             static_width=64)  # fmt: skip
+    assert pair.dtype == jnp.bfloat16
+    np.testing.assert_allclose(pair.astype(jnp.float32), expected[0, 0], rtol=2.0**-8)

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from scav_jax.base.errors import InputError
-from scav_jax.distances.narrow import in_float32
+from scav_jax.distances.narrow import in_float32, widened
 from scav_jax.sequences import Sequences, masked_mean, resample_like
 
 SUFFIX = "+static"
@@ -28,6 +28,7 @@ OPTIONS = {"static_width": 0, "static_weight": 1.0}
 def pair_with(pair: Callable) -> Callable:
     """The definition of `NAME+static`, of that of NAME; its options are theirs and `OPTIONS`."""
 
+    @in_float32
     @wraps(pair)
     def with_static(visual, audio, *, static_width=0, static_weight=1.0, **options):
         of_visual, of_audio = (_dynamic(stream, static_width) for stream in (visual, audio))
@@ -46,7 +47,8 @@ def matrix_with(matrix: Callable) -> Callable:
         of_visual, of_audio = (_dynamic(stream, static_width) for stream in (visual, audio))
         distances, aux = matrix(of_visual, of_audio, **options)
         static = squared_distances(_static(visual, static_width), _static(audio, static_width))
-        return distances + _weight(static_weight) * static / of_visual.values.shape[-1], aux
+        static = _weight(static_weight) * static / of_visual.values.shape[-1]
+        return distances.astype(static.dtype) + static, aux
 
     return with_static
 
@@ -123,7 +125,9 @@ def _dynamic(stream: Sequences, width: int) -> Sequences:
 
 
 def _static(stream: Sequences, width: int) -> Float[Array, "*batch S"]:
-    return stream.values[..., 0, stream.values.shape[-1] - width :]
+    """Of 16 bits in float32, or nothing would be left of near vectors' difference."""
+    values = widened(stream).values
+    return values[..., 0, values.shape[-1] - width :]
 
 
 def _weight(weight: float) -> float:

@@ -470,10 +470,11 @@ def _pictures(
     if len(first.document["per_class"]) > 1:  # there is a sequence to show
         compared = dynamic_part(first.name, first.options, first.embedded.latents)
         latents = AudioVisual(*compared[2])
+        resample = compared[1].get("resample", RESAMPLINGS[0])
         pairs = {
             "alignments": pictures.make_alignments(latents, first.distances, *compared[:2], own),
-            "comparison": pictures.make_comparison(latents, own),
-            "resampled": pictures.make_resampled(latents, first.distances, own),
+            "comparison": pictures.make_comparison(latents, own, resample),
+            "resampled": pictures.make_resampled(latents, first.distances, own, resample),
         }
     return page.Pictures(
         histories=[

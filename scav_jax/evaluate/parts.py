@@ -5,7 +5,8 @@ static one; the static one is aggregation, and their sum is what ranks sequences
 
 Of any model that is ranked by the interpolated Euclidean distance, D is the sum of two parts on
 one grid, D = D_static + D_dynamic exactly: the distance of both means over time, and that of both
-sequences less these. `--parts` ranks by each, and by both with a deviation of their own.
+sequences less these. `--parts` ranks by each, and by both with a deviation of their own. Where
+nothing changes over a pair, as of one step, the dynamic part is 0 and not what rounding leaves.
 """
 
 from typing import NamedTuple
@@ -18,8 +19,10 @@ from scav_jax.base.errors import InputError
 from scav_jax.distances.static import SUFFIX
 from scav_jax.retrieval.embed import Embedded
 from scav_jax.retrieve import queries_first, sequence_distances
+from scav_jax.sequences import Sequences
 
 STATIC = "scav_jax.distances.static:euclidean_static"
+ROUNDED = np.float32(2.0**-20)  # of mean squares: a difference of distances below it is rounding
 
 
 class Part(NamedTuple):
@@ -69,7 +72,9 @@ def of_euclidean(
             "leave it out"
         )
     static = sequence_distances(embedded.latents, STATIC, options)
+    visual, audio = map(_mean_square, embedded.latents)
     dynamic = distances - static
+    dynamic[dynamic < ROUNDED * (visual[:, None] + audio[None])] = 0.0  # no order, nor a deviation
     summed = {
         axis: sum(part / np.maximum(part.std(axis=axis, keepdims=True), 1e-12)
                   for part in (static, dynamic))
@@ -80,3 +85,10 @@ def of_euclidean(
         Part("dynamic part of D", dynamic, dynamic),
         Part("both parts by deviation", summed[0], summed[1]),
     ]
+
+
+def _mean_square(latents: Sequences) -> Float[np.ndarray, " K"]:
+    """Over real steps and channels."""
+    real = np.arange(latents.values.shape[1]) < latents.lengths[:, None]
+    squares = np.square(np.where(real[..., None], latents.values, np.float32(0))).sum(axis=(1, 2))
+    return squares / (latents.lengths * np.float32(latents.values.shape[2]))

@@ -2,7 +2,7 @@
 
 Copies are video files, written and read again by the extractor as a user's would be. A copy asks
 with its picture, its sound, or both (the sum of the cosines); all clips of the split, as they were,
-answer.
+answer. An original that another is exactly as near as is not found.
 """
 
 import tempfile
@@ -22,7 +22,7 @@ from scav_jax.extract.containers.opening import Unusable
 from scav_jax.extract.decoding.media import RATE_HZ, Reader
 from scav_jax.features.clip import STREAMS
 from scav_jax.features.store import Split
-from scav_jax.probe.labels import unit_or_zero
+from scav_jax.probe.labels import cosines, unit_or_zero
 from scav_jax.retrieval.embed import Embedded
 from scav_jax.retrieval.model import Model
 
@@ -146,12 +146,13 @@ def _found(
             paths[path.name] = int(number)
         copies = model.embed(folder, streams=STREAMS)
     own = np.array([paths[name] for name in copies.ids])
-    cosines = {
-        stream: unit_or_zero(getattr(copies, f"{stream}_embeddings")) @ keys[stream].T
+    near = {
+        stream: cosines(unit_or_zero(getattr(copies, f"{stream}_embeddings")), keys[stream])
         for stream in STREAMS
     }
-    cosines["both"] = cosines["visual"] + cosines["audio"]
-    hits = {asked: matrix.argmax(axis=1) == own for asked, matrix in cosines.items()}
+    near["both"] = near["visual"] + near["audio"]
+    right = {asked: matrix[np.arange(len(own)), own, None] for asked, matrix in near.items()}
+    hits = {asked: (near[asked] >= right[asked]).sum(axis=1) == 1 for asked in near}
     return [{asked: bool(hit[row]) for asked, hit in hits.items()} for row in range(len(own))]
 
 

@@ -109,6 +109,8 @@ def _accuracy(flat: np.ndarray, x: np.ndarray, y: np.ndarray, classes: int) -> f
 def neighbours(candidates: Labelled, asked: Labelled) -> dict:
     """The share of clips that have one of their own class among the k nearest, by cosine.
 
+    Of equally near clips those of other classes come first, see `metrics`.
+
     Returns:
       `n`, and by k the share; clips without a label ask nothing.
     """
@@ -116,13 +118,21 @@ def neighbours(candidates: Labelled, asked: Labelled) -> dict:
     own, others = asked.numbers(classes), candidates.numbers(classes)
     queries, keys = (unit_or_zero(part.vectors) for part in (asked, candidates))
     queries, own = queries[own >= 0], own[own >= 0]
-    found = np.zeros((len(own), max(NEAREST)), bool)
+    ranks = np.empty(len(own), int)
     for first in range(0, len(own), BLOCK):
         some = slice(first, first + BLOCK)
-        nearest = np.argsort(-(queries[some] @ keys.T), axis=1, kind="stable")[:, : max(NEAREST)]
-        found[some, : nearest.shape[1]] = others[nearest] == own[some, None]
-    shares = {str(k): float(found[:, :k].any(axis=1).mean()) for k in NEAREST} if len(own) else {}
+        near, alike = cosines(queries[some], keys), others == own[some, None]
+        nearest = np.max(near, axis=1, where=alike, initial=-np.inf, keepdims=True)
+        ranks[some] = 1 + np.count_nonzero((near >= nearest) & ~alike, axis=1)
+    shares = {str(k): float(np.mean(ranks <= k)) for k in NEAREST} if len(own) else {}
     return {"n": len(own), **shares}
+
+
+def cosines(
+    queries: Float[np.ndarray, "Q E"], keys: Float[np.ndarray, "K E"]
+) -> Float[np.ndarray, "Q K"]:
+    """Of what `unit_or_zero` made; as in `retrieve`, what is equally near is so to the bit."""
+    return (queries.astype(np.float64) @ keys.T.astype(np.float64)).astype(np.float32)
 
 
 def unit_or_zero(vectors: Float[np.ndarray, "K E"]) -> Float[np.ndarray, "K E"]:

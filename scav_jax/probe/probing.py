@@ -24,7 +24,7 @@ from scav_jax.features import store
 from scav_jax.features.clip import STREAMS
 from scav_jax.features.store import Split
 from scav_jax.probe import changes, tasks
-from scav_jax.probe.labels import Labelled, linear_probe, neighbours
+from scav_jax.probe.labels import Labelled, linear_probe, neighbours, unit_or_zero
 from scav_jax.report import probed
 from scav_jax.retrieval.embed import Embedded, check_features, embed
 from scav_jax.retrieval.model import Model
@@ -136,7 +136,7 @@ def _means(embedded: Embedded, stream: str) -> np.ndarray:
         latents = getattr(embedded.latents, stream)
         return latents.values.sum(axis=1) / latents.lengths[:, None]  # zero in the padding
     means = [_means(embedded, one) for one in STREAMS]
-    return np.concatenate([m / np.linalg.norm(m, axis=1, keepdims=True) for m in means], axis=1)
+    return np.concatenate([unit_or_zero(mean) for mean in means], axis=1)
 
 
 def write(document: dict, folder: Path | None = None) -> tuple[Path, Path]:

@@ -377,11 +377,13 @@ class Resampled:
     Attributes:
       visual, audio: `[T, c]`, some channels of both latents at the same steps.
       differences: what is compared -> `[T]`, squared difference of each step, mean over channels.
+      moved: "visual" or "audio", which of them was resampled.
     """
 
     visual: Float[np.ndarray, "T c"]
     audio: Float[np.ndarray, "T c"]
     differences: dict[str, Float[np.ndarray, " T"]]
+    moved: str = "visual"
 
 
 def resampled_pair(pair: Resampled) -> str:
@@ -390,10 +392,10 @@ def resampled_pair(pair: Resampled) -> str:
     scale = {"cmap": "PuOr", "vmin": -limit, "vmax": limit, "aspect": "auto"}
     with matplotlib.rc_context(STYLE):
         figure, (*maps, curve) = _panels(3, 11, 3.3)
-        streams = (("visual, resampled", pair.visual), ("audio", pair.audio))
-        for panel, (title, values) in zip(maps, streams, strict=True):
+        streams = (("visual", pair.visual), ("audio", pair.audio))
+        for panel, (name, values) in zip(maps, streams, strict=True):
             shown = panel.imshow(values.T, interpolation="nearest", **scale)
-            panel.set_title(title, fontsize=9.5)
+            panel.set_title(f"{name}{', resampled' * (name == pair.moved)}", fontsize=9.5)
             panel.set_xlabel("step")
             panel.set_yticks([])
         maps[0].set_ylabel("channel")

@@ -303,7 +303,7 @@ def _alignment_section(pictures: Pictures, run: dict) -> str:
                 figures.resampled_pair(pictures.resampled),
                 "The pair on one grid",
                 "What the interpolated Euclidean distance compares: the channels that vary most, "
-                "of the video resampled to the audio's steps and of the audio, and the squared "
+                "of video and audio, one of them resampled to the other's steps, and the squared "
                 "difference of each step. Their mean is the distance.",
             )
         )

@@ -18,7 +18,7 @@ from scav_jax.report import figures, page
 from scav_jax.report.in_sync import embedded_media
 from scav_jax.report.match import one
 from scav_jax.retrieve import DIRECTIONS, queries_first
-from scav_jax.sequences import AudioVisual, resample_like
+from scav_jax.sequences import RESAMPLINGS, AudioVisual, resample_like
 
 MATRIX_CLIPS, MATRIX_CLIPS_A_SOURCE = 48, 8
 SEARCHES, FOUND = 3, 5  # shown for each direction
@@ -97,14 +97,14 @@ def _align(
     return figures.Alignment(title, costs, weights[: steps[0], : steps[1]])
 
 
-def make_comparison(latents: AudioVisual, clip: int) -> list[figures.Alignment]:
+def make_comparison(latents: AudioVisual, clip: int, resample: str) -> list[figures.Alignment]:
     """A clip's video with its own audio, as each kind of distance aligns them."""
     made = [
-        _align(latents, name, {}, clip, clip, title)
-        for name, title in (
-            ("euclidean", "Euclidean: interpolation"),
-            ("soft_dtw", "soft-DTW, and DTW's path"),
-            ("wasserstein", "Wasserstein: transport plan"),
+        _align(latents, name, options, clip, clip, title)
+        for name, options, title in (
+            ("euclidean", {"resample": resample}, "Euclidean: interpolation"),
+            ("soft_dtw", {}, "soft-DTW, and DTW's path"),
+            ("wasserstein", {}, "Wasserstein: transport plan"),
         )
     ]
     pair = [one(stream, clip) for stream in latents]
@@ -114,20 +114,29 @@ def make_comparison(latents: AudioVisual, clip: int) -> list[figures.Alignment]:
 
 
 def make_resampled(
-    latents: AudioVisual, distances: Float[np.ndarray, "K K"], clip: int
+    latents: AudioVisual, distances: Float[np.ndarray, "K K"], clip: int, resample: str
 ) -> figures.Resampled:
-    """A clip's video resampled to the steps of its own audio and of the closest other one."""
-    visual = one(latents.visual, clip)
+    """A clip's video on one grid with its own audio, and with the closest other one.
+
+    Args:
+      latents: of all clips.
+      distances: D of them.
+      clip: which one.
+      resample: which stream is brought to the steps of which, as the distance has it.
+    """
+    visual, to_audio = one(latents.visual, clip), resample == RESAMPLINGS[0]
     differences = {}
     for audio, what in _partners(distances, clip):
-        target = one(latents.audio, audio)
+        pair = (visual, one(latents.audio, audio))
+        source, target = pair if to_audio else pair[::-1]
         steps = int(target.lengths)
-        moved, fixed = (np.asarray(x.values)[:steps] for x in (_moved(visual, target), target))
+        moved, fixed = (np.asarray(x.values)[:steps] for x in (_moved(source, target), target))
         differences[what] = np.mean((moved - fixed) ** 2, axis=-1)
         if audio == clip:
-            own = moved, fixed
+            own = (moved, fixed) if to_audio else (fixed, moved)
     varied = np.argsort(-own[1].var(axis=0), kind="stable")[:CHANNELS]
-    return figures.Resampled(own[0][:, varied], own[1][:, varied], differences)
+    shown = (stream[:, varied] for stream in own)
+    return figures.Resampled(*shown, differences, "visual" if to_audio else "audio")
 
 
 # ---- searches -------------------------------------------------------------------------------

@@ -168,6 +168,11 @@ def test_best_possible_loss_is_that_of_the_lowest_z_score():
 def test_temperature_is_clipped():
     for value, expected in ((1.0, 1.0), (0.07, 0.07), (1e-4, 0.01), (1e5, 100.0)):
         np.testing.assert_allclose(temperature(log(value)), expected, rtol=1e-6)
+    # It learns within, comes back from beyond a bound, and goes no further.
+    of = jax.vmap(jax.grad(lambda log_t, sign: sign * temperature(log_t)), (0, 0))
+    logs = np.log(np.float32([0.005, 0.01, 0.5, 100.0, 200.0]))
+    np.testing.assert_allclose(of(logs, np.ones(5)), [0, 0, 0.5, 100, 100], rtol=1e-6)
+    np.testing.assert_allclose(of(logs, -np.ones(5)), [-0.01, -0.01, -0.5, 0, 0], rtol=1e-6)
     distances = jnp.asarray(asymmetric())
     clipped, aux = sequence_loss(distances, log(1e-6))
     at_bound, _ = sequence_loss(distances, log(0.01))

@@ -5,6 +5,8 @@ row i is visual i. They are written once for the global batch: under `jit` with 
 the same lines are the multi-device loss.
 """
 
+import math
+
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
@@ -19,9 +21,30 @@ NORM_FLOOR = 1e-12
 Aux = dict[str, Float[Array, "..."]]
 
 
+@jax.custom_vjp
 def temperature(log_temperature: Float[Array, ""]) -> Float[Array, ""]:
-    """The temperature (tau or lambda) from its learnable logarithm, clipped to [0.01, 100]."""
+    """The temperature (tau or lambda) from its learnable logarithm, clipped to [0.01, 100].
+
+    Beyond a bound its gradient is that of the bound where it leads back, and 0 where it leads on:
+    a clip's own would be 0, and a temperature that once left would never learn again.
+    """
     return jnp.clip(jnp.exp(log_temperature), MIN_TEMPERATURE, MAX_TEMPERATURE)
+
+
+def _temperature_forward(log_temperature):
+    return temperature(log_temperature), log_temperature
+
+
+def _temperature_backward(log_temperature, cotangent):
+    leads_on = jnp.where(
+        cotangent > 0,
+        log_temperature <= math.log(MIN_TEMPERATURE),
+        log_temperature >= math.log(MAX_TEMPERATURE),
+    )
+    return (jnp.where(leads_on, 0.0, cotangent * temperature(log_temperature)),)
+
+
+temperature.defvjp(_temperature_forward, _temperature_backward)
 
 
 def normalize_distances(distances: Float[Array, "B K"], axis: int) -> Float[Array, "B K"]:

@@ -12,6 +12,7 @@ from scav_jax.base.errors import InputError
 from scav_jax.extract import manifest
 from scav_jax.index import __main__ as program
 from scav_jax.index import create, open_index
+from scav_jax.index import program as index_program
 from scav_jax.retrieval import model
 from scav_jax.search import __main__ as search
 
@@ -83,6 +84,8 @@ def test_an_index_of_one_kind_answers_one_way(tmp_path):
     queries = embedded(2, seed=5)
     assert found(index, queries, "a2v") == [[], []]
     assert [len(hits) for hits in found(index, queries, "v2a")] == [4, 4]
+    with pytest.raises(InputError, match=r"no clip has a picture, which a2v is to find"):
+        index_program.tuned(index, queries, "a2v", k=1)
     with pytest.raises(InputError, match=r"expected audio latents, or the steps"):
         index.add(replace(alone(embedded(2, prefix="film"), "visual"), partner=None))
     none = replace(clips, audio=None, audio_embeddings=None)

@@ -248,6 +248,8 @@ def test_of_two_trainers_in_one_directory_the_second_says_so(
     train(small_config(data), tmp_path / "run")
     assert refused == [EXIT_INPUT]
     assert_same_run(tmp_path / "run", uninterrupted)
+    with pytest.raises(InputError, match=r"config\.json: expected a folder, it is a file"):
+        train(small_config(data), tmp_path / "run" / "config.json")
 
 
 def stopped_after(step, data, workdir, **changes):

@@ -18,10 +18,12 @@ def only_one(folder: Path, others: str) -> Iterator[None]:
       others: the message where another holds it: who that is and what to do.
 
     Raises:
-      InputError: another process holds it.
+      InputError: another process holds it, or it is a file.
     """
     from filelock import FileLock, Timeout
 
+    if folder.exists() and not folder.is_dir():
+        raise InputError(f"{folder}: expected a folder, it is a file; use another")
     folder.mkdir(parents=True, exist_ok=True)
     lock = FileLock(folder / LOCK)
     try:

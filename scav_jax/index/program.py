@@ -327,6 +327,9 @@ def tuned(
         raise InputError(f"{index.path}: expected clips to tune on, the index is empty; add some")
     ks = sorted(set(ks or _proposed_ks(len(index), k)))
     truth, exact = _timed(index, queries, direction, k, "exact")
+    if not any(truth):
+        asked = {"a2v": "picture", "v2a": "sound"}[direction]
+        raise InputError(f"{index.path}: no clip has a {asked}, which {direction} is to find")
     if index.report.method == "sequence":  # what was just timed: there is nothing to rule out by
         sequence = exact
     else:

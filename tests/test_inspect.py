@@ -6,6 +6,7 @@ import re
 import shutil
 import sys
 from html.parser import HTMLParser
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -368,10 +369,15 @@ def test_doctor_names_what_is_missing_and_nobody(monkeypatch, tmp_path, capsys):
 
 @pytest.mark.parametrize("home", ["/", "/absent", "~"])  # "~": nobody says where it is
 def test_doctor_is_of_use_without_a_home(home, monkeypatch, capsys):
+    import huggingface_hub
+
     from scav_jax.inspect.doctor import __main__ as doctor
     from scav_jax.inspect.doctor import machine
 
+    scan = huggingface_hub.scan_cache_dir
     monkeypatch.setattr(os.path, "expanduser", lambda _: home)
+    cache = Path("~/hub" if home == "~" else "/absent/hub").expanduser  # as the hub's library asks
+    monkeypatch.setattr(huggingface_hub, "scan_cache_dir", lambda: scan(cache()))
     for part in ("packages", "devices", "decoders"):
         monkeypatch.setattr(machine, part, list)
     code = doctor.main(["--quick"])

@@ -108,7 +108,7 @@ def weights(given: list[str]) -> list[tuple[str, str, str]]:
 
     try:
         repositories = scan_cache_dir().repos
-    except CacheNotFound:
+    except (CacheNotFound, RuntimeError):  # the latter of a user whose home nothing says
         repositories = ()
     lines = [
         (one.repo_id, f"downloaded, {one.size_on_disk / GIB:.2f} GiB", OK)

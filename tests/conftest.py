@@ -184,3 +184,24 @@ def trained(tmp_path_factory):
     with open(folder / "trained.lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         return train_once(folder / "trained")
+
+
+@pytest.fixture
+def seal(monkeypatch):
+    """Makes a file one that may not be read, though permissions do not bind an administrator.
+
+    Libraries of other languages find it damaged, Python may not open it.
+    """
+    sealed, opened = set(), os.open
+
+    def refuse(path, *arguments, **more):
+        if str(path) in sealed:
+            raise PermissionError(13, "Permission denied", str(path))
+        return opened(path, *arguments, **more)
+
+    def seal(file):
+        file.write_bytes(bytes(file.stat().st_size))
+        sealed.add(str(file))
+
+    monkeypatch.setattr(os, "open", refuse)
+    return seal

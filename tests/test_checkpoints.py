@@ -244,6 +244,25 @@ def test_a_fault_that_is_not_the_checkpoints_sets_none_aside(two_saved, few, err
         assert manager.restore_latest(few)[0] == 20
 
 
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+@pytest.mark.filterwarnings("ignore:coroutine .* was never awaited:RuntimeWarning")
+@pytest.mark.parametrize(
+    "sealed", ["rest/manifest.ocdbt", "params/manifest.ocdbt", "metrics/metrics"]
+)
+def test_a_checkpoint_that_may_not_be_read_is_not_set_aside(two_saved, few, sealed, seal):
+    seal(two_saved / "checkpoints" / "20" / sealed)
+    with (
+        pytest.raises(PermissionError, match="checkpoints"),
+        contextlib.closing(ck.Checkpoints(two_saved, keep_best=1)) as manager,
+    ):
+        manager.restore_latest(few)
+    assert not (two_saved / ck.BROKEN).exists()
+    if sealed.startswith("params"):
+        with pytest.raises(PermissionError, match="checkpoints"):
+            ck.latest_params(two_saved, few.params)
+    gc.collect()
+
+
 def test_nothing_saved_is_not_an_error(tmp_path, state):
     with contextlib.closing(ck.Checkpoints(tmp_path, keep_best=1)) as manager:
         assert manager.restore_latest(state) is None and manager.latest_written() is None

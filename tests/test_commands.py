@@ -1,5 +1,6 @@
 """The programs: which there are, how fast they answer, what the wheel carries."""
 
+import ast
 import json
 import os
 import re
@@ -61,6 +62,17 @@ def test_help_and_a_usage_error_come_before_everything_is_imported(name, tmp_pat
     for answered in (told, told_too):
         assert set(HEAVY) & set(answered["modules"]) == set()
         assert answered["seconds"] < ANSWER_S
+
+
+def test_every_option_says_what_it_does():
+    silent = []
+    for file in sorted(Path(scav_jax.__file__).parent.rglob("*.py")):
+        for call in ast.walk(ast.parse(file.read_bytes())):
+            if isinstance(call, ast.Call) and ast.unparse(call.func).endswith(".add_argument"):
+                words = {given.arg for given in call.keywords}
+                if not {"help", None} & words:  # None: what `**shared` brings
+                    silent.append(f"{file.name}: {ast.unparse(call)}")
+    assert silent == ["commands.py: finder.add_argument('--config', nargs='?')"]  # shows no help
 
 
 def test_scav_is_the_same_programs(tmp_path):

@@ -45,7 +45,7 @@ def terminated():
         (failing(KeyboardInterrupt()), EXIT_INTERRUPTED, "interrupted"),
         (failing(InputError("expected x, got y")), errors.EXIT_INPUT, "error: expected x, got y"),
         (wrapped(InputError("x"), RuntimeError("in a library")), errors.EXIT_INPUT, "error: x"),
-        (failing(PermissionError(errno.EACCES, "no")), errors.EXIT_SYSTEM, "no permission"),
+        (failing(PermissionError(errno.EACCES, "no")), errors.EXIT_SYSTEM, "another place"),
         (failing(OSError(errno.EROFS, "no", "f")), errors.EXIT_SYSTEM, "read-only at f"),
         (failing(OSError(errno.EFBIG, "no")), errors.EXIT_SYSTEM, "ulimit -f"),
         (failing(OSError(errno.EIO, "Input/output")), errors.EXIT_SYSTEM, "refused: Input/output"),

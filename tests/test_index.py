@@ -446,6 +446,13 @@ def test_a_damaged_table_is_one_line(tmp_path, damage):
     assert open_index(tmp_path / "i").verify() == 3
 
 
+def test_a_table_that_may_not_be_read_is_not_called_damaged(tmp_path, seal):
+    made(tmp_path / "i", 3)
+    seal(next((tmp_path / "i" / "rows.lance" / "data").iterdir()))
+    with pytest.raises(PermissionError, match=r"rows\.lance"):
+        open_index(tmp_path / "i").verify()
+
+
 CHANCE = randomness.Random(3)
 LIMITS = {  # of files, in bytes
     "add": [*CHANCE.sample(range(9000), 6), 700],

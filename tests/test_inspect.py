@@ -1,9 +1,12 @@
 """Inspection: counts, faults with their reasons, duplicates and leaks, the page."""
 
 import json
+import os
 import re
 import shutil
+import sys
 from html.parser import HTMLParser
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -349,7 +352,7 @@ def test_doctor_names_what_is_missing_and_nobody(monkeypatch, tmp_path, capsys):
     required = ["numpy>=2", "pillow>=9999", "no-such-package>=1", 'absent-too>=1; extra == "web"']
     required += ['pytest>=1; extra == "ray"', 'absent-three>=1; extra == "ray"']
     monkeypatch.setattr(metadata, "requires", lambda _: required)
-    monkeypatch.setattr(doctor.Path, "home", lambda: tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.chdir(tmp_path)
     assert doctor.main(["--quick", "--weights", f"clip={tmp_path / 'none'}"]) == 1
     told = capsys.readouterr().out
@@ -362,3 +365,22 @@ def test_doctor_names_what_is_missing_and_nobody(monkeypatch, tmp_path, capsys):
     assert str(tmp_path) not in told
     last = told.splitlines()[-1]
     assert last == "4 to look at: pillow, no-such-package, absent-three, clip"
+
+
+@pytest.mark.parametrize("home", ["/", "/absent", "~"])  # "~": nobody says where it is
+def test_doctor_is_of_use_without_a_home(home, monkeypatch, capsys):
+    import huggingface_hub
+
+    from scav_jax.inspect.doctor import __main__ as doctor
+    from scav_jax.inspect.doctor import machine
+
+    scan = huggingface_hub.scan_cache_dir
+    monkeypatch.setattr(os.path, "expanduser", lambda _: home)
+    cache = Path("~/hub" if home == "~" else "/absent/hub").expanduser  # as the hub's library asks
+    monkeypatch.setattr(huggingface_hub, "scan_cache_dir", lambda: scan(cache()))
+    for part in ("packages", "devices", "decoders"):
+        monkeypatch.setattr(machine, part, list)
+    code = doctor.main(["--quick"])
+    told = capsys.readouterr().out
+    assert sys.executable in told
+    assert (code, "home" in told.splitlines()[-1]) == ((0, False) if home == "/" else (1, True))

@@ -113,6 +113,14 @@ def test_a_damaged_record_is_an_input_error(data, cut):
     assert whole.id == "clip üüü"
 
 
+def test_records_that_may_not_be_read_are_not_called_damaged(data, seal):
+    folder, _ = data
+    for file in folder.glob("*-train.array_record-*"):
+        seal(file)
+    with pytest.raises(PermissionError, match="array_record"):
+        store.read(folder, "train")[0]
+
+
 def test_float16_batches_hold_what_is_stored_and_widen_to_the_float32_ones(data):
     folder, clips = data
     split = store.read(folder, "train")

@@ -195,7 +195,8 @@ def _refusal(error: OSError) -> str:
             "raise its limit (ulimit -f), or use another file system,"
         )
     if isinstance(error, PermissionError):
-        return f"no permission: {error}"
+        allow = "have its owner allow it (chmod), or name another place,"
+        return f"no permission: {error}: {kept.format(allow)}"
     said = error.strerror or str(error) or type(error).__name__
     return f"the system refused{where}: {said}; {kept.format('mend that')}"
 

@@ -156,6 +156,24 @@ def full_disk_is_an_oserror(folder: str | Path, room: int = 0) -> Iterator[None]
         raise _at(error, folder) from error.__cause__
 
 
+def check_readable(folder: str | Path) -> None:
+    """Raises `PermissionError` for the first file in a folder, or below, that may not be read.
+
+    For where a library has failed: several take what they may not open for damaged, or for absent.
+    """
+
+    def note(error: OSError) -> None:
+        if isinstance(error, PermissionError):
+            raise error
+
+    for place, _, names in os.walk(folder, onerror=note):
+        for name in names:
+            try:
+                os.close(os.open(Path(place, name), os.O_RDONLY | getattr(os, "O_NONBLOCK", 0)))
+            except OSError as error:
+                note(error)
+
+
 def _at(error: BaseException, path: str | Path) -> BaseException:
     """The error, with the file's name where it is the system's and has none.
 

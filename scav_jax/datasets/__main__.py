@@ -25,31 +25,39 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     rendered = "Videos that are rendered instead: scav datasets chimes --help"
     parser = Parser(prog="scav datasets", description=__doc__, epilog=rendered)
     programs = parser.add_subparsers(required=True, metavar="vggsound|music|import|resample")
-    one = programs.add_parser("vggsound", help="VGGSound from its lists and a folder of clips")
+
+    def program(name: str, words: str) -> argparse.ArgumentParser:
+        return programs.add_parser(name, help=words, description=words)
+
+    one = program("vggsound", "VGGSound from its lists and a folder of clips")
     one.add_argument(
         "lists", nargs="+", metavar="LIST", help="vggsound.csv, or train=LIST test=LIST"
     )
     _list_options(one, vggsound.VALIDATION_CLIPS, "clips")
     one.add_argument("--vggsounder", type=Path, help="its CSV: writes annotations.csv as well")
     one.set_defaults(program=build_vggsound)
-    one = programs.add_parser("music", help="MUSIC or MUSIC21-solo from its list and a folder")
+    one = program("music", "MUSIC or MUSIC21-solo from its list and a folder")
     one.add_argument("list", type=Path, metavar="LIST", help="MUSIC21_solo_videos.json")
     _list_options(one, music.VALIDATION_VIDEOS, "videos")
     one.add_argument(
         "--test", type=at_least(0), default=music.TEST_VIDEOS, help="videos to test on"
     )
     one.set_defaults(program=build_music)
-    one = programs.add_parser("import", help="others' features, by a manifest (CSV)")
+    one = program("import", "others' features, by a manifest (CSV)")
     one.add_argument("manifest", type=Path, metavar="MANIFEST", help="see docs/data.md")
     one.add_argument("--out", type=Path, required=True, help="the data set to write")
     one.add_argument("--name", required=True, help="what made the features, as in vggish+dino")
     one.add_argument("--sources", default="", help="the folder that sources are relative to")
     one.set_defaults(program=import_features)
-    one = programs.add_parser("resample", help="a copy with the visual steps at the audio steps")
+    one = program("resample", "a copy with the visual steps at the audio steps")
     one.add_argument("data", type=Path, metavar="DATA", help="a data set of features")
     one.add_argument("--out", type=Path, required=True, help="the copy")
-    one.add_argument("--resample", choices=["visual_to_audio"], default="visual_to_audio")
-    one.add_argument("--align", choices=["time", "index"], default="time", help="as data.align")
+    which = "what is resampled to the steps of what (the default, and all there is)"
+    one.add_argument(
+        "--resample", choices=["visual_to_audio"], default="visual_to_audio", help=which
+    )
+    aligned = "by their seconds (the default) or by their numbers, as data.align says in training"
+    one.add_argument("--align", choices=["time", "index"], default="time", help=aligned)
     one.set_defaults(program=resample)
     return parser.parse_args(arguments)
 

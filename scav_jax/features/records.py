@@ -16,6 +16,7 @@ from jaxtyping import UInt64
 from tensorflow_datasets.core import dataset_info, example_serializer, naming
 
 from scav_jax.base.errors import OUR_FAULTS, InputError, in_a_line
+from scav_jax.base.files import check_readable
 from scav_jax.features.clip import STORED_DTYPE, STREAMS, Clip, as_stored
 
 try:
@@ -190,7 +191,7 @@ class ClipRecords:
     """
 
     def __init__(self, folder: Path, split: str):
-        self._place = f"{folder} ({split})"
+        self._folder, self._place = folder, f"{folder} ({split})"
         with self._naming("its records"):
             builder = tfds.builder_from_directory(str(folder))
             self._records = builder.as_data_source(
@@ -228,6 +229,7 @@ class ClipRecords:
         except (InputError, PermissionError, MemoryError, *OUR_FAULTS):
             raise
         except Exception as error:
+            check_readable(self._folder)
             raise InputError(
                 f"{self._place}: {what} cannot be read ({in_a_line(error)}); {MEND}"
             ) from error

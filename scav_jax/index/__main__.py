@@ -82,12 +82,14 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     add["import"].add_argument("file", type=Path, help="what `export` wrote")
     add["move"].add_argument("root", type=Path, help="the folder that ids are relative to")
     _options_of_build(add["build"])
-    add["add"].add_argument("--replace", action="store_true", help="clips whose id is there")
+    replace = "clips whose id is there: what comes takes their place"
+    add["add"].add_argument("--replace", action="store_true", help=replace)
     add["delete"].add_argument("ids", nargs="+", help="of the clips, whatever they begin with")
     add["info"].add_argument("--json", action="store_true", help="for programs")
     add["info"].add_argument("--verify", action="store_true", help="read and check every byte")
     tune = add["tune"]
-    tune.add_argument("--direction", choices=("a2v", "v2a"), default="a2v")
+    asks = "which asks: sound (a2v, the default) or picture"
+    tune.add_argument("--direction", choices=("a2v", "v2a"), default="a2v", help=asks)
     tune.add_argument(
         "--k", type=at_least(1), default=10, help="how many clips are wanted (default 10)"
     )

@@ -15,7 +15,7 @@ from jaxtyping import Int, UInt32
 from scav_jax.base.conditions import NUMBER, TEXT, as_sql
 from scav_jax.base.documents import read_document, write_document
 from scav_jax.base.errors import OUR_FAULTS, InputError, first_line, in_a_line
-from scav_jax.base.files import full_disk_is_an_oserror
+from scav_jax.base.files import check_readable, full_disk_is_an_oserror
 from scav_jax.base.names import is_text
 from scav_jax.index.catalog import ABOUT, COMMITTED, MEND, SEGMENTS
 from scav_jax.sequences import STREAMS
@@ -52,6 +52,7 @@ def _damage_named(path: Path) -> Iterator[None]:
             raise  # the machine's word, not the file's
         if not isinstance(error, Exception) and type(error).__name__ not in PANICS:
             raise
+        check_readable(path / f"{TABLE}.lance")
         raise InputError(
             f"{path / TABLE}.lance: expected the rows of an index, they cannot be read "
             f"({in_a_line(error)}); {MEND}"

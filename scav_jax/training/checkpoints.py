@@ -13,6 +13,7 @@ import os
 import shutil
 import sys
 import zlib
+from collections.abc import Iterator
 from pathlib import Path
 
 import jax
@@ -22,7 +23,7 @@ from jaxtyping import Array, PyTree, UInt32
 
 from scav_jax.base.documents import read_object
 from scav_jax.base.errors import OUR_FAULTS, InputError, in_a_line
-from scav_jax.base.files import full_disk_is_an_oserror
+from scav_jax.base.files import check_readable, full_disk_is_an_oserror
 from scav_jax.train_step import TrainState
 from scav_jax.training import processes
 
@@ -156,15 +157,16 @@ class Checkpoints:
         import orbax.checkpoint as ocp
 
         rest = like.replace(params={})
-        restored = self._manager.restore(
-            step,
-            args=ocp.args.Composite(
-                params=_restore_args(like.params, self._path(step, "params")),
-                rest=_restore_args(rest, self._path(step, "rest")),
-                notes=ocp.args.JsonRestore(),
-                checks=ocp.args.JsonRestore(),
-            ),
-        )
+        with _unreadable_is_no_damage(self._run / CHECKPOINTS / str(step)):
+            restored = self._manager.restore(
+                step,
+                args=ocp.args.Composite(
+                    params=_restore_args(like.params, self._path(step, "params")),
+                    rest=_restore_args(rest, self._path(step, "rest")),
+                    notes=ocp.args.JsonRestore(),
+                    checks=ocp.args.JsonRestore(),
+                ),
+            )
         state = restored["rest"].replace(params=restored["params"])
         check_sums(restored["checks"], _checks(state, restored["notes"]))
         return state, restored["notes"]
@@ -237,6 +239,8 @@ class Checkpoints:
                 file = path / "metrics" / "metrics"
                 if file.parent.exists():
                     float(read_object(file, "a score", "it is set aside")[SCORE])
+            except NOT_DAMAGE:
+                raise
             except (OSError, ValueError, KeyError, TypeError) as error:
                 broken[int(path.name)] = error
         if broken and len(broken) == len(paths):
@@ -287,6 +291,7 @@ def run_of_checkpoints(run: Path) -> str | None:
         with contextlib.suppress(OSError, InputError, KeyError):
             return str(_read_item(path / "notes")["run"])
     if paths:
+        check_readable(run / CHECKPOINTS)
         raise InputError(
             f"{run}: has checkpoints that do not say of which run they are; use another --workdir"
         )
@@ -365,12 +370,23 @@ def checkpointer():
 def restore_params(path: Path, like: PyTree) -> PyTree:
     import orbax.checkpoint as ocp
 
-    check_same_shapes(like, _stored_shapes(path), path)
+    with _unreadable_is_no_damage(path):
+        check_same_shapes(like, _stored_shapes(path), path)
     arrays = jax.tree.map(lambda x: np.zeros(x.shape, np.float32), like)
     in_numpy = ocp.RestoreArgs(restore_type=np.ndarray, dtype=np.dtype(np.float32))
     wanted = ocp.args.PyTreeRestore(arrays, jax.tree.map(lambda _: in_numpy, arrays))
-    with checkpointer() as orbax:
+    with _unreadable_is_no_damage(path), checkpointer() as orbax:
         return orbax.restore(path.absolute(), wanted)
+
+
+@contextlib.contextmanager
+def _unreadable_is_no_damage(folder: Path) -> Iterator[None]:
+    """Orbax takes files that it may not read for damaged, or for absent."""
+    try:
+        yield
+    except Exception:
+        check_readable(folder)
+        raise
 
 
 def _stored_shapes(path: Path) -> dict[str, tuple[int, ...]]:

@@ -1,7 +1,6 @@
 """`scav doctor`: what this machine has for the project, to paste into a report of a fault."""
 
 import argparse
-from pathlib import Path
 
 from scav_jax.base.commands import Parser, add_weights
 from scav_jax.base.errors import run_program
@@ -53,7 +52,9 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _homeless(text: str) -> str:
     """What is printed is pasted in public: nobody's name is in it."""
-    return text.replace(str(Path.home()), "~")
+    from scav_jax.inspect.doctor.machine import home
+
+    return text.replace(home(), "~") if len(home()) > 1 else text  # "/" is a container's
 
 
 if __name__ == "__main__":

@@ -5,8 +5,8 @@ import platform
 import shutil
 import sys
 import tempfile
+from collections.abc import Callable
 from importlib import metadata
-from pathlib import Path
 
 from scav_jax.base.errors import InputError, first_line
 
@@ -108,7 +108,7 @@ def weights(given: list[str]) -> list[tuple[str, str, str]]:
 
     try:
         repositories = scan_cache_dir().repos
-    except CacheNotFound:
+    except (CacheNotFound, RuntimeError):  # the latter of a user whose home nothing says
         repositories = ()
     lines = [
         (one.repo_id, f"downloaded, {one.size_on_disk / GIB:.2f} GiB", OK)
@@ -125,11 +125,22 @@ def weights(given: list[str]) -> list[tuple[str, str, str]]:
 
 def disk() -> list[tuple[str, str, str]]:
     """Room where work is kept: here, where temporary files go, at home."""
-    places = {"here": Path.cwd(), "temporary": Path(tempfile.gettempdir()), "home": Path.home()}
-    lines = []
-    for name, place in places.items():
-        used = shutil.disk_usage(place)
-        room = f"{used.free / GIB:.1f} of {used.total / GIB:.1f} GiB free"
-        state = OK if os.access(place, os.W_OK) else "NOT WRITABLE"
-        lines.append((name, f"{room} in {place}", state))
-    return lines
+    places = {"here": os.getcwd, "temporary": tempfile.gettempdir, "home": home}
+    return [(name, *_room(place)) for name, place in places.items()]
+
+
+def home() -> str:
+    """The user's home, or "" where nothing says which it is: a container's user without a name."""
+    place = os.path.expanduser("~")
+    return "" if place == "~" else place
+
+
+def _room(place: Callable[[], str]) -> tuple[str, str]:
+    """What is free there, or why nothing is: (what is there, "ok" or what is wrong)."""
+    try:
+        where = place()
+        used = shutil.disk_usage(where)
+    except OSError as error:
+        return f"{error.filename or 'none'}: {error.strerror}", MISSING
+    room = f"{used.free / GIB:.1f} of {used.total / GIB:.1f} GiB free"
+    return f"{room} in {where}", OK if os.access(where, os.W_OK) else "NOT WRITABLE"

@@ -18,8 +18,8 @@ Beyond the paper, with larger batches; memory is what XLA's CPU compiler plans f
 steps on one device, not measured on the hardware (`scripts/benchmarks/caching.py`):
 
     variant      hardware                      batch    microbatch  precision  memory on a device
-    39m          one V100 of 16 GB, or more      256    all         float32    8.5 GB
-    v100_4096    one V100 of 16 GB, or more    4,096    64          float32    8.4 GB
+    39m          one V100 of 16 GB, or more      256    all         float32    6.5 GB
+    v100_4096    one V100 of 16 GB, or more    4,096    64          float32    8.1 GB
     h200         one H200 of 141 GB           16,384    256         bfloat16   not compiled by us
     8gpu         8 devices of 32 GB or more   16,384    512         bfloat16   not compiled by us
     pod          64 devices, several hosts    32,768    4,096       bfloat16   not compiled by us

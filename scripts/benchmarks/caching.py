@@ -47,7 +47,7 @@ MEMORY = [
 
 def model(**changes):
     """-> (towers, objective, optimizer) of the paper."""
-    document = config_files.load_file("configs/vggsound.py")
+    document = config_files.load_file("vggsound")
     encoders, objective = build(document)
     optimizer = optimizer_of(document)
     return encoders.clone(**changes), objective, optimizer

@@ -13,6 +13,7 @@ import tomllib
 from pathlib import Path
 
 import pytest
+import teeth
 
 from scav_jax.datasets.chimes import presets
 
@@ -64,6 +65,11 @@ def installations(bootstrap, monkeypatch):
 
 
 # ---- the files ---------------------------------------------------------------------------------
+
+
+def test_every_breakage_can_still_be_made():
+    """Or `teeth.py` would measure fewer tests than it says."""
+    assert [b.name for b in teeth.BREAKAGES if teeth.file_of(b, ROOT) is None] == []
 
 
 def test_constraints_are_pins_without_addresses():

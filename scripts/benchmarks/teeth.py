@@ -135,8 +135,8 @@ BREAKAGES = [
         ("the gate's sign", "* head_scale - 1.0) + 2.0", "* head_scale + 1.0) + 2.0"),
         (
             "a norm of the wrong branch",
-            'LayerNorm(name="feedforward_norm")(x)',
-            'LayerNorm(name="feedforward_norm")(y)',
+            'LayerNorm(kept=False, name="feedforward_norm")(x)',
+            'LayerNorm(kept=False, name="feedforward_norm")(y)',
         ),
         (
             "padding that leaves a tower",

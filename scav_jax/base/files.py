@@ -7,6 +7,7 @@ import json
 import os
 import re
 import shutil
+import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -60,12 +61,35 @@ def file_atomically(path: str | Path) -> Iterator[Path]:
     except BaseException as error:
         with contextlib.suppress(OSError):
             partial.unlink(missing_ok=True)
+        if isinstance(error, OSError) and str(error.filename) == str(partial):
+            error = OSError(error.errno, error.strerror, str(path))  # the name that was given
         raise _at(error, path) from None
 
 
 def write_json(path: str | Path, value: Any) -> None:
     """Writes JSON that a person can read, atomically; makes the folder."""
     write_atomically(path, json.dumps(value, indent=2, sort_keys=True) + "\n")
+
+
+def check_may_be_written(*paths: str | Path | None) -> None:
+    """For files that are written last: says before what takes long that it will be refused.
+
+    Their folders are made; None is no file.
+
+    Raises:
+      InputError: a folder is there, or what is no file, such as a device.
+      OSError: of the system, with the file's name.
+    """
+    for path in (Path(path) for path in paths if path is not None):
+        if path.exists() and not path.is_file():
+            what = "a folder" if path.is_dir() else "no regular file"
+            raise InputError(f"{path}: expected the name of a file to write, {what} is there")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with tempfile.TemporaryFile(dir=path.parent):
+                pass
+        except OSError as error:
+            raise OSError(error.errno, error.strerror, str(path)) from None
 
 
 def _short(name: str) -> str:

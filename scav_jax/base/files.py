@@ -77,14 +77,19 @@ def check_may_be_written(*paths: str | Path | None) -> None:
     Their folders are made; None is no file.
 
     Raises:
-      InputError: a folder is there, or what is no file, such as a device.
+      InputError: a folder is there, or what is no file, such as a device; its folder is a file.
       OSError: of the system, with the file's name.
     """
     for path in (Path(path) for path in paths if path is not None):
         if path.exists() and not path.is_file():
             what = "a folder" if path.is_dir() else "no regular file"
             raise InputError(f"{path}: expected the name of a file to write, {what} is there")
-        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+        except (FileExistsError, NotADirectoryError) as error:
+            raise InputError(
+                f"{path}: expected a folder at {error.filename}, it is a file"
+            ) from None
         try:
             with tempfile.TemporaryFile(dir=path.parent):
                 pass

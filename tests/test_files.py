@@ -47,7 +47,7 @@ def test_what_will_be_refused_is_said_before_it_is_written(tmp_path, monkeypatch
         with pytest.raises(InputError, match=f"{path}: expected the name of a file.*{what} is"):
             check_may_be_written(path)
     for below in ("x.txt/y.txt", "x.txt/a/y.txt"):
-        with pytest.raises(InputError, match=r"y.txt: expected a folder at .*, it is a file"):
+        with pytest.raises(InputError, match=r"y.txt: expected a folder at .*/x.txt, a file"):
             check_may_be_written(tmp_path / below)
     real = os.open
 

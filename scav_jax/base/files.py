@@ -84,12 +84,10 @@ def check_may_be_written(*paths: str | Path | None) -> None:
         if path.exists() and not path.is_file():
             what = "a folder" if path.is_dir() else "no regular file"
             raise InputError(f"{path}: expected the name of a file to write, {what} is there")
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-        except (FileExistsError, NotADirectoryError) as error:
-            raise InputError(
-                f"{path}: expected a folder at {error.filename}, it is a file"
-            ) from None
+        above = next(one for one in path.absolute().parents if one.exists())
+        if not above.is_dir():
+            raise InputError(f"{path}: expected a folder at {above}, a file is there")
+        path.parent.mkdir(parents=True, exist_ok=True)
         try:
             with tempfile.TemporaryFile(dir=path.parent):
                 pass

@@ -52,15 +52,20 @@ def test_what_will_be_refused_is_said_before_it_is_written(tmp_path, monkeypatch
     real = os.open
 
     def refused(path, flags, *rest, **more):  # root may write everywhere
-        if flags & os.O_CREAT or flags & os.O_TMPFILE == os.O_TMPFILE:
+        if flags & (os.O_CREAT | os.O_RDWR | os.O_WRONLY):
             raise PermissionError(13, "Permission denied", str(path))
         return real(path, flags, *rest, **more)
 
+    def folder(path):
+        with folder_atomically(path):
+            pass
+
     monkeypatch.setattr(os, "open", refused)
-    for write in (check_may_be_written, lambda path: write_atomically(path, "new")):
+    monkeypatch.setattr(os, "mkdir", refused)
+    for write in (check_may_be_written, lambda path: write_atomically(path, "new"), folder):
         with pytest.raises(PermissionError) as caught:
             write(tmp_path / "x.txt")
-        assert caught.value.filename == str(tmp_path / "x.txt")  # not that of a partial file
+        assert caught.value.filename == str(tmp_path / "x.txt")  # not that of a partial one
 
 
 def test_json_makes_its_folder_and_does_not_depend_on_the_order_of_keys(tmp_path):

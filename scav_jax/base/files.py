@@ -61,9 +61,7 @@ def file_atomically(path: str | Path) -> Iterator[Path]:
     except BaseException as error:
         with contextlib.suppress(OSError):
             partial.unlink(missing_ok=True)
-        if isinstance(error, OSError) and str(error.filename) == str(partial):
-            error = OSError(error.errno, error.strerror, str(path))  # the name that was given
-        raise _at(error, path) from None
+        raise _at(error, path, partial) from None
 
 
 def write_json(path: str | Path, value: Any) -> None:
@@ -113,8 +111,8 @@ def folder_atomically(path: str | Path, *, replacing: bool = False) -> Iterator[
     path = Path(path)
     partial = path.with_name(f".{_short(path.name)}.partial")
     shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
     try:
+        partial.mkdir(parents=True)
         yield partial
         sync(partial)
         with _out_of_the_way(path) if replacing else contextlib.nullcontext():
@@ -122,7 +120,7 @@ def folder_atomically(path: str | Path, *, replacing: bool = False) -> Iterator[
         _sync_one(path.parent)
     except BaseException as error:
         shutil.rmtree(partial, ignore_errors=True)
-        raise _at(error, path) from error.__cause__
+        raise _at(error, path, partial) from error.__cause__
 
 
 @contextlib.contextmanager
@@ -201,13 +199,15 @@ def check_readable(folder: str | Path) -> None:
                 note(error)
 
 
-def _at(error: BaseException, path: str | Path) -> BaseException:
-    """The error, with the file's name where it is the system's and has none.
+def _at(error: BaseException, path: str | Path, partial: str | Path | None = None) -> BaseException:
+    """The error, with the file's name where it is the system's and has none, or the partial one's.
 
     Where fewer bytes were written than given, libraries raise an `OSError` without a number.
     """
     if isinstance(error, OSError) and error.errno is None:
         return OSError(errno.EIO, str(error), str(path))
+    if isinstance(error, OSError) and partial and str(error.filename) == str(partial):
+        return OSError(error.errno, error.strerror, str(path))  # the name that was given
     if isinstance(error, OSError) and error.filename is None:
         error.filename = str(path)
     return error

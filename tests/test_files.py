@@ -5,7 +5,13 @@ import os
 
 import pytest
 
-from scav_jax.base.files import folder_atomically, write_atomically, write_json
+from scav_jax.base.errors import InputError
+from scav_jax.base.files import (
+    check_may_be_written,
+    folder_atomically,
+    write_atomically,
+    write_json,
+)
 
 
 def test_text_and_bytes_are_written_and_replaced(tmp_path):
@@ -31,6 +37,35 @@ def test_what_fails_half_way_leaves_the_old_content_and_nothing_else(tmp_path, m
     assert caught.value.filename == str(path)
     assert path.read_text() == "old"
     assert [p.name for p in tmp_path.iterdir()] == ["x.txt"]
+
+
+def test_what_will_be_refused_is_said_before_it_is_written(tmp_path, monkeypatch):
+    (tmp_path / "x.txt").write_text("old")
+    check_may_be_written(None, tmp_path / "x.txt", tmp_path / "new" / "y.txt")
+    assert (tmp_path / "x.txt").read_text() == "old" and not [*(tmp_path / "new").iterdir()]
+    for path, what in ((tmp_path, "a folder"), (os.devnull, "no regular file")):
+        with pytest.raises(InputError, match=f"{path}: expected the name of a file.*{what} is"):
+            check_may_be_written(path)
+    for below in ("x.txt/y.txt", "x.txt/a/y.txt"):
+        with pytest.raises(InputError, match=r"y.txt: expected a folder at .*/x.txt, a file"):
+            check_may_be_written(tmp_path / below)
+    real = os.open
+
+    def refused(path, flags, *rest, **more):  # root may write everywhere
+        if flags & (os.O_CREAT | os.O_RDWR | os.O_WRONLY):
+            raise PermissionError(13, "Permission denied", str(path))
+        return real(path, flags, *rest, **more)
+
+    def folder(path):
+        with folder_atomically(path):
+            pass
+
+    monkeypatch.setattr(os, "open", refused)
+    monkeypatch.setattr(os, "mkdir", refused)
+    for write in (check_may_be_written, lambda path: write_atomically(path, "new"), folder):
+        with pytest.raises(PermissionError) as caught:
+            write(tmp_path / "x.txt")
+        assert caught.value.filename == str(tmp_path / "x.txt")  # not that of a partial one
 
 
 def test_json_makes_its_folder_and_does_not_depend_on_the_order_of_keys(tmp_path):

@@ -48,6 +48,17 @@ def test_notebooks_run(tmp_path, monkeypatch):
         assert sum("image/png" in output.get("data", {}) for output in outputs) >= 2, name
 
 
+@pytest.mark.parametrize("path", sorted(NOTEBOOKS.glob("*.ipynb")), ids=lambda path: path.stem)
+def test_paths_are_those_of_the_repository_where_jupyter_starts_in_the_notebooks_folder(
+    path, monkeypatch
+):
+    monkeypatch.chdir(NOTEBOOKS)
+    first = next(c for c in nbformat.read(path, as_version=4).cells if c.cell_type == "code")
+    found = first.source.index("if Path.cwd().name")
+    exec(first.source[found : first.source.index(" = Path(os.environ")].rpartition("\n")[0])
+    assert Path.cwd() == NOTEBOOKS.parents[1]
+
+
 @pytest.mark.parametrize("path", RUN_HERE, ids=lambda path: path.stem)
 def test_notebook_is_stored_without_outputs(path):
     notebook = nbformat.read(path, as_version=4)

@@ -348,9 +348,12 @@ def test_a_folder_is_scored_and_what_is_bad_is_named(trained, capsys, tmp_path, 
         raise KeyboardInterrupt
         yield
 
-    (tmp_path / "folder.json").mkdir()
-    mixed = ["--json", str(tmp_path / "folder.json"), "--csv", str(tmp_path / "new" / "other.csv")]
-    with pytest.raises(IsADirectoryError):
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    mixed = ["--json", str(tmp_path / "full.json"), "--csv", str(tmp_path / "new" / "other.csv")]
+    with monkeypatch.context() as patched, pytest.raises(OSError, match="No space"):
+        patched.setattr(program, "write_json", full)
         main([str(trained / "videos"), *words[:2], *mixed, "--most-offset", "0.4"])
     assert len((tmp_path / "new" / "other.csv").read_text().splitlines()) == 4  # nothing is lost
 
@@ -456,6 +459,7 @@ def test_a_model_that_nobody_calibrated_is_refused(tmp_path):
         (["--picture", __file__, "--sound", "no.wav"], "no.wav: expected a video or a sound"),
         (["--lay", __file__, "--under", "no.mp4"], "no.mp4: expected a video or a sound"),
         (["no.csv"], "expected a CSV of pairs"),
+        ([__file__, "--json", "/"], "/: expected the name of a file to write, a folder is there"),
     ],
 )
 def test_a_name_that_is_mistyped_is_said_before_the_model_is_loaded(words, said):

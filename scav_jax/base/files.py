@@ -7,6 +7,7 @@ import json
 import os
 import re
 import shutil
+import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -60,12 +61,36 @@ def file_atomically(path: str | Path) -> Iterator[Path]:
     except BaseException as error:
         with contextlib.suppress(OSError):
             partial.unlink(missing_ok=True)
-        raise _at(error, path) from None
+        raise _at(error, path, partial) from None
 
 
 def write_json(path: str | Path, value: Any) -> None:
     """Writes JSON that a person can read, atomically; makes the folder."""
     write_atomically(path, json.dumps(value, indent=2, sort_keys=True) + "\n")
+
+
+def check_may_be_written(*paths: str | Path | None) -> None:
+    """For files that are written last: says before what takes long that it will be refused.
+
+    Their folders are made; None is no file.
+
+    Raises:
+      InputError: a folder is there, or what is no file, such as a device; its folder is a file.
+      OSError: of the system, with the file's name.
+    """
+    for path in (Path(path) for path in paths if path is not None):
+        if path.exists() and not path.is_file():
+            what = "a folder" if path.is_dir() else "no regular file"
+            raise InputError(f"{path}: expected the name of a file to write, {what} is there")
+        above = next(one for one in path.absolute().parents if one.exists())
+        if not above.is_dir():
+            raise InputError(f"{path}: expected a folder at {above}, a file is there")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with tempfile.TemporaryFile(dir=path.parent):
+                pass
+        except OSError as error:
+            raise OSError(error.errno, error.strerror, str(path)) from None
 
 
 def _short(name: str) -> str:
@@ -86,8 +111,8 @@ def folder_atomically(path: str | Path, *, replacing: bool = False) -> Iterator[
     path = Path(path)
     partial = path.with_name(f".{_short(path.name)}.partial")
     shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
     try:
+        partial.mkdir(parents=True)
         yield partial
         sync(partial)
         with _out_of_the_way(path) if replacing else contextlib.nullcontext():
@@ -95,7 +120,7 @@ def folder_atomically(path: str | Path, *, replacing: bool = False) -> Iterator[
         _sync_one(path.parent)
     except BaseException as error:
         shutil.rmtree(partial, ignore_errors=True)
-        raise _at(error, path) from error.__cause__
+        raise _at(error, path, partial) from error.__cause__
 
 
 @contextlib.contextmanager
@@ -174,13 +199,15 @@ def check_readable(folder: str | Path) -> None:
                 note(error)
 
 
-def _at(error: BaseException, path: str | Path) -> BaseException:
-    """The error, with the file's name where it is the system's and has none.
+def _at(error: BaseException, path: str | Path, partial: str | Path | None = None) -> BaseException:
+    """The error, with the file's name where it is the system's and has none, or the partial one's.
 
     Where fewer bytes were written than given, libraries raise an `OSError` without a number.
     """
     if isinstance(error, OSError) and error.errno is None:
         return OSError(errno.EIO, str(error), str(path))
+    if isinstance(error, OSError) and partial and str(error.filename) == str(partial):
+        return OSError(error.errno, error.strerror, str(path))  # the name that was given
     if isinstance(error, OSError) and error.filename is None:
         error.filename = str(path)
     return error

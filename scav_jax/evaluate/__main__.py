@@ -125,6 +125,7 @@ def output_folder(arguments: argparse.Namespace, split) -> Path:
 
 def main(argv: Sequence[str] | None = None) -> int:
     arguments = parse(argv)
+    from scav_jax.base.files import check_may_be_written
     from scav_jax.datasets.vggsounder import divisions, read_annotations
     from scav_jax.evaluate import classified, sources
     from scav_jax.evaluate.evaluation import EvaluationSettings, evaluate, write
@@ -159,6 +160,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     rows += [sources.load(path) for path in arguments.embeddings]
     splits += [split] * len(arguments.embeddings)
     folder = output_folder(arguments, split)
+    check_may_be_written(folder / "metrics.json", arguments.save)
     if any(classified.classifies(source) for source in rows):
         classified.check_options(rows, arguments)
         document = classified.evaluate(rows, splits, settings)

@@ -32,8 +32,10 @@ def main(arguments: list[str] | None = None) -> None:
     for_videos = (options.clips, options.clip_seconds, options.workers)
     if options.data is not None and any(option is not None for option in for_videos):
         raise InputError("--clips, --clip-seconds and --workers: expected with --videos only")
+    from scav_jax.base.files import check_may_be_written, write_atomically, write_json
+
+    check_may_be_written(options.json, options.html)
     found = _inspect(options)
-    from scav_jax.base.files import write_atomically, write_json
     from scav_jax.inspect import page
 
     print(page.text(found))

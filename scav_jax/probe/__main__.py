@@ -33,8 +33,10 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
 
 def main(argv: Sequence[str] | None = None) -> int:
     arguments = parse(argv)
+    from scav_jax.base.files import check_may_be_written
     from scav_jax.extract.backbones import parse_weights
     from scav_jax.probe.probing import ProbeSettings, probe, table, write
+    from scav_jax.report import probed
     from scav_jax.retrieval.model import trained
 
     settings = ProbeSettings(
@@ -48,9 +50,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     run = trained(arguments.run, settings.trust)
     data = arguments.data or Path(run.config["data"]["path"])
+    folder = arguments.out or probed.folder(run.path, data, arguments.split)
+    check_may_be_written(folder / probed.FILE)
     document = probe(run, data, arguments.split, settings)
     print(table(document))  # first: where it is written to may be full
-    print("", *write(document, arguments.out), sep="\n")
+    print("", *write(document, folder), sep="\n")
     return 0
 
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from scav_jax.base.errors import InputError
-from scav_jax.base.files import write_atomically, write_json
+from scav_jax.base.files import check_may_be_written, write_atomically, write_json
 from scav_jax.base.interrupts import termination_interrupts
 from scav_jax.base.names import shown
 from scav_jax.base.progress import progress_bar
@@ -25,6 +25,7 @@ COLUMNS = ("picture", "sound", "offset", "low", "high", "score", "sync", "match"
 
 def run(arguments: argparse.Namespace) -> int:
     pairs, rejected = pairs_of(arguments)  # before what takes seconds: names may be mistyped
+    check_may_be_written(arguments.json, arguments.csv, arguments.html)
     model = load_as_asked(arguments)
     calibrated = calibration_of(model, arguments)
     if not pairs and not rejected:
@@ -71,6 +72,7 @@ def calibration_of(model: Model, arguments: argparse.Namespace) -> Calibration:
             f"{folder}: expected a calibrated model, and the data that it was trained on are not "
             f"at {path}; give --calibrate --data DATA --split SPLIT, of clips new to it"
         )
+    check_may_be_written(folder / calibration.FILE)
     made = calibration.of_data(model.run, model.identity, arguments.data, arguments.split)
     calibration.write(folder, made)
     print(made.in_words(), file=sys.stderr)

@@ -62,6 +62,7 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
 def main(argv: Sequence[str] | None = None) -> int:
     arguments = parse(argv)
     from scav_jax.base.containers import saved
+    from scav_jax.base.files import check_may_be_written
     from scav_jax.index import open_index
     from scav_jax.index.rows import checked_filter
     from scav_jax.index.searching import parse_retrieval
@@ -72,6 +73,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if arguments.filter is not None:
         checked_filter(arguments.filter)
     check_there(arguments.files)
+    check_may_be_written(arguments.html)
     model = load_as_asked(arguments)
     index = open_index(arguments.index, model.identity)
     asked = index.header.asked(arguments.static_weight, arguments.hubness)

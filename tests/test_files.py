@@ -21,6 +21,10 @@ def test_text_and_bytes_are_written_and_replaced(tmp_path):
     write_atomically(path, b"\0")
     assert path.read_bytes() == b"\0"
     assert [p.name for p in tmp_path.iterdir()] == ["x.txt"]
+    link = tmp_path / "link"  # such as /dev/stdout
+    link.symlink_to(path)
+    write_atomically(link, "through")
+    assert link.is_symlink() and path.read_text() == "through"
 
 
 @pytest.mark.parametrize("broken", ["fsync", "replace"])

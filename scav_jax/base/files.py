@@ -47,9 +47,9 @@ def write_atomically(path: str | Path, content: bytes | str) -> None:
 def file_atomically(path: str | Path) -> Iterator[Path]:
     """A file to write, there already and empty; at the end it becomes `path`, as by the above.
 
-    Its folder is made.
+    Its folder is made; a link stays, and what it leads to is written.
     """
-    path = Path(path)
+    path = Path(os.path.realpath(path)) if os.path.islink(path) else Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f"{_short(path.name)}.{os.getpid()}.partial")
     try:
@@ -79,6 +79,7 @@ def check_may_be_written(*paths: str | Path | None) -> None:
       OSError: of the system, with the file's name.
     """
     for path in (Path(path) for path in paths if path is not None):
+        path = Path(os.path.realpath(path)) if path.is_symlink() else path
         if path.exists() and not path.is_file():
             what = "a folder" if path.is_dir() else "no regular file"
             raise InputError(f"{path}: expected the name of a file to write, {what} is there")

@@ -46,7 +46,7 @@ def test_what_fails_half_way_leaves_the_old_content_and_nothing_else(tmp_path, m
 def test_what_will_be_refused_is_said_before_it_is_written(tmp_path, monkeypatch):
     (tmp_path / "x.txt").write_text("old")
     check_may_be_written(None, tmp_path / "x.txt", tmp_path / "new" / "y.txt")
-    assert (tmp_path / "x.txt").read_text() == "old" and not [*(tmp_path / "new").iterdir()]
+    assert (tmp_path / "x.txt").read_text() == "old" and not (tmp_path / "new").exists()
     for path, what in ((tmp_path, "a folder"), (os.devnull, "no regular file")):
         with pytest.raises(InputError, match=f"{path}: expected the name of a file.*{what} is"):
             check_may_be_written(path)

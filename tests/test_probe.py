@@ -186,6 +186,9 @@ def test_a_run_is_probed_and_its_report_says_so(run, capsys, monkeypatch):
         computed[:] = computed or [probe(*arguments)]
         return computed[0]
 
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
     monkeypatch.setattr(probing, "probe", once)
     with pytest.raises(InputError, match=r"--videos: expected the folder .* or --changed 0"):
         probe_program.main(words)
@@ -205,8 +208,12 @@ def test_a_run_is_probed_and_its_report_says_so(run, capsys, monkeypatch):
         assert set(task) == {"accuracy", "error", "prior", "static", "shuffled", "n"}
         assert task["n"] == 5 and 0 <= task["accuracy"] <= 1 and task["prior"] > 0.3
     assert "CAUTION: N = 5 is few: a share may be off by 44 points" in said
-    with pytest.raises(OSError):  # and what was computed is shown all the same
+    with pytest.raises(InputError, match="expected a folder at"):
         probe_program.main([*words, "--changed", "0", "--out", str(file / "below a file")])
+    assert not capsys.readouterr().out
+    with monkeypatch.context() as patched, pytest.raises(OSError):  # what was computed is shown
+        patched.setattr(probing, "write", full)
+        probe_program.main([*words, "--changed", "0"])
     again = capsys.readouterr().out.strip()
     assert again == said.partition(f"\n{file}")[0].strip() and len(again) > 500
     loaded = load_run(run / "run")

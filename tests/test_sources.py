@@ -35,12 +35,16 @@ def figures(row):
 def test_our_own_run_as_a_file_gives_our_own_row(scav, data, tmp_path, capsys):  # noqa: F811
     file = tmp_path / "own.npz"
     own = evaluated(tmp_path / "run", "--run", scav, "--save", file)
-    (tmp_path / "full").touch()  # what cannot be saved loses no figure
-    with pytest.raises(OSError, match="full"):
-        evaluated(
-            *(tmp_path / "both", "--run", scav, "--embeddings", file),
-            *("--save", tmp_path / "full" / "own.npz"),
-        )
+    words = tmp_path / "both", "--run", scav, "--embeddings", file, "--save"
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    with pytest.raises(InputError, match="expected a folder at"):
+        evaluated(*words, file / "own.npz")
+    with pytest.MonkeyPatch.context() as patched, pytest.raises(OSError, match="No space"):
+        patched.setattr(sources, "write", full)  # what cannot be saved loses no figure
+        evaluated(*words, tmp_path / "full.npz")
     both = json.loads((tmp_path / "both" / "metrics.json").read_text())
     first, second = both["runs"]
     assert figures(first) == figures(second) == figures(own["runs"][0])

@@ -72,7 +72,7 @@ def write_json(path: str | Path, value: Any) -> None:
 def check_may_be_written(*paths: str | Path | None) -> None:
     """For files that are written last: says before what takes long that it will be refused.
 
-    Their folders are made; None is no file.
+    Nothing is made; None is no file.
 
     Raises:
       InputError: a folder is there, or what is no file, such as a device; its folder is a file.
@@ -86,9 +86,8 @@ def check_may_be_written(*paths: str | Path | None) -> None:
         above = next(one for one in path.absolute().parents if one.exists())
         if not above.is_dir():
             raise InputError(f"{path}: expected a folder at {above}, a file is there")
-        path.parent.mkdir(parents=True, exist_ok=True)
         try:
-            with tempfile.TemporaryFile(dir=path.parent):
+            with tempfile.TemporaryFile(dir=above):
                 pass
         except OSError as error:
             raise OSError(error.errno, error.strerror, str(path)) from None

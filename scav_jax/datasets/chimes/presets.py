@@ -200,15 +200,15 @@ PRESETS["static"] = replace(PRESETS["rooms"], other_times=1)
 # As large as `large`, and harder: an easy `large` cannot tell good from better.
 PRESETS["hard"] = replace(
     PRESETS["large"],
-    events_per_second=0.75,
+    events_per_second=0.71,
     rhythm_spread=0.15,
     rest_probability=0.05,
     tempo_drift=0.05,
-    sensor_noise=0.075,
+    sensor_noise=0.087,
     noise_grain_px=2.0,
-    room_noise=0.016,
-    performance_delay_ms=70.0,
-    event_delay_ms=70.0,
+    room_noise=0.019,
+    performance_delay_ms=78.0,
+    event_delay_ms=78.0,
 )
 
 

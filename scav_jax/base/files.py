@@ -49,7 +49,7 @@ def file_atomically(path: str | Path) -> Iterator[Path]:
 
     Its folder is made; a link stays, and what it leads to is written.
     """
-    path = Path(os.path.realpath(path)) if os.path.islink(path) else Path(path)
+    path = _behind_a_link(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f"{_short(path.name)}.{os.getpid()}.partial")
     try:
@@ -78,8 +78,7 @@ def check_may_be_written(*paths: str | Path | None) -> None:
       InputError: a folder is there, or what is no file, such as a device; its folder is a file.
       OSError: of the system, with the file's name.
     """
-    for path in (Path(path) for path in paths if path is not None):
-        path = Path(os.path.realpath(path)) if path.is_symlink() else path
+    for path in (_behind_a_link(path) for path in paths if path is not None):
         if path.exists() and not path.is_file():
             what = "a folder" if path.is_dir() else "no regular file"
             raise InputError(f"{path}: expected the name of a file to write, {what} is there")
@@ -91,6 +90,11 @@ def check_may_be_written(*paths: str | Path | None) -> None:
                 pass
         except OSError as error:
             raise OSError(error.errno, error.strerror, str(path)) from None
+
+
+def _behind_a_link(path: str | Path) -> Path:
+    """Where a link leads; what is no link as it is, for that name is the one to tell."""
+    return Path(os.path.realpath(path) if os.path.islink(path) else path)
 
 
 def _short(name: str) -> str:

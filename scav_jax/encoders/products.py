@@ -122,10 +122,11 @@ def _gelu_again(x):
 
 def _gelu_backward(kept, cotangent):
     x = loaded(*kept)
+    # In terms of erf, where the forward pass has erfc: or XLA would share, and so keep, its result.
     values = wide(x)
     phi = 0.5 * (1.0 + jax.lax.erf(values * 0.5**0.5))
     density = jnp.exp(-0.5 * values * values) * (2.0 * math.pi) ** -0.5
-    return ((cotangent * (phi + values * density).astype(x.dtype)),)
+    return (cotangent * (phi + values * density).astype(x.dtype),)
 
 
 # The exact GELU, `x Phi(x)`. Its gradient keeps `x` only; autodiff would keep three arrays.

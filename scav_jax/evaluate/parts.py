@@ -11,6 +11,7 @@ nothing changes over a pair, as of one step, the dynamic part is 0 and not what 
 
 from typing import NamedTuple
 
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float, Int
 
@@ -19,7 +20,7 @@ from scav_jax.base.errors import InputError
 from scav_jax.distances.static import SUFFIX
 from scav_jax.retrieval.embed import Embedded
 from scav_jax.retrieve import queries_first, sequence_distances
-from scav_jax.sequences import Sequences
+from scav_jax.sequences import Sequences, masked_mean
 
 STATIC = "scav_jax.distances.static:euclidean_static"
 ROUNDED = np.float32(2.0**-20)  # of mean squares: a difference of distances below it is rounding
@@ -89,6 +90,5 @@ def of_euclidean(
 
 def _mean_square(latents: Sequences) -> Float[np.ndarray, " K"]:
     """Over real steps and channels."""
-    real = np.arange(latents.values.shape[1]) < latents.lengths[:, None]
-    squares = np.square(np.where(real[..., None], latents.values, np.float32(0))).sum(axis=(1, 2))
-    return squares / (latents.lengths * np.float32(latents.values.shape[2]))
+    squares = masked_mean(jnp.square(latents.values), jnp.asarray(latents.lengths))
+    return np.asarray(squares.mean(axis=-1))

@@ -139,16 +139,8 @@ def _means(embedded: Embedded, stream: str) -> np.ndarray:
     return np.concatenate([unit_or_zero(mean) for mean in means], axis=1)
 
 
-def write(document: dict, folder: Path | None = None) -> tuple[Path, Path]:
-    """Writes probe.json and probe.html, each whole or not at all; where they are.
-
-    Args:
-      document: of `probe`.
-      folder: None is RUN/probe/<data>-<split>.
-    """
-    if folder is None:
-        data = document["data"]
-        folder = probed.folder(Path(document["run"]), Path(data["path"]), data["split"])
+def write(document: dict, folder: Path) -> tuple[Path, Path]:
+    """Writes probe.json and probe.html of `probe`, each whole or not at all; where they are."""
     write_document(folder / probed.FILE, document)
     write_atomically(folder / "probe.html", probed.html(document))
     return folder / probed.FILE, folder / "probe.html"

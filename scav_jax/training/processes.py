@@ -32,7 +32,8 @@ from scav_jax.training.config import difference
 EXIT_LOST = 4  # another process ended
 EXIT_TERMINATED = 143  # SIGTERM, as shells report it
 HEARTBEAT_S = 0.5  # between two looks at the other processes
-LEAVING_S = 3.0  # how long a process that ends waits for the others to end by themselves
+LEAVING_S = 3.0  # how long a process that is to end with another has to end by itself
+FAREWELL_S = 30.0  # how long the coordinator then waits for the others' last words
 # What has to be in the environment for JAX to detect a cluster by itself, and how many we are.
 CLUSTERS = {
     "SLURM": (
@@ -312,8 +313,9 @@ def run_program(main: Callable[[], int | None]) -> None:
         except Exception as error:
             lost = _lost(error) if many() else None
             if lost is not None:
-                _end(EXIT_LOST, lost)
-            _announce(first_line(error)[:300])
+                _end(EXIT_LOST, lost, together=True)
+            if many():
+                _announce(first_line(error)[:300])
             raise
 
     try:
@@ -321,12 +323,12 @@ def run_program(main: Callable[[], int | None]) -> None:
     except SystemExit as end:
         if not (many() and _leaving.is_set()):
             raise
-        _end(end.code)
+        _end(end.code, together=True)
     except Exception:
         if not many():
             raise
         traceback.print_exc()
-        _end(1)
+        _end(1, together=True)
 
 
 class _Watch:
@@ -352,7 +354,7 @@ class _Watch:
     def _look(self, alive: dict[str, str], ended: dict[str, str]) -> None:
         if ended:
             time.sleep(LEAVING_S)  # an error that all share, all report themselves
-            _end_unless_leaving(_ended_words(ended))
+            _end_unless_leaving(_ended_words(ended), together=True)
         now = time.monotonic()
         for key, count in alive.items():
             if key not in self._heard or self._heard[key][0] != count:
@@ -371,9 +373,9 @@ class _Watch:
                 _end_unless_leaving(_lost_words(words))
 
 
-def _end_unless_leaving(words: str) -> None:
+def _end_unless_leaving(words: str, *, together: bool = False) -> None:
     if not _leaving.is_set():
-        _end(EXIT_LOST, words)
+        _end(EXIT_LOST, words, together=together)
 
 
 def _lost(error: Exception) -> str | None:
@@ -432,23 +434,28 @@ def _goodbye(shell: subprocess.Popen) -> None:
 
 
 def _announce(why: str) -> None:
-    """Tells the other processes that this one ends, and lets them end before the coordinator."""
-    if not many():
-        return
+    """Tells the other processes that this one ends."""
     _leaving.set()
     with contextlib.suppress(jax.errors.JaxRuntimeError):
-        own, store = jax.process_index(), _store()
-        store.key_value_set(f"scav/ended/{own}", why, allow_overwrite=True)
-        begin = time.monotonic()
-        while own == 0 and time.monotonic() - begin < LEAVING_S + 4 * HEARTBEAT_S:
-            if len(_ended(store)) == jax.process_count():
-                break
-            time.sleep(0.1)
+        _store().key_value_set(f"scav/ended/{jax.process_index()}", why, allow_overwrite=True)
 
 
 def _ended(store) -> dict[str, str]:
     """Process index -> why it ended."""
     return {key.rsplit("/", 1)[1]: why for key, why in store.key_value_dir_get("scav/ended")}
+
+
+def _take_leave() -> None:
+    """Lets the coordinator end last: JAX aborts a process whose coordinator is gone."""
+    with contextlib.suppress(jax.errors.JaxRuntimeError):
+        own, store, begin = jax.process_index(), _store(), time.monotonic()
+        if not _ended(store):  # one was killed, and will not take its leave
+            return
+        store.key_value_set(f"scav/left/{own}", "", allow_overwrite=True)
+        while own == 0 and time.monotonic() - begin < FAREWELL_S:
+            if len(store.key_value_dir_get("scav/left")) == jax.process_count():
+                break
+            time.sleep(0.1)
 
 
 def _store() -> Any:
@@ -472,12 +479,17 @@ def _after(seconds: float, act: Callable[[], None]) -> threading.Timer:
     return timer
 
 
-def _end(code: int, words: str = "") -> NoReturn:
-    """Ends the process at once: an orderly end would wait for the other processes."""
+def _end(code: int, words: str = "", *, together: bool = False) -> NoReturn:
+    """Ends the process at once: an orderly end would wait for the other processes.
+
+    Args: what the program exits with; last words; whether all of them are ending.
+    """
     if words:
         print(f"\n{words}", file=sys.stderr)  # a progress bar may stand on the line
     for shell in _shell:
         _goodbye(shell)
     sys.stdout.flush()
     sys.stderr.flush()
+    if together:
+        _take_leave()
     os._exit(code)

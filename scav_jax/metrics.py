@@ -9,7 +9,7 @@ that quietly disappears.
 from collections.abc import Iterator, Sequence
 
 import numpy as np
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int, Shaped
 
 from scav_jax.base.errors import InputError
 
@@ -188,7 +188,8 @@ def summary(
 
     Returns:
       `n`, `recall_at_<k>` (0..1), `median_rank`, `mean_rank`, and with `_interval` appended to
-      each name but `n` its (low, high) percentiles. Plain Python numbers.
+      each name but `n` its (low, high) percentiles; of a recall of 0 or 1, which no resample
+      changes, the exact bound (Clopper-Pearson). Plain Python numbers.
     """
     ranks = _checked_ranks(ranks)
     values = _figures(ranks[None], ks)
@@ -198,6 +199,9 @@ def summary(
         samples = [_figures(ranks[some], ks) for some in chosen]
         for name in values:
             result[f"{name}_interval"] = _interval([figures[name] for figures in samples])
+        for k in ks:
+            exact = _interval_where_all_agree(ranks <= k, 0.0)
+            result[f"recall_at_{k}_interval"] = exact or result[f"recall_at_{k}_interval"]
     return result
 
 
@@ -218,7 +222,8 @@ def paired_gain(
         out.
 
     Returns:
-      `gain` in -1..1 and `interval`, (low, high).
+      `gain` in -1..1 and `interval`, (low, high); where both ways find the same, exact as for
+      `summary`.
     """
     ranks, others = _checked_ranks(ranks), _checked_ranks(others)
     if len(ranks) != len(others):
@@ -227,7 +232,9 @@ def paired_gain(
     result: dict = {"gain": float(more.mean())}
     if bootstrap:
         chosen = _resampled(len(more), bootstrap, seed)
-        result["interval"] = _interval([more[some].mean(axis=1) for some in chosen])
+        result["interval"] = _interval_where_all_agree(more, -1.0) or _interval(
+            [more[some].mean(axis=1) for some in chosen]
+        )
     return result
 
 
@@ -339,3 +346,15 @@ def _resampled(count: int, samples: int, seed: int) -> Iterator[Int[np.ndarray, 
 def _interval(blocks: list[Float[np.ndarray, " S"]]) -> list[float]:
     """The percentile interval of a figure of all samples, (low, high)."""
     return [float(bound) for bound in np.percentile(np.concatenate(blocks), _TAILS)]
+
+
+def _interval_where_all_agree(values: Shaped[np.ndarray, " Q"], least: float) -> list[float] | None:
+    """As far as so many without an exception can tell; None where there is one.
+
+    Args: what each has, `least` (0 or -1) to 1.
+    """
+    value = float(values[0])
+    if (values != values[0]).any():
+        return None
+    unseen = 1 - (_TAILS[0] / 100) ** (1 / len(values))  # so rare is seen by none in 2.5 %
+    return [max(least, value - unseen), min(1.0, value + unseen)]

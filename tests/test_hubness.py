@@ -255,7 +255,6 @@ def test_gains_are_paired(random):
     assert found["gain"] == pytest.approx(more.mean())
     half = (found["interval"][1] - found["interval"][0]) / 2
     assert half == pytest.approx(1.96 * more.std() / 300**0.5, rel=0.15)
-    assert metrics.paired_gain(ranks, ranks, bootstrap=9)["interval"] == [0.0, 0.0]
     assert found == metrics.paired_gain(ranks, others, bootstrap=500, seed=3)
 
 

@@ -6,6 +6,7 @@ import itertools
 import numpy as np
 import pytest
 import pytrec_eval
+import scipy.stats
 
 from scav_jax import metrics
 from scav_jax.base.errors import InputError
@@ -167,6 +168,24 @@ def test_an_interval_leaves_as_much_out_above_as_below():
     low, high = metrics.summary(ranks, bootstrap=20_000)["recall_at_1_interval"]
     deviation = np.sqrt(0.25 / 1000)
     np.testing.assert_allclose([0.5 - low, high - 0.5], 1.96 * deviation, rtol=0.08)
+
+
+@pytest.mark.parametrize("queries", [1, 40, 1000])
+def test_all_or_none_found_is_no_certainty(queries):
+    """Where nothing varies a resample tells nothing: scipy's Clopper-Pearson bound."""
+    found, missed = np.full(queries, 1), np.full(queries, 50)
+    unseen = scipy.stats.binomtest(0, queries).proportion_ci().high
+    all_found = metrics.summary(found)["recall_at_10_interval"]
+    none_found = metrics.summary(missed)["recall_at_10_interval"]
+    np.testing.assert_allclose(all_found, [1 - unseen, 1], rtol=1e-9)
+    np.testing.assert_allclose(none_found, [0, unseen], rtol=1e-9)
+    assert metrics.summary(missed)["median_rank_interval"] == [50, 50]
+    same = metrics.paired_gain(found, found)
+    assert same["gain"] == 0
+    np.testing.assert_allclose(same["interval"], [-unseen, unseen], rtol=1e-9)
+    np.testing.assert_allclose(
+        metrics.paired_gain(found, missed)["interval"], [1 - unseen, 1], rtol=1e-9
+    )
 
 
 def test_interval_has_the_binomial_width_and_covers():

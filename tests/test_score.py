@@ -244,6 +244,22 @@ def test_a_runs_own_clips_are_those_that_it_was_trained_with(run, data, calibrat
         calibration.of_data(trained, "me", data, "validation")
 
 
+def test_anothers_run_is_calibrated_for_one_call(run, data, calibrated, monkeypatch, capsys):
+    def refused(path):
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(program, "check_may_be_written", refused)
+    monkeypatch.setattr(calibration, "of_data", lambda *_: calibrated)
+    own = {**run.config, "data": {**run.config["data"], "path": str(data)}}
+    mine = model.Model(replace(run, path=data, config=own))
+    assert program.calibration_of(mine, parse(["a.mp4", "--model", "run"])) == calibrated
+    said = capsys.readouterr().err
+    assert f"Permission denied: '{data / calibration.FILE}'; so every call" in said
+    assert not (data / calibration.FILE).exists()
+    with pytest.raises(PermissionError):
+        program.calibration_of(mine, parse(["--calibrate", "--model", "run"]))
+
+
 def test_strangers_score_nothing_and_own_sounds_much(run, calibrated):
     own = [scored(run, clip(k, 0.12), calibrated) for k in range(60, 66)]
     others = [scored(run, clip(k), calibrated, sound=clip(k + 10)) for k in range(60, 66)]

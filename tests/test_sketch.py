@@ -241,3 +241,8 @@ def test_a_run_gets_one_and_its_index_and_export_have_it(tmp_path, capsys, monke
     for words, told in ((["--numbers", "9999"], "16 to 4096"), (["--clips", "1"], "at least 2")):
         with pytest.raises(InputError, match=told):
             program.main([*small[:2], *words])
+    (run / "sketch" / "sketch.json").unlink()
+    (run / "sketch" / "sketch.json").mkdir()
+    monkeypatch.setattr(sketching, "fit", None)  # is not begun
+    with pytest.raises(InputError, match=r"sketch.json: expected the name of a file"):
+        program.main(small)

@@ -18,14 +18,17 @@ import numpy as np
 
 from scav_jax import metrics
 from scav_jax.base.errors import InputError
+from scav_jax.base.files import check_may_be_written
 from scav_jax.features.store import Split
 from scav_jax.retrieval.embed import Embedded, embed
 from scav_jax.retrieval.model import Model
 from scav_jax.retrieval.own_data import own_split
 from scav_jax.retrieval.results import DIRECTIONS, aligned, few_clips, percent
 from scav_jax.retrieval.sketch import (
+    ABOUT,
     BESIDE,
     CLIPS_AT_ONCE,
+    FOLDER,
     Sketch,
     on_grid,
     save_sketch,
@@ -88,8 +91,10 @@ def sketch_run(path: Path, fitting: Fitting) -> tuple[Sketch, dict]:
 
     Raises:
       InputError: no finished run, or see `fit`.
+      OSError: nothing may be written there.
     """
     run = load_run(path)
+    check_may_be_written(path / FOLDER / ABOUT)
     sketch, figures = fit(run, fitting)
     save_sketch(path, sketch, Model(run).identity, figures)
     return sketch, figures

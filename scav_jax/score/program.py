@@ -5,7 +5,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from scav_jax.base.errors import InputError
+from scav_jax.base.errors import InputError, in_a_line
 from scav_jax.base.files import check_may_be_written, write_atomically, write_json
 from scav_jax.base.interrupts import termination_interrupts
 from scav_jax.base.names import shown
@@ -56,8 +56,11 @@ def run(arguments: argparse.Namespace) -> int:
 def calibration_of(model: Model, arguments: argparse.Namespace) -> Calibration:
     """The model's calibration: what lies beside it, or made now of the run's validation clips.
 
+    Made only for what is to be scored now, it need not be kept: the run may be another's.
+
     Raises:
       InputError: there is none, and the run's data are not at hand.
+      OSError: it was asked for and cannot be written.
     """
     folder, data = model.run.path, model.run.config["data"]
     if not arguments.calibrate:
@@ -72,10 +75,23 @@ def calibration_of(model: Model, arguments: argparse.Namespace) -> Calibration:
             f"{folder}: expected a calibrated model, and the data that it was trained on are not "
             f"at {path}; give --calibrate --data DATA --split SPLIT, of clips new to it"
         )
-    check_may_be_written(folder / calibration.FILE)
+    try:
+        check_may_be_written(folder / calibration.FILE)
+        not_kept = None
+    except OSError as error:
+        if arguments.calibrate:
+            raise
+        not_kept = error
     made = calibration.of_data(model.run, model.identity, arguments.data, arguments.split)
-    calibration.write(folder, made)
     print(made.in_words(), file=sys.stderr)
+    if not_kept is None:
+        calibration.write(folder, made)
+    else:
+        print(
+            f"NOTE: {in_a_line(not_kept)}; so every call calibrates anew, until somebody who may "
+            f"write there has called scav score --calibrate --model {folder}",
+            file=sys.stderr,
+        )
     return made
 
 

@@ -20,9 +20,9 @@ import sys
 import time
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-OLDEST, NEWEST = (3, 11), (3, 13)  # as `requires-python` says; nothing was seen to run on 3.14 yet
-SUPPORTED = "Python 3.11, 3.12 or 3.13"
-CANDIDATES = ("python3.12", "python3.13", "python3.11", "python3", "python")
+OLDEST, NEWEST = (3, 11), (3, 14)  # as `requires-python` says
+SUPPORTED = "Python 3.11 to 3.14"
+CANDIDATES = ("python3.12", "python3.13", "python3.14", "python3.11", "python3", "python")
 EXIT_SYSTEM = 3  # as scav_jax.base.errors: the machine refused
 EXIT_INTERRUPTED = 130
 

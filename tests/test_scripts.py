@@ -140,7 +140,7 @@ def test_python_too_old_is_one_line(bootstrap, capsys):
     assert stopped.value.code == bootstrap.EXIT_SYSTEM
     message = capsys.readouterr().err
     assert message.count("\n") == 1
-    assert message.startswith("error: Python 3.11, 3.12 or 3.13 is needed, this is 3.8.18 (")
+    assert message.startswith("error: Python 3.11 to 3.14 is needed, this is 3.8.18 (")
 
 
 def test_python_too_old_gives_way_to_a_newer_one(bootstrap, monkeypatch):
@@ -288,7 +288,7 @@ def test_environment_of_an_old_python_is_left_alone(bootstrap, monkeypatch, proj
         bootstrap.ensure([], root=str(project))
     message = capsys.readouterr().err
     assert (
-        "should hold Python 3.11, 3.12 or 3.13, its Python is 3.9.2; remove the folder" in message
+        "should hold Python 3.11 to 3.14, its Python is 3.9.2; remove the folder" in message
     )
     assert (project / ".venv" / "bin" / "python").exists()
 
@@ -375,11 +375,11 @@ def test_next_steps_of_the_demo_are_commands_that_parse(demo):
         importlib.import_module(f"scav_jax.{name}.__main__").parse(words)
 
 
-@pytest.mark.parametrize("version", [(3, 10, 4), (3, 14, 0)])
+@pytest.mark.parametrize("version", [(3, 10, 4), (3, 15, 0)])
 def test_a_python_on_which_nothing_was_seen_to_run_is_refused(bootstrap, version, capsys):
     with pytest.raises(SystemExit):
         bootstrap.use_supported_python(version, which=lambda name: None)
-    assert "Python 3.11, 3.12 or 3.13 is needed" in capsys.readouterr().err
+    assert "Python 3.11 to 3.14 is needed" in capsys.readouterr().err
     text = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["requires-python"]
     (low, high) = bootstrap.OLDEST, bootstrap.NEWEST
     assert text == f">={low[0]}.{low[1]},<{high[0]}.{high[1] + 1}"

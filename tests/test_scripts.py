@@ -287,9 +287,7 @@ def test_environment_of_an_old_python_is_left_alone(bootstrap, monkeypatch, proj
     with pytest.raises(SystemExit):
         bootstrap.ensure([], root=str(project))
     message = capsys.readouterr().err
-    assert (
-        "should hold Python 3.11 to 3.14, its Python is 3.9.2; remove the folder" in message
-    )
+    assert "should hold Python 3.11 to 3.14, its Python is 3.9.2; remove the folder" in message
     assert (project / ".venv" / "bin" / "python").exists()
 
 

@@ -8,9 +8,9 @@ left behind when either is killed, and no limit of /dev/shm applies (containers 
 import mmap
 import os
 import pickle
+import socket
 import tempfile
 from dataclasses import dataclass
-from multiprocessing import reduction
 from multiprocessing.connection import Connection
 from typing import Any
 
@@ -31,7 +31,11 @@ class Parcel:
 
     def open(self, pipe: Connection) -> Any:
         """The object; its arrays are read-only views of memory that goes when they do."""
-        descriptor = reduction.recv_handle(pipe)
+        with _socket_of(pipe) as end:
+            _, descriptors, _, _ = socket.recv_fds(end, 1, 1)
+        if not descriptors:
+            raise EOFError
+        (descriptor,) = descriptors
         try:
             mapped = memoryview(mmap.mmap(descriptor, sum(self.sizes), prot=mmap.PROT_READ))
         finally:
@@ -60,17 +64,26 @@ def pack(value: Any) -> Any:
 
 
 def send(pipe: Connection, packed: Any) -> bool:
-    """Sends what `pack` made; whether it was a parcel."""
+    """Sends what `pack` made, without waiting for its reader; whether it was a parcel.
+
+    Not by `multiprocessing.reduction`, whose sender waits for an answer from Python 3.14 on.
+    """
     if not (isinstance(packed, tuple) and isinstance(packed[0], Parcel)):
         pipe.send(packed)
         return False
     parcel, descriptor = packed
     try:
         pipe.send(parcel)
-        reduction.send_handle(pipe, descriptor, None)
+        with _socket_of(pipe) as end:
+            socket.send_fds(end, [b"\0"], [descriptor])
     finally:
         os.close(descriptor)
     return True
+
+
+def _socket_of(pipe: Connection) -> socket.socket:
+    """A duplex pipe is a pair of sockets, of which one end is opened anew."""
+    return socket.fromfd(pipe.fileno(), socket.AF_UNIX, socket.SOCK_STREAM)
 
 
 def _nameless_file() -> int:

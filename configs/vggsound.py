@@ -15,7 +15,8 @@ Variants:  configs/vggsound.py:39m (the default; 39.3 M parameters, the plain re
 Ours:      what `base.vggsound` lists. Not run by us: the figures are the paper's.
 
 Beyond the paper, with larger batches; memory is what XLA's CPU compiler plans for clips of 250 x 62
-steps on one device, not measured on the hardware (`scripts/benchmarks/caching.py`):
+steps on one device, not measured on the hardware (`scripts/benchmarks/caching.py`), without the
+batch that is read ahead (0.3 and 4.7 GB, which `scav plan` counts):
 
     variant      hardware                      batch    microbatch  precision  memory on a device
     39m          one V100 of 16 GB, or more      256    all         float32    6.5 GB

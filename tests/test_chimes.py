@@ -155,6 +155,14 @@ def test_clips_lie_in_their_performance_and_do_not_overlap(name):
         assert all(end - start == 4.0 for start, end in times)
 
 
+def test_the_data_sheet_says_what_hard_is():
+    hard, sheet = chimes.preset("hard"), Path(chimes.__file__).with_name("DATASHEET.md").read_text()
+    one, other = hard.performance_delay_ms, hard.event_delay_ms
+    assert f"(`hard`: {one:g} and {other:g})" in sheet
+    assert f"{one + other:g} ms out of step ({one:g} a performance, {other:g} a strike)" in sheet
+    assert f"fewer strikes ({hard.events_per_second:g} a second)" in sheet
+
+
 def test_presets_are_as_large_as_they_promise():
     demo, large = (chimes.preset(name) for name in ("demo", "large"))
     for parameters, least in ((demo, 1000), (large, 3001)):

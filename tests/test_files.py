@@ -1,5 +1,6 @@
 """Files appear whole or not at all."""
 
+import importlib
 import json
 import os
 
@@ -70,6 +71,27 @@ def test_what_will_be_refused_is_said_before_it_is_written(tmp_path, monkeypatch
         with pytest.raises(PermissionError) as caught:
             write(tmp_path / "x.txt")
         assert caught.value.filename == str(tmp_path / "x.txt")  # not that of a partial one
+
+
+ELSEWHERE = ["--model", "nowhere", "--videos", "nowhere"]
+FEW = ["--videos", "nowhere", "--validation", "0"]
+
+
+@pytest.mark.parametrize(
+    "program, words",
+    [
+        ("plan", ["--config", "nowhere.py", "--json", "FILE/x.json"]),
+        ("index", ["build", "FILE/x", *ELSEWHERE]),
+        ("index", ["tune", "nowhere", *ELSEWHERE, "--out", "FILE/x.json"]),
+        ("datasets", ["vggsound", "FILE", *FEW, "--out", "FILE/x.csv"]),
+    ],
+)
+def test_programs_ask_whether_they_may_write_before_they_begin(program, words, tmp_path):
+    file = tmp_path / "list.csv"
+    file.write_text("abcdefghijk,21,a dog,train\n")
+    main = importlib.import_module(f"scav_jax.{program}.__main__").main
+    with pytest.raises(InputError, match=f"expected a folder at {file}, a file is there"):
+        main([word.replace("FILE", str(file)) for word in words])
 
 
 def test_json_makes_its_folder_and_does_not_depend_on_the_order_of_keys(tmp_path):

@@ -258,7 +258,7 @@ def test_largest_batches_grow_with_devices_and_with_caching():
 
 
 def test_a_step_takes_its_flops_at_the_peak_s_share():
-    device = devices.Device(1e9, 1e12, 4e12, 8e12)
+    device = devices.Device("mine", 1e9, 1e12, 4e12, 8e12)
     work = small(batch=64)
     count = costs.flops(work)
     exact = count.distance + count.loss
@@ -268,7 +268,7 @@ def test_a_step_takes_its_flops_at_the_peak_s_share():
     assert estimate.step_seconds(half, device, 0.5) == pytest.approx(expected)
     four = dataclasses.replace(work, devices=4)
     assert estimate.step_seconds(four, device, 0.5) == pytest.approx(count.total / 2e12)
-    with pytest.raises(InputError, match=r"it has no bfloat16; .* --device"):
+    with pytest.raises(InputError, match=r"v100 has no bfloat16; .* --device"):
         estimate.step_seconds(half, devices.DEVICES["v100"], 0.4)
 
 
@@ -296,6 +296,7 @@ def test_the_program_plans_the_paper_s_run_without_data(tmp_path, monkeypatch, c
     assert program.main(words("--device", "h200", "--devices", "8", "--json", str(path))) == 0
     shown, found = capsys.readouterr().out, json.loads(path.read_text())
     assert "39.3 M" in shown and "the paper's VGGSound is assumed" in shown
+    assert "on 8 device(s) (h200), float32" in shown and "175 GB of training clips" in shown
     assert "at 52% of the peak (measured with an earlier step" in shown and "not since)" in shown
     assert found["batch"] == 256 and found["devices"] == 8
     assert found["features"]["clip_bytes"] == 2 * (250 * 768 + 62 * 6144)
@@ -317,6 +318,11 @@ def test_memory_and_peak_can_be_given(tmp_path, monkeypatch, capsys):
     shown = capsys.readouterr().out
     assert "DOES NOT FIT in 1.00 GiB" in shown and "at 40% of the peak (assumed: " in shown
     assert found["available_bytes"] == 2**30
+    # JAX takes three quarters of a card by itself.
+    step = found["memory_bytes"]["total"]
+    assert estimate._fits(step, step, "v100").endswith(", with XLA_CLIENT_MEM_FRACTION=.95")
+    for available, device in ((step, "tpu-v4"), (1.4 * step, "v100")):
+        assert "MEM_FRACTION" not in estimate._fits(step, available, device)
     assert found["steps_per_s"] == pytest.approx(0.4 * 2e12 / found["flops"]["total"])
 
 
@@ -454,6 +460,6 @@ def test_the_program_runs_the_step_and_says_how_fast(tmp_path, monkeypatch, caps
     assert program.main(words("--run", "--peak-tflops", "0.1", "--json", str(path), *shrunk)) == 0
     found, shown = json.loads(path.read_text()), capsys.readouterr().out
     share = found["run"]["flops_per_s"] / 1e11
-    assert f"{share:.1%} of the peak" in shown and "XLA (" in shown
+    assert f"{share:.1%} of the peak of v100" in shown and "XLA (" in shown
     with pytest.raises(InputError, match=f"at most the {len(jax.devices())} device"):
         program.main(words("--compile", "--devices", "16", "--config.data.batch_size=16"))

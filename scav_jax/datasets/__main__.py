@@ -13,7 +13,7 @@ from pathlib import Path
 from scav_jax.base.commands import Parser, at_least
 from scav_jax.base.containers import declared_seconds
 from scav_jax.base.errors import InputError, run_program
-from scav_jax.base.files import ids_sha256
+from scav_jax.base.files import check_may_be_written, ids_sha256
 from scav_jax.datasets import clip_lists, music, sizes, vggsound, vggsounder
 from scav_jax.datasets.clip_lists import Listed, Located
 
@@ -81,7 +81,7 @@ def build_vggsound(options: argparse.Namespace) -> None:
     wanted = vggsound.hold_out(listed, options.validation)
     sources = [vggsound.split_and_path(word)[1] for word in options.lists]
     others = ("missing", "annotations") if options.vggsounder else ("missing",)
-    _refuse_overwriting(options.out, [*sources, options.vggsounder or sources[0]], others)
+    _check_out(options, [*sources, options.vggsounder or sources[0]], others)
     annotations = options.vggsounder and vggsounder.read_vggsounder(options.vggsounder)
     files, unfit = clip_lists.video_files(options.videos)
     located = clip_lists.locate(wanted, files, vggsound.key_of)
@@ -113,7 +113,7 @@ def build_vggsound(options: argparse.Namespace) -> None:
 
 def build_music(options: argparse.Namespace) -> None:
     wanted = music.partition(music.read_list(options.list), options.test, options.validation)
-    _refuse_overwriting(options.out, [options.list], ("missing",))
+    _check_out(options, [options.list], ("missing",))
     files, unfit = clip_lists.video_files(options.videos)
     located = clip_lists.locate(wanted, files, lambda stem: stem)
     seconds = {
@@ -194,7 +194,9 @@ def resample(options: argparse.Namespace) -> None:
     )
 
 
-def _refuse_overwriting(out: Path, lists: Sequence[Path], others: Sequence[str]) -> None:
+def _check_out(options: argparse.Namespace, lists: Sequence[Path], others: Sequence[str]) -> None:
+    """The list of clips may be written, and it is none of those that are read."""
+    out = options.out
     if out.suffix != ".csv" or out.is_dir():
         raise InputError(f"--out: expected a CSV file to write, as in clips.csv, got {out}")
     sources = {path.resolve() for path in lists}
@@ -203,6 +205,8 @@ def _refuse_overwriting(out: Path, lists: Sequence[Path], others: Sequence[str])
             raise InputError(
                 f"--out: expected another file than the list itself, it would write over {written}"
             )
+    if not options.dry_run:
+        check_may_be_written(out)
 
 
 # ---- what is said -----------------------------------------------------------------------------

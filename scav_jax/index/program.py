@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from scav_jax.base.errors import InputError
-from scav_jax.base.files import write_json
+from scav_jax.base.files import check_may_be_written, write_json
 from scav_jax.base.names import shown
 from scav_jax.base.progress import progress_bar
 from scav_jax.features import store
@@ -169,6 +169,7 @@ def _index_for(
 
 
 def build(arguments: argparse.Namespace) -> int:
+    check_may_be_written(arguments.index / "index.json")
     model, split, index = load_as_asked(arguments), split_of(arguments), None
     if (arguments.index / "index.json").exists():
         check_begun(arguments, read_header(arguments.index))
@@ -277,6 +278,7 @@ def import_(arguments: argparse.Namespace) -> int:
 
 
 def tune(arguments: argparse.Namespace) -> int:
+    check_may_be_written(arguments.out)
     model = load_as_asked(arguments)
     index = open_index(arguments.index, model.identity)
     queries = _sampled(arguments, model)

@@ -61,11 +61,12 @@ def _device(arguments: argparse.Namespace) -> Device:
 
 def main(argv: Sequence[str] | None = None) -> int:
     arguments = parse(argv)
-    from scav_jax.base.files import write_json
+    from scav_jax.base.files import check_may_be_written, write_json
     from scav_jax.plan import estimate, trial
     from scav_jax.training import config_files
     from scav_jax.training.setup import check_config, optimizer_of
 
+    check_may_be_written(arguments.json)
     config = config_files.load(arguments)
     check_config(config)
     source = GIVEN

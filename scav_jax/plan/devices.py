@@ -9,6 +9,7 @@ TERA = 1e12
 class Device(NamedTuple):
     """One accelerator: memory in bytes, dense peaks in FLOP/s by what products are computed in."""
 
+    name: str
     memory: float
     float32: float
     tensorfloat32: float
@@ -19,14 +20,15 @@ class Device(NamedTuple):
 # SXM (2020), H100 SXM and H200 SXM (2022, 2023; their figures "with sparsity" halved). A V100 has
 # neither TF32 nor bfloat16. TPU: Google Cloud's pages "TPU v4" and "TPU v5e"; a float32 product
 # (Precision.HIGHEST) is six bfloat16 passes of the matrix unit there, and the default is one.
-DEVICES = {
-    "v100": Device(32 * GIB, 15.7 * TERA, 15.7 * TERA, None),
-    "a100": Device(80 * GIB, 19.5 * TERA, 156 * TERA, 312 * TERA),
-    "h100": Device(80 * GIB, 66.9 * TERA, 494.7 * TERA, 989.4 * TERA),
-    "h200": Device(140 * GIB, 66.9 * TERA, 494.7 * TERA, 989.4 * TERA),
-    "tpu-v4": Device(32 * GIB, 275 / 6 * TERA, 275 * TERA, 275 * TERA),
-    "tpu-v5e": Device(16 * GIB, 197 / 6 * TERA, 197 * TERA, 197 * TERA),
-}
+_KNOWN = (
+    Device("v100", 32 * GIB, 15.7 * TERA, 15.7 * TERA, None),
+    Device("a100", 80 * GIB, 19.5 * TERA, 156 * TERA, 312 * TERA),
+    Device("h100", 80 * GIB, 66.9 * TERA, 494.7 * TERA, 989.4 * TERA),
+    Device("h200", 140 * GIB, 66.9 * TERA, 494.7 * TERA, 989.4 * TERA),
+    Device("tpu-v4", 32 * GIB, 275 / 6 * TERA, 275 * TERA, 275 * TERA),
+    Device("tpu-v5e", 16 * GIB, 197 / 6 * TERA, 197 * TERA, 197 * TERA),
+)
+DEVICES = {device.name: device for device in _KNOWN}
 EFFICIENCY = 0.4  # of the peak, where nothing was measured
 # What was: the paper's model, batch 256 in float32, 1,024 in bfloat16, by code that had its blocks
 # one after the other, and so many more kernels a step than there are now (docs/results.md).

@@ -33,6 +33,8 @@ from scav_jax.training.config import Config
 from scav_jax.training.runs import build
 from scav_jax.training.setup import material, with_data
 
+# JAX takes this share of an NVIDIA card, unless it is told to take more.
+TAKEN, TAKE_MORE = 0.75, "XLA_CLIENT_MEM_FRACTION=.95"
 PAPER_CLIPS, PAPER_CLASSES, PAPER_CLIP_S = 153_000, 309, 10.0  # of VGGSound, for training
 
 # ---- what a config asks for ---------------------------------------------------------------------
@@ -149,7 +151,7 @@ def step_seconds(work: Workload, device: Device, efficiency: float) -> float:
     peak = getattr(device, work.encoders.precision)
     if not peak:
         raise InputError(
-            "train.precision: expected one that the device computes in, it has no "
+            f"train.precision: expected one that the device computes in, {device.name} has no "
             f"{work.encoders.precision}; use float32, or name another --device"
         )
     count = flops(work)
@@ -192,6 +194,7 @@ def report(
         "parameters": parameter_count(work),
         "batch": work.batch,
         "devices": work.devices,
+        "device": device.name,
         "precision": work.encoders.precision,
         "features": dataclasses.asdict(stored),
         "memory_bytes": held._asdict() | {"total": held.total},
@@ -240,19 +243,17 @@ def check_devices(work: Workload) -> None:
 
 def in_words(found: dict) -> str:
     """The report as a page for a terminal."""
-    gib = lambda x: f"{x / GIB:.2f} GiB"  # noqa: E731
     memory, count, reads = found["memory_bytes"], found["flops"], found["input"]
     hours = found["hours"]
     time = f"{hours:.1f} h" if hours >= 0.1 else f"{_short(3600 * hours)} s"
-    fits = "fits in" if memory["total"] <= found["available_bytes"] else "DOES NOT FIT in"
     lines = [
         f"parameters       {found['parameters'] / 1e6:.1f} M",
         f"features         {found['features']['source']}",
-        f"batch            {found['batch']:,} on {found['devices']} device(s), "
-        f"{found['precision']}",
-        f"memory           {gib(memory['total'])} on each device, {fits} "
-        f"{gib(found['available_bytes'])}",
-        *(f"  {name:<15}{gib(size)}" for name, size in memory.items() if name != "total"),
+        f"batch            {found['batch']:,} on {found['devices']} device(s) "
+        f"({found['device']}), {found['precision']}",
+        f"memory           {_size(memory['total'])} on each device, "
+        f"{_fits(memory['total'], found['available_bytes'], found['device'])}",
+        *(f"  {name:<15}{_size(size)}" for name, size in memory.items() if name != "total"),
         f"FLOPs of a step  {count['total'] / TERA:.3g} T",
         *(
             f"  {name.replace('_', ' '):<17}{size / TERA:.3g} T, {size / count['total']:.1%}"
@@ -262,21 +263,38 @@ def in_words(found: dict) -> str:
         f"speed            {found['steps_per_s']:.3g} steps/s at {found['efficiency']:.0%} of the "
         f"peak ({found['efficiency_is']}); {found['steps']:,} steps take {time}",
         f"input            {reads['clips_per_s']:,.0f} clips/s, "
-        f"{reads['bytes_per_s'] / 1e9:.2f} GB/s; {_short(reads['disk_bytes'] / 1e9)} GB on disk, "
-        f"{reads['epochs']:.1f} epochs",
+        f"{reads['bytes_per_s'] / 1e9:.2f} GB/s; {_short(reads['disk_bytes'] / 1e9)} GB of "
+        f"training clips on disk, {reads['epochs']:.1f} epochs",
         "",
         f"{'':<24}{'memory':>12}{'largest batch':>15}{'TFLOP':>9}{'steps/s':>9}",
     ]
     for name, row in found["ways"].items():
         lines.append(
-            f"{name:<24}{gib(row['memory_bytes']):>12}{row['largest_batch']:>15,}"
+            f"{name:<24}{_size(row['memory_bytes']):>12}{row['largest_batch']:>15,}"
             f"{row['flops'] / TERA:>9.3g}{row['steps_per_s']:>9.3g}"
         )
     if "xla" in found:
         lines += ["", _xla_in_words(found["xla"])]
     if "run" in found:
-        lines += _run_in_words(found["run"], found["peak_flops"])
+        lines += _run_in_words(found["run"], found["peak_flops"], found["device"])
     return "\n".join(lines)
+
+
+def _fits(needed: float, available: float, device: str) -> str:
+    """Whether a step fits in a device's memory, in words."""
+    if needed > available:
+        return f"DOES NOT FIT in {_size(available)}"
+    more = needed > TAKEN * available and not device.startswith("tpu")
+    return f"fits in {_size(available)}" + f", with {TAKE_MORE}" * more
+
+
+def _size(size: float) -> str:
+    """Bytes in words.
+
+    >>> _size(2**31), _size(5.3e6)
+    ('2.00 GiB', '5.05 MiB')
+    """
+    return f"{size / GIB:.2f} GiB" if size >= GIB / 10 else f"{size / 2**20:.2f} MiB"
 
 
 def _short(figure: float) -> str:
@@ -291,21 +309,21 @@ def _short(figure: float) -> str:
 def _xla_in_words(xla: dict) -> str:
     """What XLA said of the step, as far as it said it."""
     held, count = xla["memory_bytes"], xla["flops"]
-    memory = "memory unknown" if held is None else f"{held['total'] / GIB:.2f} GiB on each device"
+    memory = "memory unknown" if held is None else f"{_size(held['total'])} on each device"
     counted = "FLOPs unknown" if count is None else f"{count / TERA:.3g} TFLOP"
     return (
         f"XLA ({xla['platform']}): {memory} (planned with one batch there: "
-        f"{xla['planned_bytes'] / GIB:.2f} GiB), {counted} "
+        f"{_size(xla['planned_bytes'])}), {counted} "
         f"(planned {xla['planned_flops'] / TERA:.3g})"
     )
 
 
-def _run_in_words(run: dict, peak: float) -> list[str]:
+def _run_in_words(run: dict, peak: float, device: str) -> list[str]:
     """What running the step showed."""
     seconds, used = run["step_s"], run["memory_in_use_bytes"]
-    memory = "" if used is None else f", {used / GIB:.2f} GiB in use at most on each device"
+    memory = "" if used is None else f", {_size(used)} in use at most on each device"
     share = run["flops_per_s"] / peak
     return [
         f"run              {seconds:.3g} s a step, {run['flops_per_s'] / TERA:.3g} TFLOP/s: "
-        f"{share:.1%} of the peak{memory}"
+        f"{share:.1%} of the peak of {device}{memory}"
     ]

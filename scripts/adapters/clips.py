@@ -6,6 +6,7 @@ the environments of the models that they wrap.
 import argparse
 import csv
 import json
+import os
 import subprocess
 import tempfile
 from pathlib import Path
@@ -48,6 +49,9 @@ def cut(video, start, end, folder, name, rate_hz=16_000):
 def embed(arguments, encode, *, name, parameters, training, rate_hz=16_000):
     """Encodes every clip and writes the file; `encode(videos, sounds)` -> two arrays `[b, E]`."""
     clips = of_split(arguments.data, arguments.split)
+    folder = arguments.out.absolute().parent
+    if not os.access(folder, os.W_OK):  # said before hours of embedding
+        raise SystemExit(f"error: --out: expected a file in a folder that may be written, {folder}")
     found = {"visual": [], "audio": []}
     for first in range(0, len(clips), arguments.batch_size):
         some = clips[first : first + arguments.batch_size]

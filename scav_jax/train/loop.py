@@ -102,7 +102,8 @@ def _train(
             bar.update()
             last = step == train_config.steps
             if step % train_config.log_every == 0 or last:
-                values = meter.summary() | {"learning_rate": float(schedule(step - 1))}
+                values = meter.summary()  # the schedule counts the steps that were taken
+                values["learning_rate"] = float(schedule(step - 1 - values["skipped"]))
                 _log(step, values, setup, records, bar, batch, state)
                 if word := slow_input.words(values):
                     _say(word, bar)

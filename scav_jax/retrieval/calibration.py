@@ -130,8 +130,8 @@ def _usable(run: Run, split: Split) -> Int[np.ndarray, " K"]:
     usable = np.flatnonzero(ends - begins >= SHORTEST_S)
     if len(usable) < FEWEST:
         raise InputError(
-            f"{split.data} ({split.split}): expected at least {FEWEST} clips of {SHORTEST_S:g} s "
-            f"or more to calibrate on, got {len(usable)} (of {len(split)}); name a larger one: "
+            f"{split.data} ({split.split}): expected at least {FEWEST} clips to calibrate on, of "
+            f"{SHORTEST_S:g} s or more, got {len(usable)} (of {len(split)}); name a larger one: "
             "scav score --calibrate --model RUN --data DATA --split SPLIT"
         )
     return usable

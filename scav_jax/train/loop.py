@@ -107,13 +107,12 @@ def _train(
                 _log(step, values, setup, records, bar, batch, state)
                 if word := slow_input.words(values):
                     _say(word, bar)
-            points, validated = None, False
-            if step % train_config.validate_every == 0 or last:
+            points, validated = None, last or step % train_config.validate_every == 0
+            if validated:
                 with meter.part("validation"):
                     whole = sharding.put_replicated(state.params, mesh)
                     points = _validate(step, setup, whole, records, bar)
                 meter.restart()
-                validated = True
             due = train_config.checkpoint_every and step % train_config.checkpoint_every == 0
             stopping = stop(step)
             if validated or due or stopping:

@@ -310,8 +310,10 @@ def mean_average_precision(
     means = []
     for chosen in _resampled(count, bootstrap, seed):
         weights = np.stack([np.bincount(row, minlength=count) for row in chosen]).astype(float)
-        means.append(np.nanmean(average_precisions(scores, truth, weights), axis=1))
-    if means:
+        found = average_precisions(scores, truth, weights)
+        # A sample of clips, of which some have no class, may have none of any.
+        means.append(np.nanmean(found[np.isfinite(found).any(axis=1)], axis=1))
+    if any(map(len, means)):
         result["mAP_interval"] = _interval(means)
     return result
 

@@ -292,6 +292,9 @@ def test_average_precision_is_that_of_loops_ties_and_resampling_included(random)
         means.append(np.mean(each))
     np.testing.assert_allclose(told["mAP_interval"], np.percentile(means, [2.5, 97.5]))
     assert told == metrics.mean_average_precision(scores, truth, bootstrap=40, seed=5)
+    rare = np.arange(15)[:, None] == 3  # a third of the samples have no clip of any class
+    low, high = metrics.mean_average_precision(scores[:, :1], rare, bootstrap=40)["mAP_interval"]
+    assert 0 < low <= high <= 1
 
 
 def test_figures_of_one_label_stand_beside_the_commonest_answers():

@@ -3,6 +3,7 @@
 import csv
 import json
 import signal
+import tracemalloc
 from dataclasses import replace
 from functools import partial
 
@@ -171,6 +172,10 @@ def test_smoothing_keeps_lines_and_gaps():
     np.testing.assert_allclose(found[20:30], line[20:30])
     spike = synchrony.smoothed(np.eye(51)[25], 0.04)
     np.testing.assert_allclose(spike[27] / spike[25], np.exp(-0.5), rtol=1e-6)
+    tracemalloc.start()
+    synchrony.smoothed(np.zeros(2_001), 0.04)  # 40 s to either side
+    assert tracemalloc.get_traced_memory()[1] < 1e6
+    tracemalloc.stop()
 
 
 def test_seconds_of_overlapping_windows_count_once():
@@ -188,6 +193,9 @@ def data(tmp_path_factory):
     folder = tmp_path_factory.mktemp("score") / "data"
     clips = [("validation", clip(number, 0.12)) for number in range(20)]
     clips += [("few", clip(number)) for number in range(30, 40)]
+    clips += [
+        ("mixed", clip(number, seconds=0.96 if number > 71 else 4.0)) for number in range(52, 74)
+    ]
     store.write(clips, folder, fingerprint=FINGERPRINT, videos="", rejected=[])
     return folder
 
@@ -208,6 +216,7 @@ def test_a_constant_error_is_taken_off(run, data, calibrated):
     assert found.low <= -0.4 <= found.high and found.high - found.low < 0.4
     with pytest.raises(InputError, match="at least 20 clips") as few:
         calibration.calibrate(run, "me", store.read(data, "few"))
+    assert calibration.calibrate(run, "me", store.read(data, "mixed"), most=3).clips == 3
     command = str(few.value).partition("scav score ")[2]
     assert command and parse(command.split()).calibrate  # what it says to do can be done
 
@@ -225,6 +234,8 @@ def test_a_narrow_range_of_offsets_changes_no_verdict(run, calibrated):
             assert one.offset == pytest.approx(found[0].offset, abs=0.01)
             assert one.sync == pytest.approx(found[0].sync, rel=0.01)
             assert one.score == pytest.approx(found[0].score, rel=0.01)
+    steps = synchrony.synchrony(run, picture, [sound], around=(-1.0, 1.0), step_s=0.3)
+    np.testing.assert_allclose(steps.offsets, 0.3 * np.arange(-3, 4), atol=1e-9)  # and no 1.1 s
     away = synchrony.synchrony(run, picture, [sound], calibrated, around=(0.5, 0.9))
     assert 0.5 <= away.offset <= 0.9 and len(away.offsets) == 11 and away.sync < 0
 

@@ -11,6 +11,7 @@ import sys
 import time
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from small_run import (
@@ -371,6 +372,34 @@ def test_records_hold_what_the_issue_names(uninterrupted):
     assert expected <= raw.keys()
     assert lines[0]["loss"] > 0 and np.isfinite([line["loss"] for line in lines]).all()
     assert list((uninterrupted / "tensorboard").glob("events*"))
+
+
+def test_a_step_that_is_skipped_takes_none_of_the_schedule(
+    tmp_path, data, uninterrupted, monkeypatch
+):
+    step_on = loop._step_on
+
+    def skipping(*arguments):
+        step, told = step_on(*arguments), []
+
+        def second_skipped(state, batch):
+            if len(told) == 1:
+                ones = {name: jnp.ones((), jnp.int32) for name in ("skipped", "skipped_in_row")}
+                told.append(told[0] | ones)
+                return state.replace(step=state.step + 1, **ones), told[1]
+            state, values = step(state, batch)
+            told.append(values)
+            return state, values
+
+        return second_skipped
+
+    monkeypatch.setattr(loop, "_step_on", skipping)
+    train(small_config(data), tmp_path / "run")
+    rates, usual = (
+        [line["learning_rate"] for line in records(of) if line["kind"] == "train"]
+        for of in (tmp_path / "run", uninterrupted)
+    )
+    assert rates == [usual[0], *usual[:-1]]
 
 
 def test_features_that_overflow_end_the_run_with_a_diagnosis(tmp_path, data):

@@ -9,21 +9,23 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, Int
 
 from scav_jax.base.documents import read_document, write_document
 from scav_jax.base.errors import InputError
 from scav_jax.base.names import last_parts, shown
 from scav_jax.base.progress import progress_bar
 from scav_jax.features import store
+from scav_jax.features.batches import covered_seconds
 from scav_jax.features.clip import used_span
 from scav_jax.features.store import Split
 from scav_jax.retrieval.embed import check_features
 from scav_jax.retrieval.own_data import own_split
-from scav_jax.retrieval.shifts import Track, shifted
+from scav_jax.retrieval.shifts import LEAST_S, Track, shifted
 from scav_jax.retrieval.synchrony import (
     COVERAGE,
     MOST_S,
+    NEAR_S,
     STEP_S,
     Calibration,
     best,
@@ -35,6 +37,7 @@ from scav_jax.training.runs import Run
 
 FILE, FORMAT = "synchrony.json", 2
 FEWEST, MOST = 20, 300  # reference clips: refused below, taken at most
+SHORTEST_S = LEAST_S + NEAR_S + 0.1  # of them: others than the best shift have to be compared too
 MEND = "calibrate again: scav score --calibrate --model RUN"
 
 
@@ -69,15 +72,16 @@ def calibrate(
 
     Args:
       run, identity: the model, `Model.identity`.
-      split: clips that it was not trained on, in sync.
+      split: clips that it was not trained on, in sync; those below `SHORTEST_S` are left out.
       most: how many are taken, evenly spread.
       progress: show a bar.
 
     Raises:
-      InputError: too few clips, or features of another extractor.
+      InputError: too few clips that are long enough, or features of another extractor.
     """
-    _check_clips(run, split)
-    chosen = np.unique(np.linspace(0, len(split) - 1, min(most, len(split))).round().astype(int))
+    usable = _usable(run, split)
+    places = np.linspace(0, len(usable) - 1, min(most, len(usable))).round().astype(int)
+    chosen = usable[np.unique(places)]
     others_of = strangers([split.sources[number] for number in chosen])
     near = np.arange(-MOST_S, MOST_S + STEP_S / 2, STEP_S)
     far = np.arange(-2 * MOST_S, 2 * MOST_S + STEP_S / 2, STEP_S)
@@ -118,15 +122,19 @@ def calibrate(
     )
 
 
-def _check_clips(run: Run, split: Split) -> None:
+def _usable(run: Run, split: Split) -> Int[np.ndarray, " K"]:
+    """The clips that share enough at shifts on either side too: those of `SHORTEST_S` or more."""
     check_features(run, split)
     split.check_both_streams()
-    if len(split) < FEWEST:
+    begins, ends = covered_seconds(split).T
+    usable = np.flatnonzero(ends - begins >= SHORTEST_S)
+    if len(usable) < FEWEST:
         raise InputError(
-            f"{split.data} ({split.split}): expected at least {FEWEST} clips to calibrate on, got "
-            f"{len(split)}; name a larger one: scav score --calibrate --model RUN --data DATA "
-            "--split SPLIT"
+            f"{split.data} ({split.split}): expected at least {FEWEST} clips to calibrate on, of "
+            f"{SHORTEST_S:g} s or more, got {len(usable)} (of {len(split)}); name a larger one: "
+            "scav score --calibrate --model RUN --data DATA --split SPLIT"
         )
+    return usable
 
 
 def strangers(sources: Sequence[str]) -> list[int]:

@@ -135,9 +135,10 @@ def synchrony(
             f"offsets: expected a range of at least four steps, got {around[0]:g} to {around[1]:g} "
             f"s in steps of {step_s:g} s"
         )
-    count = round((around[1] - around[0]) / step_s)
+    count = math.floor((around[1] - around[0]) / step_s + 1e-6)
     more = max(math.ceil((2 * MOST_S - (around[1] - around[0])) / (2 * step_s) - 1e-6), 0)
-    offsets = around[0] + step_s * np.arange(-more, count + 1 + more)
+    first = (around[0] + around[1] - count * step_s) / 2
+    offsets = first + step_s * np.arange(-more, count + 1 + more)
     bias = calibration.bias_s if calibration else 0.0
     found = shifted(run, visual, audio, offsets + bias)
     return read(found, offsets, visual, audio, calibration, slice(more, more + count + 1))
@@ -216,12 +217,16 @@ def curve_of(found: Shifted, step_s: float) -> Float[np.ndarray, " S"]:
 
 
 def smoothed(curve: Float[np.ndarray, " S"], step_s: float) -> Float[np.ndarray, " S"]:
-    """The mean of what lies near each point, weighted by a bell of deviation `SMOOTH_S`."""
+    """The mean of what lies near each point, weighted by a bell of deviation `SMOOTH_S`.
+
+    Ten deviations away nothing weighs: no matrix of all offsets, of which there may be thousands.
+    """
     there = np.isfinite(curve)
-    apart = np.arange(len(curve))[:, None] - np.arange(len(curve))
-    weights = np.exp(-0.5 * (apart * step_s / SMOOTH_S) ** 2) * there
-    mean = weights @ np.where(there, curve, 0.0) / np.maximum(weights.sum(axis=1), 1e-300)
-    return np.where(there, mean, np.nan)
+    reach = math.ceil(10 * SMOOTH_S / step_s)
+    bell = np.exp(-0.5 * (np.arange(-reach, reach + 1) * step_s / SMOOTH_S) ** 2)
+    sums = (np.convolve(one, bell) for one in (np.where(there, curve, 0.0), there.astype(float)))
+    values, weights = (one[reach : reach + len(curve)] for one in sums)
+    return np.where(there, values / np.where(there, weights, 1.0), np.nan)
 
 
 def compared_seconds(found: Shifted, audio: Sequence[Track]) -> float:

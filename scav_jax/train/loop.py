@@ -102,17 +102,17 @@ def _train(
             bar.update()
             last = step == train_config.steps
             if step % train_config.log_every == 0 or last:
-                values = meter.summary() | {"learning_rate": float(schedule(step - 1))}
+                values = meter.summary()  # the schedule counts the steps that were taken
+                values["learning_rate"] = float(schedule(step - 1 - values["skipped"]))
                 _log(step, values, setup, records, bar, batch, state)
                 if word := slow_input.words(values):
                     _say(word, bar)
-            points, validated = None, False
-            if step % train_config.validate_every == 0 or last:
+            points, validated = None, last or step % train_config.validate_every == 0
+            if validated:
                 with meter.part("validation"):
                     whole = sharding.put_replicated(state.params, mesh)
                     points = _validate(step, setup, whole, records, bar)
                 meter.restart()
-                validated = True
             due = train_config.checkpoint_every and step % train_config.checkpoint_every == 0
             stopping = stop(step)
             if validated or due or stopping:

@@ -220,6 +220,26 @@ def test_gradients_are_finite_and_right_at_extremes(epsilon):
     assert_close(gradients, right, 1e-3 if epsilon < 1 else 1e-5)
 
 
+@pytest.mark.parametrize("scale", [1e3, 1e4])
+def test_gradients_of_large_latents_stay_where_those_of_plans_are(scale):
+    """A plan's row sums to 1/n, whatever float32 has lost of costs that are far above epsilon."""
+    (visual,), (audio,) = clips([1], 6, scale=scale), clips([9], 106, scale=scale)
+    sides = [
+        sequences(jnp.asarray(x[None], jnp.float32), jnp.array([len(x)])) for x in (visual, audio)
+    ]
+
+    def total(values, distance):
+        return jnp.sum(distance(sides[0].replace(values=values), sides[1], debiased=False))
+
+    def one(v, a, **options):
+        return sinkhorn(*(jax.tree.map(lambda x: x[0], side) for side in (v, a)), **options)
+
+    for distance in (lambda *both, **options: sinkhorn_matrix(*both, **options)[0], one):
+        found = np.asarray(jax.grad(total)(sides[0].values, distance))[0, 0]
+        least, most = (2 / WIDTH * (visual[0] - end) for end in (audio.max(0), audio.min(0)))
+        assert (least - 1e-4 * scale < found).all() and (found < most + 1e-4 * scale).all()
+
+
 # -- Sinkhorn iterations --------------------------------------------------------------------------
 
 

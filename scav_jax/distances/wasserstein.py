@@ -306,10 +306,14 @@ class FixedEpsilon:
         return mean_of_real(f, rows) + mean_of_real(g, columns) + self.epsilon * entropy
 
     def plans(self, reduced, f, g, rows, columns):
-        """The plan, which is the gradient of `values` from either side."""
-        exponents = (f[:, :, None] + g[:, None, :] - reduced) / self.epsilon
-        real = rows[:, :, None] & columns[:, None, :]
-        plan = jnp.exp(jnp.where(real, exponents, -jnp.inf))
+        """The plan, which is the gradient of `values` from either side.
+
+        The last iteration made its rows exact. With f they would be so up to what float32 rounds
+        off f over epsilon, in an exponent: no bound for latents of some hundreds.
+        """
+        del f
+        rest = jnp.where(columns[:, None, :], reduced - g[:, None, :], jnp.inf)
+        plan = plan_with_exact_rows(rest, rows, self.epsilon)
         return plan, plan
 
     def self_potentials(self, costs, mask):
@@ -406,8 +410,7 @@ def _fixed_cost(method: FixedEpsilon, visual: Sequences, audio: Sequences) -> Fl
     costs, rows, columns = _one_problem(method, visual, audio)
     held = _held(costs)
     f, g, _ = in_log_domain.potentials(held, rows, columns)
-    moved = held.reduced + (costs.whole - held.whole)
-    plan, _ = method.plans(moved, f, g, rows, columns)
+    plan, _ = method.plans(held.reduced, f, g, rows, columns)
     value = method.values(held.reduced, f, g, rows, columns)
     value += mean_of_real(held.of_rows, rows) + mean_of_real(held.of_columns, columns)
-    return (value - method.epsilon * (jnp.sum(plan) - 1.0))[0]
+    return (value + jnp.sum(plan * (costs.whole - held.whole)))[0]

@@ -77,7 +77,9 @@ def over_time(model: Model, visual: Track, audio: Sequence[Track], shift: float)
         curve = match.match_curve(
             *model.distance, *(match.one(part, number) for part in latents), **steps
         )
-        places.append(np.maximum((cut.begin + curve.times) / model.audio_step_s, 0).astype(int))
+        # A middle that lies on a border belongs behind it, whichever way it was rounded.
+        at_step = (cut.begin + curve.times) / model.audio_step_s + 1e-6
+        places.append(np.maximum(at_step, 0).astype(int))
         values.append(curve.values)
     at, value = np.concatenate(places), np.concatenate(values)
     counts, sums = np.bincount(at), np.bincount(at, value)

@@ -13,7 +13,7 @@ from test_index import embedded
 
 from scav_jax.base.errors import InputError
 from scav_jax.evaluate import __main__ as program
-from scav_jax.evaluate import baselines, parts
+from scav_jax.evaluate import baselines, evaluation, parts
 from scav_jax.features import store
 from scav_jax.features.clip import Clip
 from scav_jax.retrieval import results
@@ -171,7 +171,7 @@ def test_the_euclidean_distance_is_the_sum_of_both_parts(resample):
     assert {(part.ranks("v2a") == of_one[0].ranks("v2a")).all() for part in of_one[::2]} == {True}
 
 
-def test_they_are_rows_of_the_table_and_say_who_does_not_beat_them(tmp_path, capsys):
+def test_they_are_rows_of_the_table_and_say_who_does_not_beat_them(tmp_path, capsys, monkeypatch):
     data = write(tmp_path / "data")
     run = write_run(tmp_path / "run", data, distance={"resample": "visual_to_audio"})
     said = ["--run", str(run), "--split", "test", "--bootstrap", "0", "--baselines", "--parts"]
@@ -189,6 +189,9 @@ def test_they_are_rows_of_the_table_and_say_who_does_not_beat_them(tmp_path, cap
     report = (tmp_path / "out" / "report.html").read_text()
     assert "was not worth its electricity" in report
     assert "by the static part of D alone " in report  # which part found it
+    monkeypatch.setattr(evaluation, "evaluate_source", None)  # what is wrong is said before it
+    with pytest.raises(InputError, match="--parts: expected the Euclidean distance"):
+        program.main([*said, "--distance", "dtw"])
     with pytest.raises(InputError, match="expected --run"):
         np.savez(tmp_path / "x.npz", ids=store.read(data, "test").ids, visual=np.eye(8),
                  audio=np.eye(8), name="x", parameters=0, training="x")  # fmt: skip

@@ -481,8 +481,11 @@ def test_a_classifier_is_no_model_to_search_with_and_no_row_beside_others(probe,
     said = ["--run", run, "--split", "validation"]
     with pytest.raises(InputError, match="expected classifiers beside a classifier"):
         evaluate_program.main([*said, "--compare", str(trained / "run")])
-    with pytest.raises(InputError, match="--hybrid: expected a run that retrieves"):
-        evaluate_program.main([*said, "--hybrid", "1"])
+    for asked in ("--hybrid 1", "--static-weight 0", "--gallery 5", "--baselines", "--parts",
+                  "--hubness bank"):  # fmt: skip
+        option = asked.split()[0]
+        with pytest.raises(InputError, match=f"{option}: expected a run that retrieves"):
+            evaluate_program.main([*said, *asked.split()])
 
 
 def test_fine_tuning_one_stream_leaves_the_other_tower_alone():

@@ -190,7 +190,9 @@ def test_a_run_is_probed_and_its_report_says_so(run, capsys, monkeypatch):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(probing, "probe", once)
-    with pytest.raises(InputError, match=r"--videos: expected the folder .* or --changed 0"):
+    with pytest.raises(
+        InputError, match=r"--videos: expected .* it does not say which; or --changed 0"
+    ):
         probe_program.main(words)
     assert probe_program.main([*words, "--changed", "0"]) == 0
     said = capsys.readouterr().out

@@ -245,6 +245,7 @@ def test_a_scale_of_the_first_batches_stays():
         ({"distance": "soft_dtw"}, "expected distance with distance.name=soft_dtw"),
         ({"distance": "dtw+static", "dynamic": "distance"}, "leave out"),
         ({"normalize": "zscore"}, "Did you mean 'z_score'"),
+        ({"normalize": "deviation"}, "expected objective.dynamic=distance with deviation"),
         ({"dynamic_loss": 0.0, "static_loss": 0.0}, "a loss above 0"),
         ({"static_weight": -1.0}, "static_weight: expected at least 0"),
     ],

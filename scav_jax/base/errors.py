@@ -167,7 +167,7 @@ def _code_and_words(error: Exception) -> tuple[int, str] | None:
     if isinstance(error, ProgramFault):
         return EXIT_FAULT, (
             f"{error}; this is a fault of scav_jax or of a package that it uses, not of your "
-            "files: what was finished is kept. SCAV_TRACEBACK=1 before the same command shows "
+            "files: whatever was finished is kept. SCAV_TRACEBACK=1 before the same command shows "
             "where it happened"
         )
     if isinstance(error, UnicodeEncodeError) and not is_text(error.object):
@@ -175,7 +175,7 @@ def _code_and_words(error: Exception) -> tuple[int, str] | None:
             f"expected a name that is text in UTF-8, got {shown(error.object)}: rename it"
         )
     if isinstance(error, MemoryError):
-        return EXIT_SYSTEM, "there is not enough memory: what was finished is kept"
+        return EXIT_SYSTEM, "there is not enough memory: whatever was finished is kept"
     if isinstance(error, OSError):
         return EXIT_SYSTEM, _refusal(error)
     return None
@@ -184,7 +184,7 @@ def _code_and_words(error: Exception) -> tuple[int, str] | None:
 def _refusal(error: OSError) -> str:
     """What the machine said no to, and what to do."""
     where = f" at {error.filename}" if error.filename else ""
-    kept = "what was finished is kept; {} and run the same command again"
+    kept = "whatever was finished is kept; {} and run the same command again"
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         why = "" if error.errno == errno.ENOSPC else " (your quota is used up)"
         return f"the disk is full{why}{where}: {kept.format('free some space')}"

@@ -12,20 +12,23 @@ A model that does not beat them is not worth its electricity.
 
 import functools
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import NamedTuple
 
 import jax
 import numpy as np
 from jaxtyping import Float
 
+from scav_jax.base.errors import InputError
 from scav_jax.base.progress import progress_bar
 from scav_jax.features import store
 from scav_jax.features.batches import evaluation_batches
 from scav_jax.features.playable import playable
 from scav_jax.features.sides import declared
 from scav_jax.objectives.separate import best_weight
-from scav_jax.retrieval.embed import Embedded, all_against_all, clips_of
+from scav_jax.retrieval.embed import Embedded, all_against_all, check_features, clips_of
 from scav_jax.sequences import Batch, Sequences, resample_pairs, unit, whole_windows
+from scav_jax.training.runs import Run
 
 CELL_S = 0.04
 LAGS = range(-4, 5)  # of the sound behind the picture, in cells
@@ -66,6 +69,20 @@ def baselines(
         onsets(train, split, align),
         *correlations(train, validation, split, align),
     ]
+
+
+def fitted_on(source: object) -> tuple[store.Split, store.Split]:
+    """A run's training and validation clips; said before the work: `InputError` of what is no run,
+    and of clips that are gone.
+    """
+    if not isinstance(source, Run):
+        raise InputError("--baselines: expected --run, on whose clips they are fitted, got none")
+    data = source.config["data"]
+    train, validation = (
+        store.read(Path(data["path"]), data[f"{name}_split"]) for name in ("train", "validation")
+    )
+    check_features(source, train)
+    return train, validation
 
 
 # ---- onset envelopes -----------------------------------------------------------------------------

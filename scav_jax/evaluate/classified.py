@@ -20,7 +20,18 @@ from scav_jax.training.runs import Run
 from scav_jax.training.setup import material
 
 FILE = "classification.json"
-NOT_FOR_CLASSIFIERS = ("distance", "resample", "hybrid", "save")
+NOT_FOR_CLASSIFIERS = (
+    "distance",
+    "resample",
+    "hybrid",
+    "save",
+    "annotations",
+    "gallery",
+    "static_weight",
+    "parts",
+    "baselines",
+    "hubness",
+)
 
 
 def classifies(source: Source) -> bool:
@@ -37,8 +48,10 @@ def check_options(sources: Sequence[Source], arguments: argparse.Namespace) -> N
             f"{others[0].path} is none; evaluate them by themselves"
         )
     for name in NOT_FOR_CLASSIFIERS:
-        if getattr(arguments, name) is not None:
-            raise InputError(f"--{name}: expected a run that retrieves, this one classifies")
+        value = getattr(arguments, name)
+        if not (value is None or value is False or value in ([], "none")):
+            option = f"--{name.replace('_', '-')}"
+            raise InputError(f"{option}: expected a run that retrieves, this one classifies")
 
 
 def evaluate(runs: Sequence[Run], splits: Sequence[Split], settings: EvaluationSettings) -> dict:

@@ -24,7 +24,7 @@ from scav_jax.base.progress import progress_bar
 from scav_jax.distances import find, option_names
 from scav_jax.distances.static import SUFFIX, dynamic_part
 from scav_jax.evaluate import baselines, galleries, hubness
-from scav_jax.evaluate.parts import labels, of_both, of_euclidean
+from scav_jax.evaluate.parts import check_euclidean, labels, of_both, of_euclidean
 from scav_jax.evaluate.sources import (
     EmbeddingsFile,
     about_file,
@@ -199,17 +199,12 @@ def of_run(run: Run) -> dict:
     }
 
 
-def _of_baselines(source: Source, split: store.Split, settings: EvaluationSettings) -> list[Ranked]:
+def _of_baselines(
+    source: Run, fitted_on: tuple, split: store.Split, settings: EvaluationSettings
+) -> list[Ranked]:
     """Rows of the baselines, see `baselines`."""
-    if not isinstance(source, Run):
-        raise InputError("--baselines: expected --run, on whose clips they are fitted, got none")
-    data = source.config["data"]
-    train, validation = (
-        store.read(Path(data["path"]), data[f"{name}_split"]) for name in ("train", "validation")
-    )
-    check_features(source, train)
     found = []
-    for one in baselines.baselines(train, validation, split, data["align"]):
+    for one in baselines.baselines(*fitted_on, split, source.config["data"]["align"]):
         about = {
             "name": one.name,
             "run": "",
@@ -398,6 +393,7 @@ def evaluate(
       The results document (see `results`), the `page.Pictures` of the first source, and that.
     """
     galleries.check(settings.galleries, len(splits[0]))
+    fitted_on = baselines.fitted_on(sources[0]) if settings.baselines else ()
     for source, split in zip(sources, splits, strict=True):
         # What can be wrong is said before the first hour of work.
         if isinstance(source, EmbeddingsFile):
@@ -408,7 +404,9 @@ def evaluate(
             methods = source.objective.methods
         if "sequence" in methods:
             hybrid_ks(settings.ks, len(split))
-        retrieval_distance_of(source, settings)
+        name, _ = retrieval_distance_of(source, settings)
+        if settings.parts:
+            check_euclidean(name)
         if settings.hubness:
             hubness.check_bank(source)
     rows = [
@@ -416,8 +414,8 @@ def evaluate(
         for source, split in zip(sources, splits, strict=True)
     ]
     tell_apart(sources, [one.document for one in rows])
-    costs_nothing = _of_baselines(sources[0], splits[0], settings) if settings.baselines else []
     split = splits[0]
+    costs_nothing = _of_baselines(sources[0], fitted_on, split, settings) if fitted_on else []
     document = head(split, settings) | {"runs": [one.document for one in (*rows, *costs_nothing)]}
     return document, _pictures(sources, rows, split, settings.seed), rows[0]
 

@@ -54,6 +54,15 @@ def of_both(embedded: Embedded, name: str, options: dict) -> list[Part]:
     return [Part("dynamic part", alone, alone)]
 
 
+def check_euclidean(name: str) -> None:
+    """Raises `InputError` for another distance, which is no sum of two parts."""
+    if name != "euclidean":
+        raise InputError(
+            f"--parts: expected the Euclidean distance, which is a sum of two parts, got {name}; "
+            "leave it out"
+        )
+
+
 def of_euclidean(
     embedded: Embedded, distances: Float[np.ndarray, "V A"], name: str, options: dict
 ) -> list[Part]:
@@ -67,11 +76,7 @@ def of_euclidean(
     Raises:
       InputError: another distance, which is no such sum.
     """
-    if name != "euclidean":
-        raise InputError(
-            f"--parts: expected the Euclidean distance, which is a sum of two parts, got {name}; "
-            "leave it out"
-        )
+    check_euclidean(name)
     static = sequence_distances(embedded.latents, STATIC, options)
     visual, audio = map(_mean_square, embedded.latents)
     dynamic = distances - static

@@ -128,6 +128,11 @@ class Separate(Objective):
                 "objective.dynamic: expected distance with distance.name="
                 f"{self.distance}, cosine is of the Euclidean one"
             )
+        if self.dynamic == "cosine" and self.normalize != "z_score":  # the default
+            raise InputError(
+                "objective.normalize: expected objective.dynamic=distance with "
+                f"{self.normalize}, cosines are not normalised; leave it out"
+            )
         if self.distance.endswith(SUFFIX):
             raise InputError(
                 f"distance.name: expected the distance of the dynamic part alone, got "

@@ -105,9 +105,10 @@ def _videos(split: Split, settings: ProbeSettings) -> Path | None:
         return None
     folder = settings.videos or (Path(split.videos) if split.videos else None)
     if folder is None or not folder.is_dir():
+        got = "it does not say which" if folder is None else f"{folder} is not there"
         raise InputError(
             f"--videos: expected the folder that {split.data} was extracted from, to make changed "
-            f"copies of its clips, {folder} is not there; or --changed 0, for none"
+            f"copies of its clips, {got}; or --changed 0, for none"
         )
     return folder
 

@@ -308,7 +308,7 @@ def test_averaged_parameters_load_without_the_training_state(averaged_run, state
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 @pytest.mark.filterwarnings("ignore:coroutine .* was never awaited:RuntimeWarning")
-def test_damaged_averaged_parameters_are_one_line(averaged_run, tmp_path_factory, state):
+def test_damaged_averaged_parameters_are_one_line(averaged_run, tmp_path_factory, state, caplog):
     """Each file in turn: what is read is what was written, or one line says what to do."""
     seen = set()
     files = sorted(p.relative_to(averaged_run) for p in averaged_run.rglob("*") if p.is_file())
@@ -326,6 +326,7 @@ def test_damaged_averaged_parameters_are_one_line(averaged_run, tmp_path_factory
                 assert "\n" not in str(error)
                 seen.add((damage, str(name)))
     gc.collect()  # while their warnings are ignored
+    assert "absl" not in {record.name for record in caplog.records}
     assert {
         (damage, f"{runs.AVERAGED}/steps.json") for damage in (truncate, flip, os.remove)
     } <= seen

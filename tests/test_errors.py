@@ -87,14 +87,20 @@ def test_tracebacks_can_be_asked_for(monkeypatch):
 
 
 ENDS = """
-import atexit, sys
+import atexit, logging, sys
 from scav_jax.base import errors
+
+class Late:
+    def __del__(self):  # as tensorstore answers a read that was given up
+        raise RuntimeError("Event loop is closed")
 
 def fail():
     raise OSError(27, "File too large")
 
 def main():
     print("x" * int(sys.argv[1]))
+    Late()
+    logging.getLogger("asyncio").error("Task exception was never retrieved")
     atexit.register(fail)
     fail()
 

@@ -3,11 +3,13 @@
 import atexit
 import contextlib
 import errno
+import logging
 import os
 import select
 import sys
 import warnings
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 
 from scav_jax.base import interrupts
 from scav_jax.base.names import is_text, shown
@@ -114,6 +116,7 @@ def run_program(main: Callable[[], int | None]) -> None:
     """
     _open_what_is_closed()
     _show_any_name()
+    _drop_late_answers()
     warnings.formatwarning = lambda words, *_, **__: f"warning: {shown(str(words))}\n"
     try:
         with interrupts.second_ends():
@@ -150,6 +153,18 @@ def _open_what_is_closed() -> None:
                 os.fstat(number)
             except OSError:
                 os.dup2(nowhere.fileno(), number)
+
+
+def _drop_late_answers() -> None:
+    """Of reads and writes that were given up, in a loop that is closed: nobody waits for them."""
+    for name in ("asyncio", "concurrent.futures"):
+        logging.getLogger(name).setLevel(logging.CRITICAL + 1)
+    sys.unraisablehook = partial(_unless_of_a_closed_loop, sys.unraisablehook)
+
+
+def _unless_of_a_closed_loop(hook: Callable, unraisable) -> None:
+    if str(unraisable.exc_value) != "Event loop is closed":
+        hook(unraisable)
 
 
 def _show_any_name() -> None:

@@ -1,11 +1,8 @@
 """`scav train --config demo --workdir runs/demo`: trains, or goes on with an interrupted run."""
 
 import argparse
-import logging
-import sys
 import threading
-from collections.abc import Callable, Sequence
-from functools import partial
+from collections.abc import Sequence
 from pathlib import Path
 
 from scav_jax.base.commands import ConfigParser, add_processes
@@ -66,16 +63,7 @@ def _silence_threads() -> None:
     from absl import logging as absl_logging
 
     absl_logging.set_verbosity(absl_logging.FATAL)
-    for name in ("asyncio", "concurrent.futures"):
-        logging.getLogger(name).setLevel(logging.CRITICAL + 1)
     threading.excepthook = lambda _: None
-    sys.unraisablehook = partial(_not_of_closed_loops, sys.unraisablehook)
-
-
-def _not_of_closed_loops(hook: Callable, unraisable) -> None:
-    """tensorstore answers a write that was given up in a loop that is closed: nobody waits."""
-    if str(unraisable.exc_value) != "Event loop is closed":
-        hook(unraisable)
 
 
 if __name__ == "__main__":

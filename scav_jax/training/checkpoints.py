@@ -381,12 +381,18 @@ def restore_params(path: Path, like: PyTree) -> PyTree:
 
 @contextlib.contextmanager
 def _unreadable_is_no_damage(folder: Path) -> Iterator[None]:
-    """Orbax takes files that it may not read for damaged, or for absent."""
+    """Orbax takes files that it may not read for damaged, or for absent; what it raises it logs."""
+    from absl import logging as absl_logging
+
+    before = absl_logging.get_verbosity()
+    absl_logging.set_verbosity(absl_logging.FATAL)
     try:
         yield
     except Exception:
         check_readable(folder)
         raise
+    finally:
+        absl_logging.set_verbosity(before)
 
 
 def _stored_shapes(path: Path) -> dict[str, tuple[int, ...]]:

@@ -320,9 +320,10 @@ def test_memory_and_peak_can_be_given(tmp_path, monkeypatch, capsys):
     assert found["available_bytes"] == 2**30
     # JAX takes three quarters of a card by itself.
     step = found["memory_bytes"]["total"]
-    assert estimate._fits(step, step, "v100").endswith(", with XLA_CLIENT_MEM_FRACTION=.95")
-    for available, device in ((step, "tpu-v4"), (1.4 * step, "v100")):
-        assert "MEM_FRACTION" not in estimate._fits(step, available, device)
+    card, tpu = (devices.DEVICES[name].share for name in ("v100", "tpu-v4"))
+    assert estimate._fits(step, step, card * step).endswith(", with XLA_CLIENT_MEM_FRACTION=.95")
+    for available, share in ((step, tpu), (1.4 * step, card)):
+        assert "MEM_FRACTION" not in estimate._fits(step, available, share * available)
     assert found["steps_per_s"] == pytest.approx(0.4 * 2e12 / found["flops"]["total"])
 
 

@@ -12,7 +12,6 @@ A model that does not beat them is not worth its electricity.
 
 import functools
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import NamedTuple
 
 import jax
@@ -27,6 +26,7 @@ from scav_jax.features.playable import playable
 from scav_jax.features.sides import declared
 from scav_jax.objectives.separate import best_weight
 from scav_jax.retrieval.embed import Embedded, all_against_all, check_features, clips_of
+from scav_jax.retrieval.own_data import own_split
 from scav_jax.sequences import Batch, Sequences, resample_pairs, unit, whole_windows
 from scav_jax.training.runs import Run
 
@@ -73,14 +73,11 @@ def baselines(
 
 def fitted_on(source: object) -> tuple[store.Split, store.Split]:
     """A run's training and validation clips; said before the work: `InputError` of what is no run,
-    and of clips that are gone.
+    and of clips that are gone or others now.
     """
     if not isinstance(source, Run):
         raise InputError("--baselines: expected --run, on whose clips they are fitted, got none")
-    data = source.config["data"]
-    train, validation = (
-        store.read(Path(data["path"]), data[f"{name}_split"]) for name in ("train", "validation")
-    )
+    train, validation = (own_split(source, role) for role in ("train", "validation"))
     check_features(source, train)
     return train, validation
 

@@ -7,13 +7,17 @@ TERA = 1e12
 
 
 class Device(NamedTuple):
-    """One accelerator: memory in bytes, dense peaks in FLOP/s by what products are computed in."""
+    """One accelerator: memory in bytes, dense peaks in FLOP/s by what products are computed in.
+
+    JAX takes a share of its memory, on an NVIDIA card three quarters unless it is told otherwise.
+    """
 
     name: str
     memory: float
     float32: float
     tensorfloat32: float
     bfloat16: float | None
+    share: float = 0.75
 
 
 # Dense peaks, and memory as the driver reports it. NVIDIA: data sheets of V100 SXM2 (2017), A100
@@ -25,8 +29,8 @@ _KNOWN = (
     Device("a100", 80 * GIB, 19.5 * TERA, 156 * TERA, 312 * TERA),
     Device("h100", 80 * GIB, 66.9 * TERA, 494.7 * TERA, 989.4 * TERA),
     Device("h200", 140 * GIB, 66.9 * TERA, 494.7 * TERA, 989.4 * TERA),
-    Device("tpu-v4", 32 * GIB, 275 / 6 * TERA, 275 * TERA, 275 * TERA),
-    Device("tpu-v5e", 16 * GIB, 197 / 6 * TERA, 197 * TERA, 197 * TERA),
+    Device("tpu-v4", 32 * GIB, 275 / 6 * TERA, 275 * TERA, 275 * TERA, share=1.0),
+    Device("tpu-v5e", 16 * GIB, 197 / 6 * TERA, 197 * TERA, 197 * TERA, share=1.0),
 )
 DEVICES = {device.name: device for device in _KNOWN}
 EFFICIENCY = 0.4  # of the peak, where nothing was measured

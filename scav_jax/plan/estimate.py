@@ -33,8 +33,7 @@ from scav_jax.training.config import Config
 from scav_jax.training.runs import build
 from scav_jax.training.setup import material, with_data
 
-# JAX takes this share of an NVIDIA card, unless it is told to take more.
-TAKEN, TAKE_MORE = 0.75, "XLA_CLIENT_MEM_FRACTION=.95"
+TAKE_MORE = "XLA_CLIENT_MEM_FRACTION=.95"  # of a card, in JAX's environment
 PAPER_CLIPS, PAPER_CLASSES, PAPER_CLIP_S = 153_000, 309, 10.0  # of VGGSound, for training
 
 # ---- what a config asks for ---------------------------------------------------------------------
@@ -199,6 +198,7 @@ def report(
         "features": dataclasses.asdict(stored),
         "memory_bytes": held._asdict() | {"total": held.total},
         "available_bytes": device.memory,
+        "taken_bytes": device.share * device.memory,
         "peak_flops": getattr(device, work.encoders.precision) * work.devices,
         "flops": flops(work)._asdict() | {"total": flops(work).total},
         "efficiency": efficiency,
@@ -252,7 +252,7 @@ def in_words(found: dict) -> str:
         f"batch            {found['batch']:,} on {found['devices']} device(s) "
         f"({found['device']}), {found['precision']}",
         f"memory           {_size(memory['total'])} on each device, "
-        f"{_fits(memory['total'], found['available_bytes'], found['device'])}",
+        f"{_fits(memory['total'], found['available_bytes'], found['taken_bytes'])}",
         *(f"  {name:<15}{_size(size)}" for name, size in memory.items() if name != "total"),
         f"FLOPs of a step  {count['total'] / TERA:.3g} T",
         *(
@@ -280,12 +280,11 @@ def in_words(found: dict) -> str:
     return "\n".join(lines)
 
 
-def _fits(needed: float, available: float, device: str) -> str:
-    """Whether a step fits in a device's memory, in words."""
+def _fits(needed: float, available: float, taken: float) -> str:
+    """Whether a step fits in a device's memory, and in what JAX takes of it, in words."""
     if needed > available:
         return f"DOES NOT FIT in {_size(available)}"
-    more = needed > TAKEN * available and not device.startswith("tpu")
-    return f"fits in {_size(available)}" + f", with {TAKE_MORE}" * more
+    return f"fits in {_size(available)}" + f", with {TAKE_MORE}" * (needed > taken)
 
 
 def _size(size: float) -> str:

@@ -157,7 +157,7 @@ class Checkpoints:
         import orbax.checkpoint as ocp
 
         rest = like.replace(params={})
-        with _unreadable_is_no_damage(self._run / CHECKPOINTS / str(step)):
+        with _orbax_reads(self._run / CHECKPOINTS / str(step)):
             restored = self._manager.restore(
                 step,
                 args=ocp.args.Composite(
@@ -370,17 +370,17 @@ def checkpointer():
 def restore_params(path: Path, like: PyTree) -> PyTree:
     import orbax.checkpoint as ocp
 
-    with _unreadable_is_no_damage(path):
+    with _orbax_reads(path):
         check_same_shapes(like, _stored_shapes(path), path)
     arrays = jax.tree.map(lambda x: np.zeros(x.shape, np.float32), like)
     in_numpy = ocp.RestoreArgs(restore_type=np.ndarray, dtype=np.dtype(np.float32))
     wanted = ocp.args.PyTreeRestore(arrays, jax.tree.map(lambda _: in_numpy, arrays))
-    with _unreadable_is_no_damage(path), checkpointer() as orbax:
+    with _orbax_reads(path), checkpointer() as orbax:
         return orbax.restore(path.absolute(), wanted)
 
 
 @contextlib.contextmanager
-def _unreadable_is_no_damage(folder: Path) -> Iterator[None]:
+def _orbax_reads(folder: Path) -> Iterator[None]:
     """Orbax takes files that it may not read for damaged, or for absent; what it raises it logs."""
     from absl import logging as absl_logging
 

@@ -138,43 +138,56 @@ def list_clips(videos: Path, options: ClipOptions = WHOLE_VIDEOS) -> Listing:
     Raises:
       InputError: no such folder, nothing in it, or a CSV with a fault (the row is named).
     """
-    csv_path, clip_seconds = options.csv, options.seconds
-    shares, split_by = options.shares, options.split_by
+    seconds, shares, split_by = options.seconds, options.shares, options.split_by
     if not videos.is_dir():
         raise InputError(f"--videos: expected a folder of videos, {videos} is not one")
-    if clip_seconds is not None and not 1.0 <= clip_seconds < math.inf:
-        raise InputError(f"--clip-seconds: expected at least 1, got {clip_seconds:g}")
-    if csv_path is None and (videos / DEFAULT_CSV).is_file():
-        csv_path = videos / DEFAULT_CSV
+    if seconds is not None and not 1.0 <= seconds < math.inf:
+        raise InputError(f"--clip-seconds: expected at least 1, got {seconds:g}")
     if split_by != "file" and not shares:
         raise InputError("--split-by: expected together with --split NAME=SHARE ..., got it alone")
-    groups: dict[str, str] = {}
-    unreadable: list[dict] = []
-    passed_over: Counter = Counter()
+    csv_path, groups = options.csv, {}
+    if csv_path is None and (videos / DEFAULT_CSV).is_file():
+        csv_path = videos / DEFAULT_CSV
     if csv_path is not None:
         column = None if split_by in ("file", "folder") else split_by
         clips, groups = read_csv_with_groups(csv_path, column, videos)
-        origin = f"the rows of {csv_path}"
+        unreadable, passed_over, origin = [], Counter(), f"the rows of {csv_path}"
+    elif split_by not in ("file", "folder"):
+        raise InputError(
+            f"--split-by: expected file or folder, or a column of --clips, got {split_by!r} "
+            "without --clips"
+        )
     else:
-        if split_by not in ("file", "folder"):
-            raise InputError(
-                f"--split-by: expected file or folder, or a column of --clips, got {split_by!r} "
-                "without --clips"
-            )
-        suffixes = VIDEO_SUFFIXES | (SOUND_SUFFIXES if options.sounds else frozenset())
-        files, unreadable, passed_over = find_videos(videos, suffixes)
-        clips = [ClipRequest(file, 0.0, None, file) for file in files]
+        clips, unreadable, passed_over = _whole_files(videos, options.sounds)
         origin = f"every video below {videos}"
-        if not clips and not unreadable:
-            kinds = ", ".join(f"{n} x {suffix}" for suffix, n in passed_over.most_common(5))
-            what = "film or sound" if options.sounds else "video"
-            heard = any(suffix in SOUND_SUFFIXES for suffix in passed_over)
-            raise InputError(
-                f"no {what} files under {videos}: expected "
-                ".mp4, .mkv, .webm, .mov, .avi or other containers that FFmpeg reads, found "
-                f"{kinds or 'an empty folder'}"
-                + ("; for features of sounds alone add --visual none" if heard else "")
-            )
+    sizes, recordings = _on_disk(videos, clips)
+    if shares:
+        if split_by == "folder":
+            real = functools.cache(lambda folder: os.path.realpath(videos / folder))
+            groups = {clip.id: real(os.path.dirname(clip.file)) for clip in clips}
+        clips = assign_splits(clips, shares, groups, split_by, recordings)
+    return Listing(clips, seconds, sizes, unreadable, passed_over, origin, videos)
+
+
+def _whole_files(videos: Path, sounds: bool) -> tuple[list[ClipRequest], list[dict], Counter]:
+    """A clip for each file below a folder; what is unreadable and passed over as in `Listing`."""
+    suffixes = VIDEO_SUFFIXES | (SOUND_SUFFIXES if sounds else frozenset())
+    files, unreadable, passed_over = find_videos(videos, suffixes)
+    if not files and not unreadable:
+        kinds = ", ".join(f"{n} x {suffix}" for suffix, n in passed_over.most_common(5))
+        what = "film or sound" if sounds else "video"
+        heard = any(suffix in SOUND_SUFFIXES for suffix in passed_over)
+        raise InputError(
+            f"no {what} files under {videos}: expected "
+            ".mp4, .mkv, .webm, .mov, .avi or other containers that FFmpeg reads, found "
+            f"{kinds or 'an empty folder'}"
+            + ("; for features of sounds alone add --visual none" if heard else "")
+        )
+    return [ClipRequest(file, 0.0, None, file) for file in files], unreadable, passed_over
+
+
+def _on_disk(videos: Path, clips: list[ClipRequest]) -> tuple[dict[str, int], dict[str, str]]:
+    """Of each file its size, -1 where it is missing, and which recording it is."""
     sizes, recordings = {clip.file: -1 for clip in clips}, {}
     for file in sizes:
         path = videos / file
@@ -182,12 +195,7 @@ def list_clips(videos: Path, options: ClipOptions = WHOLE_VIDEOS) -> Listing:
             about = path.stat()
             sizes[file] = about.st_size
             recordings[file] = f"{about.st_dev} {about.st_ino or file}"
-    if shares:
-        if split_by == "folder":
-            real = functools.cache(lambda folder: os.path.realpath(videos / folder))
-            groups = {clip.id: real(os.path.dirname(clip.file)) for clip in clips}
-        clips = assign_splits(clips, shares, groups, split_by, recordings)
-    return Listing(clips, clip_seconds, sizes, unreadable, passed_over, origin, videos)
+    return sizes, recordings
 
 
 def parse_shares(words: Iterable[str]) -> dict[str, float]:

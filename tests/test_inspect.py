@@ -78,6 +78,38 @@ def sounding(random, steps=50, width=40):
     return 3.0 + np.cumsum(random.normal(size=(steps, width)), axis=0)
 
 
+@pytest.mark.parametrize("few", [0.0, 1.0])
+def test_near_pairs_are_those_of_each_pair_alone(random, monkeypatch, few):
+    """Of more clips than a tile, with streams that lack, products one by one or all of a tile."""
+    monkeypatch.setattr(near, "TILE", 4)
+    monkeypatch.setattr(near, "FEW", few)
+    kinds = [{"picture": sounding(random), "sound": sounding(random, 24)} for _ in range(3)]
+    signatures = []
+    for number in range(13):
+        noisy = {w: v + 0.4 * random.normal(size=v.shape) for w, v in kinds[number % 3].items()}
+        lacks = {6: "picture", 7: "sound", 9: "sound", 11: "picture", 12: "sound"}.get(number)
+        signatures.append({w: near.signature(v) for w, v in noisy.items() if w != lacks})
+    signatures[5] = {}
+    expected = {}
+    for j, other in enumerate(signatures):
+        for i, one in enumerate(signatures[:j]):
+            both = sorted(one.keys() | other.keys())
+            shares = [
+                float(one[w].change.astype(float) @ other[w].change.astype(float))
+                if w in one
+                and w in other
+                and one[w].means.astype(float) @ other[w].means.astype(float) >= near.ALIKE
+                else -1.0
+                for w in both
+            ]
+            if both and np.mean(shares) >= near.SIMILAR[len(both)]:
+                expected[i, j] = min(np.mean(shares), 1.0)
+    found = near.near_pairs(signatures)
+    assert [pair[2] for pair in found] == sorted((pair[2] for pair in found), reverse=True)
+    assert {pair[:2]: pair[2] for pair in found} == pytest.approx(expected, abs=1e-5)
+    assert len(expected) == 6 and (9, 12) in expected  # neither has sound
+
+
 def test_copies_that_were_encoded_again_are_near(random):
     """By how they change, in both streams; neither a common constant nor one stream is enough."""
     streams = [{"picture": sounding(random), "sound": sounding(random, 24)} for _ in range(5)]

@@ -128,15 +128,27 @@ def test_a_change_is_what_it_is_called(films, tmp_path, random, unchecked_shapes
     assert level > 0.5 * np.sqrt(np.mean(film.sound**2)) * 10 ** (-15 / 20)
 
 
+class Part(SimpleNamespace):
+    """Stands for embedded clips."""
+
+    def __len__(self):
+        return len(self.ids)
+
+
 class ColoursOnly:
     """Stands for a model: small pictures of first and last frames, and the sound's envelope."""
 
-    def embed(self, folder, streams):
-        folder = Path(folder)
-        files = sorted(path.name for path in folder.glob("*.mp4"))
+    def stream(self, folder, streams):
+        """Two films at a time, after a part that has none."""
+        yield Part(ids=[])
+        files = sorted(path.name for path in Path(folder).glob("*.mp4"))
+        for first in range(0, len(files), 2):
+            yield self.embed(Path(folder), files[first : first + 2])
+
+    def embed(self, folder, files):
         rows = [self.one(folder, name) for name in files]
         visual, audio = (np.stack(part) for part in zip(*rows, strict=True))
-        return SimpleNamespace(ids=files, visual_embeddings=visual, audio_embeddings=audio)
+        return Part(ids=files, visual_embeddings=visual, audio_embeddings=audio)
 
     def one(self, folder, name):
         with Reader(folder / name, (8, 8)) as reader:
@@ -149,8 +161,10 @@ class ColoursOnly:
 def test_copies_ask_for_their_originals(films, unchecked_shapes):
     """And for no other: with the originals turned round nothing is found."""
     split, model = split_of(films), ColoursOnly()
-    originals = model.embed(films, changes.STREAMS)
-    found = changes.fingerprint(model, originals, split, films, 4)
+    originals = model.embed(films, split.sources)
+    numbers = changes.chosen(split, films, 4)
+    assert numbers.tolist() == [0, 1, 3, 5]
+    found = changes.fingerprint(model, originals, split, films, numbers)
     assert set(found) == set(changes.CHANGES)
     assert all(one["n"] == 4 and one["rejected"] == 0 for one in found.values())
     assert found["noise"]["both"] >= 0.75  # what tells these films apart is noise: no other lasts
@@ -158,13 +172,14 @@ def test_copies_ask_for_their_originals(films, unchecked_shapes):
         visual_embeddings=np.roll(originals.visual_embeddings, 1, axis=0),
         audio_embeddings=np.roll(originals.audio_embeddings, 1, axis=0),
     )
-    assert changes.fingerprint(model, turned, split, films, 4)["noise"]["both"] <= 0.25
+    assert changes.fingerprint(model, turned, split, films, numbers)["noise"]["both"] <= 0.25
     collapsed = SimpleNamespace(**{k: np.full_like(v, 0.1) for k, v in vars(turned).items()})
-    found = changes.fingerprint(model, collapsed, split, films, 1)  # the first, as each would be
+    first = numbers[:1]  # as each would be
+    found = changes.fingerprint(model, collapsed, split, films, first)
     assert {found["noise"][asked] for asked in ("visual", "audio", "both")} == {0.0}
     split.sources[0] = "gone.mp4"
     with pytest.raises(InputError, match=r"gone\.mp4: expected a clip's source, .* --videos"):
-        changes.fingerprint(model, originals, split, films, 4)
+        changes.chosen(split, films, 4)
 
 
 # ---- the program --------------------------------------------------------------------------------
@@ -231,3 +246,26 @@ def test_a_run_is_probed_and_its_report_says_so(run, capsys, monkeypatch):
     file.write_text("{")
     with pytest.raises(InputError, match="expected the figures of a probe"):
         probed.read(run / "run", run / "data", "validation", "")
+
+
+def test_labels_outlive_copies_that_fail(run, tmp_path, monkeypatch):
+    labels = {"labels": {"both": {"accuracy": 1.0}}, "neighbours": {}}
+    monkeypatch.setattr(probing, "_labels", lambda *_: dict(labels))
+    monkeypatch.setattr(probing.tasks, "accuracies", lambda *_: {})
+    monkeypatch.setattr(probing, "Model", lambda *_: "a model")
+    monkeypatch.setattr(changes, "chosen", lambda *_: np.arange(2))
+
+    def probed_with(fingerprint):
+        monkeypatch.setattr(changes, "fingerprint", fingerprint)
+        settings = probing.ProbeSettings(changed=2, videos=tmp_path)
+        document = probing.probe(load_run(run / "run"), run / "data", "validation", settings)
+        assert document["labels"] == labels["labels"]
+        return document["changes"], document["left_out"]
+
+    def damaged(*_):
+        raise InputError("film.mp4: damaged")
+
+    assert probed_with(damaged)[1]["changed copies"] == "film.mp4: damaged"
+    some = {change: {"n": 2} for change in ("crop", "noise", "speed")}
+    found, left_out = probed_with(lambda *_: some)
+    assert found == some and left_out["reencode"] == "all 2 copies were rejected"

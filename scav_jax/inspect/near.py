@@ -16,14 +16,17 @@ from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Float, Shaped
+from jaxtyping import Bool, Float, Int, Shaped
+
+from scav_jax.base.progress import progress_bar
 
 PARTS = 32  # of a clip's time: 0.3 s of 10 s, more than an encoder's delay
 CHANNELS, MEANS = 32, 128  # that are looked at, of changes and of means
 SIMILAR = {1: 0.5, 2: 0.3}  # by how many streams are compared: from which clips are said to be near
 ALIKE = 0.95  # correlation of the means, from which changes are compared
 STILL = 0.01  # of its own size that a stream must change by to be compared
-ROWS = 2048  # of all pairs at a time
+TILE = 1024  # clips that are compared with as many others at a time
+FEW = 1 / 32  # of a tile's pairs: so many are multiplied one by one
 NEAR = (
     f"picture and sound change alike over {PARTS} parts of time: a mean correlation of at least "
     f"{SIMILAR[2]:g} ({SIMILAR[1]:g} where there is one stream), and of {ALIKE:g} of the means"
@@ -81,30 +84,63 @@ def near_pairs(signatures: Sequence[Mapping[str, Signature]]) -> list[tuple[int,
     A stream that only one of two has a signature of counts as different.
     """
     streams = {name for one in signatures for name in one}
-    tables = {name: _table([one.get(name) for one in signatures]) for name in sorted(streams)}
+    tables = [_table([one.get(name) for one in signatures]) for name in sorted(streams)]
+    count = len(signatures) if tables else 0
+    tiles = [(i, j) for i in range(0, count, TILE) for j in range(i, count, TILE)]
     found: list[tuple[int, int, float]] = []
-    for begin in range(0, len(signatures) if tables else 0, ROWS):
-        rows = slice(begin, begin + ROWS)
-        total = compared = None
-        for known, change, means in tables.values():
-            alike = means[rows].astype(np.float32) @ means.T.astype(np.float32) >= ALIKE
-            same = change[rows].astype(np.float32) @ change.T.astype(np.float32)
-            same = np.where(alike, same, np.where(known[rows, None] | known[None], -1.0, 0.0))
-            either = (known[rows, None] | known[None]).astype(np.float32)
-            total = same if total is None else total + same
-            compared = either if compared is None else compared + either
-        similarity = total / np.maximum(compared, 1.0)
-        least = np.where(compared > 1, SIMILAR[2], SIMILAR[1])
-        for i, j in np.argwhere((similarity >= least) & (compared > 0)):
-            if begin + i < j:
-                found.append((int(begin + i), int(j), min(float(similarity[i, j]), 1.0)))
+    for i, j in progress_bar("comparing", len(tiles), "tile", shown=count > TILE, over=tiles):
+        rows, columns = ([table.some(at) for table in tables] for at in (i, j))
+        near = zip(*_near(rows, columns), strict=True)
+        found += [(int(i + a), int(j + b), float(size)) for a, b, size in near if i + a < j + b]
     return sorted(found, key=lambda pair: (-pair[2], pair[:2]))
 
 
-def _table(column: Sequence[Signature | None]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """(known `[N]`, changes `[N, c]`, means `[N, m]`); zeros where a clip has no signature."""
+class _Table(NamedTuple):
+    """One stream of N clips; zeros where a clip has no signature."""
+
+    known: Bool[np.ndarray, " N"]
+    change: Float[np.ndarray, "N c"]
+    means: Float[np.ndarray, "N m"]
+
+    def some(self, begin: int) -> "_Table":
+        """`TILE` clips, in float32."""
+        known, *parts = (part[begin : begin + TILE] for part in self)
+        return _Table(known, *(part.astype(np.float32) for part in parts))
+
+
+def _near(
+    rows: Sequence[_Table], columns: Sequence[_Table]
+) -> tuple[Int[np.ndarray, " p"], Int[np.ndarray, " p"], Float[np.ndarray, " p"]]:
+    """Near pairs of a tile: row, column, similarity.
+
+    Where the means of a stream are not alike no change is looked at: its share would be -1.
+    """
+    either = [one.known[:, None] | other.known for one, other in zip(rows, columns, strict=True)]
+    candidates = np.any(either, axis=0)
+    for compared, one, other in zip(either, rows, columns, strict=True):
+        candidates &= ~compared | (one.means @ other.means.T >= ALIKE)
+    i, j = np.nonzero(candidates)
+    streams = sum(compared[i, j].astype(np.float32) for compared in either)
+    total = sum(_correlations(*both, i, j) for both in zip(rows, columns, strict=True))
+    similarity = np.minimum(total / streams, 1.0)
+    near = similarity >= np.where(streams > 1, SIMILAR[2], SIMILAR[1])
+    return i[near], j[near], similarity[near]
+
+
+def _correlations(
+    rows: _Table, columns: _Table, i: Int[np.ndarray, " p"], j: Int[np.ndarray, " p"]
+) -> Float[np.ndarray, " p"]:
+    """Of the changes of some pairs of a tile."""
+    if len(i) > FEW * len(rows.change) * len(columns.change):
+        return (rows.change @ columns.change.T)[i, j]
+    return np.einsum("pc,pc->p", rows.change[i], columns.change[j])
+
+
+def _table(column: Sequence[Signature | None]) -> _Table:
     first = next(one for one in column if one is not None)
     missing = Signature(*(np.zeros_like(part) for part in first))
     filled = [missing if one is None else one for one in column]
     known = np.array([one is not None for one in column])
-    return known, np.stack([one.change for one in filled]), np.stack([one.means for one in filled])
+    return _Table(
+        known, np.stack([one.change for one in filled]), np.stack([one.means for one in filled])
+    )

@@ -6,14 +6,14 @@ answer. An original that another is exactly as near as is not found.
 """
 
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from fractions import Fraction
 from pathlib import Path
 from typing import NamedTuple
 
 import av
 import numpy as np
-from jaxtyping import Float, UInt8
+from jaxtyping import Float, Int, UInt8
 
 from scav_jax.base.containers import encode_sound
 from scav_jax.base.errors import InputError
@@ -57,8 +57,9 @@ def reencode(film: Recording, random: np.random.Generator) -> Recording:
 
 def noise(film: Recording, random: np.random.Generator) -> Recording:
     """Noise in picture and sound."""
-    grain = random.normal(scale=255 * NOISE, size=film.frames.shape)
-    frames = np.clip(film.frames + grain, 0, 255).astype(np.uint8)
+    frames = np.empty_like(film.frames)
+    for before, after in zip(film.frames, frames, strict=True):  # noise takes eight times a frame
+        after[:] = np.clip(before + random.normal(scale=255 * NOISE, size=before.shape), 0, 255)
     level = np.sqrt(np.mean(film.sound**2)) * 10 ** (NOISE_DB / 20)
     sound = film.sound + random.normal(scale=level, size=film.sound.shape)
     return film._replace(frames=frames, sound=np.clip(sound, -1, 1).astype(np.float32))
@@ -80,8 +81,27 @@ CHANGES: dict[str, Callable[[Recording, np.random.Generator], Recording]] = {
 }
 
 
+def chosen(split: Split, videos: Path, count: int) -> Int[np.ndarray, " n"]:
+    """The numbers of at most `count` clips, evenly spread over the split.
+
+    Raises:
+      InputError: the source of one is not in the folder.
+    """
+    numbers = np.unique(np.linspace(0, len(split) - 1, min(count, len(split))).astype(int))
+    for source in dict.fromkeys(split.sources[number] for number in numbers):
+        if not (videos / source).is_file():
+            raise InputError(
+                f"{videos / source}: expected a clip's source, there is none; give --videos FOLDER"
+            )
+    return numbers
+
+
 def fingerprint(
-    model: Model, originals: Embedded, split: Split, videos: Path, count: int
+    model: Model,
+    originals: Embedded,
+    split: Split,
+    videos: Path,
+    numbers: Int[np.ndarray, " n"],
 ) -> dict[str, dict]:
     """R@1 of changed copies, by change and by what they ask with.
 
@@ -90,24 +110,22 @@ def fingerprint(
       originals: of all clips of the split.
       split: which clips.
       videos: the folder of their sources.
-      count: of how many clips, evenly spread over the split, copies are made.
+      numbers: of which clips copies are made, as `chosen`.
 
     Returns:
       By change, `visual`, `audio`, `both`: the share that finds its original; `n`, and `rejected`,
-      copies that could not be read.
-
-    Raises:
-      InputError: a source is not there.
+      copies that could not be read. A change whose copies were all rejected is left out.
     """
-    numbers = np.unique(np.linspace(0, len(split) - 1, min(count, len(split))).astype(int))
     keys = {stream: unit_or_zero(getattr(originals, f"{stream}_embeddings")) for stream in STREAMS}
     right: dict[str, list] = {change: [] for change in CHANGES}
     with progress_bar("changed copies", len(numbers), "clip") as bar:
         for first in range(0, len(numbers), CLIPS_AT_ONCE):
             some = numbers[first : first + CLIPS_AT_ONCE]
-            films = [_film(split, number, videos) for number in some]
-            for change in CHANGES:
-                right[change] += _found(model, films, some, change, keys)
+            with tempfile.TemporaryDirectory() as folder:
+                for number in some:  # one film at a time is in memory
+                    _write_copies(_film(split, number, videos), int(number), Path(folder))
+                for change in CHANGES:
+                    right[change] += _found(model, Path(folder) / change, keys)
             bar.update(len(some))
     return {
         change: {
@@ -123,8 +141,6 @@ def fingerprint(
 def _film(split: Split, number: int, videos: Path) -> Recording:
     """A clip as its source has it."""
     source = videos / split.sources[number]
-    if not source.is_file():
-        raise InputError(f"{source}: expected a clip's source, there is none; give --videos FOLDER")
     try:
         with Reader(source, None) as reader:
             media = reader.cut(float(split.starts[number]), float(split.ends[number]))
@@ -134,20 +150,23 @@ def _film(split: Split, number: int, videos: Path) -> Recording:
     return Recording(media.frames, len(media.frames) / (end - begin), media.waveform)
 
 
-def _found(
-    model: Model, films: Sequence[Recording], numbers: Sequence[int], change: str, keys: dict
-) -> list[dict[str, bool]]:
+def _write_copies(film: Recording, number: int, folder: Path) -> None:
+    """A file for each change, in a folder of its name."""
+    for change, of_film in CHANGES.items():
+        (folder / change).mkdir(exist_ok=True)
+        write(folder / change / f"{number}.mp4", of_film(film, np.random.default_rng(number)))
+
+
+def _found(model: Model, copies: Path, keys: dict) -> list[dict[str, bool]]:
     """Of each copy that can be read, whether its original is nearest, by what it asks with."""
-    with tempfile.TemporaryDirectory() as folder:
-        paths = {}
-        for film, number in zip(films, numbers, strict=True):
-            path = Path(folder) / f"{number}.mp4"
-            write(path, CHANGES[change](film, np.random.default_rng(int(number))))
-            paths[path.name] = int(number)
-        copies = model.embed(folder, streams=STREAMS)
-    own = np.array([paths[name] for name in copies.ids])
+    parts = model.stream(copies, streams=STREAMS)
+    return [hits for part in parts if len(part) for hits in _of_copies(part, keys)]
+
+
+def _of_copies(asking: Embedded, keys: dict) -> list[dict[str, bool]]:
+    own = np.array([int(Path(name).stem) for name in asking.ids])
     near = {
-        stream: cosines(unit_or_zero(getattr(copies, f"{stream}_embeddings")), keys[stream])
+        stream: cosines(unit_or_zero(getattr(asking, f"{stream}_embeddings")), keys[stream])
         for stream in STREAMS
     }
     near["both"] = near["visual"] + near["audio"]

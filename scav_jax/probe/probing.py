@@ -69,7 +69,10 @@ def probe(run: Run, data: Path, split_name: str, settings: ProbeSettings) -> dic
     """
     split = store.read(data, split_name)
     check_features(run, split)
-    videos = _videos(split, settings)  # what can be wrong is said before the work
+    videos, model = _videos(split, settings), None  # what can be wrong is said before the work
+    if videos is not None:
+        numbers = changes.chosen(split, videos, settings.changed)
+        model = Model(run, settings.weights, settings.trust)
     embedded = embed(run, split, settings.batch_size, progress=True)
     left_out: dict[str, str] = {}
     found = {"labels": {}, "neighbours": {}}
@@ -81,9 +84,14 @@ def probe(run: Run, data: Path, split_name: str, settings: ProbeSettings) -> dic
     if not found["tasks"]:
         left_out["tasks"] = f"the {run.objective.name} objective has none"
     found["changes"] = {}
-    if videos is not None:
-        model = Model(run, settings.weights, settings.trust)
-        found["changes"] = changes.fingerprint(model, embedded, split, videos, settings.changed)
+    if model is not None:
+        try:
+            found["changes"] = changes.fingerprint(model, embedded, split, videos, numbers)
+        except InputError as error:
+            left_out["changed copies"] = str(error)
+        else:
+            lost = [change for change in changes.CHANGES if change not in found["changes"]]
+            left_out |= {change: f"all {len(numbers)} copies were rejected" for change in lost}
     return {
         "format_version": FORMAT_VERSION,
         "name": run.objective.title,

@@ -4,9 +4,6 @@
 objective "separate" keeps them, by any distance of the rest and their own:
 
     D(v, a) = D_NAME(v[:, :C], a[:, :C]) + static_weight |v[0, C:] - a[0, C:]|^2 / C
-
-`euclidean_static` is the static part of the interpolated Euclidean distance itself: on one grid
-D = D_static + D_dynamic exactly, where D_dynamic is the distance of both less their own means.
 """
 
 import inspect
@@ -19,7 +16,7 @@ from jaxtyping import Array, Float
 
 from scav_jax.base.errors import InputError
 from scav_jax.distances.narrow import in_float32, widened
-from scav_jax.sequences import Sequences, masked_mean, resample_like
+from scav_jax.sequences import Sequences
 
 SUFFIX = "+static"
 OPTIONS = {"static_width": 0, "static_weight": 1.0}
@@ -96,22 +93,6 @@ def dynamic_part(
     rest = {key: value for key, value in options.items() if key not in OPTIONS}
     width = options.get("static_width", 0)
     return name.removesuffix(SUFFIX), rest, [_dynamic(stream, width) for stream in streams]
-
-
-@in_float32
-def euclidean_static(
-    visual: Sequences, audio: Sequences, *, resample: str = "visual_to_audio"
-) -> Float[Array, ""]:
-    """D_static of one pair: `|mean_t v' - mean_t a|^2 / C`, with v' at the steps of a.
-
-    Args:
-      visual, audio: one sequence each, `[N, C]` and `[M, C]`.
-      resample: as of `euclidean`.
-    """
-    moved, target = (visual, audio) if resample == "visual_to_audio" else (audio, visual)
-    moved = resample_like(moved, target)
-    apart = masked_mean(moved.values, target.lengths) - masked_mean(target.values, target.lengths)
-    return jnp.mean(apart**2)
 
 
 def _dynamic(stream: Sequences, width: int) -> Sequences:

@@ -12,6 +12,7 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from scav_jax.base.errors import InputError
+from scav_jax.base.progress import progress_bar
 from scav_jax.evaluate.parts import Part
 from scav_jax.evaluate.sources import EmbeddingsFile
 from scav_jax.metrics import paired_gain
@@ -24,6 +25,7 @@ from scav_jax.training.runs import Run
 
 ROUNDS = 50
 SHARPNESS = 5.0  # of the matching: its temperature is a deviation of D by so much
+ROWS = 64  # of the matching at a time: they and their products stay in the cache
 
 
 def check_bank(source: Run | EmbeddingsFile) -> None:
@@ -57,8 +59,8 @@ def of_bank(
     to_visual = AudioVisual(embedded.latents.visual, bank.latents.audio)
     to_audio = AudioVisual(bank.latents.visual, embedded.latents.audio)
     near = {
-        "visual_near": nearness(sequence_distances(to_visual, name, options)),
-        "audio_near": nearness(sequence_distances(to_audio, name, options).T),
+        "visual_near": nearness(sequence_distances(to_visual, name, options, progress=True)),
+        "audio_near": nearness(sequence_distances(to_audio, name, options, progress=True).T),
     }
     corrected = Part(
         f"hubness, bank of {len(bank)} training clips",
@@ -75,13 +77,27 @@ def matching(distances: Float[np.ndarray, "V A"]) -> Float[np.ndarray, "V A"]:
     The plan that costs least beside its entropy, every row and column of which has the same sum.
     """
     scaled = distances.astype(np.float64)
-    scaled = -SHARPNESS * (scaled - scaled.mean()) / max(scaled.std(), 1e-12)
-    for _ in range(ROUNDS):
-        for axis in (1, 0):
-            largest = scaled.max(axis=axis, keepdims=True)
-            total = np.exp(scaled - largest).sum(axis=axis, keepdims=True)
-            scaled = scaled - largest - np.log(total)
-    return -scaled
+    scaled -= scaled.mean()
+    scaled *= -SHARPNESS / max(scaled.std(), 1e-12)
+    for axis in (1, 0):  # the first round by logarithms: after it the plan is in range
+        scaled -= _log_sums(scaled, axis)
+    plan = np.exp(scaled)
+    of_rows, of_columns = np.ones(len(plan)), np.ones(plan.shape[1])
+    for _ in progress_bar("matching", ROUNDS - 1, "round", over=range(ROUNDS - 1)):
+        sums = np.zeros(plan.shape[1])
+        for begin in range(0, len(plan), ROWS):
+            some = slice(begin, begin + ROWS)
+            # Not by products of matrices, which round equal clips by where they stand.
+            of_rows[some] = 1.0 / (plan[some] * of_columns).sum(axis=1)
+            sums += (plan[some] * of_rows[some, None]).sum(axis=0)
+        of_columns = 1.0 / sums
+    return -(scaled + np.log(of_rows)[:, None] + np.log(of_columns))
+
+
+def _log_sums(values: Float[np.ndarray, "V A"], axis: int) -> Float[np.ndarray, "..."]:
+    """`log sum exp` along an axis, which stays."""
+    largest = values.max(axis=axis, keepdims=True)
+    return largest + np.log(np.exp(values - largest).sum(axis=axis, keepdims=True))
 
 
 def gains(

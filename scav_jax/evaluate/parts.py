@@ -9,20 +9,25 @@ sequences less these. `--parts` ranks by each, and by both with a deviation of t
 nothing changes over a pair, as of one step, the dynamic part is 0 and not what rounding leaves.
 """
 
+from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Array, Float, Int
 
 from scav_jax import metrics
 from scav_jax.base.errors import InputError
+from scav_jax.base.progress import progress_bar
+from scav_jax.distances.narrow import widened
 from scav_jax.distances.static import SUFFIX
 from scav_jax.retrieval.embed import Embedded
 from scav_jax.retrieve import queries_first, sequence_distances
-from scav_jax.sequences import Sequences, masked_mean
+from scav_jax.sequences import AudioVisual, Sequences, masked_mean, resample_like
 
-STATIC = "scav_jax.distances.static:euclidean_static"
+ROWS = 512  # clips whose means are taken at a time
 ROUNDED = np.float32(2.0**-20)  # of mean squares: a difference of distances below it is rounding
 
 
@@ -50,7 +55,8 @@ def of_both(embedded: Embedded, name: str, options: dict) -> list[Part]:
     """The dynamic part of a distance that has a static one beside it; else nothing."""
     if not name.endswith(SUFFIX):
         return []
-    alone = sequence_distances(embedded.latents, name, options | {"static_weight": 0.0})
+    without = options | {"static_weight": 0.0}
+    alone = sequence_distances(embedded.latents, name, without, progress=True)
     return [Part("dynamic part", alone, alone)]
 
 
@@ -77,7 +83,7 @@ def of_euclidean(
       InputError: another distance, which is no such sum.
     """
     check_euclidean(name)
-    static = sequence_distances(embedded.latents, STATIC, options)
+    static = static_distances(embedded.latents, **options)
     visual, audio = map(_mean_square, embedded.latents)
     dynamic = distances - static
     dynamic[dynamic < ROUNDED * (visual[:, None] + audio[None])] = 0.0  # no order, nor a deviation
@@ -91,6 +97,68 @@ def of_euclidean(
         Part("dynamic part of D", dynamic, dynamic),
         Part("both parts by deviation", summed[0], summed[1]),
     ]
+
+
+def static_distances(
+    latents: AudioVisual, *, resample: str = "visual_to_audio"
+) -> Float[np.ndarray, "V A"]:
+    """D_static: `|mean_t v' - mean_t a|^2 / C`, with v' at the steps of a.
+
+    Means are taken once for each grid of the targets, not for each pair.
+
+    Args:
+      latents: `[V, N, C]` and `[A, M, C]`, on the host.
+      resample: as of `euclidean`.
+    """
+    there = resample == "visual_to_audio"
+    moved, target = latents if there else reversed(latents)
+    own = _in_blocks(_means, target)
+    grids = np.column_stack([target.lengths, target.windows])
+    _, firsts, kinds = np.unique(grids, axis=0, return_index=True, return_inverse=True)
+    found = np.empty((len(moved.lengths), len(target.lengths)), np.float32)
+    with progress_bar("static part", found.size, "pair", scale=True) as bar:
+        for kind, first in enumerate(firsts):
+            grid = jax.tree.map(lambda leaf, row=first: jnp.asarray(leaf[row]), target)
+            columns = np.flatnonzero(kinds.reshape(-1) == kind)
+            means, some = _in_blocks(partial(_means_on, grid), moved), own[columns]
+            for begin in range(0, len(means), ROWS):
+                rows = slice(begin, begin + ROWS)
+                found[rows, columns] = _mean_squares(means[rows], some)
+            bar.update(len(means) * len(columns))
+    return found if there else found.T
+
+
+def _in_blocks(of_clips: Callable, stream: Sequences) -> Float[np.ndarray, "K C"]:
+    """`of_clips(stream)`, some clips at a time."""
+    blocks = (
+        jax.tree.map(lambda leaf, rows=slice(begin, begin + ROWS): jnp.asarray(leaf[rows]), stream)
+        for begin in range(0, len(stream.lengths), ROWS)
+    )
+    return np.concatenate([np.asarray(of_clips(block), np.float64) for block in blocks])
+
+
+@jax.jit
+def _means(stream: Sequences) -> Float[Array, "B C"]:
+    return masked_mean(widened(stream).values, stream.lengths)
+
+
+@jax.jit
+def _means_on(grid: Sequences, stream: Sequences) -> Float[Array, "B C"]:
+    """Of each clip at the steps of one target."""
+
+    def of_one(clip: Sequences) -> Float[Array, " C"]:
+        resampled = resample_like(clip, grid)
+        return masked_mean(resampled.values, resampled.lengths)
+
+    return jax.vmap(of_one)(widened(stream))
+
+
+def _mean_squares(
+    x: Float[np.ndarray, "X C"], y: Float[np.ndarray, "Y C"]
+) -> Float[np.ndarray, "X Y"]:
+    """Of differences over channels; in float64, so that near means are told apart."""
+    squares = np.sum(x**2, axis=1)[:, None] + np.sum(y**2, axis=1)[None]
+    return np.maximum(squares - 2.0 * (x @ y.T), 0.0) / x.shape[1]
 
 
 def _mean_square(latents: Sequences) -> Float[np.ndarray, " K"]:

@@ -170,7 +170,7 @@ def recalls(sketch: Sketch, embedded: Embedded, run: Run, ks: Sequence[int] = KS
       A row for each `first_stage`, "embedding" and "sketch", of so many `numbers`: `n`, and for
       `a2v` and `v2a` the recall by k, a share in 0..1.
     """
-    distances = sequence_distances(embedded.latents, *run.objective.ranks_by())
+    distances = sequence_distances(embedded.latents, *run.objective.ranks_by(), progress=True)
     vectors = {
         "embedding": (embedded.visual_embeddings, embedded.audio_embeddings),
         "sketch": tuple(sketch.of(getattr(embedded, s), s) for s in STREAMS),

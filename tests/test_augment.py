@@ -252,6 +252,11 @@ def test_sounds_vectors_have_the_papers_distribution(drawn):
     check_jitter(v[:, 12:21])
     check_blur(v[:, 21:23])
     assert v[:, 23].mean() == pytest.approx(0.5, abs=0.04)
+    # Of a log-mel with fewer frames and bins than the masks may have, masks are inside too.
+    numbers = jnp.asarray(np.random.default_rng(0).random((200, 6)), jnp.float32)
+    few = jax.vmap(lambda row: augment._mask_vector(row, FRAMES, BINS, 192, 48))(numbers)
+    within(few[:, 1:3], 0, FRAMES)
+    within(few[:, 3:5], 0, BINS)
 
 
 def check_jitter(v):

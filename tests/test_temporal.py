@@ -419,6 +419,19 @@ def test_a_sum_is_the_weighted_sum_of_its_parts():
             objectives.find(wrong)
 
 
+@pytest.mark.parametrize("name", ["sequence+separate", "separate+aggregation"])
+def test_a_part_of_a_sum_sees_what_it_would_see_alone(name):
+    """One shows features less their mean, the other as they are; towers that change nothing."""
+    clips, key = batch(clips=3), jax.random.key(0)
+    both = objectives.make({"name": name, "separate_statics": "remove"}, {"name": "euclidean"})
+    found = both.views(clips, key)
+    assert sorted(found.features) == ["clip", "separate/clip"]
+    outputs = both.of_clips(None, *found)
+    for part, alone in both.parts.items():
+        expected = alone.of_clips(None, *alone.views(clips, key))
+        jax.tree.map(np.testing.assert_array_equal, outputs.values[part], expected.values)
+
+
 def test_covered_seconds_are_those_that_views_find(tmp_path):
     """On disk and in a batch, where streams begin and end apart."""
     data = write(tmp_path / "data", seconds=lambda number: 1.5 + 0.07 * number)

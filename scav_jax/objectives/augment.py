@@ -71,7 +71,7 @@ def sample_sound(
     Args:
       key: of this vector.
       frames, bins: T and F.
-      time_mask, frequency_mask: masks are narrower than this (paper: 192 and 48).
+      time_mask, frequency_mask: masks are narrower than this and than the axis (paper: 192, 48).
       legacy: slots 8 to 11 are divided by the other axis's length, as in the released code.
     """
     counts = MASK_DRAWS, CROP_DRAWS, JITTER_DRAWS, BLUR_DRAWS, 1
@@ -105,7 +105,7 @@ def _mask_vector(
     """On, two masks, on, shift/T; all or nothing."""
     edges = []
     for number, (size, widest) in enumerate(((frames, time_mask), (bins, frequency_mask))):
-        width = drawn[1 + 2 * number] * widest
+        width = drawn[1 + 2 * number] * min(widest, size)
         begin = jnp.floor(drawn[2 + 2 * number] * (size - width))
         edges += [begin, begin + jnp.floor(width)]
     moved = (jnp.floor(drawn[5] * 2 * frames) - frames) / frames

@@ -2,7 +2,8 @@
 
 Its name is theirs, "sequence+temporal"; its options are theirs with their names before them,
 `temporal_queue`, and a weight for each, `temporal_weight`. The first one says how checkpoints are
-ranked and how the model is used. Views called "clip" are one pass of the towers for all of them.
+ranked and how the model is used. Features as they are stored are one pass of the towers for all of
+them; of whatever else one shows the towers, the others see nothing.
 """
 
 import dataclasses
@@ -32,6 +33,7 @@ from scav_jax.objectives.objective import (
 from scav_jax.sequences import AudioVisual, Sequences
 
 WEIGHT = "weight"
+CLIP = "clip"  # the view that all share who show the features as they are
 
 
 class Heads(nn.Module):
@@ -109,7 +111,9 @@ class Sum(Objective):
         about = {}
         for name, part in self.parts.items():
             own = part.views(batch, key)
-            features |= {_view(name, view): streams for view, streams in own.features.items()}
+            for view, streams in own.features.items():
+                shared = view == CLIP and streams is batch.features
+                features[CLIP if shared else _view(name, view)] = streams
             about[name] = own.about
         return Views(features, about)
 
@@ -117,12 +121,13 @@ class Sum(Objective):
         self, heads: nn.Module | None, latents: dict[str, AudioVisual], about: PyTree
     ) -> Outputs:
         values, rest = {}, {}
+        shared = {CLIP: latents[CLIP]} if CLIP in latents else {}
         for name, part in self.parts.items():
             prefix = _view(name, "")
-            own = {
+            own = shared | {
                 view.removeprefix(prefix): streams
                 for view, streams in latents.items()
-                if view == "clip" or view.startswith(prefix)
+                if view.startswith(prefix)
             }
             values[name], rest[name] = part.of_clips(_heads(heads, name), own, about[name])
         return Outputs(values, rest)
@@ -222,8 +227,8 @@ class Sum(Objective):
 
 
 def _view(part: str, view: str) -> str:
-    """What a view of one of them is called: "clip" is everyone's."""
-    return view if view == "clip" else f"{part}/{view}"
+    """What a view that is one part's alone is called."""
+    return f"{part}/{view}"
 
 
 def _heads(heads: nn.Module | None, name: str) -> nn.Module | None:

@@ -20,7 +20,16 @@ from scav_jax.distances import MEMORY_BYTES
 from scav_jax.encoders import Towers
 from scav_jax.encoders.precision import as_multiplied, wide
 from scav_jax.objectives import free
-from scav_jax.objectives.objective import Metrics, Objective, Outputs, Place, loss_of
+from scav_jax.objectives.objective import (
+    Metrics,
+    Objective,
+    Outputs,
+    Place,
+    Views,
+    loss_of,
+    of_heads,
+    returned,
+)
 from scav_jax.sequences import AudioVisual, Batch
 
 # What is folded into a key, for a stream of random numbers of its own.
@@ -54,22 +63,25 @@ def init_params(encoders: Towers, objective: Objective, example: Batch, seed: in
     tiny = _first_clip(example)
     # One program, without the towers' own work: parameters need shapes only.
     params = {"encoders": jax.jit(encoders.init)(key, tiny.features)["params"]}
-    if temperatures := objective.temperatures():
+    if temperatures := returned(objective, "temperatures", objective.temperatures(), dict):
         params["log_temperature"] = {
             name: jnp.log(jnp.float32(value)) for name, value in temperatures.items()
         }
     heads = objective.heads(encoders.width)
     if heads is not None:
+        returned(objective, "heads", heads, nn.Module)
 
         @jax.jit
         def start(tiny: Batch) -> PyTree:
-            views = objective.views(tiny, jax.random.fold_in(key, VIEWS))
+            views = returned(
+                objective, "views", objective.views(tiny, jax.random.fold_in(key, VIEWS)), Views
+            )
             latents = {
                 name: encoders.apply({"params": params["encoders"]}, view)
                 for name, view in views.features.items()
             }
             init = nn.init(lambda heads: objective.of_clips(heads, latents, views.about), heads)
-            return init(jax.random.fold_in(key, HEADS))["params"]
+            return of_heads(objective, init(jax.random.fold_in(key, HEADS)))
 
         params["heads"] = start(tiny)
     return params
@@ -169,7 +181,7 @@ def of_clips(
     if key is not None:
         batch = free.changed(objective.free, batch, jax.random.fold_in(key, FREE))
     view_key = jax.random.fold_in(jax.random.key(0) if key is None else key, VIEWS)
-    views = objective.views(batch, view_key)
+    views = returned(objective, "views", objective.views(batch, view_key), Views)
     which = {} if rows is None else {"rows": rows}
     latents = {}
     for number, (name, view) in enumerate(views.features.items()):
@@ -180,7 +192,8 @@ def of_clips(
         latents[name] = encoders.apply(
             variables, view, deterministic=own is None, rngs=rngs, **which
         )
-    return objective.of_clips(bound_heads(encoders, objective, params), latents, views.about)
+    heads = bound_heads(encoders, objective, params)
+    return returned(objective, "of_clips", objective.of_clips(heads, latents, views.about), Outputs)
 
 
 def bound_heads(encoders: Towers, objective: Objective, params: PyTree) -> nn.Module | None:
@@ -352,7 +365,7 @@ def make_train_step(
             "gradient_norm": gradient_norm,
             "skipped": new_state.skipped,
             "skipped_in_row": new_state.skipped_in_row,
-            **objective.health(aux),
+            **returned(objective, "health", objective.health(aux), dict),
         }
         return new_state, metrics
 

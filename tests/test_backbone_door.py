@@ -141,6 +141,10 @@ def test_a_side_that_gives_other_rows_or_columns_than_it_says_is_refused(package
     job = jobs.Job(0, ((0, ClipRequest("0.mp4", 0.0, None, "x")),))
     with pytest.raises(InputError, match=r"Changes.prepare: expected a row for .* 50, got 49"):
         list(jobs.prepare(job, videos=videos, preparer=strange.preparer))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("stranger_side.Changes.prepare", lambda *_: None)
+        with pytest.raises(InputError, match=r"Changes.prepare: expected to get an array back"):
+            list(jobs.prepare(job, videos=videos, preparer=strange.preparer))
     sound = np.zeros((2, strange.audio.width), np.float32)
     for shape in ((5, 15), (5,)):
         clip = backbones.Prepared(np.zeros(shape, np.float32), sound)
@@ -170,6 +174,12 @@ def test_what_a_side_does_not_say_is_asked_for(package):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("stranger_side.Nameless.width", 2, raising=False)
         with pytest.raises(InputError, match=r"expected a fingerprint of JSON types: .*float32"):
+            backbones.load(**side, options=options).fingerprint()
+        patch.setattr("stranger_side.Nameless.fingerprint", lambda self: None)
+        with pytest.raises(InputError, match=r"Nameless: .* return a dictionary, got a NoneType"):
+            backbones.load(**side, options=options).fingerprint()
+        patch.delattr("stranger_side.Nameless.fingerprint")
+        with pytest.raises(InputError, match=r"Nameless: expected a method fingerprint\(\)"):
             backbones.load(**side, options=options).fingerprint()
 
 

@@ -494,7 +494,7 @@ def test_resizing_on_the_device_gives_the_same_features(random, tensors):
     assert host.fingerprint() == device.fingerprint()
 
 
-def test_every_device_has_the_weights_and_a_share_of_a_batch(tensors):
+def test_eight_devices_have_the_weights_and_a_share_of_a_batch_each(tensors):
     """That they compute what one does: test_scaling."""
     eight = small(tensors, Batching(2))  # all
     assert (small(tensors).batch, eight.batch) == (2, 16)

@@ -18,12 +18,12 @@ from small_run import TOWERS, assert_same_run, small_config, train_here, untrain
 from scav_jax import objectives
 from scav_jax.base import doors
 from scav_jax.base.errors import InputError
-from scav_jax.distances import alignment, find, pairwise
+from scav_jax.distances import alignment, find, lift, pairwise
 from scav_jax.encoders import Encoders, PatchEncoders
 from scav_jax.evaluate import __main__ as evaluate_program
 from scav_jax.export.writing import export
 from scav_jax.extract.backbones import load, make_fingerprint
-from scav_jax.objectives.objective import loss_of
+from scav_jax.objectives.objective import Objective, Views, loss_of, returned
 from scav_jax.retrieval import model
 from scav_jax.sequences import AudioVisual, as_batch, sequences
 from scav_jax.train_step import (
@@ -210,6 +210,9 @@ def test_a_strangers_distance_is_lifted_and_aligned_in_time():
     one, other = (jax.tree.map(lambda leaf: leaf[0], stream) for stream in (visual, audio))
     with pytest.raises(InputError, match=r"of_steps: .* a number for a pair, got .* shape \(1,\)"):
         pairwise("stranger_distance:of_steps", visual, visual)
+    for got, words in ((None, "a NoneType"), (2j, "a complex"), (jnp.int32(3), "int32")):
+        with pytest.raises(InputError, match=f"number .*, got {words}"):
+            lift.all_pairs(lambda v, a: got, visual, audio, block=None, memory_bytes=1)  # noqa: B023
     weights = alignment("stranger_distance:of_means", one, other, power=2.0)
     np.testing.assert_allclose(weights.sum(axis=0), 1.0)
 
@@ -364,6 +367,29 @@ def test_a_loss_is_a_number_and_a_dictionary(found, monkeypatch):
     monkeypatch.setattr(type(objective), "loss", lambda *_: found)
     with pytest.raises(InputError, match="Noisy: expected `loss` to return a number and a dict"):
         loss_of(objective, {}, None, {}, None)
+    monkeypatch.setattr(type(objective), "loss", lambda *_: (jnp.int32(1), {}))
+    with pytest.raises(InputError, match="a loss in floating point, got int32"):
+        loss_of(objective, {}, None, {}, None)
+    monkeypatch.setattr(type(objective), "methods", "sequence")
+    with pytest.raises(InputError, match=r"expected `methods` as .*, got 'sequence'"):
+        objectives.find(objective.name)
+
+
+@pytest.mark.parametrize(
+    ("method", "words"),
+    [
+        (lambda self, outputs: None, "its own is called otherwise: too many"),
+        (Objective.loss, "got none"),
+    ],
+)
+def test_an_objective_has_the_methods_that_are_called(method, words, monkeypatch):
+    name = "stranger_objective:Noisy"
+    noisy = objectives.find(name)
+    with pytest.raises(InputError, match="Noisy: expected `views` to return Views, got a dict"):
+        returned(noisy(name=name), "views", {}, Views)
+    monkeypatch.setattr(noisy, "loss", method)
+    with pytest.raises(InputError, match=rf"a method loss\(self, log_temperature, .*{words}"):
+        objectives.find(name)
 
 
 def test_views_are_drawn_anew_in_every_step():

@@ -5,10 +5,11 @@ import os
 import signal
 import subprocess
 import sys
+import types
 
 import pytest
 
-from scav_jax.base import errors
+from scav_jax.base import doors, errors
 from scav_jax.base.errors import InputError, ProgramFault
 from scav_jax.base.interrupts import EXIT_INTERRUPTED, termination_interrupts
 
@@ -71,6 +72,39 @@ def test_a_fault_while_bad_input_is_handled_is_not_taken_for_the_input(capsys):
     with pytest.raises(TypeError, match="3 arguments"):
         errors.run_program(main)
     assert "bad file" not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("code", "words"),
+    [
+        ("def one(v, a):\n    return v.unsqueeze(0)", "line 2, in one: AttributeError: 'int'"),
+        ("import of_nobody", "line 1: ModuleNotFoundError: No module named 'of_nobody'"),
+        ("def one(v, a:\n    pass", "line 1: SyntaxError: "),
+        (
+            "import jax\ndef one(v, a):\n    return jax.jit(lambda x: 1 if x else 0)(1.0)",
+            "choose with jnp.where, not with if",
+        ),
+    ],
+)
+def test_what_fails_in_code_behind_a_door_is_told_with_its_line(
+    code, words, capsys, monkeypatch, tmp_path
+):
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "theirs", raising=False)
+    (tmp_path / "theirs.py").write_text(code)
+
+    def main():
+        doors.find("distance", "theirs:one", {})(1, 2)
+
+    ours = types.FunctionType(  # as if it stood in the package
+        main.__code__.replace(co_filename=errors.__file__.replace("errors.py", "doors.py")),
+        globals(),
+    )
+    with pytest.raises(SystemExit) as ended:
+        errors.run_program(ours)
+    said = capsys.readouterr().err
+    assert ended.value.code == errors.EXIT_INPUT and said.count("\n") == 1
+    assert said.startswith(f"error: {tmp_path}/theirs.py, line ") and words in said
 
 
 def test_a_message_that_quotes_a_file_at_length_is_cut_in_the_middle():

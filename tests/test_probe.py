@@ -233,10 +233,12 @@ def test_a_run_is_probed_and_its_report_says_so(run, capsys, monkeypatch):
         probe_program.main([*words, "--changed", "0"])
     again = capsys.readouterr().out.strip()
     assert again == said.partition(f"\n{file}")[0].strip() and len(again) > 500
-    loaded = load_run(run / "run")
-    of_train = probing.embed(loaded, store.read(run / "data", "train"), 8)
-    with pytest.raises(InputError, match="expected clips that labels are not learned from"):
-        probing._labels(loaded, run / "data", of_train, probing.ProbeSettings())
+    of_train = store.read(run / "data", "train")
+    told = probing._learned_from(of_train, probing.ProbeSettings())
+    assert "expected clips that labels are not learned from" in str(told)
+    asked = probing.ProbeSettings(train_split="trian")  # and not passed over
+    with pytest.raises(InputError, match=r"no split 'trian', .* Did you mean 'train'"):
+        probing._learned_from(of_train, asked)
     monkeypatch.setattr(retrieve, "_shortest", lambda _: 1.0)  # `test_evaluate` has times, pictures
     monkeypatch.setattr(figures, "image", lambda _: "")
     told = ["--run", str(run / "run"), "--split", "validation", "--bootstrap", "0"]

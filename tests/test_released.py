@@ -198,10 +198,18 @@ def test_what_is_not_the_systems_is_refused_by_name(tmp_path):
         (state | {"pos_embed_v": state["pos_embed_v"] + 0.1}, "expected the fixed sine-cosine"),
         (state | {"norm_v.weight": np.zeros(7, np.float32)}, "layers, .*norm_visual.* differ"),
         (state_of("cav_mae"), "expected a tensor 'pred_v_intra.fc1.weight', got none"),
+        ({n: v for n, v in state.items() if "blocks_a" not in n}, r"blocks_a\.0.*got none"),
+        (state | {"modality_v": np.ones(3, np.float32)}, r"modality_v: .* shape than \[3\]"),
+        (state | {"pos_embed_v": np.zeros((1, 0, 8), np.float32)}, r"than \[1, 0, 8\]"),
+        (state | {"cross_attn_a.attn.to_q.weight": np.zeros((65, 6), np.float32)}, "another shape"),
+        (state | {"norm_v.bias": np.full(WIDTH, np.nan, np.float32)}, "'norm_v.bias' has NaN"),
+        (state | {"module.norm_v.bias": state["norm_v.bias"]}, "'norm_v.bias' under two names"),
     ]
     for wrong, message in cases:
         with pytest.raises(InputError, match=message):
             convert(written(tmp_path, wrong), "equiav", heads=HEADS)
+    with pytest.raises(InputError, match=r"--heads: .* divides the width of 16, got 5"):
+        convert(written(tmp_path, state), "equiav", heads=5)
     with pytest.raises(InputError, match="--from: expected one of equiav, cav_mae, got 'equi'"):
         convert(tmp_path / "x.pth", "equi")
     evil = tmp_path / "evil.pth"

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 
 from scav_jax.base import interrupts
-from scav_jax.base.names import is_text, shown
+from scav_jax.base.names import from_here, is_text, shown
 
 EXIT_INPUT = 2  # bad input: nothing is wrong with the program
 EXIT_SYSTEM = 3  # the machine refused: disk full or read-only, no permission, no memory
@@ -23,6 +23,13 @@ MOST_LETTERS = 1800  # of a message
 # What our own wrong call, or a package of another version, raises: whoever turns exceptions into a
 # rejection, a skip or a fallback lets these pass, unless a damaged file is known to provoke them.
 OUR_FAULTS = (TypeError, AttributeError, ImportError, NameError, NotImplementedError)
+
+_HINTS = {  # what JAX's words leave to look up, by its class
+    "TracerArrayConversionError": "use jax.numpy, not NumPy, on what is compiled",
+    "TracerBoolConversionError": "choose with jnp.where, not with if: it is compiled",
+    "TracerIntegerConversionError": "mask with jnp.where, do not index by a length: it is compiled",
+    "ConcretizationTypeError": "it is compiled: keep arrays of jax.numpy, no numbers of Python",
+}
 
 
 class InputError(ValueError):
@@ -82,6 +89,45 @@ def first_line(error: BaseException) -> str:
 def in_a_line(error: BaseException) -> str:
     """All that an exception says, in one line that is not too long, or else its kind."""
     return " ".join(str(error).split())[:200] or type(error).__name__
+
+
+def in_their_line(error: BaseException) -> InputError | None:
+    """What went wrong in code of a user's own that ours called (a door), with its line.
+
+    None for anything else, and for a program of a user's own.
+    """
+    import traceback
+
+    frames = traceback.extract_tb(error.__traceback__)
+    places = [(one.filename, one.lineno, one.name) for one in frames if one.filename != __file__]
+    if isinstance(error, SyntaxError):
+        places.append((error.filename or "", error.lineno, "<module>"))
+    theirs = [place for place in places if _is_theirs(place[0])]
+    if not theirs or theirs[0] == places[0]:
+        return None
+    file, line, name = theirs[-1]
+    where = f"{from_here(file)}, line {line}" + ("" if name == "<module>" else f", in {name}")
+    kind, hint = type(error).__name__, _HINTS.get(type(error).__name__)
+    said = error.msg if isinstance(error, SyntaxError) else str(error) and first_line(error)[:200]
+    return InputError(
+        f"{where}: {kind}"
+        + (f": {said}" if said else "")
+        + (f"; {hint}" if hint else "")
+        + "; SCAV_TRACEBACK=1 before the same command shows how it came there"
+    )
+
+
+def _is_theirs(file: str) -> bool:
+    """Whether code is neither this package's, nor Python's, nor of anything that is installed."""
+    import sysconfig
+    from pathlib import Path
+
+    path, ours = Path(file), (Path(__file__).parents[1], sysconfig.get_path("stdlib"))
+    return not (
+        file.startswith("<")
+        or {"site-packages", "dist-packages"}.intersection(path.parts)
+        or any(path.is_relative_to(folder) for folder in ours)
+    )
 
 
 def check_unique(ids: Sequence[str], places: Iterable[str] | None = None) -> None:
@@ -193,7 +239,8 @@ def _code_and_words(error: Exception) -> tuple[int, str] | None:
         return EXIT_SYSTEM, "there is not enough memory: whatever was finished is kept"
     if isinstance(error, OSError):
         return EXIT_SYSTEM, _refusal(error)
-    return None
+    theirs = in_their_line(error)
+    return None if theirs is None else (EXIT_INPUT, str(theirs))
 
 
 def _refusal(error: OSError) -> str:

@@ -4,6 +4,7 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, Int
 
 from scav_jax.base.errors import InputError
@@ -45,11 +46,9 @@ def all_pairs(
 
     def one(v: Sequences, a: Sequences) -> Float[Array, ""]:
         distance = pair(v, a, **options)
-        if jnp.shape(distance):  # [1] would be spread over the pairs of a batch
-            raise InputError(
-                f"distance {getattr(pair, '__name__', pair)}: expected a number for a pair, got "
-                f"an array of shape {jnp.shape(distance)}; return its mean or sum"
-            )
+        problem = _problem(distance)
+        if problem:
+            raise InputError(f"distance {getattr(pair, '__name__', pair)}: expected {problem}")
         return distance
 
     if block is None:
@@ -66,6 +65,21 @@ def all_pairs(
     numbers = jnp.arange(queries * candidates)
     distances = jax.lax.map(numbered, numbers, batch_size=block)
     return distances.reshape(queries, candidates), {}
+
+
+def _problem(distance: object) -> str:
+    """What is wrong with what a pair function returned, or the empty string."""
+    if not isinstance(distance, jax.Array | np.generic | np.ndarray | float):
+        return f"a number for a pair, got a {type(distance).__name__}; return one, of jax.numpy"
+    if jnp.shape(distance):  # [1] would be spread over the pairs of a batch
+        return (
+            f"a number for a pair, got an array of shape {jnp.shape(distance)}; return its mean or "
+            "sum"
+        )
+    dtype = jnp.result_type(distance)
+    if jnp.issubdtype(dtype, jnp.floating):
+        return ""
+    return f"a real number in floating point, got {dtype}: nothing could be learned through it"
 
 
 def _pair_bytes(visual: Sequences, audio: Sequences) -> int:

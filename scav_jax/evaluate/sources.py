@@ -304,12 +304,11 @@ def chosen(split: Split, path: Path | None) -> Split:
     unknown = [one for one in ids if one not in place]
     twice = [one for one, count in Counter(ids).items() if count > 1]
     if unknown or twice or not ids:
-        what = "not in the split" if unknown else "named twice" if twice else "no ids at all"
-        some = unknown or twice
-        named = f": {listed(map(repr, some), SHOWN)}" if some else ""
+        some, what = unknown or twice, "not in the split" if unknown else "named twice"
+        got = f"{len(some):,} of {len(ids):,} {what}: {listed(map(repr, some), SHOWN)}"
         raise InputError(
             f"--ids {path}: expected ids of {split.data}, split {split.split}, each once, got "
-            f"{len(some):,} of {len(ids):,} {what}{named}"
+            + (got if ids else "none")
         )
     return split.take([place[one] for one in ids])
 

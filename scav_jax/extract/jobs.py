@@ -11,7 +11,7 @@ import numpy as np
 from scav_jax.base.errors import InputError
 from scav_jax.extract import pool
 from scav_jax.extract.backbones import Features, Prepared, Preparer
-from scav_jax.extract.backbones.sides import Visual
+from scav_jax.extract.backbones.sides import Side, Visual
 from scav_jax.extract.containers.opening import Unusable
 from scav_jax.extract.decoding import media
 from scav_jax.extract.decoding.usable import check_usable
@@ -230,12 +230,22 @@ def _prepare_clip(
     except InputError as error:
         raise Unusable("decode", str(error)) from None
     prepared = Prepared(
-        preparer.visual.prepare(frames, decoded.previous), preparer.audio.prepare(waveform)
+        _an_array(preparer.visual, preparer.visual.prepare(frames, decoded.previous)),
+        _an_array(preparer.audio, preparer.audio.prepare(waveform)),
     )
     _check_rows(preparer.visual, prepared.visual, len(frames))
     span = decoded.frames_span if len(prepared.visual) else (0.0, 0.0)
     sound_s = len(waveform) / RATE_HZ
     return Outcome(place, request, prepared, span, decoded.end, preparer.audio_step_s, sound_s)
+
+
+def _an_array(side: Side, rows: object) -> np.ndarray:
+    """What a side prepared, which may be a stranger's; `InputError` where it is no array."""
+    if isinstance(rows, np.ndarray):
+        return rows
+    raise InputError(
+        f"{type(side).__name__}.prepare: expected to get an array back, got a {type(rows).__name__}"
+    )
 
 
 def _check_rows(side: Visual, rows: np.ndarray, frames: int) -> None:

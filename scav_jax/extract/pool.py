@@ -21,6 +21,7 @@ from typing import Any
 
 from scav_jax.base import interrupts
 from scav_jax.base.children import single_threaded
+from scav_jax.base.errors import InputError, in_their_line
 from scav_jax.extract import handover
 
 
@@ -206,8 +207,9 @@ def _sendable(error: Exception) -> Exception:
     import traceback
 
     text = "in a worker process:\n" + "".join(traceback.format_exception(error))
+    theirs = None if isinstance(error, (InputError, OSError)) else in_their_line(error)
     try:
-        copy = pickle.loads(pickle.dumps(error))
+        copy = theirs or pickle.loads(pickle.dumps(error))
     except Exception:
         copy = RuntimeError(repr(error))
     if isinstance(error, OSError) and error.filename is not None:

@@ -381,7 +381,8 @@ def _nothing_usable(rows: list[dict], ledger: Ledger, videos: Path) -> None:
     store.write_rejected(path, rows)
     raise InputError(
         f"no usable clip under {videos}: expected videos with moving pictures and sound, all "
-        f"{len(rows):,} were rejected ({_reasons(rows)}){_way_out(rows)}; see {path}"
+        f"{len(rows):,} were rejected ({_reasons(rows)}){_way_out(rows)}; the first: "
+        f"{rows[0]['reason']}; see {path}"
     )
 
 

@@ -18,6 +18,7 @@ sums           several in one training, by a name such as "sequence+temporal"
 
 import inspect
 from collections.abc import Mapping
+from dataclasses import MISSING, fields
 from typing import Any
 
 from scav_jax.base import doors
@@ -103,7 +104,34 @@ def find(name: str) -> type[Objective]:
             f"objective.name: expected a subclass of scav_jax.objectives.Objective, {name} is "
             f"{found!r}"
         )
+    if name not in OBJECTIVES:
+        _check_stranger(name, found)
     return found
+
+
+def _check_stranger(name: str, cls: type[Objective]) -> None:
+    """Raises `InputError` for a class that cannot be made or called as objectives are."""
+    for one in fields(cls):
+        if one.default is MISSING and one.default_factory is MISSING:
+            raise InputError(f"objective {name}: expected a default for {one.name}, got none")
+    if not isinstance(cls.methods, tuple | list) or not {"aggregation", "sequence"}.issuperset(
+        cls.methods
+    ):
+        raise InputError(
+            f'objective {name}: expected `methods` as ("aggregation",), ("sequence",) or both, got '
+            f"{cls.methods!r}"
+        )
+    for method, ours in inspect.getmembers(Objective, inspect.isfunction):
+        own, given = getattr(cls, method), list(inspect.signature(ours).parameters)
+        wanted = f"objective {name}: expected a method {method}({', '.join(given)})"
+        if own is ours and method in ("of_clips", "loss"):
+            raise InputError(f"{wanted}, got none")
+        if own is ours or method.startswith("_"):
+            continue
+        try:
+            inspect.signature(own).bind(*given)
+        except (TypeError, ValueError) as error:
+            raise InputError(f"{wanted}, its own is called otherwise: {error}") from None
 
 
 def make(objective: Mapping[str, Any], distance: Mapping[str, Any]) -> Objective:

@@ -383,6 +383,29 @@ def spread(embeddings: Float[Array, "B C"]) -> Float[Array, ""]:
     return jnp.sqrt(deviation / (jnp.mean(jnp.sum(embeddings**2, axis=-1)) + 1e-12))
 
 
+def returned(objective: Objective, method: str, found: Any, kind: type) -> Any:
+    """What a method gave, which may be a stranger's; `InputError` where it is of another kind."""
+    if isinstance(found, kind):
+        return found
+    raise InputError(
+        f"objective {objective.name}: expected `{method}` to return {kind.__name__}, got a "
+        f"{type(found).__name__}"
+    )
+
+
+def of_heads(objective: Objective, started: Mapping[str, PyTree]) -> PyTree:
+    """The parameters of what `heads` returned, as it was started; `InputError` where it has none.
+
+    Layers get theirs when `of_clips` first calls them.
+    """
+    if "params" in started:
+        return started["params"]
+    raise InputError(
+        f"objective {objective.name}: expected `of_clips` to use what `heads` returns, it does "
+        "not; return None there"
+    )
+
+
 def loss_of(objective: Objective, *given) -> tuple[Float[Array, ""], dict]:
     """`objective.loss`, which may be a stranger's.
 
@@ -392,7 +415,12 @@ def loss_of(objective: Objective, *given) -> tuple[Float[Array, ""], dict]:
     found = objective.loss(*given)
     parts = found if isinstance(found, tuple) else (found,)
     if len(parts) == 2 and jnp.shape(parts[0]) == () and isinstance(parts[1], dict):
-        return found
+        dtype = jnp.result_type(parts[0])
+        if jnp.issubdtype(dtype, jnp.floating):
+            return found
+        raise InputError(
+            f"objective {objective.name}: expected a loss in floating point, got {dtype}"
+        )
     got = [f"an array {list(one.shape)}" if isinstance(one, jax.Array) else type(one).__name__
            for one in parts]  # fmt: skip
     raise InputError(

@@ -69,7 +69,8 @@ def probe(run: Run, data: Path, split_name: str, settings: ProbeSettings) -> dic
     """
     split = store.read(data, split_name)
     check_features(run, split)
-    videos, model = _videos(split, settings), None  # what can be wrong is said before the work
+    videos = _videos(split, settings)  # what can be wrong is said before the work
+    learned_from = _learned_from(split, settings)
     if videos is not None:
         numbers = changes.chosen(split, videos, settings.changed)
         model = Model(run, settings.weights, settings.trust)
@@ -77,14 +78,16 @@ def probe(run: Run, data: Path, split_name: str, settings: ProbeSettings) -> dic
     left_out: dict[str, str] = {}
     found = {"labels": {}, "neighbours": {}}
     try:
-        found |= _labels(run, data, embedded, settings)
+        if isinstance(learned_from, InputError):
+            raise learned_from
+        found |= _labels(run, learned_from, embedded, settings)
     except InputError as error:
         left_out["labels"] = str(error)
     found["tasks"] = tasks.accuracies(run, split, settings.batch_size)
     if not found["tasks"]:
         left_out["tasks"] = f"the {run.objective.name} objective has none"
     found["changes"] = {}
-    if model is not None:
+    if videos is not None:
         try:
             found["changes"] = changes.fingerprint(model, embedded, split, videos, numbers)
         except InputError as error:
@@ -121,15 +124,27 @@ def _videos(split: Split, settings: ProbeSettings) -> Path | None:
     return folder
 
 
-def _labels(run: Run, data: Path, asked: Embedded, settings: ProbeSettings) -> dict[str, dict]:
-    """Linear probe and neighbours of each stream and of both."""
+def _learned_from(split: Split, settings: ProbeSettings) -> list[Split] | InputError:
+    """The splits that labels are learned from, or why not; raises it where they were asked for."""
     named = (settings.train_split, settings.validation_split)
-    splits = [store.read(data, name) for name in named]
-    if shared := len(set(splits[0].ids).intersection(asked.ids)):  # each would find itself
-        raise InputError(
-            f"--split: expected clips that labels are not learned from, {shared:,} of them are in "
-            f"{splits[0].split} too"
-        )
+    try:
+        splits = [store.read(split.data, name) for name in named]
+        if shared := len(set(splits[0].ids).intersection(split.ids)):  # each would find itself
+            raise InputError(
+                f"--split: expected clips that labels are not learned from, {shared:,} of them are "
+                f"in {splits[0].split} too"
+            )
+    except InputError as error:
+        if named != (ProbeSettings.train_split, ProbeSettings.validation_split):
+            raise
+        return error
+    return splits
+
+
+def _labels(
+    run: Run, splits: list[Split], asked: Embedded, settings: ProbeSettings
+) -> dict[str, dict]:
+    """Linear probe and neighbours of each stream and of both."""
     train, validation = (embed(run, one, settings.batch_size, progress=True) for one in splits)
     found: dict[str, dict] = {"labels": {}, "neighbours": {}}
     for stream in (*STREAMS, "both"):

@@ -119,7 +119,7 @@ def html(results: dict, pictures: Pictures) -> str:
         f"<h1>{escape(title)}</h1>",
         f'<p class="lead">N = {data["n"]:,} clips of {data["sources"]:,} videos. Each clip is a '
         f"query once in each direction, and all {data['n']:,} are candidates: chance R@1 is "
-        f"{100 / data['n']:.2g} %.</p>",
+        f"{100 / data['n']:.3g} %.</p>",
         markup.note(RENDERED) if data["rendered"] else "",
         *(markup.note(word) for word in [*few_clips(data["n"]), *unbeaten(results)]),
         *(markup.note(word) for run in runs for word in hubness_words(run)),

@@ -119,7 +119,7 @@ def table(results: dict) -> str:
     lines = aligned(rows) + _galleries(results) + _subsets(results)
     n = data["n"]
     notes = [
-        f"{data['path']}, split {data['split']}: N = {n:,} clips, chance R@1 {100 / n:.2g} %, "
+        f"{data['path']}, split {data['split']}: N = {n:,} clips, chance R@1 {100 / n:.3g} %, "
         f"sha256 of the ids {data['ids_sha256'][:16]} {data.get('gallery', '')}".rstrip(),
         *(
             f"sequence distance of {run['name']}: {distance_name(run['distance'])}"

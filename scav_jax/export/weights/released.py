@@ -52,7 +52,7 @@ def read(path: str | Path) -> State:
     """The tensors of a .pth, .pt or .safetensors file, wrappers' names taken off.
 
     Raises:
-      InputError: another file, or one that holds more than tensors.
+      InputError: another file, one that holds more than tensors, or NaN.
     """
     path = Path(path)
     read_file = weights.read if path.suffix == ".safetensors" else torch_files.read
@@ -70,7 +70,14 @@ def read(path: str | Path) -> State:
             raise InputError(
                 f"{path}: expected tensors only, {name!r} is a {type(values).__name__}"
             )
+        if name in state:
+            raise InputError(f"{path}: expected each tensor once, got {name!r} under two names")
         state[name] = np.asarray(values, np.float32)
+        if not np.isfinite(state[name]).all():
+            raise InputError(
+                f"{path}: expected finite weights, {name!r} has NaN or infinity; it is damaged, or "
+                "of a training that diverged"
+            )
     return state
 
 
@@ -136,13 +143,23 @@ class _Reader:
             )
         return self._state[name].shape
 
+    def size(self, name: str, axis: int) -> int:
+        """Of one axis of a tensor; `InputError` where it has none, or nothing in it."""
+        shape = self.shape(name)
+        if len(shape) <= axis or 0 in shape:
+            raise InputError(
+                f"{self._path}: {name}: expected another shape than {list(shape)}; it is of "
+                "another system, or damaged"
+            )
+        return shape[axis]
+
     def take(self, name: str, make: Callable = np.asarray) -> np.ndarray:
         """A tensor, which may be taken again."""
         self.shape(name)
         self._left.pop(name, None)
         try:
             return np.ascontiguousarray(make(self._state[name]))
-        except ValueError as error:
+        except (ValueError, IndexError, TypeError) as error:
             raise InputError(f"{self._path}: {name}: expected another shape ({error})") from None
 
     def dense(self, name: str, bias: bool = True) -> dict:
@@ -180,23 +197,30 @@ class _Reader:
 
 
 def _config(reader: _Reader, system: str, heads: int | None) -> Config:
-    width = reader.shape("modality_v")[-1]
-    side = math.isqrt(reader.shape("pos_embed_v")[1]) * PATCH
+    width = reader.size("modality_v", 2)
+    heads = heads or max(width // HEAD_WIDTH, 1)
+    if width % heads:
+        raise InputError(
+            f"--heads: expected a number that divides the width of {width}, got {heads}"
+        )
+    side = math.isqrt(reader.size("pos_embed_v", 1)) * PATCH
     shared = reader.count("blocks_u")
+    for letter in LETTERS.values():
+        reader.size(f"blocks_{letter}.0.mlp.fc1.weight", 0)  # towers without a block are none
     mean, std = NORMALISED_BY[system]
     objective: dict = {
         "name": {"equiav": "equivariant", "cav_mae": "pixels"}[system],
-        "audio_frames": reader.shape("pos_embed_a")[1] * PATCH // (BINS // PATCH),
+        "audio_frames": reader.size("pos_embed_a", 1) * PATCH // (BINS // PATCH),
         "audio_mean": mean,
         "audio_std": std,
     }
     if system == "equiav":
         frames = objective["audio_frames"]
         objective |= {
-            "hidden": reader.shape("pred_v_intra.fc1.weight")[0],
-            "intra_width": reader.shape("pred_v_intra.fc3.weight")[0],
-            "inter_width": reader.shape("pred_v_inter.fc3.weight")[0],
-            "code_width": reader.shape("aug_encoder_v.0.weight")[0],
+            "hidden": reader.size("pred_v_intra.fc1.weight", 0),
+            "intra_width": reader.size("pred_v_intra.fc3.weight", 0),
+            "inter_width": reader.size("pred_v_inter.fc3.weight", 0),
+            "code_width": reader.size("aug_encoder_v.0.weight", 0),
             "time_mask": min(192, frames),
         }
     return Config().replace(
@@ -206,8 +230,8 @@ def _config(reader: _Reader, system: str, heads: int | None) -> Config:
             "width": width,
             "visual_blocks": reader.count("blocks_v") + shared,
             "audio_blocks": reader.count("blocks_a") + shared,
-            "heads": heads or max(width // HEAD_WIDTH, 1),
-            "feedforward": reader.shape("blocks_v.0.mlp.fc1.weight")[0],
+            "heads": heads,
+            "feedforward": reader.size("blocks_v.0.mlp.fc1.weight", 0),
             "side": side,
         },
         objective=objective,
@@ -245,7 +269,7 @@ def _patch_kernel(weight: np.ndarray) -> np.ndarray:
 
 
 def _block(reader: _Reader, name: str, norms: str, heads: int) -> dict:
-    width = reader.shape(f"{name}.attn.proj.weight")[0]
+    width = reader.size(f"{name}.attn.proj.weight", 0)
     each = (heads, width // heads)
     weight = reader.take(f"{name}.attn.qkv.weight", lambda x: x.reshape(3, *each, width))
     bias = reader.take(f"{name}.attn.qkv.bias", lambda x: x.reshape(3, *each))
@@ -268,7 +292,7 @@ def _check_positions(reader: _Reader, letter: str, width: int) -> None:
     """Ours are computed; a file with learned ones holds another model."""
     stored = reader.take(f"pos_embed_{letter}")[0]
     rows = BINS // PATCH if letter == "a" else math.isqrt(len(stored))
-    row, column = np.divmod(np.arange(len(stored)), len(stored) // rows)
+    row, column = np.divmod(np.arange(len(stored)), max(len(stored) // rows, 1))
     omega = 10_000.0 ** -(np.arange(width // 4) / (width // 4))
     angles = [place[:, None] * omega for place in (column, row)]
     fixed = np.concatenate([f(angle) for angle in angles for f in (np.sin, np.cos)], axis=1)
@@ -302,14 +326,15 @@ def _equiav_heads(reader: _Reader) -> dict:
 def _predictor(reader: _Reader, name: str) -> dict:
     found = {"norm_codes": reader.norm(f"{name}.norm_aug"), "norm": reader.norm(f"{name}.norm")}
     for ours in ("query", "key", "value"):
-        layer = reader.dense(f"{name}.attn.to_{ours[0]}")
-        shape = (layer["kernel"].shape[1] // HEAD_WIDTH, HEAD_WIDTH)
+        layer = f"{name}.attn.to_{ours[0]}"
         found[ours] = {
-            "kernel": layer["kernel"].reshape(-1, *shape),
-            "bias": layer["bias"].reshape(shape),
+            "kernel": reader.take(
+                f"{layer}.weight", lambda x: x.T.reshape(x.shape[1], -1, HEAD_WIDTH)
+            ),
+            "bias": reader.take(f"{layer}.bias", lambda x: x.reshape(-1, HEAD_WIDTH)),
         }
-    out = reader.dense(f"{name}.attn.to_out", bias=False)["kernel"]
-    found["out"] = {"kernel": out.reshape(-1, HEAD_WIDTH, out.shape[1])}
+    out = reader.take(f"{name}.attn.to_out.weight", lambda x: x.T.reshape(-1, HEAD_WIDTH, len(x)))
+    found["out"] = {"kernel": out}
     return found | {
         "mlp_in": reader.dense(f"{name}.mlp.fc1"),
         "mlp_out": reader.dense(f"{name}.mlp.fc2"),

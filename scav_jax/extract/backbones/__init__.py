@@ -162,8 +162,14 @@ class Backbone:
         """What features depend on, for each stream; JSON types only."""
         found: dict[str, Any] = {"name": self.name}
         for stream, side in self.sides.items():
+            own = side.fingerprint()
+            if not isinstance(own, dict):
+                raise InputError(
+                    f"backbone {self.names[stream]}: expected fingerprint() to return a "
+                    f"dictionary, got a {type(own).__name__}"
+                )
             found[stream] = {
-                **side.fingerprint(),
+                **own,
                 "name": self.names[stream],
                 "options": {
                     name: value
@@ -182,6 +188,11 @@ class Backbone:
 
 def _encoded(side: Side, prepared: list[np.ndarray]) -> list[np.ndarray]:
     features = prepared if side.encode is None else side.encode(prepared)
+    if len(features) != len(prepared):
+        raise InputError(
+            f"{type(side).__name__}.encode: expected features of each of {len(prepared)} clips, "
+            f"got {len(features)}"
+        )
     for one in features:
         if np.ndim(one) != 2 or one.shape[1] != side.width:
             raise InputError(

@@ -25,6 +25,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from jaxtyping import Float, UInt8
 
+from scav_jax.base.errors import InputError
 from scav_jax.features.clip import MAX_CLIP_S
 
 
@@ -62,7 +63,10 @@ class Side:
 
         And what they are, in the words of `features.sides`.
         """
-        raise NotImplementedError
+        raise InputError(
+            f"{type(self).__name__}: expected a method fingerprint() that returns all that "
+            'features depend on, as in {"revision": 1}, got none'
+        )
 
 
 class Visual(Side):

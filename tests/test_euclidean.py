@@ -399,6 +399,7 @@ def test_memory_is_a_fiftieth_of_the_naive_form():
     assert own * 50 <= temporary_bytes(naive, *shapes)
 
 
+@pytest.mark.skipif(jax.default_backend() != "cpu", reason="elsewhere all steps are taken at once")
 def test_latents_are_not_copied():
     """Read in place: neither a centred nor a reshaped copy of either stream is made."""
     batch, steps, width = 64, 62, 64

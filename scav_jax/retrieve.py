@@ -22,6 +22,7 @@ from scav_jax.sequences import AudioVisual, Sequences, unit
 DIRECTIONS = ("a2v", "v2a")
 TIMED_QUERIES = 32  # asked at once while timing
 _ROWS, _COLUMNS = 256, 4096  # of one block of the distance matrix
+_RANKED = 64  # queries of hybrid at a time
 
 
 @dataclass(frozen=True)
@@ -190,18 +191,33 @@ def hybrid_ranks(
             f"and {distances.shape}"
         )
     check_ks(ks, len(distances))
-    last = np.asarray(ks) - 1
-    result = np.empty((len(last), len(distances)), np.int64)
-    is_right = np.zeros(len(distances), bool)
-    for query, (similar, far) in enumerate(zip(similarities, distances, strict=True)):
-        is_right[query] = True
-        order = np.lexsort((far, is_right, -similar))  # the last key is the first to decide
-        first_stage = 1 + int(np.flatnonzero(order == query)[0])
-        # Of the first k: how many are as close as the right candidate or closer, itself included.
-        within = np.cumsum(far[order] <= far[query])[last]
-        result[:, query] = np.where(last >= first_stage - 1, within, first_stage)
-        is_right[query] = False
+    result = np.empty((len(ks), len(distances)), np.int64)
+    for begin in range(0, len(distances), _RANKED):
+        rows = slice(begin, begin + _RANKED)
+        some = np.ascontiguousarray(similarities[rows]), np.ascontiguousarray(distances[rows])
+        result[:, rows] = _hybrid_ranks(*some, begin, ks)
     return result
+
+
+def _hybrid_ranks(
+    similar: Float[np.ndarray, "Q K"], far: Float[np.ndarray, "Q K"], first: int, ks: Sequence[int]
+) -> Int[np.ndarray, "ks Q"]:
+    """Of some queries, whose own clips are those from `first` on; nothing is sorted for it."""
+    each, count = np.arange(len(far)), far.shape[1]
+    own = each + first
+    first_stage = np.count_nonzero(similar >= similar[each, own, None], axis=1)
+    close = far <= far[each, own, None]
+    close[each, own] = False
+    ordered = np.partition(similar, [count - k for k in ks], axis=1)
+    ranks = np.empty((len(ks), len(far)), np.int64)
+    for row, k in enumerate(ks):
+        least = ordered[:, count - k, None]  # of the first k
+        inside, level = similar > least, similar == least
+        # Those as similar as the last one enter by distance: the close ones first.
+        entering = np.minimum(k - inside.sum(axis=1), (close & level).sum(axis=1))
+        within = 1 + (close & inside).sum(axis=1) + entering
+        ranks[row] = np.where(first_stage <= k, within, first_stage)
+    return ranks
 
 
 def check_ks(ks: Sequence[int], candidates: int) -> None:

@@ -272,7 +272,7 @@ def test_an_empty_folder_says_what_was_expected(tmp_path):
     [
         (["no audio stream"] * 2, r"stream 2\); for features of pictures alone add --audio none"),
         (["no video stream: a"], "for features of sounds alone add --visual none"),
-        (["no audio stream", "silent"], r"silent 1\); see"),
+        (["no audio stream", "silent"], r"silent 1\); the first: no audio stream; see"),
     ],
 )
 def test_where_all_lack_a_stream_the_way_out_is_named(tmp_path, reasons, words):

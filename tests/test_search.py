@@ -200,8 +200,15 @@ def bounds_pay(monkeypatch):
     monkeypatch.setattr(searching, "BOUNDING", 0)
 
 
+@pytest.fixture
+def without_accelerators(monkeypatch):
+    """Where there is one it compares all, and bounds rule nothing out."""
+    monkeypatch.setattr(mesh, "accelerators", list)
+
+
 def test_exact_search_compares_all_where_that_is_faster(tmp_path, monkeypatch):
     monkeypatch.undo()
+    monkeypatch.setattr(mesh, "accelerators", list)
     index = made(tmp_path / "i", 30)
     many, few = embedded(8, seed=1), embedded(7, seed=1)
     assert index.search(many, "a2v", 3, "exact") == index.search(many, "a2v", 3, "sequence")
@@ -217,6 +224,7 @@ def test_exact_search_compares_all_where_that_is_faster(tmp_path, monkeypatch):
 # ---- exactness -------------------------------------------------------------------------------
 
 
+@pytest.mark.usefixtures("without_accelerators")
 def test_exact_is_sequence_on_many_seeds(tmp_path, monkeypatch):
     # So few clips are compared outright: here, what bounds save is taken to be worth it.
     monkeypatch.setattr(pruned, "pair_cost", lambda *_: 0)
@@ -359,6 +367,7 @@ def test_sketches_are_never_further_apart_than_sequences(steps):
         np.testing.assert_allclose(np.linalg.norm(found, axis=1), norms, rtol=1e-6, atol=1e-9)
 
 
+@pytest.mark.usefixtures("without_accelerators")
 def test_principal_directions_rule_out_what_means_do_not(tmp_path, monkeypatch):
     """Clips with the same mean over any part of the time that differ in a few directions."""
     monkeypatch.setattr(pruned, "pair_cost", lambda *_: 0)

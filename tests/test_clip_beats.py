@@ -61,7 +61,8 @@ def files(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def model(files):
-    return backbones.load("clip_beats", weights=files)
+    """With frames that the host resizes, on an accelerator too."""
+    return backbones.load("clip_beats", weights=files, options={"visual": {"resize": "pil"}})
 
 
 @pytest.fixture(scope="module")

@@ -525,7 +525,7 @@ def test_a_pillow_that_resizes_differently_is_noticed(monkeypatch, random, tenso
     original = clip_model.clip_images.resize_crop_pil
     monkeypatch.setattr(clip_model.clip_images, "resize_crop_pil", lambda *a: original(*a) ^ 1)
     with pytest.raises(InputError, match="expected Pillow to resize with 22-bit weights"):
-        small(tensors).encode_images(np.zeros((1, 30, 30, 3), np.uint8))
+        small(tensors, one_device(resize="pil")).encode_images(np.zeros((1, 30, 30, 3), np.uint8))
 
 
 # ---- texts ---------------------------------------------------------------------------------------

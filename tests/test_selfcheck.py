@@ -9,7 +9,7 @@ import pytest
 from test_extract import run_program
 
 from scav_jax.extract import selfcheck
-from scav_jax.extract.backbones import beats, clip_pixels, clip_visual
+from scav_jax.extract.backbones import beats, clip_model, clip_pixels, clip_visual
 from scav_jax.extract.decoding import media
 
 STORED = json.loads(resources.files("scav_jax.extract").joinpath("golden.json").read_text())
@@ -30,6 +30,12 @@ def test_the_program_passes_and_shows_what_it_compared():
     for name in (*STORED.keys() - {"versions"}, *STORED["versions"]):
         assert name in done.stdout
     assert "everything is as stored" in done.stdout
+
+
+def test_crops_are_the_hosts_where_the_device_resizes(monkeypatch):
+    on_device = dataclasses.replace(clip_model.FRAME_CHUNKS, resize="device")
+    monkeypatch.setattr(clip_model, "FRAME_CHUNKS", on_device)
+    assert not selfcheck.small_clip_beats().preparer.visual.whole
 
 
 def test_every_value_is_compared_and_none_is_trivial():

@@ -234,7 +234,9 @@ def small_clip_beats() -> backbones.Backbone:
     from scav_jax.extract.backbones.clip_weights import random_weights
 
     vision = ClipConfig(vision=VisionConfig(64, 128, 32, 2, 4, 224, 32))
-    model = ClipModel(vision, random_weights(vision), batching=FRAME_CHUNKS)
+    # On an accelerator too: what is compared are crops, as the host makes them.
+    batching = dataclasses.replace(FRAME_CHUNKS, resize="pil")
+    model = ClipModel(vision, random_weights(vision), batching=batching)
     config = dataclasses.replace(
         beats.ITER3_PLUS,
         embed_dim=64,

@@ -323,15 +323,24 @@ BREAKAGES = [
         "retrieve",
         (
             "ties for the query",
-            "np.cumsum(far[order] <= far[query])",
-            "np.cumsum(far[order] < far[query])",
+            "close = far <= far[each, own, None]",
+            "close = far < far[each, own, None]",
         ),
         (
             "ties of the first stage",
-            "        is_right[query] = True",
-            "        is_right[query] = False",
+            "np.count_nonzero(similar >= similar[each, own, None], axis=1)",
+            "1 + np.count_nonzero(similar > similar[each, own, None], axis=1)",
         ),
-        ("k is one too small", "last >= first_stage - 1", "last >= first_stage"),
+        (
+            "k is one too small",
+            "np.where(first_stage <= k, within",
+            "np.where(first_stage < k, within",
+        ),
+        (
+            "as similar as the last of the first stage, all enter",
+            "np.minimum(k - inside.sum(axis=1), (close & level).sum(axis=1))",
+            "(close & level).sum(axis=1)",
+        ),
         (
             "the last block is not reached",
             "min(begin, count - size) for begin",

@@ -28,6 +28,7 @@ from scav_jax.objectives.objective import (
     Views,
     loss_of,
     of_heads,
+    remembered,
     returned,
 )
 from scav_jax.sequences import AudioVisual, Batch
@@ -314,6 +315,13 @@ def _updated_if(finite: Bool[Array, ""], update: Callable, *old: PyTree) -> tupl
     return jax.lax.platform_dependent(finite, *old, cpu=by_branch, default=by_number)
 
 
+def _norms(gradients: PyTree) -> Metrics:
+    """Of all gradients, and of all but the temperatures', which a constant distance has too."""
+    weights = {name: part for name, part in gradients.items() if name != "log_temperature"}
+    of = {"gradient_norm": gradients, "weights_gradient_norm": weights}
+    return {name: optax.tree.norm(jax.tree.map(wide, part)) for name, part in of.items()}
+
+
 def make_train_step(
     encoders: Towers,
     objective: Objective,
@@ -344,8 +352,8 @@ def make_train_step(
             microbatch=microbatch,
             place=place,
         )
-        gradient_norm = optax.tree.norm(jax.tree.map(wide, gradients))
-        finite = jnp.isfinite(loss) & jnp.isfinite(gradient_norm)
+        norms = _norms(gradients)
+        finite = jnp.isfinite(loss) & jnp.isfinite(norms["gradient_norm"])
 
         def update(params: PyTree, opt_state: PyTree, memory: PyTree) -> tuple:
             with jax.numpy_dtype_promotion("standard"):  # optax mixes dtypes; strictness is for us
@@ -353,7 +361,7 @@ def make_train_step(
                 widened = jax.tree.map(wide, gradients)
                 updates, opt_state = optimizer.update(widened, opt_state, params)
             params = optax.apply_updates(params, held(updates, objective.frozen))
-            return params, opt_state, objective.remember(memory, jax.lax.stop_gradient(outputs))
+            return params, opt_state, remembered(objective, memory, jax.lax.stop_gradient(outputs))
 
         old = state.params, state.opt_state, state.memory
         params, opt_state, memory = _updated_if(finite, update, *old)
@@ -362,7 +370,7 @@ def make_train_step(
         new_state = TrainState(state.step + 1, params, opt_state, memory, *counts)
         metrics = {
             "loss": loss,
-            "gradient_norm": gradient_norm,
+            **norms,
             "skipped": new_state.skipped,
             "skipped_in_row": new_state.skipped_in_row,
             **returned(objective, "health", objective.health(aux), dict),

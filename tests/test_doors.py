@@ -23,7 +23,7 @@ from scav_jax.encoders import Encoders, PatchEncoders
 from scav_jax.evaluate import __main__ as evaluate_program
 from scav_jax.export.writing import export
 from scav_jax.extract.backbones import load, make_fingerprint
-from scav_jax.objectives.objective import Objective, Views, loss_of, returned
+from scav_jax.objectives.objective import Objective, Outputs, Views, loss_of, remembered, returned
 from scav_jax.retrieval import model
 from scav_jax.sequences import AudioVisual, as_batch, sequences
 from scav_jax.train_step import (
@@ -355,6 +355,12 @@ def test_a_memory_is_kept_learned_from_and_left_alone_by_a_bad_step():
     np.testing.assert_allclose(after.memory["mean"], expected, rtol=1e-5)
     audio = clips.features.audio
     poisoned = audio.replace(values=audio.values.at[0].set(jnp.nan))
+    for memory, got in (({"n": 1.0}, r"'n': 'float32\[\]'"), ({"mean": jnp.ones(5)}, r"32\[5\]")):
+        with pytest.raises(
+            InputError, match=rf"Noisy: expected `remember` to .*\[6\].*, got .*{got}"
+        ):
+            wrong = type("Noisy", (type(objective),), {"remember": lambda *_, m=memory: m})
+            remembered(wrong(name="Noisy"), state.memory, Outputs(()))
     bad = clips._replace(features=clips.features._replace(audio=poisoned))
     skipped, metrics = step(after, bad)
     assert metrics["skipped"] == 1
@@ -370,9 +376,14 @@ def test_a_loss_is_a_number_and_a_dictionary(found, monkeypatch):
     monkeypatch.setattr(type(objective), "loss", lambda *_: (jnp.int32(1), {}))
     with pytest.raises(InputError, match="a loss in floating point, got int32"):
         loss_of(objective, {}, None, {}, None)
-    monkeypatch.setattr(type(objective), "methods", "sequence")
-    with pytest.raises(InputError, match=r"expected `methods` as .*, got 'sequence'"):
-        objectives.find(objective.name)
+    for methods, got in (
+        ("sequence", "'sequence'"),
+        (["sequence"], r"\['sequence'\]"),
+        ((), r"\(\)"),
+    ):
+        monkeypatch.setattr(type(objective), "methods", methods)
+        with pytest.raises(InputError, match=rf"expected `methods` as .*, got {got}"):
+            objectives.find(objective.name)
 
 
 @pytest.mark.parametrize(

@@ -19,7 +19,7 @@ from scav_jax import objectives
 from scav_jax.base.errors import InputError
 from scav_jax.encoders import PatchEncoders, PatchTower
 from scav_jax.features.sides import pixels as pixels_of
-from scav_jax.objectives import Place
+from scav_jax.objectives import Place, Separate, Sequential
 from scav_jax.objectives.equivariant import (
     CodeEncoder,
     Equivariant,
@@ -459,6 +459,9 @@ def test_other_features_and_other_sizes_are_refused():
             SMALL.check(material(about))
     sides = {"visual": {"name": "pixels"}, "audio": {"name": "pixels"}}
     SMALL.check(material(sides))
+    for other in (Sequential(), Separate()):
+        with pytest.raises(InputError, match="'pixels', which the towers do not take as they are"):
+            other.check(material(sides))
     with pytest.raises(InputError, match=r"expected pictures of 48 pixels a side, got 32"):
         init_params(TOWERS.clone(side=48), SMALL, pixels(), seed=0)
     with pytest.raises(InputError, match="got none: 10 numbers a step"):

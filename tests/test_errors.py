@@ -79,6 +79,8 @@ def test_a_fault_while_bad_input_is_handled_is_not_taken_for_the_input(capsys):
     [
         ("def one(v, a):\n    return v.unsqueeze(0)", "line 2, in one: AttributeError: 'int'"),
         ("import of_nobody", "line 1: ModuleNotFoundError: No module named 'of_nobody'"),
+        ("import sys\ndef one(v, a):\n    sys.exit('no')", "in one: SystemExit: no; this ended"),
+        ("import sys\nsys.exit()", "line 2: SystemExit; this ended the program"),
         ("def one(v, a:\n    pass", "line 1: SyntaxError: "),
         (
             "import jax\ndef one(v, a):\n    return jax.jit(lambda x: 1 if x else 0)(1.0)",

@@ -159,7 +159,7 @@ def test_a_csv_is_read_with_defaults(tmp_path):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("file,begin\na,1\n", "unknown column 'begin'"),
+        ("file,session\na,1\n", "unknown column 'session', expected .* --split-by COLUMN"),
         ("file,lable\na,1\n", "Did you mean 'label'"),
         ("id,label\na,1\n", "line 1: expected a CSV of clips with a header that has file, got"),
         ("file\n", "at least one row"),
@@ -418,7 +418,7 @@ def test_a_csv_of_clips(videos, tmp_path, capsys):
     rows = read_rejected(data / "rejected.csv")
     assert rows["gone.mp4"]["reason"].startswith("missing")
     assert rows["a/c.mkv"]["id"] == "beyond"
-    assert rows["a/c.mkv"]["reason"].startswith("truncated: the clip should end at 9 s")
+    assert rows["a/c.mkv"]["reason"].startswith("past the end: the clip should end at 9 s")
     # The first frame of a clip from the middle differs from the one before it, not from nothing.
     late, early = train[0], train[1]
     assert np.abs(late.visual[0, 192:]).max() > 0 == np.abs(early.visual[0, 192:]).max()

@@ -1,18 +1,22 @@
 """Training end to end on random features: resuming is exact, mistakes are one line."""
 
+import contextlib
 import dataclasses
 import json
 import os
 import random as stdlib_random
+import re
 import shutil
 import signal
 import subprocess
 import sys
 import time
 
+import drawn
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from small_run import (
     FINGERPRINT,
@@ -31,13 +35,16 @@ from small_run import (
 
 from scav_jax.base import interrupts
 from scav_jax.base.errors import EXIT_INPUT, InputError
+from scav_jax.base.progress import progress_bar
 from scav_jax.features import store
 from scav_jax.metrics import told_apart
 from scav_jax.train import __main__ as train_program
 from scav_jax.train import loop
 from scav_jax.train.loop import train
 from scav_jax.training import processes
-from scav_jax.training.runs import load_run, seen_by
+from scav_jax.training.records import Records
+from scav_jax.training.runs import example_batch, load_run, seen_by
+from scav_jax.training.setup import set_up, widths
 
 
 @pytest.fixture
@@ -407,6 +414,31 @@ def test_features_that_overflow_end_the_run_with_a_diagnosis(tmp_path, data):
     changes |= {"data.buckets": 1, "train.steps": 40}
     with pytest.raises(InputError, match=r"steps in a row .* optimizer\.learning_rate"):
         train(small_config(data, **changes), tmp_path / "run")
+
+
+@pytest.mark.parametrize(
+    ("step", "values", "words"),
+    [
+        (4, {"skipped_in_row": 4}, "error: step 4: 4 steps in a row .* fewer .*, and than all"),
+        (4, {"skipped_in_row": 3}, ""),
+        (2, {"weights_gradient_norm": 0.0}, r"step 2: no gradient: .* \(sequence\) .* \(dtw\)"),
+        (4, {"weights_gradient_norm": 0.0}, ""),  # said once
+    ],
+)
+def test_a_run_that_learns_nothing_says_so(step, values, words, tmp_path, capsys):
+    """Of four steps with a log line every two."""
+    changes = {"train.steps": 4, "train.log_every": 2, "distance.name": "dtw"}
+    setup = set_up(small_config(write_data(tmp_path / "data"), **changes))
+    values = {"loss": 1.0, "examples_per_s": 2.0, "skipped_in_row": 0} | values
+    batch = example_batch(widths(setup))
+    state = drawn.state(setup.encoders, setup.objective, optax.identity(), batch)
+    with progress_bar("train", 4, "step") as bar, contextlib.closing(Records(tmp_path, 0)) as to:
+        try:
+            loop._log(step, values, setup, to, bar, batch, state)
+        except InputError as error:
+            print(f"error: {error}", file=sys.stderr)
+    said = [line for line in capsys.readouterr().err.splitlines() if "step " in line]
+    assert re.search(words, "".join(said)) and bool(said) == bool(words)
 
 
 def mistakes(tmp_path, data):

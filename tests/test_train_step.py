@@ -132,8 +132,11 @@ def test_a_step_is_one_update_by_the_gradient_of_the_loss():
     value, gradients = jax.jit(jax.value_and_grad(loss))(state.params)
     new, metrics = compiled_step()(state, features)
     np.testing.assert_allclose(metrics["loss"], value, rtol=1e-5)
-    norm = np.sqrt(sum(np.sum(np.square(g)) for g in jax.tree.leaves(gradients)))
-    np.testing.assert_allclose(metrics["gradient_norm"], norm, rtol=1e-4)
+    weights = {name: part for name, part in gradients.items() if name != "log_temperature"}
+    assert weights.keys() < gradients.keys()
+    for name, part in (("gradient_norm", gradients), ("weights_gradient_norm", weights)):
+        norm = np.sqrt(sum(np.sum(np.square(g)) for g in jax.tree.leaves(part)))
+        np.testing.assert_allclose(metrics[name], norm, rtol=1e-4)
     with jax.numpy_dtype_promotion("standard"):
         updates, _ = OPTIMIZER.update(gradients, state.opt_state, state.params)
     expected = optax.apply_updates(state.params, updates)
@@ -238,7 +241,7 @@ def test_metrics_are_finite_scalars(index):
     state = jax.eval_shape(lambda: init_state(ENCODERS, objective, OPTIMIZER, batch(), seed=3))
     _, metrics = jax.eval_shape(step, state, batch())
     expected = {"loss", "gradient_norm", "skipped", "skipped_in_row", "embedding_spread"}
-    expected |= {"temperature", "recall_v2a", "recall_a2v"}
+    expected |= {"temperature", "recall_v2a", "recall_a2v", "weights_gradient_norm"}
     if "sequence" in objective.losses:
         expected |= {"distance_mean", "distance_spread"}
     if len(objective.losses) == 2:

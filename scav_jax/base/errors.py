@@ -24,10 +24,11 @@ MOST_LETTERS = 1800  # of a message
 # rejection, a skip or a fallback lets these pass, unless a damaged file is known to provoke them.
 OUR_FAULTS = (TypeError, AttributeError, ImportError, NameError, NotImplementedError)
 
-_HINTS = {  # what JAX's words leave to look up, by its class
+_HINTS = {  # what words of JAX and Python leave to look up, by their class
     "TracerArrayConversionError": "use jax.numpy, not NumPy, on what is compiled",
     "TracerBoolConversionError": "choose with jnp.where, not with if: it is compiled",
     "TracerIntegerConversionError": "mask with jnp.where, do not index by a length: it is compiled",
+    "SystemExit": "this ended the program; raise an exception there, or take it out",
     "ConcretizationTypeError": "it is compiled: keep arrays of jax.numpy, no numbers of Python",
 }
 
@@ -171,6 +172,8 @@ def run_program(main: Callable[[], int | None]) -> None:
     except KeyboardInterrupt as stopped:  # a program that begins anew says so in it
         code = getattr(stopped, "code", interrupts.EXIT_INTERRUPTED)
         interrupts.leave(str(stopped) or interrupts.WORDS, code)
+    except SystemExit as ended:
+        code = _ended_by_theirs(ended)
     except Exception as error:
         if _nobody_reads(error):
             _silence(1, sys.stdout, sys.__stdout__)
@@ -184,6 +187,17 @@ def run_program(main: Callable[[], int | None]) -> None:
             _end_quietly(error)
     atexit.register(interrupts.done, code)  # before all else that is done at exit
     sys.exit(code)
+
+
+def _ended_by_theirs(ended: SystemExit) -> int:
+    """Says whose `sys.exit` it was where it was code of a user's own; else goes on with it."""
+    theirs = in_their_line(ended)
+    if theirs is None:
+        raise ended
+    if os.environ.get("SCAV_TRACEBACK"):
+        raise theirs from ended
+    print(f"error: {shown(str(theirs))}", file=sys.stderr)
+    return EXIT_INPUT
 
 
 def _open_what_is_closed() -> None:

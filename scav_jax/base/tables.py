@@ -64,14 +64,19 @@ class Table:
         if len(set(self.columns)) < len(self.columns):
             raise InputError(f"{self._header}: a column appears twice: {short(self.columns)}")
 
-    def check(self, needed: Sequence[str], others: Sequence[str] | None = ()) -> None:
-        """`InputError` where a column of `needed` lacks, or one is unknown; others None is any."""
+    def check(
+        self, needed: Sequence[str], others: Sequence[str] | None = (), further: str = ""
+    ) -> None:
+        """`InputError` where a column of `needed` lacks, or one is unknown; others None is any.
+
+        `further` is what to do about one that is none of these by mistake.
+        """
         known = [*needed, *(others or ())]
         unknown = [name for name in self.columns if name not in known]
         if unknown and others is not None:
             raise InputError(
                 f"{self._header}: unknown column {short(unknown[0])}, expected {', '.join(known)}."
-                + _meant(unknown[0], known)
+                + (_meant(unknown[0], known) or further)
             )
         for name in needed:
             if name not in self.columns:

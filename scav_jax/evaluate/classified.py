@@ -109,9 +109,9 @@ def table(document: dict) -> str:
         ),
     ]
     notes += [
-        f"{run['name']}: {run['classes'] - run['classes_there']:,} classes have no clip there"
+        f"{run['name']}: {lack:,} class{'es have' if lack > 1 else ' has'} no clip there"
         for run in document["runs"]
-        if run["classes_there"] < run["classes"]
+        if (lack := run["classes"] - run["classes_there"])
     ]
     notes += results.few_clips(data["n"], document["runs"][0]["measured"])
     if data["rendered"]:

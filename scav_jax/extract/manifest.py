@@ -345,7 +345,12 @@ def read_csv_with_groups(
             f"({', '.join(table.columns)}), got {column!r}."
             f"{did_you_mean(column, ['file', 'folder', *table.columns])}"
         )
-    table.check(COLUMNS[:1], [*COLUMNS[1:], *([column] if column else [])])
+    further = "" if column else " Leave it out, or where it says what stays in one split, name it"
+    table.check(
+        COLUMNS[:1],
+        [*COLUMNS[1:], *([column] if column else [])],
+        further and f"{further}: scav extract --split NAME=SHARE ... --split-by COLUMN",
+    )
     clips, lines, cells = [], [], []
     for line, row in table.rows(as_written=COLUMNS[:1]):
         clips.append(_parse_row(row, f"{path}, line {line}", videos))

@@ -114,12 +114,11 @@ def _check_stranger(name: str, cls: type[Objective]) -> None:
     for one in fields(cls):
         if one.default is MISSING and one.default_factory is MISSING:
             raise InputError(f"objective {name}: expected a default for {one.name}, got none")
-    if not isinstance(cls.methods, tuple | list) or not {"aggregation", "sequence"}.issuperset(
-        cls.methods
-    ):
+    known, methods = {"aggregation", "sequence"}, cls.methods
+    if not (isinstance(methods, tuple) and methods and known.issuperset(methods)):
         raise InputError(
             f'objective {name}: expected `methods` as ("aggregation",), ("sequence",) or both, got '
-            f"{cls.methods!r}"
+            f"{methods!r}"
         )
     for method, ours in inspect.getmembers(Objective, inspect.isfunction):
         own, given = getattr(cls, method), list(inspect.signature(ours).parameters)

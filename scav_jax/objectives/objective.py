@@ -283,7 +283,12 @@ class Objective:
         raise NotImplementedError(f"{type(self).__name__} has no controls")
 
     def check(self, material: Material) -> None:
-        """Raises `InputError` where it cannot train on these features."""
+        """Raises `InputError` where it cannot train on these features.
+
+        Here, where the towers see them as they are, and they are pixels.
+        """
+        if type(self).views is Objective.views:
+            refuse_pixels(self, material)
 
     def cost(self, work: Work) -> Cost:
         """What its loss costs; here a contrast of one vector for each clip and stream."""
@@ -372,6 +377,17 @@ def embeds_its_own_way(objective: Objective) -> bool:
     )
 
 
+def refuse_pixels(objective: Objective, material: Material) -> None:
+    """Raises `InputError` for pictures from 0 to 255, which nothing would normalise."""
+    if any(material.pixels.values()):
+        raise InputError(
+            f"objective {objective.name}: {material.where} has features of the backbone 'pixels', "
+            "which the towers do not take as they are; train with objective.name=pixels or "
+            "equivariant and encoders.name=patches (configs/equiav), or extract with another "
+            "backbone"
+        )
+
+
 def clip_keys(key: Array, numbers: Int[Array, " B"]) -> Array:
     """A random key for each clip, from the step's key and the clips' numbers."""
     return jax.vmap(jax.random.fold_in, (None, 0))(key, numbers)
@@ -403,6 +419,26 @@ def of_heads(objective: Objective, started: Mapping[str, PyTree]) -> PyTree:
     raise InputError(
         f"objective {objective.name}: expected `of_clips` to use what `heads` returns, it does "
         "not; return None there"
+    )
+
+
+def remembered(objective: Objective, memory: PyTree, outputs: Outputs) -> PyTree:
+    """`objective.remember`, which may be a stranger's.
+
+    Raises:
+      InputError: the memory after a step is not of the kind of that before.
+    """
+
+    def kind(leaf: Any) -> str:
+        return f"{jnp.result_type(leaf)}{list(jnp.shape(leaf))}"
+
+    found = objective.remember(memory, outputs)
+    before, after = (jax.tree.map(kind, tree) for tree in (memory, found))
+    if jax.tree.flatten(before) == jax.tree.flatten(after):
+        return found
+    raise InputError(
+        f"objective {objective.name}: expected `remember` to return a memory like the one it is "
+        f"given, {before}, got {after}"
     )
 
 

@@ -35,12 +35,14 @@ from scav_jax.objectives.contrastive import (
 )
 from scav_jax.objectives.objective import (
     Cost,
+    Material,
     Metrics,
     Objective,
     Outputs,
     Place,
     Views,
     Work,
+    refuse_pixels,
     spread,
 )
 from scav_jax.objectives.sequential import Sequential, all_distances, distances_of, recalls
@@ -168,6 +170,9 @@ class Separate(Objective):
         return TowerBranches(
             self.branch_hidden, self.branch_width, self.branch_blocks, self.branch_heads
         )
+
+    def check(self, material: Material) -> None:
+        refuse_pixels(self, material)
 
     # ---- of each clip ----------------------------------------------------------------------------
 

@@ -214,8 +214,11 @@ def _log(step: int, values: dict, setup: Setup, records: Records, bar: tqdm, bat
     records.write("train", step, values)
     told = f"loss {values['loss']:.3f}, {values['examples_per_s']:.0f} clips/s"
     bar.set_postfix_str(told, refresh=False)  # it is drawn in its own time
-    if values["skipped_in_row"] >= setup.config.train.max_skipped_in_row:
+    train_config = setup.config.train
+    if values["skipped_in_row"] >= min(train_config.max_skipped_in_row, train_config.steps):
         raise InputError(_diagnosis(step, values, batch, state))
+    if step <= train_config.log_every and values.get("weights_gradient_norm") == 0.0:
+        _say(_no_gradient(step, setup), bar)
     if values.get("embedding_spread", np.inf) < COLLAPSED_SPREAD:
         _say(
             f"step {step}: collapse: all clips of a batch have nearly one embedding (relative "
@@ -282,9 +285,19 @@ def _diagnosis(step: int, values: dict, batch, state: TrainState) -> str:
     norm = float(np.sqrt(sum(leaf @ leaf for leaf in leaves)))
     return (
         f"step {step}: {values['skipped_in_row']} steps in a row had a loss or gradient that is "
-        f"not finite (expected fewer than train.max_skipped_in_row); the parameters are untouched "
-        f"by them, with norm {norm:.4g}, the largest feature is {largest:.4g}; lower "
+        "not finite (expected fewer than train.max_skipped_in_row, and than all); the parameters "
+        f"are untouched by them, with norm {norm:.4g}, the largest feature is {largest:.4g}; lower "
         "optimizer.learning_rate, set optimizer.clip_norm=1.0, or look for outliers in the features"
+    )
+
+
+def _no_gradient(step: int, setup: Setup) -> str:
+    objective = setup.objective
+    return (
+        f"step {step}: no gradient: it was 0 in all steps so far, for every weight, so that "
+        f"nothing is learned; expected an objective ({objective.name}) and a distance "
+        f"({objective.distance}) that are differentiable and not constant: look for "
+        "stop_gradient, round, argmax or a comparison on the way from latents to the loss"
     )
 
 

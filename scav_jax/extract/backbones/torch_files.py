@@ -46,10 +46,10 @@ def read(path: str | Path) -> dict:
     """
     path = Path(path)
     try:
-        with regular_file(path, "a .pt file", "check the path") as file:
+        with regular_file(path, "a .pt or .pth file", "check the path") as file:
             start = file.read(len(ZIP_MAGIC))
     except FileNotFoundError:
-        raise InputError(f"{path}: expected a .pt file, got none; check the path") from None
+        raise InputError(f"{path}: expected a .pt or .pth file, got none; check the path") from None
     try:
         value = _read_zip(path) if start == ZIP_MAGIC else _read_stream(path)
     except InputError as error:
@@ -62,7 +62,7 @@ def read(path: str | Path) -> dict:
         if isinstance(error, OSError) and error.errno != errno.EINVAL:
             raise
         raise InputError(
-            f"{path}: expected a .pt file as torch.save writes it, got something else or a "
+            f"{path}: expected a .pt or .pth file as torch.save writes it, got something else or a "
             f"truncated one ({_one_line(error)}); download it again"
         ) from None
     if not isinstance(value, dict):
@@ -176,7 +176,7 @@ def _entry_bytes(archive: zipfile.ZipFile, info: zipfile.ZipInfo, whole: np.ndar
 def _read_stream(path: Path) -> Any:
     file = _mapped(path)
     if Pickle(file).value != MAGIC:
-        raise InputError("expected a .pt file, got another pickle")
+        raise InputError("expected a .pt or .pth file, got another pickle")
     if Pickle(file).value != PROTOCOL:
         raise InputError(f"expected torch's serialization protocol {PROTOCOL}")
     if not Pickle(file).value["little_endian"]:

@@ -153,10 +153,17 @@ class Reader:
 
     def _check_complete(self, start: float, end: float | None, ended: float) -> None:
         """Raises `Unusable` where picture and sound end before the clip should."""
-        wanted = end if end is not None else max(self._declared_end() or 0.0, start)
-        if ended >= wanted - 2 * TRUNCATION_S:
+        declared, slack = self._declared_end(), 2 * TRUNCATION_S
+        wanted = end if end is not None else max(declared or 0.0, start)
+        if ended >= wanted - slack:
             return
-        if end is None and self._longest() >= wanted - 2 * TRUNCATION_S:
+        if end is not None and declared is not None and ended >= declared - slack:
+            raise Unusable(
+                "decode",
+                f"past the end: the clip should end at {end:g} s, the file is whole and ends at "
+                f"{ended:.2f} s; give an earlier 'end', or none",
+            )
+        if end is None and self._longest() >= wanted - slack:
             return  # a stream that was not asked for is as long as the file
         raise Unusable(
             "decode",

@@ -120,6 +120,8 @@ class Index:
         self._asked: dict[str, int] = {}  # queries so far, by direction
         self._there: dict[str, tuple] = {}  # what is on accelerators: of which snapshot, and where
         self._rows = Rows.open(path)
+        self._seen, self._synced = -1, set[str]()  # the snapshot's version; files of the table
+        self.snapshot = Snapshot(header, {}, {})
         self.refresh()
 
     def __len__(self) -> int:
@@ -137,7 +139,8 @@ class Index:
             self.header = self._header_now()
             try:
                 with self._naming_clips():
-                    self.snapshot = Snapshot.of(self.path, self.header, self._rows.known())
+                    self.snapshot = self.snapshot.now(self.path, self.header, self._rows.known())
+                self._seen = self._rows.version
                 return
             except FileNotFoundError as error:
                 if attempt == 4:
@@ -149,12 +152,10 @@ class Index:
 
     def follow(self) -> bool:
         """Goes to the newest committed state if there is a newer one, which is quick to say."""
-        held = self._rows.version
         self._rows.latest()
-        if self._rows.version == held:
-            self._rows.hold()
-            if self._header_now() == self.header:
-                return False
+        self._rows.hold()
+        if self._rows.version == self._seen and self._header_now() == self.header:
+            return False
         self.refresh()
         return True
 
@@ -203,8 +204,7 @@ class Index:
     def check_new(self, ids: Sequence[str]) -> None:
         """Raises `InputError` for ids that come twice, or that are in the index."""
         check_unique(ids)
-        there = set(self._rows.existing(list(ids)))
-        if there:
+        if there := set(self._rows.existing(list(ids))):
             raise InputError(
                 f"{self.path}: expected new ids, {len(there)} of {len(ids)} are there already: "
                 f"{listed([repr(one) for one in ids if one in there])}; nothing was added, use "
@@ -340,13 +340,13 @@ class Index:
     @contextlib.contextmanager
     def _writing(self) -> Iterator[None]:
         with catalog.one_writer(self.path):
-            self.refresh()
+            self.follow()
             self._rows.latest()
             yield
 
     def _sync_rows(self) -> None:
         """Makes a commit durable: LanceDB leaves that to the system."""
-        sync(self.path / f"{TABLE}.lance")
+        sync(self.path / f"{TABLE}.lance", self._synced)
         self._rows.note_version()
 
     def _bytes(self) -> int:

@@ -373,7 +373,7 @@ def tuned(
     else:
         _, sequence = _timed(index, queries, direction, k, "sequence")
     rows = []
-    for chosen in ks:
+    for chosen in progress_bar("tune", len(ks), "K", over=ks):
         hits, seconds = _timed(index, queries, direction, k, f"hybrid:{chosen}")
         row = {"k": chosen, "recall": _recall(truth, hits), "seconds": seconds}
         rows.append({**row, "method": index.report.method})

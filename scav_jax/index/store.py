@@ -18,6 +18,7 @@ from scav_jax.base.documents import read_json
 from scav_jax.base.errors import InputError, check_one_of, check_unique, listed
 from scav_jax.base.files import ids_sha256, sync, write_json
 from scav_jax.base.locks import LOCK
+from scav_jax.base.progress import progress_bar
 from scav_jax.index import catalog, mesh, searching, writing
 from scav_jax.index.bank import digest, read_bank, write_bank
 from scav_jax.index.catalog import Header
@@ -300,8 +301,7 @@ class Index:
         """
         ids = list(dict.fromkeys(ids))
         with self._writing():
-            there = set(self._rows.existing(ids))
-            if len(there) < len(ids):
+            if len(there := set(self._rows.existing(ids))) < len(ids):
                 missing = [repr(one) for one in ids if one not in there]
                 raise InputError(
                     f"{self.path}: expected ids of the index, {len(missing)} of {len(ids)} are not "
@@ -458,11 +458,7 @@ class Index:
         return [one for batch in self._rows.tables() for one in batch.column("id").to_pylist()]
 
     def verify(self) -> int:
-        """Reads everything and compares it with its checksums; the number of clips.
-
-        Raises:
-          InputError: the first row that differs, by name.
-        """
+        """Reads everything; the number of clips, or `InputError` for the first that is damaged."""
         if self.header.bank:
             read_bank(self.path, self.header)
         with self._naming_clips():
@@ -471,9 +467,12 @@ class Index:
                     segment = self.snapshot.segments[number]
                     if int(segment.clips[row]) != there:
                         raise ForeignRow(segment.folder, row)
-            for number, segment in self.snapshot.segments.items():
-                for stream in segment.streams.values():
-                    stream.verify(np.flatnonzero(self.snapshot.live[number]))
+            with progress_bar("verify", len(self), "clip", shown=len(self) > writing.MANY) as bar:
+                for number, segment in self.snapshot.segments.items():
+                    rows = np.flatnonzero(self.snapshot.live[number])
+                    for stream in segment.streams.values():
+                        stream.verify(rows)
+                    bar.update(len(rows))
         return len(self)
 
     def info(self) -> dict:

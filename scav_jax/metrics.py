@@ -12,12 +12,14 @@ import numpy as np
 from jaxtyping import Bool, Float, Int, Shaped
 
 from scav_jax.base.errors import InputError
+from scav_jax.base.progress import progress_bar
 
 RECALLS = (1, 5, 10)
 INTERVAL = 0.95
 _TAILS = (100 * (1 - INTERVAL) / 2, 100 * (1 + INTERVAL) / 2)
 FEW_QUERIES = 100  # below, R@1 may be off by 10 points either way and more
 TIE_RULE = "a candidate exactly as close as the right one counts against the query"
+LONG = 1 << 28  # scores of clips and classes in all samples, whose precisions take seconds
 _BLOCK_VALUES = 1 << 24  # comparisons held at once while counting
 
 
@@ -273,19 +275,22 @@ def average_precisions(
     array([[0.83333333]])
     """
     check_finite(scores, "scores")
-    weights = np.ones((1, len(scores))) if weights is None else weights
-    found = np.full((len(weights), scores.shape[1]), np.nan)
+    counts = np.ones((len(scores), 1)) if weights is None else np.ascontiguousarray(weights.T)
+    found = np.full((counts.shape[1], scores.shape[1]), np.nan)
     for column in range(scores.shape[1]):
         order = np.argsort(-scores[:, column], kind="stable")
-        sorted_scores = scores[order, column]
+        sorted_scores, own = scores[order, column], truth[order, column]
         last = np.append(np.flatnonzero(np.diff(sorted_scores)), len(order) - 1)
-        mine = weights[:, order]
-        counted = np.cumsum(mine, axis=1)[:, last]
-        right = np.cumsum(mine * truth[order, column], axis=1)[:, last]
-        gained = np.diff(right, axis=1, prepend=0.0)
+        # Recall is gained at the thresholds of clips that have the class, which are few.
+        last = last[np.unique(np.searchsorted(last, np.flatnonzero(own)))]
+        if not len(last):
+            continue
+        counted = np.cumsum(counts[order[: last[-1] + 1]], axis=0)[last]
+        right = np.cumsum(counts[order[own]], axis=0)[np.cumsum(own)[last] - 1]
+        gained = np.diff(right, axis=0, prepend=0.0)
         precision = right / np.maximum(counted, 1.0)
-        there = right[:, -1] > 0
-        found[there, column] = (gained * precision).sum(axis=1)[there] / right[there, -1]
+        there = right[-1] > 0
+        found[there, column] = (gained * precision).sum(axis=0)[there] / right[-1, there]
     return found
 
 
@@ -308,11 +313,15 @@ def mean_average_precision(
     count = len(scores)
     result: dict = {"n": count, "mAP": float(average_precisions(scores, truth).mean())}
     means = []
-    for chosen in _resampled(count, bootstrap, seed):
-        weights = np.stack([np.bincount(row, minlength=count) for row in chosen]).astype(float)
-        found = average_precisions(scores, truth, weights)
-        # A sample of clips, of which some have no class, may have none of any.
-        means.append(np.nanmean(found[np.isfinite(found).any(axis=1)], axis=1))
+    with progress_bar(
+        "intervals", bootstrap, "sample", shown=bootstrap * scores.size > LONG
+    ) as bar:
+        for chosen in _resampled(count, bootstrap, seed):
+            weights = np.stack([np.bincount(row, minlength=count) for row in chosen]).astype(float)
+            found = average_precisions(scores, truth, weights)
+            # A sample of clips, of which some have no class, may have none of any.
+            means.append(np.nanmean(found[np.isfinite(found).any(axis=1)], axis=1))
+            bar.update(len(chosen))
     if any(map(len, means)):
         result["mAP_interval"] = _interval(means)
     return result

@@ -23,7 +23,9 @@ import numpy as np
 
 from scav_jax.base.commands import Parser, add_model
 from scav_jax.base.errors import InputError, run_program
-from scav_jax.retrieval.embed import Embedded
+from scav_jax.base.progress import progress_bar
+from scav_jax.retrieval.embed import Embedded, join
+from scav_jax.retrieval.files import nothing_usable
 from scav_jax.retrieval.model import Model, load_as_asked
 from scav_jax.retrieve import aggregation_similarities, queries_first, sequence_distances
 from scav_jax.sequences import AudioVisual
@@ -75,16 +77,20 @@ class Searcher:
             {one: at for at, one in enumerate(gallery.ids)},
             dict(zip(asked.ids, scores, strict=True)),
         )
-        found = {}
-        for name in names:
+        clips, found = list(dict.fromkeys(clips)), {}
+        everywhere = np.array([place.get(clip, -1) for clip in clips], int)
+        for name in progress_bar("rank", len(names), "query", over=names):
             if name not in row:
                 found[name] = {NOTHING: 0.0}
                 continue
-            wanted = clips if top_ranked is None else top_ranked[name]
-            of = {
-                clip: float(row[name][place[clip]]) if clip in place else worst for clip in wanted
-            }
-            found[name] = dict(sorted(of.items(), key=lambda one: -one[1])[:top_k])
+            if top_ranked is None:
+                wanted, at = clips, everywhere
+            else:
+                wanted = list(dict.fromkeys(top_ranked[name]))
+                at = np.array([place.get(clip, -1) for clip in wanted], int)
+            of = np.append(row[name].astype(np.float64), worst)[at]
+            nearest = np.argsort(-of, kind="stable")[:top_k]
+            found[name] = {wanted[one]: float(of[one]) for one in nearest.tolist()}
         return found
 
     def _scores(self, asking: str, asked: Embedded, gallery: Embedded) -> np.ndarray:
@@ -95,7 +101,8 @@ class Searcher:
             similar = aggregation_similarities(both[0].visual_embeddings, both[1].audio_embeddings)
             return queries_first(similar, direction)
         name, options = self._model.distance
-        D = sequence_distances(AudioVisual(both[0].visual, both[1].audio), name, options)
+        latents = AudioVisual(both[0].visual, both[1].audio)
+        D = sequence_distances(latents, name, options, progress=True)
         return -queries_first(D, direction)
 
     def _embedded(self, rows: Any) -> tuple[str, list[str], Embedded]:
@@ -104,10 +111,18 @@ class Searcher:
         names = [str(name) for name in rows["id"]]
         with tempfile.TemporaryDirectory() as folder:
             files = written(rows, column, Path(folder))
-            made = self._model.embed(
-                files, streams=[STREAMS[column]], root=folder, workers=self._workers
-            )
-        for one in made.rejected:
+            parts = []
+            with progress_bar(f"embed {column}", len(files), "clip") as bar:
+                for part in self._model.stream(
+                    files, streams=[STREAMS[column]], root=folder, workers=self._workers
+                ):
+                    parts.append(part)
+                    bar.update(len(part) + len(part.rejected))
+        rejected = [one for part in parts for one in part.rejected]
+        if not any(map(len, parts)):
+            raise InputError(nothing_usable(rejected))
+        made = join([part for part in parts if len(part)])
+        for one in rejected:
             print(
                 f"rejected {names[int(Path(one['file']).stem)]}: {one['reason']}", file=sys.stderr
             )

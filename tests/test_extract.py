@@ -570,6 +570,15 @@ def test_a_damaged_ledger_file_is_done_again(tmp_path, random):
     assert not ledger.is_done(3)
     with pytest.raises(InputError, match=r"damaged.*same command again"):
         Ledger(tmp_path).rejected(3)
+    ledger.save(3, {5: clip}, {6: {"id": "y"}})
+    ledger.save(4, {7: clip}, {})
+    again = Ledger(tmp_path)
+    for job, place in ((3, 5), (4, 7), (3, 5)):  # all of a job, and then one clip of it alone
+        np.testing.assert_array_equal(again.clip(job, place).audio, clip.audio)
+    path.write_bytes(path.read_bytes().replace(b'"y"', b'"z"'))
+    assert ledger.is_done(3)
+    with pytest.raises(InputError, match=r"damaged.*same command again"):
+        Ledger(tmp_path).rejected(3)
 
 
 def test_a_lost_run_file_adopts_no_job_blindly(tmp_path):

@@ -20,7 +20,7 @@ import pytest
 
 from scav_jax.base import files
 from scav_jax.base.errors import InputError
-from scav_jax.index import catalog, create, encoding, open_index, scan, writing
+from scav_jax.index import catalog, create, encoding, open_index, program, rows, scan, writing
 from scav_jax.index.products import widen
 from scav_jax.retrieval.embed import Embedded
 from scav_jax.sequences import Sequences, resample_like
@@ -167,6 +167,48 @@ def test_readers_keep_their_snapshot(tmp_path):
     assert len(other) == 18 and other.search(clips, "a2v", 5, "sequence") != before
     one.refresh()
     assert one.search(clips, "a2v", 5, "exact") == other.search(clips, "a2v", 5, "exact")
+
+
+def test_a_commit_opens_what_is_new_alone(tmp_path, monkeypatch):
+    """Segments that are mapped stay so, but for another one under a number that was free again."""
+    writer = made(tmp_path / "i", 9)
+    reader, first = open_index(tmp_path / "i"), writer.snapshot.segments[0]
+    writer.add(embedded(5, seed=1, prefix="once"))
+    reader.refresh()
+    writer.delete([f"once{number}" for number in range(5)])
+    assert writer.compact()["swept"] == ["00000001"]
+    synced = []
+    monkeypatch.setattr(files, "_sync_one", lambda path: synced.append(str(path)))
+    writer.add(embedded(5, seed=2, prefix="again"))
+    assert writer.snapshot.segments[0] is first
+    versions = [path for path in synced if path.endswith(".manifest")]
+    assert len(versions) == len(set(versions)) == 1
+    reader.refresh()
+    assert own_ranks(reader, embedded(5, seed=2, prefix="again")) == [f"again{n}" for n in range(5)]
+    many = [*writer.ids(), "nobody"]
+    assert sorted(writer._rows.existing(many)) == sorted(writer.ids())
+    monkeypatch.setattr(rows, "NAMED", 0.0)
+    with pytest.raises(InputError, match="14 of 15 are there already"):
+        writer.check_new(many)
+
+
+def test_small_parts_go_in_together(monkeypatch):
+    """Those of one kind, at least so many or so late; none is lost by what fails after it."""
+    monkeypatch.setattr(program, "CLIPS_AT_ONCE", 5)
+
+    def parts():
+        yield from (embedded(2, prefix=name) for name in "abcd")
+        yield replace(embedded(2, prefix="e"), audio=None, audio_embeddings=None)
+        raise InputError("the sixth")
+
+    found = []
+    with pytest.raises(InputError, match="the sixth"):
+        for part in program._gathered(parts()):
+            found.append(part)
+    assert [[name[0] for name in part.ids] for part in found] == [[*"aabbcc"], [*"dd"], [*"ee"]]
+    np.testing.assert_array_equal(found[0].visual.lengths, 6 * [7])
+    monkeypatch.setattr(program, "COMMIT_SECONDS", -1.0)
+    assert [len(part) for part in program._gathered(embedded(2, prefix=p) for p in "ab")] == [2, 2]
 
 
 @pytest.mark.parametrize("more", [0, 2])

@@ -144,11 +144,17 @@ def _out_of_the_way(path: Path) -> Iterator[None]:
     shutil.rmtree(aside, ignore_errors=True)
 
 
-def sync(folder: str | Path) -> None:
-    """Makes a folder and all that is below it survive a power cut."""
+def sync(folder: str | Path, done: set[str] | None = None) -> None:
+    """Makes a folder and all that is below it survive a power cut.
+
+    Files in `done`, which are never written again, do so already; those that are synced join them.
+    """
+    done = set() if done is None else done
     for below, _, names in os.walk(folder):
-        for name in names:
-            _sync_one(Path(below, name))
+        for path in (os.path.join(below, name) for name in names):
+            if path not in done:
+                _sync_one(path)
+                done.add(path)
         _sync_one(below)
 
 

@@ -326,7 +326,7 @@ def _figures_of(
     known = {key for key, _ in methods}
     methods += [(key, count) for key in ranks[DIRECTIONS[0]] if key not in known]
     documents = []
-    for key, k in methods:
+    for key, k in progress_bar("intervals", len(methods), "method", over=methods):
         document = {"method": key.split()[0], "k": k, "seconds_per_query": times[key]}
         if key not in known:
             document |= {"method": "part", "label": key}

@@ -12,14 +12,20 @@ import io
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from scav_jax.base import locks
-from scav_jax.base.documents import checksum, read_document, regular_file, write_document
+from scav_jax.base.documents import (
+    NO_ARRAY,
+    checksum,
+    read_document,
+    regular_file,
+    write_document,
+)
 from scav_jax.base.errors import InputError
 from scav_jax.base.files import write_atomically
 from scav_jax.features.clip import Clip, fingerprint_difference
@@ -45,6 +51,7 @@ class Ledger:
         self.folder = folder
         self._run = NO_RUN
         self._last: tuple[int, np.lib.npyio.NpzFile] | None = None
+        self._read: set[int] = set()  # jobs whose checksum was right
 
     @classmethod
     def beside(cls, out: Path) -> "Ledger":
@@ -131,13 +138,13 @@ class Ledger:
         write_atomically(path, content + hashlib.sha256(content).digest())
 
     def rejected(self, job: int) -> dict[int, dict]:
-        """The rejections of a finished job, by place."""
-        with self._reading(job) as stored:
+        """The rejections of a finished job, by place; its features are not read."""
+        with self._reading(job, whole=False) as stored:
             return dict(_decoded(stored["rejected"]))
 
     def clip(self, job: int, place: int) -> Clip:
         """One clip of a finished job."""
-        with self._reading(job) as stored:
+        with self._reading(job, whole=job not in self._read) as stored:
             fields = _decoded(stored[f"about_{place}"])
             fields["visual_span"] = tuple(fields["visual_span"])
             fields["audio_span"] = tuple(fields["audio_span"])
@@ -145,22 +152,43 @@ class Ledger:
         return Clip(visual=visual, audio=audio, **fields)
 
     @contextlib.contextmanager
-    def _reading(self, job: int) -> Iterator[np.lib.npyio.NpzFile]:
-        if self._last is None or self._last[0] != job:  # clips of one job are read in a row
-            path = self.path(job)
-            with regular_file(path, *A_JOB) as file:
+    def _reading(self, job: int, whole: bool) -> Iterator[Mapping[str, np.ndarray]]:
+        """The arrays of a finished job: all of it, checked, or those that are asked for alone.
+
+        Each array has a checksum of its own too.
+        """
+        if self._last is not None and self._last[0] == job:  # clips of one job come in a row
+            yield self._last[1]
+            return
+        path = self.path(job)
+        if not whole and _run_of(path) is None:  # it was cut off
+            raise _damaged(path)
+        with regular_file(path, *A_JOB) as file:
+            if whole:
                 content = file.read()
-            if hashlib.sha256(content[:-32]).digest() != content[-32:]:
-                path.unlink(missing_ok=True)
-                raise InputError(
-                    f"{path} was damaged and is removed: run the same command again, it repeats "
-                    "that part only"
-                )
-            self._last = (job, np.load(io.BytesIO(content[:-TRAILER_BYTES])))
-        yield self._last[1]
+                if hashlib.sha256(content[:-32]).digest() != content[-32:]:
+                    raise _damaged(path)
+                self._last = (job, np.load(io.BytesIO(content[:-TRAILER_BYTES])))
+                self._read.add(job)
+                yield self._last[1]
+                return
+            try:
+                yield np.load(file)
+            except (OSError, MemoryError):  # the machine's word, not the file's
+                raise
+            except (*NO_ARRAY, ValueError, KeyError):
+                raise _damaged(path) from None
 
     def remove(self) -> None:
         shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def _damaged(path: Path) -> InputError:
+    """A job that is not as it was written; it is removed."""
+    path.unlink(missing_ok=True)
+    return InputError(
+        f"{path} was damaged and is removed: run the same command again, it repeats that part only"
+    )
 
 
 def _run_of(path: Path) -> str | None:

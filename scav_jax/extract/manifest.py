@@ -17,6 +17,7 @@ from scav_jax.base.documents import content_sample
 from scav_jax.base.errors import InputError, check_unique, did_you_mean
 from scav_jax.base.files import walked
 from scav_jax.base.names import is_text, shown
+from scav_jax.base.progress import progress_bar
 from scav_jax.base.tables import Table, named
 
 COLUMNS = ("file", "start", "end", "id", "label", "split")
@@ -36,6 +37,7 @@ _SOUNDS = (
 SOUND_SUFFIXES = frozenset(_SOUNDS.split())
 NO_TEXT = "name: its bytes are no text in UTF-8, which ids are; rename"
 SAMPLERS = 16  # files that are looked at together
+MANY_FILES = 256  # opening so many takes seconds
 MOST_SECONDS = 1e8
 LAST_CLIP_TOLERANCE_S = 0.1  # declared lengths fall short of whole clips by a few frames
 
@@ -102,7 +104,10 @@ class Listing:
         rows = [list(asdict(clip).values()) for clip in self.clips]
         files = sorted(self.sizes)
         with ThreadPoolExecutor(SAMPLERS) as pool:  # waiting for disks, mostly
-            samples = list(pool.map(content_sample, (self.root / file for file in files)))
+            samples = pool.map(content_sample, (self.root / file for file in files))
+            many = len(files) > MANY_FILES
+            bar = progress_bar("looking at files", len(files), "file", shown=many, over=samples)
+            samples = list(bar)
         sizes = [self.sizes[file] for file in files]
         described = [rows, self.clip_seconds, list(zip(files, sizes, samples, strict=True))]
         return hashlib.sha256(json.dumps(described).encode()).hexdigest()[:16]
@@ -399,6 +404,18 @@ def _parse_row(cells: dict[str, str], where: str, videos: Path | None) -> ClipRe
 def cut_id(name: str, start: float) -> str:
     """The id of a clip that was cut out of a longer video: `file.mp4#12.000`."""
     return f"{name}#{start:.3f}"
+
+
+def lengths_of(
+    listing: Listing, seconds_of: Callable[[str], float | None]
+) -> dict[str, float | None]:
+    """The seconds of each file that `cut_whole_videos` asks for, with a bar where they are many."""
+    if listing.clip_seconds is None:
+        return {}
+    files = dict.fromkeys(c.file for c in listing.clips if c.start == 0 and c.end is None)
+    many = len(files) > MANY_FILES
+    bar = progress_bar("measuring", len(files), "file", shown=many, over=files)
+    return {file: seconds_of(file) for file in bar}
 
 
 def cut_whole_videos(

@@ -21,7 +21,8 @@ from scav_jax.features import store
 from scav_jax.index.catalog import WHOLE, Header, read_header
 from scav_jax.index.store import Index, create, open_index
 from scav_jax.index.transfer import export_index, import_index
-from scav_jax.retrieval.embed import Embedded
+from scav_jax.retrieval.embed import Embedded, join
+from scav_jax.retrieval.files import CLIPS_AT_ONCE as PART
 from scav_jax.retrieval.files import (
     Wanted,
     below,
@@ -35,6 +36,7 @@ from scav_jax.retrieval.model import Model, load_as_asked
 from scav_jax.sequences import STREAMS
 
 CLIPS_AT_ONCE = 1024  # of features on disk: their latents are in memory together
+COMMIT_SECONDS = 60.0  # of work that a kill may lose
 LOOKED_AT = 100  # clips whose files a move expects in their new place
 WANTED = 0.99  # recall that a proposed k has
 
@@ -98,18 +100,21 @@ def _of_videos(
     arguments: argparse.Namespace, wanted: Wanted, model: Model, done: Container[str]
 ) -> Iterator[Embedded]:
     todo = wanted._replace(requests=[one for one in wanted.requests if one.id not in done])
-    for alike in by_streams(todo):
-        for part in model.embed_requests(
-            alike.requests,
-            alike.folder,
-            streams=alike.streams,
-            workers=arguments.workers,
-            rejected=alike.rejected,
-        ):
-            for row in part.rejected:
-                print(shown(f"rejected {row['file']}: {row['reason']}"), file=sys.stderr)
-            if len(part.ids):
-                yield part
+    groups, count = by_streams(todo), len(todo.requests) + len(todo.rejected)
+    with progress_bar("embed", count, "clip", shown=count > PART) as bar:
+        for alike in groups:
+            for part in model.embed_requests(
+                alike.requests,
+                alike.folder,
+                streams=alike.streams,
+                workers=arguments.workers,
+                rejected=alike.rejected,
+            ):
+                for row in part.rejected:
+                    bar.write(shown(f"rejected {row['file']}: {row['reason']}"), file=sys.stderr)
+                bar.update(len(part) + len(part.rejected))
+                if len(part.ids):
+                    yield part
 
 
 def _of_split(
@@ -124,13 +129,44 @@ def _of_split(
 
 
 def _grow(index: Index, clips: Iterator[Embedded], on_duplicate: str) -> int:
-    """Adds what comes, a commit for each part."""
+    """Adds what comes, some parts in a commit."""
     count = 0
     with contextlib.closing(clips):  # a bar of theirs ends before an error is said
-        for part in clips:
+        for part in _gathered(clips):
             count += index.add(part, on_duplicate)
             print(f"{len(index):,} clips in {index.path}", file=sys.stderr)
     return count
+
+
+def _gathered(parts: Iterator[Embedded]) -> Iterator[Embedded]:
+    """Small parts together: each commit leaves segments, all of which later ones look at.
+
+    What is held goes in before an error is said, and after `COMMIT_SECONDS` at the latest.
+    """
+    held: list[Embedded] = []
+    begin = time.monotonic()
+    try:
+        for part in parts:
+            if held and held[0].streams != part.streams:
+                yield _together(held)
+            held.append(part)
+            late = time.monotonic() - begin > COMMIT_SECONDS
+            if late or sum(map(len, held)) >= CLIPS_AT_ONCE:
+                yield _together(held)
+                begin = time.monotonic()
+    except Exception:
+        if held:
+            yield _together(held)
+        raise
+    if held:
+        yield _together(held)
+
+
+def _together(held: list[Embedded]) -> Embedded:
+    """The parts as one; none are held then."""
+    found = held[0] if len(held) == 1 else join(held)
+    held.clear()
+    return found
 
 
 def _index_for(
@@ -337,7 +373,7 @@ def tuned(
     else:
         _, sequence = _timed(index, queries, direction, k, "sequence")
     rows = []
-    for chosen in ks:
+    for chosen in progress_bar("tune", len(ks), "K", over=ks):
         hits, seconds = _timed(index, queries, direction, k, f"hybrid:{chosen}")
         row = {"k": chosen, "recall": _recall(truth, hits), "seconds": seconds}
         rows.append({**row, "method": index.report.method})

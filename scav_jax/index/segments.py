@@ -275,8 +275,7 @@ class StoredStream:
 
     def _check(self, column: str, rows: slice, data: np.ndarray) -> None:
         """Once for each row: the pages that were read then are what is used from now on."""
-        checked = self._checked[column][rows]
-        if checked.all():
+        if self._checked[column][rows].all():
             return
         for begin in range(0, len(data), CHECKED_AT_ONCE):
             part = slice(begin, begin + CHECKED_AT_ONCE)
@@ -304,6 +303,7 @@ class Segment:
 
     def __init__(self, index: Path, number: int, header: Header):
         self.number, self.folder = number, folder_of(index, number)
+        self.written = _written(self.folder)
         about = self._read_about(header)
         storage = header.storage
         self.width, self._checksums = about["width"], about["small"]
@@ -404,6 +404,12 @@ class Segment:
         return array.view(np.ndarray)
 
 
+def _written(folder: Path) -> tuple[int, ...]:
+    """What tells a segment from another one of its number."""
+    about = os.stat(folder / "segment.json")
+    return about.st_ino, about.st_mtime_ns, about.st_size
+
+
 def _widths(values: int, embeddings: int, sketches: int) -> dict[str, int]:
     return {"values": values, "embeddings": embeddings, "sketches": sketches}
 
@@ -429,28 +435,31 @@ class Snapshot:
     segments: dict[int, Segment]
     live: dict[int, np.ndarray]
 
-    @classmethod
-    def of(cls, index: Path, header: Header, known: Iterable[Int[np.ndarray, "n 5"]]) -> "Snapshot":
-        """All clips of a table, given as (segment, row, key, two checksums), compared with theirs.
+    def now(self, index: Path, header: Header, known: Iterable[np.ndarray]) -> "Snapshot":
+        """All clips of a table, `[n, 5]` (segment, row, key, two checksums), compared with theirs.
+
+        Segments that this snapshot, of the same index, has mapped are not opened again.
 
         Raises:
           InputError: table and segments do not belong together.
           FileNotFoundError: a segment is not there (any more).
         """
-        segments: dict[int, Segment] = {}
-        live: dict[int, np.ndarray] = {}
+        segments, live = dict[int, Segment](), dict[int, np.ndarray]()
         for part in known:
             for number in np.unique(part[:, 0]).tolist():
                 if number not in live:
-                    segments[number] = Segment(index, number, header)
+                    own = self.segments.get(number)  # numbers come again, segments do not change
+                    if own is None or own.written != _written(own.folder):
+                        own = Segment(index, number, header)
+                    segments[number] = own
                     live[number] = np.zeros(len(segments[number]), bool)
-                own = part[part[:, 0] == number, 1:]
-                segments[number].belongs(own)
-                if live[number][own[:, 0]].any() or len(np.unique(own[:, 0])) < len(own):
-                    raise ForeignRow(segments[number].folder, int(own[0, 0]))  # twice
-                live[number][own[:, 0]] = True
+                rows = part[part[:, 0] == number, 1:]
+                segments[number].belongs(rows)
+                if live[number][rows[:, 0]].any() or len(np.unique(rows[:, 0])) < len(rows):
+                    raise ForeignRow(segments[number].folder, int(rows[0, 0]))  # twice
+                live[number][rows[:, 0]] = True
         _check_one_encoding(list(segments.values()))
-        return cls(header, segments, live)
+        return Snapshot(header, segments, live)
 
     def only(self, places: Iterable[Int[np.ndarray, "n 2"]]) -> "Snapshot":
         """The clips at some places, given as (segment, row)."""

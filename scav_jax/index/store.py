@@ -18,6 +18,7 @@ from scav_jax.base.documents import read_json
 from scav_jax.base.errors import InputError, check_one_of, check_unique, listed
 from scav_jax.base.files import ids_sha256, sync, write_json
 from scav_jax.base.locks import LOCK
+from scav_jax.base.progress import progress_bar
 from scav_jax.index import catalog, mesh, searching, writing
 from scav_jax.index.bank import digest, read_bank, write_bank
 from scav_jax.index.catalog import Header
@@ -120,6 +121,8 @@ class Index:
         self._asked: dict[str, int] = {}  # queries so far, by direction
         self._there: dict[str, tuple] = {}  # what is on accelerators: of which snapshot, and where
         self._rows = Rows.open(path)
+        self._seen, self._synced = -1, set[str]()  # the snapshot's version; files of the table
+        self.snapshot = Snapshot(header, {}, {})
         self.refresh()
 
     def __len__(self) -> int:
@@ -137,7 +140,8 @@ class Index:
             self.header = self._header_now()
             try:
                 with self._naming_clips():
-                    self.snapshot = Snapshot.of(self.path, self.header, self._rows.known())
+                    self.snapshot = self.snapshot.now(self.path, self.header, self._rows.known())
+                self._seen = self._rows.version
                 return
             except FileNotFoundError as error:
                 if attempt == 4:
@@ -149,12 +153,10 @@ class Index:
 
     def follow(self) -> bool:
         """Goes to the newest committed state if there is a newer one, which is quick to say."""
-        held = self._rows.version
         self._rows.latest()
-        if self._rows.version == held:
-            self._rows.hold()
-            if self._header_now() == self.header:
-                return False
+        self._rows.hold()
+        if self._rows.version == self._seen and self._header_now() == self.header:
+            return False
         self.refresh()
         return True
 
@@ -203,8 +205,7 @@ class Index:
     def check_new(self, ids: Sequence[str]) -> None:
         """Raises `InputError` for ids that come twice, or that are in the index."""
         check_unique(ids)
-        there = set(self._rows.existing(list(ids)))
-        if there:
+        if there := set(self._rows.existing(list(ids))):
             raise InputError(
                 f"{self.path}: expected new ids, {len(there)} of {len(ids)} are there already: "
                 f"{listed([repr(one) for one in ids if one in there])}; nothing was added, use "
@@ -300,8 +301,7 @@ class Index:
         """
         ids = list(dict.fromkeys(ids))
         with self._writing():
-            there = set(self._rows.existing(ids))
-            if len(there) < len(ids):
+            if len(there := set(self._rows.existing(ids))) < len(ids):
                 missing = [repr(one) for one in ids if one not in there]
                 raise InputError(
                     f"{self.path}: expected ids of the index, {len(missing)} of {len(ids)} are not "
@@ -340,13 +340,13 @@ class Index:
     @contextlib.contextmanager
     def _writing(self) -> Iterator[None]:
         with catalog.one_writer(self.path):
-            self.refresh()
+            self.follow()
             self._rows.latest()
             yield
 
     def _sync_rows(self) -> None:
         """Makes a commit durable: LanceDB leaves that to the system."""
-        sync(self.path / f"{TABLE}.lance")
+        sync(self.path / f"{TABLE}.lance", self._synced)
         self._rows.note_version()
 
     def _bytes(self) -> int:
@@ -458,11 +458,7 @@ class Index:
         return [one for batch in self._rows.tables() for one in batch.column("id").to_pylist()]
 
     def verify(self) -> int:
-        """Reads everything and compares it with its checksums; the number of clips.
-
-        Raises:
-          InputError: the first row that differs, by name.
-        """
+        """Reads everything; the number of clips, or `InputError` for the first that is damaged."""
         if self.header.bank:
             read_bank(self.path, self.header)
         with self._naming_clips():
@@ -471,9 +467,12 @@ class Index:
                     segment = self.snapshot.segments[number]
                     if int(segment.clips[row]) != there:
                         raise ForeignRow(segment.folder, row)
-            for number, segment in self.snapshot.segments.items():
-                for stream in segment.streams.values():
-                    stream.verify(np.flatnonzero(self.snapshot.live[number]))
+            with progress_bar("verify", len(self), "clip", shown=len(self) > writing.MANY) as bar:
+                for number, segment in self.snapshot.segments.items():
+                    rows = np.flatnonzero(self.snapshot.live[number])
+                    for stream in segment.streams.values():
+                        stream.verify(rows)
+                    bar.update(len(rows))
         return len(self)
 
     def info(self) -> dict:

@@ -179,10 +179,13 @@ def import_index(file: Path, path: Path) -> Index:
     if path.exists() and (not path.is_dir() or any(path.iterdir())):
         raise InputError(f"{path}: expected a path where nothing is; remove it or use another")
     try:
-        header, parts = read(file)
+        header, count, parts = read(file)
         about = _checked(header)
-        with folder_atomically(path) as partial:  # half of one would be taken for a whole one
-            _fill(partial, about, parts)
+        with (
+            folder_atomically(path) as partial,  # half of one would be taken for a whole one
+            progress_bar("import", count, "clip") as bar,
+        ):
+            _fill(partial, about, parts, bar.update)
     except MALFORMED as error:  # `InputError` too
         raise InputError(_words(file, error)) from None
     return open_index(path)
@@ -206,7 +209,9 @@ def _number(value: object) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
-def _fill(path: Path, about: dict, parts: Iterator[list[dict]]) -> None:
+def _fill(
+    path: Path, about: dict, parts: Iterator[list[dict]], told: Callable[[int], object]
+) -> None:
     index = create(
         path,
         identity=about["identity"],
@@ -218,7 +223,7 @@ def _fill(path: Path, about: dict, parts: Iterator[list[dict]]) -> None:
         index.declare(about["root"], about["clip_seconds"])
     for clips in parts:
         for _, alike in itertools.groupby(clips, key=_streams):  # they stay in their order
-            index.add(_embedded(list(alike), about, index.header))
+            told(index.add(_embedded(list(alike), about, index.header)))
 
 
 def _words(file: Path, error: Exception) -> str:
@@ -239,7 +244,7 @@ def _arrow_errors() -> Iterator[None]:
         raise ValueError(str(error)) from None
 
 
-def _read_parquet(file: Path) -> tuple[str, Iterator[list[dict]]]:
+def _read_parquet(file: Path) -> tuple[str, int, Iterator[list[dict]]]:
     import pyarrow.parquet as parquet
 
     with _arrow_errors(), regular_file(file, "an exported index", MEND):
@@ -253,10 +258,10 @@ def _read_parquet(file: Path) -> tuple[str, Iterator[list[dict]]]:
             for batch in opened.iter_batches(CLIPS_AT_ONCE):
                 yield batch.to_pylist()
 
-    return metadata[HEADER].decode(), parts()
+    return metadata[HEADER].decode(), opened.metadata.num_rows, parts()
 
 
-def _read_npz(file: Path) -> tuple[str, Iterator[list[dict]]]:
+def _read_npz(file: Path) -> tuple[str, int, Iterator[list[dict]]]:
     arrays = read_arrays(file, "an exported index", MEND)
     clips = [
         {name: arrays[name][number].item() for name in ABOUT} for number in range(len(arrays["id"]))
@@ -271,7 +276,7 @@ def _read_npz(file: Path) -> tuple[str, Iterator[list[dict]]]:
                 column = arrays.get(f"{name}_{what}")
                 known = None if column is None or clip[name] is None else column[number]
                 clip[f"{name}_{what}"] = known
-    return str(arrays["header"]), iter([clips])
+    return str(arrays["header"]), len(clips), iter([clips])
 
 
 def _streams(clip: dict) -> tuple[str, ...]:

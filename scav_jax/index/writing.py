@@ -7,7 +7,7 @@ rows together. Without rows of the table that name them nobody sees them.
 import itertools
 import re
 import shutil
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,6 +19,7 @@ from jaxtyping import Int
 from scav_jax.base.documents import content_sample
 from scav_jax.base.errors import InputError, listed
 from scav_jax.base.names import is_text, shown
+from scav_jax.base.progress import progress_bar
 from scav_jax.index.bank import compare_with_bank
 from scav_jax.index.catalog import COMMITTED, SEGMENTS, Header
 from scav_jax.index.encoding import COLUMNS, EncodedStream, Encoding
@@ -30,6 +31,7 @@ from scav_jax.sequences import STREAMS, Sequences, resample_like
 
 _NUMBER = re.compile("[0-9]{8}")
 CLIPS_AT_ONCE = 256  # brought to the grid of their partners
+MANY = 4096  # clips, of which copying and reading all takes seconds
 SEGMENT_BYTES = 2**28  # of one stream's sequences in one segment, about
 
 
@@ -286,14 +288,21 @@ def compacted(index: Path, snapshot: Snapshot) -> dict[tuple[int, int], tuple[in
                 size = 0
             batches[-1].append(number)
             size += share
-    for number, sources in enumerate(batches, _next_segment(index)):
-        places = _copy_live(index, snapshot, sources, number)
-        moved.update((tuple(place), (number, row)) for row, place in enumerate(places.tolist()))
+    streams = sum(int(live[n].sum()) * len(mapped[n].streams) for some in batches for n in some)
+    count = streams * len(COLUMNS)
+    with progress_bar("compact", count, "record", shown=streams > MANY, scale=True) as bar:
+        for number, sources in enumerate(batches, _next_segment(index)):
+            places = _copy_live(index, snapshot, sources, number, bar.update)
+            moved.update((tuple(place), (number, row)) for row, place in enumerate(places.tolist()))
     return moved
 
 
 def _copy_live(
-    index: Path, snapshot: Snapshot, sources: list[int], number: int
+    index: Path,
+    snapshot: Snapshot,
+    sources: list[int],
+    number: int,
+    told: Callable[[int], object],
 ) -> Int[np.ndarray, "n 2"]:
     """Writes live rows of some segments as one, sorted by length, then key; where they were."""
     rows = {one: np.flatnonzero(snapshot.live[one]) for one in sources}
@@ -312,7 +321,7 @@ def _copy_live(
     }
     order = np.lexsort((clips["keys"], *(one["steps"] for one in about.values())))
     places = places[order]
-    streams = {name: _copied(snapshot, name, places, about[name][order]) for name in about}
+    streams = {name: _copied(snapshot, name, places, about[name][order], told) for name in about}
     encoding = snapshot.segments[sources[0]].encoding
     clips = {name: values[order] for name, values in clips.items()}
     write_segment(index, number, streams, clips, encoding, snapshot.header)
@@ -320,7 +329,11 @@ def _copy_live(
 
 
 def _copied(
-    snapshot: Snapshot, name: str, places: Int[np.ndarray, "n 2"], rows: np.ndarray
+    snapshot: Snapshot,
+    name: str,
+    places: Int[np.ndarray, "n 2"],
+    rows: np.ndarray,
+    told: Callable[[int], object],
 ) -> EncodedStream:
     """One stream of clips at some places as it is written again, byte for byte."""
     records: dict[str, list[np.ndarray]] = {}
@@ -333,6 +346,7 @@ def _copied(
             ]
             if len(data[0]):
                 records.setdefault(column, []).append(np.stack(data))
+            told(len(data))
     return EncodedStream.join([EncodedStream(rows, records)])
 
 

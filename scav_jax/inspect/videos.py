@@ -19,7 +19,13 @@ from scav_jax.extract.decoding import measured, media
 from scav_jax.extract.decoding.packets import packet_times
 from scav_jax.extract.decoding.streams import Stream
 from scav_jax.extract.decoding.usable import MIN_CLIP_S, SILENT_PEAK, STILL_LEVELS, check_usable
-from scav_jax.extract.manifest import ClipOptions, ClipRequest, cut_whole_videos, list_clips
+from scav_jax.extract.manifest import (
+    ClipOptions,
+    ClipRequest,
+    cut_whole_videos,
+    lengths_of,
+    list_clips,
+)
 from scav_jax.inspect.findings import Facts, Fault, digest, document
 from scav_jax.inspect.near import NEAR, signature
 
@@ -68,7 +74,7 @@ def inspect_videos(
     """
     videos = Path(videos)
     listing = list_clips(videos, ClipOptions(clips, clip_seconds))
-    wanted, _, _ = cut_whole_videos(listing, partial(_seconds, videos))
+    wanted, _, _ = cut_whole_videos(listing, lengths_of(listing, partial(_seconds, videos)).get)
     by_file: dict[str, list[ClipRequest]] = {}
     for clip in wanted:
         by_file.setdefault(clip.file, []).append(clip)

@@ -4,7 +4,7 @@ The probe is multinomial logistic regression on standardised features, with the 
 `|W|^2 / (2 C n)`; C is what does best on validation.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import jax
@@ -14,11 +14,12 @@ from jaxtyping import Float, Int
 from scipy.optimize import minimize
 
 from scav_jax.base.errors import InputError
+from scav_jax.base.progress import progress_bar
 
 STRENGTHS = tuple(10.0**power for power in range(-4, 3))  # C
 ITERATIONS = 300
 NEAREST = (1, 5, 10)
-BLOCK = 1024  # queries at a time
+BLOCK, PAIRS = 1024, 2**26  # queries, and of them and all others, at a time
 
 
 @dataclass(frozen=True)
@@ -58,9 +59,11 @@ def linear_probe(train: Labelled, validation: Labelled, asked: Labelled) -> dict
             raise InputError(f"labels: expected clips of train's classes in the {name}, got none")
     accuracies, start = {}, np.zeros((fitted[0].shape[1] + 1) * len(classes))
     weights = {}
-    for strength in STRENGTHS:  # each starts where the one before ended
-        start = weights[strength] = _fit(*fitted, len(classes), strength, start)
-        accuracies[strength] = _accuracy(start, *chosen, len(classes))
+    with progress_bar("linear probe", len(STRENGTHS) * ITERATIONS, "iteration") as bar:
+        for number, strength in enumerate(STRENGTHS, 1):  # each starts where the last one ended
+            start = weights[strength] = _fit(*fitted, len(classes), strength, start, bar.update)
+            accuracies[strength] = _accuracy(start, *chosen, len(classes))
+            bar.update(number * ITERATIONS - bar.n)
     best = max(STRENGTHS, key=lambda strength: (accuracies[strength], -strength))
     counts = np.bincount(tested[1], minlength=len(classes))
     return {
@@ -78,8 +81,15 @@ def _known(part: Labelled, classes: Sequence[str], mean, deviation):
     return ((part.vectors - mean) / deviation)[numbers >= 0], numbers[numbers >= 0]
 
 
-def _fit(x: np.ndarray, y: np.ndarray, classes: int, strength: float, start: np.ndarray):
-    """Weights and biases `[(E + 1) classes]` of the least penalised loss."""
+def _fit(
+    x: np.ndarray,
+    y: np.ndarray,
+    classes: int,
+    strength: float,
+    start: np.ndarray,
+    told: Callable[[], object],
+):
+    """Weights and biases `[(E + 1) classes]` of the least penalised loss; tells each iteration."""
     features, labels = jnp.asarray(x, jnp.float32), jnp.asarray(y, jnp.int32)
     penalty = jnp.float32(0.5 / (strength * len(x)))
 
@@ -88,7 +98,14 @@ def _fit(x: np.ndarray, y: np.ndarray, classes: int, strength: float, start: np.
         value, slope = _penalised_loss(weights, features, labels, penalty)
         return float(value), np.asarray(slope, np.float64).ravel()
 
-    found = minimize(of_numpy, start, jac=True, method="L-BFGS-B", options={"maxiter": ITERATIONS})
+    found = minimize(
+        of_numpy,
+        start,
+        jac=True,
+        method="L-BFGS-B",
+        options={"maxiter": ITERATIONS},
+        callback=lambda _: told(),
+    )
     return found.x
 
 
@@ -118,9 +135,12 @@ def neighbours(candidates: Labelled, asked: Labelled) -> dict:
     own, others = asked.numbers(classes), candidates.numbers(classes)
     queries, keys = (unit_or_zero(part.vectors) for part in (asked, candidates))
     queries, own = queries[own >= 0], own[own >= 0]
-    ranks = np.empty(len(own), int)
-    for first in range(0, len(own), BLOCK):
-        some = slice(first, first + BLOCK)
+    ranks, size = np.empty(len(own), int), max(min(BLOCK, PAIRS // max(len(keys), 1)), 1)
+    blocks = range(0, len(own), size)
+    shown = len(own) * len(keys) > PAIRS
+    keys = keys.astype(np.float64)  # once
+    for first in progress_bar("neighbours", len(blocks), "block", shown=shown, over=blocks):
+        some = slice(first, first + size)
         near, alike = cosines(queries[some], keys), others == own[some, None]
         nearest = np.max(near, axis=1, where=alike, initial=-np.inf, keepdims=True)
         ranks[some] = 1 + np.count_nonzero((near >= nearest) & ~alike, axis=1)
@@ -132,7 +152,7 @@ def cosines(
     queries: Float[np.ndarray, "Q E"], keys: Float[np.ndarray, "K E"]
 ) -> Float[np.ndarray, "Q K"]:
     """Of what `unit_or_zero` made; as in `retrieve`, what is equally near is so to the bit."""
-    return (queries.astype(np.float64) @ keys.T.astype(np.float64)).astype(np.float32)
+    return (queries.astype(np.float64) @ keys.astype(np.float64, copy=False).T).astype(np.float32)
 
 
 def unit_or_zero(vectors: Float[np.ndarray, "K E"]) -> Float[np.ndarray, "K E"]:

@@ -26,7 +26,7 @@ from scav_jax.features.store import Split
 from scav_jax.probe import changes, tasks
 from scav_jax.probe.labels import Labelled, linear_probe, neighbours, unit_or_zero
 from scav_jax.report import probed
-from scav_jax.retrieval.embed import Embedded, check_features, embed
+from scav_jax.retrieval.embed import Embedded, check_features, embed, mean_latents, means_of
 from scav_jax.retrieval.model import Model
 from scav_jax.retrieval.results import aligned
 from scav_jax.training.runs import Run
@@ -145,22 +145,25 @@ def _labels(
     run: Run, splits: list[Split], asked: Embedded, settings: ProbeSettings
 ) -> dict[str, dict]:
     """Linear probe and neighbours of each stream and of both."""
-    train, validation = (embed(run, one, settings.batch_size, progress=True) for one in splits)
+    learned = [mean_latents(run, one, settings.batch_size, progress=True) for one in splits]
+    means = [*learned, {stream: means_of(getattr(asked, stream)) for stream in STREAMS}]
+    labels = [*(one.labels for one in splits), asked.labels]
     found: dict[str, dict] = {"labels": {}, "neighbours": {}}
     for stream in (*STREAMS, "both"):
-        parts = [Labelled(_means(part, stream), part.labels) for part in (train, validation, asked)]
+        parts = [
+            Labelled(_of_stream(one, stream), known)
+            for one, known in zip(means, labels, strict=True)
+        ]
         found["labels"][stream] = linear_probe(*parts)
         found["neighbours"][stream] = neighbours(parts[0], parts[2])
     return found
 
 
-def _means(embedded: Embedded, stream: str) -> np.ndarray:
-    """The mean over time of the latents; of both streams, each of length 1, side by side."""
+def _of_stream(means: dict[str, np.ndarray], stream: str) -> np.ndarray:
+    """The means of latents; of both streams, each of length 1, side by side."""
     if stream != "both":
-        latents = getattr(embedded.latents, stream)
-        return latents.values.sum(axis=1) / latents.lengths[:, None]  # zero in the padding
-    means = [_means(embedded, one) for one in STREAMS]
-    return np.concatenate([unit_or_zero(mean) for mean in means], axis=1)
+        return means[stream]
+    return np.concatenate([unit_or_zero(means[one]) for one in STREAMS], axis=1)
 
 
 def write(document: dict, folder: Path) -> tuple[Path, Path]:

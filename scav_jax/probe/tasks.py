@@ -11,6 +11,7 @@ import jax
 import numpy as np
 
 from scav_jax.base.errors import InputError
+from scav_jax.features.batches import evaluation_batches
 from scav_jax.features.store import Split
 from scav_jax.retrieval.embed import of_every_clip
 from scav_jax.train_step import of_clips
@@ -29,6 +30,8 @@ def accuracies(run: Run, split: Split, batch_size: int) -> dict[str, dict]:
     Raises:
       InputError: no clip is long enough for views.
     """
+    if not _has_tasks(run, split):  # else all clips would be read for nothing
+        return {}
     right, answers = _answers(run, run.objective, split, batch_size)
     others = {
         control: _answers(run, run.objective.under(control), split, batch_size)[0]
@@ -54,11 +57,19 @@ def accuracies(run: Run, split: Split, batch_size: int) -> dict[str, dict]:
     return found
 
 
+def _has_tasks(run: Run, split: Split) -> bool:
+    """Whether the objective says anything of a clip; nothing is computed."""
+    data = run.config["data"]
+    batch = next(evaluation_batches(split.take([0]), batch_size=1, align=data["align"]))
+    return bool(jax.eval_shape(partial(_tasks, run.encoders, run.objective), run.params, batch))
+
+
 def _answers(run: Run, objective, split: Split, batch_size: int) -> tuple[dict, dict]:
     """By task, whether each view `[clips, views]` was told rightly; and what is true of it."""
     right: dict[str, list] = {}
     true: dict[str, list] = {}
-    for tasks in of_every_clip(run, split, partial(_tasks, run.encoders, objective), batch_size):
+    function = partial(_tasks, run.encoders, objective)
+    for tasks in of_every_clip(run, split, function, batch_size, progress=True):
         for name, task in tasks.items():
             labels = task.labels[task.usable].reshape(task.usable.sum(), -1)
             said = task.logits.argmax(axis=-1)[task.usable].reshape(labels.shape)

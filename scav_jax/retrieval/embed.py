@@ -138,6 +138,27 @@ def embed(
     return result
 
 
+def mean_latents(
+    run: Run, split: Split, batch_size: int = 64, *, progress: bool = False
+) -> dict[str, Float[np.ndarray, "K C"]]:
+    """By stream the means over time of what `embed` finds, which of many clips no memory holds."""
+
+    def function(params: PyTree, batch: Batch) -> dict[str, np.ndarray]:
+        found = encode(run.encoders, run.objective, STREAMS, params, batch)
+        return {name: means_of(latents) for name, (latents, _) in jax.device_get(found).items()}
+
+    parts = of_every_clip(run, split, function, batch_size, progress=progress)
+    found = {name: np.concatenate([part[name] for part in parts]) for name in STREAMS}
+    for stream, means in found.items():
+        _check_means(split.ids, means, stream)
+    return found
+
+
+def means_of(latents: Sequences) -> Float[np.ndarray, "K C"]:
+    """Means over time of what is zero in the padding."""
+    return latents.values.sum(axis=1) / latents.lengths[:, None]
+
+
 def clips_of(split: Split) -> dict[str, Any]:
     """The fields of `Embedded` that say which clips there are, and where."""
     folder = Path(split.videos) if split.videos else None
@@ -370,11 +391,15 @@ def _check_finite(embedded: Embedded) -> None:
     for stream in STREAMS:
         if getattr(embedded, stream) is None:
             continue
-        finite = np.isfinite(getattr(embedded, f"{stream}_embeddings")).all(axis=1)
-        if not finite.all():
-            first = embedded.ids[int(np.flatnonzero(~finite)[0])]
-            raise InputError(
-                f"clip {first!r}: expected finite {stream} latents, got NaN or infinity "
-                f"({int((~finite).sum())} of {len(finite)} clips); the model holds NaN: look at "
-                "its training log"
-            )
+        _check_means(embedded.ids, getattr(embedded, f"{stream}_embeddings"), stream)
+
+
+def _check_means(ids: Sequence[str], means: Float[np.ndarray, "K E"], stream: str) -> None:
+    finite = np.isfinite(means).all(axis=1)
+    if not finite.all():
+        first = ids[int(np.flatnonzero(~finite)[0])]
+        raise InputError(
+            f"clip {first!r}: expected finite {stream} latents, got NaN or infinity "
+            f"({int((~finite).sum())} of {len(finite)} clips); the model holds NaN: look at "
+            "its training log"
+        )

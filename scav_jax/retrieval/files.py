@@ -24,6 +24,7 @@ import numpy as np
 from scav_jax.base.documents import content_sample
 from scav_jax.base.errors import InputError
 from scav_jax.base.names import is_text, shown
+from scav_jax.base.progress import progress_bar
 from scav_jax.extract import jobs, pool
 from scav_jax.extract.backbones import KINDS, Backbone, Features
 from scav_jax.extract.containers.opening import Unusable
@@ -31,11 +32,13 @@ from scav_jax.extract.decoding.measured import film_seconds, stream_kinds, strea
 from scav_jax.extract.jobs import Job, Outcome, make_jobs
 from scav_jax.extract.manifest import (
     LAST_CLIP_TOLERANCE_S,
+    MANY_FILES,
     NO_TEXT,
     ClipOptions,
     ClipRequest,
     cut_id,
     cut_whole_videos,
+    lengths_of,
     list_clips,
 )
 from scav_jax.features.clip import STREAMS, Clip
@@ -82,10 +85,13 @@ def by_streams(wanted: Wanted) -> list[Wanted]:
 
     What cannot be opened is with the first ones: it is rejected when its turn comes.
     """
-    streams_of = functools.cache(lambda file: _common_streams([wanted.folder / file]))
+    files = dict.fromkeys(request.file for request in wanted.requests)
+    many = len(files) > MANY_FILES
+    bar = progress_bar("looking for sound", len(files), "file", shown=many, over=files)
+    streams_of = {file: _common_streams([wanted.folder / file]) for file in bar}
     apart: dict[tuple[str, ...], list[ClipRequest]] = {STREAMS: []}
     for request in wanted.requests:
-        apart.setdefault(streams_of(request.file), []).append(request)
+        apart.setdefault(streams_of[request.file], []).append(request)
     rejected = wanted.rejected
     found = []
     for streams, requests in apart.items():
@@ -155,7 +161,8 @@ def _of_folder(
     folder: Path, options: ClipOptions, streams: tuple[str, ...], root: str | Path | None
 ) -> Wanted:
     listing = list_clips(folder, options)
-    clips, _, _ = cut_whole_videos(listing, lambda file: seconds_of(folder / file, streams))
+    lengths = lengths_of(listing, lambda file: seconds_of(folder / file, streams))
+    clips, _, _ = cut_whole_videos(listing, lengths.get)
     if root is None:
         return Wanted(folder, clips, streams, listing.unreadable)
     places, twice = _places(folder, [clip.file for clip in clips], root)

@@ -192,17 +192,18 @@ def test_a_commit_opens_what_is_new_alone(tmp_path, monkeypatch):
         writer.check_new(many)
 
 
-def test_small_parts_go_in_together(monkeypatch):
+@pytest.mark.parametrize("failure", [InputError("the sixth"), KeyboardInterrupt("the sixth")])
+def test_small_parts_go_in_together(failure, monkeypatch):
     """Those of one kind, at least so many or so late; none is lost by what fails after it."""
     monkeypatch.setattr(program, "CLIPS_AT_ONCE", 5)
 
     def parts():
         yield from (embedded(2, prefix=name) for name in "abcd")
         yield replace(embedded(2, prefix="e"), audio=None, audio_embeddings=None)
-        raise InputError("the sixth")
+        raise failure
 
     found = []
-    with pytest.raises(InputError, match="the sixth"):
+    with pytest.raises(type(failure), match="the sixth"):
         for part in program._gathered(parts()):
             found.append(part)
     assert [[name[0] for name in part.ids] for part in found] == [[*"aabbcc"], [*"dd"], [*"ee"]]

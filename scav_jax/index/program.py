@@ -141,7 +141,8 @@ def _grow(index: Index, clips: Iterator[Embedded], on_duplicate: str) -> int:
 def _gathered(parts: Iterator[Embedded]) -> Iterator[Embedded]:
     """Small parts together: each commit leaves segments, all of which later ones look at.
 
-    What is held goes in before an error is said, and after `COMMIT_SECONDS` at the latest.
+    What is held goes in before an error is said or an interrupted program ends, and after
+    `COMMIT_SECONDS` at the latest.
     """
     held: list[Embedded] = []
     begin = time.monotonic()
@@ -154,7 +155,7 @@ def _gathered(parts: Iterator[Embedded]) -> Iterator[Embedded]:
             if late or sum(map(len, held)) >= CLIPS_AT_ONCE:
                 yield _together(held)
                 begin = time.monotonic()
-    except Exception:
+    except (Exception, KeyboardInterrupt):
         if held:
             yield _together(held)
         raise

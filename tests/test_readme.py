@@ -224,7 +224,7 @@ def test_options_in_prose_exist():
         assert named <= known, f"{page}: {named - known}"
 
 
-class Parsed(Exception):
+class Parsed(BaseException):  # no `Exception`, which `run_program` tells in a line
     """A command line was read, and its program was not run."""
 
 

@@ -216,7 +216,7 @@ def test_what_is_not_the_systems_is_refused_by_name(tmp_path):
     evil.write_bytes(b"\x80\x02cos\nsystem\nX\x04\x00\x00\x00true\x85R.")
     with pytest.raises(InputError, match=r"evil\.pth"):
         convert(evil, "equiav")
-    with pytest.raises(InputError, match=r"none\.pth: expected a \.pt file, got none"):
+    with pytest.raises(InputError, match=r"none\.pth: expected a \.pt or \.pth file, got none"):
         convert(tmp_path / "none.pth", "equiav")
 
 

@@ -207,7 +207,7 @@ def _sendable(error: Exception) -> Exception:
     import traceback
 
     text = "in a worker process:\n" + "".join(traceback.format_exception(error))
-    theirs = None if isinstance(error, (InputError, OSError)) else in_their_line(error)
+    theirs = None if isinstance(error, (InputError, OSError, MemoryError)) else in_their_line(error)
     try:
         copy = theirs or pickle.loads(pickle.dumps(error))
     except Exception:

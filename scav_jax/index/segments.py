@@ -405,8 +405,13 @@ class Segment:
 
 
 def _written(folder: Path) -> tuple[int, ...]:
-    """What tells a segment from another one of its number."""
-    about = os.stat(folder / "segment.json")
+    """What tells a segment from another one of its number; () where reading it will say why."""
+    try:
+        about = os.stat(folder / "segment.json")
+    except FileNotFoundError:
+        raise
+    except OSError:
+        return ()
     return about.st_ino, about.st_mtime_ns, about.st_size
 
 

@@ -105,9 +105,7 @@ class Listing:
         files = sorted(self.sizes)
         with ThreadPoolExecutor(SAMPLERS) as pool:  # waiting for disks, mostly
             samples = pool.map(content_sample, (self.root / file for file in files))
-            many = len(files) > MANY_FILES
-            bar = progress_bar("looking at files", len(files), "file", shown=many, over=samples)
-            samples = list(bar)
+            samples = list(one_by_one("looking at files", len(files), "file", samples))
         sizes = [self.sizes[file] for file in files]
         described = [rows, self.clip_seconds, list(zip(files, sizes, samples, strict=True))]
         return hashlib.sha256(json.dumps(described).encode()).hexdigest()[:16]
@@ -406,6 +404,11 @@ def cut_id(name: str, start: float) -> str:
     return f"{name}#{start:.3f}"
 
 
+def one_by_one(what: str, total: int, unit: str, over: Iterable) -> Iterable:
+    """Files that are opened one after the other, with a bar where they are many."""
+    return progress_bar(what, total, unit, shown=total > MANY_FILES, over=over)
+
+
 def lengths_of(
     listing: Listing, seconds_of: Callable[[str], float | None]
 ) -> dict[str, float | None]:
@@ -413,9 +416,7 @@ def lengths_of(
     if listing.clip_seconds is None:
         return {}
     files = dict.fromkeys(c.file for c in listing.clips if c.start == 0 and c.end is None)
-    many = len(files) > MANY_FILES
-    bar = progress_bar("measuring", len(files), "file", shown=many, over=files)
-    return {file: seconds_of(file) for file in bar}
+    return {file: seconds_of(file) for file in one_by_one("measuring", len(files), "file", files)}
 
 
 def cut_whole_videos(

@@ -22,13 +22,13 @@ from scav_jax.extract.encoding import QUEUE_BYTES, Encoder, Results
 from scav_jax.extract.jobs import Job, Outcome, make_jobs
 from scav_jax.extract.ledger import Ledger
 from scav_jax.extract.manifest import (
-    MANY_FILES,
     WHOLE_VIDEOS,
     ClipOptions,
     ClipRequest,
     Listing,
     cut_whole_videos,
     list_clips,
+    one_by_one,
 )
 from scav_jax.extract.shards import Shard
 from scav_jax.features import store
@@ -271,17 +271,12 @@ def _run(
 
 def _to_do(all_jobs: list[Job], ledger: Ledger) -> deque[Job]:
     """The jobs that are not done; says how much that leaves."""
-    looking = _looked_at("looking for finished work", all_jobs)
+    looking = one_by_one("looking for finished work", len(all_jobs), "job", all_jobs)
     waiting = deque(job for job in looking if not ledger.is_done(job.number))
     total, to_do = _clips(all_jobs), _clips(waiting)
     if to_do < total:
         _say(f"going on: {total - to_do:,} of {total:,} clips were already done")
     return waiting
-
-
-def _looked_at(what: str, some: list[Job]) -> Iterable[Job]:
-    """The jobs, with a bar where they are many: each is a file to open."""
-    return progress_bar(what, len(some), "job", shown=len(some) > MANY_FILES, over=some)
 
 
 def _clips(some: Iterable[Job]) -> int:
@@ -342,7 +337,7 @@ def _rejected(finished: FinishedJobs) -> dict[str, dict]:
     """The rows of rejected.csv, by the clips' ids."""
     rejected: dict[str, dict] = {}
     for ledger, done in finished:
-        for job in _looked_at("looking for rejected clips", done):
+        for job in one_by_one("looking for rejected clips", len(done), "job", done):
             ids = {place: request.id for place, request in job.clips}
             rejected |= {ids[place]: row for place, row in ledger.rejected(job.number).items()}
     return rejected

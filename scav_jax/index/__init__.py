@@ -9,7 +9,8 @@ what lies on disk
   rows        the table: a row for each clip
   sketches    short vectors that bound distances from below
   encoding    sequences as rounded numbers, in records that are summed
-  segments    what is encoded, in files: written, mapped, checked; a snapshot of them
+  segments    what is encoded, in files: written, mapped, checked
+  snapshot    what a reader sees: segments, and which of their rows are clips
 what is found in a snapshot
   products    distances by products of matrices, with bounds on their rounding
   nearest     the nearest so far, by distances or by scores relative to a bank

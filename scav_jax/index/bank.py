@@ -23,7 +23,8 @@ from scav_jax.index.nearest import NearestSoFar
 from scav_jax.index.products import squares_of
 from scav_jax.index.scan import Queries, Scan, query_streams
 from scav_jax.index.searching import compare
-from scav_jax.index.segments import Segment, Snapshot
+from scav_jax.index.segments import Segment
+from scav_jax.index.snapshot import Snapshot
 from scav_jax.retrieval.embed import Embedded
 from scav_jax.retrieval.hubness import NEAREST, nearness
 from scav_jax.sequences import STREAMS, Sequences

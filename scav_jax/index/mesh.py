@@ -19,7 +19,7 @@ from scav_jax.index import products, searching
 from scav_jax.index.nearest import NearestSoFar, k_smallest
 from scav_jax.index.scan import Queries, QueriesOnGrid, Scan, query_streams
 from scav_jax.index.searching import Found
-from scav_jax.index.segments import Snapshot
+from scav_jax.index.snapshot import Snapshot
 from scav_jax.retrieval.embed import Embedded
 from scav_jax.sharding import batch_sharded, map_shards, put_replicated
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float, Int
 
-from scav_jax.index.segments import Snapshot
+from scav_jax.index.snapshot import Snapshot
 from scav_jax.retrieval.hubness import scores
 
 ROUNDED = 3e-7  # of a score: what float32 may have moved it, and more

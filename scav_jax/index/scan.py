@@ -28,7 +28,8 @@ from scav_jax.index import products
 from scav_jax.index.catalog import Header
 from scav_jax.index.nearest import Hubness, NearestSoFar, nearest_so_far
 from scav_jax.index.products import widen
-from scav_jax.index.segments import Segment, Snapshot
+from scav_jax.index.segments import Segment
+from scav_jax.index.snapshot import Snapshot
 from scav_jax.retrieval.embed import Embedded
 from scav_jax.sequences import Sequences
 

@@ -21,7 +21,8 @@ from scav_jax.index.products import widen
 from scav_jax.index.pruned import ExactSearch, Pruning, nearest_of_chosen
 from scav_jax.index.rows import numbered
 from scav_jax.index.scan import Queries, Scan, numbers_of
-from scav_jax.index.segments import Segment, Snapshot
+from scav_jax.index.segments import Segment
+from scav_jax.index.snapshot import Snapshot
 from scav_jax.retrieval.embed import Embedded
 from scav_jax.retrieve import pairwise_of
 from scav_jax.sequences import Sequences, sequences, unit

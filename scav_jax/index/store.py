@@ -24,7 +24,8 @@ from scav_jax.index.bank import digest, read_bank, write_bank
 from scav_jax.index.catalog import Header
 from scav_jax.index.encoding import Encoding
 from scav_jax.index.rows import TABLE, Rows, about_in
-from scav_jax.index.segments import ForeignRow, Snapshot, WrongRow
+from scav_jax.index.segments import ForeignRow, WrongRow
+from scav_jax.index.snapshot import Snapshot
 from scav_jax.retrieval.embed import Embedded
 from scav_jax.retrieval.hubness import check_enough
 from scav_jax.retrieve import Hit, with_parts

@@ -25,7 +25,8 @@ from scav_jax.index.catalog import COMMITTED, SEGMENTS, Header
 from scav_jax.index.encoding import COLUMNS, EncodedStream, Encoding
 from scav_jax.index.rows import Rows, about_checksums, schema
 from scav_jax.index.scan import LARGEST, are_comparable
-from scav_jax.index.segments import Snapshot, folder_of, write_segment
+from scav_jax.index.segments import folder_of, write_segment
+from scav_jax.index.snapshot import Snapshot
 from scav_jax.retrieval.embed import Embedded
 from scav_jax.sequences import STREAMS, Sequences, resample_like
 

@@ -24,7 +24,6 @@ import numpy as np
 from scav_jax.base.documents import content_sample
 from scav_jax.base.errors import InputError
 from scav_jax.base.names import is_text, shown
-from scav_jax.base.progress import progress_bar
 from scav_jax.extract import jobs, pool
 from scav_jax.extract.backbones import KINDS, Backbone, Features
 from scav_jax.extract.containers.opening import Unusable
@@ -32,7 +31,6 @@ from scav_jax.extract.decoding.measured import film_seconds, stream_kinds, strea
 from scav_jax.extract.jobs import Job, Outcome, make_jobs
 from scav_jax.extract.manifest import (
     LAST_CLIP_TOLERANCE_S,
-    MANY_FILES,
     NO_TEXT,
     ClipOptions,
     ClipRequest,
@@ -40,6 +38,7 @@ from scav_jax.extract.manifest import (
     cut_whole_videos,
     lengths_of,
     list_clips,
+    one_by_one,
 )
 from scav_jax.features.clip import STREAMS, Clip
 from scav_jax.retrieval.embed import Embedded, embed_clips
@@ -86,9 +85,8 @@ def by_streams(wanted: Wanted) -> list[Wanted]:
     What cannot be opened is with the first ones: it is rejected when its turn comes.
     """
     files = dict.fromkeys(request.file for request in wanted.requests)
-    many = len(files) > MANY_FILES
-    bar = progress_bar("looking for sound", len(files), "file", shown=many, over=files)
-    streams_of = {file: _common_streams([wanted.folder / file]) for file in bar}
+    looking = one_by_one("looking for sound", len(files), "file", files)
+    streams_of = {file: _common_streams([wanted.folder / file]) for file in looking}
     apart: dict[tuple[str, ...], list[ClipRequest]] = {STREAMS: []}
     for request in wanted.requests:
         apart.setdefault(streams_of[request.file], []).append(request)

@@ -13,7 +13,8 @@ from scav_jax import sharding
 from scav_jax.index import mesh, searching
 from scav_jax.index.catalog import make_header
 from scav_jax.index.encoding import Encoding
-from scav_jax.index.segments import Segment, Snapshot
+from scav_jax.index.segments import Segment
+from scav_jax.index.snapshot import Snapshot
 from scav_jax.retrieval.embed import Embedded
 from scav_jax.sequences import Sequences
 

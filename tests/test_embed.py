@@ -1,5 +1,6 @@
 """Embedding: every clip once, alone as in any batch, and only with the right features."""
 
+import weakref
 from dataclasses import replace
 
 import jax
@@ -10,6 +11,7 @@ from small_run import TOWERS, noise
 from scav_jax.base.errors import InputError
 from scav_jax.features import store
 from scav_jax.features.resampled import write_resampled
+from scav_jax.retrieval import embed as embedding
 from scav_jax.retrieval.embed import embed
 from scav_jax.training.config import Config, as_dict
 from scav_jax.training.runs import Run, build, parameter_shapes
@@ -124,3 +126,21 @@ def test_a_resampled_copy_serves_as_its_original(run, data, tmp_path):
     wrong = replace(resampling, config=as_dict(config.replace(data={"align": "index"})))
     with pytest.raises(InputError, match="align: expected 'time', got 'index'"):
         embed(wrong, copy, batch_size=4)
+
+
+def test_latents_of_a_split_are_held_once(run, data, monkeypatch):
+    batches = []
+
+    def kept(of_every_clip):
+        def parts(*args, **options):
+            for part in of_every_clip(*args, **options):
+                assert all(one() is None for one in batches[:-1])  # copied and gone
+                batches.append(weakref.ref(part["visual"][0].values))
+                yield part
+                del part
+
+        return parts
+
+    monkeypatch.setattr(embedding, "of_every_clip", kept(embedding.of_every_clip))
+    embed(run, data, batch_size=2)
+    assert len(batches) > 2

@@ -40,7 +40,7 @@ def logits_of(
     """The logits of every clip, in the order of the split; see `embed.embed` for the arguments."""
     function = partial(_logits, run.encoders, run.objective)
     parts = of_every_clip(run, split, function, batch_size, progress=progress, mesh=mesh)
-    logits = np.concatenate(parts)
+    logits = np.concatenate(list(parts))
     metrics.check_finite(logits, "logits")
     return logits
 

@@ -9,7 +9,7 @@ a clip's padding depends on itself only, to the bit.
 
 import operator
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -132,8 +132,9 @@ def embed(
     begin = time.perf_counter()
     function = partial(encode, run.encoders, run.objective, STREAMS)
     parts = of_every_clip(run, split, function, batch_size, progress=progress, mesh=mesh)
+    streams = _streams(_gathered(parts, len(split)))
     seconds = time.perf_counter() - begin
-    result = Embedded(**clips_of(split), **_streams(parts), seconds=seconds)
+    result = Embedded(**clips_of(split), **streams, seconds=seconds)
     _check_finite(result)
     return result
 
@@ -148,7 +149,7 @@ def mean_latents(
         return {name: means_of(latents) for name, (latents, _) in jax.device_get(found).items()}
 
     parts = of_every_clip(run, split, function, batch_size, progress=progress)
-    found = {name: np.concatenate([part[name] for part in parts]) for name in STREAMS}
+    found = _gathered(parts, len(split))
     for stream, means in found.items():
         _check_means(split.ids, means, stream)
     return found
@@ -179,8 +180,10 @@ def of_every_clip(
     *,
     progress: bool = False,
     mesh: Mesh | None = None,
-) -> list[PyTree]:
+) -> Iterator[PyTree]:
     """What a function makes of all clips of a split, on the host, a batch after the other.
+
+    Read to its end: it looks whether every clip was there.
 
     Args:
       run, split, batch_size, progress, mesh: as for `embed`.
@@ -195,7 +198,6 @@ def of_every_clip(
         size = -(-size // mesh.size) * mesh.size  # every device gets as many clips
         params = sharding.put_replicated(params, mesh)
         place = partial(sharding.put_batch, mesh=mesh)
-    parts: list[PyTree] = []
     seen: list[np.ndarray] = []
     data = run.config["data"]
     with progress_bar(f"embed {split.split}", len(split), "clip", shown=progress) as bar:
@@ -205,11 +207,10 @@ def of_every_clip(
             full = jax.tree.map(partial(filled, size=size), batch)
             found = jax.device_get(function(params, place(full)))
             real = slice(len(batch.numbers))
-            parts.append(jax.tree.map(operator.itemgetter(real), found))
+            yield jax.tree.map(operator.itemgetter(real), found)
             seen.append(batch.numbers)
             bar.update(len(batch.numbers))
     assert np.array_equal(np.concatenate(seen), np.arange(len(split))), "clips lost on the way"
-    return parts
 
 
 def embed_clips(
@@ -237,15 +238,16 @@ def embed_clips(
         visual, _, audio, _ = trim(clip, align)
         groups.setdefault(Padding(*map(padded_steps, (len(visual), len(audio)))), []).append(number)
     widths = clips[0].visual.shape[1], clips[0].audio.shape[1]
-    parts: list[_Encoded] = []
-    for padding, members in groups.items():
-        for first in range(0, len(members), batch_size):
-            some = np.asarray(members[first : first + batch_size])
-            batch = stack((clips[number] for number in some), some, widths, padding, align)
-            full = jax.tree.map(partial(filled, size=batch_size), batch)
-            encoded = encode(run.encoders, run.objective, tuple(streams), run.params, full)
-            encoded = jax.device_get(encoded)
-            parts.append(jax.tree.map(operator.itemgetter(slice(len(some))), encoded))
+
+    def encoded() -> Iterator[_Encoded]:
+        for padding, members in groups.items():
+            for first in range(0, len(members), batch_size):
+                some = np.asarray(members[first : first + batch_size])
+                batch = stack((clips[number] for number in some), some, widths, padding, align)
+                full = jax.tree.map(partial(filled, size=batch_size), batch)
+                found = encode(run.encoders, run.objective, tuple(streams), run.params, full)
+                yield jax.tree.map(operator.itemgetter(slice(len(some))), jax.device_get(found))
+
     numbers = [number for members in groups.values() for number in members]
     in_order = operator.itemgetter(np.argsort(numbers))
     result = Embedded(
@@ -254,7 +256,7 @@ def embed_clips(
         starts=np.array([clip.start for clip in clips], np.float64),
         ends=np.array([clip.end for clip in clips], np.float64),
         labels=[clip.label for clip in clips],
-        **jax.tree.map(in_order, _streams(parts)),
+        **jax.tree.map(in_order, _streams(_gathered(encoded(), len(clips)))),
         seconds=time.perf_counter() - begin,
     )
     _check_finite(result)
@@ -352,16 +354,41 @@ def encode(
     return found
 
 
-def _streams(parts: list[_Encoded]) -> dict[str, Sequences | np.ndarray | None]:
+def _gathered(parts: Iterable[PyTree], count: int) -> PyTree:
+    """Parts with some of the clips first in every leaf -> arrays of all clips, zero in the padding.
+
+    Each part is copied to its place and let go, so that memory holds the latents of a split once.
+    """
+    whole, first = None, 0
+    for part in parts:
+        whole = part if whole is None else whole
+        whole = jax.tree.map(partial(_with_room, count=count), part, whole)
+        jax.tree.map(partial(_put, first=first), part, whole)
+        first += len(jax.tree.leaves(part)[0])
+    return whole
+
+
+def _with_room(leaf: np.ndarray, there: np.ndarray, count: int) -> np.ndarray:
+    """An array of `count` rows, at least as large as one of both, that holds what is `there`."""
+    shape = (count, *np.maximum(leaf.shape[1:], there.shape[1:]))
+    if there.shape == shape and there is not leaf:
+        return there
+    larger = np.zeros(shape, leaf.dtype)
+    if there is not leaf:
+        larger[tuple(map(slice, there.shape))] = there
+    return larger
+
+
+def _put(leaf: np.ndarray, into: np.ndarray, first: int) -> None:
+    into[(slice(first, first + len(leaf)), *map(slice, leaf.shape[1:]))] = leaf
+
+
+def _streams(encoded: _Encoded) -> dict[str, Sequences | np.ndarray | None]:
     """The fields of `Embedded` that hold latents."""
     found: dict[str, Sequences | np.ndarray | None] = {}
     for stream in STREAMS:
-        there = [part[stream] for part in parts if stream in part]
-        found[stream] = _join([latents for latents, _ in there]) if there else None
-        means = np.concatenate([mean for _, mean in there]) if there else None
-        found[f"{stream}_embeddings"] = means
-    partners = [part["partner"][0] for part in parts if "partner" in part]
-    return found | {"partner": _join(partners) if partners else None}
+        found[stream], found[f"{stream}_embeddings"] = encoded.get(stream, (None, None))
+    return found | {"partner": encoded.get("partner", (None,))[0]}
 
 
 def filled(leaf: np.ndarray, size: int) -> np.ndarray:

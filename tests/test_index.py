@@ -151,6 +151,27 @@ def test_compact_of_nothing(tmp_path):
     assert len(index) == 2
 
 
+def test_the_rows_of_many_commits_are_joined(tmp_path, monkeypatch):
+    monkeypatch.setattr(rows, "FRAGMENTS", 4)
+    writer, clips = made(tmp_path / "i", 9), embedded(9)
+    reader, before = open_index(tmp_path / "i"), writer.search(clips, "a2v", 9)
+
+    def add(number):
+        writer.add(embedded(2, seed=number, prefix=f"part{number}-"))
+        table = writer._rows._table
+        return table.stats()["fragment_stats"]["num_fragments"]
+
+    assert [add(number) for number in range(1, 8)] == [2, 3, 4, 2, 3, 4, 2]
+    assert reader.search(clips, "a2v", 9) == before and len(reader) == 9
+    with monkeypatch.context() as killed:  # after the rows are joined, before that is noted
+        killed.setattr(rows.Rows, "gather", lambda self: self.clean() or sys.exit())
+        with pytest.raises(SystemExit):
+            add(8)
+    again = open_index(tmp_path / "i")
+    assert again.verify() == len(again) == 9 + 2 * 7
+    assert again.ids() == clips.ids + [f"part{n}-{one}" for n in range(1, 8) for one in range(2)]
+
+
 # ---- readers and writers ---------------------------------------------------------------------
 
 
@@ -498,6 +519,7 @@ def test_a_table_that_may_not_be_read_is_not_called_damaged(tmp_path, seal):
 
 CHANCE = randomness.Random(3)
 LIMITS = {  # of files, in bytes
+    "gather": CHANCE.sample(range(9000), 6),
     "add": [*CHANCE.sample(range(9000), 6), 700],
     "delete": [0, *CHANCE.sample(range(900), 3)],
     "compact": [0, *CHANCE.sample(range(9000), 3)],
@@ -505,8 +527,10 @@ LIMITS = {  # of files, in bytes
 
 
 @pytest.mark.parametrize("operation", LIMITS)
-def test_no_space_at_any_byte_loses_nothing(tmp_path, operation):
+def test_no_space_at_any_byte_loses_nothing(tmp_path, operation, monkeypatch):
     """A real limit on the size of files: whatever it stops, all of it is done or nothing."""
+    if operation == "gather":
+        monkeypatch.setattr(rows, "FRAGMENTS", 1)
     index, clips = made(tmp_path / "i", 9), embedded(9)
     index.add(embedded(5, seed=2, prefix="late"))
     refused = 0
@@ -516,6 +540,7 @@ def test_no_space_at_any_byte_loses_nothing(tmp_path, operation):
         more = embedded(3, seed=limit, prefix=f"m{limit}-")
         work = {
             "add": lambda more=more: index.add(more),
+            "gather": lambda more=more: index.add(more),
             "delete": lambda: index.delete(["late0"]),
             "compact": index.compact,
         }[operation]
@@ -533,7 +558,7 @@ def test_no_space_at_any_byte_loses_nothing(tmp_path, operation):
             resource.setrlimit(resource.RLIMIT_FSIZE, soft)
         again = open_index(tmp_path / "i")
         assert again.verify() == len(again) and own_ranks(again, clips) == clips.ids
-        assert again.info()["orphan_segments"] == 0 or operation != "add"
+        assert again.info()["orphan_segments"] == 0 or operation not in ("add", "gather")
         index.refresh()
         if "late0" not in index.ids():
             index.add(embedded(1, seed=2, prefix="late"))

@@ -27,6 +27,7 @@ FILTERED = {"id": TEXT, "source": TEXT, "start": NUMBER, "end": NUMBER, "label":
 FILTER_SECONDS = 20.0  # what a condition may take
 IDS_AT_ONCE = 4096  # in one condition
 NAMED = 16  # rows that are read as fast as one is named
+FRAGMENTS = 64  # of the table: each commit leaves one, and each one slows every reading
 KEPT_HOURS = 24  # old versions, for readers that still use them
 
 
@@ -283,8 +284,16 @@ class Rows:
         with full_disk_is_an_oserror(self.path):
             self._table.add(pa.RecordBatchReader.from_batches(schema(), batches), mode="overwrite")
 
+    def gather(self) -> bool:
+        """Writes the fragments of many commits together; whether that made a new version."""
+        if self._table.stats()["fragment_stats"]["num_fragments"] < FRAGMENTS:
+            return False
+        with full_disk_is_an_oserror(self.path):
+            self.clean()
+        return True
+
     def clean(self) -> None:
-        """Drops versions that no reader can still want."""
+        """Joins fragments, and drops versions that no reader can still want."""
         self._table.optimize(cleanup_older_than=datetime.timedelta(hours=KEPT_HOURS))
 
 

@@ -273,13 +273,10 @@ class Index:
         present = list(self.snapshot.segments.values())
         encoding = present[0].encoding if present else Encoding.of(streams, self.header)
         key = 1 + max((int(one.keys.max(initial=-1)) for one in present), default=-1)
+        if self._rows.gather():
+            self._sync_rows()
         if not self.header.width:
-            widths: dict = {"width": len(encoding.centre)}
-            one = embedded.streams[0]
-            widths["embedding_width"] = np.shape(getattr(embedded, f"{one}_embeddings"))[1]
-            if self.header.sketch:
-                widths["sketch_width"] = np.shape(getattr(embedded, f"{one}_sketches"))[1]
-            self.header = replace(self.header, **widths)
+            self.header = replace(self.header, **writing.widths(embedded, encoding, self.header))
             catalog.write_header(self.path, self.header)
         try:
             bank = read_bank(self.path, self.header) if self.header.bank else None

@@ -170,6 +170,16 @@ def check_streams(embedded: Embedded, streams: dict[str, Sequences], header: Hea
             )
 
 
+def widths(embedded: Embedded, encoding: Encoding, header: Header) -> dict[str, int]:
+    """The fields of a header that the first clips decide."""
+    stream = embedded.streams[0]
+    found = {"width": len(encoding.centre)}
+    found["embedding_width"] = np.shape(getattr(embedded, f"{stream}_embeddings"))[1]
+    if header.sketch:
+        found["sketch_width"] = np.shape(getattr(embedded, f"{stream}_sketches"))[1]
+    return found
+
+
 @dataclass(frozen=True)
 class New:
     """Clips that are added.

@@ -63,7 +63,7 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
             ("build", "make an index, or go on with one that was interrupted"),
             ("add", "add clips"),
             ("delete", "delete clips by id"),
-            ("compact", "free the bytes of deleted clips and of what a kill left"),
+            ("compact", "join many small additions, free what deleted clips and kills left"),
             ("move", "say where the folder of its videos lies now"),
             ("info", "what is in an index"),
             ("export", "all clips with their vectors and sequences as one .parquet or .npz file"),

@@ -21,6 +21,7 @@ from scav_jax.features import store
 from scav_jax.index.catalog import WHOLE, Header, read_header
 from scav_jax.index.store import Index, create, open_index
 from scav_jax.index.transfer import export_index, import_index
+from scav_jax.index.writing import SEGMENT_BYTES
 from scav_jax.retrieval.embed import Embedded, join
 from scav_jax.retrieval.files import CLIPS_AT_ONCE as PART
 from scav_jax.retrieval.files import (
@@ -37,6 +38,7 @@ from scav_jax.sequences import STREAMS
 
 CLIPS_AT_ONCE = 1024  # of features on disk: their latents are in memory together
 COMMIT_SECONDS = 60.0  # of work that a kill may lose
+MANY_SEGMENTS = 64  # small ones: opening and searching takes milliseconds for each
 LOOKED_AT = 100  # clips whose files a move expects in their new place
 WANTED = 0.99  # recall that a proposed k has
 
@@ -221,7 +223,18 @@ def build(arguments: argparse.Namespace) -> int:
             f"{arguments.index}: expected at least one clip that can be used, there is none (see "
             "above); the index is empty"
         )
-    print(f"{arguments.index}: {count:,} clips added, {len(index):,} in all")
+    return _tell_added(index, count)
+
+
+def _tell_added(index: Index, count: int) -> int:
+    print(f"{index.path}: {count:,} clips added, {len(index):,} in all")
+    small = sum(one.bytes < SEGMENT_BYTES for one in index.snapshot.segments.values())
+    if small >= MANY_SEGMENTS:
+        print(
+            f"NOTE: {small:,} small segments: `scav index compact {shown(str(index.path))}` "
+            "writes them together, which opens and searches faster",
+            file=sys.stderr,
+        )
     return 0
 
 
@@ -251,8 +264,7 @@ def add(arguments: argparse.Namespace) -> int:
                 there = len(done.intersection(clips.ids))
                 print(f"going on: {there:,} of {len(clips.ids):,} clips are there already")
             count = _grow(index, clips.parts(done), "refuse")
-    print(f"{arguments.index}: {count:,} clips added, {len(index):,} in all")
-    return 0
+    return _tell_added(index, count)
 
 
 def move(arguments: argparse.Namespace) -> int:

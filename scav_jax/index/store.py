@@ -276,7 +276,7 @@ class Index:
         if self._rows.gather():
             self._sync_rows()
         if not self.header.width:
-            self.header = replace(self.header, **writing.widths(embedded, encoding, self.header))
+            self.header = writing.with_widths(self.header, embedded, encoding)
             catalog.write_header(self.path, self.header)
         try:
             bank = read_bank(self.path, self.header) if self.header.bank else None

@@ -8,7 +8,7 @@ import itertools
 import re
 import shutil
 from collections.abc import Callable, Collection, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import jax
@@ -170,14 +170,16 @@ def check_streams(embedded: Embedded, streams: dict[str, Sequences], header: Hea
             )
 
 
-def widths(embedded: Embedded, encoding: Encoding, header: Header) -> dict[str, int]:
-    """The fields of a header that the first clips decide."""
+def with_widths(header: Header, embedded: Embedded, encoding: Encoding) -> Header:
+    """A header with the fields that the first clips decide."""
     stream = embedded.streams[0]
-    found = {"width": len(encoding.centre)}
-    found["embedding_width"] = np.shape(getattr(embedded, f"{stream}_embeddings"))[1]
-    if header.sketch:
-        found["sketch_width"] = np.shape(getattr(embedded, f"{stream}_sketches"))[1]
-    return found
+    sketched = np.shape(getattr(embedded, f"{stream}_sketches"))[1] if header.sketch else 0
+    return replace(
+        header,
+        width=len(encoding.centre),
+        embedding_width=np.shape(getattr(embedded, f"{stream}_embeddings"))[1],
+        sketch_width=sketched,
+    )
 
 
 @dataclass(frozen=True)

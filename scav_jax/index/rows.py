@@ -246,16 +246,15 @@ class Rows:
     def with_values(self, column: str, values: Sequence[str]) -> Iterator[dict]:
         """`ABOUT` and `content` of the clips whose id, or source, is one of some."""
         import pyarrow as pa
-        import pyarrow.compute as compute
 
-        wanted, parts = pa.array(values, pa.string()), list[str | None]([None])  # all are read
+        wanted, parts = set(values), list[str | None]([None])  # all are read
         if len(values) * NAMED <= len(self):
             begins = range(0, len(values), IDS_AT_ONCE)
             parts = [_is_in(column, values[begin : begin + IDS_AT_ONCE]) for begin in begins]
         for condition in parts if len(values) else ():
             for batch in self._scan([*ABOUT, "content"], None, condition):
-                there = compute.is_in(batch.column(column), value_set=wanted)
-                yield from batch.filter(there).to_pylist()
+                there = [one in wanted for one in batch.column(column).to_pylist()]
+                yield from batch.filter(pa.array(there, pa.bool_())).to_pylist()
 
     def tables(self) -> Iterator:
         """All rows as Arrow record batches."""

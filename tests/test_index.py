@@ -272,7 +272,9 @@ WRITERS = """
 import os, pathlib, sys
 sys.path[:0] = [{tests!r}]
 from test_index import embedded, made
-from scav_jax.index import open_index
+from scav_jax.index import open_index, rows
+
+rows.FRAGMENTS = 2  # every add joins what earlier ones left
 
 def write(path, number, compacting):
     index = open_index(path) if path.exists() else made(path, 0)

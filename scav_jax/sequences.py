@@ -87,15 +87,43 @@ def sequences(
 ) -> Sequences:
     """`Sequences` with what is left out filled in: every step real, the whole of it covered.
 
+    Raises:
+      InputError: values that are no array `[..., T, C]`, or lengths that are no integers `[...]`.
+
     >>> sequences(jnp.ones((2, 5, 3))).lengths
     Array([5, 5], dtype=int32)
     """
+    shape = getattr(values, "shape", None)
+    if shape is None or len(shape) < 2:
+        raise InputError(
+            "sequences: expected an array [..., steps, channels], got "
+            f"{type(values).__name__ if shape is None else f'shape {shape}'}; stack equally long "
+            "sequences, pad others and say their lengths"
+        )
     if lengths is None:
-        lengths = jnp.full(values.shape[:-2], values.shape[-2], jnp.int32)
-    lengths = jnp.asarray(lengths, jnp.int32)
+        lengths = jnp.full(shape[:-2], shape[-2], jnp.int32)
+    lengths = jnp.asarray(lengths)
+    if lengths.shape != shape[:-2] or not jnp.issubdtype(lengths.dtype, jnp.integer):
+        raise InputError(
+            f"sequences: expected lengths as integers of shape {shape[:-2]} for values {shape}, "
+            f"got {lengths.dtype} of shape {lengths.shape}"
+        )
+    lengths = lengths.astype(jnp.int32)
     if windows is None:
         windows = whole_windows(lengths)
     return Sequences(values=values, lengths=lengths, windows=windows)
+
+
+def check_features(features: AudioVisual, what: str) -> None:
+    """Raises `InputError` unless both streams of a batch, `[B, T, C]` each, are there."""
+    streams = features if isinstance(features, tuple) else ()
+    found = [one.values.shape for one in streams if isinstance(one, Sequences)]
+    if len(found) != len(STREAMS) or any(len(shape) != 3 for shape in found):
+        names = found or type(features).__name__
+        raise InputError(
+            f"{what}: expected AudioVisual(visual, audio) of Sequences with values [batch, steps, "
+            f"channels], got {names}; `scav_jax.sequences.sequences(values, lengths)` makes them"
+        )
 
 
 def whole_windows(lengths: Int[AnyArray, "*batch"]) -> Float[Array, "*batch 2"]:

@@ -8,6 +8,10 @@ import reference
 from beartype.roar import BeartypeCallHintViolation
 from jax.test_util import check_grads
 
+from scav_jax.base.errors import InputError
+from scav_jax.distances import pairwise
+from scav_jax.encoders import Encoders
+from scav_jax.objectives import sequence_loss
 from scav_jax.sequences import (
     AudioVisual,
     Sequences,
@@ -251,3 +255,45 @@ def test_what_is_left_out_means_all_of_it():
 def test_signatures_are_checked_in_tests(values, lengths):
     with pytest.raises(BeartypeCallHintViolation):
         masked_mean(values, lengths)
+
+
+GIVEN = np.zeros((4, 5, 8), np.float32)
+WRONG = {  # what a notebook may call, and what it is told
+    "a list": (lambda: sequences([[1.0, 2.0]]), "an array.*got list"),
+    "one number": (lambda: sequences(np.zeros(3)), r"an array.*got shape \(3,\)"),
+    "fewer lengths": (
+        lambda: sequences(GIVEN, np.array([5, 5])),
+        r"shape \(4,\).*got int.* \(2,\)",
+    ),
+    "broken lengths": (lambda: sequences(GIVEN, np.full(4, 2.5)), "integers.*got float"),
+    "arrays": (lambda: pairwise("euclidean", GIVEN, GIVEN), "visual: expected Sequences, got nd"),
+    "an option in words": (
+        lambda: pairwise("soft_dtw", sequences(GIVEN), sequences(GIVEN), gamma="low"),
+        "'soft_dtw'.*gamma='low'",
+    ),
+    "one stream": (
+        lambda: Encoders(width=8, heads=2).init(jax.random.key(0), sequences(GIVEN)),
+        "AudioVisual.*got Sequences",
+    ),
+    "one clip": (
+        lambda: Encoders(width=8, heads=2).init(
+            jax.random.key(0), AudioVisual(sequences(GIVEN[0]), sequences(GIVEN[0]))
+        ),
+        r"AudioVisual.*got \[\(5, 8\), \(5, 8\)\]",
+    ),
+    "more videos than sounds": (
+        lambda: sequence_loss(jnp.ones((2, 3)), jnp.zeros(())),
+        r"as many visual as audio clips, got shape \(2, 3\)",
+    ),
+    "their gradient": (
+        lambda: jax.grad(lambda D: sequence_loss(D, jnp.zeros(()))[0])(jnp.ones((2, 3))),
+        r"as many visual as audio clips, got shape \(2, 3\)",
+    ),
+}
+
+
+@pytest.mark.parametrize("what", WRONG)
+def test_a_wrong_call_is_told_what_was_expected(what, unchecked_shapes):
+    call, words = WRONG[what]
+    with pytest.raises(InputError, match=words):
+        call()

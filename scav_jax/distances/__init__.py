@@ -229,8 +229,16 @@ def find(name: str, options: dict) -> Distance:
                     f"got {option!r}." + did_you_mean(option, known)
                 )
         if distance.check:
-            distance.check(**options)
+            _check_values(name, distance.check, options)
     return distance
+
+
+def _check_values(name: str, check: Callable[..., None], options: dict) -> None:
+    try:
+        check(**options)
+    except TypeError as error:  # what is no number cannot be compared with one
+        said = ", ".join(f"{option}={value!r}" for option, value in options.items())
+        raise InputError(f"distance {name!r}: expected other values than {said}: {error}") from None
 
 
 def _with_static(distance: Distance) -> Distance:

@@ -22,6 +22,11 @@ def check_streams(visual: Sequences, audio: Sequences) -> None:
     `grad` or `vmap`.
     """
     for name, stream in (("visual", visual), ("audio", audio)):
+        if not isinstance(stream, Sequences):
+            raise InputError(
+                f"{name}: expected Sequences, got {type(stream).__name__}; "
+                "`scav_jax.sequences.sequences(values, lengths)` makes them of an array"
+            )
         shape = stream.values.shape
         if len(shape) != 3 or 0 in shape:
             raise InputError(

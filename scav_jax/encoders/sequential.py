@@ -25,6 +25,7 @@ from scav_jax.sequences import (
     RESAMPLINGS,
     AudioVisual,
     Sequences,
+    check_features,
     resample_pairs,
     step_mask,
     with_rises,
@@ -259,6 +260,7 @@ class Encoders(nn.Module):
     @nn.nowrap
     def read(self, features: AudioVisual) -> AudioVisual:
         """What the towers take: float32, with the rises that are asked for, resampled by 'pre'."""
+        check_features(features, "encoders")
         visual, audio = (
             stream.replace(values=wide(jnp.asarray(stream.values))) for stream in features
         )

@@ -19,6 +19,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, PyTree
 
+from scav_jax.base.errors import InputError
+
 VARIANCE_FLOOR = 1e-12  # far below the spread of MSE distances; only a constant row notices it
 BLOCK_BYTES = 2**26  # of D that are worked on at once
 FLOAT = 4  # bytes
@@ -44,11 +46,19 @@ def symmetric_cross_entropy(
       distances: D, matching pairs on the diagonal.
       scale: lambda, the temperature.
       normalize: False takes D for z in both directions.
+
+    Raises:
+      InputError: D is not square.
     """
     return _forward(distances, scale, normalize)[0]
 
 
 def _forward(distances, scale, normalize: bool):
+    if distances.ndim != 2 or distances.shape[0] != distances.shape[1]:
+        raise InputError(
+            f"loss: expected D of as many visual as audio clips, got shape {distances.shape}; "
+            "matching pairs lie on its diagonal"
+        )
     total = jnp.zeros((), distances.dtype)
     for axis in (0, 1):
 

@@ -20,16 +20,19 @@ from scav_jax.distances import MEMORY_BYTES
 from scav_jax.encoders import Towers
 from scav_jax.encoders.precision import as_multiplied, wide
 from scav_jax.objectives import free
-from scav_jax.objectives.objective import (
-    Metrics,
-    Objective,
-    Outputs,
-    Place,
-    Views,
+from scav_jax.objectives.objective import Metrics, Objective, Outputs, Place
+from scav_jax.objectives.returns import (
+    check_frozen,
+    health_of,
     loss_of,
+    memory_of,
+    mixed_of,
     of_heads,
+    outputs_of,
     remembered,
     returned,
+    temperatures_of,
+    views_of,
 )
 from scav_jax.sequences import AudioVisual, Batch
 
@@ -64,7 +67,7 @@ def init_params(encoders: Towers, objective: Objective, example: Batch, seed: in
     tiny = _first_clip(example)
     # One program, without the towers' own work: parameters need shapes only.
     params = {"encoders": jax.jit(encoders.init)(key, tiny.features)["params"]}
-    if temperatures := returned(objective, "temperatures", objective.temperatures(), dict):
+    if temperatures := temperatures_of(objective):
         params["log_temperature"] = {
             name: jnp.log(jnp.float32(value)) for name, value in temperatures.items()
         }
@@ -74,9 +77,7 @@ def init_params(encoders: Towers, objective: Objective, example: Batch, seed: in
 
         @jax.jit
         def start(tiny: Batch) -> PyTree:
-            views = returned(
-                objective, "views", objective.views(tiny, jax.random.fold_in(key, VIEWS)), Views
-            )
+            views = views_of(objective, objective.views(tiny, jax.random.fold_in(key, VIEWS)))
             latents = {
                 name: encoders.apply({"params": params["encoders"]}, view)
                 for name, view in views.features.items()
@@ -85,6 +86,7 @@ def init_params(encoders: Towers, objective: Objective, example: Batch, seed: in
             return of_heads(objective, init(jax.random.fold_in(key, HEADS)))
 
         params["heads"] = start(tiny)
+    check_frozen(objective, params)
     return params
 
 
@@ -117,7 +119,7 @@ def init_state(
     params = init_params(encoders, objective, example, seed)
     # Three arrays, not one: a step may donate its state, and a buffer can be donated only once.
     step, skipped, in_row = (jnp.zeros((), jnp.int32) for _ in range(3))
-    memory = jax.tree.map(jnp.array, objective.memory())
+    memory = memory_of(objective)
     return TrainState(step, params, optimizer.init(params), memory, skipped, in_row)
 
 
@@ -154,7 +156,8 @@ def mixed(objective: Objective, batch: Batch, key: Array | None, place: Place) -
     """The batch as it is trained on; without a key, as it is."""
     if key is None:
         return batch
-    return objective.mixed(batch, jax.random.fold_in(key, MIXED), place)
+    found = objective.mixed(batch, jax.random.fold_in(key, MIXED), place)
+    return mixed_of(objective, found, len(batch.numbers))
 
 
 def per_clip(params: PyTree) -> PyTree:
@@ -182,7 +185,7 @@ def of_clips(
     if key is not None:
         batch = free.changed(objective.free, batch, jax.random.fold_in(key, FREE))
     view_key = jax.random.fold_in(jax.random.key(0) if key is None else key, VIEWS)
-    views = returned(objective, "views", objective.views(batch, view_key), Views)
+    views = views_of(objective, objective.views(batch, view_key))
     which = {} if rows is None else {"rows": rows}
     latents = {}
     for number, (name, view) in enumerate(views.features.items()):
@@ -194,7 +197,9 @@ def of_clips(
             variables, view, deterministic=own is None, rngs=rngs, **which
         )
     heads = bound_heads(encoders, objective, params)
-    return returned(objective, "of_clips", objective.of_clips(heads, latents, views.about), Outputs)
+    return outputs_of(
+        objective, objective.of_clips(heads, latents, views.about), len(batch.numbers)
+    )
 
 
 def bound_heads(encoders: Towers, objective: Objective, params: PyTree) -> nn.Module | None:
@@ -373,7 +378,7 @@ def make_train_step(
             **norms,
             "skipped": new_state.skipped,
             "skipped_in_row": new_state.skipped_in_row,
-            **returned(objective, "health", objective.health(aux), dict),
+            **health_of(objective, aux),
         }
         return new_state, metrics
 

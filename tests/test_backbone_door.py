@@ -57,6 +57,11 @@ class Changes(Thumbnail):
         return np.diff(super().prepare(frames, previous), axis=0)  # none of the first frame
 
 
+class Leaves(Thumbnail):
+    def prepare(self, frames, previous):
+        exit(7)
+
+
 class Nameless(Visual):
     def __init__(self, cells):
         self.cells = cells
@@ -136,20 +141,54 @@ def run(features, tmp_path_factory):
 # ---- a side of a stranger's -----------------------------------------------------------------
 
 
-def test_a_side_that_gives_other_rows_or_columns_than_it_says_is_refused(package, videos):
+def test_what_a_side_gives_is_what_it_says(package, videos):
     strange = backbones.load(visual="stranger_side:Changes", audio="plain")
     job = jobs.Job(0, ((0, ClipRequest("0.mp4", 0.0, None, "x")),))
     with pytest.raises(InputError, match=r"Changes.prepare: expected a row for .* 50, got 49"):
         list(jobs.prepare(job, videos=videos, preparer=strange.preparer))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("stranger_side.Changes.prepare", lambda *_: None)
-        with pytest.raises(InputError, match=r"Changes.prepare: expected to get an array back"):
+        with pytest.raises(InputError, match=r"Changes.prepare: expected to get an array .* None"):
+            list(jobs.prepare(job, videos=videos, preparer=strange.preparer))
+    for frame, words in (
+        (lambda *_: None, "Changes.shrink: expected to get an array .*, got a NoneType"),
+        (lambda *_: np.zeros(3), r"Changes.shrink: expected a picture .* shape \[3\]"),
+        (lambda *_: 1 / 0, "test_backbone_door.py, line .*: ZeroDivisionError"),
+    ):
+        with pytest.MonkeyPatch.context() as patch, pytest.raises(InputError, match=words):
+            patch.setattr("stranger_side.Changes.shrink", frame)
             list(jobs.prepare(job, videos=videos, preparer=strange.preparer))
     sound = np.zeros((2, strange.audio.width), np.float32)
     for shape in ((5, 15), (5,)):
         clip = backbones.Prepared(np.zeros(shape, np.float32), sound)
-        with pytest.raises(InputError, match=r"Changes: expected features \[steps, 16\] of a clip"):
+        with pytest.raises(
+            InputError, match=r"Changes.prepare: expected features \[steps, 16\] of"
+        ):
             strange.encode([clip])
+
+
+GOOD = np.zeros((5, 16), np.float32)
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        (None, "a list of each clip's features, got a NoneType"),
+        ((one for one in [GOOD]), "a list of each clip's features, got a generator"),
+        ([], "features of each of 1 clips, got 0"),
+        ([GOOD.tolist()], "an array of NumPy back, got a list"),
+        ([np.ma.masked_array(GOOD)], "an array of NumPy back, got a MaskedArray"),
+        ([GOOD[1:]], "a row for each frame .*, 5, got 4"),
+        ([GOOD.astype(complex)], "real numbers, got complex128"),
+        ([GOOD.astype(str)], "real numbers, got <U32"),
+        ([GOOD.astype(np.uint8)], "`dtype` of float16, got uint8; return them as float32, or"),
+    ],
+)
+def test_what_a_side_encodes_is_what_it_says(package, given, words):
+    side = backbones.load(visual="stranger_side:Thumbnail").visual
+    side.encode = lambda clips: given
+    with pytest.raises(InputError, match=f"Thumbnail.encode: expected .*{words}"):
+        backbones.checks.features_of(side, [GOOD])
 
 
 def test_steps_of_sound_last_as_long_as_the_side_says(package, videos, monkeypatch):
@@ -173,14 +212,92 @@ def test_what_a_side_does_not_say_is_asked_for(package):
         backbones.load(**side, options=options)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("stranger_side.Nameless.width", 2, raising=False)
-        with pytest.raises(InputError, match=r"expected a fingerprint of JSON types: .*float32"):
-            backbones.load(**side, options=options).fingerprint()
-        patch.setattr("stranger_side.Nameless.fingerprint", lambda self: None)
-        with pytest.raises(InputError, match=r"Nameless: .* return a dictionary, got a NoneType"):
-            backbones.load(**side, options=options).fingerprint()
+        draws, ring = iter(range(9)), {}
+        ring["ring"] = ring
+        for told, words in (
+            (np.float32(1), r"expected a fingerprint of JSON types .*float32"),
+            (float("nan"), r"expected a fingerprint of JSON types and finite numbers: .*nan"),
+            (ring, r"expected a fingerprint of JSON types .*: Circular"),
+            (
+                lambda: next(draws),
+                r"Nameless: expected fingerprint\(\) to return the same whenever",
+            ),
+        ):
+            told = told if callable(told) else lambda told=told: told
+            patch.setattr("stranger_side.Nameless.fingerprint", lambda _, told=told: {"a": told()})
+            with pytest.raises(InputError, match=words):
+                backbones.load(**side, options=options).fingerprint()
+        for whole, words in ((None, "a dictionary, got a None"), ({"name": "x"}, "without 'name'")):
+            patch.setattr("stranger_side.Nameless.fingerprint", lambda _, whole=whole: whole)
+            with pytest.raises(InputError, match=rf"Nameless: expected fingerprint\(\) .*{words}"):
+                backbones.load(**side, options=options).fingerprint()
         patch.delattr("stranger_side.Nameless.fingerprint")
         with pytest.raises(InputError, match=r"Nameless: expected a method fingerprint\(\)"):
             backbones.load(**side, options=options).fingerprint()
+
+
+@pytest.mark.parametrize(
+    ("attribute", "wrong"),
+    [
+        ("width", 0),
+        ("width", 3.0),
+        ("width", "3"),
+        ("width", True),
+        ("steps", 0),
+        ("dtype", np.float32),
+        ("dtype", "none"),
+        ("max_seconds", float("nan")),
+        ("clips_at_once", 0),
+        ("frame_size", "32x32"),
+        ("frame_size", (0, 32)),
+        ("step_s", 0.0),
+        ("step_s", float("inf")),
+        ("step_s", np.float32(0.1)),
+    ],
+)
+def test_what_a_side_says_of_itself_is_checked_before_the_work(package, attribute, wrong):
+    kind = "audio" if attribute == "step_s" else "visual"
+    name = {"audio": "test_backbone_door:Ticks", "visual": NAME}[kind]
+
+    def made(self):
+        self.width = 16
+        setattr(self, attribute, wrong)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(name.replace(":", ".") + ".__init__", made)
+        with pytest.raises(InputError, match=rf"--{kind} {name}: expected `{attribute}` .*, got"):
+            backbones.load(**{kind: name})
+
+
+@pytest.mark.parametrize(
+    ("method", "wrong", "words"),
+    [
+        (
+            "prepare",
+            lambda self, frames: frames,
+            r"prepare\(frames, previous\), its own .*: too many",
+        ),
+        ("shrink", None, r"a method shrink\(frame\), got None"),
+        ("encode", lambda self: [], r"a method encode\(clips\), its own is called otherwise"),
+        ("fingerprint", {"a": 1}, r"a method fingerprint\(\), got {'a': 1}"),
+        ("preparer", 3, "`preparer` to be a Visual, got a int"),
+        ("prepare", lambda self, *frames: frames, r"can be sent to worker processes .*pickle"),
+    ],
+)
+def test_how_a_side_is_called_is_checked_before_the_work(package, method, wrong, words):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(f"stranger_side.Thumbnail.{method}", wrong, raising=False)
+        if "sent" in words:
+            patch.setattr("stranger_side.Thumbnail.alike", lambda *_: 0)
+            patch.setattr("stranger_side.Thumbnail.__reduce__", lambda self: (lambda: 0, ()))
+        with pytest.raises(InputError, match=f"--visual {NAME}: expected .*{words}"):
+            backbones.load(visual=NAME)
+
+
+def test_a_side_that_ends_its_worker_is_told(package, videos, tmp_path):
+    leaves = backbones.load(visual="stranger_side:Leaves", audio="plain")
+    with pytest.raises(InputError, match=r"stranger_side\.py, line .*, in prepare: SystemExit: 7"):
+        program.extract(videos, tmp_path / "data", backbone=leaves, workers=1)
 
 
 def test_a_stranger_is_extracted_with_his_options(features, videos):

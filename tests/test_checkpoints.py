@@ -274,6 +274,8 @@ def test_a_checksum_is_what_the_formula_says_and_sees_every_flip(random, dtype):
     words = array.view(f"uint{8 * array.itemsize}").ravel().tolist()
     expected = sum(w * ((i * 2654435761) % 2**32 | 1) for i, w in enumerate(words)) % 2**32
     assert int(ck._checksum(jnp.asarray(array))) == expected
+    odd = array % 2 == 1
+    assert ck._checksum(jnp.asarray(odd)) == ck._checksum(jnp.asarray(odd.astype(np.uint8)))
     raw = array.tobytes()
     for bit in range(0, 8 * len(raw), 7):
         flipped = bytearray(raw)

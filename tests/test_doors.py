@@ -23,8 +23,11 @@ from scav_jax.encoders import Encoders, PatchEncoders
 from scav_jax.evaluate import __main__ as evaluate_program
 from scav_jax.export.writing import export
 from scav_jax.extract.backbones import load, make_fingerprint
-from scav_jax.objectives.objective import Objective, Outputs, Views, loss_of, remembered, returned
+from scav_jax.objectives import returns
+from scav_jax.objectives.objective import Objective, Outputs, Views
+from scav_jax.objectives.returns import loss_of, remembered, returned
 from scav_jax.retrieval import model
+from scav_jax.retrieval.validation import check_used
 from scav_jax.sequences import AudioVisual, as_batch, sequences
 from scav_jax.train_step import (
     loss_and_gradients,
@@ -40,6 +43,7 @@ DISTANCE = """
 from __future__ import annotations
 
 import jax.numpy as jnp
+import numpy as np
 from scav_jax.sequences import masked_mean
 
 
@@ -49,6 +53,18 @@ def of_means(visual, audio, power: float = 1.0):
 
 
 def of_powers(visual, audio, powers=[1.0]):
+    pass
+
+
+def of_digits(visual, audio, digits=np.float32(1)):
+    pass
+
+
+def of_nothing(visual, audio, nan=float("nan")):
+    pass
+
+
+def of_blocks(visual, audio, block=2):
     pass
 
 
@@ -119,6 +135,15 @@ class Noisy(Objective):
 
     def embed(self, heads, stream, latents):
         return heads(masked_mean(latents.values, latents.lengths))
+
+
+@dataclass(frozen=True)
+class Bare(Objective):
+    def of_clips(self, heads, latents, about):
+        return Outputs([masked_mean(one.values, one.lengths) for one in latents["clip"]])
+
+    def loss(self, log_temperature, outputs, memory, place):
+        return jnp.mean((outputs.values[0] - outputs.values[1]) ** 2), {}
 """
 
 
@@ -228,6 +253,9 @@ def test_a_strangers_distance_is_lifted_and_aligned_in_time():
         (lambda: find("stranger_distance:undecided", {}), "defaults, .*: missing a required"),
         (lambda: find("stranger_distance:of_means", {"pwer": 1}), "Did you mean 'power'"),
         (lambda: distance_section("stranger_distance:of_powers"), "powers of .* is a list"),
+        (lambda: distance_section("stranger_distance:of_digits"), "digits of .* is a float32"),
+        (lambda: distance_section("stranger_distance:of_nothing"), "nan of .* is not finite"),
+        (lambda: find("stranger_distance:of_blocks", {}), "otherwise than .*block, .* has 'block'"),
         (lambda: objectives.find("sequense"), "Did you mean 'sequence'"),
         (lambda: objectives.find("stranger_distance:of_means"), "expected a subclass of"),
         (lambda: doors.find("x", "a b", {"c": 1}), "expected one of c, or package.module:Name"),
@@ -384,6 +412,101 @@ def test_a_loss_is_a_number_and_a_dictionary(found, monkeypatch):
         monkeypatch.setattr(type(objective), "methods", methods)
         with pytest.raises(InputError, match=rf"expected `methods` as .*, got {got}"):
             objectives.find(objective.name)
+
+
+ONE = jnp.ones(())
+ASKED = {
+    "temperatures": returns.temperatures_of,
+    "memory": returns.memory_of,
+    "heads": lambda o: returns.of_heads(o, {"params": o.heads(3)}),
+    "views": lambda o: returns.views_of(o, o.views(None, None)),
+    "of_clips": lambda o: returns.outputs_of(o, o.of_clips(None, {}, ()), 4),
+    "loss": lambda o: loss_of(o, {}),
+    "health": lambda o: returns.health_of(o, {}),
+    "score": lambda o: returns.score_of(o, {}),
+    "mixed": lambda o: returns.mixed_of(o, o.mixed(None, None, None), 4),
+    "decide": lambda o: returns.decided_by(o, None, None),
+}
+
+
+@pytest.mark.parametrize(
+    ("method", "given", "words"),
+    [
+        ("temperatures", {"a": 0.0}, "above 0 by names, got 'a': 0"),
+        ("temperatures", {"a": "x"}, "above 0 by names, got 'a': 'x'"),
+        ("temperatures", {"a": np.nan}, "above 0 by names, got 'a': nan"),
+        ("temperatures", {3: 1.0}, "above 0 by names, got 3: 1.0"),
+        ("memory", {"a": "x"}, "`memory` to return arrays of .*, got str in it"),
+        ("memory", jax.random.key(3), r"jax\.random\.key_data.*, got key<fry>\[\]"),
+        ("memory", {"a": jnp.ones((0, 3))}, r"not empty, \['a'\] is float32\[0, 3\]"),
+        ("heads", {"a": jnp.ones((4, 0))}, r"not empty, \['a'\] is float32\[4, 0\]"),
+        ("views", Views({}), "an AudioVisual by each name, got {}"),
+        ("views", Views({"clip": ONE}), "an AudioVisual by each name, got {'clip': 'ArrayImpl'}"),
+        ("of_clips", Outputs(jnp.ones((3, 2))), r"\[4, .*, got float32\[3, 2\] \(values\)"),
+        ("of_clips", Outputs((), {"n": 1.0}), r"\[4, .*, got float32\[\] \(about\['n'\]\)"),
+        ("of_clips", Outputs((), "x"), r"\[4, .*, got str \(about\)"),
+        ("of_clips", Outputs([jnp.ones(4, int)]), r"floating .*int32\[4\] \(values\[0\]\)"),
+        ("loss", (ONE, {3: 1}), "to name what it tells `health`, got 3"),
+        ("health", {"loss": ONE}, "otherwise than the log .*, got 'loss'"),
+        ("health", {"step": ONE}, "otherwise than the log .*, got 'step'"),
+        ("health", {"a": jnp.ones(2)}, r"a number by each name, a is float32\[2\]"),
+        ("health", {"a": "x"}, "a number by each name, a is str"),
+        ("health", {"a": jnp.complex64(1)}, r"a number by each name, a is complex64\[\]"),
+        (
+            "mixed",
+            as_batch(AudioVisual(*2 * [sequences(jnp.ones((2, 3, 1)))])),
+            "4 clips, .* got 2",
+        ),
+        ("decide", {"tau": 1.0}, r"finite numbers by names of `decided`, \(\), got 'tau': 1"),
+        ("score", None, "to return a finite number, got None"),
+        ("score", np.nan, "to return a finite number, got nan"),
+    ],
+)
+def test_what_an_objective_gives_is_what_is_asked(method, given, words):
+    noisy = objectives.find("stranger_objective:Noisy")
+    giving = type("Noisy", (noisy,), {method: lambda *_: given})(name="n:N")
+    with pytest.raises(InputError, match=f"objective n:N: expected .*{words}"):
+        ASKED[method](giving)
+
+
+EMBED = "`embed` to return floating point .* got"
+
+
+@pytest.mark.parametrize(
+    ("method", "wrong", "words"),
+    [
+        ("embed", lambda _, __, ___, latents: latents.values, rf"{EMBED} float32\[5, 5, 12\]"),
+        ("embed", lambda *_: jnp.ones((3, 2)), rf"{EMBED} float32\[3, 2\]"),
+        ("embed", lambda *_: jnp.ones((5, 2), int), rf"{EMBED} int32\[5, 2\]"),
+        ("embed", lambda _, __, stream, ___: jnp.ones((5, len(stream))), "`embed` .*, got 6 of pi"),
+        ("kept", lambda _, __, ___, latents, ____: latents, "`kept` to return .* got Sequences"),
+        ("shown", lambda self, batch: batch, "`shown` to return AudioVisual, got a Batch"),
+        ("ranks_by", lambda self: "euclidean", "`ranks_by` to return .*, got 'euclidean'"),
+        ("score", lambda self, found: found["n"] * np.nan, "`score` to return a finite .* got nan"),
+        ("decided", ("nu",), r"`decided` as a tuple of its fields, got \('nu',\)"),
+        ("frozen", ["encoders/"], r"`frozen` as a tuple of names, got \['encoders/'\]"),
+        ("frozen", ("encoder/",), "`frozen` to begin names of parameters, 'encoder/' begins none"),
+        ("frozen", ("",), "`frozen` to leave something to train"),
+    ],
+)
+@pytest.mark.usefixtures("unchecked_shapes")
+def test_what_is_asked_of_a_trained_objective_is_known_before_the_work(bare, method, wrong, words):
+    with pytest.MonkeyPatch.context() as patch:
+        own = objectives.find("stranger_objective:Bare")  # another class: programs are kept by it
+        patch.setattr("stranger_objective.Bare", type("Bare", (own,), {method: wrong}))
+        with pytest.raises(InputError, match=rf"Bare: expected .*{words}"):
+            check_used(set_up(bare))
+
+
+@pytest.fixture
+def bare(data):
+    """The config of a stranger's objective with little of its own."""
+    return small_config(data, **{"objective.name": "stranger_objective:Bare"})
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    return write_data(tmp_path_factory.mktemp("data") / "data")
 
 
 @pytest.mark.parametrize(

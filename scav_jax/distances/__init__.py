@@ -254,6 +254,10 @@ def _with_static(distance: Distance) -> Distance:
     )
 
 
+# What `pairwise` takes besides options; `static` adds the last two.
+TAKEN = ("name", "block", "memory_bytes", "static_width", "static_weight")
+
+
 def _of_a_user(name: str, pair: Any) -> Distance:
     if not callable(pair):
         raise InputError(f"distance: expected a function of two sequences, {name} is {pair!r}")
@@ -264,6 +268,13 @@ def _of_a_user(name: str, pair: Any) -> Distance:
             f"distance: expected a function of a visual and an audio sequence, whose options have "
             f"defaults, {name} is called otherwise: {error}"
         ) from None
+    if taken := [
+        option for option in list(inspect.signature(pair).parameters)[2:] if option in TAKEN
+    ]:
+        raise InputError(
+            f"distance: expected options called otherwise than {', '.join(TAKEN)}, {name} has "
+            f"{taken[0]!r}"
+        )
     return Distance(
         pair, lambda visual, audio, **_: _euclidean.interpolation_weights(visual, audio)
     )

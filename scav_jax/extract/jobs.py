@@ -4,14 +4,16 @@ import contextlib
 from collections import deque
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 
-from scav_jax.base.errors import InputError
+from scav_jax.base.errors import InputError, in_their_line
 from scav_jax.extract import pool
 from scav_jax.extract.backbones import Features, Prepared, Preparer
-from scav_jax.extract.backbones.sides import Side, Visual
+from scav_jax.extract.backbones.checks import a_picture, an_array, check_rows
+from scav_jax.extract.backbones.sides import Visual
 from scav_jax.extract.containers.opening import Unusable
 from scav_jax.extract.decoding import media
 from scav_jax.extract.decoding.usable import check_usable
@@ -195,7 +197,7 @@ def prepare(
                     media.Reader(
                         videos / request.file,
                         preparer.visual.frame_size,
-                        preparer.visual.shrink,
+                        partial(_shrunk, preparer.visual),
                         preparer.max_seconds,
                         kinds,
                         preparer.visual.alike,
@@ -230,32 +232,24 @@ def _prepare_clip(
     except InputError as error:
         raise Unusable("decode", str(error)) from None
     prepared = Prepared(
-        _an_array(preparer.visual, preparer.visual.prepare(frames, decoded.previous)),
-        _an_array(preparer.audio, preparer.audio.prepare(waveform)),
+        an_array(preparer.visual, "prepare", preparer.visual.prepare(frames, decoded.previous)),
+        an_array(preparer.audio, "prepare", preparer.audio.prepare(waveform)),
     )
-    _check_rows(preparer.visual, prepared.visual, len(frames))
+    check_rows(preparer.visual, prepared.visual, len(frames))
     span = decoded.frames_span if len(prepared.visual) else (0.0, 0.0)
     sound_s = len(waveform) / RATE_HZ
     return Outcome(place, request, prepared, span, decoded.end, preparer.audio_step_s, sound_s)
 
 
-def _an_array(side: Side, rows: object) -> np.ndarray:
-    """What a side prepared, which may be a stranger's; `InputError` where it is no array."""
-    if isinstance(rows, np.ndarray):
-        return rows
-    raise InputError(
-        f"{type(side).__name__}.prepare: expected to get an array back, got a {type(rows).__name__}"
-    )
-
-
-def _check_rows(side: Visual, rows: np.ndarray, frames: int) -> None:
-    """Raises `InputError` for more or fewer rows than frames: their times would be wrong."""
-    expected = side.steps or frames
-    if len(rows) != expected and getattr(side, "width", None) != 0:
-        raise InputError(
-            f"{type(side).__name__}.prepare: expected a row for each frame (or as many as its "
-            f"`steps` says), {expected}, got {len(rows)}"
-        )
+def _shrunk(side: Visual, frame: np.ndarray) -> np.ndarray:
+    """What `shrink` left of a frame; it may be a stranger's, and no fault of the decoder's."""
+    try:
+        return a_picture(side, side.shrink(frame))
+    except Exception as error:
+        theirs = in_their_line(error)
+        if theirs is None:
+            raise
+        raise theirs from error
 
 
 def _refuse_lost(job: Job, number: int) -> None:

@@ -197,11 +197,11 @@ def _serve(pipe: Connection, work: Callable[[Any], Iterator[None]]) -> None:
                 pipe.send(Done(end.value))
             except (BrokenPipeError, ConnectionResetError):
                 raise
-            except Exception as error:
+            except (Exception, SystemExit) as error:  # `exit()` in a user's own code
                 pipe.send(_sendable(error))
 
 
-def _sendable(error: Exception) -> Exception:
+def _sendable(error: BaseException) -> BaseException:
     """The error with its traceback as a note, in a form that survives the pipe."""
     import pickle
     import traceback

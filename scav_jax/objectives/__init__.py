@@ -1,6 +1,7 @@
 """What is minimised. An objective is one file and one line here, or a user's dotted path.
 
 objective      what every objective is: views, heads, loss, memory, health, score, cost, embedding
+returns        what its methods gave, checked: one may be a stranger's
 sequential     SCAV, CAV and both
 separate       what changes over a clip and what does not, learned apart
 free           changes of features that say nothing new: augmentation
@@ -114,6 +115,17 @@ def _check_stranger(name: str, cls: type[Objective]) -> None:
     for one in fields(cls):
         if one.default is MISSING and one.default_factory is MISSING:
             raise InputError(f"objective {name}: expected a default for {one.name}, got none")
+        ours = {same.name: same for same in fields(Objective)}.get(one.name)
+        if ours and one.name != "name" and one.default != ours.default:
+            raise InputError(
+                f"objective {name}: expected no default of its own for {one.name}, which the "
+                f"config sets (--config.distance.name), got {one.default!r:.40}; leave it out"
+            )
+    if cls.classes and cls.classify is Objective.classify:
+        raise InputError(
+            f"objective {name}: expected a method classify(self, heads, latents) beside `classes`, "
+            "got none"
+        )
     known, methods = {"aggregation", "sequence"}, cls.methods
     if not (isinstance(methods, tuple) and methods and known.issuperset(methods)):
         raise InputError(

@@ -29,6 +29,7 @@ from scav_jax.features.batches import Padding, evaluation_batches, stack
 from scav_jax.features.clip import Clip, check_resampled, fingerprint_difference, original, trim
 from scav_jax.features.store import Split
 from scav_jax.objectives import Objective
+from scav_jax.objectives.returns import kept_of, shown_of
 from scav_jax.retrieve import aggregation_similarities, sequence_distances
 from scav_jax.sequences import STREAMS, AudioVisual, Batch, Sequences
 from scav_jax.train_step import bound_heads
@@ -340,13 +341,14 @@ _Encoded = dict[str, tuple[Sequences, np.ndarray]]
 def encode(
     encoders: Towers, objective: Objective, streams: tuple[str, ...], params: PyTree, batch: Batch
 ) -> dict[str, tuple[Sequences, Float[Array, "B E"]]]:
-    shown, variables = objective.shown(batch), {"params": params["encoders"]}
+    shown, variables = shown_of(objective, batch), {"params": params["encoders"]}
     encoded = encoders.apply(variables, shown, deterministic=True)
     heads = bound_heads(encoders, objective, params)
     found = {}
     for stream in STREAMS:
         features = jax.tree.map(jnp.asarray, getattr(batch.features, stream))
         kept = objective.kept(heads, stream, getattr(encoded, stream), features)
+        kept = kept_of(objective, kept, len(batch.numbers))
         if stream in streams:
             found[stream] = kept
         else:  # of a stand-in: when it is heard or seen, and nothing else

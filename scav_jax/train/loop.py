@@ -18,7 +18,7 @@ from scav_jax import metrics, sharding
 from scav_jax.base.errors import InputError
 from scav_jax.base.progress import progress_bar
 from scav_jax.features.prefetch import Prefetch
-from scav_jax.retrieval.validation import in_words, run_of, validate
+from scav_jax.retrieval.validation import check_used, in_words, run_of, score, validate
 from scav_jax.train_step import TrainState, init_state, make_train_step, state_shardings
 from scav_jax.training import processes, profiling
 from scav_jax.training.checkpoints import Checkpoints
@@ -56,6 +56,7 @@ def train(config: Config, workdir: Path) -> Run | None:
       workdir: the run directory; holds nothing yet, or the same run, which is then resumed.
     """
     setup, mesh, dataset = processes.all_or_none(lambda: prepare_training(config))
+    processes.all_or_none(lambda: check_used(setup))
     processes.check_same(shared_document(setup))
     with contextlib.ExitStack() as held:
         _in_first(lambda: held.enter_context(only_trainer(workdir)))
@@ -234,7 +235,7 @@ def _validate(step: int, setup: Setup, params, records: Records, bar: tqdm) -> f
     records.write("validation", step, values)
     _say(f"step {step}: validation {in_words(values)}", bar)
     warmup = setup.config.optimizer.warmup_steps
-    return _score_among_best(step, warmup, setup.objective.score(values), len(setup.validation))
+    return _score_among_best(step, warmup, score(setup, values), len(setup.validation))
 
 
 def _score_among_best(step: int, warmup: int, score: float, clips: int) -> float | None:

@@ -337,6 +337,8 @@ def _checksum(array: Array) -> UInt32[Array, ""]:
     Integers are added, so the order and hence the sharding do not matter; an odd factor times a
     flipped bit is never 0, so every single flip is seen.
     """
+    if array.dtype == bool:
+        array = array.astype(jnp.uint8)  # as which it has bits
     word = {1: jnp.uint8, 2: jnp.uint16}.get(array.dtype.itemsize, jnp.uint32)
     words = jax.lax.bitcast_convert_type(array, word).astype(jnp.uint32)
     position, stride = jnp.zeros(words.shape, jnp.uint32), 1

@@ -163,15 +163,30 @@ def settings_of(
         if p.default is p.empty or p.name in without:
             continue
         default = made[p.name]() if p.name in made else p.default
-        if type(default).__hash__ is None:
+        if p.name == "name" and name is not None:
+            raise InputError(
+                f"config.{section}: expected options called otherwise than `name`, which says "
+                f"which {section} it is, {name} has one; call it otherwise"
+            )
+        if not _is_of_a_file(default):
+            got = "not finite" if isinstance(default, float) else f"a {type(default).__name__}"
             raise InputError(
                 f"config.{section}: expected options that are numbers, words or tuples, {p.name} "
-                f"of {name or section} is a {type(default).__name__}"
+                f"of {name or section} is {got}"
             )
         kind = type(default) if p.annotation is p.empty else p.annotation
         settings.append((p.name, kind, field(default=default)))
     named = [] if name is None else [("name", str, field(default=name))]
     return dataclasses.make_dataclass(section, [*named, *settings], frozen=True)()
+
+
+def _is_of_a_file(default: Any) -> bool:
+    """Whether a default stays what it is, and is written to config.json and read again."""
+    try:
+        json.dumps(default, allow_nan=False)
+    except (TypeError, ValueError):
+        return False
+    return type(default).__hash__ is not None
 
 
 def _signature(constructor: Callable) -> inspect.Signature:

@@ -24,6 +24,13 @@ from jaxtyping import Num
 from scav_jax.base import doors
 from scav_jax.base.errors import InputError, did_you_mean
 from scav_jax.extract.backbones.beats_audio import BeatsAudio
+from scav_jax.extract.backbones.checks import (
+    as_json,
+    check_sendable,
+    check_side,
+    features_of,
+    told_by,
+)
 from scav_jax.extract.backbones.clip_visual import ClipVisual
 from scav_jax.extract.backbones.pixels import PixelsAudio, PixelsVisual
 from scav_jax.extract.backbones.plain import ColoursVisual, PlainAudio, PlainVisual
@@ -144,8 +151,8 @@ class Backbone:
         Two sides, two threads: one prepares and fetches while the other one computes.
         """
         with ThreadPoolExecutor(1) as beside:
-            audio = beside.submit(_encoded, self.audio, [clip.audio for clip in clips])
-            visual = _encoded(self.visual, [clip.visual for clip in clips])
+            audio = beside.submit(features_of, self.audio, [clip.audio for clip in clips])
+            visual = features_of(self.visual, [clip.visual for clip in clips])
             return list(zip(visual, audio.result(), strict=True))
 
     def clip_bytes(self, seconds: float) -> float | None:
@@ -162,14 +169,8 @@ class Backbone:
         """What features depend on, for each stream; JSON types only."""
         found: dict[str, Any] = {"name": self.name}
         for stream, side in self.sides.items():
-            own = side.fingerprint()
-            if not isinstance(own, dict):
-                raise InputError(
-                    f"backbone {self.names[stream]}: expected fingerprint() to return a "
-                    f"dictionary, got a {type(own).__name__}"
-                )
             found[stream] = {
-                **own,
+                **told_by(self.names[stream], side),
                 "name": self.names[stream],
                 "options": {
                     name: value
@@ -178,28 +179,7 @@ class Backbone:
                 },
                 "has_weights": self.names[stream] in self.weights,
             }
-        try:
-            return json.loads(json.dumps(found))
-        except TypeError as error:
-            raise InputError(
-                f"backbone {self.name}: expected a fingerprint of JSON types: {error}"
-            ) from None
-
-
-def _encoded(side: Side, prepared: list[np.ndarray]) -> list[np.ndarray]:
-    features = prepared if side.encode is None else side.encode(prepared)
-    if len(features) != len(prepared):
-        raise InputError(
-            f"{type(side).__name__}.encode: expected features of each of {len(prepared)} clips, "
-            f"got {len(features)}"
-        )
-    for one in features:
-        if np.ndim(one) != 2 or one.shape[1] != side.width:
-            raise InputError(
-                f"{type(side).__name__}: expected features [steps, {side.width}] of a clip, as its "
-                f"`width` says, got an array of shape {list(np.shape(one))}"
-            )
-    return features
+        return as_json(self.name, found)
 
 
 def make_fingerprint(backbone: "str | Backbone") -> dict:
@@ -269,7 +249,11 @@ def load(
                 "this package, got none"
             )
         made[stream] = cls(**own)
-        _check_side(stream, name, made[stream])
+        if name != "none":
+            where = f"--{stream} {name}"
+            check_side(where, made[stream], SIDES[stream][1])
+        if ":" in name:
+            check_sendable(where, made[stream])
     return Backbone(**made, names=names, options=resolved, weights=given)
 
 
@@ -325,18 +309,10 @@ def _side_class(stream: str, name: str) -> type[Side]:
     return cls
 
 
-def _check_side(stream: str, name: str, side: Side) -> None:
-    """Raises `InputError` for a side of a user's that does not say what it has to."""
-    for needed in ("width",) if stream == "visual" else ("width", "step_s"):
-        if getattr(side, needed, None) is None:
-            raise InputError(
-                f"--{stream} {name}: expected a side with `{needed}`, it has none (see "
-                "scav_jax/extract/backbones/sides.py)"
-            )
-
-
 def _parameters(cls: type[Side]) -> Mapping[str, inspect.Parameter]:
-    return inspect.signature(cls).parameters
+    """What a side may be given: `*more` and `**more` name no option."""
+    given = inspect.signature(cls).parameters
+    return {n: p for n, p in given.items() if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)}
 
 
 def _resolved(

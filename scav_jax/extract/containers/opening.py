@@ -8,7 +8,7 @@ from pathlib import Path
 import av
 
 from scav_jax.base import containers
-from scav_jax.base.errors import ProgramFault
+from scav_jax.base.errors import InputError, ProgramFault
 
 # FFmpeg's names of the two containers that most films are in.
 MOV = "mov,mp4,m4a,3gp,3g2,mj2"
@@ -41,7 +41,7 @@ def decoder_errors(path: Path) -> Iterator[None]:
     """
     try:
         yield
-    except (Unusable, ProgramFault):
+    except (Unusable, ProgramFault, InputError):  # the last of what a frame is given to
         raise
     except av.FFmpegError as error:  # before OSError and MemoryError, which some of these are too
         _raise_of_machine(error, path)

@@ -513,6 +513,25 @@ def test_lengths_that_differ_are_stretched(tmp_path):
                 assert hit.score == pytest.approx(float(euclidean(visual, audio)), rel=1e-5)
 
 
+def test_candidates_that_are_stretched_are_as_many_as_their_grid_allows(tmp_path, monkeypatch):
+    """Short clips and a long query: tiles are of the stretched size, and so is what is made."""
+    index, asking = made(tmp_path / "i", 90, steps=2), embedded(1, steps=40)
+    everything = index.search(asking, "a2v", 5, "sequence")
+    width, made_at_once, interpolate = asking.audio.values.shape[2], [], scan.interpolate
+
+    def watched(values, begin, extent, steps):
+        made_at_once.append(len(values))
+        return interpolate(values, begin, extent, steps)
+
+    monkeypatch.setattr(scan, "interpolate", watched)
+    monkeypatch.setattr(scan, "STRETCHED", 8 * 40 * width)
+    scanned = Scan(Queries.of(asking, "a2v", index.header), index.snapshot)
+    tiles = list(scanned.tiles(tile_bytes=4 * 40 * width * 20))
+    assert [one.rows.stop - one.rows.start for one in tiles] == [20, 20, 20, 20, 10]
+    assert index.search(asking, "a2v", 5, "sequence") == everything
+    assert sum(made_at_once) >= 90 and max(made_at_once) == 8
+
+
 # ---- filters, sizes, mistakes ----------------------------------------------------------------
 
 

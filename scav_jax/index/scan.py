@@ -40,6 +40,7 @@ TILE_PAIRS = 2**22  # with few queries, a tile has more rows
 LARGEST = np.float32(1e15)
 LONG = 4096  # numbers of a sequence that is compared alone; shorter ones together
 TOGETHER = 8  # queries
+STRETCHED = 2**18  # numbers that are stretched at a time
 _KEPT_BYTES = 2**29  # of queries on the grids of candidates
 
 
@@ -302,11 +303,12 @@ class Scan:
     def tiles(self, tile_bytes: int = TILE_BYTES) -> Iterator[Tile]:
         """All rows, in stretches of one length."""
         most = max(TILE_ROWS, TILE_PAIRS // max(len(self.queries), 1))
+        longest = self.queries.is_target * int(self.queries.sequences.lengths.max(initial=0))
         for number, segment in self.segments.items():
             live, stream = self.live[number], segment.streams[self.asked]
             for run in stream.runs():
                 steps = int(stream.rows["steps"][run.start])
-                size = min(max(tile_bytes // (4 * steps * segment.width), 1), most)
+                size = min(max(tile_bytes // (4 * max(steps, longest) * segment.width), 1), most)
                 for begin in range(run.start, run.stop, size):
                     rows = slice(begin, min(begin + size, run.stop))
                     if live[rows].any():
@@ -368,7 +370,7 @@ class Scan:
                 continue
             values, squares, scales = stored, about["square"], about["scale"]
             if grid.steps != tile.steps:
-                values = self._stretched(values, scales, tile, grid.steps)
+                values = self._stretched_in_parts(values, scales, tile, grid.steps)
                 squares, scales = products.squares_of(values), np.ones_like(scales)
             apart = dead[None] if dead.any() else None
             if allowed is not None:
@@ -382,6 +384,18 @@ class Scan:
         values = widen(stored) * scales[:, None]
         values = values.reshape(len(values), tile.steps, tile.segment.width)
         return interpolate(values, 0.0, float(tile.steps), steps).reshape(len(values), -1)
+
+    def _stretched_in_parts(self, stored, scales, tile: Tile, steps: int):
+        """The same of many: what comes between, as large as the result, stays in the cache."""
+        result = np.empty((len(stored), steps * tile.segment.width), np.float32)
+        size = max(STRETCHED // result.shape[1], 1)
+
+        def some(rows: slice) -> None:
+            result[rows] = self._stretched(stored[rows], scales[rows], tile, steps)
+
+        with products.thread_pool() as threads:
+            list(threads.map(some, (slice(b, b + size) for b in range(0, len(stored), size))))
+        return result
 
     def pairs(
         self,

@@ -199,7 +199,7 @@ def test_what_is_there_is_listed_and_what_is_not_is_said(official, tmp_path, cap
     assert drawn and missing_of(out) == {"-0jeONf82dE_000121", "12345678901_000000"}
     assert "VGGSound: 5 clips of 4 videos in 4 classes" in said
     assert re.search(r"all +5 +3 +2 +0\.0\n", said) and re.search(r"test +1 +1 +0 ", said)
-    assert "1 are there more than once" in said and "passed over 1 video files" in said
+    assert "1 are there more than once" in said and "not in the list, passed over: 1\n" in said
     assert "0.00 GB in all" in said and "1.15 MB a clip" in said
     # What is written is what extraction reads, in the order of the list.
     read = manifest.read_csv(out)

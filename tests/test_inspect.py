@@ -16,7 +16,7 @@ from test_media import click_track, flash_frames, write_video
 from scav_jax.base.errors import InputError
 from scav_jax.features import store
 from scav_jax.inspect import __main__ as program
-from scav_jax.inspect import near, page
+from scav_jax.inspect import findings, near, page
 from scav_jax.inspect.features import change, inspect_features
 from scav_jax.inspect.findings import Facts, Fault, document
 from scav_jax.inspect.videos import inspect_videos, is_variable
@@ -110,7 +110,7 @@ def test_near_pairs_are_those_of_each_pair_alone(random, monkeypatch, few):
     assert len(expected) == 6 and (9, 12) in expected  # neither has sound
 
 
-def test_copies_that_were_encoded_again_are_near(random):
+def test_copies_that_were_encoded_again_are_near(random, monkeypatch):
     """By how they change, in both streams; neither a common constant nor one stream is enough."""
     streams = [{"picture": sounding(random), "sound": sounding(random, 24)} for _ in range(5)]
     again = {w: v + 0.1 * random.normal(size=v.shape) for w, v in streams[1].items()}
@@ -142,6 +142,9 @@ def test_copies_that_were_encoded_again_are_near(random):
         ["c1", "train", "c6", "test"],
     )
     assert "LEAK: near-duplicates across splits: 2 pairs" in page.text(found)
+    assert "pairs, those across" not in page.html(found)  # all are named
+    monkeypatch.setattr(findings, "EXAMPLES", 1)
+    assert "<p>1 of 2 pairs, those across splits first.</p>" in page.html(found_in(clips))
     equal = [clip(1, "train", "y", both="1"), clip(5, "test", "z", both="1")]
     assert found_in(equal)["near_duplicates"]["pairs"] == 0  # said already
 

@@ -178,9 +178,11 @@ def cameras(tmp_path):
     return tmp_path / "media"
 
 
-def test_ids_belong_to_the_root(cameras, run, tmp_path):
+def test_ids_belong_to_the_root(cameras, run, tmp_path, capsys):
     path, by = tmp_path / "i", ("--model", run)
+    (cameras / "a" / "notes.txt").touch()
     command("build", path, *by, "--videos", cameras / "a")
+    assert "other files, passed over: .txt 1\n" in capsys.readouterr().err
     for words in (
         (cameras / "b",),
         (cameras / "b" / "IMG_0001.mp4",),

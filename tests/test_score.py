@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 import signal
 import tracemalloc
 from dataclasses import replace
@@ -351,9 +352,12 @@ def trained(tmp_path_factory):
 def test_a_folder_is_scored_and_what_is_bad_is_named(trained, capsys, tmp_path, monkeypatch):
     words = ["--model", str(trained / "run"), "--csv", str(tmp_path / "scores.csv")]
     words += ["--json", str(tmp_path / "scores.json"), "--html", str(tmp_path / "scores.html")]
+    (trained / "videos" / "notes.txt").touch()
     assert main([str(trained / "videos"), *words, "--most-offset", "0.4"]) == 0
     shown = capsys.readouterr()
     assert "a.mp4" in shown.out and "b.mkv" in shown.out and "rejected" in shown.err
+    assert "videos: other files, passed over: .txt 1\n" in shown.err
+    assert re.search(r"\n2 scored: .+ [12]; rejected 1: not a readable video 1\n", shown.err)
     document = json.loads((tmp_path / "scores.json").read_text())
     first, second = document["pairs"]
     assert first["picture"].endswith("a.mp4") and len(first["offsets"]) == 21
@@ -419,7 +423,7 @@ def test_a_pair_as_python_scores_it(trained, tmp_path):
         ("picture,sound,sound\na,b,c\n", r"twice: \['picture', 'sound', 'sound'\]"),
         ("picture,sound\na,b,c\n", "line 2: expected as many cells"),
         ("picture,sound\na\n", "line 2: expected as many cells"),
-        ("picture,sound\na, \n", "line 2: expected a picture and a sound"),
+        ("picture,sound\na, \n", "line 2: expected a picture and a sound, got no sound; "),
         ('picture,sound\n"a,b\n', "line 2: expected CSV: unexpected end"),
         ("picture,sound\n" + "a" * 200_000 + ",b\n", "line 2: expected CSV: field larger"),
         ("picture,sound\n", "at least one row"),

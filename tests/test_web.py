@@ -368,8 +368,8 @@ def test_bad_uploads_get_clear_words_and_leave_nothing(client, app, films):
         assert "/etc" not in answer.text and "query-" not in answer.text
         assert set(os.listdir(app.state.folder)) == before
     for options, words in (
-        ({"k": 0}, "k: expected 1 to 50, got 0"),
-        ({"k": "many"}, "k, start: expected numbers"),
+        ({"k": 0}, "k: expected a whole number from 1 to 50, got 0"),
+        ({"k": "many"}, "k: expected a number, got 'many'"),
         ({"direction": "up"}, "direction: expected one of a2v, v2a, both"),
         ({"direction": "both", "retrieval": "hybrid:9"}, "retrieval: expected exact or sequence"),
         ({"where": "labl = 'x'"}, "filter \"labl = 'x'\": expected a condition on id, source, st"),

@@ -8,6 +8,7 @@ import os
 import select
 import sys
 import warnings
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 
@@ -80,6 +81,15 @@ def listed(names: Iterable[str], most: int = 5) -> str:
     names = list(names)
     more = f" and {len(names) - most} more" if len(names) > most else ""
     return (", ".join(names[:most]) or "none") + more
+
+
+def counted(names: Iterable[str], most: int | None = None) -> str:
+    """How often each name comes, or the counts of a `Counter`, the most common first.
+
+    >>> counted(["silent", "still", "silent"])
+    'silent 2, still 1'
+    """
+    return ", ".join(f"{name} {count:,}" for name, count in Counter(names).most_common(most))
 
 
 def first_line(error: BaseException) -> str:

@@ -34,7 +34,13 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
         "lists", nargs="+", metavar="LIST", help="vggsound.csv, or train=LIST test=LIST"
     )
     _list_options(one, vggsound.VALIDATION_CLIPS, "clips")
-    one.add_argument("--vggsounder", type=Path, help="its CSV: writes annotations.csv as well")
+    one.add_argument(
+        "--vggsounder",
+        type=Path,
+        metavar="CSV",
+        help="its annotations, vggsounder.csv: for --out clips.csv, clips.annotations.csv is "
+        "written beside it",
+    )
     one.set_defaults(program=build_vggsound)
     one = program("music", "MUSIC or MUSIC21-solo from its list and a folder")
     one.add_argument("list", type=Path, metavar="LIST", help="MUSIC21_solo_videos.json")
@@ -244,7 +250,7 @@ def _say_table(
     if located.repeated:
         print(f"{located.repeated:,} are there more than once: the file named as usual was taken")
     if located.other:
-        print(f"passed over {located.other:,} video files that are not in the list")
+        print(f"video files that are not in the list, passed over: {located.other:,}")
     if unfit:
         print(f"passed over {clip_lists.unfit_in_words(unfit)}")
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from reprlib import repr as short  # of cells, which may be as long as the file
 
 from scav_jax.base.documents import content_sample
-from scav_jax.base.errors import InputError, check_unique, did_you_mean
+from scav_jax.base.errors import InputError, check_unique, counted, did_you_mean
 from scav_jax.base.files import walked
 from scav_jax.base.names import is_text, shown
 from scav_jax.base.progress import progress_bar
@@ -170,6 +170,15 @@ def list_clips(videos: Path, options: ClipOptions = WHOLE_VIDEOS) -> Listing:
             groups = {clip.id: real(os.path.dirname(clip.file)) for clip in clips}
         clips = assign_splits(clips, shares, groups, split_by, recordings)
     return Listing(clips, seconds, sizes, unreadable, passed_over, origin, videos)
+
+
+def said_of_others(passed_over: Counter) -> str:
+    """Which other files lay in a folder, in a line.
+
+    >>> said_of_others(Counter({".wav": 1, ".txt": 12}))
+    'other files, passed over: .txt 12, .wav 1'
+    """
+    return f"other files, passed over: {counted(passed_over, 5)}"
 
 
 def _whole_files(videos: Path, sounds: bool) -> tuple[list[ClipRequest], list[dict], Counter]:

@@ -4,14 +4,14 @@ import contextlib
 import shutil
 import threading
 import time
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Iterable, Iterator
 from functools import partial
 from pathlib import Path
 
 from tqdm import tqdm
 
-from scav_jax.base.errors import InputError, listed
+from scav_jax.base.errors import InputError, counted, listed
 from scav_jax.base.names import is_text, shown
 from scav_jax.base.progress import progress_bar
 from scav_jax.extract import backbones, jobs, pool, shards
@@ -29,6 +29,7 @@ from scav_jax.extract.manifest import (
     cut_whole_videos,
     list_clips,
     one_by_one,
+    said_of_others,
 )
 from scav_jax.extract.shards import Shard
 from scav_jax.features import store
@@ -400,8 +401,7 @@ def _way_out(rows: list[dict]) -> str:
 
 def _reasons(rows: list[dict]) -> str:
     """How many rows of rejected.csv there are for each category of reason."""
-    counts = Counter(row["reason"].partition(":")[0] for row in rows)
-    return ", ".join(f"{reason} {count:,}" for reason, count in counts.most_common())
+    return counted(row["reason"].partition(":")[0] for row in rows)
 
 
 def _say(line: str) -> None:
@@ -411,8 +411,7 @@ def _say(line: str) -> None:
 def _say_listing(listing: Listing) -> None:
     _say(f"{len(listing.sizes):,} videos, {len(listing.clips):,} clips: {listing.origin}")
     if listing.passed_over:
-        kinds = ", ".join(f"{suffix} {n:,}" for suffix, n in listing.passed_over.most_common(5))
-        _say(f"passed over {listing.passed_over.total():,} other files: {kinds}")
+        _say(said_of_others(listing.passed_over))
 
 
 def _say_size(model: Backbone, wanted: list[ClipRequest], out: Path) -> None:

@@ -93,6 +93,8 @@ def clips_to_index(
     _ = model.backbone  # another extractor is refused before anything is written
     cut = arguments.clip_seconds, 0.0, None
     wanted = requests_for(arguments.videos, *cut, STREAMS, root, sounds=True)
+    if wanted.passed_over:
+        print(shown(wanted.passed_over), file=sys.stderr)
     paths = {one.id: (wanted.folder / one.file).absolute() for one in wanted.requests}
     files = {one.id: (str(paths[one.id]), one.start) for one in wanted.requests}
     return ClipsToIndex(list(files), files, functools.partial(_of_videos, arguments, wanted, model))

@@ -317,6 +317,9 @@ def _duplicates_section(found: dict) -> str:
             for one, split, other, other_split, similarity in near["examples"]
         ]
         parts.append(markup.table(["near-duplicates", "and", "similarity"], rows))
+        if len(rows) < near["pairs"]:
+            told = f"{len(rows):,} of {near['pairs']:,} pairs, those across splits first"
+            parts.append(f"<p>{told}.</p>")
     shared = found["shared_sources"]
     if shared["count"]:
         parts.append(

@@ -39,6 +39,7 @@ from scav_jax.extract.manifest import (
     lengths_of,
     list_clips,
     one_by_one,
+    said_of_others,
 )
 from scav_jax.features.clip import STREAMS, Clip
 from scav_jax.retrieval.embed import Embedded, embed_clips
@@ -71,12 +72,14 @@ class Wanted(NamedTuple):
       requests: the clips.
       streams: which of "visual" and "audio".
       rejected: rows of rejected.csv: what may not be read, or has a name that cannot be an id.
+      passed_over: what else lay in a folder, in a line; empty where there was nothing.
     """
 
     folder: Path
     requests: list[ClipRequest]
     streams: tuple[str, ...]
     rejected: list[dict]
+    passed_over: str = ""
 
 
 def by_streams(wanted: Wanted) -> list[Wanted]:
@@ -161,8 +164,9 @@ def _of_folder(
     listing = list_clips(folder, options)
     lengths = lengths_of(listing, lambda file: seconds_of(folder / file, streams))
     clips, _, _ = cut_whole_videos(listing, lengths.get)
+    others = said_of_others(listing.passed_over) if listing.passed_over else ""
     if root is None:
-        return Wanted(folder, clips, streams, listing.unreadable)
+        return Wanted(folder, clips, streams, listing.unreadable, others)
     places, twice = _places(folder, [clip.file for clip in clips], root)
     way, rejected = below(folder, root), list(listing.unreadable)
     placed: list[ClipRequest] = []
@@ -174,7 +178,7 @@ def _of_folder(
         rest = clip.id.removeprefix(clip.file) if clip.id.startswith(clip.file) else None
         name = joined(way, clip.id) if rest is None else places[clip.file] + rest
         placed.append(replace(clip, file=places[clip.file], id=name))
-    return Wanted(Path(root).absolute(), placed, streams, rejected)
+    return Wanted(Path(root).absolute(), placed, streams, rejected, others)
 
 
 def _places(

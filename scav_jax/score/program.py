@@ -5,7 +5,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from scav_jax.base.errors import InputError, in_a_line
+from scav_jax.base.errors import InputError, counted, in_a_line
 from scav_jax.base.files import check_may_be_written, write_atomically, write_json
 from scav_jax.base.interrupts import termination_interrupts
 from scav_jax.base.names import shown
@@ -130,6 +130,8 @@ def _listed(
         wanted = requests_for(path, None, 0.0, None, streams, None)
         names.update(dict.fromkeys(wanted.folder / request.file for request in wanted.requests))
         rejected += wanted.rejected
+        if wanted.passed_over:
+            print(shown(f"{path}: {wanted.passed_over}"), file=sys.stderr)
     return list(names), rejected
 
 
@@ -142,7 +144,11 @@ def read_pairs(path: Path) -> list[Pair]:
     for line, row in table.rows(as_written=wanted):
         picture, sound = (named(path.parent, row[name]) for name in wanted)
         if not (picture and sound):
-            raise InputError(f"{path}, line {line}: expected a picture and a sound")
+            lacks = "sound" if picture else "picture"
+            raise InputError(
+                f"{path}, line {line}: expected a picture and a sound, got no {lacks}; name one "
+                "file twice where a film is to be scored with its own sound"
+            )
         pairs.append(Pair(path.parent / picture, path.parent / sound))
     return pairs
 
@@ -218,6 +224,17 @@ def table(results: Sequence[Scored]) -> str:
     return "\n".join(lines)
 
 
+def summary(results: Sequence[Scored], rejected: Sequence[dict]) -> str:
+    """How many rows say what, in a line: of a folder, nobody counts them."""
+    told = f"{len(results):,} scored"
+    if results:
+        told += f": {counted(verdict(one.found) for one in results)}"
+    if rejected:
+        reasons = counted(row["reason"].partition(":")[0] for row in rejected)
+        told += f"; rejected {len(rejected):,}: {reasons}"
+    return shown(told)
+
+
 def _write(
     arguments: argparse.Namespace,
     model: Model,
@@ -229,6 +246,8 @@ def _write(
         return
     if results:
         print(table(results))
+    if len(results) + len(rejected) > 1:
+        print(summary(results, rejected), file=sys.stderr)
 
     def to_json(path: Path) -> None:
         write_json(path, document(model, calibrated, results, rejected))

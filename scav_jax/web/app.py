@@ -25,6 +25,7 @@ import socket
 import tempfile
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from pathlib import Path
+from reprlib import repr as short  # of parameters, which may be of any length
 from typing import Any
 
 from scav_jax.base.errors import InputError, check_one_of
@@ -42,6 +43,7 @@ from scav_jax.web.searcher import Busy, Searchable, Searcher
 LOOPBACK_NAMES = ("127.0.0.1", "localhost", "[::1]")
 MAX_BYTES = 256 * 2**20
 MAX_K = 50
+MOST_START_S = 1e7
 LEAVING_S = 3  # a browser that sends a file slowly may never end
 HEADERS = {
     "Content-Security-Policy": (
@@ -281,26 +283,31 @@ def _is_foreign(request: Any) -> bool:
     return origin is not None and origin.partition("://")[2] != request.headers.get("host")
 
 
+def _number(query, name: str, otherwise: float) -> float:
+    given = query.get(name) or otherwise
+    try:
+        return float(given)
+    except ValueError:
+        raise InputError(f"{name}: expected a number, got {short(given)}") from None
+
+
 def _wanted(query) -> dict:
     """The parameters of a search, checked."""
     direction = query.get("direction") or None
     if direction is not None:
         check_one_of("direction", direction, ASKING)
-    try:
-        k, start = int(query.get("k") or 10), float(query.get("start") or 0.0)
-    except ValueError:
-        raise InputError("k, start: expected numbers") from None
-    if not 1 <= k <= MAX_K:
-        raise InputError(f"k: expected 1 to {MAX_K}, got {k}")
-    if not 0 <= start < 1e7:
-        raise InputError(f"start: expected seconds (0 or more), got {start:g}")
+    k, start = _number(query, "k", 10), _number(query, "start", 0)
+    if not (1 <= k <= MAX_K and k == int(k)):
+        raise InputError(f"k: expected a whole number from 1 to {MAX_K}, got {k:g}")
+    if not 0 <= start < MOST_START_S:
+        raise InputError(f"start: expected seconds from 0 to {MOST_START_S:,.0f}, got {start:g}")
     retrieval, where = query.get("retrieval") or "exact", query.get("where") or None
     parse_retrieval(retrieval, direction or "")
     if where is not None:
         checked_filter(where)
     return {
         "direction": direction,
-        "k": k,
+        "k": int(k),
         "start": start,
         "retrieval": retrieval,
         "where": where,

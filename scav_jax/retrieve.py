@@ -303,44 +303,56 @@ def seconds_per_query(
 ) -> dict[str, float]:
     """How long each method takes to rank its candidates for one query.
 
-    Latents are on the device, embeddings on the host. Measured on `sample` queries of each
+    Latents that are asked for are on the device (of one stream at a time, since a gallery may fill
+    it), embeddings on the host. Measured on `sample` queries of each
     direction asked at once, after a run that compiles; the shortest of three runs (fewer where a
     run is slow), mean of both directions.
 
     Returns:
       Seconds under "aggregation", "sequence" and "hybrid <k>" for each k.
     """
-    latents = jax.device_put(latents)
     count = len(visual_embeddings)
     chosen = np.unique(np.linspace(0, count - 1, min(sample, count)).round().astype(int))
     embeddings = {"v2a": (visual_embeddings, audio_embeddings)}
     embeddings["a2v"] = embeddings["v2a"][::-1]
 
-    def first_stage(direction: str, k: int) -> Int[np.ndarray, "Q k"]:
+    def first_stage(there: AudioVisual, direction: str, k: int) -> Int[np.ndarray, "Q k"]:
         asking, asked = embeddings[direction]
         return top_k(unit(asking[chosen]) @ unit(asked).T, k)
 
-    def hybrid(direction: str, k: int) -> np.ndarray:
-        found = first_stage(direction, k)
-        return np.argsort(rerank(latents, name, options, chosen, found, direction), axis=1)
+    def hybrid(there: AudioVisual, direction: str, k: int) -> np.ndarray:
+        found = first_stage(there, direction, k)
+        queries = np.arange(len(chosen))
+        return np.argsort(rerank(there, name, options, queries, found, direction), axis=1)
 
-    def sequence(direction: str) -> np.ndarray:
-        streams = list(latents)
-        asking = 0 if direction == "v2a" else 1
-        streams[asking] = jax.tree.map(lambda leaf: leaf[chosen], streams[asking])
-        distances = sequence_distances(AudioVisual(*streams), name, options)
-        return np.argsort(queries_first(distances, direction), axis=1)
+    def sequence(there: AudioVisual, direction: str) -> np.ndarray:
+        return np.argsort(
+            queries_first(sequence_distances(there, name, options), direction), axis=1
+        )
 
-    methods: dict[str, Callable[[str], np.ndarray]] = {
+    methods: dict[str, Callable[[AudioVisual, str], np.ndarray]] = {
         "aggregation": functools.partial(first_stage, k=count),
         "sequence": sequence,
     }
     methods |= {f"hybrid {k}": functools.partial(hybrid, k=k) for k in ks}
-    queries = len(DIRECTIONS) * len(chosen)
-    return {
-        method: sum(_shortest(functools.partial(run, d)) for d in DIRECTIONS) / queries
-        for method, run in methods.items()
-    }
+    seconds = dict.fromkeys(methods, 0.0)
+    for direction in DIRECTIONS:
+        there = _asking_some(latents, chosen, direction)
+        for method, run in methods.items():
+            taken = _shortest(functools.partial(run, there, direction))
+            seconds[method] += taken / (len(DIRECTIONS) * len(chosen))
+        del there  # before the other stream comes
+    return seconds
+
+
+def _asking_some(
+    latents: AudioVisual, chosen: Int[np.ndarray, " Q"], direction: str
+) -> AudioVisual:
+    """The clips that ask, and all that are asked for, on the device."""
+    asking = 0 if direction == "v2a" else 1
+    streams = list(latents)
+    streams[asking] = jax.tree.map(lambda leaf: leaf[chosen], streams[asking])
+    return AudioVisual(*jax.device_put(streams))
 
 
 def _shortest(run: Callable[[], np.ndarray], repeats: int = 3, slow: float = 2.0) -> float:

@@ -178,9 +178,24 @@ def test_top_k_is_ordered():
     np.testing.assert_array_equal(retrieve.top_k(similarities, 19)[:, :6], expected)
 
 
-def test_seconds_per_query_names_every_method():
+def test_seconds_per_query_times_every_method_on_its_queries(monkeypatch):
+    """Each method ranks the candidates of the queries that are timed, in both directions."""
     latents = random_latents(3)
     embeddings = [stream.values.mean(1) for stream in latents]
+    found: dict[int, list[np.ndarray]] = {}
+    monkeypatch.setattr(
+        retrieve, "_shortest", lambda run: found.setdefault(len(found), run()) is None or 1.0
+    )
     seconds = retrieve.seconds_per_query(latents, *embeddings, "dtw", {}, [5], sample=3)
-    assert set(seconds) == {"aggregation", "sequence", "hybrid 5"}
-    assert all(value > 0 for value in seconds.values())
+    assert seconds == dict.fromkeys(("aggregation", "sequence", "hybrid 5"), pytest.approx(1 / 3))
+    distances, count = retrieve.sequence_distances(latents, "dtw", {}), len(latents.audio.lengths)
+    chosen = np.array([0, (count - 1) / 2, count - 1]).round().astype(int)
+    similarities = retrieve.aggregation_similarities(*embeddings)
+    for number, direction in enumerate(retrieve.DIRECTIONS):
+        first, sequence, hybrid = (found[3 * number + one] for one in range(3))
+        near = retrieve.queries_first(similarities, direction)[chosen]
+        far = retrieve.queries_first(distances, direction)[chosen]
+        np.testing.assert_array_equal(first, np.argsort(-near, axis=1, kind="stable"))
+        np.testing.assert_array_equal(sequence, np.argsort(far, axis=1))
+        among = np.take_along_axis(far, first[:, :5], axis=1)
+        np.testing.assert_array_equal(hybrid, np.argsort(among, axis=1))

@@ -263,7 +263,7 @@ def test_an_empty_folder_says_what_was_expected(tmp_path):
     assert len(run.stderr.strip().splitlines()) == 1
     assert sorted(path.name for path in tmp_path.iterdir()) == [".a", ".a.mp4", "notes.txt"]
     (tmp_path / "a.flac").touch()
-    with pytest.raises(InputError, match="sounds alone add --visual none"):
+    with pytest.raises(InputError, match="extract --visual none makes features of sounds"):
         list_clips(tmp_path)
 
 

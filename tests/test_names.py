@@ -181,8 +181,10 @@ def cameras(tmp_path):
 def test_ids_belong_to_the_root(cameras, run, tmp_path, capsys):
     path, by = tmp_path / "i", ("--model", run)
     (cameras / "a" / "notes.txt").touch()
+    (cameras / "a" / "no_film.mp4").touch()
     command("build", path, *by, "--videos", cameras / "a")
-    assert "other files, passed over: .txt 1\n" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "other files, passed over: .txt 1\n" in said and "rejected 1: empty 1\n" in said
     for words in (
         (cameras / "b",),
         (cameras / "b" / "IMG_0001.mp4",),

@@ -193,7 +193,7 @@ def _whole_files(videos: Path, sounds: bool) -> tuple[list[ClipRequest], list[di
             f"no {what} files under {videos}: expected "
             ".mp4, .mkv, .webm, .mov, .avi or other containers that FFmpeg reads, found "
             f"{kinds or 'an empty folder'}"
-            + ("; for features of sounds alone add --visual none" if heard else "")
+            + ("; scav extract --visual none makes features of sounds alone" if heard else "")
         )
     return [ClipRequest(file, 0.0, None, file) for file in files], unreadable, passed_over
 

@@ -264,7 +264,7 @@ def in_words(found: dict) -> str:
         f"peak ({found['efficiency_is']}); {found['steps']:,} steps take {time}",
         f"input            {reads['clips_per_s']:,.0f} clips/s, "
         f"{reads['bytes_per_s'] / 1e9:.2f} GB/s; {_short(reads['disk_bytes'] / 1e9)} GB of "
-        f"training clips on disk, {reads['epochs']:.1f} epochs",
+        f"training clips on disk, {reads['epochs']:,.1f} epochs",
         "",
         f"{'':<24}{'memory':>12}{'largest batch':>15}{'TFLOP':>9}{'steps/s':>9}",
     ]

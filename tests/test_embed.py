@@ -12,7 +12,7 @@ from scav_jax.base.errors import InputError
 from scav_jax.features import store
 from scav_jax.features.resampled import write_resampled
 from scav_jax.retrieval import embed as embedding
-from scav_jax.retrieval.embed import embed
+from scav_jax.retrieval.embed import _check_finite, embed
 from scav_jax.training.config import Config, as_dict
 from scav_jax.training.runs import Run, build, parameter_shapes
 
@@ -105,6 +105,10 @@ def test_a_model_with_nan_is_an_error(run, data):
     broken = jax.tree.map(lambda leaf: leaf * np.float32(np.nan), run.params)
     with pytest.raises(InputError, match="clip 'clip 0': expected finite visual latents"):
         embed(replace(run, params=broken), data)
+    found = embed(run, data)  # embeddings may be of something else than latents
+    found.audio.values[3, 0] = np.nan
+    with pytest.raises(InputError, match="clip 'clip 3': expected finite audio latents"):
+        _check_finite(found)
 
 
 def test_a_resampled_copy_serves_as_its_original(run, data, tmp_path):

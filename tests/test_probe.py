@@ -204,6 +204,7 @@ def test_a_run_is_probed_and_its_report_says_so(run, capsys, monkeypatch):
     def full(*_):
         raise OSError(28, "No space left on device")
 
+    probe = probing.probe
     monkeypatch.setattr(probing, "probe", once)
     with pytest.raises(
         InputError, match=r"--videos: expected .* it does not say which; or --changed 0"
@@ -225,6 +226,7 @@ def test_a_run_is_probed_and_its_report_says_so(run, capsys, monkeypatch):
         assert set(task) == {"accuracy", "error", "prior", "static", "shuffled", "n"}
         assert task["n"] == 5 and 0 <= task["accuracy"] <= 1 and task["prior"] > 0.3
     assert "CAUTION: N = 5 is few: a share may be off by 44 points" in said
+    assert "C was chosen on 5 of these very clips" in said
     with pytest.raises(InputError, match="expected a folder at"):
         probe_program.main([*words, "--changed", "0", "--out", str(file / "below a file")])
     assert not capsys.readouterr().out
@@ -233,6 +235,15 @@ def test_a_run_is_probed_and_its_report_says_so(run, capsys, monkeypatch):
         probe_program.main([*words, "--changed", "0"])
     again = capsys.readouterr().out.strip()
     assert again == said.partition(f"\n{file}")[0].strip() and len(again) > 500
+    of_weights = ["--changed", "1", "--videos", str(run), "--weights", "clip=FOLDER"]
+    with (
+        monkeypatch.context() as patched,
+        pytest.raises(InputError, match=r"--weights clip: expected the name of a side with"),
+    ):
+        patched.setattr(probing, "probe", probe)
+        patched.setattr(changes, "chosen", lambda *_: np.arange(1))
+        patched.setattr(probing, "embed", None)  # before the work
+        probe_program.main([*words, *of_weights])
     of_train = store.read(run / "data", "train")
     told = probing._learned_from(of_train, probing.ProbeSettings())
     assert "expected clips that labels are not learned from" in str(told)

@@ -5,7 +5,7 @@
     format_version, name, run, data {path, split, n, ids_sha256},
     labels {visual, audio, both: see `labels.linear_probe`}, neighbours {the same streams},
     tasks {task: see `tasks.accuracies`}, changes {change: see `changes.fingerprint`},
-    left_out {part: why}
+    left_out {part: why}, chose_C: how many of these very clips C was chosen on
 
 Accuracies are shares in 0..1. Labels are told from the mean over time of the latents, tasks and
 changes from what the objective makes of them.
@@ -74,13 +74,16 @@ def probe(run: Run, data: Path, split_name: str, settings: ProbeSettings) -> dic
     if videos is not None:
         numbers = changes.chosen(split, videos, settings.changed)
         model = Model(run, settings.weights, settings.trust)
+        if settings.weights:  # what was given and cannot be used is not passed over
+            _ = model.backbone
     embedded = embed(run, split, settings.batch_size, progress=True)
     left_out: dict[str, str] = {}
-    found = {"labels": {}, "neighbours": {}}
+    found: dict = {"labels": {}, "neighbours": {}, "chose_C": 0}
     try:
         if isinstance(learned_from, InputError):
             raise learned_from
         found |= _labels(run, learned_from, embedded, settings)
+        found["chose_C"] = len(set(learned_from[1].ids).intersection(split.ids))
     except InputError as error:
         left_out["labels"] = str(error)
     found["tasks"] = tasks.accuracies(run, split, settings.batch_size)

@@ -88,6 +88,11 @@ def notes(document: dict) -> list[str]:
     """What is left out and why, and what so few clips cannot tell."""
     counts = [document["data"]["n"], *(found["n"] for found in document["changes"].values())]
     left_out = [f"no {part}: {why}" for part, why in document["left_out"].items()]
+    if shared := document.get("chose_C"):
+        left_out.append(
+            f"C was chosen on {shared:,} of these very clips, so that the linear probe is the best "
+            "of several there; --validation-split names others"
+        )
     return left_out + few_clips(min(filter(None, counts)), "a share")
 
 

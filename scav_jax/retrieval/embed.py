@@ -421,6 +421,8 @@ def _check_finite(embedded: Embedded) -> None:
         if getattr(embedded, stream) is None:
             continue
         _check_means(embedded.ids, getattr(embedded, f"{stream}_embeddings"), stream)
+        # An embedding may be of something else than the latents, as a static part is.
+        _check_means(embedded.ids, means_of(getattr(embedded, stream)), stream)
 
 
 def _check_means(ids: Sequence[str], means: Float[np.ndarray, "K E"], stream: str) -> None:

@@ -16,7 +16,7 @@ from test_media import click_track, flash_frames, write_video
 from scav_jax.base.errors import InputError
 from scav_jax.features import store
 from scav_jax.inspect import __main__ as program
-from scav_jax.inspect import findings, near, page
+from scav_jax.inspect import near, page
 from scav_jax.inspect.features import change, inspect_features
 from scav_jax.inspect.findings import Facts, Fault, document
 from scav_jax.inspect.videos import inspect_videos, is_variable
@@ -51,13 +51,13 @@ def test_duplicates_are_found_within_and_across_splits():
         "groups": 1,
         "clips": 2,
         "across_splits": 0,
-        "examples": [[["a", "train"], ["b", "train"]]],
+        "listed": [[["a", "train"], ["b", "train"]]],
     }
     assert found["sound"] == {
         "groups": 1,
         "clips": 2,
         "across_splits": 1,
-        "examples": [[["c", "train"], ["d", "test"]]],
+        "listed": [[["c", "train"], ["d", "test"]]],
     }
 
 
@@ -137,14 +137,17 @@ def test_copies_that_were_encoded_again_are_near(random, monkeypatch):
     found = found_in(clips)
     close = found["near_duplicates"]
     assert (close["pairs"], close["across_splits"]) == (2, 2)  # c5 and c6 are of one file
-    assert close["examples"][0][:4] in (
+    assert close["listed"][0][:4] in (
         ["c1", "train", "c5", "test"],
         ["c1", "train", "c6", "test"],
     )
     assert "LEAK: near-duplicates across splits: 2 pairs" in page.text(found)
     assert "pairs, those across" not in page.html(found)  # all are named
-    monkeypatch.setattr(findings, "EXAMPLES", 1)
-    assert "<p>1 of 2 pairs, those across splits first.</p>" in page.html(found_in(clips))
+    monkeypatch.setattr(page, "SHOWN", 1)
+    shown = page.html(found_in([*clips, facts("d", "test", source="x"), facts("e", source="z")]))
+    assert "<p>1 of 2 pairs, those across splits first; --json has all.</p>" in shown
+    assert "Sources in several splits (2; the first 1, --json has all)" in shown
+    assert len(close["listed"]) == 2
     equal = [clip(1, "train", "y", both="1"), clip(5, "test", "z", both="1")]
     assert found_in(equal)["near_duplicates"]["pairs"] == 0  # said already
 
@@ -152,7 +155,7 @@ def test_copies_that_were_encoded_again_are_near(random, monkeypatch):
 def test_sources_in_several_splits_are_leaks():
     clips = [facts("a", source="v"), facts("b", "test", source="v"), facts("c"), facts("d", "test")]
     found = found_in(clips)
-    assert found["shared_sources"] == {"count": 1, "examples": [["v", ["test", "train"]]]}
+    assert found["shared_sources"] == {"count": 1, "listed": [["v", ["test", "train"]]]}
     assert "LEAK: sources with clips in several splits: 1, as v in test and train" in page.text(
         found
     )
@@ -170,7 +173,7 @@ def test_faults_are_counted_by_stage_and_category():
         ("check", "silent", 2),
         ("open", "no audio stream", 1),
     ]
-    assert found["faults"][0]["examples"][1] == ["y", "silent: its peak is 1e-5"]
+    assert found["faults"][0]["listed"][1] == ["y", "silent: its peak is 1e-5"]
     assert found["splits"]["train"]["faults"] == 1
     assert found["splits"]["test"] == dict(clips=0, hours=0, labels=0, sources=0, faults=1)
 
@@ -233,8 +236,8 @@ def test_a_data_set_is_inspected(data):
         ("constant picture", 1),
     ]
     copies = found["duplicates"]
-    assert copies["picture and sound"]["examples"] == [[["clip 0", "train"], ["clip 6", "test"]]]
-    assert copies["sound"]["examples"] == [[["clip 1", "train"], ["clip 7", "test"]]]
+    assert copies["picture and sound"]["listed"] == [[["clip 0", "train"], ["clip 6", "test"]]]
+    assert copies["sound"]["listed"] == [[["clip 1", "train"], ["clip 7", "test"]]]
     assert copies["picture"]["groups"] == 0
     assert found["disk"]["bytes"] == sum(file.stat().st_size for file in data.iterdir())
 
@@ -251,7 +254,7 @@ def test_a_clip_that_cannot_be_read_is_a_fault(data, monkeypatch):
     found = inspect_features(data)
     assert found["clips"] == 8
     assert ["clip 3", "unreadable: clip 'clip 3': spoilt"] in [
-        example for fault in found["faults"] for example in fault["examples"]
+        example for fault in found["faults"] for example in fault["listed"]
     ]
 
 
@@ -303,7 +306,7 @@ def test_a_folder_is_inspected(videos):
         ("open", "no audio stream"): 1,
         ("open", "not a readable video"): 1,
     }
-    assert found["duplicates"]["file"]["examples"] == [[["copy.mp4", "all"], ["good.mp4", "all"]]]
+    assert found["duplicates"]["file"]["listed"] == [[["copy.mp4", "all"], ["good.mp4", "all"]]]
     assert found["duplicates"]["sound"]["groups"] == found["duplicates"]["picture"]["groups"] == 0
     assert found["frame_rate"]["median"] == 25 and found["variable_frame_rate"] == 0
     assert found["seconds"]["most"] == pytest.approx(3, abs=0.1)
@@ -319,7 +322,7 @@ def test_a_list_shows_leaks(videos, tmp_path, capsys):
     said = capsys.readouterr().out
     found = json.loads(json_file.read_text())
     assert found["clips"] == 3 and found["faults"][0]["reason"] == "missing"
-    assert found["shared_sources"]["examples"] == [["good.mp4", ["test", "train"]]]
+    assert found["shared_sources"]["listed"] == [["good.mp4", ["test", "train"]]]
     assert found["duplicates"]["file"]["across_splits"] == 1
     assert "LEAK: groups of equal file across splits: 1" in said and "missing" in said
     assert "LEAK: groups of equal picture" not in said  # within the equal files

@@ -3,10 +3,11 @@
     format_version, kind ("features" or "videos"), path, clips, hours, sources, splits {name ->
     clips, hours, labels, sources, faults}, labels {name -> {split -> clips}}, seconds and
     frame_rate (least, median, mean, most, histogram), variable_frame_rate (clips), disk {bytes,
-    bytes_per_clip}, faults [stage, reason, clips, examples], duplicates {what is equal -> groups,
-    clips, across_splits, examples}, near_duplicates {pairs, across_splits, examples [id, split, id,
-    split, similarity]}, shared_sources {count, examples}, thresholds, about
+    bytes_per_clip}, faults [stage, reason, clips, listed], duplicates {what is equal -> groups,
+    clips, across_splits, listed}, near_duplicates {pairs, across_splits, listed [id, split, id,
+    split, similarity]}, shared_sources {count, listed}, thresholds, about
 
+`listed` names all of them, so that what leaks can be taken out; a page shows the first.
 What cannot be used is counted under `faults` only: every other figure is of usable clips.
 """
 
@@ -21,8 +22,7 @@ from jaxtyping import Shaped
 
 from scav_jax.inspect.near import Signature, near_pairs
 
-FORMAT_VERSION = 2
-EXAMPLES = 20  # named of each fault, and groups of duplicates
+FORMAT_VERSION = 3
 BINS = 24
 
 
@@ -172,7 +172,7 @@ def _faults(faults: Sequence[Fault]) -> list[dict]:
             "stage": stage,
             "reason": reason,
             "clips": len(groups[stage, reason]),
-            "examples": [[f.id, f.reason] for f in groups[stage, reason][:EXAMPLES]],
+            "listed": [[f.id, f.reason] for f in groups[stage, reason]],
         }
         for stage, reason in order
     ]
@@ -201,7 +201,7 @@ def _duplicates(clips: Sequence[Facts]) -> dict[str, dict]:
             "groups": len(groups),
             "clips": sum(map(len, groups)),
             "across_splits": sum(map(_crosses, groups)),
-            "examples": [[[c.id, c.split] for c in g[:EXAMPLES]] for g in groups[:EXAMPLES]],
+            "listed": [[[clip.id, clip.split] for clip in group] for group in groups],
         }
     return found
 
@@ -218,9 +218,9 @@ def _near_duplicates(clips: Sequence[Facts]) -> dict:
     return {
         "pairs": len(pairs),
         "across_splits": sum(_crosses(pair[:2]) for pair in pairs),
-        "examples": [
+        "listed": [
             [one.id, one.split, other.id, other.split, round(similarity, 4)]
-            for one, other, similarity in pairs[:EXAMPLES]
+            for one, other, similarity in pairs
         ],
     }
 
@@ -246,4 +246,4 @@ def _shared_sources(clips: Sequence[Facts]) -> dict:
     for clip in clips:
         splits[clip.source].add(clip.split)
     shared = [[source, sorted(names)] for source, names in splits.items() if len(names) > 1]
-    return {"count": len(shared), "examples": sorted(shared)[:EXAMPLES]}
+    return {"count": len(shared), "listed": sorted(shared)}

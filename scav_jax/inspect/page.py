@@ -12,6 +12,7 @@ from scav_jax.report.markup import escape
 from scav_jax.retrieval.results import aligned, few_clips
 
 LABELS_SHOWN, LABEL_LETTERS = 24, 44
+SHOWN = 20  # of each fault, and groups of duplicates
 SPLIT_COLOURS = ("#0072b2", "#e69f00", "#009e73", "#cc79a7", "#7f7f7f")
 SPLIT_COLUMNS = ("clips", "hours", "labels", "sources", "faults")
 
@@ -86,7 +87,7 @@ def _spread_rows(found: dict) -> list[list[str]]:
 
 def _fault_rows(found: dict) -> list[list[str]]:
     return [
-        [f"{row['stage']}: {row['reason']}", f"{row['clips']:,}", f"as {row['examples'][0][0]}"]
+        [f"{row['stage']}: {row['reason']}", f"{row['clips']:,}", f"as {row['listed'][0][0]}"]
         for row in found["faults"]
     ]
 
@@ -103,20 +104,20 @@ def _leaks(found: dict) -> list[str]:
     lines = []
     shared = found["shared_sources"]
     if shared["count"]:
-        source, splits = shared["examples"][0]
+        source, splits = shared["listed"][0]
         lines.append(
             f"LEAK: sources with clips in several splits: {shared['count']:,}, as {source} in "
             f"{' and '.join(splits)}"
         )
     for kind, row in found["duplicates"].items():
         if row["across_splits"]:
-            group = ", ".join(f"{name} ({split})" for name, split in row["examples"][0][:3])
+            group = ", ".join(f"{name} ({split})" for name, split in row["listed"][0][:3])
             lines.append(
                 f"LEAK: groups of equal {kind} across splits: {row['across_splits']:,}, as {group}"
             )
     near = found["near_duplicates"]
     if near["across_splits"]:
-        one, split, other, other_split, similarity = near["examples"][0]
+        one, split, other, other_split, similarity = near["listed"][0]
         lines.append(
             f"LEAK: near-duplicates across splits: {near['across_splits']:,} pairs, as {one} "
             f"({split}) and {other} ({other_split}), similarity {similarity:.3f}"
@@ -294,39 +295,38 @@ def _faults_section(found: dict) -> str:
         "Faults",
         "<p>What cannot be used, or looks as if it should not be; where each begins is below.</p>",
         markup.table(["reason", "stage", "clips"], rows, words=2),
-        *(
-            markup.details(f"{row['reason']} ({row['clips']:,})", dict(row["examples"]))
-            for row in found["faults"]
-        ),
+        *(_first(row["reason"], row["listed"]) for row in found["faults"]),
     )
+
+
+def _first(what: str, listed: Sequence) -> str:
+    """The first of what is listed by name, to unfold; the document has all of it."""
+    more = f"; the first {SHOWN}, --json has all" if len(listed) > SHOWN else ""
+    return markup.details(f"{what} ({len(listed):,}{more})", dict(listed[:SHOWN]))
 
 
 def _duplicates_section(found: dict) -> str:
     parts = [markup.table(["equal", "groups", "clips", "across splits"], _copies(found))]
     for kind, row in found["duplicates"].items():
         if row["groups"]:
-            shown = {
-                f"group {number}": [f"{name} ({split})" for name, split in group]
-                for number, group in enumerate(row["examples"], 1)
-            }
-            parts.append(markup.details(f"Equal {kind}: {row['groups']:,} groups", shown))
+            groups = [
+                (f"group {number}", [f"{name} ({split})" for name, split in group[:SHOWN]])
+                for number, group in enumerate(row["listed"], 1)
+            ]
+            parts.append(_first(f"Groups of equal {kind}", groups))
     near = found["near_duplicates"]
     if near["pairs"]:
         rows = [
             [escape(f"{one} ({split})"), escape(f"{other} ({other_split})"), f"{similarity:.3f}"]
-            for one, split, other, other_split, similarity in near["examples"]
+            for one, split, other, other_split, similarity in near["listed"][:SHOWN]
         ]
         parts.append(markup.table(["near-duplicates", "and", "similarity"], rows))
         if len(rows) < near["pairs"]:
             told = f"{len(rows):,} of {near['pairs']:,} pairs, those across splits first"
-            parts.append(f"<p>{told}.</p>")
+            parts.append(f"<p>{told}; --json has all.</p>")
     shared = found["shared_sources"]
     if shared["count"]:
-        parts.append(
-            markup.details(
-                f"Sources in several splits: {shared['count']:,}", dict(shared["examples"])
-            )
-        )
+        parts.append(_first("Sources in several splits", shared["listed"]))
     return markup.section(
         "Duplicates and leaks",
         "<p>Clips whose content is equal to the last bit, and pairs that look and sound alike over "

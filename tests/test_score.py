@@ -3,6 +3,7 @@
 import csv
 import json
 import re
+import shutil
 import signal
 import tracemalloc
 from dataclasses import replace
@@ -377,7 +378,6 @@ def test_a_folder_is_scored_and_what_is_bad_is_named(trained, capsys, tmp_path, 
 
     def stopped(*_):
         raise KeyboardInterrupt
-        yield
 
     def full(*_):
         raise OSError(28, "No space left on device")
@@ -389,18 +389,52 @@ def test_a_folder_is_scored_and_what_is_bad_is_named(trained, capsys, tmp_path, 
     assert len((tmp_path / "new" / "other.csv").read_text().splitlines()) == 4  # nothing is lost
 
     def terminated(*_):
-        yield from ()
         signal.raise_signal(signal.SIGTERM)
 
-    monkeypatch.setattr(program, "_scored", terminated)
+    monkeypatch.setattr(program, "_score_all", terminated)
     before = signal.getsignal(signal.SIGTERM)
     with pytest.raises(KeyboardInterrupt):
         main([str(trained / "videos"), *words])
     assert signal.getsignal(signal.SIGTERM) is before
-    monkeypatch.setattr(program, "_scored", stopped)  # before anything was scored
+    monkeypatch.setattr(program, "_score_all", stopped)  # before anything was scored
     with pytest.raises(KeyboardInterrupt, match=r"0 of 3 pairs are scored; .* all of them anew"):
         main([str(trained / "videos"), *words])
     assert len((tmp_path / "scores.csv").read_text().splitlines()) == 4
+
+
+def test_scoring_that_was_killed_goes_on_to_the_same_bytes(trained, tmp_path, monkeypatch, capsys):
+    """The last line is cut, a file has changed; other options, and others' work, are not taken."""
+    monkeypatch.setattr(program, "AT_ONCE", 1)
+    shutil.copytree(trained / "videos", tmp_path / "videos")
+    shutil.copy(trained / "videos" / "a.mp4", tmp_path / "videos" / "d.mp4")
+    out, journal = tmp_path / "out.json", tmp_path / "out.json.unfinished"
+    words = [str(tmp_path / "videos"), "--model", str(trained / "run"), "--json", str(out)]
+    scored, score = [], program._score
+
+    def noted(model, calibrated, pair, *rest):
+        scored.append(pair.picture.name)
+        if len(scored) == 4:
+            raise KeyboardInterrupt
+        return score(model, calibrated, pair, *rest)
+
+    monkeypatch.setattr(program, "_score", noted)
+    with pytest.raises(KeyboardInterrupt, match=r"3 of 4 pairs are scored; .* goes on from there"):
+        main([*words, "--most-offset", "0.4"])
+    assert scored == ["a.mp4", "b.mkv", "c.mp4", "d.mp4"] and len(journal.read_text()) > 100
+    lines = journal.read_text().splitlines(keepends=True)
+    assert [len(json.loads(line)["pair"]) for line in lines[1:]] == [2, 2, 2]
+    journal.write_text("".join(lines[:-1]) + lines[-1][:40])  # of c.mp4
+    film(tmp_path / "videos" / "b.mkv", 4, seed=3)
+    capsys.readouterr()
+    assert main([*words, "--most-offset", "0.4"]) == 0
+    assert scored[4:] == ["b.mkv", "c.mp4", "d.mp4"] and not journal.exists()
+    assert "going on: 1 of 4 are done" in capsys.readouterr().err
+    found = out.read_bytes()
+    assert main([*words, "--most-offset", "0.4"]) == 0
+    assert scored[7:] == ["a.mp4", "b.mkv", "c.mp4", "d.mp4"] and out.read_bytes() == found
+    journal.write_text("".join(lines))
+    assert main([*words, "--most-offset", "0.8"]) == 0
+    assert scored[11:] == ["a.mp4", "b.mkv", "c.mp4", "d.mp4"] and not journal.exists()
 
 
 def test_a_pair_as_python_scores_it(trained, tmp_path):

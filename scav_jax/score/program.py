@@ -1,8 +1,9 @@
 """What `scav score` does: pairs of files in, offsets and scores out."""
 
 import argparse
+import dataclasses
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from scav_jax.base.errors import InputError, counted, in_a_line
@@ -17,6 +18,7 @@ from scav_jax.retrieval.model import Model, load_as_asked
 from scav_jax.retrieval.shifts import Track
 from scav_jax.retrieval.synchrony import FEW, MOST_S, Calibration
 from scav_jax.retrieval.tracks import tracks_of
+from scav_jax.score.journal import ENDING, Journal
 from scav_jax.score.scored import Pair, Scored, document, over_time, signed, verdict
 
 AT_ONCE = 16  # pairs whose features are in memory
@@ -32,19 +34,21 @@ def run(arguments: argparse.Namespace) -> int:
         return 0  # calibrated, nothing more was asked
     for row in rejected:
         print(shown(f"rejected {row['file']}: {row['reason']}"), file=sys.stderr)
-    results: list[Scored] = []
+    journal = _journal(model, calibrated, pairs, arguments)
     try:
-        with termination_interrupts():
-            for one in _scored(model, calibrated, pairs, arguments, rejected):
-                results.append(one)
+        with termination_interrupts(), journal.writing():
+            _score_all(model, calibrated, pairs, arguments, journal)
     except KeyboardInterrupt as stopped:
-        done = f"{len(results)} of {len(pairs)} pairs are scored"
-        stopped.args = (f"interrupted; {done}; the same command scores all of them anew",)
+        done = f"{len(journal.done)} of {len(set(pairs))} pairs are scored"
+        way = "goes on from there" if journal.path else "scores all of them anew"
+        stopped.args = (f"interrupted; {done}; the same command {way}",)
         raise
     finally:  # of a folder that somebody stopped, what was scored
+        results = _in_order(pairs, journal.done, rejected)
         if arguments.lay:
             results.sort(key=lambda one: -one.found.score)
         _write(arguments, model, calibrated, results, rejected)
+    journal.remove()
     if not results:
         raise InputError(f"nothing could be scored: {rejected[0]['file']}: {rejected[0]['reason']}")
     return 0
@@ -156,26 +160,59 @@ def read_pairs(path: Path) -> list[Pair]:
 # ---- scoring -----------------------------------------------------------------------------------
 
 
-def _scored(
+def _journal(
+    model: Model, calibrated: Calibration, pairs: Sequence[Pair], arguments: argparse.Namespace
+) -> Journal:
+    """Of a call with many pairs and an output, beside which it keeps what is done."""
+    out = arguments.csv or arguments.json or arguments.html
+    path = Path(f"{out}{ENDING}") if out and len(pairs) > AT_ONCE else None
+    how = {name: getattr(arguments, name) for name in ("step", "most_offset")}
+    about = {"model": model.identity, "calibration": dataclasses.asdict(calibrated), **how}
+    journal = Journal(path, about | {"lay": bool(arguments.lay)}, pairs)
+    if journal.done:
+        print(f"going on: {len(journal.done):,} of {len(pairs):,} are done", file=sys.stderr)
+    return journal
+
+
+def _score_all(
     model: Model,
     calibrated: Calibration,
     pairs: Sequence[Pair],
     arguments: argparse.Namespace,
-    rejected: list[dict],
-) -> Iterator[Scored]:
-    """Scores pairs, some at a time; what cannot be used is named, and noted in `rejected`."""
-    with progress_bar("score", len(pairs), "pair", shown=len(pairs) > 1) as bar:
-        for first in range(0, len(pairs), AT_ONCE):
-            some = pairs[first : first + AT_ONCE]
+    journal: Journal,
+) -> None:
+    """Scores the pairs that are not done, some at a time; what cannot be used is named."""
+    wanted = [pair for pair in dict.fromkeys(pairs) if pair not in journal.done]
+    with progress_bar("score", len(wanted), "pair", shown=len(wanted) > 1) as bar:
+        for first in range(0, len(wanted), AT_ONCE):
+            some = wanted[first : first + AT_ONCE]
             tracks = _tracks(model, calibrated, some, arguments.workers)
-            for pair in some:
-                try:
-                    yield _score(model, calibrated, pair, tracks, arguments)
-                except InputError as error:
-                    files = {"picture": str(pair.picture), "sound": str(pair.sound)}
-                    rejected.append({**files, "file": pair.name, "reason": str(error)})
-                    bar.write(shown(f"rejected {pair.name}: {error}"), file=sys.stderr)
-                bar.update()
+            found: dict[Pair, Scored | str] = {}
+            try:
+                for pair in some:
+                    try:
+                        found[pair] = _score(model, calibrated, pair, tracks, arguments)
+                    except InputError as error:
+                        found[pair] = str(error)
+                        bar.write(shown(f"rejected {pair.name}: {error}"), file=sys.stderr)
+                    bar.update()
+            finally:
+                journal.add(found)
+
+
+def _in_order(
+    pairs: Sequence[Pair], done: Mapping[Pair, Scored | str], rejected: list[dict]
+) -> list[Scored]:
+    """What was scored, as it was asked for; what was not, with its reason, joins `rejected`."""
+    results = []
+    for pair in pairs:
+        outcome = done.get(pair)
+        if isinstance(outcome, Scored):
+            results.append(outcome)
+        elif outcome is not None:
+            files = {"picture": str(pair.picture), "sound": str(pair.sound)}
+            rejected.append({**files, "file": pair.name, "reason": outcome})
+    return results
 
 
 def _tracks(

@@ -6,11 +6,15 @@ import tarfile
 
 import numpy as np
 import pytest
+from small_run import small_config, untrained
 
 from scav_jax.base.errors import InputError
 from scav_jax.datasets import __main__ as program
 from scav_jax.datasets.imported import COLUMNS, Arrays, read_manifest
+from scav_jax.export.writing import export
 from scav_jax.features import store
+from scav_jax.retrieval import model
+from scav_jax.score.__main__ import main as score
 
 
 def arrays(seed, count=4, steps=6, width=5):
@@ -235,3 +239,22 @@ def test_a_model_of_them_says_that_it_cannot_make_them(tmp_path):
     about = read_manifest(path).fingerprint("theirs")
     with pytest.raises(InputError, match="were imported, nothing here can make them"):
         backbones.from_fingerprint(about["backbone"])
+
+
+def test_a_model_of_them_is_exported_and_embeds_their_data_set(tmp_path, unchecked_shapes):
+    for name, seed in (("v", 1), ("a", 2)):
+        np.save(tmp_path / f"{name}.npy", arrays(seed)[0])
+    row = {"visual": "v.npy", "audio": "a.npy", "seconds": "3"}
+    rows = [{"id": f"c{n}", "split": ("train", "validation")[n % 2], **row} for n in range(8)]
+    run(manifest(tmp_path, rows), tmp_path / "data")
+    changes = {"data.batch_size": 2, "train.microbatch": 0}
+    trained = untrained(small_config(tmp_path / "data", **changes), tmp_path / "run")
+    export(trained, tmp_path / "out")
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert 'model.embed_split(store.read("DATA", "test"))' in card and "door.wav" not in card
+    clips = store.read(tmp_path / "data", "train")
+    one, other = (model.load(folder).embed_split(clips) for folder in (trained, tmp_path / "out"))
+    np.testing.assert_array_equal(one.visual.values, other.visual.values)
+    (tmp_path / "film.mp4").touch()
+    with pytest.raises(InputError, match="were imported, nothing here can make them"):
+        score([str(tmp_path / "film.mp4"), "--model", str(tmp_path / "out")])

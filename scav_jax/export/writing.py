@@ -142,10 +142,10 @@ step, so that videos are found by sound and sounds by video: Sequential Contrast
 Learning (SCAV, https://arxiv.org/abs/2407.05782), trained with scav_jax.
 
 ```python
-from scav_jax.retrieval.model import load
+{imports}from scav_jax.retrieval.model import load
 
 model = load("DIR")          # this directory{weights}
-query = model.embed("door.wav")  # latents [clips, steps, {width}] and their means
+query = {query}  # latents [clips, steps, {width}] and their means
 ```
 
 | | |
@@ -184,8 +184,7 @@ What lies at or beyond a length is not read, and zero in the result. {resampling
 
 ## Limits
 
-{seen} Files are decoded and turned into features by the \
-extractor of preprocessing.json; features of another one are refused.
+{seen} {of_files}; features of another one are refused.
 """
 
 
@@ -227,6 +226,7 @@ def model_card(model: Model, run: Path, licence: str) -> str:
         resampling=resampling,
         embedding=_embedding_words(objective),
         seen=_seen_words(config),
+        **_files_words(model),
     )
 
 
@@ -256,10 +256,22 @@ def _embedding_words(objective: Objective) -> str:
     return words
 
 
+def _files_words(model: Model) -> dict[str, str]:
+    """How clips come to the model, which cannot make features that were imported."""
+    if "imported" in model.fingerprint["backbone"]:
+        words = {"imports": "from scav_jax.features import store\n"}
+        words["query"] = 'model.embed_split(store.read("DATA", "test"))'
+        told = "Its features were extracted elsewhere and imported (`scav datasets import`)"
+        return words | {"of_files": told}
+    told = "Files are decoded and turned into features by the extractor of preprocessing.json"
+    return {"imports": "", "query": 'model.embed("door.wav")', "of_files": told}
+
+
 def _weights_words(model: Model) -> str:
     """What `load` takes besides the directory, for a model that is to embed files."""
     about = model.fingerprint["backbone"]
-    named = {side["name"] for side in (about["visual"], about["audio"]) if side["has_weights"]}
+    sides = (about[stream] for stream in STREAMS if stream in about)  # imported features have none
+    named = {side["name"] for side in sides if side["has_weights"]}
     return f", weights={{{', '.join(f'{name!r}: ...' for name in sorted(named))}}}" if named else ""
 
 

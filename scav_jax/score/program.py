@@ -29,6 +29,8 @@ def run(arguments: argparse.Namespace) -> int:
     pairs, rejected = pairs_of(arguments)  # before what takes seconds: names may be mistyped
     check_may_be_written(arguments.json, arguments.csv, arguments.html)
     model = load_as_asked(arguments)
+    if pairs:
+        _ = model.backbone  # of features that nothing here can make, none is asked for
     calibrated = calibration_of(model, arguments)
     if not pairs and not rejected:
         return 0  # calibrated, nothing more was asked

@@ -77,7 +77,7 @@ def init_params(encoders: Towers, objective: Objective, example: Batch, seed: in
 
         @jax.jit
         def start(tiny: Batch) -> PyTree:
-            views = views_of(objective, objective.views(tiny, jax.random.fold_in(key, VIEWS)))
+            views = views_of(objective, objective.views(tiny, jax.random.fold_in(key, VIEWS)), tiny)
             latents = {
                 name: encoders.apply({"params": params["encoders"]}, view)
                 for name, view in views.features.items()
@@ -185,7 +185,7 @@ def of_clips(
     if key is not None:
         batch = free.changed(objective.free, batch, jax.random.fold_in(key, FREE))
     view_key = jax.random.fold_in(jax.random.key(0) if key is None else key, VIEWS)
-    views = views_of(objective, objective.views(batch, view_key))
+    views = views_of(objective, objective.views(batch, view_key), batch)
     which = {} if rows is None else {"rows": rows}
     latents = {}
     for number, (name, view) in enumerate(views.features.items()):

@@ -415,11 +415,13 @@ def test_a_loss_is_a_number_and_a_dictionary(found, monkeypatch):
 
 
 ONE = jnp.ones(())
+WIDE, NARROW = (sequences(jnp.ones((2, 3, width))) for width in (5, 4))
+SHOWN = as_batch(AudioVisual(WIDE, NARROW))
 ASKED = {
     "temperatures": returns.temperatures_of,
     "memory": returns.memory_of,
     "heads": lambda o: returns.of_heads(o, {"params": o.heads(3)}),
-    "views": lambda o: returns.views_of(o, o.views(None, None)),
+    "views": lambda o: returns.views_of(o, o.views(None, None), SHOWN),
     "of_clips": lambda o: returns.outputs_of(o, o.of_clips(None, {}, ()), 4),
     "loss": lambda o: loss_of(o, {}),
     "health": lambda o: returns.health_of(o, {}),
@@ -442,6 +444,16 @@ ASKED = {
         ("heads", {"a": jnp.ones((4, 0))}, r"not empty, \['a'\] is float32\[4, 0\]"),
         ("views", Views({}), "an AudioVisual by each name, got {}"),
         ("views", Views({"clip": ONE}), "an AudioVisual by each name, got {'clip': 'ArrayImpl'}"),
+        (
+            "views",
+            Views({"clip": AudioVisual(NARROW, WIDE)}),
+            r"\[clips, steps, 5\], .* got \[2, 3, 4\] as visual of 'clip'",
+        ),
+        (
+            "views",
+            Views({"clip": SHOWN.features, "still": AudioVisual(WIDE, ONE)}),
+            r"\[clips, steps, 4\], .* got \[\] as audio of 'still'",
+        ),
         ("of_clips", Outputs(jnp.ones((3, 2))), r"\[4, .*, got float32\[3, 2\] \(values\)"),
         ("of_clips", Outputs((), {"n": 1.0}), r"\[4, .*, got float32\[\] \(about\['n'\]\)"),
         ("of_clips", Outputs((), "x"), r"\[4, .*, got str \(about\)"),

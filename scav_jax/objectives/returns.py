@@ -13,7 +13,7 @@ from jaxtyping import Array, Float, PyTree
 
 from scav_jax.base.errors import InputError
 from scav_jax.objectives.objective import Metrics, Objective, Outputs, Views
-from scav_jax.sequences import AudioVisual, Batch, Sequences
+from scav_jax.sequences import STREAMS, AudioVisual, Batch, Sequences
 
 # What a line of the log has beside what `health` gives.
 IN_THE_LOG = ("kind", "step", "loss", "gradient_norm", "weights_gradient_norm", "learning_rate")
@@ -133,13 +133,15 @@ def mixed_of(objective: Objective, found: Any, clips: int) -> Batch:
     return batch
 
 
-def views_of(objective: Objective, found: Any) -> Views:
-    """What `views` gave."""
+def views_of(objective: Objective, found: Any, batch: Batch) -> Views:
+    """What `views` gave of a batch, which the same towers take as the batch."""
     views = returned(objective, "views", found, Views)
     features = views.features
     good = isinstance(features, dict) and features
     if good and all(isinstance(name, str) for name in features):
         if all(isinstance(view, AudioVisual) for view in features.values()):
+            for name, view in features.items():
+                _check_widths(objective, name, view, batch.features)
             return views
         features = {name: type(view).__name__ for name, view in features.items()}
     raise expected(
@@ -147,6 +149,20 @@ def views_of(objective: Objective, found: Any) -> Views:
         "`views` to return Views of a dictionary with an AudioVisual by each name, got "
         f"{features!r:.80}",
     )
+
+
+def _check_widths(
+    objective: Objective, name: str, view: AudioVisual, features: AudioVisual
+) -> None:
+    """Raises `InputError` for a view that the towers cannot take."""
+    for stream, given, own in zip(STREAMS, view, features, strict=True):
+        shape, width = jnp.shape(getattr(given, "values", given)), own.values.shape[-1]
+        if not isinstance(given, Sequences) or len(shape) != 3 or shape[-1] != width:
+            raise expected(
+                objective,
+                f"`views` to return Sequences with values [clips, steps, {width}], as wide as the "
+                f"batch's, got {list(shape)} as {stream} of {name!r}",
+            )
 
 
 def outputs_of(objective: Objective, found: Any, clips: int) -> Outputs:

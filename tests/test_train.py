@@ -42,6 +42,7 @@ from scav_jax.train import __main__ as train_program
 from scav_jax.train import loop
 from scav_jax.train.loop import train
 from scav_jax.training import processes
+from scav_jax.training.checkpoints import Checkpoints
 from scav_jax.training.records import Records
 from scav_jax.training.runs import example_batch, load_run, seen_by
 from scav_jax.training.setup import set_up, widths
@@ -100,6 +101,24 @@ def test_a_run_that_needs_too_much_memory_goes_on_in_parts(tmp_path, data, unint
     for name, value in parameters(tmp_path / "run").items():
         np.testing.assert_allclose(value, theirs[name], rtol=1e-3, atol=2e-4, err_msg=name)
     assert run.config["train"]["microbatch"] == 4
+
+
+def test_after_a_failure_the_same_process_goes_on_from_what_was_being_written(
+    tmp_path, data, uninterrupted, monkeypatch
+):
+    """As in a notebook."""
+    save = Checkpoints.save
+
+    def save_and_fail(checkpoints, *args):
+        save(checkpoints, *args)
+        raise FloatingPointError("the step after it")
+
+    with monkeypatch.context() as failing, pytest.raises(FloatingPointError):
+        failing.setattr(Checkpoints, "save", save_and_fail)
+        train(small_config(data), tmp_path / "run")
+    assert len(saved_steps(tmp_path / "run")) == 1
+    train(small_config(data), tmp_path / "run")
+    assert_same_run(tmp_path / "run", uninterrupted)
 
 
 def test_sigterm_saves_and_resumed_equals_uninterrupted(

@@ -87,7 +87,8 @@ def _train(
     stop = processes.Preemption(train_config.preemption_deadline_s, checkpoints.latest_written)
     shown = processes.is_first()
     bar = progress_bar("train", train_config.steps, "step", initial=first, shown=shown)
-    with contextlib.closing(records), contextlib.closing(batches), trace, bar:
+    closed = contextlib.closing(records), contextlib.closing(batches)
+    with checkpoints.left_whole(), closed[0], closed[1], trace, bar:
         if first < train_config.steps:
             bar.set_postfix_str("compiling the step")
         for step in range(first + 1, train_config.steps + 1):

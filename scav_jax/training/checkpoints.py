@@ -216,6 +216,20 @@ class Checkpoints:
         with self._disk_errors():
             self._manager.close()
 
+    @contextlib.contextmanager
+    def left_whole(self) -> Iterator[None]:
+        """After a failure waits for what is being written: a notebook may go on at once.
+
+        One of several processes does not: the others may have ended, and would be waited for.
+        """
+        try:
+            yield
+        except BaseException:
+            if jax.process_count() == 1:
+                with contextlib.suppress(Exception):  # the failure is what there is to tell
+                    self.close()
+            raise
+
     def _disk_errors(self):
         """tensorstore reports a full disk as text in a ValueError: makes it the OSError it is."""
         return full_disk_is_an_oserror(str(self._manager.directory))

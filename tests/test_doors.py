@@ -18,7 +18,7 @@ from small_run import TOWERS, assert_same_run, small_config, train_here, untrain
 from scav_jax import objectives
 from scav_jax.base import doors
 from scav_jax.base.errors import InputError
-from scav_jax.distances import alignment, find, lift, pairwise
+from scav_jax.distances import alignment, check_padding, find, lift, pairwise
 from scav_jax.encoders import Encoders, PatchEncoders
 from scav_jax.evaluate import __main__ as evaluate_program
 from scav_jax.export.writing import export
@@ -70,6 +70,10 @@ def of_blocks(visual, audio, block=2):
 
 def of_one(visual):
     pass
+
+
+def of_all_steps(visual, audio):
+    return jnp.sum((visual.values.mean(0) - audio.values.mean(0)) ** 2)
 
 
 def undecided(visual, audio, *, power):
@@ -249,6 +253,10 @@ def test_a_strangers_distance_is_lifted_and_aligned_in_time():
         (lambda: find("no_such_module:x", {}), "there is no module 'no_such_module'"),
         (lambda: find("stranger_distance:off_means", {}), "Did you mean 'of_means'"),
         (lambda: find("stranger_distance:NUMBER", {}), "expected a function of two sequences"),
+        (
+            lambda: check_padding("stranger_distance:of_all_steps", {}, 4),
+            "however far both sequences are padded, got .* leave out what lies beyond `lengths`",
+        ),
         (lambda: find("stranger_distance:of_one", {}), "is called otherwise: too many"),
         (lambda: find("stranger_distance:undecided", {}), "defaults, .*: missing a required"),
         (lambda: find("stranger_distance:of_means", {"pwer": 1}), "Did you mean 'power'"),

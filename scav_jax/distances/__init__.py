@@ -22,6 +22,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float
 
 from scav_jax.base import doors
@@ -34,7 +35,7 @@ from scav_jax.distances.checks import check_streams, in_range, usable
 from scav_jax.distances.cost import PairCost, of_cells, of_grid
 from scav_jax.distances.lift import all_pairs
 from scav_jax.distances.narrow import widened
-from scav_jax.sequences import Sequences
+from scav_jax.sequences import Sequences, sequences
 
 MEMORY_BYTES = 2**30
 
@@ -161,6 +162,35 @@ def pairwise_with_aux(
     distances = jnp.where(possible, distances, jnp.asarray(jnp.nan, distances.dtype))
     visual, audio = jax.lax.stop_gradient((visual, audio))
     return distances, {"usable_visual": usable(visual), "usable_audio": usable(audio), **aux}
+
+
+def check_padding(name: str, options: dict, width: int) -> None:
+    """Raises `InputError` for a distance of a user's that depends on how far sequences are padded.
+
+    Each batch is padded as its longest clips need it: the same pair would have several distances.
+
+    Args:
+      name: the distance; ours are tested.
+      options: its options.
+      width: of latents.
+    """
+    if ":" not in name or name.endswith(_static.SUFFIX):
+        return
+    random = np.random.default_rng(0)
+    real = [random.normal(size=(steps, width)).astype(np.float32) for steps in (3, 4)]
+
+    def padded(more: int) -> list[Sequences]:
+        longer = (np.pad(one, ((0, more), (0, 0))) for one in real)
+        return [sequences(jnp.asarray(one), jnp.asarray(len(one) - more)) for one in longer]
+
+    distance = jax.jit(partial(find(name, options).pair, **options))
+    once, again = (float(distance(*padded(more))) for more in (2, 7))
+    if not np.isclose(once, again, rtol=1e-3, atol=1e-6, equal_nan=True):
+        raise InputError(
+            f"distance {name}: expected the same number however far both sequences are padded, "
+            f"got {once:g} and {again:g}; leave out what lies beyond `lengths` (`jnp.where` with "
+            "scav_jax.sequences.step_mask)"
+        )
 
 
 def _checked(block: int | str, memory_bytes: int) -> int | None:

@@ -87,8 +87,7 @@ def _train(
     stop = processes.Preemption(train_config.preemption_deadline_s, checkpoints.latest_written)
     shown = processes.is_first()
     bar = progress_bar("train", train_config.steps, "step", initial=first, shown=shown)
-    closed = contextlib.closing(records), contextlib.closing(batches)
-    with checkpoints.left_whole(), closed[0], closed[1], trace, bar:
+    with _closing(checkpoints, records, batches), trace, bar:
         if first < train_config.steps:
             bar.set_postfix_str("compiling the step")
         for step in range(first + 1, train_config.steps + 1):
@@ -127,6 +126,13 @@ def _train(
         if meter.steps:
             _say(_time_by_part(setup, optimizer, meter, state, batch), bar)
         return _finish(setup, workdir, resolved, checkpoints, records, state.params, bar)
+
+
+@contextlib.contextmanager
+def _closing(checkpoints: Checkpoints, records: Records | NoRecords, batches: Prefetch):
+    """Lets go of what a training holds, whichever way it ends."""
+    with checkpoints.left_whole(), contextlib.closing(records), contextlib.closing(batches):
+        yield
 
 
 def _stopped(step: int, checkpoints: Checkpoints, stop, bar: tqdm) -> None:

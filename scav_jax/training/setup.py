@@ -16,6 +16,7 @@ import scav_jax
 from scav_jax import sharding
 from scav_jax.base.errors import InputError
 from scav_jax.base.ranges import Range, check_range
+from scav_jax.distances import check_padding
 from scav_jax.encoders import Towers
 from scav_jax.features import store
 from scav_jax.features.batches import covered_seconds, training_batches
@@ -186,6 +187,8 @@ def shared_document(setup: Setup) -> dict:
 def prepare_training(config: Config):
     """All that can be wrong with a config, its data and the devices, before anything is written."""
     setup = set_up(config)
+    objective = setup.objective
+    check_padding(objective.distance, objective.distance_options, setup.encoders.width)
     processes.check_devices(setup.config.train.devices)
     mesh = sharding.make_mesh(setup.config.train.devices or None)
     sharding.check_cuts(setup.data.batch_size, setup.config.train.microbatch, mesh.size)

@@ -216,7 +216,7 @@ def test_what_a_side_does_not_say_is_asked_for(package):
         ring["ring"] = ring
         for told, words in (
             (np.float32(1), r"expected a fingerprint of JSON types .*float32"),
-            (float("nan"), r"expected a fingerprint of JSON types and finite numbers: .*nan"),
+            (float("nan"), r"expected a fingerprint of JSON types and finite numbers: Out"),
             (ring, r"expected a fingerprint of JSON types .*: Circular"),
             (
                 lambda: next(draws),

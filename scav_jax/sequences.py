@@ -114,7 +114,7 @@ def sequences(
     return Sequences(values=values, lengths=lengths, windows=windows)
 
 
-def check_features(features: AudioVisual, what: str) -> None:
+def check_both_streams(features: AudioVisual, what: str) -> None:
     """Raises `InputError` unless both streams of a batch, `[B, T, C]` each, are there."""
     streams = features if isinstance(features, tuple) else ()
     found = [one.values.shape for one in streams if isinstance(one, Sequences)]

@@ -9,7 +9,7 @@ import select
 import sys
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 
 from scav_jax.base import interrupts
@@ -90,6 +90,15 @@ def counted(names: Iterable[str], most: int | None = None) -> str:
     'silent 2, still 1'
     """
     return ", ".join(f"{name} {count:,}" for name, count in Counter(names).most_common(most))
+
+
+def counted_reasons(rows: Iterable[Mapping[str, str]]) -> str:
+    """How many rows of rejected.csv there are for each category of reason.
+
+    >>> counted_reasons([{"reason": "silent: its peak is 0"}, {"reason": "silent"}])
+    'silent 2'
+    """
+    return counted(row["reason"].partition(":")[0] for row in rows)
 
 
 def first_line(error: BaseException) -> str:

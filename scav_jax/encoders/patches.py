@@ -26,7 +26,7 @@ from scav_jax.encoders.products import Dense, LayerNorm, Unkept, gelu, query_key
 from scav_jax.sequences import (
     AudioVisual,
     Sequences,
-    check_features,
+    check_both_streams,
     step_mask,
     zero_padding,
 )
@@ -215,7 +215,7 @@ class PatchEncoders(nn.Module):
 
         Args: as of `Encoders`.
         """
-        check_features(features, "encoders")
+        check_both_streams(features, "encoders")
         self._check(*(stream.values.shape[-1] for stream in features))
         dropped = bool(self.drop_path) and not deterministic
         return both_towers(self, features, rows, dropped)

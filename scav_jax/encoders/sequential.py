@@ -25,7 +25,7 @@ from scav_jax.sequences import (
     RESAMPLINGS,
     AudioVisual,
     Sequences,
-    check_features,
+    check_both_streams,
     resample_pairs,
     step_mask,
     with_rises,
@@ -260,7 +260,7 @@ class Encoders(nn.Module):
     @nn.nowrap
     def read(self, features: AudioVisual) -> AudioVisual:
         """What the towers take: float32, with the rises that are asked for, resampled by 'pre'."""
-        check_features(features, "encoders")
+        check_both_streams(features, "encoders")
         visual, audio = (
             stream.replace(values=wide(jnp.asarray(stream.values))) for stream in features
         )

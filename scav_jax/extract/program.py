@@ -11,7 +11,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from scav_jax.base.errors import InputError, counted, listed
+from scav_jax.base.errors import InputError, counted_reasons, listed
 from scav_jax.base.names import is_text, shown
 from scav_jax.base.progress import progress_bar
 from scav_jax.extract import backbones, jobs, pool, shards
@@ -369,7 +369,7 @@ def _finish_shard(shard: Shard, whole: Ledger, out: Path, done: list[Job], start
     took = time.monotonic() - started
     _say(f"{shard} is finished: {_clips(done) - len(rows):,} clips in {took:.1f} s")
     if rows:
-        _say(f"rejected {len(rows):,}: {_reasons(rows)}")
+        _say(f"rejected {len(rows):,}: {counted_reasons(rows)}")
     if left:
         shown = listed([str(other.index) for other in left], 20)
         _say(f"{len(left):,} shards are not finished yet: {shown}")
@@ -384,7 +384,7 @@ def _nothing_usable(rows: list[dict], ledger: Ledger, videos: Path) -> None:
     store.write_rejected(path, rows)
     raise InputError(
         f"no usable clip under {videos}: expected videos with moving pictures and sound, all "
-        f"{len(rows):,} were rejected ({_reasons(rows)}){_way_out(rows)}; the first: "
+        f"{len(rows):,} were rejected ({counted_reasons(rows)}){_way_out(rows)}; the first: "
         f"{rows[0]['reason']}; see {path}"
     )
 
@@ -397,11 +397,6 @@ def _way_out(rows: list[dict]) -> str:
         if all(reason.startswith(f"no {kind} stream") for reason in reasons):
             return f"; for features of {other} alone add --{stream} none"
     return ""
-
-
-def _reasons(rows: list[dict]) -> str:
-    """How many rows of rejected.csv there are for each category of reason."""
-    return counted(row["reason"].partition(":")[0] for row in rows)
 
 
 def _say(line: str) -> None:
@@ -448,4 +443,4 @@ def _say_complete(out: Path, whole: Ledger) -> None:
 def _say_summary(out: Path, usable: int, rows: list[dict], seconds: float) -> None:
     _say(f"{out}: {usable:,} clips {store.splits(out)} in {seconds:.1f} s")
     if rows:
-        _say(f"rejected {len(rows):,}: {_reasons(rows)}; why: {out / store.REJECTED}")
+        _say(f"rejected {len(rows):,}: {counted_reasons(rows)}; why: {out / store.REJECTED}")

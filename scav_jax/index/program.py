@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from scav_jax.base.errors import InputError, counted
+from scav_jax.base.errors import InputError, counted_reasons
 from scav_jax.base.files import check_may_be_written, write_json
 from scav_jax.base.names import shown
 from scav_jax.base.progress import progress_bar
@@ -105,7 +105,7 @@ def _of_videos(
 ) -> Iterator[Embedded]:
     todo = wanted._replace(requests=[one for one in wanted.requests if one.id not in done])
     groups, count = by_streams(todo), len(todo.requests) + len(todo.rejected)
-    reasons: list[str] = []
+    rejected: list[dict] = []
     with progress_bar("embed", count, "clip", shown=count > PART) as bar:
         for alike in groups:
             for part in model.embed_requests(
@@ -116,13 +116,14 @@ def _of_videos(
                 rejected=alike.rejected,
             ):
                 for row in part.rejected:
-                    reasons.append(row["reason"].partition(":")[0])
+                    rejected.append(row)
                     bar.write(shown(f"rejected {row['file']}: {row['reason']}"), file=sys.stderr)
                 bar.update(len(part) + len(part.rejected))
                 if len(part.ids):
                     yield part
-    if reasons:
-        print(shown(f"rejected {len(reasons):,}: {counted(reasons)}"), file=sys.stderr)
+    if rejected:
+        told = f"rejected {len(rejected):,}: {counted_reasons(rejected)}"
+        print(shown(told), file=sys.stderr)
 
 
 def _of_split(

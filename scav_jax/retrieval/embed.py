@@ -284,7 +284,7 @@ def join(parts: Sequence[Embedded]) -> Embedded:
         if any(present) != all(present):
             raise InputError(f"expected {stream} latents in every part, some have none")
         latents = [getattr(part, stream) for part in parts]
-        joined[stream] = _join(latents) if all(present) else None
+        joined[stream] = _gathered(latents, sum(map(len, parts))) if all(present) else None
     for stream in STREAMS:
         for name in (f"{stream}_{what}" for what in VECTORS):
             vectors = [getattr(part, name) for part in parts]
@@ -397,23 +397,6 @@ def filled(leaf: np.ndarray, size: int) -> np.ndarray:
     """A batch of `size` rows: the last row repeated behind what is there."""
     missing = size - len(leaf)
     return np.concatenate([leaf, np.repeat(leaf[-1:], missing, axis=0)]) if missing else leaf
-
-
-def _join(parts: list[Sequences]) -> Sequences:
-    """Batches of different padding as one."""
-    steps = max(part.values.shape[1] for part in parts)
-    values = np.zeros(
-        (sum(len(part.lengths) for part in parts), steps, parts[0].values.shape[2]), np.float32
-    )
-    first = 0
-    for part in parts:
-        values[first : first + len(part.lengths), : part.values.shape[1]] = part.values
-        first += len(part.lengths)
-    return Sequences(
-        values=values,
-        lengths=np.concatenate([part.lengths for part in parts]),
-        windows=np.concatenate([part.windows for part in parts]),
-    )
 
 
 def _check_finite(embedded: Embedded) -> None:

@@ -13,7 +13,8 @@ from pathlib import Path
 
 import numpy as np
 
-from scav_jax.base.documents import checksum, content_sample
+from scav_jax.base.documents import SEAL, checksum, content_sample, unsealed
+from scav_jax.base.errors import InputError
 from scav_jax.report.match import Curve
 from scav_jax.retrieval.synchrony import Synchrony
 from scav_jax.score.scored import Pair, Scored
@@ -21,7 +22,8 @@ from scav_jax.score.scored import Pair, Scored
 ENDING = ".unfinished"
 FORMAT = 1
 ARRAYS = ("offsets", "curve")
-FAULTS = (ValueError, KeyError, TypeError, AttributeError)  # of a line that a kill has cut
+# Of a line that a kill has cut.
+FAULTS = (ValueError, KeyError, TypeError, AttributeError, InputError)
 
 
 class Journal:
@@ -52,7 +54,8 @@ class Journal:
                 one = json.loads(line)
                 if number == 0:
                     self._goes_on = one == self._head
-                elif self._goes_on and one.pop("seal") == checksum(one):
+                elif self._goes_on:
+                    one = unsealed(one, "expected a pair", "")
                     pair = Pair(*map(Path, one["pair"]))
                     if pair in pairs and one["contents"] == _contents(pair):
                         yield pair, one.get("reason") or _scored(pair, one)
@@ -96,8 +99,7 @@ def _line(pair: Pair, outcome: Scored | str) -> dict:
         found = dataclasses.asdict(outcome.found)
         line["found"] = found | {name: found[name].tolist() for name in ARRAYS}
         line["over_time"] = [outcome.curve.times.tolist(), outcome.curve.values.tolist()]
-    line = json.loads(json.dumps(line))
-    return line | {"seal": checksum(line)}
+    return line | {SEAL: checksum(line)}
 
 
 def _scored(pair: Pair, line: dict) -> Scored:

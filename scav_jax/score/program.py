@@ -6,7 +6,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from scav_jax.base.errors import InputError, counted, in_a_line
+from scav_jax.base.errors import InputError, counted, counted_reasons, in_a_line
 from scav_jax.base.files import check_may_be_written, write_atomically, write_json
 from scav_jax.base.interrupts import termination_interrupts
 from scav_jax.base.names import shown
@@ -46,7 +46,8 @@ def run(arguments: argparse.Namespace) -> int:
         stopped.args = (f"interrupted; {done}; the same command {way}",)
         raise
     finally:  # of a folder that somebody stopped, what was scored
-        results = _in_order(pairs, journal.done, rejected)
+        results, unusable = _in_order(pairs, journal.done)
+        rejected += unusable
         if arguments.lay:
             results.sort(key=lambda one: -one.found.score)
         _write(arguments, model, calibrated, results, rejected)
@@ -203,10 +204,10 @@ def _score_all(
 
 
 def _in_order(
-    pairs: Sequence[Pair], done: Mapping[Pair, Scored | str], rejected: list[dict]
-) -> list[Scored]:
-    """What was scored, as it was asked for; what was not, with its reason, joins `rejected`."""
-    results = []
+    pairs: Sequence[Pair], done: Mapping[Pair, Scored | str]
+) -> tuple[list[Scored], list[dict]]:
+    """What was scored, as it was asked for, and what could not be, with its reason."""
+    results, rejected = [], []
     for pair in pairs:
         outcome = done.get(pair)
         if isinstance(outcome, Scored):
@@ -214,7 +215,7 @@ def _in_order(
         elif outcome is not None:
             files = {"picture": str(pair.picture), "sound": str(pair.sound)}
             rejected.append({**files, "file": pair.name, "reason": outcome})
-    return results
+    return results, rejected
 
 
 def _tracks(
@@ -269,8 +270,7 @@ def summary(results: Sequence[Scored], rejected: Sequence[dict]) -> str:
     if results:
         told += f": {counted(verdict(one.found) for one in results)}"
     if rejected:
-        reasons = counted(row["reason"].partition(":")[0] for row in rejected)
-        told += f"; rejected {len(rejected):,}: {reasons}"
+        told += f"; rejected {len(rejected):,}: {counted_reasons(rejected)}"
     return shown(told)
 
 

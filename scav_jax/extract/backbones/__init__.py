@@ -252,8 +252,8 @@ def load(
         if name != "none":
             where = f"--{stream} {name}"
             check_side(where, made[stream], SIDES[stream][1])
-        if ":" in name:
-            check_sendable(where, made[stream])
+            if ":" in name:
+                check_sendable(where, made[stream])
     return Backbone(**made, names=names, options=resolved, weights=given)
 
 

@@ -32,7 +32,7 @@ from scav_jax.distances import euclidean as _euclidean
 from scav_jax.distances import static as _static
 from scav_jax.distances import wasserstein as _wasserstein
 from scav_jax.distances.checks import check_streams, in_range, usable
-from scav_jax.distances.cost import PairCost, of_cells, of_grid
+from scav_jax.distances.cost import PairCost, of_cells
 from scav_jax.distances.lift import all_pairs
 from scav_jax.distances.narrow import widened
 from scav_jax.sequences import Sequences, sequences
@@ -74,7 +74,7 @@ DISTANCES: dict[str, Distance] = {
         _euclidean.euclidean_matrix,
         check=_euclidean.check_options,
         of_bfloat16=True,
-        cost=of_grid,
+        cost=_euclidean.cost,
     ),
     "soft_dtw": Distance(
         *(_dtw.soft_dtw, _dtw.soft_alignment, _dtw.soft_dtw_matrix),

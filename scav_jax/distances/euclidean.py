@@ -37,7 +37,8 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from scav_jax.base.errors import InputError, did_you_mean
-from scav_jax.distances import resampling
+from scav_jax.distances import euclidean_many_grids, euclidean_one_grid, resampling
+from scav_jax.distances.cost import FLOAT, PairCost
 from scav_jax.distances.euclidean_blocks import (
     FULL_PRECISION,
     Plan,
@@ -171,6 +172,29 @@ def euclidean_matrix(
     if len(visual.lengths) + len(audio.lengths) <= PIVOTS:
         return _by_definition(visual, audio, block, memory_bytes, resample), {}
     return _all_pairs(Plan(resample, block, memory_bytes), visual, audio), {}
+
+
+def cost(
+    steps: tuple[int, int], width: int, /, *, resample: str = "visual_to_audio", **_
+) -> PairCost:
+    """Of one pair in training: one sequence is brought to the steps of the other, for a product.
+
+    Args:
+      steps: of the visual and the audio sequence.
+      width: of both.
+      resample: as in `euclidean`.
+    """
+    visual, audio = steps
+    target = min(visual, audio) if resample == "visual_to_audio" else visual
+
+    def of_clips(rows: int, clips: int, memory_bytes: int, on_cpu: bool) -> float:
+        plan = Plan(resample, None, memory_bytes)
+        forms = euclidean_one_grid.planned_bytes, euclidean_many_grids.planned_bytes
+        return max(
+            of_form(plan, (rows, clips), steps, FLOAT * width, on_cpu=on_cpu) for of_form in forms
+        )
+
+    return PairCost(6.0 * target * width, of_clips=of_clips)
 
 
 def _by_definition(

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from scav_jax.distances import resampling
+from scav_jax.distances.cost import FLOAT
 from scav_jax.distances.euclidean_blocks import (
     Plan,
     StreamPart,
@@ -39,6 +40,11 @@ from scav_jax.sequences import Sequences, zero_padding
 
 TILE_WIDTHS = (1, 8, 64)  # audio sequences that share a grid, per product
 CPU_BLOCK_BYTES = 4 * 2**20  # of visual latents: what a core's caches keep between audio grids
+# Of a block on both grids, by whether on a CPU: values and gradient, and the two shares of each
+# step that are scattered; a GPU fuses most of that (0.9 of a copy was seen), and few blocks are few
+# launches.
+COPIES = {True: 4, False: 1.5}
+TILES = 4  # as cut, as multiplied, gradients as they are and with what was there
 
 
 class _SortedAudio(NamedTuple):
@@ -184,14 +190,37 @@ def _block_values(some: StreamPart) -> Float[Array, "B T C"]:
 def _ragged_rows(plan: Plan, visual: Sequences, audio: Sequences) -> int:
     """How many visual sequences are brought to an audio grid at a time."""
     (queries, n, width), (candidates, m, _) = visual.values.shape, audio.values.shape
+    step_bytes, on_cpu = width * sum_dtype(visual).itemsize, jax.default_backend() == "cpu"
+    return rows_at_a_time(plan, (queries, candidates), (n, m), step_bytes, on_cpu=on_cpu)
+
+
+def rows_at_a_time(
+    plan: Plan, clips: tuple[int, int], steps: tuple[int, int], step_bytes: int, *, on_cpu: bool
+) -> int:
+    """The same of so many sequences of so many steps, of so many bytes each."""
+    queries, candidates = clips
     if plan.block is not None:
         return divisor(queries, queries, plan.block // candidates)
-    step_bytes, on_cpu = width * sum_dtype(visual).itemsize, jax.default_backend() == "cpu"
-    # Values and gradient on both grids, and the two shares of each step that are scattered; a GPU
-    # fuses most of that (0.9 of a copy on both grids was seen), and few blocks are few launches.
-    copies = 4 if on_cpu else 1.5
-    wanted = CPU_BLOCK_BYTES / (n * step_bytes) if on_cpu else queries
-    return divisor(queries, wanted, plan.memory_bytes // (copies * (n + m) * step_bytes))
+    wanted = CPU_BLOCK_BYTES / (steps[0] * step_bytes) if on_cpu else queries
+    return divisor(queries, wanted, plan.memory_bytes // (COPIES[on_cpu] * sum(steps) * step_bytes))
+
+
+def planned_bytes(
+    plan: Plan, clips: tuple[int, int], steps: tuple[int, int], step_bytes: int, *, on_cpu: bool
+) -> float:
+    """Bytes at the gradient's fullest moment, beside latents and their gradients: for `plan`.
+
+    D, its gradient, on a GPU also in the order of grids; the sorted audio sequences, whose place
+    the visual gradient takes when it is put into order; a block on both grids, and tiles.
+    """
+    queries, candidates = clips
+    rows = rows_at_a_time(plan, clips, steps, step_bytes, on_cpu=on_cpu)
+    in_order = queries * steps[0] if rows < queries else 0
+    tiles = TILES * min(max(TILE_WIDTHS), candidates) * steps[1]
+    block = COPIES[on_cpu] * rows * sum(steps)
+    again = max(candidates * steps[1], in_order)
+    matrices = 2 if on_cpu else 3
+    return matrices * FLOAT * queries * candidates + (again + block + tiles) * step_bytes
 
 
 def _for_each_tile(audio: _SortedAudio, carry, step):

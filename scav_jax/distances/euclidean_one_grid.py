@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from scav_jax.distances import resampling
+from scav_jax.distances.cost import FLOAT
 from scav_jax.distances.euclidean_blocks import (
     Plan,
     StreamPart,
@@ -25,6 +26,8 @@ from scav_jax.distances.euclidean_blocks import (
 )
 from scav_jax.distances.resampling import read, scatter, slice_of, taps_of_many
 from scav_jax.sequences import Sequences
+
+READ = 4  # arrays of what is compared at a time: as read, as multiplied, both gradients
 
 
 def one_grid_distances(
@@ -100,13 +103,36 @@ def _one_grid_sizes(
     """How many visual sequences and how many steps are taken at a time."""
     (queries, n, width), (candidates, m, _) = visual.values.shape, audio.values.shape
     total = min(n, m) if aligned else (m if plan.resample == "visual_to_audio" else n)
-    # Of one step of one sequence: what is read, what is multiplied, the gradient.
-    step_bytes = 4 * width * sum_dtype(visual).itemsize
-    limit = plan.memory_bytes // step_bytes - candidates
+    step_bytes = width * sum_dtype(visual).itemsize
+    on_cpu = jax.default_backend() == "cpu"
+    return sizes(plan, queries, candidates, total, step_bytes, on_cpu=on_cpu)
+
+
+def sizes(
+    plan: Plan, queries: int, candidates: int, steps: int, step_bytes: int, *, on_cpu: bool
+) -> tuple[int, int]:
+    """The same of so many sequences on a grid of `steps`, of so many bytes each."""
+    limit = plan.memory_bytes // (READ * step_bytes) - candidates
     rows = divisor(queries, queries, limit if plan.block is None else plan.block // candidates)
-    if jax.default_backend() == "cpu":
+    if on_cpu:
         return rows, 1  # operands stay in the cache: 1.5 times as fast as all steps at once
-    return rows, divisor(total, total, plan.memory_bytes // (step_bytes * (rows + candidates)))
+    limit = plan.memory_bytes // (READ * step_bytes * (rows + candidates))
+    return rows, divisor(steps, steps, limit)
+
+
+def planned_bytes(
+    plan: Plan, clips: tuple[int, int], steps: tuple[int, int], step_bytes: int, *, on_cpu: bool
+) -> float:
+    """Bytes at the gradient's fullest moment, beside latents and their gradients: for `plan`.
+
+    D, its gradient and what is read; the visual gradient once more where it comes in blocks.
+    """
+    queries, candidates = clips
+    total = steps[1] if plan.resample == "visual_to_audio" else steps[0]
+    rows, size = sizes(plan, queries, candidates, total, step_bytes, on_cpu=on_cpu)
+    in_order = queries * steps[0] * step_bytes if rows < queries else 0
+    read = READ * size * (rows + candidates) * step_bytes
+    return 2 * FLOAT * queries * candidates + read + in_order
 
 
 def _paired_steps(

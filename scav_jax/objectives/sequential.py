@@ -11,6 +11,7 @@ from scav_jax import sharding
 from scav_jax.base.errors import check_one_of
 from scav_jax.base.ranges import check_range
 from scav_jax.distances import find, pairwise, pairwise_with_aux
+from scav_jax.distances.cost import PairCost
 from scav_jax.objectives import scale
 from scav_jax.objectives.contrastive import TEMPERATURES, aggregation_loss, sequence_loss
 from scav_jax.objectives.cross_entropy import MatricesHeld, block_of, memory_of_losses, over_blocks
@@ -149,7 +150,7 @@ class Sequential(Objective):
             distance += pairs * of_pair.operations
             working = work.rows * work.clips * of_pair.memory
             memory += min(work.memory_bytes, working)
-            backward = _backward_bytes(work, working, of_pair.of_clip)
+            backward = _backward_bytes(work, of_pair)
         elif work.on_cpu:  # the gradient of one stream's latents is made beside both
             one_stream = work.steps[0] * work.width
             memory = max(memory, FLOAT * work.rows * (work.clips + one_stream))
@@ -168,18 +169,16 @@ class Sequential(Objective):
         return [distance, scale.WORDS[self.normalize], f"temperature from {self.temperature:g}"]
 
 
-def _backward_bytes(work: Work, working: float, of_clip: float) -> float:
-    """While the gradient of latents is made of D's.
-
-    D, its gradient, and what pairs and clips take. On a CPU clips are read one step at a time, and
-    the visual gradient, which comes in blocks of clips, is put into order beside itself.
-    """
-    matrices = 2.0 * FLOAT * work.rows * work.clips
-    read = (work.rows + work.clips) * of_clip
-    if work.on_cpu:
-        read /= max(work.steps)
-        matrices += FLOAT * work.rows * work.steps[0] * work.width
-    return matrices + min(work.memory_bytes, working + read)
+def _backward_bytes(work: Work, of_pair: PairCost) -> float:
+    """While the gradient of latents is made of D's."""
+    rows = round(work.rows)
+    if of_pair.of_clips:
+        return of_pair.of_clips(rows, work.clips, work.memory_bytes, work.on_cpu)
+    # D and its gradient; and the visual gradient, which comes in blocks of clips, is put into order
+    # beside itself.
+    matrices = 2.0 * FLOAT * rows * work.clips
+    in_order = FLOAT * rows * work.steps[0] * work.width if work.on_cpu else 0.0
+    return matrices + in_order + min(work.memory_bytes, rows * work.clips * of_pair.memory)
 
 
 def latents_of(outputs: Outputs) -> AudioVisual:

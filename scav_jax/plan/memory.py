@@ -190,7 +190,8 @@ def _moments(work: Workload, count: float) -> list[tuple[float, float, float, fl
         backward = gradients, activations + working, later, 0.0
     found = [(*before, latents + gathered, cost.memory), backward]
     if cost.backward:
-        found.append((*before, 2 * (latents + gathered), cost.backward))
+        own = latents - rows * audio if gathered else latents  # what was gathered has its place
+        found.append((*before, 2 * (own + gathered), cost.backward))
     return found
 
 

@@ -32,6 +32,7 @@ from scav_jax.base.files import write_json
 from scav_jax.encoders import Encoders
 from scav_jax.optimizer import make_optimizer
 from scav_jax.plan import trial
+from scav_jax.plan.costs import Workload
 
 VARIANTS = {
     "bfloat16": PAPER.clone(precision="bfloat16"),
@@ -78,8 +79,8 @@ def described(card: str) -> str:
         dnn_version_info {{ major: 9 minor: 10 patch: 2 }} device_description_str: "{name}" """
 
 
-def device_of(card: str) -> jax.Device:
-    """A device to compile for; JAX has no public way to it without a driver."""
+def devices_of(card: str, count: int = 1) -> list[jax.Device]:
+    """Devices to compile for; JAX has no public way to them without a driver."""
     from jax._src.lib import xla_client
     from jax.experimental.topologies import TopologyDescription
     from jax_plugins import xla_cuda12
@@ -91,9 +92,9 @@ def device_of(card: str) -> jax.Device:
         path = Path(xla_cuda12.__file__).parent / "xla_cuda_plugin.so"
         xla_client.load_pjrt_plugin_dynamically("cuda", str(path))
         xla_client.initialize_pjrt_plugin("cuda")
-    options = {"target_config": described(card), "topology": "1x1x1"}
+    options = {"target_config": described(card), "topology": f"1x1x{count}"}
     topology = _jax.get_default_c_api_topology("cuda", "cuda", options)
-    return TopologyDescription(topology._make_compile_only_devices()).devices[0]
+    return TopologyDescription(topology._make_compile_only_devices()).devices
 
 
 @contextlib.contextmanager
@@ -105,18 +106,21 @@ def for_a_card() -> Iterator[None]:
     jax.clear_caches()
 
 
-def lowered_step(encoders: Encoders, batch: int, device: jax.Device) -> jax.stages.Lowered:
-    work = paper_step(encoders, batch, feature_bytes=(2, 2))
-    mesh = Mesh(np.array([device]), trial.sharding.make_mesh(1).axis_names)
+def lowered_step(work: Workload, devices: list[jax.Device]) -> jax.stages.Lowered:
+    mesh = Mesh(np.array(devices), trial.sharding.make_mesh(1).axis_names)
     with for_a_card(), mock.patch.object(trial.sharding, "make_mesh", lambda _: mesh):
         return trial.lowered_step(work, make_optimizer(steps=10, warmup_steps=1))
 
 
+def step(encoders: Encoders, batch: int, devices: list[jax.Device]) -> jax.stages.Lowered:
+    return lowered_step(paper_step(encoders, batch, feature_bytes=(2, 2)), devices)
+
+
 def lowered_warping(
-    distances: Callable, clips: int, n: int, m: int, device: jax.Device
+    distances: Callable, clips: int, n: int, m: int, devices: list[jax.Device]
 ) -> jax.stages.Lowered:
     """All pairs and both gradients of their sum."""
-    there = NamedSharding(Mesh(np.array([device]), ("card",)), PartitionSpec())
+    there = NamedSharding(Mesh(np.array(devices), ("card",)), PartitionSpec())
     latents = [
         jax.ShapeDtypeStruct((clips, steps, 512), jnp.float32, sharding=there) for steps in (n, m)
     ]
@@ -227,13 +231,13 @@ def main() -> None:
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
     jax.config.update("jax_enable_compilation_cache", False)
-    device, found = device_of(options.card), {}
-    rows = {name: partial(lowered_step, one, options.batch) for name, one in VARIANTS.items()}
+    devices, found = devices_of(options.card), {}
+    rows = {name: partial(step, one, options.batch) for name, one in VARIANTS.items()}
     rows |= {name: partial(lowered_warping, *how) for name, how in WARPINGS.items()}
     for name, lowered in rows.items():
         if not name.startswith(options.only):
             continue
-        row = found[name] = measured(partial(lowered, device))
+        row = found[name] = measured(partial(lowered, devices))
         print(f"{name:<26}" + ", ".join(f"{key} {value:,.4g}" for key, value in row.items()))
         if options.out:
             write_json(options.out, vars(options) | {"out": str(options.out), "rows": found})

@@ -1,13 +1,16 @@
 """Does `scav plan` say what the compiler says of a training step's memory?
 
-    python scripts/benchmarks/plan_memory.py [--paper] [--batches 4096,16384] [--out FILE.json]
+    python scripts/benchmarks/plan_memory.py [--paper] [--batches 4096,16384] [--devices 8]
+        [--card h200] [--out FILE.json]
 
 Compiles the step of small towers at each batch (about a minute each, nothing is run), for SCAV, CAV
 and both, where the loss is most of the memory, and compares XLA's memory analysis with the plan.
 `--paper`: the paper's model, in both precisions and with all of `train.remat` where a batch is
-encoded whole, and in parts of 64 clips of stored float16. The bar: every total within 10 %. Here,
-on the device that is there: `scav plan` counts for accelerators, whose distances work on more steps
-at a time.
+encoded whole, and in parts of 64 clips of stored float16; `--devices`: cut over as many, a CPU's
+virtual ones where there are no more, of which each has its share (parts are of 64 clips a device).
+The bar: every total within 10 %. Here, on the device that is there, or with `--card` on described
+cards that need not be (as `card_program.py` does): `scav plan` counts for accelerators, whose
+distances work on more steps at a time.
 """
 
 import argparse
@@ -15,9 +18,12 @@ import dataclasses
 import itertools
 import json
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import jax
+from card_program import CARDS, FLAGS, devices_of
+from card_program import lowered_step as lowered_for_cards
 from step_program import PAPER, paper_step
 
 from scav_jax.base.errors import run_program
@@ -25,17 +31,17 @@ from scav_jax.encoders import Encoders
 from scav_jax.encoders.layers import REMATS
 from scav_jax.objectives import Sequential
 from scav_jax.optimizer import make_optimizer
+from scav_jax.plan.compiled import memory_of
 from scav_jax.plan.costs import Workload
 from scav_jax.plan.memory import planned_memory
-from scav_jax.plan.trial import compared, lowered_step
+from scav_jax.plan.trial import lowered_step
 
 MIB = 2**20
 SHAPE = (6, 8)  # steps and width of both streams
 BAR = 0.1
-ON_CPU = jax.default_backend() == "cpu"
 
 
-def work(name: str, batch: int) -> Workload:
+def work(name: str, batch: int, **where) -> Workload:
     """A step of which the loss is most."""
     towers = Encoders(
         width=16,
@@ -54,23 +60,30 @@ def work(name: str, batch: int) -> Workload:
         visual=SHAPE,
         audio=SHAPE,
         batches=1,
-        on_cpu=ON_CPU,
+        **where,
     )
 
 
-def paper_work(name: str, batch: int, precision: str, remat: str) -> Workload:
+def paper_work(name: str, batch: int, precision: str, remat: str, **where) -> Workload:
     """A step of the paper's model: whole at 256, else cached."""
     towers = PAPER.clone(precision=precision, remat=remat)
-    part, size = (64, 2) if batch > 256 else (0, 4)
-    work = paper_step(towers, batch, microbatch=part, feature_bytes=(size, size), on_cpu=ON_CPU)
+    part, size = (64 * where["devices"], 2) if batch > 256 else (0, 4)
+    work = paper_step(towers, batch, microbatch=part, feature_bytes=(size, size), **where)
     objective = dataclasses.replace(work.objective, name=name)
     return dataclasses.replace(work, objective=objective)
 
 
-def paper_works(batches: list[int], objectives: list[str]) -> Iterator[tuple[str, Workload]]:
-    for name, batch, precision in itertools.product(objectives, batches, ("float32", "bfloat16")):
-        for remat in REMATS if batch == 256 else ("none",):
-            yield f"{name}, {precision}, {remat}", paper_work(name, batch, precision, remat)
+def works(
+    paper: bool, batches: list[int], objectives: list[str], **where
+) -> Iterator[tuple[str, Workload]]:
+    for name, batch in itertools.product(objectives, batches):
+        if not paper:
+            yield name, work(name, batch, **where)
+            continue
+        for precision in ("float32", "bfloat16"):
+            for remat in REMATS if batch == 256 else ("none",):
+                step = paper_work(name, batch, precision, remat, **where)
+                yield f"{name}, {precision}, {remat}", step
 
 
 def main() -> int:
@@ -79,18 +92,24 @@ def main() -> int:
     parser.add_argument("--objectives", default="sequence,aggregation,sequence+aggregation")
     parser.add_argument("--out", type=Path)
     parser.add_argument("--paper", action="store_true", help="the paper's model")
+    parser.add_argument("--devices", type=int, default=1)
+    parser.add_argument("--card", choices=CARDS, help="compiled for it; it need not be there")
     options = parser.parse_args()
-    rows = []
+    if options.card:
+        lowered = partial(lowered_for_cards, devices=devices_of(options.card, options.devices))
+    else:
+        jax.config.update("jax_num_cpu_devices", options.devices)
+        lowered = partial(lowered_step, optimizer=make_optimizer(steps=10, warmup_steps=1))
+    on_cpu = not options.card and jax.default_backend() == "cpu"
     batches = [4096, 16384] if not options.paper else [256, 4096, 16384]
     if options.batches:
         batches = [int(word) for word in options.batches.split(",")]
-    names = options.objectives.split(",")
-    steps = ((name, work(name, batch)) for name in names for batch in batches)
+    objectives, where = options.objectives.split(","), {"devices": options.devices}
+    rows = []
     print(f"{'step':<36}{'batch':>7}{'XLA MiB':>10}{'planned':>10}{'off':>8}")
-    for name, step in paper_works(batches, names) if options.paper else steps:
-        compiled = lowered_step(step, make_optimizer(steps=10, warmup_steps=1)).compile()
-        found = compared(compiled, step)
-        xla, planned = found["memory_bytes"]["total"], planned_memory(step).total
+    for name, step in works(options.paper, batches, objectives, on_cpu=on_cpu, **where):
+        compiled = lowered(step).compile(compiler_options=FLAGS if options.card else None)
+        xla, planned = memory_of(compiled).total, planned_memory(step).total
         off = planned / xla - 1
         rows.append({"step": name, "batch": step.batch, "xla": xla, "planned": planned})
         line = f"{name:<36}{step.batch:>7,}{xla / MIB:>10,.1f}{planned / MIB:>10,.1f}{off:>8.1%}"

@@ -7,6 +7,7 @@ as ISO/IEC 13818-1 has them: a PAT says in which PIDs the PMTs are, a PMT says w
 streams of a programme. The file is gone through once, in blocks.
 """
 
+import zlib
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
@@ -21,6 +22,8 @@ BLOCK_PACKETS = 2**15
 PIDS = 2**13
 PAT_PID, PAT, PMT = 0, 0, 2  # where the first table is, and what kinds they are
 MOST_TABLES = 2**14  # different ones, of a file; more is noise
+ALL_BITS = 0xFFFFFFFF  # of 32
+TURNED = bytes(int(f"{byte:08b}"[::-1], 2) for byte in range(256))
 
 VIDEO_TYPES = {0x01, 0x02, 0x10, 0x1B, 0x1E, 0x1F, 0x20, 0x21, 0x24, 0x33, 0x42}
 VIDEO_TYPES |= {0xD1, 0xD2, 0xD4, 0xEA}
@@ -214,7 +217,7 @@ class _Tables:
             return
         self._count += 1
         self.full = self._count > MOST_TABLES
-        if _checksum(section):
+        if checksum(section, ALL_BITS):
             return
         self._latest[pid, head] = section
         if pid == PAT_PID:
@@ -278,19 +281,11 @@ def _pid(two_bytes: bytes) -> int:
     return int.from_bytes(two_bytes, "big") & 0x1FFF
 
 
-def _checksum(section: bytes) -> int:
-    """CRC-32 as MPEG has it: 0 of a section that is whole, its own checksum counted in."""
-    value = 0xFFFFFFFF
-    for byte in section:
-        value = (value << 8 & 0xFFFFFFFF) ^ CHECKSUMS[value >> 24 ^ byte]
-    return value
+def checksum(content: bytes, begin: int) -> int:
+    """CRC-32, the highest bit first: zlib's with all bits the other way round.
 
-
-def _checksum_of_byte(byte: int) -> int:
-    value = byte << 24
-    for _ in range(8):
-        value = (value << 1 & 0xFFFFFFFF) ^ (0x04C11DB7 if value >> 31 else 0)
-    return value
-
-
-CHECKSUMS = [_checksum_of_byte(byte) for byte in range(256)]
+    MPEG begins with all bits set, Ogg with none. With its own checksum behind it, content that is
+    whole has 0.
+    """
+    value = zlib.crc32(content.translate(TURNED), begin ^ ALL_BITS) ^ ALL_BITS
+    return int(f"{value:032b}"[::-1], 2)

@@ -8,8 +8,9 @@ streams of a programme. The file is gone through once, in blocks.
 """
 
 import zlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 from jaxtyping import Int, UInt8
@@ -49,7 +50,13 @@ class Programmes:
     """
 
     def __init__(self, path: Path):
-        self._states = _states(path)
+        tables = _Tables()
+        for _, _, packets in synced_packets(path):
+            tables.take(packets)
+            if tables.full:
+                break
+        # All different states that the tables are in, in the order of their first occurrence.
+        self._states = tables.states
 
     @property
     def several(self) -> bool:
@@ -82,20 +89,27 @@ def _of_kind(programmes: Iterable[Programme], kind: str) -> set[int]:
     return {pid for one in programmes for pid, what in one.items() if what == kind}
 
 
-def _states(path: Path) -> list[TableState]:
-    """All different states that a file's tables are in, in the order of their first occurrence."""
-    tables = _Tables()
-    for _, _, packets in synced_packets(path):
-        tables.take(packets)
-        if tables.full:
-            break
-    return tables.states
-
-
 def synced_packets(path: Path) -> Iterator[tuple[int, int, UInt8[np.ndarray, "N bytes"]]]:
-    """(where the first begins, how far apart they are, the packets) of a file, many at once."""
+    """(where the first begins, how far apart they are, the packets) of a file, many at once.
+
+    Whatever lies between them is passed over.
+    """
+    at, size = 0, path.stat().st_size
     with open(path, "rb") as file:
-        yield from _packets(lambda at, count: _read(file, at, count), path.stat().st_size)
+        while found := _next_synced(file, at, size):
+            at, distance = found
+            while count := min(BLOCK_PACKETS, (size - at) // distance):
+                block = _read(file, at, count * distance)
+                count = len(block) // distance
+                rows = block[: count * distance].reshape(count, distance)
+                lost = np.flatnonzero(rows[:, 0] != SYNC)
+                synced = int(lost[0]) if len(lost) else count
+                yield at, distance, rows[:synced, :PACKET_BYTES]
+                at += synced * distance
+                if synced < count or not count:
+                    break
+            else:
+                return
 
 
 def pids_of(packets: UInt8[np.ndarray, "N bytes"]) -> Int[np.ndarray, " N"]:
@@ -103,40 +117,17 @@ def pids_of(packets: UInt8[np.ndarray, "N bytes"]) -> Int[np.ndarray, " N"]:
     return (packets[:, 1] & 0x1F).astype(np.int64) << 8 | packets[:, 2]
 
 
-def _read(file, at: int, count: int) -> UInt8[np.ndarray, " N"]:
+def _read(file: IO[bytes], at: int, count: int) -> UInt8[np.ndarray, " N"]:
     file.seek(at)
     return np.frombuffer(file.read(count), np.uint8)
 
 
-def _packets(
-    read: Callable[[int, int], np.ndarray], size: int
-) -> Iterator[tuple[int, int, UInt8[np.ndarray, "N bytes"]]]:
-    """See `synced_packets`; whatever lies between them is passed over."""
-    at = 0
-    while found := _next_synced(read, at, size):
-        at, distance = found
-        while count := min(BLOCK_PACKETS, (size - at) // distance):
-            block = read(at, count * distance)
-            count = len(block) // distance
-            rows = block[: count * distance].reshape(count, distance)
-            lost = np.flatnonzero(rows[:, 0] != SYNC)
-            synced = int(lost[0]) if len(lost) else count
-            yield at, distance, rows[:synced, :PACKET_BYTES]
-            at += synced * distance
-            if synced < count or not count:
-                break
-        else:
-            return
-
-
-def _next_synced(
-    read: Callable[[int, int], np.ndarray], at: int, size: int
-) -> tuple[int, int] | None:
+def _next_synced(file: IO[bytes], at: int, size: int) -> tuple[int, int] | None:
     """Where the next packets begin that follow each other, and how far apart they are."""
     reach = (SYNCED_PACKETS - 1) * max(PACKET_SIZES)
     window = 2**11
     while at < size:
-        marks = read(at, window + reach) == SYNC
+        marks = _read(file, at, window + reach) == SYNC
         marks = np.pad(marks, (0, window + reach - len(marks)))
         found = []
         for packet in PACKET_SIZES:

@@ -24,7 +24,7 @@ from scav_jax.extract import backbones, jobs, program, shards
 from scav_jax.extract.backbones import Prepared, Preparer, beats, weights
 from scav_jax.extract.backbones.beats_audio import BeatsPreparer
 from scav_jax.extract.backbones.clip_model import FRAME_CHUNKS, ClipModel
-from scav_jax.extract.backbones.clip_pixels import Preprocessing
+from scav_jax.extract.backbones.clip_pixels import Preprocessing, resize_crop_pil
 from scav_jax.extract.backbones.clip_towers import ClipConfig, VisionConfig
 from scav_jax.extract.backbones.clip_visual import ClipPreparer, ClipVisual
 from scav_jax.extract.backbones.clip_weights import random_weights
@@ -204,6 +204,15 @@ def test_what_the_device_resizes_is_the_same_bytes(files, model, tmp_path):
     for ours, theirs in zip(found, expected, strict=True):
         np.testing.assert_array_equal(ours[0], theirs[0])
     assert on_device.fingerprint() == model.fingerprint()
+
+
+def test_a_frame_as_large_as_a_crop_is_no_crop(random):
+    """Where the short edge is made longer than the crop: the device takes it for cropped."""
+    frame = random.integers(0, 256, (32, 32, 3)).astype(np.uint8)
+    preprocessing = Preprocessing(size=40, crop=(32, 32))
+    (expected,) = resize_crop_pil(frame[None], preprocessing)
+    found = ClipPreparer(preprocessing, whole=True).shrink(frame)
+    np.testing.assert_array_equal(found, expected)
 
 
 def test_a_minute_is_the_longest_clip(videos):

@@ -21,7 +21,7 @@ from test_media import changing_size, click_track, flash_frames, write_video
 
 from scav_jax.base.errors import InputError
 from scav_jax.extract import backbones, jobs, program, shards
-from scav_jax.extract.backbones import Prepared, Preparer, beats, weights
+from scav_jax.extract.backbones import Prepared, Preparer, beats, beats_weights, weights
 from scav_jax.extract.backbones.beats_audio import BeatsPreparer
 from scav_jax.extract.backbones.clip_model import FRAME_CHUNKS, ClipModel
 from scav_jax.extract.backbones.clip_pixels import Preprocessing, resize_crop_pil
@@ -40,14 +40,14 @@ CHUNK = FRAME_CHUNKS.frames_per_device
 
 
 def write_weights(folder, seed=0):
-    """A tiny CLIP as it lies on the hub, and a tiny BEATs as `beats.convert` leaves it."""
+    """A tiny CLIP as it lies on the hub, and a tiny BEATs as `beats_weights.convert` leaves it."""
     clip_folder = folder / "clip"
     weights.write(
         clip_folder / "model.safetensors", random_weights(ClipConfig(vision=VISION), seed)
     )
     config = {"model_type": "clip_vision_model", **dataclasses.asdict(VISION)}
     (clip_folder / "config.json").write_text(json.dumps(config))
-    checkpoint = beats.random_checkpoint(BEATS, seed)
+    checkpoint = beats_weights.random_checkpoint(BEATS, seed)
     about = json.dumps({"cfg": BEATS.checkpoint_cfg(), "label_dict": None})
     file = folder / "beats.safetensors"
     file.write_bytes(safetensors.numpy.save(dict(checkpoint.state), {"beats": about}))
@@ -163,7 +163,7 @@ def of_devices(count):
         random_weights(ClipConfig(vision=VISION), 0),
         batching=dataclasses.replace(FRAME_CHUNKS, devices=jax.local_devices()[:count]),
     )
-    sound = beats.Beats(beats.random_checkpoint(BEATS, 0), devices=count)
+    sound = beats.Beats(beats_weights.random_checkpoint(BEATS, 0), devices=count)
     model = backbones.load("clip_beats", weights={"clip": clip_model, "beats": sound})
     model.audio.sounds_at_once = count
     return model

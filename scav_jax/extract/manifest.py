@@ -91,16 +91,13 @@ class Listing:
     origin: str
     root: Path
 
+    @functools.cached_property
     def identity(self) -> str:
         """16 hexadecimal digits: the same clips of the same files give the same, wherever they lie.
 
         Of each file its size and three samples are looked at: reading all of it would take as long
         as decoding.
         """
-        return self._identity
-
-    @functools.cached_property
-    def _identity(self) -> str:
         rows = [list(asdict(clip).values()) for clip in self.clips]
         files = sorted(self.sizes)
         with ThreadPoolExecutor(SAMPLERS) as pool:  # waiting for disks, mostly

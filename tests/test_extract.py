@@ -149,7 +149,7 @@ def test_a_csv_is_read_with_defaults(tmp_path):
         "b.mp4,1.5,3,,,train\n"
         "c.mp4,0,2,mine,dog,test\n",
     )
-    assert manifest.read_csv(path) == [
+    assert manifest.read_csv(path)[0] == [
         ClipRequest("b.mp4", 0.0, None, "b.mp4", "rain, heavy", "train"),
         ClipRequest("b.mp4", 1.5, 3.0, "b.mp4#1.500", "", "train"),
         ClipRequest("c.mp4", 0.0, 2.0, "mine", "dog", "test"),

@@ -119,7 +119,12 @@ class _Bounded:
         self._end = file.tell() + MAX_PICKLE_BYTES
 
     def read(self, count: int) -> bytes:
-        return self._checked(self._file.read(min(count, self._left())))
+        content = self._file.read(min(count, self._left()))
+        if self._left() <= 0:
+            raise InputError(
+                f"expected a pickle of at most {MAX_PICKLE_BYTES:,} bytes, got more; refused"
+            )
+        return content
 
     def readline(self) -> bytes:
         if isinstance(self._file, io.BytesIO):
@@ -130,13 +135,6 @@ class _Bounded:
 
     def _left(self) -> int:
         return self._end - self._file.tell()
-
-    def _checked(self, content: bytes) -> bytes:
-        if self._left() <= 0:
-            raise InputError(
-                f"expected a pickle of at most {MAX_PICKLE_BYTES:,} bytes, got more; refused"
-            )
-        return content
 
 
 class Pickle:

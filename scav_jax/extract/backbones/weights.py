@@ -8,7 +8,6 @@ Models that are published without it are read from their `pytorch_model.bin`, as
 
 import hashlib
 import json
-import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -97,7 +96,7 @@ def write(
     write_atomically(path, content)
 
 
-def sha256(source: "str | Path | Mapping[str, np.ndarray]") -> str:
+def sha256(arrays: Mapping[str, np.ndarray]) -> str:
     """A hash of the tensors alone: names, dtypes, shapes and values.
 
     The order of tensors, metadata, and how they are spread over files change nothing.
@@ -106,7 +105,6 @@ def sha256(source: "str | Path | Mapping[str, np.ndarray]") -> str:
     >>> sha256({"a": one, "b": two}) == sha256({"b": two, "a": one})
     True
     """
-    arrays = read(source) if isinstance(source, str | os.PathLike) else source
     total = hashlib.sha256()
     for name in sorted(arrays):
         array = np.asarray(arrays[name], order="C")
@@ -132,7 +130,14 @@ def norm_params(tensors: Mapping[str, np.ndarray], name: str) -> dict[str, np.nd
 
 
 def locate(directory_or_hub_id: str | Path) -> Path:
-    """The directory of that model: itself, or a snapshot of `owner/name[@revision]`."""
+    """The directory of that model: itself, or a snapshot of `owner/name[@revision]`.
+
+    The snapshot is of config, weights and tokenizer; `pytorch_model.bin` comes only where the model
+    has no safetensors.
+
+    Raises:
+      InputError: neither, or nothing could be had of the hub (see `snapshot`).
+    """
     path = Path(directory_or_hub_id)
     if path.is_dir():
         return path
@@ -141,20 +146,9 @@ def locate(directory_or_hub_id: str | Path) -> Path:
         raise InputError(
             f"weights: expected a directory or a hub id like owner/name, got {directory_or_hub_id}"
         )
-    return download(match["id"], match["revision"])
-
-
-def download(hub_id: str, revision: str | None = None) -> Path:
-    """A snapshot of a model on the Hugging Face hub: config, weights, tokenizer.
-
-    Weights are safetensors; `pytorch_model.bin` comes only where the model has none.
-
-    Raises:
-      InputError: nothing could be had: no network, no such model, no such revision.
-    """
-    folder = snapshot(hub_id, revision, DOWNLOADED, "weights")
+    folder = snapshot(match["id"], match["revision"], DOWNLOADED, "weights")
     if not any(folder.glob("*.safetensors")):
-        folder = snapshot(hub_id, revision, [*DOWNLOADED, TORCH_FILE], "weights")
+        folder = snapshot(match["id"], match["revision"], [*DOWNLOADED, TORCH_FILE], "weights")
     return folder
 
 

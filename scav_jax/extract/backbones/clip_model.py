@@ -380,23 +380,13 @@ class ClipModel:
         self, tower: str, batches: Iterable[jax.Array], count: int
     ) -> Float[np.ndarray, "N D"]:
         """Keeps the devices busy while the host prepares the next batch, and memory bounded."""
-        out = np.zeros((count, self._width(tower)), np.float32)
         encoder = self._encoder(tower)
-        waiting, done = deque(), 0
-
-        def collect():
-            nonlocal done
-            features = np.asarray(waiting.popleft())
-            out[done : done + self.batch] = features[: count - done]
-            done += self.batch
-
+        waiting, done = deque(), [np.zeros((0, self._width(tower)), np.float32)]
         for batch in batches:
             waiting.append(encoder(batch))
             if len(waiting) > IN_FLIGHT:
-                collect()
-        while waiting:
-            collect()
-        return out
+                done.append(np.asarray(waiting.popleft()))
+        return np.concatenate([*done, *map(np.asarray, waiting)])[:count]
 
     def _encoder(self, tower: str) -> Callable[[jax.Array], jax.Array]:
         if tower not in self._encoders:

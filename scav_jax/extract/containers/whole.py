@@ -7,7 +7,7 @@ import struct
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from scav_jax.extract.containers.nested import Extent, box, boxes, mapped, said_boxes
+from scav_jax.extract.containers.nested import Extent, box, boxes, mapped, said_boxes, tracks
 from scav_jax.extract.containers.opening import MOV, Unusable
 
 # How files begin, in full: shorter marks occur inside of films too. A dot is a byte of any value.
@@ -109,14 +109,9 @@ def _fragment_begins(content: mmap.mmap, fragment: Extent) -> Iterator[tuple[int
 
 def _changes_codec(content: mmap.mmap) -> bool:
     """Of an MP4: whether its picture or its sound goes on in another codec."""
-    for kind, track in boxes(content, box(content, (0, len(content)), b"moov") or (0, 0)):
-        media = box(content, track, b"mdia") if kind == b"trak" else None
-        handler = box(content, media, b"hdlr") if media else None
-        if handler and content[handler[0] + 8 : handler[0] + 12] in (b"vide", b"soun"):
-            codecs = _codecs(content, media)
-            if len(set(codecs)) > 1 and codecs[0] not in BESIDE_OTHERS:
-                return True
-    return False
+    shown = (media for kind, media in tracks(content) if kind in (b"vide", b"soun"))
+    codecs = (_codecs(content, media) for media in shown)
+    return any(len(set(each)) > 1 and each[0] not in BESIDE_OTHERS for each in codecs)
 
 
 def _codecs(content: mmap.mmap, media: Extent) -> list[bytes]:

@@ -25,10 +25,13 @@ from av.stream import Disposition
 
 from scav_jax.extract.containers.cropping import NO_MARGINS, Margins, margins
 from scav_jax.extract.containers.losses import losses
-from scav_jax.extract.containers.opening import Unusable, open_container
-from scav_jax.extract.containers.packs import FORMAT as PROGRAM_STREAM
+from scav_jax.extract.containers.opening import (
+    PROGRAM_STREAM,
+    TRANSPORT,
+    Unusable,
+    open_container,
+)
 from scav_jax.extract.containers.packs import are_replaced
-from scav_jax.extract.containers.transport import FORMAT as TRANSPORT
 from scav_jax.extract.containers.transport import Programmes
 from scav_jax.extract.containers.whole import JOINED, check_single
 

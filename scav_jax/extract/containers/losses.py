@@ -16,11 +16,10 @@ from typing import NamedTuple
 import numpy as np
 
 from scav_jax.extract.containers.nested import boxes, mapped
-from scav_jax.extract.containers.opening import MOV
-from scav_jax.extract.containers.transport import FORMAT as TRANSPORT
+from scav_jax.extract.containers.opening import AVI, MOV, OGG, TRANSPORT
 from scav_jax.extract.containers.transport import PAT_PID, checksum, pids_of, synced_packets
 
-OGG, AVI, MOOF = "ogg", "avi", b"moof"
+MOOF = b"moof"
 PAGE, PAGE_HEAD = b"OggS", 27
 CHECKSUM = slice(22, 26)  # of a page
 FIRST_PAGE = 2  # a flag

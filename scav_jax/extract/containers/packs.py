@@ -12,7 +12,6 @@ from pathlib import Path
 
 from scav_jax.extract.containers.nested import mapped
 
-FORMAT = "mpeg"  # libavformat's name
 PREFIX = b"\0\0\x01"
 END, PACK, PRIVATE = 0xB9, 0xBA, 0xBD  # what a start code says
 PACK_BEGINS = PREFIX + bytes((PACK,))

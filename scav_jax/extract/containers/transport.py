@@ -15,7 +15,6 @@ from typing import IO
 import numpy as np
 from jaxtyping import Int, UInt8
 
-FORMAT = "mpegts"  # libavformat's name, of files with packets of any size
 SYNC, PACKET_BYTES = 0x47, 188
 PACKET_SIZES = (188, 192, 204)  # plain, with a time before, with a check behind
 SYNCED_PACKETS = 5  # so many in a row are no accident

@@ -12,14 +12,12 @@ import av
 from av.codec.context import Flags
 
 from scav_jax.extract.containers.film import RESTARTING, Film, film_of
-from scav_jax.extract.containers.losses import AVI
-from scav_jax.extract.containers.opening import MATROSKA, MOV, Unusable, open_container
+from scav_jax.extract.containers.opening import AVI, MATROSKA, MOV, OGG, Unusable, open_container
 from scav_jax.extract.decoding.declared import Declared
 from scav_jax.extract.decoding.order import Order
 from scav_jax.extract.decoding.packets import (
     LOST_S,
     NO_TIMESTAMPS,
-    OGG,
     Packets,
     known_rate,
     packet_times,
@@ -85,7 +83,7 @@ class Stream:
         self.declared = Declared(path, self._container, self._film, self.stream)
         self.joined_midway = kind == "audio" and bool(flags & RESTARTING)
         self._damage: list[tuple[float, float]] = []
-        self._order = Order(name != "avi")
+        self._order = Order(name != AVI)
         self._restart()
 
     def close(self) -> None:

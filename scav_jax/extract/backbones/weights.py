@@ -46,6 +46,7 @@ DOWNLOADED = [
     *("special_tokens_map.json", "added_tokens.json"),
 ]
 MOST_HEADER_BYTES = 2**23
+METADATA = "__metadata__"  # of a header: text beside the tensors
 HUB_ID = re.compile(r"(?P<id>[\w.-]+/[\w.-]+)(@(?P<revision>[\w./-]+))?")
 
 
@@ -179,15 +180,14 @@ def snapshot(hub_id: str, revision: str | None, wanted: list[str], what: str) ->
 
 
 def _read_file(path: Path) -> dict[str, np.ndarray]:
-    size = check_header(path)
+    header, begin = read_header(path)
+    header.pop(METADATA, None)
     mapped = np.memmap(path, np.uint8, mode="r")
-    header = parse_json(mapped[8 : 8 + size].tobytes())
-    header.pop("__metadata__", None)
-    return {name: _view(mapped, 8 + size, name, entry, path) for name, entry in header.items()}
+    return {name: _view(mapped, begin, name, entry, path) for name, entry in header.items()}
 
 
-def check_header(path: Path) -> int:
-    """The size of the header of a safetensors file, which fits the file.
+def read_header(path: Path) -> tuple[dict, int]:
+    """The header of a safetensors file, which fits the file, and where in it the tensors begin.
 
     Raises:
       InputError: no such file, or another kind of file, or a part of one.
@@ -203,7 +203,7 @@ def check_header(path: Path) -> int:
         with safe_open(path, framework="numpy") as opened:  # checks it against the file's size
             opened.metadata()
         with open(path, "rb") as file:
-            parse_json(file.read(8 + size)[8:])
+            return parse_json(file.read(8 + size)[8:]), 8 + size
     except InputError:
         raise
     except FileNotFoundError:
@@ -215,7 +215,6 @@ def check_header(path: Path) -> int:
             f"{path}: expected a safetensors file, got something else or a part of one "
             f"({_what(path, error)}); {mend}"
         ) from error
-    return size
 
 
 def _read_torch(path: Path) -> dict[str, np.ndarray]:

@@ -198,12 +198,6 @@ class Pickle:
     def _pop(self):
         self.stack.pop()
 
-    def _pop_mark(self):
-        self._since_mark()
-
-    def _dup(self):
-        self.stack.append(self.stack[-1])
-
     def _list(self):
         items = self._since_mark()
         self.stack.append(items)

@@ -5,10 +5,10 @@ import math
 
 import numpy as np
 
-from scav_jax.extract.backbones import beats
+from scav_jax.extract.backbones import beats_weights
 
 SMALL = dataclasses.replace(
-    beats.ITER3_PLUS,
+    beats_weights.ITER3_PLUS,
     embed_dim=24,
     encoder_layers=3,
     encoder_embed_dim=32,

@@ -21,7 +21,7 @@ from scav_jax.base.errors import InputError
 from scav_jax.extract import fbank
 from scav_jax.extract.backbones import beats, beats_weights
 
-FULL_WIDTH = dataclasses.replace(beats.ITER3_PLUS, encoder_layers=2)
+FULL_WIDTH = dataclasses.replace(beats_weights.ITER3_PLUS, encoder_layers=2)
 SAMPLES = [24_000, 2_800, 2_799, 0, 15_001]  # 9, 1, 0, 0 and 5 steps
 
 
@@ -32,7 +32,7 @@ def sounds():
 
 @cache
 def checkpoint(config=SMALL, seed=0):
-    return beats.random_checkpoint(config, seed)
+    return beats_weights.random_checkpoint(config, seed)
 
 
 @cache
@@ -87,13 +87,13 @@ def equals_numpy(config, state):
 def test_what_other_checkpoints_may_say():
     change = {"conv_pos": 9, "embed_dim": 32, "conv_bias": True, "deep_norm": False}
     config = dataclasses.replace(SMALL, encoder_layers=1, **change)
-    equals_numpy(config, beats.random_weights(config, 0))
+    equals_numpy(config, beats_weights.random_weights(config, 0))
 
 
 def test_epsilon_of_the_norms():
     """At weights so small that it counts."""
     config = dataclasses.replace(SMALL, encoder_layers=1)
-    state = beats.random_weights(config, 0)
+    state = beats_weights.random_weights(config, 0)
     state["patch_embedding.weight"] *= np.float32(3e-3)
     equals_numpy(config, state)
 
@@ -166,17 +166,19 @@ def model_shapes(config):
 def test_the_papers_model_has_its_parameters():
     """90,717,055 in the file; the classifier and, folded, the weight norm's 128 gains are left."""
     in_file = sum(
-        np.prod(shape) for shape in beats_weights.expected_shapes(beats.ITER3_PLUS).values()
+        np.prod(shape) for shape in beats_weights.expected_shapes(beats_weights.ITER3_PLUS).values()
     )
     assert in_file == 90_717_055
-    params = model_shapes(beats.ITER3_PLUS)["params"]
+    params = model_shapes(beats_weights.ITER3_PLUS)["params"]
     assert sum(x.size for x in jax.tree.leaves(params)) == 90_717_055 - 128 - (768 * 527 + 527)
 
 
 @pytest.mark.parametrize("change", [{}, {"conv_bias": True}, {"finetuned_model": False}])
 def test_every_parameter_of_the_model_comes_from_the_file(change):
     config = dataclasses.replace(SMALL, **change)
-    ours = jax.tree.map(np.shape, beats_weights.to_params(beats.random_checkpoint(config, 0)))
+    ours = jax.tree.map(
+        np.shape, beats_weights.to_params(beats_weights.random_checkpoint(config, 0))
+    )
     wanted = jax.tree.map(np.shape, model_shapes(config)["params"])
     assert ours == wanted
 
@@ -184,8 +186,8 @@ def test_every_parameter_of_the_model_comes_from_the_file(change):
 def test_ten_seconds_are_62_steps_of_6144():
     assert beats.step_count(160_000) == 62
     shape = jax.eval_shape(
-        beats.BeatsModel(beats.ITER3_PLUS).apply,
-        model_shapes(beats.ITER3_PLUS),
+        beats.BeatsModel(beats_weights.ITER3_PLUS).apply,
+        model_shapes(beats_weights.ITER3_PLUS),
         jax.ShapeDtypeStruct((2, 62 * 16, 128), np.float32),
         jax.ShapeDtypeStruct((2,), np.int32),
     )
@@ -316,7 +318,7 @@ def write_pt(path, content):
 def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("beats")
     write_pt(folder / "beats.pt", released())
-    beats.convert(folder / "beats.pt", folder / "beats.safetensors")
+    beats_weights.convert(folder / "beats.pt", folder / "beats.safetensors")
     return folder
 
 
@@ -344,7 +346,7 @@ def test_safetensors_say_what_they_are(folder):
     with safetensors.safe_open(folder / "beats.safetensors", framework="numpy") as file:
         about = json.loads(file.metadata()["beats"])
         names = set(file.keys())
-    assert beats.BeatsConfig.from_checkpoint(about["cfg"]) == SMALL
+    assert beats_weights.BeatsConfig.from_checkpoint(about["cfg"]) == SMALL
     assert names == set(beats_weights.expected_shapes(SMALL))
 
 
@@ -361,7 +363,7 @@ def test_fingerprint_is_of_what_features_depend_on():
 
 
 def test_random_weights_are_the_same_everywhere():
-    weights = beats.random_weights(SMALL, 0)
+    weights = beats_weights.random_weights(SMALL, 0)
     assert weights.keys() == beats_weights.expected_shapes(SMALL).keys()
     assert all(array.dtype == np.float32 for array in weights.values())
     assert weights["encoder.pos_conv.0.weight_g"].shape == (1, 1, 10)
@@ -427,15 +429,17 @@ def test_wrong_tensors_are_refused(state, words):
 )
 def test_models_that_we_do_not_have_are_refused(change, words):
     with pytest.raises(InputError, match=words):
-        beats.BeatsConfig.from_checkpoint({**SMALL.checkpoint_cfg(), **change})
+        beats_weights.BeatsConfig.from_checkpoint({**SMALL.checkpoint_cfg(), **change})
 
 
 def test_what_a_cfg_leaves_out_has_the_defaults_of_beats_code():
     cfg = {name: expected for name, (expected, _) in beats_weights.ONLY.items()}
-    config = beats.BeatsConfig.from_checkpoint(cfg)
+    config = beats_weights.BeatsConfig.from_checkpoint(cfg)
     assert (config.max_distance, config.deep_norm, config.finetuned_model) == (1280, False, False)
     with pytest.raises(InputError, match="expected gru_rel_pos True, got False"):
-        beats.BeatsConfig.from_checkpoint({k: v for k, v in cfg.items() if k != "gru_rel_pos"})
+        beats_weights.BeatsConfig.from_checkpoint(
+            {k: v for k, v in cfg.items() if k != "gru_rel_pos"}
+        )
 
 
 @pytest.mark.parametrize(
@@ -466,4 +470,4 @@ def test_wrong_safetensors_are_refused(folder, tmp_path):
     with pytest.raises(InputError, match=r"metadata under 'beats', got none; make the file with"):
         beats.load(path)
     with pytest.raises(InputError, match=r"ends in \.safetensors"):
-        beats.convert(folder / "beats.pt", tmp_path / "b.pt")
+        beats_weights.convert(folder / "beats.pt", tmp_path / "b.pt")

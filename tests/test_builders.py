@@ -202,7 +202,7 @@ def test_what_is_there_is_listed_and_what_is_not_is_said(official, tmp_path, cap
     assert "1 are there more than once" in said and "not in the list, passed over: 1\n" in said
     assert "0.00 GB in all" in said and "1.15 MB a clip" in said
     # What is written is what extraction reads, in the order of the list.
-    read = manifest.read_csv(out)
+    read = manifest.read_csv(out)[0]
     assert [clip.id for clip in read] == [c for c in rows]
     assert {c.label for c in read} >= {"people eating, noisily", 'a "label", quoted'}
     assert all(clip.start == 0 and clip.end is None for clip in read)
@@ -229,7 +229,7 @@ def test_what_cannot_be_a_clip_is_missing_and_said(official, tmp_path, capsys):
     out = tmp_path / "clips.csv"
     run("vggsound", official, "--videos", videos, "--out", out, "--validation", 0)
     said = capsys.readouterr().out
-    assert {clip.file for clip in manifest.read_csv(out, videos)} == {
+    assert {clip.file for clip in manifest.read_csv(out, videos)[0]} == {
         " sp/-0jeONf82dE_000021.mp4",
         "a\rb/_2_3_4_5_67_30.webm",
     }
@@ -237,7 +237,7 @@ def test_what_cannot_be_a_clip_is_missing_and_said(official, tmp_path, capsys):
     assert "passed over 4 that are empty" in said and "more than once" not in said
     words = shlex.split(re.search(r"next: .*\bextract (.*)\n", said)[1])
     assert extract_program.parse(words).videos == videos
-    for file in manifest.read_csv(out, videos):
+    for file in manifest.read_csv(out, videos)[0]:
         (videos / file.file).unlink()
     with pytest.raises(InputError, match="found none but 4 that are empty"):
         run("vggsound", official, "--videos", videos, "--out", out, "--validation", 0)
@@ -427,7 +427,7 @@ def test_music_from_a_folder(tmp_path, capsys):
         run(*arguments)
     run(*arguments, "--test", 3, "--validation", 1)
     said = capsys.readouterr().out
-    clips = {clip.id: clip for clip in manifest.read_csv(out)}
+    clips = {clip.id: clip for clip in manifest.read_csv(out)[0]}
     assert {clip.file for clip in clips.values()} == set(names)
     assert clips[youtube_id(0)].label == "label_0" and clips[youtube_id(1)].end is None
     missing = {row["id"] for row in rows_of(tmp_path / "music.missing.csv")}

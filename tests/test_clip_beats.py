@@ -21,10 +21,10 @@ from test_media import changing_size, click_track, flash_frames, write_video
 
 from scav_jax.base.errors import InputError
 from scav_jax.extract import backbones, jobs, program, shards
-from scav_jax.extract.backbones import Prepared, Preparer, beats, weights
+from scav_jax.extract.backbones import Prepared, Preparer, beats, beats_weights, weights
 from scav_jax.extract.backbones.beats_audio import BeatsPreparer
 from scav_jax.extract.backbones.clip_model import FRAME_CHUNKS, ClipModel
-from scav_jax.extract.backbones.clip_pixels import Preprocessing
+from scav_jax.extract.backbones.clip_pixels import Preprocessing, resize_crop_pil
 from scav_jax.extract.backbones.clip_towers import ClipConfig, VisionConfig
 from scav_jax.extract.backbones.clip_visual import ClipPreparer, ClipVisual
 from scav_jax.extract.backbones.clip_weights import random_weights
@@ -40,14 +40,14 @@ CHUNK = FRAME_CHUNKS.frames_per_device
 
 
 def write_weights(folder, seed=0):
-    """A tiny CLIP as it lies on the hub, and a tiny BEATs as `beats.convert` leaves it."""
+    """A tiny CLIP as it lies on the hub, and a tiny BEATs as `beats_weights.convert` leaves it."""
     clip_folder = folder / "clip"
     weights.write(
         clip_folder / "model.safetensors", random_weights(ClipConfig(vision=VISION), seed)
     )
     config = {"model_type": "clip_vision_model", **dataclasses.asdict(VISION)}
     (clip_folder / "config.json").write_text(json.dumps(config))
-    checkpoint = beats.random_checkpoint(BEATS, seed)
+    checkpoint = beats_weights.random_checkpoint(BEATS, seed)
     about = json.dumps({"cfg": BEATS.checkpoint_cfg(), "label_dict": None})
     file = folder / "beats.safetensors"
     file.write_bytes(safetensors.numpy.save(dict(checkpoint.state), {"beats": about}))
@@ -163,7 +163,7 @@ def of_devices(count):
         random_weights(ClipConfig(vision=VISION), 0),
         batching=dataclasses.replace(FRAME_CHUNKS, devices=jax.local_devices()[:count]),
     )
-    sound = beats.Beats(beats.random_checkpoint(BEATS, 0), devices=count)
+    sound = beats.Beats(beats_weights.random_checkpoint(BEATS, 0), devices=count)
     model = backbones.load("clip_beats", weights={"clip": clip_model, "beats": sound})
     model.audio.sounds_at_once = count
     return model
@@ -204,6 +204,15 @@ def test_what_the_device_resizes_is_the_same_bytes(files, model, tmp_path):
     for ours, theirs in zip(found, expected, strict=True):
         np.testing.assert_array_equal(ours[0], theirs[0])
     assert on_device.fingerprint() == model.fingerprint()
+
+
+def test_a_frame_as_large_as_a_crop_is_no_crop(random):
+    """Where the short edge is made longer than the crop: the device takes it for cropped."""
+    frame = random.integers(0, 256, (32, 32, 3)).astype(np.uint8)
+    preprocessing = Preprocessing(size=40, crop=(32, 32))
+    (expected,) = resize_crop_pil(frame[None], preprocessing)
+    found = ClipPreparer(preprocessing, whole=True).shrink(frame)
+    np.testing.assert_array_equal(found, expected)
 
 
 def test_a_minute_is_the_longest_clip(videos):

@@ -10,8 +10,8 @@ import pytest
 from PIL import Image
 
 from scav_jax.base.errors import InputError
-from scav_jax.extract.backbones import clip_images
-from scav_jax.extract.backbones.clip_images import Preprocessing, read_preprocessing
+from scav_jax.extract.backbones import clip_images, clip_pixels
+from scav_jax.extract.backbones.clip_pixels import Preprocessing, read_preprocessing
 
 ROWS_FIRST = int(PIL.__version__.split(".")[0]) >= 13  # for tall pictures, unlike ours
 
@@ -54,7 +54,7 @@ def as_products(frames, preprocessing, dtype):
 @pytest.mark.parametrize("height, width", SIZES)
 def test_pixels_are_those_of_hugging_face(random, height, width):
     frames = frames_of(random, height, width)
-    found = clip_images.resize_crop_pil(frames, Preprocessing())
+    found = clip_pixels.resize_crop_pil(frames, Preprocessing())
     np.testing.assert_array_equal(found, bytes_of_hugging_face(frames, 224, (224, 224)))
 
 
@@ -62,18 +62,18 @@ def test_pixels_are_those_of_hugging_face(random, height, width):
 def test_centre_crop_off_by_one_and_beyond_the_picture(random, size, crop):
     for height, width in ((33, 40), (33, 41), (41, 33), (42, 33), (20, 20), (20, 21)):
         frames = frames_of(random, height, width)
-        found = clip_images.resize_crop_pil(frames, Preprocessing(size, crop))
+        found = clip_pixels.resize_crop_pil(frames, Preprocessing(size, crop))
         np.testing.assert_array_equal(found, bytes_of_hugging_face(frames, size, crop))
 
 
 def test_tall_frames_are_those_of_all_pillows_before_13(random):
     """Pillow 13 rounds after the other pass first where the height loses far more pixels."""
     frames = frames_of(random, 240, 100, count=8)
-    found = clip_images.resize_crop_pil(frames, Preprocessing(30, (30, 30)))
+    found = clip_pixels.resize_crop_pil(frames, Preprocessing(30, (30, 30)))
     theirs = bytes_of_hugging_face(frames, 30, (30, 30)).astype(int)
     assert np.any(found != theirs) == ROWS_FIRST
     assert np.mean(np.abs(found[::2] - theirs[::2])) < 0.6  # of 255
-    exact = clip_images.resize_crop_exact(frames, Preprocessing(30, (30, 30)))
+    exact = clip_pixels.resize_crop_exact(frames, Preprocessing(30, (30, 30)))
     np.testing.assert_array_equal(found, exact)
 
 
@@ -82,7 +82,7 @@ def test_tall_frames_are_those_of_all_pillows_before_13(random):
 def test_matrix_products_give_the_same_bytes(random, height, width, dtype):
     frames = frames_of(random, height, width)
     found = as_products(frames, Preprocessing(), dtype)
-    expected = clip_images.resize_crop_pil(frames, Preprocessing())
+    expected = clip_pixels.resize_crop_pil(frames, Preprocessing())
     np.testing.assert_array_equal(found, expected)
 
 
@@ -90,8 +90,8 @@ def test_matrix_products_give_the_same_bytes(random, height, width, dtype):
 def test_integers_give_the_same_bytes(random, size, crop):
     for height, width in ((33, 41), (41, 33), (9, 12), (20, 20)):
         frames, settings = frames_of(random, height, width), Preprocessing(size, crop)
-        expected = clip_images.resize_crop_pil(frames, settings)
-        found = clip_images.resize_crop_exact(frames, settings)
+        expected = clip_pixels.resize_crop_pil(frames, settings)
+        found = clip_pixels.resize_crop_exact(frames, settings)
         np.testing.assert_array_equal(found, expected)
         found = as_products(frames, settings, "float32")
         np.testing.assert_array_equal(found, expected)
@@ -100,7 +100,7 @@ def test_integers_give_the_same_bytes(random, size, crop):
 @pytest.mark.parametrize("dtype", list(clip_images.DIGITS))
 def test_digits_are_the_weights_and_sums_are_exact(dtype):
     for source in (50, 224, 4000, 30_000):
-        weights = clip_images.resize_weights(source, 224)
+        weights = clip_pixels.resize_weights(source, 224)
         digits = clip_images.digits(weights, dtype).astype(np.int64)
         scale = 256 ** np.arange(len(digits))[::-1]
         np.testing.assert_array_equal(np.tensordot(scale, digits, 1), weights)
@@ -115,7 +115,7 @@ def test_normalised_pixels_are_those_of_hugging_face(random):
     settings = {"image_mean": [0.1, 0.2, 0.3], "image_std": [0.4, 0.5, 0.7]}
     for keywords in ({}, settings):
         preprocessing = read_preprocessing(keywords, 224)
-        crops = clip_images.resize_crop_pil(frames, preprocessing)
+        crops = clip_pixels.resize_crop_pil(frames, preprocessing)
         found = np.asarray(clip_images.normalise(jnp.asarray(crops), preprocessing))
         assert found.dtype == np.float32
         np.testing.assert_allclose(found, hugging_face(frames, **keywords), rtol=0, atol=1e-6)

@@ -455,7 +455,7 @@ def test_options_are_checked(tensors):
     ):
         with pytest.raises(InputError, match=f"{option}: expected one of .* got '{value}'"):
             small(tensors, **given)
-    other = clip_model.clip_images.Preprocessing(30, (30, 30))
+    other = clip_model.clip_pixels.Preprocessing(30, (30, 30))
     with pytest.raises(InputError, match=r"crop_size .* to equal image_size 26 .* \[30, 30\]"):
         small(tensors, preprocessing=other)
 
@@ -522,8 +522,8 @@ def test_frames_of_another_kind_are_named(tensors):
 
 def test_a_pillow_that_resizes_differently_is_noticed(monkeypatch, random, tensors):
     clip_model._check_pil.cache_clear()
-    original = clip_model.clip_images.resize_crop_pil
-    monkeypatch.setattr(clip_model.clip_images, "resize_crop_pil", lambda *a: original(*a) ^ 1)
+    original = clip_model.clip_pixels.resize_crop_pil
+    monkeypatch.setattr(clip_model.clip_pixels, "resize_crop_pil", lambda *a: original(*a) ^ 1)
     with pytest.raises(InputError, match="expected Pillow to resize with 22-bit weights"):
         small(tensors, one_device(resize="pil")).encode_images(np.zeros((1, 30, 30, 3), np.uint8))
 
@@ -595,7 +595,7 @@ def test_fingerprint_is_what_features_depend_on(directory, tensors):
     assert small(text_only).fingerprint() == found == small(tensors).fingerprint()
     name = "vision_model.encoder.layers.1.mlp.fc2.bias"
     changed = {**tensors, name: np.nextafter(tensors[name], np.float32(9))}
-    preprocessing = clip_model.clip_images.Preprocessing(30, (26, 26))
+    preprocessing = clip_model.clip_pixels.Preprocessing(30, (26, 26))
     different = [
         found,
         small(changed).fingerprint(),
@@ -614,6 +614,6 @@ def test_preprocessor_config_is_read(directory, random):
     (directory / "preprocessor_config.json").write_text(json.dumps(content))
     other = clip_model.load(directory, batching=one_device())
     assert other.preprocessing.mean == (0.0, 0.0, 0.5)
-    expected = clip_model.clip_images.resize_crop_pil(frames, other.preprocessing)
+    expected = clip_model.clip_pixels.resize_crop_pil(frames, other.preprocessing)
     np.testing.assert_array_equal(other.crop(frames), expected)
     assert np.abs(other.encode_images(frames) - plain.encode_images(frames)).max() > 0.01

@@ -11,9 +11,7 @@ from small_run import write_data
 from scav_jax.extract.backbones.pixels import PixelsAudio, PixelsVisual
 from scav_jax.extract.backbones.plain import ColoursVisual, PlainAudio, PlainVisual
 from scav_jax.features import store
-from scav_jax.features.free import free
-from scav_jax.features.playable import playable
-from scav_jax.features.sides import declared, pixels
+from scav_jax.features.sides import declared, free, pixels, playable
 from scav_jax.objectives.free import Free, changed
 from scav_jax.sequences import AudioVisual, as_batch, sequences
 from scav_jax.training.setup import material

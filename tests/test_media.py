@@ -23,7 +23,7 @@ from scav_jax.extract import backbones, fbank, manifest
 from scav_jax.extract.containers import losses
 from scav_jax.extract.containers.opening import Unusable, decoder_errors
 from scav_jax.extract.decoding import media, streams
-from scav_jax.extract.decoding.measured import stream_seconds, video_seconds
+from scav_jax.extract.decoding.measured import stream_seconds
 from scav_jax.extract.decoding.order import Order
 from scav_jax.extract.decoding.packets import workable_rate
 from scav_jax.extract.decoding.streams import Stream
@@ -344,7 +344,7 @@ def test_a_picture_before_a_pause_does_not_make_the_film_longer(tmp_path):
             frame.pts, frame.time_base = time, Fraction(1, 1000)
             container.mux(video.encode(frame))
         container.mux(video.encode())
-    assert video_seconds(path) == pytest.approx(5.0, abs=0.05)
+    assert stream_seconds(path, "video") == pytest.approx(5.0, abs=0.05)
 
 
 def test_a_rate_is_measured_where_the_header_has_none():
@@ -415,7 +415,7 @@ def test_odd_sizes_are_scaled(tmp_path):
         size=(130, 46),
     )
     assert cut(path, size=(64, 64)).frames.shape == (50, 64, 64, 3)
-    assert video_seconds(path) == pytest.approx(2.0)
+    assert stream_seconds(path, "video") == pytest.approx(2.0)
 
 
 def changing_size(path):
@@ -619,7 +619,7 @@ def test_a_header_without_a_length_is_cut_as_one_with_it(tmp_path):
             [manifest.ClipRequest(path.name, 0.0, None, "id")], 1.5, {}, [], Counter(), "", tmp_path
         )
         clips, _, _ = manifest.cut_whole_videos(
-            listing, lambda file: video_seconds(tmp_path / file)
+            listing, lambda file: stream_seconds(tmp_path / file, "video")
         )
         lists.append([(clip.start, clip.end) for clip in clips])
     assert lists[0] == lists[1] == [(0.0, 1.5), (1.5, 3.0)]
@@ -633,7 +633,7 @@ def test_a_header_that_lies_about_the_length_hides_and_refuses_nothing(tmp_path,
     (seconds,) = struct.unpack(">d", content[at : at + 8])
     content[at : at + 8] = struct.pack(">d", factor * seconds)
     path.write_bytes(content)
-    assert video_seconds(path) == pytest.approx(3.0, abs=0.1)
+    assert stream_seconds(path, "video") == pytest.approx(3.0, abs=0.1)
     if factor < 1:
         assert len(cut(path).frames) == 75
         return
@@ -1005,7 +1005,7 @@ def test_bare_pictures_follow_each_other(tmp_path):
         found = reader.cut(0.0, None)
     assert brightest_frame(found.frames) == 30
     assert found.frames_span == pytest.approx((0.0, 2.0))
-    assert video_seconds(path) == pytest.approx(2.0, abs=0.05)
+    assert stream_seconds(path, "video") == pytest.approx(2.0, abs=0.05)
 
 
 @pytest.mark.parametrize(
@@ -1136,7 +1136,7 @@ def test_packets_without_content_repeat_the_picture(tmp_path):
     with av.open(str(path)) as container:
         assert sum(packet.size == 0 for packet in container.demux(video=0)) > 12
     media = cut(path, size=films.SIZE)
-    assert len(media.frames) == 75 and video_seconds(path) == pytest.approx(3.0, abs=0.05)
+    assert len(media.frames) == 75 and stream_seconds(path, "video") == pytest.approx(3.0, abs=0.05)
     for begin, end in ((50, 58), (72, 75)):
         assert (media.frames[begin:end] == media.frames[begin]).all()
     assert aligned(*films.of_media(media))
@@ -1298,7 +1298,7 @@ def test_fragments_behind_a_damage_are_told(tmp_path):
     with pytest.raises(Unusable, match="corrupt: fragments behind a damage"):
         cut(path)
     with pytest.raises(Unusable, match="corrupt: fragments behind a damage"):
-        video_seconds(path)  # so that clips of equal length are not cut of a part
+        stream_seconds(path, "video")  # so that clips of equal length are not cut of a part
 
 
 RATES_ALLOWED = {"mmf": 22_050, "aud": 22_050}

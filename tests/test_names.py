@@ -105,9 +105,9 @@ def test_a_list_of_clips_names_them_too(videos, tmp_path):
     rows = csv.writer(text, quoting=csv.QUOTE_ALL)
     rows.writerows([["file", "id"], *([name, f"{n}"] for n, name in enumerate(NAMES))])
     (tmp_path / "list.csv").write_bytes(text.getvalue().encode())
-    assert [clip.file for clip in read_csv(tmp_path / "list.csv", videos)] == NAMES
+    assert [clip.file for clip in read_csv(tmp_path / "list.csv", videos)[0]] == NAMES
     (tmp_path / "list.csv").write_text("file\n-x.mp4  \n  --all.mp4\n")
-    assert [c.file for c in read_csv(tmp_path / "list.csv", videos)] == ["-x.mp4", "--all.mp4"]
+    assert [c.file for c in read_csv(tmp_path / "list.csv", videos)[0]] == ["-x.mp4", "--all.mp4"]
 
 
 def test_an_index_finds_them_all(index, videos, run, made, capsys):

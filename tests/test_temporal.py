@@ -23,7 +23,7 @@ from scav_jax.extract.backbones import load, make_fingerprint
 from scav_jax.features import store
 from scav_jax.features.batches import covered_seconds, evaluation_batches
 from scav_jax.features.clip import Clip
-from scav_jax.features.playable import playable
+from scav_jax.features.sides import playable
 from scav_jax.objectives import Place, Temporal, aggregation_loss
 from scav_jax.objectives.contrastive import unit_smoothed
 from scav_jax.objectives.selection import drawn, info_nce, nearest, without

@@ -22,8 +22,7 @@ from scav_jax.base.errors import InputError
 from scav_jax.base.progress import progress_bar
 from scav_jax.features import store
 from scav_jax.features.batches import evaluation_batches
-from scav_jax.features.playable import playable
-from scav_jax.features.sides import declared
+from scav_jax.features.sides import declared, playable
 from scav_jax.objectives.separate import best_weight
 from scav_jax.retrieval.embed import Embedded, all_against_all, check_features, clips_of
 from scav_jax.retrieval.own_data import own_split

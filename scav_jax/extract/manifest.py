@@ -91,16 +91,13 @@ class Listing:
     origin: str
     root: Path
 
+    @functools.cached_property
     def identity(self) -> str:
         """16 hexadecimal digits: the same clips of the same files give the same, wherever they lie.
 
         Of each file its size and three samples are looked at: reading all of it would take as long
         as decoding.
         """
-        return self._identity
-
-    @functools.cached_property
-    def _identity(self) -> str:
         rows = [list(asdict(clip).values()) for clip in self.clips]
         files = sorted(self.sizes)
         with ThreadPoolExecutor(SAMPLERS) as pool:  # waiting for disks, mostly
@@ -153,7 +150,7 @@ def list_clips(videos: Path, options: ClipOptions = WHOLE_VIDEOS) -> Listing:
         csv_path = videos / DEFAULT_CSV
     if csv_path is not None:
         column = None if split_by in ("file", "folder") else split_by
-        clips, groups = read_csv_with_groups(csv_path, column, videos)
+        clips, groups = read_csv(csv_path, videos, column)
         unreadable, passed_over, origin = [], Counter(), f"the rows of {csv_path}"
     elif split_by not in ("file", "folder"):
         raise InputError(
@@ -337,19 +334,17 @@ def find_videos(
     return sorted(files), sorted(unreadable, key=lambda row: row["file"]), +passed_over
 
 
-def read_csv(path: Path, videos: Path | None = None) -> list[ClipRequest]:
+def read_csv(
+    path: Path, videos: Path | None = None, column: str | None = None
+) -> tuple[list[ClipRequest], dict[str, str]]:
     """The clips of a CSV, in its order; `InputError` names the first row with a fault.
 
     Spaces around cells are taken off; around the name of a file only where no file of `videos` is
     called so, spaces included.
+
+    Returns:
+      The clips, and what a further column says of each, by id (empty: nothing).
     """
-    return read_csv_with_groups(path, None, videos)[0]
-
-
-def read_csv_with_groups(
-    path: Path, column: str | None, videos: Path | None = None
-) -> tuple[list[ClipRequest], dict[str, str]]:
-    """The clips of a CSV, and what a further column of it says of each, by id (empty: nothing)."""
     table = Table(path, "a CSV of clips", "correct the list")
     if column is not None and column not in table.columns:
         raise InputError(

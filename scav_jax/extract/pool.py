@@ -33,20 +33,10 @@ def cores() -> int:
 
 
 @dataclass(frozen=True)
-class Ready:
-    """A worker has started."""
-
-
-@dataclass(frozen=True)
-class Taken:
-    """The parent has taken a worker's arrays."""
-
-
-@dataclass(frozen=True)
 class Step:
     """A worker finished one part of its job, and this is what it yielded."""
 
-    result: Any = None
+    result: Any
 
 
 @dataclass(frozen=True)
@@ -91,7 +81,7 @@ class _Worker:
     def took(self) -> None:
         """Tells the worker that its arrays have been taken, so that it may send more."""
         with contextlib.suppress(OSError):  # it died: shows when its pipe is read
-            self.pipe.send(Taken())
+            self.pipe.send(None)
 
     def kill(self) -> None:
         self.process.kill()
@@ -156,7 +146,7 @@ def _receive(worker: _Worker, pool: list[_Worker]) -> Iterator[tuple[Any, Step |
         how = signal.Signals(-code).name if code and code < 0 else f"exit code {code}"
         yield from _lose(worker, pool, f"crashed: the decoding process died ({how})")
         return
-    if isinstance(message, Ready):
+    if not worker.ready:  # it has started: the first thing that it says
         worker.ready = True
         return
     if isinstance(message, BaseException):
@@ -182,14 +172,14 @@ def _serve(pipe: Connection, work: Callable[[Any], Iterator[None]]) -> None:
     """The life of a worker: it ends when the other end of its pipe closes."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, which ends us
     with contextlib.suppress(EOFError, BrokenPipeError, ConnectionResetError):
-        pipe.send(Ready())
+        pipe.send(None)  # started
         while True:
             steps, waiting = work(pipe.recv()), False
             try:
                 while True:
                     parcel = handover.pack(Step(next(steps)))
                     if waiting:
-                        pipe.recv()  # Taken
+                        pipe.recv()  # that the arrays before were taken
                     waiting = handover.send(pipe, parcel)
             except StopIteration as end:
                 if waiting:

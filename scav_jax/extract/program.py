@@ -74,7 +74,7 @@ def extract(
     model = backbones.load(backbone) if isinstance(backbone, str) else backbone
     fingerprint = make_fingerprint(model)
     whole = Ledger.beside(out)
-    if _is_complete(out, fingerprint, listing.identity()):
+    if _is_complete(out, fingerprint, listing.identity):
         _say_complete(out, whole)
         return
     shards.check_division(whole, shard and shard.count)
@@ -82,7 +82,7 @@ def extract(
     part = shard.part(listing) if shard else listing
     workers = workers or pool.cores()
     with ledger.locked():
-        ledger.open({"fingerprint": fingerprint, "manifest": listing.identity()})
+        ledger.open({"fingerprint": fingerprint, "manifest": listing.identity})
         _say_listing(part)
         wanted = _cut(part, videos, ledger, workers, timeout_s)
         _say_size(model, wanted, out)
@@ -119,19 +119,19 @@ def merge(
     _check_named(out)
     listing = list_clips(videos, clips)
     whole, parts = Ledger.beside(out), shards.all_shards(count)
-    if not whole.folder.exists() and _is_complete(out, None, listing.identity()):
+    if not whole.folder.exists() and _is_complete(out, None, listing.identity):
         _say_complete(out, whole)
         return
     shards.check_division(whole, count)
-    fingerprint = shards.check_complete(parts, whole, listing.identity())
-    if _is_complete(out, fingerprint, listing.identity()):
+    fingerprint = shards.check_complete(parts, whole, listing.identity)
+    if _is_complete(out, fingerprint, listing.identity):
         _say_complete(out, whole)
         return
     with whole.locked():
         finished, lengths = [], {}
         for shard in parts:
             ledger = shard.ledger(whole)
-            ledger.open({"fingerprint": fingerprint, "manifest": listing.identity()})
+            ledger.open({"fingerprint": fingerprint, "manifest": listing.identity})
             lengths |= ledger.lengths() or {}
             done = make_jobs(cut_whole_videos(shard.part(listing), lengths.get)[0])
             lost = sum(not ledger.is_done(job.number) for job in done)
@@ -329,7 +329,7 @@ def _write(
         fingerprint=fingerprint,
         videos=str(videos.absolute()),
         rejected=rows,
-        manifest=listing.identity(),
+        manifest=listing.identity,
     )
     return rows, usable
 

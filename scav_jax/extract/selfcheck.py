@@ -228,7 +228,7 @@ def write_clip(path: Path) -> None:
 
 def small_clip_beats() -> backbones.Backbone:
     """CLIP and BEATs of two narrow layers with seeded random weights."""
-    from scav_jax.extract.backbones import beats
+    from scav_jax.extract.backbones import beats, beats_weights
     from scav_jax.extract.backbones.clip_model import FRAME_CHUNKS, ClipModel
     from scav_jax.extract.backbones.clip_towers import ClipConfig, VisionConfig
     from scav_jax.extract.backbones.clip_weights import random_weights
@@ -238,7 +238,7 @@ def small_clip_beats() -> backbones.Backbone:
     batching = dataclasses.replace(FRAME_CHUNKS, resize="pil")
     model = ClipModel(vision, random_weights(vision), batching=batching)
     config = dataclasses.replace(
-        beats.ITER3_PLUS,
+        beats_weights.ITER3_PLUS,
         embed_dim=64,
         encoder_layers=2,
         encoder_embed_dim=64,
@@ -247,7 +247,7 @@ def small_clip_beats() -> backbones.Backbone:
         conv_pos=16,
         conv_pos_groups=4,
     )
-    sound = beats.Beats(beats.random_checkpoint(config, seed=0))
+    sound = beats.Beats(beats_weights.random_checkpoint(config, seed=0))
     return backbones.load("clip_beats", weights={"clip": model, "beats": sound})
 
 

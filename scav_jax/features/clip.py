@@ -4,8 +4,6 @@ The first of the two seams that are file formats. A data set of clips is a TFDS 
 array_record form; `scav_jax.features.store` writes and reads it, this module says what is in it.
 """
 
-import hashlib
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -13,7 +11,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Num
 
-from scav_jax.base.documents import flatten
+from scav_jax.base.documents import checksum, flatten
 from scav_jax.base.errors import InputError
 
 FORMAT_VERSION = 3
@@ -217,8 +215,7 @@ def fingerprint_id(fingerprint: dict) -> str:
     >>> fingerprint_id({"rate_hz": 16000}) == fingerprint_id({"rate_hz": 16000.5})
     False
     """
-    canonical = json.dumps(fingerprint, sort_keys=True, separators=(",", ":"))
-    return hashlib.sha256(canonical.encode()).hexdigest()[:16]
+    return checksum(fingerprint)
 
 
 def fingerprint_difference(expected: dict, got: dict) -> str:

@@ -112,7 +112,7 @@ def inspect_videos(
 
 def _seconds(videos: Path, file: str) -> float | None:
     try:
-        return measured.video_seconds(videos / file)
+        return measured.stream_seconds(videos / file, "video")
     except Unusable:
         return None
 

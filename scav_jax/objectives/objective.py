@@ -78,7 +78,7 @@ class Material(NamedTuple):
       seconds: `[K, 2]`, begin and end of what both streams of each clip cover.
       rates: `[K, 2]`, visual and audio steps a second.
       playable: by stream, how many frames of it lie side by side in a step and can be played, or
-        in words why they cannot (`features.playable`).
+        in words why they cannot (`features.sides`).
       labels: of the clips, "" where none is known.
       pixels: by stream, whether its features are pixels; nothing, or None, where their extractor
         does not say (`features.sides`).

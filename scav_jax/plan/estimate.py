@@ -17,7 +17,7 @@ from scav_jax.base.log_mel import MEL_BINS, STACKED_FRAMES
 from scav_jax.encoders import ENCODERS
 from scav_jax.features import store
 from scav_jax.features.batches import plan_training
-from scav_jax.features.playable import playable
+from scav_jax.features.sides import playable
 from scav_jax.objectives.objective import Material
 from scav_jax.plan.costs import (
     FLOAT,

@@ -67,7 +67,7 @@ class Data:
       backbone: whose features these are, as "clip_beats"; "" takes any. "clip_beats@ID" takes one
         extractor's alone, with all its weights and options: `scav inspect DATA` says the ID.
       augment: the share of training clips whose features are changed, in every step anew, in ways
-        that their backbone declares free (`features.free`): mirrored, recoloured, higher or lower.
+        that their backbone declares free (`features.sides`): mirrored, recoloured, higher or lower.
     """
 
     path: str = "data/vggsound"

@@ -21,9 +21,7 @@ from scav_jax.encoders import Towers
 from scav_jax.features import store
 from scav_jax.features.batches import covered_seconds, training_batches
 from scav_jax.features.clip import check_resampled
-from scav_jax.features.free import free
-from scav_jax.features.playable import playable
-from scav_jax.features.sides import pixels
+from scav_jax.features.sides import free, pixels, playable
 from scav_jax.objectives.free import NOTHING, Free
 from scav_jax.objectives.objective import Material, Objective
 from scav_jax.optimizer import learning_rate_schedule, make_optimizer

@@ -34,7 +34,8 @@ import beats as beats_benchmark  # noqa: E402
 import clip as clip_benchmark  # noqa: E402
 import jax  # noqa: E402
 
-from scav_jax.extract.backbones.beats import ITER3_PLUS, Beats, random_checkpoint  # noqa: E402
+from scav_jax.extract.backbones.beats import Beats  # noqa: E402
+from scav_jax.extract.backbones.beats_weights import ITER3_PLUS, random_checkpoint  # noqa: E402
 from scav_jax.extract.backbones.clip_model import FRAME_CHUNKS, ClipModel  # noqa: E402
 from scav_jax.extract.backbones.clip_towers import ClipConfig, VisionConfig  # noqa: E402
 from scav_jax.extract.backbones.clip_visual import CLIPS_A_DEVICE  # noqa: E402

@@ -22,7 +22,7 @@ import numpy as np
 from timing import median_seconds
 
 from scav_jax.extract import fbank
-from scav_jax.extract.backbones import beats
+from scav_jax.extract.backbones import beats, beats_weights
 from scav_jax.extract.fbank_on_device import log_mel_on_device
 
 SECONDS = 10
@@ -38,7 +38,7 @@ COLUMNS = {  # of the table: a figure and how it is written
 }
 
 
-def flops_of_a_clip(config: beats.BeatsConfig) -> float:
+def flops_of_a_clip(config: beats_weights.BeatsConfig) -> float:
     """Multiplications and additions of the matrix products and convolutions for one clip."""
     tokens = beats.step_count(SAMPLES) * beats.PATCHES_A_STEP
     width, hidden = config.encoder_embed_dim, config.encoder_ffn_embed_dim
@@ -54,7 +54,7 @@ def flops_of_log_mel() -> float:
     return fbank.frame_count(SAMPLES) * (2.5 * n * np.log2(n) + 2.0 * n // 2 * fbank.MEL_BINS)
 
 
-def gemm_peak(rows: int, config: beats.BeatsConfig, dtype: str, repeats: int) -> float:
+def gemm_peak(rows: int, config: beats_weights.BeatsConfig, dtype: str, repeats: int) -> float:
     """FLOP/s of one product `[rows, width] x [width, hidden]`, at the precision that BEATs uses."""
     width, hidden = config.encoder_embed_dim, config.encoder_ffn_embed_dim
     a, b = (
@@ -67,7 +67,9 @@ def gemm_peak(rows: int, config: beats.BeatsConfig, dtype: str, repeats: int) ->
     return 2.0 * rows * width * hidden / took
 
 
-def measure(config: beats.BeatsConfig, clips: int, repeats: int) -> Iterator[tuple[str, dict]]:
+def measure(
+    config: beats_weights.BeatsConfig, clips: int, repeats: int
+) -> Iterator[tuple[str, dict]]:
     """Names and figures of the rows, each as it is measured."""
     rng = np.random.default_rng(0)
     waveforms = rng.uniform(-0.5, 0.5, (clips, SAMPLES)).astype(np.float32)
@@ -89,7 +91,7 @@ def measure(config: beats.BeatsConfig, clips: int, repeats: int) -> Iterator[tup
     on_device, frames = jnp.asarray(waveforms), jax.jit(log_mel_on_device)
     took = median_seconds(lambda: frames(on_device).block_until_ready(), repeats) / clips
     yield row("log-mel, JAX", flops_of_log_mel(), took, peak)
-    checkpoint = beats.random_checkpoint(config, seed=0)
+    checkpoint = beats_weights.random_checkpoint(config, seed=0)
     for dtype in DTYPES:
         if dtype != "float32":
             peak = gemm_peak(clips * 512, config, dtype, repeats)
@@ -113,7 +115,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--out", help="writes the figures as JSON")
     options = parser.parse_args()
-    config, device = beats.ITER3_PLUS, jax.devices()[0]
+    config, device = beats_weights.ITER3_PLUS, jax.devices()[0]
     clips = options.clips or (4 if device.platform == "cpu" else 32)
     if options.quick:
         config, clips, options.repeats = replace(config, encoder_layers=2), 2, 2

@@ -34,9 +34,9 @@ import PIL
 from PIL import Image
 from timing import median_seconds
 
-from scav_jax.extract.backbones import clip_images
-from scav_jax.extract.backbones.clip_images import Preprocessing
+from scav_jax.extract.backbones import clip_images, clip_pixels
 from scav_jax.extract.backbones.clip_model import Batching, ClipModel
+from scav_jax.extract.backbones.clip_pixels import Preprocessing
 from scav_jax.extract.backbones.clip_towers import ClipConfig, VisionConfig
 from scav_jax.extract.backbones.clip_weights import random_weights
 
@@ -97,7 +97,7 @@ def compare_pixels(arguments, clock) -> tuple[list[dict], list[np.ndarray]]:
         expected = hugging_face(frames)
         ways = {
             "transformers": lambda frames=frames: hugging_face(frames),
-            "host (PIL)": lambda frames=frames: clip_images.resize_crop_pil(
+            "host (PIL)": lambda frames=frames: clip_pixels.resize_crop_pil(
                 frames, Preprocessing()
             ),
             "products, float32": on_device(frames, "float32"),

@@ -37,7 +37,7 @@ import jax
 import numpy as np
 
 from scav_jax.extract import backbones, handover, pool, program
-from scav_jax.extract.backbones import Backbone, Prepared, beats
+from scav_jax.extract.backbones import Backbone, Prepared, beats, beats_weights
 from scav_jax.extract.backbones.clip_model import FRAME_CHUNKS, ClipModel
 from scav_jax.extract.backbones.clip_towers import ClipConfig, VisionConfig
 from scav_jax.extract.backbones.clip_weights import random_weights
@@ -57,7 +57,7 @@ def full_model(dtype: str) -> Backbone:
         dtype=dtype,
         batching=FRAME_CHUNKS,
     )
-    sound = beats.Beats(beats.random_checkpoint(beats.ITER3_PLUS, 0), dtype)
+    sound = beats.Beats(beats_weights.random_checkpoint(beats_weights.ITER3_PLUS, 0), dtype)
     options = {"": {"dtype": dtype}}
     return backbones.load(
         "clip_beats", weights={"clip": clip_model, "beats": sound}, options=options
@@ -113,7 +113,7 @@ def stages(paths: list[Path], model: Backbone, dtype: str) -> dict:
         "CLIP": frames * clip_benchmark.operations(VisionConfig()),
         "BEATs": samples
         / beats_benchmark.SAMPLES
-        * beats_benchmark.flops_of_a_clip(beats.ITER3_PLUS),
+        * beats_benchmark.flops_of_a_clip(beats_weights.ITER3_PLUS),
     }
     print(f"\n{len(clips)} clips, {frames / len(clips):.0f} frames and ", end="")
     print(f"{video_s / len(clips):.1f} s each; GEMM {dtype}: {peak / 1e9:,.0f} GFLOP/s")

@@ -54,7 +54,7 @@ AUDIO: dict[str, type[Audio]] = {
 PAIRS = {
     "clip_beats": ("clip", "beats"),
     "plain": ("plain", "plain"),
-    "clip_mel": ("clip", "plain"),  # what can be played, see `features.playable`
+    "clip_mel": ("clip", "plain"),  # what can be played, see `features.sides`
     "colours": ("colours", "plain"),
     "pixels": ("pixels", "pixels"),
 }

@@ -28,30 +28,14 @@ from scav_jax.base.log_mel import MEL_BINS
 from scav_jax.encoders.positions import offset_buckets
 from scav_jax.extract import fbank
 from scav_jax.extract.backbones.beats_weights import (
-    ITER3_PLUS,
     PATCH_SIDE,
     BeatsConfig,
     Checkpoint,
-    convert,
-    random_checkpoint,
-    random_weights,
     read_checkpoint,
     to_params,
 )
 from scav_jax.extract.fbank_on_device import log_mel_on_device
 from scav_jax.sequences import step_mask, zero_padding
-
-__all__ = [
-    "ITER3_PLUS",
-    "Beats",
-    "BeatsConfig",
-    "BeatsModel",
-    "convert",
-    "load",
-    "random_checkpoint",
-    "random_weights",
-    "step_count",
-]
 
 LOG_MEL_CENTRE, LOG_MEL_SCALE = 15.41663, 2 * 6.55582
 LAYER_NORM_EPSILON = 1e-5

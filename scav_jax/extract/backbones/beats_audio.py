@@ -29,8 +29,8 @@ class BeatsAudio(Audio):
     """BEATs' tokens, eight side by side.
 
     Args:
-      weights: a released `.pt` file, the `.safetensors` that `beats.convert` made of it, or a
-        loaded `beats.Beats`.
+      weights: a released `.pt` file, what `scav extract backbones` made of it, or a loaded
+        `beats.Beats`.
       dtype: of the matrix products, "float32" or "bfloat16".
     """
 

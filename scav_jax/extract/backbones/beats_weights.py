@@ -251,11 +251,8 @@ def convert(source: str | Path, target: str | Path) -> None:
 
 
 def _read_safetensors(path: Path) -> tuple[dict, dict[str, np.ndarray]]:
-    import safetensors
-
     state = weights.read(path)
-    with safetensors.safe_open(path, framework="numpy") as file:
-        metadata = file.metadata() or {}
+    metadata = weights.read_header(path)[0].get(weights.METADATA) or {}
     try:
         about = parse_json(metadata.get(METADATA_KEY, "null"))
     except ValueError:

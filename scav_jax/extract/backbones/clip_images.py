@@ -15,29 +15,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int32, UInt8
 
 from scav_jax.base.errors import InputError
-from scav_jax.extract.backbones.clip_pixels import (
-    FRACTION_BITS,
-    Preprocessing,
-    crop_weights,
-    read_preprocessing,
-    resize_crop_exact,
-    resize_crop_pil,
-    resize_weights,
-)
-
-__all__ = [
-    "DIGITS",
-    "Preprocessing",
-    "crop_digits",
-    "crop_weights",
-    "digits",
-    "normalise",
-    "read_preprocessing",
-    "resize_crop",
-    "resize_crop_exact",
-    "resize_crop_pil",
-    "resize_weights",
-]
+from scav_jax.extract.backbones.clip_pixels import FRACTION_BITS, Preprocessing, crop_weights
 
 # Into how many digits weights are cut, by the dtype of the matrix products: bfloat16 holds integers
 # up to 256 exactly, float32 up to 2**24.

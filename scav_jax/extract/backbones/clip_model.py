@@ -9,7 +9,7 @@ The pooled class step after the last norm (768 numbers for B/32) is transformers
 
 import dataclasses
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import cache, partial
 from pathlib import Path
 
@@ -19,7 +19,8 @@ import numpy as np
 from jaxtyping import Float, Int, UInt8
 
 from scav_jax.base.errors import InputError, check_one_of
-from scav_jax.extract.backbones import clip_images, clip_weights, weights
+from scav_jax.extract.backbones import clip_images, clip_pixels, clip_weights, weights
+from scav_jax.extract.backbones.clip_pixels import Preprocessing
 from scav_jax.extract.backbones.clip_towers import (
     LEGACY_EOS,
     ClipConfig,
@@ -90,7 +91,7 @@ def load(
     return ClipModel(
         config,
         weights.read(directory),
-        clip_images.read_preprocessing(directory, size),
+        clip_pixels.read_preprocessing(directory, size),
         dtype=dtype,
         output=output,
         directory=directory,
@@ -114,7 +115,7 @@ class ClipModel:
         self,
         config: ClipConfig,
         arrays: dict[str, np.ndarray],
-        preprocessing: clip_images.Preprocessing | None = None,
+        preprocessing: Preprocessing | None = None,
         *,
         dtype: str = "float32",
         output: str = "pooled",
@@ -138,11 +139,9 @@ class ClipModel:
         if config.vision is not None:
             self._init_images(preprocessing, batching.resize)
 
-    def _init_images(
-        self, preprocessing: clip_images.Preprocessing | None, resize: str | None
-    ) -> None:
+    def _init_images(self, preprocessing: Preprocessing | None, resize: str | None) -> None:
         size = self.config.vision.image_size
-        self.preprocessing = preprocessing or clip_images.Preprocessing(size, (size, size))
+        self.preprocessing = preprocessing or Preprocessing(size, (size, size))
         if self.preprocessing.crop != (size, size):
             raise InputError(
                 f"{self._where}: expected crop_size of preprocessor_config.json to equal "
@@ -161,9 +160,9 @@ class ClipModel:
         """
         _check_pil()  # workers resize large frames
         noise, exact = _noise_resized(96)
-        small = clip_images.Preprocessing(96, (96, 96))
+        small = Preprocessing(96, (96, 96))
         if self.resize == "device" and not np.array_equal(
-            self._resized(noise, small, len(noise), self._mesh.devices.flat[0]), exact
+            self._resized(noise, len(noise), self._mesh.devices.flat[0], small), exact
         ):
             raise InputError(
                 "clip: expected the device to resize as integers do, got other pixels; "
@@ -217,7 +216,7 @@ class ClipModel:
 
         Each frame is by itself: its neighbours and what fills up the last batch change nothing.
         """
-        return self._encode("vision", self._crops(frames), len(frames))
+        return self.encode_crops(self.crop(frames))
 
     def crop(self, frames: UInt8[np.ndarray, "N height width 3"]) -> UInt8[np.ndarray, "N S S 3"]:
         """Frames resized and cropped as CLIP reads them, still bytes.
@@ -225,16 +224,24 @@ class ClipModel:
         All that depends on the frames' size: crops of many clips go into one `encode_crops`.
         """
         size = self._tower_config("vision").image_size
-        crops = [np.asarray(x) for x in self._crops(frames)]
+        self._check_frames(frames)
+        if self.resize == "pil":
+            _check_pil()
+            return clip_pixels.resize_crop_pil(frames, self.preprocessing)
+        device = self._mesh.devices.flat[0]
+        crops = [
+            np.asarray(self._resized(frames[at : at + self.batch], self.batch, device))
+            for at in range(0, len(frames), self.batch)
+        ]
         return np.concatenate([np.zeros((0, size, size, 3), np.uint8), *crops])[: len(frames)]
 
     def encode_crops(self, crops: UInt8[np.ndarray, "N S S 3"]) -> Float[np.ndarray, "N D"]:
         """What `crop` gives -> float32 features."""
-        self._check_crops(crops, self._tower_config("vision").image_size)
-        return self._encode("vision", self._batches(crops), len(crops))
+        self._check_crops(crops)
+        return self.encode_clips([crops])[0]
 
-    @staticmethod
-    def _check_crops(crops: np.ndarray, size: int) -> None:
+    def _check_crops(self, crops: np.ndarray) -> None:
+        size = self._tower_config("vision").image_size
         if crops.shape[1:] != (size, size, 3) or crops.dtype != np.uint8:
             raise InputError(
                 f"crops: expected uint8 [N, {size}, {size}, 3], got {crops.dtype} "
@@ -242,7 +249,7 @@ class ClipModel:
             )
 
     @staticmethod
-    def _check_frames(frames: np.ndarray, size: int = 0) -> None:
+    def _check_frames(frames: np.ndarray) -> None:
         if (
             frames.dtype != np.uint8
             or frames.ndim != 4
@@ -269,7 +276,7 @@ class ClipModel:
         chunk = self.batch // self._mesh.size
         for frames in clips:
             check = self._check_crops if self.resize == "pil" else self._check_frames
-            check(frames, size)
+            check(frames)
         counts = [-(-len(frames) // chunk) for frames in clips]
         chunks = [
             frames[begin : begin + chunk]
@@ -291,7 +298,7 @@ class ClipModel:
         parts = [
             jax.device_put(_filled(frames, (chunk, size, size)), device)
             if frames.shape[1:3] == (size, size)
-            else self._resized(frames, self.preprocessing, chunk, device)
+            else self._resized(frames, chunk, device)
             for frames, device in zip([*chunks, *empty], devices, strict=True)
         ]
         shape = self.batch, size, size, 3
@@ -300,33 +307,16 @@ class ClipModel:
     def _resized(
         self,
         frames: UInt8[np.ndarray, "N height width 3"],
-        preprocessing: clip_images.Preprocessing,
         chunk: int,
         device: jax.Device,
+        preprocessing: Preprocessing | None = None,
     ) -> jax.Array:
         """Crops of whole frames, made on a device; as many as a chunk has, the rest zeros."""
         rows, columns, kept = clip_images.crop_digits(
-            preprocessing, *frames.shape[1:3], self._digits, SHAPE_MULTIPLE
+            preprocessing or self.preprocessing, *frames.shape[1:3], self._digits, SHAPE_MULTIPLE
         )
         filled = _filled(frames[:, *kept], (chunk, rows.shape[2], columns.shape[2]))
         return clip_images.resize_crop(*jax.device_put((filled, rows, columns), device))
-
-    def _crops(self, frames: np.ndarray) -> Iterator[np.ndarray | jax.Array]:
-        """Batches of crops, each made when it is asked for."""
-        self._tower_config("vision")
-        self._check_frames(frames)
-        if self.resize == "pil":
-            _check_pil()
-            crop = partial(clip_images.resize_crop_pil, preprocessing=self.preprocessing)
-            return self._batches(frames, crop)
-        rows, columns, kept = clip_images.crop_digits(
-            self.preprocessing, *frames.shape[1:3], self._digits
-        )
-        rows, columns = jax.device_put((rows, columns), replicated(self._mesh))
-        return (
-            clip_images.resize_crop(self._put(batch), rows, columns)
-            for batch in self._batches(frames[:, *kept])
-        )
 
     # ---- texts ---------------------------------------------------------------------------------
 
@@ -379,39 +369,24 @@ class ClipModel:
 
     # ---- batches on devices --------------------------------------------------------------------
 
-    def _batches(
-        self, rows: np.ndarray, prepare: Callable[[np.ndarray], np.ndarray] = lambda x: x
-    ) -> Iterator[np.ndarray]:
-        """Batches of `self.batch` prepared rows, the last filled up with zeros."""
+    def _batches(self, rows: np.ndarray) -> Iterator[jax.Array]:
+        """Batches of `self.batch` rows on the devices, the last filled up with zeros."""
         for begin in range(0, len(rows), self.batch):
-            batch = prepare(rows[begin : begin + self.batch])
-            if len(batch) < self.batch:
-                rest = np.zeros((self.batch - len(batch), *batch.shape[1:]), batch.dtype)
-                batch = np.concatenate([batch, rest])
-            yield batch
+            batch = np.zeros((self.batch, *rows.shape[1:]), rows.dtype)
+            batch[: len(rows) - begin] = rows[begin : begin + self.batch]
+            yield jax.device_put(batch, batch_sharded(self._mesh))
 
-    def _put(self, batch: np.ndarray | jax.Array) -> jax.Array:
-        return jax.device_put(batch, batch_sharded(self._mesh))
-
-    def _encode(self, tower: str, batches: Iterator, count: int) -> Float[np.ndarray, "N D"]:
+    def _encode(
+        self, tower: str, batches: Iterable[jax.Array], count: int
+    ) -> Float[np.ndarray, "N D"]:
         """Keeps the devices busy while the host prepares the next batch, and memory bounded."""
-        out = np.zeros((count, self._width(tower)), np.float32)
         encoder = self._encoder(tower)
-        waiting, done = deque(), 0
-
-        def collect():
-            nonlocal done
-            features = np.asarray(waiting.popleft())
-            out[done : done + self.batch] = features[: count - done]
-            done += self.batch
-
+        waiting, done = deque(), [np.zeros((0, self._width(tower)), np.float32)]
         for batch in batches:
-            waiting.append(encoder(self._put(batch)))
+            waiting.append(encoder(batch))
             if len(waiting) > IN_FLIGHT:
-                collect()
-        while waiting:
-            collect()
-        return out
+                done.append(np.asarray(waiting.popleft()))
+        return np.concatenate([*done, *map(np.asarray, waiting)])[:count]
 
     def _encoder(self, tower: str) -> Callable[[jax.Array], jax.Array]:
         if tower not in self._encoders:
@@ -428,7 +403,7 @@ class ClipModel:
 @partial(jax.jit, static_argnums=(0, 1))
 def _features(
     model: VisionTower | TextTower,
-    preprocessing: clip_images.Preprocessing | None,
+    preprocessing: Preprocessing | None,
     params: dict,
     batch: jax.Array,
 ) -> jax.Array:
@@ -448,8 +423,8 @@ def _filled(rows: np.ndarray, shape: tuple[int, int, int]) -> UInt8[np.ndarray, 
 def _noise_resized(size: int) -> tuple[np.ndarray, np.ndarray]:
     """A picture of noise, and what integers make of it."""
     noise = np.random.default_rng(0).integers(0, 256, (1, 61, 83, 3)).astype(np.uint8)
-    small = clip_images.Preprocessing(size, (size, size))
-    return noise, clip_images.resize_crop_exact(noise, small)
+    small = Preprocessing(size, (size, size))
+    return noise, clip_pixels.resize_crop_exact(noise, small)
 
 
 @cache
@@ -461,7 +436,7 @@ def _check_pil() -> None:
     """
     for size in (24, 96):
         noise, exact = _noise_resized(size)
-        found = clip_images.resize_crop_pil(noise, clip_images.Preprocessing(size, (size, size)))
+        found = clip_pixels.resize_crop_pil(noise, Preprocessing(size, (size, size)))
         if not np.array_equal(found, exact):
             from PIL import __version__
 

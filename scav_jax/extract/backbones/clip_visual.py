@@ -35,7 +35,8 @@ class ClipPreparer(Visual):
 
     def shrink(self, frame: UInt8[np.ndarray, "height width 3"]) -> UInt8[np.ndarray, "h w 3"]:
         rows, columns = self.preprocessing.crop
-        if self.whole and frame.nbytes <= WHOLE_FRAMES * rows * columns * 3:
+        is_small = frame.nbytes <= WHOLE_FRAMES * rows * columns * 3
+        if self.whole and is_small and frame.shape[:2] != (rows, columns):  # which says: cropped
             return frame
         return resize_crop_pil(frame[None], self.preprocessing)[0]
 

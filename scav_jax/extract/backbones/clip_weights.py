@@ -66,13 +66,11 @@ def select(
     """
     wanted = tower_of(config, tower, where)
     prefix = PREFIXES[tower]
-    shapes = {prefix + name: shape for name, shape in tensor_shapes(wanted).items()}
-    if project:
-        if wanted.projection_dim is None:
-            raise InputError(f"{where}: expected a projection_dim in config.json, got null")
-        shapes[PROJECTIONS[tower]] = (wanted.projection_dim, wanted.hidden_size)
+    if project and wanted.projection_dim is None:
+        raise InputError(f"{where}: expected a projection_dim in config.json, got null")
+    shapes = _in_a_file(config, tower, project)
     arrays = _with_prefix(arrays, config)
-    known = {*shapes, *_known(config)}
+    known = {name for one in _towers(config) for name in _in_a_file(config, one, True)}
     surplus = [name for name in arrays if name not in known and not name.endswith(UNNEEDED)]
     missing = [name for name in shapes if name not in arrays]
     if missing or surplus:
@@ -100,19 +98,22 @@ def tower_of(config: ClipConfig, tower: str, where: str) -> VisionConfig | TextC
     return wanted
 
 
-def _known(config: ClipConfig) -> set[str]:
-    """Every tensor that a file of that configuration may hold, with prefixes."""
-    known = set()
-    for tower, prefix in PREFIXES.items():
-        if getattr(config, tower) is not None:
-            known |= {prefix + name for name in tensor_shapes(getattr(config, tower))}
-            known.add(PROJECTIONS[tower])
-    return known
+def _towers(config: ClipConfig) -> list[str]:
+    return [name for name in PREFIXES if getattr(config, name) is not None]
+
+
+def _in_a_file(config: ClipConfig, tower: str, project: bool) -> dict[str, tuple[int, ...]]:
+    """Names, with prefixes, and shapes of a tower's tensors, its projection among them or not."""
+    wanted = getattr(config, tower)
+    shapes = {PREFIXES[tower] + name: shape for name, shape in tensor_shapes(wanted).items()}
+    if project:
+        shapes[PROJECTIONS[tower]] = (wanted.projection_dim, wanted.hidden_size)
+    return shapes
 
 
 def _with_prefix(arrays: Mapping[str, np.ndarray], config: ClipConfig) -> dict[str, np.ndarray]:
     """The same tensors with the prefix that files of a bare tower may lack."""
-    towers = [name for name in PREFIXES if getattr(config, name) is not None]
+    towers = _towers(config)
     if len(towers) != 1 or any(name.startswith(tuple(PREFIXES.values())) for name in arrays):
         return dict(arrays)
     outside = (*PROJECTIONS.values(), "logit_scale")
@@ -171,15 +172,10 @@ def random_weights(config: ClipConfig, seed: int = 0) -> dict[str, np.ndarray]:
     each tensor's own name: a tower has the same weights with and without the other. No value is
     special (norms are not one, biases are not zero), so that every tensor matters.
     """
-    tensors = {}
-    for tower, prefix in PREFIXES.items():
-        wanted = getattr(config, tower)
-        if wanted is not None:
-            shapes = {prefix + name: shape for name, shape in tensor_shapes(wanted).items()}
-            if wanted.projection_dim is not None:
-                shapes[PROJECTIONS[tower]] = (wanted.projection_dim, wanted.hidden_size)
-            tensors |= {name: _random(name, shape, seed) for name, shape in shapes.items()}
-    return tensors
+    shapes = {}
+    for tower in _towers(config):
+        shapes |= _in_a_file(config, tower, getattr(config, tower).projection_dim is not None)
+    return {name: _random(name, shape, seed) for name, shape in shapes.items()}
 
 
 def _random(name: str, shape: tuple[int, ...], seed: int) -> np.ndarray:

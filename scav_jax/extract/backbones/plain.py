@@ -5,14 +5,13 @@ of the colours alone (`colours`, 192 numbers): those see one moment, so they can
 Sound: Kaldi log-mel frames stacked 16 at a time (2048 numbers), in BEATs' geometry.
 """
 
-from functools import cache
-
 import numpy as np
 from jaxtyping import Float, UInt8
 
 from scav_jax.base.log_mel import MEL_BINS, STACKED_FRAMES
 from scav_jax.extract import fbank
 from scav_jax.extract.backbones.sides import Audio, Visual
+from scav_jax.extract.decoding.usable import grid_means
 
 SIDE = 64  # frames are scaled to SIDE x SIDE pixels, whatever their shape
 GRID = 8
@@ -60,8 +59,8 @@ class PlainVisual(Visual):
             # uint8 all the way: the larger minus the smaller never wraps around
             difference = np.maximum(now, earlier) - np.minimum(now, earlier)
             block = out[begin : begin + len(now)]
-            block[:, :half] = (_grid_means(now) / 255 - COLOUR_CENTRE) / COLOUR_SCALE
-            block[:, half:] = _grid_means(difference) / 255 / DIFFERENCE_SCALE
+            block[:, :half] = (grid_means(now, GRID) / 255 - COLOUR_CENTRE) / COLOUR_SCALE
+            block[:, half:] = grid_means(difference, GRID) / 255 / DIFFERENCE_SCALE
             before = now[-1:]
         return out
 
@@ -86,28 +85,9 @@ class ColoursVisual(Visual):
         """Grid of `(mean colour - 0.5) / 0.25`, as in `PlainVisual`."""
         out = np.empty((len(frames), self.width), np.float32)
         for begin in range(0, len(frames), FRAMES_AT_ONCE):
-            means = _grid_means(frames[begin : begin + FRAMES_AT_ONCE])
+            means = grid_means(frames[begin : begin + FRAMES_AT_ONCE], GRID)
             out[begin : begin + len(means)] = (means / 255 - COLOUR_CENTRE) / COLOUR_SCALE
         return out
-
-
-def _grid_means(images: UInt8[np.ndarray, "n 64 64 3"]) -> Float[np.ndarray, "n 192"]:
-    """Mean of each of the 8 x 8 cells, [row, column, channel] flattened.
-
-    Columns are summed by a matrix product, which is several times faster than reducing short
-    axes; sums of bytes are integers below 2**24, so float32 has them exactly.
-    """
-    cell = SIDE // GRID
-    rows = images.reshape(-1, SIDE * 3).astype(np.float32)
-    by_row = (rows @ _column_sums()).reshape(len(images), GRID, cell, GRID * 3)
-    return by_row.sum(axis=2).reshape(len(images), -1) / np.float32(cell * cell)
-
-
-@cache
-def _column_sums() -> Float[np.ndarray, "192 24"]:
-    """1 where a pixel column and channel lies in a grid column of the same channel."""
-    cells = np.kron(np.eye(GRID, dtype=np.float32), np.ones((SIDE // GRID, 1), np.float32))
-    return np.kron(cells, np.eye(3, dtype=np.float32))
 
 
 class PlainAudio(Audio):

@@ -84,6 +84,11 @@ def _dictionary(items=()) -> dict:
     return dict(zip(_hashable(key for key, _ in pairs), (v for _, v in pairs), strict=True))
 
 
+def _by_turns(items: list) -> dict:
+    """Of keys and values in turn."""
+    return _dictionary(zip(items[::2], items[1::2], strict=True))
+
+
 # What a pickle may name, and what a call of it means; None where it is no more than a name.
 KNOWN = {
     Name("torch._utils", "_rebuild_tensor_v2"): _rebuild_tensor,
@@ -107,6 +112,19 @@ _NEW = {
     **{"NONE": lambda: None, "NEWTRUE": lambda: True, "NEWFALSE": lambda: False},
     **{"EMPTY_LIST": list, "EMPTY_DICT": dict, "EMPTY_TUPLE": tuple, "EMPTY_SET": set},
 }
+# Opcodes that make something of the items since the last mark.
+_MADE = {
+    **{"LIST": list, "TUPLE": tuple, "DICT": _by_turns},
+    "FROZENSET": lambda items: frozenset(_hashable(items)),
+}
+# Those that add items to what is on top: its kind, how, and how many (None: all since a mark).
+_ADDED = {
+    "APPEND": (list, list.extend, 1),
+    "APPENDS": (list, list.extend, None),
+    "ADDITEMS": (set, lambda there, items: there.update(_hashable(items)), None),
+    "SETITEM": (dict, lambda there, items: there.update(_by_turns(items)), 2),
+    "SETITEMS": (dict, lambda there, items: there.update(_by_turns(items)), None),
+}
 _COPIED = (list, tuple, dict, set, frozenset)
 _SHORT_TUPLES = {"TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3}
 
@@ -119,7 +137,12 @@ class _Bounded:
         self._end = file.tell() + MAX_PICKLE_BYTES
 
     def read(self, count: int) -> bytes:
-        return self._checked(self._file.read(min(count, self._left())))
+        content = self._file.read(min(count, self._left()))
+        if self._left() <= 0:
+            raise InputError(
+                f"expected a pickle of at most {MAX_PICKLE_BYTES:,} bytes, got more; refused"
+            )
+        return content
 
     def readline(self) -> bytes:
         if isinstance(self._file, io.BytesIO):
@@ -130,13 +153,6 @@ class _Bounded:
 
     def _left(self) -> int:
         return self._end - self._file.tell()
-
-    def _checked(self, content: bytes) -> bytes:
-        if self._left() <= 0:
-            raise InputError(
-                f"expected a pickle of at most {MAX_PICKLE_BYTES:,} bytes, got more; refused"
-            )
-        return content
 
 
 class Pickle:
@@ -174,6 +190,13 @@ class Pickle:
         elif name in _SHORT_TUPLES:
             count = _SHORT_TUPLES[name]
             self.stack[-count:] = [tuple(self.stack[-count:])]
+        elif name in _MADE:
+            items = self._since_mark()
+            self.stack.append(_MADE[name](items))
+        elif name in _ADDED:
+            kind, add, count = _ADDED[name]
+            items = self._since_mark() if count is None else self._last(count)
+            add(self._top(kind), items)
         elif name in ("PUT", "BINPUT", "LONG_BINPUT"):
             self.memo[argument] = self.stack[-1]
         elif name in ("GET", "BINGET", "LONG_BINGET"):
@@ -197,51 +220,12 @@ class Pickle:
         items, self.stack = self.stack, self.marked.pop()
         return items
 
+    def _last(self, count: int) -> list:
+        items, self.stack[-count:] = self.stack[-count:], []
+        return items
+
     def _pop(self):
         self.stack.pop()
-
-    def _pop_mark(self):
-        self._since_mark()
-
-    def _dup(self):
-        self.stack.append(self.stack[-1])
-
-    def _list(self):
-        items = self._since_mark()
-        self.stack.append(items)
-
-    def _tuple(self):
-        items = tuple(self._since_mark())
-        self.stack.append(items)
-
-    def _dict(self):
-        items = self._since_mark()
-        self.stack.append(_dictionary(zip(items[::2], items[1::2], strict=True)))
-
-    def _frozenset(self):
-        items = frozenset(_hashable(self._since_mark()))
-        self.stack.append(items)
-
-    def _append(self):
-        item = self.stack.pop()
-        self._top(list).append(item)
-
-    def _appends(self):
-        items = self._since_mark()
-        self._top(list).extend(items)
-
-    def _additems(self):
-        items = self._since_mark()
-        self._top(set).update(_hashable(items))
-
-    def _setitem(self):
-        key, value = self.stack[-2:]
-        del self.stack[-2:]
-        self._top(dict).update(_dictionary([(key, value)]))
-
-    def _setitems(self):
-        items = self._since_mark()
-        self._top(dict).update(_dictionary(zip(items[::2], items[1::2], strict=True)))
 
     def _top(self, kind: type) -> Any:
         if not isinstance(self.stack[-1], kind):

@@ -8,7 +8,6 @@ Models that are published without it are read from their `pytorch_model.bin`, as
 
 import hashlib
 import json
-import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -47,6 +46,7 @@ DOWNLOADED = [
     *("special_tokens_map.json", "added_tokens.json"),
 ]
 MOST_HEADER_BYTES = 2**23
+METADATA = "__metadata__"  # of a header: text beside the tensors
 HUB_ID = re.compile(r"(?P<id>[\w.-]+/[\w.-]+)(@(?P<revision>[\w./-]+))?")
 
 
@@ -97,7 +97,7 @@ def write(
     write_atomically(path, content)
 
 
-def sha256(source: "str | Path | Mapping[str, np.ndarray]") -> str:
+def sha256(arrays: Mapping[str, np.ndarray]) -> str:
     """A hash of the tensors alone: names, dtypes, shapes and values.
 
     The order of tensors, metadata, and how they are spread over files change nothing.
@@ -106,7 +106,6 @@ def sha256(source: "str | Path | Mapping[str, np.ndarray]") -> str:
     >>> sha256({"a": one, "b": two}) == sha256({"b": two, "a": one})
     True
     """
-    arrays = read(source) if isinstance(source, str | os.PathLike) else source
     total = hashlib.sha256()
     for name in sorted(arrays):
         array = np.asarray(arrays[name], order="C")
@@ -132,7 +131,14 @@ def norm_params(tensors: Mapping[str, np.ndarray], name: str) -> dict[str, np.nd
 
 
 def locate(directory_or_hub_id: str | Path) -> Path:
-    """The directory of that model: itself, or a snapshot of `owner/name[@revision]`."""
+    """The directory of that model: itself, or a snapshot of `owner/name[@revision]`.
+
+    The snapshot is of config, weights and tokenizer; `pytorch_model.bin` comes only where the model
+    has no safetensors.
+
+    Raises:
+      InputError: neither, or nothing could be had of the hub (see `snapshot`).
+    """
     path = Path(directory_or_hub_id)
     if path.is_dir():
         return path
@@ -141,20 +147,9 @@ def locate(directory_or_hub_id: str | Path) -> Path:
         raise InputError(
             f"weights: expected a directory or a hub id like owner/name, got {directory_or_hub_id}"
         )
-    return download(match["id"], match["revision"])
-
-
-def download(hub_id: str, revision: str | None = None) -> Path:
-    """A snapshot of a model on the Hugging Face hub: config, weights, tokenizer.
-
-    Weights are safetensors; `pytorch_model.bin` comes only where the model has none.
-
-    Raises:
-      InputError: nothing could be had: no network, no such model, no such revision.
-    """
-    folder = snapshot(hub_id, revision, DOWNLOADED, "weights")
+    folder = snapshot(match["id"], match["revision"], DOWNLOADED, "weights")
     if not any(folder.glob("*.safetensors")):
-        folder = snapshot(hub_id, revision, [*DOWNLOADED, TORCH_FILE], "weights")
+        folder = snapshot(match["id"], match["revision"], [*DOWNLOADED, TORCH_FILE], "weights")
     return folder
 
 
@@ -185,15 +180,14 @@ def snapshot(hub_id: str, revision: str | None, wanted: list[str], what: str) ->
 
 
 def _read_file(path: Path) -> dict[str, np.ndarray]:
-    size = check_header(path)
+    header, begin = read_header(path)
+    header.pop(METADATA, None)
     mapped = np.memmap(path, np.uint8, mode="r")
-    header = parse_json(mapped[8 : 8 + size].tobytes())
-    header.pop("__metadata__", None)
-    return {name: _view(mapped, 8 + size, name, entry, path) for name, entry in header.items()}
+    return {name: _view(mapped, begin, name, entry, path) for name, entry in header.items()}
 
 
-def check_header(path: Path) -> int:
-    """The size of the header of a safetensors file, which fits the file.
+def read_header(path: Path) -> tuple[dict, int]:
+    """The header of a safetensors file, which fits the file, and where in it the tensors begin.
 
     Raises:
       InputError: no such file, or another kind of file, or a part of one.
@@ -209,7 +203,7 @@ def check_header(path: Path) -> int:
         with safe_open(path, framework="numpy") as opened:  # checks it against the file's size
             opened.metadata()
         with open(path, "rb") as file:
-            parse_json(file.read(8 + size)[8:])
+            return parse_json(file.read(8 + size)[8:]), 8 + size
     except InputError:
         raise
     except FileNotFoundError:
@@ -221,7 +215,6 @@ def check_header(path: Path) -> int:
             f"{path}: expected a safetensors file, got something else or a part of one "
             f"({_what(path, error)}); {mend}"
         ) from error
-    return size
 
 
 def _read_torch(path: Path) -> dict[str, np.ndarray]:

@@ -11,7 +11,7 @@ from fractions import Fraction
 from pathlib import Path
 from typing import NamedTuple
 
-from scav_jax.extract.containers.nested import Extent, box, boxes, elements, mapped
+from scav_jax.extract.containers.nested import Extent, box, boxes, elements, mapped, tracks
 from scav_jax.extract.containers.opening import MATROSKA, MOV
 
 SEGMENT, TRACKS, ENTRY, VIDEO = 0x18538067, 0x1654AE6B, 0xAE, 0xE0
@@ -65,13 +65,9 @@ def margins(path: Path, format_name: str, number: int, width: int, height: int) 
 
 
 def _clean_apertures(content: mmap.mmap, width: int, height: int) -> Iterator[Margins]:
-    movie = box(content, (0, len(content)), b"moov")
-    for kind, track in boxes(content, movie or (0, 0)):
-        media = box(content, track, b"mdia") if kind == b"trak" else None
-        handler = box(content, media, b"hdlr") if media else None
-        if handler is None or content[handler[0] + 8 : handler[0] + 12] != b"vide":
-            continue
-        yield _clean_aperture(content, media, width, height)
+    for kind, media in tracks(content):
+        if kind == b"vide":
+            yield _clean_aperture(content, media, width, height)
 
 
 def _clean_aperture(content: mmap.mmap, media: Extent, width: int, height: int) -> Margins:

@@ -25,10 +25,13 @@ from av.stream import Disposition
 
 from scav_jax.extract.containers.cropping import NO_MARGINS, Margins, margins
 from scav_jax.extract.containers.losses import losses
-from scav_jax.extract.containers.opening import Unusable, open_container
-from scav_jax.extract.containers.packs import FORMAT as PROGRAM_STREAM
-from scav_jax.extract.containers.packs import ProgramStream
-from scav_jax.extract.containers.transport import FORMAT as TRANSPORT
+from scav_jax.extract.containers.opening import (
+    PROGRAM_STREAM,
+    TRANSPORT,
+    Unusable,
+    open_container,
+)
+from scav_jax.extract.containers.packs import are_replaced
 from scav_jax.extract.containers.transport import Programmes
 from scav_jax.extract.containers.whole import JOINED, check_single
 
@@ -102,10 +105,9 @@ def _indexes(path: Path, container: av.container.InputContainer) -> dict[str, in
             chosen[kind] = _chosen(path, usable)
     if programmes and any(programmes.replaced(one.id, kind) for kind, one in chosen.items()):
         raise Unusable("open", JOINED)
-    if container.format.name == PROGRAM_STREAM:
-        packs = ProgramStream(path)
-        if any(packs.replaced(one.id) for one in chosen.values()):
-            raise Unusable("open", JOINED)
+    numbers = [one.id for one in chosen.values()]
+    if container.format.name == PROGRAM_STREAM and are_replaced(path, numbers):
+        raise Unusable("open", JOINED)
     return {kind: stream.index for kind, stream in chosen.items()}
 
 

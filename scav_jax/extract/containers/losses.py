@@ -8,7 +8,6 @@ the number of packets before, so all that follow may be wrong.
 
 import mmap
 import re
-import zlib
 from bisect import bisect_left
 from collections.abc import Collection, Iterator
 from pathlib import Path
@@ -17,15 +16,13 @@ from typing import NamedTuple
 import numpy as np
 
 from scav_jax.extract.containers.nested import boxes, mapped
-from scav_jax.extract.containers.opening import MOV
-from scav_jax.extract.containers.transport import FORMAT as TRANSPORT
-from scav_jax.extract.containers.transport import PAT_PID, pids_of, synced_packets
+from scav_jax.extract.containers.opening import AVI, MOV, OGG, TRANSPORT
+from scav_jax.extract.containers.transport import PAT_PID, checksum, pids_of, synced_packets
 
-OGG, AVI, MOOF = "ogg", "avi", b"moof"
+MOOF = b"moof"
 PAGE, PAGE_HEAD = b"OggS", 27
 CHECKSUM = slice(22, 26)  # of a page
 FIRST_PAGE = 2  # a flag
-TURNED = bytes(int(f"{byte:08b}"[::-1], 2) for byte in range(256))
 CHUNK_OF_STREAM = re.compile(rb"\d\d(?:dc|db|wb|pc)")
 CHUNK = re.compile(rb"\d\d[ -~]{2}|ix\d\d|idx1|[A-Z]{4}")  # beside streams' packets
 LISTS = (b"RIFF", b"LIST")
@@ -73,7 +70,8 @@ def _of_ogg(content: mmap.mmap) -> Iterator[int]:
         if end > len(content):
             return  # broken off
         page = content[at:end]
-        if _checksum(page) != int.from_bytes(page[CHECKSUM], "little"):
+        unsummed = page[: CHECKSUM.start] + bytes(4) + page[CHECKSUM.stop :]
+        if checksum(unsummed, 0) != int.from_bytes(page[CHECKSUM], "little"):
             yield at
             at += len(PAGE)
             continue
@@ -91,13 +89,6 @@ def _page_end(content: mmap.mmap, at: int) -> int:
     count = head[-1] if len(head) == PAGE_HEAD else 0
     sizes = content[at + PAGE_HEAD : at + PAGE_HEAD + count]
     return at + PAGE_HEAD + count + sum(sizes) if len(sizes) == count else len(content) + 1
-
-
-def _checksum(page: bytes) -> int:
-    """Ogg's CRC-32: zlib's with all bits the other way round, and without its inversions."""
-    page = page[: CHECKSUM.start] + bytes(4) + page[CHECKSUM.stop :]
-    value = zlib.crc32(page.translate(TURNED), 0xFFFFFFFF) ^ 0xFFFFFFFF
-    return int(f"{value:032b}"[::-1], 2)
 
 
 # -- AVI: RIFF ------------------------------------------------------------------------------------

@@ -48,6 +48,15 @@ def box(content: mmap.mmap, extent: Extent, *kinds: bytes) -> Extent | None:
     return found
 
 
+def tracks(content: mmap.mmap) -> Iterator[tuple[bytes, Extent]]:
+    """The tracks of an MP4: what each is of (`vide`, `soun`, ..), and where its media lie."""
+    for kind, track in boxes(content, box(content, (0, len(content)), b"moov") or (0, 0)):
+        media = box(content, track, b"mdia") if kind == b"trak" else None
+        handler = box(content, media, b"hdlr") if media else None
+        if media and handler:
+            yield content[handler[0] + 8 : handler[0] + 12], media
+
+
 def elements(content: mmap.mmap, extent: Extent) -> Iterator[tuple[int, Extent]]:
     """The elements in a part of a Matroska file (RFC 8794): what they are, and where."""
     at, end = extent

@@ -10,9 +10,10 @@ import av
 from scav_jax.base import containers
 from scav_jax.base.errors import InputError, ProgramFault
 
-# FFmpeg's names of the two containers that most films are in.
-MOV = "mov,mp4,m4a,3gp,3g2,mj2"
-MATROSKA = "matroska,webm"
+# FFmpeg's names of containers.
+MOV, MATROSKA = "mov,mp4,m4a,3gp,3g2,mj2", "matroska,webm"  # that most films are in
+AVI, OGG = "avi", "ogg"
+TRANSPORT, PROGRAM_STREAM = "mpegts", "mpeg"  # the first with packets of any size
 NO_SUCH_RESOURCE = (errno.EMFILE, errno.ENFILE)  # the machine's limits, not the file's
 REFUSED = "it is no video, or a play list that would open other files"
 

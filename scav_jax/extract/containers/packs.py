@@ -6,12 +6,12 @@ AC-3), it is lost without a word.
 """
 
 import mmap
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from scav_jax.extract.containers.nested import mapped
 
-FORMAT = "mpeg"  # libavformat's name
 PREFIX = b"\0\0\x01"
 END, PACK, PRIVATE = 0xB9, 0xBA, 0xBD  # what a start code says
 PACK_BEGINS = PREFIX + bytes((PACK,))
@@ -30,57 +30,47 @@ class _Span:
     count: int = 0
 
 
-class ProgramStream:
-    """Where the streams of a file lie.
+def are_replaced(path: Path, numbers: Iterable[int]) -> bool:
+    """Whether another stream of the kind begins behind one of some streams, or ends before it.
 
     Args:
       path: of the file.
+      numbers: libavformat's, of the streams.
     """
+    spans: dict[int, _Span] = {}
+    with mapped(path) as content:
+        for number, at in _packets(content):
+            span = spans.setdefault(number, _Span(at, at))
+            span.last, span.count = at, span.count + 1
+    return any(
+        other.first > own.last or other.last < own.first
+        for number in numbers
+        if (own := spans.get(number)) is not None
+        for key, other in spans.items()
+        if other.count >= FEWEST_PACKETS and (key >= PICTURES_FROM) == (number >= PICTURES_FROM)
+    )
 
-    def __init__(self, path: Path):
-        self._spans: dict[int, _Span] = {}
-        with mapped(path) as content:
-            self._walk(content)
 
-    def replaced(self, number: int) -> bool:
-        """Whether another stream of the kind begins behind a stream, or ends before it.
-
-        Args:
-          number: libavformat's, of the stream.
-        """
-        own = self._spans.get(number)
-        return own is not None and any(
-            other.first > own.last or other.last < own.first
-            for key, other in self._spans.items()
-            if other.count >= FEWEST_PACKETS and (key >= PICTURES_FROM) == (number >= PICTURES_FROM)
-        )
-
-    def _walk(self, content: mmap.mmap) -> None:
-        at = 0
-        while 0 <= at <= len(content) - 16:
-            code = content[at + 3]
-            if content[at : at + 3] != PREFIX or code < END:
-                at = content.find(PACK_BEGINS, at + 1)
-            elif code == PACK:
-                is_first_version = content[at + 4] >> 6 != 1
-                at += 12 if is_first_version else 14 + (content[at + 13] & 7)
-            elif code == END:
-                at += 4
-            else:
-                self._note(content, at, code)
-                at += 6 + int.from_bytes(content[at + 4 : at + 6], "big")
-
-    def _note(self, content: mmap.mmap, at: int, code: int) -> None:
-        number = 0x100 + code
-        if code == PRIVATE:
-            place = _payload(content, at + 6)
-            number = content[place] if place < len(content) else 0
-            if number not in PRIVATE_SOUNDS:
-                return
-        elif code not in SOUND_OR_PICTURE:
-            return
-        span = self._spans.setdefault(number, _Span(at, at))
-        span.last, span.count = at, span.count + 1
+def _packets(content: mmap.mmap) -> Iterator[tuple[int, int]]:
+    """Of each packet of a sound or a picture: libavformat's number of its stream, and its place."""
+    at = 0
+    while 0 <= at <= len(content) - 16:
+        code = content[at + 3]
+        if content[at : at + 3] != PREFIX or code < END:
+            at = content.find(PACK_BEGINS, at + 1)
+        elif code == PACK:
+            is_first_version = content[at + 4] >> 6 != 1
+            at += 12 if is_first_version else 14 + (content[at + 13] & 7)
+        elif code == END:
+            at += 4
+        else:
+            number = 0x100 + code
+            if code == PRIVATE:
+                place = _payload(content, at + 6)
+                number = content[place] if place < len(content) else 0
+            if number in PRIVATE_SOUNDS or code in SOUND_OR_PICTURE:
+                yield number, at
+            at += 6 + int.from_bytes(content[at + 4 : at + 6], "big")
 
 
 def _payload(content: mmap.mmap, at: int) -> int:

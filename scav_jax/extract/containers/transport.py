@@ -7,13 +7,14 @@ as ISO/IEC 13818-1 has them: a PAT says in which PIDs the PMTs are, a PMT says w
 streams of a programme. The file is gone through once, in blocks.
 """
 
-from collections.abc import Callable, Iterable, Iterator
+import zlib
+from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 from jaxtyping import Int, UInt8
 
-FORMAT = "mpegts"  # libavformat's name, of files with packets of any size
 SYNC, PACKET_BYTES = 0x47, 188
 PACKET_SIZES = (188, 192, 204)  # plain, with a time before, with a check behind
 SYNCED_PACKETS = 5  # so many in a row are no accident
@@ -21,6 +22,8 @@ BLOCK_PACKETS = 2**15
 PIDS = 2**13
 PAT_PID, PAT, PMT = 0, 0, 2  # where the first table is, and what kinds they are
 MOST_TABLES = 2**14  # different ones, of a file; more is noise
+ALL_BITS = 0xFFFFFFFF  # of 32
+TURNED = bytes(int(f"{byte:08b}"[::-1], 2) for byte in range(256))
 
 VIDEO_TYPES = {0x01, 0x02, 0x10, 0x1B, 0x1E, 0x1F, 0x20, 0x21, 0x24, 0x33, 0x42}
 VIDEO_TYPES |= {0xD1, 0xD2, 0xD4, 0xEA}
@@ -46,7 +49,13 @@ class Programmes:
     """
 
     def __init__(self, path: Path):
-        self._states = _states(path)
+        tables = _Tables()
+        for _, _, packets in synced_packets(path):
+            tables.take(packets)
+            if tables.full:
+                break
+        # All different states that the tables are in, in the order of their first occurrence.
+        self._states = tables.states
 
     @property
     def several(self) -> bool:
@@ -79,20 +88,27 @@ def _of_kind(programmes: Iterable[Programme], kind: str) -> set[int]:
     return {pid for one in programmes for pid, what in one.items() if what == kind}
 
 
-def _states(path: Path) -> list[TableState]:
-    """All different states that a file's tables are in, in the order of their first occurrence."""
-    tables = _Tables()
-    for _, _, packets in synced_packets(path):
-        tables.take(packets)
-        if tables.full:
-            break
-    return tables.states
-
-
 def synced_packets(path: Path) -> Iterator[tuple[int, int, UInt8[np.ndarray, "N bytes"]]]:
-    """(where the first begins, how far apart they are, the packets) of a file, many at once."""
+    """(where the first begins, how far apart they are, the packets) of a file, many at once.
+
+    Whatever lies between them is passed over.
+    """
+    at, size = 0, path.stat().st_size
     with open(path, "rb") as file:
-        yield from _packets(lambda at, count: _read(file, at, count), path.stat().st_size)
+        while found := _next_synced(file, at, size):
+            at, distance = found
+            while count := min(BLOCK_PACKETS, (size - at) // distance):
+                block = _read(file, at, count * distance)
+                count = len(block) // distance
+                rows = block[: count * distance].reshape(count, distance)
+                lost = np.flatnonzero(rows[:, 0] != SYNC)
+                synced = int(lost[0]) if len(lost) else count
+                yield at, distance, rows[:synced, :PACKET_BYTES]
+                at += synced * distance
+                if synced < count or not count:
+                    break
+            else:
+                return
 
 
 def pids_of(packets: UInt8[np.ndarray, "N bytes"]) -> Int[np.ndarray, " N"]:
@@ -100,40 +116,17 @@ def pids_of(packets: UInt8[np.ndarray, "N bytes"]) -> Int[np.ndarray, " N"]:
     return (packets[:, 1] & 0x1F).astype(np.int64) << 8 | packets[:, 2]
 
 
-def _read(file, at: int, count: int) -> UInt8[np.ndarray, " N"]:
+def _read(file: IO[bytes], at: int, count: int) -> UInt8[np.ndarray, " N"]:
     file.seek(at)
     return np.frombuffer(file.read(count), np.uint8)
 
 
-def _packets(
-    read: Callable[[int, int], np.ndarray], size: int
-) -> Iterator[tuple[int, int, UInt8[np.ndarray, "N bytes"]]]:
-    """See `synced_packets`; whatever lies between them is passed over."""
-    at = 0
-    while found := _next_synced(read, at, size):
-        at, distance = found
-        while count := min(BLOCK_PACKETS, (size - at) // distance):
-            block = read(at, count * distance)
-            count = len(block) // distance
-            rows = block[: count * distance].reshape(count, distance)
-            lost = np.flatnonzero(rows[:, 0] != SYNC)
-            synced = int(lost[0]) if len(lost) else count
-            yield at, distance, rows[:synced, :PACKET_BYTES]
-            at += synced * distance
-            if synced < count or not count:
-                break
-        else:
-            return
-
-
-def _next_synced(
-    read: Callable[[int, int], np.ndarray], at: int, size: int
-) -> tuple[int, int] | None:
+def _next_synced(file: IO[bytes], at: int, size: int) -> tuple[int, int] | None:
     """Where the next packets begin that follow each other, and how far apart they are."""
     reach = (SYNCED_PACKETS - 1) * max(PACKET_SIZES)
     window = 2**11
     while at < size:
-        marks = read(at, window + reach) == SYNC
+        marks = _read(file, at, window + reach) == SYNC
         marks = np.pad(marks, (0, window + reach - len(marks)))
         found = []
         for packet in PACKET_SIZES:
@@ -214,7 +207,7 @@ class _Tables:
             return
         self._count += 1
         self.full = self._count > MOST_TABLES
-        if _checksum(section):
+        if checksum(section, ALL_BITS):
             return
         self._latest[pid, head] = section
         if pid == PAT_PID:
@@ -278,19 +271,11 @@ def _pid(two_bytes: bytes) -> int:
     return int.from_bytes(two_bytes, "big") & 0x1FFF
 
 
-def _checksum(section: bytes) -> int:
-    """CRC-32 as MPEG has it: 0 of a section that is whole, its own checksum counted in."""
-    value = 0xFFFFFFFF
-    for byte in section:
-        value = (value << 8 & 0xFFFFFFFF) ^ CHECKSUMS[value >> 24 ^ byte]
-    return value
+def checksum(content: bytes, begin: int) -> int:
+    """CRC-32, the highest bit first: zlib's with all bits the other way round.
 
-
-def _checksum_of_byte(byte: int) -> int:
-    value = byte << 24
-    for _ in range(8):
-        value = (value << 1 & 0xFFFFFFFF) ^ (0x04C11DB7 if value >> 31 else 0)
-    return value
-
-
-CHECKSUMS = [_checksum_of_byte(byte) for byte in range(256)]
+    MPEG begins with all bits set, Ogg with none. With its own checksum behind it, content that is
+    whole has 0.
+    """
+    value = zlib.crc32(content.translate(TURNED), begin ^ ALL_BITS) ^ ALL_BITS
+    return int(f"{value:032b}"[::-1], 2)

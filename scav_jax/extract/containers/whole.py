@@ -7,7 +7,7 @@ import struct
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from scav_jax.extract.containers.nested import Extent, box, boxes, mapped, said_boxes
+from scav_jax.extract.containers.nested import Extent, box, boxes, mapped, said_boxes, tracks
 from scav_jax.extract.containers.opening import MOV, Unusable
 
 # How files begin, in full: shorter marks occur inside of films too. A dot is a byte of any value.
@@ -49,53 +49,52 @@ def check_single(path: Path, format_name: str) -> None:
 
     Others are read to their end, and their clocks say that they start anew.
     """
-    has_more = STRUCTURES.get(format_name)
-    if has_more(path) if has_more else _begins_again(path, format_name):
-        raise Unusable("open", JOINED)
-    if format_name == MOV and _ends_within_header(path):
-        raise Unusable("open", CUT_OFF)
-    if format_name == MOV and _changes_codec(path):
-        raise Unusable("open", CHANGING)
-
-
-def _begins_again(path: Path, format_name: str) -> bool:
-    """Whether what a file begins with stands later in it too."""
-    pattern = BEGINNINGS.get(format_name)
-    if format_name in ALIKE:
-        with open(path, "rb") as file:
-            pattern = re.escape(file.read(32)[ALIKE[format_name]])
-    return bool(pattern) and _occurs_twice(path, pattern)
-
-
-def _occurs_twice(path: Path, pattern: bytes) -> bool:
+    if format_name not in (*STRUCTURES, *BEGINNINGS, *ALIKE):
+        return
     with mapped(path) as content:
-        return len([*itertools.islice(re.finditer(pattern, content, re.DOTALL), 2)]) > 1
+        has_more = STRUCTURES.get(format_name)
+        if has_more(content) if has_more else _begins_again(content, format_name):
+            raise Unusable("open", JOINED)
+        if format_name == MOV and _ends_within_header(content):
+            raise Unusable("open", CUT_OFF)
+        if format_name == MOV and _changes_codec(content):
+            raise Unusable("open", CHANGING)
 
 
-def _has_two_headers(path: Path) -> bool:
+def _begins_again(content: mmap.mmap, format_name: str) -> bool:
+    """Whether what a file begins with stands later in it too."""
+    if format_name in ALIKE:
+        pattern = re.escape(content[:32][ALIKE[format_name]])
+        return bool(pattern) and _occurs_twice(content, pattern)
+    return _occurs_twice(content, BEGINNINGS[format_name])
+
+
+def _occurs_twice(content: mmap.mmap, pattern: bytes) -> bool:
+    return len([*itertools.islice(re.finditer(pattern, content, re.DOTALL), 2)]) > 1
+
+
+def _has_two_headers(content: mmap.mmap) -> bool:
     """Of an MP4: whether another one follows that is not read.
 
     libavformat leaves a second header out, and behind it fragments that begin before others that it
     has read. Fragments that go on are read, though the header may stand before each.
     """
     headers, in_fragments, begins = 0, True, {}
-    with mapped(path) as content:
-        for kind, extent in boxes(content, (0, len(content))):
-            if kind == b"moov":
-                headers += 1
-                in_fragments &= box(content, extent, b"mvex") is not None
-            for track, begin in _fragment_begins(content, extent) if kind == b"moof" else ():
-                if headers > 1 and begin <= begins.get(track, -1):
-                    return True
-                begins[track] = begin
+    for kind, extent in boxes(content, (0, len(content))):
+        if kind == b"moov":
+            headers += 1
+            in_fragments &= box(content, extent, b"mvex") is not None
+        for track, begin in _fragment_begins(content, extent) if kind == b"moof" else ():
+            if headers > 1 and begin <= begins.get(track, -1):
+                return True
+            begins[track] = begin
     return headers > 1 and not in_fragments
 
 
-def _ends_within_header(path: Path) -> bool:
+def _ends_within_header(content: mmap.mmap) -> bool:
     """Of an MP4: libavformat takes the tables that are there, and what the others list is lost."""
-    with mapped(path) as content:
-        said = said_boxes(content, (0, len(content)))
-        return any(kind == b"moov" and end > len(content) for kind, (_, end) in said)
+    said = said_boxes(content, (0, len(content)))
+    return any(kind == b"moov" and end > len(content) for kind, (_, end) in said)
 
 
 def _fragment_begins(content: mmap.mmap, fragment: Extent) -> Iterator[tuple[int, int]]:
@@ -108,17 +107,11 @@ def _fragment_begins(content: mmap.mmap, fragment: Extent) -> Iterator[tuple[int
             yield track, int.from_bytes(content[at : at + digits], "big")
 
 
-def _changes_codec(path: Path) -> bool:
+def _changes_codec(content: mmap.mmap) -> bool:
     """Of an MP4: whether its picture or its sound goes on in another codec."""
-    with mapped(path) as content:
-        for kind, track in boxes(content, box(content, (0, len(content)), b"moov") or (0, 0)):
-            media = box(content, track, b"mdia") if kind == b"trak" else None
-            handler = box(content, media, b"hdlr") if media else None
-            if handler and content[handler[0] + 8 : handler[0] + 12] in (b"vide", b"soun"):
-                codecs = _codecs(content, media)
-                if len(set(codecs)) > 1 and codecs[0] not in BESIDE_OTHERS:
-                    return True
-    return False
+    shown = (media for kind, media in tracks(content) if kind in (b"vide", b"soun"))
+    codecs = (_codecs(content, media) for media in shown)
+    return any(len(set(each)) > 1 and each[0] not in BESIDE_OTHERS for each in codecs)
 
 
 def _codecs(content: mmap.mmap, media: Extent) -> list[bytes]:
@@ -135,55 +128,50 @@ def _codecs(content: mmap.mmap, media: Extent) -> list[bytes]:
     return [names[number - 1] for number in numbers if 0 < number <= len(names)]
 
 
-def _has_two_first_blocks(path: Path) -> bool:
+def _has_two_first_blocks(content: mmap.mmap) -> bool:
     """Of a WavPack: whether blocks begin at its first sample twice, the first of their channels.
 
     A file of tags, or another one, may lie behind the last block of one.
     """
-    found = 0
-    with mapped(path) as content:
-        at = content.find(b"wvpk")
-        while at >= 0 and at + 32 <= len(content):
-            size, _, _, _, first, count, flags = WAVPACK.unpack_from(content, at + 4)
-            found += bool(flags & FIRST_OF_BLOCK and count and first == 0)
-            at = content.find(b"wvpk", at + 8 + size if size < len(content) else at + 4)
+    found, at = 0, content.find(b"wvpk")
+    while at >= 0 and at + 32 <= len(content):
+        size, _, _, _, first, count, flags = WAVPACK.unpack_from(content, at + 4)
+        found += bool(flags & FIRST_OF_BLOCK and count and first == 0)
+        at = content.find(b"wvpk", at + 8 + size if size < len(content) else at + 4)
     return found > 1
 
 
-def _goes_on_behind_flash(path: Path) -> bool:
+def _goes_on_behind_flash(content: mmap.mmap) -> bool:
     """Of an SWF: whether another one follows its last tag; packed ones begin alike."""
-    with mapped(path) as content:
-        if content[:1] != b"F":
-            first = re.escape(content[:4]) + b".{4}" + re.escape(content[8:10])
-            return _occurs_twice(path, first)
-        digits = 5 + 4 * (content[8] >> 3)  # of the rectangle
-        at, tag = 8 + -(-digits // 8) + 4, 1
-        while tag and at + 2 <= len(content):
-            tag, length = divmod(int.from_bytes(content[at : at + 2], "little"), 64)
-            at += 2
-            if length == 63:
-                length, at = int.from_bytes(content[at : at + 4], "little"), at + 4
-            at += length
-        return content[at + 1 : at + 3] == b"WS"
+    if content[:1] != b"F":
+        first = re.escape(content[:4]) + b".{4}" + re.escape(content[8:10])
+        return _occurs_twice(content, first)
+    digits = 5 + 4 * (content[8] >> 3)  # of the rectangle
+    at, tag = 8 + -(-digits // 8) + 4, 1
+    while tag and at + 2 <= len(content):
+        tag, length = divmod(int.from_bytes(content[at : at + 2], "little"), 64)
+        at += 2
+        if length == 63:
+            length, at = int.from_bytes(content[at : at + 4], "little"), at + 4
+        at += length
+    return content[at + 1 : at + 3] == b"WS"
 
 
-def _goes_on_behind_chunks(path: Path) -> bool:
+def _goes_on_behind_chunks(content: mmap.mmap) -> bool:
     """Of a Westwood sound: whether more chunks follow behind what is none."""
-    with mapped(path) as content:
-        at = 12
-        while content[at + 4 : at + 8] == WESTWOOD_CHUNK:
-            at += 8 + int.from_bytes(content[at : at + 2], "little")
-        return content.find(WESTWOOD_CHUNK, at) >= 0
+    at = 12
+    while content[at + 4 : at + 8] == WESTWOOD_CHUNK:
+        at += 8 + int.from_bytes(content[at : at + 2], "little")
+    return content.find(WESTWOOD_CHUNK, at) >= 0
 
 
-def _has_an_empty_part(path: Path) -> bool:
+def _has_an_empty_part(content: mmap.mmap) -> bool:
     """Of pictures as a browser is sent them: whether the line between them comes twice at once."""
-    with mapped(path) as content:
-        line = content[: content.find(b"\n") + 1]
-        return content.find(2 * line) >= 0
+    line = content[: content.find(b"\n") + 1]
+    return content.find(2 * line) >= 0
 
 
-STRUCTURES: dict[str, Callable[[Path], bool]] = {
+STRUCTURES: dict[str, Callable[[mmap.mmap], bool]] = {
     MOV: _has_two_headers,
     "wv": _has_two_first_blocks,
     "swf": _goes_on_behind_flash,

@@ -8,11 +8,11 @@ import av
 from scav_jax.extract.containers.film import Film
 from scav_jax.extract.containers.lengths import header_seconds
 from scav_jax.extract.containers.nested import box, boxes, mapped
-from scav_jax.extract.containers.opening import MATROSKA, MOV
+from scav_jax.extract.containers.opening import AVI, MATROSKA, MOV
 
 # Their headers say how long the file is; for the others libavformat looks at the last timestamps,
 # at the file's size, or guesses.
-LENGTH_IN_HEADER = frozenset({MATROSKA, "flv", "asf", "nut", "avi", "mxf", "rm"})
+LENGTH_IN_HEADER = frozenset({MATROSKA, "flv", "asf", "nut", AVI, "mxf", "rm"})
 LENGTH_IN_HEADER |= {"aiff", "ast", "flac", "tta", "wv"}  # sounds
 REAL_MEDIA_UNKNOWN = 3_600 * av.time_base  # what FFmpeg writes to a pipe
 UNKNOWN_FRAMES = 2**30  # what an AVI says that was written to a pipe
@@ -75,7 +75,7 @@ class Declared:
         seconds = header_seconds(self._path, container.format.name) or self._said()
         if seconds is None:
             return None
-        if container.format.name == "avi":
+        if container.format.name == AVI:
             streams = [container.streams[index] for index in self._film.indexes.values()]
             if max(stream.frames for stream in streams) >= UNKNOWN_FRAMES:
                 return None

@@ -11,24 +11,17 @@ from scav_jax.extract.decoding.streams import Stream
 from scav_jax.extract.decoding.upright import shown_ratio
 
 
-def video_seconds(path: Path) -> float | None:
-    """The length of the picture, from its packets; None where it has none."""
-    return stream_seconds(path, "video")
-
-
 def stream_seconds(path: Path, kind: str) -> float | None:
-    """The length of the picture ("video") or of the sound ("audio"), from its packets."""
+    """The length of the picture ("video") or of the sound ("audio"), from its packets; None where
+    it has none.
+    """
     with decoder_errors(path), contextlib.closing(Stream(path, kind)) as stream:
         return stream.measured_end()
 
 
 def film_seconds(path: Path) -> float | None:
     """The length of a film, which is its picture's; of a file of sound alone, the sound's."""
-    with decoder_errors(path):
-        film = film_of(path)
-        kind = "video" if "video" in film.indexes else "audio"
-        with contextlib.closing(Stream(path, kind, film)) as stream:
-            return stream.measured_end()
+    return stream_seconds(path, "video" if "video" in stream_kinds(path) else "audio")
 
 
 def file_seconds(path: Path) -> float:

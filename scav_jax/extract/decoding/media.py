@@ -102,6 +102,7 @@ class Reader:
                 self._video = PictureCutter(opened["video"], frame_size, shrink, alike)
             if "audio" in opened:
                 self._audio = SoundCutter(opened["audio"])
+            self._main = next(iter(opened.values()))  # the picture, where it is read
             self._closing = stack.pop_all()
 
     def __enter__(self) -> "Reader":
@@ -142,18 +143,15 @@ class Reader:
         self._check_complete(start, end, ended)
         return Media(frames, previous, span, waveform, ended if end is None else end)
 
-    def _declared_end(self) -> float | None:
-        return (self._video or self._audio).stream.declared.end
-
     def _check_whole(self, start: float) -> None:
         """Refuses a file that is too long before it is decoded, if it is as long as it says."""
-        declared = self._declared_end() or 0.0
+        declared = self._main.declared.end or 0.0
         if declared - start > self._max_seconds + LENGTH_MARGIN_S / 2:
-            self._check_length((stream_seconds(self._path, self._kind) or 0.0) - start)
+            self._check_length((stream_seconds(self._path, self._main.kind) or 0.0) - start)
 
     def _check_complete(self, start: float, end: float | None, ended: float) -> None:
         """Raises `Unusable` where picture and sound end before the clip should."""
-        declared, slack = self._declared_end(), 2 * TRUNCATION_S
+        declared, slack = self._main.declared.end, 2 * TRUNCATION_S
         wanted = end if end is not None else max(declared or 0.0, start)
         if ended >= wanted - slack:
             return
@@ -175,10 +173,6 @@ class Reader:
         kinds = film_of(self._path).indexes
         ends = (stream_seconds(self._path, kind) or 0.0 for kind in kinds)
         return max(*ends, file_seconds(self._path))
-
-    @property
-    def _kind(self) -> str:
-        return "video" if self._video else "audio"
 
     def _check_length(self, seconds: float) -> None:
         if seconds > self._max_seconds + LENGTH_MARGIN_S / 2:

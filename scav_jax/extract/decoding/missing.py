@@ -17,7 +17,7 @@ def check_lost(
     """Sound may pause (DTX), and that is silence; what stops together was lost."""
     for before, after in pauses:
         begin, end = max(before, start), min(after, stop)
-        if end - begin > TRUNCATION_S and stream.lost(begin, end):
+        if end - begin > TRUNCATION_S and stream.packets.lost(begin, end):
             missing = f"{end - begin:.2f} s of picture and sound are missing"
             raise Unusable("decode", f"corrupt: {missing} from {begin:.2f} s")
 

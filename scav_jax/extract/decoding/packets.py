@@ -12,12 +12,10 @@ from jaxtyping import Float
 
 from scav_jax.extract.containers.film import RESTARTING, Film, film_of
 from scav_jax.extract.containers.losses import has_unread_fragments
-from scav_jax.extract.containers.opening import Unusable, open_container
-from scav_jax.extract.containers.transport import FORMAT as TRANSPORT
+from scav_jax.extract.containers.opening import OGG, TRANSPORT, Unusable, open_container
 from scav_jax.extract.containers.whole import JOINED
 from scav_jax.extract.decoding.clock import Clock, Stamp
 
-OGG = "ogg"
 NO_TIMESTAMPS = 0x0080  # libavformat's AVFMT_NOTIMESTAMPS: a codec's bare packets
 LEAST_RATE_HZ, MOST_RATE_HZ = 0.5, 300.0  # of pictures
 AROUND = 3  # gaps from a picture that are looked at together where times of it are uncertain

@@ -127,7 +127,7 @@ class PictureCutter:
         self._kept.append((time, self._shrink(pixels) if self._shrink else pixels))
 
     def _check(self, start: float, stop: float) -> None:
-        self.stream.check_clock(stop)
+        self.stream.packets.check_clock(stop)
         if self.stream.damaged(start, stop):
             raise Unusable("decode", "corrupt: some frames cannot be decoded")
         if not self._kept:

@@ -41,7 +41,7 @@ class SoundCutter:
     def cut(self, start: float, stop: float) -> Float[np.ndarray, " S"]:
         """Mono sound at 16 kHz from `start` to `stop` or to the stream's end."""
         self._read(start, stop)
-        self.stream.check_clock(stop)
+        self.stream.packets.check_clock(stop)
         if self.stream.damaged(start, stop):
             raise Unusable("decode", "corrupt: some of the sound cannot be decoded")
         if self._until is None:

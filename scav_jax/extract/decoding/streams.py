@@ -12,14 +12,12 @@ import av
 from av.codec.context import Flags
 
 from scav_jax.extract.containers.film import RESTARTING, Film, film_of
-from scav_jax.extract.containers.losses import AVI
-from scav_jax.extract.containers.opening import MATROSKA, MOV, Unusable, open_container
+from scav_jax.extract.containers.opening import AVI, MATROSKA, MOV, OGG, Unusable, open_container
 from scav_jax.extract.decoding.declared import Declared
 from scav_jax.extract.decoding.order import Order
 from scav_jax.extract.decoding.packets import (
     LOST_S,
     NO_TIMESTAMPS,
-    OGG,
     Packets,
     known_rate,
     packet_times,
@@ -53,6 +51,7 @@ class Stream:
     Attributes:
       stream: PyAV's stream.
       margins: of pictures, what is cut off them.
+      packets: what it is decoded from, since the last seek.
       promised_begin: when its first packet is shown that can be decoded on its own, of those that
         were read since the last seek; None before. What comes before a recording's first key frame
         lacks what it builds on: there the picture has not begun, as in players.
@@ -84,7 +83,7 @@ class Stream:
         self.declared = Declared(path, self._container, self._film, self.stream)
         self.joined_midway = kind == "audio" and bool(flags & RESTARTING)
         self._damage: list[tuple[float, float]] = []
-        self._order = Order(name != "avi")
+        self._order = Order(name != AVI)
         self._restart()
 
     def close(self) -> None:
@@ -185,14 +184,6 @@ class Stream:
         waiting = waiting and not (self.ended and self._broken_by == self._sent)
         return waiting or any(begin < stop and end > start for begin, end in self._damage)
 
-    def lost(self, start: float, stop: float) -> bool:
-        """See `Packets.lost`."""
-        return self._packets.lost(start, stop)
-
-    def check_clock(self, stop: float) -> None:
-        """See `Packets.check_clock`."""
-        self._packets.check_clock(stop)
-
     def _restart(self) -> None:
         self.ended = False
         self.repeated_until = -math.inf
@@ -209,7 +200,7 @@ class Stream:
         self._awaited: list[float] = []  # times of packets whose pictures have not come yet
         self._seen: float | None = None  # the time of the last picture
         self._passed_over_until: float | None = None
-        self._packets = Packets(self._container, self._film, self.kind)
+        self.packets = Packets(self._container, self._film, self.kind)
         self._frames = self._decode()
 
     def _listed_as_key(self) -> bool:
@@ -232,7 +223,7 @@ class Stream:
     def _decode(self) -> Iterator[tuple[float, av.VideoFrame | av.AudioFrame]]:
         kept: list[av.Packet] = []  # from the last key frame on, while packets are passed over
         last = None
-        for packet in self._packets:
+        for packet in self.packets:
             if packet.size == 0:  # FFmpeg takes it for the end of the stream
                 last = packet
                 if packet.pts is not None:

@@ -1,9 +1,10 @@
 """Which clips there is nothing to learn from: too short, silent, still."""
 
+import functools
 import math
 
 import numpy as np
-from jaxtyping import UInt8
+from jaxtyping import Float, UInt8
 
 from scav_jax.extract.containers.opening import Unusable
 from scav_jax.extract.decoding.media import Media
@@ -46,14 +47,32 @@ def largest_change(frames: UInt8[np.ndarray, "N height width 3"]) -> float:
     """
     count, height, width, _ = frames.shape
     grid = min(STILL_GRID, height, width)
-    rows, columns = height // grid, width // grid
-    sums = np.kron(np.eye(grid), np.ones((columns, 1)))  # columns -> cells, for each channel
-    sums = np.kron(sums, np.eye(3)).astype(np.float32)
     low, high = np.float32(np.inf), np.float32(-np.inf)
     at_once = max(1, 2**22 // (height * width * 3))
     for begin in range(0, count, at_once):
-        part = frames[begin : begin + at_once, : rows * grid, : columns * grid]
-        lines = part.reshape(-1, columns * grid * 3).astype(np.float32) @ sums
-        means = lines.reshape(len(part), grid, rows, -1).sum(axis=2) / np.float32(rows * columns)
+        means = grid_means(frames[begin : begin + at_once], grid)
         low, high = np.minimum(low, means.min(axis=0)), np.maximum(high, means.max(axis=0))
     return float(np.max(high - low))
+
+
+def grid_means(
+    images: UInt8[np.ndarray, "n height width 3"], grid: int
+) -> Float[np.ndarray, "n cells"]:
+    """Mean of each of the `grid` x `grid` cells, [row, column, channel] flattened.
+
+    Pixels at the right and at the bottom that fill no cells are left out. Columns are summed by a
+    matrix product, which is several times faster than reducing short axes; sums of bytes are
+    integers, which float32 has exactly below 2**24.
+    """
+    rows, columns = images.shape[1] // grid, images.shape[2] // grid
+    part = images[:, : rows * grid, : columns * grid]
+    lines = part.reshape(-1, columns * grid * 3).astype(np.float32)
+    sums = (lines @ _column_sums(grid, columns)).reshape(len(images), grid, rows, grid * 3)
+    return sums.sum(axis=2).reshape(len(images), -1) / np.float32(rows * columns)
+
+
+@functools.lru_cache(maxsize=16)  # of pictures of so many sizes
+def _column_sums(grid: int, columns: int) -> Float[np.ndarray, "pixels cells"]:
+    """1 where a pixel column and channel lies in a grid column of the same channel."""
+    cells = np.kron(np.eye(grid, dtype=np.float32), np.ones((columns, 1), np.float32))
+    return np.kron(cells, np.eye(3, dtype=np.float32))

@@ -280,8 +280,9 @@ class Index:
             catalog.write_header(self.path, self.header)
         try:
             bank = read_bank(self.path, self.header) if self.header.bank else None
-            new = writing.New(embedded, streams, key, bank)
-            rows = writing.write_clips(self.path, new, encoding, self.header)
+            rows = writing.write_clips(
+                self.path, embedded, streams, key, encoding, self.header, bank
+            )
             self._rows.add(rows, replacing)
         except BaseException:
             with contextlib.suppress(OSError, InputError):  # the disk may not be read either

@@ -47,17 +47,16 @@ from scav_jax.index.products import mean_square, widen
 from scav_jax.index.sketches import Basis, sizes
 from scav_jax.sequences import STREAMS
 
-CHECKED_AT_ONCE = 256  # rows
 IN_CACHE = 2**18  # numbers of differences at a time
 
 
 class WrongRow(InputError):
     """A row that is not what was written, by its place; whoever has the table names the clip."""
 
-    told = "{place}: expected the bytes that were written, they have changed (clip {clip!r})"
+    told: str
 
-    def __init__(self, number: int, row: int, place: str):
-        self.number, self.row, self._place = number, row, place
+    def __init__(self, segment: Path, row: int, file: str = ""):
+        self.number, self.row, self._place = int(segment.name), row, f"{segment / file}, row {row}"
         super().__init__(self.words("?"))
 
     def words(self, clip: str) -> str:
@@ -67,12 +66,10 @@ class WrongRow(InputError):
 class DamagedRow(WrongRow):
     """A row whose bytes are not those that were written."""
 
-    told = WrongRow.told + (
-        "; the disk is failing or the file was edited: delete that clip and add it again"
+    told = (
+        "{place}: expected the bytes that were written, they have changed (clip {clip!r}); the "
+        "disk is failing or the file was edited: delete that clip and add it again"
     )
-
-    def __init__(self, segment: Path, stream: str, column: str, row: int):
-        super().__init__(int(segment.name), row, f"{segment / f'{stream}.{column}'}, row {row}")
 
 
 class ForeignRow(WrongRow):
@@ -83,9 +80,6 @@ class ForeignRow(WrongRow):
         "one or of another moment: the table or the segment is not of this index (a mixed-up "
         "copy?); bring both back from one copy, or build the index again"
     )
-
-    def __init__(self, segment: Path, row: int):
-        super().__init__(int(segment.name), row, f"{segment}, row {row}")
 
 
 def write_segment(
@@ -275,15 +269,13 @@ class StoredStream:
         """Once for each row: the pages that were read then are what is used from now on."""
         if self._checked[column][rows].all():
             return
-        for begin in range(0, len(data), CHECKED_AT_ONCE):
-            part = slice(begin, begin + CHECKED_AT_ONCE)
-            wrong = word_sums(data[part]) != self.rows[f"{column}_sum"][rows][part]
-            if wrong.any():
-                raise self._damaged(column, rows.start + begin + np.flatnonzero(wrong)[0])
+        wrong = np.flatnonzero(word_sums(data) != self.rows[f"{column}_sum"][rows])
+        if len(wrong):
+            raise self._damaged(column, rows.start + wrong[0])
         self._checked[column][rows] = True
 
     def _damaged(self, column: str, row: int | np.integer) -> DamagedRow:
-        return DamagedRow(self.folder, self.name, column, int(row))
+        return DamagedRow(self.folder, int(row), f"{self.name}.{column}")
 
 
 class Segment:

@@ -121,14 +121,17 @@ class OnMesh:
     def _offer(
         self, grid: QueriesOnGrid, part: slice, candidates: OnDevices, nearest: NearestSoFar
     ) -> None:
-        values = put_replicated(grid.values[part], self.mesh)
-        squares = _squares(values)
+        own, count = grid.squares[part], grid.values.shape[1]
+        queries = put_replicated((grid.values[part], own.astype(np.float32)), self.mesh)
+        # How far what devices find is from the final scores at most, of each query.
+        squares = (own + candidates.largest) / count
+        errors = products.rounding(count, self.snapshot.header.width) * squares
+        if candidates.of_bank:  # the device rounds what it takes off
+            errors = errors + 2.0**-21 * (squares + candidates.of_bank)
         most = len(candidates.arrays[1]) // self.mesh.size
         kept = min(nearest.k + SLACK, most)
         while True:
-            under_way = _nearest(self.mesh, kept)(values, squares, *candidates.arrays)
-            own = np.asarray(squares, np.float64)
-            errors = self._errors(own, values.shape[1], candidates)
+            under_way = _nearest(self.mesh, kept)(*queries, *candidates.arrays)
             distances, rows = (np.asarray(one) for one in under_way)
             high = np.sort(distances, axis=1)[:, min(nearest.k, distances.shape[1]) - 1]
             last = distances.reshape(len(own), self.mesh.size, kept)[:, :, -1]
@@ -148,20 +151,6 @@ class OnMesh:
                 int(number),
                 found[own_rows, 1],
             )
-
-    def _errors(self, own: np.ndarray, count: int, candidates: OnDevices) -> np.ndarray:
-        """How far what devices find is from the final scores at most, of each query.
-
-        Args:
-          own: squared norms of the queries.
-          count: how many numbers a sequence has.
-          candidates: what they are compared with.
-        """
-        squares = (own + candidates.largest) / count
-        errors = products.rounding(count, self.snapshot.header.width) * squares
-        if candidates.of_bank:  # the device rounds what it takes off
-            errors = errors + 2.0**-21 * (squares + candidates.of_bank)
-        return errors
 
 
 def accelerators() -> list[jax.Device]:
@@ -188,9 +177,6 @@ def _free_bytes(device: jax.Device) -> int:
     """Of its memory; 0 where it does not say."""
     stats = device.memory_stats() or {}
     return stats.get("bytes_limit", 0) - stats.get("bytes_in_use", 0)
-
-
-_squares = jax.jit(products.jax_squares)
 
 
 @cache

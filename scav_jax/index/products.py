@@ -119,12 +119,6 @@ def jax_inner(queries, stored):
     return total
 
 
-def jax_squares(values):
-    """`squares_of` as a JAX function, float32, within the same bound."""
-    pieces = [values[:, b : b + PIECE] for b in range(0, values.shape[1], PIECE)]
-    return sum((piece * piece).sum(axis=1) for piece in pieces)
-
-
 def _inner_of_few(queries, stored) -> Float[np.ndarray, "Q r"]:
     """The same for a few queries: rows of a size that the cache holds, over the threads."""
     rows, numbers = stored.shape

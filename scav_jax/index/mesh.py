@@ -100,8 +100,7 @@ class OnMesh:
         scan = Scan(asking, self.snapshot)
         nearest = scan.nearest(k)
         for candidates in self._by_length:
-            centre = next(iter(self.snapshot.segments.values())).encoding.centre
-            for grid in scan.grids(candidates.steps, centre):
+            for grid in scan.grids(candidates.steps):
                 if grid.steps != candidates.steps:
                     # Candidates of another length are brought to the queries' grid on the host.
                     wanted = np.zeros(len(asking), bool)

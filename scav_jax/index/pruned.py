@@ -47,8 +47,9 @@ def sketch_pair_cost(numbers: int) -> float:
 class QuerySketches:
     """Queries on one grid as one of their sketches, as they meet stored ones."""
 
-    def __init__(self, grid: QueriesOnGrid, basis: Basis, width: int, column: str):
-        self.column, self.count, self.width = column, grid.values.shape[1], width
+    def __init__(self, grid: QueriesOnGrid, basis: Basis, column: str):
+        width = basis.table.shape[1]
+        self.column, self.count = column, grid.values.shape[1]
         weights = basis.stored_weights(column, grid.steps)
         self.values = np.empty((len(grid.values), weights.size), np.float32)  # times the weights
         self.squares = np.empty(len(grid.values))
@@ -109,18 +110,17 @@ class Bounds:
 
     def __init__(self, scan: Scan):
         self.scan = scan
-        self._sketches: dict[tuple, tuple[QueriesOnGrid, QuerySketches]] = {}
+        self._sketches: dict[tuple[str, int], QuerySketches] = {}
 
-    def of(self, column: str, tile: Tile, grid: QueriesOnGrid) -> QuerySketches:
-        """The queries of a grid as they meet the sketches of a tile on that grid."""
-        basis, width = tile.segment.encoding.basis, tile.segment.width
-        key = (column, id(grid), basis.key)
+    def of(self, column: str, grid: QueriesOnGrid) -> QuerySketches:
+        """The queries of a grid as they meet the sketches of tiles on that grid."""
+        key = column, grid.steps
         if key not in self._sketches:
             if len(self._sketches) >= 16:
                 self._sketches.clear()
-            # With the grid, so that its number stays its own.
-            self._sketches[key] = grid, QuerySketches(grid, basis, width, column)
-        return self._sketches[key][1]
+            basis = self.scan.snapshot.encoding.basis
+            self._sketches[key] = QuerySketches(grid, basis, column)
+        return self._sketches[key]
 
     def pairs(
         self,
@@ -134,7 +134,7 @@ class Bounds:
         for tile, grid, which, place, row in self.scan.pairs(queries, segments, rows):
             if grid.steps != tile.steps:
                 continue
-            sketches = self.of(column, tile, grid)
+            sketches = self.of(column, grid)
             stream = tile.segment.streams[self.scan.asked]
             between = len(sketches.values) * int(row.max() - row.min() + 1)
             if len(which) * sketch_pair_cost(sketches.values.shape[1]) > between:
@@ -213,7 +213,7 @@ class ExactSearch:
         self.scan, self.k, self.order, self.pruning = scan, k, order, pruning
         self.nearest = scan.nearest(k)
         self._bounds = Bounds(scan)
-        self._coarse_kept: dict[tuple, tuple[QueriesOnGrid, np.ndarray]] = {}
+        self._coarse_kept: dict[tuple[int, int, int], np.ndarray] = {}
         self._in_vain = 0
         self._fine_leaves = 0.3  # of what coarse ones leave, until it is known
 
@@ -226,24 +226,24 @@ class ExactSearch:
 
     def _coarse(self, tile: Tile, grid: QueriesOnGrid) -> Float[np.ndarray, "Q r"]:
         """Squared distances of coarse sketches; infinity for rows that do not count."""
-        place = (tile.segment.number, tile.rows.start, tile.steps, id(grid))
+        place = (tile.segment.number, tile.rows.start, grid.steps)
         if place in self._coarse_kept:
-            return self._coarse_kept[place][1]
+            return self._coarse_kept[place]
         stream = tile.segment.streams[self.scan.asked]
         stored = stream.read("coarse", tile.rows)
-        squared = self._bounds.of("coarse", tile, grid).squared(stored, stream.rows[tile.rows])
+        squared = self._bounds.of("coarse", grid).squared(stored, stream.rows[tile.rows])
         live = self.scan.live_in(tile)
         if not live.all():
             squared[:, ~live] = np.inf
         if self.scan.count * len(self.scan.queries) <= KEPT:
-            self._coarse_kept[place] = grid, squared
+            self._coarse_kept[place] = squared
         return squared
 
     def _first_limits(self) -> None:
         """Limits from the scores of the candidates with the nearest sketches."""
         scan, starters = self.scan, self.scan.nearest(self.k)
         for tile in scan.tiles():
-            for grid in scan.grids(tile.steps, tile.segment.encoding.centre):
+            for grid in scan.grids(tile.steps):
                 if grid.steps == tile.steps:
                     none = np.zeros(len(grid.numbers))
                     rows = np.arange(tile.rows.start, tile.rows.stop)
@@ -261,7 +261,7 @@ class ExactSearch:
     def _search_tile(self, tile: Tile) -> None:
         scan = self.scan
         alive = int(scan.live_in(tile).sum())
-        for grid in scan.grids(tile.steps, tile.segment.encoding.centre):
+        for grid in scan.grids(tile.steps):
             pairs, left = alive * len(grid.numbers), None
             # Once bounds have saved nothing for a while, the rest is compared outright.
             if grid.steps == tile.steps and self._in_vain < IN_VAIN:
@@ -280,7 +280,7 @@ class ExactSearch:
         near = limits[:, None]
         if self.scan.hubness is not None:
             near = self.scan.hubness.most(limits, tile.segment.number, tile.rows)
-        most = self._bounds.of("coarse", tile, grid).thresholds(about, near)
+        most = self._bounds.of("coarse", grid).thresholds(about, near)
         line, column = np.nonzero(self._coarse(tile, grid) <= most)
         after_coarse = len(line)
         if after_coarse == 0:
@@ -334,7 +334,7 @@ def nearest_of_chosen(
         return k_smallest(*places, scan.scores(*places, order), scan.snapshot, k)
 
     everything, queries = np.arange(len(query)), len(scan.queries)
-    if len(query) <= WORTH * k * queries or not scan.has_bounds:
+    if len(query) <= WORTH * k * queries:
         return compared(everything)
     bounds = Bounds(scan)
     low = scan.final(bounds.pairs("coarse", query, segment, row), segment, row)

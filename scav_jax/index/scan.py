@@ -255,16 +255,16 @@ class Scan:
         self.count = len(snapshot)  # candidates
         self.numbers = numbers_of(snapshot, queries.asked)  # of a candidate, about
         self.hubness = Hubness.of(snapshot, queries.asked)
-        self._grids: dict[tuple, list[QueriesOnGrid]] = {}
+        self._grids: dict[int, list[QueriesOnGrid]] = {}
 
-    def grids(self, steps: int, centre: Float[np.ndarray, " C"]) -> list[QueriesOnGrid]:
+    def grids(self, steps: int) -> list[QueriesOnGrid]:
         """The queries as they are compared with candidates of `steps` steps."""
-        key = (None if self.queries.is_target else steps, centre.tobytes())
+        key = 0 if self.queries.is_target else steps
         if key not in self._grids:
             kept = sum(g.values.nbytes for grids in self._grids.values() for g in grids)
             if kept > _KEPT_BYTES:
                 self._grids.clear()
-            found = []
+            found, centre = [], self.snapshot.encoding.centre
             for numbers, values in self.queries.groups(steps):
                 flat = (values - centre if centre.any() else values).reshape(len(values), -1)
                 found.append(QueriesOnGrid(numbers, values.shape[1], flat))
@@ -279,11 +279,6 @@ class Scan:
         """The scores of distances of chosen pairs; of lower bounds, lower bounds."""
         hubness = self.hubness
         return distances if hubness is None else hubness.scores(distances, segments, rows)
-
-    @property
-    def has_bounds(self) -> bool:
-        """Whether sketches of the candidates are stored."""
-        return all(segment.encoding.basis is not None for segment in self.segments.values())
 
     def tiles(self, tile_bytes: int = TILE_BYTES) -> Iterator[Tile]:
         """All rows, in stretches of one length."""
@@ -346,7 +341,7 @@ class Scan:
         else:
             rows, dead = np.arange(tile.rows.start, tile.rows.stop), ~live
         about, found = stream.rows[rows], []
-        for grid in self.grids(tile.steps, tile.segment.encoding.centre):
+        for grid in self.grids(tile.steps):
             mine = slice(None)
             if wanted is not None and not wanted[grid.numbers].all():
                 mine = wanted[grid.numbers]
@@ -403,7 +398,7 @@ class Scan:
             for run in np.unique(of):
                 steps = int(stream.rows["steps"][runs[run].start])
                 inside = own[of == run]
-                for grid in self.grids(steps, segment.encoding.centre):
+                for grid in self.grids(steps):
                     places[:] = -1
                     places[grid.numbers] = np.arange(len(grid.numbers))
                     place = places[queries[inside]]

@@ -9,6 +9,7 @@ from jaxtyping import Int
 
 from scav_jax.base.errors import InputError
 from scav_jax.index.catalog import Header
+from scav_jax.index.encoding import Encoding
 from scav_jax.index.segments import ForeignRow, Segment, written
 
 
@@ -74,6 +75,11 @@ class Snapshot:
             kind = names.get(tuple(segment.streams), "sounds alone")
             found[kind] += int(self.live[number].sum())
         return found
+
+    @property
+    def encoding(self) -> Encoding:
+        """That of all segments; there is one at least."""
+        return next(iter(self.segments.values())).encoding
 
     def __len__(self) -> int:
         return sum(int(live.sum()) for live in self.live.values())

@@ -271,7 +271,7 @@ class Index:
         streams = writing.stored_sequences(embedded, self.header)
         writing.check_streams(embedded, streams, self.header)
         present = list(self.snapshot.segments.values())
-        encoding = present[0].encoding if present else Encoding.of(streams, self.header)
+        encoding = self.snapshot.encoding if present else Encoding.of(streams, self.header)
         key = 1 + max((int(one.keys.max(initial=-1)) for one in present), default=-1)
         if self._rows.gather():
             self._sync_rows()

@@ -324,9 +324,8 @@ def _copy_live(
     order = np.lexsort((clips["keys"], *(one["steps"] for one in about.values())))
     places = places[order]
     streams = {name: _copied(snapshot, name, places, about[name][order], told) for name in about}
-    encoding = snapshot.segments[sources[0]].encoding
     clips = {name: values[order] for name, values in clips.items()}
-    write_segment(index, number, streams, clips, encoding, snapshot.header)
+    write_segment(index, number, streams, clips, snapshot.encoding, snapshot.header)
     return places
 
 

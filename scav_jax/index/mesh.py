@@ -103,11 +103,9 @@ class OnMesh:
             for grid in scan.grids(candidates.steps):
                 if grid.steps != candidates.steps:
                     # Candidates of another length are brought to the queries' grid on the host.
-                    wanted = np.zeros(len(asking), bool)
-                    wanted[grid.numbers] = True
                     for tile in scan.tiles():
                         if tile.steps == candidates.steps:
-                            scan.compare_tile(tile, nearest, wanted)
+                            scan.compare_tile(tile, nearest, grid)
                     continue
                 rows = max(MATRIX_BYTES * self.mesh.size // (4 * len(candidates.places)), 1)
                 for begin in range(0, len(grid.numbers), rows):

@@ -267,9 +267,7 @@ class ExactSearch:
             if grid.steps == tile.steps and self._in_vain < IN_VAIN:
                 left = self._by_bounds(tile, grid, pairs)
             if left is None:
-                wanted = np.zeros(len(scan.queries), bool)
-                wanted[grid.numbers] = True
-                scan.compare_tile(tile, self.nearest, wanted)
+                scan.compare_tile(tile, self.nearest, grid)
                 left = (pairs, pairs)
             self.pruning.count(pairs, *left)
 

@@ -223,21 +223,6 @@ class Tile:
     steps: int
 
 
-@dataclass(frozen=True)
-class PendingDistances:
-    """Distances of queries on one grid and of a tile, under way."""
-
-    numbers: Int[np.ndarray, " Q"]
-    finish: Callable[[], Float[np.ndarray, "Q r"]]
-    errors: Float[np.ndarray, " Q"]
-    segment: int
-    rows: Int[np.ndarray, " r"]
-
-    def offer(self, nearest: NearestSoFar) -> None:
-        """Waits for the distances."""
-        nearest.offer(self.numbers, self.finish(), self.errors, self.segment, self.rows)
-
-
 def numbers_of(snapshot: Snapshot, asked: str) -> int:
     """How many numbers the sequences of one of the segments have, about: the middle one's."""
     for segment in snapshot.segments.values():
@@ -300,34 +285,34 @@ class Scan:
 
     def compare_all(self, nearest: NearestSoFar) -> None:
         """Offers all rows to all queries: while one tile is multiplied, the last one is sorted."""
-        waiting: list[PendingDistances] = []
+        waiting: list[Callable[[NearestSoFar], None]] = []
         for tile in self.tiles():
             started = self.start(tile)
-            for distances in waiting:
-                distances.offer(nearest)
+            for offer in waiting:
+                offer(nearest)
             waiting = started
-        for distances in waiting:
-            distances.offer(nearest)
+        for offer in waiting:
+            offer(nearest)
 
     def compare_tile(
         self,
         tile: Tile,
         nearest: NearestSoFar,
-        wanted: np.ndarray | None = None,
+        grid: QueriesOnGrid | None = None,
         allowed: np.ndarray | None = None,
     ) -> None:
         """Offers every row of a tile; see `start`."""
-        for distances in self.start(tile, wanted, allowed):
-            distances.offer(nearest)
+        for offer in self.start(tile, grid, allowed):
+            offer(nearest)
 
     def start(
-        self, tile: Tile, wanted: np.ndarray | None = None, allowed: np.ndarray | None = None
-    ) -> list[PendingDistances]:
-        """Every row of a tile with every query, or with the `wanted` ones, under way.
+        self, tile: Tile, grid: QueriesOnGrid | None = None, allowed: np.ndarray | None = None
+    ) -> list[Callable[[NearestSoFar], None]]:
+        """Every row of a tile with every query, under way: what waits for distances and offers.
 
         Args:
           tile: the candidates.
-          wanted: `[Q]`, the queries that they are compared with; None is all.
+          grid: the queries that they are compared with; None is all.
           allowed: `[Q, r]`, the pairs that count; None is all.
         """
         stream = tile.segment.streams[self.asked]
@@ -341,22 +326,13 @@ class Scan:
         else:
             rows, dead = np.arange(tile.rows.start, tile.rows.stop), ~live
         about, found = stream.rows[rows], []
-        for grid in self.grids(tile.steps):
-            mine = slice(None)
-            if wanted is not None and not wanted[grid.numbers].all():
-                mine = wanted[grid.numbers]
-            numbers = grid.numbers[mine]
-            if not len(numbers):
-                continue
+        for one in self.grids(tile.steps) if grid is None else [grid]:
             values, squares, scales = stored, about["square"], about["scale"]
-            if grid.steps != tile.steps:
-                values = self._stretched_in_parts(values, scales, tile, grid.steps)
+            if one.steps != tile.steps:
+                values = self._stretched_in_parts(values, scales, tile, one.steps)
                 squares, scales = products.squares_of(values), np.ones_like(scales)
-            apart = dead[None] if dead.any() else None
-            if allowed is not None:
-                apart = ~allowed[numbers] if apart is None else ~allowed[numbers] | apart
-            finish, errors = _start(grid, mine, values, squares, scales, apart, tile.segment.width)
-            found.append(PendingDistances(numbers, finish, errors, tile.segment.number, rows))
+            apart = dead[None] if allowed is None else ~allowed[one.numbers] | dead
+            found.append(_start(one, values, squares, scales, apart, tile, rows))
         return found
 
     def _stretched(self, stored, scales, tile: Tile, steps: int) -> Float[np.ndarray, "r n"]:
@@ -461,20 +437,18 @@ class Scan:
         return products.mean_square(values, tile.segment.width)
 
 
-def _start(grid: QueriesOnGrid, mine, values, squares, scales, apart, width: int):
-    """What waits for mean squared distances of some queries on a grid, and their errors."""
-    queries, own, count = grid.values[mine], grid.squares[mine], grid.values.shape[1]
-    everyone = len(queries) == len(grid.values)
-    large = everyone and len(queries) * values.size > products.LARGE
-    inner = products.start_inner(queries, values, grid.on_device if large else None)
+def _start(grid: QueriesOnGrid, values, squares, scales, apart, tile: Tile, rows):
+    """What waits for mean squared distances of the queries on a grid, and offers them."""
+    own, count = grid.squares, grid.values.shape[1]
+    inner = products.start_inner(grid.values, values, lambda: grid.on_device)
     largest = float(squares.max(initial=0.0))
-    errors = products.rounding(count, width) * (own + largest) / count
+    errors = products.rounding(count, tile.segment.width) * (own + largest) / count
 
-    def finish() -> Float[np.ndarray, "Q r"]:
+    def offer(nearest: NearestSoFar) -> None:
         distances = products.squared(inner(), own, squares, scales)
         distances /= np.float32(count)
-        if apart is not None:
+        if apart.any():
             np.copyto(distances, np.float32(np.inf), where=apart)
-        return distances
+        nearest.offer(grid.numbers, distances, errors, tile.segment.number, rows)
 
-    return finish, errors
+    return offer

@@ -145,9 +145,9 @@ def requests_for(
             said = ClipRequest(shown(name), 0.0, None, "")
             rejected.append(said.rejection("list", f"{NO_TEXT} the file"))
             continue
-        for window in _windows(file, absolute, clip_seconds, start, end, chosen):
-            one = name if window.id == "" else cut_id(name, window.start)
-            requests.append(replace(window, id=one))
+        for window in _windows(file, clip_seconds, start, end, chosen):
+            one = name if window == (0.0, None) else cut_id(name, window[0])
+            requests.append(ClipRequest(absolute, *window, one))
     return Wanted(Path("/"), requests, chosen, rejected)
 
 
@@ -222,24 +222,20 @@ def joined(way: str, name: str) -> str:
 
 def _windows(
     file: Path,
-    absolute: str,
     clip_seconds: float | None,
     start: float,
     end: float | None,
     streams: Sequence[str],
-) -> list[ClipRequest]:
-    """The clips of one file; the id of what is not a whole file is "cut"."""
-    whole = start == 0.0 and end is None
-    alone = ClipRequest(absolute, start, end, "" if whole else "cut")
+) -> list[tuple[float, float | None]]:
+    """(begin, end) of the clips of one file."""
     if clip_seconds is None:
-        return [alone]
+        return [(start, end)]
     stop = seconds_of(file, streams)
     if end is not None:
         stop = end if stop is None else min(end, stop)
     count = 0 if stop is None else int((stop - start + LAST_CLIP_TOLERANCE_S) // clip_seconds)
-    starts = [start + number * clip_seconds for number in range(count)]
-    cut = [ClipRequest(absolute, begin, begin + clip_seconds, "cut") for begin in starts]
-    return cut or [alone]
+    begins = [start + number * clip_seconds for number in range(count)]
+    return [(begin, begin + clip_seconds) for begin in begins] or [(start, end)]
 
 
 def seconds_of(file: Path, streams: Sequence[str]) -> float | None:

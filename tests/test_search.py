@@ -336,7 +336,7 @@ def test_limits_are_the_kth_score_and_not_a_better_one(tmp_path, monkeypatch):
     everything = (np.zeros(160, np.int64), np.zeros(160, np.int64), np.arange(160))
     scanned = Scan(Queries.of(asking, "a2v", index.header), index.snapshot)
     monkeypatch.setattr(pruned, "SKETCH", 0)
-    found = pruned.nearest_of_chosen(scanned, *everything, 5, np.arange(1))
+    found = pruned.nearest_of_chosen(scanned, *everything, 5)
     assert sorted(index.snapshot.segments[0].keys[found[2]].tolist()) == [0, 6, 7, 8, 9]
 
 

@@ -111,8 +111,7 @@ class OnMesh:
                 for begin in range(0, len(grid.numbers), rows):
                     self._offer(grid, slice(begin, begin + rows), candidates, nearest)
         found = nearest.candidates()
-        scores = scan.scores(*found, searching.like_follow_like(asking.embeddings))
-        *places, squares = k_smallest(*found, scores, self.snapshot, k)
+        *places, squares = k_smallest(*found, scan.scores(*found), self.snapshot, k)
         return *places, self.snapshot.header.score_of(squares)
 
     def _offer(

@@ -209,8 +209,8 @@ class Pruning:
 class ExactSearch:
     """One batch of queries against all candidates; what its bounds left is added to `pruning`."""
 
-    def __init__(self, scan: Scan, k: int, order: Int[np.ndarray, " Q"], pruning: Pruning):
-        self.scan, self.k, self.order, self.pruning = scan, k, order, pruning
+    def __init__(self, scan: Scan, k: int, pruning: Pruning):
+        self.scan, self.k, self.pruning = scan, k, pruning
         self.nearest = scan.nearest(k)
         self._bounds = Bounds(scan)
         self._coarse_kept: dict[tuple[int, int, int], np.ndarray] = {}
@@ -254,7 +254,7 @@ class ExactSearch:
         places = starters.candidates()
         if not len(places[0]):
             return
-        best = k_smallest(*places, scan.scores(*places, self.order), scan.snapshot, self.k)
+        best = k_smallest(*places, scan.scores(*places), scan.snapshot, self.k)
         limits = limits_of(best, self.k, len(scan.queries))
         self.nearest.limits[:] = limits + 1e-6 * np.abs(limits)
 
@@ -301,7 +301,7 @@ class ExactSearch:
             return None
         self._in_vain = 0
         if len(rows):
-            scores = self.scan.scores(query, number, rows, self.order).astype(np.float64)
+            scores = self.scan.scores(query, number, rows).astype(np.float64)
             none = np.zeros(len(rows))
             self.nearest.offer_pairs(query, scores, none, tile.segment.number, rows)
         return after_coarse, len(rows)
@@ -313,7 +313,6 @@ def nearest_of_chosen(
     segment: Int[np.ndarray, " p"],
     row: Int[np.ndarray, " p"],
     k: int,
-    order: Int[np.ndarray, " Q"],
 ) -> tuple[np.ndarray, ...]:
     """(query, segment, row, score) of the k nearest of each query among chosen pairs, by rank.
 
@@ -324,12 +323,11 @@ def nearest_of_chosen(
       scan: the queries and where candidates are.
       query, segment, row: the pairs.
       k: how many.
-      order: of the queries, see `Scan.scores`.
     """
 
     def compared(pairs):
         places = (query[pairs], segment[pairs], row[pairs])
-        return k_smallest(*places, scan.scores(*places, order), scan.snapshot, k)
+        return k_smallest(*places, scan.scores(*places), scan.snapshot, k)
 
     everything, queries = np.arange(len(query)), len(scan.queries)
     if len(query) <= WORTH * k * queries:

@@ -256,6 +256,20 @@ class Scan:
             self._grids[key] = found
         return self._grids[key]
 
+    @functools.cached_property
+    def _alike(self) -> Int[np.ndarray, " Q"]:
+        """The group of each query: of like ones, by the most similar of a few of all.
+
+        They want the same candidates, which stay in the cache from one to the next.
+        """
+        embeddings = self.queries.embeddings
+        pivots = embeddings[:: max(len(embeddings) // 64, 1)]
+        norms = np.linalg.norm(pivots, axis=1, keepdims=True)
+        order = np.argsort(np.argmax(embeddings @ (pivots / norms).T, axis=1), kind="stable")
+        groups = np.empty(len(order), np.int64)
+        groups[order] = np.arange(len(order)) // TOGETHER
+        return groups
+
     def nearest(self, k: int) -> NearestSoFar:
         """What collects the k nearest of each query."""
         return nearest_so_far(self.hubness, len(self.queries), k)
@@ -388,29 +402,19 @@ class Scan:
         queries: Int[np.ndarray, " p"],
         segments: Int[np.ndarray, " p"],
         rows: Int[np.ndarray, " p"],
-        order: Int[np.ndarray, " Q"] | None = None,
     ) -> Float[np.ndarray, " p"]:
-        """The final scores of chosen pairs: mean squared differences of what is stored (`final`).
-
-        Args:
-          queries, segments, rows: the pairs.
-          order: of the queries, where like ones want the same candidates: those that are compared
-            one after the other then stay in the cache.
-        """
+        """The final scores of chosen pairs: mean squares of differences of what is stored."""
         result = np.full(len(queries), np.nan, np.float32)
         with products.thread_pool() as threads:
             for tile, grid, which, place, row in self.pairs(queries, segments, rows):
                 numbers = grid.values.shape[1]
                 long = numbers >= LONG and grid.steps == tile.steps
-                if long and order is not None:
-                    group = np.empty(len(order), np.int64)
-                    group[order] = np.arange(len(order)) // TOGETHER
-                    sort = np.lexsort((row, group[queries[which]]))
-                else:
-                    sort = np.argsort(row, kind="stable")
                 size = max(2**18 // numbers, 1)
                 if long:
+                    sort = np.lexsort((row, self._alike[queries[which]]))
                     size = max(size, -(-len(sort) // (8 * products.THREADS)))
+                else:
+                    sort = np.argsort(row, kind="stable")
                 parts = [sort[b : b + size] for b in range(0, len(sort), size)]
                 compare = self._differences_alone if long else self._differences_together
 

@@ -403,7 +403,7 @@ class Scan:
         segments: Int[np.ndarray, " p"],
         rows: Int[np.ndarray, " p"],
     ) -> Float[np.ndarray, " p"]:
-        """The final scores of chosen pairs: mean squares of differences of what is stored."""
+        """Final scores of chosen pairs: mean squared differences of what is stored (`final`)."""
         result = np.full(len(queries), np.nan, np.float32)
         with products.thread_pool() as threads:
             for tile, grid, which, place, row in self.pairs(queries, segments, rows):

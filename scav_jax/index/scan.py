@@ -26,7 +26,7 @@ from jaxtyping import Bool, Float, Int
 from scav_jax.base.errors import InputError
 from scav_jax.index import products
 from scav_jax.index.catalog import Header
-from scav_jax.index.nearest import Hubness, NearestSoFar, nearest_so_far
+from scav_jax.index.nearest import Hubness, NearestSoFar
 from scav_jax.index.products import widen
 from scav_jax.index.segments import Segment
 from scav_jax.index.snapshot import Snapshot
@@ -272,7 +272,7 @@ class Scan:
 
     def nearest(self, k: int) -> NearestSoFar:
         """What collects the k nearest of each query."""
-        return nearest_so_far(self.hubness, len(self.queries), k)
+        return NearestSoFar(len(self.queries), k, self.hubness)
 
     def final(self, distances, segments, rows) -> Float[np.ndarray, " p"]:
         """The scores of distances of chosen pairs; of lower bounds, lower bounds."""

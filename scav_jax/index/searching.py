@@ -16,7 +16,7 @@ from jaxtyping import Float, Int
 from scav_jax.base.errors import InputError
 from scav_jax.index import products
 from scav_jax.index.catalog import Header
-from scav_jax.index.nearest import Hubness, NearestSoFar, k_smallest, nearest_so_far
+from scav_jax.index.nearest import Hubness, NearestSoFar, k_smallest
 from scav_jax.index.products import widen
 from scav_jax.index.pruned import ExactSearch, Pruning, nearest_of_chosen
 from scav_jax.index.rows import numbered
@@ -357,7 +357,7 @@ def _nearest_by_any_distance(
     snapshot: Snapshot, queries: Queries, k: int, most: int, report: Report
 ):
     """The same by a distance that is no product of matrices."""
-    nearest = nearest_so_far(Hubness.of(snapshot, queries.asked), len(queries), k)
+    nearest = NearestSoFar(len(queries), k, Hubness.of(snapshot, queries.asked))
     everyone = np.arange(len(queries))
     if report.method == "sequence":
         rows = {number: np.flatnonzero(live) for number, live in snapshot.live.items()}

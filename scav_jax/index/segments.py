@@ -288,6 +288,7 @@ class Segment:
       encoding: of its sequences.
       keys: `[rows]`, in which order clips were added.
       clips: `[rows]`, checksums of what the table knows of each.
+      checksums: of the small files that there are, by name.
       streams: "visual" and "audio"; of silent films, or of sounds alone, the one that they have.
     """
 
@@ -296,7 +297,7 @@ class Segment:
         self.written = written(self.folder)
         about = self._read_about(header)
         storage = header.storage
-        self.width, self._checksums = about["width"], about["small"]
+        self.width, self.checksums = about["width"], about["small"]
         self.bytes = sum(about["bytes"].values())
         for file, size in about["bytes"].items():
             with regular_file(self.folder / file, f"a file of {size} bytes", MEND) as opened:
@@ -307,13 +308,13 @@ class Segment:
                     "build the index again"
                 )
         self.keys, self.clips = self._small("keys.npy"), self._small("clips.npy")
-        basis = Basis(self._small("basis.npy")) if "basis.npy" in self._checksums else None
+        basis = Basis(self._small("basis.npy")) if "basis.npy" in self.checksums else None
         self.encoding = Encoding(storage, self._small("centre.npy"), basis)
         widths = _widths(self.width, about["embedding_width"], about["sketch_width"])
         self.streams = {
             name: StoredStream(self.folder, name, self._small(f"{name}.rows.npy"), storage, widths)
             for name in STREAMS
-            if f"{name}.rows.npy" in self._checksums
+            if f"{name}.rows.npy" in self.checksums
         }
 
     @classmethod
@@ -379,13 +380,9 @@ class Segment:
         if wrong.any():
             raise ForeignRow(self.folder, int(rows[np.flatnonzero(wrong)[0]]))
 
-    def checksum_of(self, file: str) -> int | None:
-        """Of a small file; None where there is none."""
-        return self._checksums.get(file)
-
     def _small(self, file: str) -> np.ndarray:
         """A small file, mapped, once its checksum is right."""
-        if zlib.crc32(_mapped(self.folder / file)) != self._checksums[file]:
+        if zlib.crc32(_mapped(self.folder / file)) != self.checksums[file]:
             raise InputError(
                 f"{self.folder / file}: expected the bytes that were written, they have changed; "
                 "the disk is failing or the file was edited: build the index again"

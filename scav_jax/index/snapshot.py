@@ -89,7 +89,7 @@ def _check_one_encoding(segments: list[Segment]) -> None:
     """Raises `InputError` where segments are not rounded or sketched alike."""
     for one in segments[1:]:
         for file in ("centre.npy", "basis.npy"):
-            if one.checksum_of(file) != segments[0].checksum_of(file):
+            if one.checksums.get(file) != segments[0].checksums.get(file):
                 raise InputError(
                     f"{one.folder}: expected a segment of the index of {segments[0].folder}, its "
                     f"{file} is another; bring the index back from one copy, or build it again"

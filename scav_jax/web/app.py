@@ -267,7 +267,7 @@ def _search(searcher: Searcher, max_bytes: int) -> Callable:
         name = Path(request.query_params.get("name", "")).name[:120] or "the file"
         declared = request.headers.get("content-length", "")
         if declared.isdecimal() and int(declared) > max_bytes:
-            raise uploads.too_large(max_bytes)
+            raise uploads.TooLarge(max_bytes)
         async with uploads.saved(request.stream(), searcher.library.folder, max_bytes) as path:
             with searcher.admitted():  # who sends slowly keeps nobody out
                 found = await run_in_threadpool(searcher.search, path, name, wanted)

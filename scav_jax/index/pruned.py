@@ -19,7 +19,6 @@ from scav_jax.index import products
 from scav_jax.index.nearest import NearestSoFar, k_smallest
 from scav_jax.index.products import FEW_QUERIES, widen
 from scav_jax.index.scan import QueriesOnGrid, Scan, Tile
-from scav_jax.index.segments import StoredStream
 from scav_jax.index.sketches import SHARE, Basis
 
 CACHED = 2**17  # numbers that stay in a core's cache
@@ -135,32 +134,27 @@ class Bounds:
             if grid.steps != tile.steps:
                 continue
             sketches = self.of(column, grid)
-            stream = tile.segment.streams[self.scan.asked]
             between = len(sketches.values) * int(row.max() - row.min() + 1)
             if len(which) * sketch_pair_cost(sketches.values.shape[1]) > between:
-                inner = _inner_by_products(stream, tile, sketches, place, row)
+                inner = _inner_by_products(tile, sketches, place, row)
             else:
-                inner = _inner_by_pairs(stream, tile, sketches, place, row)
-            result[which] = sketches.low(inner, place, stream.rows[row])
+                inner = _inner_by_pairs(tile, sketches, place, row)
+            result[which] = sketches.low(inner, place, tile.stream.rows[row])
         return result
 
 
-def _inner_by_products(
-    stream: StoredStream, tile: Tile, sketches: QuerySketches, place, row
-) -> Float[np.ndarray, " p"]:
+def _inner_by_products(tile: Tile, sketches: QuerySketches, place, row) -> Float[np.ndarray, " p"]:
     """Products of pairs: of all queries with all rows in between, of which only the pairs count."""
     inner = np.empty(len(row), np.float32)
     for begin in range(row.min(), row.max() + 1, ROWS):
         here = np.flatnonzero((row >= begin) & (row < begin + ROWS))
         rows = slice(begin, min(begin + ROWS, tile.rows.stop))
-        found = products.inner(sketches.values, stream.read(sketches.column, rows))
+        found = products.inner(sketches.values, tile.stream.read(sketches.column, rows))
         inner[here] = found[place[here], row[here] - begin]
     return inner
 
 
-def _inner_by_pairs(
-    stream: StoredStream, tile: Tile, sketches: QuerySketches, place, row
-) -> Float[np.ndarray, " p"]:
+def _inner_by_pairs(tile: Tile, sketches: QuerySketches, place, row) -> Float[np.ndarray, " p"]:
     """Products of pairs, one by one: each candidate is read once."""
     inner = np.empty(len(row), np.float32)
     order = np.argsort(row, kind="stable")
@@ -169,7 +163,7 @@ def _inner_by_pairs(
 
     def some(part):
         rows, local = np.unique(row[part], return_inverse=True)
-        wide = widen(stream.gather(sketches.column, tile.rows, rows))
+        wide = widen(tile.stream.gather(sketches.column, tile.rows, rows))
         inner[part] = products.dots(sketches.values[place[part]], wide[local])
 
     with products.thread_pool() as threads:
@@ -229,9 +223,8 @@ class ExactSearch:
         place = (tile.segment.number, tile.rows.start, grid.steps)
         if place in self._coarse_kept:
             return self._coarse_kept[place]
-        stream = tile.segment.streams[self.scan.asked]
-        stored = stream.read("coarse", tile.rows)
-        squared = self._bounds.of("coarse", grid).squared(stored, stream.rows[tile.rows])
+        stored, about = tile.stream.read("coarse", tile.rows), tile.stream.rows[tile.rows]
+        squared = self._bounds.of("coarse", grid).squared(stored, about)
         live = self.scan.live_in(tile)
         if not live.all():
             squared[:, ~live] = np.inf
@@ -274,7 +267,7 @@ class ExactSearch:
     def _by_bounds(self, tile: Tile, grid: QueriesOnGrid, pairs: int) -> tuple[int, int] | None:
         """Pairs that each bound left; None where comparing all of them is faster."""
         limits = self.nearest.limits[grid.numbers]
-        about = tile.segment.streams[self.scan.asked].rows[tile.rows]
+        about = tile.stream.rows[tile.rows]
         near = limits[:, None]
         if self.scan.hubness is not None:
             near = self.scan.hubness.most(limits, tile.segment.number, tile.rows)

@@ -28,7 +28,7 @@ from scav_jax.index import products
 from scav_jax.index.catalog import Header
 from scav_jax.index.nearest import Hubness, NearestSoFar
 from scav_jax.index.products import widen
-from scav_jax.index.segments import Segment
+from scav_jax.index.segments import Segment, StoredStream
 from scav_jax.index.snapshot import Snapshot
 from scav_jax.retrieval.embed import Embedded
 from scav_jax.sequences import Sequences
@@ -216,9 +216,10 @@ class QueriesOnGrid:
 
 @dataclass(frozen=True)
 class Tile:
-    """Some rows of one run of a segment: candidates of one length."""
+    """Some rows of one run of a stream of a segment: candidates of one length."""
 
     segment: Segment
+    stream: StoredStream
     rows: slice
     steps: int
 
@@ -291,7 +292,7 @@ class Scan:
                 for begin in range(run.start, run.stop, size):
                     rows = slice(begin, min(begin + size, run.stop))
                     if live[rows].any():
-                        yield Tile(segment, rows, steps)
+                        yield Tile(segment, stream, rows, steps)
 
     def live_in(self, tile: Tile) -> Bool[np.ndarray, " r"]:
         """Which rows of a tile count."""
@@ -329,9 +330,7 @@ class Scan:
           grid: the queries that they are compared with; None is all.
           allowed: `[Q, r]`, the pairs that count; None is all.
         """
-        stream = tile.segment.streams[self.asked]
-        stored = stream.read("values", tile.rows)
-        live = self.live_in(tile)
+        stored, live = tile.stream.read("values", tile.rows), self.live_in(tile)
         if live.mean() < 0.5:  # worth a copy
             chosen = np.flatnonzero(live)
             stored, rows = stored[chosen], tile.rows.start + chosen
@@ -339,7 +338,7 @@ class Scan:
             allowed = None if allowed is None else allowed[:, chosen]
         else:
             rows, dead = np.arange(tile.rows.start, tile.rows.stop), ~live
-        about, found = stream.rows[rows], []
+        about, found = tile.stream.rows[rows], []
         for one in self.grids(tile.steps) if grid is None else [grid]:
             values, squares, scales = stored, about["square"], about["scale"]
             if one.steps != tile.steps:
@@ -395,7 +394,8 @@ class Scan:
                     here = place >= 0
                     if here.any():
                         which = inside[here]
-                        yield Tile(segment, runs[run], steps), grid, which, place[here], rows[which]
+                        tile = Tile(segment, stream, runs[run], steps)
+                        yield tile, grid, which, place[here], rows[which]
 
     def scores(
         self,
@@ -413,25 +413,20 @@ class Scan:
                 if long:
                     sort = np.lexsort((row, self._alike[queries[which]]))
                     size = max(size, -(-len(sort) // (8 * products.THREADS)))
+                    compare = functools.partial(tile.stream.differences, tile.rows, grid.values)
                 else:
                     sort = np.argsort(row, kind="stable")
+                    compare = functools.partial(self._differences, tile, grid)
                 parts = [sort[b : b + size] for b in range(0, len(sort), size)]
-                compare = self._differences_alone if long else self._differences_together
-
-                def some(part, tile=tile, grid=grid, place=place, row=row, compare=compare):
-                    return compare(tile, row[part], grid, place[part])
-
-                for part, scores in zip(parts, threads.map(some, parts), strict=True):
+                pairs = [row[part] for part in parts], [place[part] for part in parts]
+                for part, scores in zip(parts, threads.map(compare, *pairs), strict=True):
                     result[which[part]] = scores
         return self.final(result, segments, rows)
 
-    def _differences_alone(self, tile: Tile, rows, grid: QueriesOnGrid, place):
-        stream = tile.segment.streams[self.asked]
-        return stream.differences(tile.rows, rows, grid.values, place)
-
-    def _differences_together(self, tile: Tile, rows, grid: QueriesOnGrid, place):
-        stream = tile.segment.streams[self.asked]
-        stored, scales = stream.gather("values", tile.rows, rows), stream.rows["scale"][rows]
+    def _differences(self, tile: Tile, grid: QueriesOnGrid, rows, place):
+        """Mean squared differences of chosen rows of a tile and one query each."""
+        stored = tile.stream.gather("values", tile.rows, rows)
+        scales = tile.stream.rows["scale"][rows]
         if grid.steps != tile.steps:
             values = self._stretched(stored, scales, tile, grid.steps)
         else:

@@ -197,17 +197,17 @@ class StoredStream:
     def differences(
         self,
         run: slice,
-        rows: Int[np.ndarray, " p"],
         queries: Float[np.ndarray, "Q n"],
+        rows: Int[np.ndarray, " p"],
         places: Int[np.ndarray, " p"],
     ) -> Float[np.ndarray, " p"]:
         """Mean squared differences of chosen rows of one run and one query each, without copies.
 
         Args:
           run: the run.
-          rows: of the candidates.
           queries: all of them, on the grid of the run.
-          places: which of them.
+          rows: of the candidates.
+          places: which of the queries.
         """
         data, columns = self._bytes("values", run), queries.shape[1]
         stored, scales = self._numbers("values", run, data), self.rows["scale"][rows].tolist()

@@ -16,7 +16,7 @@ import numpy as np
 
 from scav_jax.base.errors import InputError
 from scav_jax.index import products, searching
-from scav_jax.index.nearest import NearestSoFar, k_smallest
+from scav_jax.index.nearest import NearestSoFar
 from scav_jax.index.scan import Queries, QueriesOnGrid, Scan, query_streams
 from scav_jax.index.searching import Found
 from scav_jax.index.snapshot import Snapshot
@@ -110,8 +110,7 @@ class OnMesh:
                 rows = max(MATRIX_BYTES * self.mesh.size // (4 * len(candidates.places)), 1)
                 for begin in range(0, len(grid.numbers), rows):
                     self._offer(grid, slice(begin, begin + rows), candidates, nearest)
-        found = nearest.candidates()
-        *places, squares = k_smallest(*found, scan.scores(*found), self.snapshot, k)
+        *places, squares = scan.best(*nearest.candidates(), k)
         return *places, self.snapshot.header.score_of(squares)
 
     def _offer(

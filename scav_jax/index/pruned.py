@@ -247,8 +247,7 @@ class ExactSearch:
         places = starters.candidates()
         if not len(places[0]):
             return
-        best = k_smallest(*places, scan.scores(*places), scan.snapshot, self.k)
-        limits = limits_of(best, self.k, len(scan.queries))
+        limits = limits_of(scan.best(*places, self.k), self.k, len(scan.queries))
         self.nearest.limits[:] = limits + 1e-6 * np.abs(limits)
 
     def _search_tile(self, tile: Tile) -> None:
@@ -319,8 +318,7 @@ def nearest_of_chosen(
     """
 
     def compared(pairs):
-        places = (query[pairs], segment[pairs], row[pairs])
-        return k_smallest(*places, scan.scores(*places), scan.snapshot, k)
+        return scan.best(query[pairs], segment[pairs], row[pairs], k)
 
     everything, queries = np.arange(len(query)), len(scan.queries)
     if len(query) <= WORTH * k * queries:
@@ -355,5 +353,4 @@ def _by_products(scan: Scan, query, segment, row, k: int) -> tuple[np.ndarray, .
             allowed = np.zeros((len(scan.queries), tile.rows.stop - tile.rows.start), bool)
             allowed[query[here], row[here] - tile.rows.start] = True
             scan.compare_tile(tile, nearest, allowed=allowed)
-    found = nearest.candidates()
-    return k_smallest(*found, scan.scores(*found), scan.snapshot, k)
+    return scan.best(*nearest.candidates(), k)

@@ -26,7 +26,7 @@ from jaxtyping import Bool, Float, Int
 from scav_jax.base.errors import InputError
 from scav_jax.index import products
 from scav_jax.index.catalog import Header
-from scav_jax.index.nearest import Hubness, NearestSoFar
+from scav_jax.index.nearest import Hubness, NearestSoFar, k_smallest
 from scav_jax.index.products import widen
 from scav_jax.index.segments import Segment, StoredStream
 from scav_jax.index.snapshot import Snapshot
@@ -422,6 +422,11 @@ class Scan:
                 for part, scores in zip(parts, threads.map(compare, *pairs), strict=True):
                     result[which[part]] = scores
         return self.final(result, segments, rows)
+
+    def best(self, queries, segments, rows, k: int) -> tuple[np.ndarray, ...]:
+        """(query, segment, row, score) of the k best of each query among chosen pairs, by rank."""
+        scores = self.scores(queries, segments, rows)
+        return k_smallest(queries, segments, rows, scores, self.snapshot, k)
 
     def _differences(self, tile: Tile, grid: QueriesOnGrid, rows, place):
         """Mean squared differences of chosen rows of a tile and one query each."""

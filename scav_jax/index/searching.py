@@ -257,8 +257,7 @@ def _nearest(snapshot: Snapshot, queries: Queries, k: int, most: int, report: Re
     else:
         nearest = scan.nearest(k)
         scan.compare_all(nearest)
-    places = nearest.candidates()
-    *places, squares = k_smallest(*places, scan.scores(*places), snapshot, k)
+    *places, squares = scan.best(*nearest.candidates(), k)
     return *places, snapshot.header.score_of(squares)
 
 

@@ -128,7 +128,7 @@ class Bounds:
         segments: Int[np.ndarray, " p"],
         rows: Int[np.ndarray, " p"],
     ) -> Float[np.ndarray, " p"]:
-        """What the scores of chosen pairs are at least; 0 where nothing is known."""
+        """What the scores of chosen pairs are at least: those of 0 where nothing is known."""
         result = np.zeros(len(queries))
         for tile, grid, which, place, row in self.scan.pairs(queries, segments, rows):
             if grid.steps != tile.steps:
@@ -140,7 +140,7 @@ class Bounds:
             else:
                 inner = _inner_by_pairs(tile, sketches, place, row)
             result[which] = sketches.low(inner, place, tile.stream.rows[row])
-        return result
+        return self.scan.final(result, segments, rows)
 
 
 def _inner_by_products(tile: Tile, sketches: QuerySketches, place, row) -> Float[np.ndarray, " p"]:
@@ -284,8 +284,7 @@ class ExactSearch:
             return None
         query, rows = grid.numbers[line], tile.rows.start + column
         number = np.full(len(line), tile.segment.number)
-        low = self._bounds.pairs("fine", query, number, rows)
-        keep = self.scan.final(low, number, rows) <= limits[line]
+        keep = self._bounds.pairs("fine", query, number, rows) <= limits[line]
         query, number, rows = query[keep], number[keep], rows[keep]
         self._fine_leaves = 0.5 * self._fine_leaves + 0.5 * len(rows) / after_coarse
         if each * len(rows) > pairs:
@@ -316,30 +315,26 @@ def nearest_of_chosen(
       query, segment, row: the pairs.
       k: how many.
     """
-
-    def compared(pairs):
-        return scan.best(query[pairs], segment[pairs], row[pairs], k)
-
-    everything, queries = np.arange(len(query)), len(scan.queries)
+    queries = len(scan.queries)
     if len(query) <= WORTH * k * queries:
-        return compared(everything)
+        return scan.best(query, segment, row, k)
     bounds = Bounds(scan)
-    low = scan.final(bounds.pairs("coarse", query, segment, row), segment, row)
+    low = bounds.pairs("coarse", query, segment, row)
     by_bound = np.lexsort((low, query))
     rank = np.arange(len(query)) - np.searchsorted(query[by_bound], query[by_bound])
     first = np.zeros(len(query), bool)
     first[by_bound[rank < k]] = True
-    best = compared(everything[first])
+    best = scan.best(query[first], segment[first], row[first], k)
     limits = limits_of(best, k, queries)
-    left = everything[~first & (low <= limits[query])]
-    if len(left) > SKETCH * queries:
-        places = query[left], segment[left], row[left]
-        low = scan.final(bounds.pairs("fine", *places), *places[1:])
-        left = left[low <= limits[query[left]]]
-    if len(left) * pair_cost(scan.numbers, queries) > queries * scan.count:
-        more = _by_products(scan, query[left], segment[left], row[left], k)
+    near = ~first & (low <= limits[query])
+    left = query[near], segment[near], row[near]
+    if len(left[0]) > SKETCH * queries:
+        near = bounds.pairs("fine", *left) <= limits[left[0]]
+        left = tuple(column[near] for column in left)
+    if len(left[0]) * pair_cost(scan.numbers, queries) > queries * scan.count:
+        more = _by_products(scan, *left, k)
     else:
-        more = compared(left)
+        more = scan.best(*left, k)
     together = [np.concatenate(both) for both in zip(best, more, strict=True)]
     return k_smallest(*together, scan.snapshot, k)
 

@@ -254,7 +254,7 @@ def test_bounds_are_below_the_scores(tmp_path, monkeypatch):
         asking = Queries.of(clustered(8, 13, 9, 6), "a2v", index.header)
         scanned = Scan(asking, index.snapshot)
         (tile,) = scanned.tiles()
-        (grid,) = scanned.grids(tile.steps, tile.segment.encoding.centre)
+        (grid,) = scanned.grids(tile.steps)
         stream = tile.segment.streams["visual"]
         about = stream.rows[tile.rows]
         pairs = [one.ravel() for one in np.meshgrid(np.arange(8), np.arange(60), indexing="ij")]
@@ -263,7 +263,7 @@ def test_bounds_are_below_the_scores(tmp_path, monkeypatch):
         of = Bounds(scanned)
         values = stream.read("values", tile.rows).astype(np.float64) * about["scale"][:, None]
         for column in ("coarse", "fine"):
-            asked = of.of(column, tile, grid)
+            asked = of.of(column, grid)
             squared = asked.squared(stream.read(column, tile.rows), about)
             for number in range(60):
                 # A pair is never left out while the limit is its own score or more.
@@ -336,7 +336,7 @@ def test_limits_are_the_kth_score_and_not_a_better_one(tmp_path, monkeypatch):
     everything = (np.zeros(160, np.int64), np.zeros(160, np.int64), np.arange(160))
     scanned = Scan(Queries.of(asking, "a2v", index.header), index.snapshot)
     monkeypatch.setattr(pruned, "SKETCH", 0)
-    found = pruned.nearest_of_chosen(scanned, *everything, 5, np.arange(1))
+    found = pruned.nearest_of_chosen(scanned, *everything, 5)
     assert sorted(index.snapshot.segments[0].keys[found[2]].tolist()) == [0, 6, 7, 8, 9]
 
 

@@ -243,6 +243,6 @@ def test_a_run_gets_one_and_its_index_and_export_have_it(tmp_path, capsys, monke
             program.main([*small[:2], *words])
     (run / "sketch" / "sketch.json").unlink()
     (run / "sketch" / "sketch.json").mkdir()
-    monkeypatch.setattr(sketching, "fit", None)  # is not begun
+    monkeypatch.setattr(sketching, "training_split", None)  # is not begun
     with pytest.raises(InputError, match=r"sketch.json: expected the name of a file"):
         program.main(small)

@@ -29,7 +29,7 @@ from scav_jax import distances
 from scav_jax.base.errors import InputError
 from scav_jax.extract import jobs
 from scav_jax.extract.containers.opening import Unusable
-from scav_jax.index import Hit
+from scav_jax.index import Hit, Index
 from scav_jax.index.searching import Report
 from scav_jax.report import match, playable, search_page
 from scav_jax.retrieval import model
@@ -42,7 +42,7 @@ from scav_jax.web import library, progress, searcher, uploads
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 
 
-class Everything:
+class Everything(Index):
     """An index in memory that compares with all; what `scav_jax.index` does on disk."""
 
     def __init__(self, made, embedded):

@@ -16,7 +16,7 @@ import numpy as np
 
 from scav_jax.base.errors import InputError
 from scav_jax.index import products, searching
-from scav_jax.index.nearest import NearestSoFar, k_smallest
+from scav_jax.index.nearest import NearestSoFar
 from scav_jax.index.scan import Queries, QueriesOnGrid, Scan, query_streams
 from scav_jax.index.searching import Found
 from scav_jax.index.snapshot import Snapshot
@@ -100,35 +100,33 @@ class OnMesh:
         scan = Scan(asking, self.snapshot)
         nearest = scan.nearest(k)
         for candidates in self._by_length:
-            centre = next(iter(self.snapshot.segments.values())).encoding.centre
-            for grid in scan.grids(candidates.steps, centre):
+            for grid in scan.grids(candidates.steps):
                 if grid.steps != candidates.steps:
                     # Candidates of another length are brought to the queries' grid on the host.
-                    wanted = np.zeros(len(asking), bool)
-                    wanted[grid.numbers] = True
                     for tile in scan.tiles():
                         if tile.steps == candidates.steps:
-                            scan.compare_tile(tile, nearest, wanted)
+                            scan.compare_tile(tile, nearest, grid)
                     continue
                 rows = max(MATRIX_BYTES * self.mesh.size // (4 * len(candidates.places)), 1)
                 for begin in range(0, len(grid.numbers), rows):
                     self._offer(grid, slice(begin, begin + rows), candidates, nearest)
-        found = nearest.candidates()
-        scores = scan.scores(*found, searching.like_follow_like(asking.embeddings))
-        *places, squares = k_smallest(*found, scores, self.snapshot, k)
+        *places, squares = scan.best(*nearest.candidates(), k)
         return *places, self.snapshot.header.score_of(squares)
 
     def _offer(
         self, grid: QueriesOnGrid, part: slice, candidates: OnDevices, nearest: NearestSoFar
     ) -> None:
-        values = put_replicated(grid.values[part], self.mesh)
-        squares = _squares(values)
+        own, count = grid.squares[part], grid.values.shape[1]
+        queries = put_replicated((grid.values[part], own.astype(np.float32)), self.mesh)
+        # How far what devices find is from the final scores at most, of each query.
+        squares = (own + candidates.largest) / count
+        errors = products.rounding(count, self.snapshot.header.width) * squares
+        if candidates.of_bank:  # the device rounds what it takes off
+            errors = errors + 2.0**-21 * (squares + candidates.of_bank)
         most = len(candidates.arrays[1]) // self.mesh.size
         kept = min(nearest.k + SLACK, most)
         while True:
-            under_way = _nearest(self.mesh, kept)(values, squares, *candidates.arrays)
-            own = np.asarray(squares, np.float64)
-            errors = self._errors(own, values.shape[1], candidates)
+            under_way = _nearest(self.mesh, kept)(*queries, *candidates.arrays)
             distances, rows = (np.asarray(one) for one in under_way)
             high = np.sort(distances, axis=1)[:, min(nearest.k, distances.shape[1]) - 1]
             last = distances.reshape(len(own), self.mesh.size, kept)[:, :, -1]
@@ -148,20 +146,6 @@ class OnMesh:
                 int(number),
                 found[own_rows, 1],
             )
-
-    def _errors(self, own: np.ndarray, count: int, candidates: OnDevices) -> np.ndarray:
-        """How far what devices find is from the final scores at most, of each query.
-
-        Args:
-          own: squared norms of the queries.
-          count: how many numbers a sequence has.
-          candidates: what they are compared with.
-        """
-        squares = (own + candidates.largest) / count
-        errors = products.rounding(count, self.snapshot.header.width) * squares
-        if candidates.of_bank:  # the device rounds what it takes off
-            errors = errors + 2.0**-21 * (squares + candidates.of_bank)
-        return errors
 
 
 def accelerators() -> list[jax.Device]:
@@ -188,9 +172,6 @@ def _free_bytes(device: jax.Device) -> int:
     """Of its memory; 0 where it does not say."""
     stats = device.memory_stats() or {}
     return stats.get("bytes_limit", 0) - stats.get("bytes_in_use", 0)
-
-
-_squares = jax.jit(products.jax_squares)
 
 
 @cache

@@ -1,10 +1,10 @@
 """The nearest so far: which candidates can be among the k nearest of their queries.
 
 `NearestSoFar` takes distances and their errors. Where an index has a bank (`bank`), a search ranks
-by scores relative to it: `NearestByScore` takes the same, `Hubness` turns bounds on distances into
-bounds on scores and back. How near every clip's stored sequences come to the bank lies in its
-`ROW`; under the Euclidean distance that is in units of what is compared, mean squared differences
-of stored sequences and a weighted query.
+by scores relative to it: `Hubness` turns bounds on distances into bounds on scores and back. How
+near every clip's stored sequences come to the bank lies in its `ROW`; under the Euclidean distance
+that is in units of what is compared, mean squared differences of stored sequences and a weighted
+query.
 """
 
 from dataclasses import dataclass
@@ -19,16 +19,75 @@ ROUNDED = 3e-7  # of a score: what float32 may have moved it, and more
 _WAITING = 1 << 20  # candidates that may wait before the far ones are dropped
 
 
+@dataclass(frozen=True)
+class Hubness:
+    """How near the clips of a snapshot come to the bank, of the stream that is asked.
+
+    Attributes:
+      rows: of each segment, its stream's rows.
+    """
+
+    rows: dict[int, np.ndarray]
+
+    @classmethod
+    def of(cls, snapshot: Snapshot, asked: str) -> "Hubness | None":
+        """None where the snapshot is searched by distances."""
+        if not snapshot.header.bank:
+            return None
+        return cls({number: one.streams[asked].rows for number, one in snapshot.segments.items()})
+
+    def at(
+        self, segments: Int[np.ndarray, " p"], rows: Int[np.ndarray, " p"]
+    ) -> Float[np.ndarray, " p"]:
+        """How near clips at some places come."""
+        found = np.empty(len(rows), np.float32)
+        for number in np.unique(segments):
+            here = segments == number
+            found[here] = self.rows[int(number)]["bank_near"][rows[here]]
+        return found
+
+    def scores(
+        self,
+        distances: Float[np.ndarray, " p"],
+        segments: Int[np.ndarray, " p"],
+        rows: Int[np.ndarray, " p"],
+    ) -> Float[np.ndarray, " p"]:
+        """Final scores of final distances; of lower bounds, lower bounds."""
+        return scores(distances, self.at(segments, rows))
+
+    def most(
+        self, limits: Float[np.ndarray, " Q"], segment: int, rows: slice
+    ) -> Float[np.ndarray, "Q r"]:
+        """Distances above which no score is within the limits of its query."""
+        half = 0.5 * self.rows[segment]["bank_near"][rows].astype(np.float64)
+        return half * (1 + ROUNDED) + (limits + ROUNDED * np.abs(limits))[:, None]
+
+    def scored(
+        self,
+        distances: Float[np.ndarray, "Q r"],
+        errors: Float[np.ndarray, " Q"],
+        segment: int,
+        rows: Int[np.ndarray, " r"],
+    ) -> tuple[Float[np.ndarray, "Q r"], Float[np.ndarray, " Q"]]:
+        """Scores of distances to some rows of a segment, and their errors."""
+        found = scores(distances, self.rows[segment]["bank_near"][rows])
+        if errors.any():
+            largest = np.max(np.abs(found), axis=1, initial=0.0, where=np.isfinite(found))
+            errors = errors + ROUNDED * largest
+        return found, errors
+
+
 class NearestSoFar:
     """Every candidate that can be among the k nearest of its query, distances known up to a bound.
 
     A candidate of distance d with error e lies in [d - e, d + e]. It is kept while d - e is not
     above the k-th smallest d + e of its query, so the k nearest are always among those kept,
-    ties included.
+    ties included. With a `hubness` the same of scores: distances that are offered become scores,
+    pairs are ones.
     """
 
-    def __init__(self, queries: int, k: int):
-        self.k = k
+    def __init__(self, queries: int, k: int, hubness: Hubness | None = None):
+        self.k, self.hubness = k, hubness
         self.limits = np.full(queries, np.inf)  # nothing above can be among the k
         self._parts: list[tuple[np.ndarray, ...]] = []
         self._waiting = 0
@@ -42,6 +101,8 @@ class NearestSoFar:
         rows: Int[np.ndarray, " r"],
     ) -> None:
         """Some candidates for some queries; those that do not count have the distance infinity."""
+        if self.hubness is not None:
+            distances, errors = self.hubness.scored(distances, errors, segment, rows)
         limits = self.limits[numbers]
         # A bound from these alone, for queries that know none yet.
         new = np.isinf(limits)
@@ -105,77 +166,6 @@ class NearestSoFar:
     def distances(self) -> Float[np.ndarray, " p"]:
         """Of `candidates`, in their order."""
         return self._parts[0][3] if self._parts else np.zeros(0)
-
-
-@dataclass(frozen=True)
-class Hubness:
-    """How near the clips of a snapshot come to the bank, of the stream that is asked.
-
-    Attributes:
-      rows: of each segment, its stream's rows.
-    """
-
-    rows: dict[int, np.ndarray]
-
-    @classmethod
-    def of(cls, snapshot: Snapshot, asked: str) -> "Hubness | None":
-        """None where the snapshot is searched by distances."""
-        if not snapshot.header.bank:
-            return None
-        return cls({number: one.streams[asked].rows for number, one in snapshot.segments.items()})
-
-    def at(
-        self, segments: Int[np.ndarray, " p"], rows: Int[np.ndarray, " p"]
-    ) -> Float[np.ndarray, " p"]:
-        """How near clips at some places come."""
-        found = np.empty(len(rows), np.float32)
-        for number in np.unique(segments):
-            here = segments == number
-            found[here] = self.rows[int(number)]["bank_near"][rows[here]]
-        return found
-
-    def scores(
-        self,
-        distances: Float[np.ndarray, " p"],
-        segments: Int[np.ndarray, " p"],
-        rows: Int[np.ndarray, " p"],
-    ) -> Float[np.ndarray, " p"]:
-        """Final scores of final distances; of lower bounds, lower bounds."""
-        return scores(distances, self.at(segments, rows))
-
-    def most(
-        self, limits: Float[np.ndarray, " Q"], segment: int, rows: slice
-    ) -> Float[np.ndarray, "Q r"]:
-        """Distances above which no score is within the limits of its query."""
-        half = 0.5 * self.rows[segment]["bank_near"][rows].astype(np.float64)
-        return half * (1 + ROUNDED) + (limits + ROUNDED * np.abs(limits))[:, None]
-
-
-class NearestByScore(NearestSoFar):
-    """`NearestSoFar` by scores: distances that are offered become scores; pairs are ones."""
-
-    def __init__(self, queries: int, k: int, hubness: Hubness):
-        super().__init__(queries, k)
-        self.hubness = hubness
-
-    def offer(
-        self,
-        numbers: Int[np.ndarray, " Q"],
-        distances: Float[np.ndarray, "Q r"],
-        errors: Float[np.ndarray, " Q"],
-        segment: int,
-        rows: Int[np.ndarray, " r"],
-    ) -> None:
-        found = scores(distances, self.hubness.rows[segment]["bank_near"][rows])
-        if errors.any():
-            largest = np.max(np.abs(found), axis=1, initial=0.0, where=np.isfinite(found))
-            errors = errors + ROUNDED * largest
-        super().offer(numbers, found, errors, segment, rows)
-
-
-def nearest_so_far(hubness: Hubness | None, queries: int, k: int) -> NearestSoFar:
-    """What collects the nearest, by distances or by scores."""
-    return NearestSoFar(queries, k) if hubness is None else NearestByScore(queries, k, hubness)
 
 
 def k_smallest(query, segment, row, scores, snapshot: Snapshot, k: int):

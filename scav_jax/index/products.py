@@ -56,14 +56,16 @@ def inner(
 
 
 def start_inner(
-    queries: Float[np.ndarray, "Q n"], stored: Shaped[np.ndarray, "r n"], on_device=None
+    queries: Float[np.ndarray, "Q n"],
+    stored: Shaped[np.ndarray, "r n"],
+    on_device: Callable | None = None,
 ) -> Callable[[], np.ndarray]:
     """`inner` under way: large products are computed while the caller does something else.
 
     Args:
       queries: the queries.
       stored: the candidates; not to be changed until the result was asked for.
-      on_device: the queries as `to_device` returned them, where one has that.
+      on_device: gives the queries as `to_device` returned them, where one has that.
 
     Returns:
       What waits for the products and returns them.
@@ -71,8 +73,8 @@ def start_inner(
     if len(queries) < FEW_QUERIES:
         return functools.partial(_inner_of_few, queries, stored)
     if len(queries) * stored.size > LARGE:
-        on_device = to_device(queries) if on_device is None else on_device
-        under_way = _compiled_inner()(on_device, to_device(stored))
+        asking = to_device(queries) if on_device is None else on_device()
+        under_way = _compiled_inner()(asking, to_device(stored))
         return lambda: np.array(under_way)
     return functools.partial(_inner_of_some, queries, stored)
 
@@ -117,12 +119,6 @@ def jax_inner(queries, stored):
         part = queries[:, begin : begin + PIECE]
         total += jnp.matmul(part, piece.T, precision=jax.lax.Precision.HIGHEST)
     return total
-
-
-def jax_squares(values):
-    """`squares_of` as a JAX function, float32, within the same bound."""
-    pieces = [values[:, b : b + PIECE] for b in range(0, values.shape[1], PIECE)]
-    return sum((piece * piece).sum(axis=1) for piece in pieces)
 
 
 def _inner_of_few(queries, stored) -> Float[np.ndarray, "Q r"]:

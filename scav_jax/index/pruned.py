@@ -19,7 +19,6 @@ from scav_jax.index import products
 from scav_jax.index.nearest import NearestSoFar, k_smallest
 from scav_jax.index.products import FEW_QUERIES, widen
 from scav_jax.index.scan import QueriesOnGrid, Scan, Tile
-from scav_jax.index.segments import StoredStream
 from scav_jax.index.sketches import SHARE, Basis
 
 CACHED = 2**17  # numbers that stay in a core's cache
@@ -47,8 +46,9 @@ def sketch_pair_cost(numbers: int) -> float:
 class QuerySketches:
     """Queries on one grid as one of their sketches, as they meet stored ones."""
 
-    def __init__(self, grid: QueriesOnGrid, basis: Basis, width: int, column: str):
-        self.column, self.count, self.width = column, grid.values.shape[1], width
+    def __init__(self, grid: QueriesOnGrid, basis: Basis, column: str):
+        width = basis.table.shape[1]
+        self.column, self.count = column, grid.values.shape[1]
         weights = basis.stored_weights(column, grid.steps)
         self.values = np.empty((len(grid.values), weights.size), np.float32)  # times the weights
         self.squares = np.empty(len(grid.values))
@@ -109,18 +109,17 @@ class Bounds:
 
     def __init__(self, scan: Scan):
         self.scan = scan
-        self._sketches: dict[tuple, tuple[QueriesOnGrid, QuerySketches]] = {}
+        self._sketches: dict[tuple[str, int], QuerySketches] = {}
 
-    def of(self, column: str, tile: Tile, grid: QueriesOnGrid) -> QuerySketches:
-        """The queries of a grid as they meet the sketches of a tile on that grid."""
-        basis, width = tile.segment.encoding.basis, tile.segment.width
-        key = (column, id(grid), basis.key)
+    def of(self, column: str, grid: QueriesOnGrid) -> QuerySketches:
+        """The queries of a grid as they meet the sketches of tiles on that grid."""
+        key = column, grid.steps
         if key not in self._sketches:
             if len(self._sketches) >= 16:
                 self._sketches.clear()
-            # With the grid, so that its number stays its own.
-            self._sketches[key] = grid, QuerySketches(grid, basis, width, column)
-        return self._sketches[key][1]
+            basis = self.scan.snapshot.encoding.basis
+            self._sketches[key] = QuerySketches(grid, basis, column)
+        return self._sketches[key]
 
     def pairs(
         self,
@@ -129,38 +128,33 @@ class Bounds:
         segments: Int[np.ndarray, " p"],
         rows: Int[np.ndarray, " p"],
     ) -> Float[np.ndarray, " p"]:
-        """What the scores of chosen pairs are at least; 0 where nothing is known."""
+        """What the scores of chosen pairs are at least: those of 0 where nothing is known."""
         result = np.zeros(len(queries))
         for tile, grid, which, place, row in self.scan.pairs(queries, segments, rows):
             if grid.steps != tile.steps:
                 continue
-            sketches = self.of(column, tile, grid)
-            stream = tile.segment.streams[self.scan.asked]
+            sketches = self.of(column, grid)
             between = len(sketches.values) * int(row.max() - row.min() + 1)
             if len(which) * sketch_pair_cost(sketches.values.shape[1]) > between:
-                inner = _inner_by_products(stream, tile, sketches, place, row)
+                inner = _inner_by_products(tile, sketches, place, row)
             else:
-                inner = _inner_by_pairs(stream, tile, sketches, place, row)
-            result[which] = sketches.low(inner, place, stream.rows[row])
-        return result
+                inner = _inner_by_pairs(tile, sketches, place, row)
+            result[which] = sketches.low(inner, place, tile.stream.rows[row])
+        return self.scan.final(result, segments, rows)
 
 
-def _inner_by_products(
-    stream: StoredStream, tile: Tile, sketches: QuerySketches, place, row
-) -> Float[np.ndarray, " p"]:
+def _inner_by_products(tile: Tile, sketches: QuerySketches, place, row) -> Float[np.ndarray, " p"]:
     """Products of pairs: of all queries with all rows in between, of which only the pairs count."""
     inner = np.empty(len(row), np.float32)
     for begin in range(row.min(), row.max() + 1, ROWS):
         here = np.flatnonzero((row >= begin) & (row < begin + ROWS))
         rows = slice(begin, min(begin + ROWS, tile.rows.stop))
-        found = products.inner(sketches.values, stream.read(sketches.column, rows))
+        found = products.inner(sketches.values, tile.stream.read(sketches.column, rows))
         inner[here] = found[place[here], row[here] - begin]
     return inner
 
 
-def _inner_by_pairs(
-    stream: StoredStream, tile: Tile, sketches: QuerySketches, place, row
-) -> Float[np.ndarray, " p"]:
+def _inner_by_pairs(tile: Tile, sketches: QuerySketches, place, row) -> Float[np.ndarray, " p"]:
     """Products of pairs, one by one: each candidate is read once."""
     inner = np.empty(len(row), np.float32)
     order = np.argsort(row, kind="stable")
@@ -169,7 +163,7 @@ def _inner_by_pairs(
 
     def some(part):
         rows, local = np.unique(row[part], return_inverse=True)
-        wide = widen(stream.gather(sketches.column, tile.rows, rows))
+        wide = widen(tile.stream.gather(sketches.column, tile.rows, rows))
         inner[part] = products.dots(sketches.values[place[part]], wide[local])
 
     with products.thread_pool() as threads:
@@ -209,11 +203,11 @@ class Pruning:
 class ExactSearch:
     """One batch of queries against all candidates; what its bounds left is added to `pruning`."""
 
-    def __init__(self, scan: Scan, k: int, order: Int[np.ndarray, " Q"], pruning: Pruning):
-        self.scan, self.k, self.order, self.pruning = scan, k, order, pruning
+    def __init__(self, scan: Scan, k: int, pruning: Pruning):
+        self.scan, self.k, self.pruning = scan, k, pruning
         self.nearest = scan.nearest(k)
         self._bounds = Bounds(scan)
-        self._coarse_kept: dict[tuple, tuple[QueriesOnGrid, np.ndarray]] = {}
+        self._coarse_kept: dict[tuple[int, int, int], np.ndarray] = {}
         self._in_vain = 0
         self._fine_leaves = 0.3  # of what coarse ones leave, until it is known
 
@@ -226,24 +220,23 @@ class ExactSearch:
 
     def _coarse(self, tile: Tile, grid: QueriesOnGrid) -> Float[np.ndarray, "Q r"]:
         """Squared distances of coarse sketches; infinity for rows that do not count."""
-        place = (tile.segment.number, tile.rows.start, tile.steps, id(grid))
+        place = (tile.segment.number, tile.rows.start, grid.steps)
         if place in self._coarse_kept:
-            return self._coarse_kept[place][1]
-        stream = tile.segment.streams[self.scan.asked]
-        stored = stream.read("coarse", tile.rows)
-        squared = self._bounds.of("coarse", tile, grid).squared(stored, stream.rows[tile.rows])
+            return self._coarse_kept[place]
+        stored, about = tile.stream.read("coarse", tile.rows), tile.stream.rows[tile.rows]
+        squared = self._bounds.of("coarse", grid).squared(stored, about)
         live = self.scan.live_in(tile)
         if not live.all():
             squared[:, ~live] = np.inf
         if self.scan.count * len(self.scan.queries) <= KEPT:
-            self._coarse_kept[place] = grid, squared
+            self._coarse_kept[place] = squared
         return squared
 
     def _first_limits(self) -> None:
         """Limits from the scores of the candidates with the nearest sketches."""
         scan, starters = self.scan, self.scan.nearest(self.k)
         for tile in scan.tiles():
-            for grid in scan.grids(tile.steps, tile.segment.encoding.centre):
+            for grid in scan.grids(tile.steps):
                 if grid.steps == tile.steps:
                     none = np.zeros(len(grid.numbers))
                     rows = np.arange(tile.rows.start, tile.rows.stop)
@@ -254,33 +247,30 @@ class ExactSearch:
         places = starters.candidates()
         if not len(places[0]):
             return
-        best = k_smallest(*places, scan.scores(*places, self.order), scan.snapshot, self.k)
-        limits = limits_of(best, self.k, len(scan.queries))
+        limits = limits_of(scan.best(*places, self.k), self.k, len(scan.queries))
         self.nearest.limits[:] = limits + 1e-6 * np.abs(limits)
 
     def _search_tile(self, tile: Tile) -> None:
         scan = self.scan
         alive = int(scan.live_in(tile).sum())
-        for grid in scan.grids(tile.steps, tile.segment.encoding.centre):
+        for grid in scan.grids(tile.steps):
             pairs, left = alive * len(grid.numbers), None
             # Once bounds have saved nothing for a while, the rest is compared outright.
             if grid.steps == tile.steps and self._in_vain < IN_VAIN:
                 left = self._by_bounds(tile, grid, pairs)
             if left is None:
-                wanted = np.zeros(len(scan.queries), bool)
-                wanted[grid.numbers] = True
-                scan.compare_tile(tile, self.nearest, wanted)
+                scan.compare_tile(tile, self.nearest, grid)
                 left = (pairs, pairs)
             self.pruning.count(pairs, *left)
 
     def _by_bounds(self, tile: Tile, grid: QueriesOnGrid, pairs: int) -> tuple[int, int] | None:
         """Pairs that each bound left; None where comparing all of them is faster."""
         limits = self.nearest.limits[grid.numbers]
-        about = tile.segment.streams[self.scan.asked].rows[tile.rows]
+        about = tile.stream.rows[tile.rows]
         near = limits[:, None]
         if self.scan.hubness is not None:
             near = self.scan.hubness.most(limits, tile.segment.number, tile.rows)
-        most = self._bounds.of("coarse", tile, grid).thresholds(about, near)
+        most = self._bounds.of("coarse", grid).thresholds(about, near)
         line, column = np.nonzero(self._coarse(tile, grid) <= most)
         after_coarse = len(line)
         if after_coarse == 0:
@@ -294,8 +284,7 @@ class ExactSearch:
             return None
         query, rows = grid.numbers[line], tile.rows.start + column
         number = np.full(len(line), tile.segment.number)
-        low = self._bounds.pairs("fine", query, number, rows)
-        keep = self.scan.final(low, number, rows) <= limits[line]
+        keep = self._bounds.pairs("fine", query, number, rows) <= limits[line]
         query, number, rows = query[keep], number[keep], rows[keep]
         self._fine_leaves = 0.5 * self._fine_leaves + 0.5 * len(rows) / after_coarse
         if each * len(rows) > pairs:
@@ -303,7 +292,7 @@ class ExactSearch:
             return None
         self._in_vain = 0
         if len(rows):
-            scores = self.scan.scores(query, number, rows, self.order).astype(np.float64)
+            scores = self.scan.scores(query, number, rows).astype(np.float64)
             none = np.zeros(len(rows))
             self.nearest.offer_pairs(query, scores, none, tile.segment.number, rows)
         return after_coarse, len(rows)
@@ -315,7 +304,6 @@ def nearest_of_chosen(
     segment: Int[np.ndarray, " p"],
     row: Int[np.ndarray, " p"],
     k: int,
-    order: Int[np.ndarray, " Q"],
 ) -> tuple[np.ndarray, ...]:
     """(query, segment, row, score) of the k nearest of each query among chosen pairs, by rank.
 
@@ -326,33 +314,27 @@ def nearest_of_chosen(
       scan: the queries and where candidates are.
       query, segment, row: the pairs.
       k: how many.
-      order: of the queries, see `Scan.scores`.
     """
-
-    def compared(pairs):
-        places = (query[pairs], segment[pairs], row[pairs])
-        return k_smallest(*places, scan.scores(*places, order), scan.snapshot, k)
-
-    everything, queries = np.arange(len(query)), len(scan.queries)
-    if len(query) <= WORTH * k * queries or not scan.has_bounds:
-        return compared(everything)
+    queries = len(scan.queries)
+    if len(query) <= WORTH * k * queries:
+        return scan.best(query, segment, row, k)
     bounds = Bounds(scan)
-    low = scan.final(bounds.pairs("coarse", query, segment, row), segment, row)
+    low = bounds.pairs("coarse", query, segment, row)
     by_bound = np.lexsort((low, query))
     rank = np.arange(len(query)) - np.searchsorted(query[by_bound], query[by_bound])
     first = np.zeros(len(query), bool)
     first[by_bound[rank < k]] = True
-    best = compared(everything[first])
+    best = scan.best(query[first], segment[first], row[first], k)
     limits = limits_of(best, k, queries)
-    left = everything[~first & (low <= limits[query])]
-    if len(left) > SKETCH * queries:
-        places = query[left], segment[left], row[left]
-        low = scan.final(bounds.pairs("fine", *places), *places[1:])
-        left = left[low <= limits[query[left]]]
-    if len(left) * pair_cost(scan.numbers, queries) > queries * scan.count:
-        more = _by_products(scan, query[left], segment[left], row[left], k)
+    near = ~first & (low <= limits[query])
+    left = query[near], segment[near], row[near]
+    if len(left[0]) > SKETCH * queries:
+        near = bounds.pairs("fine", *left) <= limits[left[0]]
+        left = tuple(column[near] for column in left)
+    if len(left[0]) * pair_cost(scan.numbers, queries) > queries * scan.count:
+        more = _by_products(scan, *left, k)
     else:
-        more = compared(left)
+        more = scan.best(*left, k)
     together = [np.concatenate(both) for both in zip(best, more, strict=True)]
     return k_smallest(*together, scan.snapshot, k)
 
@@ -366,5 +348,4 @@ def _by_products(scan: Scan, query, segment, row, k: int) -> tuple[np.ndarray, .
             allowed = np.zeros((len(scan.queries), tile.rows.stop - tile.rows.start), bool)
             allowed[query[here], row[here] - tile.rows.start] = True
             scan.compare_tile(tile, nearest, allowed=allowed)
-    found = nearest.candidates()
-    return k_smallest(*found, scan.scores(*found), scan.snapshot, k)
+    return scan.best(*nearest.candidates(), k)

@@ -2,10 +2,11 @@
 
 import contextlib
 import datetime
+import functools
 import json
 import os
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from reprlib import repr as short
 
@@ -222,15 +223,7 @@ class Rows:
         """What is known of the clips at some places: `ABOUT` of each."""
         found: dict[tuple[int, int], dict] = {}
         unique = np.unique(numbered(*places.T))
-        if not len(unique):
-            return found
-        # A condition costs about as much as reading so many rows for each place that it names.
-        if len(unique) * NAMED > len(self):
-            conditions: list[str | None] = [None]
-        else:
-            parts = np.split(unique, range(IDS_AT_ONCE, len(unique), IDS_AT_ONCE))
-            conditions = [_condition(part) for part in parts if len(part)]
-        for condition in conditions:
+        for condition in self._conditions(unique, _is_at):
             for batch in self._scan([*ABOUT, "segment", "row"], None, condition):
                 here = numbers_in(batch, "segment", "row")
                 wanted = np.isin(numbered(*here.T), unique)
@@ -247,14 +240,18 @@ class Rows:
         """`ABOUT` and `content` of the clips whose id, or source, is one of some."""
         import pyarrow as pa
 
-        wanted, parts = set(values), list[str | None]([None])  # all are read
-        if len(values) * NAMED <= len(self):
-            begins = range(0, len(values), IDS_AT_ONCE)
-            parts = [_is_in(column, values[begin : begin + IDS_AT_ONCE]) for begin in begins]
-        for condition in parts if len(values) else ():
+        wanted = set(values)
+        for condition in self._conditions(values, functools.partial(_is_in, column)):
             for batch in self._scan([*ABOUT, "content"], None, condition):
                 there = [one in wanted for one in batch.column(column).to_pylist()]
                 yield from batch.filter(pa.array(there, pa.bool_())).to_pylist()
+
+    def _conditions(self, wanted, condition: Callable[..., str]) -> list[str | None]:
+        """Conditions that name what is wanted, some at a time; None (all rows) where it is much."""
+        if len(wanted) * NAMED > len(self):
+            return [None]
+        begins = range(0, len(wanted), IDS_AT_ONCE)
+        return [condition(wanted[begin : begin + IDS_AT_ONCE]) for begin in begins]
 
     def tables(self) -> Iterator:
         """All rows as Arrow record batches."""
@@ -319,7 +316,7 @@ def numbered(segments: Int[np.ndarray, " n"], rows: Int[np.ndarray, " n"]) -> In
     return segments.astype(np.int64) << 32 | rows
 
 
-def _condition(numbers: Int[np.ndarray, " n"]) -> str:
+def _is_at(numbers: Int[np.ndarray, " n"]) -> str:
     """That a row is at one of these places."""
     segments, rows = numbers >> 32, numbers & 0xFFFFFFFF
     return " OR ".join(

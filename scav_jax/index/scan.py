@@ -21,14 +21,14 @@ from dataclasses import dataclass
 
 import jax
 import numpy as np
-from jaxtyping import Bool, Float, Int, Shaped
+from jaxtyping import Bool, Float, Int
 
 from scav_jax.base.errors import InputError
 from scav_jax.index import products
 from scav_jax.index.catalog import Header
-from scav_jax.index.nearest import Hubness, NearestSoFar, nearest_so_far
+from scav_jax.index.nearest import Hubness, NearestSoFar, k_smallest
 from scav_jax.index.products import widen
-from scav_jax.index.segments import Segment
+from scav_jax.index.segments import Segment, StoredStream
 from scav_jax.index.snapshot import Snapshot
 from scav_jax.retrieval.embed import Embedded
 from scav_jax.sequences import Sequences
@@ -47,31 +47,16 @@ _KEPT_BYTES = 2**29  # of queries on the grids of candidates
 def are_comparable(sequences: Sequences) -> Bool[np.ndarray, " K"]:
     """Which sequences hold no number beyond `LARGEST`, NaN or infinity in their real steps."""
     values, lengths = np.asarray(sequences.values), np.asarray(sequences.lengths)
-    good = _are_short(values)
+    good = np.zeros(len(values), bool)
+    if values.dtype == np.float32:  # the norm says it of most, padding included, in one pass
+        with np.errstate(over="ignore", invalid="ignore"):
+            squares = products.squares_of(values.reshape(len(values), -1))
+        good = squares <= 0.5 * float(LARGEST) ** 2
     unsure = np.flatnonzero(~good)
     if len(unsure):
         values, real = values[unsure], np.arange(values.shape[1]) < lengths[unsure, None]
         good[unsure] = ((np.abs(values) <= LARGEST).all(axis=2) | ~real).all(axis=1)
     return good
-
-
-def _are_short(values: Shaped[np.ndarray, "K T C"]) -> Bool[np.ndarray, " K"]:
-    """Whose norm says already that no number is beyond `LARGEST`, padding included.
-
-    One pass over the numbers on all cores, which is what most queries cost before a search.
-    """
-    if values.dtype != np.float32:
-        return np.zeros(len(values), bool)
-    flat = values.reshape(len(values), -1)
-
-    def some(rows: slice) -> Bool[np.ndarray, " n"]:
-        with np.errstate(over="ignore", invalid="ignore"):
-            return products.squares_of(flat[rows]) <= 0.5 * float(LARGEST) ** 2
-
-    size = max(-(-len(values) // products.THREADS), 1)
-    parts = [slice(begin, begin + size) for begin in range(0, len(values), size)]
-    with products.thread_pool() as threads:
-        return np.concatenate([np.zeros(0, bool), *threads.map(some, parts)])
 
 
 def interpolate(
@@ -231,26 +216,12 @@ class QueriesOnGrid:
 
 @dataclass(frozen=True)
 class Tile:
-    """Some rows of one run of a segment: candidates of one length."""
+    """Some rows of one run of a stream of a segment: candidates of one length."""
 
     segment: Segment
+    stream: StoredStream
     rows: slice
     steps: int
-
-
-@dataclass(frozen=True)
-class PendingDistances:
-    """Distances of queries on one grid and of a tile, under way."""
-
-    numbers: Int[np.ndarray, " Q"]
-    finish: Callable[[], Float[np.ndarray, "Q r"]]
-    errors: Float[np.ndarray, " Q"]
-    segment: int
-    rows: Int[np.ndarray, " r"]
-
-    def offer(self, nearest: NearestSoFar) -> None:
-        """Waits for the distances."""
-        nearest.offer(self.numbers, self.finish(), self.errors, self.segment, self.rows)
 
 
 def numbers_of(snapshot: Snapshot, asked: str) -> int:
@@ -270,35 +241,44 @@ class Scan:
         self.count = len(snapshot)  # candidates
         self.numbers = numbers_of(snapshot, queries.asked)  # of a candidate, about
         self.hubness = Hubness.of(snapshot, queries.asked)
-        self._grids: dict[tuple, list[QueriesOnGrid]] = {}
+        self._grids: dict[int, list[QueriesOnGrid]] = {}
 
-    def grids(self, steps: int, centre: Float[np.ndarray, " C"]) -> list[QueriesOnGrid]:
+    def grids(self, steps: int) -> list[QueriesOnGrid]:
         """The queries as they are compared with candidates of `steps` steps."""
-        key = (None if self.queries.is_target else steps, centre.tobytes())
+        key = 0 if self.queries.is_target else steps
         if key not in self._grids:
             kept = sum(g.values.nbytes for grids in self._grids.values() for g in grids)
             if kept > _KEPT_BYTES:
                 self._grids.clear()
-            found = []
+            found, centre = [], self.snapshot.encoding.centre
             for numbers, values in self.queries.groups(steps):
                 flat = (values - centre if centre.any() else values).reshape(len(values), -1)
                 found.append(QueriesOnGrid(numbers, values.shape[1], flat))
             self._grids[key] = found
         return self._grids[key]
 
+    @functools.cached_property
+    def _alike(self) -> Int[np.ndarray, " Q"]:
+        """The group of each query: of like ones, by the most similar of a few of all.
+
+        They want the same candidates, which stay in the cache from one to the next.
+        """
+        embeddings = self.queries.embeddings
+        pivots = embeddings[:: max(len(embeddings) // 64, 1)]
+        norms = np.linalg.norm(pivots, axis=1, keepdims=True)
+        order = np.argsort(np.argmax(embeddings @ (pivots / norms).T, axis=1), kind="stable")
+        groups = np.empty(len(order), np.int64)
+        groups[order] = np.arange(len(order)) // TOGETHER
+        return groups
+
     def nearest(self, k: int) -> NearestSoFar:
         """What collects the k nearest of each query."""
-        return nearest_so_far(self.hubness, len(self.queries), k)
+        return NearestSoFar(len(self.queries), k, self.hubness)
 
     def final(self, distances, segments, rows) -> Float[np.ndarray, " p"]:
         """The scores of distances of chosen pairs; of lower bounds, lower bounds."""
         hubness = self.hubness
         return distances if hubness is None else hubness.scores(distances, segments, rows)
-
-    @property
-    def has_bounds(self) -> bool:
-        """Whether sketches of the candidates are stored."""
-        return all(segment.encoding.basis is not None for segment in self.segments.values())
 
     def tiles(self, tile_bytes: int = TILE_BYTES) -> Iterator[Tile]:
         """All rows, in stretches of one length."""
@@ -312,7 +292,7 @@ class Scan:
                 for begin in range(run.start, run.stop, size):
                     rows = slice(begin, min(begin + size, run.stop))
                     if live[rows].any():
-                        yield Tile(segment, rows, steps)
+                        yield Tile(segment, stream, rows, steps)
 
     def live_in(self, tile: Tile) -> Bool[np.ndarray, " r"]:
         """Which rows of a tile count."""
@@ -320,39 +300,37 @@ class Scan:
 
     def compare_all(self, nearest: NearestSoFar) -> None:
         """Offers all rows to all queries: while one tile is multiplied, the last one is sorted."""
-        waiting: list[PendingDistances] = []
+        waiting: list[Callable[[NearestSoFar], None]] = []
         for tile in self.tiles():
             started = self.start(tile)
-            for distances in waiting:
-                distances.offer(nearest)
+            for offer in waiting:
+                offer(nearest)
             waiting = started
-        for distances in waiting:
-            distances.offer(nearest)
+        for offer in waiting:
+            offer(nearest)
 
     def compare_tile(
         self,
         tile: Tile,
         nearest: NearestSoFar,
-        wanted: np.ndarray | None = None,
+        grid: QueriesOnGrid | None = None,
         allowed: np.ndarray | None = None,
     ) -> None:
         """Offers every row of a tile; see `start`."""
-        for distances in self.start(tile, wanted, allowed):
-            distances.offer(nearest)
+        for offer in self.start(tile, grid, allowed):
+            offer(nearest)
 
     def start(
-        self, tile: Tile, wanted: np.ndarray | None = None, allowed: np.ndarray | None = None
-    ) -> list[PendingDistances]:
-        """Every row of a tile with every query, or with the `wanted` ones, under way.
+        self, tile: Tile, grid: QueriesOnGrid | None = None, allowed: np.ndarray | None = None
+    ) -> list[Callable[[NearestSoFar], None]]:
+        """Every row of a tile with every query, under way: what waits for distances and offers.
 
         Args:
           tile: the candidates.
-          wanted: `[Q]`, the queries that they are compared with; None is all.
+          grid: the queries that they are compared with; None is all.
           allowed: `[Q, r]`, the pairs that count; None is all.
         """
-        stream = tile.segment.streams[self.asked]
-        stored = stream.read("values", tile.rows)
-        live = self.live_in(tile)
+        stored, live = tile.stream.read("values", tile.rows), self.live_in(tile)
         if live.mean() < 0.5:  # worth a copy
             chosen = np.flatnonzero(live)
             stored, rows = stored[chosen], tile.rows.start + chosen
@@ -360,23 +338,14 @@ class Scan:
             allowed = None if allowed is None else allowed[:, chosen]
         else:
             rows, dead = np.arange(tile.rows.start, tile.rows.stop), ~live
-        about, found = stream.rows[rows], []
-        for grid in self.grids(tile.steps, tile.segment.encoding.centre):
-            mine = slice(None)
-            if wanted is not None and not wanted[grid.numbers].all():
-                mine = wanted[grid.numbers]
-            numbers = grid.numbers[mine]
-            if not len(numbers):
-                continue
+        about, found = tile.stream.rows[rows], []
+        for one in self.grids(tile.steps) if grid is None else [grid]:
             values, squares, scales = stored, about["square"], about["scale"]
-            if grid.steps != tile.steps:
-                values = self._stretched_in_parts(values, scales, tile, grid.steps)
+            if one.steps != tile.steps:
+                values = self._stretched_in_parts(values, scales, tile, one.steps)
                 squares, scales = products.squares_of(values), np.ones_like(scales)
-            apart = dead[None] if dead.any() else None
-            if allowed is not None:
-                apart = ~allowed[numbers] if apart is None else ~allowed[numbers] | apart
-            finish, errors = _start(grid, mine, values, squares, scales, apart, tile.segment.width)
-            found.append(PendingDistances(numbers, finish, errors, tile.segment.number, rows))
+            apart = dead[None] if allowed is None else ~allowed[one.numbers] | dead
+            found.append(_start(one, values, squares, scales, apart, tile, rows))
         return found
 
     def _stretched(self, stored, scales, tile: Tile, steps: int) -> Float[np.ndarray, "r n"]:
@@ -418,60 +387,51 @@ class Scan:
             for run in np.unique(of):
                 steps = int(stream.rows["steps"][runs[run].start])
                 inside = own[of == run]
-                for grid in self.grids(steps, segment.encoding.centre):
+                for grid in self.grids(steps):
                     places[:] = -1
                     places[grid.numbers] = np.arange(len(grid.numbers))
                     place = places[queries[inside]]
                     here = place >= 0
                     if here.any():
                         which = inside[here]
-                        yield Tile(segment, runs[run], steps), grid, which, place[here], rows[which]
+                        tile = Tile(segment, stream, runs[run], steps)
+                        yield tile, grid, which, place[here], rows[which]
 
     def scores(
         self,
         queries: Int[np.ndarray, " p"],
         segments: Int[np.ndarray, " p"],
         rows: Int[np.ndarray, " p"],
-        order: Int[np.ndarray, " Q"] | None = None,
     ) -> Float[np.ndarray, " p"]:
-        """The final scores of chosen pairs: mean squared differences of what is stored (`final`).
-
-        Args:
-          queries, segments, rows: the pairs.
-          order: of the queries, where like ones want the same candidates: those that are compared
-            one after the other then stay in the cache.
-        """
+        """Final scores of chosen pairs: mean squared differences of what is stored (`final`)."""
         result = np.full(len(queries), np.nan, np.float32)
         with products.thread_pool() as threads:
             for tile, grid, which, place, row in self.pairs(queries, segments, rows):
                 numbers = grid.values.shape[1]
                 long = numbers >= LONG and grid.steps == tile.steps
-                if long and order is not None:
-                    group = np.empty(len(order), np.int64)
-                    group[order] = np.arange(len(order)) // TOGETHER
-                    sort = np.lexsort((row, group[queries[which]]))
-                else:
-                    sort = np.argsort(row, kind="stable")
                 size = max(2**18 // numbers, 1)
                 if long:
+                    sort = np.lexsort((row, self._alike[queries[which]]))
                     size = max(size, -(-len(sort) // (8 * products.THREADS)))
+                    compare = functools.partial(tile.stream.differences, tile.rows, grid.values)
+                else:
+                    sort = np.argsort(row, kind="stable")
+                    compare = functools.partial(self._differences, tile, grid)
                 parts = [sort[b : b + size] for b in range(0, len(sort), size)]
-                compare = self._differences_alone if long else self._differences_together
-
-                def some(part, tile=tile, grid=grid, place=place, row=row, compare=compare):
-                    return compare(tile, row[part], grid, place[part])
-
-                for part, scores in zip(parts, threads.map(some, parts), strict=True):
+                pairs = [row[part] for part in parts], [place[part] for part in parts]
+                for part, scores in zip(parts, threads.map(compare, *pairs), strict=True):
                     result[which[part]] = scores
         return self.final(result, segments, rows)
 
-    def _differences_alone(self, tile: Tile, rows, grid: QueriesOnGrid, place):
-        stream = tile.segment.streams[self.asked]
-        return stream.differences(tile.rows, rows, grid.values, place)
+    def best(self, queries, segments, rows, k: int) -> tuple[np.ndarray, ...]:
+        """(query, segment, row, score) of the k best of each query among chosen pairs, by rank."""
+        scores = self.scores(queries, segments, rows)
+        return k_smallest(queries, segments, rows, scores, self.snapshot, k)
 
-    def _differences_together(self, tile: Tile, rows, grid: QueriesOnGrid, place):
-        stream = tile.segment.streams[self.asked]
-        stored, scales = stream.gather("values", tile.rows, rows), stream.rows["scale"][rows]
+    def _differences(self, tile: Tile, grid: QueriesOnGrid, rows, place):
+        """Mean squared differences of chosen rows of a tile and one query each."""
+        stored = tile.stream.gather("values", tile.rows, rows)
+        scales = tile.stream.rows["scale"][rows]
         if grid.steps != tile.steps:
             values = self._stretched(stored, scales, tile, grid.steps)
         else:
@@ -481,20 +441,18 @@ class Scan:
         return products.mean_square(values, tile.segment.width)
 
 
-def _start(grid: QueriesOnGrid, mine, values, squares, scales, apart, width: int):
-    """What waits for mean squared distances of some queries on a grid, and their errors."""
-    queries, own, count = grid.values[mine], grid.squares[mine], grid.values.shape[1]
-    everyone = len(queries) == len(grid.values)
-    large = everyone and len(queries) * values.size > products.LARGE
-    inner = products.start_inner(queries, values, grid.on_device if large else None)
+def _start(grid: QueriesOnGrid, values, squares, scales, apart, tile: Tile, rows):
+    """What waits for mean squared distances of the queries on a grid, and offers them."""
+    own, count = grid.squares, grid.values.shape[1]
+    inner = products.start_inner(grid.values, values, lambda: grid.on_device)
     largest = float(squares.max(initial=0.0))
-    errors = products.rounding(count, width) * (own + largest) / count
+    errors = products.rounding(count, tile.segment.width) * (own + largest) / count
 
-    def finish() -> Float[np.ndarray, "Q r"]:
+    def offer(nearest: NearestSoFar) -> None:
         distances = products.squared(inner(), own, squares, scales)
         distances /= np.float32(count)
-        if apart is not None:
+        if apart.any():
             np.copyto(distances, np.float32(np.inf), where=apart)
-        return distances
+        nearest.offer(grid.numbers, distances, errors, tile.segment.number, rows)
 
-    return finish, errors
+    return offer

@@ -16,7 +16,7 @@ from jaxtyping import Float, Int
 from scav_jax.base.errors import InputError
 from scav_jax.index import products
 from scav_jax.index.catalog import Header
-from scav_jax.index.nearest import Hubness, NearestSoFar, k_smallest, nearest_so_far
+from scav_jax.index.nearest import Hubness, NearestSoFar, k_smallest
 from scav_jax.index.products import widen
 from scav_jax.index.pruned import ExactSearch, Pruning, nearest_of_chosen
 from scav_jax.index.rows import numbered
@@ -245,27 +245,19 @@ def switched(
     return "sequence" if most >= share * candidates else "hybrid"
 
 
-def like_follow_like(embeddings: Float[np.ndarray, "Q C"]) -> Int[np.ndarray, " Q"]:
-    """The queries, such that like ones follow each other: by the most similar of a few of them."""
-    pivots = embeddings[:: max(len(embeddings) // 64, 1)]
-    norms = np.linalg.norm(pivots, axis=1, keepdims=True)
-    return np.argsort(np.argmax(embeddings @ (pivots / norms).T, axis=1), kind="stable")
-
-
 def _nearest(snapshot: Snapshot, queries: Queries, k: int, most: int, report: Report):
     """(query, segment, row, score) by query and rank, under the Euclidean distance."""
-    scan, order = Scan(queries, snapshot), like_follow_like(queries.embeddings)
+    scan = Scan(queries, snapshot)
     if report.method == "hybrid":
         chosen = most_similar(queries, snapshot, most)
-        *places, squares = nearest_of_chosen(scan, *chosen, k, order)
+        *places, squares = nearest_of_chosen(scan, *chosen, k)
         return *places, snapshot.header.score_of(squares)
     if report.method == "exact":
-        nearest = ExactSearch(scan, k, order, report.pruning).run()
+        nearest = ExactSearch(scan, k, report.pruning).run()
     else:
         nearest = scan.nearest(k)
         scan.compare_all(nearest)
-    places = nearest.candidates()
-    *places, squares = k_smallest(*places, scan.scores(*places, order), snapshot, k)
+    *places, squares = scan.best(*nearest.candidates(), k)
     return *places, snapshot.header.score_of(squares)
 
 
@@ -364,7 +356,7 @@ def _nearest_by_any_distance(
     snapshot: Snapshot, queries: Queries, k: int, most: int, report: Report
 ):
     """The same by a distance that is no product of matrices."""
-    nearest = nearest_so_far(Hubness.of(snapshot, queries.asked), len(queries), k)
+    nearest = NearestSoFar(len(queries), k, Hubness.of(snapshot, queries.asked))
     everyone = np.arange(len(queries))
     if report.method == "sequence":
         rows = {number: np.flatnonzero(live) for number, live in snapshot.live.items()}

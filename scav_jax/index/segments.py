@@ -47,17 +47,16 @@ from scav_jax.index.products import mean_square, widen
 from scav_jax.index.sketches import Basis, sizes
 from scav_jax.sequences import STREAMS
 
-CHECKED_AT_ONCE = 256  # rows
 IN_CACHE = 2**18  # numbers of differences at a time
 
 
 class WrongRow(InputError):
     """A row that is not what was written, by its place; whoever has the table names the clip."""
 
-    told = "{place}: expected the bytes that were written, they have changed (clip {clip!r})"
+    told: str
 
-    def __init__(self, number: int, row: int, place: str):
-        self.number, self.row, self._place = number, row, place
+    def __init__(self, segment: Path, row: int, file: str = ""):
+        self.number, self.row, self._place = int(segment.name), row, f"{segment / file}, row {row}"
         super().__init__(self.words("?"))
 
     def words(self, clip: str) -> str:
@@ -67,12 +66,10 @@ class WrongRow(InputError):
 class DamagedRow(WrongRow):
     """A row whose bytes are not those that were written."""
 
-    told = WrongRow.told + (
-        "; the disk is failing or the file was edited: delete that clip and add it again"
+    told = (
+        "{place}: expected the bytes that were written, they have changed (clip {clip!r}); the "
+        "disk is failing or the file was edited: delete that clip and add it again"
     )
-
-    def __init__(self, segment: Path, stream: str, column: str, row: int):
-        super().__init__(int(segment.name), row, f"{segment / f'{stream}.{column}'}, row {row}")
 
 
 class ForeignRow(WrongRow):
@@ -83,9 +80,6 @@ class ForeignRow(WrongRow):
         "one or of another moment: the table or the segment is not of this index (a mixed-up "
         "copy?); bring both back from one copy, or build the index again"
     )
-
-    def __init__(self, segment: Path, row: int):
-        super().__init__(int(segment.name), row, f"{segment}, row {row}")
 
 
 def write_segment(
@@ -203,17 +197,17 @@ class StoredStream:
     def differences(
         self,
         run: slice,
-        rows: Int[np.ndarray, " p"],
         queries: Float[np.ndarray, "Q n"],
+        rows: Int[np.ndarray, " p"],
         places: Int[np.ndarray, " p"],
     ) -> Float[np.ndarray, " p"]:
         """Mean squared differences of chosen rows of one run and one query each, without copies.
 
         Args:
           run: the run.
-          rows: of the candidates.
           queries: all of them, on the grid of the run.
-          places: which of them.
+          rows: of the candidates.
+          places: which of the queries.
         """
         data, columns = self._bytes("values", run), queries.shape[1]
         stored, scales = self._numbers("values", run, data), self.rows["scale"][rows].tolist()
@@ -275,15 +269,13 @@ class StoredStream:
         """Once for each row: the pages that were read then are what is used from now on."""
         if self._checked[column][rows].all():
             return
-        for begin in range(0, len(data), CHECKED_AT_ONCE):
-            part = slice(begin, begin + CHECKED_AT_ONCE)
-            wrong = word_sums(data[part]) != self.rows[f"{column}_sum"][rows][part]
-            if wrong.any():
-                raise self._damaged(column, rows.start + begin + np.flatnonzero(wrong)[0])
+        wrong = np.flatnonzero(word_sums(data) != self.rows[f"{column}_sum"][rows])
+        if len(wrong):
+            raise self._damaged(column, rows.start + wrong[0])
         self._checked[column][rows] = True
 
     def _damaged(self, column: str, row: int | np.integer) -> DamagedRow:
-        return DamagedRow(self.folder, self.name, column, int(row))
+        return DamagedRow(self.folder, int(row), f"{self.name}.{column}")
 
 
 class Segment:
@@ -296,6 +288,7 @@ class Segment:
       encoding: of its sequences.
       keys: `[rows]`, in which order clips were added.
       clips: `[rows]`, checksums of what the table knows of each.
+      checksums: of the small files that there are, by name.
       streams: "visual" and "audio"; of silent films, or of sounds alone, the one that they have.
     """
 
@@ -304,7 +297,7 @@ class Segment:
         self.written = written(self.folder)
         about = self._read_about(header)
         storage = header.storage
-        self.width, self._checksums = about["width"], about["small"]
+        self.width, self.checksums = about["width"], about["small"]
         self.bytes = sum(about["bytes"].values())
         for file, size in about["bytes"].items():
             with regular_file(self.folder / file, f"a file of {size} bytes", MEND) as opened:
@@ -315,13 +308,13 @@ class Segment:
                     "build the index again"
                 )
         self.keys, self.clips = self._small("keys.npy"), self._small("clips.npy")
-        basis = Basis(self._small("basis.npy")) if "basis.npy" in self._checksums else None
+        basis = Basis(self._small("basis.npy")) if "basis.npy" in self.checksums else None
         self.encoding = Encoding(storage, self._small("centre.npy"), basis)
         widths = _widths(self.width, about["embedding_width"], about["sketch_width"])
         self.streams = {
             name: StoredStream(self.folder, name, self._small(f"{name}.rows.npy"), storage, widths)
             for name in STREAMS
-            if f"{name}.rows.npy" in self._checksums
+            if f"{name}.rows.npy" in self.checksums
         }
 
     @classmethod
@@ -387,13 +380,9 @@ class Segment:
         if wrong.any():
             raise ForeignRow(self.folder, int(rows[np.flatnonzero(wrong)[0]]))
 
-    def checksum_of(self, file: str) -> int | None:
-        """Of a small file; None where there is none."""
-        return self._checksums.get(file)
-
     def _small(self, file: str) -> np.ndarray:
         """A small file, mapped, once its checksum is right."""
-        if zlib.crc32(_mapped(self.folder / file)) != self._checksums[file]:
+        if zlib.crc32(_mapped(self.folder / file)) != self.checksums[file]:
             raise InputError(
                 f"{self.folder / file}: expected the bytes that were written, they have changed; "
                 "the disk is failing or the file was edited: build the index again"

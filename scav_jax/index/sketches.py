@@ -15,7 +15,6 @@ only looser. Two sketches are stored: `coarse`, as many numbers as channels, and
 of the sequence.
 """
 
-import hashlib
 import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -81,7 +80,6 @@ class Basis:
         self.directions = np.ascontiguousarray(table[:width], np.float64)
         own = self.directions.T @ self.directions
         self.loose = 1.01 * float(np.linalg.norm(own - np.eye(width))) + ROUNDING
-        self.key = hashlib.blake2b(np.ascontiguousarray(table).tobytes()).digest()
         self._selections: dict[tuple[str, int], Selection] = {}
 
     @classmethod

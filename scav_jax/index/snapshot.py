@@ -9,6 +9,7 @@ from jaxtyping import Int
 
 from scav_jax.base.errors import InputError
 from scav_jax.index.catalog import Header
+from scav_jax.index.encoding import Encoding
 from scav_jax.index.segments import ForeignRow, Segment, written
 
 
@@ -75,6 +76,11 @@ class Snapshot:
             found[kind] += int(self.live[number].sum())
         return found
 
+    @property
+    def encoding(self) -> Encoding:
+        """That of all segments; there is one at least."""
+        return next(iter(self.segments.values())).encoding
+
     def __len__(self) -> int:
         return sum(int(live.sum()) for live in self.live.values())
 
@@ -83,7 +89,7 @@ def _check_one_encoding(segments: list[Segment]) -> None:
     """Raises `InputError` where segments are not rounded or sketched alike."""
     for one in segments[1:]:
         for file in ("centre.npy", "basis.npy"):
-            if one.checksum_of(file) != segments[0].checksum_of(file):
+            if one.checksums.get(file) != segments[0].checksums.get(file):
                 raise InputError(
                     f"{one.folder}: expected a segment of the index of {segments[0].folder}, its "
                     f"{file} is another; bring the index back from one copy, or build it again"

@@ -271,7 +271,7 @@ class Index:
         streams = writing.stored_sequences(embedded, self.header)
         writing.check_streams(embedded, streams, self.header)
         present = list(self.snapshot.segments.values())
-        encoding = present[0].encoding if present else Encoding.of(streams, self.header)
+        encoding = self.snapshot.encoding if present else Encoding.of(streams, self.header)
         key = 1 + max((int(one.keys.max(initial=-1)) for one in present), default=-1)
         if self._rows.gather():
             self._sync_rows()
@@ -280,8 +280,9 @@ class Index:
             catalog.write_header(self.path, self.header)
         try:
             bank = read_bank(self.path, self.header) if self.header.bank else None
-            new = writing.New(embedded, streams, key, bank)
-            rows = writing.write_clips(self.path, new, encoding, self.header)
+            rows = writing.write_clips(
+                self.path, embedded, streams, key, encoding, self.header, bank
+            )
             self._rows.add(rows, replacing)
         except BaseException:
             with contextlib.suppress(OSError, InputError):  # the disk may not be read either

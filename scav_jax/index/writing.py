@@ -8,7 +8,7 @@ import itertools
 import re
 import shutil
 from collections.abc import Callable, Collection, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 import jax
@@ -182,36 +182,28 @@ def with_widths(header: Header, embedded: Embedded, encoding: Encoding) -> Heade
     )
 
 
-@dataclass(frozen=True)
-class New:
-    """Clips that are added.
-
-    Attributes:
-      embedded, streams: the clips, and their sequences as they are stored.
-      first_key: of the first clip; the others follow in their order.
-      bank: of the index, where it has one.
-    """
-
-    embedded: Embedded
-    streams: dict[str, Sequences]
-    first_key: int
-    bank: Embedded | None = None
-
-
-def write_clips(index: Path, new: New, encoding: Encoding, header: Header):
+def write_clips(
+    index: Path,
+    embedded: Embedded,
+    streams: dict[str, Sequences],
+    first_key: int,
+    encoding: Encoding,
+    header: Header,
+    bank: Embedded | None,
+):
     """Writes the sequences of clips into new segments; without their rows nobody sees them.
 
     Args:
       index: its folder.
-      new: the clips.
-      encoding, header: of the index.
+      embedded, streams: the clips, and their sequences as they are stored.
+      first_key: of the first clip; the others follow in their order.
+      encoding, header, bank: of the index, the last where it has one.
 
     Returns:
       Their rows, an Arrow table.
     """
     import pyarrow as pa
 
-    embedded, streams, first_key = new.embedded, new.streams, new.first_key
     lengths = [np.asarray(stream.lengths) for stream in streams.values()]
     order = np.lexsort(lengths)
     steps = np.max(lengths, axis=0)[order]
@@ -223,8 +215,8 @@ def write_clips(index: Path, new: New, encoding: Encoding, header: Header):
             name: encoding.encode(stream, _vectors(embedded, name, header), part)
             for name, stream in streams.items()
         }
-        if new.bank is not None:
-            compare_with_bank(encoded, encoding, new.bank, header)
+        if bank is not None:
+            compare_with_bank(encoded, encoding, bank, header)
         about = {
             "id": [embedded.ids[clip] for clip in part],
             "source": [header.stored_source(str(embedded.sources[clip])) for clip in part],
@@ -234,21 +226,18 @@ def write_clips(index: Path, new: New, encoding: Encoding, header: Header):
         }
         clips = {"keys": first_key + part, "clips": about_checksums(about)}
         write_segment(index, number, encoded, clips, encoding, header)
+        none = np.zeros(len(part), np.uint32)
+        sums = {name: stream.rows["checksum"] for name, stream in encoded.items()}
         columns = {
             **about,
             "content": [embedded.contents[clip] if embedded.contents else "" for clip in part],
             "key": first_key + part,
             "segment": np.full(len(part), number, np.int32),
             "row": np.arange(len(part), dtype=np.int32),
-            **{f"checksum_{name}": _checksums(encoded, name, len(part)) for name in STREAMS},
+            **{f"checksum_{name}": sums.get(name, none) for name in STREAMS},
         }
         batches.append(pa.RecordBatch.from_pydict(columns, schema=schema()))
     return pa.Table.from_batches(batches)
-
-
-def _checksums(encoded: dict[str, EncodedStream], name: str, clips: int) -> np.ndarray:
-    """Of a stream's rows; zeros where clips have none of it."""
-    return encoded[name].rows["checksum"] if name in encoded else np.zeros(clips, np.uint32)
 
 
 def _vectors(embedded: Embedded, stream: str, header: Header) -> dict[str, np.ndarray]:
@@ -335,9 +324,8 @@ def _copy_live(
     order = np.lexsort((clips["keys"], *(one["steps"] for one in about.values())))
     places = places[order]
     streams = {name: _copied(snapshot, name, places, about[name][order], told) for name in about}
-    encoding = snapshot.segments[sources[0]].encoding
     clips = {name: values[order] for name, values in clips.items()}
-    write_segment(index, number, streams, clips, encoding, snapshot.header)
+    write_segment(index, number, streams, clips, snapshot.encoding, snapshot.header)
     return places
 
 

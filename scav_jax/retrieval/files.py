@@ -28,7 +28,7 @@ from scav_jax.extract import jobs, pool
 from scav_jax.extract.backbones import KINDS, Backbone, Features
 from scav_jax.extract.containers.opening import Unusable
 from scav_jax.extract.decoding.measured import film_seconds, stream_kinds, stream_seconds
-from scav_jax.extract.jobs import Job, Outcome, make_jobs
+from scav_jax.extract.jobs import Job, Outcome
 from scav_jax.extract.manifest import (
     LAST_CLIP_TOLERANCE_S,
     NO_TEXT,
@@ -45,7 +45,7 @@ from scav_jax.features.clip import STREAMS, Clip
 from scav_jax.retrieval.embed import Embedded, embed_clips
 from scav_jax.training.runs import Run
 
-CLIPS_AT_ONCE = 64  # what `embed_requests` holds in memory
+CLIPS_AT_ONCE = 64  # what `embed_outcomes` holds in memory
 PICTURE_HZ = 25.0  # the frames that a sound without a picture is taken to have
 TIMEOUT_S = 300.0
 FEW_FILES = 8  # are decoded sooner than a process starts
@@ -145,9 +145,9 @@ def requests_for(
             said = ClipRequest(shown(name), 0.0, None, "")
             rejected.append(said.rejection("list", f"{NO_TEXT} the file"))
             continue
-        for window in _windows(file, absolute, clip_seconds, start, end, chosen):
-            one = name if window.id == "" else cut_id(name, window.start)
-            requests.append(replace(window, id=one))
+        for window in _windows(file, clip_seconds, start, end, chosen):
+            one = name if window == (0.0, None) else cut_id(name, window[0])
+            requests.append(ClipRequest(absolute, *window, one))
     return Wanted(Path("/"), requests, chosen, rejected)
 
 
@@ -222,24 +222,20 @@ def joined(way: str, name: str) -> str:
 
 def _windows(
     file: Path,
-    absolute: str,
     clip_seconds: float | None,
     start: float,
     end: float | None,
     streams: Sequence[str],
-) -> list[ClipRequest]:
-    """The clips of one file; the id of what is not a whole file is "cut"."""
-    whole = start == 0.0 and end is None
-    alone = ClipRequest(absolute, start, end, "" if whole else "cut")
+) -> list[tuple[float, float | None]]:
+    """(begin, end) of the clips of one file."""
     if clip_seconds is None:
-        return [alone]
+        return [(start, end)]
     stop = seconds_of(file, streams)
     if end is not None:
         stop = end if stop is None else min(end, stop)
     count = 0 if stop is None else int((stop - start + LAST_CLIP_TOLERANCE_S) // clip_seconds)
-    starts = [start + number * clip_seconds for number in range(count)]
-    cut = [ClipRequest(absolute, begin, begin + clip_seconds, "cut") for begin in starts]
-    return cut or [alone]
+    begins = [start + number * clip_seconds for number in range(count)]
+    return [(begin, begin + clip_seconds) for begin in begins] or [(start, end)]
 
 
 def seconds_of(file: Path, streams: Sequence[str]) -> float | None:
@@ -273,47 +269,24 @@ def _common_streams(files: Sequence[Path]) -> tuple[str, ...]:
 # ---- their latents --------------------------------------------------------------------------
 
 
-def embed_requests(
-    run: Run,
-    backbone: Backbone,
-    requests: Sequence[ClipRequest],
-    folder: Path,
-    *,
-    streams: Sequence[str] = STREAMS,
-    workers: int | None = 0,
-    timeout_s: float = TIMEOUT_S,
-    batch_size: int,
-) -> Iterator[Embedded]:
-    """Decodes and embeds clips, at most `CLIPS_AT_ONCE` together.
-
-    Args:
-      run: the towers.
-      backbone: what makes features of decoded clips.
-      requests: the clips, as `extract.manifest` makes them.
-      folder: what their files are relative to.
-      streams, workers, timeout_s: see `model.Model.stream`.
-      batch_size: how many clips are encoded at once.
-    """
-    workers = workers_for({one.file for one in requests}, workers)
-    kinds = tuple(KINDS[stream] for stream in streams)
-    preparer = backbone.preparer
-    work = functools.partial(jobs.prepare, videos=folder, preparer=preparer, kinds=kinds)
-    outcomes = outcomes_of(make_jobs(list(requests)), work, workers, timeout_s)
-    yield from embed_outcomes(
-        run, backbone, outcomes, folder, streams=streams, batch_size=batch_size
-    )
-
-
 def embed_outcomes(
     run: Run,
     backbone: Backbone,
     outcomes: Iterable[Outcome],
     folder: Path,
-    *,
-    streams: Sequence[str] = STREAMS,
+    streams: Sequence[str],
     batch_size: int,
 ) -> Iterator[Embedded]:
-    """The same of clips that somebody decodes (`extract.jobs.prepare`), as they come."""
+    """Embeds clips that were decoded, as they come, at most `CLIPS_AT_ONCE` together.
+
+    Args:
+      run: the towers.
+      backbone: what makes features of decoded clips.
+      outcomes: the clips, as `extract.jobs.prepare` decodes them.
+      folder: what their files are relative to.
+      streams: which of "visual" and "audio" are encoded.
+      batch_size: how many clips are encoded at once.
+    """
     encoded = functools.partial(_encoded, run, streams=streams, batch_size=batch_size)
     clips: list[Clip] = []
     rejected: list[dict] = []
@@ -321,8 +294,7 @@ def embed_outcomes(
         try:
             clips.append(clip_of(backbone, outcome, streams, folder))
         except Unusable as unusable:
-            stage, reason = unusable.stage, unusable.reason
-            rejected.append(outcome.request.rejection(stage, reason))
+            rejected.append(outcome.request.rejection(unusable.stage, unusable.reason))
         if len(clips) == CLIPS_AT_ONCE:
             yield encoded(clips, rejected)
             clips, rejected = [], []

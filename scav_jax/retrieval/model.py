@@ -25,8 +25,8 @@ from jaxtyping import PyTree
 from scav_jax.base import doors
 from scav_jax.base.documents import read_document, read_object, unsealed
 from scav_jax.base.errors import InputError
-from scav_jax.extract import backbones
-from scav_jax.extract.backbones import Backbone, make_fingerprint
+from scav_jax.extract import backbones, jobs
+from scav_jax.extract.backbones import KINDS, Backbone, make_fingerprint
 from scav_jax.extract.backbones import weights as weights_files
 from scav_jax.extract.jobs import Outcome
 from scav_jax.extract.manifest import ClipRequest
@@ -222,15 +222,17 @@ class Model:
         """
         if rejected:
             yield files.nothing_but(list(rejected))
-        for part in files.embed_requests(
-            self.run,
-            self.backbone,
-            requests,
-            folder,
-            streams=streams,
-            workers=workers,
-            timeout_s=timeout_s,
-            batch_size=self.batch_size,
+        workers = files.workers_for({one.file for one in requests}, workers)
+        kinds, preparer = tuple(KINDS[stream] for stream in streams), self.backbone.preparer
+        work = functools.partial(jobs.prepare, videos=folder, preparer=preparer, kinds=kinds)
+        outcomes = files.outcomes_of(jobs.make_jobs(list(requests)), work, workers, timeout_s)
+        yield from self._embed_outcomes(outcomes, folder, streams)
+
+    def _embed_outcomes(
+        self, outcomes: Iterable[Outcome], folder: Path, streams: Sequence[str]
+    ) -> Iterator[Embedded]:
+        for part in files.embed_outcomes(
+            self.run, self.backbone, outcomes, folder, streams, self.batch_size
         ):
             yield sketched(part, self.sketch)
 
@@ -286,10 +288,8 @@ class Model:
 
     def embed_outcome(self, outcome: Outcome, folder: Path, streams: Sequence[str]) -> Embedded:
         """The same for one clip that was decoded elsewhere, by `extract.jobs.prepare`."""
-        (found,) = files.embed_outcomes(
-            self.run, self.backbone, [outcome], folder, streams=streams, batch_size=self.batch_size
-        )
-        return sketched(found, self.sketch)
+        (found,) = self._embed_outcomes([outcome], folder, streams)
+        return found
 
 
 def load(

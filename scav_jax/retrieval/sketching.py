@@ -87,37 +87,28 @@ def training_split(run: Run, fitting: Fitting) -> tuple[Split, Split]:
 
 
 def sketch_run(path: Path, fitting: Fitting) -> tuple[Sketch, dict]:
-    """`fit` of the run at a path, and writes what it finds there.
-
-    Raises:
-      InputError: no finished run, or see `fit`.
-      OSError: nothing may be written there.
-    """
-    run = load_run(path)
-    check_may_be_written(path / FOLDER / ABOUT)
-    sketch, figures = fit(run, fitting)
-    save_sketch(path, sketch, Model(run).identity, figures)
-    return sketch, figures
-
-
-def fit(run: Run, fitting: Fitting, *, progress: bool = True) -> tuple[Sketch, dict]:
-    """Learns a sketch of a run.
+    """Learns a sketch of the run at a path, and writes what it finds there.
 
     Returns:
       The sketch, and its figures: `clips` that it was learned of, and `validation`, see `recalls`.
 
     Raises:
-      InputError: see `training_split`.
+      InputError: no finished run, or see `training_split`.
+      OSError: nothing may be written there.
     """
+    run = load_run(path)
+    check_may_be_written(path / FOLDER / ABOUT)
     train, validation = training_split(run, fitting)
-    embedded = embed(run, train, progress=progress)
-    checked = embed(run, validation, progress=progress)
+    embedded = embed(run, train, progress=True)
+    checked = embed(run, validation, progress=True)
     sketch = learn(embedded, run.objective.ranks_by()[1], fitting)
-    return sketch, {"clips": len(train), "validation": recalls(sketch, checked, run)}
+    figures = {"clips": len(train), "validation": recalls(sketch, checked, run)}
+    save_sketch(path, sketch, Model(run).identity, figures)
+    return sketch, figures
 
 
 def learn(embedded: Embedded, options: dict, fitting: Fitting) -> Sketch:
-    """The same from latents of training clips.
+    """A sketch from latents of training clips.
 
     Args:
       embedded: the clips.

@@ -72,17 +72,9 @@ def ask(
 ) -> list[Asked]:
     """Every query with its hits; `how` is what else `Index.search` takes."""
     found = index.search(queries, direction, k, retrieval, **how)
-    return [
-        Asked(
-            queries.ids[number],
-            str(queries.sources[number]),
-            float(queries.starts[number]),
-            float(queries.ends[number]),
-            direction,
-            hits,
-        )
-        for number, hits in enumerate(found)
-    ]
+    spans = queries.starts.tolist(), queries.ends.tolist()
+    clips = zip(queries.ids, map(str, queries.sources), *spans, found, strict=True)
+    return [Asked(*clip, direction, hits) for *clip, hits in clips]
 
 
 def text(asked: Sequence[Asked], measure: str) -> str:

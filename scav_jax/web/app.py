@@ -31,6 +31,7 @@ from typing import Any
 from scav_jax.base.errors import InputError, check_one_of
 from scav_jax.base.names import shown
 from scav_jax.extract.containers.opening import Unusable
+from scav_jax.index import Index
 from scav_jax.index.rows import checked_filter
 from scav_jax.index.searching import parse_retrieval
 from scav_jax.report.markup import ASKING
@@ -38,7 +39,7 @@ from scav_jax.retrieval.model import Model
 from scav_jax.web import page, uploads
 from scav_jax.web.delivery import delivered
 from scav_jax.web.library import Library
-from scav_jax.web.searcher import Busy, Searchable, Searcher
+from scav_jax.web.searcher import Busy, Searcher
 
 LOOPBACK_NAMES = ("127.0.0.1", "localhost", "[::1]")
 MAX_BYTES = 256 * 2**20
@@ -82,7 +83,7 @@ def serve(app: Any, bound: socket.socket) -> None:
 
 def create_app(
     model: Model,
-    index: Searchable,
+    index: Index,
     *,
     roots: Sequence[Path] = (),
     hosts: Sequence[str] = LOOPBACK_NAMES,
@@ -266,7 +267,7 @@ def _search(searcher: Searcher, max_bytes: int) -> Callable:
         name = Path(request.query_params.get("name", "")).name[:120] or "the file"
         declared = request.headers.get("content-length", "")
         if declared.isdecimal() and int(declared) > max_bytes:
-            raise uploads.too_large(max_bytes)
+            raise uploads.TooLarge(max_bytes)
         async with uploads.saved(request.stream(), searcher.library.folder, max_bytes) as path:
             with searcher.admitted():  # who sends slowly keeps nobody out
                 found = await run_in_threadpool(searcher.search, path, name, wanted)

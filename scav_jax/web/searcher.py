@@ -11,12 +11,11 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Protocol, runtime_checkable
 
 from scav_jax.base.errors import InputError
 from scav_jax.base.names import shown
 from scav_jax.extract.containers.opening import Unusable
-from scav_jax.index import Hit
+from scav_jax.index import Hit, Index
 from scav_jax.report import search_page
 from scav_jax.report.markup import ASKING
 from scav_jax.report.match import latents_from_files
@@ -44,23 +43,6 @@ class RememberedSearch:
     search: search_page.Search
 
 
-@runtime_checkable
-class Searchable(Protocol):
-    """What is needed of an index (see `scav_jax.index`)."""
-
-    def search(
-        self, queries: Embedded, direction: str, k: int, retrieval: str, where: str | None
-    ) -> list[list[Hit]]: ...
-
-    def clip(self, name: str) -> dict | None: ...
-
-    def contents(self, ids: Sequence[str]) -> dict[str, str]: ...
-
-    def follow(self) -> bool: ...
-
-    def __len__(self) -> int: ...
-
-
 class Busy(InputError):
     """More is asked for than is done at a time."""
 
@@ -75,7 +57,7 @@ class Searcher:
       workers: 1 decodes them in a process of their own, which may crash or hang; 0 here.
     """
 
-    def __init__(self, model: Model, index: Searchable, library: Library, workers: int):
+    def __init__(self, model: Model, index: Index, library: Library, workers: int):
         self.model, self.index, self.library = model, index, library
         self.progress = Progress()
         self._workers, self._lock = workers, threading.Lock()

@@ -34,12 +34,11 @@ MEMORY_BYTES = 3 * 2**30  # beyond what a process has when it begins
 class TooLarge(InputError):
     """More bytes than are taken."""
 
-
-def too_large(limit: int) -> TooLarge:
-    return TooLarge(
-        f"the file is too large: expected at most {limit / 2**20:,.0f} MiB; cut out the part that "
-        "you mean"
-    )
+    def __init__(self, limit: int):
+        super().__init__(
+            f"the file is too large: expected at most {limit / 2**20:,.0f} MiB; cut out the part "
+            "that you mean"
+        )
 
 
 @asynccontextmanager
@@ -55,7 +54,7 @@ async def saved(chunks: AsyncIterator[bytes], folder: Path, limit: int) -> Async
         async for chunk in chunks:
             count += len(chunk)
             if count > limit:
-                raise too_large(limit)
+                raise TooLarge(limit)
             file.write(chunk)
         file.flush()
         if not count:

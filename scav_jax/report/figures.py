@@ -286,29 +286,34 @@ def _curves(panel: Axes, curves: dict[str, np.ndarray], run: str, number: int, s
 # ---- matrices -------------------------------------------------------------------------------
 
 
-def distance_matrices(
-    distances: Float[np.ndarray, "n n"],
-    row_scores: Float[np.ndarray, "n n"],
-    column_scores: Float[np.ndarray, "n n"],
-    sources: Sequence[str],
-) -> str:
+@dataclass(frozen=True)
+class Matrices:
     """D of some clips, and its z-scores over rows and over columns.
 
-    Args:
+    Attributes:
       distances: `[n, n]`, D[visual, audio].
       row_scores: z-scored over each row (video -> audio).
       column_scores: z-scored over each column (audio -> video).
       sources: the video that each clip is from, equal ones side by side: lines part them.
     """
+
+    distances: Float[np.ndarray, "n n"]
+    row_scores: Float[np.ndarray, "n n"]
+    column_scores: Float[np.ndarray, "n n"]
+    sources: list[str]
+
+
+def distance_matrices(found: Matrices) -> str:
+    """All three side by side."""
+    sources, scores = found.sources, (found.row_scores, found.column_scores)
     borders = [i for i in range(1, len(sources)) if sources[i] != sources[i - 1]]
-    limit = float(max(np.abs(row_scores).max(), np.abs(column_scores).max(), 1e-9))
+    limit = float(max(*(np.abs(matrix).max() for matrix in scores), 1e-9))
     titles = ("D", "z-scored by row (video → audio)", "z-scored by column (audio → video)")
     with matplotlib.rc_context(STYLE):
         figure, panels = _panels(3, 10, 3.75)
-        for panel, matrix, title in zip(
-            panels, (distances, row_scores, column_scores), titles, strict=True
-        ):
-            raw = matrix is distances
+        matrices = (found.distances, *scores)
+        for panel, matrix, title in zip(panels, matrices, titles, strict=True):
+            raw = panel is panels[0]
             scale = {"cmap": "cividis"} if raw else {"cmap": "PuOr", "vmin": -limit, "vmax": limit}
             shown = panel.imshow(matrix, interpolation="nearest", **scale)
             for border in borders if len(borders) < len(sources) - 1 else ():

@@ -52,14 +52,14 @@ def matrix_clips(
     return [number for group in largest for number in group[:a_source]][:clips]
 
 
-def make_matrices(distances: Float[np.ndarray, "K K"], split: Split) -> page.Matrices | None:
+def make_matrices(distances: Float[np.ndarray, "K K"], split: Split) -> figures.Matrices | None:
     """D of a few clips, and its z-scores as if they were one batch."""
     chosen = matrix_clips(split.sources)
     if len(chosen) < 2:
         return None
     block = np.ascontiguousarray(distances[np.ix_(chosen, chosen)])
     rows, columns = (np.asarray(_normalized(jnp.asarray(block), axis)) for axis in (1, 0))
-    return page.Matrices(block, rows, columns, [split.sources[number] for number in chosen])
+    return figures.Matrices(block, rows, columns, [split.sources[number] for number in chosen])
 
 
 # ---- alignments -----------------------------------------------------------------------------

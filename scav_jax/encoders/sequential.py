@@ -19,7 +19,7 @@ from scav_jax.base.ranges import AT_LEAST_0, AT_LEAST_1, BELOW_1, check_ranges
 from scav_jax.encoders.dropout import Draws, dropout
 from scav_jax.encoders.layers import attend, both_towers, check_remat, through_blocks
 from scav_jax.encoders.positions import check_buckets, relative_buckets
-from scav_jax.encoders.precision import STEP_MULTIPLES, check_precision, products_in, wide
+from scav_jax.encoders.precision import MATMUL_PRECISIONS, STEP_MULTIPLES, check_precision, wide
 from scav_jax.encoders.products import Dense, LayerNorm, Unkept, gelu, query_key_value
 from scav_jax.sequences import (
     RESAMPLINGS,
@@ -131,8 +131,9 @@ class ConvPosition(nn.Module):
             (CONV_POSITION_KERNEL,),
             feature_group_count=CONV_POSITION_GROUPS,
             padding=[(before, CONV_POSITION_KERNEL - 1 - before)],
+            dtype=jnp.bfloat16 if self.precision == "bfloat16" else None,
+            precision=MATMUL_PRECISIONS[self.precision],
             name="conv",
-            **products_in(self.precision),
         )
         return x + gelu(conv(x))
 

@@ -3,9 +3,9 @@
 import dataclasses
 import math
 import time
+from collections.abc import Callable
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from scav_jax import sharding
@@ -33,25 +33,28 @@ def _shapes(work: Workload, optimizer, seed: int):
         state, mesh, shard_params=work.shard_params, shard_optimizer=work.shard_optimizer
     )
     shaped = lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s)  # noqa: E731
-    dtypes = [DTYPES[size] for size in work.feature_bytes]
     rows = sharding.batch_sharded(mesh)
+    batch = _batch(work, lambda shape, dtype: np.broadcast_to(np.zeros((), dtype), shape))
+    batch = jax.tree.map(lambda x: shaped(x, rows), batch)
+    return jax.tree.map(shaped, state, places), batch, places, mesh
+
+
+def _batch(work: Workload, values_of: Callable[[tuple, type], np.ndarray]) -> Batch:
+    """Whole sequences of values of a shape and a dtype, on the host."""
+    dtypes = [DTYPES[size] for size in work.feature_bytes]
 
     def stream(steps: int, width: int, dtype: type) -> Sequences:
-        return Sequences(
-            jax.ShapeDtypeStruct((work.batch, steps, width), dtype, sharding=rows),
-            jax.ShapeDtypeStruct((work.batch,), jnp.int32, sharding=rows),
-            jax.ShapeDtypeStruct((work.batch, 2), jnp.float32, sharding=rows),
-        )
+        values = values_of((work.batch, steps, width), dtype)
+        windows = np.tile(np.float32([0, steps]), (work.batch, 1))
+        return Sequences(values, np.full(work.batch, steps, np.int32), windows)
 
-    batch = Batch(
+    classes = work.objective.classes
+    return Batch(
         AudioVisual(stream(*work.visual, dtypes[0]), stream(*work.audio, dtypes[1])),
-        jax.ShapeDtypeStruct((work.batch,), jnp.int32, sharding=rows),
-        jax.ShapeDtypeStruct((work.batch, 2), jnp.float32, sharding=rows),
+        np.arange(work.batch, dtype=np.int32),
+        np.tile(np.float32([0, SECONDS]), (work.batch, 1)),
+        work.objective.targets(classes[:1] * work.batch) if classes else (),
     )
-    if classes := len(work.objective.classes):
-        targets = jax.ShapeDtypeStruct((work.batch, classes), jnp.float32, sharding=rows)
-        batch = batch._replace(targets=targets)
-    return jax.tree.map(shaped, state, places), batch, places, mesh
 
 
 def lowered_step(
@@ -152,22 +155,13 @@ def run(
 def random_batch(work: Workload) -> Batch:
     """Whole sequences of random features, on the host; `DRAWN` clips differ."""
     random = np.random.default_rng(0)
-    dtypes = [DTYPES[size] for size in work.feature_bytes]
 
-    def stream(steps: int, width: int, dtype: type) -> Sequences:
-        shape = min(work.batch, DRAWN), steps, width
+    def values(shape: tuple, dtype: type) -> np.ndarray:
+        some = min(work.batch, DRAWN), *shape[1:]
         if dtype == np.uint8:
-            values = random.integers(0, 256, shape, np.uint8)
+            drawn = random.integers(0, 256, some, np.uint8)
         else:
-            values = random.standard_normal(shape, np.float32).astype(dtype)
-        values = values[np.arange(work.batch) % len(values)]  # as many as the batch has
-        windows = np.tile(np.float32([0, steps]), (work.batch, 1))
-        return Sequences(values, np.full(work.batch, steps, np.int32), windows)
+            drawn = random.standard_normal(some, np.float32).astype(dtype)
+        return drawn[np.arange(work.batch) % len(drawn)]  # as many as the batch has
 
-    classes = work.objective.classes
-    return Batch(
-        AudioVisual(stream(*work.visual, dtypes[0]), stream(*work.audio, dtypes[1])),
-        np.arange(work.batch, dtype=np.int32),
-        np.tile(np.float32([0, SECONDS]), (work.batch, 1)),
-        work.objective.targets(classes[:1] * work.batch) if classes else (),
-    )
+    return _batch(work, values)

@@ -258,7 +258,7 @@ def held(updates: PyTree, frozen: tuple[str, ...]) -> PyTree:
     """Zeros for parameters that are not trained: decay moves them where a gradient does not."""
 
     def of(path, update: Array) -> Array:
-        name = "/".join(str(part.key) for part in path)
+        name = jax.tree_util.keystr(path, simple=True, separator="/")
         return jnp.zeros_like(update) if name.startswith(frozen) else update
 
     return jax.tree_util.tree_map_with_path(of, updates) if frozen else updates

@@ -188,7 +188,6 @@ class PatchEncoders(nn.Module):
     remat: str = "none"
 
     of_pixels: ClassVar[bool] = True  # what `extract --backbone pixels` stores
-    pre_resample = None  # steps are pictures: nothing lies between them
     reading: ClassVar[dict] = {"direction": None}
     in_words: ClassVar[list[str]] = []
 

@@ -418,15 +418,10 @@ def _stored_shapes(path: Path) -> dict[str, tuple[int, ...]]:
 def _shapes(tree: PyTree) -> dict[str, tuple[int, ...]]:
     leaves = jax.tree_util.tree_leaves_with_path(tree, is_leaf=lambda x: hasattr(x, "shape"))
     return {
-        "/".join(_word(key) for key in path): tuple(leaf.shape)
+        jax.tree_util.keystr(path, simple=True, separator="/"): tuple(leaf.shape)
         for path, leaf in leaves
         if hasattr(leaf, "shape")  # what is stored of an empty subtree has none
     }
-
-
-def _word(key) -> str:
-    """A key of a path as it is stored: of a dict, a list or an object."""
-    return str(next(getattr(key, a) for a in ("key", "idx", "name") if hasattr(key, a)))
 
 
 def check_same_shapes(like: PyTree, stored: dict[str, tuple[int, ...]], where: Path) -> None:

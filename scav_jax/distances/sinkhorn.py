@@ -10,6 +10,7 @@ ott takes seconds to import, so import this module where it is used.
 """
 
 import math
+from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -75,16 +76,11 @@ def fixed_potentials(
     """
     f_start, g_start, reduced = absorb_minima(costs, rows, columns)
 
-    def stored(reduced) -> Potentials:
-        return jax.vmap(lambda *problem: _stored(*problem, epsilon, iterations))(
-            reduced, rows, columns
-        )
+    def each_by(one):
+        solve = jax.vmap(partial(one, epsilon=epsilon, iterations=iterations))
+        return lambda reduced: solve(reduced, rows, columns)
 
-    def log(reduced) -> Potentials:
-        return jax.vmap(lambda *problem: _log(*problem, epsilon, iterations))(
-            reduced, rows, columns
-        )
-
+    stored, log = each_by(_stored), each_by(_log)
     if kernel == "auto":
         limit = epsilon * largest_exponent(costs.dtype)
         f, g, error = jax.lax.cond(jnp.max(reduced) <= limit, stored, log, reduced)

@@ -112,14 +112,6 @@ _NORM, _WIDE_NORM = (
 )
 
 
-def _gelu(x):
-    return nn.gelu(x, approximate=False), (stored(x),)
-
-
-def _gelu_again(x):
-    return nn.gelu(loaded(x), approximate=False)
-
-
 def _gelu_backward(kept, cotangent):
     x = loaded(*kept)
     # In terms of erf, where the forward pass has erfc: or XLA would share, and so keep, its result.
@@ -130,7 +122,11 @@ def _gelu_backward(kept, cotangent):
 
 
 # The exact GELU, `x Phi(x)`. Its gradient keeps `x` only; autodiff would keep three arrays.
-gelu = Cheap(_gelu, _gelu_again, _gelu_backward)
+gelu = Cheap(
+    forward=lambda x: (nn.gelu(x, approximate=False), (stored(x),)),
+    again=lambda x: nn.gelu(loaded(x), approximate=False),
+    backward=_gelu_backward,
+)
 
 
 class Dense(nn.Module):

@@ -149,8 +149,9 @@ def html(found: dict) -> str:
         *map(markup.note, _cautions(found)),
         _cards(found),
     ]
+    splits = [[escape(cell) for cell in row] for row in _split_rows(found)]
     sections = [
-        _splits_section(found),
+        markup.section("Splits", markup.table(["split", *SPLIT_COLUMNS], splits)),
         _lengths_section(found),
         _labels_section(found),
         _faults_section(found),
@@ -184,11 +185,6 @@ def _cards(found: dict) -> str:
         )
         + "</div>"
     )
-
-
-def _splits_section(found: dict) -> str:
-    rows = [[escape(cell) for cell in row] for row in _split_rows(found)]
-    return markup.section("Splits", markup.table(["split", *SPLIT_COLUMNS], rows))
 
 
 def _lengths_section(found: dict) -> str:
@@ -275,11 +271,7 @@ def _faults_section(found: dict) -> str:
     if not found["faults"]:
         return markup.section("Faults", "<p>None.</p>")
     rows = [
-        [
-            escape(row["reason"]),
-            escape(row["stage"]),
-            f"{row['clips']:,}",
-        ]
+        [escape(row["reason"]), escape(row["stage"]), f"{row['clips']:,}"]
         for row in found["faults"]
     ]
     return markup.section(

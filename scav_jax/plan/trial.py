@@ -22,13 +22,11 @@ DRAWN = 256  # clips of random features; a larger batch has them again and again
 DTYPES = {1: np.uint8, 2: np.float16, 4: np.float32}  # of a batch's numbers, by their bytes
 
 
-def _shapes(work: Workload, optimizer, seed: int):
+def _shapes(work: Workload, optimizer):
     """State and batch as shapes with the shardings that training gives them; and the mesh."""
     mesh = sharding.make_mesh(work.devices)
     example = example_batch({"visual": work.visual[1], "audio": work.audio[1]})
-    state = jax.eval_shape(
-        lambda: init_state(work.encoders, work.objective, optimizer, example, seed)
-    )
+    state = jax.eval_shape(lambda: init_state(work.encoders, work.objective, optimizer, example, 0))
     places = state_shardings(
         state, mesh, shard_params=work.shard_params, shard_optimizer=work.shard_optimizer
     )
@@ -58,22 +56,21 @@ def _batch(work: Workload, values_of: Callable[[tuple, type], np.ndarray]) -> Ba
 
 
 def lowered_step(
-    work: Workload, optimizer, seed: int = 0, platforms: tuple[str, ...] | None = None
+    work: Workload, optimizer, platforms: tuple[str, ...] | None = None
 ) -> jax.stages.Lowered:
     """The training step as JAX hands it to XLA; nothing is computed.
 
     Args:
       work: the step.
       optimizer: as in training.
-      seed: of dropout.
       platforms: what it is for, such as `("cuda",)`, which need not be here; None: the devices.
     """
-    state, batch, places, mesh = _shapes(work, optimizer, seed)
+    state, batch, places, mesh = _shapes(work, optimizer)
     step = make_train_step(
         work.encoders,
         work.objective,
         optimizer,
-        seed,
+        0,
         memory_bytes=work.distance_bytes,
         microbatch=work.microbatch,
         mesh=mesh,
@@ -116,7 +113,6 @@ def run(
     compiled: jax.stages.Compiled,
     work: Workload,
     optimizer,
-    seed: int = 0,
     repeats: int = 3,
     most_s: float = math.inf,
 ) -> dict:
@@ -126,7 +122,6 @@ def run(
       compiled: of `lowered_step`.
       work: the step.
       optimizer: what it was lowered with.
-      seed: of parameters.
       repeats: runs whose median is taken, after one that is not counted.
       most_s: seconds after which no further run begins; one is counted in any case.
 
@@ -134,10 +129,10 @@ def run(
       `step_s`, seconds; `flops_per_s`, what the model needs (nothing computed twice) a second, over
       all devices; `memory_in_use_bytes`, the most on a device so far, None where it does not say.
     """
-    _, _, places, mesh = _shapes(work, optimizer, seed)
+    _, _, places, mesh = _shapes(work, optimizer)
     batch = sharding.put_batch(random_batch(work), mesh)
     example = example_batch({"visual": work.visual[1], "audio": work.audio[1]})
-    state = init_state(work.encoders, work.objective, optimizer, example, seed)
+    state = init_state(work.encoders, work.objective, optimizer, example, 0)
     state, times = jax.device_put(state, places), []
     while len(times) < 2 or (len(times) <= repeats and sum(times) < most_s):
         begin = time.perf_counter()

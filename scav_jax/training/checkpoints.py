@@ -131,9 +131,8 @@ class Checkpoints:
             return step, *restored
         if broken:
             newest = broken[max(broken)]
-            if isinstance(newest, OUR_FAULTS):
-                raise newest
-            if all(isinstance(error, OtherModel) for error in broken.values()):
+            other_model = all(isinstance(error, OtherModel) for error in broken.values())
+            if other_model or isinstance(newest, OUR_FAULTS):
                 raise newest
             raise InputError(
                 f"{self._manager.directory}: none of the checkpoints (steps "

@@ -34,6 +34,11 @@ from scav_jax.sequences import (
 
 GATE_WIDTH = 8  # two gates, each the sum of four projections, as in BEATs
 DROPPED_IN_BLOCK = 3  # attention's weights, what it gives, what the layers behind it give
+# What both towers have alike.
+OF_BOTH = (
+    *("width", "heads", "feedforward", "dropout", "conv_position", "precision", "remat"),
+    *("position_buckets", "position_max_distance"),
+)
 JOINS = ("beside", "mean")
 CONV_POSITION_KERNEL = 128
 CONV_POSITION_GROUPS = 16
@@ -288,20 +293,8 @@ class Encoders(nn.Module):
     @nn.nowrap
     def tower(self, stream: str, name: str | None = None) -> Tower:
         """The tower of "visual" or "audio", alone as in both."""
-        return Tower(
-            width=self.width,
-            blocks=getattr(self, f"{stream}_blocks"),
-            hidden=getattr(self, f"{stream}_hidden"),
-            heads=self.heads,
-            feedforward=self.feedforward,
-            dropout=self.dropout,
-            position_buckets=self.position_buckets,
-            position_max_distance=self.position_max_distance,
-            conv_position=self.conv_position,
-            precision=self.precision,
-            remat=self.remat,
-            name=name,
-        )
+        own = {size: getattr(self, f"{stream}_{size}") for size in ("blocks", "hidden")}
+        return Tower(**own, **{option: getattr(self, option) for option in OF_BOTH}, name=name)
 
 
 def _check_options(encoders: Encoders) -> None:

@@ -296,13 +296,12 @@ def _of_a_user(name: str, pair: Any) -> Distance:
             f"distance: expected a function of a visual and an audio sequence, whose options have "
             f"defaults, {name} is called otherwise: {error}"
         ) from None
-    if taken := [
-        option for option in list(inspect.signature(pair).parameters)[2:] if option in TAKEN
-    ]:
+    found = Distance(
+        pair, lambda visual, audio, **_: _euclidean.interpolation_weights(visual, audio)
+    )
+    if taken := [option for option in _options(found) if option in TAKEN]:
         raise InputError(
             f"distance: expected options called otherwise than {', '.join(TAKEN)}, {name} has "
             f"{taken[0]!r}"
         )
-    return Distance(
-        pair, lambda visual, audio, **_: _euclidean.interpolation_weights(visual, audio)
-    )
+    return found

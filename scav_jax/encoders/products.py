@@ -40,11 +40,10 @@ def _result(cheap, given):
     return cheap.forward(*given)[0]
 
 
-def _result_backward(cheap, kept, cotangent):
-    return (cheap.backward(kept, cotangent),)
-
-
-_result.defvjp(lambda cheap, given: cheap.forward(*given), _result_backward)
+_result.defvjp(
+    lambda cheap, given: cheap.forward(*given),
+    lambda cheap, kept, cotangent: (cheap.backward(kept, cotangent),),
+)
 
 
 class Unkept(NamedTuple):
@@ -272,12 +271,8 @@ def _plus_bias(x: Float[Array, "*batch C"], bias: Float[Array, " C"]) -> Float[A
     return x + bias.astype(x.dtype).reshape((1,) * (x.ndim - 1) + bias.shape)
 
 
-def _plus_bias_forward(x, bias):
-    return _plus_bias(x, bias), None
-
-
 def _plus_bias_backward(_, cotangent):
     return cotangent, jnp.sum(wide(cotangent), tuple(range(cotangent.ndim - 1)))
 
 
-_plus_bias.defvjp(_plus_bias_forward, _plus_bias_backward)
+_plus_bias.defvjp(lambda x, bias: (_plus_bias(x, bias), None), _plus_bias_backward)

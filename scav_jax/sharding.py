@@ -155,11 +155,6 @@ def put_batch(batch, mesh: Mesh):
     return jax.tree.map(lambda x: jax.make_array_from_process_local_data(sharding, x), batch)
 
 
-def put(tree, shardings):
-    """A tree of arrays where a tree of shardings says."""
-    return jax.device_put(tree, shardings)
-
-
 def put_replicated(tree, mesh: Mesh):
     """A tree of arrays on every device of the mesh."""
     return jax.device_put(tree, replicated(mesh))

@@ -10,7 +10,6 @@ import flax.linen as nn
 import flax.struct
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float, Int, PyTree
@@ -34,7 +33,7 @@ from scav_jax.objectives.returns import (
     temperatures_of,
     views_of,
 )
-from scav_jax.sequences import AudioVisual, Batch
+from scav_jax.sequences import Batch
 
 # What is folded into a key, for a stream of random numbers of its own.
 VIEWS, HEADS, MIXED, FREE = 1, 2, 2**16, 2**17
@@ -64,7 +63,7 @@ class TrainState:
 def init_params(encoders: Towers, objective: Objective, example: Batch, seed: int) -> PyTree:
     """Parameters at the start; `example` gives the feature widths, its content is not read."""
     key = jax.random.key(seed)
-    tiny = _first_clip(example)
+    tiny = jax.tree.map(lambda leaf: jnp.asarray(leaf)[:1], example)
     # One program, without the towers' own work: parameters need shapes only.
     params = {"encoders": jax.jit(encoders.init)(key, tiny.features)["params"]}
     if temperatures := temperatures_of(objective):
@@ -88,24 +87,6 @@ def init_params(encoders: Towers, objective: Objective, example: Batch, seed: in
         params["heads"] = start(tiny)
     check_frozen(objective, params)
     return params
-
-
-def _first_clip(batch: Batch) -> Batch:
-    """Two steps of one clip: enough to know the widths, and cheap."""
-
-    def cut(stream):
-        steps = min(2, stream.values.shape[1])
-        window = np.asarray([[0.0, steps]], np.float32)
-        values = jnp.zeros((1, steps, stream.values.shape[2]), jnp.float32)
-        return stream.replace(
-            values=values, lengths=jnp.full((1,), steps, jnp.int32), windows=jnp.asarray(window)
-        )
-
-    return Batch(
-        AudioVisual(*(cut(stream) for stream in batch.features)),
-        jnp.zeros((1,), jnp.int32),
-        jnp.asarray([[0.0, 1.0]], jnp.float32),
-    )
 
 
 def init_state(
@@ -277,7 +258,7 @@ def held(updates: PyTree, frozen: tuple[str, ...]) -> PyTree:
     """Zeros for parameters that are not trained: decay moves them where a gradient does not."""
 
     def of(path, update: Array) -> Array:
-        name = "/".join(str(part.key) for part in path)
+        name = jax.tree_util.keystr(path, simple=True, separator="/")
         return jnp.zeros_like(update) if name.startswith(frozen) else update
 
     return jax.tree_util.tree_map_with_path(of, updates) if frozen else updates

@@ -144,7 +144,7 @@ def test_the_euclidean_distance_is_the_sum_of_both_parts(resample):
     clips = replace(clips, audio=embedded(5, 6, seed=4, lengths=[3, 6, 6, 5, 2]).audio)
     options = {"resample": resample}
     distances = sequence_distances(clips.latents, "euclidean", options)
-    rows = {part.label: part for part in parts.of_euclidean(clips, distances, "euclidean", options)}
+    rows = {part.label: part for part in parts.of_euclidean(clips, distances, options)}
     static, dynamic = np.zeros((2, 5, 5))
     streams = [
         [values[:length].astype(float) for values, length in zip(x.values, x.lengths, strict=True)]
@@ -166,7 +166,7 @@ def test_the_euclidean_distance_is_the_sum_of_both_parts(resample):
         np.testing.assert_allclose(by_deviation, expected, rtol=1e-3)
     one_step = embedded(20, 1)  # nothing changes over them, so what rounding leaves orders nothing
     distances = sequence_distances(one_step.latents, "euclidean", options)
-    of_one = parts.of_euclidean(one_step, distances, "euclidean", options)
+    of_one = parts.of_euclidean(one_step, distances, options)
     assert [part.label for part in of_one if not part.v2a.any()] == ["dynamic part of D"]
     assert {(part.ranks("v2a") == of_one[0].ranks("v2a")).all() for part in of_one[::2]} == {True}
 

@@ -181,12 +181,13 @@ def test_gradients_of_long_paths_are_those_of_float64(gamma):
 
 
 def given_costs(n, m, pairs, seed=0):
+    """As a tile has them: two problems after each other on each lane."""
     rng = np.random.default_rng(seed)
-    costs = rng.uniform(size=(n, m, pairs)).astype(np.float32)
-    rows = rng.integers(1, n + 1, pairs).astype(np.int32)
-    columns = rng.integers(1, m + 1, pairs).astype(np.int32)
-    rows[0], columns[0] = n, m
-    return jnp.asarray(costs), jnp.asarray(rows), jnp.asarray(columns)
+    costs = rng.uniform(size=(n, 2, m, pairs // 2)).astype(np.float32)
+    rows = rng.integers(1, n + 1, (2, pairs // 2)).astype(np.int32)
+    columns = rng.integers(1, m + 1, (2, pairs // 2)).astype(np.int32)
+    rows[0, 0], columns[0, 0] = n, m
+    return costs, rows, columns
 
 
 @pytest.mark.parametrize(
@@ -199,52 +200,28 @@ def given_costs(n, m, pairs, seed=0):
 )
 def test_given_costs_are_summed_over_every_path(n, m, gamma):
     """Values by loops, alignments by the enumeration of all paths; 0 outside of the real cells."""
-    costs, rows, columns = given_costs(n, m, pairs=7)
-    cotangent = jnp.arange(1.0, 8.0)
-
-    @jax.jit
-    def solved(costs):
-        values, pull = jax.vjp(
-            lambda c: warping.warping_costs(c, rows, columns, gamma, block=3), costs
-        )
-        return values, pull(cotangent)[0]
-
-    values, gradient = jax.device_get(solved(costs))
-    costs, rows, columns, cotangent = jax.device_get((costs, rows, columns, cotangent))
-    for k in range(7):
-        real = np.asarray(costs, float)[: rows[k], : columns[k], k]
+    costs, rows, columns = given_costs(n, m, pairs=8)
+    solve = jax.jit(partial(warping.solve_tile, gamma=gamma, aligned=True))
+    values, alignments = jax.device_get(solve(*map(jnp.asarray, (costs, rows, columns))))
+    for k in np.ndindex(rows.shape):
+        own = (slice(None), k[0], slice(None), k[1])
+        real = costs[own].astype(float)[: rows[k], : columns[k]]
         np.testing.assert_allclose(
             values[k], reference.soft_dtw_of_costs(real, gamma or 0), rtol=1e-5, atol=1e-5
         )
         alignment = np.zeros((n, m))
         alignment[: rows[k], : columns[k]] = reference.soft_dtw_alignment(real, gamma or 1e-7)
-        np.testing.assert_allclose(gradient[..., k] / cotangent[k], alignment, atol=2e-5)
-        assert not np.any(gradient[rows[k] :, :, k])
-        assert not np.any(gradient[:, columns[k] :, k])
-
-
-@pytest.mark.parametrize(("pairs", "block"), [(33, 64), (100, 32), (100, None)])
-def test_given_costs_in_tiles_of_any_size(pairs, block):
-    """One tile that is not full, several of which the last two overlap, one for all."""
-    costs, rows, columns = given_costs(4, 6, pairs)
-    weights = jnp.asarray(np.random.default_rng(9).normal(size=pairs), jnp.float32)
-
-    def total(costs, block):
-        values = warping.warping_costs(costs, rows, columns, 0.1, block=block)
-        return jnp.sum(weights * values)
-
-    solve = jax.jit(jax.value_and_grad(total), static_argnums=1)
-    expected, expected_gradient = solve(costs, 1)
-    value, gradient = solve(costs, block)
-    np.testing.assert_allclose(value, expected, rtol=1e-5)
-    np.testing.assert_allclose(gradient, expected_gradient, atol=1e-5)
+        np.testing.assert_allclose(alignments[own], alignment, atol=2e-5)
+        assert not np.any(alignments[own][rows[k] :])
+        assert not np.any(alignments[own][:, columns[k] :])
 
 
 def test_a_cost_that_is_not_a_number_is_not_hidden():
-    costs = jnp.ones((3, 4, 2)).at[1, 2, 0].set(jnp.nan)
-    lengths = jnp.array([3, 3]), jnp.array([4, 4])
-    values = warping.warping_costs(costs, *lengths, 0.1)
-    np.testing.assert_array_equal(np.isnan(values), [True, False])
+    costs = jnp.ones((3, 1, 4, 2)).at[1, 0, 2, 0].set(jnp.nan)
+    values, _ = warping.solve_tile(
+        costs, jnp.full((1, 2), 3), jnp.full((1, 2), 4), 0.1, aligned=False
+    )
+    np.testing.assert_array_equal(np.isnan(values[0]), [True, False])
 
 
 def test_warping_equals_tslearn(monkeypatch):

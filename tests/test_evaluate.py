@@ -217,7 +217,10 @@ def fake_run(distance, options=None, name="sequence"):
 
 
 def test_which_distance_ranks():
-    choose = evaluate.retrieval_distance
+    def choose(run, distance=None, resample=None):
+        settings = evaluate.EvaluationSettings(distance=distance, resample=resample)
+        return evaluate.retrieval_distance(run, settings)
+
     v2a, a2v = {"resample": "visual_to_audio"}, {"resample": "audio_to_visual"}
     assert choose(fake_run("euclidean", a2v)) == ("euclidean", a2v)
     assert choose(fake_run("euclidean", a2v), resample="visual_to_audio") == ("euclidean", v2a)

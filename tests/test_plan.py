@@ -420,7 +420,7 @@ def test_a_slow_step_is_run_once(compiled_step):
     work, optimizer, step = compiled_step
     for limits, runs in (((9, 0.0), 2), ((3, 1e9), 4)):  # the first one is not counted
         counted = mock.MagicMock(spec=jax.stages.Compiled, side_effect=step)
-        trial.run(counted, work, optimizer, 0, *limits)
+        trial.run(counted, work, optimizer, *limits)
         assert counted.call_count == runs
 
 

@@ -101,7 +101,7 @@ def pictures(clips=23, runs=("SCAV",), thumbnail=True):
     found = [(clip, "other", 0.1), (clip, "right", 0.2), (clip, "same source", 0.3)]
     return page.Pictures(
         histories=history(runs),
-        matrices=page.Matrices(*matrices, [f"v{i // 3}" for i in range(shown)]),
+        matrices=figures.Matrices(*matrices, [f"v{i // 3}" for i in range(shown)]),
         alignments=[
             figures.Alignment(title, random.random((7, 5)), random.random((7, 5)))
             for title in ("own", "other")
@@ -242,7 +242,8 @@ def test_the_same_figure_has_the_same_bytes():
 
 def test_constant_matrices_can_be_drawn():
     same = np.zeros((4, 4))
-    assert figures.distance_matrices(same, same, same, list("aabb")).startswith("data:image/svg")
+    matrices = figures.Matrices(same, same, same, list("aabb"))
+    assert figures.distance_matrices(matrices).startswith("data:image/svg")
 
 
 def test_thumbnails_of_broken_videos_say_why(tmp_path):

@@ -741,7 +741,7 @@ def test_a_state_that_is_cut_over_devices_trains_the_same(params):
         in_shardings=(places, sharding.batch_sharded(mesh)),
         out_shardings=(places, sharding.replicated(mesh)),
     )
-    state = sharding.put(state, places)
+    state = jax.device_put(state, places)
     losses = []
     for number in range(STEPS):
         state, metrics = step(state, sharding.put_batch(batch(number), mesh))
@@ -800,7 +800,7 @@ def test_the_largest_axis_that_the_devices_divide_is_cut():
         pytest.skip("needs 2 devices")
     shapes = {"a": (3, 4), "b": (6, 4), "c": (3, 5), "d": (), "e": (4, 4)}
     tree = {name: jnp.zeros(shape) for name, shape in shapes.items()}
-    placed = sharding.put(tree, sharding.cut_along_largest(tree, mesh))
+    placed = jax.device_put(tree, sharding.cut_along_largest(tree, mesh))
     pieces = {name: leaf.addressable_shards[0].data.shape for name, leaf in placed.items()}
     assert pieces == {"a": (3, 2), "b": (3, 4), "c": (3, 5), "d": (), "e": (2, 4)}
 

@@ -62,7 +62,7 @@ class Distance(NamedTuple):
     alignment: Callable[..., Float[Array, "N M"]]
     matrix: Callable[..., tuple[Float[Array, "Q K"], dict]] | None = None
     retrieval: str | None = None
-    check: Callable[..., None] | None = None
+    check: Callable[..., object] | None = None
     of_bfloat16: bool = False
     cost: Callable[..., PairCost] = partial(of_cells, 400.0)
 
@@ -89,7 +89,7 @@ DISTANCES: dict[str, Distance] = {
         _wasserstein.wasserstein,
         _wasserstein.transport_plan,
         _wasserstein.wasserstein_matrix,
-        check=_wasserstein.check_annealed,
+        check=_wasserstein.Annealed,
     ),
     "sinkhorn": Distance(
         *(_wasserstein.sinkhorn, _wasserstein.sinkhorn_plan, _wasserstein.sinkhorn_matrix),
@@ -259,16 +259,14 @@ def find(name: str, options: dict) -> Distance:
                     f"got {option!r}." + did_you_mean(option, known)
                 )
         if distance.check:
-            _check_values(name, distance.check, options)
+            try:
+                distance.check(**options)
+            except TypeError as error:  # what is no number cannot be compared with one
+                said = ", ".join(f"{option}={value!r}" for option, value in options.items())
+                raise InputError(
+                    f"distance {name!r}: expected other values than {said}: {error}"
+                ) from None
     return distance
-
-
-def _check_values(name: str, check: Callable[..., None], options: dict) -> None:
-    try:
-        check(**options)
-    except TypeError as error:  # what is no number cannot be compared with one
-        said = ", ".join(f"{option}={value!r}" for option, value in options.items())
-        raise InputError(f"distance {name!r}: expected other values than {said}: {error}") from None
 
 
 def _with_static(distance: Distance) -> Distance:
@@ -298,13 +296,12 @@ def _of_a_user(name: str, pair: Any) -> Distance:
             f"distance: expected a function of a visual and an audio sequence, whose options have "
             f"defaults, {name} is called otherwise: {error}"
         ) from None
-    if taken := [
-        option for option in list(inspect.signature(pair).parameters)[2:] if option in TAKEN
-    ]:
+    found = Distance(
+        pair, lambda visual, audio, **_: _euclidean.interpolation_weights(visual, audio)
+    )
+    if taken := [option for option in _options(found) if option in TAKEN]:
         raise InputError(
             f"distance: expected options called otherwise than {', '.join(TAKEN)}, {name} has "
             f"{taken[0]!r}"
         )
-    return Distance(
-        pair, lambda visual, audio, **_: _euclidean.interpolation_weights(visual, audio)
-    )
+    return found

@@ -82,12 +82,10 @@ def _averaged(new, reduced, potentials: tuple, schedule: list[float]) -> tuple:
         changes = new(rest, *(jnp.zeros_like(high) for high, _ in old), epsilon, False)
         return tuple(_plus(*pair) for pair in zip(old, changes, strict=True)), None
 
-    def epsilons(part):
-        return jnp.asarray(part, reduced.dtype)
-
-    potentials, _ = jax.lax.scan(whole, potentials, epsilons(schedule[:careful]))
+    first, rest = (jnp.asarray(s, reduced.dtype) for s in (schedule[:careful], schedule[careful:]))
+    potentials, _ = jax.lax.scan(whole, potentials, first)
     in_two_parts = tuple((x, jnp.zeros_like(x)) for x in potentials)
-    in_two_parts, _ = jax.lax.scan(in_two, in_two_parts, epsilons(schedule[careful:]))
+    in_two_parts, _ = jax.lax.scan(in_two, in_two_parts, rest)
     return tuple(jnp.stack(pair, axis=-1) for pair in in_two_parts)
 
 

@@ -48,9 +48,9 @@ def check_streams(visual: Sequences, audio: Sequences) -> None:
             f"visual: expected latents in float16, bfloat16, float32 or float64, got {dtype}; cast "
             "both streams"
         )
-    if visual.values.dtype != audio.values.dtype:
+    if dtype != audio.values.dtype:
         raise InputError(
-            f"both streams should have one dtype, got visual {visual.values.dtype} and audio "
+            f"both streams should have one dtype, got visual {dtype} and audio "
             f"{audio.values.dtype}; cast one of them"
         )
     for name, stream in (("visual", visual), ("audio", audio)):

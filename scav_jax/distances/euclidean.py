@@ -278,16 +278,13 @@ def _sketches(stream: Sequences) -> Float[Array, "B 32"]:
     lengths = -(-stream.lengths // stride)
     values = zero_padding(stream.values[:, ::stride].astype(sum_dtype(stream)), lengths)
     signs = np.random.default_rng(0).choice([-1.0, 1.0], (values.shape[2], SKETCH_WIDTH))
-    turns = 1 - 2 * (np.arange(values.shape[1]) % 2)
+    signs = jnp.asarray(signs, values.dtype)
+    turns = jnp.asarray(1 - 2 * (np.arange(values.shape[1]) % 2), values.dtype)
     count = lengths[:, None].astype(values.dtype)
-    sums = [jnp.sum(values, axis=1), jnp.sum(values * _constant(turns[None, :, None], values), 1)]
+    sums = [jnp.sum(values, axis=1), jnp.sum(values * turns[None, :, None], axis=1)]
     return jnp.concatenate(
-        [jnp.matmul(x / count, _constant(signs, x), precision=FULL_PRECISION) for x in sums], axis=1
+        [jnp.matmul(x / count, signs, precision=FULL_PRECISION) for x in sums], axis=1
     )
-
-
-def _constant(numbers: np.ndarray, like: Array) -> Array:
-    return jnp.asarray(numbers, like.dtype)
 
 
 def _form(plan: Plan, visual: Sequences, audio: Sequences) -> Int[Array, ""]:

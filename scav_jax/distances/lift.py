@@ -11,7 +11,7 @@ from scav_jax.base.errors import InputError
 from scav_jax.sequences import Sequences
 
 PairFunction = Callable[..., Float[Array, ""]]
-COPIES = 8  # arrays of pair size that a definition may keep; sets the block only
+COPIES = 8  # of what a pair takes, while it is differentiated; a guess that sets the block only
 
 
 def all_pairs(
@@ -52,7 +52,9 @@ def all_pairs(
         return distance
 
     if block is None:
-        block = max(1, memory_bytes // _pair_bytes(visual, audio))
+        (n, width), m = visual.values.shape[-2:], audio.values.shape[-2]
+        entries = (n + m) * width + (n + m) * max(n, m)  # that a definition may keep of a pair
+        block = max(1, memory_bytes // (COPIES * entries * visual.values.dtype.itemsize))
     if block >= queries * candidates:
         return jax.vmap(lambda v: jax.vmap(lambda a: one(v, a))(audio))(visual), {}
 
@@ -80,10 +82,3 @@ def _problem(distance: object) -> str:
     if jnp.issubdtype(dtype, jnp.floating):
         return ""
     return f"a real number in floating point, got {dtype}: nothing could be learned through it"
-
-
-def _pair_bytes(visual: Sequences, audio: Sequences) -> int:
-    """A guess at what one pair needs while it is computed and differentiated."""
-    (n, width), m = visual.values.shape[-2:], audio.values.shape[-2]
-    entries = (n + m) * width + (n + m) * max(n, m)
-    return COPIES * entries * visual.values.dtype.itemsize

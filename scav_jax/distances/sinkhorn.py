@@ -10,6 +10,7 @@ ott takes seconds to import, so import this module where it is used.
 """
 
 import math
+from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -75,16 +76,11 @@ def fixed_potentials(
     """
     f_start, g_start, reduced = absorb_minima(costs, rows, columns)
 
-    def stored(reduced) -> Potentials:
-        return jax.vmap(lambda *problem: _stored(*problem, epsilon, iterations))(
-            reduced, rows, columns
-        )
+    def each_by(one):
+        solve = jax.vmap(partial(one, epsilon=epsilon, iterations=iterations))
+        return lambda reduced: solve(reduced, rows, columns)
 
-    def log(reduced) -> Potentials:
-        return jax.vmap(lambda *problem: _log(*problem, epsilon, iterations))(
-            reduced, rows, columns
-        )
-
+    stored, log = each_by(_stored), each_by(_log)
     if kernel == "auto":
         limit = epsilon * largest_exponent(costs.dtype)
         f, g, error = jax.lax.cond(jnp.max(reduced) <= limit, stored, log, reduced)
@@ -125,27 +121,22 @@ class StoredKernel(geometry.Geometry):
 
 
 @jax.tree_util.register_pytree_node_class
-class Unmeasured(sinkhorn.Sinkhorn):
-    """Sinkhorn for a fixed number of iterations, without the error that ott takes at the last.
-
-    That one is a branch whose sides differ under `shard_map`; here it is `_wrong_mass`.
-    """
-
-    def one_iteration(self, ot_prob, state, iteration, compute_error):
-        """ott's hook for an iteration."""
-        del compute_error
-        step = self.lse_step if self.lse_mode else self.kernel_step
-        return step(ot_prob, state, iteration)
-
-
-@jax.tree_util.register_pytree_node_class
-class OverRelaxed(Unmeasured):
+class OverRelaxed(sinkhorn.Sinkhorn):
     """Sinkhorn whose updates go further than to the optimum of a block (Thibault et al. 2021).
 
     Fifty iterations then come ten times as near as plain ones, or nearer. ott's own momentum does
     the same by two powers a number and iteration, which cost more than the matrix products; here
     they are square roots. The first iterations and the last are plain.
     """
+
+    def one_iteration(self, ot_prob, state, iteration, compute_error):
+        """ott's hook for an iteration, without the error that ott takes at the last.
+
+        That one is a branch whose sides differ under `shard_map`; here it is `_wrong_mass`.
+        """
+        del compute_error
+        step = self.lse_step if self.lse_mode else self.kernel_step
+        return step(ot_prob, state, iteration)
 
     def relaxing(self, iteration):
         """Whether this iteration is over-relaxed."""

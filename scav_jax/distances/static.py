@@ -31,7 +31,7 @@ def pair_with(pair: Callable) -> Callable:
         of_visual, of_audio = (_dynamic(stream, static_width) for stream in (visual, audio))
         apart = _static(visual, static_width) - _static(audio, static_width)
         static = jnp.sum(apart**2) / of_visual.values.shape[-1]
-        return pair(of_visual, of_audio, **options) + _weight(static_weight) * static
+        return pair(of_visual, of_audio, **options) + static_weight * static
 
     with_static.__signature__ = _with_options(pair)  # type: ignore[attr-defined]
     return with_static
@@ -44,7 +44,7 @@ def matrix_with(matrix: Callable) -> Callable:
         of_visual, of_audio = (_dynamic(stream, static_width) for stream in (visual, audio))
         distances, aux = matrix(of_visual, of_audio, **options)
         static = squared_distances(_static(visual, static_width), _static(audio, static_width))
-        static = _weight(static_weight) * static / of_visual.values.shape[-1]
+        static = static_weight * static / of_visual.values.shape[-1]
         return distances.astype(static.dtype) + static, aux
 
     return with_static
@@ -59,13 +59,14 @@ def alignment_with(alignment: Callable) -> Callable:
     return with_static
 
 
-def check_with(check: Callable[..., None] | None) -> Callable[..., None]:
+def check_with(check: Callable[..., object] | None) -> Callable[..., None]:
     """The check of the options of `NAME+static`, of that of NAME."""
 
     def with_static(*, static_width=0, static_weight=1.0, **options):
         if static_width < 0:
             raise InputError(f"distance.static_width: expected at least 0, got {static_width}")
-        _weight(static_weight)
+        if not 0 <= static_weight < float("inf"):
+            raise InputError(f"distance.static_weight: expected 0 or more, got {static_weight}")
         if check and options:
             check(**options)
 
@@ -109,12 +110,6 @@ def _static(stream: Sequences, width: int) -> Float[Array, "*batch S"]:
     """Of 16 bits in float32, or nothing would be left of near vectors' difference."""
     values = widened(stream).values
     return values[..., 0, values.shape[-1] - width :]
-
-
-def _weight(weight: float) -> float:
-    if not 0 <= weight < float("inf"):
-        raise InputError(f"distance.static_weight: expected 0 or more, got {weight}")
-    return weight
 
 
 def _with_options(pair: Callable) -> inspect.Signature:

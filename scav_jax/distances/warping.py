@@ -26,7 +26,6 @@ finished its last column of one it begins the next: no row of a diagonal is idle
 `[N, T * M]` cells is a strided slice of the costs; nothing is copied to skew them.
 """
 
-from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -75,94 +74,6 @@ class _Problems(NamedTuple):
     minima: Float[Array, "W P"] | None
     offsets: Float[Array, "T P"] | None
     columns: int
-
-
-def warping_costs(
-    costs: Float[Array, "N M B"],
-    rows: Int[Array, " B"],
-    columns: Int[Array, " B"],
-    gamma: float | None,
-    *,
-    block: int | None = None,
-    memory_bytes: int = 2**30,
-) -> Float[Array, " B"]:
-    """Soft-DTW or DTW of B pairs whose costs are given, pairs on the last axis.
-
-    The derivative for the costs is the expected alignment; it is computed along with the values.
-
-    Args:
-      costs: finite, also in the padding, which is not read otherwise.
-      rows: how many of the N steps of each pair are real, at least 1.
-      columns: how many of the M, at least 1.
-      gamma: smoothing > 0 in units of the costs, or None for DTW.
-      block: pairs at a time, or None for as many as is fast within the memory.
-      memory_bytes: of what lives beside costs, values and gradient.
-
-    >>> costs = jnp.array([[0.0, 1.0], [1.0, 0.0]])[:, :, None]
-    >>> two = jnp.array([2])
-    >>> float(warping_costs(costs, two, two, None)[0])
-    0.0
-    >>> alignment = jax.grad(lambda c: warping_costs(c, two, two, 1.0)[0])(costs)[:, :, 0]
-    >>> (100 * alignment).round()
-    Array([[100.,  21.],
-           [ 21., 100.]], dtype=float32)
-    """
-    if costs.shape[0] > costs.shape[1]:  # the shorter side is the width of a diagonal
-        costs, rows, columns = costs.swapaxes(0, 1), columns, rows
-    n, m, pairs = costs.shape
-    block = block or fast_block(n, m, costs.dtype.itemsize, memory_bytes)
-    return _warping_costs(costs, rows, columns, gamma, tiling(pairs, 1, block))
-
-
-@partial(jax.custom_vjp, nondiff_argnums=(3, 4))
-def _warping_costs(costs, rows, columns, gamma, tiles: Tiling):
-    return _in_tiles(costs, rows, columns, gamma, tiles, aligned=False)[0]
-
-
-def _warping_costs_forward(costs, rows, columns, gamma, tiles: Tiling):
-    return _in_tiles(costs, rows, columns, gamma, tiles, aligned=True)
-
-
-def _warping_costs_backward(gamma, tiles, alignments, cotangent):
-    return alignments * cotangent[None, None], None, None
-
-
-_warping_costs.defvjp(_warping_costs_forward, _warping_costs_backward)
-
-
-def _in_tiles(costs, rows, columns, gamma, tiles: Tiling, *, aligned: bool):
-    """(values `[B]`, alignments `[N, M, B]` or None), tile after tile of the pairs.
-
-    The last tile begins early enough to end with the last pair; what it has in common with the one
-    before is computed twice.
-    """
-    (n, m, pairs), size = costs.shape, tiles.stream * tiles.group
-    padding = (0, max(0, size - pairs))
-    costs = jnp.pad(costs, ((0, 0), (0, 0), padding))
-    lengths = [jnp.pad(x, padding, constant_values=1) for x in (rows, columns)]
-
-    def tile(results, start):
-        part = jax.lax.dynamic_slice_in_dim(costs, start, size, axis=2)
-        values, alignments = solve_tile(
-            part.reshape(n, m, tiles.stream, tiles.group).transpose(0, 2, 1, 3),
-            *(
-                jax.lax.dynamic_slice_in_dim(x, start, size).reshape(tiles.stream, tiles.group)
-                for x in lengths
-            ),
-            gamma,
-            aligned=aligned,
-        )
-        if aligned:
-            alignments = alignments.transpose(0, 2, 1, 3).reshape(n, m, size)
-        new = values.reshape(size), alignments
-        write = partial(jax.lax.dynamic_update_slice_in_dim, start_index=start, axis=-1)
-        return jax.tree.map(write, results, new), None
-
-    results = jnp.zeros_like(costs[0, 0]), jnp.zeros_like(costs) if aligned else None
-    last = costs.shape[2] - size
-    starts = np.minimum(np.arange(0, costs.shape[2], size, dtype=np.int32), last)
-    results, _ = jax.lax.scan(tile, results, starts)
-    return jax.tree.map(lambda x: x[..., :pairs], results)
 
 
 def fast_block(n: int, m: int, itemsize: int, memory_bytes: int) -> int:

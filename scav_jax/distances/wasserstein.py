@@ -327,11 +327,6 @@ class FixedEpsilon:
         return value, 0.5 * (plan + plan.swapaxes(1, 2))
 
 
-def check_annealed(**options) -> None:
-    """Raises `InputError` for an option of `wasserstein` out of its range."""
-    Annealed(**options)
-
-
 def check_fixed_epsilon(*, debiased: bool = True, **options) -> None:
     """Raises `InputError` for an option of `sinkhorn` out of its range."""
     del debiased  # both are possible

@@ -34,6 +34,8 @@ from scav_jax.sequences import (
 PATCH = 16  # pixels, or frames and mel bins, along a side
 CHANNELS = 3  # of the patch embedding; a log-mel is three equal channels
 POSITION_BASE = 10_000.0
+# What both towers have alike.
+OF_BOTH = ("width", "heads", "feedforward", "side", "drop_path", "precision", "remat")
 ALLOWED = {
     **dict.fromkeys(("width", "heads", "feedforward", "side"), AT_LEAST_1),
     **dict.fromkeys(("visual_blocks", "audio_blocks"), AT_LEAST_0),
@@ -188,7 +190,6 @@ class PatchEncoders(nn.Module):
     remat: str = "none"
 
     of_pixels: ClassVar[bool] = True  # what `extract --backbone pixels` stores
-    pre_resample = None  # steps are pictures: nothing lies between them
     reading: ClassVar[dict] = {"direction": None}
     in_words: ClassVar[list[str]] = []
 
@@ -244,16 +245,5 @@ class PatchEncoders(nn.Module):
     @nn.nowrap
     def tower(self, stream: str, name: str | None = None) -> PatchTower:
         """The tower of "visual" or "audio", alone as in both."""
-        blocks = getattr(self, f"{stream}_blocks")
-        return PatchTower(
-            stream=stream,
-            width=self.width,
-            blocks=blocks,
-            heads=self.heads,
-            feedforward=self.feedforward,
-            side=self.side,
-            drop_path=self.drop_path,
-            precision=self.precision,
-            remat=self.remat,
-            name=name,
-        )
+        own = {"stream": stream, "blocks": getattr(self, f"{stream}_blocks")}
+        return PatchTower(**own, **{option: getattr(self, option) for option in OF_BOTH}, name=name)

@@ -29,12 +29,6 @@ def check_precision(precision: str) -> None:
     check_one_of("train.precision", precision, MATMUL_PRECISIONS)
 
 
-def products_in(precision: str) -> dict[str, Any]:
-    """The arguments of a layer that say what it computes in; None is the dtype of its inputs."""
-    dtype = jnp.bfloat16 if precision == "bfloat16" else None
-    return {"dtype": dtype, "precision": MATMUL_PRECISIONS[precision]}
-
-
 def wide(x: Num[Array, "*shape"]) -> Float[Array, "*shape"]:
     """Half precision and whole numbers as float32, anything else as it is."""
     return x.astype(jnp.float32) if x.dtype.itemsize <= 2 else x

@@ -40,11 +40,10 @@ def _result(cheap, given):
     return cheap.forward(*given)[0]
 
 
-def _result_backward(cheap, kept, cotangent):
-    return (cheap.backward(kept, cotangent),)
-
-
-_result.defvjp(lambda cheap, given: cheap.forward(*given), _result_backward)
+_result.defvjp(
+    lambda cheap, given: cheap.forward(*given),
+    lambda cheap, kept, cotangent: (cheap.backward(kept, cotangent),),
+)
 
 
 class Unkept(NamedTuple):
@@ -112,14 +111,6 @@ _NORM, _WIDE_NORM = (
 )
 
 
-def _gelu(x):
-    return nn.gelu(x, approximate=False), (stored(x),)
-
-
-def _gelu_again(x):
-    return nn.gelu(loaded(x), approximate=False)
-
-
 def _gelu_backward(kept, cotangent):
     x = loaded(*kept)
     # In terms of erf, where the forward pass has erfc: or XLA would share, and so keep, its result.
@@ -130,7 +121,11 @@ def _gelu_backward(kept, cotangent):
 
 
 # The exact GELU, `x Phi(x)`. Its gradient keeps `x` only; autodiff would keep three arrays.
-gelu = Cheap(_gelu, _gelu_again, _gelu_backward)
+gelu = Cheap(
+    forward=lambda x: (nn.gelu(x, approximate=False), (stored(x),)),
+    again=lambda x: nn.gelu(loaded(x), approximate=False),
+    backward=_gelu_backward,
+)
 
 
 class Dense(nn.Module):
@@ -276,12 +271,8 @@ def _plus_bias(x: Float[Array, "*batch C"], bias: Float[Array, " C"]) -> Float[A
     return x + bias.astype(x.dtype).reshape((1,) * (x.ndim - 1) + bias.shape)
 
 
-def _plus_bias_forward(x, bias):
-    return _plus_bias(x, bias), None
-
-
 def _plus_bias_backward(_, cotangent):
     return cotangent, jnp.sum(wide(cotangent), tuple(range(cotangent.ndim - 1)))
 
 
-_plus_bias.defvjp(_plus_bias_forward, _plus_bias_backward)
+_plus_bias.defvjp(lambda x, bias: (_plus_bias(x, bias), None), _plus_bias_backward)

@@ -19,7 +19,7 @@ from scav_jax.base.ranges import AT_LEAST_0, AT_LEAST_1, BELOW_1, check_ranges
 from scav_jax.encoders.dropout import Draws, dropout
 from scav_jax.encoders.layers import attend, both_towers, check_remat, through_blocks
 from scav_jax.encoders.positions import check_buckets, relative_buckets
-from scav_jax.encoders.precision import STEP_MULTIPLES, check_precision, products_in, wide
+from scav_jax.encoders.precision import MATMUL_PRECISIONS, STEP_MULTIPLES, check_precision, wide
 from scav_jax.encoders.products import Dense, LayerNorm, Unkept, gelu, query_key_value
 from scav_jax.sequences import (
     RESAMPLINGS,
@@ -34,6 +34,11 @@ from scav_jax.sequences import (
 
 GATE_WIDTH = 8  # two gates, each the sum of four projections, as in BEATs
 DROPPED_IN_BLOCK = 3  # attention's weights, what it gives, what the layers behind it give
+# What both towers have alike.
+OF_BOTH = (
+    *("width", "heads", "feedforward", "dropout", "conv_position", "precision", "remat"),
+    *("position_buckets", "position_max_distance"),
+)
 JOINS = ("beside", "mean")
 CONV_POSITION_KERNEL = 128
 CONV_POSITION_GROUPS = 16
@@ -131,8 +136,9 @@ class ConvPosition(nn.Module):
             (CONV_POSITION_KERNEL,),
             feature_group_count=CONV_POSITION_GROUPS,
             padding=[(before, CONV_POSITION_KERNEL - 1 - before)],
+            dtype=jnp.bfloat16 if self.precision == "bfloat16" else None,
+            precision=MATMUL_PRECISIONS[self.precision],
             name="conv",
-            **products_in(self.precision),
         )
         return x + gelu(conv(x))
 
@@ -287,20 +293,8 @@ class Encoders(nn.Module):
     @nn.nowrap
     def tower(self, stream: str, name: str | None = None) -> Tower:
         """The tower of "visual" or "audio", alone as in both."""
-        return Tower(
-            width=self.width,
-            blocks=getattr(self, f"{stream}_blocks"),
-            hidden=getattr(self, f"{stream}_hidden"),
-            heads=self.heads,
-            feedforward=self.feedforward,
-            dropout=self.dropout,
-            position_buckets=self.position_buckets,
-            position_max_distance=self.position_max_distance,
-            conv_position=self.conv_position,
-            precision=self.precision,
-            remat=self.remat,
-            name=name,
-        )
+        own = {size: getattr(self, f"{stream}_{size}") for size in ("blocks", "hidden")}
+        return Tower(**own, **{option: getattr(self, option) for option in OF_BOTH}, name=name)
 
 
 def _check_options(encoders: Encoders) -> None:

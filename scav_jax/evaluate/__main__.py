@@ -92,16 +92,15 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     add_run_and_split(parser, run_required=False)
     _add_options(parser.add_argument)
     arguments = parser.parse_args(argv)
-    if arguments.run is None and not arguments.embeddings:
+    if arguments.run is not None:
+        return arguments
+    if not arguments.embeddings:
         raise InputError("--run: expected a run, or --embeddings, got neither")
-    for option in ("data", "save", "compare"):
-        needs_run = option != "data" and getattr(arguments, option) and arguments.run is None
-        if needs_run or (option == "data" and arguments.run is None and arguments.data is None):
-            raise InputError(
-                "--data: expected a data set with --embeddings, got none"
-                if option == "data"
-                else f"--{option}: expected --run with it, got none"
-            )
+    if arguments.data is None:
+        raise InputError("--data: expected a data set with --embeddings, got none")
+    for option in ("save", "compare"):
+        if getattr(arguments, option):
+            raise InputError(f"--{option}: expected --run with it, got none")
     return arguments
 
 

@@ -106,22 +106,21 @@ class Ranked:
 # ---- what is measured -----------------------------------------------------------------------
 
 
-def retrieval_distance(
-    source: Source, distance: str | None = None, resample: str | None = None
-) -> tuple[str, dict]:
-    """The distance that ranks sequences, and all its options.
+def retrieval_distance(source: Source, settings: EvaluationSettings) -> tuple[str, dict]:
+    """The distance that ranks sequences of a source, and all its options.
 
     By default the one that the objective ranks by: the training's, DTW for soft-DTW.
 
     Raises:
-      InputError: an unknown distance, or one that does not resample.
+      InputError: an unknown distance, one that does not resample, or one without a static part.
     """
+    resample, weight = settings.resample, settings.static_weight
     if isinstance(source, EmbeddingsFile):
         own, trained = source.distance
     else:
         own, by = source.objective.ranks_by()
         trained = source.objective.distance_options | by
-    name = own if distance is None else distance
+    name = own if settings.distance is None else settings.distance
     if own.endswith(SUFFIX) and not name.endswith(SUFFIX):
         name += SUFFIX  # what does not change over a clip lies beside what does
     find(name, {})
@@ -135,7 +134,14 @@ def retrieval_distance(
         raise InputError(
             f"--resample: expected a distance that resamples, {name!r} does not; leave it out"
         )
-    return name, options
+    if weight is None:
+        return name, options
+    if not options.get("static_width") or not 0 <= weight < float("inf"):
+        raise InputError(
+            "--static-weight: expected 0 or more, and a model that learned the static part apart, "
+            f"got {weight:g} with {name}"
+        )
+    return name, options | {"static_weight": weight}
 
 
 def hybrid_ks(ks: Sequence[int] | None, candidates: int) -> list[int]:
@@ -168,21 +174,8 @@ def evaluate_source(source: Source, split: store.Split, settings: EvaluationSett
         bank = bank_of(source, settings.batch_size, progress=True) if settings.hubness else None
         embedded = embed(source, split, settings.batch_size, progress=True)
         methods, about = source.objective.methods, of_run(source)
-    distance = retrieval_distance_of(source, settings)
+    distance = retrieval_distance(source, settings)
     return ranked(embedded, methods, about, distance, split, settings, bank)
-
-
-def retrieval_distance_of(source: Source, settings: EvaluationSettings) -> tuple[str, dict]:
-    """What ranks sequences of a source, as the settings have it."""
-    name, options = retrieval_distance(source, settings.distance, settings.resample)
-    if settings.static_weight is None:
-        return name, options
-    if not options.get("static_width") or not 0 <= settings.static_weight < float("inf"):
-        raise InputError(
-            "--static-weight: expected 0 or more, and a model that learned the static part apart, "
-            f"got {settings.static_weight:g} with {name}"
-        )
-    return name, options | {"static_weight": settings.static_weight}
 
 
 def of_run(run: Run) -> dict:
@@ -248,7 +241,7 @@ def ranked(
     similarities, distances = all_against_all(embedded, name, options, progress=True)
     parts = of_both(embedded, name, options) if sequences else []
     if settings.parts:
-        parts += of_euclidean(embedded, distances, name, options)
+        parts += of_euclidean(embedded, distances, options)
     corrected, near = (
         hubness.of_bank(embedded, distances, bank, name, options) if bank else ([], {})
     )
@@ -404,7 +397,7 @@ def evaluate(
             methods = source.objective.methods
         if "sequence" in methods:
             hybrid_ks(settings.ks, len(split))
-        name, _ = retrieval_distance_of(source, settings)
+        name, _ = retrieval_distance(source, settings)
         if settings.parts:
             check_euclidean(name)
         if settings.hubness:

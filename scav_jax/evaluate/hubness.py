@@ -7,6 +7,7 @@ and says how much hubness there is.
 """
 
 from collections.abc import Sequence
+from functools import partial
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -118,11 +119,9 @@ def gains(
     Returns:
       For each `label`, `over`, and for each direction a `metrics.paired_gain` of R@1.
     """
-    found = []
-    for label in (part.label for part in parts):
-        row: dict = {"label": label, "over": raw}
-        for direction in DIRECTIONS:
-            own, other = ranks[direction][label], ranks[direction][raw]
-            row[direction] = paired_gain(own, other, bootstrap=bootstrap, seed=seed)
-        found.append(row)
-    return found
+    gain = partial(paired_gain, bootstrap=bootstrap, seed=seed)
+    return [
+        {"label": part.label, "over": raw}
+        | {d: gain(ranks[d][part.label], ranks[d][raw]) for d in DIRECTIONS}
+        for part in parts
+    ]

@@ -70,19 +70,15 @@ def check_euclidean(name: str) -> None:
 
 
 def of_euclidean(
-    embedded: Embedded, distances: Float[np.ndarray, "V A"], name: str, options: dict
+    embedded: Embedded, distances: Float[np.ndarray, "V A"], options: dict
 ) -> list[Part]:
     """Both parts of the Euclidean distance, and their sum by deviations.
 
     Args:
       embedded: all clips.
       distances: D of them.
-      name, options: of D.
-
-    Raises:
-      InputError: another distance, which is no such sum.
+      options: of D.
     """
-    check_euclidean(name)
     static = static_distances(embedded.latents, **options)
     visual, audio = map(_mean_square, embedded.latents)
     dynamic = distances - static

@@ -160,14 +160,15 @@ def _narrow(values: np.ndarray) -> np.ndarray:
 def _distance(path: Path, found: dict) -> tuple[str, dict]:
     if "distance" not in found:
         return "euclidean", {}
+    text = _text(path, found, "distance")
     try:
-        told = parse_json(_text(path, found, "distance"))
+        told = parse_json(text)
         name, options = told["name"], dict(told["options"])
         if not isinstance(name, str) or name.removesuffix(SUFFIX) not in DISTANCES:
             raise ValueError(f"name is none of {', '.join(DISTANCES)}")  # nor code to import
         find(name, options)
     except InputError as error:
-        raise InputError(f"{path}: {error}".replace(f"{path}: {path}: ", f"{path}: ")) from None
+        raise InputError(f"{path}: {error}") from None
     except (ValueError, KeyError, TypeError) as error:
         raise InputError(
             f"{path}: expected distance as JSON with name and options ({error})"

@@ -1,7 +1,7 @@
 """Inspects a data set: reads every clip, hashes it, and looks for streams that do not change."""
 
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -40,9 +40,11 @@ def inspect_features(data: Path) -> dict:
     faults = [
         Fault(row["id"], "", row["stage"], row["reason"]) for row in store.read_rejected(data)
     ]
-    with progress_bar("inspecting", sum(counts.values()), "clip") as bar:
+    bar = progress_bar("inspecting", sum(counts.values()), "clip")
+    with ThreadPoolExecutor(THREADS) as threads, bar:
         for name in counts:
-            for clip, found in _inspect_split(store.read(data, name)):
+            split = store.read(data, name)
+            for clip, found in threads.map(partial(inspect_clip, split), range(len(split))):
                 clips += [clip] if clip else []
                 faults += found
                 bar.update()
@@ -57,11 +59,6 @@ def inspect_features(data: Path) -> dict:
         thresholds=THRESHOLDS,
         about={key: about[key] for key in shown},
     )
-
-
-def _inspect_split(split: store.Split) -> Iterator[tuple[Facts | None, list[Fault]]]:
-    with ThreadPoolExecutor(THREADS) as threads:
-        yield from threads.map(lambda number: inspect_clip(split, number), range(len(split)))
 
 
 def inspect_clip(split: store.Split, number: int) -> tuple[Facts | None, list[Fault]]:

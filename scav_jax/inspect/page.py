@@ -22,6 +22,7 @@ SPLIT_COLUMNS = ("clips", "hours", "labels", "sources", "faults")
 
 def text(found: dict) -> str:
     """The findings as aligned lines."""
+    near = found["near_duplicates"]
     parts = [
         f"{found['path']}: {found['clips']:,} usable clips, {found['hours']:,.2f} hours, "
         f"{found['sources']:,} sources, {_size(found['disk']['bytes'])} on disk "
@@ -31,7 +32,8 @@ def text(found: dict) -> str:
         _said_variable(found),
         "faults:\n" + _table(_fault_rows(found)) if found["faults"] else "no faults",
         "duplicates:\n" + _table([["equal", "groups", "clips", "across splits"], *_copies(found)]),
-        _said_near(found),
+        f"near-duplicates (as re-encoded copies are): {near['pairs']:,} pairs, "
+        f"{near['across_splits']:,} across splits",
         *_cautions(found),
         "\n".join(f"{name}: {words}" for name, words in found["thresholds"].items()),
     ]
@@ -48,14 +50,6 @@ def _said_variable(found: dict) -> str:
     if found["kind"] == "features":  # no longer to be seen
         return ""
     return f"variable frame rate: {found['variable_frame_rate']:,} clips"
-
-
-def _said_near(found: dict) -> str:
-    near = found["near_duplicates"]
-    return (
-        f"near-duplicates (as re-encoded copies are): {near['pairs']:,} pairs, "
-        f"{near['across_splits']:,} across splits"
-    )
 
 
 def _table(rows: Sequence[Sequence[str]]) -> str:
@@ -155,8 +149,9 @@ def html(found: dict) -> str:
         *map(markup.note, _cautions(found)),
         _cards(found),
     ]
+    splits = [[escape(cell) for cell in row] for row in _split_rows(found)]
     sections = [
-        _splits_section(found),
+        markup.section("Splits", markup.table(["split", *SPLIT_COLUMNS], splits)),
         _lengths_section(found),
         _labels_section(found),
         _faults_section(found),
@@ -173,9 +168,10 @@ def _cards(found: dict) -> str:
         row["across_splits"] for row in (*found["duplicates"].values(), found["near_duplicates"])
     )
     near = found["near_duplicates"]["pairs"]
+    most = f"most often: {found['faults'][0]['reason']}" if faults else ""
     cards = [
         ("sequence", f"{found['clips']:,}", "usable clips", f"{found['hours']:,.2f} hours"),
-        ("aggregation" if faults else "", f"{faults:,}", "faults", _most_frequent(found)),
+        ("aggregation" if faults else "", f"{faults:,}", "faults", most),
         ("", f"{copies:,}", "clips with a duplicate", ", ".join(found["duplicates"])),
         ("", f"{near:,}", "pairs of near-duplicates", "as copies that were encoded again are"),
         ("aggregation" if leaks else "", f"{leaks:,}", "leaks between splits", "sources, copies"),
@@ -189,15 +185,6 @@ def _cards(found: dict) -> str:
         )
         + "</div>"
     )
-
-
-def _most_frequent(found: dict) -> str:
-    return f"most often: {found['faults'][0]['reason']}" if found["faults"] else ""
-
-
-def _splits_section(found: dict) -> str:
-    rows = [[escape(cell) for cell in row] for row in _split_rows(found)]
-    return markup.section("Splits", markup.table(["split", *SPLIT_COLUMNS], rows))
 
 
 def _lengths_section(found: dict) -> str:
@@ -284,11 +271,7 @@ def _faults_section(found: dict) -> str:
     if not found["faults"]:
         return markup.section("Faults", "<p>None.</p>")
     rows = [
-        [
-            escape(row["reason"]),
-            escape(row["stage"]),
-            f"{row['clips']:,}",
-        ]
+        [escape(row["reason"]), escape(row["stage"]), f"{row['clips']:,}"]
         for row in found["faults"]
     ]
     return markup.section(

@@ -23,7 +23,6 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 PICTURE, SOUND = 18, 24  # numbers of a vector
-PICTURE_ORDER, SOUND_ORDER = 6, 13  # where the order of jitters begins
 CROP_SCALE = (0.08, 1.0)  # of the area
 PICTURE_RATIO = (3.0 / 4.0, 4.0 / 3.0)  # width over height
 SOUND_RATIO = (0.8, 1.5)  # bins over frames, in units of F/T: 1/10 and 1.5/8 for 1024 x 128

@@ -31,10 +31,6 @@ def temperature(log_temperature: Float[Array, ""]) -> Float[Array, ""]:
     return jnp.clip(jnp.exp(log_temperature), MIN_TEMPERATURE, MAX_TEMPERATURE)
 
 
-def _temperature_forward(log_temperature):
-    return temperature(log_temperature), log_temperature
-
-
 def _temperature_backward(log_temperature, cotangent):
     leads_on = jnp.where(
         cotangent > 0,
@@ -44,7 +40,7 @@ def _temperature_backward(log_temperature, cotangent):
     return (jnp.where(leads_on, 0.0, cotangent * temperature(log_temperature)),)
 
 
-temperature.defvjp(_temperature_forward, _temperature_backward)
+temperature.defvjp(lambda log: (temperature(log), log), _temperature_backward)
 
 
 def normalize_distances(distances: Float[Array, "B K"], axis: int) -> Float[Array, "B K"]:

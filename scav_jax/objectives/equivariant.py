@@ -199,6 +199,8 @@ class Equivariant(Equivariance, OfPixels):
     frequency_mask: int = 48
     legacy: bool = False
 
+    title: ClassVar[str] = "EquiAV"
+
     def __post_init__(self):
         super().__post_init__()
         check_ranges("objective", self, dict.fromkeys(("time_mask", "frequency_mask"), AT_LEAST_0))
@@ -207,10 +209,6 @@ class Equivariant(Equivariance, OfPixels):
                 f"objective.time_mask: expected at most the {self.audio_frames} frames of "
                 f"objective.audio_frames, got {self.time_mask}"
             )
-
-    @property
-    def title(self) -> str:
-        return "EquiAV"
 
     def views(self, batch: Batch, key: Array) -> Views:
         """The clip as it is ("clip"), augmented ("augmented"), and the vectors that say how."""

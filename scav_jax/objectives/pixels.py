@@ -112,13 +112,11 @@ class PixelContrast(OfPixels):
     name: str = "pixels"
     temperature: float = 0.07
 
+    title: ClassVar[str] = "CAV of pixels"
+
     def __post_init__(self):
         super().__post_init__()
         check_range("objective.temperature", self.temperature, TEMPERATURES)
-
-    @property
-    def title(self) -> str:
-        return "CAV of pixels"
 
     def temperatures(self) -> dict[str, float]:
         return {"pixels": self.temperature}
@@ -154,13 +152,12 @@ class LastNorms(nn.Module):
     """A LayerNorm for each stream's tokens, then their mean."""
 
     def setup(self):
-        self.norm_visual = nn.LayerNorm(LAYER_NORM_EPSILON)
-        self.norm_audio = nn.LayerNorm(LAYER_NORM_EPSILON)
+        for stream in STREAMS:
+            setattr(self, f"norm_{stream}", nn.LayerNorm(LAYER_NORM_EPSILON))
 
     def __call__(self, stream: str, latents: Sequences) -> Float[Array, "B C"]:
-        norm = {"visual": self.norm_visual, "audio": self.norm_audio}[stream]
-        values = norm(zero_padding(latents.values, latents.lengths))
-        return masked_mean(values, latents.lengths)
+        values = zero_padding(latents.values, latents.lengths)
+        return masked_mean(getattr(self, f"norm_{stream}")(values), latents.lengths)
 
 
 # ---- a clip as towers see it ---------------------------------------------------------------------

@@ -14,6 +14,7 @@ the paper's. Losses, predictor and heads are those of `equivariant`.
 """
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -25,7 +26,6 @@ from scav_jax.objectives.objective import Batch, Views, clip_keys
 from scav_jax.objectives.played import STREAMS, OfPlayed, check_width
 from scav_jax.sequences import AudioVisual, Sequences
 
-PLAINLY = (0.0, 0.0, 0.0, 1.0)
 DRAWN = 3  # uniform numbers that a vector is made of
 
 
@@ -35,9 +35,7 @@ class EquivariantPlaying(Equivariance, OfPlayed):
 
     name: str = "equivariant_playing"
 
-    @property
-    def title(self) -> str:
-        return "EquiAV by playing"
+    title: ClassVar[str] = "EquiAV by playing"
 
     def in_words(self, distance: str) -> list[str]:
         return [*super().in_words(distance), f"{self.speeds} speeds"]

@@ -110,7 +110,7 @@ def check_frozen(objective: Objective, params: PyTree) -> None:
     if not (isinstance(frozen, tuple) and all(isinstance(name, str) for name in frozen)):
         raise expected(objective, f"`frozen` as a tuple of names, got {frozen!r:.40}")
     names = [
-        "/".join(str(part.key) for part in path)
+        jax.tree_util.keystr(path, simple=True, separator="/")
         for path, _ in jax.tree_util.tree_leaves_with_path(params)
     ]
     for begin in frozen:

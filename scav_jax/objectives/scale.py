@@ -11,19 +11,12 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree
 
-from scav_jax.base.errors import check_one_of
-
 FIRST_BATCHES = 10
 WORDS = {
     "z_score": "with z-score",
     "deviation": f"by the deviation of the first {FIRST_BATCHES} batches",
     "none": "without z-score",
 }
-
-
-def check(normalize: str) -> None:
-    """Raises `InputError` for what is no key of `WORDS`."""
-    check_one_of("objective.normalize", normalize, WORDS)
 
 
 def memory(normalize: str) -> PyTree:

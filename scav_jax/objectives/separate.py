@@ -15,6 +15,7 @@ last S are constant over time, they are ranked by a distance: `2 (1 + w) - 2 (r 
 """
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import flax.linen as nn
 import jax
@@ -112,11 +113,13 @@ class Separate(Objective):
     branch_heads: int = 4
     static_weight: float | None = None
 
+    decided: ClassVar[tuple[str, ...]] = ("static_weight",)
+
     def __post_init__(self):
         super().__post_init__()
         for name, known in (("statics", STATICS), ("dynamic", DYNAMICS), ("branch", BRANCHES)):
             check_one_of(f"objective.{name}", getattr(self, name), known)
-        scale.check(self.normalize)
+        check_one_of("objective.normalize", self.normalize, scale.WORDS)
         check_ranges("objective", self, ALLOWED)
         if self.branch == "tower" and self.branch_width % self.branch_heads:
             raise InputError(
@@ -305,10 +308,6 @@ class Separate(Objective):
         beside = jnp.broadcast_to(beside, (*values.shape[:-1], embedding.shape[-1]))
         values = jnp.concatenate([values, zero_padding(beside, latents.lengths)], axis=-1)
         return sequence.replace(values=values), embedding
-
-    @property
-    def decided(self) -> tuple[str, ...]:
-        return ("static_weight",)
 
     def decide(
         self, similarities: Float[np.ndarray, "V A"], distances: Float[np.ndarray, "V A"]

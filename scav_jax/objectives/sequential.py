@@ -55,7 +55,7 @@ class Sequential(Objective):
     def __post_init__(self):
         super().__post_init__()
         check_one_of("objective.name", self.name, TITLES)
-        scale.check(self.normalize)
+        check_one_of("objective.normalize", self.normalize, scale.WORDS)
         for name in ("temperature", "aggregation_temperature"):
             check_range(f"objective.{name}", getattr(self, name), TEMPERATURES)
 

@@ -98,6 +98,7 @@ class Temporal(OfPlayed):
     control: str = "none"
 
     methods = ("aggregation", "sequence")
+    title: ClassVar[str] = "Temporal"
     together: ClassVar[int] = 2
     controls: ClassVar[tuple[str, ...]] = CONTROLS[1:]
 
@@ -235,10 +236,6 @@ class Temporal(OfPlayed):
             * work.rows
             * (2 * LOSS_MATRICES * work.clips + QUEUE_MATRICES * self.queue),
         )
-
-    @property
-    def title(self) -> str:
-        return "Temporal"
 
     def in_words(self, distance: str) -> list[str]:
         words = [f"{self.speeds} speeds", f"queue {self.queue}"]

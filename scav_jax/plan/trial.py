@@ -3,9 +3,9 @@
 import dataclasses
 import math
 import time
+from collections.abc import Callable
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from scav_jax import sharding
@@ -22,55 +22,55 @@ DRAWN = 256  # clips of random features; a larger batch has them again and again
 DTYPES = {1: np.uint8, 2: np.float16, 4: np.float32}  # of a batch's numbers, by their bytes
 
 
-def _shapes(work: Workload, optimizer, seed: int):
+def _shapes(work: Workload, optimizer):
     """State and batch as shapes with the shardings that training gives them; and the mesh."""
     mesh = sharding.make_mesh(work.devices)
     example = example_batch({"visual": work.visual[1], "audio": work.audio[1]})
-    state = jax.eval_shape(
-        lambda: init_state(work.encoders, work.objective, optimizer, example, seed)
-    )
+    state = jax.eval_shape(lambda: init_state(work.encoders, work.objective, optimizer, example, 0))
     places = state_shardings(
         state, mesh, shard_params=work.shard_params, shard_optimizer=work.shard_optimizer
     )
     shaped = lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s)  # noqa: E731
-    dtypes = [DTYPES[size] for size in work.feature_bytes]
     rows = sharding.batch_sharded(mesh)
-
-    def stream(steps: int, width: int, dtype: type) -> Sequences:
-        return Sequences(
-            jax.ShapeDtypeStruct((work.batch, steps, width), dtype, sharding=rows),
-            jax.ShapeDtypeStruct((work.batch,), jnp.int32, sharding=rows),
-            jax.ShapeDtypeStruct((work.batch, 2), jnp.float32, sharding=rows),
-        )
-
-    batch = Batch(
-        AudioVisual(stream(*work.visual, dtypes[0]), stream(*work.audio, dtypes[1])),
-        jax.ShapeDtypeStruct((work.batch,), jnp.int32, sharding=rows),
-        jax.ShapeDtypeStruct((work.batch, 2), jnp.float32, sharding=rows),
-    )
-    if classes := len(work.objective.classes):
-        targets = jax.ShapeDtypeStruct((work.batch, classes), jnp.float32, sharding=rows)
-        batch = batch._replace(targets=targets)
+    batch = _batch(work, lambda shape, dtype: np.broadcast_to(np.zeros((), dtype), shape))
+    batch = jax.tree.map(lambda x: shaped(x, rows), batch)
     return jax.tree.map(shaped, state, places), batch, places, mesh
 
 
+def _batch(work: Workload, values_of: Callable[[tuple, type], np.ndarray]) -> Batch:
+    """Whole sequences of values of a shape and a dtype, on the host."""
+    dtypes = [DTYPES[size] for size in work.feature_bytes]
+
+    def stream(steps: int, width: int, dtype: type) -> Sequences:
+        values = values_of((work.batch, steps, width), dtype)
+        windows = np.tile(np.float32([0, steps]), (work.batch, 1))
+        return Sequences(values, np.full(work.batch, steps, np.int32), windows)
+
+    classes = work.objective.classes
+    return Batch(
+        AudioVisual(stream(*work.visual, dtypes[0]), stream(*work.audio, dtypes[1])),
+        np.arange(work.batch, dtype=np.int32),
+        np.tile(np.float32([0, SECONDS]), (work.batch, 1)),
+        work.objective.targets(classes[:1] * work.batch) if classes else (),
+    )
+
+
 def lowered_step(
-    work: Workload, optimizer, seed: int = 0, platforms: tuple[str, ...] | None = None
+    work: Workload, optimizer, platforms: tuple[str, ...] | None = None
 ) -> jax.stages.Lowered:
     """The training step as JAX hands it to XLA; nothing is computed.
 
     Args:
       work: the step.
       optimizer: as in training.
-      seed: of dropout.
       platforms: what it is for, such as `("cuda",)`, which need not be here; None: the devices.
     """
-    state, batch, places, mesh = _shapes(work, optimizer, seed)
+    state, batch, places, mesh = _shapes(work, optimizer)
     step = make_train_step(
         work.encoders,
         work.objective,
         optimizer,
-        seed,
+        0,
         memory_bytes=work.distance_bytes,
         microbatch=work.microbatch,
         mesh=mesh,
@@ -113,7 +113,6 @@ def run(
     compiled: jax.stages.Compiled,
     work: Workload,
     optimizer,
-    seed: int = 0,
     repeats: int = 3,
     most_s: float = math.inf,
 ) -> dict:
@@ -123,7 +122,6 @@ def run(
       compiled: of `lowered_step`.
       work: the step.
       optimizer: what it was lowered with.
-      seed: of parameters.
       repeats: runs whose median is taken, after one that is not counted.
       most_s: seconds after which no further run begins; one is counted in any case.
 
@@ -131,10 +129,10 @@ def run(
       `step_s`, seconds; `flops_per_s`, what the model needs (nothing computed twice) a second, over
       all devices; `memory_in_use_bytes`, the most on a device so far, None where it does not say.
     """
-    _, _, places, mesh = _shapes(work, optimizer, seed)
+    _, _, places, mesh = _shapes(work, optimizer)
     batch = sharding.put_batch(random_batch(work), mesh)
     example = example_batch({"visual": work.visual[1], "audio": work.audio[1]})
-    state = init_state(work.encoders, work.objective, optimizer, example, seed)
+    state = init_state(work.encoders, work.objective, optimizer, example, 0)
     state, times = jax.device_put(state, places), []
     while len(times) < 2 or (len(times) <= repeats and sum(times) < most_s):
         begin = time.perf_counter()
@@ -152,22 +150,13 @@ def run(
 def random_batch(work: Workload) -> Batch:
     """Whole sequences of random features, on the host; `DRAWN` clips differ."""
     random = np.random.default_rng(0)
-    dtypes = [DTYPES[size] for size in work.feature_bytes]
 
-    def stream(steps: int, width: int, dtype: type) -> Sequences:
-        shape = min(work.batch, DRAWN), steps, width
+    def values(shape: tuple, dtype: type) -> np.ndarray:
+        some = min(work.batch, DRAWN), *shape[1:]
         if dtype == np.uint8:
-            values = random.integers(0, 256, shape, np.uint8)
+            drawn = random.integers(0, 256, some, np.uint8)
         else:
-            values = random.standard_normal(shape, np.float32).astype(dtype)
-        values = values[np.arange(work.batch) % len(values)]  # as many as the batch has
-        windows = np.tile(np.float32([0, steps]), (work.batch, 1))
-        return Sequences(values, np.full(work.batch, steps, np.int32), windows)
+            drawn = random.standard_normal(some, np.float32).astype(dtype)
+        return drawn[np.arange(work.batch) % len(drawn)]  # as many as the batch has
 
-    classes = work.objective.classes
-    return Batch(
-        AudioVisual(stream(*work.visual, dtypes[0]), stream(*work.audio, dtypes[1])),
-        np.arange(work.batch, dtype=np.int32),
-        np.tile(np.float32([0, SECONDS]), (work.batch, 1)),
-        work.objective.targets(classes[:1] * work.batch) if classes else (),
-    )
+    return _batch(work, values)

@@ -125,7 +125,8 @@ def fingerprint(
                 for number in some:  # one film at a time is in memory
                     _write_copies(_film(split, number, videos), int(number), Path(folder))
                 for change in CHANGES:
-                    right[change] += _found(model, Path(folder) / change, keys)
+                    parts = model.stream(Path(folder) / change, streams=STREAMS)
+                    right[change] += [hit for p in parts if len(p) for hit in _of_copies(p, keys)]
             bar.update(len(some))
     return {
         change: {
@@ -157,13 +158,8 @@ def _write_copies(film: Recording, number: int, folder: Path) -> None:
         write(folder / change / f"{number}.mp4", of_film(film, np.random.default_rng(number)))
 
 
-def _found(model: Model, copies: Path, keys: dict) -> list[dict[str, bool]]:
-    """Of each copy that can be read, whether its original is nearest, by what it asks with."""
-    parts = model.stream(copies, streams=STREAMS)
-    return [hits for part in parts if len(part) for hits in _of_copies(part, keys)]
-
-
 def _of_copies(asking: Embedded, keys: dict) -> list[dict[str, bool]]:
+    """Of each copy, whether its original is nearest, by what it asks with."""
     own = np.array([int(Path(name).stem) for name in asking.ids])
     near = {
         stream: cosines(unit_or_zero(getattr(asking, f"{stream}_embeddings")), keys[stream])

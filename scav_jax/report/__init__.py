@@ -1,6 +1,5 @@
-"""What an evaluation shows: the results as a document and a table, and `report.html`.
+"""What an evaluation shows, `report.html`, and what a search found.
 
-results    the document in metrics.json, the terminal's table
 figures    plots and thumbnails
 markup     the HTML pieces
 page       report.html from results and pictures

@@ -140,32 +140,12 @@ def k_sweep(methods: Sequence[dict], first_stage: Sequence[dict]) -> str:
     ks = [method["k"] for method in methods]
     with matplotlib.rc_context(STYLE):
         figure, (recall, seconds) = _panels(2, 10, 3.9, width_ratios=(1.35, 1))
-        for direction, (dashes, marker) in DIRECTION_STYLES.items():
-            name = DIRECTION_NAMES[direction]
+        for direction in DIRECTION_STYLES:
             found = [100 * method[direction]["recall_at_1"] for method in methods]
             passed = [100 * stage[direction] for stage in first_stage]
-            recall.plot(
-                ks,
-                passed,
-                dashes,
-                color=GREY,
-                marker=marker,
-                ms=4,
-                lw=1.2,
-                mfc="white",
-                label=f"first stage, recall@k, {name}",
-            )
-            recall.plot(
-                ks,
-                found,
-                dashes,
-                color=COLOURS["hybrid"],
-                marker=marker,
-                ms=5.5,
-                lw=2,
-                mfc=COLOURS["hybrid"] if dashes == "-" else "white",
-                label=f"hybrid(k), R@1, {name}",
-            )
+            open_markers = {"ms": 4, "lw": 1.2, "mfc": "white"}
+            _line(recall, direction, ks, passed, GREY, "first stage, recall@k", **open_markers)
+            _line(recall, direction, ks, found, COLOURS["hybrid"], "hybrid(k), R@1", ms=5.5, lw=2)
         recall.set_title("Recall, %")
         recall.set_ylim(-3, 104)
         figure.legend(loc="outside lower left", ncols=2, fontsize=8)
@@ -191,22 +171,23 @@ def k_sweep(methods: Sequence[dict], first_stage: Sequence[dict]) -> str:
     return image(figure)
 
 
+def _line(panel: Axes, direction: str, x, y, colour: str, what: str, **style) -> None:
+    """A line in the style of a direction, its markers filled in one of them."""
+    dashes, marker = DIRECTION_STYLES[direction]
+    face = colour if dashes == "-" else "white"
+    style = {"mfc": face, "label": f"{what}, {DIRECTION_NAMES[direction]}"} | style
+    panel.plot(x, y, dashes, color=colour, marker=marker, **style)
+
+
 def gallery_curve(galleries: dict[str, Sequence[dict]]) -> str:
     """R@1 against the size of the gallery, by method and direction, as in `metrics.json`."""
     with matplotlib.rc_context(STYLE):
         figure, (panel,) = _panels(1, 7, 3.6)
         for method, sizes in galleries.items():
-            for direction, (dashes, marker) in DIRECTION_STYLES.items():
-                panel.plot(
-                    [found["size"] for found in sizes],
-                    [100 * found[direction]["recall_at_1"] for found in sizes],
-                    dashes,
-                    color=COLOURS[method],
-                    marker=marker,
-                    ms=5,
-                    mfc=COLOURS[method] if dashes == "-" else "white",
-                    label=f"{method}, {DIRECTION_NAMES[direction]}",
-                )
+            for direction in DIRECTION_STYLES:
+                x = [found["size"] for found in sizes]
+                y = [100 * found[direction]["recall_at_1"] for found in sizes]
+                _line(panel, direction, x, y, COLOURS[method], method, ms=5)
         panel.set_title("R@1, %")
         panel.set_xscale("log")
         panel.set_ylim(-3, 104)
@@ -286,29 +267,34 @@ def _curves(panel: Axes, curves: dict[str, np.ndarray], run: str, number: int, s
 # ---- matrices -------------------------------------------------------------------------------
 
 
-def distance_matrices(
-    distances: Float[np.ndarray, "n n"],
-    row_scores: Float[np.ndarray, "n n"],
-    column_scores: Float[np.ndarray, "n n"],
-    sources: Sequence[str],
-) -> str:
+@dataclass(frozen=True)
+class Matrices:
     """D of some clips, and its z-scores over rows and over columns.
 
-    Args:
+    Attributes:
       distances: `[n, n]`, D[visual, audio].
       row_scores: z-scored over each row (video -> audio).
       column_scores: z-scored over each column (audio -> video).
       sources: the video that each clip is from, equal ones side by side: lines part them.
     """
+
+    distances: Float[np.ndarray, "n n"]
+    row_scores: Float[np.ndarray, "n n"]
+    column_scores: Float[np.ndarray, "n n"]
+    sources: list[str]
+
+
+def distance_matrices(found: Matrices) -> str:
+    """All three side by side."""
+    sources, scores = found.sources, (found.row_scores, found.column_scores)
     borders = [i for i in range(1, len(sources)) if sources[i] != sources[i - 1]]
-    limit = float(max(np.abs(row_scores).max(), np.abs(column_scores).max(), 1e-9))
+    limit = float(max(*(np.abs(matrix).max() for matrix in scores), 1e-9))
     titles = ("D", "z-scored by row (video → audio)", "z-scored by column (audio → video)")
     with matplotlib.rc_context(STYLE):
         figure, panels = _panels(3, 10, 3.75)
-        for panel, matrix, title in zip(
-            panels, (distances, row_scores, column_scores), titles, strict=True
-        ):
-            raw = matrix is distances
+        matrices = (found.distances, *scores)
+        for panel, matrix, title in zip(panels, matrices, titles, strict=True):
+            raw = panel is panels[0]
             scale = {"cmap": "cividis"} if raw else {"cmap": "PuOr", "vmin": -limit, "vmax": limit}
             shown = panel.imshow(matrix, interpolation="nearest", **scale)
             for border in borders if len(borders) < len(sources) - 1 else ():

@@ -65,7 +65,7 @@ def player(
 ) -> str:
     """Cards (HTML) that play in sync for `total` seconds; `below` and `above` are HTML too."""
     return (
-        f'<div class="search" tabindex="0" role="group" aria-label="{escape(name, quote=True)}" '
+        f'<div class="search" tabindex="0" role="group" aria-label="{escape(name)}" '
         f'data-seconds="{total:.3f}">\n<div class="transport">'
         '<button type="button" class="play" aria-pressed="false">&#9654; Play</button>'
         f'<input type="range" min="0" max="{total:.3f}" step="0.05" value="0" '
@@ -97,11 +97,11 @@ def card(
     facts = [clip.label, f"{clip.start:.2f} to {clip.end:.2f} s", score]
     told = escape(" · ".join(fact for fact in facts if fact))
     return (
-        f'<div class="hit {kind}" data-id="{escape(clip.id, quote=True)}"><h3><span>{title}</span>'
+        f'<div class="hit {kind}" data-id="{escape(clip.id)}"><h3><span>{title}</span>'
         f'<button type="button" class="hear" aria-pressed="{str(heard).lower()}" '
-        f'aria-label="hear {escape(clip.id, quote=True)}">Hear</button></h3>'
+        f'aria-label="hear {escape(clip.id)}">Hear</button></h3>'
         f"{_media(clip, not heard, offset)}"
-        f'<div class="id" title="{escape(clip.source, quote=True)}">{_breakable(clip.id)}</div>'
+        f'<div class="id" title="{escape(clip.source)}">{_breakable(clip.id)}</div>'
         f'<div class="small">{told}</div><div class="match">{curve}</div></div>'
     )
 
@@ -113,13 +113,13 @@ def _breakable(name: str) -> str:
 def _media(clip: Shown, muted: bool, offset: float) -> str:
     if not clip.kind:
         return f'<div class="nothing">cannot be played: {escape(clip.address)}</div>'
-    address = escape(clip.address, quote=True)
+    address = escape(clip.address)
     silent = " muted" if muted else ""
     silent += f' data-offset="{offset:.3f}"' if offset else ""
     if clip.kind == "video":
         if clip.still:
-            silent += f' poster="{escape(clip.still, quote=True)}"'
-        name = escape(f"picture of {clip.id}", quote=True)
+            silent += f' poster="{escape(clip.still)}"'
+        name = escape(f"picture of {clip.id}")
         return (
             f'<video src="{address}" preload="auto" playsinline aria-label="{name}"{silent}>'
             "</video>"

@@ -90,9 +90,9 @@ def nothing_found(direction: str) -> str:
     return f"no clip with {ANSWERING[direction]} is in the index, or passes the filter"
 
 
-def escape(name: object, quote: bool = True) -> str:
+def escape(name: object) -> str:
     """A name, or a line with names, as text of a page: on one line, whatever letters it has."""
-    return html.escape(shown(name), quote)
+    return html.escape(shown(name))
 
 
 def document(
@@ -134,7 +134,7 @@ def section(title: str, *parts: str) -> str:
 def figure(uri: str, alternative: str, caption: str) -> str:
     """An image, words for who cannot see it, and a caption (HTML) that says what it shows."""
     return (
-        f'<figure><img src="{uri}" alt="{escape(alternative, quote=True)}">'
+        f'<figure><img src="{uri}" alt="{escape(alternative)}">'
         f"<figcaption>{caption}</figcaption></figure>"
     )
 

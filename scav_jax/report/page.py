@@ -7,9 +7,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import numpy as np
-from jaxtyping import Float
-
 from scav_jax.base.names import last_parts
 from scav_jax.report import figures, markup, probed
 from scav_jax.report.markup import escape
@@ -72,16 +69,6 @@ class ExampleSearch:
 
 
 @dataclass(frozen=True)
-class Matrices:
-    """D of a few clips, before and after the z-score; see `figures.distance_matrices`."""
-
-    distances: Float[np.ndarray, "n n"]
-    row_scores: Float[np.ndarray, "n n"]
-    column_scores: Float[np.ndarray, "n n"]
-    sources: list[str]
-
-
-@dataclass(frozen=True)
 class Pictures:
     """What the page shows besides the results; what is empty is left out or explained.
 
@@ -97,7 +84,7 @@ class Pictures:
     """
 
     histories: list[tuple[str, list[dict]]] = field(default_factory=list)
-    matrices: Matrices | None = None
+    matrices: figures.Matrices | None = None
     alignments: list[figures.Alignment] = field(default_factory=list)
     comparison: list[figures.Alignment] = field(default_factory=list)
     resampled: figures.Resampled | None = None
@@ -254,15 +241,13 @@ def _gallery_section(run: dict) -> str:
     )
 
 
-def _matrix_section(matrices: Matrices | None, run: dict) -> str:
+def _matrix_section(matrices: figures.Matrices | None, run: dict) -> str:
     if matrices is None:
         return ""
     return markup.section(
         "Distance matrices before and after the z-score",
         markup.figure(
-            figures.distance_matrices(
-                matrices.distances, matrices.row_scores, matrices.column_scores, matrices.sources
-            ),
+            figures.distance_matrices(matrices),
             "Three distance matrices",
             f"{len(matrices.sources)} clips of {len(set(matrices.sources))} videos, sorted by "
             "video (white lines part them): each row is a clip's video, each column a clip's "
@@ -404,17 +389,17 @@ def _search(search: ExampleSearch) -> str:
 def _clip(clip: ClipView, kind: str, title: str, distance: str) -> str:
     media = '<div class="nothing">no picture</div>'
     if clip.thumbnail:
-        alternative = escape(f"First frame of {clip.id}", quote=True)
+        alternative = escape(f"First frame of {clip.id}")
         media = f'<img src="{clip.thumbnail.picture}" alt="{alternative}">'
         media += markup.envelope(clip.thumbnail.envelope)
     if clip.sound:
-        name = escape(f"sound of {clip.id}", quote=True)
+        name = escape(f"sound of {clip.id}")
         media += f'<audio controls preload="none" src="{clip.sound}" aria-label="{name}"></audio>'
     breakable = escape(clip.id).replace("_", "_<wbr>")
     facts = [clip.label, f"{clip.start:.1f} to {clip.end:.1f} s", distance]
     return (
         f'<div class="clip {kind}"><div class="verdict">{title}</div>{media}'
-        f'<div class="id" title="{escape(clip.source, quote=True)}">{breakable}</div>'
+        f'<div class="id" title="{escape(clip.source)}">{breakable}</div>'
         f'<div class="small">{escape(" · ".join(fact for fact in facts if fact))}</div></div>'
     )
 

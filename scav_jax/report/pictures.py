@@ -52,14 +52,14 @@ def matrix_clips(
     return [number for group in largest for number in group[:a_source]][:clips]
 
 
-def make_matrices(distances: Float[np.ndarray, "K K"], split: Split) -> page.Matrices | None:
+def make_matrices(distances: Float[np.ndarray, "K K"], split: Split) -> figures.Matrices | None:
     """D of a few clips, and its z-scores as if they were one batch."""
     chosen = matrix_clips(split.sources)
     if len(chosen) < 2:
         return None
     block = np.ascontiguousarray(distances[np.ix_(chosen, chosen)])
     rows, columns = (np.asarray(_normalized(jnp.asarray(block), axis)) for axis in (1, 0))
-    return page.Matrices(block, rows, columns, [split.sources[number] for number in chosen])
+    return figures.Matrices(block, rows, columns, [split.sources[number] for number in chosen])
 
 
 # ---- alignments -----------------------------------------------------------------------------
@@ -205,30 +205,25 @@ def _clip_views(split: Split, numbers: Sequence[int]) -> tuple[dict[int, page.Cl
         reasons.append("the data set does not say where its videos are")
     elif not folder.is_dir():
         reasons.append(f"the folder of the videos is not there any more ({folder})")
-    thumbnails: dict[int, figures.Thumbnail] = {}
-    sounds: dict[int, str] = {}
-    if not reasons:
-        for number in progress_bar("thumbnails", len(numbers), "clip", over=numbers):
-            span = float(split.starts[number]), float(split.ends[number])
-            made = figures.thumbnail(folder / split.sources[number], *span)
+    there, views = not reasons, {}
+    for number in progress_bar("thumbnails", len(numbers), "clip", shown=there, over=numbers):
+        span = float(split.starts[number]), float(split.ends[number])
+        thumbnail, sound = None, ""
+        if there:
+            source = folder / split.sources[number]
+            made = figures.thumbnail(source, *span)
             if isinstance(made, str):
                 reasons.append(made)
             else:
-                thumbnails[number] = made
-                source = str(folder / split.sources[number])
-                kind, address, _ = embedded_media(source, *span, ("audio",))
-                sounds[number] = address if kind else ""
-    views = {
-        number: page.ClipView(
-            id=split.ids[number],
-            source=split.sources[number],
-            start=float(split.starts[number]),
-            end=float(split.ends[number]),
-            label=split.labels[number],
-            thumbnail=thumbnails.get(number),
-            sound=sounds.get(number, ""),
+                kind, address, _ = embedded_media(str(source), *span, ("audio",))
+                thumbnail, sound = made, address if kind else ""
+        views[number] = page.ClipView(
+            split.ids[number],
+            split.sources[number],
+            *span,
+            split.labels[number],
+            thumbnail,
+            sound,
         )
-        for number in numbers
-    }
     more = f" (and {len(reasons) - 1} more)" if len(reasons) > 1 else ""
     return views, reasons[0] + more if reasons else ""

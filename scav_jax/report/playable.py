@@ -57,34 +57,32 @@ def make_playable(
     end: float | None,
     *,
     kinds: Collection[str] = KINDS,
-    height: int = HEIGHT,
-    max_seconds: float = MAX_SECONDS,
 ) -> Playable:
-    """Cuts and encodes a clip.
+    """Cuts and encodes a clip, its picture `WIDTH` by `HEIGHT` pixels at most.
+
+    They are less where it has so many frames that they are more than `MAX_PIXELS` in all.
 
     Args:
       path: of the file.
-      start, end: in seconds of the file; None is its end. Longer clips are cut short.
+      start, end: in seconds of the file; None is its end. What lasts more than `MAX_SECONDS` is
+        cut short.
       kinds: "video", "audio" or both, of which those are taken that the file has.
-      height: of the picture at most, in pixels; its width is at most that of 16:9, and both are
-        less where a clip has so many frames that they are more than `MAX_PIXELS` in all.
-      max_seconds: what is shown at most.
 
     Raises:
       Unusable: the clip cannot be decoded or encoded; its reason is in words.
     """
     if end is not None:
-        end = min(end, start + max_seconds)
+        end = min(end, start + MAX_SECONDS)
     there = stream_kinds(path)
     chosen = tuple(kind for kind in KINDS if kind in kinds and kind in there)
     if not chosen:
         raise Unusable("open", f"no {' and no '.join(kinds)} stream")
     shrink = None
     if "video" in chosen:
-        seconds = max_seconds if end is None else end - start
+        seconds = MAX_SECONDS if end is None else end - start
         _, rate = picture_load(path)
-        shrink = partial(_scaled, height=height, most=MAX_PIXELS / max(rate * seconds, 1.0))
-    with Reader(path, None, shrink, max_seconds, chosen) as reader:
+        shrink = partial(_scaled, most=MAX_PIXELS / max(rate * seconds, 1.0))
+    with Reader(path, None, shrink, MAX_SECONDS, chosen) as reader:
         media = reader.cut(start, end)
     try:
         content = _encode(media)
@@ -107,7 +105,7 @@ def is_another(path: str | Path, content: str) -> bool:
 
 def still_picture(path: Path, start: float, end: float) -> str:
     """The first picture of a clip as a `data:` address, soon; "" where there is none."""
-    shrink = partial(_scaled, height=HEIGHT, most=MAX_PIXELS)
+    shrink = partial(_scaled, most=MAX_PIXELS)
     with contextlib.suppress(Unusable), Reader(path, None, shrink, STILL_S, ("video",)) as reader:
         return jpeg(reader.cut(start, min(end, start + STILL_S)).frames[0])
     return ""
@@ -137,16 +135,13 @@ def picture_load(path: Path) -> tuple[int, float]:
         return stream.stream.width * stream.stream.height, stream.rate
 
 
-def _scaled(
-    frame: UInt8[np.ndarray, "height width 3"], height: int, most: float
-) -> UInt8[np.ndarray, "h w 3"]:
-    """A frame of even sides, as large as fits `height`, its width at 16:9, and `most` pixels."""
+def _scaled(frame: UInt8[np.ndarray, "height width 3"], most: float) -> UInt8[np.ndarray, "h w 3"]:
+    """A frame of even sides, as large as fits `WIDTH`, `HEIGHT` and `most` pixels."""
     from PIL import Image
 
     rows, columns = frame.shape[:2]
-    width = height * WIDTH / HEIGHT
-    most = min(most, height * round(width))
-    factor = min(1.0, height / rows, width / columns, (most / (rows * columns)) ** 0.5)
+    most = min(most, HEIGHT * WIDTH)
+    factor = min(1.0, HEIGHT / rows, WIDTH / columns, (most / (rows * columns)) ** 0.5)
     size = tuple(max(2, 2 * round(side * factor / 2)) for side in (columns, rows))
     return np.asarray(Image.fromarray(frame).resize(size, Image.Resampling.BILINEAR))
 

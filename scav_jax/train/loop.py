@@ -203,7 +203,7 @@ def _start_or_resume(
         params, fresh = start.applied_to(state.params)
         state = state.replace(params=params, opt_state=optimizer.init(params))
     cut = {name: getattr(setup.config.train, name) for name in ("shard_params", "shard_optimizer")}
-    state = sharding.put(state, state_shardings(state, mesh, **cut))
+    state = jax.device_put(state, state_shardings(state, mesh, **cut))
     latest = checkpoints.restore_latest(state)
     if latest is None:
         _describe(setup, state, mesh)

@@ -14,6 +14,7 @@ import shutil
 import sys
 import zlib
 from collections.abc import Iterator
+from operator import itemgetter
 from pathlib import Path
 
 import jax
@@ -54,7 +55,7 @@ class Checkpoints:
         from orbax.checkpoint import checkpoint_managers
 
         best = checkpoint_managers.BestN(
-            get_metric_fn=_score,
+            get_metric_fn=itemgetter(SCORE),
             n=keep_best,
             keep_checkpoints_without_metrics=False,
         )
@@ -65,7 +66,7 @@ class Checkpoints:
         self._manager = ocp.CheckpointManager(
             (run / CHECKPOINTS).absolute(),
             options=ocp.CheckpointManagerOptions(
-                best_fn=_score,  # without it orbax does not store the scores
+                best_fn=itemgetter(SCORE),  # without it orbax does not store the scores
                 preservation_policy=policy,  # `best_fn` alone would delete a bad latest step
                 cleanup_tmp_directories=True,
             ),
@@ -130,9 +131,8 @@ class Checkpoints:
             return step, *restored
         if broken:
             newest = broken[max(broken)]
-            if isinstance(newest, OUR_FAULTS):
-                raise newest
-            if all(isinstance(error, OtherModel) for error in broken.values()):
+            other_model = all(isinstance(error, OtherModel) for error in broken.values())
+            if other_model or isinstance(newest, OUR_FAULTS):
                 raise newest
             raise InputError(
                 f"{self._manager.directory}: none of the checkpoints (steps "
@@ -156,13 +156,13 @@ class Checkpoints:
         """
         import orbax.checkpoint as ocp
 
-        rest = like.replace(params={})
+        rest, there = like.replace(params={}), Path(self._manager.directory) / str(step)
         with _orbax_reads(self._run / CHECKPOINTS / str(step)):
             restored = self._manager.restore(
                 step,
                 args=ocp.args.Composite(
-                    params=_restore_args(like.params, self._path(step, "params")),
-                    rest=_restore_args(rest, self._path(step, "rest")),
+                    params=_restore_args(like.params, there / "params"),
+                    rest=_restore_args(rest, there / "rest"),
                     notes=ocp.args.JsonRestore(),
                     checks=ocp.args.JsonRestore(),
                 ),
@@ -233,9 +233,6 @@ class Checkpoints:
     def _disk_errors(self):
         """tensorstore reports a full disk as text in a ValueError: makes it the OSError it is."""
         return full_disk_is_an_oserror(str(self._manager.directory))
-
-    def _path(self, step: int, item: str) -> Path:
-        return Path(self._manager.directory) / str(step) / item
 
     def _set_aside(self, step: int, error: Exception) -> None:
         """Moves a broken checkpoint out of the way, and says so."""
@@ -315,10 +312,6 @@ def run_of_checkpoints(run: Path) -> str | None:
 def _read_item(folder: Path) -> dict:
     """What orbax wrote of a JSON item of a checkpoint."""
     return read_object(folder / "metadata", "a part of a checkpoint", "it is set aside")
-
-
-def _score(metrics: dict) -> float:
-    return metrics[SCORE]
 
 
 def _say_broken(step: int, error: Exception, what_is_done: str) -> None:
@@ -424,15 +417,10 @@ def _stored_shapes(path: Path) -> dict[str, tuple[int, ...]]:
 def _shapes(tree: PyTree) -> dict[str, tuple[int, ...]]:
     leaves = jax.tree_util.tree_leaves_with_path(tree, is_leaf=lambda x: hasattr(x, "shape"))
     return {
-        "/".join(_word(key) for key in path): tuple(leaf.shape)
+        jax.tree_util.keystr(path, simple=True, separator="/"): tuple(leaf.shape)
         for path, leaf in leaves
         if hasattr(leaf, "shape")  # what is stored of an empty subtree has none
     }
-
-
-def _word(key) -> str:
-    """A key of a path as it is stored: of a dict, a list or an object."""
-    return str(next(getattr(key, a) for a in ("key", "idx", "name") if hasattr(key, a)))
 
 
 def check_same_shapes(like: PyTree, stored: dict[str, tuple[int, ...]], where: Path) -> None:

@@ -325,8 +325,11 @@ def override(config: Config, overrides: Mapping[str, Any]) -> Config:
     names = [f"{section}.name" for section in NAMED]
     for key in sorted(overrides, key=lambda key: key not in names):
         section, _, rest = key.partition(".")
-        _check_section(config, section, key)
+        if section not in SECTIONS:
+            _unknown(config, key, section, "the config", list(SECTIONS))
         if section == "seed":
+            if key != section:
+                raise InputError(f"config.{key}: seed is a value, it has no keys")
             new = _read(key, overrides[key], int)
         elif key in names:
             new, name = getattr(config, section), _read(key, overrides[key], str)
@@ -352,13 +355,6 @@ def _with(present: Any, section: str, rest: str, key: str, value: Any, config: C
     if rest not in kinds:
         _unknown(config, key, rest, section, list(kinds))
     return dataclasses.replace(present, **{rest: _read(key, value, kinds[rest])})
-
-
-def _check_section(config: Config, section: str, key: str) -> None:
-    if section not in SECTIONS:
-        _unknown(config, key, section, "the config", list(SECTIONS))
-    if section == "seed" and key != section:
-        raise InputError(f"config.{key}: seed is a value, it has no keys")
 
 
 def _unknown(config: Config, key: str, name: str, where: str, known: list[str]) -> None:

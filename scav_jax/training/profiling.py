@@ -25,7 +25,6 @@ from scav_jax.train_step import TrainState, of_clips, per_clip
 FOLDER = "profile"
 REPEATS = 3
 NAMES = {
-    "compilation": "compilation",
     "input": "waiting for input",
     "step": "steps",
     "checkpoint": "checkpoints",

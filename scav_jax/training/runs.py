@@ -33,7 +33,6 @@ from scav_jax.training.checkpoints import (
     check_sums,
     checkpointer,
     checksums,
-    newest_first,
     restore_params,
     run_of_checkpoints,
 )
@@ -128,11 +127,6 @@ def save_averaged(
             orbax.save((partial / "params").absolute(), args=ocp.args.PyTreeSave(params))
         about = {"averaged_steps": steps, "checks": checksums(params), "decided": decided or {}}
         write_document(partial / "steps.json", about)
-
-
-def has_checkpoints(workdir: Path) -> bool:
-    """Whether a run has come so far as to save one."""
-    return bool(newest_first(workdir))
 
 
 def only_trainer(workdir: Path):

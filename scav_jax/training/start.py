@@ -16,14 +16,13 @@ from jaxtyping import PyTree
 from scav_jax.base.documents import checksum
 from scav_jax.base.errors import InputError, listed
 from scav_jax.features.clip import fingerprint_difference
-from scav_jax.training.checkpoints import checksums, latest_params
+from scav_jax.training.checkpoints import checksums, latest_params, newest_first
 from scav_jax.training.config import from_dict
 from scav_jax.training.runs import (
     AVERAGED,
     CONFIG_FILE,
     build,
     check_no_export,
-    has_checkpoints,
     load_run,
     parameter_shapes,
     read_config,
@@ -78,7 +77,7 @@ def weights_to_start_from(setup: Setup, workdir: Path) -> Start | None:
     source = setup.config.train.init_from
     if not source:
         return None
-    if has_checkpoints(workdir) and (workdir / CONFIG_FILE).exists():
+    if newest_first(workdir) and (workdir / CONFIG_FILE).exists():
         before = read_config(workdir)
         if before["start"] and before["train"]["init_from"] == source:
             return Start(source, before["start"], None)

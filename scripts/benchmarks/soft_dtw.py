@@ -41,8 +41,8 @@ from contest import (
     with_torch,
 )
 
+from scav_jax.distances import warping
 from scav_jax.distances.dtw import dtw_matrix, soft_dtw, soft_dtw_matrix
-from scav_jax.distances.warping import warping_costs
 from scav_jax.sequences import Sequences, sequences
 
 warnings.filterwarnings("ignore")  # of the peers
@@ -57,12 +57,30 @@ GAMMAS = (1e-3, 1e-2, 0.1, 1.0, 10.0)
 # -- from given costs -----------------------------------------------------------------------------
 
 
+@jax.custom_vjp
 def ours_on(costs):
-    """Costs `[N, M, B]` -> `[B]`."""
+    """Costs `[N, M, B]` -> `[B]`; the derivative is computed along with the values."""
+    return _in_tiles(costs, aligned=False)[0]
+
+
+def _in_tiles(costs, aligned: bool):
+    """(values, alignments or None), tile after tile; B is a multiple of their size."""
     n, m, pairs = costs.shape
-    return warping_costs(
-        costs, jnp.full((pairs,), n, jnp.int32), jnp.full((pairs,), m, jnp.int32), GAMMA
-    )
+    block = warping.fast_block(n, m, costs.dtype.itemsize, GIB)
+    stream, group, _ = warping.tiling(pairs, 1, block)
+    tiles = costs.reshape(n, m, -1, stream, group).transpose(2, 0, 3, 1, 4)
+    lengths = [jnp.full((stream, group), steps, jnp.int32) for steps in (n, m)]
+    solve = partial(warping.solve_tile, gamma=GAMMA, aligned=aligned)
+    values, alignments = jax.lax.map(lambda tile: solve(tile, *lengths), tiles)
+    if aligned:
+        alignments = alignments.transpose(1, 3, 0, 2, 4).reshape(costs.shape)
+    return values.reshape(pairs), alignments
+
+
+ours_on.defvjp(
+    partial(_in_tiles, aligned=True),
+    lambda alignments, cotangent: (alignments * cotangent[None, None],),
+)
 
 
 def ott_on(costs):

@@ -124,8 +124,10 @@ def test_memory_is_what_xla_allocates(work):
 
 @pytest.mark.parametrize(
     "devices, batch, found",
-    [(1, 4096, 7355.7), (1, 16384, 27721.0), (2, 4096, 4931.9), (4, 16384, 12886.6)]
-    + [(8, 4096, 2710.7), (8, 16384, 9708.4)],
+    [
+        *((1, 4096, 7355.7), (1, 16384, 27721.0), (2, 4096, 4931.9)),
+        *((4, 16384, 12886.6), (8, 4096, 2710.7), (8, 16384, 9708.4)),
+    ],
 )
 def test_memory_of_cards_is_planned(devices, batch, found):
     """As compiled for an H200 (`plan_memory.py --paper --card h200`): MiB, within 10 %."""

@@ -241,6 +241,12 @@ def test_a_card_without_licence_or_figures_says_so(tmp_path):
     assert [width_read(made, stream) for stream in ("visual", "audio")] == [4 * 384, 2048]
 
 
+@pytest.mark.parametrize("licence", ["two words", "mit\nmodel: x", "", "a: b"])
+def test_a_licence_is_a_name(licence, tmp_path):
+    with pytest.raises(InputError, match="--licence: expected an SPDX name"):
+        export.export(tmp_path / "no run", tmp_path / "out", licence=licence)
+
+
 def test_damage_is_seen(exported, tmp_path):
     def copy(name):
         folder = tmp_path / name

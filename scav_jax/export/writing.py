@@ -1,6 +1,7 @@
 """Writing a trained model as files that others can load; `export.__main__` says which they are."""
 
 import json
+import re
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -56,9 +57,10 @@ def export(
       The model.
 
     Raises:
-      InputError: no finished run, or `out` is not empty.
+      InputError: no finished run, `out` is not empty, or `licence` is no name of one.
     """
     _check_free(Path(out))
+    check_licence(licence)
     return write_model(load_run(Path(run)), Path(out), licence=licence, onnx=onnx)
 
 
@@ -71,6 +73,7 @@ def write_model(
 ) -> Model:
     """The same of a run that is in memory; its `path` is where its evaluations are."""
     _check_free(out)
+    check_licence(licence)
     model = Model(run)
     with folder_atomically(out) as partial:
         (partial / TOWERS).mkdir()
@@ -85,6 +88,15 @@ def write_model(
 def _check_free(out: Path) -> None:
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise InputError(f"--out: expected a new or empty folder, {out} is not; choose another")
+
+
+def check_licence(licence: str) -> None:
+    """Raises `InputError` for more than a name, which the head of a card could not hold."""
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9.+-]*", licence):
+        raise InputError(
+            f"--licence: expected an SPDX name such as cc-by-4.0 or mit, got {licence!r}; for a "
+            "licence without one write other and name it in the card"
+        )
 
 
 def _write(model: Model, folder: Path, readme: str) -> None:

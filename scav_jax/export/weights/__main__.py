@@ -27,8 +27,9 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
 def main(argv: Sequence[str] | None = None) -> int:
     options = parse(argv)
     from scav_jax.export.weights.released import convert
-    from scav_jax.export.writing import write_model
+    from scav_jax.export.writing import check_licence, write_model
 
+    check_licence(options.licence)
     run, unused = convert(options.file, options.system, options.heads)
     model = write_model(run, options.out, licence=options.licence)
     for why, count in unused.items():

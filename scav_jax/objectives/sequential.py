@@ -148,9 +148,9 @@ class Sequential(Objective):
             options = self.distance_options
             of_pair = find(self.distance, options).cost(work.steps, work.width, **options)
             distance += pairs * of_pair.operations
-            working = work.rows * work.clips * of_pair.memory
-            memory += min(work.memory_bytes, working)
-            backward = _backward_bytes(work, of_pair)
+            of_pairs = min(work.memory_bytes, work.rows * work.clips * of_pair.memory)
+            memory += of_pairs
+            backward = _backward_bytes(work, of_pair, of_pairs)
         elif work.on_cpu:  # the gradient of one stream's latents is made beside both
             one_stream = work.steps[0] * work.width
             memory = max(memory, FLOAT * work.rows * (work.clips + one_stream))
@@ -169,16 +169,15 @@ class Sequential(Objective):
         return [distance, scale.WORDS[self.normalize], f"temperature from {self.temperature:g}"]
 
 
-def _backward_bytes(work: Work, of_pair: PairCost) -> float:
-    """While the gradient of latents is made of D's."""
-    rows = round(work.rows)
+def _backward_bytes(work: Work, of_pair: PairCost, of_pairs: float) -> float:
+    """While the gradient of latents is made of D's; `of_pairs` is what all pairs work with."""
     if of_pair.of_clips:
-        return of_pair.of_clips(rows, work.clips, work.memory_bytes, work.on_cpu)
+        return of_pair.of_clips(round(work.rows), work.clips, work.memory_bytes, work.on_cpu)
     # D and its gradient; and the visual gradient, which comes in blocks of clips, is put into order
     # beside itself.
-    matrices = 2.0 * FLOAT * rows * work.clips
-    in_order = FLOAT * rows * work.steps[0] * work.width if work.on_cpu else 0.0
-    return matrices + in_order + min(work.memory_bytes, rows * work.clips * of_pair.memory)
+    matrices = 2.0 * FLOAT * work.rows * work.clips
+    in_order = FLOAT * work.rows * work.steps[0] * work.width if work.on_cpu else 0.0
+    return matrices + in_order + of_pairs
 
 
 def latents_of(outputs: Outputs) -> AudioVisual:

@@ -233,6 +233,9 @@ def test_batches_have_few_shapes_and_every_sound_once():
         seen = sorted(index for indices, _, _ in batches for index in indices)
         assert seen == [i for i, n in enumerate(samples) if beats.step_count(n)]
         assert len({(steps, rows) for _, steps, rows in batches}) <= 2 * len(beats.STEP_BUCKETS)
+        alone = list(beats._batches(samples, devices, each=1))
+        assert sorted(index for indices, _, _ in alone for index in indices) == seen
+        assert {rows for _, _, rows in alone} == {devices}
         for indices, steps, rows in batches:
             assert max(beats.step_count(samples[i]) for i in indices) <= steps
             assert len(indices) <= rows

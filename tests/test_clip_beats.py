@@ -144,7 +144,7 @@ def test_frames_are_cropped_as_they_are_decoded(videos):
     np.testing.assert_array_equal(outcome.prepared.audio, decoded.waveform)
 
 
-def test_batches_change_no_bit(model):
+def test_batches_change_no_bit(model, monkeypatch):
     """However clips are put together. Nor do devices: test_scaling."""
     clips = prepared(1, CHUNK, 3 * CHUNK + 7, 38, 2 * CHUNK - 1)
     alone = [model.encode([clip])[0] for clip in clips]
@@ -154,6 +154,12 @@ def test_batches_change_no_bit(model):
         for index, found in zip(order, together, strict=True):
             for stream in (0, 1):
                 assert_equal_products(found[stream], alone[index][stream])
+    rows, forward = [], beats._forward
+    monkeypatch.setattr(
+        beats, "_forward", lambda *given: rows.append(len(given[-1])) or forward(*given)
+    )
+    of_devices(1).audio.encode([clips[1].audio] * 3)
+    assert rows == [1] * 3  # in larger products a sound is rounded by what stands beside it
 
 
 def of_devices(count):
@@ -165,7 +171,6 @@ def of_devices(count):
     )
     sound = beats.Beats(beats_weights.random_checkpoint(BEATS, 0), devices=count)
     model = backbones.load("clip_beats", weights={"clip": clip_model, "beats": sound})
-    model.audio.sounds_at_once = count
     return model
 
 

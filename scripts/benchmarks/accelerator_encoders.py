@@ -38,8 +38,8 @@ from scav_jax.extract.backbones.beats import Beats  # noqa: E402
 from scav_jax.extract.backbones.beats_weights import ITER3_PLUS, random_checkpoint  # noqa: E402
 from scav_jax.extract.backbones.clip_model import FRAME_CHUNKS, ClipModel  # noqa: E402
 from scav_jax.extract.backbones.clip_towers import ClipConfig, VisionConfig  # noqa: E402
-from scav_jax.extract.backbones.clip_visual import CLIPS_A_DEVICE  # noqa: E402
 from scav_jax.extract.backbones.clip_weights import random_weights  # noqa: E402
+from scav_jax.extract.backbones.sides import CLIPS_A_DEVICE  # noqa: E402
 
 SMALL_CLIP = VisionConfig(
     hidden_size=32, intermediate_size=64, num_hidden_layers=1, num_attention_heads=2, image_size=64
@@ -59,13 +59,18 @@ def clip(quick: bool, dtype: str) -> dict:
 
 
 def beats(quick: bool, dtype: str) -> dict:
-    """Waveforms of 10 s through BEATs, log-mel frames included."""
+    """Waveforms of 10 s through BEATs, log-mel frames included, in full batches.
+
+    `alone_clips_per_s`: as extraction has them, one sound at a time.
+    """
     config, clips = (replace(ITER3_PLUS, encoder_layers=1), 2) if quick else (ITER3_PLUS, 32)
     model = Beats(random_checkpoint(config, seed=0), dtype, devices=1)
     random = np.random.default_rng(0)
     sounds = random.uniform(-0.5, 0.5, (clips, beats_benchmark.SAMPLES)).astype(np.float32)
     work = beats_benchmark.flops_of_a_clip(config)
-    return rate(lambda: model.encode(sounds), clips, work, dtype, quick)
+    alone = rate(lambda: model.encode(sounds, alone=True), clips, work, dtype, quick)
+    figures = rate(lambda: model.encode(sounds), clips, work, dtype, quick)
+    return figures | {"alone_clips_per_s": alone["clips_per_s"]}
 
 
 def rate(

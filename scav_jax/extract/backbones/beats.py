@@ -268,13 +268,16 @@ class Beats:
         self._mesh: Mesh = sharding.local_mesh(devices)
         self._params = sharding.put_replicated(to_params(checkpoint), self._mesh)
 
-    def encode(self, waveforms: Sequence[np.ndarray]) -> list[Float[np.ndarray, "_steps width"]]:
+    def encode(
+        self, waveforms: Sequence[np.ndarray], alone: bool = False
+    ) -> list[Float[np.ndarray, "_steps width"]]:
         """Every sound's features, `width` numbers for each 0.16 s.
 
         A sound's features do not depend on the sounds beside it (but for float32 rounding).
 
         Args:
           waveforms: `[S]` each: mono, 16 kHz, in [-1, 1], at most 60 s.
+          alone: one sound a device at a time: no bit depends on the sounds beside it.
 
         Returns:
           float32 `[step_count(S), width]` each; no rows for a sound of less than 175 ms.
@@ -284,7 +287,7 @@ class Beats:
         """
         sounds = _checked_sounds(waveforms)
         features = [np.zeros((0, self.width), np.float32) for _ in sounds]
-        for indices, values in self._run(sounds):
+        for indices, values in self._run(sounds, 1 if alone else None):
             for row, index in enumerate(indices):
                 steps = step_count(len(sounds[index]))
                 features[index] = values[row, :steps].astype(np.float32)
@@ -310,10 +313,12 @@ class Beats:
             },
         }
 
-    def _run(self, sounds: list[np.ndarray]) -> Iterable[tuple[list[int], np.ndarray]]:
+    def _run(
+        self, sounds: list[np.ndarray], each: int | None
+    ) -> Iterable[tuple[list[int], np.ndarray]]:
         """Batches of one shape: (which sounds, the model's rows); the next one runs already."""
-        running = None
-        for indices, steps, rows in _batches([len(sound) for sound in sounds], self._mesh.size):
+        running, samples = None, [len(sound) for sound in sounds]
+        for indices, steps, rows in _batches(samples, self._mesh.size, each):
             waveforms = np.zeros((rows, _samples(steps)), np.float32)
             lengths = np.zeros(rows, np.int32)
             for row, index in enumerate(indices):
@@ -345,10 +350,12 @@ def _samples(steps: int) -> int:
     return (steps * PATCH_SIDE - 1) * fbank.HOP_SAMPLES + fbank.WINDOW_SAMPLES
 
 
-def _batches(samples: list[int], devices: int) -> Iterable[tuple[list[int], int, int]]:
+def _batches(
+    samples: list[int], devices: int, each: int | None = None
+) -> Iterable[tuple[list[int], int, int]]:
     """Which sounds run together, padded to how many steps and rows: few different shapes.
 
-    Rows are the devices times a power of two, as many as `TOKENS_AT_ONCE` allows.
+    Rows are the devices times a power of two: `each`, or as many as `TOKENS_AT_ONCE` allows.
     """
     by_bucket: dict[int, list[int]] = {}
     for index, count in enumerate(samples):
@@ -357,12 +364,12 @@ def _batches(samples: list[int], devices: int) -> Iterable[tuple[list[int], int,
             bucket = next(bucket for bucket in STEP_BUCKETS if steps <= bucket)
             by_bucket.setdefault(bucket, []).append(index)
     for bucket, indices in sorted(by_bucket.items()):
-        most = max(1, TOKENS_AT_ONCE // (bucket * PATCHES_A_STEP))
+        most = each or max(1, TOKENS_AT_ONCE // (bucket * PATCHES_A_STEP))
         most = devices * 2 ** (most.bit_length() - 1)
         for begin in range(0, len(indices), most):
             chunk = indices[begin : begin + most]
-            each = -(-len(chunk) // devices)
-            yield chunk, bucket, devices * 2 ** (each - 1).bit_length()
+            rows = -(-len(chunk) // devices)
+            yield chunk, bucket, devices * 2 ** (rows - 1).bit_length()
 
 
 def _checked_sounds(waveforms: Sequence[np.ndarray]) -> list[np.ndarray]:

@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import Float
 
 from scav_jax.base.errors import check_one_of
-from scav_jax.extract.backbones.sides import Audio
+from scav_jax.extract.backbones.sides import Audio, clips_that_fill_devices
 from scav_jax.extract.fbank import RATE_HZ, check_waveform
 
 MAX_SECONDS = 60.0  # BEATs attends over a whole clip at once
@@ -38,17 +38,13 @@ class BeatsAudio(Audio):
     step_s = 0.16  # a patch of 16 log-mel frames of 10 ms
 
     def __init__(self, weights: Any, dtype: str = "float32"):
-        from jax import local_devices  # not above: workers import this module
-
-        from scav_jax.extract.backbones import beats
+        from scav_jax.extract.backbones import beats  # not above: workers import this module
 
         check_one_of("beats: dtype", dtype, beats.DTYPES)
         loaded = isinstance(weights, beats.Beats)
         self.model = weights if loaded else beats.load(weights, dtype)
         self.width = self.model.width
-        devices = local_devices()
-        self.sounds_at_once = len(devices)
-        self.clips_at_once = 1 if devices[0].platform == "cpu" else len(devices)
+        self.clips_at_once = clips_that_fill_devices()
 
     @property
     def preparer(self) -> BeatsPreparer:
@@ -58,8 +54,4 @@ class BeatsAudio(Audio):
         return self.model.fingerprint() | {"max_seconds": MAX_SECONDS}
 
     def encode(self, clips: Sequence[np.ndarray]) -> list[Float[np.ndarray, "_M D"]]:
-        """One sound a device at a time, so that what it is computed beside changes nothing."""
-        features, count = [], self.sounds_at_once
-        for begin in range(0, len(clips), count):
-            features += self.model.encode(clips[begin : begin + count])
-        return features
+        return self.model.encode(clips, alone=True)

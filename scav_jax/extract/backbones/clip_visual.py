@@ -13,9 +13,8 @@ import numpy as np
 from jaxtyping import Float, UInt8
 
 from scav_jax.extract.backbones.clip_pixels import Preprocessing, resize_crop_pil
-from scav_jax.extract.backbones.sides import Visual
+from scav_jax.extract.backbones.sides import Visual, clips_that_fill_devices
 
-CLIPS_A_DEVICE = 8  # encoded in one go on an accelerator, so that it never waits for the host
 # A frame goes to the device with at most so many times a crop's bytes, as 480 x 270 and 454 x 256
 # pixels have. Larger ones would fill pipes and memory with pixels that are not needed.
 WHOLE_FRAMES = 3
@@ -71,9 +70,7 @@ class ClipVisual(Visual):
         output: str = "pooled",
         resize: str | None = None,
     ):
-        from jax import local_devices  # not above: workers import this module
-
-        from scav_jax.extract.backbones import clip_model
+        from scav_jax.extract.backbones import clip_model  # not above: workers import this module
 
         clip_model.check_options(dtype, output, resize)  # before minutes of loading
         if isinstance(weights, str | Path):
@@ -82,9 +79,7 @@ class ClipVisual(Visual):
             weights.check_resizing()
         self.model = weights
         self.width = weights.visual_width
-        devices = local_devices()
-        # A CPU has nothing to wait for, and single clips show more often how far the work is.
-        self.clips_at_once = 1 if devices[0].platform == "cpu" else CLIPS_A_DEVICE * len(devices)
+        self.clips_at_once = clips_that_fill_devices()
 
     @property
     def preparer(self) -> ClipPreparer:

@@ -28,6 +28,17 @@ from jaxtyping import Float, UInt8
 from scav_jax.base.errors import InputError
 from scav_jax.features.clip import MAX_CLIP_S
 
+CLIPS_A_DEVICE = 8  # encoded in one go on an accelerator, so that it never waits for the host
+
+
+def clips_that_fill_devices() -> int:
+    """For `Side.clips_at_once` of an encoder that computes on all devices of this process."""
+    from jax import local_devices  # not above: workers import this module
+
+    devices = local_devices()
+    # A CPU has nothing to wait for, and single clips show more often how far the work is.
+    return 1 if devices[0].platform == "cpu" else CLIPS_A_DEVICE * len(devices)
+
 
 class Side:
     """What both kinds have in common.

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from scav_jax.base.progress import progress_bar
 from scav_jax.extract import handover, jobs, pool, program
 from scav_jax.extract.backbones import Prepared
 from scav_jax.extract.containers.opening import Unusable
@@ -226,7 +227,7 @@ def test_what_a_lost_worker_had_sent_is_forgotten(tmp_path, monkeypatch):
     ]
     ledger, waiting, counted = Ledger(tmp_path), deque(), []
     with (
-        Results(ledger, lambda clips, seconds: counted.append((clips, seconds))) as results,
+        Results(ledger, lambda *of: counted.append((*of[:2], len(of[2])))) as results,
         encoder_of(Echo(), 10**9) as encoder,
     ):
         monkeypatch.setattr(pool, "run", lambda *_, **__: (event for event in events))
@@ -234,8 +235,24 @@ def test_what_a_lost_worker_had_sent_is_forgotten(tmp_path, monkeypatch):
     assert list(waiting) == [second]
     assert ledger.rejected(0) == {2: rejection}
     assert [float(ledger.clip(0, place).visual[0, 0]) for place in (0, 1)] == [0.0, 1.0]
-    assert np.sum(counted, axis=0).tolist() == [3.0, 4.0]
-    assert (-2, -4.0) in counted
+    assert np.sum(counted, axis=0).tolist() == [3.0, 4.0, 1.0]
+    assert (-2, -4.0, 0) in counted
+
+
+def test_what_is_rejected_is_told_while_it_works(capsys):
+    with progress_bar("extracting", 30, "clip") as bar:
+        progress = program._Progress(bar)
+        rows = [request(f"c{place}").rejection("features", "not finite") for place in range(30)]
+        for row in rows[:19]:
+            progress.add(1, 0.0, [row])
+        progress.add(-2, 0.0, rows[17:19])  # a worker is lost, its job done again
+        for row in rows[17:20]:
+            assert "so far" not in capsys.readouterr().err
+            progress.add(1, 0.0, [row])
+        progress.add(1, 2.0, [])
+        assert bar.n == 21 and bar.postfix.endswith("h of video/h, 20 rejected")
+    told = "all 20 clips tried so far were rejected, the last (c19) for: not finite"
+    assert capsys.readouterr().err.count(told) == 1
 
 
 def test_decoding_goes_on_while_encoding(tmp_path):

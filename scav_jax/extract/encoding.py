@@ -13,6 +13,7 @@ from scav_jax.extract.backbones import Features, Prepared
 from scav_jax.extract.jobs import Job, JobResult, Outcome
 from scav_jax.extract.ledger import Ledger
 
+TellProgress = Callable[[int, float, list[dict]], Any]
 EncodeClips = Callable[[list[Prepared]], list[Features]]
 
 # What is decoded and not yet encoded: 13 clips of 10 s at 25 frames/s. A worker holds two more.
@@ -135,10 +136,11 @@ class Results:
 
     Args:
       ledger: where jobs are kept.
-      progress: called with clips and seconds of video, both negative for what is taken back.
+      progress: called with clips, seconds of video (both negative for what is taken back), and
+        the rows of rejected.csv among them.
     """
 
-    def __init__(self, ledger: Ledger, progress: Callable[[int, float], Any]):
+    def __init__(self, ledger: Ledger, progress: TellProgress):
         self._ledger, self._progress = ledger, progress
         self._open: dict[int, JobResult] = {}
         self._saver = ThreadPoolExecutor(SAVING_THREADS)
@@ -154,12 +156,12 @@ class Results:
 
     def add(self, job: int, outcome: Outcome, features: Features | None) -> None:
         result = self._open.setdefault(job, JobResult())
-        self._progress(1, result.add(outcome, features))
+        self._progress(1, *result.add(outcome, features))
 
     def forget(self, job: int) -> None:
         """The job is done again from its start."""
         result = self._open.pop(job, JobResult())
-        self._progress(-len(result), -result.seconds)
+        self._progress(-len(result), -result.seconds, list(result.rejected.values()))
 
     def keep(self, job: Job) -> None:
         """All of the job's clips have been added."""

@@ -158,19 +158,22 @@ class JobResult:
         self.rejected: dict[int, dict] = {}
         self.seconds = 0.0
 
-    def add(self, outcome: Outcome, features: Features | None) -> float:
-        """Takes the encoder's features, None for a rejected clip; the seconds of video it adds."""
-        if features is None:
-            self.rejected[outcome.place] = outcome.rejection
-            return 0.0
-        try:
-            self.clips[outcome.place] = outcome.clip(features)
-        except Unusable as unusable:
-            rejection = outcome.request.rejection(unusable.stage, unusable.reason)
-            self.rejected[outcome.place] = rejection
-            return 0.0
-        self.seconds += outcome.seconds
-        return outcome.seconds
+    def add(self, outcome: Outcome, features: Features | None) -> tuple[float, list[dict]]:
+        """Takes the encoder's features, None for a rejected clip.
+
+        Returns:
+          The seconds of video that it adds, and its row of rejected.csv if it has one.
+        """
+        rejection = outcome.rejection
+        if features is not None:
+            try:
+                self.clips[outcome.place] = outcome.clip(features)
+                self.seconds += outcome.seconds
+                return outcome.seconds, []
+            except Unusable as unusable:
+                rejection = outcome.request.rejection(unusable.stage, unusable.reason)
+        self.rejected[outcome.place] = rejection
+        return 0.0, [rejection]
 
     def __len__(self) -> int:
         return len(self.clips) + len(self.rejected)

@@ -2,6 +2,7 @@
 
 import contextlib
 import shutil
+import sys
 import threading
 import time
 from collections import deque
@@ -37,6 +38,7 @@ from scav_jax.features.clip import Clip, fingerprint_difference, fingerprint_id
 
 ENGINES = ("local", "ray")
 SMOOTHING = 0.05  # clips come in bursts
+MANY_REJECTED = 20  # clips, none usable: something is wrong with all of them
 DEFAULT_CLIP_S = 10.0  # for predicting sizes where nobody said how long clips are
 
 
@@ -223,18 +225,26 @@ def _measure(file: str, *, videos: Path) -> Iterator[None]:
 
 
 class _Progress:
-    """A bar that two threads move: clips/s, time left, and hours of video an hour."""
+    """A bar that two threads move: clips/s, time left, hours of video an hour, what is rejected."""
 
     def __init__(self, bar: tqdm):
         self._bar, self._lock = bar, threading.Lock()
         self._begin, self._seconds = time.monotonic(), 0.0
+        self._clips = self._rejected = 0
 
-    def add(self, clips: int, seconds: float) -> None:
-        """What is taken back is negative; seconds are those of video."""
+    def add(self, clips: int, seconds: float, rejected: list[dict]) -> None:
+        """As for `encoding.Results`."""
         with self._lock:
             self._seconds += seconds
+            self._clips += clips
+            self._rejected += len(rejected) if clips > 0 else -len(rejected)
+            if self._rejected == self._clips == MANY_REJECTED and rejected:
+                last = f"the last ({rejected[0]['id']}) for: {rejected[0]['reason']}"
+                words = f"all {self._clips} clips tried so far were rejected, {last}"
+                self._bar.write(shown(words), file=sys.stderr)
             hours = self._seconds / max(time.monotonic() - self._begin, 1e-3)
-            self._bar.set_postfix_str(f"{hours:.3g} h of video/h", refresh=False)
+            told = f", {self._rejected:,} rejected" if self._rejected else ""
+            self._bar.set_postfix_str(f"{hours:.3g} h of video/h{told}", refresh=False)
             self._bar.update(clips)
 
 

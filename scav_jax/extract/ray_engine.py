@@ -21,6 +21,7 @@ import numpy as np
 from scav_jax.base.errors import InputError
 from scav_jax.extract import backbones, jobs, pool
 from scav_jax.extract.backbones import Backbone
+from scav_jax.extract.encoding import TellProgress
 from scav_jax.extract.jobs import Job, JobResult, Outcome
 from scav_jax.extract.ledger import Ledger
 
@@ -36,7 +37,7 @@ def run(
     model: Backbone,
     workers: int,
     timeout_s: float,
-    progress: Callable[[int, float], Any],
+    progress: TellProgress,
 ) -> None:
     """Does the jobs and keeps each in the ledger when all of its clips came back.
 
@@ -47,7 +48,7 @@ def run(
       model: of `backbones.load`, since actors load it again.
       workers: decoding tasks at a time.
       timeout_s: the wall-clock limit for decoding one clip.
-      progress: called with clips and seconds of video.
+      progress: as for `encoding.Results`.
     """
     if not waiting:
         return
@@ -56,7 +57,7 @@ def run(
     for row in rows:
         number, outcome, features = pickle.loads(row[COLUMN])
         job, result = open_jobs[number]
-        progress(1, result.add(outcome, features))
+        progress(1, *result.add(outcome, features))
         if len(result) == len(job.clips):
             ledger.save(number, result.clips, result.rejected)
             del open_jobs[number]

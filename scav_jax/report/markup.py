@@ -79,7 +79,8 @@ details + details { margin-top: 0; }
 summary { cursor: pointer; font-weight: 600; font-size: 14px; }
 pre { font-size: 12.5px; line-height: 1.4; overflow-x: auto; background: #f5f6f8; padding: 12px;
   border-radius: 6px; }
-@media (max-width: 700px) { .clips { grid-template-columns: repeat(2, minmax(0, 1fr)); }
+@media (max-width: 700px) { figure { overflow-x: auto; } figure img { width: 640px; }
+  .clips { grid-template-columns: repeat(2, minmax(0, 1fr)); }
   header, section { padding: 18px; } .facts th { white-space: normal; } }
 @media print { body { background: none; } section { break-inside: avoid; } }
 """

@@ -82,7 +82,10 @@ def _dropped(whole: bool, x: Array, rate: Float[Array, ""], draws: Draws) -> Arr
     keep = kept(draws, (1,) * (x.ndim - 1) if whole else x.shape[1:], rate)
     wide = x.astype(jnp.float32) if x.dtype.itemsize <= 2 else x  # or the factor is rounded
     scaled = wide * (1.0 / (1.0 - rate)).astype(wide.dtype)
-    return jnp.where(keep, scaled, 0.0).astype(x.dtype)
+    # `where` by bits: on a GPU a loop over blocks would read a map of zeros for each of them.
+    word = jnp.uint64 if wide.dtype.itemsize == 8 else jnp.uint32
+    bits = jax.lax.bitcast_convert_type(scaled, word) & (word(0) - keep.astype(word))
+    return jax.lax.bitcast_convert_type(bits, wide.dtype).astype(x.dtype)
 
 
 def _dropped_forward(whole, x, rate, draws):

@@ -10,7 +10,14 @@ from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from scav_jax.base.errors import check_one_of
 from scav_jax.encoders.dropout import Draws, draws_of, dropout
-from scav_jax.encoders.precision import MATMUL_PRECISIONS, as_multiplied, loaded, stored, wide
+from scav_jax.encoders.precision import (
+    MATMUL_PRECISIONS,
+    as_multiplied,
+    laid_out,
+    loaded,
+    stored,
+    wide,
+)
 from scav_jax.sequences import STREAMS, AudioVisual
 
 # What of a block is computed again for its gradient, by `Encoders.remat`: nothing that is dear to
@@ -40,13 +47,13 @@ def both_towers(
 
 
 def attend(
-    query: Float[Array, "B T H d"],
-    key: Float[Array, "B T H d"],
-    value: Float[Array, "B T H d"],
+    query: Float[Array, "B H T d"],
+    key: Float[Array, "B H T d"],
+    value: Float[Array, "B H T d"],
     mask: Bool[Array, "B T"],
     *,
     precision: str,
-    position: tuple[Float[Array, "B T H"], Float[Array, "H T T"]] | None = None,
+    position: tuple[Float[Array, "B H T"], Float[Array, "H T T"]] | None = None,
     rate: float = 0.0,
     draws: Draws | None = None,
 ) -> Float[Array, "B T H d"]:
@@ -59,7 +66,7 @@ def attend(
     bias of each clip as a whole map, where gains and biases of steps do here.
 
     Args:
-      query, key, value: of each step and head.
+      query, key, value: of each head and step.
       mask: which steps are real.
       precision: of the products, a key of `MATMUL_PRECISIONS`.
       position: float32 gains g of steps and biases b of pairs, a head each.
@@ -67,7 +74,7 @@ def attend(
     """
     if position is not None:
         gain, bias = position
-        position = jnp.transpose(gain, (0, 2, 1))[..., None], bias[None]
+        position = gain[..., None], bias[None]
     return _attend(precision, rate, query, key, value, position, mask, draws)
 
 
@@ -82,34 +89,39 @@ def _attend(precision, rate, query, key, value, position, mask, draws):
 
 def _attend_forward(precision, rate, query, key, value, position, mask, draws):
     # In bfloat16 rounded to it before the softmax, or the gradient's products would be in float32.
-    logits = wide(_product("bqhd,bkhd->bhqk", precision, query, key))
+    logits = wide(_product("bhqd,bhkd->bhqk", precision, query, key))
     logits = logits / math.sqrt(query.shape[-1])
     if position is not None:
         logits = logits + position[0] * position[1]
     # Added, not chosen: on a GPU a loop would read a map of the constant for each block.
     masked = jnp.where(mask, 0.0, jnp.finfo(logits.dtype).min).astype(logits.dtype)
     logits = logits + masked[:, None, None, :]
-    weights = jax.nn.softmax(logits, axis=-1).astype(value.dtype)
-    mixed = _product("bhqk,bkhd->bqhd", precision, dropout(weights, rate, draws), value)
-    return mixed, (*map(stored, (query, key, value, weights)), position, mask, draws)
+    weights = laid_out(jax.nn.softmax(logits, axis=-1).astype(value.dtype))
+    mixed = _product("bhqk,bhkd->bhqd", precision, dropout(weights, rate, draws), value)
+    kept = *map(stored, (query, key, value, weights)), position, mask, draws
+    return mixed.swapaxes(1, 2), kept
 
 
 def _attend_backward(precision, rate, kept, cotangent):
     (query, key, value, weights), (position, mask, draws) = map(loaded, kept[:4]), kept[4:]
     dropped = dropout(weights, rate, draws)
-    of_value = _product("bhqk,bqhd->bkhd", precision, dropped, cotangent)
-    of_weights = _product("bqhd,bkhd->bhqk", precision, cotangent, value)
+    cotangent = laid_out(cotangent.swapaxes(1, 2))
+    of_value = _product("bhqk,bhqd->bhkd", precision, dropped, cotangent)
+    of_weights = _product("bhqd,bhkd->bhqk", precision, cotangent, value)
     of_weights, weights = wide(dropout(of_weights, rate, draws)), wide(weights)
     along = jnp.sum(of_weights * weights, axis=-1, keepdims=True)
     of_logits = jnp.where(mask[:, None, None, :], weights * (of_weights - along), 0.0)
+    scale = math.sqrt(query.shape[-1])
+    of_product = (of_logits / scale).astype(query.dtype)
+    if query.dtype == jnp.bfloat16:  # one map, which all below read
+        of_logits = wide(of_product := laid_out(of_product)) * scale
     of_position = None
     if position is not None:
         gain, bias = position
         of_gain = jnp.sum(of_logits * bias, axis=-1, keepdims=True)
         of_position = of_gain, jnp.sum(of_logits * gain, axis=0, keepdims=True)
-    of_logits = (of_logits / math.sqrt(query.shape[-1])).astype(query.dtype)
-    of_query = _product("bhqk,bkhd->bqhd", precision, of_logits, key)
-    of_key = _product("bhqk,bqhd->bkhd", precision, of_logits, query)
+    of_query = _product("bhqk,bhkd->bhqd", precision, of_product, key)
+    of_key = _product("bhqk,bhqd->bhkd", precision, of_product, query)
     return of_query, of_key, of_value, of_position, None, None
 
 

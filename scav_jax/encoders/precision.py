@@ -34,6 +34,15 @@ def wide(x: Num[Array, "*shape"]) -> Float[Array, "*shape"]:
     return x.astype(jnp.float32) if x.dtype.itemsize <= 2 else x
 
 
+def laid_out(x: Num[Array, "*shape"]) -> Num[Array, "*shape"]:
+    """x; bfloat16 is written in the order of its axes before anything reads it.
+
+    Else XLA copies it on a GPU into an order of its own for each product of attention, and writes
+    float32 where it rounds later. In float32 that matters less than bits that stay what they were.
+    """
+    return jax.lax.optimization_barrier(x) if x.dtype == jnp.bfloat16 else x
+
+
 def stored(x: Num[Array, "*shape"]) -> Num[Array, "*shape"]:
     """x for a gradient: bfloat16 as its bits, which no compiler widens on the way through a loop.
 

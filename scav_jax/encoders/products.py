@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from scav_jax.encoders.precision import MATMUL_PRECISIONS, loaded, stored, wide
+from scav_jax.encoders.precision import MATMUL_PRECISIONS, laid_out, loaded, stored, wide
 
 LECUN = nn.initializers.lecun_normal()
 LAYER_NORM_EPSILON = 1e-5  # torch's default, which the papers' codes inherit; flax has 1e-6
@@ -178,14 +178,15 @@ def query_key_value(
     heads: int,
     precision: str,
     start: Callable = LECUN,
-) -> tuple[Float[Array, "B T H d"], ...]:
-    """All three of each step and head by one product, in a compact module."""
+) -> tuple[Float[Array, "B H T d"], ...]:
+    """All three of each head and step by one product, in a compact module."""
     width = x.shape[-1]
     features, names = (heads, width // heads), ("query", "key", "value")
     weights = [KernelAndBias((width,), features, start, name=name)() for name in names]
     kernels, biases = zip(*weights, strict=True)
     parts = jnp.split(affine(x, kernels, biases, precision), 3, axis=-1)
-    return tuple(part.reshape(*x.shape[:-1], *features) for part in parts)
+    by_head = (part.reshape(*x.shape[:-1], *features).swapaxes(1, 2) for part in parts)
+    return tuple(map(laid_out, by_head))
 
 
 def affine(

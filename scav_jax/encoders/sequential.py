@@ -70,25 +70,30 @@ class Attention(nn.Module):
         draws: Draws | None,
     ) -> Float[Array, "B T C"]:
         query, key, value = query_key_value(x, self.heads, self.precision)
-        gates = Dense(GATE_WIDTH, self.precision, name="gate")(query)  # [B, T, H, 8], heads share
+        # By heads bfloat16 saves a copy on a GPU; gradients of float32 are summed by steps.
+        by_head = self.precision == "bfloat16"
+        of_gates = query if by_head else query.swapaxes(1, 2)
+        gates = Dense(GATE_WIDTH, self.precision, name="gate")(of_gates)  # heads share it
         head_scale = self.param("head_scale", nn.initializers.ones, (1, 1, self.heads))
         gates = wide(gates).reshape(*gates.shape[:-1], 2, GATE_WIDTH // 2)
-        gain = _gain(jnp.sum(gates, axis=-1), head_scale)
+        gain = _gain(by_head, jnp.sum(gates, axis=-1), head_scale)
         mixed = attend(
             *(query, key, value, mask),
             precision=self.precision,
-            position=(gain, bias),
+            position=(gain if by_head else gain.swapaxes(1, 2), bias),
             rate=self.dropout,
             draws=draws,
         )
         return Dense(x.shape[-1], self.precision, axes=2, name="out")(mixed)
 
 
-@partial(jax.checkpoint, prevent_cse=False)  # its gradient would write and read four more arrays
+# Its gradient would write and read four more arrays.
+@partial(jax.checkpoint, prevent_cse=False, static_argnums=0)
 def _gain(
-    gates: Float[Array, "B T H 2"], head_scale: Float[Array, "1 1 H"]
-) -> Float[Array, "B T H"]:
+    by_head: bool, gates: Float[Array, "B N M 2"], head_scale: Float[Array, "1 1 H"]
+) -> Float[Array, "B N M"]:
     gates = nn.sigmoid(gates)
+    head_scale = head_scale.swapaxes(1, 2) if by_head else head_scale
     return gates[..., 0] * (gates[..., 1] * head_scale - 1.0) + 2.0
 
 

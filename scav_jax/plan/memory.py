@@ -72,7 +72,7 @@ WORKING_WIDTH, WORKING_HIDDEN = 16, 3
 WORKING_MAP = {FLOAT: 4 * FLOAT, HALF: 2 * FLOAT + HALF + 1}
 # In bfloat16 gradients of norms, GELUs and sums are float32 before they are rounded: on a card in
 # registers, within a kernel; on a CPU so many arrays of each of these sizes are float32.
-WIDE_ON_CPU = 7, 1
+WIDE_ON_CPU = 11, 1
 PROJECTION_HIDDEN = 2  # of a projection: before GELU and after it
 
 

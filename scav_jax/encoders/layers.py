@@ -13,6 +13,7 @@ from scav_jax.encoders.dropout import Draws, draws_of, dropout
 from scav_jax.encoders.precision import (
     MATMUL_PRECISIONS,
     as_multiplied,
+    heads_first,
     laid_out,
     loaded,
     stored,
@@ -47,13 +48,13 @@ def both_towers(
 
 
 def attend(
-    query: Float[Array, "B H T d"],
-    key: Float[Array, "B H T d"],
-    value: Float[Array, "B H T d"],
+    query: Float[Array, "B M N d"],
+    key: Float[Array, "B M N d"],
+    value: Float[Array, "B M N d"],
     mask: Bool[Array, "B T"],
     *,
     precision: str,
-    position: tuple[Float[Array, "B H T"], Float[Array, "H T T"]] | None = None,
+    position: tuple[Float[Array, "B M N"], Float[Array, "H T T"]] | None = None,
     rate: float = 0.0,
     draws: Draws | None = None,
 ) -> Float[Array, "B T H d"]:
@@ -66,16 +67,22 @@ def attend(
     bias of each clip as a whole map, where gains and biases of steps do here.
 
     Args:
-      query, key, value: of each head and step.
+      query, key, value: of each step and head, or head and step, see `heads_first`.
       mask: which steps are real.
       precision: of the products, a key of `MATMUL_PRECISIONS`.
-      position: float32 gains g of steps and biases b of pairs, a head each.
+      position: float32 gains g of steps and biases b of pairs, a head each; gains as the query is.
       rate, draws: dropout of the weights.
     """
     if position is not None:
         gain, bias = position
+        gain = gain if heads_first(precision) else gain.swapaxes(1, 2)
         position = gain[..., None], bias[None]
     return _attend(precision, rate, query, key, value, position, mask, draws)
+
+
+def _letters(precision: str) -> tuple[str, str]:
+    """Axes of what has queries' steps and of what has keys', for products."""
+    return ("bhqd", "bhkd") if heads_first(precision) else ("bqhd", "bkhd")
 
 
 def _product(form: str, precision: str, *factors: Array) -> Array:
@@ -89,7 +96,8 @@ def _attend(precision, rate, query, key, value, position, mask, draws):
 
 def _attend_forward(precision, rate, query, key, value, position, mask, draws):
     # In bfloat16 rounded to it before the softmax, or the gradient's products would be in float32.
-    logits = wide(_product("bhqd,bhkd->bhqk", precision, query, key))
+    q, k = _letters(precision)
+    logits = wide(_product(f"{q},{k}->bhqk", precision, query, key))
     logits = logits / math.sqrt(query.shape[-1])
     if position is not None:
         logits = logits + position[0] * position[1]
@@ -97,31 +105,33 @@ def _attend_forward(precision, rate, query, key, value, position, mask, draws):
     masked = jnp.where(mask, 0.0, jnp.finfo(logits.dtype).min).astype(logits.dtype)
     logits = logits + masked[:, None, None, :]
     weights = laid_out(jax.nn.softmax(logits, axis=-1).astype(value.dtype))
-    mixed = _product("bhqk,bhkd->bhqd", precision, dropout(weights, rate, draws), value)
+    dropped = dropout(weights, rate, draws)
+    mixed = _product(f"bhqk,{k}->{q}", precision, dropped, value)
     kept = *map(stored, (query, key, value, weights)), position, mask, draws
-    return mixed.swapaxes(1, 2), kept
+    return mixed.swapaxes(1, 2) if heads_first(precision) else mixed, kept
 
 
 def _attend_backward(precision, rate, kept, cotangent):
     (query, key, value, weights), (position, mask, draws) = map(loaded, kept[:4]), kept[4:]
     dropped = dropout(weights, rate, draws)
-    cotangent = laid_out(cotangent.swapaxes(1, 2))
-    of_value = _product("bhqk,bhqd->bhkd", precision, dropped, cotangent)
-    of_weights = _product("bhqd,bhkd->bhqk", precision, cotangent, value)
+    q, k = _letters(precision)
+    cotangent = laid_out(cotangent.swapaxes(1, 2)) if heads_first(precision) else cotangent
+    of_value = _product(f"bhqk,{q}->{k}", precision, dropped, cotangent)
+    of_weights = _product(f"{q},{k}->bhqk", precision, cotangent, value)
     of_weights, weights = wide(dropout(of_weights, rate, draws)), wide(weights)
     along = jnp.sum(of_weights * weights, axis=-1, keepdims=True)
     of_logits = jnp.where(mask[:, None, None, :], weights * (of_weights - along), 0.0)
     scale = math.sqrt(query.shape[-1])
     of_product = (of_logits / scale).astype(query.dtype)
-    if query.dtype == jnp.bfloat16:  # one map, which all below read
+    if of_product.dtype == jnp.bfloat16:  # one map, which all below read
         of_logits = wide(of_product := laid_out(of_product)) * scale
     of_position = None
     if position is not None:
         gain, bias = position
         of_gain = jnp.sum(of_logits * bias, axis=-1, keepdims=True)
         of_position = of_gain, jnp.sum(of_logits * gain, axis=0, keepdims=True)
-    of_query = _product("bhqk,bhkd->bhqd", precision, of_product, key)
-    of_key = _product("bhqk,bhqd->bhkd", precision, of_product, query)
+    of_query = _product(f"bhqk,{k}->{q}", precision, of_product, key)
+    of_key = _product(f"bhqk,{q}->{k}", precision, of_product, query)
     return of_query, of_key, of_value, of_position, None, None
 
 

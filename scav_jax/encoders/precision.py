@@ -34,12 +34,17 @@ def wide(x: Num[Array, "*shape"]) -> Float[Array, "*shape"]:
     return x.astype(jnp.float32) if x.dtype.itemsize <= 2 else x
 
 
-def laid_out(x: Num[Array, "*shape"]) -> Num[Array, "*shape"]:
-    """x; bfloat16 is written in the order of its axes before anything reads it.
+def heads_first(precision: str) -> bool:
+    """Whether attention's arrays are `[B, H, T, d]` in memory too, `[B, T, H, d]` otherwise.
 
-    Else XLA copies it on a GPU into an order of its own for each product of attention, and writes
-    float32 where it rounds later. In float32 that matters less than bits that stay what they were.
+    XLA copies the latter on a GPU into an order of its own for each product: a twentieth of all
+    bytes of a bfloat16 step. Float32 waits for products, and its gradients are summed by steps.
     """
+    return precision == "bfloat16"
+
+
+def laid_out(x: Num[Array, "*shape"]) -> Num[Array, "*shape"]:
+    """x; bfloat16 is written as it is here, rounded and in its order, before anything reads it."""
     return jax.lax.optimization_barrier(x) if x.dtype == jnp.bfloat16 else x
 
 

@@ -11,7 +11,14 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from scav_jax.encoders.precision import MATMUL_PRECISIONS, laid_out, loaded, stored, wide
+from scav_jax.encoders.precision import (
+    MATMUL_PRECISIONS,
+    heads_first,
+    laid_out,
+    loaded,
+    stored,
+    wide,
+)
 
 LECUN = nn.initializers.lecun_normal()
 LAYER_NORM_EPSILON = 1e-5  # torch's default, which the papers' codes inherit; flax has 1e-6
@@ -178,15 +185,17 @@ def query_key_value(
     heads: int,
     precision: str,
     start: Callable = LECUN,
-) -> tuple[Float[Array, "B H T d"], ...]:
-    """All three of each head and step by one product, in a compact module."""
+) -> tuple[Float[Array, "B M N d"], ...]:
+    """All three of each step and head by one product, in a compact module; see `heads_first`."""
     width = x.shape[-1]
     features, names = (heads, width // heads), ("query", "key", "value")
     weights = [KernelAndBias((width,), features, start, name=name)() for name in names]
     kernels, biases = zip(*weights, strict=True)
     parts = jnp.split(affine(x, kernels, biases, precision), 3, axis=-1)
-    by_head = (part.reshape(*x.shape[:-1], *features).swapaxes(1, 2) for part in parts)
-    return tuple(map(laid_out, by_head))
+    of_steps = tuple(part.reshape(*x.shape[:-1], *features) for part in parts)
+    if not heads_first(precision):
+        return of_steps
+    return tuple(laid_out(part.swapaxes(1, 2)) for part in of_steps)
 
 
 def affine(

@@ -19,7 +19,13 @@ from scav_jax.base.ranges import AT_LEAST_0, AT_LEAST_1, BELOW_1, check_ranges
 from scav_jax.encoders.dropout import Draws, dropout
 from scav_jax.encoders.layers import attend, both_towers, check_remat, through_blocks
 from scav_jax.encoders.positions import check_buckets, relative_buckets
-from scav_jax.encoders.precision import MATMUL_PRECISIONS, STEP_MULTIPLES, check_precision, wide
+from scav_jax.encoders.precision import (
+    MATMUL_PRECISIONS,
+    STEP_MULTIPLES,
+    check_precision,
+    heads_first,
+    wide,
+)
 from scav_jax.encoders.products import Dense, LayerNorm, Unkept, gelu, query_key_value
 from scav_jax.sequences import (
     RESAMPLINGS,
@@ -70,17 +76,14 @@ class Attention(nn.Module):
         draws: Draws | None,
     ) -> Float[Array, "B T C"]:
         query, key, value = query_key_value(x, self.heads, self.precision)
-        # By heads bfloat16 saves a copy on a GPU; gradients of float32 are summed by steps.
-        by_head = self.precision == "bfloat16"
-        of_gates = query if by_head else query.swapaxes(1, 2)
-        gates = Dense(GATE_WIDTH, self.precision, name="gate")(of_gates)  # heads share it
+        gates = Dense(GATE_WIDTH, self.precision, name="gate")(query)  # heads share it
         head_scale = self.param("head_scale", nn.initializers.ones, (1, 1, self.heads))
         gates = wide(gates).reshape(*gates.shape[:-1], 2, GATE_WIDTH // 2)
-        gain = _gain(by_head, jnp.sum(gates, axis=-1), head_scale)
+        gain = _gain(heads_first(self.precision), jnp.sum(gates, axis=-1), head_scale)
         mixed = attend(
             *(query, key, value, mask),
             precision=self.precision,
-            position=(gain if by_head else gain.swapaxes(1, 2), bias),
+            position=(gain, bias),
             rate=self.dropout,
             draws=draws,
         )
@@ -90,8 +93,8 @@ class Attention(nn.Module):
 # Its gradient would write and read four more arrays.
 @partial(jax.checkpoint, prevent_cse=False, static_argnums=0)
 def _gain(
-    by_head: bool, gates: Float[Array, "B N M 2"], head_scale: Float[Array, "1 1 H"]
-) -> Float[Array, "B N M"]:
+    by_head: bool, gates: Float[Array, "B M N 2"], head_scale: Float[Array, "1 1 H"]
+) -> Float[Array, "B M N"]:
     gates = nn.sigmoid(gates)
     head_scale = head_scale.swapaxes(1, 2) if by_head else head_scale
     return gates[..., 0] * (gates[..., 1] * head_scale - 1.0) + 2.0

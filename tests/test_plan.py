@@ -101,6 +101,7 @@ IN_BFLOAT16 = (
     "work",
     [
         wide(256),
+        wide(256, remat="unrolled"),
         pytest.param(wide(256, precision="bfloat16"), marks=IN_BFLOAT16),
         pytest.param(wide(256, precision="bfloat16", remat="blocks"), marks=IN_BFLOAT16),
         pytest.param(wide(1024, microbatch=256), marks=pytest.mark.slow),
@@ -110,7 +111,7 @@ IN_BFLOAT16 = (
         pytest.param(pictures(128), marks=IN_BFLOAT16),
     ],
     ids=[
-        *("all kept", "bfloat16", "bfloat16, blocks", "cached"),
+        *("all kept", "unrolled", "bfloat16", "bfloat16, blocks", "cached"),
         *("cached, SCAV's loss", "the same on 2 devices", "cached, CAV's loss", "EquiAV"),
     ],
 )

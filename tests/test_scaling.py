@@ -588,10 +588,11 @@ def kept(encoders):
 
 def test_rematerialisation_changes_no_number_and_keeps_less():
     loss, gradients = one_gradient()
-    again, same = one_gradient(remat="blocks")
-    np.testing.assert_allclose(again, loss, rtol=1e-6)
     largest = max(float(np.abs(leaf).max()) for leaf in jax.tree.leaves(gradients))
-    assert_trees(same, gradients, 1e-6 * largest)
+    for remat in ("unrolled", "blocks"):
+        again, same = one_gradient(remat=remat)
+        np.testing.assert_allclose(again, loss, rtol=1e-6)
+        assert_trees(same, gradients, 1e-6 * largest)
     deep = PRE.clone(visual_blocks=3)
     less, more = (
         sum(leaf.size * leaf.dtype.itemsize for leaf in kept(encoders))

@@ -21,9 +21,9 @@ from scav_jax.encoders.precision import (
 )
 from scav_jax.sequences import STREAMS, AudioVisual
 
-# What of a block is computed again for its gradient, by `Encoders.remat`: nothing that is dear to
-# compute; or all of it.
-REMATS = ("none", "blocks")
+# What of a block is computed again for its gradient, by `Encoders.remat`: nothing at all, in no
+# loop over blocks; nothing that is dear to compute; or all of it.
+REMATS = ("unrolled", "none", "blocks")
 
 
 def check_remat(remat: str) -> None:
@@ -141,7 +141,7 @@ _attend.defvjp(_attend_forward, _attend_backward)
 def through_blocks(
     tower: nn.Module, block: nn.Module, count: int, x: Array, own: PyTree, shared: tuple
 ) -> Float[Array, "B T C"]:
-    """x through `count` blocks, one program for all; their parameters, stacked, are `blocks`.
+    """x through `count` blocks, in a loop but for "unrolled"; parameters, stacked, are `blocks`.
 
     Args:
       tower: whose parameters they are, in its compact method; has `precision` and `remat`.
@@ -169,4 +169,5 @@ def through_blocks(
     params = as_multiplied(tower, params)  # once, so that the loop reads and gathers half as much
     if tower.remat == "blocks":  # in a loop XLA cannot merge what is computed twice
         one = jax.checkpoint(one, prevent_cse=count == 1)
-    return jax.lax.scan(one, x, (params, own))[0]
+    # A loop copies what it keeps into arrays of all blocks, and fills these with zeros before.
+    return jax.lax.scan(one, x, (params, own), unroll=tower.remat == "unrolled")[0]

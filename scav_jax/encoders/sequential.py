@@ -223,7 +223,8 @@ class Encoders(nn.Module):
         "bfloat16" products and activations. Parameters and latents are float32 in all of them.
       remat: what of a block is computed again for the gradient instead of kept, with the same
         numbers: "none" but norms, GELUs and dropout; "blocks", all but their inputs: least memory,
-        a third more time.
+        a third more time; "unrolled", nothing, and a tower's blocks are no loop: fewest bytes on a
+        card, most memory, longest compilation.
     """
 
     width: int = 512

@@ -58,6 +58,7 @@ class BlockArrays(NamedTuple):
 
 # What is kept of one block for its gradient, by `train.remat`.
 KEPT = {
+    "unrolled": BlockArrays(8, 2, 2),  # what norms, GELU and dropout give, too
     # Inputs of norms, q, k, v, mixed values; before GELU; weights before dropout.
     "none": BlockArrays(6, 1, 1),
     "blocks": BlockArrays(1, 0, 0),  # the input

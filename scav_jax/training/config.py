@@ -107,8 +107,8 @@ class Train:
       profile: "start:stop" writes a trace of these steps to WORKDIR/profile; "" does not.
       microbatch: clips that are encoded at a time, over all devices, for the gradient of the whole
         batch in the memory of a part (see `gradient_cache`); 0 encodes all at once.
-      remat: what of each block is computed again for the gradient, see `Encoders`: "none",
-        "blocks".
+      remat: what of each block is computed again for the gradient, see `Encoders`: "unrolled",
+        "none", "blocks".
       precision: of the towers' products, see `Encoders`: "float32", "tensorfloat32", "bfloat16".
         Validation and evaluation are in float32 always.
       shard_optimizer, shard_params: cut over the devices instead of whole on each.

@@ -68,6 +68,7 @@ RAGGED, EVALUATION = "accelerator_distances:ragged", "accelerator_distances:eval
 CLIP, BEATS = "accelerator_encoders:clip", "accelerator_encoders:beats"
 IN_CUDA = "accelerator_torch:soft_dtw"
 BEST = {"precision": "bfloat16"}
+UNROLLED = {"remat": "unrolled"}
 SMALL = {"batch": 256, "steps": (62, 62)}
 LARGE = {"batch": 1024, "steps": (62, 62)}
 # The towers of configs/vggsound.py as plain numbers: PyTorch's process needs none of the project.
@@ -78,6 +79,7 @@ TOWERS = {
 IN_BFLOAT16, IN_FLOAT32 = ({"bfloat16": half, "towers": TOWERS} for half in (True, False))
 ROWS = {
     "step, bfloat16, batch 1,024": Row(STEP, 110, LARGE | BEST),
+    "step, bfloat16, batch 1,024, unrolled": Row(STEP, 110, LARGE | BEST | UNROLLED),
     "step in PyTorch, bfloat16, batch 1,024": Row(TORCH_STEP, 110, LARGE | IN_BFLOAT16),
     "step, float32, batch 256, of 250 x 62": Row(STEP, 90, SMALL | {"steps": (250, 62)}),
     "soft-DTW, 62 x 62": Row(SOFT_DTW, 45, {"visual_steps": 62}, "soft-DTW"),
@@ -106,6 +108,7 @@ ROWS = {
 }
 RATIOS = (  # what is printed at the end: which figure of one row over that of another
     ("clips_per_s", "step, bfloat16, batch 1,024", "step in PyTorch, bfloat16, batch 1,024"),
+    ("clips_per_s", "step, bfloat16, batch 1,024, unrolled", "step, bfloat16, batch 1,024"),
     ("ms", "soft-DTW by ott, 62 x 62", "soft-DTW, 62 x 62"),
     ("ms", "soft-DTW by ott, 250 x 62", "soft-DTW, 250 x 62"),
 )

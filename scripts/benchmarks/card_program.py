@@ -37,7 +37,9 @@ from scav_jax.plan.costs import Workload
 VARIANTS = {
     "bfloat16": PAPER.clone(precision="bfloat16"),
     "bfloat16, blocks": PAPER.clone(precision="bfloat16", remat="blocks"),
+    "bfloat16, unrolled": PAPER.clone(precision="bfloat16", remat="unrolled"),
     "float32": PAPER,
+    "float32, unrolled": PAPER.clone(remat="unrolled"),
 }
 # All pairs of so many clips of each stream, their visual and audio steps. ott has no tiles: of
 # 16,384 pairs it would keep everything.

@@ -34,6 +34,7 @@ VARIANTS = {
     "bfloat16, no dropout": PAPER.clone(precision="bfloat16", dropout=0.0),
     "float32, no dropout": PAPER.clone(dropout=0.0),
     "bfloat16, blocks": PAPER.clone(precision="bfloat16", remat="blocks"),
+    "bfloat16, unrolled": PAPER.clone(precision="bfloat16", remat="unrolled"),
     # As few blocks as a loop could cost more than it saves.
     "demo": build(load_file("demo"))[0],
 }

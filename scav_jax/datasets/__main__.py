@@ -38,8 +38,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
         "--vggsounder",
         type=Path,
         metavar="CSV",
-        help="its annotations, vggsounder.csv: for --out clips.csv, clips.annotations.csv is "
-        "written beside it",
+        help="its annotations, vggsounder.csv: annotations.csv is written beside clips.csv",
     )
     one.set_defaults(program=build_vggsound)
     one = program("music", "MUSIC or MUSIC21-solo from its list and a folder")
@@ -170,7 +169,7 @@ def import_features(options: argparse.Namespace) -> None:
         manifest=imported.sha256,
     )
     counts = store.splits(options.out)
-    print(f"{options.out}: {sum(counts.values()):,} clips {counts} of {options.name}")
+    print(f"{options.out}: {store.splits_in_words(options.out)} of {options.name}")
     if imported.rejected:
         first = imported.rejected[0]
         print(

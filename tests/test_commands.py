@@ -20,6 +20,7 @@ from scav_jax.base.progress import progress_bar
 from scav_jax.training.config_files import find, load_file, names
 
 ROOT = Path(__file__).resolve().parents[1]
+NOTHING = ("None", "[]", "()", "0.0", "''", "argparse.SUPPRESS")  # defaults that say nothing
 MODULES = {name: "scav_jax." + LIES_IN.get(name, name.replace(" ", ".")) for name in PROGRAMS}
 HEAVY = ("jax", "flax", "optax", "orbax", "grain", "tensorflow_datasets", "matplotlib", "lancedb")
 ANSWER_S = 1.0  # of CPU
@@ -64,15 +65,23 @@ def test_help_and_a_usage_error_come_before_everything_is_imported(name, tmp_pat
         assert answered["seconds"] < ANSWER_S
 
 
-def test_every_option_says_what_it_does():
-    silent = []
+def test_every_option_says_what_it_does_and_what_it_is_by_itself():
+    silent, untold = [], []
     for file in sorted(Path(scav_jax.__file__).parent.rglob("*.py")):
         for call in ast.walk(ast.parse(file.read_bytes())):
-            if isinstance(call, ast.Call) and ast.unparse(call.func).endswith(".add_argument"):
-                words = {given.arg for given in call.keywords}
-                if not {"help", None} & words:  # None: what `**shared` brings
-                    silent.append(f"{file.name}: {ast.unparse(call)}")
+            if not isinstance(call, ast.Call):
+                continue
+            called = ast.unparse(call)
+            if called.startswith("add('--") or ast.unparse(call.func).endswith(".add_argument"):
+                words = {given.arg: given.value for given in call.keywords}
+                if not {"help", None} & set(words):  # None: what `**shared` brings
+                    silent.append(f"{file.name}: {called}")
+                default, told = words.get("default"), words.get("help")
+                said = not default or isinstance(told, ast.Name) or "default" in ast.unparse(told)
+                if not said and ast.unparse(default) not in NOTHING:
+                    untold.append(f"{file.name}: {called}")
     assert silent == ["commands.py: finder.add_argument('--config', nargs='?')"]  # shows no help
+    assert untold == []
 
 
 def test_scav_is_the_same_programs(tmp_path):

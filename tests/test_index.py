@@ -811,7 +811,7 @@ def test_another_format_is_refused(tmp_path):
 
 def test_lancedb_may_be_missing(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "lancedb", None)
-    with pytest.raises(InputError, match=r"scav_jax\[index\]"):
+    with pytest.raises(InputError, match=r"constraints\.txt '\.\[index\]'"):
         create(tmp_path / "i", identity="m")
 
 

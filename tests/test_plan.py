@@ -322,6 +322,7 @@ def test_the_program_plans_the_paper_s_run_without_data(tmp_path, monkeypatch, c
     assert program.main(words("--device", "h200", "--devices", "8", "--json", str(path))) == 0
     shown, found = capsys.readouterr().out, json.loads(path.read_text())
     assert "39.3 M" in shown and "the paper's VGGSound is assumed" in shown
+    assert "GiB on each device when it holds most, fits in" in shown  # what stands below, too
     assert "on 8 device(s) (h200), float32" in shown and "175 GB of training clips" in shown
     assert "at 52% of the peak (measured with an earlier step" in shown and "not since)" in shown
     assert found["batch"] == 256 and found["devices"] == 8

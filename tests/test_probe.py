@@ -227,6 +227,9 @@ def test_a_run_is_probed_and_its_report_says_so(run, capsys, monkeypatch):
         assert task["n"] == 5 and 0 <= task["accuracy"] <= 1 and task["prior"] > 0.3
     assert "CAUTION: N = 5 is few: a share may be off by 44 points" in said
     assert "C was chosen on 5 of these very clips" in said
+    copies = {"visual": 1.0, "audio": 0.5, "both": 1.0, "n": 2, "rejected": 0}
+    title = probed.tables(document | {"changes": {"crop": copies}})[-1][0]
+    assert title == "Changed copies that find their original among 5 clips, R@1 in %"
     with pytest.raises(InputError, match="expected a folder at"):
         probe_program.main([*words, "--changed", "0", "--out", str(file / "below a file")])
     assert not capsys.readouterr().out

@@ -345,7 +345,7 @@ def test_demo_compares_with_the_baseline(demo, tmp_path):
     assert splits == ["test", "unseen_instruments"]
 
 
-def test_quick_demo_goes_from_rendering_to_a_search(demo, bootstrap, monkeypatch, tmp_path):
+def test_quick_demo_goes_from_rendering_to_a_search(demo, bootstrap, monkeypatch, tmp_path, capsys):
     extras, ran = [], []
     monkeypatch.setattr(bootstrap, "ensure", lambda extras=(), _all=extras: _all.extend(extras))
     monkeypatch.setattr(bootstrap.subprocess, "call", lambda command, **_: ran.append(command) or 0)
@@ -356,6 +356,9 @@ def test_quick_demo_goes_from_rendering_to_a_search(demo, bootstrap, monkeypatch
     order = ["datasets", "extract", "train", "evaluate", "index", "search"]
     assert (names, extras) == (order, ["index", "web"])
     assert (tmp_path / "runs/demo").is_dir()  # another run than the demo's
+    index, model = (ran[order.index("index")][place] for place in (3, 5))
+    page = f".venv/bin/scav web --index {index} --model {model} "
+    assert page in capsys.readouterr().out.partition("next:")[2]
 
 
 def test_the_demo_asks_with_a_film_that_it_has_rendered(demo):

@@ -33,20 +33,22 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     one.add_argument(
         "lists", nargs="+", metavar="LIST", help="vggsound.csv, or train=LIST test=LIST"
     )
-    _list_options(one, vggsound.VALIDATION_CLIPS, "clips")
+    _list_options(one, vggsound.VALIDATION_CLIPS, "clips", "ID_START.mp4")
     one.add_argument(
         "--vggsounder",
         type=Path,
         metavar="CSV",
-        help="its annotations, vggsounder.csv: for --out clips.csv, clips.annotations.csv is "
-        "written beside it",
+        help="its annotations, vggsounder.csv: annotations.csv is written beside clips.csv",
     )
     one.set_defaults(program=build_vggsound)
     one = program("music", "MUSIC or MUSIC21-solo from its list and a folder")
     one.add_argument("list", type=Path, metavar="LIST", help="MUSIC21_solo_videos.json")
-    _list_options(one, music.VALIDATION_VIDEOS, "videos")
+    _list_options(one, music.VALIDATION_VIDEOS, "videos", "ID.mp4")
     one.add_argument(
-        "--test", type=at_least(0), default=music.TEST_VIDEOS, help="videos to test on"
+        "--test",
+        type=at_least(0),
+        default=music.TEST_VIDEOS,
+        help="videos to test on (default %(default)s)",
     )
     one.set_defaults(program=build_music)
     one = program("import", "others' features, by a manifest (CSV)")
@@ -73,11 +75,19 @@ def main(arguments: list[str] | None = None) -> None:
     options.program(options)
 
 
-def _list_options(parser: argparse.ArgumentParser, validation: int, unit: str) -> None:
-    parser.add_argument("--videos", type=Path, required=True, help="the folder with the files")
+def _list_options(parser: argparse.ArgumentParser, validation: int, unit: str, name: str) -> None:
+    parser.add_argument(
+        "--videos",
+        type=Path,
+        required=True,
+        help=f"the folder with the files, called {name} or by another ending, at any depth",
+    )
     parser.add_argument("--out", type=Path, required=True, help="the list of clips to write")
     parser.add_argument(
-        "--validation", type=at_least(0), default=validation, help=f"{unit} to hold out of train"
+        "--validation",
+        type=at_least(0),
+        default=validation,
+        help=f"{unit} to hold out of train (default %(default)s)",
     )
     parser.add_argument("--dry-run", action="store_true", help="say what would be written only")
 
@@ -159,7 +169,7 @@ def import_features(options: argparse.Namespace) -> None:
         manifest=imported.sha256,
     )
     counts = store.splits(options.out)
-    print(f"{options.out}: {sum(counts.values()):,} clips {counts} of {options.name}")
+    print(f"{options.out}: {store.splits_in_words(options.out)} of {options.name}")
     if imported.rejected:
         first = imported.rejected[0]
         print(

@@ -2,7 +2,7 @@
 
 Its CSV has a row for each clip and class, `video_id,label,modality,background_music,static_image,
 voice_over`, where the modality says whether the class is heard (A), seen (V) or both (AV) and the
-last three are facts about the clip. Beside a list `clips.csv` it becomes `clips.annotations.csv`,
+last three are facts about the clip. Beside a list `clips.csv` it becomes `annotations.csv`,
 keyed by the clips' ids: `id,label,audible,visible,background_music,static_image,voice_over` with 1
 and 0.
 """

@@ -62,7 +62,7 @@ def _add_options(add: Callable) -> None:
     add("--baselines", action="store_true", help="also what costs nothing: onset envelopes, and "
         "linear CCA in closed form, fitted on the run's training clips")  # fmt: skip
     add("--hubness", choices=("bank", "none"), default="none", help="bank: also by distances "
-        "relative to those to training clips, and what that gains")  # fmt: skip
+        "relative to those to training clips, and what that gains (default: none)")  # fmt: skip
     add("--hybrid", type=_ks, metavar="K,K,...", help="default: 1, 10, 100, ... and all")
     add("--out", type=Path, help="default: RUN/evaluation/<data>-<split>")
     add(
@@ -71,7 +71,8 @@ def _add_options(add: Callable) -> None:
         default=1000,
         help="resamples; 0: no intervals (default 1000)",
     )
-    add("--seed", type=int, default=0, help="of the resampling and of the clips shown")
+    add("--seed", type=int, default=0, help="of the resampling and of the clips "
+        "shown (default 0)")  # fmt: skip
     add(
         "--compare",
         nargs="+",

@@ -38,7 +38,9 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--run", type=Path, help="a finished training")
     parser.add_argument("--out", type=Path, required=True, help="the directory to write")
     parser.add_argument(
-        "--licence", default=UNKNOWN_LICENCE, help="of the parameters, for the card: an SPDX name"
+        "--licence",
+        default=UNKNOWN_LICENCE,
+        help="of the parameters, for the card: an SPDX name (default: unknown)",
     )
     parser.add_argument(
         "--onnx", type=_steps, metavar="N,M", help="towers as ONNX too, of N and of M steps a clip"

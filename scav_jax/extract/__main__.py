@@ -99,7 +99,9 @@ def _add_work(work: argparse._ArgumentGroup) -> None:
     work.add_argument("--num-shards", type=int, metavar="N", help="in how many parts")
     work.add_argument("--shard-index", type=int, metavar="I", help="which of them, from 0")
     work.add_argument("--merge", action="store_true", help="write the data set of finished shards")
-    work.add_argument("--engine", default="local", help=f"one of {', '.join(ENGINES)}")
+    work.add_argument(
+        "--engine", default="local", help=f"one of {', '.join(ENGINES)} (default local)"
+    )
     work.add_argument(
         "--selfcheck", action="store_true", help="compare with stored values; no more"
     )

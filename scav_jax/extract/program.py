@@ -93,9 +93,9 @@ def extract(
         if shard:
             _finish_shard(shard, whole, out, done, started)
             return
-        rows, usable = _write(out, videos, listing, wanted, [(ledger, done)], fingerprint)
+        rows = _write(out, videos, listing, wanted, [(ledger, done)], fingerprint)
         whole.remove()
-    _say_summary(out, usable, rows, time.monotonic() - started)
+    _say_summary(out, rows, time.monotonic() - started)
 
 
 def merge(
@@ -144,9 +144,9 @@ def merge(
                 )
             finished.append((ledger, done))
         wanted = cut_whole_videos(listing, lengths.get)[0]
-        rows, usable = _write(out, videos, listing, wanted, finished, fingerprint)
+        rows = _write(out, videos, listing, wanted, finished, fingerprint)
         whole.remove()
-    _say_summary(out, usable, rows, time.monotonic() - started)
+    _say_summary(out, rows, time.monotonic() - started)
 
 
 def _check_named(out: Path) -> None:
@@ -326,8 +326,8 @@ def _write(
     wanted: list[ClipRequest],
     finished: FinishedJobs,
     fingerprint: dict,
-) -> tuple[list[dict], int]:
-    """Writes the data set; returns the rows of rejected.csv and the number of clips."""
+) -> list[dict]:
+    """Writes the data set; returns the rows of rejected.csv."""
     rejected = _rejected(finished)
     rows = listing.unreadable + [rejected[clip.id] for clip in wanted if clip.id in rejected]
     usable = len(wanted) - len(rejected)
@@ -341,7 +341,7 @@ def _write(
         rejected=rows,
         manifest=listing.identity,
     )
-    return rows, usable
+    return rows
 
 
 def _rejected(finished: FinishedJobs) -> dict[str, dict]:
@@ -445,12 +445,11 @@ def _say_size(model: Backbone, wanted: list[ClipRequest], out: Path) -> None:
 
 
 def _say_complete(out: Path, whole: Ledger) -> None:
-    counts = store.splits(out)
-    _say(f"{out} is complete: {sum(counts.values()):,} clips {counts}; nothing to do")
+    _say(f"{out} is complete: {store.splits_in_words(out)}; nothing to do")
     whole.remove()
 
 
-def _say_summary(out: Path, usable: int, rows: list[dict], seconds: float) -> None:
-    _say(f"{out}: {usable:,} clips {store.splits(out)} in {seconds:.1f} s")
+def _say_summary(out: Path, rows: list[dict], seconds: float) -> None:
+    _say(f"{out}: {store.splits_in_words(out)} in {seconds:.1f} s")
     if rows:
         _say(f"rejected {len(rows):,}: {counted_reasons(rows)}; why: {out / store.REJECTED}")

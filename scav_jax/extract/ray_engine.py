@@ -106,7 +106,8 @@ def _start() -> Any:
         import ray.data
     except ImportError:
         raise InputError(
-            "--engine ray: expected Ray Data to be installed, got none: pip install 'scav_jax[ray]'"
+            "--engine ray: expected Ray Data to be installed, got none: pip install "
+            "-c constraints.txt '.[ray]'"
         ) from None
     if not ray.is_initialized():
         ray.init(include_dashboard=False, log_to_driver=False, logging_level="error")

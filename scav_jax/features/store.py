@@ -359,6 +359,13 @@ def splits(data: Path) -> dict[str, int]:
     return dict(Counter(row["split"] for row in _read_rows(data, read_about(data))))
 
 
+def splits_in_words(data: Path) -> str:
+    """How many clips there are, in all and in each split."""
+    counts = splits(data)
+    each = ", ".join(f"{split} {count:,}" for split, count in counts.items())
+    return f"{sum(counts.values()):,} clips ({each})"
+
+
 def read_about(data: Path) -> dict:
     """The content of scav.json, checked."""
     path = Path(data) / ABOUT

@@ -42,7 +42,8 @@ def _options_of_build(build: argparse.ArgumentParser) -> None:
         "--hubness",
         choices=("bank", "none"),
         default="none",
-        help="bank: rank by how much nearer a clip is than to queries of the training data",
+        help="bank: rank by how much nearer a clip is than to queries of the training data "
+        "(default: none)",
     )
     build.add_argument(
         "--static-weight",

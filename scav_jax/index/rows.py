@@ -68,7 +68,7 @@ def _connect(path: Path):
     except ModuleNotFoundError as error:
         raise InputError(
             "an index needs the library lancedb, it is not installed; "
-            "`pip install 'scav_jax[index]'` brings it"
+            "`pip install -c constraints.txt '.[index]'` brings it"
         ) from error
     if not is_text(str(path.absolute())):
         raise InputError(f"{path}: expected a path that is text in UTF-8 for an index; rename it")

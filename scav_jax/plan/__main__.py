@@ -26,7 +26,9 @@ from scav_jax.plan.devices import (
 def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser = ConfigParser(prog="scav plan", description=__doc__)
     parser.add_argument("--devices", type=int, default=1, help="how many (default 1)")
-    parser.add_argument("--device", default="v100", help=f"one of {', '.join(DEVICES)}")
+    parser.add_argument(
+        "--device", default="v100", help=f"one of {', '.join(DEVICES)} (default v100)"
+    )
     parser.add_argument("--memory", help="of each device, such as 32GiB; else the device's")
     parser.add_argument("--peak-tflops", type=float, help="of each device; else the device's")
     known = ", ".join(f"{' in '.join(which)} {share:.2f}" for which, share in MEASURED.items())

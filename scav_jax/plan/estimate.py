@@ -251,7 +251,7 @@ def in_words(found: dict) -> str:
         f"features         {found['features']['source']}",
         f"batch            {found['batch']:,} on {found['devices']} device(s) "
         f"({found['device']}), {found['precision']}",
-        f"memory           {_size(memory['total'])} on each device, "
+        f"memory           {_size(memory['total'])} on each device when it holds most, "
         f"{_fits(memory['total'], found['available_bytes'], found['taken_bytes'])}",
         *(f"  {name:<15}{_size(size)}" for name, size in memory.items() if name != "total"),
         f"FLOPs of a step  {count['total'] / TERA:.3g} T",

@@ -81,7 +81,9 @@ def _changes(document: dict) -> TitledTable:
         for change, found in document["changes"].items()
     ]
     head = ["change", *STREAM_NAMES.values(), "clips", "rejected"]
-    return "Changed copies that find their original, R@1 in %", head, rows
+    among = f"{document['data']['n']:,} clips"
+    title = f"Changed copies that find their original among {among}, R@1 in %"
+    return title, head, rows
 
 
 def notes(document: dict) -> list[str]:

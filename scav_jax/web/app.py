@@ -112,7 +112,7 @@ def create_app(
     except ModuleNotFoundError as error:
         raise InputError(
             f"the web page needs the library {error.name}, it is not installed; "
-            "`pip install 'scav_jax[web]'` brings it"
+            "`pip install -c constraints.txt '.[web]'` brings it"
         ) from error
 
     library = Library(roots)

@@ -14,7 +14,9 @@ def main(arguments: list[str] | None = None) -> int:
         prog="scav datasets chimes",
         description="Renders the chimes videos: instruments struck by mallets, seen and heard.",
     )
-    parser.add_argument("--preset", default="demo", help=f"one of {', '.join(PRESETS)}")
+    parser.add_argument(
+        "--preset", default="demo", help=f"one of {', '.join(PRESETS)} (default demo)"
+    )
     parser.add_argument("--out", required=True, help="the folder for the videos and clips.csv")
     parser.add_argument("--seed", type=int, default=0, help="of all that is drawn (default 0)")
     parser.add_argument("--workers", type=at_least(1), help="processes (default: one a core)")

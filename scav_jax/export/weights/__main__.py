@@ -20,7 +20,8 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     add("--from", dest="system", required=True, help="whose: equiav or cav_mae")
     add("--out", type=Path, required=True, help="the directory to write")
     add("--heads", type=at_least(1), help="of attention; default: the width in heads of 64")
-    add("--licence", default=UNKNOWN_LICENCE, help="of the parameters: an SPDX name")
+    licence = "of the parameters: an SPDX name (default: unknown)"
+    add("--licence", default=UNKNOWN_LICENCE, help=licence)
     return parser.parse_args(argv)
 
 

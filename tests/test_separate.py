@@ -425,6 +425,10 @@ def test_any_distance_takes_a_static_part_beside_it():
         one, other = (jax.tree.map(lambda leaf: leaf[2], x) for x in (visual, audio))
         pair = find(f"{name}+static", {}).pair(one, other, **options)
         np.testing.assert_allclose(pair, distances[2, 2], atol=1e-5)
+        common = [x.replace(values=x.values.at[..., 8:].add(1000.0)) for x in (visual, audio)]
+        np.testing.assert_allclose(
+            pairwise(f"{name}+static", *common, **options), expected, atol=1e-3
+        )
 
 
 def test_the_weight_is_the_best_on_validation_and_the_smallest_of_several():

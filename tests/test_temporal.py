@@ -201,7 +201,10 @@ def test_the_queue_is_a_ring_of_the_latest_clips_and_takes_no_bad_step():
     before = {}
     for seed in range(3):  # 192 clips into 160 places
         key = jax.random.fold_in(jax.random.key(0), seed)
-        keys = seen(TEMPORAL)(state.params, batch(seed), key).values["keys"]["audio"][:, 0]
+        outputs = seen(TEMPORAL)(state.params, batch(seed), key)
+        keys, labels = outputs.values["keys"]["audio"][:, 0], outputs.about["labels"]
+        both = labels["direction_visual"] != labels["direction_audio"]
+        assert 0.3 < both.mean() < 0.7  # each view has a direction of its own
         before |= dict(zip(np.arange(CLIPS) + seed * CLIPS, np.asarray(keys), strict=True))
         state, _ = step(state, batch(seed))
     memory = jax.device_get(state.memory)
@@ -213,6 +216,11 @@ def test_the_queue_is_a_ring_of_the_latest_clips_and_takes_no_bad_step():
     skipped, metrics = step(state, bad)
     assert metrics["skipped"] == 1
     jax.tree.map(np.testing.assert_array_equal, skipped.memory, state.memory)
+    # Of a batch that is larger than the queue, the last.
+    short, number = replace(TEMPORAL, queue=5), jnp.arange(8)
+    keys = dict.fromkeys(("visual", "audio"), jnp.zeros((8, 2, TEMPORAL.width)))
+    kept = short.remember(short.memory(), Outputs({"keys": keys}, {"number": number}))
+    np.testing.assert_array_equal(kept["number"], [3, 4, 5, 6, 7])
 
 
 def test_it_goes_on_from_a_checkpoint_to_the_same_bits(tmp_path):

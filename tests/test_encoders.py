@@ -12,7 +12,8 @@ from conftest import assert_equal_products
 from pairs import padded
 
 from scav_jax import encoders
-from scav_jax.encoders import Encoders, layers, products
+from scav_jax.encoders import Encoders, layers, products, sequential
+from scav_jax.encoders.dropout import Draws, draws_of, dropout
 from scav_jax.sequences import AudioVisual, sequences
 
 VISUAL_WIDTH, AUDIO_WIDTH = 5, 9
@@ -342,6 +343,18 @@ def test_dropout_is_off_unless_asked_for_and_then_needs_a_key():
         jax.eval_shape(lambda: encoders.apply({"params": params}, features, deterministic=False))
 
 
+def test_each_place_drops_by_words_of_its_own(monkeypatch):
+    """Features behind the first layer and the second, then three places of a block."""
+    taken, at = [], Draws.at
+    monkeypatch.setattr(Draws, "at", lambda d, n: taken.extend(np.ravel(n)) or at(d, n))
+    for module in (sequential, layers):
+        monkeypatch.setattr(module, "dropout", lambda x, *_, **__: x)
+    towers, params = small(visual_blocks=1)
+    key = {"dropout": jax.random.key(0)}
+    towers.apply({"params": params}, batch(), deterministic=False, rngs=key)
+    assert taken == [*range(2 + 3), *range(2 + 3)]
+
+
 # -- pre-resampling -------------------------------------------------------------------------------
 
 
@@ -397,14 +410,15 @@ def test_gradients_by_hand_are_those_of_the_definitions(random):
         x = x / jnp.sqrt((x * x).mean(-1, keepdims=True) + 1e-5)
         return x * scale[None, None] + bias[None, None]
 
-    def attended(query, key, value, gain, bias):
+    def attended(query, key, value, gain, bias, factor=1.0):
         logits = jnp.einsum("bqhd,bkhd->bhqk", query, key) / 2.0
         logits += jnp.einsum("bqh,hqk->bhqk", gain, bias)
         weights = jax.nn.softmax(jnp.where(mask[:, None, None, :], logits, -jnp.inf), axis=-1)
-        return jnp.einsum("bhqk,bkhd->bqhd", weights, value)
+        return jnp.einsum("bhqk,bkhd->bqhd", weights * factor, value)
 
-    def ours(query, key, value, gain, bias):
-        return layers.attend(query, key, value, mask, precision="float32", position=(gain, bias))
+    def ours(query, key, value, gain, bias, **dropped):
+        how = {"precision": "float32", "position": (gain, bias)} | dropped
+        return layers.attend(query, key, value, mask, **how)
 
     def product(cheap, *given):
         *given, kernel = given
@@ -414,6 +428,8 @@ def test_gradients_by_hand_are_those_of_the_definitions(random):
     mask = jnp.arange(5)[None] < jnp.array([5, 3])[:, None]
     shapes = [(2, 5, 3, 4)] * 3 + [(2, 5, 3), (3, 5, 5)]
     norm = [3.0 + random.normal(size=shape) for shape in ((2, 5, 7), (7,), (7,))]
+    dropped = {"rate": 0.4, "draws": draws_of(jax.random.key(0), jnp.arange(2))}
+    factor = dropout(jnp.ones((2, 3, 5, 5)), **dropped)
     pairs = [
         (products._NORM, normalized, norm),
         (
@@ -427,6 +443,11 @@ def test_gradients_by_hand_are_those_of_the_definitions(random):
             [norm[0], random.normal(size=(7, 7))],
         ),
         (ours, attended, [random.normal(size=shape) for shape in shapes]),
+        (
+            partial(ours, **dropped),
+            partial(attended, factor=factor),
+            [random.normal(size=shape) for shape in shapes],
+        ),
     ]
     for one, other, given in pairs:
         given = [jnp.asarray(x, jnp.float32) for x in given]

@@ -189,6 +189,20 @@ def test_size_of_the_preset_with_beats_own_position():
 # -- padding --------------------------------------------------------------------------------------
 
 
+def test_beats_own_position_reads_from_64_steps_before_to_63_after(random):
+    """128 taps and padding of 64, of which BEATs drops the last step."""
+    x = random.normal(size=(1, 100, 16)).astype(np.float32)
+    kernel = np.zeros((128, 1, 16), np.float32)
+    kernel[0], kernel[127] = 1.0, 2.0
+    params = {"conv": {"kernel": kernel, "bias": np.zeros(16, np.float32)}}
+    found = sequential.ConvPosition("float32").apply(
+        {"params": params}, jnp.asarray(x), jnp.array([100])
+    )
+    around = np.pad(x, ((0, 0), (64, 63), (0, 0)))
+    read = around[:, :100] + 2 * around[:, 127:]
+    np.testing.assert_allclose(found, x + nn.gelu(read, approximate=False), rtol=1e-5, atol=1e-5)
+
+
 def test_a_clip_alone_is_the_clip_in_a_padded_batch():
     fields = {"conv_position": True, "visual_blocks": 1}
     together = encode(batch(np.nan), **fields)

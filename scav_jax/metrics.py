@@ -368,4 +368,4 @@ def _interval_where_all_agree(values: Shaped[np.ndarray, " Q"], least: float) ->
     if (values != values[0]).any():
         return None
     unseen = 1 - (_TAILS[0] / 100) ** (1 / len(values))  # so rare is seen by none in 2.5 %
-    return [max(least, value - unseen), min(1.0, value + unseen)]
+    return [value - (value - least) * unseen, value + (1 - value) * unseen]

@@ -224,6 +224,8 @@ def test_pictures_vectors_have_the_papers_distribution(drawn):
     i, j, h, w = whole.T
     assert (i >= 0).all() and (j >= 0).all() and (i + h <= SIDE + 1e-3).all()
     assert (j + w <= SIDE + 1e-3).all()
+    for begin, size in ((i, h), (j, w)):  # at the last place too
+        assert ((begin + size > SIDE - 0.5) & (size < SIDE - 0.5)).any()
     within(h * w / SIDE**2, 0.07, 1.0)
     assert np.abs(np.log(w / h)).max() < math.log(4 / 3) + 0.2  # rounded to whole pixels
     check_jitter(v[:, 5:14])

@@ -63,7 +63,10 @@ def test_linear_cca_is_the_generalised_eigenproblem(tmp_path):
     x, y = (np.concatenate(column) for column in zip(*of(train), strict=True))
     moments.add(x[:50], y[:50])
     moments.add(x[50:], y[50:])
-    maps = moments.fitted(3)
+    maps, common = moments.fitted(3), baselines.Moments()
+    common.add(x[:50] + 3000, y[:50] - 3000)
+    common.add(x[50:] + 3000, y[50:] - 3000)
+    np.testing.assert_allclose(common.fitted(3).correlations, maps.correlations, rtol=1e-4)
     both = np.cov(x.T, y.T, ddof=0)
     cxx, cxy, cyy = both[:7, :7], both[:7, 7:], both[7:, 7:]
     cxx, cyy = (c + 0.1 * np.trace(c) / len(c) * np.eye(len(c)) for c in (cxx, cyy))

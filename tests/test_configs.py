@@ -204,6 +204,41 @@ def test_the_papers_training_details():
     assert stated.items() <= best.items()
 
 
+def test_equiavs_training_details():
+    """As the released code says them: pretraining, and fine-tuning of both data sets."""
+    stated = {
+        "data.batch_size": 128,
+        "train.steps": 20 * 1_900_000 // 128,
+        "optimizer.warmup_steps": 2 * 1_900_000 // 128,
+        "optimizer.learning_rate": 1e-4,
+        "optimizer.final_learning_rate": 1e-6,
+        "optimizer.b1": 0.9,
+        "optimizer.b2": 0.95,
+        "optimizer.weight_decay": 1e-5,
+        "optimizer.clip_norm": 0.01,
+        "objective.temperature": 0.07,
+        "objective.centroid": 16,
+        "objective.time_mask": 192,
+        "objective.frequency_mask": 48,
+        "objective.audio_mean": -4.346,
+        "objective.audio_std": 4.332,
+        **{f"encoders.{name}": 12 for name in ("visual_blocks", "audio_blocks", "heads")},
+    }
+    assert stated.items() <= flat(load("configs/equiav/audioset.py")).items()
+    tuned = {
+        "data.batch_size": 256,
+        "train.steps": 50 * (153_000 // 256),
+        "optimizer.warmup_steps": 153_000 // 256,
+        "optimizer.learning_rate": 1e-4,
+        "objective.mixup": 0.5,
+        "objective.mixup_alpha": 10.0,
+        "objective.audio_mean": -4.956,
+        "objective.audio_std": 4.486,
+        "encoders.drop_path": 0.1,
+    }
+    assert tuned.items() <= flat(load("configs/equiav/labels.py:vggsound")).items()
+
+
 @pytest.mark.parametrize("path", [str(path) for path in RUNNABLE if "table" in str(path)])
 def test_the_demo_of_a_row_changes_size_and_learning_rate_only(path):
     demo, full = (flat(load(f"{path}:{variant}")) for variant in ("demo", "max"))

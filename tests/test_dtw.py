@@ -83,6 +83,24 @@ def test_all_pairs_where_audio_has_more_steps(gamma):
     np.testing.assert_allclose(results[0], expected, rtol=1e-5, atol=1e-5)
 
 
+@each_gamma
+def test_clips_in_groups_far_apart_are_told_apart(gamma):
+    """Clips that differ by 0.1, in groups 200 apart: products would round all of that away."""
+    groups = [
+        [clip + 1e3 * (-1) ** (number // 3) for number, clip in enumerate(clips(lengths, seed))]
+        for lengths, seed in (([9, 3, 5, 7, 4, 6], 3), ([4, 5, 2, 6, 3, 5], 4))
+    ]
+    groups = [[0.1 * np.float32(clip) for clip in group] for group in groups]
+    visual, audio = (padded(group, 9) for group in groups)
+    found = run(all_pairs, visual, audio, gamma=gamma)
+    assert_close(found, run(by_definition, visual, audio, gamma=gamma), 1e-4)
+    formula = reference.dtw if gamma is None else partial(reference.soft_dtw, gamma=gamma)
+    for rows in (slice(3), slice(3, 6)):
+        expected = [[formula(v.astype(float), a.astype(float)) for a in groups[1][rows]]
+                    for v in groups[0][rows]]  # fmt: skip
+        np.testing.assert_allclose(found[0][rows, rows], expected, atol=1e-4)
+
+
 @pytest.mark.parametrize(
     ("block", "memory_bytes"),
     [(1, AMPLE), (4, TIGHT), (33, AMPLE), (None, TIGHT)],

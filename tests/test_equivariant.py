@@ -19,7 +19,7 @@ from scav_jax import objectives
 from scav_jax.base.errors import InputError
 from scav_jax.encoders import PatchEncoders, PatchTower
 from scav_jax.features.sides import pixels as pixels_of
-from scav_jax.objectives import Place, Separate, Sequential
+from scav_jax.objectives import Place, Separate, Sequential, augment
 from scav_jax.objectives.equivariant import (
     CodeEncoder,
     Equivariant,
@@ -466,6 +466,25 @@ def test_other_features_and_other_sizes_are_refused():
         init_params(TOWERS.clone(side=48), SMALL, pixels(), seed=0)
     with pytest.raises(InputError, match="got none: 10 numbers a step"):
         TOWERS.init(jax.random.key(0), AudioVisual(*[sequences(jnp.zeros((1, 1, 10)))] * 2))
+
+
+def test_a_clip_is_filled_up_with_silence_and_augmented_in_a_frame_of_its_own(monkeypatch):
+    """Zeros come before the log-mel is normalised, as in the released code; so does the frame."""
+    monkeypatch.setattr(augment, "augment_picture", lambda _, picture: picture)
+    monkeypatch.setattr(augment, "augment_sound", lambda _, log_mel, **__: log_mel)
+    batch = pixels(steps=2)
+    heard = np.nan_to_num(np.asarray(batch.features.audio.values, np.float32)).reshape(4, 32, 32)
+    filled = np.pad(heard, ((0, 0), (0, 16), (0, 0)))
+    shown = SMALL.shown(batch).audio.values.reshape(filled.shape)
+    np.testing.assert_allclose(shown, (filled + 4.346) / 4.332, rtol=1e-5, atol=1e-5)
+    for same in (True, False):
+        objective = dataclasses.replace(SMALL, same_frame=same)
+        views = objective.views(batch, jax.random.key(2))
+        clip, augmented = views.features.values()
+        alike = np.all(clip.visual.values == augmented.visual.values, axis=(1, 2))
+        assert alike.all() if same else not alike.all()
+    for vectors in views.about.values():  # what is averaged over tells of nothing that was done
+        assert (vectors["vector"][:, None] != vectors["vectors"]).any(axis=-1).all()
 
 
 def test_the_bank_is_of_vectors_of_the_layout():

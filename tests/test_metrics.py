@@ -183,9 +183,8 @@ def test_all_or_none_found_is_no_certainty(queries):
     same = metrics.paired_gain(found, found)
     assert same["gain"] == 0
     np.testing.assert_allclose(same["interval"], [-unseen, unseen], rtol=1e-9)
-    np.testing.assert_allclose(
-        metrics.paired_gain(found, missed)["interval"], [1 - unseen, 1], rtol=1e-9
-    )
+    only = metrics.paired_gain(found, missed)  # the unseen ones may be found by the other alone
+    np.testing.assert_allclose(only["interval"], [1 - 2 * unseen, 1], rtol=1e-9)
 
 
 def test_interval_has_the_binomial_width_and_covers():

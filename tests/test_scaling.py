@@ -359,7 +359,7 @@ def euclidean_in_blocks(devices):
         pair = [s.replace(values=v) for s, v in zip(streams, values, strict=True)]
         distances = pairwise(name, *pair, **how)
         weights = np.random.default_rng(9).normal(size=distances.shape)
-        scattered = euclidean._scattered(*pair)
+        scattered = euclidean.scattered(*pair)
         return jnp.sum(distances * jnp.asarray(weights, jnp.float32)), (distances, scattered)
 
     (_, (distances, scattered)), gradients = weighted(

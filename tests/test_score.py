@@ -99,10 +99,10 @@ def test_shifts_compare_clips_that_are_cut_anew(run):
     """The distance at a shift is that of the clip whose sound lies there, by the definition."""
     made = clip(2)
     visual, audio = both(made)
-    found = shifted(run, visual, [audio], np.array([-3.1, -0.5, 0.0, 0.28]))
-    assert np.isnan(found.distances[0, 0]) and found.seconds[0, 0] == 0  # 0.9 s are shared
-    np.testing.assert_allclose(found.seconds[0, 1:], [3.5, 4.0, 3.72])
-    for at, shift in enumerate((-0.5, 0.0, 0.28), start=1):
+    found = shifted(run, visual, [audio], np.array([-3.1, -2.2, -0.5, 0.0, 0.28]))
+    assert np.isnan(found.distances[0, :2]).all()  # 0.9 s are shared; less than half
+    np.testing.assert_allclose(found.seconds[0], [0, 0, 3.5, 4.0, 3.72])
+    for at, shift in enumerate((-0.5, 0.0, 0.28), start=2):
         alone = embed_clips(run, [replace(made, audio_span=(shift, 4.0 + shift))])
         ((expected,),) = np.asarray(
             jax.jit(partial(pairwise, "euclidean"))(*jax.tree.map(jnp.asarray, alone.latents))
@@ -126,6 +126,8 @@ def test_the_lowest_point_lies_between_steps():
     curve[0] = np.nan
     assert synchrony.best(OFFSETS, curve) == pytest.approx(0.213)
     assert synchrony.best(OFFSETS, OFFSETS) == -1.0
+    beside = np.where(np.abs(OFFSETS) <= 0.4, 1.7, 2.0)  # which says nothing of other shifts
+    assert synchrony.dip(OFFSETS, np.where(OFFSETS == 0, 1.0, beside)) == pytest.approx(0.5)
 
 
 def test_intervals_are_those_of_a_normal_distribution_or_of_no_knowledge():
@@ -223,6 +225,14 @@ def test_a_constant_error_is_taken_off(run, data, calibrated):
     assert command and parse(command.split()).calibrate  # what it says to do can be done
 
 
+def test_as_much_of_a_longer_clip_says_as_much(random):
+    """D of twice the seconds counts twice, so half of the sharpness is as sharp."""
+    far = np.arange(-2.0, 2.02, 0.04)
+    own = [np.abs(far - at) + 0.2 * random.standard_normal(len(far)) for at in (-0.03, 0.0, 0.05)]
+    once, twice = (calibration._sharpness(far, own, n * np.ones(3)) for n in (1.0, 2.0))
+    assert twice == pytest.approx(once / 2)
+
+
 def test_a_narrow_range_of_offsets_changes_no_verdict(run, calibrated):
     """What it is compared with are shifts beyond that range."""
     for number in range(60, 66):
@@ -279,6 +289,7 @@ def test_strangers_score_nothing_and_own_sounds_much(run, calibrated):
     assert min(one.score for one in own) > max(one.score for one in others)
     assert max(one.chance for one in own) == pytest.approx(1 / 21)
     assert abs(np.mean(calibrated.strangers)) < 1e-3
+    assert calibrated.chance(calibrated.strangers[-2]) == pytest.approx(3 / 21)  # itself included
     assert np.mean([one.chance for one in others]) > 0.2
 
 

@@ -163,6 +163,16 @@ def test_what_varies_around_the_mean_does_not_reach_the_small_branch():
 # ---- corners -------------------------------------------------------------------------------------
 
 
+def test_a_clip_of_which_nothing_changes_is_near_no_other(random):
+    """What is left less its mean is rounding, which is not made as long as what changes."""
+    values = 3.0 + np.array([1e-5, 1.0])[:, None, None] * random.normal(size=(2, 6, 8))
+    stream = sequences(jnp.asarray(values, jnp.float32))
+    outputs = Separate(statics="remove").of_clips(None, {"clip": AudioVisual(stream, stream)}, ())
+    still, moving = outputs.values["visual"]["dynamic"]
+    assert (still == 0).all()
+    assert jnp.mean(moving**2) == pytest.approx(1, rel=1e-5)
+
+
 def test_statics_that_are_kept_without_their_loss_are_scav():
     """Loss and gradients, dropout included; what is only logged differs, and is left out here."""
     kept = Separate(statics="keep", dynamic="distance", static_loss=0.0)
@@ -425,6 +435,10 @@ def test_any_distance_takes_a_static_part_beside_it():
         one, other = (jax.tree.map(lambda leaf: leaf[2], x) for x in (visual, audio))
         pair = find(f"{name}+static", {}).pair(one, other, **options)
         np.testing.assert_allclose(pair, distances[2, 2], atol=1e-5)
+        common = [x.replace(values=x.values.at[..., 8:].add(1000.0)) for x in (visual, audio)]
+        np.testing.assert_allclose(
+            pairwise(f"{name}+static", *common, **options), expected, atol=1e-3
+        )
 
 
 def test_the_weight_is_the_best_on_validation_and_the_smallest_of_several():

@@ -49,7 +49,7 @@ def without_means(count: int, seed: int, steps=12, width=16):
 
 def test_a_grid_has_means_over_its_cells(random):
     lengths = np.int32([9, 5, 9, 1])
-    windows = np.float32([[0, 9], [0.5, 3.7], [-0.4, 9.9], [0, 1]])
+    windows = np.float32([[0, 9], [0.5, 4.9], [-0.4, 9.9], [0, 1]])
     values = random.standard_normal((4, 9, 3)).astype(np.float32)
     values[np.arange(9) >= lengths[:, None]] = np.nan
     found = on_grid(Sequences(values, lengths, windows), 4)

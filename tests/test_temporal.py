@@ -26,7 +26,8 @@ from scav_jax.features.clip import Clip
 from scav_jax.features.sides import playable
 from scav_jax.objectives import Place, Temporal, aggregation_loss
 from scav_jax.objectives.contrastive import unit_smoothed
-from scav_jax.objectives.selection import drawn, info_nce, nearest, without
+from scav_jax.objectives.objective import Outputs
+from scav_jax.objectives.selection import drawn, nearest, without
 from scav_jax.objectives.temporal import cross_entropy
 from scav_jax.sequences import AudioVisual, Batch, Sequences
 from scav_jax.train_step import bound_heads, make_train_step, of_clips
@@ -100,26 +101,43 @@ def units(random, *shape):
     return jnp.asarray(rows / np.linalg.norm(rows, axis=-1, keepdims=True))
 
 
-def test_the_contrast_is_its_formula(random):
-    anchors, keys, queue = units(random, 5, 6), units(random, 5, 6), units(random, 12, 6)
-    allowed = jnp.asarray(random.random((5, 12)) < 0.7).at[3].set(False)
-    near = nearest(anchors @ queue.T, allowed, 2)
-    far = drawn(
-        jax.random.split(jax.random.key(0), 5), anchors @ queue.T, without(allowed, near), 3
-    )
-    found = info_nce(anchors, keys, 0.2, queue, near, far)
-    anchors, keys, queue, near, far = jax.device_get((anchors, keys, queue, near, far))
-    total = 0.0
-    for i in range(5):
-        s = {("b", j): float(anchors[i] @ keys[j]) / 0.2 for j in range(5)}
-        s |= {("q", j): float(anchors[i] @ queue[j]) / 0.2 for j in range(12)}
-        p = [("b", i)] + [("q", int(j)) for j in near.which[i][near.found[i]]]
-        n = [("b", j) for j in range(5) if j != i]
-        n += [("q", int(j)) for j in far.which[i][far.found[i]]]
-        assert not set(p) & set(n)
-        rest = sum(np.exp(s[one]) for one in n)
-        total -= np.mean([np.log(np.exp(s[one]) / (np.exp(s[one]) + rest)) for one in p])
-    np.testing.assert_allclose(found, total / 5, rtol=1e-5)
+@pytest.mark.parametrize("space", ["same_modality", "cross_modal"])
+def test_the_contrast_is_its_formula(random, space):
+    """Both terms each way, with draws of their own; for clip 0 there is one of the queue alone."""
+    size, places = 5, 12
+    t = replace(TEMPORAL, queue=places, temperature=0.2, nn_space=space, weight_va=0.5)
+    first, second, heard, unheard = (units(random, size, 6) for _ in range(4))
+    memory = {name: units(random, places, 6) for name in ("visual", "audio")}
+    memory |= {"number": jnp.array([-1] * 3 + [0] * 8 + [6]), "next": jnp.int32(0)}
+    drawing = jax.random.split(jax.random.key(0), size)
+    number = jnp.arange(size)
+    about = {"labels": {}, "number": number, "key": jax.vmap(jax.random.key_data)(drawing)}
+    keys = {"visual": jnp.stack([first, second], 1), "audio": jnp.stack([heard, unheard], 1)}
+    about["speed_prior"] = jnp.ones((size, 2))
+    loss, aux = t.loss({}, Outputs({"keys": keys}, about), memory, PLACE)
+
+    def term(draw, anchors, keys, own, stream):
+        past, space_of = memory[stream], memory[own if space == "same_modality" else stream]
+        noise = jax.vmap(lambda key: jax.random.gumbel(jax.random.fold_in(key, draw), (places,)))
+        near = np.asarray(anchors @ space_of.T)
+        far = near / t.selection_temperature + noise(drawing)
+        total = 0.0
+        for i in range(size):
+            there = [q for q in range(places) if memory["number"][q] not in (-1, i)]
+            p = sorted(there, key=lambda q: -near[i, q])[: t.positives]
+            rest = [q for q in there if q not in p]
+            n = sorted(rest, key=lambda q: -far[i, q])[: t.negatives]
+            s = np.exp(np.asarray(anchors[i] @ keys.T, float) / 0.2)
+            of_past = np.exp(np.asarray(anchors[i] @ past.T, float) / 0.2)
+            others = s.sum() - s[i] + of_past[n].sum()
+            total -= np.mean([np.log(one / (one + others)) for one in (s[i], *of_past[p])])
+        return total / size
+
+    vv = term(0, first, second, "visual", "visual") + term(1, second, first, "visual", "visual")
+    va = term(2, first, heard, "visual", "audio") + term(3, heard, first, "audio", "visual")
+    np.testing.assert_allclose(aux["losses"]["vv"], vv / 2, rtol=1e-5)
+    np.testing.assert_allclose(aux["losses"]["va"], va / 2, rtol=1e-5)
+    np.testing.assert_allclose(loss, vv / 2 + 0.5 * va / 2, rtol=1e-5)
 
 
 @pytest.mark.parametrize("queue", [0, 160])
@@ -183,7 +201,10 @@ def test_the_queue_is_a_ring_of_the_latest_clips_and_takes_no_bad_step():
     before = {}
     for seed in range(3):  # 192 clips into 160 places
         key = jax.random.fold_in(jax.random.key(0), seed)
-        keys = seen(TEMPORAL)(state.params, batch(seed), key).values["keys"]["audio"][:, 0]
+        outputs = seen(TEMPORAL)(state.params, batch(seed), key)
+        keys, labels = outputs.values["keys"]["audio"][:, 0], outputs.about["labels"]
+        both = labels["direction_visual"] != labels["direction_audio"]
+        assert 0.3 < both.mean() < 0.7  # each view has a direction of its own
         before |= dict(zip(np.arange(CLIPS) + seed * CLIPS, np.asarray(keys), strict=True))
         state, _ = step(state, batch(seed))
     memory = jax.device_get(state.memory)
@@ -195,6 +216,11 @@ def test_the_queue_is_a_ring_of_the_latest_clips_and_takes_no_bad_step():
     skipped, metrics = step(state, bad)
     assert metrics["skipped"] == 1
     jax.tree.map(np.testing.assert_array_equal, skipped.memory, state.memory)
+    # Of a batch that is larger than the queue, the last.
+    short, number = replace(TEMPORAL, queue=5), jnp.arange(8)
+    keys = dict.fromkeys(("visual", "audio"), jnp.zeros((8, 2, TEMPORAL.width)))
+    kept = short.remember(short.memory(), Outputs({"keys": keys}, {"number": number}))
+    np.testing.assert_array_equal(kept["number"], [3, 4, 5, 6, 7])
 
 
 def test_it_goes_on_from_a_checkpoint_to_the_same_bits(tmp_path):

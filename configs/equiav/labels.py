@@ -14,9 +14,10 @@ Hardware:  theirs, 8 GPUs of 32 clips each. Ours: one accelerator, with train.mi
            small, and train.precision=float32 on a V100. Not run by us.
 
 Theirs: 50 epochs, one of warm-up, learning rate 1e-4, half of the clips mixed with Beta(10, 10),
-drop path 0.1, the binary cross-entropy for either data set. Ours: VGGSound, one label a clip, by
-the softmax's; the layer sees the means of both towers' tokens, without the linear layer that theirs
-has between; sounds are mixed as log-mels; one frame a clip is evaluated, the middle one. One stream
+drop path 0.1, the binary cross-entropy for either data set, log-mels of VGGSound by its own mean
+and deviation (not "linear", whose towers know AudioSet's). Ours: VGGSound, one label a clip, by the
+softmax's; the layer sees the means of both towers' tokens, without the linear layer that theirs has
+between; sounds are mixed as log-mels; one frame a clip is evaluated, the middle one. One stream
 alone is --config.objective.streams=audio or visual.
 
 "linear" trains a linear layer on VGGSound and leaves the towers as they are; learning rate and
@@ -49,7 +50,10 @@ def get_config(variant="audioset20k"):
             "precision": "bfloat16",
         },
     )
-    return _probed(config, 1e-3) if frozen else _fine_tuned(config)
+    if frozen:
+        return _probed(config, 1e-3)
+    of_vggsound = {} if several else {"audio_mean": -4.956, "audio_std": 4.486}
+    return _fine_tuned(config.replace(objective=of_vggsound))
 
 
 def _fine_tuned(config):

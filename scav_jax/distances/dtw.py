@@ -10,6 +10,10 @@ Both are one recursion: with S[i, j] what remains to be paid from cell (i, j) to
 
     S[i, j] = cost[i, j] + softmin(S[i, j+1], S[i+1, j], S[i+1, j+1]),    d = S[0, 0].
 
+Costs of pairs are products of matrices, for which latents are centred. Where clips lie in groups
+that are far apart, no centre helps: then costs are made of differences, channel by channel, several
+times slower.
+
 This file has it cell by cell for one pair (the definition), the alignments and paths for plotting,
 and the fast form of all pairs: tiles of pairs, whose costs are one matrix product each and whose
 recursion is `warping.py`.
@@ -20,11 +24,11 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from scav_jax.base.errors import InputError
 from scav_jax.distances import warping
-from scav_jax.distances.centre import typical
+from scav_jax.distances.centre import scattered, typical
 from scav_jax.distances.narrow import in_float32
 from scav_jax.sequences import Sequences, masked_mean, zero_padding
 
@@ -71,6 +75,18 @@ def _squared_differences(x: Float[Array, "X C"], y: Float[Array, "Y C"]) -> Floa
     """Of every row of x to every row of y, >= 0."""
     squares = jnp.sum(x * x, 1)[:, None] + jnp.sum(y * y, 1)[None, :]
     return jnp.maximum(squares - 2.0 * _product(x, y.T), 0.0)
+
+
+def _by_channels(x: Float[Array, "X C"], y: Float[Array, "Y C"]) -> Float[Array, "X Y"]:
+    """The same of differences, of which none is rounded away."""
+
+    def add(total: Float[Array, "X Y"], channel: tuple[Array, Array]):
+        of_x, of_y = channel
+        return total + (of_x[:, None] - of_y[None, :]) ** 2, None
+
+    # 0 that varies over devices as x and y do.
+    nothing = 0.0 * (x[:, :1] + y[None, :, 0])
+    return jax.lax.scan(add, nothing, (x.T, y.T))[0]
 
 
 def _product(x: Float[Array, "X C"], y: Float[Array, "C Y"]) -> Float[Array, "X Y"]:
@@ -255,28 +271,29 @@ def _matrix(visual, audio, block, memory_bytes, gamma) -> Float[Array, "Q K"]:
     keep = kept_bytes + min(block or fast(memory_bytes // 2), pairs) * of_pair <= memory_bytes
     block = min(block or fast(memory_bytes - keep * kept_bytes), pairs)
     plan = _Plan(*warping.tiling(queries, candidates, block), keep=keep)
-    return _all_pairs(x, visual.lengths, y, audio.lengths, gamma, plan)
+    apart = scattered(visual.replace(values=x), audio.replace(values=y))
+    return _all_pairs(x, visual.lengths, y, audio.lengths, apart, gamma, plan)
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(4, 5))
-def _all_pairs(x, rows, y, columns, gamma, plan: _Plan) -> Float[Array, "Q K"]:
+@partial(jax.custom_vjp, nondiff_argnums=(5, 6))
+def _all_pairs(x, rows, y, columns, apart, gamma, plan: _Plan) -> Float[Array, "Q K"]:
     """Warping costs of all pairs of centred latents `[Q, N, C]` and `[K, M, C]`.
 
     The costs of a tile of pairs are one matrix product, laid out so that the recursion reads them
     as they come. The gradient follows from the expected alignments E of the tile: for x_i it is
-    `2/C sum_j E_ij (x_i - y_j)`, again a matrix product.
+    `2/C sum_j E_ij (x_i - y_j)`, again a matrix product. `apart`: costs are made of differences.
     """
-    values, _ = _by_tiles(x, rows, y, columns, gamma, plan, aligned=False)
+    values, _ = _by_tiles(x, rows, y, columns, apart, gamma, plan, aligned=False)
     return _joined(values, len(x), len(y), plan)
 
 
-def _all_pairs_forward(x, rows, y, columns, gamma, plan):
-    values, alignments = _by_tiles(x, rows, y, columns, gamma, plan, aligned=plan.keep)
-    return _joined(values, len(x), len(y), plan), (x, rows, y, columns, alignments)
+def _all_pairs_forward(x, rows, y, columns, apart, gamma, plan):
+    values, alignments = _by_tiles(x, rows, y, columns, apart, gamma, plan, aligned=plan.keep)
+    return _joined(values, len(x), len(y), plan), (x, rows, y, columns, apart, alignments)
 
 
 def _all_pairs_backward(gamma, plan, residuals, cotangent):
-    x, rows, y, columns, alignments = residuals
+    x, rows, y, columns, apart, alignments = residuals
     row_tiles, column_tiles = _row_tiles(x, rows, plan), _column_tiles(y, columns, plan)
 
     def for_columns(x_gradients, tiles):
@@ -285,7 +302,7 @@ def _all_pairs_backward(gamma, plan, residuals, cotangent):
         def for_pairs(y_gradient, tiles):
             row_tile, cotangent, alignment = tiles
             if alignment is None:
-                _, alignment = _tile(row_tile, column_tile, gamma, aligned=True)
+                _, alignment = _tile(row_tile, column_tile, apart, gamma, aligned=True)
             x_part, y_part = _tile_gradients(row_tile[0], column_tile[0], alignment, cotangent)
             return y_gradient + y_part, x_part
 
@@ -300,36 +317,39 @@ def _all_pairs_backward(gamma, plan, residuals, cotangent):
     )
     x_gradients = x_gradients.transpose(0, 2, 3, 1, 4).reshape(-1, *x.shape[1:])[: len(x)]
     y_gradients = y_gradients.transpose(0, 2, 1, 3).reshape(-1, *y.shape[1:])[: len(y)]
-    return x_gradients, None, y_gradients, None
+    return x_gradients, None, y_gradients, None, None
 
 
 _all_pairs.defvjp(_all_pairs_forward, _all_pairs_backward)
 
 
-def _by_tiles(x, rows, y, columns, gamma, plan: _Plan, *, aligned: bool):
+def _by_tiles(x, rows, y, columns, apart, gamma, plan: _Plan, *, aligned: bool):
     """(values, alignments or None) of all tiles, `[column tiles, row tiles, ...]` each."""
     row_tiles = _row_tiles(x, rows, plan)
 
     def for_columns(column_tile):
-        solve = partial(_tile, column_tile=column_tile, gamma=gamma, aligned=aligned)
+        solve = partial(_tile, column_tile=column_tile, apart=apart, gamma=gamma, aligned=aligned)
         return jax.lax.map(solve, row_tiles)
 
     return jax.lax.map(for_columns, _column_tiles(y, columns, plan))
 
 
-def _tile(row_tile, column_tile, gamma, aligned: bool):
+def _tile(row_tile, column_tile, apart, gamma, aligned: bool):
     """(values `[S, P]`, alignments or None) of every pair of two tiles; P = G * K lanes."""
     (x, rows), (y, columns) = row_tile, column_tile
     shape = *rows.shape, *columns.shape  # [S, G, K]
     rows = jnp.broadcast_to(rows[:, :, None], shape).reshape(len(rows), -1)
     columns = jnp.broadcast_to(columns[None, None, :], shape).reshape(len(rows), -1)
-    return warping.solve_tile(_tile_costs(x, y), rows, columns, gamma, aligned=aligned)
+    return warping.solve_tile(_tile_costs(x, y, apart), rows, columns, gamma, aligned=aligned)
 
 
-def _tile_costs(x: Float[Array, "N S G C"], y: Float[Array, "M K C"]) -> Float[Array, "N S M P"]:
+def _tile_costs(
+    x: Float[Array, "N S G C"], y: Float[Array, "M K C"], apart: Bool[Array, ""]
+) -> Float[Array, "N S M P"]:
     """Squared differences averaged over channels."""
     (n, stream, group, width), (m, across, _) = x.shape, y.shape
-    costs = _squared_differences(x.reshape(-1, width), y.reshape(-1, width)) * (1.0 / width)
+    rows = x.reshape(-1, width), y.reshape(-1, width)
+    costs = jax.lax.cond(apart, _by_channels, _squared_differences, *rows) * (1.0 / width)
     costs = costs.reshape(n, stream, group, m, across).transpose(0, 1, 3, 2, 4)
     return costs.reshape(n, stream, m, group * across)
 

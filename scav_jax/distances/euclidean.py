@@ -23,28 +23,22 @@ steps, which are few. Both forms centre the latents first, which changes no diff
 away the cancellation that a common part would cause, and keep only the latents for the gradient.
 
 No one centre helps where clips lie in groups that are far apart, or one lies far from all others:
-products would round what tells near clips from each other. That is noticed (`_scattered`), and such
-streams are compared by differences, pair by pair: right, and some ten times slower. A few clips
-(`PIVOTS` in all) would always be, so they are compared by the definition, which compiles in a tenth
-of the time.
+products would round what tells near clips from each other. That is noticed (`centre.scattered`),
+and such streams are compared by differences, pair by pair: right, and some ten times slower. A few
+clips (`PIVOTS` in all) are compared by the definition, which compiles in a tenth of the time.
 """
 
 from functools import partial
 
 import jax
 import jax.numpy as jnp
-import numpy as np
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Float, Int
 
 from scav_jax.base.errors import InputError, did_you_mean
 from scav_jax.distances import euclidean_many_grids, euclidean_one_grid, resampling
+from scav_jax.distances.centre import PIVOTS, scattered
 from scav_jax.distances.cost import FLOAT, PairCost
-from scav_jax.distances.euclidean_blocks import (
-    FULL_PRECISION,
-    Plan,
-    moved_and_target,
-    sum_dtype,
-)
+from scav_jax.distances.euclidean_blocks import Plan, moved_and_target, sum_dtype
 from scav_jax.distances.euclidean_many_grids import (
     distances_by_pairs,
     ragged_distances,
@@ -67,9 +61,6 @@ from scav_jax.sequences import (
     zero_padding,
 )
 
-PIVOTS = 16  # groups of clips, or clips far from all others, that are told apart
-SKETCHED_STEPS, SKETCH_WIDTH = 8, 16
-SCATTERED = 1e4  # squared distances from the centre, in those within groups: costs four digits
 FEW_GRIDS = 0.4  # audio grids per audio sequence, beyond which a product serves too few of them
 
 
@@ -226,7 +217,7 @@ def _all_pairs(plan: Plan, visual: Sequences, audio: Sequences) -> Float[Array, 
 def _all_pairs_forward(plan: Plan, visual: Sequences, audio: Sequences):
     dtype = visual.values.dtype
     forms = [aligned_distances, one_grid_distances, ragged_distances, distances_by_pairs]
-    form = jnp.where(_scattered(visual, audio), 3, _form(plan, visual, audio))
+    form = jnp.where(scattered(visual, audio), 3, _form(plan, visual, audio))
     distances = _switch(form, plan, forms, visual, audio)
     return distances.astype(dtype), (visual, audio)
 
@@ -249,42 +240,6 @@ def _switch(form: Int[Array, ""], plan: Plan, forms, *arguments):
     """The form with that number, or the last one."""
     branches = [partial(one, plan) for one in forms]
     return jax.lax.switch(jnp.minimum(form, len(branches) - 1), branches, *arguments)
-
-
-def _scattered(visual: Sequences, audio: Sequences) -> Bool[Array, ""]:
-    """Whether clips lie in a few groups much farther apart than the clips of a group.
-
-    Seen from sketches of the clips, by pivots, each the clip that is farthest from those before it
-    (Gonzalez 1985). As few clips as pivots always do.
-    """
-    points = jax.lax.stop_gradient(jnp.concatenate([_sketches(visual), _sketches(audio)]))
-    centre = jnp.mean(points[len(visual.lengths) :], axis=0, keepdims=True)
-    from_centre = jnp.sum((points - centre) ** 2, axis=1)
-
-    def to_nearest(nearest, _):
-        pivot = jax.lax.dynamic_slice_in_dim(points, jnp.argmax(nearest), 1)
-        return jnp.minimum(nearest, jnp.sum((points - pivot) ** 2, axis=1)), None
-
-    nearest, _ = jax.lax.scan(to_nearest, from_centre, None, length=PIVOTS)
-    return jnp.max(from_centre) > SCATTERED * jnp.mean(nearest)
-
-
-def _sketches(stream: Sequences) -> Float[Array, "B 32"]:
-    """Of each clip: means over some steps, plain and with alternating signs, projected at random.
-
-    Cheap beside a product of all pairs, and clips that are far apart stay so.
-    """
-    stride = max(1, stream.values.shape[1] // SKETCHED_STEPS)
-    lengths = -(-stream.lengths // stride)
-    values = zero_padding(stream.values[:, ::stride].astype(sum_dtype(stream)), lengths)
-    signs = np.random.default_rng(0).choice([-1.0, 1.0], (values.shape[2], SKETCH_WIDTH))
-    signs = jnp.asarray(signs, values.dtype)
-    turns = jnp.asarray(1 - 2 * (np.arange(values.shape[1]) % 2), values.dtype)
-    count = lengths[:, None].astype(values.dtype)
-    sums = [jnp.sum(values, axis=1), jnp.sum(values * turns[None, :, None], axis=1)]
-    return jnp.concatenate(
-        [jnp.matmul(x / count, signs, precision=FULL_PRECISION) for x in sums], axis=1
-    )
 
 
 def _form(plan: Plan, visual: Sequences, audio: Sequences) -> Int[Array, ""]:

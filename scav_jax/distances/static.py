@@ -15,6 +15,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from scav_jax.base.errors import InputError
+from scav_jax.distances.centre import typical
 from scav_jax.distances.narrow import in_float32, widened
 from scav_jax.sequences import Sequences
 
@@ -76,7 +77,9 @@ def check_with(check: Callable[..., object] | None) -> Callable[..., None]:
 def squared_distances(
     visual: Float[Array, "Q S"], audio: Float[Array, "K S"]
 ) -> Float[Array, "Q K"]:
-    """`|v - a|^2` of all pairs, at least 0."""
+    """`|v - a|^2` of all pairs, at least 0; what all have in common cancels in no product."""
+    centre = typical(audio)[None]
+    visual, audio = visual - centre, audio - centre
     squares = [jnp.sum(one * one, axis=-1) for one in (visual, audio)]
     inner = jnp.matmul(visual, audio.T, precision=jax.lax.Precision.HIGHEST)
     return jnp.maximum(squares[0][:, None] + squares[1][None] - 2.0 * inner, 0.0)

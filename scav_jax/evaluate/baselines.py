@@ -187,15 +187,23 @@ class Maps(NamedTuple):
 
 
 class Moments:
-    """Sums of pairs of vectors, from which canonical correlations follow."""
+    """Sums of pairs of vectors, from which canonical correlations follow.
+
+    Of vectors less the mean of the first ones: float32 has no digits for a large common part too.
+    """
 
     def __init__(self):
         self.total: np.ndarray | None = None
+        self.origin = np.zeros(0)
         self.width = 0
 
     def add(self, x: Float[np.ndarray, "n Dx"], y: Float[np.ndarray, "n Dy"]) -> None:
         """n more pairs."""
-        both = np.concatenate([x, y, np.ones((len(x), 1))], axis=1).astype(np.float32)
+        both = np.concatenate([x, y], axis=1)
+        if self.total is None:
+            self.origin = both.mean(axis=0, dtype=np.float64)
+        ones = np.ones((len(x), 1))
+        both = np.concatenate([both - self.origin, ones], axis=1).astype(np.float32)
         product = (both.T @ both).astype(np.float64)
         self.total = product if self.total is None else self.total + product
         self.width = x.shape[1]
@@ -214,6 +222,7 @@ class Moments:
         k = min(components, len(strength))
         scale = np.sqrt(strength[:k])
         matrices = white[0] @ left[:, :k] * scale, white[1] @ right[:k].T * scale
+        mean += self.origin
         return Maps((mean[:width], mean[width:]), matrices, strength[:k])
 
 

@@ -1,6 +1,7 @@
 """Synchrony: curves over shifts, where a sound belongs, calibration, files of any length."""
 
 import csv
+import itertools
 import json
 import re
 import shutil
@@ -135,6 +136,15 @@ def test_intervals_are_those_of_a_normal_distribution_or_of_no_knowledge():
     assert (low, high) == pytest.approx((-0.95 * 1.02, 0.95 * 1.02))
     low, high = synchrony.interval(OFFSETS, 1e3 * np.abs(OFFSETS + 1), -1.0)
     assert low == OFFSETS[0] < high < OFFSETS[1]  # nothing beyond was tried
+
+
+def test_a_dip_is_the_same_wherever_it_lies():
+    """What is just `NEAR_S` away is near, whatever rounding makes of it: on all grids there are."""
+    of_programs, of_calibration = -1.0 + 0.04 * np.arange(51), np.arange(-1.0, 1.02, 0.04)
+    for offsets, at in itertools.product((OFFSETS, of_programs, of_calibration), range(51)):
+        away = np.abs(np.arange(51) - at)
+        curve = np.select([away == 0, away == 10], [0.5, 3.0], 1.0)
+        assert synchrony.dip(offsets, curve) == pytest.approx(0.5)
 
 
 def test_what_windows_say_adds_up_over_the_seconds_that_they_share(monkeypatch):

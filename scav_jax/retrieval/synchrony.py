@@ -262,7 +262,8 @@ def dip(
     if not np.isfinite(curve[tried]).any():
         raise InputError(NOTHING_SHARED)
     at = tried.indices(len(curve))[0] + int(np.nanargmin(curve[tried]))
-    others = curve[(np.abs(offsets - offsets[at]) > NEAR_S) & np.isfinite(curve)]
+    # `NEAR_S` is a whole number of steps: rounding is not to say on which side of it one lies.
+    others = curve[(np.abs(offsets - offsets[at]) > NEAR_S + 1e-6) & np.isfinite(curve)]
     level = float(np.mean(others)) if len(others) else 0.0
     return 1.0 - float(curve[at]) / level if level > 0 else 0.0
 

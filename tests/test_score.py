@@ -176,6 +176,14 @@ def test_a_window_beside_the_picture_has_no_offset_of_its_own():
     assert alone["offset"] == pytest.approx(0.2, abs=0.01)
 
 
+def test_a_window_alone_is_laid_as_a_sound_of_one_window_is():
+    """Where it shares a quarter of itself, it is a little nearer by chance."""
+    distances = np.where(OFFSETS < -0.9, 0.95, 1 + np.abs(OFFSETS - 0.2))[None]
+    seconds, track = (4 - 3 * np.abs(OFFSETS))[None], Track(np.zeros((25, 1)), (0.0, 4.0))
+    said = synchrony.read(Shifted(distances, distances, seconds), OFFSETS, track, [track], None)
+    assert said.windows[0]["offset"] == said.offset == pytest.approx(0.2, abs=0.05)
+
+
 def test_smoothing_keeps_lines_and_gaps():
     line = 2.0 + OFFSETS
     line[7] = np.nan

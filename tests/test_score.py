@@ -1,6 +1,7 @@
 """Synchrony: curves over shifts, where a sound belongs, calibration, files of any length."""
 
 import csv
+import itertools
 import json
 import re
 import shutil
@@ -139,6 +140,15 @@ def test_intervals_are_those_of_a_normal_distribution_or_of_no_knowledge():
     assert low == OFFSETS[0] < high < OFFSETS[1]  # nothing beyond was tried
 
 
+def test_a_dip_is_the_same_wherever_it_lies():
+    """What is just `NEAR_S` away is near, whatever rounding makes of it: on all grids there are."""
+    of_programs, of_calibration = -1.0 + 0.04 * np.arange(51), np.arange(-1.0, 1.02, 0.04)
+    for offsets, at in itertools.product((OFFSETS, of_programs, of_calibration), range(51)):
+        away = np.abs(np.arange(51) - at)
+        curve = np.select([away == 0, away == 10], [0.5, 3.0], 1.0)
+        assert synchrony.dip(offsets, curve) == pytest.approx(0.5)
+
+
 def test_what_windows_say_adds_up_over_the_seconds_that_they_share(monkeypatch):
     """Two windows, one of which is far worse, and under the picture at some shifts only."""
     monkeypatch.setattr(synchrony, "SMOOTH_S", 1e-3)
@@ -166,6 +176,14 @@ def test_a_window_beside_the_picture_has_no_offset_of_its_own():
     (alone,) = said.windows
     assert (alone["begin"], alone["end"]) == (0.0, 4.0)
     assert alone["offset"] == pytest.approx(0.2, abs=0.01)
+
+
+def test_a_window_alone_is_laid_as_a_sound_of_one_window_is():
+    """Where it shares a quarter of itself, it is a little nearer by chance."""
+    distances = np.where(OFFSETS < -0.9, 0.95, 1 + np.abs(OFFSETS - 0.2))[None]
+    seconds, track = (4 - 3 * np.abs(OFFSETS))[None], Track(np.zeros((25, 1)), (0.0, 4.0))
+    said = synchrony.read(Shifted(distances, distances, seconds), OFFSETS, track, [track], None)
+    assert said.windows[0]["offset"] == said.offset == pytest.approx(0.2, abs=0.05)
 
 
 def test_smoothing_keeps_lines_and_gaps():

@@ -367,6 +367,32 @@ def test_sketches_are_never_further_apart_than_sequences(steps):
         np.testing.assert_allclose(np.linalg.norm(found, axis=1), norms, rtol=1e-6, atol=1e-9)
 
 
+def test_an_index_that_began_with_zeros_finds_large_clips(tmp_path):
+    def times(factor, clips):
+        streams = {
+            name: replace_values(getattr(clips, name), getattr(clips, name).values * factor)
+            for name in ("visual", "audio")
+        }
+        return replace(clips, **streams)
+
+    index = create(tmp_path / "i", identity="m")
+    index.add(times(np.float32(0), embedded(2, prefix="nothing")))
+    index.add(times(np.float32(1e12), embedded(40)))
+    asking = times(np.float32(1e12), embedded(4, seed=7))
+    found = index.search(asking, "a2v", 5, "sequence")
+    assert index.search(asking, "a2v", 5, "exact") == found
+
+
+@pytest.mark.usefixtures("without_accelerators")
+def test_what_does_not_count_is_not_found_where_fewer_than_k_do(tmp_path, monkeypatch):
+    monkeypatch.setattr(pruned, "pair_cost", lambda *_: 0)  # all that bounds leave is compared
+    index, asking = made(tmp_path / "i", 30), embedded(9, seed=7)
+    index.delete([f"clip{number}" for number in range(0, 30, 4)])
+    for where in (None, "label = 'dog'"):
+        found = index.search(asking, "a2v", 30, "sequence", where=where)
+        assert index.search(asking, "a2v", 30, "exact", where=where) == found
+
+
 @pytest.mark.usefixtures("without_accelerators")
 def test_principal_directions_rule_out_what_means_do_not(tmp_path, monkeypatch):
     """Clips with the same mean over any part of the time that differ in a few directions."""

@@ -85,7 +85,8 @@ class QuerySketches:
         largest = float(about[f"{self.column}_square"].max(initial=0.0))
         error = self.rounding * (self.squares + largest)
         most = np.square(near) * (1 + 1e-6) + 2 * error[:, None]
-        return np.nextafter(most.astype(np.float32), np.float32(np.inf))
+        most = np.nextafter(most.astype(np.float32), np.float32(np.inf))
+        return np.minimum(most, np.finfo(np.float32).max)  # rows that do not count are at infinity
 
     def low(self, inner, place, about) -> Float[np.ndarray, " p"]:
         """What scores of pairs are at least.

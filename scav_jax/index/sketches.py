@@ -104,7 +104,10 @@ class Basis:
             energy[1:] = np.stack(
                 [np.interp(np.arange(1, BINS), known, column[known]) for column in energy.T], axis=1
             )
-        return cls(np.concatenate([directions, energy.astype(np.float32)]))
+        energy = energy.astype(np.float32)
+        if not energy.any():  # later clips, of any size, would be divided by next to nothing
+            energy[:] = 1.0
+        return cls(np.concatenate([directions, energy]))
 
     def selection(self, column: str, steps: int) -> Selection:
         """What a sketch keeps of sequences of a length: `coarse` or `fine`."""

@@ -180,14 +180,19 @@ def read(
         {
             "begin": track.span[0],
             "end": track.span[1],
-            "offset": best(offsets, smoothed(line, step_s)),
+            "offset": best(offsets, curve_of(_window(found, number), step_s)),
         }
-        for track, line in zip(audio, found.distances, strict=True)
-        if np.isfinite(line[at])  # another one was compared at other offsets alone
+        for number, track in enumerate(audio)
+        # Another one was compared at other offsets alone.
+        if np.isfinite(found.distances[number, at])
     ]
     spans = visual.span, (audio[0].span[0], audio[-1].span[1])
     about: dict = {"seconds": seconds, "spans": spans, "windows": windows}
     return Synchrony(offset, low, high, **scores, offsets=offsets, curve=curve, **about)
+
+
+def _window(found: Shifted, number: int) -> Shifted:
+    return Shifted(*(one[number : number + 1] for one in found))
 
 
 # ---- of a curve ------------------------------------------------------------------------------
@@ -262,7 +267,8 @@ def dip(
     if not np.isfinite(curve[tried]).any():
         raise InputError(NOTHING_SHARED)
     at = tried.indices(len(curve))[0] + int(np.nanargmin(curve[tried]))
-    others = curve[(np.abs(offsets - offsets[at]) > NEAR_S) & np.isfinite(curve)]
+    # `NEAR_S` is a whole number of steps: rounding is not to say on which side of it one lies.
+    others = curve[(np.abs(offsets - offsets[at]) > NEAR_S + 1e-6) & np.isfinite(curve)]
     level = float(np.mean(others)) if len(others) else 0.0
     return 1.0 - float(curve[at]) / level if level > 0 else 0.0
 

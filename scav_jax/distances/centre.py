@@ -49,7 +49,8 @@ def scattered(visual: Sequences, audio: Sequences) -> Bool[Array, ""]:
         return jnp.minimum(nearest, jnp.sum((points - pivot) ** 2, axis=1)), None
 
     pivots = min(PIVOTS, len(points) // 2)
-    nearest, _ = jax.lax.scan(to_nearest, from_centre, None, length=pivots)
+    unroll = jax.default_backend() != "cpu"  # where a loop's own kernels are half of all
+    nearest, _ = jax.lax.scan(to_nearest, from_centre, None, length=pivots, unroll=unroll)
     return jnp.max(from_centre) > SCATTERED * jnp.mean(nearest)
 
 

@@ -383,7 +383,8 @@ def compare(
     """Offers chosen rows of each segment to the queries of some numbers.
 
     All are padded to one shape, so there is one program, and a pair's distance does not depend on
-    how many others are asked for.
+    how many others are asked for; but for the last digits where the distance centres latents by
+    those beside them, as DTW does.
     """
     header, v2a = snapshot.header, queries.stream == "visual"
     distances_of = pairwise_of(header.distance, header.options)

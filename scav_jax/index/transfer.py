@@ -7,7 +7,7 @@ clips: sequences one after the other, embeddings `[K, E]`, and no steps where a 
 The header of the index is JSON, in the schema's metadata or under `header`.
 
 What is stored is written, so the same queries find the same clips with the same scores (of what is
-stored in float32 to the digit, else up to rounding); what an index knows of its bank of
+stored in float32 to the digit but for DTW, else up to rounding); what an index knows of its bank of
 queries (`bank`) stays behind.
 """
 

@@ -111,7 +111,7 @@ def training(data: Path, options: list[str]) -> Task:
         steps = (folder / "run" / "checkpoints").glob("*")
         return max((int(path.name) for path in steps if path.name.isdigit()), default=0)
 
-    return Task("train", words, lambda folder: None, None, content, done)
+    return Task("train", words, lambda folder: None, "run/lock", content, done)
 
 
 def main() -> None:

@@ -231,6 +231,28 @@ def test_pairwise_is_vmap_of_the_definition(row):
         np.testing.assert_allclose(ours, theirs, **scaled_tolerance(theirs, 20 * row.noise))
 
 
+@pytest.mark.parametrize("name", ["euclidean", "soft_dtw", "sinkhorn"])
+def test_several_runs_at_once_take_one_form_and_give_the_numbers_of_each(name, random):
+    """A condition under `vmap` would compute every form; runs here want different ones."""
+    runs, clips = 3, 12  # on one grid, ragged, and in groups far apart
+    values = random.normal(size=(2, runs, clips, 7, WIDTH))
+    values[:, 2, : clips // 2] += 300.0
+    lengths = np.full((2, runs, clips), 7)
+    lengths[:, 1] = random.integers(1, 8, size=(2, clips))
+
+    def loss(values, lengths):
+        streams = map(sequences, values, lengths)
+        return jnp.sum(jnp.tanh(pairwise(name, *streams)))
+
+    given = jnp.asarray(values, jnp.float32).swapaxes(0, 1), jnp.asarray(lengths).swapaxes(0, 1)
+    one = jax.value_and_grad(loss)
+    assert "cond[" in str(jax.make_jaxpr(jax.vmap(one))(*given))
+    alone = [jax.jit(one)(*run) for run in zip(*given, strict=True)]
+    twice = jax.jit(jax.vmap(jax.vmap(one)))(*(leaf[None] for leaf in given))
+    for many, theirs in zip(twice, map(np.stack, zip(*alone, strict=True)), strict=True):
+        np.testing.assert_allclose(many[0], theirs, rtol=1e-4, atol=1e-5)
+
+
 @each_row
 def test_float16_is_float32_of_the_same_numbers_rounded_once(row):
     """Squares of the small ones are 0 in float16, sums of those of the large ones infinite."""

@@ -101,16 +101,6 @@ def test_clips_in_groups_far_apart_are_told_apart(gamma):
         np.testing.assert_allclose(found[0][rows, rows], expected, atol=1e-4)
 
 
-def test_costs_of_several_runs_at_once_are_made_in_one_way(random):
-    """A condition under `vmap` would compute both, and differences are ten times slower."""
-    x, y = (jnp.asarray(random.normal(size=(3, n, 7)), jnp.float32) for n in (5, 4))
-    expected = jnp.sum((x[:, :, None] - y[:, None]) ** 2, axis=-1)
-    for near in ([True] * 3, [True, False, True]):
-        given = jnp.array(near), x, y
-        assert "cond" in str(jax.make_jaxpr(jax.vmap(dtw._costs_of_rows))(*given))
-        np.testing.assert_allclose(jax.vmap(dtw._costs_of_rows)(*given), expected, rtol=1e-5)
-
-
 @pytest.mark.parametrize(
     ("block", "memory_bytes"),
     [(1, AMPLE), (4, TIGHT), (33, AMPLE), (None, TIGHT)],

@@ -29,6 +29,7 @@ from jaxtyping import Array, Bool, Float, Int
 from scav_jax.base.errors import InputError
 from scav_jax.distances import warping
 from scav_jax.distances.centre import scattered, typical
+from scav_jax.distances.forms import chosen
 from scav_jax.distances.narrow import in_float32
 from scav_jax.sequences import Sequences, masked_mean, zero_padding
 
@@ -87,22 +88,6 @@ def _by_channels(x: Float[Array, "X C"], y: Float[Array, "Y C"]) -> Float[Array,
     # 0 that varies over devices as x and y do.
     nothing = 0.0 * (x[:, :1] + y[None, :, 0])
     return jax.lax.scan(add, nothing, (x.T, y.T))[0]
-
-
-@jax.custom_batching.custom_vmap
-def _costs_of_rows(near: Bool[Array, ""], x: Array, y: Array) -> Float[Array, "X Y"]:
-    return jax.lax.cond(near, _squared_differences, _by_channels, x, y)
-
-
-@_costs_of_rows.def_vmap
-def _costs_of_runs(runs: int, batched: list[bool], near, x, y) -> tuple[Array, bool]:
-    """Of several runs at once: by differences if one wants it; else both would be computed."""
-    x, y = (
-        leaf if own else jnp.broadcast_to(leaf, (runs, *leaf.shape))
-        for leaf, own in zip((x, y), batched[1:], strict=True)
-    )
-    ways = jax.vmap(_squared_differences), jax.vmap(_by_channels)
-    return jax.lax.cond(jnp.all(near), *ways, x, y), True
 
 
 def _product(x: Float[Array, "X C"], y: Float[Array, "C Y"]) -> Float[Array, "X Y"]:
@@ -365,7 +350,7 @@ def _tile_costs(
     """Squared differences averaged over channels."""
     (n, stream, group, width), (m, across, _) = x.shape, y.shape
     rows = x.reshape(-1, width), y.reshape(-1, width)
-    costs = _costs_of_rows(jnp.logical_not(apart), *rows) * (1.0 / width)
+    costs = chosen(apart, (_squared_differences, _by_channels), *rows) * (1.0 / width)
     costs = costs.reshape(n, stream, group, m, across).transpose(0, 1, 3, 2, 4)
     return costs.reshape(n, stream, m, group * across)
 

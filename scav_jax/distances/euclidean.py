@@ -50,6 +50,7 @@ from scav_jax.distances.euclidean_one_grid import (
     one_grid_distances,
     one_grid_gradients,
 )
+from scav_jax.distances.forms import chosen
 from scav_jax.distances.lift import all_pairs
 from scav_jax.distances.narrow import in_float32
 from scav_jax.distances.resampling import grid_of
@@ -218,15 +219,17 @@ def _all_pairs_forward(plan: Plan, visual: Sequences, audio: Sequences):
     dtype = visual.values.dtype
     forms = [aligned_distances, one_grid_distances, ragged_distances, distances_by_pairs]
     form = jnp.where(scattered(visual, audio), 3, _form(plan, visual, audio))
-    distances = _switch(form, plan, forms, visual, audio)
+    distances = chosen(form, [partial(one, plan) for one in forms], visual, audio)
     return distances.astype(dtype), (visual, audio)
 
 
 def _all_pairs_backward(plan: Plan, residuals, cotangent: Float[Array, "Q K"]):
     visual, audio = residuals
-    forms = [aligned_gradients, one_grid_gradients, ragged_gradients]
+    forms = [
+        partial(one, plan) for one in (aligned_gradients, one_grid_gradients, ragged_gradients)
+    ]
     sums = cotangent.astype(sum_dtype(visual))
-    gradients = _switch(_form(plan, visual, audio), plan, forms, visual, audio, sums)
+    gradients = chosen(_form(plan, visual, audio), forms, visual, audio, sums)
     return tuple(
         stream.replace(values=gradient.astype(cotangent.dtype), lengths=None, windows=None)
         for stream, gradient in zip((visual, audio), gradients, strict=True)
@@ -234,12 +237,6 @@ def _all_pairs_backward(plan: Plan, residuals, cotangent: Float[Array, "Q K"]):
 
 
 _all_pairs.defvjp(_all_pairs_forward, _all_pairs_backward)
-
-
-def _switch(form: Int[Array, ""], plan: Plan, forms, *arguments):
-    """The form with that number, or the last one."""
-    branches = [partial(one, plan) for one in forms]
-    return jax.lax.switch(jnp.minimum(form, len(branches) - 1), branches, *arguments)
 
 
 def _form(plan: Plan, visual: Sequences, audio: Sequences) -> Int[Array, ""]:

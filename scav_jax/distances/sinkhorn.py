@@ -20,6 +20,8 @@ from ott.geometry import geometry
 from ott.problems.linear import linear_problem
 from ott.solvers.linear import sinkhorn
 
+from scav_jax.distances.forms import chosen
+
 PLAIN_ITERATIONS = 10  # before over-relaxation: far from the solution it may diverge
 # Over-relaxation by 1 + excess overshoots, which decays by `excess` an iteration: the excess is as
 # large as leaves about 1e-5 of that after the iterations there are.
@@ -76,16 +78,16 @@ def fixed_potentials(
     """
     f_start, g_start, reduced = absorb_minima(costs, rows, columns)
 
-    def each_by(one):
-        solve = jax.vmap(partial(one, epsilon=epsilon, iterations=iterations))
-        return lambda reduced: solve(reduced, rows, columns)
-
-    stored, log = each_by(_stored), each_by(_log)
+    stored, log = (
+        jax.vmap(partial(one, epsilon=epsilon, iterations=iterations)) for one in (_stored, _log)
+    )
+    solved = reduced, rows, columns
     if kernel == "auto":
         limit = epsilon * largest_exponent(costs.dtype)
-        f, g, error = jax.lax.cond(jnp.max(reduced) <= limit, stored, log, reduced)
+        beyond = jnp.logical_not(jnp.max(reduced) <= limit)  # NaN too
+        f, g, error = chosen(beyond, (stored, log), *solved)
     else:
-        f, g, error = {"stored": stored, "log": log}[kernel](reduced)
+        f, g, error = {"stored": stored, "log": log}[kernel](*solved)
     f, g = jnp.where(rows, f + f_start, 0.0), jnp.where(columns, g + g_start, 0.0)
     return Potentials(f, g, error)
 

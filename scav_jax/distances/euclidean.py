@@ -62,6 +62,8 @@ from scav_jax.sequences import (
     zero_padding,
 )
 
+FORMS = aligned_distances, one_grid_distances, ragged_distances, distances_by_pairs
+GRADIENTS = aligned_gradients, one_grid_gradients, ragged_gradients
 FEW_GRIDS = 0.4  # audio grids per audio sequence, beyond which a product serves too few of them
 
 
@@ -217,19 +219,15 @@ def _all_pairs(plan: Plan, visual: Sequences, audio: Sequences) -> Float[Array, 
 
 def _all_pairs_forward(plan: Plan, visual: Sequences, audio: Sequences):
     dtype = visual.values.dtype
-    forms = [aligned_distances, one_grid_distances, ragged_distances, distances_by_pairs]
     form = jnp.where(scattered(visual, audio), 3, _form(plan, visual, audio))
-    distances = chosen(form, [partial(one, plan) for one in forms], visual, audio)
+    distances = chosen(form, [partial(one, plan) for one in FORMS], visual, audio)
     return distances.astype(dtype), (visual, audio)
 
 
 def _all_pairs_backward(plan: Plan, residuals, cotangent: Float[Array, "Q K"]):
     visual, audio = residuals
-    forms = [
-        partial(one, plan) for one in (aligned_gradients, one_grid_gradients, ragged_gradients)
-    ]
-    sums = cotangent.astype(sum_dtype(visual))
-    gradients = chosen(_form(plan, visual, audio), forms, visual, audio, sums)
+    sums, form = cotangent.astype(sum_dtype(visual)), _form(plan, visual, audio)
+    gradients = chosen(form, [partial(one, plan) for one in GRADIENTS], visual, audio, sums)
     return tuple(
         stream.replace(values=gradient.astype(cotangent.dtype), lengths=None, windows=None)
         for stream, gradient in zip((visual, audio), gradients, strict=True)

@@ -369,7 +369,7 @@ def test_bad_files_are_rejected_with_their_reason(bad_videos, tmp_path, capsys):
         assert rows[file]["reason"].startswith(reason), rows[file]
     assert store.read(tmp_path / "data", "all").ids == ["good.mp4"]
     said = capsys.readouterr().out
-    assert "rejected 11" in said and "too short 2" in said and "1 clips (all 1) in" in said
+    assert "rejected 11" in said and "too short 2" in said and "1 clip (all 1) in" in said
 
 
 def read_rejected(path):

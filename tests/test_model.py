@@ -427,7 +427,7 @@ def test_the_index_program_goes_on_where_it_was_killed(made, folder, tmp_path, m
     assert index_main.main(["build", str(tmp_path / "parts"), *given]) == 0
     assert embedded_ids == ["d.mp4#0.000"]
     said = capsys.readouterr()
-    assert "1 clips added, 5 in all" in said.out
+    assert "1 clip added, 5 in all" in said.out
     assert f"3 small segments: `scav index compact {tmp_path / 'parts'}`" in said.err
     whole, parts = open_index(tmp_path / "whole"), open_index(tmp_path / "parts")
     assert sorted(parts.ids()) == sorted(whole.ids()) and parts.verify() == 5

@@ -92,6 +92,15 @@ def counted(names: Iterable[str], most: int | None = None) -> str:
     return ", ".join(f"{name} {count:,}" for name, count in Counter(names).most_common(most))
 
 
+def number_of(count: int, what: str) -> str:
+    """A count with what is counted.
+
+    >>> number_of(1, "clip"), number_of(1200, "clip")
+    ('1 clip', '1,200 clips')
+    """
+    return f"{count:,} {what}" + "s" * (count != 1)
+
+
 def counted_reasons(rows: Iterable[Mapping[str, str]]) -> str:
     """How many rows of rejected.csv there are for each category of reason.
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from scav_jax.base.commands import Parser, at_least
 from scav_jax.base.containers import declared_seconds
-from scav_jax.base.errors import InputError, run_program
+from scav_jax.base.errors import InputError, number_of, run_program
 from scav_jax.base.files import check_may_be_written, ids_sha256
 from scav_jax.datasets import clip_lists, music, sizes, vggsound, vggsounder
 from scav_jax.datasets.clip_lists import Listed, Located
@@ -267,7 +267,7 @@ def _say_table(
 
 def _say_written(out: Path, wanted: Sequence[Listed], located: Located) -> None:
     missing = len(wanted) - len(located.files)
-    print(f"{out}: {len(located.files):,} clips")
+    print(f"{out}: {number_of(len(located.files), 'clip')}")
     print(f"{clip_lists.beside(out, 'missing')}: {missing:,} of the list are not on disk")
 
 

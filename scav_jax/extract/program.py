@@ -12,7 +12,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from scav_jax.base.errors import InputError, counted_reasons, listed
+from scav_jax.base.errors import InputError, counted_reasons, listed, number_of
 from scav_jax.base.names import is_text, shown
 from scav_jax.base.progress import progress_bar
 from scav_jax.extract import backbones, jobs, pool, shards
@@ -377,7 +377,7 @@ def _finish_shard(shard: Shard, whole: Ledger, out: Path, done: list[Job], start
     rows = list(_rejected([(ledger, done)]).values())
     left = shards.finish(shard, whole, _clips(done), len(rows))
     took = time.monotonic() - started
-    _say(f"{shard} is finished: {_clips(done) - len(rows):,} clips in {took:.1f} s")
+    _say(f"{shard} is finished: {number_of(_clips(done) - len(rows), 'clip')} in {took:.1f} s")
     if rows:
         _say(f"rejected {len(rows):,}: {counted_reasons(rows)}")
     if left:
@@ -414,7 +414,8 @@ def _say(line: str) -> None:
 
 
 def _say_listing(listing: Listing) -> None:
-    _say(f"{len(listing.sizes):,} videos, {len(listing.clips):,} clips: {listing.origin}")
+    videos, clips = number_of(len(listing.sizes), "video"), number_of(len(listing.clips), "clip")
+    _say(f"{videos}, {clips}: {listing.origin}")
     if listing.passed_over:
         _say(said_of_others(listing.passed_over))
 

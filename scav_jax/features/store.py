@@ -26,7 +26,7 @@ from typing import Any
 import numpy as np
 
 from scav_jax.base.documents import read_bytes, read_object, unsealed, write_document
-from scav_jax.base.errors import InputError, did_you_mean
+from scav_jax.base.errors import InputError, did_you_mean, number_of
 from scav_jax.base.files import folder_atomically, full_disk_is_an_oserror
 from scav_jax.base.tables import write_rows
 from scav_jax.features.clip import (
@@ -363,7 +363,7 @@ def splits_in_words(data: Path) -> str:
     """How many clips there are, in all and in each split."""
     counts = splits(data)
     each = ", ".join(f"{split} {count:,}" for split, count in counts.items())
-    return f"{sum(counts.values()):,} clips ({each})"
+    return f"{number_of(sum(counts.values()), 'clip')} ({each})"
 
 
 def read_about(data: Path) -> dict:

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from scav_jax.base.errors import InputError, counted_reasons
+from scav_jax.base.errors import InputError, counted_reasons, number_of
 from scav_jax.base.files import check_may_be_written, write_json
 from scav_jax.base.names import shown
 from scav_jax.base.progress import progress_bar
@@ -143,7 +143,7 @@ def _grow(index: Index, clips: Iterator[Embedded], on_duplicate: str) -> int:
     with contextlib.closing(clips):  # a bar of theirs ends before an error is said
         for part in _gathered(clips):
             count += index.add(part, on_duplicate)
-            print(f"{len(index):,} clips in {index.path}", file=sys.stderr)
+            print(f"{number_of(len(index), 'clip')} in {index.path}", file=sys.stderr)
     return count
 
 
@@ -234,7 +234,7 @@ def build(arguments: argparse.Namespace) -> int:
 
 
 def _tell_added(index: Index, count: int) -> int:
-    print(f"{index.path}: {count:,} clips added, {len(index):,} in all")
+    print(f"{index.path}: {number_of(count, 'clip')} added, {len(index):,} in all")
     small = sum(one.bytes < SEGMENT_BYTES for one in index.snapshot.segments.values())
     if small >= MANY_SEGMENTS:
         print(
@@ -292,7 +292,7 @@ def move(arguments: argparse.Namespace) -> int:
 def delete(arguments: argparse.Namespace) -> int:
     index = open_index(arguments.index)
     count = index.delete(arguments.ids)
-    print(f"{arguments.index}: {count:,} clips deleted, {len(index):,} left")
+    print(f"{arguments.index}: {number_of(count, 'clip')} deleted, {len(index):,} left")
     return 0
 
 
@@ -321,7 +321,7 @@ def info(arguments: argparse.Namespace) -> int:
 def export(arguments: argparse.Namespace) -> int:
     index = open_index(arguments.index)
     count = export_index(index, arguments.out)
-    print(f"{arguments.out}: {count:,} clips, {arguments.out.stat().st_size:,} bytes")
+    print(f"{arguments.out}: {number_of(count, 'clip')}, {arguments.out.stat().st_size:,} bytes")
     if index.header.bank:
         print("what clips' scores are relative to (hubness) is left out")
     return 0
@@ -329,7 +329,7 @@ def export(arguments: argparse.Namespace) -> int:
 
 def import_(arguments: argparse.Namespace) -> int:
     index = import_index(arguments.file, arguments.index)
-    print(f"{arguments.index}: {len(index):,} clips")
+    print(f"{arguments.index}: {number_of(len(index), 'clip')}")
     return 0
 
 

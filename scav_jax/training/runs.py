@@ -19,7 +19,7 @@ from jaxtyping import PyTree
 from scav_jax import encoders, objectives
 from scav_jax.base import locks
 from scav_jax.base.documents import checksum, read_document, write_document
-from scav_jax.base.errors import InputError, in_a_line
+from scav_jax.base.errors import InputError, in_a_line, number_of
 from scav_jax.base.files import folder_atomically
 from scav_jax.base.names import last_parts
 from scav_jax.encoders import Towers
@@ -203,7 +203,7 @@ def seen_by(config: dict) -> list[str]:
     data = config["data"]
     count = config.get("features", {}).get("clips", {}).get(data["train_split"])
     name = last_parts(Path(data["path"])) or "what it does not say"
-    own = f"{name}, {count:,} clips" if count else name
+    own = f"{name}, {number_of(count, 'clip')}" if count else name
     return [own, *(config.get("start") or {}).get("seen", [])]
 
 

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 from scav_jax.base.commands import Parser, add_model, at_least
-from scav_jax.base.errors import InputError, run_program
+from scav_jax.base.errors import InputError, number_of, run_program
 
 PORT = 7860
 
@@ -86,7 +86,8 @@ def main(arguments: list[str] | None = None) -> int:
         hosts=[*LOOPBACK_NAMES, name] if local else ["*"],
     )
     print(
-        f"http://{name}:{bound.getsockname()[1]}/  ({len(index):,} clips; Ctrl-C ends)", flush=True
+        f"http://{name}:{bound.getsockname()[1]}/  ({number_of(len(index), 'clip')}; Ctrl-C ends)",
+        flush=True,
     )
     serve(app, bound)
     return 0

@@ -20,8 +20,8 @@ from test_equivariant import (
 from test_temporal import WITHOUT_BLOCKS, batch
 
 from scav_jax.base.errors import InputError
-from scav_jax.objectives import EquivariantPlaying, Place
-from scav_jax.objectives.objective import Material
+from scav_jax.objectives import EquivariantPlaying, Place, find
+from scav_jax.objectives.objective import OURS, Material
 from scav_jax.objectives.playing import excerpt_of
 from scav_jax.sequences import AudioVisual
 from scav_jax.train_step import of_clips
@@ -200,6 +200,17 @@ def test_features_that_cannot_be_played_are_refused():
     ):
         with pytest.raises(InputError, match=message):
             PLAYING.check(material)
+    # In a sum, options have the names that the sum gives them.
+    own = {
+        f"equivariant_playing_{key}": value
+        for key, value in vars(PLAYING).items()
+        if key not in OURS
+    }
+    both = find("sequence+equivariant_playing")(name="sequence+equivariant_playing", **own)
+    with pytest.raises(InputError, match=r"lower objective\.equivariant_playing_visual_tokens$"):
+        both.check(told(good, rates=(5.0, 24.0)))
+    with pytest.raises(InputError, match=r"_speeds: .* objective\.equivariant_playing_window_s$"):
+        both.check(told(good, seconds=1.0))
     for change, message in (({"window_s": 0.0}, "window_s"), ({"speeds": 0}, "speeds"),
                             ({"centroid": -1}, "centroid")):  # fmt: skip
         with pytest.raises(InputError, match=f"objective.{message}: expected"):

@@ -6,9 +6,11 @@ ranked and how the model is used. Features as they are stored are one pass of th
 them; of whatever else one shows the towers, the others see nothing.
 """
 
+import contextlib
 import dataclasses
 import functools
-from collections.abc import Mapping
+import re
+from collections.abc import Iterator, Mapping
 from typing import ClassVar
 
 import flax.linen as nn
@@ -64,11 +66,8 @@ class Sum(Objective):
         for name, kind in self.PARTS.items():
             own = {f.name: getattr(self, f"{name}_{f.name}") for f in _options(kind)}
             shared = {key: getattr(self, key) for key in OURS[1:]}
-            try:
+            with _named_as_here(name, kind):
                 found[name] = kind(name=name, **shared, **own)
-            except InputError as error:
-                words = str(error).replace("objective.", f"objective.{name}_", 1)
-                raise InputError(words) from None
         return found
 
     @property
@@ -184,8 +183,9 @@ class Sum(Objective):
         return self.first.score(found)
 
     def check(self, material: Material) -> None:
-        for part in self.parts.values():
-            part.check(material)
+        for name, part in self.parts.items():
+            with _named_as_here(name, type(part)):
+                part.check(material)
 
     def cost(self, work: Work) -> Cost:
         costs = [part.cost(work) for part in self.parts.values()]
@@ -241,6 +241,17 @@ def _own(outputs: Outputs, name: str) -> Outputs:
 
 def _options(kind: type[Objective]) -> list[dataclasses.Field]:
     return [f for f in dataclasses.fields(kind) if f.name not in OURS]
+
+
+@contextlib.contextmanager
+def _named_as_here(name: str, kind: type[Objective]) -> Iterator[None]:
+    """Complaints of a part name its options as the sum has them."""
+    try:
+        yield
+    except InputError as error:
+        own = "|".join(f.name for f in _options(kind)) or "$^"
+        words = re.sub(rf"\bobjective\.(?=(?:{own})\b)", f"objective.{name}_", str(error))
+        raise InputError(words) from None
 
 
 @functools.cache  # a class is the same whenever it is asked for: objectives are compared

@@ -118,16 +118,18 @@ def fingerprint(
     """
     keys = {stream: unit_or_zero(getattr(originals, f"{stream}_embeddings")) for stream in STREAMS}
     right: dict[str, list] = {change: [] for change in CHANGES}
-    with progress_bar("changed copies", len(numbers), "clip") as bar:
+    # Each copy counts when it is written, and when it is read again.
+    with progress_bar("changed copies", 2 * len(CHANGES) * len(numbers), "file") as bar:
         for first in range(0, len(numbers), CLIPS_AT_ONCE):
             some = numbers[first : first + CLIPS_AT_ONCE]
             with tempfile.TemporaryDirectory() as folder:
                 for number in some:  # one film at a time is in memory
                     _write_copies(_film(split, number, videos), int(number), Path(folder))
+                    bar.update(len(CHANGES))
                 for change in CHANGES:
                     parts = model.stream(Path(folder) / change, streams=STREAMS)
                     right[change] += [hit for p in parts if len(p) for hit in _of_copies(p, keys)]
-            bar.update(len(some))
+                    bar.update(len(some))
     return {
         change: {
             **{asked: float(np.mean([hit[asked] for hit in hits])) for asked in hits[0]},

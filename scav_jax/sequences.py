@@ -203,8 +203,8 @@ def unit(embeddings: Float[np.ndarray, "K C"], stream: str = "") -> Float[np.nda
         what = f"{stream} embeddings".strip()
         raise InputError(
             f"expected {what} with a finite, positive length, got {norms[bad[0], 0]} for number "
-            f"{bad[0]} ({bad.size} of {len(norms)}); the model or its features hold NaN: look at "
-            "the training log"
+            f"{bad[0]} ({bad.size} of {len(norms)}); the model or its features hold NaN, or clips "
+            "are alike: look at the training log and at `scav inspect`"
         )
     return (embeddings / norms).astype(np.float32)
 

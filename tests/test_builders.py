@@ -623,6 +623,7 @@ def test_a_clip_with_little_in_common_can_be_copied(random):
     copy = resampled(clip)
     check_clip(copy)  # 3 steps of 0.16 s, but 0.51 s in common
     assert len(copy.visual) == len(copy.audio) == 3
+    assert copy.visual_span == copy.audio_span == pytest.approx((21 * 0.16, 24 * 0.16))
     assert trim(copy)[1] == pytest.approx(trim(clip)[3], abs=1e-6)
     np.testing.assert_array_equal(copy.audio, clip.audio[21:])
     short = replace(copy, shared=(3.4, 3.8))

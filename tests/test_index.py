@@ -650,6 +650,14 @@ def test_a_part_of_another_index_is_named_when_it_is_opened(tmp_path, part, word
         assert "\n" not in str(raised.value)
 
 
+def test_a_row_that_the_table_names_twice_is_named(tmp_path):
+    index = two_parts(tmp_path / "i", seed=0)
+    known = [np.array(part) for part in index._rows.known()]
+    for twice in (known + known, [np.concatenate([part, part[:1]]) for part in known]):
+        with pytest.raises(InputError, match="00000000, row 0: .* names there"):
+            index.snapshot.now(index.path, index.header, twice)
+
+
 def test_segments_that_changed_places_are_named(tmp_path):
     two_parts(tmp_path / "i", seed=0)
     folder = tmp_path / "i" / "segments"

@@ -181,6 +181,15 @@ def test_long_sequences_are_compared_alone_with_the_same_scores(tmp_path, monkey
         StoredStream, "differences", lambda *given: alone.append(1) or differences(*given)
     )
     assert index.search(asking, "a2v", 30, "sequence") == together and alone
+    # Whatever found them, each record is looked at when it is first read.
+    monkeypatch.setattr(searching, "switched", lambda method, *_: method)
+    assert open_index(index.path).search(asking, "a2v", 30, "hybrid:30") == together
+    file = index.path / "segments" / "00000000" / "visual.values"
+    data = bytearray(file.read_bytes())
+    data[len(data) // 30 * 5 + 3] ^= 4
+    file.write_bytes(data)
+    with pytest.raises(InputError, match=r"visual.values, row 5.*clip 'clip5'"):
+        open_index(index.path).search(asking, "a2v", 30, "hybrid:30")
 
 
 def test_hits_are_read_by_name_or_all_at_once(tmp_path, monkeypatch):

@@ -403,6 +403,9 @@ def test_clips_are_stored_as_one_vector_whose_product_is_r_and_weighted_s(tmp_pa
         index.search(clips_, static_weight=-1.0)
     with pytest.raises(InputError, match="static weight: expected 0 or more"):
         create(tmp_path / "j", identity="x", distance=(name, options), static_weight=-1.0)
+    ordinary = create(tmp_path / "o", identity="x", distance=("euclidean", {}))
+    with pytest.raises(InputError, match="static weight: expected an index of a model with a stat"):
+        ordinary.search(clips_, static_weight=1.0)
     bank = clips_.take([n % CLIPS for n in range(200)])
     own = create(tmp_path / "k", identity="x", distance=(name, options), bank=bank, static_weight=2)
     own.add(clips_)

@@ -654,7 +654,7 @@ def test_a_row_that_the_table_names_twice_is_named(tmp_path):
     index = two_parts(tmp_path / "i", seed=0)
     known = [np.array(part) for part in index._rows.known()]
     for twice in (known + known, [np.concatenate([part, part[:1]]) for part in known]):
-        with pytest.raises(InputError, match="00000000, row 0: .* names there"):
+        with pytest.raises(InputError, match=r"00000000, row 0: .* names there"):
             index.snapshot.now(index.path, index.header, twice)
 
 

@@ -15,7 +15,7 @@ from test_media import click_track, flash_frames, write_video
 
 from scav_jax.base.documents import read_document, write_document
 from scav_jax.base.errors import InputError
-from scav_jax.extract import backbones, fbank, pool, program
+from scav_jax.extract import backbones, fbank, jobs, pool, program
 from scav_jax.extract.backbones.plain import PlainVisual
 from scav_jax.extract.decoding import media, usable
 from scav_jax.extract.manifest import ClipOptions, cut_whole_videos, list_clips
@@ -467,6 +467,19 @@ def test_the_index_program_adds_all_of_a_split_or_none(made, folder, tmp_path, m
             index_main.main([command, path, *of_model, *data, "--split", "all", *videos])
         with pytest.raises(InputError, match="expected --split"):
             index_main.main([command, path, *of_model, *data])
+
+
+def test_what_a_lost_job_gave_is_forgotten_and_order_is_of_jobs(monkeypatch):
+    events = [(1, "b"), (0, "a"), (0, pool.Lost("crashed", 1)), (1, pool.Done(None)), (0, "a"),
+              (0, "c"), (0, pool.Done(None))]  # fmt: skip
+    todo = [jobs.Job(number, ()) for number in range(2)]
+
+    def run(work, waiting, **settings):
+        for number, event in events:
+            yield todo[number], pool.Step(event) if isinstance(event, str) else event
+
+    monkeypatch.setattr(jobs, "run", run)
+    assert list(files.outcomes_of(todo, iter, 2, 1.0)) == ["a", "c", "b"]
 
 
 def test_of_many_files_processes_decode():

@@ -356,6 +356,8 @@ def test_a_rate_is_measured_where_the_header_has_none():
     of_arrival = [(40 * n + 17 * (n % 3)) / 1_000 for n in range(75)]
     assert workable_rate(of_arrival) == pytest.approx(25, rel=0.02)
     assert workable_rate([1.0]) == workable_rate([]) == 0.5
+    slides = [0.0, 5.0, 5.3, 10.0]  # between its gaps lies what none of them is like
+    assert workable_rate(slides) == pytest.approx(1 / 0.3)
 
 
 @pytest.mark.parametrize("container", ["mkv", "ts"])
@@ -835,6 +837,23 @@ def test_nothing_is_lost_where_the_clock_of_the_sound_steps_back(tmp_path, conta
     begin, end = (round((films.MOMENT + at) * 16_000) for at in (0.013, 0.019))
     loud = np.abs(plain.waveform[begin:end]).mean()
     assert np.abs(cut(path, size=films.SIZE).waveform[begin:end]).mean() > 0.8 * loud > 0.05
+
+
+@pytest.mark.parametrize("container", ["mkv", "mp4", "ts", "avi"])
+def test_sound_that_lies_over_itself_has_no_clear_times(tmp_path, container):
+    if container == "avi":  # a header that counts bytes of a codec of frames, as FFmpeg's do of DTS
+        path = films.write_film(tmp_path / "a.avi", "avi")
+        content = bytearray(path.read_bytes())
+        at = content.index(b"auds") + 20
+        rate = int.from_bytes(content[at + 4 : at + 8], "little")
+        content[at + 4 : at + 8] = (2 * rate).to_bytes(4, "little")
+        path.write_bytes(content)
+    else:
+        path = films.write_film(
+            tmp_path / "a.film", container, moved=lambda number, seconds: -number * seconds / 2
+        )
+    with pytest.raises(Unusable, match=r"unclear times: from 0\.\d\d s on the sound lies over"):
+        cut(path)
 
 
 @pytest.mark.parametrize("container", ["mp4", "mkv", "flac"])

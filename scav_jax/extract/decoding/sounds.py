@@ -22,6 +22,7 @@ SOUND_MARGIN_S = 3 * RESAMPLING_MARGIN_S  # read before and behind a clip
 MOST_RATE_HZ = 4_000_000  # of sound; the fastest that is recorded, DSD, decodes to 2,822,400
 MOST_PLANES = 7  # one for each channel; PyAV looks for one more
 CANCELLED = 0.15  # of the energy of channels that have nothing in common: a correlation of -0.85
+LAID_OVER_S, LAID_OVER_PART = 0.6, 0.1  # of sound: receivers' clocks step back by less
 OPPOSITE = (
     "opposite phase: its channels cancel each other, so nothing is left where they are played as "
     "one; keep one of them: ffmpeg -i IN -c:v copy -af 'pan=mono|c0=c0' OUT"
@@ -58,6 +59,7 @@ class SoundCutter:
             raise Unusable("decode", f"no sound so late: the sound ends at {last:.2f} s")
         pauses = ((before.end, after.seconds) for before, after in itertools.pairwise(pieces))
         check_lost(self.stream, pauses, start, stop)
+        _check_laid_over(pieces)
         _check_phase(pieces)
         # Recordings that were joined may have several rates.
         rates = sorted({piece.rate for piece in pieces})
@@ -136,6 +138,24 @@ def _check_phase(pieces: list[Piece]) -> None:
     heard = sum(float(np.vdot(piece.samples, piece.samples)) for piece in pieces)
     if heard < CANCELLED * sum(piece.unrelated for piece in pieces):
         raise Unusable("check", OPPOSITE)
+
+
+def _check_laid_over(pieces: list[Piece]) -> None:
+    """Raises `Unusable` for sound of which much lies over other sound, by its timestamps.
+
+    A muxer wrote several packets with one time, as into an AVI whose header counts bytes of a codec
+    of frames: when each is to be heard, nothing says.
+    """
+    until, laid_over, first = -math.inf, 0.0, math.inf
+    for piece in pieces:
+        if piece.seconds < until:
+            laid_over += min(until, piece.end) - piece.seconds
+            first = min(first, piece.seconds)
+        until = max(until, piece.end)
+    seconds = sum(len(piece.samples) / piece.rate for piece in pieces)
+    if laid_over > max(LAID_OVER_S, LAID_OVER_PART * seconds):
+        begin = max(first, 0.0)
+        raise Unusable("decode", f"unclear times: from {begin:.2f} s on the sound lies over itself")
 
 
 def _limit(start: float, stop: float) -> float:

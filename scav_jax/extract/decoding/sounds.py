@@ -12,7 +12,7 @@ from jaxtyping import Float
 
 from scav_jax.extract.containers.opening import Unusable
 from scav_jax.extract.decoding.missing import check_extent, check_lost
-from scav_jax.extract.decoding.pieces import Piece, placed
+from scav_jax.extract.decoding.pieces import STEP_S, Piece, placed
 from scav_jax.extract.decoding.streams import Stream
 from scav_jax.extract.fbank import RATE_HZ
 from scav_jax.features.clip import MAX_CLIP_S
@@ -45,6 +45,8 @@ class SoundCutter:
         self.stream.packets.check_clock(stop)
         if self.stream.damaged(start, stop):
             raise Unusable("decode", "corrupt: some of the sound cannot be decoded")
+        if self._until is None and (last := self.stream.passed_over) is not None:
+            raise Unusable("decode", f"no sound so late: the sound ends at {last:.2f} s")
         if self._until is None:
             raise Unusable("decode", "no sound: the stream is empty")
         pieces = placed(self._around(start, stop))
@@ -148,13 +150,13 @@ def _check_laid_over(pieces: list[Piece]) -> None:
     """
     until, laid_over, first = -math.inf, 0.0, math.inf
     for piece in pieces:
-        if piece.seconds < until:
-            laid_over += min(until, piece.end) - piece.seconds
-            first = min(first, piece.seconds)
+        if (laid := min(until, piece.end) - piece.seconds) > 0:
+            laid_over += laid
+            first = min(first, piece.seconds) if laid > STEP_S else first
         until = max(until, piece.end)
     seconds = sum(len(piece.samples) / piece.rate for piece in pieces)
     if laid_over > max(LAID_OVER_S, LAID_OVER_PART * seconds):
-        begin = max(first, 0.0)
+        begin = 0.0 if math.isinf(first) else max(first, 0.0)
         raise Unusable("decode", f"unclear times: from {begin:.2f} s on the sound lies over itself")
 
 

@@ -115,6 +115,14 @@ def test_a_hole_in_a_clock_that_cannot_start_anew_stays():
         assert clock.gaps(kind) == [pytest.approx((2.0, 50.0), abs=0.03)]
 
 
+def test_packets_that_do_not_say_how_long_they_last_leave_no_holes():
+    """As of ADPCM in FLV: a third of a second each, whose length libavformat does not know."""
+    times = [0.37 * n for n in range(9)] + [0.37 * n + 2.0 for n in range(9, 18)]
+    clock = Clock(False)
+    run(clock, [(Stamp("audio", time), ("audio", time)) for time in times])
+    assert clock.gaps("audio") == [pytest.approx((8 * 0.37, 9 * 0.37 + 2.0))]
+
+
 def test_what_a_format_does_not_allow_is_in_doubt_from_there_on():
     clock = Clock(False)
     got = run(clock, recording(both(2.0)) + recording(both(2.0), 0.0, 2.0))

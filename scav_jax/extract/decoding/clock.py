@@ -38,6 +38,7 @@ class _StreamState:
 
     `shift` is what its packets are moved by now, `due` when FFmpeg's program awaits the next, and
     `decoded` the last time of decoding: it may lie long before a time of showing that came first.
+    `lasts` is what a packet that does not say it may last: as long as the one before it did.
     """
 
     shift: float = 0.0
@@ -45,6 +46,7 @@ class _StreamState:
     decoded: float | None = None
     due: float = -math.inf
     end: float = -math.inf
+    lasts: float = math.inf
     untimed: int = 0
     gaps: list[tuple[float, float]] = field(default_factory=list)
 
@@ -158,8 +160,12 @@ class Clock(Generic[P]):
             return
         side.untimed = 0
         time = stamp.seconds + side.shift
-        if time - side.end > GAP_S and side.end > -math.inf:
+        if time - side.end > GAP_S + side.lasts and side.end > -math.inf:
             side.gaps.append((side.end, time))
+        if stamp.duration:
+            side.lasts = 0.0
+        elif side.last is not None:
+            side.lasts = max(time - side.last, 0.0)
         side.last = time if side.last is None else max(side.last, time)
         if not stamp.shown:
             side.decoded = time if side.decoded is None else max(side.decoded, time)

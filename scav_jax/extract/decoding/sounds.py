@@ -12,7 +12,7 @@ from jaxtyping import Float
 
 from scav_jax.extract.containers.opening import Unusable
 from scav_jax.extract.decoding.missing import check_extent, check_lost
-from scav_jax.extract.decoding.pieces import Piece, placed
+from scav_jax.extract.decoding.pieces import STEP_S, Piece, placed
 from scav_jax.extract.decoding.streams import Stream
 from scav_jax.extract.fbank import RATE_HZ
 from scav_jax.features.clip import MAX_CLIP_S
@@ -22,6 +22,7 @@ SOUND_MARGIN_S = 3 * RESAMPLING_MARGIN_S  # read before and behind a clip
 MOST_RATE_HZ = 4_000_000  # of sound; the fastest that is recorded, DSD, decodes to 2,822,400
 MOST_PLANES = 7  # one for each channel; PyAV looks for one more
 CANCELLED = 0.15  # of the energy of channels that have nothing in common: a correlation of -0.85
+LAID_OVER_S, LAID_OVER_PART = 0.6, 0.1  # of sound: receivers' clocks step back by less
 OPPOSITE = (
     "opposite phase: its channels cancel each other, so nothing is left where they are played as "
     "one; keep one of them: ffmpeg -i IN -c:v copy -af 'pan=mono|c0=c0' OUT"
@@ -44,6 +45,8 @@ class SoundCutter:
         self.stream.packets.check_clock(stop)
         if self.stream.damaged(start, stop):
             raise Unusable("decode", "corrupt: some of the sound cannot be decoded")
+        if self._until is None and (last := self.stream.passed_over) is not None:
+            raise Unusable("decode", f"no sound so late: the sound ends at {last:.2f} s")
         if self._until is None:
             raise Unusable("decode", "no sound: the stream is empty")
         pieces = placed(self._around(start, stop))
@@ -58,6 +61,7 @@ class SoundCutter:
             raise Unusable("decode", f"no sound so late: the sound ends at {last:.2f} s")
         pauses = ((before.end, after.seconds) for before, after in itertools.pairwise(pieces))
         check_lost(self.stream, pauses, start, stop)
+        _check_laid_over(pieces)
         _check_phase(pieces)
         # Recordings that were joined may have several rates.
         rates = sorted({piece.rate for piece in pieces})
@@ -136,6 +140,24 @@ def _check_phase(pieces: list[Piece]) -> None:
     heard = sum(float(np.vdot(piece.samples, piece.samples)) for piece in pieces)
     if heard < CANCELLED * sum(piece.unrelated for piece in pieces):
         raise Unusable("check", OPPOSITE)
+
+
+def _check_laid_over(pieces: list[Piece]) -> None:
+    """Raises `Unusable` for sound of which much lies over other sound, by its timestamps.
+
+    A muxer wrote several packets with one time, as into an AVI whose header counts bytes of a codec
+    of frames: when each is to be heard, nothing says.
+    """
+    until, laid_over, first = -math.inf, 0.0, math.inf
+    for piece in pieces:
+        if (laid := min(until, piece.end) - piece.seconds) > 0:
+            laid_over += laid
+            first = min(first, piece.seconds) if laid > STEP_S else first
+        until = max(until, piece.end)
+    seconds = sum(len(piece.samples) / piece.rate for piece in pieces)
+    if laid_over > max(LAID_OVER_S, LAID_OVER_PART * seconds):
+        begin = 0.0 if math.isinf(first) else max(first, 0.0)
+        raise Unusable("decode", f"unclear times: from {begin:.2f} s on the sound lies over itself")
 
 
 def _limit(start: float, stop: float) -> float:

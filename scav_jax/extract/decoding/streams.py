@@ -59,6 +59,7 @@ class Stream:
         packets may be no more than parts.
       declared: when the file says that it ends.
       ended: whether the last frame has been read.
+      passed_over: the time of the last packet that came too early to be decoded; None before one.
       repeated_until: until when packets without content repeat the picture before them.
     """
 
@@ -200,6 +201,7 @@ class Stream:
         self._awaited: list[float] = []  # times of packets whose pictures have not come yet
         self._seen: float | None = None  # the time of the last picture
         self._passed_over_until: float | None = None
+        self.passed_over: float | None = None
         self.packets = Packets(self._container, self._film, self.kind)
         self._frames = self._decode()
 
@@ -247,11 +249,14 @@ class Stream:
         time = self._seconds(packet.pts if packet.pts is not None else packet.dts)
         early = time is not None and time < self._passed_over_until
         if early and sum(one.size for one in kept) < PASSED_OVER_BYTES:
+            self.passed_over = time
             if packet.is_keyframe:
                 kept.clear()
             kept.append(packet)
             return True
         self._passed_over_until = None
+        if not (kept and kept[0].is_keyframe):  # they build on what was decoded before them
+            return False
         self.stream.codec_context.flush_buffers()
         self._started, self._broken_at, self._gave_frame = False, None, False
         self._awaited, self._seen = [], None

@@ -89,6 +89,9 @@ def test_conditions_mean_what_they_say(tmp_path):
         clips.take([0]), "a2v", 24, "aggregation", "start = 0 or start = 2 and not end < 9 - 3 - 2"
     )
     assert {hit.start for hit in hits} == {0.0}
+    for words, count in (("label is not null and TRUE", 24), ("id is null or false", 0)):
+        (hits,) = index.search(clips.take([0]), "a2v", 24, "aggregation", words)
+        assert len(hits) == count
 
 
 @pytest.mark.parametrize(
@@ -109,6 +112,9 @@ def test_conditions_mean_what_they_say(tmp_path):
         ("label", "a text .* where a condition"),
         ("start and end", "a number .* where a condition"),
         ("label in (select 1)", "No field named select"),
+        ("label in 'dog'", "\"'dog'\" where '\\(' should be"),
+        ("label like id", "'id' after LIKE, expected a 'text'"),
+        ("label not = 'dog'", "'=' after NOT, expected IN, LIKE or BETWEEN"),
         ("", "'its end' where"),
         ("start < 1e999", "below 1e308"),
         ("\0", "which no condition has"),

@@ -201,13 +201,23 @@ def test_the_report_and_the_table(scav, document, capsys):
 @pytest.mark.usefixtures("figures_only")
 def test_runs_side_by_side_with_another_distance(scav, data, tmp_path, capsys):
     cav = write_run(tmp_path / "cav", data, seed=1, name="aggregation")
-    other = write_run(tmp_path / "other", data, seed=2)
+    other = write_run(tmp_path / "lr=0.1", data, seed=2)
+    own = f"{write_run(tmp_path / 'own' / 'scav', data, seed=2)}={tmp_path / 'mirrored'}"
+    clips = [("three", clip) for split in ("three", "test") for clip in store.read(data, split)]
+    store.write(clips[::-1], tmp_path / "mirrored", fingerprint=FINGERPRINT, videos="", rejected=[])
     arguments = ["--run", str(scav), "--data", str(data), "--split", "three", "--bootstrap", "0"]
-    program.main([*arguments, "--distance", "dtw", "--compare", str(cav), str(other)])
+    program.main([*arguments, "--distance", "dtw", "--compare", str(cav), str(other), own])
     folder = scav / "evaluation" / "data-three-dtw"
     compared = json.loads((folder / "metrics.json").read_text())
-    assert [run["name"] for run in compared["runs"]] == ["SCAV (scav)", "CAV", "SCAV (other)"]
+    parent = scav.parent.name  # of another run that is called so
+    names = [f"SCAV ({parent}/scav)", "CAV", "SCAV (lr=0.1)", "SCAV (own/scav)"]
+    assert [run["name"] for run in compared["runs"]] == names
     assert {run["distance"]["name"] for run in compared["runs"]} == {"dtw"}
+    same = compared["runs"][2:]  # the same clips in another data set and order
+    assert same[0]["per_class"] == same[1]["per_class"]
+    assert [method(compared, "sequence", run=n)["a2v"] for n in (2, 3)] == 2 * [
+        method(compared, "sequence", run=2)["a2v"]
+    ]
     assert "CAV" in capsys.readouterr().out
 
 

@@ -462,8 +462,11 @@ def test_an_export_is_pushed_whole_or_a_line_says_why_not(exported, tmp_path, mo
         program.main(words)
     with pytest.raises(InputError, match="expected OWNER/NAME, got 'chimes'"):
         program.main(["--out", str(exported), "--push", "chimes"])
-    with pytest.raises(InputError, match="none: expected what `scav export` wrote"):
-        program.main(["--out", str(tmp_path / "none"), "--push", NAME])
+    for there in ((), ("README.md",)):  # as beside a run, which is no export
+        for name in there:
+            (tmp_path / name).touch()
+        with pytest.raises(InputError, match="expected what `scav export` wrote"):
+            program.main(["--out", str(tmp_path), "--push", NAME])
     with pytest.raises(InputError, match="--run: expected"):
         program.main(["--out", str(exported)])
 

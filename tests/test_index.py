@@ -209,6 +209,8 @@ def test_a_commit_opens_what_is_new_alone(tmp_path, monkeypatch):
     many = [*writer.ids(), "nobody"]
     assert sorted(writer._rows.existing(many)) == sorted(writer.ids())
     monkeypatch.setattr(rows, "NAMED", 0.0)
+    monkeypatch.setattr(rows, "IDS_AT_ONCE", 4)
+    assert sorted(writer._rows.existing(many)) == sorted(writer.ids())
     with pytest.raises(InputError, match="14 of 15 are there already"):
         writer.check_new(many)
 

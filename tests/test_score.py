@@ -30,6 +30,7 @@ from scav_jax.retrieval.shifts import Shifted, Track, shifted
 from scav_jax.retrieval.synchrony import Calibration
 from scav_jax.score import program
 from scav_jax.score.__main__ import main, parse
+from scav_jax.score.scored import verdict
 from scav_jax.sequences import AudioVisual
 from scav_jax.training.config import as_dict
 from scav_jax.training.runs import Run, build
@@ -236,6 +237,14 @@ def test_a_constant_error_is_taken_off(run, data, calibrated):
     )
     assert found.offset == pytest.approx(-0.4, abs=0.02)
     assert found.low <= -0.4 <= found.high and found.high - found.low < 0.4
+    for chance, low, high, word in (
+        (0.05, -0.5, 0.5, "in place"),
+        (0.05, 0.1, 0.2, "move it"),
+        (0.05, -0.2, -0.1, "move it"),
+        (0.05, -0.5, 0.6, "place unclear"),
+        (0.06, -0.1, 0.1, "no fit found"),
+    ):
+        assert verdict(replace(found, chance=chance, low=low, high=high)) == word
     with pytest.raises(InputError, match="at least 20 clips") as few:
         calibration.calibrate(run, "me", store.read(data, "few"))
     assert calibration.calibrate(run, "me", store.read(data, "mixed"), most=3).clips == 3
@@ -285,7 +294,9 @@ def test_a_runs_own_clips_are_those_that_it_was_trained_with(run, data, calibrat
         calibration.of_data(trained, "me", data, "validation")
 
 
-def test_anothers_run_is_calibrated_for_one_call(run, data, calibrated, monkeypatch, capsys):
+def test_anothers_run_is_calibrated_for_one_call(
+    run, data, calibrated, monkeypatch, capsys, tmp_path
+):
     def refused(path):
         raise PermissionError(13, "Permission denied", str(path))
 
@@ -297,8 +308,13 @@ def test_anothers_run_is_calibrated_for_one_call(run, data, calibrated, monkeypa
     said = capsys.readouterr().err
     assert f"Permission denied: '{data / calibration.FILE}'; so every call" in said
     assert not (data / calibration.FILE).exists()
+    asked = parse(["--calibrate", "--model", "run"])
     with pytest.raises(PermissionError):
-        program.calibration_of(mine, parse(["--calibrate", "--model", "run"]))
+        program.calibration_of(mine, asked)
+    monkeypatch.setattr(program, "check_may_be_written", lambda *_: None)
+    own_run = model.Model(replace(mine.run, path=tmp_path))
+    monkeypatch.setattr(program, "load_as_asked", lambda _: own_run)
+    assert program.run(asked) == 0 and calibration.load(tmp_path, "me") == calibrated
 
 
 def test_strangers_score_nothing_and_own_sounds_much(run, calibrated):
@@ -403,6 +419,7 @@ def test_a_folder_is_scored_and_what_is_bad_is_named(trained, capsys, tmp_path, 
     assert rows[2]["reason"] and not rows[2]["score"]
     page = (tmp_path / "scores.html").read_text()
     assert page.count('class="offsets"') == 2 and page.count("data-offset=") == 2
+    assert re.findall("<(video|audio) src", page) == 2 * ["video", "audio", "audio"]
     assert refused["reason"] in page
 
     def stopped(*_):

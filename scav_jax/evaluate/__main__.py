@@ -153,7 +153,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     rows, splits = list(run), [split] * len(run)
     for text in arguments.compare:
-        path, _, other = text.partition("=")
+        # A run's own name may have the sign, as `lr=0.1`.
+        path, _, other = (text, "", "") if Path(text).exists() else text.partition("=")
         rows.append(trained(path, arguments.trust))
         splits.append(sources.same_clips(store.read(Path(other), split.split), split)
                       if other else split)  # fmt: skip

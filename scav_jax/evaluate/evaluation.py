@@ -20,6 +20,7 @@ from scav_jax import metrics
 from scav_jax.base.documents import write_arrays, write_document
 from scav_jax.base.errors import InputError
 from scav_jax.base.files import ids_sha256, write_atomically
+from scav_jax.base.names import last_parts
 from scav_jax.base.progress import progress_bar
 from scav_jax.distances import find, option_names
 from scav_jax.distances.static import SUFFIX, dynamic_part
@@ -439,10 +440,12 @@ def head(split: store.Split, settings: EvaluationSettings) -> dict:
 
 def tell_apart(sources: Sequence[Source], documents: Sequence[dict]) -> None:
     """Adds to names that several have which run, or file, is meant."""
-    names = [document["name"] for document in documents]
-    for source, document in zip(sources, documents, strict=True):
-        if names.count(document["name"]) > 1:
-            document["name"] += f" ({source.path.stem})"
+    titles = [document["name"] for document in documents]
+    for called in (lambda path: path.name.removesuffix(".npz"), last_parts):
+        names = [document["name"] for document in documents]
+        for source, document, title in zip(sources, documents, titles, strict=True):
+            if names.count(document["name"]) > 1:
+                document["name"] = f"{title} ({called(source.path)})"
 
 
 def _pictures(

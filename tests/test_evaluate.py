@@ -129,7 +129,7 @@ def test_annotations_divide_the_queries(scav, data, tmp_path, capsys, monkeypatc
     path = tmp_path / "annotations.csv"
     path.write_text(ANNOTATIONS)
     words = ["--run", str(scav), "--split", "test", "--bootstrap", "0", "--out", str(tmp_path)]
-    program.main([*words, "--annotations", str(path), "--gallery", "10", "4"])
+    program.main([*words, "--annotations", str(path), "--gallery", "all", "10", "4"])
     document = json.loads((tmp_path / "metrics.json").read_text())["runs"][0]
     found = document["per_subset"]
     naive = naive_ranks(runs.load_run(scav), store.read(data, "test"))

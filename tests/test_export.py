@@ -462,11 +462,12 @@ def test_an_export_is_pushed_whole_or_a_line_says_why_not(exported, tmp_path, mo
         program.main(words)
     with pytest.raises(InputError, match="expected OWNER/NAME, got 'chimes'"):
         program.main(["--out", str(exported), "--push", "chimes"])
-    for there in ((), ("README.md",)):  # as beside a run, which is no export
-        for name in there:
-            (tmp_path / name).touch()
-        with pytest.raises(InputError, match="expected what `scav export` wrote"):
-            program.main(["--out", str(tmp_path), "--push", NAME])
+    (tmp_path / "card").mkdir()  # as beside a run, which is no export
+    (tmp_path / "card" / "README.md").touch()
+    (tmp_path / "empty").mkdir()
+    for name in ("none", "empty", "card"):
+        with pytest.raises(InputError, match=f"{name}: expected what `scav export` wrote"):
+            program.main(["--out", str(tmp_path / name), "--push", NAME])
     with pytest.raises(InputError, match="--run: expected"):
         program.main(["--out", str(exported)])
 

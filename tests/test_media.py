@@ -701,7 +701,7 @@ def test_a_clip_after_the_end_is_told_where_that_is(tmp_path, container):
             with media.Reader(path, None, kinds=(kind,)) as reader:
                 for start, end in before:
                     reader.cut(start, end)
-                with pytest.raises(Unusable, match=rf"{words}.* ends at (2\.99|3\.0\d) s"):
+                with pytest.raises(Unusable, match=rf"{words}.* ends at 3\.0\d s"):
                     reader.cut(50.0, None)
 
 

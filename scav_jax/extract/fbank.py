@@ -5,13 +5,16 @@ The same numbers as torchaudio's `compliance.kaldi.fbank` and kaldi-native-fbank
 """
 
 from functools import cache
+from typing import TYPE_CHECKING
 
 import numpy as np
 from jaxtyping import Float
-from scipy.sparse import csr_array
 
 from scav_jax.base.errors import InputError
 from scav_jax.base.log_mel import MEL_BINS
+
+if TYPE_CHECKING:
+    from scipy.sparse import csr_array
 
 RATE_HZ = 16_000
 WINDOW_SAMPLES = 400  # 25 ms
@@ -143,10 +146,12 @@ def mel_filters() -> Float[np.ndarray, "256 128"]:
 
 
 @cache
-def _sparse_filters() -> csr_array:
+def _sparse_filters() -> "csr_array":
     """`mel_filters`, transposed: a sum of the few bins of a band, always in their order.
 
     BLAS adds in an order that depends on the processor and on how many threads it has: a worker
     that decodes has one. It is no faster.
     """
+    from scipy.sparse import csr_array  # half of the start of whatever decodes
+
     return csr_array(mel_filters().T)

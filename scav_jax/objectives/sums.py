@@ -246,12 +246,15 @@ def _options(kind: type[Objective]) -> list[dataclasses.Field]:
 @contextlib.contextmanager
 def _named_as_here(name: str, kind: type[Objective]) -> Iterator[None]:
     """Complaints of a part name its options as the sum has them."""
+    own = {f.name for f in _options(kind)}
+
+    def in_sum(found: re.Match) -> str:
+        return f"objective.{name}_{found[1]}" if found[1] in own else found[0]
+
     try:
         yield
     except InputError as error:
-        own = "|".join(f.name for f in _options(kind)) or "$^"
-        words = re.sub(rf"\bobjective\.(?=(?:{own})\b)", f"objective.{name}_", str(error))
-        raise InputError(words) from None
+        raise InputError(re.sub(r"\bobjective\.(\w+)", in_sum, str(error))) from None
 
 
 @functools.cache  # a class is the same whenever it is asked for: objectives are compared

@@ -45,9 +45,9 @@ class SoundCutter:
         self.stream.packets.check_clock(stop)
         if self.stream.damaged(start, stop):
             raise Unusable("decode", "corrupt: some of the sound cannot be decoded")
-        if self._until is None and (last := self.stream.passed_over) is not None:
-            raise Unusable("decode", f"no sound so late: the sound ends at {last:.2f} s")
         if self._until is None:
+            if (last := self.stream.passed_over) is not None:
+                raise _over(last)
             raise Unusable("decode", "no sound: the stream is empty")
         pieces = placed(self._around(start, stop))
         first = pieces[0].seconds if pieces else math.inf
@@ -58,7 +58,7 @@ class SoundCutter:
             last = max(ends, self.stream.declared.end or 0.0)
             if last > start:
                 raise Unusable("decode", "no sound in this clip")
-            raise Unusable("decode", f"no sound so late: the sound ends at {last:.2f} s")
+            raise _over(last)
         pauses = ((before.end, after.seconds) for before, after in itertools.pairwise(pieces))
         check_lost(self.stream, pauses, start, stop)
         _check_laid_over(pieces)
@@ -132,6 +132,10 @@ class SoundCutter:
         return np.concatenate(parts, axis=1)
 
 
+def _over(end: float) -> Unusable:
+    return Unusable("decode", f"no sound so late: the sound ends at {end:.2f} s")
+
+
 def _check_phase(pieces: list[Piece]) -> None:
     """Raises `Unusable` for sound whose channels are each other's negative: a wire is swapped.
 
@@ -148,15 +152,14 @@ def _check_laid_over(pieces: list[Piece]) -> None:
     A muxer wrote several packets with one time, as into an AVI whose header counts bytes of a codec
     of frames: when each is to be heard, nothing says.
     """
-    until, laid_over, first = -math.inf, 0.0, math.inf
+    until, laid_over = -math.inf, []
     for piece in pieces:
         if (laid := min(until, piece.end) - piece.seconds) > 0:
-            laid_over += laid
-            first = min(first, piece.seconds) if laid > STEP_S else first
+            laid_over.append((piece.seconds, laid))
         until = max(until, piece.end)
     seconds = sum(len(piece.samples) / piece.rate for piece in pieces)
-    if laid_over > max(LAID_OVER_S, LAID_OVER_PART * seconds):
-        begin = 0.0 if math.isinf(first) else max(first, 0.0)
+    if sum(laid for _, laid in laid_over) > max(LAID_OVER_S, LAID_OVER_PART * seconds):
+        begin = max(min((at for at, laid in laid_over if laid > STEP_S), default=0.0), 0.0)
         raise Unusable("decode", f"unclear times: from {begin:.2f} s on the sound lies over itself")
 
 

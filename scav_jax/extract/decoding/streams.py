@@ -59,7 +59,7 @@ class Stream:
         packets may be no more than parts.
       declared: when the file says that it ends.
       ended: whether the last frame has been read.
-      passed_over: the time of the last packet that came too early to be decoded; None before one.
+      passed_over: when the last packet that came too early to be decoded ends; None before one.
       repeated_until: until when packets without content repeat the picture before them.
     """
 
@@ -249,7 +249,7 @@ class Stream:
         time = self._seconds(packet.pts if packet.pts is not None else packet.dts)
         early = time is not None and time < self._passed_over_until
         if early and sum(one.size for one in kept) < PASSED_OVER_BYTES:
-            self.passed_over = time
+            self.passed_over = time + self._duration(packet)
             if packet.is_keyframe:
                 kept.clear()
             kept.append(packet)

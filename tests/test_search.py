@@ -3,6 +3,7 @@
 import argparse
 import itertools
 import json
+import math
 from dataclasses import replace
 from pathlib import Path
 
@@ -156,13 +157,13 @@ def test_the_second_stage_compares_few_of_the_chosen(tmp_path, monkeypatch, stor
     index = create(tmp_path / "i", identity="m", storage=stored)
     index.add(clustered(300, 20, 12, 4))
     asking = clustered(9, 20, 12, 4, prefix="q")
-    compared, scores_of = [], Scan.scores
+    compared, offer = [], Scan.offer
 
-    def counting(scan, queries, *rest):
+    def counting(scan, nearest, queries, *rest):
         compared.append(len(queries))
-        return scores_of(scan, queries, *rest)
+        offer(scan, nearest, queries, *rest)
 
-    monkeypatch.setattr(Scan, "scores", counting)
+    monkeypatch.setattr(Scan, "offer", counting)
     found = index.search(asking, "a2v", 5, "hybrid:200")
     assert sum(compared) < 0.5 * 9 * 200
     compared.clear()
@@ -178,7 +179,9 @@ def test_long_sequences_are_compared_alone_with_the_same_scores(tmp_path, monkey
     alone = []
     differences = StoredStream.differences
     monkeypatch.setattr(
-        StoredStream, "differences", lambda *given: alone.append(1) or differences(*given)
+        StoredStream,
+        "differences",
+        lambda *given, **how: alone.append(1) or differences(*given, **how),
     )
     assert index.search(asking, "a2v", 30, "sequence") == together and alone
     # Whatever found them, each record is looked at when it is first read.
@@ -469,8 +472,39 @@ def test_products_stay_within_their_bound(random):
                 products.inner(queries, x), own, squares, np.ones(6, np.float32)
             )
             error = np.abs(found - exact[: len(queries)])
-            bound = products.rounding(numbers, 8) * (own[:, None] + squares[None])
+            bound = products.rounding(numbers) * (own[:, None] + squares[None])
             assert (error <= bound).all() and bound.max() < 0.01 * np.max(own + squares[:1])
+
+
+@pytest.mark.parametrize("stored", ["float32", "int8"])
+def test_final_scores_are_sums_rounded_once_and_rough_ones_near_them(tmp_path, random, stored):
+    """Of what is stored, as `math.fsum` has it; from far, where float32 loses most digits."""
+    clips, asking = embedded(30, 7, 24, seed=1), embedded(5, 7, 24, seed=2)
+    far = 300 + random.standard_normal(asking.audio.values.shape)
+    asking = replace(asking, audio=replace_values(asking.audio, far.astype(np.float32)))
+    index = create(tmp_path / "i", identity="m", storage=stored)
+    index.add(clips)
+    hits = index.search(asking, "a2v", 30, "sequence")
+    stream = index.snapshot.segments[0].streams["visual"]
+    stored = stream.read("values", slice(0, 30)).astype(np.float32)
+    kept = (stored * stream.rows["scale"][:30, None]).astype(np.float64)
+    centred = asking.audio.values - index.snapshot.encoding.centre
+    for query, of in zip(centred.reshape(5, -1).astype(np.float64), hits, strict=True):
+        exact = {
+            f"clip{n}": math.fsum(((query - x) ** 2).flat) / x.size for n, x in enumerate(kept)
+        }
+        assert [np.float32(exact[hit.id]) for hit in of] == [np.float32(hit.score) for hit in of]
+    apart = (centred.reshape(5, 1, -1) - kept.astype(np.float32)).reshape(150, -1)
+    rough = products.mean_square(apart, 24).astype(np.float64)
+    final = products.mean_square(apart.astype(np.float64), 24)
+    assert 0 < np.max(np.abs(rough - final) / final) <= products.rough_rounding(24)
+
+
+def test_a_score_is_certain_where_no_other_sum_rounds_otherwise():
+    middle = 1 + 2.0**-24  # between two numbers of float32
+    apart = 40 * products.FINAL
+    scores = middle + np.array([-2, -0.5, 0, 0.5, 2]) * apart
+    assert products.certain(scores, 40).tolist() == [True, False, False, False, True]
 
 
 def test_nearest_so_far_keeps_all_that_can_be_near(random):
@@ -745,6 +779,29 @@ def test_devices_ask_for_more_where_rounding_needs_it(tmp_path, monkeypatch, ran
     asking = embedded(9, seed=3)
     found = mesh.OnMesh(index.snapshot, "a2v", make_mesh(2)).search(asking, 3)
     assert index.hits_of(found, 9) == index.search(asking, "a2v", 3, "sequence")
+
+
+@pytest.mark.parametrize("stored", ["float32", "int8"])
+def test_what_a_device_may_round_otherwise_is_computed_again(tmp_path, monkeypatch, stored):
+    index = create(tmp_path / "i", identity="m", storage=stored)
+    index.add(embedded(40))
+    asking, nearest = embedded(9, seed=3), mesh._nearest
+
+    def wrong(*given):
+        def found(*arrays):
+            distances, rows, finals = nearest(*given)(*arrays)
+            return distances, rows, finals + 1
+
+        return found
+
+    monkeypatch.setattr(mesh, "_nearest", wrong)
+    expected = index.search(asking, "a2v", 5, "sequence")
+    devices = make_mesh(2)
+    found = mesh.OnMesh(index.snapshot, "a2v", devices).search(asking, 5)
+    assert index.hits_of(found, 9) != expected
+    monkeypatch.setattr(products, "FINAL", 1.0)
+    found = mesh.OnMesh(index.snapshot, "a2v", devices).search(asking, 5)
+    assert index.hits_of(found, 9) == expected
 
 
 def test_accelerators_are_used_where_they_have_room_and_it_pays(tmp_path, monkeypatch):

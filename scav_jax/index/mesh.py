@@ -3,16 +3,20 @@
 Accelerators of this process are used where their memory has room for the sequences (`have_room`).
 
 Every device has a part of the candidates, and the best of all are merged. Devices say which
-candidates are near enough, with more than k each; that these are all is proven by the bound on
-rounding, else more are asked for. Their final scores are computed as on one machine, so ids and
-scores are the same for any number of devices.
+candidates are near enough, with more than k each, by products; that these are all is proven by the
+bound on rounding, else more are asked for. The final scores of these are sums in float64 there, and
+the few that one machine might round otherwise are computed there again. So ids and scores are the
+same for any number of devices.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Float
 
 from scav_jax.base.errors import InputError
 from scav_jax.index import products, searching
@@ -27,6 +31,8 @@ NUMBER_BYTES = 8  # at most: as it is stored, and widened for a product
 SHARE = 0.8  # of the devices' free memory that sequences may have
 SLACK = 8  # candidates of each device beyond k
 MATRIX_BYTES = 2**28  # of distances on one device
+QUERIES = 256  # at a time: the next ones go to the devices while these are multiplied
+DOUBLES = 2**25  # numbers of candidates that are looked at again, at a time
 
 
 @dataclass(frozen=True)
@@ -97,7 +103,7 @@ class OnMesh:
 
     def nearest(self, asking: Queries, k: int) -> tuple:
         """(query, segment, row, score) by query and rank."""
-        scan = Scan(asking, self.snapshot)
+        scan, waiting = Scan(asking, self.snapshot), None
         nearest = scan.nearest(k)
         for candidates in self._by_length:
             for grid in scan.grids(candidates.steps):
@@ -107,45 +113,67 @@ class OnMesh:
                         if tile.steps == candidates.steps:
                             scan.compare_tile(tile, nearest, grid)
                     continue
-                rows = max(MATRIX_BYTES * self.mesh.size // (4 * len(candidates.places)), 1)
+                rows = MATRIX_BYTES * self.mesh.size // (4 * len(candidates.places))
+                rows = max(min(rows, QUERIES), 1)
                 for begin in range(0, len(grid.numbers), rows):
-                    self._offer(grid, slice(begin, begin + rows), candidates, nearest)
-        *places, squares = scan.best(*nearest.candidates(), k)
+                    offer = self._start(scan, grid, slice(begin, begin + rows), candidates, k)
+                    if waiting:
+                        waiting(nearest)
+                    waiting = offer
+        if waiting:
+            waiting(nearest)
+        *places, squares = scan.best(nearest)
         return *places, self.snapshot.header.score_of(squares)
 
-    def _offer(
-        self, grid: QueriesOnGrid, part: slice, candidates: OnDevices, nearest: NearestSoFar
-    ) -> None:
-        own, count = grid.squares[part], grid.values.shape[1]
-        queries = put_replicated((grid.values[part], own.astype(np.float32)), self.mesh)
-        # How far what devices find is from the final scores at most, of each query.
+    def _start(
+        self, scan: Scan, grid: QueriesOnGrid, part: slice, candidates: OnDevices, k: int
+    ) -> Callable[[NearestSoFar], None]:
+        """Some queries, under way: what waits for their nearest and offers these."""
+        own, numbers = grid.squares[part], grid.numbers[part]
+        asking = put_replicated((grid.values[part], own.astype(np.float32)), self.mesh)
+        most = len(candidates.arrays[1]) // self.mesh.size
+        kept = min(k + SLACK, most)
+
+        def ask(kept: int) -> tuple:
+            with jax.enable_x64(True):
+                return _nearest(self.mesh, kept)(*asking, *candidates.arrays)
+
+        def offer(nearest: NearestSoFar) -> None:
+            distances, rows, squares = found
+            errors = self._errors(own, grid.values.shape[1], candidates)
+            many = kept
+            while many < most and not _are_all(distances, errors, many, k):
+                many = min(2 * many, most)
+                distances, rows, squares = ask(many)
+            query, column = np.nonzero(np.isfinite(distances))
+            places = candidates.places[np.asarray(rows)[query, column]]
+            squares = np.asarray(squares)[query, column]
+            pairs = numbers[query], *places.T
+            scores = scan.final(squares.astype(np.float32), *pairs[1:])
+            unsure = ~products.certain(squares, grid.values.shape[1])
+            scores[unsure] = scan.scores(*(one[unsure] for one in pairs))
+            nearest.offer_pairs(
+                pairs[0], scores.astype(np.float64), np.zeros(len(scores)), *pairs[1:]
+            )
+
+        found = ask(kept)
+        return offer
+
+    def _errors(self, own, count: int, candidates: OnDevices) -> Float[np.ndarray, " Q"]:
+        """How far products on devices are from the final scores at most, of each query."""
         squares = (own + candidates.largest) / count
-        errors = products.rounding(count, self.snapshot.header.width) * squares
+        errors = products.rounding(count) * squares
         if candidates.of_bank:  # the device rounds what it takes off
             errors = errors + 2.0**-21 * (squares + candidates.of_bank)
-        most = len(candidates.arrays[1]) // self.mesh.size
-        kept = min(nearest.k + SLACK, most)
-        while True:
-            under_way = _nearest(self.mesh, kept)(*queries, *candidates.arrays)
-            distances, rows = (np.asarray(one) for one in under_way)
-            high = np.sort(distances, axis=1)[:, min(nearest.k, distances.shape[1]) - 1]
-            last = distances.reshape(len(own), self.mesh.size, kept)[:, :, -1]
-            # A device whose last candidate may be among the k may have more of them.
-            if kept == most or (last - errors[:, None] > (high + errors)[:, None]).all():
-                break
-            kept = min(2 * kept, most)
-        query, column = np.nonzero(np.isfinite(distances))
-        found = candidates.places[rows[query, column]]
-        near = distances[query, column].astype(np.float64)
-        for number in np.unique(found[:, 0]):
-            own_rows = found[:, 0] == number
-            nearest.offer_pairs(
-                grid.numbers[part][query[own_rows]],
-                near[own_rows],
-                errors[query[own_rows]],
-                int(number),
-                found[own_rows, 1],
-            )
+        return errors
+
+
+def _are_all(distances, errors: Float[np.ndarray, " Q"], kept: int, k: int) -> bool:
+    """Whether what devices kept, so many each, are all that can be among the k nearest."""
+    distances = np.asarray(distances)
+    high = np.sort(distances, axis=1)[:, min(k, distances.shape[1]) - 1]
+    last = distances.reshape(len(errors), -1, kept)[:, :, -1]
+    return bool((last - errors[:, None] > (high + errors)[:, None]).all())
 
 
 def accelerators() -> list[jax.Device]:
@@ -176,14 +204,23 @@ def _free_bytes(device: jax.Device) -> int:
 
 @cache
 def _nearest(mesh, kept: int):
-    """The `kept` nearest candidates of each device, and where they are among all."""
+    """The `kept` nearest candidates of each device, where they are among all, and final scores."""
 
     def local(queries, own, stored, squares, scales, near):
-        inner = products.jax_inner(queries, stored)
+        inner, count = products.jax_inner(queries, stored), queries.shape[1]
         distances = own[:, None] + squares[None, :] - 2.0 * scales[None, :] * inner
-        distances = distances / queries.shape[1] - 0.5 * near[None]
+        distances = distances / count - 0.5 * near[None]
         nearest, rows = jax.lax.top_k(-distances, kept)
+
+        def final(pair):
+            query, row = pair
+            values = stored[row].astype(np.float32) * scales[row]
+            apart = values.astype(np.float64) - queries[query].astype(np.float64)
+            return (apart * apart).sum() / count
+
+        pairs = jnp.arange(rows.size) // kept, rows.reshape(-1)
+        finals = jax.lax.map(final, pairs, batch_size=max(DOUBLES // count, 1))
         first = jax.lax.axis_index(mesh.axis_names[0]) * len(stored)
-        return -nearest, rows + first.astype(rows.dtype)
+        return -nearest, rows + first.astype(rows.dtype), finals.reshape(rows.shape)
 
     return jax.jit(map_shards(local, mesh, shared=2, cut=4))

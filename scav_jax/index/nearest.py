@@ -115,21 +115,22 @@ class NearestSoFar:
         near = distances[query, column].astype(np.float64)
         keep = np.isfinite(near)
         query, column, near = query[keep], column[keep], near[keep]
-        self.offer_pairs(numbers[query], near, errors[query], segment, rows[column])
+        segments = np.full(len(near), segment)
+        self.offer_pairs(numbers[query], near, errors[query], segments, rows[column])
 
     def offer_pairs(
         self,
         queries: Int[np.ndarray, " p"],
         distances: Float[np.ndarray, " p"],
         errors: Float[np.ndarray, " p"],
-        segment: int,
+        segments: Int[np.ndarray, " p"],
         rows: Int[np.ndarray, " p"],
     ) -> None:
         """Single candidates of some queries."""
         keep = distances - errors <= self.limits[queries]
-        segments = np.full(int(keep.sum()), segment, np.int64)
-        self._parts.append((queries[keep], segments, rows[keep], distances[keep], errors[keep]))
-        self._waiting += len(segments)
+        pairs = queries, segments, rows, distances, errors
+        self._parts.append(tuple(column[keep] for column in pairs))
+        self._waiting += int(keep.sum())
         if self._waiting > max(_WAITING, 4 * self.k * len(self.limits)):
             self.tighten()
 
@@ -166,6 +167,10 @@ class NearestSoFar:
     def distances(self) -> Float[np.ndarray, " p"]:
         """Of `candidates`, in their order."""
         return self._parts[0][3] if self._parts else np.zeros(0)
+
+    def errors(self) -> Float[np.ndarray, " p"]:
+        """How far `distances` may be from the final ones."""
+        return self._parts[0][4] if self._parts else np.zeros(0)
 
 
 def k_smallest(query, segment, row, scores, snapshot: Snapshot, k: int):

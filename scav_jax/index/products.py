@@ -4,7 +4,7 @@ The mean squared distance of sequences on one grid is `(|q|^2 + |x|^2 - 2 <q, x>
 BLAS may add in any order; a sum of c products of float32 is then within `c u |q||x|` of the exact
 one, u = 2^-24, and pieces of c = 2048 keep that small. So a product decides only which candidates
 are near enough to matter (`nearest`); their final score is `mean_square`, the definition itself in
-one arithmetic, whatever tiles, devices or bounds were used to find them.
+float64, whatever tiles, devices or bounds were used to find them.
 """
 
 import functools
@@ -13,24 +13,25 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
-from jaxtyping import Float, Shaped
+from jaxtyping import Bool, Float, Float64, Shaped
 
 PIECE = 2048
 ROUNDING = 2.0**-24
+FINAL = 2.0**-46  # of a number of a final score; a TPU makes float64 of two float32
 LARGE = 10**9  # multiplications that are worth compiling for their shape
 FEW_QUERIES = 4  # with these, memory is the limit: every thread streams its own rows
 THREADS = min(os.cpu_count() or 1, 16)
 _CACHED = 2**18  # numbers that stay in a core's cache
 
 
-def rounding(numbers: int, width: int) -> float:
+def rounding(numbers: int) -> float:
     """A bound on how far `squared` is from n times the final score, in units of |q|^2 + |x|^2.
 
-    Both are at most so far from the exact value: products of pieces and their sum, and sums over
-    the channels, relative to at most twice the unit.
+    Both are at most so far from the exact value: products of pieces and their sum, and the last
+    rounding of a score, relative to at most twice the unit.
     """
     pieces = -(-numbers // PIECE)
-    return 1.01 * ROUNDING * (min(numbers, PIECE) + pieces + 16 + 4 * (width + 8))
+    return 1.01 * ROUNDING * (min(numbers, PIECE) + pieces + 18)
 
 
 def thread_pool() -> ThreadPoolExecutor:
@@ -159,19 +160,43 @@ def squared(
 
 
 def mean_square(differences: Float[np.ndarray, "p n"], width: int) -> Float[np.ndarray, " p"]:
-    """The final score: sums over channels in float32, over steps in float64, rounded once.
+    """Final scores, of differences in float64: in whatever order a machine adds, the same float32.
 
-    A row's result depends on that row only.
+    But for one that lies within `FINAL` of where float32 rounds up or down. Of differences in
+    float32 in half the time, within `rough_rounding` of final.
     """
     steps = differences.reshape(len(differences), -1, width)
     sums = np.vecdot(steps, steps).astype(np.float64).sum(axis=1)
     return (sums / differences.shape[1]).astype(np.float32)
 
 
-def squares_of(values: Float[np.ndarray, "r n"]) -> Float[np.ndarray, " r"]:
-    """Squared norms, within `rounding` of exact."""
-    pieces = [
-        np.vecdot(values[:, b : b + PIECE], values[:, b : b + PIECE]).astype(np.float64)
-        for b in range(0, values.shape[1], PIECE)
-    ]
-    return np.sum(pieces, axis=0)
+def rough_rounding(width: int) -> float:
+    """How far `mean_square` of differences in float32 is from the final score, relative to it."""
+    return 1.01 * ROUNDING * (width + 8)
+
+
+def certain(scores: Float64[np.ndarray, " p"], numbers: int) -> Bool[np.ndarray, " p"]:
+    """Which of a device's final scores `mean_square` rounds to the same float32, whatever it adds.
+
+    Args:
+      scores: sums of squares in float64, or what an accelerator has for it.
+      numbers: that were summed.
+    """
+    apart = FINAL * numbers * scores
+    return (scores - apart).astype(np.float32) == (scores + apart).astype(np.float32)
+
+
+def squares_of(values: Float[np.ndarray, "r n"]) -> Float64[np.ndarray, " r"]:
+    """Squared norms, within `rounding` of exact; one pass over the numbers, on all cores."""
+
+    def some(rows: slice) -> Float64[np.ndarray, " n"]:
+        pieces = (values[rows, begin : begin + PIECE] for begin in range(0, values.shape[1], PIECE))
+        with np.errstate(over="ignore", invalid="ignore"):  # a caller sees infinity
+            return sum(np.vecdot(piece, piece).astype(np.float64) for piece in pieces)
+
+    size = max(-(-len(values) // THREADS), -(-_CACHED // max(values.shape[1], 1)))
+    parts = [slice(begin, begin + size) for begin in range(0, len(values), size)]
+    if len(parts) <= 1:
+        return some(slice(None))
+    with thread_pool() as threads:
+        return np.concatenate(list(threads.map(some, parts)))

@@ -16,7 +16,7 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from scav_jax.index import products
-from scav_jax.index.nearest import NearestSoFar, k_smallest
+from scav_jax.index.nearest import NearestSoFar
 from scav_jax.index.products import FEW_QUERIES, widen
 from scav_jax.index.scan import QueriesOnGrid, Scan, Tile
 from scav_jax.index.sketches import SHARE, Basis
@@ -54,7 +54,7 @@ class QuerySketches:
         self.squares = np.empty(len(grid.values))
         # The rounding of values, sketches and scores moves a sequence by this share of its norm.
         self.slack = 10 * products.ROUNDING * np.sqrt(grid.squares)
-        self.rounding = products.rounding(weights.size, width)
+        self.rounding = products.rounding(weights.size)
         self.stretch = 1 + basis.loose
         self.share = 1 - 8 * (width + 8) * products.ROUNDING
         sequences = grid.values.reshape(len(grid.values), grid.steps, width)
@@ -172,15 +172,6 @@ def _inner_by_pairs(tile: Tile, sketches: QuerySketches, place, row) -> Float[np
     return inner
 
 
-def limits_of(best, k: int, queries: int) -> Float[np.ndarray, " Q"]:
-    """The k-th score of each query, infinity where there are fewer; `best` is by rank."""
-    query, _, _, scores = best
-    rank = np.arange(len(query)) - np.searchsorted(query, query)
-    limits = np.full(queries, np.inf)
-    limits[query[rank == k - 1]] = scores[rank == k - 1]
-    return limits
-
-
 @dataclass
 class Pruning:
     """How many pairs there were, and how many were left after each bound."""
@@ -248,8 +239,10 @@ class ExactSearch:
         places = starters.candidates()
         if not len(places[0]):
             return
-        limits = limits_of(scan.best(*places, self.k), self.k, len(scan.queries))
-        self.nearest.limits[:] = limits + 1e-6 * np.abs(limits)
+        first = scan.nearest(self.k)
+        scan.offer(first, *places)
+        first.tighten()
+        self.nearest.limits[:] = first.limits + 1e-6 * np.abs(first.limits)
 
     def _search_tile(self, tile: Tile) -> None:
         scan = self.scan
@@ -293,9 +286,7 @@ class ExactSearch:
             return None
         self._in_vain = 0
         if len(rows):
-            scores = self.scan.scores(query, number, rows).astype(np.float64)
-            none = np.zeros(len(rows))
-            self.nearest.offer_pairs(query, scores, none, tile.segment.number, rows)
+            self.scan.offer(self.nearest, query, number, rows)
         return after_coarse, len(rows)
 
 
@@ -316,37 +307,36 @@ def nearest_of_chosen(
       query, segment, row: the pairs.
       k: how many.
     """
-    queries = len(scan.queries)
+    queries, nearest = len(scan.queries), scan.nearest(k)
     if len(query) <= WORTH * k * queries:
-        return scan.best(query, segment, row, k)
+        few = len(query) <= 2 * k * queries  # then hardly any is left out
+        scan.offer(nearest, query, segment, row, np.float64 if few else np.float32)
+        return scan.best(nearest)
     bounds = Bounds(scan)
     low = bounds.pairs("coarse", query, segment, row)
     by_bound = np.lexsort((low, query))
     rank = np.arange(len(query)) - np.searchsorted(query[by_bound], query[by_bound])
     first = np.zeros(len(query), bool)
     first[by_bound[rank < k]] = True
-    best = scan.best(query[first], segment[first], row[first], k)
-    limits = limits_of(best, k, queries)
-    near = ~first & (low <= limits[query])
+    scan.offer(nearest, query[first], segment[first], row[first], np.float64)
+    nearest.tighten()
+    near = ~first & (low <= nearest.limits[query])
     left = query[near], segment[near], row[near]
     if len(left[0]) > SKETCH * queries:
-        near = bounds.pairs("fine", *left) <= limits[left[0]]
+        near = bounds.pairs("fine", *left) <= nearest.limits[left[0]]
         left = tuple(column[near] for column in left)
     if len(left[0]) * pair_cost(scan.numbers, queries) > queries * scan.count:
-        more = _by_products(scan, *left, k)
+        _offer_by_products(scan, nearest, *left)
     else:
-        more = scan.best(*left, k)
-    together = [np.concatenate(both) for both in zip(best, more, strict=True)]
-    return k_smallest(*together, scan.snapshot, k)
+        scan.offer(nearest, *left)
+    return scan.best(nearest)
 
 
-def _by_products(scan: Scan, query, segment, row, k: int) -> tuple[np.ndarray, ...]:
-    """The same by products of all queries with all candidates, of which only the pairs count."""
-    nearest = scan.nearest(k)
+def _offer_by_products(scan: Scan, nearest: NearestSoFar, query, segment, row) -> None:
+    """Offers pairs by products of all queries with all candidates, of which only these count."""
     for tile in scan.tiles():
         here = (segment == tile.segment.number) & (row >= tile.rows.start) & (row < tile.rows.stop)
         if here.any():
             allowed = np.zeros((len(scan.queries), tile.rows.stop - tile.rows.start), bool)
             allowed[query[here], row[here] - tile.rows.start] = True
             scan.compare_tile(tile, nearest, allowed=allowed)
-    return scan.best(*nearest.candidates(), k)

@@ -26,7 +26,7 @@ from jaxtyping import Bool, Float, Int, Shaped
 from scav_jax.base.errors import InputError
 from scav_jax.index import products
 from scav_jax.index.catalog import Header
-from scav_jax.index.nearest import Hubness, NearestSoFar, k_smallest
+from scav_jax.index.nearest import ROUNDED, Hubness, NearestSoFar, k_smallest
 from scav_jax.index.products import widen
 from scav_jax.index.segments import Segment, StoredStream
 from scav_jax.index.snapshot import Snapshot
@@ -56,22 +56,11 @@ def are_comparable(sequences: Sequences) -> Bool[np.ndarray, " K"]:
 
 
 def _are_short(values: Shaped[np.ndarray, "K T C"]) -> Bool[np.ndarray, " K"]:
-    """Whose norm says already that no number is beyond `LARGEST`, padding included.
-
-    One pass over the numbers on all cores, which is what most queries cost before a search.
-    """
+    """Whose norm says already that no number is beyond `LARGEST`, padding included."""
     if values.dtype != np.float32:
         return np.zeros(len(values), bool)
-    flat = values.reshape(len(values), -1)
-
-    def some(rows: slice) -> Bool[np.ndarray, " n"]:
-        with np.errstate(over="ignore", invalid="ignore"):
-            return products.squares_of(flat[rows]) <= 0.5 * float(LARGEST) ** 2
-
-    size = max(-(-len(values) // products.THREADS), 1)
-    parts = [slice(begin, begin + size) for begin in range(0, len(values), size)]
-    with products.thread_pool() as threads:
-        return np.concatenate([np.zeros(0, bool), *threads.map(some, parts)])
+    squares = products.squares_of(values.reshape(len(values), -1))
+    return squares <= 0.5 * float(LARGEST) ** 2
 
 
 def interpolate(
@@ -419,6 +408,28 @@ class Scan:
         rows: Int[np.ndarray, " p"],
     ) -> Float[np.ndarray, " p"]:
         """Final scores of chosen pairs: mean squared differences of what is stored (`final`)."""
+        return self.final(self._distances(queries, segments, rows, np.float64), segments, rows)
+
+    def offer(
+        self,
+        nearest: NearestSoFar,
+        queries: Int[np.ndarray, " p"],
+        segments: Int[np.ndarray, " p"],
+        rows: Int[np.ndarray, " p"],
+        precision: type = np.float32,
+    ) -> None:
+        """Offers chosen pairs: by sums in float32, or by final scores, which take twice as long."""
+        distances = self._distances(queries, segments, rows, precision)
+        scores = self.final(distances, segments, rows).astype(np.float64)
+        errors = np.zeros(len(scores))
+        if precision == np.float32:
+            errors += products.rough_rounding(self.snapshot.header.width) * distances
+            if self.hubness is not None:
+                errors += ROUNDED * np.abs(scores)
+        nearest.offer_pairs(queries, scores, errors, segments, rows)
+
+    def _distances(self, queries, segments, rows, precision) -> Float[np.ndarray, " p"]:
+        """Mean squared differences of chosen pairs, of differences in some precision."""
         result = np.full(len(queries), np.nan, np.float32)
         with products.thread_pool() as threads:
             for tile, grid, which, place, row in self.pairs(queries, segments, rows):
@@ -432,18 +443,21 @@ class Scan:
                 else:
                     sort = np.argsort(row, kind="stable")
                     compare = functools.partial(self._differences, tile, grid)
+                compare = functools.partial(compare, precision=precision)
                 parts = [sort[b : b + size] for b in range(0, len(sort), size)]
                 pairs = [row[part] for part in parts], [place[part] for part in parts]
-                for part, scores in zip(parts, threads.map(compare, *pairs), strict=True):
-                    result[which[part]] = scores
-        return self.final(result, segments, rows)
+                for part, distances in zip(parts, threads.map(compare, *pairs), strict=True):
+                    result[which[part]] = distances
+        return result
 
-    def best(self, queries, segments, rows, k: int) -> tuple[np.ndarray, ...]:
-        """(query, segment, row, score) of the k best of each query among chosen pairs, by rank."""
-        scores = self.scores(queries, segments, rows)
-        return k_smallest(queries, segments, rows, scores, self.snapshot, k)
+    def best(self, nearest: NearestSoFar) -> tuple[np.ndarray, ...]:
+        """(query, segment, row, score) of the k best of each query, by rank; final scores."""
+        places, scores = nearest.candidates(), nearest.distances().astype(np.float32)
+        rough = nearest.errors() > 0
+        scores[rough] = self.scores(*(column[rough] for column in places))
+        return k_smallest(*places, scores, self.snapshot, nearest.k)
 
-    def _differences(self, tile: Tile, grid: QueriesOnGrid, rows, place):
+    def _differences(self, tile: Tile, grid: QueriesOnGrid, rows, place, precision):
         """Mean squared differences of chosen rows of a tile and one query each."""
         stored = tile.stream.gather("values", tile.rows, rows)
         scales = tile.stream.rows["scale"][rows]
@@ -452,8 +466,8 @@ class Scan:
         else:
             values = widen(stored)
             values *= scales[:, None]
-        np.subtract(values, grid.values[place], out=values)
-        return products.mean_square(values, tile.segment.width)
+        differences = np.subtract(values, grid.values[place], dtype=precision)
+        return products.mean_square(differences, tile.segment.width)
 
 
 def _start(grid: QueriesOnGrid, values, squares, scales, apart, tile: Tile, rows):
@@ -461,7 +475,7 @@ def _start(grid: QueriesOnGrid, values, squares, scales, apart, tile: Tile, rows
     own, count = grid.squares, grid.values.shape[1]
     inner = products.start_inner(grid.values, values, lambda: grid.on_device)
     largest = float(squares.max(initial=0.0))
-    errors = products.rounding(count, tile.segment.width) * (own + largest) / count
+    errors = products.rounding(count) * (own + largest) / count
 
     def offer(nearest: NearestSoFar) -> None:
         distances = products.squared(inner(), own, squares, scales)

@@ -257,7 +257,7 @@ def _nearest(snapshot: Snapshot, queries: Queries, k: int, most: int, report: Re
     else:
         nearest = scan.nearest(k)
         scan.compare_all(nearest)
-    *places, squares = scan.best(*nearest.candidates(), k)
+    *places, squares = scan.best(nearest)
     return *places, snapshot.header.score_of(squares)
 
 
@@ -315,7 +315,7 @@ def _possible(
     column, embeddings = unit_queries
     nearest, numbers = NearestSoFar(len(embeddings), k), np.arange(len(embeddings))
     width = embeddings.shape[1]
-    errors = np.full(len(embeddings), products.rounding(width, width) * 2)
+    errors = np.full(len(embeddings), products.rounding(width) * 2)
     size = max(COSINE_ROWS, COSINE_PAIRS // max(len(embeddings), 1))
     for number, segment in snapshot.segments.items():
         alive, stream = snapshot.live[number], segment.streams[asked]

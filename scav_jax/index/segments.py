@@ -47,7 +47,7 @@ from scav_jax.index.products import mean_square, widen
 from scav_jax.index.sketches import Basis, sizes
 from scav_jax.sequences import STREAMS
 
-IN_CACHE = 2**18  # numbers of differences at a time
+IN_CACHE = 2**17  # numbers of differences at a time
 
 
 class WrongRow(InputError):
@@ -200,6 +200,7 @@ class StoredStream:
         queries: Float[np.ndarray, "Q n"],
         rows: Int[np.ndarray, " p"],
         places: Int[np.ndarray, " p"],
+        precision: type,
     ) -> Float[np.ndarray, " p"]:
         """Mean squared differences of chosen rows of one run and one query each, without copies.
 
@@ -208,12 +209,13 @@ class StoredStream:
           queries: all of them, on the grid of the run.
           rows: of the candidates.
           places: which of the queries.
+          precision: of the differences, see `mean_square`.
         """
         data, columns = self._bytes("values", run), queries.shape[1]
         stored, scales = self._numbers("values", run, data), self.rows["scale"][rows].tolist()
         result, wide = np.empty(len(rows), np.float32), np.empty(columns, np.float32)
         size, last = max(IN_CACHE // columns, 1), -1  # several are summed by one call
-        room = np.empty((size, columns), np.float32)
+        room = np.empty((size, columns), precision)
         pairs = list(zip(rows.tolist(), places.tolist(), scales, strict=True))
         for begin in range(0, len(pairs), size):
             some = pairs[begin : begin + size]
@@ -223,7 +225,7 @@ class StoredStream:
                     values, last = widen(stored[row - run.start], wide), row
                     if scale != 1:
                         values = np.multiply(values, np.float32(scale), out=wide)
-                np.subtract(values, queries[place], out=line)
+                np.subtract(values, queries[place], out=line, dtype=precision)
             result[begin : begin + size] = mean_square(room[: len(some)], self.width)
         return result
 

@@ -25,6 +25,7 @@ from scav_jax.encoders import Encoders
 from scav_jax.features import store
 from scav_jax.features.clip import Clip
 from scav_jax.retrieval import calibration, model, synchrony, tracks
+from scav_jax.retrieval import shifts as shifts_module
 from scav_jax.retrieval.embed import embed_clips
 from scav_jax.retrieval.shifts import Shifted, Track, shifted
 from scav_jax.retrieval.synchrony import Calibration
@@ -110,6 +111,30 @@ def test_shifts_compare_clips_that_are_cut_anew(run):
             jax.jit(partial(pairwise, "euclidean"))(*jax.tree.map(jnp.asarray, alone.latents))
         )
         assert found.distances[0, at] == pytest.approx(expected, rel=1e-5)
+
+
+def test_every_shift_that_shares_enough_is_compared_and_shown(run, monkeypatch, capsys):
+    """Of windows far along a long sound too, to the last step at which a second is shared."""
+    visual, audio = both(clip(2))
+    windows = [audio._replace(span=(begin, begin + 4.0)) for begin in (0.0, 37.3, 74.6)]
+    windows.append(Track(audio.values[:8], (90.0, 91.28)))
+    shifts = np.round(np.arange(-93, 4, 0.5), 2)
+    spans, compared = np.array([one.span for one in windows])[:, None], []
+    begin, end = np.moveaxis(spans + shifts[None, :, None], 2, 0)
+    shared = np.minimum(end, 4.0) - np.maximum(begin, 0.0)
+    there = shared > np.maximum(1.0, np.minimum(end - begin, 4.0) / 2) - 1e-6
+    monkeypatch.setattr(
+        shifts_module,
+        "_compared",
+        lambda _, clips: compared.append(clips) or np.ones((2, len(clips))),
+    )
+    found = shifted(run, visual, windows, shifts)
+    assert len(compared[0]) == there.sum() > 30
+    np.testing.assert_array_equal(np.isfinite(found.distances), there)
+    monkeypatch.undo()
+    monkeypatch.setattr(shifts_module, "MANY", 2)
+    shifted(run, visual, [audio], np.arange(3.0) / 2)
+    assert "shifts: 100%" in capsys.readouterr().err
 
 
 def test_features_that_are_missing_make_no_distance(run):

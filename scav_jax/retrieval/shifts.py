@@ -14,9 +14,10 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Num, PyTree
+from jaxtyping import Array, Bool, Float, Num, PyTree
 
 from scav_jax.base.errors import InputError
+from scav_jax.base.progress import progress_bar
 from scav_jax.encoders import Towers
 from scav_jax.features.batches import Padding, stack
 from scav_jax.features.clip import Clip, all_finite, shared_span, trim
@@ -27,6 +28,7 @@ from scav_jax.sequences import STREAMS, Batch
 from scav_jax.training.runs import Run
 
 AT_ONCE = 64  # clips that are encoded together
+MANY = 2000  # shifts, from which on a bar shows them
 LEAST_S = 1.0  # shared by both at least
 LEAST_SHARE = 0.5  # of the shorter of both, shared at least
 
@@ -71,12 +73,13 @@ def shifted(
     shape = (len(audio), len(shifts))
     distances, cosines, seconds = np.full(shape, np.nan), np.full(shape, np.nan), np.zeros(shape)
     places, clips = [], []
-    for window, shift in np.ndindex(shape):
-        cut = cut_at(visual, audio[window], float(shifts[shift]))
-        if cut is not None:
-            places.append((window, shift))
-            clips.append(cut.clip)
-            seconds[window, shift] = cut.end - cut.begin
+    for window, track in enumerate(audio):
+        for shift in np.flatnonzero(_may_share_enough(visual, track, shifts)):
+            cut = cut_at(visual, track, float(shifts[shift]))
+            if cut is not None:
+                places.append((window, shift))
+                clips.append(cut.clip)
+                seconds[window, shift] = cut.end - cut.begin
     if clips:
         at = tuple(np.transpose(places))
         distances[at], cosines[at] = _compared(run, clips)
@@ -106,6 +109,14 @@ def cut_at(visual: Track, audio: Track, shift: float) -> Cut | None:
     return Cut(clip, begin, end) if all_finite(picture) and all_finite(sound) else None
 
 
+def _may_share_enough(
+    visual: Track, audio: Track, shifts: Float[np.ndarray, " S"]
+) -> Bool[np.ndarray, " S"]:
+    """False for shifts with which no cut is made, most of those of a long sound's windows."""
+    begin = np.maximum(visual.span[0], audio.span[0] + shifts)
+    return np.minimum(visual.span[1], audio.span[1] + shifts) - begin >= LEAST_S - 1e-3
+
+
 def _compared(run: Run, clips: list[Clip]) -> Float[np.ndarray, "2 K"]:
     """Distances and cosines of clips, each of its own picture and sound."""
     trimmed = [trim(clip) for clip in clips]
@@ -119,12 +130,14 @@ def _compared(run: Run, clips: list[Clip]) -> Float[np.ndarray, "2 K"]:
         ]
     distance = name, tuple(sorted(options.items()))
     found = []
-    for first in range(0, len(clips), AT_ONCE):
-        some = clips[first : first + AT_ONCE]
-        batch = stack(some, np.arange(len(some)), widths, padding, align)
-        full = jax.tree.map(partial(filled, size=AT_ONCE), batch)
-        compared = jax.device_get(_compare(run.encoders, run.objective, distance, run.params, full))
-        found.append(np.stack(compared, axis=1)[: len(some)])
+    with progress_bar("shifts", len(clips), "shift", shown=len(clips) > MANY) as bar:
+        for first in range(0, len(clips), AT_ONCE):
+            some = clips[first : first + AT_ONCE]
+            batch = stack(some, np.arange(len(some)), widths, padding, align)
+            full = jax.tree.map(partial(filled, size=AT_ONCE), batch)
+            compared = _compare(run.encoders, run.objective, distance, run.params, full)
+            found.append(np.stack(jax.device_get(compared), axis=1)[: len(some)])
+            bar.update(len(some))
     both = np.concatenate(found).astype(np.float64)
     if not np.isfinite(both).all():
         raise InputError("expected finite distances, the model holds NaN: look at its training log")

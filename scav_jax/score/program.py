@@ -173,7 +173,8 @@ def _journal(
     about = {"model": model.identity, "calibration": dataclasses.asdict(calibrated), **how}
     journal = Journal(path, about | {"lay": bool(arguments.lay)}, pairs)
     if journal.done:
-        print(f"going on: {len(journal.done):,} of {len(pairs):,} are done", file=sys.stderr)
+        done, all_of = len(journal.done), len(set(pairs))
+        print(f"going on: {done:,} of {all_of:,} are done", file=sys.stderr)
     return journal
 
 

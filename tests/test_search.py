@@ -757,15 +757,28 @@ def test_both_streams_ask_each_on_its_own_scale(tmp_path, monkeypatch, bank):
 
 @pytest.mark.parametrize("devices", [1, 3, 8])
 @pytest.mark.parametrize("stored", ["float32", "int8"])
-def test_devices_find_what_one_machine_finds(tmp_path, devices, stored):
+def test_devices_find_what_one_machine_finds(tmp_path, monkeypatch, devices, stored):
+    """Queries of two lengths, some at a time."""
+    monkeypatch.setattr(mesh, "QUERIES", 3)
     index = create(tmp_path / "i", identity="m", storage=stored)
     index.add(clustered(61, 9, 12, 4))
     index.add(replace(embedded(8, 6, 12, prefix="short")))
     index.delete(["clip7", "short3"])
     asking = clustered(11, 9, 12, 4, prefix="q")
+    lengths = np.array([9, 6, 9, 9, 6, 9, 6, 9, 9, 9, 9], np.int32)
+    windows = np.stack([0 * lengths, lengths], axis=1).astype(np.float32)
+    streams = {name: getattr(asking, name) for name in ("visual", "audio")}
+    ragged = {name: Sequences(one.values, lengths, windows) for name, one in streams.items()}
+    asking = replace(asking, **ragged)
     for direction, k in (("a2v", 5), ("v2a", 64)):
         found = mesh.OnMesh(index.snapshot, direction, make_mesh(devices)).search(asking, k)
         assert index.hits_of(found, 11) == index.search(asking, direction, k, "sequence")
+
+
+def test_devices_have_all_where_their_last_is_surely_beyond_the_kth():
+    distances = np.array([[1.0, 1.2, 1.1, 1.4]])  # two devices with two each
+    assert mesh._are_all(distances, np.array([0.04]), 2, 2)
+    assert not mesh._are_all(distances, np.array([0.06]), 2, 2)
 
 
 def test_devices_ask_for_more_where_rounding_needs_it(tmp_path, monkeypatch, random):

@@ -227,9 +227,8 @@ class Rows:
             for batch in self._scan([*ABOUT, "segment", "row"], None, condition):
                 here = numbers_in(batch, "segment", "row")
                 wanted = np.isin(numbered(*here.T), unique)
-                batch, here = batch.filter(wanted), here[wanted]
-                for place, row in zip(here.tolist(), batch.to_pylist(), strict=True):
-                    found[tuple(place)] = {name: row[name] for name in ABOUT}
+                batch, here = batch.filter(wanted).select(list(ABOUT)), here[wanted]
+                found |= zip(map(tuple, here.tolist()), batch.to_pylist(), strict=True)
         return found
 
     def existing(self, ids: list[str]) -> list[str]:

@@ -418,14 +418,14 @@ class Index:
         """What was found, with what is known of each clip."""
         places = np.stack([found.segment, found.row], axis=1).astype(np.int64)
         about = self._rows.at(places)
+        for clip in about.values():
+            clip["source"] = self.header.full_source(clip["source"])
         hits: list[list[Hit]] = [[] for _ in range(queries)]
         distances = [None] * len(places) if found.distance is None else found.distance.tolist()
         for query, place, score, distance in zip(
             found.query.tolist(), places.tolist(), found.score.tolist(), distances, strict=True
         ):
-            clip = {**about[tuple(place)]}
-            clip["source"] = self.header.full_source(clip["source"])
-            rank = len(hits[query]) + 1
+            rank, clip = len(hits[query]) + 1, about[tuple(place)]
             hits[query].append(Hit(**clip, score=score, rank=rank, distance=distance))
         return hits
 

@@ -193,7 +193,8 @@ def test_evaluate_and_index_take_the_bank_of_the_run(tmp_path, capsys):
     words = ["--run", str(run_path), "--split", "test", "--bootstrap", "40", "--hubness", "bank"]
     evaluate_program.main([*words, "--out", str(tmp_path / "out")])
     told = capsys.readouterr().out
-    assert "CAUTION: a bank of 205 clips is small" in told and "transductive" in told
+    assert "CAUTION: a bank of 205 clips is small" in told and "Sinkhorn, transductive  " in told
+    assert "(paired 95 %); it looks at all queries at once, which no search can do" in told
     document = json.loads((tmp_path / "out" / "metrics.json").read_text())["runs"][0]
     run = load_run(run_path)
     clips, bank = (embed(run, store.read(tmp_path / "data", name)) for name in ("test", "train"))

@@ -1,6 +1,7 @@
 """The programs: which there are, how fast they answer, what the wheel carries."""
 
 import ast
+import importlib
 import json
 import os
 import re
@@ -121,6 +122,33 @@ def test_a_number_that_cannot_be_is_named_before_anything_is_read(
     with pytest.raises(SystemExit, match=str(EXIT_INPUT)):
         main()
     assert f"{option}: expected {least} or more, got {number}" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ("search q.mp4 --index x --model m --k 10_", "a whole number, got '10_'"),
+        ("search q.mp4 --index x --model m --k 3000000000", "at most 2147483647, got 3000000000"),
+        ("search q.mp4 --index x --model m --end inf", "a finite number, got 'inf'"),
+        ("index build x --model m --static-weight nan", "a finite number, got 'nan'"),
+        ("score a.mp4 --model m --step 1e400", "a finite number, got '1e400'"),
+        ("evaluate --run r --split test --seed ٣", "a whole number, got '٣'"),
+        ("evaluate --run r --split test --hybrid 1,²", "whole numbers with commas"),
+        ("export --run r --out o --onnx 62,²", "visual and the audio steps of a clip"),
+        (f"datasets chimes --out x --seed {'9' * 5000}", "a whole number, got '9999"),
+        ("plan --config demo --devices 1.5", "a whole number, got '1.5'"),
+        ("extract --videos v --out o --num-shards x", "a whole number, got 'x'"),
+        ("extract --videos v --out o --timeout-seconds 1e300", "at most 604800, got 1e+300"),
+    ],
+)
+def test_what_is_no_number_is_refused_in_a_line(words, said, capsys):
+    program = next(name for name in MODULES if words.startswith(name))
+    main = importlib.import_module(f"{MODULES[program]}.__main__").main
+    with pytest.raises((SystemExit, InputError)) as caught:
+        main(words.removeprefix(program).split())
+    refused = isinstance(caught.value, InputError)
+    told = str(caught.value) if refused else capsys.readouterr().err.removesuffix("\n")
+    assert said in told and "\n" not in told and len(told) < 300
 
 
 def test_two_words_name_a_program_before_one():

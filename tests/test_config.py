@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import shutil
 import sys
 
 import pytest
@@ -121,6 +122,15 @@ def test_a_missing_file_or_variant(file):
         config_files.load_file(f"{file}:max")
 
 
+def test_a_folder_may_have_py_in_its_name(tmp_path, file):
+    folder = tmp_path / "my.py.configs"
+    folder.mkdir()
+    shutil.copy(file, folder / "mine.py")
+    assert config_files.load_file(str(folder / "mine.py")) == config_files.load_file(file)
+    with pytest.raises(InputError, match=r"mine\.py: expected no variant, got 'max'"):
+        config_files.load_file(f"{folder / 'mine.py'}:max")
+
+
 # ---- overrides ---------------------------------------------------------------------------------
 
 
@@ -175,10 +185,18 @@ def test_a_tuple_is_read_item_by_item():
         ("train.steps", "1.5"),
         ("train.steps", "1e3"),
         ("train.steps", "none"),
+        ("train.steps", "100_"),
+        ("train.steps", "²"),
+        ("train.steps", "٣"),
+        ("train.steps", "9" * 5000),
         ("train.steps", True),
         ("seed", "0.5"),
         ("optimizer.learning_rate", "fast"),
         ("optimizer.learning_rate", "nan"),
+        ("optimizer.learning_rate", "1e-_3"),
+        ("optimizer.learning_rate", "٣.٥"),
+        ("optimizer.learning_rate", 10**400),
+        ("optimizer.learning_rate", "1e400"),
         ("optimizer.clip_norm", "inf"),
         ("optimizer.clip_norm", "loose"),
         ("encoders.conv_position", "2"),

@@ -3,16 +3,19 @@
 import importlib
 import json
 import os
+from pathlib import Path
 
 import pytest
 
 from scav_jax.base.errors import InputError
 from scav_jax.base.files import (
     check_may_be_written,
+    file_atomically,
     folder_atomically,
     write_atomically,
     write_json,
 )
+from scav_jax.extract.ledger import Ledger
 
 
 def test_text_and_bytes_are_written_and_replaced(tmp_path):
@@ -99,6 +102,15 @@ def test_json_makes_its_folder_and_does_not_depend_on_the_order_of_keys(tmp_path
     write_json(tmp_path / "y.json", {"a": [2], "b": 1})
     assert json.loads((tmp_path / "y.json").read_text()) == {"a": [2], "b": 1}
     assert (tmp_path / "a" / "x.json").read_text() == (tmp_path / "y.json").read_text()
+
+
+@pytest.mark.parametrize("path", [".", "..", "/", "", "x/.."])
+@pytest.mark.parametrize("written", [file_atomically, folder_atomically, Ledger.beside])
+def test_what_is_written_beside_another_has_a_name(tmp_path, monkeypatch, path, written):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(InputError, match="a file or folder by its name"), written(Path(path)):
+        pass
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("broken", ["fsync", "replace", None])

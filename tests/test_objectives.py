@@ -69,6 +69,9 @@ def test_blocks_of_rows_and_columns_change_nothing(normalize, monkeypatch):
     expected = jax.jit(jax.value_and_grad(loss, (0, 1)))(distances, log(0.5))
     monkeypatch.setattr(cross_entropy, "BLOCK_BYTES", distances.nbytes // 3)
     assert cross_entropy.count_blocks(distances) == 3
+    monkeypatch.setattr(cross_entropy, "BLOCK_BYTES", 1)  # less than a row
+    assert cross_entropy.count_blocks(distances) == len(distances)
+    monkeypatch.setattr(cross_entropy, "BLOCK_BYTES", distances.nbytes // 3)
     found = jax.jit(jax.value_and_grad(lambda *x: loss(*x), (0, 1)))(distances, log(0.5))
     for ours, theirs in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
         np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-6)

@@ -299,11 +299,14 @@ def arguments(*words):
     [
         (("--coordinator", "host"), "HOST:PORT, as in .* got 'host'"),
         (("--coordinator", "host:99999"), "HOST:PORT"),
+        (("--coordinator", "host:²"), "HOST:PORT"),
+        (("--coordinator-timeout-seconds", "1e9"), "more than 0, at most 604800"),
         (("--coordinator", "host:1"), "expected --num-processes and --process-id"),
         (("--num-processes", "2"), "expected --coordinator"),
         (("--coordinator", "h:1", "--num-processes", "2", "--process-id", "2"), "0 to 1, got 2"),
         (("--coordinator", "h:1", "--num-processes", "0", "--process-id", "0"), "at least 1"),
         (("--coordinator-timeout-seconds", "0"), "more than 0"),
+        (("--heartbeat-timeout-seconds", "1e9"), "more than 0, at most 604800"),
     ],
 )
 def test_mistakes_on_the_command_line_are_one_line(words, says):

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from scav_jax.base.compiled import keep_compiled, keep_nothing
 from scav_jax.base.errors import InputError, did_you_mean
+from scav_jax.base.ranges import MOST_WHOLE, read_number, read_whole
 
 PROGRAMS = {  # in the order of the work
     "datasets chimes": "render videos of struck bars: data to try everything on",
@@ -91,17 +92,34 @@ class Parser(argparse.ArgumentParser):
         return arguments
 
 
+def whole(word: str) -> int:
+    """The `type` of an option that is a whole number."""
+    try:
+        return read_whole(word)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+
+
+def number(word: str) -> float:
+    """The `type` of an option that is a finite number."""
+    try:
+        return read_number(word)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+
+
 def at_least(least: int) -> Callable[[str], int]:
     """The `type` of an option that is a whole number of a least value."""
 
-    def number(word: str) -> int:
-        value = int(word)
+    def of_range(word: str) -> int:
+        value = whole(word)
         if value < least:
             raise argparse.ArgumentTypeError(f"expected {least} or more, got {value}")
+        if value > MOST_WHOLE:
+            raise argparse.ArgumentTypeError(f"expected at most {MOST_WHOLE}, got {value}")
         return value
 
-    number.__name__ = "int"  # what argparse calls it where it is no number
-    return number
+    return of_range
 
 
 def _options(parser: argparse.ArgumentParser) -> list[str]:
@@ -220,18 +238,18 @@ def add_processes(parser: argparse.ArgumentParser) -> None:
         metavar="HOST:PORT",
         help="address of process 0 and a free port there; 'auto' leaves all to JAX (Cloud TPU VMs)",
     )
-    group.add_argument("--num-processes", type=int, metavar="N", help="how many take part")
-    group.add_argument("--process-id", type=int, metavar="I", help="which this is, 0 to N - 1")
+    group.add_argument("--num-processes", type=whole, metavar="N", help="how many take part")
+    group.add_argument("--process-id", type=whole, metavar="I", help="which this is, 0 to N - 1")
     group.add_argument(
         "--coordinator-timeout-seconds",
-        type=float,
+        type=number,
         default=300.0,
         metavar="S",
         help="how long to wait until all processes have come (default: %(default)s)",
     )
     group.add_argument(
         "--heartbeat-timeout-seconds",
-        type=float,
+        type=number,
         default=60.0,
         metavar="S",
         help="after how long without a word a process is lost (default: %(default)s)",

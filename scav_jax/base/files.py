@@ -50,6 +50,7 @@ def file_atomically(path: str | Path) -> Iterator[Path]:
     Its folder is made; a link stays, and what it leads to is written.
     """
     path = _behind_a_link(path)
+    check_name(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f"{_short(path.name)}.{os.getpid()}.partial")
     try:
@@ -92,6 +93,15 @@ def check_may_be_written(*paths: str | Path | None) -> None:
             raise OSError(error.errno, error.strerror, str(path)) from None
 
 
+def check_name(path: Path) -> None:
+    """Raises `InputError` for `.`, `..` and `/`: what is written beside another has a name."""
+    if path.name in ("", ".."):
+        raise InputError(
+            f"{path}: expected a file or folder by its name, which is written beside it first and "
+            "renamed; from inside of it, ../NAME"
+        )
+
+
 def _behind_a_link(path: str | Path) -> Path:
     """Where a link leads; what is no link as it is, for that name is the one to tell."""
     return Path(os.path.realpath(path) if os.path.islink(path) else path)
@@ -113,6 +123,7 @@ def folder_atomically(path: str | Path, *, replacing: bool = False) -> Iterator[
     left; what a kill leaves goes when the same folder is written again.
     """
     path = Path(path)
+    check_name(path)
     partial = path.with_name(f".{_short(path.name)}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     try:

@@ -1,12 +1,51 @@
-"""Which numbers an option may be, and how a message says so."""
+"""Which numbers an option may be, how they are written, and how a message says so."""
 
 import math
+import re
 from collections.abc import Mapping
+from reprlib import repr as short  # of texts, which may be of any length
 from typing import NamedTuple
 
 from scav_jax.base.errors import InputError
 
 MOST_WHOLE = 2**31 - 1  # what arrays count in
+# As Python writes them, in digits of ASCII: its own `int` and `float` read any script's, and words.
+_DIGITS = "[0-9]+(?:_[0-9]+)*"
+_WHOLE = re.compile(rf"[+-]?{_DIGITS}")
+_NUMBER = re.compile(rf"[+-]?(?:{_DIGITS}(?:\.(?:{_DIGITS})?)?|\.{_DIGITS})(?:[eE][+-]?{_DIGITS})?")
+
+
+def read_whole(text: str) -> int:
+    """The whole number that a text is, of at most 64 bits; spaces around it are none of it.
+
+    Raises:
+      ValueError: it is none: a word, a fraction, another script's digits, too many digits.
+
+    >>> read_whole("1_000"), read_whole(" -3 ")
+    (1000, -3)
+    """
+    digits = text.strip()
+    if len(digits) < 40 and _WHOLE.fullmatch(digits) and -(2**63) <= int(digits) < 2**63:
+        return int(digits)
+    raise ValueError(f"expected a whole number, got {short(text)}")
+
+
+def read_number(text: str) -> float:
+    """The finite number that a text is; spaces around it are none of it.
+
+    Raises:
+      ValueError: it is none: a word (`inf` and `nan` too), or what no float holds.
+
+    >>> read_number("1e-3"), read_number(".5")
+    (0.001, 0.5)
+    """
+    digits = text.strip()
+    if _NUMBER.fullmatch(digits) and math.isfinite(value := float(digits)):
+        return value
+    raise ValueError(f"expected a finite number, got {short(text)}")
+
+
+READ = {int: read_whole, float: read_number}  # by what an option is
 
 
 class Range(NamedTuple):
@@ -43,6 +82,7 @@ class Range(NamedTuple):
 
 AT_LEAST_0, AT_LEAST_1, ABOVE_0 = Range(0), Range(1), Range(0, above=True)
 SHARE = Range(0, 1)
+WAIT = Range(0, 7 * 24 * 3600, above=True)  # seconds: longer ones overflow some of the systems
 BELOW_1 = Range(0, 1, below=True)  # rates, of which 1 would leave nothing
 
 

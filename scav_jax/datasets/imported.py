@@ -17,7 +17,6 @@ the rest goes on; a manifest with a fault is refused whole.
 
 import hashlib
 import io
-import math
 import os
 import tarfile
 import warnings
@@ -26,6 +25,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
+from reprlib import repr as short  # of cells, which may be as long as the file
 from typing import Any
 
 import numpy as np
@@ -33,6 +33,7 @@ import numpy as np
 from scav_jax.base.documents import NO_ARRAY, regular_file
 from scav_jax.base.errors import InputError, check_unique, first_line
 from scav_jax.base.progress import progress_bar
+from scav_jax.base.ranges import read_number
 from scav_jax.base.tables import Table
 from scav_jax.features.clip import (
     FORMAT_VERSION,
@@ -250,12 +251,9 @@ def _row(cells: dict[str, str], line: int, path: Path) -> Row:
 
 def _seconds(cell: str, name: str, where: str) -> float:
     try:
-        seconds = float(cell)
+        return read_number(cell)
     except ValueError:
-        seconds = math.nan
-    if not math.isfinite(seconds):
-        raise InputError(f"{where}: {name}: expected seconds, got {cell!r}")
-    return seconds
+        raise InputError(f"{where}: {name}: expected seconds, got {short(cell)}") from None
 
 
 def _span(stream: str, times: dict[str, float], where: str) -> tuple[float, float]:

@@ -3,17 +3,19 @@
 import argparse
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from reprlib import repr as short  # of words, which may be of any length
 
-from scav_jax.base.commands import Parser, add_run_and_split, at_least
+from scav_jax.base.commands import Parser, add_run_and_split, at_least, number, whole
 from scav_jax.base.errors import InputError, run_program
+from scav_jax.base.ranges import read_whole
 
 
 def _ks(text: str) -> tuple[int, ...]:
     try:
-        ks = tuple(int(word) for word in text.split(","))
+        ks = tuple(read_whole(word) for word in text.split(","))
     except ValueError:
         raise argparse.ArgumentTypeError(
-            f"expected whole numbers with commas, as in 1,10,100, got {text!r}"
+            f"expected whole numbers with commas, as in 1,10,100, got {short(text)}"
         ) from None
     if min(ks) < 1:
         raise argparse.ArgumentTypeError(f"expected numbers from 1 on, got {min(ks)}; leave it out")
@@ -22,9 +24,10 @@ def _ks(text: str) -> tuple[int, ...]:
 
 def _size(text: str) -> int:
     """A size of a gallery; 0 is all."""
-    if text != "all" and not (text.isdecimal() and int(text) > 0):
-        raise argparse.ArgumentTypeError(f"expected 1 or more, or all, got {text!r}")
-    return 0 if text == "all" else int(text)
+    try:
+        return 0 if text == "all" else at_least(1)(text)
+    except argparse.ArgumentTypeError:
+        raise argparse.ArgumentTypeError(f"expected 1 or more, or all, got {short(text)}") from None
 
 
 def _add_options(add: Callable) -> None:
@@ -55,7 +58,7 @@ def _add_options(add: Callable) -> None:
     add("--save", type=Path, metavar="FILE.npz", help="writes the run's embeddings")
     add("--distance", help="ranks sequences; default: the training's (DTW for soft-DTW)")
     add("--resample", help="of the Euclidean distance: visual_to_audio or audio_to_visual")
-    add("--static-weight", type=float, metavar="W", help="of the static part, where the model "
+    add("--static-weight", type=number, metavar="W", help="of the static part, where the model "
         "learned it apart; default: the run's, chosen on validation")  # fmt: skip
     add("--parts", action="store_true", help="also by the static and the dynamic part of the "
         "Euclidean distance, and by both with a deviation of their own")  # fmt: skip
@@ -71,7 +74,7 @@ def _add_options(add: Callable) -> None:
         default=1000,
         help="resamples; 0: no intervals (default 1000)",
     )
-    add("--seed", type=int, default=0, help="of the resampling and of the clips "
+    add("--seed", type=whole, default=0, help="of the resampling and of the clips "
         "shown (default 0)")  # fmt: skip
     add(
         "--compare",

@@ -18,19 +18,21 @@ with `hf auth login` first. Without --run, what DIR holds already is uploaded.
 import argparse
 from collections.abc import Sequence
 from pathlib import Path
+from reprlib import repr as short  # of words, which may be of any length
 
-from scav_jax.base.commands import Parser
+from scav_jax.base.commands import Parser, at_least
 from scav_jax.base.errors import run_program
 from scav_jax.export import UNKNOWN_LICENCE
 
 
 def _steps(text: str) -> dict[str, int]:
-    words = text.split(",")
-    if len(words) != 2 or not all(word.isdecimal() and int(word) > 0 for word in words):
+    try:
+        visual, audio = map(at_least(1), text.split(","))
+    except (ValueError, argparse.ArgumentTypeError):
         raise argparse.ArgumentTypeError(
-            f"expected the visual and the audio steps of a clip, as in 250,62, got {text!r}"
-        )
-    return {"visual": int(words[0]), "audio": int(words[1])}
+            f"expected the visual and the audio steps of a clip, as in 250,62, got {short(text)}"
+        ) from None
+    return {"visual": visual, "audio": audio}
 
 
 def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from scav_jax.base.documents import read_object, unsealed, write_document
 from scav_jax.base.errors import InputError
-from scav_jax.base.files import folder_atomically, write_atomically
+from scav_jax.base.files import check_name, folder_atomically, write_atomically
 from scav_jax.base.names import last_parts
 from scav_jax.export import UNKNOWN_LICENCE
 from scav_jax.export.towers import PLATFORMS, serialized_kept, serialized_tower
@@ -86,6 +86,7 @@ def write_model(
 
 
 def _check_free(out: Path) -> None:
+    check_name(out)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise InputError(f"--out: expected a new or empty folder, {out} is not; choose another")
 

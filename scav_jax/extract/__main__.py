@@ -4,8 +4,9 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from scav_jax.base.commands import Parser, add_weights, at_least
+from scav_jax.base.commands import Parser, add_weights, at_least, number, whole
 from scav_jax.base.errors import InputError, check_one_of, run_program
+from scav_jax.base.ranges import ABOVE_0, WAIT, check_range
 
 EPILOG = """\
 The same command goes on where a killed one stopped. What cannot be used is listed with its reason
@@ -41,7 +42,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--out", type=Path, help="the data set to write")
     parser.add_argument("--clips", type=Path, help="a CSV of clips instead of the whole folder")
     parser.add_argument(
-        "--clip-seconds", type=float, help="cut whole videos into clips of this length"
+        "--clip-seconds", type=number, help="cut whole videos into clips of this length"
     )
     parser.add_argument(
         "--split",
@@ -83,7 +84,7 @@ def _add_models(models: argparse._ArgumentGroup) -> None:
     )
     for name, what in (("frames", "a clip"), ("side", "pixels along an edge")):
         models.add_argument(
-            f"--{name}", type=int, metavar="N", help=f"of pixels: {what}, as --option {name}=N"
+            f"--{name}", type=whole, metavar="N", help=f"of pixels: {what}, as --option {name}=N"
         )
 
 
@@ -94,10 +95,10 @@ def _add_work(work: argparse._ArgumentGroup) -> None:
         "--workers", type=at_least(1), help="decoding processes (default: one a core)"
     )
     work.add_argument(
-        "--timeout-seconds", type=float, default=300.0, help="limit for one clip (default: 300)"
+        "--timeout-seconds", type=number, default=300.0, help="limit for one clip (default: 300)"
     )
-    work.add_argument("--num-shards", type=int, metavar="N", help="in how many parts")
-    work.add_argument("--shard-index", type=int, metavar="I", help="which of them, from 0")
+    work.add_argument("--num-shards", type=whole, metavar="N", help="in how many parts")
+    work.add_argument("--shard-index", type=whole, metavar="I", help="which of them, from 0")
     work.add_argument("--merge", action="store_true", help="write the data set of finished shards")
     work.add_argument(
         "--engine", default="local", help=f"one of {', '.join(ENGINES)} (default local)"
@@ -114,10 +115,8 @@ def check(options: argparse.Namespace) -> None:
     for name in ("videos", "out"):
         if getattr(options, name) is None:
             raise InputError(f"--{name}: expected a folder, got none; see --help")
-    for name in ("timeout_seconds", "num_shards"):
-        value = getattr(options, name)
-        if value is not None and value <= 0:
-            raise InputError(f"--{name.replace('_', '-')}: expected more than 0, got {value:g}")
+    check_range("--timeout-seconds", options.timeout_seconds, WAIT)
+    check_range("--num-shards", options.num_shards, ABOVE_0)
     check_one_of("--engine", options.engine, ENGINES)
     if options.merge and options.shard_index is not None:
         raise InputError("--merge: expected no --shard-index, got one; merge joins all shards")

@@ -27,7 +27,7 @@ from scav_jax.base.documents import (
     write_document,
 )
 from scav_jax.base.errors import InputError
-from scav_jax.base.files import write_atomically
+from scav_jax.base.files import check_name, write_atomically
 from scav_jax.features.clip import Clip, fingerprint_difference
 
 RUN_FILE, LENGTHS_FILE = "run.json", "lengths.json"
@@ -55,6 +55,7 @@ class Ledger:
 
     @classmethod
     def beside(cls, out: Path) -> "Ledger":
+        check_name(out)
         return cls(out.with_name(out.name + ".partial"))
 
     def locked(self) -> contextlib.AbstractContextManager[None]:

@@ -18,6 +18,7 @@ from scav_jax.base.errors import InputError, check_unique, counted, did_you_mean
 from scav_jax.base.files import walked
 from scav_jax.base.names import is_text, shown
 from scav_jax.base.progress import progress_bar
+from scav_jax.base.ranges import read_number
 from scav_jax.base.tables import Table, named
 
 COLUMNS = ("file", "start", "end", "id", "label", "split")
@@ -217,7 +218,7 @@ def parse_shares(words: Iterable[str]) -> dict[str, float]:
     for word in words:
         name, _, number = word.partition("=")
         try:
-            share = float(number)
+            share = read_number(number)
         except ValueError:
             share = math.nan
         if not (name.isidentifier() and name.isascii() and 0 < share <= 1):
@@ -382,7 +383,7 @@ def _parse_row(cells: dict[str, str], where: str, videos: Path | None) -> ClipRe
     for name in times:
         if cells.get(name):
             try:
-                times[name] = float(cells[name])
+                times[name] = read_number(cells[name])
             except ValueError:
                 times[name] = math.nan
             if not 0 <= times[name] < MOST_SECONDS:

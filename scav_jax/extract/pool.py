@@ -22,6 +22,7 @@ from typing import Any
 from scav_jax.base import interrupts
 from scav_jax.base.children import single_threaded
 from scav_jax.base.errors import InputError, in_their_line
+from scav_jax.base.ranges import WAIT, check_range
 from scav_jax.extract import handover
 
 
@@ -103,7 +104,11 @@ def run(
       jobs: consumed from the left; the caller may append to it while iterating (to try again).
       workers: how many processes.
       timeout_s: a step that takes longer ends the worker; its job is `Lost`.
+
+    Raises:
+      InputError: no limit that can be waited for.
     """
+    check_range("timeout_s", timeout_s, WAIT)
     pool: list[_Worker] = []
     try:
         while True:

@@ -4,6 +4,8 @@ Videos are dealt out in turn, so that every shard has its share of every folder.
 work in a ledger of its own, `DATA.partial/shard-00003-of-00008`, and needs nothing of the others.
 """
 
+import os
+import re
 from collections import Counter
 from dataclasses import dataclass, replace
 
@@ -13,6 +15,7 @@ from scav_jax.extract.manifest import Listing
 from scav_jax.features.clip import fingerprint_difference
 
 FINISHED_FILE = "finished.json"
+_NAME = re.compile("shard-[0-9]{5,9}-of-([0-9]{5,9})")
 
 
 @dataclass(frozen=True)
@@ -62,8 +65,8 @@ def check_division(whole: Ledger, count: int | None) -> None:
       whole: the ledger beside the data set.
       count: of shards; None for a run without shards.
     """
-    others = sorted(whole.folder.glob("shard-*-of-*"))
-    counts = sorted({int(path.name.rpartition("-")[2]) for path in others})
+    others = map(_NAME.fullmatch, os.listdir(whole.folder) if whole.folder.is_dir() else [])
+    counts = sorted({int(other[1]) for other in others if other})
     if [n for n in counts if n != count]:
         this = "one without shards" if count is None else f"one in {count} shards"
         raise InputError(

@@ -17,13 +17,13 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from scav_jax.base.commands import Parser, add_model, at_least
+from scav_jax.base.commands import Parser, add_model, at_least, number
 from scav_jax.base.errors import run_program
 
 
 def _clips(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--videos", type=Path, nargs="+", help="a folder of videos, or files")
-    parser.add_argument("--clip-seconds", type=float, help="cut videos into clips of this length")
+    parser.add_argument("--clip-seconds", type=number, help="cut videos into clips of this length")
     parser.add_argument(
         "--workers",
         type=at_least(0),
@@ -47,7 +47,7 @@ def _options_of_build(build: argparse.ArgumentParser) -> None:
     )
     build.add_argument(
         "--static-weight",
-        type=float,
+        type=number,
         metavar="W",
         help="of what does not change over a clip, where the model learned that apart: scores of a "
         "bank are of this weight (default: the model's)",

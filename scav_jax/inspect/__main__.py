@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from scav_jax.base.commands import Parser, at_least
+from scav_jax.base.commands import Parser, at_least, number
 from scav_jax.base.errors import InputError, run_program
 
 EPILOG = """\
@@ -18,7 +18,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("data", nargs="?", type=Path, metavar="DATA", help="a data set of features")
     parser.add_argument("--videos", type=Path, help="a folder of videos instead")
     parser.add_argument("--clips", type=Path, help="with --videos: a CSV of clips")
-    parser.add_argument("--clip-seconds", type=float, help="with --videos: cut whole videos")
+    parser.add_argument("--clip-seconds", type=number, help="with --videos: cut whole videos")
     parser.add_argument("--workers", type=at_least(1), help="with --videos: processes")
     parser.add_argument("--json", type=Path, metavar="FILE", help="writes everything as JSON")
     parser.add_argument("--html", type=Path, metavar="FILE", help="writes a page to look at")

@@ -112,7 +112,8 @@ def count_blocks(distances: Float[Array, "B B"]) -> int:
 
 
 def _blocks(size: int, matrix_bytes: int) -> int:
-    return next(n for n in range(-(-matrix_bytes // BLOCK_BYTES), size + 1) if size % n == 0)
+    fewest = min(-(-matrix_bytes // BLOCK_BYTES), size)  # a row may be larger than a block
+    return next(n for n in range(fewest, size + 1) if size % n == 0)
 
 
 class MatricesHeld(NamedTuple):

@@ -9,8 +9,9 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from scav_jax.base.commands import ConfigParser
-from scav_jax.base.errors import InputError, check_one_of, run_program
+from scav_jax.base.commands import ConfigParser, at_least, number
+from scav_jax.base.errors import check_one_of, run_program
+from scav_jax.base.ranges import Range, check_range
 from scav_jax.plan.devices import (
     DEVICES,
     EFFICIENCY,
@@ -22,19 +23,21 @@ from scav_jax.plan.devices import (
     efficiency_of,
 )
 
+MOST_TFLOPS = 1_000_000
+
 
 def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser = ConfigParser(prog="scav plan", description=__doc__)
-    parser.add_argument("--devices", type=int, default=1, help="how many (default 1)")
+    parser.add_argument("--devices", type=at_least(1), default=1, help="how many (default 1)")
     parser.add_argument(
         "--device", default="v100", help=f"one of {', '.join(DEVICES)} (default v100)"
     )
     parser.add_argument("--memory", help="of each device, such as 32GiB; else the device's")
-    parser.add_argument("--peak-tflops", type=float, help="of each device; else the device's")
+    parser.add_argument("--peak-tflops", type=number, help="of each device; else the device's")
     known = ", ".join(f"{' in '.join(which)} {share:.2f}" for which, share in MEASURED.items())
     parser.add_argument(
         "--efficiency",
-        type=float,
+        type=number,
         help=f"share of the peak; default: {known} ({STALE}), else {EFFICIENCY}, which is assumed",
     )
     parser.add_argument("--compile", action="store_true", help="asks XLA too, on this machine")
@@ -48,16 +51,13 @@ def _device(arguments: argparse.Namespace) -> Device:
 
     check_one_of("--device", arguments.device, DEVICES)
     device = DEVICES[arguments.device]
-    if arguments.memory:
+    if arguments.memory is not None:
         device = device._replace(memory=estimate.bytes_of(arguments.memory))
+    check_range("--efficiency", arguments.efficiency, Range(0, 1, above=True))
+    check_range("--peak-tflops", arguments.peak_tflops, Range(0, MOST_TFLOPS, above=True))
     if arguments.peak_tflops is not None:
         peak = arguments.peak_tflops * TERA
         device = device._replace(float32=peak, tensorfloat32=peak, bfloat16=peak)
-    if device.float32 <= 0 or not 0 < arguments.efficiency <= 1 or arguments.devices < 1:
-        raise InputError(
-            "expected --peak-tflops above 0, --efficiency in (0, 1] and --devices of at least 1, "
-            f"got {arguments.peak_tflops}, {arguments.efficiency:g} and {arguments.devices}"
-        )
     return device
 
 

@@ -2,11 +2,13 @@
 computed, no data need be there.
 """
 
+import contextlib
 import dataclasses
 import math
 import re
 from dataclasses import dataclass
 from pathlib import Path
+from reprlib import repr as short  # of words, which may be of any length
 
 import jax
 import numpy as np
@@ -14,6 +16,7 @@ import numpy as np
 from scav_jax import sharding
 from scav_jax.base.errors import InputError
 from scav_jax.base.log_mel import MEL_BINS, STACKED_FRAMES
+from scav_jax.base.ranges import read_number
 from scav_jax.encoders import ENCODERS
 from scav_jax.features import store
 from scav_jax.features.batches import plan_training
@@ -224,12 +227,16 @@ def bytes_of(text: str) -> float:
     >>> bytes_of("2GiB"), bytes_of("1.5 GB")
     (2147483648.0, 1500000000.0)
     """
-    match = re.fullmatch(r"([\d.]+) *([KMGT]i?)B?", text.strip())
-    if not match or match[1].count(".") > 1 or match[1] == "." or not float(match[1]):
-        raise InputError(f"--memory: expected a size such as 32GiB or 16GB, got {text!r}")
-    number, unit = float(match[1]), match[2]
-    base = 1024 if unit.endswith("i") else 1000
-    return number * base ** ("KMGT".index(unit[0]) + 1)
+    match = re.fullmatch(r"([0-9.]+) *([KMGT]i?)B?", text.strip())
+    with contextlib.suppress(ValueError):
+        number, unit = (read_number(match[1]), match[2]) if match else (0.0, "K")
+        base = 1024 if unit.endswith("i") else 1000
+        size = number * base ** ("KMGT".index(unit[0]) + 1)
+        if 0 < size <= 2**50:
+            return size
+    raise InputError(
+        f"--memory: expected a size such as 32GiB or 16GB, at most 1024TiB, got {short(text)}"
+    )
 
 
 def check_devices(work: Workload) -> None:

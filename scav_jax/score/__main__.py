@@ -13,7 +13,7 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from scav_jax.base.commands import Parser, add_model, at_least
+from scav_jax.base.commands import Parser, add_model, at_least, number
 from scav_jax.base.errors import InputError, run_program
 
 
@@ -29,9 +29,9 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     add("--lay", type=Path, nargs="+", metavar="SOUND", help="which of these fit, and "
         "where; or folders of them")  # fmt: skip
     add("--under", type=Path, metavar="PICTURE", help="with --lay")
-    add("--most-offset", type=float, metavar="S", help="offsets from -S to S seconds (default 1; "
+    add("--most-offset", type=number, metavar="S", help="offsets from -S to S seconds (default 1; "
         "with --lay: wherever at least half of the shorter one is shared)")  # fmt: skip
-    add("--step", type=float, default=0.04, metavar="S", help="between offsets (default 0.04)")
+    add("--step", type=number, default=0.04, metavar="S", help="between offsets (default 0.04)")
     add("--workers", type=at_least(0), help="processes that decode (default: one a core, 0 for few "
         "files)")  # fmt: skip
     add("--json", type=Path, metavar="FILE", help="all, with the curves")

@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from scav_jax.base.commands import Parser, add_model, at_least
+from scav_jax.base.commands import Parser, add_model, at_least, number
 from scav_jax.base.errors import InputError, run_program
 
 if TYPE_CHECKING:
@@ -46,14 +46,14 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
         metavar="CONDITION",
         help="such as \"label = 'dog' AND start < 60\"; on id, source, start, end, label",
     )
-    add("--static-weight", type=float, metavar="W", help="of what does not change over a clip, "
+    add("--static-weight", type=number, metavar="W", help="of what does not change over a clip, "
         "where the model learned it apart; 0: by what changes alone")  # fmt: skip
     add("--hubness", choices=("bank", "none"), help="relative to the bank of the index (the "
         "default where it has one), or by distances")  # fmt: skip
     add("--k", type=at_least(1), default=10, help="clips of each query (default 10)")
-    add("--clip-seconds", type=float, help="cut the files into windows, each asks for itself")
-    add("--start", type=float, default=0.0, help="of the part that asks, in seconds")
-    add("--end", type=float, help="of the part that asks, in seconds")
+    add("--clip-seconds", type=number, help="cut the files into windows, each asks for itself")
+    add("--start", type=number, default=0.0, help="of the part that asks, in seconds")
+    add("--end", type=number, help="of the part that asks, in seconds")
     add("--json", action="store_true", help="for programs")
     add("--html", type=Path, metavar="FILE", help="a page: queries and results in sync")
     return parser.parse_args(argv)

@@ -10,6 +10,7 @@ is used: an exported model is loaded without it.
 import contextlib
 import json
 import os
+import re
 import shutil
 import sys
 import zlib
@@ -278,7 +279,7 @@ def latest_params(run: Path, like: PyTree) -> tuple[PyTree, int] | None:
 
 def newest_first(run: Path) -> list[Path]:
     """The folders of a run's checkpoints, by their steps."""
-    steps = [path for path in (run / CHECKPOINTS).glob("*") if path.name.isdigit()]
+    steps = [path for path in (run / CHECKPOINTS).glob("*") if re.fullmatch("[0-9]+", path.name)]
     return sorted(steps, key=lambda path: -int(path.name))
 
 

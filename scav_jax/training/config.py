@@ -18,7 +18,6 @@ import functools
 import inspect
 import json
 import math
-import re
 import types
 import typing
 from collections.abc import Callable, Mapping
@@ -30,7 +29,15 @@ from scav_jax import distances, encoders, objectives
 from scav_jax.base.documents import flatten
 from scav_jax.base.doors import MissingCode
 from scav_jax.base.errors import InputError, check_one_of, did_you_mean
-from scav_jax.base.ranges import ABOVE_0, AT_LEAST_0, AT_LEAST_1, SHARE, Range, check_ranges
+from scav_jax.base.ranges import (
+    AT_LEAST_0,
+    AT_LEAST_1,
+    READ,
+    SHARE,
+    WAIT,
+    Range,
+    check_ranges,
+)
 from scav_jax.encoders.layers import check_remat
 from scav_jax.encoders.precision import check_precision
 from scav_jax.features.options import OPTIONS, check_options
@@ -45,7 +52,7 @@ OF_TRAIN = {
     **dict.fromkeys(("checkpoint_every", "devices", "microbatch"), AT_LEAST_0),
     "max_skipped_in_row": AT_LEAST_1,
     "distance_memory_bytes": Range(1, float(2**62)),
-    "preemption_deadline_s": ABOVE_0,
+    "preemption_deadline_s": WAIT,
 }
 
 
@@ -384,10 +391,11 @@ def _read(key: str, value: Any, kind: Any) -> Any:
     text = value.strip() if isinstance(value, str) else None
     if kind is bool and (isinstance(value, bool) or (text and text.lower() in ("true", "false"))):
         return value if text is None else text.lower() == "true"
-    if kind is int and text is not None and re.fullmatch(r"[+-]?\d[\d_]*", text):
-        return int(text)
-    if kind is float and (text is not None or type(value) in (int, float)):
+    if kind in READ and text is not None:
         with contextlib.suppress(ValueError):
+            return READ[kind](text)
+    if kind is float and type(value) in (int, float):
+        with contextlib.suppress(OverflowError):  # of a whole number that no float holds
             if math.isfinite(float(value)):
                 return float(value)
     if text is None and type(value) is kind and kind is not float:

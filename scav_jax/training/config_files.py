@@ -5,6 +5,7 @@ import contextlib
 import importlib.util
 import inspect
 import os
+import re
 import sys
 import traceback
 import types
@@ -40,9 +41,10 @@ def find(name: str) -> tuple[Path, str | None]:
     Raises:
       InputError: there is no such file.
     """
-    path, is_path, variant = name.partition(".py")
-    if is_path and variant[:1] in ("", ":"):
-        file, variant = Path(f"{path}.py"), variant[1:]
+    is_path = re.fullmatch(r"(.*\.py)(?::(.*))?", name, re.DOTALL)
+    if is_path:
+        path, variant = is_path[1].removesuffix(".py"), is_path[2]
+        file = Path(is_path[1])
         near = sorted(str(other) for other in file.parent.glob("*.py")) if file.parent.name else []
     else:
         path, _, variant = name.partition(":")

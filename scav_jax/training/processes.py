@@ -27,6 +27,7 @@ from jax.experimental import multihost_utils
 
 from scav_jax.base import errors, interrupts
 from scav_jax.base.errors import InputError, first_line
+from scav_jax.base.ranges import WAIT, check_range, read_whole
 from scav_jax.training.config import difference
 
 EXIT_LOST = 4  # another process ended
@@ -38,11 +39,11 @@ FAREWELL_S = 30.0  # how long the coordinator then waits for the others' last wo
 CLUSTERS = {
     "SLURM": (
         ("SLURM_JOB_ID", "SLURM_STEP_NODELIST", "SLURM_PROCID", "SLURM_LOCALID"),
-        lambda: int(os.environ.get("SLURM_NTASKS", 1)),
+        lambda: _count("SLURM_NTASKS"),
     ),
     "Open MPI": (
         ("OMPI_MCA_orte_hnp_uri", "OMPI_COMM_WORLD_RANK"),
-        lambda: int(os.environ.get("OMPI_COMM_WORLD_SIZE", 1)),
+        lambda: _count("OMPI_COMM_WORLD_SIZE"),
     ),
     "GKE (TPU pod)": (
         ("TPU_WORKER_ID", "TPU_WORKER_HOSTNAMES"),
@@ -116,15 +117,13 @@ def start(arguments: argparse.Namespace) -> None:
 def _check(arguments: argparse.Namespace) -> None:
     count, index = arguments.num_processes, arguments.process_id
     for name in ("coordinator_timeout_seconds", "heartbeat_timeout_seconds"):
-        if getattr(arguments, name) <= 0:
-            option = "--" + name.replace("_", "-")
-            raise InputError(f"{option}: expected more than 0, got {getattr(arguments, name)}")
+        check_range("--" + name.replace("_", "-"), getattr(arguments, name), WAIT)
     if arguments.coordinator in (None, "auto"):
         if count is not None or index is not None:
             raise InputError("--num-processes, --process-id: expected --coordinator HOST:PORT too")
         return
     host, _, port = arguments.coordinator.rpartition(":")
-    if not host or not port.isdigit() or not 0 < int(port) < 65536:
+    if not host or not re.fullmatch("[0-9]{1,5}", port) or not 0 < int(port) < 65536:
         raise InputError(
             f"--coordinator: expected HOST:PORT, as in 10.0.0.1:8476, got {arguments.coordinator!r}"
         )
@@ -142,6 +141,14 @@ def _cluster() -> str | None:
         if all(os.environ.get(variable) for variable in variables) and count() > 1:
             return name
     return None
+
+
+def _count(variable: str) -> int:
+    """How many processes the environment says that there are."""
+    try:
+        return read_whole(os.environ.get(variable, "1"))
+    except ValueError as error:
+        raise InputError(f"{variable} (of the environment): {error}; correct or unset it") from None
 
 
 def _not_answered(arguments: argparse.Namespace, cluster: str | None, limit: float) -> str:

@@ -43,7 +43,7 @@ def steps_of(profile: str, steps: int) -> range | None:
     """
     if not profile:
         return None
-    match = re.fullmatch(r"(\d+):(\d+)", profile)
+    match = re.fullmatch(r"([0-9]{1,18}):([0-9]{1,18})", profile)
     if not match or not 1 <= int(match[1]) < int(match[2]) <= steps + 1:
         raise InputError(
             f"train.profile: expected start:stop with 1 <= start < stop <= {steps + 1}, such as "

@@ -6,7 +6,7 @@ import socket
 import sys
 from pathlib import Path
 
-from scav_jax.base.commands import Parser, add_model, at_least
+from scav_jax.base.commands import Parser, add_model, at_least, whole
 from scav_jax.base.errors import InputError, number_of, run_program
 
 PORT = 7860
@@ -16,7 +16,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = Parser(prog="scav web", description=__doc__)
     parser.add_argument("--index", type=Path, required=True, help="of scav_jax.index")
     add_model(parser)
-    parser.add_argument("--port", type=int, default=PORT, help=f"0: a free one (default: {PORT})")
+    parser.add_argument("--port", type=whole, default=PORT, help=f"0: a free one (default: {PORT})")
     parser.add_argument("--host", default="127.0.0.1", help="default: 127.0.0.1, this machine only")
     parser.add_argument(
         "--roots",

@@ -2,7 +2,7 @@
 
 from collections import Counter
 
-from scav_jax.base.commands import Parser, at_least
+from scav_jax.base.commands import Parser, at_least, whole
 from scav_jax.base.errors import run_program
 from scav_jax.datasets.chimes.presets import PRESETS, clips, override, preset
 from scav_jax.datasets.chimes.rendering import render
@@ -18,7 +18,7 @@ def main(arguments: list[str] | None = None) -> int:
         "--preset", default="demo", help=f"one of {', '.join(PRESETS)} (default demo)"
     )
     parser.add_argument("--out", required=True, help="the folder for the videos and clips.csv")
-    parser.add_argument("--seed", type=int, default=0, help="of all that is drawn (default 0)")
+    parser.add_argument("--seed", type=whole, default=0, help="of all that is drawn (default 0)")
     parser.add_argument("--workers", type=at_least(1), help="processes (default: one a core)")
     parser.add_argument(
         "--set",

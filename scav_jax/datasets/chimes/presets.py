@@ -2,8 +2,10 @@
 
 from collections.abc import Iterable
 from dataclasses import dataclass, fields, replace
+from reprlib import repr as short  # of words, which may be of any length
 
 from scav_jax.base.errors import InputError, did_you_mean
+from scav_jax.base.ranges import READ
 
 SPLITS = ("train", "validation", "test", "unseen_instruments")
 
@@ -240,10 +242,10 @@ def override(parameters: Parameters, assignments: Iterable[str]) -> Parameters:
                 f"There are {', '.join(types)}"
             )
         try:
-            changes[name] = types[name](text)
+            changes[name] = READ[types[name]](text)
         except ValueError:
             kind = "a whole number" if types[name] is int else "a number"
-            raise InputError(f"chimes: expected {name} to be {kind}, got {text!r}") from None
+            raise InputError(f"chimes: expected {name} to be {kind}, got {short(text)}") from None
     return replace(parameters, **changes)
 
 

@@ -22,6 +22,7 @@ import numpy as np
 from jaxtyping import Num
 
 from scav_jax.base import doors
+from scav_jax.base.documents import parse_json
 from scav_jax.base.errors import InputError, did_you_mean
 from scav_jax.extract.backbones.beats_audio import BeatsAudio
 from scav_jax.extract.backbones.checks import (
@@ -379,7 +380,7 @@ def parse_options(words: Sequence[str]) -> dict[str, dict[str, Any]]:
                 f"--option: expected NAME=VALUE, visual.NAME=VALUE or audio.NAME=VALUE, got {word}"
             )
         try:
-            value = json.loads(text)
+            value = parse_json(text)
         except ValueError:
             value = text
         found.setdefault(stream, {})[name] = value

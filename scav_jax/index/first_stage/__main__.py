@@ -11,7 +11,7 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from scav_jax.base.commands import Parser, at_least
+from scav_jax.base.commands import Parser, at_least, whole
 from scav_jax.base.errors import run_program
 
 
@@ -33,7 +33,7 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
         default=2048,
         help="of the training data, at most (default 2048)",
     )
-    add("--seed", type=int, default=0, help="chooses the clips (default 0)")
+    add("--seed", type=whole, default=0, help="chooses the clips (default 0)")
     add("--json", action="store_true", help="for programs")
     return parser.parse_args(argv)
 

@@ -368,7 +368,10 @@ def test_weights_are_given_and_checked(tmp_path, folder, made):
         visual=name, audio="plain", weights={name: "c0ffee"}, options={"visual": {"share": 0.25}}
     )
     other = write_run(tmp_path / "run", fingerprint=program.make_fingerprint(side))
-    with pytest.raises(InputError, match=rf"run: {name}: .* not part of this package; .*--trust"):
+    with pytest.raises(
+        InputError,
+        match=rf"run: its visual backbone {name}: .* not part of this package; .*--trust",
+    ):
         model.load(other).embed(folder / "b.mp4")
     with pytest.raises(InputError, match=rf"run: .*give --weights {name}=PATH \(in Python"):
         model.load(other, trust=[name]).embed(folder / "b.mp4")

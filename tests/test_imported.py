@@ -256,6 +256,9 @@ def test_a_model_of_them_is_exported_and_embeds_their_data_set(tmp_path, uncheck
     clips = store.read(tmp_path / "data", "train")
     one, other = (model.load(folder).embed_split(clips) for folder in (trained, tmp_path / "out"))
     np.testing.assert_array_equal(one.visual.values, other.visual.values)
+    run(manifest(tmp_path, rows[:6]), tmp_path / "other")
+    with pytest.raises(InputError, match=r"these differ .*; import all clips with one manifest"):
+        model.load(tmp_path / "out").embed_split(store.read(tmp_path / "other", "train"))
     (tmp_path / "film.mp4").touch()
     with pytest.raises(InputError, match="were imported, nothing here can make them"):
         score([str(tmp_path / "film.mp4"), "--model", str(tmp_path / "out")])

@@ -286,6 +286,8 @@ def test_good_files_survive_bad_ones(made, folder):
     reasons = {row["id"]: row["reason"] for row in got.rejected}
     assert reasons["e.mp4"] == "no audio stream"
     assert list(reasons) == ["f.mp4", "e.mp4"]
+    shapes = [f"{name} {list(getattr(got, name).values.shape)}" for name in STREAMS]
+    assert repr(got) == f"Embedded(1 clip, 2 rejected, {', '.join(shapes)})"
 
 
 def test_labels_of_a_list_are_kept(made, folder, tmp_path):

@@ -558,6 +558,20 @@ def test_data_that_no_distance_can_compare_is_named(case):
         pairwise("euclidean", visual, audio)
 
 
+def test_a_stream_that_is_a_constant_of_what_is_traced_is_compared_and_checked():
+    """As in a notebook: the gradient of one stream's values beside a sound that is at hand."""
+    v, a = VISUAL.padded(), AUDIO.padded()
+
+    def of_values(values, audio=a):
+        return jnp.sum(pairwise("euclidean", v.replace(values=values), audio))
+
+    compiled_slope, slope = jax.jit(jax.grad(of_values))(v.values), jax.grad(of_values)(v.values)
+    np.testing.assert_allclose(compiled_slope, slope, rtol=1e-4, atol=1e-6)
+    spoilt = a.replace(values=a.values.at[1, 4, 2].set(jnp.nan))
+    with pytest.raises(InputError, match=r"audio: expected finite latents, number 1"):
+        jax.jit(partial(of_values, audio=spoilt))(v.values)
+
+
 @each_row
 @pytest.mark.parametrize("case", broken_inputs(), ids=lambda case: case[0])
 def test_under_jit_it_is_flagged_and_gives_nan(row, case):

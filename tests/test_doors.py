@@ -6,8 +6,10 @@ objective of ours: nothing of a clip depends on its row or its neighbours.
 
 import dataclasses
 import json
+from types import SimpleNamespace
 
 import drawn
+import huggingface_hub
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -21,6 +23,7 @@ from scav_jax.base.errors import InputError
 from scav_jax.distances import alignment, check_padding, find, lift, pairwise
 from scav_jax.encoders import Encoders, PatchEncoders
 from scav_jax.evaluate import __main__ as evaluate_program
+from scav_jax.export import __main__ as export_program
 from scav_jax.export.writing import export
 from scav_jax.extract.backbones import load, make_fingerprint
 from scav_jax.objectives import returns
@@ -203,13 +206,20 @@ def assert_gradients_moved_biases(setup, params):
 
 @pytest.mark.usefixtures("figures_only")
 def test_an_exported_stranger_is_loaded_and_evaluated_by_who_trusts_it(tmp_path, unchecked_shapes):
-    name, extractor = "stranger_objective:Noisy", make_fingerprint(load("plain"))
+    names = {"objective": "stranger_objective:Noisy", "distance": "stranger_distance:of_means"}
+    trust, extractor = list(names.values()), make_fingerprint(load("plain"))
+    flags = " ".join(f"--trust {name}" for name in trust)
     data = write_data(tmp_path / "data", fingerprint=extractor)
-    untrained(small_config(data, **{"objective.name": name}), tmp_path / "run")
+    strange = {f"{section}.name": name for section, name in names.items()}
+    untrained(small_config(data, **strange), tmp_path / "run")
     made = export(tmp_path / "run", tmp_path / "out")
-    with pytest.raises(InputError, match=f"objective is code .* say so with --trust {name}"):
+    asked_for = (
+        f"its objective {trust[0]} and its distance {trust[1]}: code .* say so with {flags} "
+    )
+    with pytest.raises(InputError, match=asked_for):
         model.load(tmp_path / "out")
-    read = model.load(tmp_path / "out", trust=[name])
+    read = model.load(tmp_path / "out", trust=trust)
+    assert f'load("DIR", trust={trust})' in (tmp_path / "out" / "README.md").read_text()
     assert read.identity == made.identity
     latents = sequences(jnp.ones((2, 3, 12)), jnp.array([3, 2]))
     head = read.run.params["heads"]
@@ -226,9 +236,29 @@ def test_an_exported_stranger_is_loaded_and_evaluated_by_who_trusts_it(tmp_path,
     asked += ["--out", str(tmp_path / "evaluation")]
     run, out = str(tmp_path / "run"), str(tmp_path / "out")
     for words in (["--run", out], ["--run", run, "--compare", out]):
-        with pytest.raises(InputError, match=f"say so with --trust {name}"):
+        with pytest.raises(InputError, match=f"say so with {flags} "):
             evaluate_program.main([*words, *asked])
-        assert evaluate_program.main([*words, *asked, "--trust", name]) == 0
+        assert evaluate_program.main([*words, *asked, *flags.split()]) == 0
+
+
+def test_a_stranger_is_shared_by_who_trusts_it(tmp_path, unchecked_shapes, monkeypatch):
+    """With its run, whose code was imported, or from the export alone."""
+    data = write_data(tmp_path / "data", fingerprint=make_fingerprint(load("plain")))
+    config = small_config(data, **{"distance.name": "stranger_distance:of_means"})
+    run, out = untrained(config, tmp_path / "run"), tmp_path / "out"
+    pushed = []
+    monkeypatch.setattr(huggingface_hub.HfApi, "create_repo", lambda *_, **__: None)
+    monkeypatch.setattr(
+        huggingface_hub.HfApi,
+        "upload_folder",
+        lambda _, repo_id, **__: pushed.append(repo_id) or SimpleNamespace(commit_url="there"),
+    )
+    words = ["--out", str(out), "--push", "me/mine"]
+    assert export_program.main([*words, "--run", str(run)]) == 0
+    with pytest.raises(InputError, match="say so with --trust stranger_distance:of_means"):
+        export_program.main(words)
+    assert export_program.main([*words, "--trust", "stranger_distance:of_means"]) == 0
+    assert pushed == ["me/mine"] * 2
 
 
 def test_a_strangers_distance_is_lifted_and_aligned_in_time():

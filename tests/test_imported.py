@@ -130,12 +130,12 @@ def test_what_cannot_be_used_is_told_and_the_rest_goes_on(tmp_path, capsys):
         "width and dtype of the first",
         "[steps, width]",
         "NaN",
-        "infinity",
+        "to 65,504, got 1e+06 at most",
         "array of numbers",
     ]
     words += ["array of numbers"] * 4 + [
         "got a folder",
-        "No such file",
+        "there is none; correct the manifest",
         "there is none",
     ]
     words += ["ReadError", "expected FILE.npy"]
@@ -214,6 +214,7 @@ def test_a_clip_longer_than_extract_takes_is_told(tmp_path):
         ("id,visual,seconds\na,b.npy,nan\n", "line 2: seconds: expected seconds, got 'nan'"),
         ("id,visual,seconds\na,b.npy,1\na,c.npy,1\n", "'a'"),
         ("id,visual,audio,seconds\na,b.npy,,1\nb,,b.npy,1\n", "line 3: expected the streams"),
+        ("id,visual,seconds,split\na,b.npy,1,train\nb,b.npy,1,\n", "cannot stand beside ['train']"),
         ("id,visual,seconds\na,b.npy\n", "line 2: expected as many cells"),
         ("id,visual,seconds,split\na,b.npy,1,a b\n", "line 2: split"),
         ("id,visual,seconds,start,end\na,b.npy,1,5,4\n", "line 2: expected start before end"),
@@ -255,6 +256,9 @@ def test_a_model_of_them_is_exported_and_embeds_their_data_set(tmp_path, uncheck
     clips = store.read(tmp_path / "data", "train")
     one, other = (model.load(folder).embed_split(clips) for folder in (trained, tmp_path / "out"))
     np.testing.assert_array_equal(one.visual.values, other.visual.values)
+    run(manifest(tmp_path, rows[:6]), tmp_path / "other")
+    with pytest.raises(InputError, match=r"these differ .*; import all clips with one manifest"):
+        model.load(tmp_path / "out").embed_split(store.read(tmp_path / "other", "train"))
     (tmp_path / "film.mp4").touch()
     with pytest.raises(InputError, match="were imported, nothing here can make them"):
         score([str(tmp_path / "film.mp4"), "--model", str(tmp_path / "out")])

@@ -286,6 +286,8 @@ def test_good_files_survive_bad_ones(made, folder):
     reasons = {row["id"]: row["reason"] for row in got.rejected}
     assert reasons["e.mp4"] == "no audio stream"
     assert list(reasons) == ["f.mp4", "e.mp4"]
+    shapes = [f"{name} {list(getattr(got, name).values.shape)}" for name in STREAMS]
+    assert repr(got) == f"Embedded(1 clip, 2 rejected, {', '.join(shapes)})"
 
 
 def test_labels_of_a_list_are_kept(made, folder, tmp_path):
@@ -368,7 +370,10 @@ def test_weights_are_given_and_checked(tmp_path, folder, made):
         visual=name, audio="plain", weights={name: "c0ffee"}, options={"visual": {"share": 0.25}}
     )
     other = write_run(tmp_path / "run", fingerprint=program.make_fingerprint(side))
-    with pytest.raises(InputError, match=rf"run: {name}: .* not part of this package; .*--trust"):
+    with pytest.raises(
+        InputError,
+        match=rf"run: its visual backbone {name}: .* not part of this package; .*--trust",
+    ):
         model.load(other).embed(folder / "b.mp4")
     with pytest.raises(InputError, match=rf"run: .*give --weights {name}=PATH \(in Python"):
         model.load(other, trust=[name]).embed(folder / "b.mp4")

@@ -53,16 +53,19 @@ def find(what: str, name: str, known: Mapping[str, T]) -> T:
     return getattr(module, wanted)
 
 
-def check_trusted(name: str, allowed: Collection[str], said: str) -> None:
+def check_trusted(named: Mapping[str, str], allowed: Collection[str]) -> None:
     """Raises `InputError` for code that only a model names: models come from anywhere.
 
     Args:
-      name: what the model names.
+      named: what the model names, by what it has it for: `{"objective": "package.module:Name"}`.
       allowed: entries of ours, and what the user trusts.
-      said: the beginning of the message, what the model has it for.
     """
-    if name not in allowed:
+    strange = {what: name for what, name in named.items() if name not in allowed}
+    if strange:
+        said = " and ".join(f"its {what} {name}" for what, name in strange.items())
+        names = list(dict.fromkeys(strange.values()))
         raise InputError(
-            f"{said}; if it is yours or you trust it, say so with --trust {name} (in Python: "
-            f"load(..., trust=[{name!r}]))"
+            f"{said}: code that is not part of this package; if it is yours or you trust it, say "
+            f"so with {' '.join(f'--trust {name}' for name in names)} (in Python: load(..., "
+            f"trust={names}))"
         )

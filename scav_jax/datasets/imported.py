@@ -36,6 +36,7 @@ from scav_jax.base.progress import progress_bar
 from scav_jax.base.ranges import read_number
 from scav_jax.base.tables import Table
 from scav_jax.features.clip import (
+    DEFAULT_SPLIT,
     FORMAT_VERSION,
     IMPORTED,
     MAX_CLIP_S,
@@ -44,6 +45,7 @@ from scav_jax.features.clip import (
     as_stored,
     check_clip,
     check_scale,
+    check_splits,
 )
 
 SPANS = tuple(f"{stream}_{end}" for stream in STREAMS for end in ("begin", "end"))
@@ -203,7 +205,7 @@ def _clip(row: Row, arrays: "Arrays") -> Clip:
                 f"{read.dtype} {list(read.shape)}"
             )
         check_scale(read, row.places[stream])
-        with np.errstate(over="ignore"):  # what is too large for float16 is refused as infinite
+        with np.errstate(over="ignore"):  # beside NaN or infinity, which are refused
             values[stream] = as_stored(read)
     spans = {f"{stream}_span": row.spans.get(stream, (0.0, 0.0)) for stream in STREAMS}
     about = {"source": row.source, "start": row.start, "end": row.end, "label": row.label}
@@ -223,8 +225,10 @@ def read_manifest(path: Path) -> Imported:
         if row.places.keys() != rows[0].places.keys():
             raise InputError(
                 f"{path}, line {row.line}: expected the streams of the first clip "
-                f"({', '.join(rows[0].places)}), got {', '.join(row.places)}"
+                f"({', '.join(rows[0].places)}), got {', '.join(row.places)}; leave out the row, "
+                "or one of both streams in all rows"
             )
+    check_splits({row.split for row in rows}, str(path))
     return Imported(path, rows)
 
 
@@ -233,7 +237,7 @@ def _row(cells: dict[str, str], line: int, path: Path) -> Row:
     places = {stream: cells[stream] for stream in STREAMS if cells.get(stream)}
     if not cells["id"] or not places:
         raise InputError(f"{where}: expected an id and visual, audio or both: where its arrays lie")
-    split = cells.get("split") or "all"
+    split = cells.get("split") or DEFAULT_SPLIT
     if not split.isidentifier() or not split.isascii():
         raise InputError(f"{where}: split: expected letters, digits and underscores, got {split!r}")
     times = {name: _seconds(cells[name], name, where) for name in TIMES if cells.get(name)}
@@ -299,6 +303,10 @@ class Arrays:
             return self._member(path, name, place)
         except InputError:
             raise
+        except FileNotFoundError:
+            raise InputError(
+                f"{place}: expected a file in {self._folder}, there is none; correct the manifest"
+            ) from None
         except (*NO_ARRAY, ValueError, tarfile.TarError) as error:
             raise InputError(f"{place}: {type(error).__name__}: {error}") from None
 

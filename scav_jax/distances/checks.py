@@ -18,8 +18,8 @@ LEAST_BITS = 16  # of a number of latents
 def check_streams(visual: Sequences, audio: Sequences) -> None:
     """Raises `InputError` for streams that no distance can compare.
 
-    Shapes always; lengths, windows and values where they are known, that is not under `jit`,
-    `grad` or `vmap`.
+    Shapes always; lengths, windows and values of a stream where they are known, that is where it
+    is not what `jit`, `grad` or `vmap` traces.
     """
     for name, stream in (("visual", visual), ("audio", audio)):
         if not isinstance(stream, Sequences):
@@ -73,7 +73,8 @@ def _check_content(name: str, stream: Sequences) -> None:
             f"{name}.windows: expected (begin, extent) with an extent above 0, got "
             f"{tuple(windows[bad[0]].tolist())} for number {bad[0]}"
         )
-    bad = np.flatnonzero(~np.asarray(jax.jit(usable)(stream)))
+    with jax.ensure_compile_time_eval():  # it may be a constant of what is traced
+        bad = np.flatnonzero(~np.asarray(jax.jit(usable)(stream)))
     if bad.size:
         raise InputError(
             f"{name}: expected finite latents, number {bad[0]} holds NaN or infinity within its "

@@ -20,7 +20,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from reprlib import repr as short  # of words, which may be of any length
 
-from scav_jax.base.commands import Parser, at_least
+from scav_jax.base.commands import Parser, add_trust, at_least
 from scav_jax.base.errors import run_program
 from scav_jax.export import UNKNOWN_LICENCE
 
@@ -49,6 +49,7 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument("--push", metavar="OWNER/NAME", help="uploads it to the Hugging Face hub")
     parser.add_argument("--private", action="store_true", help="with --push: for its owner only")
+    add_trust(parser)
     options = parser.parse_args(argv)
     if options.run is None and options.push is None:
         parser.error("--run: expected a finished training, got none")
@@ -63,14 +64,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = parse(argv)
     from scav_jax.export import hub
     from scav_jax.export.writing import export
+    from scav_jax.retrieval.model import code_beside_backbone
 
+    trust = list(options.trust)
     if options.push:
         hub.check(options.push)
     if options.run:
         model = export(options.run, options.out, licence=options.licence, onnx=options.onnx)
         print(f"wrote {options.out}: model {model.identity}")
+        trust += code_beside_backbone(model.run.config).values()  # it was imported with the run
     if options.push:
-        print(f"uploaded: {hub.push(options.out, options.push, private=options.private)}")
+        address = hub.push(options.out, options.push, private=options.private, trust=trust)
+        print(f"uploaded: {address}")
     return 0
 
 

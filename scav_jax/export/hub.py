@@ -1,5 +1,6 @@
 """An export goes to the Hugging Face hub, with its card; `retrieval.model.load` brings it back."""
 
+from collections.abc import Collection
 from pathlib import Path
 
 from scav_jax.base.errors import OUR_FAULTS, InputError, first_line
@@ -14,13 +15,14 @@ def check(hub_id: str) -> None:
         raise InputError(f"--push: expected OWNER/NAME, got {hub_id!r}")
 
 
-def push(folder: Path, hub_id: str, *, private: bool = False) -> str:
+def push(folder: Path, hub_id: str, *, private: bool = False, trust: Collection[str] = ()) -> str:
     """Uploads a whole export as one commit; the address of that commit.
 
     Args:
       folder: what `export` wrote; it is loaded first, so that nothing damaged is shared.
       hub_id: `owner/name`; made where it is not there.
       private: a new one is for its owner only.
+      trust: code that the model names and that is not of this package, as for `load`.
 
     Raises:
       InputError: no export there, or the hub does not take it: not logged in, no network.
@@ -32,7 +34,7 @@ def push(folder: Path, hub_id: str, *, private: bool = False) -> str:
             f"{folder}: expected what `scav export` wrote, with its card (README.md); --run RUN "
             "writes it there"
         )
-    model = load(folder)
+    model = load(folder, trust=trust)
     try:
         api = HfApi()
         api.create_repo(hub_id, private=private, exist_ok=True)

@@ -20,6 +20,7 @@ from scav_jax.retrieval.model import (
     PARAMETERS_FILE,
     PREPROCESSING_FILE,
     Model,
+    code_beside_backbone,
     flat_parameters,
 )
 from scav_jax.retrieval.results import (
@@ -157,8 +158,8 @@ Learning (SCAV, https://arxiv.org/abs/2407.05782), trained with scav_jax.
 ```python
 {imports}from scav_jax.retrieval.model import load
 
-model = load("DIR")          # this directory{weights}
-query = {query}  # latents [clips, steps, {width}] and their means
+model = load("DIR"{trust})          # this directory{weights}
+query = {query}  # latents [clips, steps, {width}] and embeddings
 ```
 
 | | |
@@ -221,6 +222,7 @@ def model_card(model: Model, run: Path, licence: str) -> str:
         licence="other" if licence == UNKNOWN_LICENCE else licence,
         licence_words="not stated: ask who trained it" if licence == UNKNOWN_LICENCE else licence,
         width=model.run.encoders.width,
+        trust=_trust_words(model),
         weights=_weights_words(model),
         identity=model.identity,
         parameters=sum(values.size for values in parameters.values()),
@@ -278,6 +280,17 @@ def _files_words(model: Model) -> dict[str, str]:
         return words | {"of_files": told}
     told = "Files are decoded and turned into features by the extractor of preprocessing.json"
     return {"imports": "", "query": 'model.embed("door.wav")', "of_files": told}
+
+
+def _trust_words(model: Model) -> str:
+    """What `load` takes besides the directory, where the model names code of a user's own."""
+    about = model.fingerprint["backbone"]
+    sides = [about[stream]["name"] for stream in STREAMS if stream in about]
+    named = [
+        *code_beside_backbone(model.run.config).values(),
+        *(one for one in sides if ":" in one),
+    ]
+    return f", trust={list(dict.fromkeys(named))}" if named else ""
 
 
 def _weights_words(model: Model) -> str:

@@ -20,9 +20,9 @@ from scav_jax.base.names import is_text, shown
 from scav_jax.base.progress import progress_bar
 from scav_jax.base.ranges import read_number
 from scav_jax.base.tables import Table, named
+from scav_jax.features.clip import DEFAULT_SPLIT, check_splits
 
 COLUMNS = ("file", "start", "end", "id", "label", "split")
-DEFAULT_SPLIT = "all"
 DEFAULT_CSV = "clips.csv"
 # Containers that FFmpeg reads and that hold pictures and sound.
 _SUFFIXES = (
@@ -365,13 +365,7 @@ def read_csv(
         lines.append(line)
         cells.append(row[column] if column else "")
     check_unique([clip.id for clip in clips], (f"{path}, line {number}" for number in lines))
-    splits = sorted({clip.split for clip in clips})
-    if DEFAULT_SPLIT in splits and len(splits) > 1:
-        raise InputError(
-            f"{path}: the split {DEFAULT_SPLIT!r} (also given to rows without one) means every "
-            f"clip, so it cannot stand beside {[s for s in splits if s != DEFAULT_SPLIT]}; give "
-            "every row a split of its own, or none"
-        )
+    check_splits({clip.split for clip in clips}, str(path))
     return clips, {clip.id: cell for clip, cell in zip(clips, cells, strict=True) if cell}
 
 

@@ -4,7 +4,7 @@ The first of the two seams that are file formats. A data set of clips is a TFDS 
 array_record form; `scav_jax.features.store` writes and reads it, this module says what is in it.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +18,8 @@ FORMAT_VERSION = 3
 STREAMS = ("visual", "audio")  # as in `sequences`, which needs jax; workers do without
 STORED_DTYPE = np.float16
 SMALLEST_NORMAL = float(np.finfo(STORED_DTYPE).smallest_normal)  # 6.1e-5; digits are lost below
+LARGEST = float(np.finfo(STORED_DTYPE).max)
+DEFAULT_SPLIT = "all"  # of clips of which nobody says another
 PIXELS_DTYPE = np.uint8  # of a stream of pictures as they are
 IMPORTED = "imported"  # key of a backbone's fingerprint: nothing here can make such features
 DIFFERENCES_SHOWN = 6
@@ -102,11 +104,11 @@ def check_clip(clip: Clip, streams: Sequence[str] = STREAMS) -> None:
 
 
 def check_scale(values: np.ndarray, name: str) -> None:
-    """Raises `InputError` where float16 would round a clip's features away.
+    """Raises `InputError` where float16 would round a clip's features away, or to infinity.
 
     That is where the largest magnitude, though not 0, is below float16's smallest normal number:
     all of them would become 0 or lose digits. Small values beside larger ones may, and what is
-    float16 or uint8 already is stored as it is.
+    float16 or uint8 already is stored as it is. Or where it is above float16's largest.
 
     Args:
       values: of one stream, of any numeric dtype; NaN and infinity are for `check_clip`.
@@ -115,10 +117,21 @@ def check_scale(values: np.ndarray, name: str) -> None:
     if values.size == 0 or values.dtype in (STORED_DTYPE, PIXELS_DTYPE):
         return
     largest = max(abs(float(values.max())), abs(float(values.min())))
-    if 0 < largest < SMALLEST_NORMAL:
+    if 0 < largest < SMALLEST_NORMAL or LARGEST < largest < np.inf:
         raise InputError(
-            f"{name}: expected features that float16 can hold, from {SMALLEST_NORMAL:.2g} on, got "
-            f"{largest:.2g} at most; scale those of all clips by one factor, to about 1"
+            f"{name}: expected features that float16 can hold, from {SMALLEST_NORMAL:.2g} to "
+            f"{LARGEST:,.0f}, got {largest:.2g} at most; scale those of all clips by one factor, "
+            "to about 1"
+        )
+
+
+def check_splits(names: Collection[str], where: str) -> None:
+    """Raises `InputError` where a list gives some of its clips a split, and others none."""
+    others = sorted({*names} - {DEFAULT_SPLIT})
+    if others and DEFAULT_SPLIT in names:
+        raise InputError(
+            f"{where}: the split {DEFAULT_SPLIT!r} (also given to rows without one) means every "
+            f"clip, so it cannot stand beside {others}; give every row a split of its own, or none"
         )
 
 

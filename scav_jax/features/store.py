@@ -349,7 +349,7 @@ def _how_to_split(counts: dict[str, int]) -> str:
         return ""
     return (
         " To have splits, extract again with --split train=0.8 validation=0.1 test=0.1, or with "
-        "a CSV that has a column 'split'"
+        "a CSV that has a column 'split' (as a manifest that is imported may)"
     )
 
 

@@ -9,7 +9,7 @@ a clip's padding depends on itself only, to the bit.
 
 import operator
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -22,11 +22,18 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Float, PyTree
 
 from scav_jax import sharding
-from scav_jax.base.errors import InputError
+from scav_jax.base.errors import InputError, number_of
 from scav_jax.base.progress import progress_bar
 from scav_jax.encoders import Towers
 from scav_jax.features.batches import Padding, evaluation_batches, stack
-from scav_jax.features.clip import Clip, check_resampled, fingerprint_difference, original, trim
+from scav_jax.features.clip import (
+    IMPORTED,
+    Clip,
+    check_resampled,
+    fingerprint_difference,
+    original,
+    trim,
+)
 from scav_jax.features.store import Split
 from scav_jax.objectives import Objective
 from scav_jax.objectives.returns import kept_of, shown_of
@@ -39,7 +46,7 @@ SHORTEST_PADDING = 16  # steps
 VECTORS = ("embeddings", "sketches")  # of each stream of a clip
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Embedded:
     """The latents of K clips, on the host, and where each clip is.
 
@@ -83,6 +90,12 @@ class Embedded:
 
     def __len__(self) -> int:
         return len(self.ids)
+
+    def __repr__(self) -> str:
+        """What there is, and not its numbers: a notebook shows what a cell ends with."""
+        words = [f"{name} {list(getattr(self, name).values.shape)}" for name in self.streams]
+        counts = [number_of(len(self), "clip"), f"{len(self.rejected):,} rejected"]
+        return f"Embedded({', '.join([*counts, *words])})"
 
     def take(self, numbers: Sequence[int]) -> "Embedded":
         """Some of the clips."""
@@ -329,8 +342,15 @@ def check_features(run: Run, split: Split) -> None:
     if differs:
         raise InputError(
             f"{split.data}: expected features of the extractor that {run.path or 'the model'} was "
-            f"trained with, these differ ({differs}); extract the videos again with its settings"
+            f"trained with, these differ ({differs}); {_same_again(run.fingerprint)}"
         )
+
+
+def _same_again(fingerprint: Mapping[str, Any]) -> str:
+    """What brings a model more clips with the features that it knows."""
+    if IMPORTED in fingerprint.get("backbone", {}):
+        return "import all clips with one manifest, and train on that, as splits of one data set"
+    return "extract the videos again with its settings"
 
 
 # For each stream that is encoded: its latents and their means; "partner" is the other one.

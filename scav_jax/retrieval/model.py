@@ -422,11 +422,10 @@ def load_exported(path: Path, trust: Collection[str] = ()) -> Run:
     stored = weights_files.read(path / PARAMETERS_FILE)
     what = "the extractor of an exported model"
     fingerprint = _part(read_document, path / PREPROCESSING_FILE, what)["fingerprint"]
-    for section in ("objective", "distance"):
-        name = str(config[section]["name"])
-        if ":" in name:
-            said = f"{path}: its {section} is code that is not part of this package, {name}"
-            doors.check_trusted(name, trust, said)
+    try:
+        doors.check_trusted(code_beside_backbone(config), trust)
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from None
     encoders, objective = build(from_dict(config, path / CONFIG_FILE))
     like = parameter_shapes(encoders, objective, config["features"]["widths"])
     shapes = {name.replace(".", "/"): tuple(values.shape) for name, values in stored.items()}
@@ -435,6 +434,12 @@ def load_exported(path: Path, trust: Collection[str] = ()) -> Run:
     params = unflatten_dict(stored, sep=".")
     steps = tuple(config["export"]["averaged_steps"])
     return Run(path, config, encoders, objective, params, fingerprint, steps)
+
+
+def code_beside_backbone(config: Mapping) -> dict[str, str]:
+    """The dotted paths that a model's config names, by section: a user's own code."""
+    named = {section: str(config[section]["name"]) for section in ("objective", "distance")}
+    return {section: name for section, name in named.items() if ":" in name}
 
 
 def _part(read: Callable[[Path, str, str], dict], file: Path, what: str) -> dict:

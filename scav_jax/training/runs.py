@@ -9,7 +9,7 @@ content behind the same path does not.
 
 import functools
 import json
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import jax
@@ -67,10 +67,10 @@ class Run:
     """
 
     path: Path | None
-    config: dict
+    config: dict = field(repr=False)
     encoders: Towers
     objective: Objective
-    params: PyTree
+    params: PyTree = field(repr=False)
     fingerprint: dict
     steps: tuple[int, ...] = ()
 

@@ -1,6 +1,7 @@
 """An index on disk: what is added comes back, and nothing that happens to a writer loses it."""
 
 import errno
+import json
 import os
 import random as randomness
 import resource
@@ -20,6 +21,7 @@ import pytest
 
 from scav_jax.base import files
 from scav_jax.base.errors import InputError
+from scav_jax.index import __main__ as index_main
 from scav_jax.index import catalog, create, encoding, open_index, program, rows, scan, writing
 from scav_jax.index.products import widen
 from scav_jax.retrieval.embed import Embedded
@@ -140,6 +142,45 @@ def test_compact_changes_no_result(tmp_path, stored):
     again = open_index(tmp_path / "i")
     assert again.search(queries, "v2a", 20, "sequence") == before[1] and again.verify() == 46
     assert again.compact()["swept"] == []  # nothing left to do
+
+
+def test_the_program_tells_what_an_index_holds_and_what_compacting_freed(tmp_path, capsys):
+    index, path = made(tmp_path / "i", 5), str(tmp_path / "i")
+    index.add(embedded(3, prefix="late"))
+    index.delete(["clip0"])
+    writing.folder_of(index.path, 7).mkdir()
+
+    def told(*words):
+        assert index_main.main([*words[:1], path, *words[1:]]) == 0
+        return capsys.readouterr().out
+
+    about = json.loads(told("info", "--json", "--verify"))
+    assert about == index.info() | {"verified": 7}
+    assert (about["clips"], about["both"], about["deleted"], about["width"]) == (7, 7, 1, 12)
+    assert (about["segments"], about["orphan_segments"]) == (2, 1)
+    assert (about["identity"], about["hubness"], about["path"]) == ("model", "none", path)
+    files = [file for file in index.path.rglob("*") if file.is_file()]
+    assert about["bytes"] == sum(file.stat().st_size for file in files)
+    for_people = told("info")
+    assert f"{'bytes':16} {about['bytes']:,}\n" in for_people and "verified" not in for_people
+    freed = told("compact")
+    after = json.loads(told("info", "--json"))
+    assert f"{about['bytes']:,} -> {after['bytes']:,} bytes, 3 segments removed" in freed
+    assert (after["segments"], after["deleted"], after["orphan_segments"]) == (1, 0, 0)
+    assert told("delete", "clip1", "late0") == f"{path}: 2 clips deleted, 5 left\n"
+
+
+def test_full_segments_stay_as_they_are_and_what_is_left_goes_together(tmp_path, monkeypatch):
+    """Segments with dead rows or little in them, as many as make two full ones."""
+    index = made(tmp_path / "i", 10)
+    monkeypatch.setattr(writing, "SEGMENT_BYTES", index.snapshot.segments[0].bytes)
+    for number, count in enumerate((10, 6, 7, 8), 1):
+        index.add(embedded(count, seed=number, prefix=f"part{number}-"))
+    index.delete([f"part1-{number}" for number in range(5)])
+    assert index.compact()["swept"] == [f"{number:08}" for number in (1, 2, 3, 4)]
+    counts = {number: len(one) for number, one in index.snapshot.segments.items()}
+    assert counts == {0: 10, 5: 5 + 6 + 7, 6: 8}
+    assert index.verify() == 36
 
 
 def test_compact_of_nothing(tmp_path):

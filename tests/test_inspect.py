@@ -7,6 +7,7 @@ import shutil
 import sys
 from html.parser import HTMLParser
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -59,6 +60,15 @@ def test_duplicates_are_found_within_and_across_splits():
         "across_splits": 1,
         "listed": [[["c", "train"], ["d", "test"]]],
     }
+
+
+def test_parts_are_means_over_time_whatever_the_number_of_steps():
+    steps = np.arange(2.0 * near.PARTS)[:, None]
+    np.testing.assert_allclose(near._parts(steps), steps.reshape(-1, 2).mean(axis=1)[:, None])
+    few = steps[: near.PARTS // 2]
+    np.testing.assert_allclose(near._parts(few), few.repeat(2, axis=0))
+    beside = near._parts(steps[: near.PARTS + 1])  # 33 steps: a part is of two, by their shares
+    assert beside[0, 0] == pytest.approx(1 / 33)
 
 
 def test_a_third_clip_makes_a_weaker_group_worth_saying():
@@ -154,9 +164,11 @@ def test_copies_that_were_encoded_again_are_near(random, monkeypatch):
 
 def test_sources_in_several_splits_are_leaks():
     clips = [facts("a", source="v"), facts("b", "test", source="v"), facts("c"), facts("d", "test")]
+    clips += [facts("e", source="u"), facts("f", "test", source="u")]
     found = found_in(clips)
-    assert found["shared_sources"] == {"count": 1, "listed": [["v", ["test", "train"]]]}
-    assert "LEAK: sources with clips in several splits: 1, as v in test and train" in page.text(
+    both = ["test", "train"]
+    assert found["shared_sources"] == {"count": 2, "listed": [["u", both], ["v", both]]}
+    assert "LEAK: sources with clips in several splits: 2, as u in test and train" in page.text(
         found
     )
     assert "LEAK" not in page.text(found_in([facts("a"), facts("d", "test")]))
@@ -199,7 +211,7 @@ def test_even_frames_are_not_variable(times, variable):
 
 def make_clip(random, number, source=None, frames=50, **changes):
     about = {"source": source or f"{number}.mp4", "label": "<drum>" if number % 2 else "bell"}
-    about |= {"visual_span": (0.0, frames / 25), "audio_span": (0.0, 12 * 0.16)}
+    about |= {"visual_span": (0.04, 0.04 + frames / 25), "audio_span": (0.0, 12 * 0.16)}
     about |= {"start": 0.0, "end": frames / 25}
     return noise(random, number, (frames, 12), (5, 7), **about | changes)
 
@@ -229,8 +241,13 @@ def test_a_data_set_is_inspected(data):
     assert found["hours"] == pytest.approx((8 * 2 + 4) / 3600)
     assert found["splits"]["train"]["clips"] == 5 and found["splits"]["test"]["labels"] == 2
     assert found["labels"] == {"bell": {"train": 3, "test": 2}, "<drum>": {"train": 2, "test": 2}}
+    assert next(iter(found["labels"])) == "bell"  # most clips
     assert found["frame_rate"]["common"] == [[25.0, 9]]
-    assert (found["seconds"]["least"], found["seconds"]["most"]) == (2.0, 4.0)
+    lengths = found["seconds"]
+    assert [lengths[key] for key in ("least", "median", "most")] == [2.0, 2.0, 4.0]
+    assert lengths["mean"] == pytest.approx(20 / 9)
+    assert lengths["common"] == [[2.0, 8], [4.0, 1]]
+    assert lengths["histogram"]["counts"] == [8, *[0] * 22, 1]
     assert [(f["reason"], f["clips"]) for f in found["faults"]] == [
         ("silent", 3),
         ("constant picture", 1),
@@ -367,6 +384,15 @@ def test_the_page_is_one_whole_document(data, tmp_path, capsys):
     assert "<script" not in text and "<drum>" not in text
     for words in ("usable clips", "constant picture", "Splits", "Labels", "1% of their own size"):
         assert words in text
+    assert "most often: silent" in text and re.search(r"group 1\b.*clip 0 \(train\)", text, re.S)
+    assert re.search(r"seconds +2 +2 +2\.222 +4 +2 x 8, 4 x 1\n", said)
+    assert [page._size(size) for size in (999, 1000, 2.5e6, 3e12)] == [
+        "999 B",
+        "1 kB",
+        "2.5 MB",
+        "3 TB",
+    ]
+    assert (page._short("a" * 99)[-2:], page._short("$a")) == ("a…", r"\$a")
 
 
 def test_wrong_calls_are_one_line(data, tmp_path):
@@ -392,6 +418,7 @@ def test_doctor_names_what_is_missing_and_nobody(monkeypatch, tmp_path, capsys):
 
     required = ["numpy>=2", "pillow>=9999", "no-such-package>=1", 'absent-too>=1; extra == "web"']
     required += ['pytest>=1; extra == "ray"', 'absent-three>=1; extra == "ray"']
+    required += [f'{name}; extra == "web"' for name in ("numpy", "scav-jax")]  # say nothing of it
     monkeypatch.setattr(metadata, "requires", lambda _: required)
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.chdir(tmp_path)
@@ -406,6 +433,22 @@ def test_doctor_names_what_is_missing_and_nobody(monkeypatch, tmp_path, capsys):
     assert str(tmp_path) not in told
     last = told.splitlines()[-1]
     assert last == "4 to look at: pillow, no-such-package, absent-three, clip"
+
+
+def test_doctor_tells_the_memory_of_devices_and_codecs_that_are_absent(monkeypatch):
+    import av
+    import jax
+
+    from scav_jax.inspect.doctor import machine
+
+    def device(**stats):
+        told = dict(platform="gpu", id=1, device_kind="Card", memory_stats=lambda: stats or None)
+        return SimpleNamespace(**told)
+
+    monkeypatch.setattr(jax, "devices", lambda: [device(bytes_limit=3 << 30), device()])
+    assert machine.devices() == [("gpu 1", "Card, 3.0 GiB", "ok"), ("gpu 1", "Card", "ok")]
+    monkeypatch.setattr(av, "codecs_available", {*machine.CODECS} - {"h264"})
+    assert machine.decoders()[-1][1:] == (", ".join(machine.CODECS[1:]), "MISSING: h264")
 
 
 @pytest.mark.parametrize("home", ["/", "/absent", "~"])  # "~": nobody says where it is

@@ -6,6 +6,7 @@ import json
 import math
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import jax
 import numpy as np
@@ -890,6 +891,48 @@ def test_tune_proposes_a_k_that_serves(tmp_path, monkeypatch):
     assert asked == ["exact", "hybrid:1"]
     with pytest.raises(InputError, match="the index is empty"):
         index_commands.tuned(made(tmp_path / "e", 0), asking)
+
+
+@pytest.mark.parametrize(
+    ("seconds", "proposed"),
+    [
+        ({"exact": 3e-3, "sequence": 4e-3}, "hybrid:3"),  # the first K that serves
+        ({"exact": 1e-3, "sequence": 4e-3}, "exact"),  # no K is faster
+        ({"exact": 4e-3, "sequence": 1e-3}, "sequence"),
+    ],
+)
+def test_tune_proposes_what_is_fastest_of_what_serves(tmp_path, monkeypatch, seconds, proposed):
+    """Of a way to search that serves: that of the least K, or one of those that miss nothing."""
+    index = made(tmp_path / "i", 6)
+    index.search(embedded(1), "v2a", 1, "exact")  # which leaves a report
+    right = [[SimpleNamespace(id=one) for one in found] for found in ("ab", "cd")]
+    half = [[SimpleNamespace(id=one) for one in found] for found in ("ax", "xd")]
+    seconds = seconds | {"hybrid:1": 1e-4, "hybrid:3": 2e-3, "hybrid:6": 2.5e-3}
+    asked = []
+
+    def timed(index, queries, direction, k, retrieval):
+        asked.append((direction, k, retrieval))
+        return (half if retrieval == "hybrid:1" else right), seconds[retrieval]
+
+    monkeypatch.setattr(index_commands, "_timed", timed)
+    found = index_commands.tuned(index, embedded(2), "v2a", k=2, ks=[6, 1, 3])
+    assert [(row["k"], row["recall"]) for row in found["rows"]] == [(1, 0.5), (3, 1.0), (6, 1.0)]
+    assert asked == [
+        ("v2a", 2, way) for way in ("exact", "sequence", "hybrid:1", "hybrid:3", "hybrid:6")
+    ]
+    assert (found["clips"], found["queries"], found["proposed"]) == (6, 2, proposed)
+    told = index_commands.tuning_table(found).splitlines()
+    assert told[0] == "6 clips, 2 queries v2a" and told[-1] == f"proposed: --retrieval {proposed}"
+    assert told[4].split()[:3] == ["hybrid:3", "1.000", "2.00"]
+    assert told[6].split() == ["exact", "1.000", f"{1e3 * seconds['exact']:.2f}"]
+
+
+@pytest.mark.parametrize(
+    ("clips", "k", "proposed"),
+    [(3, 10, [3]), (60, 1, [1, 2, 5, 10, 20, 50, 60]), (500, 6, [10, 20, 50, 100, 200, 500])],
+)
+def test_tune_looks_at_round_numbers_and_at_all(clips, k, proposed):
+    assert index_commands._proposed_ks(clips, k) == proposed
 
 
 class Stand(Model):

@@ -18,8 +18,8 @@ def mixed(path, **options):
     clips = embedded(9, steps=5, width=4, lengths=[3, 5, 4] * 3)
     index = create(path, identity="m", root=path.parent, **options)
     index.add(clips.take([0, 1, 2, 3]))
-    index.add(alone(clips.take([4, 5]), "visual"))
-    index.add(alone(clips.take([6, 7, 8]), "audio"))
+    index.add(alone(clips.take([4]), "visual"))
+    index.add(alone(clips.take([5, 6, 7, 8]), "audio"))
     index.delete([clips.ids[2]])
     return index
 

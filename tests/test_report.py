@@ -229,6 +229,13 @@ def test_the_table_of_the_terminal():
     assert not text.encode("ascii", "replace").count(b"?")
 
 
+def test_a_name_is_one_line_of_a_table_and_turns_no_terminal():
+    plain = results.table(document(runs=("SCAV", "CAV")))
+    text = results.table(document(runs=("SC\n\x1b[31mAV", "CAV")))
+    assert len(text.splitlines()) == len(plain.splitlines()) and "\x1b" not in text
+    assert text.count(r"SC\n\x1b[31mAV") == plain.count("SCAV")
+
+
 def test_own_method():
     runs = document(runs=("SCAV", "CAV"))["runs"]
     assert [results.own_method(run)["method"] for run in runs] == ["sequence", "aggregation"]

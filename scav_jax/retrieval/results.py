@@ -19,6 +19,7 @@ seconds.
 
 from collections.abc import Sequence
 
+from scav_jax.base.names import shown
 from scav_jax.metrics import few_queries
 from scav_jax.retrieval.hubness import caution
 
@@ -136,7 +137,7 @@ def table(results: dict) -> str:
     notes += few_clips(n)
     if data["rendered"]:
         notes.append(RENDERED)
-    return "\n".join([lines[0], "-" * len(lines[0]), *lines[1:], "", *notes])
+    return "\n".join([lines[0], "-" * len(lines[0]), *lines[1:], "", *map(shown, notes)])
 
 
 def few_clips(clips: int, what: str = "R@1") -> list[str]:
@@ -195,7 +196,8 @@ def figures_of(summary: dict) -> list[str]:
 
 
 def aligned(rows: Sequence[Sequence[str]], words: int = 2) -> list[str]:
-    """Columns of equal width: the first ones are words, the others figures."""
+    """Columns of equal width: the first ones are words, the others figures; a row is a line."""
+    rows = [[shown(cell) for cell in row] for row in rows]
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     return [
         "  ".join(

@@ -12,6 +12,7 @@ import sys
 import time
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -22,7 +23,17 @@ import pytest
 from scav_jax.base import files
 from scav_jax.base.errors import InputError
 from scav_jax.index import __main__ as index_main
-from scav_jax.index import catalog, create, encoding, open_index, program, rows, scan, writing
+from scav_jax.index import (
+    catalog,
+    create,
+    encoding,
+    open_index,
+    program,
+    rows,
+    scan,
+    snapshot,
+    writing,
+)
 from scav_jax.index.products import widen
 from scav_jax.retrieval.embed import Embedded
 from scav_jax.sequences import Sequences, resample_like
@@ -394,6 +405,35 @@ def test_kill_at_any_moment_leaves_an_index(tmp_path, writers, compacting):
     assert open_index(path).verify() == len(index)
 
 
+@pytest.mark.parametrize("moment", ["before", "after"])
+@pytest.mark.parametrize(
+    ("change", "there"),
+    [
+        (lambda index: index.add(embedded(3, prefix="new")), 8),
+        (lambda index: index.add(replace(embedded(2), ids=["clip1", "new"]), "replace"), 6),
+        (lambda index: index.delete(["clip1", "clip3"]), 3),
+    ],
+    ids=["add", "replace", "delete"],
+)
+def test_a_kill_beside_a_change_of_the_table_leaves_an_index(
+    tmp_path, monkeypatch, change, there, moment
+):
+    """Before the table is changed, what comes is noted; after it, what is there is not yet."""
+    index, note = made(tmp_path / "i", 5), rows.Rows.note_version
+
+    def killed(self, coming=None):
+        if coming is not None:
+            note(self, coming)
+        if (moment == "before") == (coming is not None):
+            raise SystemExit
+
+    with monkeypatch.context() as patched, pytest.raises(SystemExit):
+        patched.setattr(rows.Rows, "note_version", killed)
+        change(index)
+    again = open_index(tmp_path / "i")
+    assert again.verify() == len(again) == (5 if moment == "before" else there)
+
+
 def test_a_create_that_was_killed_can_be_made_again(tmp_path):
     made(tmp_path / "i", 3)
     (tmp_path / "i" / "index.json").unlink()  # what is written last
@@ -737,6 +777,18 @@ def test_a_segment_that_is_rounded_otherwise_is_named(tmp_path):
     put(tmp_path / "other" / "segments" / "00000001", tmp_path / "one" / "segments" / "00000001")
     with pytest.raises(InputError, match="00000001"):
         open_index(tmp_path / "one")
+
+
+@pytest.mark.parametrize("file", ["centre.npy", "basis.npy"])
+def test_segments_that_rounding_tells_apart_are_named(file, unchecked_shapes):
+    first, same, other = (
+        SimpleNamespace(folder=f"i/{number}", checksums={"centre.npy": 1} | {file: found})
+        for number, found in enumerate((2, 2, 3))
+    )
+    snapshot._check_one_encoding([first, same])
+    for segments in ([first, other], [first, same, other]):
+        with pytest.raises(InputError, match=rf"i/2: .* the index of i/0, its {file} is another"):
+            snapshot._check_one_encoding(segments)
 
 
 @pytest.mark.parametrize("change", ["delete", "compact"])

@@ -15,9 +15,10 @@ from scav_jax.base.errors import InputError
 from scav_jax.evaluate import __main__ as evaluate_program
 from scav_jax.extract.decoding.media import RATE_HZ, Reader
 from scav_jax.features import store
+from scav_jax.objectives.objective import Task
 from scav_jax.probe import __main__ as probe_program
-from scav_jax.probe import changes, probing
-from scav_jax.probe.labels import NEAREST, Labelled, linear_probe, neighbours
+from scav_jax.probe import changes, labels, probing, tasks
+from scav_jax.probe.labels import NEAREST, STRENGTHS, Labelled, linear_probe, neighbours
 from scav_jax.report import figures, probed
 from scav_jax.training.runs import load_run
 
@@ -38,8 +39,20 @@ def test_what_a_line_separates_is_learned_and_chance_is_not(random):
     found = linear_probe(train_, validation, asked)
     assert found["accuracy"] == 1.0 and found["n"] == 60 and found["classes"] == 3
     assert found["chance"] == pytest.approx(1 / 3)
+    assert found["C"] == min(STRENGTHS)  # of those that do as well, the one that is penalised most
     shuffled = Labelled(train_.vectors, list(random.permutation(train_.labels)))
     assert linear_probe(shuffled, validation, asked)["accuracy"] < 0.75
+
+
+def test_the_probe_is_where_its_penalised_loss_is_least(random):
+    """Of the mean cross entropy and `|W|^2 / (2 C n)`, whose slopes cancel there; not of biases."""
+    x, y, strength = random.normal(size=(20, 3)), random.integers(3, size=20), 0.5
+    weights = labels._fit(x, y, 3, strength, np.zeros(12), lambda: None).reshape(4, 3)
+    odds = np.exp(x @ weights[:3] + weights[3])
+    wrong = odds / odds.sum(axis=1, keepdims=True) - np.eye(3)[y]
+    assert np.abs(weights[:3]).max() > 0.1
+    np.testing.assert_allclose(x.T @ wrong, -weights[:3] / strength, atol=0.01)
+    np.testing.assert_allclose(wrong.sum(axis=0), 0.0, atol=0.01)
 
 
 def test_noise_gives_chance(random):
@@ -60,7 +73,8 @@ def test_labels_that_were_not_learned_are_left_out_and_counted(random):
     assert neighbours(train_, strangers) == {"n": 0}
 
 
-def test_neighbours_are_those_of_brute_force(random):
+def test_neighbours_are_those_of_brute_force(random, monkeypatch):
+    monkeypatch.setattr(labels, "BLOCK", 7)
     candidates, asked = clouds(random, 40, 0.7), clouds(random, 25, 0.7)
     found = neighbours(candidates, asked)
     for k in NEAREST:
@@ -77,6 +91,76 @@ def test_neighbours_are_those_of_brute_force(random):
         Labelled(np.full_like(one.vectors, 0.1), one.labels) for one in (candidates, asked)
     ]
     assert neighbours(*collapsed) == {"n": 25} | {str(k): 0.0 for k in NEAREST}
+    both = probing._of_stream(
+        {"visual": np.array([[3.0, 4]]), "audio": np.array([[0, 2.0]])}, "both"
+    )
+    np.testing.assert_allclose(both, [[0.6, 0.8, 0.0, 1.0]])
+
+
+# ---- tasks --------------------------------------------------------------------------------------
+
+
+def test_what_a_task_tells_is_counted_over_usable_clips_of_all_batches(
+    monkeypatch, unchecked_shapes
+):
+    """Clips have two views each; the last of the first batch has no such label."""
+    true = [[0, 1], [1, 1], [0, 0]], [[1, 1]]
+    own = [[0, 1], [1, 0], [1, 1]], [[0, 0]]
+    usable = [True, True, False], [True]
+
+    def every_clip(run, split, function, batch_size, progress):
+        objective = function.args[1]
+        for right, said, there in zip(true, objective.said, usable, strict=True):
+            parts = np.eye(2)[np.array(said)], np.array(right), np.array(there)
+            yield {"order": Task(*parts)}
+
+    monkeypatch.setattr(tasks, "of_every_clip", every_clip)
+    monkeypatch.setattr(tasks, "_has_tasks", lambda *_: True)
+    always = SimpleNamespace(said=[np.ones_like(one) for one in true])
+    objective = SimpleNamespace(said=own, controls=("static",), under=lambda _: always)
+    found = tasks.accuracies(SimpleNamespace(encoders=None, objective=objective), None, 3)
+    assert found == {
+        "order": {
+            "accuracy": pytest.approx(0.5),  # 1, 1 / 2 and 0
+            "error": pytest.approx(1.96 * np.sqrt(1 / 6) / np.sqrt(3)),
+            "prior": pytest.approx(5 / 6),
+            "static": pytest.approx(5 / 6),
+            "n": 3,
+        }
+    }
+
+
+def test_shares_are_shown_in_percent_beside_what_they_are_of():
+    probe = {"accuracy": 0.5, "chance": 0.125, "C": 0.01, "n": 1200, "left_out": 3, "classes": 8}
+    document = {
+        "name": "SCAV",
+        "data": {"path": "data", "split": "test", "n": 1300},
+        "labels": {"visual": probe, "both": probe | {"accuracy": 0.75}},
+        "neighbours": {"visual": {"n": 1200, "1": 0.25, "5": 0.5, "10": 1.0}, "both": {"n": 0}},
+        "tasks": {
+            "order_va": {"accuracy": 0.5, "error": 0.02, "prior": 0.25, "static": 0.3, "n": 1100}
+        },
+        "changes": {"crop": {"visual": 1.0, "audio": 0.5, "both": 0.75, "n": 90, "rejected": 10}},
+        "left_out": {"speed": "all 100 copies were rejected"},
+        "chose_C": 0,
+    }
+    shown = [(head, rows) for _, head, rows in probed.tables(document)]
+    learned = ["12.5", "0.01", "1,200", "3"]
+    assert shown[0][1] == [
+        ["picture", "50.0", *learned, "25.0", "50.0", "100.0"],
+        ["both", "75.0", *learned, "-", "-", "-"],
+    ]
+    assert shown[1] == (
+        ["task", "accuracy", "prior", "static", "clips"],
+        [["order va", "50.0 ± 2.0", "25.0", "30.0", "1,100"]],
+    )
+    assert shown[2][1] == [["crop", "100.0", "50.0", "75.0", "90", "10"]]
+    assert probed.notes(document)[0] == "no speed: all 100 copies were rejected"
+    assert "N = 90 is few" in probed.notes(document)[1]  # the fewest that a share is of
+    told = probing.table(document).splitlines()
+    assert (
+        told[0] == "SCAV on data, split test: 1,300 clips" and told[-1] == probed.notes(document)[1]
+    )
 
 
 # ---- changed copies -----------------------------------------------------------------------------
@@ -128,6 +212,24 @@ def test_a_change_is_what_it_is_called(films, tmp_path, random, unchecked_shapes
     assert level > 0.5 * np.sqrt(np.mean(film.sound**2)) * 10 ** (-15 / 20)
 
 
+def test_changes_are_made_to_the_sample():
+    frames = np.arange(2 * 20 * 30 * 3).reshape(2, 20, 30, 3).astype(np.uint8)
+    film = changes.Recording(frames, 25.0, np.arange(-50, 50, dtype=np.float32) / 100)
+    random = np.random.default_rng(3)
+    np.testing.assert_array_equal(changes.crop(film, random).frames, frames[:, 2:18, 3:27])
+    assert changes.reencode(film, random) == film._replace(quality=changes.BAD)
+    grey = film._replace(frames=np.full((9, 20, 30, 3), 128, np.uint8), sound=film.sound.repeat(99))
+    noisy = changes.noise(grey, random)
+    assert np.std(noisy.frames) == pytest.approx(255 * 0.08, rel=0.02)
+    added = noisy.sound - grey.sound
+    assert np.std(added) == pytest.approx(10 ** (-15 / 20) * np.std(grey.sound), rel=0.03)
+    bright = changes.noise(film._replace(frames=np.full_like(frames, 255)), random).frames
+    assert bright.min() > 100  # what is more than white is white
+    faster = changes.speed(film._replace(frames=frames.reshape(20, 2, 30, 3)), random)
+    np.testing.assert_array_equal(faster.frames[:5, 0, 0, 0], [0, 180, 104, 28, 132])
+    np.testing.assert_allclose(faster.sound, np.arange(0, 99, 1.25) / 100 - 0.5, atol=1e-6)
+
+
 class Part(SimpleNamespace):
     """Stands for embedded clips."""
 
@@ -138,10 +240,13 @@ class Part(SimpleNamespace):
 class ColoursOnly:
     """Stands for a model: small pictures of first and last frames, and the sound's envelope."""
 
+    unread = ()  # of copies: "change/file"
+
     def stream(self, folder, streams):
         """Two films at a time, after a part that has none."""
         yield Part(ids=[])
         files = sorted(path.name for path in Path(folder).glob("*.mp4"))
+        files = [name for name in files if f"{Path(folder).name}/{name}" not in self.unread]
         for first in range(0, len(files), 2):
             yield self.embed(Path(folder), files[first : first + 2])
 
@@ -172,7 +277,11 @@ def test_copies_ask_for_their_originals(films, unchecked_shapes):
         visual_embeddings=np.roll(originals.visual_embeddings, 1, axis=0),
         audio_embeddings=np.roll(originals.audio_embeddings, 1, axis=0),
     )
-    assert changes.fingerprint(model, turned, split, films, numbers)["noise"]["both"] <= 0.25
+    model.unread = ("crop/3.mp4", *(f"speed/{number}.mp4" for number in numbers))
+    found = changes.fingerprint(model, turned, split, films, numbers)
+    assert found["noise"]["both"] <= 0.25
+    assert (found["crop"]["n"], found["crop"]["rejected"]) == (3, 1)
+    assert list(found) == ["crop", "reencode", "noise"]  # of speed none can be read
     collapsed = SimpleNamespace(**{k: np.full_like(v, 0.1) for k, v in vars(turned).items()})
     first = numbers[:1]  # as each would be
     found = changes.fingerprint(model, collapsed, split, films, first)
@@ -215,6 +324,11 @@ def test_a_run_is_probed_and_its_report_says_so(run, capsys, monkeypatch):
     file = run / "run" / "probe" / "data-validation" / "probe.json"
     assert str(file) in said and "SCAV + Temporal" in said and "order va" in said
     document = json.loads(file.read_text())
+    of_these = document["data"]["ids_sha256"]
+    there = probed.read(run / "run", run / "data", "validation", of_these)
+    assert there == {key: value for key, value in document.items() if key != "checksum"}
+    assert probed.read(run / "run", run / "data", "validation", "of others") is None
+    assert probed.read(run / "run", run / "data", "train", of_these) is None
     assert document["left_out"] == {} and document["changes"] == {}
     assert set(document["labels"]) == {"visual", "audio", "both"}
     tasks = document["tasks"]

@@ -169,7 +169,11 @@ def test_figures_in_the_page_are_those_of_the_document(whole):
             for direction in DIRECTIONS:
                 summary = method[direction]
                 assert f"<b>{100 * summary['recall_at_1']:.1f}</b>" in whole
-                assert f"<td>{summary['median_rank']:,g}</td>" in whole
+                cells = [f"{100 * summary[f'recall_at_{k}']:.1f}" for k in (5, 10)]
+                cells += [f"{summary['median_rank']:,g}", f"{summary['mean_rank']:,.1f}"]
+                if direction == DIRECTIONS[1]:  # the last column, in milliseconds
+                    cells.append(f"{1e3 * method['seconds_per_query']:.3g}")
+                assert "".join(f"<td>{cell}</td>" for cell in cells) in whole
 
 
 def test_the_page_from_nearly_nothing():

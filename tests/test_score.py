@@ -9,6 +9,8 @@ import signal
 import tracemalloc
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -29,9 +31,10 @@ from scav_jax.retrieval import shifts as shifts_module
 from scav_jax.retrieval.embed import embed_clips
 from scav_jax.retrieval.shifts import Shifted, Track, shifted
 from scav_jax.retrieval.synchrony import Calibration
-from scav_jax.score import program
+from scav_jax.score import page, program
+from scav_jax.score import scored as scored_pairs
 from scav_jax.score.__main__ import main, parse
-from scav_jax.score.scored import verdict
+from scav_jax.score.scored import Curve, Pair, Scored, verdict
 from scav_jax.sequences import AudioVisual
 from scav_jax.training.config import as_dict
 from scav_jax.training.runs import Run, build
@@ -563,6 +566,84 @@ def test_sounds_are_laid_under_a_picture(trained, capsys, tmp_path):
     told = "calibrated on 60 clips of data/x (new): constant error +0.000 s; intervals and scores "
     assert f"{told}want 100 clips or more: take them as rough" in capsys.readouterr().err
     assert np.nanmax(np.array(longest["offsets"])[np.isfinite(curve)]) > 2.5
+
+
+def found_at(offset, low, high, **changes):
+    found = synchrony.Synchrony(
+        offset,
+        *(low, high, 1.0, 0.5, 0.75, 0.02),
+        np.array([-1.0, -0.5, 0.0, 0.5, 1.0]),
+        np.array([np.nan, 2.0, 1.0, 3.0, np.nan]),
+        4.0,
+        ((0.0, 5.0), (0.0, 4.0)),
+        [],
+    )
+    return replace(found, **changes)
+
+
+def test_people_read_what_was_found(monkeypatch):
+    none = Curve(np.zeros(0), np.zeros(0))
+    own = Scored(Pair(Path("a.mp4"), Path("a.mp4")), found_at(0.0, -0.1, 0.2), none)
+    other = Pair(Path("a.mp4"), Path("b.wav"))
+    moved = Scored(other, found_at(-0.3, -0.4, -0.2, chance=0.0254), none)
+    rejected = [{"file": "c.mp4", "reason": "no audio stream"}]
+    head, first, second = program.table([own, moved]).splitlines()
+    columns = "offset 95 % interval score sync match chance file"
+    assert head.split() == columns.split()
+    told = "0.00 s -0.10 to +0.20 s 0.75 1.00 0.50 0.020 in place a.mp4"
+    assert first.split() == told.split()
+    told = "-0.30 s -0.40 to -0.20 s 0.75 1.00 0.50 0.025 move it b.wav under a.mp4"
+    assert second.split() == told.split() and second.index("b.wav") == head.index("file")
+    counted = "2 scored: in place 1, move it 1; rejected 1: no audio stream 1"
+    assert program.summary([own, moved], rejected) == counted
+    assert program.summary([], rejected) == "0 scored; rejected 1: no audio stream 1"
+    monkeypatch.setattr(page, "_one", lambda one: f"<p>player of {one.pair.name}</p>")
+    monkeypatch.setattr(page, "MOST", 1)
+    shown = page.page([own, moved], rejected)
+    assert shown.count("player of") == 1 and "The first 1 of 2 are played below." in shown
+    cells = re.findall(r"<t[hd][^>]*>([^<]*)</t[hd]>", shown.partition("b.wav under")[2])
+    assert cells[:6] == ["-0.30 s", "-0.40 to -0.20", "0.75", "1.00", "0.50", "0.025"]
+    assert "c.mp4" in shown and "no audio stream" in shown
+
+
+def test_the_distance_over_offsets_is_drawn_where_it_is_known():
+    drawn = page._offsets(found_at(0.1, 0.0, 0.2))
+    assert '<line x1="384.0" x2="384.0"' in drawn and 'class="zero" x1="320.0"' in drawn
+    assert '<rect x="320.0" y="0" width="128.0"' in drawn
+    assert "distance over offsets, -0.50 to +0.50 s; lowest at +0.10 s" in drawn
+    room = 0.08 * 2
+    heights = [120 * (3 + room - value) / (2 + 2 * room) for value in (2, 1, 3)]
+    places = re.findall(r"([\d.]+)[ ,]([\d.]+)", re.search(r'<path d="([^"]*)"', drawn)[1])
+    np.testing.assert_allclose(
+        np.array(places, float), list(zip((0, 320, 640), heights, strict=True)), atol=0.06
+    )
+    beside = page._offsets(found_at(-3.0, -4.0, -2.0, curve=np.array([np.nan] * 3 + [1.0, 2.0])))
+    assert "zero" not in beside and '<line x1="0.0"' in beside  # what lies outside is at its edge
+
+
+def test_over_time_windows_that_overlap_are_averaged(monkeypatch, unchecked_shapes):
+    windows = {
+        "a": (SimpleNamespace(clip="a", begin=0.0, end=2.0), [1.0, 1.0, 2.0, 2.0]),
+        "b": (SimpleNamespace(clip="b", begin=1.0, end=3.0), [4.0, 4.0, 6.0, 6.0]),
+        "beside": (None, []),
+    }
+    asked = []
+
+    def curve(name, options, visual, audio, *, visual_seconds, audio_step_s):
+        asked.append((visual, audio, visual_seconds))
+        return Curve(0.25 + 0.5 * np.arange(4), np.array(windows[visual][1]))
+
+    made = SimpleNamespace(run=None, batch_size=4, audio_step_s=0.5, distance=("euclidean", {}))
+    both = SimpleNamespace(latents=("ab", "ab"))
+    monkeypatch.setattr(scored_pairs, "cut_at", lambda visual, track, shift: windows[track][0])
+    monkeypatch.setattr(scored_pairs, "embed_clips", lambda run, clips, batch_size: both)
+    monkeypatch.setattr(scored_pairs.match, "one", lambda part, number: part[number])
+    monkeypatch.setattr(scored_pairs.match, "match_curve", curve)
+    found = scored_pairs.over_time(made, None, ["beside", "a", "b"], 0.0)
+    np.testing.assert_allclose(found.values, [1, 1, 3, 3, 6, 6])
+    np.testing.assert_allclose(found.times, 0.25 + 0.5 * np.arange(6))
+    assert asked == [("a", "a", 2.0), ("b", "b", 2.0)]
+    assert not len(scored_pairs.over_time(made, None, ["beside"], 0.0).values)
 
 
 @pytest.mark.parametrize(

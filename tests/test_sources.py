@@ -128,6 +128,19 @@ def test_a_file_that_does_not_fit_is_named(data, tmp_path, change, message):  # 
         sources.embedded_from(sources.load(tmp_path / "theirs.npz"), split)
 
 
+def test_the_same_clips_of_other_features_come_in_the_same_order(data):  # noqa: F811
+    split = store.read(data, "test")
+    asked = split.take([7, 2, 5])
+    other = split.take([5, 1, 7, 0, 2])  # in another order, with others between
+    same = sources.same_clips(other, asked)
+    assert same.ids == asked.ids and len(same) == 3
+    for one, theirs in ((asked[number], same[number]) for number in range(3)):
+        assert one.source == theirs.source and one.start == theirs.start
+        np.testing.assert_array_equal(one.visual, theirs.visual)
+    with pytest.raises(InputError, match="1 missing: 'clip 2'"):
+        sources.same_clips(split.take([5, 1, 7]), asked)
+
+
 def test_ids_that_are_not_there_and_words_that_do_not_go_together(data, tmp_path):  # noqa: F811
     (tmp_path / "ids.txt").write_text("clip 1\nnobody\n")
     with pytest.raises(InputError, match="1 of 2 not in the split: 'nobody'"):

@@ -14,7 +14,7 @@ import pytest
 
 import scav_jax
 from scav_jax.__main__ import listing, main, program
-from scav_jax.base import compiled, progress
+from scav_jax.base import commands, compiled, progress
 from scav_jax.base.commands import LIES_IN, PROGRAMS, Parser
 from scav_jax.base.errors import EXIT_INPUT, InputError
 from scav_jax.base.progress import progress_bar
@@ -122,6 +122,17 @@ def test_a_number_that_cannot_be_is_named_before_anything_is_read(
     with pytest.raises(SystemExit, match=str(EXIT_INPUT)):
         main()
     assert f"{option}: expected {least} or more, got {number}" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("text", ["1_000", " -3 ", "+7", str(2**63 - 1)])
+def test_whole_numbers_are_read_as_python_writes_them(text):
+    assert commands.whole(text) == int(text)
+    assert commands.number(text) == float(text)
+
+
+@pytest.mark.parametrize("text", ["1e-3", ".5", "5.", "-1_0.5e+2", " 7 "])
+def test_numbers_are_read_as_python_writes_them(text):
+    assert commands.number(text) == float(text)
 
 
 @pytest.mark.parametrize(

@@ -174,7 +174,7 @@ def test_a_tuple_is_read_item_by_item():
     document = dataclasses.replace(Config(), optimizer=config.settings_of("optimizer", Rates))
     found = config.override(document, {"optimizer.rates": "(3, 4.5, 6)"}).optimizer
     assert found.rates == (3.0, 4.5, 6.0) and set(map(type, found.rates)) == {float}
-    for text in ("3", "(1, 'x')", "("):
+    for text in ("3", "(1, 'x')", "(", "{[]: 1}", "(" * 3000):
         with pytest.raises(InputError, match=r"config\.optimizer\.rates: expected "):
             config.override(document, {"optimizer.rates": text})
 

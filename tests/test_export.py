@@ -308,7 +308,7 @@ def test_what_is_there_is_not_overwritten(run, exported, tmp_path):
 
 
 @pytest.mark.usefixtures("figures_only")
-def test_an_export_is_evaluated_as_its_run_is(run, exported, tmp_path):
+def test_an_export_is_evaluated_as_its_run_is(run, exported, tmp_path, monkeypatch):
     (tmp_path / "videos").mkdir()
     for seed in range(3):
         film(tmp_path / "videos" / f"{seed}.mp4", 2.0, seed=seed)
@@ -321,6 +321,9 @@ def test_an_export_is_evaluated_as_its_run_is(run, exported, tmp_path):
     keys = ("method", "k", "a2v", "v2a")
     rows = [[{key: one[key] for key in keys} for one in row["methods"]] for row in (first, second)]
     assert rows[0] == rows[1] and len(rows[0]) > 1
+    monkeypatch.chdir(exported)
+    file.unlink()
+    assert evaluate(["--run", ".", *(str(word) for word in words[2:])]) == 0 and file.exists()
 
 
 # ---- the hub, for which a small server stands in -------------------------------------------------

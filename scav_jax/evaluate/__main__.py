@@ -123,6 +123,8 @@ def output_folder(arguments: argparse.Namespace, split) -> Path:
         return arguments.run / "evaluation" / name
     # An export is handed on as it is, and one of the hub lies in a cache: beside it, or here.
     beside = arguments.run if arguments.run.exists() else Path(arguments.run.name)
+    if beside.name in ("", ".."):  # the working directory, or above it
+        beside = beside.resolve()
     return beside.with_name(f"{beside.name}.evaluation") / name
 
 

@@ -410,7 +410,7 @@ def _read_tuple(key: str, value: Any, kind: Any) -> tuple:
     """As `_read`, of `tuple[kind, ...]`."""
     items = value
     if isinstance(value, str):
-        with contextlib.suppress(SyntaxError, ValueError):
+        with contextlib.suppress(SyntaxError, ValueError, TypeError, MemoryError, RecursionError):
             items = ast.literal_eval(value)
     if not isinstance(items, tuple | list):
         raise InputError(f"config.{key}: expected a tuple such as (1, 2), got {value!r}")

@@ -30,7 +30,6 @@ from typing import Any
 
 from scav_jax.base.errors import InputError, check_one_of
 from scav_jax.base.names import shown
-from scav_jax.base.ranges import read_number
 from scav_jax.extract.containers.opening import Unusable
 from scav_jax.index import Index
 from scav_jax.index.rows import checked_filter
@@ -288,7 +287,7 @@ def _is_foreign(request: Any) -> bool:
 def _number(query, name: str, otherwise: float) -> float:
     given = query.get(name) or otherwise
     try:
-        return read_number(given) if isinstance(given, str) else given
+        return float(given)
     except ValueError:
         raise InputError(f"{name}: expected a number, got {short(given)}") from None
 

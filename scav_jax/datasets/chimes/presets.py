@@ -5,7 +5,6 @@ from dataclasses import dataclass, fields, replace
 from reprlib import repr as short  # of words, which may be of any length
 
 from scav_jax.base.errors import InputError, did_you_mean
-from scav_jax.base.ranges import READ
 
 SPLITS = ("train", "validation", "test", "unseen_instruments")
 
@@ -242,7 +241,7 @@ def override(parameters: Parameters, assignments: Iterable[str]) -> Parameters:
                 f"There are {', '.join(types)}"
             )
         try:
-            changes[name] = READ[types[name]](text)
+            changes[name] = types[name](text)
         except ValueError:
             kind = "a whole number" if types[name] is int else "a number"
             raise InputError(f"chimes: expected {name} to be {kind}, got {short(text)}") from None

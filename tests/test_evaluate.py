@@ -2,6 +2,7 @@
 
 import json
 import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -224,6 +225,29 @@ def test_runs_side_by_side_with_another_distance(scav, data, tmp_path, capsys):
 def fake_run(distance, options=None, name="sequence"):
     objective = Sequential(name=name, distance=distance, distance_options=options or {})
     return runs.Run(None, {}, Encoders(), objective, {}, FINGERPRINT)
+
+
+def test_each_way_of_ranking_has_a_folder_of_its_own(data, tmp_path):
+    """Or figures of an hour would be written over by those of another option."""
+    ways = [
+        [],
+        ["--distance", "soft_dtw"],
+        ["--resample", "visual_to_audio"],
+        ["--ids", "some.txt"],
+        ["--static-weight", "0"],
+        ["--static-weight", "0.25"],
+        ["--parts"],
+        ["--baselines"],
+        ["--hubness", "bank"],
+        ["--parts", "--hubness", "bank"],
+    ]
+    split = store.read(data, "test")
+    named = ["--run", str(tmp_path / "run"), "--split", "test"]
+    found = [program.output_folder(program.parse(named + way), split).name for way in ways]
+    assert len(set(found)) == len(ways), found
+    assert program.output_folder(program.parse([*named, "--out", "there", "--parts"]), split) == (
+        Path("there")
+    )
 
 
 def test_which_distance_ranks():

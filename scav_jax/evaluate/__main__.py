@@ -67,7 +67,8 @@ def _add_options(add: Callable) -> None:
     add("--hubness", choices=("bank", "none"), default="none", help="bank: also by distances "
         "relative to those to training clips, and what that gains (default: none)")  # fmt: skip
     add("--hybrid", type=_ks, metavar="K,K,...", help="default: 1, 10, 100, ... and all")
-    add("--out", type=Path, help="default: RUN/evaluation/<data>-<split>")
+    add("--out", type=Path, help="default: RUN/evaluation/<data>-<split>, with the options "
+        "of ranking that were given")  # fmt: skip
     add(
         "--bootstrap",
         type=at_least(0),
@@ -109,13 +110,17 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
 
 
 def output_folder(arguments: argparse.Namespace, split) -> Path:
-    """Where the results go: a folder of its own for each data set, split and other distance."""
+    """Where the results go: a folder of its own for each data set, split and way of ranking."""
     from scav_jax.training.runs import AVERAGED
 
     if arguments.out is not None:
         return arguments.out
     words = [split.data.resolve().name, split.split, arguments.distance, arguments.resample]
     words += [arguments.ids and arguments.ids.stem]
+    if arguments.static_weight is not None:
+        words += [f"static_weight={arguments.static_weight:g}"]
+    words += [name for name in ("parts", "baselines") if getattr(arguments, name)]
+    words += ["hubness"] * (arguments.hubness != "none")
     name = "-".join(word for word in words if word)
     if arguments.run is None:
         return arguments.embeddings[0].with_suffix(".evaluation") / name

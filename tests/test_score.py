@@ -12,6 +12,7 @@ from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
+import drawn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -29,15 +30,16 @@ from scav_jax.features.clip import Clip
 from scav_jax.retrieval import calibration, model, synchrony, tracks
 from scav_jax.retrieval import shifts as shifts_module
 from scav_jax.retrieval.embed import embed_clips
-from scav_jax.retrieval.shifts import Shifted, Track, shifted
+from scav_jax.retrieval.shifts import Shifted, Track, cut_at, shifted
 from scav_jax.retrieval.synchrony import Calibration
+from scav_jax.retrieve import own_distances
 from scav_jax.score import page, program
 from scav_jax.score import scored as scored_pairs
 from scav_jax.score.__main__ import main, parse
 from scav_jax.score.scored import Curve, Pair, Scored, verdict
 from scav_jax.sequences import AudioVisual
 from scav_jax.training.config import as_dict
-from scav_jax.training.runs import Run, build
+from scav_jax.training.runs import Run, build, example_batch
 
 OFFSETS = np.arange(-25, 26) * 0.04
 FINGERPRINT = {"backbone": "random", "rate_hz": 16000}
@@ -127,17 +129,62 @@ def test_every_shift_that_shares_enough_is_compared_and_shown(run, monkeypatch, 
     shared = np.minimum(end, 4.0) - np.maximum(begin, 0.0)
     there = shared > np.maximum(1.0, np.minimum(end - begin, 4.0) / 2) - 1e-6
     monkeypatch.setattr(
-        shifts_module,
-        "_compared",
-        lambda _, clips: compared.append(clips) or np.ones((2, len(clips))),
+        shifts_module._Parts,
+        "compared",
+        lambda _, cuts, *about: compared.extend(cuts) or np.ones((len(cuts), 2)),
     )
     found = shifted(run, visual, windows, shifts)
-    assert len(compared[0]) == there.sum() > 30
+    assert len(compared) == there.sum() > 30
     np.testing.assert_array_equal(np.isfinite(found.distances), there)
     monkeypatch.undo()
     monkeypatch.setattr(shifts_module, "MANY", 2)
     shifted(run, visual, [audio], np.arange(3.0) / 2)
     assert "shifts: 100%" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "encoders, align",
+    [
+        ({"pre_resample": "visual_to_audio", "pre_points": 4}, "time"),
+        ({"pre_resample": "audio_to_visual"}, "time"),
+        ({"pre_resample": "visual_to_audio"}, "index"),
+        ({}, "index"),
+    ],
+    ids=["pictures on sounds", "sounds on pictures", "one onto the whole other", "after towers"],
+)
+def test_each_part_is_encoded_once_and_pairs_are_as_if_alone(monkeypatch, encoders, align):
+    """Of a sound in windows, at shifts of a fraction of a frame, with a stretch that is missing."""
+    config = CONFIG.replace(encoders={"visual_blocks": 0, "audio_blocks": 0} | encoders)
+    config = config.replace(data={"align": align})
+    towers, objective = build(config)
+    made = clip(3, seconds=9.6)
+    made.visual[30:34] = np.nan
+    params = drawn.params(towers, objective, example_batch({"visual": 3, "audio": 4}))
+    run = Run(None, as_dict(config), towers, objective, params, FINGERPRINT)
+    visual, whole = both(made)
+    begins = (0, 7, 14, 21, 28)  # steps of 0.16 s
+    audio = [Track(whole.values[at : at + 25], (0.16 * at, 0.16 * at + 4.0)) for at in begins]
+    shifts = np.round(np.arange(-6, 6, 0.28), 2) + 0.013
+    count, encode = {"visual": 0, "audio": 0}, shifts_module._Parts._encode
+
+    def counted(self, stream, clips):
+        count[stream] += len(clips)
+        return encode(self, stream, clips)
+
+    monkeypatch.setattr(shifts_module._Parts, "_encode", counted)
+    monkeypatch.setattr(shifts_module, "PAIRS", 50)  # parts of one block serve the next
+    found = shifted(run, visual, audio, shifts)
+    pairs = np.isfinite(found.distances).sum()
+    assert count["visual"] < pairs / 2 and count["audio"] < 0.7 * pairs, (count, pairs)
+
+    places = np.argwhere(np.isfinite(found.distances))
+    cuts = [cut_at(visual, audio[window], float(shifts[shift])) for window, shift in places]
+    alone = embed_clips(run, [cut.clip for cut in cuts], batch_size=64)
+    one_by_one = own_distances(*jax.tree.map(jnp.asarray, alone.latents), *run.objective.ranks_by())
+    np.testing.assert_allclose(found.distances[tuple(places.T)], one_by_one, rtol=1e-5)
+    monkeypatch.setattr(shifts_module, "KEPT_NUMBERS", 2000)  # two or so
+    for few, many in zip(shifted(run, visual, audio, shifts), found, strict=True):
+        np.testing.assert_array_equal(few, many)
 
 
 def test_features_that_are_missing_make_no_distance(run):

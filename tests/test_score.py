@@ -26,11 +26,11 @@ from scav_jax.base.errors import InputError
 from scav_jax.distances import pairwise
 from scav_jax.encoders import Encoders
 from scav_jax.features import store
-from scav_jax.features.clip import Clip
+from scav_jax.features.clip import Clip, trim
 from scav_jax.retrieval import calibration, model, synchrony, tracks
 from scav_jax.retrieval import shifts as shifts_module
 from scav_jax.retrieval.embed import embed_clips
-from scav_jax.retrieval.shifts import Shifted, Track, cut_at, shifted
+from scav_jax.retrieval.shifts import Shifted, Track, shifted
 from scav_jax.retrieval.synchrony import Calibration
 from scav_jax.retrieve import own_distances
 from scav_jax.score import page, program
@@ -147,13 +147,12 @@ def test_every_shift_that_shares_enough_is_compared_and_shown(run, monkeypatch, 
     [
         ({"pre_resample": "visual_to_audio", "pre_points": 4}, "time"),
         ({"pre_resample": "audio_to_visual"}, "time"),
-        ({"pre_resample": "visual_to_audio"}, "index"),
         ({}, "index"),
     ],
-    ids=["pictures on sounds", "sounds on pictures", "one onto the whole other", "after towers"],
+    ids=["pictures on sounds", "sounds on pictures", "after towers"],
 )
 def test_each_part_is_encoded_once_and_pairs_are_as_if_alone(monkeypatch, encoders, align):
-    """Of a sound in windows, at shifts of a fraction of a frame, with a stretch that is missing."""
+    """Of a sound in windows that were heard apart, at fractions of a frame, with a gap in it."""
     config = CONFIG.replace(encoders={"visual_blocks": 0, "audio_blocks": 0} | encoders)
     config = config.replace(data={"align": align})
     towers, objective = build(config)
@@ -162,9 +161,14 @@ def test_each_part_is_encoded_once_and_pairs_are_as_if_alone(monkeypatch, encode
     params = drawn.params(towers, objective, example_batch({"visual": 3, "audio": 4}))
     run = Run(None, as_dict(config), towers, objective, params, FINGERPRINT)
     visual, whole = both(made)
-    begins = (0, 7, 14, 21, 28)  # steps of 0.16 s
-    audio = [Track(whole.values[at : at + 25], (0.16 * at, 0.16 * at + 4.0)) for at in begins]
-    shifts = np.round(np.arange(-6, 6, 0.28), 2) + 0.013
+    random, audio = np.random.default_rng(0), []
+    for begin in (0, 7, 14, 20, 28):  # steps of 0.16 s, 112 frames: a program's whole padding
+        values = whole.values[begin : begin + 28]
+        values = (values + 0.1 * random.normal(size=values.shape)).astype(np.float16)
+        audio.append(Track(values, (0.16 * begin, 0.16 * begin + 4.48)))
+    audio.append(audio[2]._replace(values=audio[2].values[:22]))  # longer steps
+    audio.append(Track(audio[0].values[:24], (0.0, 3.84)))
+    shifts = np.round(np.arange(-6, 6, 0.14), 2)
     count, encode = {"visual": 0, "audio": 0}, shifts_module._Parts._encode
 
     def counted(self, stream, clips):
@@ -175,13 +179,21 @@ def test_each_part_is_encoded_once_and_pairs_are_as_if_alone(monkeypatch, encode
     monkeypatch.setattr(shifts_module, "PAIRS", 50)  # parts of one block serve the next
     found = shifted(run, visual, audio, shifts)
     pairs = np.isfinite(found.distances).sum()
-    assert count["visual"] < pairs / 2 and count["audio"] < 0.7 * pairs, (count, pairs)
+    assert count["visual"] < 0.6 * pairs and count["audio"] < 0.8 * pairs, (count, pairs)
+
+    def alone(window, shift):
+        begin, end = audio[window].span
+        moved = {"audio": audio[window].values, "audio_span": (begin + shift, end + shift)}
+        whole = replace(made, **moved)
+        picture, _, sound, _ = trim(whole)
+        return replace(whole, visual=picture, audio=sound) if align == "index" else whole
 
     places = np.argwhere(np.isfinite(found.distances))
-    cuts = [cut_at(visual, audio[window], float(shifts[shift])) for window, shift in places]
-    alone = embed_clips(run, [cut.clip for cut in cuts], batch_size=64)
-    one_by_one = own_distances(*jax.tree.map(jnp.asarray, alone.latents), *run.objective.ranks_by())
-    np.testing.assert_allclose(found.distances[tuple(places.T)], one_by_one, rtol=1e-5)
+    clips = [alone(window, float(shifts[shift])) for window, shift in places]
+    latents = jax.tree.map(jnp.asarray, embed_clips(run, clips, batch_size=64).latents)
+    name, options = run.objective.ranks_by()
+    expected = jax.jit(partial(own_distances, name=name, options=options))(*latents)
+    np.testing.assert_allclose(found.distances[tuple(places.T)], expected, rtol=2e-5)
     monkeypatch.setattr(shifts_module, "KEPT_NUMBERS", 2000)  # two or so
     for few, many in zip(shifted(run, visual, audio, shifts), found, strict=True):
         np.testing.assert_array_equal(few, many)

@@ -16,7 +16,7 @@ from scav_jax.evaluate import __main__ as program
 from scav_jax.evaluate import evaluation as evaluate
 from scav_jax.evaluate import galleries
 from scav_jax.features import store
-from scav_jax.objectives import Sequential
+from scav_jax.objectives import Separate, Sequential
 from scav_jax.report import pictures
 from scav_jax.retrieval.embed import embed
 from scav_jax.training import runs
@@ -267,6 +267,23 @@ def test_which_distance_ranks():
         choose(fake_run("soft_dtw"), resample="visual_to_audio")
     with pytest.raises(InputError, match="Did you mean 'euclidean'"):
         choose(fake_run("dtw"), "euclidian")
+
+
+def test_another_static_weight_ranks_where_a_model_has_a_static_part():
+    def choose(objective, weight, distance=None):
+        run = runs.Run(None, {}, Encoders(), objective, {}, FINGERPRINT)
+        settings = evaluate.EvaluationSettings(distance=distance, static_weight=weight)
+        return evaluate.retrieval_distance(run, settings)
+
+    learned, v2a = Separate(static_weight=0.5), {"resample": "visual_to_audio"}
+    for asked, used in ((None, 0.5), (0.0, 0.0), (0.25, 0.25)):
+        options = {"static_width": 64, "static_weight": used} | v2a
+        assert choose(learned, asked) == ("euclidean+static", options)
+    assert choose(learned, 0.25, "soft_dtw")[1]["static_weight"] == 0.25
+    wrong = (learned, -0.5), (Sequential(), 0.5), (Separate(static_loss=0.0), 0.5)
+    for objective, weight in wrong:
+        with pytest.raises(InputError, match=f"static part apart, got {weight:g} with eucl"):
+            choose(objective, weight)
 
 
 def test_default_ks():

@@ -461,8 +461,11 @@ def test_ties_are_in_the_order_of_adding(tmp_path):
     assert ids(index.search(one, "a2v", 14, "exact")) == expected
 
 
-def test_products_stay_within_their_bound(random):
+@pytest.mark.parametrize("by", ["NumPy", "XLA"])
+def test_products_stay_within_their_bound(random, monkeypatch, by):
     """Also where cancellation is worst: near pairs far from zero."""
+    monkeypatch.setattr(products, "_queries_for_xla", lambda: 1 if by == "XLA" else np.inf)
+    monkeypatch.setattr(products, "LARGE", 0)
     for numbers in (40, 5000):
         x = (100 + random.standard_normal((6, numbers))).astype(np.float32)
         q = x[:5] + np.float32(1e-3)

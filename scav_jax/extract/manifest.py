@@ -223,7 +223,8 @@ def parse_shares(words: Iterable[str]) -> dict[str, float]:
             share = math.nan
         if not (name.isidentifier() and name.isascii() and 0 < share <= 1):
             raise InputError(
-                f"--split: expected NAME=SHARE with a share above 0, as in train=0.8, got {word!r}"
+                f"--split: expected NAME=SHARE with a share above 0 and at most 1, as in "
+                f"train=0.8, got {word!r}"
             )
         if name in shares or name == DEFAULT_SPLIT:
             raise InputError(

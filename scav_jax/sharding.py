@@ -13,7 +13,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import PyTree
 
 from scav_jax.base.errors import InputError
-from scav_jax.base.ranges import check_multiple
+from scav_jax.base.ranges import check_multiple, divisors
 
 DATA_AXIS = "data"
 
@@ -133,11 +133,7 @@ def check_cuts(batch_size: int, microbatch: int, devices: int) -> None:
       devices: how many.
     """
     check_multiple("data.batch_size", batch_size, devices, "devices")
-    valid = [
-        size
-        for size in range(devices, batch_size + 1, devices)
-        if batch_size % size == 0  # a multiple of the devices that divides the batch
-    ]
+    valid = [size for size in divisors(batch_size) if size % devices == 0]
     if microbatch == 0 or microbatch in valid:
         return
     below = [size for size in valid if size < microbatch][-1:]

@@ -130,6 +130,7 @@ def test_a_row_that_is_repeated_is_one_clip(official):
     [
         ("---g-f_I2yQ,1,x,test\n---g-f_I2yQ,1,y,train\n", r"line 2: .*I2yQ_000001' came before"),
         ("---g-f_I2yQ,1,x,test\n-0jeONf82dE,21,a, b,train\n", "line 2: .*got 5 cells; quote"),
+        ("---g-f_I2yQ;1;x;test\n", "line 1: .*got 1 cell; commas separate them"),
         ("---g-f_I2yQ,1,x,val\n", "line 1: .*train or test"),
         ("---g-f_I2yQ,1,,test\n", "line 1: expected a label"),
         ("---g-f_I2y,1,x,test\n", "line 1: .*11 characters"),

@@ -321,6 +321,9 @@ def test_a_folder_with_something_else_is_refused(tmp_path):
         ("flash=nan", "expected flash in 0..1"),
         ("width=100", "multiple of 16"),
         ("performance_seconds=1", "performance_seconds >= clip_seconds"),
+        ("performance_seconds=1e308", "expected performance_seconds in 0.5..3600"),
+        ("test_performances=100000000000", "at most 1,000,000 clips in all, got 4[0-9,]+: give"),
+        (f"test_performances={10**400}", "a whole number, got '1000"),
     ],
 )
 def test_a_wrong_parameter_is_one_clear_line(assignment, words):

@@ -174,7 +174,7 @@ def test_a_tuple_is_read_item_by_item():
     document = dataclasses.replace(Config(), optimizer=config.settings_of("optimizer", Rates))
     found = config.override(document, {"optimizer.rates": "(3, 4.5, 6)"}).optimizer
     assert found.rates == (3.0, 4.5, 6.0) and set(map(type, found.rates)) == {float}
-    for text in ("3", "(1, 'x')", "(", "{[]: 1}", "(" * 3000):
+    for text in ("3", "(1, 'x')", "(", "{[]: 1}", "(" * 3000, f"(0x{'f' * 5000},)", 16**5000):
         with pytest.raises(InputError, match=r"config\.optimizer\.rates: expected "):
             config.override(document, {"optimizer.rates": text})
 
@@ -190,6 +190,7 @@ def test_a_tuple_is_read_item_by_item():
         ("train.steps", "٣"),
         ("train.steps", "9" * 5000),
         ("train.steps", True),
+        ("train.steps", 2**63),
         ("seed", "0.5"),
         ("optimizer.learning_rate", "fast"),
         ("optimizer.learning_rate", "nan"),

@@ -168,6 +168,7 @@ def test_a_csv_is_read_with_defaults(tmp_path):
         ("file,start\na,soon\n", "line 2.*start.*'soon'"),
         ("file,start\na,nan\n", "line 2.*start.*'nan'"),
         ("file,start\na,-1\n", "line 2.*start.*'-1'"),
+        ("file,start\na,1e9\n", r"line 2.*start: expected seconds.*below 1e\+08\), got '1e9'"),
         ("file,id\na,x\nb,y\nc,x\n", r"line 4: expected every id once, 'x'.*line 2"),
         ("file,split\na,x y\n", "line 2: split"),
         ("file,split\na,train\nb,\n", "split 'all'.*train"),
@@ -404,6 +405,7 @@ def test_a_csv_of_clips(videos, tmp_path, capsys):
         "b.mp4,,,whole,y,test\n"
         "a/c.mkv,0,2,early,x,train\n"
         "gone.mp4,,,gone,y,test\n"
+        f"{'x' * 300},,,long,y,test\n"
         "a/c.mkv,6,9,beyond,x,train\n",
     )
     program.extract(videos, tmp_path / "data", ClipOptions(path), workers=1)
@@ -417,6 +419,7 @@ def test_a_csv_of_clips(videos, tmp_path, capsys):
     assert whole[0].end == pytest.approx(2.0, abs=0.07)
     rows = read_rejected(data / "rejected.csv")
     assert rows["gone.mp4"]["reason"].startswith("missing")
+    assert "File name too long" in rows["x" * 300]["reason"]
     assert rows["a/c.mkv"]["id"] == "beyond"
     assert rows["a/c.mkv"]["reason"].startswith("past the end: the clip should end at 9 s")
     # The first frame of a clip from the middle differs from the one before it, not from nothing.

@@ -57,10 +57,12 @@ def test_every_kind_of_place_gives_the_same_clips(tmp_path, capsys):
         for number, values in enumerate(audio):
             file[f"clips/{number}"] = values
         file["nothing"] = h5py.Empty("f4")
+        file["text"] = "no numbers"
     with (
         Arrays(tmp_path) as reading,
         pytest.raises(InputError, match="with numbers, there is none"),
     ):
+        assert reading.read("a.h5:text").shape == ()  # an array, which is told as having no steps
         reading.read("a.h5:nothing")
     places = {
         "files": ("v{}.npy", "a.npz:a{}"),
@@ -121,6 +123,7 @@ def test_what_cannot_be_used_is_told_and_the_rest_goes_on(tmp_path, capsys):
     rows = [
         {"id": f"{n} {place}", "audio": place, "seconds": "1"} for n, place in enumerate(places)
     ]
+    rows[1]["id"] = "red\x1b[31m\n2"
     run(manifest(tmp_path, rows), tmp_path / "data")
     kept = store.read(tmp_path / "data", "all")
     assert kept.ids == ["0 good.npy", "15 0.tar:good.npy"] and kept[0].visual.shape == (0, 0)
@@ -142,7 +145,7 @@ def test_what_cannot_be_used_is_told_and_the_rest_goes_on(tmp_path, capsys):
     for (name, reason), word in zip(rejected.items(), words, strict=True):
         assert word in reason and "\n" not in reason, (name, reason)
     printed = capsys.readouterr().out
-    assert "14 could not be used" in printed
+    assert "14 could not be used" in printed and r"the first: red\x1b[31m\n2: clip" in printed
     assert "have audio features only" in printed and "scav train" not in printed
 
 
@@ -209,8 +212,8 @@ def test_a_clip_longer_than_extract_takes_is_told(tmp_path):
         ("id,visual\n", "at least one row"),
         ("id,viusal\na,b.npy\n", "Did you mean 'visual'"),
         ("id,label\na,b\n", "id and visual, audio or both"),
-        ("id,visual\na,b.npy\n", "line 2: expected seconds, or visual_begin before visual_end"),
-        ("id,visual,seconds\na,b.npy,0\n", "line 2: expected seconds"),
+        ("id,visual\na,b.npy\n", "what time the visual steps cover; got no end"),
+        ("id,visual,seconds\na,b.npy,0\n", "line 2: expected seconds, or visual_begin before"),
         ("id,visual,seconds\na,b.npy,nan\n", "line 2: seconds: expected seconds, got 'nan'"),
         ("id,visual,seconds\na,b.npy,1\na,c.npy,1\n", "'a'"),
         ("id,visual,audio,seconds\na,b.npy,,1\nb,,b.npy,1\n", "line 3: expected the streams"),
@@ -220,7 +223,7 @@ def test_a_clip_longer_than_extract_takes_is_told(tmp_path):
         ("id,visual,seconds,start,end\na,b.npy,1,5,4\n", "line 2: expected start before end"),
         ("id,visual,seconds,start,end\na,b.npy,1,5,5\n", "0 or more), got 5 and 5"),
         ("id,visual,seconds,start\na,b.npy,1,-2\n", "line 2: expected start before end"),
-        ("id,visual,seconds,start\na,b.npy,1,1e39\n", "line 2: expected start before end"),
+        ("id,visual,seconds,start\na,b.npy,1,1e39\n", "source below 1e+08 (0 or more), got"),
         ("id,visual,seconds,end\na,b.npy,1,inf\n", "line 2: end: expected seconds, got 'inf'"),
     ],
 )

@@ -4,6 +4,7 @@ import dataclasses
 import json
 import math
 import re
+import time
 from pathlib import Path
 from unittest import mock
 
@@ -272,6 +273,9 @@ def test_the_largest_batch_fits_and_the_next_does_not(devices):
     assert memory.planned_memory(dataclasses.replace(work, batch=largest)).total <= limit
     assert memory.planned_memory(dataclasses.replace(work, batch=largest + devices)).total > limit
     assert memory.largest_batch(work, 1e6) == 0  # the state alone is larger
+    begin = time.process_time()
+    assert memory.largest_batch(work, 2**50) > 10**6  # 1024TiB
+    assert time.process_time() - begin < 4  # it was minutes: every number was tried as a divisor
 
 
 def test_largest_batches_grow_with_devices_and_with_caching():
@@ -360,8 +364,10 @@ def test_memory_and_peak_can_be_given(tmp_path, monkeypatch, capsys):
     [
         (("--device", "v10"), "Did you mean 'v100'"),
         (("--memory", ""), "--memory: expected a size"),
-        (("--peak-tflops", "0"), "--peak-tflops: expected more than 0"),
-        (("--efficiency", "1.5"), "--efficiency: expected more than 0, at most 1"),
+        (("--peak-tflops", "0"), r"--peak-tflops: expected 0.001 to 1e\+06, got 0"),
+        (("--peak-tflops", "1e-300"), r"--peak-tflops: expected 0.001 to 1e\+06, got 1e-300"),
+        (("--efficiency", "1.5"), "--efficiency: expected 1e-06 to 1, got 1.5"),
+        (("--efficiency", "1e-320"), "--efficiency: expected 1e-06 to 1, got 1e-320"),
         (("--devices", "3"), "data.batch_size: .* of the 3 devices, got 256; use 255 or 258"),
         (("--config.train.microbatch=24",), "train.microbatch: .* 256 .* got 24; use 16 or 32"),
         (("--config.train.microbatchh=3",), "microbatch"),

@@ -72,6 +72,13 @@ def one_vector(split, **changes):
     return order, arrays | changes
 
 
+def as_sequences(clips, **changes):
+    values, lengths = np.ones((clips, 2, 5)), np.full(clips, 2)
+    found = {"visual": values, "audio": values, "visual_lengths": lengths, "audio_lengths": lengths}
+    whole = np.tile([0.0, 2.0], (clips, 1))
+    return found | {"visual_windows": whole, "audio_windows": whole} | changes
+
+
 def test_one_vector_a_clip_is_ranked_by_aggregation_in_any_order(data, scav, tmp_path):  # noqa: F811
     split = store.read(data, "test")
     _, arrays = one_vector(split)
@@ -105,6 +112,11 @@ def test_one_vector_a_clip_is_ranked_by_aggregation_in_any_order(data, scav, tmp
         (lambda a: a.update(audio=np.ones((10, 2, 5)), visual=np.ones((10, 2, 5))),
          "expected visual_lengths with the sequences"),
         (lambda a: a.update(name=np.array({"a": 1}, object)), "expected an npz of plain arrays"),
+        (lambda a: a.update(as_sequences(10, visual_lengths=np.full(10, 3))),
+         r"visual_lengths of 10 whole numbers in 1\.\.2, got int64 \[10\] from 3 to 3"),
+        *((lambda a, bad=bad: a.update(as_sequences(10, visual_windows=np.tile(bad, (10, 1)))),
+           "visual_windows as begin and extent, in steps, of a part of each sequence, got")
+          for bad in ((-50.0, 2.0), (0.0, 0.0), (1.0, 9.0), (2.0, -1.0))),
         (lambda a: a.update(name=np.array(b"x")), "name as one string, got"),
         (lambda a: a.update(ids=a["ids"].astype("S")), "ids as a row of strings"),
         (lambda a: a.update(visual=a["visual"] * 1e300), "NaN or infinity for 'clip"),
@@ -156,6 +168,9 @@ def test_ids_that_are_not_there_and_words_that_do_not_go_together(data, tmp_path
     os.mkfifo(tmp_path / "pipe")
     with pytest.raises(InputError, match="an id a line, got a pipe"):
         sources.chosen(split, tmp_path / "pipe")
+    (tmp_path / "text.npz").write_text("no npz")
+    with pytest.raises(InputError, match=r"an npz of plain arrays \(it is no npz\); write"):
+        sources.load(tmp_path / "text.npz")
     for words, message in (
         ([], "--run: expected a run, or --embeddings"),
         (["--embeddings", "x.npz"], "--data: expected a data set with --embeddings"),

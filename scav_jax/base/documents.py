@@ -128,6 +128,9 @@ def arrays_in(file: IO[bytes]) -> dict[str, "np.ndarray"]:
     import numpy as np
 
     try:
+        if not zipfile.is_zipfile(file):  # NumPy takes anything else for a pickle, and would
+            raise ValueError("it is no npz")  # have it loaded
+        file.seek(0)
         stored = np.load(file, allow_pickle=False)
         if isinstance(stored, np.ndarray):
             raise ValueError("a single array")

@@ -128,3 +128,13 @@ def check_multiple(
     nearest = [str(one) for one in (below, below + of) if least <= one <= most]
     advice = f"use {' or '.join(nearest)}" if nearest else f"use fewer {what}"
     raise InputError(f"{where}: expected a multiple of the {of} {what}, got {value}; {advice}")
+
+
+def divisors(count: int) -> list[int]:
+    """All divisors of a number of 1 or more, the smallest first, in about its root of steps.
+
+    >>> divisors(12), divisors(16), divisors(1)
+    ([1, 2, 3, 4, 6, 12], [1, 2, 4, 8, 16], [1])
+    """
+    low = [n for n in range(1, math.isqrt(count) + 1) if count % n == 0]
+    return sorted({*low, *(count // n for n in low)})

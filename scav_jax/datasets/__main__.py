@@ -14,6 +14,7 @@ from scav_jax.base.commands import Parser, at_least
 from scav_jax.base.containers import declared_seconds
 from scav_jax.base.errors import InputError, number_of, run_program
 from scav_jax.base.files import check_may_be_written, ids_sha256
+from scav_jax.base.names import shown
 from scav_jax.datasets import clip_lists, music, sizes, vggsound, vggsounder
 from scav_jax.datasets.clip_lists import Listed, Located
 
@@ -174,7 +175,7 @@ def import_features(options: argparse.Namespace) -> None:
         first = imported.rejected[0]
         print(
             f"{len(imported.rejected):,} could not be used, see {options.out}/rejected.csv; the "
-            f"first: {first['id']}: {first['reason']}"
+            f"first: {shown(first['id'])}: {shown(first['reason'])}"
         )
     print(_next_of_imported(options.out, imported.streams, counts))
 

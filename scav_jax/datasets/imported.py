@@ -246,8 +246,8 @@ def _row(cells: dict[str, str], line: int, path: Path) -> Row:
     end = times.get("end", start + max(end for _, end in spans.values()))
     if not 0 <= start < end < MOST_SECONDS:
         raise InputError(
-            f"{where}: expected start before end, both seconds of the source (0 or more), got "
-            f"{start:g} and {end:g}"
+            f"{where}: expected start before end, both seconds of the source below "
+            f"{MOST_SECONDS:g} (0 or more), got {start:g} and {end:g}"
         )
     source = cells.get("source") or cells["id"]
     return Row(line, cells["id"], split, places, spans, cells.get("label", ""), source, start, end)
@@ -265,9 +265,10 @@ def _span(stream: str, times: dict[str, float], where: str) -> tuple[float, floa
     begin = times.get(f"{stream}_begin", 0.0)
     end = times.get(f"{stream}_end", times.get("seconds"))
     if end is None or not end > begin:
+        came = "no end" if end is None else f"{begin:g} and {end:g}"
         raise InputError(
             f"{where}: expected seconds, or {stream}_begin before {stream}_end, which say what "
-            f"time the {stream} steps cover; got {begin:g} and {end}"
+            f"time the {stream} steps cover; got {came}"
         )
     return begin, end
 
@@ -376,7 +377,7 @@ def _hdf5(file: Any, name: str, place: str) -> np.ndarray:
     if not isinstance(found, _h5py().Dataset) or found.shape is None:
         raise InputError(f"{place}: expected a data set of that name with numbers, there is none")
     _check_size(found.size * found.dtype.itemsize, place)
-    return found[()]
+    return np.asarray(found[()])  # a scalar comes as a number, or as bytes
 
 
 def _check_size(size: int, place: str) -> None:

@@ -121,7 +121,7 @@ def _parse(row: list[str], where: str, split: str) -> Listed:
     else:
         raise InputError(
             f"{where}: expected ytid,start,label,split or ytid_start.mp4,label, got {len(row)} "
-            "cells; quote labels that hold commas"
+            f"{'cell; commas separate them' if len(row) == 1 else 'cells; quote commas in labels'}"
         )
     match = _NAME.fullmatch(name)
     if match is None or match["end"] is not None:

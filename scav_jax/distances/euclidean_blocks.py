@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from scav_jax.base.ranges import divisors
 from scav_jax.distances import resampling
 from scav_jax.distances.resampling import Grid, InPlace, grid_of
 from scav_jax.sequences import Sequences, zero_padding
@@ -30,7 +31,7 @@ def moved_and_target(visual, audio, resample: str):
 
 def divisor(count: int, wanted: float, limit: float) -> int:
     """The divisor of `count` nearest to `wanted` of those up to `limit`; 1 where there is none."""
-    fitting = [d for d in range(1, count + 1) if count % d == 0 and (d <= limit or d == 1)]
+    fitting = [d for d in divisors(count) if d <= limit or d == 1]
     return min(fitting, key=lambda d: max(d / wanted, wanted / d))
 
 

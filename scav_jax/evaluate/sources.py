@@ -9,7 +9,8 @@ A file is an npz with, for K clips in any order,
 
 and with sequences, where the mean over their steps is not what stands for a clip, or they are laid
 onto each other otherwise than from first to last step: visual_embeddings, audio_embeddings
-[K, E], visual_windows, audio_windows [K, 2] in steps; distance, JSON `{"name", "options"}`.
+[K, E], visual_windows, audio_windows [K, 2] in steps (begin, extent);
+distance, JSON `{"name", "options"}`.
 
 `scripts/adapters/` make such files of other systems, in their own environments.
 """
@@ -104,7 +105,7 @@ def load(path: Path) -> EmbeddingsFile:
         ids=ids,
         values=values,
         lengths=lengths,
-        windows=_optional(path, found, "windows", (len(ids), 2)),
+        windows=_checked_windows(path, found, lengths, len(ids)),
         embeddings=_optional(path, found, "embeddings", (len(ids), None)),
         distance=_distance(path, found),
     )
@@ -195,9 +196,26 @@ def _checked_lengths(path: Path, stream: str, found: dict, values: np.ndarray) -
     fits = lengths.shape == values.shape[:1] and lengths.dtype.kind in "iu"
     if not (fits and lengths.min() >= 1 and lengths.max() <= values.shape[1]):
         raise InputError(
-            f"{path}: expected {name} of {len(values)} whole numbers in 1..{values.shape[1]}"
+            f"{path}: expected {name} of {len(values)} whole numbers in 1..{values.shape[1]}, got "
+            f"{_described(lengths)}" + (f" from {lengths.min()} to {lengths.max()}" if fits else "")
         )
     return lengths.astype(np.int32)
+
+
+def _checked_windows(path: Path, found: dict, lengths: dict, clips: int) -> dict[str, np.ndarray]:
+    """Where a file has them, the steps of each stream that the other one covers."""
+    windows = _optional(path, found, "windows", (clips, 2))
+    for stream, (begin, extent) in ((name, some.T) for name, some in windows.items()):
+        steps = lengths.get(stream, 1)
+        # A step that is covered by half is a step of it: windows may begin and end beside it.
+        within = (begin >= -1) & (extent > 0) & (begin + extent <= steps + 1)
+        if not within.all():
+            row = int(np.flatnonzero(~within)[0])
+            raise InputError(
+                f"{path}: expected {stream}_windows as begin and extent, in steps, of a part of "
+                f"each sequence, got {begin[row]:g} and {extent[row]:g} of row {row}"
+            )
+    return windows
 
 
 def embedded_from(file: EmbeddingsFile, split: Split) -> Embedded:

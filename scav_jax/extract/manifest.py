@@ -201,7 +201,7 @@ def _on_disk(videos: Path, clips: list[ClipRequest]) -> tuple[dict[str, int], di
     sizes, recordings = {clip.file: -1 for clip in clips}, {}
     for file in sizes:
         path = videos / file
-        if path.is_file():
+        if os.path.isfile(path):  # what cannot be looked at is told when its turn comes
             about = path.stat()
             sizes[file] = about.st_size
             recordings[file] = f"{about.st_dev} {about.st_ino or file}"
@@ -223,7 +223,8 @@ def parse_shares(words: Iterable[str]) -> dict[str, float]:
             share = math.nan
         if not (name.isidentifier() and name.isascii() and 0 < share <= 1):
             raise InputError(
-                f"--split: expected NAME=SHARE with a share above 0, as in train=0.8, got {word!r}"
+                f"--split: expected NAME=SHARE with a share above 0 and at most 1, as in "
+                f"train=0.8, got {word!r}"
             )
         if name in shares or name == DEFAULT_SPLIT:
             raise InputError(
@@ -382,7 +383,8 @@ def _parse_row(cells: dict[str, str], where: str, videos: Path | None) -> ClipRe
                 times[name] = math.nan
             if not 0 <= times[name] < MOST_SECONDS:
                 raise InputError(
-                    f"{where}: {name}: expected seconds (0 or more), got {short(cells[name])}"
+                    f"{where}: {name}: expected seconds (0 or more, below {MOST_SECONDS:g}), got "
+                    f"{short(cells[name])}"
                 )
     start, end = times["start"], times["end"]
     if end is not None and start >= end:

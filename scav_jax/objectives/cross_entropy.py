@@ -20,6 +20,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, PyTree
 
 from scav_jax.base.errors import InputError
+from scav_jax.base.ranges import divisors
 
 VARIANCE_FLOOR = 1e-12  # far below the spread of MSE distances; only a constant row notices it
 BLOCK_BYTES = 2**26  # of D that are worked on at once
@@ -113,7 +114,7 @@ def count_blocks(distances: Float[Array, "B B"]) -> int:
 
 def _blocks(size: int, matrix_bytes: int) -> int:
     fewest = min(-(-matrix_bytes // BLOCK_BYTES), size)  # a row may be larger than a block
-    return next(n for n in range(fewest, size + 1) if size % n == 0)
+    return next(n for n in divisors(size) if n >= fewest)
 
 
 class MatricesHeld(NamedTuple):

@@ -267,8 +267,9 @@ def in_words(found: dict) -> str:
             for name, size in count.items()
             if name != "total"
         ),
-        f"speed            {found['steps_per_s']:.3g} steps/s at {found['efficiency']:.0%} of the "
-        f"peak ({found['efficiency_is']}); {found['steps']:,} steps take {time}",
+        f"speed            {found['steps_per_s']:.3g} steps/s at "
+        f"{100 * found['efficiency']:.3g}% of the peak ({found['efficiency_is']}); "
+        f"{found['steps']:,} steps take {time}",
         f"input            {reads['clips_per_s']:,.0f} clips/s, "
         f"{reads['bytes_per_s'] / 1e9:.2f} GB/s; {_short(reads['disk_bytes'] / 1e9)} GB of "
         f"training clips on disk, {reads['epochs']:,.1f} epochs",

@@ -398,12 +398,20 @@ def _read(key: str, value: Any, kind: Any) -> Any:
         with contextlib.suppress(OverflowError):  # of a whole number that no float holds
             if math.isfinite(float(value)):
                 return float(value)
-    if text is None and type(value) is kind and kind is not float:
+    fits = type(value) is not int or -(2**63) <= value < 2**63  # as `read_whole` has it
+    if text is None and type(value) is kind and kind is not float and fits:
         return value
     if kind is str and text is not None:
         return text
     expected = WORDS.get(kind, getattr(kind, "__name__", str(kind)))
-    raise InputError(f"config.{key}: expected {expected}, got {value!r}")
+    raise InputError(f"config.{key}: expected {expected}, got {_shown(value)}")
+
+
+def _shown(value: Any) -> str:
+    try:
+        return repr(value)
+    except ValueError:  # Python writes no whole number of so many digits
+        return "a number of thousands of digits"
 
 
 def _read_tuple(key: str, value: Any, kind: Any) -> tuple:
@@ -413,5 +421,5 @@ def _read_tuple(key: str, value: Any, kind: Any) -> tuple:
         with contextlib.suppress(SyntaxError, ValueError, TypeError, MemoryError, RecursionError):
             items = ast.literal_eval(value)
     if not isinstance(items, tuple | list):
-        raise InputError(f"config.{key}: expected a tuple such as (1, 2), got {value!r}")
+        raise InputError(f"config.{key}: expected a tuple such as (1, 2), got {_shown(value)}")
     return tuple(_read(key, item, kind) for item in items)

@@ -5,8 +5,10 @@ from dataclasses import dataclass, fields, replace
 from reprlib import repr as short  # of words, which may be of any length
 
 from scav_jax.base.errors import InputError, did_you_mean
+from scav_jax.base.ranges import read_whole
 
 SPLITS = ("train", "validation", "test", "unseen_instruments")
+MOST_CLIPS = 1_000_000  # forty times the largest preset's
 
 
 @dataclass(frozen=True)
@@ -121,6 +123,7 @@ class Parameters:
         ranges |= {"vibration_px": (0.0, 3.0), "width": (32, 512), "height": (32, 512)}
         ranges |= {"frame_rate": (5, 120), "audio_rate_hz": (8000, 48000)}
         ranges |= {"training_instruments": (1, 9999), "clip_seconds": (0.5, 600)}
+        ranges |= {"performance_seconds": (0.5, 3600)}  # which is rendered whole, in memory
         ranges |= {"rooms": (0, 999), "rooms_per_performance": (1, max(self.rooms, 1))}
         ranges |= {"room_light": (0.0, 0.2), "room_response_db": (0.0, 40.0)}
         ranges |= {
@@ -148,11 +151,29 @@ class Parameters:
             )
         if self.unseen_performances and not self.unseen_instruments:
             raise InputError("chimes: unseen_performances needs unseen_instruments of at least 1")
+        clips = self.clips_per_performance * sum(count for *_, count in self.performed.values())
+        clips *= self.rooms_per_performance if self.rooms else 1
+        if clips > MOST_CLIPS:
+            raise InputError(
+                f"chimes: expected at most {MOST_CLIPS:,} clips in all, got {clips:,}: give fewer "
+                "performances, instruments or rooms_per_performance, or longer clip_seconds"
+            )
 
     @property
     def clips_per_performance(self) -> int:
         """Whole clips that a performance is cut into."""
         return int(self.performance_seconds / self.clip_seconds + 1e-9)
+
+    @property
+    def performed(self) -> dict[str, tuple[int, int, int]]:
+        """Of each split its first instrument, how many it has, and how many performances."""
+        trained, unseen = self.training_instruments, self.unseen_instruments
+        return {
+            "train": (0, trained, trained * self.training_performances),
+            "validation": (0, trained, self.validation_performances),
+            "test": (0, trained, self.test_performances),
+            "unseen_instruments": (trained, unseen, self.unseen_performances),
+        }
 
 
 PRESETS = {
@@ -241,7 +262,7 @@ def override(parameters: Parameters, assignments: Iterable[str]) -> Parameters:
                 f"There are {', '.join(types)}"
             )
         try:
-            changes[name] = types[name](text)
+            changes[name] = read_whole(text) if types[name] is int else float(text)
         except ValueError:
             kind = "a whole number" if types[name] is int else "a number"
             raise InputError(f"chimes: expected {name} to be {kind}, got {short(text)}") from None
@@ -284,21 +305,10 @@ class Performance:
 
 def performances(parameters: Parameters) -> list[Performance]:
     """All performances, split after split. Every performance is in exactly one split."""
-    trained = parameters.training_instruments
-    counts = {
-        "train": (0, trained, trained * parameters.training_performances),
-        "validation": (0, trained, parameters.validation_performances),
-        "test": (0, trained, parameters.test_performances),
-        "unseen_instruments": (
-            trained,
-            parameters.unseen_instruments,
-            parameters.unseen_performances,
-        ),
-    }
     played: dict[str, int] = {}
     result = []
     for split in SPLITS:
-        first, instruments, count = counts[split]
+        first, instruments, count = parameters.performed[split]
         for number in range(count):
             instrument = f"instrument_{first + number % instruments:03d}"
             index = played.get(instrument, 0)

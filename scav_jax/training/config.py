@@ -398,7 +398,7 @@ def _read(key: str, value: Any, kind: Any) -> Any:
         with contextlib.suppress(OverflowError):  # of a whole number that no float holds
             if math.isfinite(float(value)):
                 return float(value)
-    fits = type(value) is not int or -(2**63) <= value < 2**63  # as `read_whole` has it
+    fits = type(value) is not int or value.bit_length() < 1024  # so that ranges can be told
     if text is None and type(value) is kind and kind is not float and fits:
         return value
     if kind is str and text is not None:

@@ -665,6 +665,14 @@ def test_people_read_what_was_found(monkeypatch):
     assert "c.mp4" in shown and "no audio stream" in shown
 
 
+@pytest.mark.parametrize("seconds, kind, cut", [(61, "video", 1), (60, "video", 0), (61, "", 0)])
+def test_a_card_says_that_less_plays_than_was_compared(seconds, kind, cut):
+    shown = page.card(
+        page.Shown("a", "a.mp4", 1.0, 1.0 + seconds, "", kind, ""), "", "", "", True, ""
+    )
+    assert shown.count("its first 60 s play") == cut and f"1.00 to {1 + seconds}.00 s" in shown
+
+
 def test_the_distance_over_offsets_is_drawn_where_it_is_known():
     drawn = page._offsets(found_at(0.1, 0.0, 0.2))
     assert '<line x1="384.0" x2="384.0"' in drawn and 'class="zero" x1="320.0"' in drawn

@@ -15,7 +15,7 @@ from jaxtyping import Float
 from scav_jax.extract.containers.opening import Unusable
 from scav_jax.report.markup import escape
 from scav_jax.report.match import Curve
-from scav_jax.report.playable import data_uri, make_playable
+from scav_jax.report.playable import MAX_SECONDS, data_uri, make_playable
 
 CURVE_WIDTH, CURVE_HEIGHT = 320, 56
 
@@ -94,7 +94,8 @@ def card(
     offset: float = 0.0,
 ) -> str:
     """A clip and what is known of it; it begins `offset` seconds after the page's clock."""
-    facts = [clip.label, f"{clip.start:.2f} to {clip.end:.2f} s", score]
+    cut = f"its first {MAX_SECONDS:.0f} s play" if clip.kind and clip.seconds > MAX_SECONDS else ""
+    facts = [clip.label, f"{clip.start:.2f} to {clip.end:.2f} s", cut, score]
     told = escape(" · ".join(fact for fact in facts if fact))
     return (
         f'<div class="hit {kind}" data-id="{escape(clip.id)}"><h3><span>{title}</span>'
